@@ -1,0 +1,11 @@
+"""The reconciler: observe, plan, apply.
+
+Map of the house, lowest first; a file imports only from rooms before its own (a test enforces it):
+
+* ``errors``: every exception, and who has to act on it.
+* ``core``: pure and shared: plans, facts, pool arithmetic, the datapath's numbers.
+* ``domains``: pure, one noun each: value types, ``desire()`` and ``plan()``.
+* ``targets``: input and output, one library each: ``observe()`` and ``apply()``.
+* ``engine``: rounds of desire, observe, plan, apply; knows no domain and no library.
+* ``agent``, ``server``, ``triggers``, ``telemetry``, ``cli``: the daemon and its doors.
+"""

@@ -1,0 +1,344 @@
+"""The daemon: two loops over one node, and what others may ask of it.
+
+The kernel loop serves pods and repairs drift; it works on the last look at EC2 and never waits
+for one. The pool loop talks to EC2, and its results reach the kernel loop as observations.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reconciler import telemetry
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.plan import Refusal, Verb
+from reconciler.core.pool import Demand
+from reconciler.engine import Outcome, Outcomes, actions_of
+from reconciler.errors import ReconcilerError
+from reconciler.node import LocalNode, Pass
+from reconciler.targets.state import StateDirectory
+from reconciler.triggers import FileWatch, KernelWatch, Triggers
+from schemas.document import NodeNetwork
+from schemas.load import DocumentError, load
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+"""Seconds until the kernel loop looks again when something is left to do."""
+
+TRANSITION_S = 0.5
+"""Seconds between looks at EC2 while an ENI is being attached: it takes EC2 one to ten."""
+
+POOL_BACKOFF_S = (1.0, 60.0)
+"""First and longest wait, in seconds, after EC2 failed; doubled each time, with full jitter."""
+
+
+class Agent:
+    """The daemon's state: everything in it is rebuilt by looking again.
+
+    Args:
+        document_path: file that holds the desired state.
+        state: the directory of records; its lock must be held.
+    """
+
+    def __init__(self, document_path: Path, state: StateDirectory) -> None:
+        self._path = document_path
+        self._node = LocalNode(state)
+        self._triggers = Triggers()
+        self._pool_triggers = Triggers()
+        self._watches = (FileWatch(document_path, self._triggers), KernelWatch(self._triggers))
+        self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._asked: dict[AttachmentKey, float] = {}
+        self._done: dict[AttachmentKey, tuple[Attachment, float]] = {}
+        self._waiting: dict[AttachmentKey, Refusal] = {}
+        self._present: frozenset[AttachmentKey] = frozenset()
+        self._settled: dict[str, frozenset[Any]] = {}
+        self._document: NodeNetwork | None = None
+        self._document_text = ""
+        self._generation = 0
+        self._refused: str | None = None
+        self._conditions: dict[str, dict[str, Any]] = {}
+        self._latest: Pass | None = None
+        self._pool_demand: Demand | None = None
+
+    def run(self) -> None:
+        """Reconcile until ``stop`` is called.
+
+        Raises:
+            DocumentError: the document is invalid and there is no earlier one to keep.
+            OSError: it cannot be read.
+        """
+        self._read_document(first=True)
+        for watch in self._watches:
+            watch.start()
+        pool = threading.Thread(target=self._pool_loop, name="pool", daemon=True)
+        pool.start()
+        log.info("started", extra={"document": self._path, "state": self._node.state.root})
+        try:
+            self._kernel_loop()
+        finally:
+            self._pool_triggers.mark("stop")
+            for watch in self._watches:
+                watch.stop()
+            pool.join(timeout=5)
+            log.info("stopped")
+
+    def stop(self) -> None:
+        """End ``run`` after the pass under way; pods are not touched."""
+        self._stopping.set()
+        self._triggers.mark("stop")
+
+    @property
+    def pod_mtu(self) -> int:
+        """MTU of pods' links in bytes, by the document in force."""
+        assert self._document is not None
+        return self._document.pod_mtu
+
+    def await_attachment(self, key: AttachmentKey, budget_s: float) -> Attachment | Refusal:
+        """Wait until a pod's attachment was seen in place, or say why it is not.
+
+        Args:
+            budget_s: seconds to wait at most.
+        """
+        asked_at = time.monotonic()
+        deadline = asked_at + budget_s
+        with self._changed:
+            self._asked[key] = asked_at
+            self._triggers.mark("intent")
+            try:
+                while True:
+                    attachment, seen_at = self._done.get(key, (None, 0.0))
+                    if attachment is not None and seen_at >= asked_at:
+                        return attachment
+                    left = deadline - time.monotonic()
+                    if left <= 0 or self._stopping.is_set():
+                        return self._waiting.get(key) or Refusal(
+                            f"intent {key}", "NotSettled", self._why_not_settled()
+                        )
+                    self._changed.wait(left)
+            finally:
+                self._asked.pop(key, None)
+
+    def await_release(self, key: AttachmentKey, budget_s: float) -> bool:
+        """Wait until nothing is left of an attachment; False if the budget ends first."""
+        asked_at = time.monotonic()
+        with self._changed:
+            self._triggers.mark("intent")
+            return self._changed.wait_for(
+                lambda: self._latest is not None
+                and self._latest.looked_at >= asked_at
+                and key not in self._present,
+                budget_s,
+            )
+
+    def status(self) -> dict[str, Any]:
+        """Describe the node: what is in force, what is held, what is wrong."""
+        with self._changed:
+            latest, cloud = self._latest, self._node.cloud
+            records = latest.records if latest else None
+            return {
+                "document": {
+                    "path": str(self._path),
+                    "generation": self._generation,
+                    "refused": self._refused,
+                },
+                "settled": bool(latest and latest.settled),
+                "conditions": sorted(self._conditions.values(), key=lambda c: str(c["subject"])),
+                "enis": [
+                    {
+                        "id": e.eni_id,
+                        "device": e.device_index,
+                        "status": e.status,
+                        "owned": e.owned,
+                        "addresses": len(e.secondaries),
+                    }
+                    for e in (cloud.enis if cloud else ())
+                ],
+                "attachments": [
+                    {
+                        "pod": a.pod or str(a.key),
+                        "address": str(a.address),
+                        "eni": a.eni_id,
+                        "device": a.device_index,
+                        "veth": a.veth,
+                    }
+                    for a in (records.living if records else ())
+                ],
+                "cooling": [str(c.address) for c in (records.cooling if records else ())],
+                "ec2Calls": dict(self._node.ec2_calls),
+                "metrics": telemetry.exposition(),
+            }
+
+    # -- the kernel loop ------------------------------------------------------------------
+
+    def _kernel_loop(self) -> None:
+        hints = frozenset({"start"})
+        while not self._stopping.is_set():
+            if "document" in hints:
+                self._read_document()
+            wait_s = self._kernel_pass(everything=hints != {"intent"})
+            hints = self._triggers.wait(wait_s)
+
+    def _kernel_pass(self, *, everything: bool) -> float:
+        """Run one pass; return seconds until the next one is due without a hint."""
+        assert self._document is not None
+        started = time.monotonic()
+        with self._changed:
+            visit = None if everything else frozenset(self._asked)
+        try:
+            result = self._node.kernel_pass(self._document, visit=visit)
+        except ReconcilerError as error:
+            self._report("node", Outcome(errors=(error,)))
+            return RETRY_S
+        telemetry.PASS_SECONDS.observe(time.monotonic() - started)
+        # Everything up to the start of the last look was seen by it, our own changes included.
+        if result.settled and everything:
+            self._triggers.forget("kernel", before=result.looked_at)
+        self._report("node", Outcome())
+        self._publish(result, started)
+        self._account(result.outcomes, everything=everything)
+        if result.records.demand != self._pool_demand:
+            self._pool_triggers.mark("pool")
+        return self._due(result)
+
+    def _due(self, result: Pass) -> float:
+        assert self._document is not None
+        if not result.settled:
+            return RETRY_S
+        ends = [c.until - time.time() for c in result.records.cooling]
+        resync = self._document.reconcile.resync.total_seconds()
+        return max(min([resync * random.uniform(0.9, 1.0), *ends]), 0.05)  # noqa: S311
+
+    def _publish(self, result: Pass, started: float) -> None:
+        with self._changed:
+            self._latest = result
+            self._present = frozenset(
+                {a.key for a in result.records.attachments}
+                | {i.key for i in result.records.intents}
+            )
+            self._done = {k: v for k, v in self._done.items() if k in self._present}
+            self._done |= {key: (a, started) for key, a in result.done.items()}
+            self._waiting = dict(result.waiting)
+            self._changed.notify_all()
+
+    def _account(self, outcomes: Outcomes, *, everything: bool) -> None:
+        """Log and count what was done, and tell drift from what was asked for."""
+        for name, action in actions_of(outcomes):
+            settled = self._settled.get(name)
+            target = getattr(action, "object", None)
+            drift = settled is not None and (
+                (target not in settled) if action.verb is Verb.DELETE else (target in settled)
+            )
+            if action.verb is Verb.DELETE and name == "attachment":
+                drift = False
+            labels = (name, action.kind, action.verb.name.lower())
+            telemetry.ACTIONS.labels(*labels).inc()
+            if drift:
+                telemetry.DRIFT.labels(*labels).inc()
+            log.log(
+                logging.WARNING if drift else logging.INFO,
+                "drift repaired" if drift else "action applied",
+                extra={"domain": name, "action": str(action), "reason": action.reason},
+            )
+        for name, outcome in outcomes.items():
+            if outcome.settled and isinstance(outcome.desired, frozenset):
+                # A pass that looked into some pods only says nothing about the others.
+                inside = {o for o in self._settled.get(name, ()) if getattr(o, "netns", "")}
+                self._settled[name] = outcome.desired | (set() if everything else inside)
+            self._report(name, outcome)
+
+    # -- the pool loop --------------------------------------------------------------------
+
+    def _pool_loop(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            wait_s, failures = self._pool_pass(failures)
+            hints = self._pool_triggers.wait(wait_s)
+            if failures and "stop" not in hints:
+                # New demand does not make a failing EC2 answer: wait out the rest.
+                self._stopping.wait(wait_s if hints else 0)
+
+    def _pool_pass(self, failures: int) -> tuple[float, int]:
+        """Run one pass; return seconds until the next, and failures in a row."""
+        assert self._document is not None
+        try:
+            demand = self._node.state.observe().demand
+            outcome = self._node.pool_pass(self._document)
+        except ReconcilerError as error:
+            outcome = Outcome(errors=(error,))
+        self._report("eni", outcome)
+        for action in outcome.plan.actions:
+            telemetry.ACTIONS.labels("eni", action.kind, action.verb.name.lower()).inc()
+            log.info(
+                "action applied",
+                extra={"domain": "eni", "action": str(action), "reason": action.reason},
+            )
+        self._triggers.mark("pool")
+        if outcome.errors:
+            first, longest = POOL_BACKOFF_S
+            ceiling = min(first * 2**failures, longest)
+            return random.uniform(0, ceiling), failures + 1  # noqa: S311
+        self._pool_demand = demand
+        if outcome.remaining.actions or self._node.in_transition:
+            return TRANSITION_S, 0
+        return self._document.reconcile.ec2_resync.total_seconds(), 0
+
+    # -- the document ---------------------------------------------------------------------
+
+    def _read_document(self, *, first: bool = False) -> None:
+        """Take over a changed document; keep the last good one if it is invalid."""
+        try:
+            text = self._path.read_text(encoding="utf-8")
+            if text == self._document_text:
+                return
+            document = load(text, str(self._path))
+        except (DocumentError, OSError, UnicodeDecodeError) as error:
+            if first:
+                raise
+            if self._refused != str(error):
+                log.error("document refused, the last good one stays", extra={"error": str(error)})
+            self._refused = str(error)
+            return
+        self._document_text, self._document, self._refused = text, document, None
+        self._generation += 1
+        self._settled.clear()
+        self._pool_triggers.mark("pool")
+        log.info("document accepted", extra={"generation": self._generation})
+
+    # -- conditions -----------------------------------------------------------------------
+
+    def _report(self, domain: str, outcome: Outcome) -> None:
+        """Keep each trouble once, with the time it began; log when it comes and when it goes."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        current = {f"{domain}/{key}": body for key, body in _troubles(outcome)}
+        with self._changed:
+            known = {k for k in self._conditions if k.startswith(f"{domain}/")}
+            for key in known - current.keys():
+                log.info("condition ended", extra={"domain": domain, **self._conditions.pop(key)})
+            for key, body in current.items():
+                if key not in known:
+                    telemetry.FAILURES.labels(domain, body["reason"]).inc()
+                    log.warning("condition began", extra={"domain": domain, **body})
+                since = self._conditions.get(key, {}).get("since", now)
+                self._conditions[key] = body | {"since": since}
+
+    def _why_not_settled(self) -> str:
+        troubles = [f"{c['subject']}: {c['text']}" for c in self._conditions.values()]
+        return "; ".join(troubles)[:512] or "its objects were not seen in place within the budget"
+
+
+def _troubles(outcome: Outcome) -> Iterable[tuple[str, dict[str, Any]]]:
+    for refusal in outcome.remaining.refusals:
+        body = {"subject": refusal.subject, "reason": refusal.reason, "text": refusal.message}
+        yield f"{refusal.subject}/{refusal.reason}", body
+    for error in outcome.errors:
+        reason = getattr(error, "reason", type(error).__name__.removesuffix("Error"))
+        subject = getattr(error, "action", getattr(error, "what", "node"))
+        yield f"{subject}/{reason}", {"subject": subject, "reason": reason, "text": str(error)}

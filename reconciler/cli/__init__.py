@@ -1,0 +1,191 @@
+"""``node-network``: run, diff, apply, validate, status, lab.
+
+Exit codes: 0 done or in sync; 1 differs, or refused; 2 the document, the usage or the world
+stands in the way.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from reconciler import telemetry
+from reconciler.agent import Agent
+from reconciler.cli import report
+from reconciler.cli.ask import ask
+from reconciler.engine import Outcome
+from reconciler.errors import ReconcilerError
+from reconciler.node import LocalNode
+from reconciler.server import Server
+from reconciler.targets.state import DEFAULT, StateDirectory
+from schemas.document import NodeNetwork
+from schemas.load import DocumentError, load
+
+CONFIG = "/etc/node-network/node-network.yaml"
+
+SETTLE_LIMIT_S = 60.0
+"""Seconds ``apply`` gives EC2 to attach what it asked for."""
+
+config_option = click.option(
+    "-f",
+    "--config",
+    "config",
+    type=click.Path(path_type=Path),
+    envvar="NODE_NETWORK_CONFIG",
+    default=CONFIG,
+    show_default=True,
+    help="The NodeNetwork document.",
+)
+state_option = click.option(
+    "--state-dir",
+    "state_dir",
+    type=click.Path(path_type=Path),
+    envvar="NODE_NETWORK_STATE_DIR",
+    default=DEFAULT,
+    show_default=True,
+    help="Intents, attachments and the socket.",
+)
+output_option = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="node-network")
+def main() -> None:
+    """Pod networking for Kubernetes on AWS: one document, one planner, converged."""
+
+
+@main.command()
+@config_option
+@state_option
+@click.option("-v", "--verbose", is_flag=True, help="Log every look, not only changes.")
+def run(config: Path, state_dir: Path, *, verbose: bool) -> None:
+    """Reconcile this node until told to stop (the daemon)."""
+    telemetry.configure(verbose=verbose)
+    state = StateDirectory(state_dir)
+    try:
+        state.prepare()
+        state.lock()
+        agent = Agent(config, state)
+        server = Server(state.socket, agent)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        server.start()
+        try:
+            agent.run()
+        finally:
+            server.stop()
+    except (ReconcilerError, DocumentError, OSError) as error:
+        _fail(error)
+
+
+@main.command()
+@config_option
+@state_option
+@output_option
+def diff(config: Path, state_dir: Path, output: str) -> None:
+    """Show what differs from the document, and change nothing.
+
+    Exit status: 0 in sync, 1 something differs, 2 an error.
+    """
+    document = _document(config)
+    try:
+        outcomes = LocalNode(StateDirectory(state_dir)).diff(document)
+    except ReconcilerError as error:
+        _fail(error)
+    click.echo(report.as_json(outcomes) if output == "json" else report.as_text(outcomes), nl=False)
+    if summary := report.summary(outcomes):
+        click.echo(summary, err=True)
+    sys.exit(report.exit_code(outcomes))
+
+
+@main.command()
+@config_option
+@state_option
+@output_option
+def apply(config: Path, state_dir: Path, output: str) -> None:
+    """Converge once, then exit.
+
+    Exit status: 0 in sync, 1 something is refused or left to do, 2 an error.
+    """
+    document = _document(config)
+    state = StateDirectory(state_dir)
+    try:
+        state.prepare()
+        state.lock()
+        outcomes = _settle(LocalNode(state), document)
+    except ReconcilerError as error:
+        _fail(error)
+    click.echo(
+        report.as_json(outcomes) if output == "json" else report.remaining_text(outcomes), nl=False
+    )
+    sys.exit(report.exit_code(outcomes, remaining=True))
+
+
+def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
+    """Run passes until nothing is left, or nothing moves any more; say what is done."""
+    deadline = time.monotonic() + SETTLE_LIMIT_S
+    while True:
+        pool = node.pool_pass(document)
+        result = node.kernel_pass(document)
+        outcomes = {"eni": pool} | result.outcomes
+        for line in report.applied(outcomes):
+            click.echo(line, err=True)
+        moving = node.in_transition or pool.remaining.actions
+        if not moving or pool.errors or time.monotonic() > deadline:
+            return outcomes
+        time.sleep(0.2)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def validate(file: Path) -> None:
+    """Check a document without touching anything."""
+    _document(file)
+    click.echo(f"{file}: valid")
+
+
+@main.command()
+@state_option
+@output_option
+def status(state_dir: Path, output: str) -> None:
+    """Show what the running reconciler knows."""
+    try:
+        body = ask(StateDirectory(state_dir).socket, {"do": "status"})["status"]
+    except ReconcilerError as error:
+        _fail(error)
+    click.echo(json.dumps(body, indent=2) if output == "json" else report.status_text(body))
+    sys.exit(0 if body["settled"] and not body["conditions"] else 1)
+
+
+def _document(path: Path) -> NodeNetwork:
+    try:
+        return load(path.read_text(encoding="utf-8"), str(path))
+    except (DocumentError, OSError, UnicodeDecodeError) as error:
+        _fail(error, prefix="" if isinstance(error, DocumentError) else f"{path}: ")
+
+
+def _fail(error: Exception, prefix: str = "") -> NoReturn:
+    click.echo(f"{prefix}{error}", err=True)
+    sys.exit(2)
+
+
+def _add_lab(group: click.Group) -> None:
+    """The lab needs packages that a node has no use for; without them there is no such command."""
+    try:
+        from lab.cli import lab  # noqa: PLC0415 - see above
+    except ModuleNotFoundError:
+        return
+    group.add_command(lab)
+
+
+_add_lab(main)
+

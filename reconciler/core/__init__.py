@@ -1,0 +1,1 @@
+"""What decides, shared by all domains: values in, values out."""

@@ -1,0 +1,121 @@
+"""Intents and attachments: what a pod asked for, and what it was given."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, NamedTuple
+
+from reconciler.core.datapath import ALIAS, IpAddress, stable_mac
+from reconciler.core.plan import Key, Verb
+
+IFNAMSIZ = 15
+"""Longest interface name, without the terminating NUL (linux/if.h)."""
+
+
+class AttachmentKey(NamedTuple):
+    """Identity of an attachment. Source: CNI specification, "Attachment parameters"."""
+
+    container_id: str
+    ifname: str
+
+    def __str__(self) -> str:
+        return f"{self.container_id}/{self.ifname}"
+
+
+class IntentState(StrEnum):
+    """What the runtime last asked for this key."""
+
+    WANTED = "wanted"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One CNI call, as recorded.
+
+    Attributes:
+        netns: path of the pod's network namespace; empty for a release that did not name it.
+        netns_inode: its inode when the intent was written, 0 if unknown: a path can be reused.
+        netns_alive: the path still leads to that inode; read again with every observation.
+        pod: ``namespace/name``, empty when the runtime did not say.
+    """
+
+    kind: ClassVar[str] = "intent"
+    key: AttachmentKey
+    state: IntentState
+    netns: str
+    netns_inode: int = 0
+    netns_alive: bool = True
+    pod: str = ""
+
+    def command(self, verb: Verb) -> str:
+        """What is done to the record."""
+        return f"{'forget' if verb is Verb.DELETE else 'record'} {self.state} intent {self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """An intent plus what it was given. Recorded before any kernel change.
+
+    All names and MACs follow from the key and the prefix that was in force when it was bound, so
+    a restart, or a change of the document, never renames the link of a running pod.
+    """
+
+    kind: ClassVar[str] = "attachment"
+    key: AttachmentKey
+    netns: str
+    address: IpAddress
+    eni_id: str
+    device_index: int
+    veth: str
+    pod: str = ""
+
+    @property
+    def alias(self) -> str:
+        """What the host veth's alias says: whose it is."""
+        return f"{ALIAS}:{self.key}"
+
+    @property
+    def host_mac(self) -> str:
+        """MAC of the host end; the pod's permanent neighbour entry holds it."""
+        return stable_mac(str(self.key), "host")
+
+    @property
+    def pod_mac(self) -> str:
+        """MAC of the pod's end."""
+        return stable_mac(str(self.key), "pod")
+
+    def command(self, verb: Verb) -> str:
+        """What is done to the record."""
+        if verb is Verb.DELETE:
+            return f"release {self.address} from {self.key}"
+        return f"bind {self.address} on {self.eni_id} to {self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cooling:
+    """A released address that rests before it is given out again.
+
+    Attributes:
+        until: seconds since the epoch; the wall clock, because it must outlive a restart.
+    """
+
+    kind: ClassVar[str] = "cooling"
+    address: IpAddress
+    until: float
+
+    @property
+    def key(self) -> Key:
+        """Family and number."""
+        return (self.address.version, int(self.address))
+
+    def command(self, verb: Verb) -> str:
+        """What is done to the record."""
+        return f"{'end' if verb is Verb.DELETE else 'begin'} cooldown of {self.address}"
+
+
+def veth_name(prefix: str, key: AttachmentKey) -> str:
+    """Return the host veth's name: the prefix and as much of a hash as fits into a name."""
+    return (prefix + hashlib.sha256(str(key).encode()).hexdigest())[:IFNAMSIZ]

@@ -1,0 +1,118 @@
+"""The numbers and names the datapath is made of: a constant count, whatever the pods and CIDRs.
+
+===========  ==============================================  =======================================
+priority     rule                                            why
+===========  ==============================================  =======================================
+512          ``lookup 512``                                  /32 routes to local pods; no match falls
+                                                             through
+1024         ``fwmark 0x80/0xff lookup main``                connections that must use the primary
+1536 + k     ``fwmark k/0xff lookup 1536+k``                 what else a pod on ENI *k* sends
+32765        ``from <ENI k primary> lookup 1536+k``          the host's own traffic from that ENI
+===========  ==============================================  =======================================
+
+*k* is the ENI's device index, so a table and its rule carry the same number and neither depends
+on the order in which ENIs were found. Priorities 512, 1024, 1536 and 32765 are the stock
+plugin's (amazon-vpc-cni-k8s ``pkg/networkutils/network.go``), so that operators find them where
+they look; the tables are our own, because the stock plugin puts pod routes into ``main``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+IpAddress = IPv4Address | IPv6Address
+IpNetwork = IPv4Network | IPv6Network
+
+PROTOCOL = 201
+"""Our stamp on routes (``rtm_protocol``) and rules (``FRA_PROTOCOL``, Linux 4.17).
+
+Ours by choice: above 186-192, which iproute2's ``rt_protos`` gives to routing daemons.
+"""
+
+MAIN_TABLE = 254
+"""The kernel's main table (``rt_tables``)."""
+
+PODS_TABLE = 512
+"""Holds one route per local pod; the rule that looks it up has the same number."""
+
+PODS_PRIORITY = 512
+PRIMARY_PRIORITY = 1024
+ENI_PRIORITY = 1536
+HOST_PRIORITY = 32765
+"""Just before ``main`` (32766): only what carries an ENI's own address needs it."""
+
+MARK_MASK = 0xFF
+"""The mark bits that are ours: the lowest byte.
+
+kube-proxy uses 0x4000 and 0x8000, Calico 0xffff0000, Cilium 0x0f00; the stock plugin 0x80, for
+the same purpose as ours. All other bits are left as they are.
+"""
+
+PRIMARY_MARK = 0x80
+"""The connection must leave by the primary ENI. Source: the stock plugin's default connmark."""
+
+MAX_DEVICE_INDEX = 0x7F
+"""ENI *k* is marked with *k*, which must not reach ``PRIMARY_MARK``."""
+
+TABLE = "node_network"
+"""The one nftables table, family ``inet``."""
+
+ALIAS = "node-network"
+"""Start of the alias of every link we made; the rest names its attachment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What differs between address families; nothing else in the project knows one by name.
+
+    Attributes:
+        nft: the family's word in nftables expressions.
+        gateway: link-local next hop that every pod uses; the host never owns it, the pod has a
+            permanent neighbour entry for it.
+        everything: the default route's destination.
+    """
+
+    name: str
+    version: int
+    bits: int
+    nft: str
+    nft_type: str
+    gateway: IpAddress
+    everything: IpNetwork
+
+
+FAMILIES = {
+    "ipv4": Family(
+        "ipv4", 4, 32, "ip", "ipv4_addr", ip_address("169.254.1.1"), ip_network("0.0.0.0/0")
+    ),
+    "ipv6": Family("ipv6", 6, 128, "ip6", "ipv6_addr", ip_address("fe80::1"), ip_network("::/0")),
+}
+"""By name. 169.254.1.1 is the stock plugin's gateway as well."""
+
+
+def family_of(value: IpAddress | IpNetwork) -> Family:
+    """Return the family of an address or network."""
+    return FAMILIES["ipv4" if value.version == 4 else "ipv6"]
+
+
+def host_network(address: IpAddress) -> IpNetwork:
+    """Return the network that holds just this address: /32 or /128."""
+    return ip_network((address, address.max_prefixlen))
+
+
+def eni_table(device_index: int) -> int:
+    """Return the route table of a secondary ENI; the primary's routes are in ``main``."""
+    return ENI_PRIORITY + device_index if device_index else MAIN_TABLE
+
+
+def stable_mac(*parts: str) -> str:
+    """Return the MAC that the same parts always get.
+
+    Locally administered, unicast (IEEE 802: second-lowest bit of the first octet set, lowest
+    clear). Explicit, because udev rewrites MACs nobody chose (``MACAddressPolicy=persistent``),
+    after which the pod's permanent neighbour entry points nowhere.
+    """
+    digest = hashlib.sha256("/".join(parts).encode()).digest()
+    return ":".join(f"{octet:02x}" for octet in (0x02, *digest[:5]))

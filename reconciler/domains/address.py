@@ -1,0 +1,73 @@
+"""Addresses of links: each secondary ENI's own, and each pod's.
+
+The primary ENI's address was put there by whatever booted the host, and stays its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from reconciler.core.datapath import IpAddress
+from reconciler.core.facts import Inputs
+from reconciler.core.plan import Key, Plan, Verb, compare
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """One address of one link.
+
+    Attributes:
+        netns: path of the namespace; empty for the host's.
+        prefix_length: bits; the kernel keeps one entry per address and length.
+        connected_route: the kernel adds a route for the network to ``main``. We never want it:
+            for a secondary ENI it would send the host's traffic out of the wrong interface
+            (``IFA_F_NOPREFIXROUTE``, Linux 3.14).
+    """
+
+    kind: ClassVar[str] = "address"
+    netns: str
+    device: str
+    address: IpAddress
+    prefix_length: int
+    connected_route: bool = False
+
+    @property
+    def key(self) -> Key:
+        """Namespace, device, family, number, length."""
+        a = self.address
+        return (self.netns, self.device, a.version, int(a), self.prefix_length)
+
+    def command(self, verb: Verb) -> str:
+        """The ``ip address`` command."""
+        where = f"nsenter --net={self.netns} " if self.netns else ""
+        what = f"{self.address}/{self.prefix_length} dev {self.device}"
+        if verb is Verb.DELETE:
+            return f"{where}ip address delete {what}"
+        flag = "" if self.connected_route else " noprefixroute"
+        return f"{where}ip address replace {what}{flag}"
+
+
+def desire(inputs: Inputs) -> frozenset[LinkAddress]:
+    """Each secondary ENI's primary address on its link, and each pod's on its own."""
+    addresses = {
+        LinkAddress("", name, eni.primary, eni.subnet_cidr.prefixlen)
+        for eni, name in inputs.pod_enis
+        if eni.device_index
+    }
+    for a in inputs.visited:
+        addresses.add(LinkAddress(a.netns, a.key.ifname, a.address, a.address.max_prefixlen))
+    return frozenset(addresses)
+
+
+def plan(desired: Iterable[LinkAddress], observed: Iterable[LinkAddress]) -> Plan:
+    """Compare; an address somebody else put on an ENI's link is foreign."""
+    desired = list(desired)
+    # On a link, an address is ours if EC2 gave it to that ENI; anything else is the host's.
+    ours = {(o.netns, o.device, o.address) for o in desired}
+
+    def is_owned(o: LinkAddress) -> bool:
+        return bool(o.netns) or (o.netns, o.device, o.address) in ours
+
+    return compare(desired, observed, owned=is_owned)

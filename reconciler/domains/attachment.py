@@ -1,0 +1,168 @@
+"""Attachments: who gets which address, and when it is given back.
+
+The binding is recorded before anything is done to the kernel, and the record goes only after
+nothing of it is left there. An address therefore always has a witness: a crash at any point
+leaves either the record or nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reconciler.core.attachment import (
+    Attachment,
+    AttachmentKey,
+    Cooling,
+    Intent,
+    IntentState,
+    veth_name,
+)
+from reconciler.core.datapath import IpAddress
+from reconciler.core.facts import Eni, Inputs
+from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
+from reconciler.core.pool import Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What the state directory holds; each in key order."""
+
+    intents: tuple[Intent, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    cooling: tuple[Cooling, ...] = ()
+
+    @property
+    def released(self) -> frozenset[AttachmentKey]:
+        """Keys the runtime has given back."""
+        return frozenset(i.key for i in self.intents if i.state is IntentState.RELEASED)
+
+    @property
+    def living(self) -> tuple[Attachment, ...]:
+        """Attachments to keep in the kernel: all that were not given back."""
+        return tuple(a for a in self.attachments if a.key not in self.released)
+
+    @property
+    def demand(self) -> Demand:
+        """What the pool has to cover for these records."""
+        bound = {a.key for a in self.attachments}
+        waiting = [
+            i
+            for i in self.intents
+            if i.state is IntentState.WANTED and i.netns_alive and i.key not in bound
+        ]
+        return Demand(len(self.attachments), len(self.cooling), len(waiting))
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What may be given, and the terms.
+
+    Attributes:
+        enis: those that serve pods, in the order in which they are filled.
+        clear: attachments of which nothing is left in the kernel.
+        cooldown_s: seconds a released address rests.
+        now: seconds since the epoch.
+    """
+
+    enis: tuple[Eni, ...]
+    veth_prefix: str
+    clear: frozenset[AttachmentKey]
+    cooldown_s: float
+    now: float
+
+
+def desire(inputs: Inputs) -> Allocation:
+    """Addresses of ENIs that EC2 and the kernel both show; lowest device first."""
+    return Allocation(
+        enis=tuple(eni for eni, _ in inputs.pod_enis),
+        veth_prefix=inputs.document.pods.veth_prefix,
+        clear=inputs.clear,
+        cooldown_s=inputs.document.warm_pool.cooldown.total_seconds(),
+        now=inputs.now,
+    )
+
+
+def plan(desired: Allocation, observed: Records) -> Plan:
+    """Bind what is wanted, release what was given back, end what has cooled."""
+    return _end_cooldowns(desired, observed) + _release(desired, observed) + _bind(desired, observed)
+
+
+def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
+    return Plan(
+        tuple(
+            Change(Verb.DELETE, c, "cooldown over")
+            for c in observed.cooling
+            if c.until <= desired.now
+        )
+    )
+
+
+def _release(desired: Allocation, observed: Records) -> Plan:
+    """Cooldown first, then the binding, then the intent: at every point the address is held."""
+    actions: list[Action] = []
+    bound = {a.key: a for a in observed.attachments}
+    resting = {c.address for c in observed.cooling}
+    for intent in observed.intents:
+        if intent.state is not IntentState.RELEASED:
+            continue
+        attachment = bound.get(intent.key)
+        if attachment is not None:
+            if attachment.key not in desired.clear:
+                continue  # the kernel comes first
+            if attachment.address not in resting and desired.cooldown_s > 0:
+                until = desired.now + desired.cooldown_s
+                actions.append(Change(Verb.CREATE, Cooling(attachment.address, until), "released"))
+            actions.append(Change(Verb.DELETE, attachment, "the runtime gave it back"))
+        actions.append(Change(Verb.DELETE, intent, "done"))
+    return Plan(tuple(actions))
+
+
+def _bind(desired: Allocation, observed: Records) -> Plan:
+    bound = {a.key for a in observed.attachments}
+    taken = {a.address for a in observed.attachments} | {c.address for c in observed.cooling}
+    free = [(eni, a) for eni in desired.enis for a in eni.secondaries if a not in taken]
+    actions: list[Action] = []
+    refusals: list[Refusal] = []
+    for intent in observed.intents:
+        if intent.state is not IntentState.WANTED or intent.key in bound:
+            continue
+        if not intent.netns_alive:
+            refusals.append(_netns_gone(intent))
+        elif free:
+            actions.append(_binding(intent, *free.pop(0), prefix=desired.veth_prefix))
+        else:
+            refusals.append(_exhausted(intent, desired, observed))
+    return Plan(tuple(actions), tuple(refusals))
+
+
+def _binding(intent: Intent, eni: Eni, address: IpAddress, *, prefix: str) -> Change[Attachment]:
+    attachment = Attachment(
+        key=intent.key,
+        netns=intent.netns,
+        address=address,
+        eni_id=eni.eni_id,
+        device_index=eni.device_index or 0,
+        veth=veth_name(prefix, intent.key),
+        pod=intent.pod,
+    )
+    return Change(Verb.CREATE, attachment, f"wanted by {intent.pod or intent.key}")
+
+
+def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusal:
+    held = sum(len(e.secondaries) for e in desired.enis)
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="AddressesExhausted",
+        message=f"no address is free: {held} held on {len(desired.enis)} ENIs, "
+        f"{len(observed.attachments)} assigned, {len(observed.cooling)} cooling; "
+        "it is served as soon as the pool has grown or an address has cooled",
+    )
+
+
+def _netns_gone(intent: Intent) -> Refusal:
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="NetnsGone",
+        message=f"{intent.netns} is not the namespace it was when the pod asked; "
+        "a DEL for this container clears the intent",
+    )

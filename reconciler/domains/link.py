@@ -1,0 +1,168 @@
+"""Links: ENIs as the kernel sees them, and the veth pairs that lead to pods.
+
+An ENI's link comes and goes with its attachment in EC2; only its settings are ours. A veth pair
+is ours from creation to deletion. Its two ends are two objects, because they live in two
+namespaces and each can drift alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from reconciler.core.datapath import ALIAS
+from reconciler.core.facts import Inputs
+from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare
+
+
+@dataclass(frozen=True, slots=True)
+class EniLink:
+    """The link of an ENI in the host namespace. Identity: its MAC, for names can be changed.
+
+    Attributes:
+        mtu: bytes.
+    """
+
+    kind: ClassVar[str] = "link"
+    mac: str
+    name: str = field(compare=False)
+    mtu: int
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        """The MAC."""
+        return (self.mac,)
+
+    def command(self, verb: Verb) -> str:
+        """``ip link set eth1 mtu 9001 up``; an ENI's link is never made or deleted by us."""
+        if verb is Verb.DELETE:
+            return f"ip link set {self.name} down"
+        return f"ip link set {self.name} mtu {self.mtu} {'up' if self.up else 'down'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """The host end of a pod's veth pair.
+
+    Attributes:
+        alias: whose it is; ours begin with ``node-network``.
+        pod_netns, pod_name, pod_mac: where the other end goes when the pair is made.
+    """
+
+    kind: ClassVar[str] = "veth"
+    name: str
+    mac: str
+    mtu: int
+    alias: str
+    up: bool = True
+    pod_netns: str = field(default="", compare=False)
+    pod_name: str = field(default="", compare=False)
+    pod_mac: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> Key:
+        """The name."""
+        return (self.name,)
+
+    def command(self, verb: Verb) -> str:
+        """The ``ip link`` command, peer included."""
+        settings = f"mtu {self.mtu} address {self.mac}"
+        match verb:
+            case Verb.CREATE:
+                return (
+                    f"ip link add {self.name} {settings} alias {self.alias} type veth "
+                    f"peer {self.pod_name} address {self.pod_mac} netns {self.pod_netns}"
+                )
+            case Verb.UPDATE:
+                return (
+                    f"ip link set {self.name} {settings} alias {self.alias} "
+                    f"{'up' if self.up else 'down'}"
+                )
+            case Verb.DELETE:
+                return f"ip link delete {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class PodLink:
+    """The pod's end of its veth pair.
+
+    Attributes:
+        veth: name of the host end, which is what must be remade if this end is lost.
+    """
+
+    kind: ClassVar[str] = "pod-link"
+    netns: str
+    name: str
+    mac: str
+    mtu: int
+    up: bool = True
+    veth: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> Key:
+        """Namespace and name."""
+        return (self.netns, self.name)
+
+    def command(self, verb: Verb) -> str:
+        """The ``ip link`` command, in the pod's namespace."""
+        if verb is Verb.DELETE:
+            return f"nsenter --net={self.netns} ip link delete {self.name}"
+        return (
+            f"nsenter --net={self.netns} ip link set {self.name} address {self.mac} "
+            f"mtu {self.mtu} {'up' if self.up else 'down'}"
+        )
+
+
+Link = EniLink | Veth | PodLink
+
+
+def desire(inputs: Inputs) -> frozenset[Link]:
+    """Every ENI's link up with the document's MTU; one veth pair per attachment."""
+    eni_mtu = inputs.document.eni.mtu
+    pod_mtu = inputs.document.pod_mtu
+    links: set[Link] = {EniLink(eni.mac, name, eni_mtu) for eni, name in inputs.pod_enis}
+    for a in inputs.attachments:
+        links.add(
+            Veth(
+                a.veth,
+                a.host_mac,
+                pod_mtu,
+                a.alias,
+                pod_netns=a.netns,
+                pod_name=a.key.ifname,
+                pod_mac=a.pod_mac,
+            )
+        )
+    for a in inputs.visited:
+        links.add(PodLink(a.netns, a.key.ifname, a.pod_mac, pod_mtu, veth=a.veth))
+    return frozenset(links)
+
+
+def is_owned(link: Link) -> bool:
+    """ENI links are managed by what the document wants of them; veths by their alias."""
+    return not isinstance(link, Veth) or link.alias.startswith(f"{ALIAS}:")
+
+
+def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
+    """Compare, and remake a pair whose pod end is gone.
+
+    A veth pair dies as a whole, so a host end without its pod end means that the pod's end was
+    moved or renamed: only a new pair can bring it back.
+    """
+    desired, observed = list(desired), list(observed)
+    wanted_macs = {o.mac for o in desired if isinstance(o, EniLink)}
+    # An ENI that is not ours, or not yet ready, keeps whatever settings it has.
+    relevant = [o for o in observed if not isinstance(o, EniLink) or o.mac in wanted_macs]
+    ends = {(o.netns, o.name) for o in relevant if isinstance(o, PodLink)}
+    lost = {
+        o.veth for o in desired if isinstance(o, PodLink) and (o.netns, o.name) not in ends
+    } & {o.name for o in relevant if isinstance(o, Veth) and is_owned(o)}
+    remake: list[Action] = [
+        Change(Verb.DELETE, o, "its pod end is gone; a pair can only be made whole")
+        for o in sorted(relevant, key=lambda o: o.key)
+        if isinstance(o, Veth) and o.name in lost
+    ]
+    rest = [o for o in relevant if not (isinstance(o, Veth) and o.name in lost)]
+    return Plan(tuple(remake)) + compare(desired, rest, owned=is_owned)

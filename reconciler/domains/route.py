@@ -1,0 +1,93 @@
+"""Routes: one table per secondary ENI, one table of pods, and each pod's own two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from reconciler.core.datapath import (
+    MAIN_TABLE,
+    PODS_TABLE,
+    PROTOCOL,
+    IpAddress,
+    IpNetwork,
+    eni_table,
+    family_of,
+    host_network,
+)
+from reconciler.core.facts import Inputs
+from reconciler.core.plan import Key, Plan, Verb, compare
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One unicast route.
+
+    Attributes:
+        netns: path of the namespace; empty for the host's.
+        gateway: next hop; None for what is reached directly over the device.
+        metric: routes of different metric stand side by side; ours have none.
+        protocol: who made it (``rtm_protocol``); ours is stamped.
+    """
+
+    kind: ClassVar[str] = "route"
+    netns: str
+    table: int
+    destination: IpNetwork
+    device: str
+    gateway: IpAddress | None = None
+    metric: int = 0
+    protocol: int = PROTOCOL
+
+    @property
+    def key(self) -> Key:
+        """Namespace, table, family, network, length, metric."""
+        d = self.destination
+        network = (d.version, int(d.network_address), d.prefixlen)
+        return (self.netns, self.table, *network, self.metric)
+
+    def command(self, verb: Verb) -> str:
+        """The ``ip route`` command."""
+        where = f"nsenter --net={self.netns} " if self.netns else ""
+        via = f" via {self.gateway}" if self.gateway else ""
+        table = "" if self.table == MAIN_TABLE else f" table {self.table}"
+        word = "delete" if verb is Verb.DELETE else "replace"
+        metric = f" metric {self.metric}" if self.metric else ""
+        scope = "" if self.gateway or verb is Verb.DELETE else " scope link"
+        return (
+            f"{where}ip route {word} {self.destination}{via} dev {self.device}"
+            f"{scope}{metric}{table} proto {self.protocol}"
+        )
+
+
+def desire(inputs: Inputs) -> frozenset[Route]:
+    """Compute all routes.
+
+    A secondary ENI's table sends everything to the VPC router of its subnet; the gateway's own
+    route makes it reachable whatever ``main`` says. The pods' table leads to each pod's veth.
+    """
+    routes: set[Route] = set()
+    for eni, name in inputs.pod_enis:
+        if eni.device_index:
+            table, gateway = eni_table(eni.device_index), eni.gateway
+            routes.add(Route("", table, host_network(gateway), name))
+            routes.add(Route("", table, family_of(gateway).everything, name, gateway))
+    for a in inputs.attachments:
+        routes.add(Route("", PODS_TABLE, host_network(a.address), a.veth))
+    for a in inputs.visited:
+        family = family_of(a.address)
+        device = a.key.ifname
+        routes.add(Route(a.netns, MAIN_TABLE, host_network(family.gateway), device))
+        routes.add(Route(a.netns, MAIN_TABLE, family.everything, device, family.gateway))
+    return frozenset(routes)
+
+
+def is_owned(route: Route) -> bool:
+    """Ours carries our protocol number."""
+    return route.protocol == PROTOCOL
+
+
+def plan(desired: Iterable[Route], observed: Iterable[Route]) -> Plan:
+    """Compare; routes of other protocols are foreign."""
+    return compare(desired, observed, owned=is_owned)

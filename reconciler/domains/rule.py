@@ -1,0 +1,110 @@
+"""Rules: which table answers; their number depends on ENIs, never on pods or CIDRs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from reconciler.core.datapath import (
+    ENI_PRIORITY,
+    FAMILIES,
+    HOST_PRIORITY,
+    MAIN_TABLE,
+    MARK_MASK,
+    MAX_DEVICE_INDEX,
+    PODS_PRIORITY,
+    PODS_TABLE,
+    PRIMARY_MARK,
+    PRIMARY_PRIORITY,
+    PROTOCOL,
+    IpNetwork,
+    eni_table,
+    family_of,
+    host_network,
+)
+from reconciler.core.facts import Inputs
+from reconciler.core.plan import Key, Plan, Verb, compare
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One policy rule with the action ``lookup``. The kernel knows it by all its fields.
+
+    Attributes:
+        family: "ipv4" or "ipv6": a rule list of its own each.
+        mark: None if packets of any mark match; compared under ``mask``.
+        source: None if packets from anywhere match.
+        protocol: who made it (``FRA_PROTOCOL``).
+        extra: selectors that no rule of ours has (iif, dport, ...), as text; "" for ours.
+    """
+
+    kind: ClassVar[str] = "rule"
+    family: str
+    priority: int
+    table: int
+    mark: int | None = None
+    mask: int = 0
+    source: IpNetwork | None = None
+    protocol: int = PROTOCOL
+    extra: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Everything; priority first, which is the order the kernel walks them in."""
+        source = str(self.source) if self.source else ""
+        mark = -1 if self.mark is None else self.mark
+        return (
+            self.family,
+            self.priority,
+            self.table,
+            mark,
+            self.mask,
+            source,
+            self.protocol,
+            self.extra,
+        )
+
+    def command(self, verb: Verb) -> str:
+        """The ``ip rule`` command."""
+        v6 = " -6" if self.family == "ipv6" else ""
+        word = "delete" if verb is Verb.DELETE else "add"
+        source = f" from {self.source}" if self.source else ""
+        mark = "" if self.mark is None else f" fwmark {self.mark:#x}/{self.mask:#x}"
+        table = "main" if self.table == MAIN_TABLE else self.table
+        return (
+            f"ip{v6} rule {word} priority {self.priority}{source}{mark} "
+            f"lookup {table} protocol {self.protocol}"
+        )
+
+
+def desire(inputs: Inputs) -> frozenset[Rule]:
+    """Compute the rules of ``reconciler.core.datapath``'s table, for each family."""
+    rules: set[Rule] = set()
+    for name in inputs.document.families:
+        rules.add(Rule(name, PODS_PRIORITY, PODS_TABLE))
+        rules.add(Rule(name, PRIMARY_PRIORITY, MAIN_TABLE, PRIMARY_MARK, MARK_MASK))
+    for eni, _ in inputs.pod_enis:
+        if not eni.device_index:
+            continue
+        k, name = eni.device_index, family_of(eni.primary).name
+        table = eni_table(k)
+        rules.add(Rule(name, ENI_PRIORITY + k, table, k, MARK_MASK))
+        rules.add(Rule(name, HOST_PRIORITY, table, source=host_network(eni.primary)))
+    return frozenset(rules)
+
+
+def is_owned(rule: Rule) -> bool:
+    """Ours carries our protocol number *and* stands in our band of priorities."""
+    band = {PODS_PRIORITY, PRIMARY_PRIORITY, HOST_PRIORITY}
+    per_eni = range(ENI_PRIORITY, ENI_PRIORITY + MAX_DEVICE_INDEX + 1)
+    return (
+        rule.family in FAMILIES
+        and rule.protocol == PROTOCOL
+        and (rule.priority in band or rule.priority in per_eni)
+    )
+
+
+def plan(desired: Iterable[Rule], observed: Iterable[Rule]) -> Plan:
+    """Compare; all other rules are foreign."""
+    return compare(desired, observed, owned=is_owned)

@@ -1,0 +1,177 @@
+"""Rounds: desire, observe, plan, apply, observe again. Knows no domain and no library.
+
+Domains that share a target are planned on one observation and applied in one go, so that a
+target with transactions gets one and a pod's namespace is entered once. A domain whose desire is
+not ready, or a target that cannot be read, takes nobody else down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+from reconciler.core.plan import Action, Plan, merge
+from reconciler.errors import ApplyError, ReconcilerError
+
+MAX_ROUNDS = 4
+"""Rounds until a target must hold what is desired: one to apply, one to see, and two in which
+the kernel may have answered one change with another (a link going up, a flag being normalised)."""
+
+
+class Target(Protocol):
+    """The only place where a domain touches the outside."""
+
+    def observe(self, desired: Iterable[Any]) -> Any:
+        """Read the world.
+
+        Args:
+            desired: the union of what the target's domains desire, so that it looks at least
+                where those objects live. What is returned never depends on it otherwise.
+
+        Raises:
+            ObserveError: it could not be read; never returns a guess.
+        """
+        ...
+
+    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+        """Carry out actions in order; twice is the same as once. Returns what failed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One concern: its pure half, and the target it shares with others.
+
+    Attributes:
+        desire: inputs to desired state; may raise NotReadyError.
+        plan: desired and observed state to a plan.
+        kinds: which of the objects its target shows are this domain's; all, if none are named.
+    """
+
+    name: str
+    desire: Callable[[Any], Any]
+    plan: Callable[[Any, Any], Plan]
+    target: Target
+    kinds: tuple[type, ...] = ()
+
+    def sift(self, observed: Any) -> Any:
+        """Return what of an observation this domain plans on."""
+        if not self.kinds:
+            return observed
+        return frozenset(o for o in observed if isinstance(o, self.kinds))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one domain.
+
+    Attributes:
+        desired: as computed; None if that failed.
+        observed: what the target showed at the last look, shared by all its domains.
+        plan: what the first look asked for.
+        remaining: what the last look still asks for.
+        errors: what went wrong on the way, the last round's only.
+    """
+
+    desired: Any = None
+    observed: Any = None
+    plan: Plan = field(default_factory=Plan)
+    remaining: Plan = field(default_factory=Plan)
+    errors: tuple[ReconcilerError, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """The world holds what is desired and this was seen, not assumed."""
+        return not self.remaining.actions and not self.errors
+
+
+Outcomes = dict[str, Outcome]
+
+
+def dry_run(domains: Sequence[Domain], inputs: Any) -> Outcomes:
+    """Plan every domain; apply nothing."""
+    outcomes: Outcomes = {}
+    for target, group in _by_target(domains):
+        outcomes |= _look(target, group, inputs)[0]
+    return outcomes
+
+
+def converge(domains: Sequence[Domain], inputs: Any, *, max_rounds: int = MAX_ROUNDS) -> Outcomes:
+    """Run rounds over each target until nothing is left to do, or rounds stop helping."""
+    outcomes: Outcomes = {}
+    for target, group in _by_target(domains):
+        outcomes |= _converge_target(target, group, inputs, max_rounds)
+    return outcomes
+
+
+def _converge_target(
+    target: Target, domains: Sequence[Domain], inputs: Any, max_rounds: int
+) -> Outcomes:
+    first, merged = _look(target, domains, inputs)
+    latest = first
+    failures: tuple[ApplyError, ...] = ()
+    for _ in range(max_rounds):
+        if not merged.actions:
+            break
+        before = merged.actions
+        failures = target.apply(merged.actions)
+        latest, merged = _look(target, domains, inputs)
+        if merged.actions == before:
+            break  # the same again: another round cannot help, a later pass may
+    return {
+        name: Outcome(
+            desired=latest[name].desired,
+            observed=latest[name].observed,
+            plan=first[name].plan,
+            remaining=latest[name].plan,
+            errors=latest[name].errors + _failures_of(latest[name].plan, failures),
+        )
+        for name in first
+    }
+
+
+def _look(
+    target: Target, domains: Sequence[Domain], inputs: Any
+) -> tuple[Outcomes, Plan]:
+    """One desire, observe, plan over the domains of one target."""
+    desired: dict[str, Any] = {}
+    outcomes: Outcomes = {}
+    for domain in domains:
+        try:
+            desired[domain.name] = domain.desire(inputs)
+        except ReconcilerError as error:
+            outcomes[domain.name] = Outcome(errors=(error,))
+    everything = [o for d in desired.values() for o in (d if isinstance(d, frozenset) else (d,))]
+    try:
+        observed = target.observe(everything)
+    except ReconcilerError as error:
+        return {d.name: Outcome(errors=(error,)) for d in domains}, Plan()
+    plans: dict[str, Plan] = {}
+    for domain in domains:
+        if domain.name in desired:
+            plans[domain.name] = domain.plan(desired[domain.name], domain.sift(observed))
+            plan = plans[domain.name]
+            outcomes[domain.name] = Outcome(desired[domain.name], observed, plan, plan)
+    return outcomes, merge(plans)
+
+
+def _failures_of(remaining: Plan, failures: Iterable[ApplyError]) -> tuple[ApplyError, ...]:
+    """Keep the failures whose action is still wanted; the others healed by the next look."""
+    wanted = {str(action) for action in remaining.actions}
+    return tuple(f for f in failures if f.action in wanted)
+
+
+def _by_target(domains: Sequence[Domain]) -> list[tuple[Target, list[Domain]]]:
+    """Group neighbours that share a target; the given order is kept."""
+    return [
+        (group[0].target, group)
+        for _, members in groupby(domains, key=lambda d: id(d.target))
+        if (group := list(members))
+    ]
+
+
+def actions_of(outcomes: Mapping[str, Outcome]) -> list[tuple[str, Action]]:
+    """List (domain, action) of what the first looks asked for, in order."""
+    return [(name, action) for name, o in outcomes.items() for action in o.plan.actions]

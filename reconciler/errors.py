@@ -1,0 +1,62 @@
+"""Every exception the reconciler raises; the class says who has to act.
+
+::
+
+    ReconcilerError
+    ├── NotReadyError    a needed fact is not known yet: wait, nothing is wrong
+    ├── ObserveError     the world could not be read: nothing may be deleted on it
+    ├── ApplyError       one action failed: the next round plans it again
+    ├── StateError       the state directory cannot be used: the operator must act
+    └── LockedError      another reconciler holds this node
+
+A wrong document is ``schemas.load.DocumentError``: it is raised below this layer.
+Library exceptions end at the doors in ``targets``: each is translated once, with its cause.
+"""
+
+from __future__ import annotations
+
+
+class ReconcilerError(Exception):
+    """Anything the reconciler reports on purpose."""
+
+
+class NotReadyError(ReconcilerError):
+    """A fact that planning needs is not known yet."""
+
+
+class ObserveError(ReconcilerError):
+    """The world could not be read.
+
+    An empty observation is a value; a failed one is this exception, and no plan is made from it.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"cannot read {what}: {why}; nothing is changed until it can be read")
+        self.what = what
+        self.why = why
+
+
+class ApplyError(ReconcilerError):
+    """One action failed.
+
+    Attributes:
+        action: the action as the command an operator would type.
+        reason: stable CamelCase word: an errno name, an EC2 error code.
+        retryable: false when only a change of the document or of the world can help.
+    """
+
+    def __init__(self, action: str, reason: str, message: str, *, retryable: bool = True) -> None:
+        outlook = "it is tried again" if retryable else "it is not tried until something changes"
+        super().__init__(f"{action}: {reason}: {message}; {outlook}")
+        self.action = action
+        self.reason = reason
+        self.message = message
+        self.retryable = retryable
+
+
+class StateError(ReconcilerError):
+    """The state directory, or a record in it, cannot be used."""
+
+
+class LockedError(ReconcilerError):
+    """Another process already reconciles this node."""

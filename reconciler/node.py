@@ -1,0 +1,234 @@
+"""One node: its targets, its domains, and the passes over them.
+
+This is the composition that ``run``, ``diff`` and ``apply`` share. A pass over the kernel never
+waits for EC2: it works on the last look at EC2, which a pass over the pool brings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.facts import Eni, Inputs, Node
+from reconciler.core.plan import Key, Refusal
+from reconciler.domains import address, attachment, eni, link, nat, neighbour, route, rule, sysctl
+from reconciler.domains.address import LinkAddress
+from reconciler.domains.attachment import Records
+from reconciler.domains.eni import Cloud
+from reconciler.domains.link import EniLink, PodLink, Veth
+from reconciler.domains.neighbour import Neighbour
+from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
+from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
+from reconciler.errors import ApplyError, NotReadyError
+from reconciler.targets.ec2 import Ec2
+from reconciler.targets.imds import Imds
+from reconciler.targets.netlink import Netlink
+from reconciler.targets.nft import Nft
+from reconciler.targets.state import StateDirectory
+from reconciler.targets.sysctl import SysctlTree
+from schemas.document import NodeNetwork
+
+TRANSITIONS = {"attaching", "detaching", "pending"}
+"""EC2's words for an attachment that is about to change by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over the kernel did.
+
+    Attributes:
+        looked_at: monotonic seconds at which its last look began: older hints are answered.
+        records: intents and attachments after it.
+        done: attachments of which every object was seen in its place.
+        waiting: why each wanted intent has no attachment yet.
+    """
+
+    outcomes: Outcomes
+    looked_at: float
+    records: Records
+    done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
+    waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is left to do, and this was seen."""
+        return all(o.settled for o in self.outcomes.values())
+
+
+class LocalNode:
+    """The node this process runs on, as far as it is known.
+
+    Attributes:
+        facts: identity and VPC CIDRs; None until IMDS has answered once.
+        cloud: the last look at EC2; None until there was one.
+    """
+
+    def __init__(self, state: StateDirectory, *, imds: Imds | None = None) -> None:
+        self.state = state
+        self.facts: Node | None = None
+        self.cloud: Cloud | None = None
+        self._imds = imds or Imds()
+        self._ec2: Ec2 | None = None
+        self._netlink = Netlink()
+        self._nft = Nft()
+        self._sysctl = SysctlTree()
+
+    @property
+    def ec2_calls(self) -> Mapping[str, int]:
+        """EC2 calls made so far, by action."""
+        return dict(self._ec2.calls) if self._ec2 else {}
+
+    def learn(self) -> Node:
+        """Read the node's identity and VPC CIDRs again.
+
+        Raises:
+            ObserveError: IMDS does not answer.
+        """
+        self.facts = self._imds.node()
+        if self._ec2 is None:
+            self._ec2 = Ec2(self.facts.instance_id, self._imds.region())
+        return self.facts
+
+    def pool_pass(self, document: NodeNetwork, *, dry: bool = False) -> Outcome:
+        """Look at EC2 and bring the pool to its target.
+
+        Raises:
+            ObserveError: IMDS or the state directory cannot be read.
+        """
+        self.learn()
+        inputs = self._inputs(document, self.state.observe())
+        outcome = (dry_run if dry else converge)([self._pool_domain()], inputs)["eni"]
+        if isinstance(outcome.observed, Cloud):
+            self.cloud = outcome.observed
+        return outcome
+
+    def kernel_pass(
+        self, document: NodeNetwork, *, visit: frozenset[AttachmentKey] | None = None
+    ) -> Pass:
+        """Bind, converge the kernel, and only then release.
+
+        Args:
+            visit: the pods to look into; None means all.
+
+        Raises:
+            NotReadyError: nothing is known of the node yet.
+            ObserveError: links or the state directory cannot be read.
+        """
+        records = self.state.observe()
+        inputs = self._inputs(document, records, visit=visit)
+        outcomes = dict(converge([self._attachment_domain()], inputs))
+        binding = outcomes["attachment"]
+        if isinstance(binding.observed, Records):
+            records = binding.observed
+        inputs = replace(inputs, attachments=records.living)
+        looked_at = time.monotonic()
+        outcomes |= converge(self._kernel_domains(), inputs)
+        if records.released:
+            clear = frozenset(
+                a.key
+                for a in records.attachments
+                if a.key in records.released and self._is_settled(a, inputs, outcomes)
+            )
+            outcomes |= converge([self._attachment_domain()], replace(inputs, clear=clear))
+            observed = outcomes["attachment"].observed
+            records = observed if isinstance(observed, Records) else records
+        done = {
+            a.key: a
+            for a in records.living
+            if (visit is None or a.key in visit) and self._is_settled(a, inputs, outcomes)
+        }
+        return Pass(outcomes, looked_at, records, done, _waiting(outcomes["attachment"]))
+
+    def diff(self, document: NodeNetwork) -> Outcomes:
+        """Plan everything, change nothing.
+
+        Raises:
+            ObserveError, NotReadyError: as for the passes.
+        """
+        pool = self.pool_pass(document, dry=True)
+        records = self.state.observe()
+        inputs = replace(self._inputs(document, records), clear=records.released)
+        outcomes = {"eni": pool} | dry_run([self._attachment_domain()], inputs)
+        return outcomes | dry_run(self._kernel_domains(), inputs)
+
+    @property
+    def in_transition(self) -> bool:
+        """Whether EC2 is about to change something by itself, or a link has yet to appear."""
+        if self.cloud is None:
+            return True
+        ours = [e for e in self.cloud.enis if e.owned]
+        links = self._netlink.links()
+        return any(e.status in TRANSITIONS or (e.serves_pods and e.mac not in links) for e in ours)
+
+    def _inputs(
+        self,
+        document: NodeNetwork,
+        records: Records,
+        *,
+        visit: frozenset[AttachmentKey] | None = None,
+    ) -> Inputs:
+        if self.facts is None:
+            raise NotReadyError("instance metadata has not answered yet")
+        enis: tuple[Eni, ...] = self.cloud.enis if self.cloud else ()
+        return Inputs(
+            document=document,
+            node=self.facts,
+            enis=enis,
+            links=self._netlink.links(),
+            attachments=records.living,
+            now=time.time(),
+            demand=records.demand,
+            visit=visit,
+        )
+
+    def _is_settled(self, one: Attachment, inputs: Inputs, outcomes: Outcomes) -> bool:
+        """Whether every kernel object of this attachment is as it should be, and was seen so."""
+        alone = replace(inputs, attachments=(one,), visit=frozenset({one.key}))
+        nobody = replace(inputs, attachments=(), visit=frozenset())
+        for domain in self._kernel_domains():
+            outcome = outcomes[domain.name]
+            if any(not isinstance(e, ApplyError) for e in outcome.errors):
+                return False
+            objects: frozenset[tuple[str, Key]] = frozenset(
+                (o.kind, o.key) for o in domain.desire(alone) - domain.desire(nobody)
+            )
+            if any((a.kind, a.key) in objects for a in outcome.remaining.actions):
+                return False
+        return True
+
+    def _attachment_domain(self) -> Domain:
+        return Domain("attachment", attachment.desire, attachment.plan, self.state)
+
+    def _pool_domain(self) -> Domain:
+        if self._ec2 is None:
+            raise NotReadyError("instance metadata has not answered yet")
+        return Domain("eni", eni.desire, eni.plan, self._ec2)
+
+    def _kernel_domains(self) -> list[Domain]:
+        """In the order in which they build upon each other."""
+        kernel = self._netlink
+        return [
+            Domain("sysctl", sysctl.desire, sysctl.plan, self._sysctl),
+            Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
+            Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
+            Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
+            Domain("route", route.desire, route.plan, kernel, (Route,)),
+            Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
+            Domain("nat", nat.desire, nat.plan, self._nft),
+        ]
+
+
+def _waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
+    """Why wanted intents are not served, by key."""
+    refusals = {r.subject: r for r in outcome.remaining.refusals}
+    records = outcome.observed
+    if not isinstance(records, Records):
+        return {}
+    return {
+        i.key: refusals[f"intent {i.key}"]
+        for i in records.intents
+        if f"intent {i.key}" in refusals
+    }

@@ -1,0 +1,92 @@
+"""The instance metadata service, version 2: what the node may know of itself for free.
+
+Standard library HTTP: a handful of small requests to a link-local address needs no client.
+"""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from ipaddress import ip_network
+
+from reconciler.core.facts import Node
+from reconciler.errors import ObserveError
+
+ADDRESS = "169.254.169.254"
+"""Source: EC2 user guide, "Access instance metadata"; plain HTTP, port 80."""
+
+TOKEN_TTL_S = 300
+"""Seconds a session token is good for; a token is used for one look and thrown away."""
+
+TIMEOUT_S = 2.0
+"""Seconds for one request: it never leaves the host's hypervisor."""
+
+
+class Imds:
+    """Reads instance metadata."""
+
+    def __init__(self, address: str = ADDRESS, port: int = 80) -> None:
+        self._address = address
+        self._port = port
+
+    def node(self) -> Node:
+        """Read the node's identity and its VPC's CIDRs.
+
+        Raises:
+            ObserveError: the service did not answer, or a key is missing.
+        """
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT_S)
+        try:
+            return _read_node(self._session(connection))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ObserveError(
+                f"instance metadata at {self._address}", f"{type(error).__name__}: {error}"
+            ) from error
+        finally:
+            connection.close()
+
+    def region(self) -> str:
+        """Read the region the instance runs in.
+
+        Raises:
+            ObserveError: the service did not answer.
+        """
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT_S)
+        try:
+            return self._session(connection)("placement/region")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ObserveError(
+                f"instance metadata at {self._address}", f"{type(error).__name__}: {error}"
+            ) from error
+        finally:
+            connection.close()
+
+    def _session(self, connection: http.client.HTTPConnection) -> Callable[[str], str]:
+        """Open a session; the returned function reads one key below ``meta-data``."""
+        ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
+        token = _request(connection, "PUT", "/latest/api/token", ttl)
+        header = {"X-aws-ec2-metadata-token": token}
+        return lambda key: _request(connection, "GET", f"/latest/meta-data/{key}", header)
+
+
+def _read_node(get: Callable[[str], str]) -> Node:
+    mac = get("mac").lower()
+    cidrs = get(f"network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks").split()
+    return Node(
+        instance_id=get("instance-id"),
+        instance_type=get("instance-type"),
+        availability_zone=get("placement/availability-zone"),
+        primary_mac=mac,
+        vpc_cidrs=tuple(sorted((ip_network(c) for c in cidrs), key=lambda n: (n.version, n))),
+    )
+
+
+def _request(
+    connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str]
+) -> str:
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    body = response.read().decode()
+    if response.status != http.HTTPStatus.OK:
+        raise ValueError(f"{method} {path}: HTTP {response.status}")
+    return body.strip()

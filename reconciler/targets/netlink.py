@@ -1,0 +1,444 @@
+"""The kernel's network objects through rtnetlink: the door to ``pyroute2``.
+
+Plain ``IPRoute``, opened and closed within each call, so that it never leaves its thread. A
+socket belongs for life to the namespace its thread was in when it was opened, which is how the
+namespaces of pods are entered: setns, open, setns back; no process, no thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from pyroute2 import IPRoute, netns
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+
+from reconciler.core.datapath import ALIAS, FAMILIES, MAIN_TABLE, PROTOCOL, IpAddress
+from reconciler.core.plan import Change, Verb
+from reconciler.domains.address import LinkAddress
+from reconciler.domains.link import EniLink, Link, PodLink, Veth
+from reconciler.domains.neighbour import Neighbour
+from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
+from reconciler.errors import ApplyError, ObserveError
+
+KernelObject = Link | LinkAddress | Neighbour | Route | Rule
+Message = Any
+"""A netlink message as pyroute2 parses it: fields by key, attributes by ``get_attr``."""
+
+DUMP_ATTEMPTS = 30
+"""A dump the kernel marks as interrupted (NLM_F_DUMP_INTR) is not the truth. Cilium settled on
+30 tries (cilium/cilium#35614)."""
+
+AF = {"ipv4": 2, "ipv6": 10}
+IFF_UP = 0x1
+IFA_F_NOPREFIXROUTE = 0x200
+NUD_PERMANENT = 0x80
+RTN_UNICAST = 1
+FR_ACT_TO_TBL = 1
+SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
+
+GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
+"""What the kernel answers when a thing to delete does not exist: the wish is fulfilled."""
+
+STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
+"""Links that copy the MAC of an interface below them, and so are not the ENI."""
+
+KNOWN_RULE_FIELDS = {
+    "FRA_TABLE",
+    "FRA_PRIORITY",
+    "FRA_PROTOCOL",
+    "FRA_FWMARK",
+    "FRA_FWMASK",
+    "FRA_SRC",
+    "FRA_SUPPRESS_PREFIXLEN",
+}
+
+
+class Netlink:
+    """Links, addresses, neighbours, routes and rules of this namespace and of pods'."""
+
+    def links(self) -> dict[str, str]:
+        """Name of each physical or virtual interface by its MAC; our own veths left out.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        names: dict[str, str] = {}
+        with _host() as ip:
+            for message in _dump(ip.get_links, "links"):
+                kind = _link_kind(message)
+                alias = message.get("ifalias") or ""
+                mac = message.get("address")
+                if mac and kind not in STACKED and not alias.startswith(f"{ALIAS}:"):
+                    names.setdefault(mac, message.get("ifname"))
+        return names
+
+    def observe(self, desired: Iterable[KernelObject]) -> frozenset[KernelObject]:
+        """Read the host's objects, and those of every pod namespace a desired object lives in.
+
+        A namespace that does not exist holds nothing. Routes of other owners are left out but for
+        those in the place of a desired one.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        desired = list(desired)
+        veths = {o.name for o in desired if isinstance(o, Veth)}
+        places = {o.key for o in desired if isinstance(o, Route)}
+        objects = set(self._observe_host(veths, places))
+        for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
+            try:
+                with _inside(path) as ip:
+                    objects |= _observe_pod(ip, path)
+            except FileNotFoundError:
+                continue
+        return frozenset(objects)
+
+    def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
+        """Carry out actions in order, each namespace entered once; return what failed."""
+        failures: list[ApplyError] = []
+        with _Sessions() as sessions:
+            for action in actions:
+                try:
+                    _apply_one(sessions, action)
+                except NetlinkError as error:
+                    if action.verb is Verb.DELETE and error.code in GONE:
+                        continue
+                    reason = errno.errorcode.get(error.code, str(error.code))
+                    failure = ApplyError(str(action), reason, os.strerror(error.code))
+                    failure.__cause__ = error
+                    failures.append(failure)
+                except OSError as error:
+                    reason = errno.errorcode.get(error.errno or 0, "OSError")
+                    failure = ApplyError(str(action), reason, str(error))
+                    failure.__cause__ = error
+                    failures.append(failure)
+        return tuple(failures)
+
+    def _observe_host(
+        self, veths: set[str], places: set[tuple[int | str, ...]]
+    ) -> Iterator[KernelObject]:
+        with _host() as ip:
+            names: dict[int, str] = {}
+            enis: set[int] = set()
+            for message in _dump(ip.get_links, "links"):
+                link = _decode_link(message, veths)
+                names[message["index"]] = message.get("ifname")
+                if link is not None:
+                    yield link
+                if isinstance(link, EniLink):
+                    enis.add(message["index"])
+            for message in _dump(ip.get_addr, "addresses"):
+                if message["index"] in enis:
+                    yield _decode_address(message, "", names)
+            for message in _dump(ip.get_routes, "routes"):
+                route = _decode_route(message, "", names)
+                if route and (route.protocol == PROTOCOL or route.key in places):
+                    yield route
+            for family in FAMILIES.values():
+                for message in _dump(lambda f=family: ip.get_rules(family=AF[f.name]), "rules"):
+                    yield _decode_rule(message, family.name)
+
+
+class _Sessions:
+    """Netlink sockets by namespace path, opened when first needed, closed together."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, IPRoute] = {}
+        self._index: dict[tuple[str, str], int] = {}
+
+    def __enter__(self) -> _Sessions:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for ip in self._open.values():
+            ip.close()
+
+    def __call__(self, path: str) -> IPRoute:
+        if path not in self._open:
+            self._open[path] = _open_inside(path) if path else IPRoute()
+        return self._open[path]
+
+    def index(self, path: str, name: str) -> int:
+        """Return a link's index.
+
+        Raises:
+            NetlinkError: ENODEV if there is no such link.
+        """
+        found = self(path).link_lookup(ifname=name)
+        if not found:
+            raise NetlinkError(errno.ENODEV, f"no link {name}")
+        return int(found[0])
+
+
+def _apply_one(sessions: _Sessions, action: Change[KernelObject]) -> None:
+    deleting = action.verb is Verb.DELETE
+    match action.object:
+        case EniLink() as link:
+            ip, index = sessions(""), sessions.index("", link.name)
+            ip.link("set", index=index, mtu=link.mtu, state="up" if link.up else "down")
+        case Veth() as veth:
+            _apply_veth(sessions, action.verb, veth)
+        case PodLink() as link:
+            _apply_pod_link(sessions, link, deleting=deleting)
+        case LinkAddress() as address:
+            _apply_address(sessions, action.verb, address)
+        case Neighbour() as neighbour:
+            sessions(neighbour.netns).neigh(
+                "delete" if deleting else "replace",
+                dst=str(neighbour.address),
+                lladdr=neighbour.mac,
+                ifindex=sessions.index(neighbour.netns, neighbour.device),
+                state=NUD_PERMANENT,
+            )
+        case Route() as route:
+            _apply_route(sessions, route, deleting=deleting)
+        case Rule() as rule:
+            _apply_rule(sessions, rule, deleting=deleting)
+
+
+def _apply_veth(sessions: _Sessions, verb: Verb, veth: Veth) -> None:
+    ip = sessions("")
+    if verb is Verb.DELETE:
+        ip.link("delete", index=sessions.index("", veth.name))
+        return
+    if verb is Verb.CREATE:
+        # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
+        fd = os.open(veth.pod_netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            peer = {
+                "ifname": veth.pod_name,
+                "address": veth.pod_mac,
+                "mtu": veth.mtu,
+                "net_ns_fd": fd,
+            }
+            ip.link(
+                "add", ifname=veth.name, kind="veth", address=veth.mac, mtu=veth.mtu, peer=peer
+            )
+        finally:
+            os.close(fd)
+    ip.link(
+        "set",
+        index=sessions.index("", veth.name),
+        address=veth.mac,
+        mtu=veth.mtu,
+        ifalias=veth.alias,
+        state="up" if veth.up else "down",
+    )
+
+
+def _apply_pod_link(sessions: _Sessions, link: PodLink, *, deleting: bool) -> None:
+    ip, index = sessions(link.netns), sessions.index(link.netns, link.name)
+    if deleting:
+        ip.link("delete", index=index)
+        return
+    ip.link(
+        "set", index=index, address=link.mac, mtu=link.mtu, state="up" if link.up else "down"
+    )
+
+
+def _apply_address(sessions: _Sessions, verb: Verb, address: LinkAddress) -> None:
+    ip, index = sessions(address.netns), sessions.index(address.netns, address.device)
+    what = {"address": str(address.address), "prefixlen": address.prefix_length}
+    if verb is not Verb.CREATE:
+        # The kernel does not change IFA_F_NOPREFIXROUTE of an IPv4 address in place.
+        ip.addr("delete", index=index, **what)
+    if verb is not Verb.DELETE:
+        flags = 0 if address.connected_route else IFA_F_NOPREFIXROUTE
+        ip.addr("add", index=index, flags=flags, **what)
+
+
+def _apply_route(sessions: _Sessions, route: Route, *, deleting: bool) -> None:
+    words: dict[str, Any] = {
+        "dst": str(route.destination),
+        "table": route.table,
+        "proto": route.protocol,
+        "family": AF[_family_name(route.destination.version)],
+    }
+    if route.metric:
+        words["priority"] = route.metric
+    if deleting:
+        sessions(route.netns).route("delete", **words)
+        return
+    words["oif"] = sessions.index(route.netns, route.device)
+    if route.gateway:
+        words["gateway"] = str(route.gateway)
+    words["scope"] = SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
+    sessions(route.netns).route("replace", **words)
+
+
+def _apply_rule(sessions: _Sessions, rule: Rule, *, deleting: bool) -> None:
+    words: dict[str, Any] = {
+        "priority": rule.priority,
+        "table": rule.table,
+        "protocol": rule.protocol,
+        "family": AF[rule.family],
+    }
+    if rule.mark is not None:
+        words |= {"fwmark": rule.mark, "fwmask": rule.mask}
+    if rule.source is not None:
+        words |= {"src": str(rule.source.network_address), "src_len": rule.source.prefixlen}
+    try:
+        sessions("").rule("delete" if deleting else "add", **words)
+    except NetlinkError as error:
+        if deleting or error.code != errno.EEXIST:
+            raise
+
+
+def _observe_pod(ip: IPRoute, path: str) -> set[KernelObject]:
+    objects: set[KernelObject] = set()
+    names: dict[int, str] = {}
+    for message in _dump(ip.get_links, f"links of {path}"):
+        name = message.get("ifname")
+        names[message["index"]] = name
+        if name != "lo":
+            objects.add(
+                PodLink(path, name, message.get("address"), message.get("mtu"), _is_up(message))
+            )
+    for message in _dump(ip.get_addr, f"addresses of {path}"):
+        address = _decode_address(message, path, names)
+        if address.device != "lo" and not address.address.is_link_local:
+            objects.add(address)
+    for message in _dump(ip.get_routes, f"routes of {path}"):
+        route = _decode_route(message, path, names)
+        if route and route.table == MAIN_TABLE:
+            objects.add(route)
+    for message in _dump(ip.get_neighbours, f"neighbours of {path}"):
+        if message["state"] & NUD_PERMANENT and message.get("lladdr"):
+            address = ip_address(message.get("dst"))
+            if not address.is_multicast:
+                objects.add(
+                    Neighbour(path, names[message["ifindex"]], address, message.get("lladdr"))
+                )
+    return objects
+
+
+def _decode_link(message: Message, veths: set[str]) -> Link | None:
+    name, alias = message.get("ifname"), message.get("ifalias") or ""
+    mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
+    if alias.startswith(f"{ALIAS}:") or name in veths:
+        return Veth(name, mac, mtu, alias, up)
+    if not mac or name == "lo" or _link_kind(message) in STACKED:
+        return None
+    return EniLink(mac, name, mtu, up)
+
+
+def _decode_address(message: Message, path: str, names: dict[int, str]) -> LinkAddress:
+    address: IpAddress = ip_address(message.get("local") or message.get("address"))
+    flags = message.get("flags") or 0
+    return LinkAddress(
+        netns=path,
+        device=names.get(message["index"], ""),
+        address=address,
+        prefix_length=message["prefixlen"],
+        connected_route=not flags & IFA_F_NOPREFIXROUTE,
+    )
+
+
+def _decode_route(message: Message, path: str, names: dict[int, str]) -> Route | None:
+    """Return the route; None for those the kernel keeps for itself (local, broadcast, ...)."""
+    if message["type"] != RTN_UNICAST and message["proto"] != PROTOCOL:
+        return None
+    family = FAMILIES["ipv4" if message["family"] == AF["ipv4"] else "ipv6"]
+    destination = message.get("dst")
+    gateway = message.get("gateway")
+    return Route(
+        netns=path,
+        table=message.get("table"),
+        destination=ip_network((destination, message["dst_len"]))
+        if destination
+        else family.everything,
+        device=names.get(message.get("oif") or 0, ""),
+        gateway=ip_address(gateway) if gateway else None,
+        metric=message.get("priority") or 0,
+        protocol=message["proto"],
+    )
+
+
+def _decode_rule(message: Message, family: str) -> Rule:
+    source = message.get("src")
+    mark = message.get("fwmark")
+    others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in KNOWN_RULE_FIELDS)
+    if message["action"] != FR_ACT_TO_TBL:
+        others.append(f"action={message['action']}")
+    return Rule(
+        family=family,
+        priority=message.get("priority") or 0,
+        table=message.get("table"),
+        mark=mark,
+        mask=(message.get("fwmask") or 0) if mark is not None else 0,
+        source=ip_network((source, message["src_len"])) if source else None,
+        protocol=message.get("protocol") or 0,
+        extra=",".join(others),
+    )
+
+
+def _is_up(message: Message) -> bool:
+    return bool(message["flags"] & IFF_UP)
+
+
+def _link_kind(message: Message) -> str:
+    return message.get(("linkinfo", "kind")) or ""
+
+
+def _family_name(version: int) -> str:
+    return "ipv4" if version == 4 else "ipv6"
+
+
+def _dump(read: Callable[[], Iterable[Message]], what: str) -> list[Message]:
+    """Read a whole table, again if the kernel says that it changed meanwhile."""
+    for _ in range(DUMP_ATTEMPTS):
+        try:
+            return list(read())
+        except NetlinkDumpInterrupted:
+            continue
+        except NetlinkError as error:
+            raise ObserveError(what, f"netlink error {error.code}") from error
+    raise ObserveError(what, f"the table changed during each of {DUMP_ATTEMPTS} dumps")
+
+
+@contextmanager
+def _host() -> Iterator[IPRoute]:
+    ip = IPRoute()
+    try:
+        yield ip
+    finally:
+        ip.close()
+
+
+@contextmanager
+def _inside(path: str) -> Iterator[IPRoute]:
+    ip = _open_inside(path)
+    try:
+        yield ip
+    finally:
+        ip.close()
+
+
+def _open_inside(path: str) -> IPRoute:
+    """Open a netlink socket in the namespace at ``path``; the thread is back home afterwards.
+
+    Raises:
+        FileNotFoundError: there is no such namespace.
+    """
+    target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        netns.setns(target)
+        try:
+            return IPRoute()
+        finally:
+            netns.setns(home)
+    except OSError as error:
+        # A path whose namespace is gone is an ordinary empty file: setns answers EINVAL.
+        if error.errno == errno.EINVAL:
+            raise FileNotFoundError(errno.ENOENT, "not a network namespace", path) from error
+        raise
+    finally:
+        os.close(target)
+        os.close(home)

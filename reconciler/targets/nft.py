@@ -1,0 +1,230 @@
+"""nftables through libnftables' JSON binding: the door to ``nftables``.
+
+One transaction per plan. Only our own table is ever listed: other owners' tables may hold
+expressions this libnftables cannot print.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import nftables
+
+from reconciler.core.datapath import TABLE, IpAddress
+from reconciler.core.plan import Change, Verb
+from reconciler.domains.nat import (
+    NftChain,
+    NftElement,
+    NftObject,
+    NftSet,
+    NftTable,
+    as_network,
+    canonical,
+)
+from reconciler.errors import ApplyError, ObserveError
+
+Json = dict[str, Any]
+
+
+class Nft:
+    """Our table in the network namespace this object was made in.
+
+    libnftables opens its netlink socket when the context is made, and a socket belongs to its
+    namespace for life.
+    """
+
+    def __init__(self) -> None:
+        self._nft = nftables.Nftables()
+        self._nft.set_json_output(True)
+        self._nft.set_handle_output(False)
+
+    def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
+        """List our table; the empty set if there is none.
+
+        Raises:
+            ObserveError: libnftables refused, or listed what we cannot parse.
+        """
+        del desired  # the whole table is always looked at
+        tables = self._list("list tables inet")
+        if not any(entry.get("table", {}).get("name") == TABLE for entry in tables):
+            return frozenset()
+        try:
+            return decode(self._list(f"list table inet {TABLE}"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ObserveError(f"nftables table {TABLE}", f"unexpected listing: {error!r}") from error
+
+    def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
+        """Commit all actions as one transaction: all of them happen, or none."""
+        commands = encode(actions)
+        code, _, error = self._nft.json_cmd({"nftables": commands})
+        if code == 0:
+            return ()
+        why = str(error).strip()[:256]
+        return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
+
+    def _list(self, command: str) -> list[Json]:
+        code, output, error = self._nft.cmd(command)
+        if code != 0:
+            raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
+        listing: list[Json] = json.loads(output)["nftables"] if output else []
+        return listing
+
+
+def encode(actions: Sequence[Change[NftObject]]) -> list[Json]:
+    """Return the transaction, in the order the kernel's references demand.
+
+    Rules name sets and chains, map elements name chains. So: unhook first (rules and elements
+    away), then define, then fill, then connect, and only then drop what nothing names any more.
+    """
+    unhook: list[Json] = []
+    define: list[Json] = [{"add": {"table": {"family": "inet", "name": TABLE}}}]
+    fill: list[Json] = []
+    connect: list[Json] = []
+    drop: list[Json] = []
+    for action in actions:
+        obj, verb = action.object, action.verb
+        match obj, verb:
+            case NftTable(), Verb.DELETE:
+                # "add" first, so that deleting a table that is already gone is no error.
+                unhook += [{"add": _table()}, {"delete": _table()}]
+            case NftTable(), _:
+                define.append({"add": _table()})
+            case NftChain(), Verb.DELETE:
+                unhook.append({"flush": {"chain": _named(obj.name)}})
+                drop.append({"delete": {"chain": _named(obj.name)}})
+            case NftChain(), _:
+                define.append({"add": {"chain": _chain(obj)}})
+                if verb is Verb.UPDATE:
+                    unhook.append({"flush": {"chain": _named(obj.name)}})
+                connect += [{"add": {"rule": _rule(obj.name, text)}} for text in obj.rules]
+            case NftSet(), Verb.DELETE:
+                drop.append({"delete": {_noun(obj): _named(obj.name)}})
+            case NftSet(), _:
+                define.append({"add": {_noun(obj): _set(obj)}})
+            case NftElement(), Verb.DELETE:
+                unhook.append({"delete": {"element": _element(obj)}})
+            case NftElement(), _:
+                if isinstance(action.was, NftElement):
+                    unhook.append({"delete": {"element": _element(action.was)}})
+                fill.append({"add": {"element": _element(obj)}})
+    return _joined(unhook + define + fill + connect + drop)
+
+
+def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
+    """Return the objects of a listing of our table."""
+    objects: set[NftObject] = set()
+    chains: dict[str, Json] = {}
+    rules: dict[str, list[str]] = {}
+    for entry in listing:
+        match entry:
+            case {"table": {"name": str(name)}}:
+                objects.add(NftTable(name))
+            case {"chain": chain}:
+                chains[chain["name"]] = chain
+            case {"rule": rule}:
+                rules.setdefault(rule["chain"], []).append(canonical(rule["expr"]))
+            case {"set": body} | {"map": body}:
+                objects |= _decode_set(body)
+    for name, chain in chains.items():
+        objects.add(
+            NftChain(
+                name,
+                tuple(rules.get(name, ())),
+                chain.get("type", ""),
+                chain.get("hook", ""),
+                chain.get("prio", 0),
+            )
+        )
+    return frozenset(objects)
+
+
+def _decode_set(body: Json) -> set[NftObject]:
+    name = body["name"]
+    flags = body.get("flags", [])
+    # A single flag is listed as a plain word by newer releases of libnftables.
+    interval = "interval" in ([flags] if isinstance(flags, str) else flags)
+    objects: set[NftObject] = {
+        NftSet(name, body["type"], interval=interval, verdicts=body.get("map") == "verdict")
+    }
+    for element in body.get("elem", []):
+        match element:
+            case [value, {"goto": {"target": str(goto)}}]:
+                first, last = _decode_range(value)
+                objects.add(NftElement(name, first, last, goto))
+            case _:
+                first, last = _decode_range(element)
+                objects.add(NftElement(name, first, last))
+    return objects
+
+
+def _decode_range(value: Any) -> tuple[IpAddress, IpAddress]:
+    match value:
+        case str():
+            return ip_address(value), ip_address(value)
+        case {"prefix": {"addr": addr, "len": length}}:
+            network = ip_network((addr, length))
+            return network.network_address, network.broadcast_address
+        case {"range": [first, last]}:
+            return ip_address(first), ip_address(last)
+        case _:
+            raise ValueError(f"element {value!r}")
+
+
+def _joined(commands: list[Json]) -> list[Json]:
+    """Join neighbouring commands on elements of one set into one: the kernel's cost is per batch."""
+    joined: list[Json] = []
+    for command in commands:
+        ((verb, body),) = command.items()
+        previous = joined[-1].get(verb, {}) if joined else {}
+        if "element" in body and previous.get("element", {}).get("name") == body["element"]["name"]:
+            previous["element"]["elem"] += body["element"]["elem"]
+        else:
+            joined.append(command)
+    return joined
+
+
+def _table() -> Json:
+    return {"table": {"family": "inet", "name": TABLE}}
+
+
+def _named(name: str) -> Json:
+    return {"family": "inet", "table": TABLE, "name": name}
+
+
+def _noun(obj: NftSet) -> str:
+    return "map" if obj.verdicts else "set"
+
+
+def _chain(obj: NftChain) -> Json:
+    if not obj.hook:
+        return _named(obj.name)
+    hook = {"type": obj.type, "hook": obj.hook, "prio": obj.priority, "policy": "accept"}
+    return _named(obj.name) | hook
+
+
+def _set(obj: NftSet) -> Json:
+    body = _named(obj.name) | {"type": obj.type}
+    if obj.interval:
+        body["flags"] = ["interval"]
+    if obj.verdicts:
+        body["map"] = "verdict"
+    return body
+
+
+def _rule(chain: str, text: str) -> Json:
+    return {"family": "inet", "table": TABLE, "chain": chain, "expr": json.loads(text)}
+
+
+def _element(obj: NftElement) -> Json:
+    value: Any
+    if obj.first == obj.last:
+        value = str(obj.first)
+    elif network := as_network(obj.first, obj.last):
+        value = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+    else:
+        value = {"range": [str(obj.first), str(obj.last)]}
+    entry = [value, {"goto": {"target": obj.goto}}] if obj.goto else value
+    return _named(obj.set) | {"elem": [entry]}

@@ -1,0 +1,252 @@
+"""The state directory: intents, attachments and cooling addresses, one JSON file each.
+
+Written as temporary file, fsync, rename, fsync of the directory, so that a record is there whole
+or not at all. ``/run`` is the right place: a reboot ends every pod, so it should end every intent.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reconciler.core.attachment import (
+    Attachment,
+    AttachmentKey,
+    Cooling,
+    Intent,
+    IntentState,
+)
+from reconciler.core.plan import Change, Verb
+from reconciler.domains.attachment import Records
+from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
+
+DEFAULT = Path("/run/node-network")
+"""Where the CNI executable looks as well, unless its configuration says otherwise."""
+
+VERSION = 1
+"""Schema of the records."""
+
+Record = Intent | Attachment | Cooling
+R = TypeVar("R", Intent, Attachment, Cooling)
+
+
+class StateDirectory:
+    """The records below one directory, and the lock that makes one reconciler its only writer."""
+
+    def __init__(self, root: Path = DEFAULT) -> None:
+        self.root = root
+        self._lock: int | None = None
+
+    @property
+    def intents(self) -> Path:
+        """Directory that the CNI executable writes to."""
+        return self.root / "intents"
+
+    @property
+    def socket(self) -> Path:
+        """Where the reconciler answers the CNI executable and the command line."""
+        return self.root / "node-network.sock"
+
+    def prepare(self) -> None:
+        """Make the directories, readable by root only.
+
+        Raises:
+            StateError: the file system refuses.
+        """
+        try:
+            for kind in ("intents", "attachments", "cooling"):
+                (self.root / kind).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StateError(f"cannot make {self.root}: {error.strerror}; free or remount it") from error
+
+    def lock(self) -> None:
+        """Become this directory's only writer, until the process ends.
+
+        Raises:
+            LockedError: another process is.
+        """
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            os.close(fd)
+            raise LockedError(
+                f"process {holder or '?'} already reconciles this node ({self.root}); it applies "
+                "what differs by itself: use 'node-network diff' or 'node-network status'"
+            ) from error
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        self._lock = fd
+
+    def observe(self, desired: Iterable[object] = ()) -> Records:
+        """Read all records, each kind in key order; a missing directory holds none.
+
+        Raises:
+            ObserveError: a record exists and cannot be read. Nothing is planned then: an address
+                whose witness is unreadable must not be given to somebody else.
+        """
+        del desired
+        return Records(
+            intents=self._load("intents", _parse_intent),
+            attachments=self._load("attachments", _parse_attachment),
+            cooling=self._load("cooling", _parse_cooling),
+        )
+
+    def apply(self, actions: Sequence[Change[Record]]) -> tuple[ApplyError, ...]:
+        """Write and unlink records, in order.
+
+        The first failure stops the rest: later actions rely on the records of earlier ones.
+        """
+        for position, action in enumerate(actions):
+            path = self._path(action.object)
+            try:
+                if action.verb is Verb.DELETE:
+                    path.unlink(missing_ok=True)
+                    _sync_directory(path.parent)
+                else:
+                    write_atomically(path, _encode(action.object))
+            except OSError as error:
+                reason = errno.errorcode.get(error.errno or 0, "OSError")
+                failures = tuple(
+                    ApplyError(str(a), reason, f"{path}: {error.strerror}")
+                    for a in actions[position:]
+                )
+                failures[0].__cause__ = error
+                return failures
+        return ()
+
+    def _load(self, kind: str, parse: Callable[[dict[str, Any]], R]) -> tuple[R, ...]:
+        records = []
+        try:
+            paths = sorted((self.root / kind).glob("*.json"))
+        except OSError as error:
+            raise ObserveError(f"{self.root / kind}", str(error)) from error
+        for path in paths:
+            try:
+                records.append(parse(json.loads(path.read_text())))
+            except FileNotFoundError:
+                continue  # unlinked since the directory was listed
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ObserveError(f"record {path}", f"{type(error).__name__}: {error}") from error
+        return tuple(sorted(records, key=lambda r: r.key))
+
+    def _path(self, record: Record) -> Path:
+        match record:
+            case Intent(key):
+                return self.intents / f"{key.container_id}.{key.ifname}.json"
+            case Attachment(key):
+                return self.root / "attachments" / f"{key.container_id}.{key.ifname}.json"
+            case Cooling(address):
+                return self.root / "cooling" / f"{address}.json"
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file so that a crash leaves the old content or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as f:
+            json.dump(content, f, sort_keys=True)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _encode(record: Record) -> dict[str, Any]:
+    body: dict[str, Any]
+    match record:
+        case Attachment():
+            body = {
+                "containerID": record.key.container_id,
+                "ifname": record.key.ifname,
+                "netns": record.netns,
+                "address": str(record.address),
+                "eniID": record.eni_id,
+                "deviceIndex": record.device_index,
+                "veth": record.veth,
+                "pod": record.pod,
+            }
+        case Cooling():
+            body = {"address": str(record.address), "until": record.until}
+        case Intent():
+            namespace, _, name = record.pod.rpartition("/")
+            body = {
+                "containerID": record.key.container_id,
+                "ifname": record.key.ifname,
+                "state": str(record.state),
+                "netns": record.netns,
+                "netnsInode": record.netns_inode,
+                "podNamespace": namespace,
+                "podName": name,
+            }
+    return {"version": VERSION} | body
+
+
+def _parse_intent(body: dict[str, Any]) -> Intent:
+    _check_version(body)
+    netns, inode = str(body.get("netns", "")), int(body.get("netnsInode", 0))
+    pod = f"{body.get('podNamespace', '')}/{body.get('podName', '')}".strip("/")
+    return Intent(
+        key=_parse_key(body),
+        state=IntentState(body["state"]),
+        netns=netns,
+        netns_inode=inode,
+        netns_alive=_is_alive(netns, inode),
+        pod=pod,
+    )
+
+
+def _parse_attachment(body: dict[str, Any]) -> Attachment:
+    _check_version(body)
+    return Attachment(
+        key=_parse_key(body),
+        netns=str(body["netns"]),
+        address=ip_address(body["address"]),
+        eni_id=str(body["eniID"]),
+        device_index=int(body["deviceIndex"]),
+        veth=str(body["veth"]),
+        pod=str(body.get("pod", "")),
+    )
+
+
+def _parse_cooling(body: dict[str, Any]) -> Cooling:
+    _check_version(body)
+    return Cooling(ip_address(body["address"]), float(body["until"]))
+
+
+def _parse_key(body: dict[str, Any]) -> AttachmentKey:
+    return AttachmentKey(str(body["containerID"]), str(body["ifname"]))
+
+
+def _check_version(body: dict[str, Any]) -> None:
+    if body.get("version") != VERSION:
+        raise ValueError(f"schema version {body.get('version')!r}, this release reads {VERSION}")
+
+
+def _is_alive(netns: str, inode: int) -> bool:
+    """Whether the path still leads to the namespace it led to; a path can be reused."""
+    if not netns:
+        return False
+    try:
+        found = Path(netns).stat().st_ino
+    except OSError:
+        return False
+    return inode in (0, found)

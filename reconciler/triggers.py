@@ -1,0 +1,144 @@
+"""Triggers: hints that something may have changed. They carry no content.
+
+The loop looks for itself; losing every trigger costs latency, never correctness. This is the door
+to ``watchdog``.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+import time
+from pathlib import Path
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+log = logging.getLogger(__name__)
+
+NETLINK_NETFILTER = 12
+NFNLGRP_NFTABLES = 7
+"""Multicast group of nftables changes (linux/netfilter/nfnetlink.h)."""
+
+RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
+"""Links, IPv4 addresses, routes and rules, IPv6 addresses and routes (RTMGRP_* of
+linux/rtnetlink.h). Neighbours are left out: every ARP exchange would wake us."""
+
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
+
+SETTLE_S = 0.02
+"""Seconds a burst of hints is given to end before the loop looks once for all of them."""
+
+
+class Triggers:
+    """What may have changed since the loop last asked."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._marks: dict[str, float] = {}
+
+    def mark(self, what: str) -> None:
+        """Say that ``what`` may have changed: "intent", "kernel", "document", "pool", "stop"."""
+        with self._condition:
+            self._marks[what] = time.monotonic()
+            self._condition.notify_all()
+
+    def forget(self, what: str, *, before: float) -> None:
+        """Drop a hint that is older than a look which has meanwhile been taken.
+
+        Args:
+            what: the hint.
+            before: monotonic seconds at which that look began.
+        """
+        with self._condition:
+            if self._marks.get(what, before) < before:
+                del self._marks[what]
+
+    def wait(self, timeout_s: float) -> frozenset[str]:
+        """Wait for a hint, or for the time to look anyway; return all hints and clear them."""
+        with self._condition:
+            self._condition.wait_for(lambda: bool(self._marks), timeout_s)
+            if self._marks.keys() == {"kernel"}:
+                self._condition.wait(SETTLE_S)
+            marks = frozenset(self._marks)
+            self._marks.clear()
+            return marks
+
+
+class FileWatch:
+    """Marks "document" when anything happens in the document's directory.
+
+    The directory, not the file: a ConfigMap mount changes by swapping the ``..data`` link, and
+    editors replace files by renaming.
+    """
+
+    def __init__(self, document: Path, triggers: Triggers) -> None:
+        self._observer = Observer()
+        self._observer.schedule(_Mark(triggers), str(document.parent), recursive=False)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._observer.start()
+
+    def stop(self) -> None:
+        """End watching."""
+        self._observer.stop()
+        self._observer.join()
+
+
+class _Mark(FileSystemEventHandler):
+    def __init__(self, triggers: Triggers) -> None:
+        self._triggers = triggers
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in {"opened", "closed_no_write"}:
+            self._triggers.mark("document")
+
+
+class KernelWatch:
+    """Marks "kernel" on rtnetlink and nftables notifications of this network namespace."""
+
+    def __init__(self, triggers: Triggers) -> None:
+        self._triggers = triggers
+        self._stop, self._wake = socket.socketpair()
+        self._sockets = [_rtnetlink(), _nftables()]
+        self._thread = threading.Thread(target=self._watch, name="kernel-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End listening."""
+        self._wake.close()
+        self._thread.join()
+        for s in (*self._sockets, self._stop):
+            s.close()
+
+    def _watch(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._stop, *self._sockets], [], [])
+            if self._stop in ready:
+                return
+            for s in ready:
+                try:
+                    s.recv(65536)
+                except OSError as error:
+                    # ENOBUFS: notifications were lost. What we know is the same: look.
+                    log.debug("kernel notifications lost", extra={"error": str(error)})
+            self._triggers.mark("kernel")
+
+
+def _rtnetlink() -> socket.socket:
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    s.bind((0, RTNLGRP))
+    return s
+
+
+def _nftables() -> socket.socket:
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    s.bind((0, 0))
+    s.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+    return s

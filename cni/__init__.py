@@ -1,0 +1,5 @@
+"""The CNI executable: records what a pod asks for, waits, prints what it was given.
+
+It imports ``json``, ``os``, ``socket`` and ``sys`` and nothing of the reconciler: a runtime starts
+it twice per pod, and every import is paid each time.
+"""

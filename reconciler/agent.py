@@ -132,9 +132,11 @@ class Agent:
         with self._changed:
             self._triggers.mark("intent")
             return self._changed.wait_for(
-                lambda: self._latest is not None
-                and self._latest.looked_at >= asked_at
-                and key not in self._present,
+                lambda: (
+                    self._latest is not None
+                    and self._latest.looked_at >= asked_at
+                    and key not in self._present
+                ),
                 budget_s,
             )
 

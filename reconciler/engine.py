@@ -132,9 +132,7 @@ def _converge_target(
     }
 
 
-def _look(
-    target: Target, domains: Sequence[Domain], inputs: Any
-) -> tuple[Outcomes, Plan]:
+def _look(target: Target, domains: Sequence[Domain], inputs: Any) -> tuple[Outcomes, Plan]:
     """One desire, observe, plan over the domains of one target."""
     desired: dict[str, Any] = {}
     outcomes: Outcomes = {}

@@ -80,7 +80,9 @@ class KeyValue(logging.Formatter):
             for key, value in vars(record).items()
             if key not in self._standard
         ]
-        line = " ".join([at.replace("+00:00", "Z"), record.levelname, record.getMessage(), *fields])
+        line = " ".join(
+            [at.replace("+00:00", "Z"), record.levelname, record.getMessage(), *fields]
+        )
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

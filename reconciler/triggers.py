@@ -132,7 +132,9 @@ class KernelWatch:
 
 
 def _rtnetlink() -> socket.socket:
-    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    s = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    )
     s.bind((0, RTNLGRP))
     return s
 

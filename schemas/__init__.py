@@ -1,0 +1,1 @@
+"""The desired-state document: its model, its loader, its generated JSON Schema."""

@@ -101,7 +101,9 @@ def diff(config: Path, state_dir: Path, output: str) -> None:
         outcomes = LocalNode(StateDirectory(state_dir)).diff(document)
     except ReconcilerError as error:
         _fail(error)
-    click.echo(report.as_json(outcomes) if output == "json" else report.as_text(outcomes), nl=False)
+    click.echo(
+        report.as_json(outcomes) if output == "json" else report.as_text(outcomes), nl=False
+    )
     if summary := report.summary(outcomes):
         click.echo(summary, err=True)
     sys.exit(report.exit_code(outcomes))
@@ -188,4 +190,3 @@ def _add_lab(group: click.Group) -> None:
 
 
 _add_lab(main)
-

@@ -84,7 +84,9 @@ def desire(inputs: Inputs) -> Allocation:
 
 def plan(desired: Allocation, observed: Records) -> Plan:
     """Bind what is wanted, release what was given back, end what has cooled."""
-    return _end_cooldowns(desired, observed) + _release(desired, observed) + _bind(desired, observed)
+    return (
+        _end_cooldowns(desired, observed) + _release(desired, observed) + _bind(desired, observed)
+    )
 
 
 def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:

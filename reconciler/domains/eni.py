@@ -185,9 +185,7 @@ def desire(inputs: Inputs) -> Pool:
     warm_pool = inputs.document.warm_pool
     return Pool(
         node=inputs.node,
-        total=pool.target(
-            warm=warm_pool.warm, minimum=warm_pool.minimum, demand=inputs.demand
-        ),
+        total=pool.target(warm=warm_pool.warm, minimum=warm_pool.minimum, demand=inputs.demand),
         max_enis=inputs.document.eni.max,
         tags=tuple(sorted(dict(inputs.document.eni.tags).items())),
     )
@@ -204,9 +202,7 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
     for eni in ours:
         if eni.status == "available" and room_for_enis > 0:
             reason = "ours, but attached to nothing: its creation was interrupted"
-            finish.append(
-                AttachEni(desired.node.instance_id, eni.eni_id, indices.pop(0), reason)
-            )
+            finish.append(AttachEni(desired.node.instance_id, eni.eni_id, indices.pop(0), reason))
             room_for_enis -= 1
         elif not eni.delete_on_termination and eni.attachment_id and eni.device_index:
             reason = "would outlive the instance"

@@ -280,9 +280,7 @@ def _node_port(link: str) -> NftChain:
         _match({"ct": {"key": "state"}}, "new", op="in"),
         _mark_connection(),
     ]
-    return NftChain(
-        "node_port", (canonical(rule),), "filter", "prerouting", NODE_PORT_PRIORITY
-    )
+    return NftChain("node_port", (canonical(rule),), "filter", "prerouting", NODE_PORT_PRIORITY)
 
 
 def _snat_mark(families: list[Family]) -> NftChain:

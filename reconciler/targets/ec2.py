@@ -85,7 +85,9 @@ class Ec2:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             message = error.response["Error"].get("Message", "")
-            raise ObserveError("EC2", f"{error.operation_name}: {code}: {message[:256]}") from error
+            raise ObserveError(
+                "EC2", f"{error.operation_name}: {code}: {message[:256]}"
+            ) from error
         except BotoCoreError as error:
             raise ObserveError("EC2", f"{type(error).__name__}: {error}") from error
         enis = [_decode(i, subnets[i["SubnetId"]][0], self._instance_id) for i in interfaces]

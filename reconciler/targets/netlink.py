@@ -237,9 +237,7 @@ def _apply_pod_link(sessions: _Sessions, link: PodLink, *, deleting: bool) -> No
     if deleting:
         ip.link("delete", index=index)
         return
-    ip.link(
-        "set", index=index, address=link.mac, mtu=link.mtu, state="up" if link.up else "down"
-    )
+    ip.link("set", index=index, address=link.mac, mtu=link.mtu, state="up" if link.up else "down")
 
 
 def _apply_address(sessions: _Sessions, verb: Verb, address: LinkAddress) -> None:

@@ -54,7 +54,9 @@ class Nft:
         try:
             return decode(self._list(f"list table inet {TABLE}"))
         except (KeyError, TypeError, ValueError) as error:
-            raise ObserveError(f"nftables table {TABLE}", f"unexpected listing: {error!r}") from error
+            raise ObserveError(
+                f"nftables table {TABLE}", f"unexpected listing: {error!r}"
+            ) from error
 
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
@@ -179,7 +181,10 @@ def _joined(commands: list[Json]) -> list[Json]:
     for command in commands:
         ((verb, body),) = command.items()
         previous = joined[-1].get(verb, {}) if joined else {}
-        if "element" in body and previous.get("element", {}).get("name") == body["element"]["name"]:
+        if (
+            "element" in body
+            and previous.get("element", {}).get("name") == body["element"]["name"]
+        ):
             previous["element"]["elem"] += body["element"]["elem"]
         else:
             joined.append(command)

@@ -63,7 +63,9 @@ class StateDirectory:
             for kind in ("intents", "attachments", "cooling"):
                 (self.root / kind).mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise StateError(f"cannot make {self.root}: {error.strerror}; free or remount it") from error
+            raise StateError(
+                f"cannot make {self.root}: {error.strerror}; free or remount it"
+            ) from error
 
     def lock(self) -> None:
         """Become this directory's only writer, until the process ends.

@@ -1,0 +1,247 @@
+"""Reading the document: the door to PyYAML.
+
+YAML 1.1 turns ``no`` into a boolean and ``010`` into eight. Whoever writes such a value meant
+something else, so it is an error here, with what to write instead. Anchors, aliases and merge
+keys are refused: a document that an operator reads in an incident should say what it means where
+it says it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from schemas.document import NodeNetwork
+
+Path = tuple[str | int, ...]
+
+MAX_BYTES = 1 << 20
+"""Kubernetes refuses ConfigMaps larger than this."""
+
+_PLAIN_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_WORDS_FOR_BOOL = {"true", "false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        line, column: counted from 1, where the value, or for an unknown key the key, begins.
+        path: keys from the top, joined with dots.
+    """
+
+    source: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.source}:{self.line}:{self.column}: "
+        return f"{where}{self.path}: {self.message}" if self.path else where + self.message
+
+
+class DocumentError(Exception):
+    """The document is invalid; a person must edit it. Carries every problem, in file order."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def load(text: str, source: str) -> NodeNetwork:
+    """Parse and validate a document whole.
+
+    Args:
+        text: the YAML.
+        source: what to call it in errors; usually the file's path.
+
+    Raises:
+        DocumentError: it is invalid; all problems at once.
+    """
+    root = _parse(text, source)
+    reading = _Reading(source)
+    value = reading.value(root, ())
+    if reading.problems:
+        raise DocumentError(_ordered(reading.problems))
+    if not isinstance(value, dict):
+        raise DocumentError((Problem(source, 1, 1, "", "the document is no mapping of keys"),))
+    try:
+        return NodeNetwork.model_validate(value)
+    except ValidationError as error:
+        problems = [reading.problem(e) for e in error.errors()]
+        raise DocumentError(_ordered(problems)) from error
+
+
+def dump(document: NodeNetwork) -> str:
+    """Write a document in its normal form: every value spelt out, CIDRs and durations canonical."""
+    return yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False)
+
+
+def _parse(text: str, source: str) -> yaml.Node:
+    if len(text) > MAX_BYTES:
+        raise DocumentError((Problem(source, 1, 1, "", f"larger than {MAX_BYTES} bytes"),))
+    try:
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
+                message = "anchors and aliases are not supported; write the value out"
+                raise DocumentError((_at(source, token.start_mark, message),))
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = f"not YAML: {error.problem or error.context}"
+        raise DocumentError((_at(source, mark, message),)) from error
+    except yaml.YAMLError as error:
+        message = f"not YAML: {' '.join(str(error).split())}"
+        raise DocumentError((Problem(source, 1, 1, "", message),)) from error
+    if root is None:
+        raise DocumentError((Problem(source, 1, 1, "", "the document is empty"),))
+    return root
+
+
+class _Reading:
+    """Turns nodes into plain values and remembers where each stood."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.places: dict[Path, yaml.Mark] = {}
+        self.keys: dict[Path, yaml.Mark] = {}
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        self.places[path] = node.start_mark
+        if isinstance(node, yaml.MappingNode):
+            return dict(self._pairs(node, path))
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*path, i)) for i, child in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def problem(self, error: Any) -> Problem:
+        """Say in the document's terms what pydantic found."""
+        path = _document_path(error["loc"], self.places, self.keys)
+        message = error["msg"].removeprefix("Value error, ")
+        named = re.match(r"([A-Za-z.]+): ", message)
+        if error["type"] == "value_error" and named:
+            deeper = (*path, *named[1].split("."))
+            if deeper in self.places or not path:
+                path, message = deeper, message[named.end() :]
+        mark = self.places.get(path) or self._nearest(path)
+        if error["type"] == "extra_forbidden":
+            mark = self.keys.get(path, mark)
+            message = f"unknown key{_suggest(path)}"
+        elif error["type"] == "missing":
+            message = "missing; it is required"
+        return self._at(mark, _dotted(path), message)
+
+    def _nearest(self, path: Path) -> yaml.Mark | None:
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path)
+
+    def _pairs(self, node: yaml.MappingNode, path: Path) -> Iterator[tuple[str, Any]]:
+        seen: dict[str, yaml.Mark] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if (
+                not isinstance(key_node, yaml.ScalarNode)
+                or key_node.tag != "tag:yaml.org,2002:str"
+            ):
+                message = f"a key must be text; put {key!r} in quotes"
+                self.problems.append(self._at(key_node.start_mark, _dotted(path), message))
+                continue
+            if key in seen:
+                message = f"stands twice, first in line {seen[key].line + 1}; remove one"
+                where = _dotted((*path, key))
+                self.problems.append(self._at(key_node.start_mark, where, message))
+            seen[key] = key_node.start_mark
+            self.keys[(*path, key)] = key_node.start_mark
+            yield key, self.value(value_node, (*path, key))
+
+    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+        text: str = node.value
+        kind = node.tag.rpartition(":")[2]
+        surprise = ""
+        if kind == "bool" and text.lower() not in _WORDS_FOR_BOOL:
+            surprise = f"YAML reads {text} as a boolean; put it in quotes, or write true or false"
+        elif kind == "int" and not _PLAIN_INT.fullmatch(text):
+            surprise = (
+                f"YAML reads {text} as the number {_as_int(node)}; write plain digits or quotes"
+            )
+        elif kind in {"float", "timestamp", "binary", "value", "merge"}:
+            surprise = f"YAML reads {text} as a {kind}; nothing here is one; put it in quotes"
+        elif kind not in {"bool", "int", "null", "str"}:
+            surprise = f"the tag {node.tag} is not supported"
+        if surprise:
+            self.problems.append(self._at(node.start_mark, _dotted(path), surprise))
+            return None
+        match kind:
+            case "bool":
+                return text.lower() == "true"
+            case "int":
+                return int(text)
+            case "null":
+                return None
+            case _:
+                return text
+
+    def _at(self, mark: yaml.Mark | None, path: str, message: str) -> Problem:
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        return Problem(self.source, line, column, path, message)
+
+
+def _document_path(
+    loc: tuple[Any, ...], places: dict[Path, yaml.Mark], keys: dict[Path, yaml.Mark]
+) -> Path:
+    """Keep what of pydantic's location is in the document: it adds names of types and branches."""
+    path: Path = ()
+    for part in loc:
+        if (*path, part) in places or (*path, part) in keys:
+            path = (*path, part)
+        elif part == loc[-1] and len(loc) - 1 == len(path):
+            path = (*path, part)
+    return path
+
+
+def _suggest(path: Path) -> str:
+    """Name the key that was probably meant."""
+    model: type[BaseModel] | None = NodeNetwork
+    for part in path[:-1]:
+        field = next((f for f in model.model_fields.values() if f.alias == part), None)
+        annotation = field.annotation if field else None
+        is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation if is_model else None
+        if model is None:
+            return ""
+    known = [str(f.alias) for f in model.model_fields.values()]
+    close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _as_int(node: yaml.Node) -> str:
+    try:
+        return str(yaml.safe_load(node.value))
+    except (yaml.YAMLError, ValueError):
+        return "?"
+
+
+def _dotted(path: Path) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _at(source: str, mark: yaml.Mark | None, message: str) -> Problem:
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    return Problem(source, line, column, "", message)
+
+
+def _ordered(problems: list[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(set(problems), key=lambda p: (p.line, p.column, p.path, p.message)))

@@ -1,0 +1,98 @@
+"""``node-network lab``: a VPC on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from lab import lifecycle, netns
+from lab.lifecycle import Lab, LabError
+from lab.topology import INSTANCES
+
+name_option = click.option("--name", default="demo", show_default=True, help="Which lab.")
+parts = click.Choice([i.name for i in INSTANCES] + ["vpc", "peer", "internet"])
+
+
+@click.group()
+def lab() -> None:
+    """A VPC on this machine: EC2, instance metadata and a packet fabric, in namespaces."""
+    if os.geteuid() != 0:
+        _fail("the lab makes network namespaces and needs root; try again with sudo")
+
+
+@lab.command()
+@name_option
+def up(name: str) -> None:
+    """Make a lab."""
+    with Console(stderr=True).status("") as status:
+        try:
+            lifecycle.up(name, lambda step: status.update(f"lab {name}: {step}"))
+        except (LabError, ValueError) as error:
+            _fail(str(error))
+    click.echo(f"lab {name} is up; try: node-network lab exec --name {name} node1 -- ip address")
+
+
+@lab.command()
+@name_option
+@click.option("--all", "everything", is_flag=True, help="All labs of this machine.")
+def down(name: str, *, everything: bool) -> None:
+    """Remove a lab, half-built or crashed ones too."""
+    for each in lifecycle.labs() if everything else [name]:
+        try:
+            existed = lifecycle.down(each)
+        except ValueError as error:
+            _fail(str(error))
+        click.echo(f"lab {each} is {'down' if existed else 'not there'}")
+
+
+@lab.command()
+@name_option
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text")
+def status(name: str, output: str) -> None:
+    """Show instances, their ENIs, and what the fabric dropped."""
+    try:
+        handle = Lab(name)
+        enis, drops = handle.enis(), handle.drops()
+        calls = handle.ask("calls")["calls"]
+    except (LabError, ValueError) as error:
+        _fail(str(error))
+    if output == "json":
+        click.echo(json.dumps({"enis": enis, "drops": drops, "calls": calls}, indent=2))
+        return
+    console = Console()
+    table = Table("instance", "device", "ENI", "status", "primary", "secondaries", box=None)
+    for e in enis:
+        row = (e["instance"], str(e["device"]), e["id"], e["status"], e["primary"])
+        table.add_row(*row, str(len(e["addresses"]) - 1))
+    console.print(table)
+    for flow in drops:
+        console.print(
+            f"dropped {flow['packets']} from {flow['source']} to {flow['destination']} "
+            f"by {flow['eni']}: {flow['reason']}"
+        )
+    console.print("EC2 calls: " + (", ".join(f"{n} {a}" for a, n in calls.items()) or "none"))
+
+
+@lab.command(context_settings={"ignore_unknown_options": True})
+@name_option
+@click.argument("part", type=parts)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec(name: str, part: str, command: tuple[str, ...]) -> None:  # noqa: A001 - the verb
+    """Run a command on a node, with its network and its EC2."""
+    try:
+        handle = Lab(name)
+        netns.enter(netns.path(handle.names.namespace(part)))
+        os.execvpe(command[0], list(command), handle.environment(part))
+    except (LabError, OSError, ValueError) as error:
+        _fail(f"{error}; is lab {name} up?")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(2)

@@ -1,0 +1,203 @@
+"""Labs from outside: up, down, and a handle to ask and to run things in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from lab import netns
+from lab.topology import EC2_ENDPOINT, EC2_PORT, INSTANCES, STATE, Names
+
+START_LIMIT_S = 30.0
+STOP_LIMIT_S = 5.0
+
+PARTS = ("vpc", "peer", "internet", *(i.name for i in INSTANCES))
+
+AMBIENT = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
+"""The caller's own AWS settings have no business in a lab."""
+
+Say = Callable[[str], None]
+
+
+class LabError(Exception):
+    """A lab could not be made, asked or found; says what to do next."""
+
+
+class Lab:
+    """A lab that is up."""
+
+    def __init__(self, name: str) -> None:
+        self.names = Names(name)
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Ask the lab's server.
+
+        Raises:
+            LabError: it does not answer, or refuses.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX) as s:
+                s.settimeout(20)
+                s.connect(str(self.names.control))
+                with s.makefile("rwb") as stream:
+                    stream.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+                    stream.flush()
+                    answer: dict[str, Any] = json.loads(stream.readline())
+        except (OSError, ValueError) as error:
+            raise LabError(
+                f"lab {self.names.lab} does not answer ({error}); is it up? "
+                f"'node-network lab up --name {self.names.lab}'"
+            ) from error
+        if not answer.pop("ok"):
+            raise LabError(f"lab {self.names.lab}: {answer['error']}")
+        return answer
+
+    def drops(self) -> list[dict[str, Any]]:
+        """Return the flows the fabric dropped, with the reason."""
+        flows: list[dict[str, Any]] = self.ask("drops")["flows"]
+        return flows
+
+    def passed(self) -> list[dict[str, Any]]:
+        """Return the flows that left ENIs and passed the source check."""
+        flows: list[dict[str, Any]] = self.ask("passed")["flows"]
+        return flows
+
+    def enis(self, node: str = "") -> list[dict[str, Any]]:
+        """Return ENIs, of one node if it is named, in device order."""
+        enis = [e for e in self.ask("status")["enis"] if not node or e["instance"] == node]
+        return sorted(enis, key=lambda e: (e["instance"], e["device"] or 0))
+
+    def environment(self, node: str) -> dict[str, str]:
+        """Return the environment of a process on a node."""
+        kept = {k: v for k, v in os.environ.items() if k not in AMBIENT}
+        return kept | {
+            "AWS_ENDPOINT_URL_EC2": f"http://{EC2_ENDPOINT}:{EC2_PORT}",
+            "NODE_NETWORK_STATE_DIR": str(self.names.node_state(node)),
+            "NODE_NETWORK_LAB": self.names.lab,
+            "NODE_NETWORK_NODE": node,
+        }
+
+    def command(self, part: str, argv: Sequence[str]) -> list[str]:
+        """Return the command that runs ``argv`` in a part's namespace."""
+        return ["nsenter", f"--net={netns.path(self.names.namespace(part))}", "--", *argv]
+
+    def run(
+        self, node: str, argv: Sequence[str], **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a node to its end."""
+        options = {"capture_output": True, "text": True, "timeout": 120} | options
+        options["env"] = self.environment(node) | options.get("env", {})
+        return subprocess.run(self.command(node, argv), **options)
+
+    def start(self, node: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a command on a node."""
+        options = {"text": True} | options
+        return subprocess.Popen(self.command(node, argv), env=self.environment(node), **options)
+
+
+def up(name: str, say: Say = lambda _: None) -> Lab:
+    """Make a lab. If that fails or is interrupted, nothing of it stays.
+
+    Raises:
+        LabError: one of this name is there, or this one cannot be made.
+    """
+    names = Names(name)
+    if names.state.exists() or netns.names(names.prefix):
+        raise LabError(
+            f"lab {name} is up, or something is left of it; 'node-network lab down --name {name}'"
+        )
+    try:
+        say("namespaces")
+        names.state.mkdir(parents=True, mode=0o700)
+        for part in PARTS:
+            netns.make(names.namespace(part))
+        for instance in INSTANCES:
+            names.node_state(instance.name).mkdir()
+        say("EC2, instance metadata and the fabric")
+        _start_server(names)
+    except BaseException as error:
+        down(name)
+        if isinstance(error, subprocess.CalledProcessError):
+            raise LabError(f"lab {name} cannot be made: {error.stderr or error}") from error
+        if isinstance(error, OSError):
+            raise LabError(f"lab {name} cannot be made: {error}") from error
+        raise
+    return Lab(name)
+
+
+def down(name: str, say: Say = lambda _: None) -> bool:
+    """Remove every trace of a lab, half-built or crashed ones too; False if there was none."""
+    names = Names(name)
+    existed = names.state.exists() or bool(netns.names(names.prefix))
+    say("processes")
+    _end_processes(names)
+    say("namespaces")
+    for namespace in netns.names(names.prefix):
+        netns.remove(namespace)
+    shutil.rmtree(names.state, ignore_errors=True)
+    with suppress(OSError):  # other labs are there, or it is gone already
+        STATE.rmdir()
+    return existed
+
+
+def labs() -> list[str]:
+    """Name the labs of this machine, half-built ones too."""
+    found = {p.name for p in STATE.iterdir()} if STATE.exists() else set()
+    found |= {n.split("-")[1] for n in netns.names("nn-") if n.endswith("-vpc")}
+    return sorted(found)
+
+
+def _start_server(names: Names) -> None:
+    lab = Lab(names.lab)
+    with names.log.open("w") as log:
+        process = subprocess.Popen(
+            lab.command("vpc", [sys.executable, "-m", "lab.server", names.lab]),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=lab.environment("vpc"),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_LIMIT_S
+    while not names.control.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = names.log.read_text()[-2000:]
+            raise LabError(f"the server of lab {names.lab} did not start:\n{tail}")
+        time.sleep(0.02)
+    # Left to init when this process ends; in a test, reaped when the next one starts.
+    process.returncode = 0
+
+
+def _end_processes(names: Names) -> None:
+    """End what lives in the lab's namespaces: politely, then not."""
+    for number, patience_s in ((signal.SIGTERM, STOP_LIMIT_S), (signal.SIGKILL, STOP_LIMIT_S)):
+        for pid in netns.processes(names.prefix):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + patience_s
+        while netns.processes(names.prefix) and time.monotonic() < deadline:
+            _reap()
+            time.sleep(0.02)
+
+
+def _reap() -> None:
+    """Collect children that ended, so that they do not stay as zombies while we live."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

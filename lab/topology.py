@@ -1,0 +1,100 @@
+"""What the lab's VPC looks like, as data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from pathlib import Path
+
+STATE = Path("/run/node-network-lab")
+REGION = "us-east-1"
+VPC_CIDRS = (ip_network("10.0.0.0/16"), ip_network("100.64.0.0/16"))
+EC2_ENDPOINT = ip_address("10.0.0.10")
+EC2_PORT = 8000
+IMDS = ip_address("169.254.169.254")
+PEER_CIDR = ip_network("10.100.0.0/16")
+PEER_HOST = ip_address("10.100.0.10")
+INTERNET_CIDR = ip_network("198.51.100.0/24")
+INTERNET_HOST = ip_address("198.51.100.10")
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """One subnet of the VPC."""
+
+    name: str
+    cidr: IPv4Network
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One instance; its namespace carries its name."""
+
+    name: str
+    type: str
+    subnet: str
+    address: IPv4Address
+
+
+SUBNETS = (
+    Subnet("nodes-a", IPv4Network("10.0.1.0/24"), "us-east-1a"),
+    Subnet("nodes-b", IPv4Network("10.0.2.0/24"), "us-east-1b"),
+    Subnet("tiny", IPv4Network("10.0.8.0/28"), "us-east-1a"),
+    Subnet("hosts", IPv4Network("10.0.9.0/24"), "us-east-1a"),
+    Subnet("pods-a", IPv4Network("100.64.1.0/24"), "us-east-1a"),
+)
+INSTANCES = (
+    Instance("node1", "m5.large", "nodes-a", IPv4Address("10.0.1.10")),
+    Instance("node2", "m5.large", "nodes-b", IPv4Address("10.0.2.10")),
+    Instance("vpchost", "t3.micro", "hosts", IPv4Address("10.0.9.10")),
+)
+NODES = ("node1", "node2")
+
+_NAME = re.compile(r"[a-z0-9]{1,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What things of one lab are called.
+
+    Raises:
+        ValueError: the lab's name is not 1 to 12 lower-case letters and digits.
+    """
+
+    lab: str
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.lab):
+            raise ValueError(
+                f"{self.lab!r}: a lab's name is 1 to 12 lower-case letters and digits"
+            )
+
+    @property
+    def prefix(self) -> str:
+        """Start of every namespace of this lab, and of no other lab's."""
+        return f"nn-{self.lab}-"
+
+    def namespace(self, part: str) -> str:
+        """Name of a part's namespace: vpc, peer, internet, an instance, or pod-<x>."""
+        return f"{self.prefix}{part}"
+
+    @property
+    def state(self) -> Path:
+        """The lab's directory."""
+        return STATE / self.lab
+
+    @property
+    def control(self) -> Path:
+        """The server's control socket."""
+        return self.state / "control.sock"
+
+    @property
+    def log(self) -> Path:
+        """What the server had to say."""
+        return self.state / "server.log"
+
+    def node_state(self, node: str) -> Path:
+        """State directory of a node's reconciler."""
+        return self.state / node

@@ -1,0 +1,73 @@
+"""What EC2 tells the packet world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class EniView:
+    """One ENI as it is at one moment.
+
+    Attributes:
+        status: "available", or the attachment's: attaching, attached, detaching.
+        addresses: all private IPv4 addresses, the primary first.
+        tags: pairs in key order.
+    """
+
+    eni_id: str
+    mac: str
+    subnet_id: str
+    subnet_cidr: IPv4Network
+    vpc_id: str
+    availability_zone: str
+    owner_id: str
+    description: str
+    status: str
+    primary: IPv4Address
+    addresses: tuple[IPv4Address, ...]
+    prefixes: tuple[IPv4Network, ...]
+    ipv6_addresses: tuple[IPv6Address, ...]
+    ipv6_prefixes: tuple[IPv6Network, ...]
+    groups: tuple[str, ...]
+    tags: tuple[tuple[str, str], ...]
+    source_dest_check: bool
+    instance_id: str | None = None
+    device_index: int | None = None
+    attachment_id: str | None = None
+    delete_on_termination: bool = False
+
+    def holds(self, address: IPv4Address) -> bool:
+        """Whether a packet with this source may leave by this ENI."""
+        return address in self.addresses or any(address in p for p in self.prefixes)
+
+
+class Wire(Protocol):
+    """Called with the cloud's lock held, so that packets and EC2 never disagree."""
+
+    def plug(self, eni: EniView) -> None:
+        """Make the link; called before EC2 says "attached"."""
+        ...
+
+    def unplug(self, eni: EniView) -> None:
+        """Remove the link."""
+        ...
+
+    def readdress(self, eni: EniView) -> None:
+        """Addresses, prefixes or the source check of an attached ENI have changed."""
+        ...
+
+
+class NoWire:
+    """No packet world: for tests of EC2 alone."""
+
+    def plug(self, eni: EniView) -> None:
+        """Do nothing."""
+
+    def unplug(self, eni: EniView) -> None:
+        """Do nothing."""
+
+    def readdress(self, eni: EniView) -> None:
+        """Do nothing."""

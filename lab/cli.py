@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from lab import demo as story
 from lab import lifecycle, netns
 from lab.lifecycle import Lab, LabError
 from lab.topology import INSTANCES
@@ -77,6 +79,21 @@ def status(name: str, output: str) -> None:
             f"by {flow['eni']}: {flow['reason']}"
         )
     console.print("EC2 calls: " + (", ".join(f"{n} {a}" for a, n in calls.items()) or "none"))
+
+
+@lab.command()
+@click.option("--name", default="story", show_default=True, help="Which lab to make for it.")
+@click.option(
+    "-f",
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("config/node-network.yaml"),
+    show_default=True,
+    help="The document to converge to.",
+)
+def demo(name: str, config: Path) -> None:
+    """Show what node-network does, on a lab of its own, and check every claim."""
+    sys.exit(story.run(name, config))
 
 
 @lab.command(context_settings={"ignore_unknown_options": True})

@@ -42,9 +42,10 @@ class Route:
 
     @property
     def key(self) -> Key:
-        """Namespace, table, family, network, length, metric."""
+        """Namespace, table, family, length, network, metric."""
         d = self.destination
-        network = (d.version, int(d.network_address), d.prefixlen)
+        # Longest first: a gateway must be reachable before a route may name it.
+        network = (d.version, -d.prefixlen, int(d.network_address))
         return (self.netns, self.table, *network, self.metric)
 
     def command(self, verb: Verb) -> str:

@@ -127,7 +127,7 @@ def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
             case {"chain": chain}:
                 chains[chain["name"]] = chain
             case {"rule": rule}:
-                rules.setdefault(rule["chain"], []).append(canonical(rule["expr"]))
+                rules.setdefault(rule["chain"], []).append(canonical(_normal(rule["expr"])))
             case {"set": body} | {"map": body}:
                 objects |= _decode_set(body)
     for name, chain in chains.items():
@@ -141,6 +141,23 @@ def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
             )
         )
     return frozenset(objects)
+
+
+def _normal(value: Any) -> Any:
+    """Undo the one liberty that listings take.
+
+    The kernel keeps ``(x & mask) ^ bits``. To print it as ``(x & m) | bits``, some releases list
+    ``m`` with the bits that are or-ed anyway (nftables 1.0.6), some without.
+    """
+    match value:
+        case {"|": [{"&": [operand, int(mask)]}, int(bits)]}:
+            return {"|": [{"&": [_normal(operand), mask & ~bits]}, bits]}
+        case dict():
+            return {key: _normal(inner) for key, inner in value.items()}
+        case list():
+            return [_normal(inner) for inner in value]
+        case _:
+            return value
 
 
 def _decode_set(body: Json) -> set[NftObject]:

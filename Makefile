@@ -1,0 +1,43 @@
+# Two commands for everybody: `make demo` and `make test`. Both set up what they need.
+# Needs root: Debian packages, network namespaces, nftables. Says so if it is missing.
+
+SHELL  := /bin/bash
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+WORKERS ?= 2
+
+.PHONY: help demo test lint format bench schema clean setup
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(STAMP) ## show the main job on a VPC made of namespaces, and check every claim
+	@$(BIN)/node-network lab demo
+
+test: $(STAMP) ## run all tests
+	@$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP) ## lint, format and type checks
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## format and fix what can be fixed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure, and write benchmarks/results.md
+	@$(BIN)/python -m benchmarks
+
+schema: $(STAMP) ## generate the JSON Schema from the models
+	@$(BIN)/python -m schemas
+
+setup: $(STAMP) ## Debian packages and the virtual environment, if they are missing
+
+$(STAMP): requirements.txt pyproject.toml setup.sh
+	@./setup.sh $(VENV)
+	@touch $@
+
+clean: ## remove what setup made
+	@rm -rf $(VENV) *.egg-info build

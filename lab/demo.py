@@ -1,0 +1,306 @@
+"""The story of ``make demo``: every claim is checked, and the first that fails ends it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lab import lifecycle, netns, pod
+from lab.lifecycle import Lab
+from lab.pod import Pod
+from lab.topology import INTERNET_HOST, NODES, PEER_CIDR, PEER_HOST
+from lab.traffic import Receiver, Seen, Stream, probe
+from reconciler.cli.ask import ask
+
+PODS = 20
+NODE_ADDRESS = {"node1": "10.0.1.10", "node2": "10.0.2.10"}
+VPC_HOST = "10.0.9.10"
+CONVERGE_LIMIT_S = 60.0
+NOTICE_LIMIT_S = 15.0
+PLAIN_WIDTH = 160
+"""Columns when the output is no terminal, where rich would assume 80."""
+
+
+class ClaimError(Exception):
+    """Something the demo says is not so."""
+
+
+class Demo:
+    """One run of the story."""
+
+    def __init__(self, name: str, config: Path, console: Console) -> None:
+        self._name = name
+        self._console = console
+        self._config_source = config
+        self._pods: list[Pod] = []
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def run(self) -> None:
+        """Tell the story.
+
+        Raises:
+            ClaimError: a claim failed.
+        """
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="node-network-demo-") as directory:
+            self._config = Path(directory) / "node-network.yaml"
+            shutil.copy(self._config_source, self._config)
+            try:
+                with self._step("1 a VPC on this machine, and a document that differs from it"):
+                    self._lab = lifecycle.up(self._name)
+                    self._converge()
+                with self._step(f"2 {PODS} pods through the CNI executable"):
+                    self._start_pods()
+                with self._receivers():
+                    with self._step("3 who sees which address, and by which ENI it left"):
+                        self._show_traffic(peer_sees_pods=False)
+                    with self._step(f"4 {PEER_CIDR} into snat.excludeCIDRs, while TCP is open"):
+                        self._exclude_peer()
+                        self._show_traffic(peer_sees_pods=True)
+                    with self._step("5 somebody else breaks it"):
+                        self._break_and_watch()
+                with self._step("6 everything away"):
+                    self._end_pods()
+            finally:
+                self._stop_reconcilers()
+                lifecycle.down(self._name)
+        self._claim(not netns.names(f"nn-{self._name}-"), "no namespace is left")
+        self._console.print(f"\n[bold green]All claims held[/] in {time.monotonic() - started:.0f} s.")
+
+    # -- 1 --------------------------------------------------------------------------------
+
+    def _converge(self) -> None:
+        before = self._diff("node1")
+        self._claim(before.returncode == 1, "before: diff exits 1")
+        lines = before.stdout.splitlines()
+        self._console.print(f"  node-network diff: {before.stderr.strip()}")
+        for line in lines[:3]:
+            self._console.print(f"    [dim]{line[:150]}[/]", highlight=False, markup=True)
+        self._console.print(f"    [dim]... {len(lines) - 3} more[/]")
+        began = time.monotonic()
+        for node in NODES:
+            self._processes.append(
+                self._lab.start(
+                    node,
+                    [*PROGRAM, "run", "-f", str(self._config)],
+                    stderr=(self._lab.names.node_state(node) / "log").open("w"),
+                )
+            )
+        for node in NODES:
+            self._until(lambda n=node: self._diff(n).returncode == 0, CONVERGE_LIMIT_S, f"{node} in sync")
+        calls = self._lab.ask("calls")["calls"]
+        mutating = {k: v for k, v in calls.items() if not k.startswith("Describe")}
+        cost = ", ".join(f"{n} {a}" for a, n in sorted(mutating.items()))
+        self._say(f"both nodes converged {time.monotonic() - began:.1f} s later; EC2 calls: {cost}")
+        after = self._diff("node1")
+        self._claim(after.returncode == 0 and after.stdout == "", "after: diff prints nothing, exits 0")
+
+    # -- 2 --------------------------------------------------------------------------------
+
+    def _start_pods(self) -> None:
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [pool.submit(pod.add, self._lab, "node1", f"p{i}") for i in range(PODS)]
+            jobs.append(pool.submit(pod.add, self._lab, "node2", "q0"))
+            self._pods = [job.result() for job in jobs]
+        spread = Counter(p.device for p in self._pods if p.node == "node1")
+        text = ", ".join(f"{count} on ENI {device}" for device, count in sorted(spread.items()))
+        self._say(f"{len(self._pods)} pods in {time.monotonic() - began:.1f} s: {text}")
+        self._claim(len(set(p.address for p in self._pods)) == PODS + 1, "no address twice")
+        self._claim(0 in spread and len(spread) >= 3, "primary and two or more secondary ENIs in use")
+
+    # -- 3 and 4 --------------------------------------------------------------------------
+
+    @contextmanager
+    def _receivers(self) -> Iterator[None]:
+        names = self._lab.names
+        places = [names.namespace(part) for part in ("vpchost", "peer", "internet")]
+        neighbours = [self._on(0)[1].namespace, self._other().namespace]
+        receivers = [Receiver(place) for place in (*places, *neighbours)]
+        try:
+            yield
+        finally:
+            for receiver in receivers:
+                receiver.close()
+
+    def _show_traffic(self, *, peer_sees_pods: bool) -> None:
+        table = Table("from", "to", "receiver saw", "left by", box=None, pad_edge=False)
+        for device in (0, 1, 2):
+            source = self._on(device)[0]
+            for what, address, sees_pod in self._destinations(peer_sees_pods=peer_sees_pods):
+                seen, left_by = self._measure(source, address)
+                expected = source.address if sees_pod else NODE_ADDRESS["node1"]
+                leaves = "" if what == "pod, same node" else device if sees_pod else 0
+                table.add_row(
+                    f"pod {source.address} (ENI {device})",
+                    f"{what} {address}",
+                    f"{seen} ({'the pod' if seen.source == source.address else 'the node'})",
+                    "stays on the node" if left_by == "" else f"ENI {left_by}",
+                )
+                self._claim(seen.source == expected, f"{what} sees {expected}, saw {seen}", quiet=True)
+                self._claim(left_by == leaves, f"{what}: leaves by {leaves}, not {left_by}", quiet=True)
+        self._console.print(table)
+        drops = self._lab.drops()
+        self._claim(not drops, f"the fabric dropped nothing {drops or ''}")
+        if not peer_sees_pods:
+            self._say("the peered VPC sees the node's address: this is the problem users have")
+
+    def _destinations(self, *, peer_sees_pods: bool) -> list[tuple[str, str, bool]]:
+        return [
+            ("pod, same node", self._on(0)[1].address, True),
+            ("pod, other node", self._other().address, True),
+            ("VPC host", VPC_HOST, True),
+            ("peered VPC", str(PEER_HOST), peer_sees_pods),
+            ("internet", str(INTERNET_HOST), False),
+        ]
+
+    def _measure(self, source: Pod, address: str) -> tuple[Seen, int | str]:
+        self._lab.ask("forget")
+        seen = probe(source.namespace, address)
+        devices = {e["id"]: e["device"] for e in self._lab.enis("node1")}
+        out = [f for f in self._lab.passed() if f["destination"] == address and f["eni"] in devices]
+        return seen, devices[out[0]["eni"]] if out else ""
+
+    def _exclude_peer(self) -> None:
+        source = self._on(1)[0]
+        to_peer = Stream(source.namespace, str(PEER_HOST))
+        to_internet = Stream(source.namespace, str(INTERNET_HOST))
+        with to_peer, to_internet:
+            edited = self._config.with_name("edited.yaml")
+            text = self._config.read_text()
+            changed = text.replace("excludeCIDRs: []", f'excludeCIDRs: ["{PEER_CIDR}"]')
+            self._claim(changed != text, "the document has an empty excludeCIDRs", quiet=True)
+            edited.write_text(changed)
+            diff = self._diff("node1", edited)
+            self._console.print(f"  node-network diff: [dim]{diff.stdout.strip()}[/]", highlight=False)
+            self._claim(diff.stdout.count("\n") == 1 and str(PEER_CIDR) in diff.stdout, "one element differs")
+            began = time.monotonic()
+            edited.replace(self._config)
+            self._until(
+                lambda: probe(source.namespace, str(PEER_HOST)).source == source.address,
+                NOTICE_LIMIT_S,
+                "the peer sees the pod",
+            )
+            self._say(f"{time.monotonic() - began:.2f} s after the file was saved, the peer sees pods")
+            self._claim(to_peer.exchange("still here"), "the open connection to the peer was not cut")
+            self._claim(to_internet.exchange("here too"), "nor was the one to the internet")
+
+    # -- 5 --------------------------------------------------------------------------------
+
+    def _break_and_watch(self) -> None:
+        breakages = {
+            "ip rule delete priority 512": ["ip", "rule", "delete", "priority", "512"],
+            "nft flush ruleset": ["nft", "flush", "ruleset"],
+        }
+        for text, argv in breakages.items():
+            before = self._drift()
+            began = time.monotonic()
+            done = self._lab.run("node1", argv)
+            self._claim(done.returncode == 0, f"{text} {done.stderr}", quiet=True)
+            self._until(lambda b=before: self._drift() > b, NOTICE_LIMIT_S, "repair", every_s=0.005)
+            took = time.monotonic() - began
+            in_sync = self._diff("node1")
+            self._claim(in_sync.returncode == 0, f"in sync again {in_sync.stdout}", quiet=True)
+            self._say(
+                f"{text}: repaired and counted after {1000 * took:.0f} ms, "
+                f"drift_repaired +{self._drift() - before:.0f}"
+            )
+        seen = probe(self._on(2)[0].namespace, str(INTERNET_HOST))
+        self._claim(seen.source == NODE_ADDRESS["node1"], f"traffic flows as before ({seen})")
+
+    def _drift(self) -> float:
+        """Read the counter over the reconciler's socket: a process would take longer than a repair."""
+        path = self._lab.names.node_state("node1") / "node-network.sock"
+        lines = ask(path, {"do": "status"})["status"]["metrics"].splitlines()
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in lines
+            if line.startswith("node_network_drift_repaired_total{")
+        )
+
+    # -- 6 --------------------------------------------------------------------------------
+
+    def _end_pods(self) -> None:
+        with ThreadPoolExecutor(8) as workers:
+            list(workers.map(lambda p: pod.delete(self._lab, p.node, p.name), self._pods))
+        self._until(
+            lambda: not list(self._lab.names.node_state("node1").glob("attachments/*.json")),
+            NOTICE_LIMIT_S,
+            "every attachment released",
+        )
+        links = self._lab.run("node1", ["ip", "-o", "link"]).stdout
+        self._claim(": nn" not in links, "no veth is left")
+        routes = self._lab.run("node1", ["ip", "route", "show", "table", "512"]).stdout
+        self._claim(not routes, "no pod route is left")
+        self._claim(self._diff("node1").returncode == 0, "diff prints nothing")
+
+    def _stop_reconcilers(self) -> None:
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            process.wait(timeout=20)
+
+    # -- telling --------------------------------------------------------------------------
+
+    @contextmanager
+    def _step(self, title: str) -> Iterator[None]:
+        self._console.print(f"\n[bold]{title}[/]")
+        yield
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"  {text}", highlight=False)
+
+    def _claim(self, holds: bool, what: str, *, quiet: bool = False) -> None:
+        if not holds:
+            raise ClaimError(what)
+        if not quiet:
+            self._console.print(f"  [green]✓[/] {what}", highlight=False)
+
+    def _until(
+        self, holds: Callable[[], bool], limit_s: float, what: str, *, every_s: float = 0.05
+    ) -> None:
+        deadline = time.monotonic() + limit_s
+        while not holds():
+            if time.monotonic() > deadline:
+                raise ClaimError(f"{what}: not within {limit_s:.0f} s\n{self._log()}")
+            time.sleep(every_s)
+
+    def _log(self) -> str:
+        log = self._lab.names.node_state("node1") / "log"
+        return "\n".join(log.read_text().splitlines()[-20:]) if log.exists() else ""
+
+    def _diff(self, node: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return self._lab.run(node, [*PROGRAM, "diff", "-f", str(config or self._config)])
+
+    def _on(self, device: int) -> list[Pod]:
+        return [p for p in self._pods if p.node == "node1" and p.device == device]
+
+    def _other(self) -> Pod:
+        return next(p for p in self._pods if p.node == "node2")
+
+
+PROGRAM = [sys.executable, "-m", "reconciler"]
+
+
+def run(name: str, config: Path) -> int:
+    """Tell the story; return the exit status."""
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=PLAIN_WIDTH)
+    try:
+        Demo(name, config, console).run()
+    except (ClaimError, lifecycle.LabError, pod.PodError) as error:
+        console.print(f"  [red]✗[/] {error}", highlight=False)
+        return 1
+    return 0

@@ -1,0 +1,115 @@
+"""Pods of the lab: a namespace, and the real CNI executable as a runtime would call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from lab import netns
+from lab.lifecycle import Lab
+
+
+class PodError(Exception):
+    """The executable refused; carries its error object."""
+
+    def __init__(self, verb: str, pod: str, error: dict[str, Any]) -> None:
+        super().__init__(f"{verb} {pod}: code {error.get('code')}: {error.get('msg')}")
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod that was given an address.
+
+    Attributes:
+        namespace: name of its network namespace.
+        result: the executable's result.
+    """
+
+    lab: Lab
+    node: str
+    name: str
+    namespace: str
+    result: dict[str, Any]
+
+    @property
+    def address(self) -> str:
+        """Its address."""
+        text: str = self.result["ips"][0]["address"]
+        return text.partition("/")[0]
+
+    @property
+    def device(self) -> int:
+        """Device index of the ENI its address belongs to, by EC2's word."""
+        for eni in self.lab.enis(self.node):
+            if self.address in eni["addresses"]:
+                return int(eni["device"])
+        raise LookupError(f"no ENI of {self.node} holds {self.address}")
+
+
+def add(lab: Lab, node: str, name: str, *, version: str = "1.1.0", budget_s: float = 30) -> Pod:
+    """Start a pod: make its namespace, call ADD.
+
+    Raises:
+        PodError: ADD failed; the namespace is removed again.
+    """
+    namespace = lab.names.namespace(f"pod-{name}")
+    netns.make(namespace)
+    try:
+        result = call(lab, node, name, "ADD", version=version, budget_s=budget_s)
+    except BaseException:
+        netns.remove(namespace)
+        raise
+    return Pod(lab, node, name, namespace, result)
+
+
+def delete(lab: Lab, node: str, name: str) -> None:
+    """End a pod: call DEL, remove its namespace.
+
+    Raises:
+        PodError: DEL failed.
+    """
+    call(lab, node, name, "DEL")
+    netns.remove(lab.names.namespace(f"pod-{name}"))
+
+
+def call(
+    lab: Lab, node: str, name: str, verb: str, *, version: str = "1.1.0", budget_s: float = 30
+) -> dict[str, Any]:
+    """Run the executable once, on the node, as its runtime does.
+
+    Raises:
+        PodError: it printed an error.
+    """
+    config = {
+        "cniVersion": version,
+        "name": "node-network",
+        "type": "node-network",
+        "stateDir": str(lab.names.node_state(node)),
+        "budgetSeconds": budget_s,
+    }
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": f"{lab.names.lab}-{name}",
+        "CNI_NETNS": str(netns.path(lab.names.namespace(f"pod-{name}"))),
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/opt/cni/bin",
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}",
+    }
+    done = subprocess.run(
+        lab.command(node, [sys.executable, "-I", "-m", "cni"]),
+        input=json.dumps(config),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=budget_s + 15,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
+    if done.returncode != 0:
+        raise PodError(verb, name, answer or {"msg": done.stderr})
+    return answer

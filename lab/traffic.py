@@ -1,0 +1,115 @@
+"""Probes and receivers: real connections between namespaces, and whose address was seen."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+from lab import netns
+
+PORT = 7777
+TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What became of one connection.
+
+    Attributes:
+        source: the address the receiver saw; empty if nothing came back.
+        failure: why, in the socket's words; empty if something did.
+    """
+
+    source: str
+    failure: str = ""
+
+    def __str__(self) -> str:
+        return self.source or f"no answer ({self.failure})"
+
+
+class Receiver:
+    """Answers every TCP connection with the address it came from, then echoes lines."""
+
+    def __init__(self, namespace: str, port: int = PORT) -> None:
+        with netns.inside(namespace):
+            self._socket = socket.create_server(("0.0.0.0", port), reuse_port=True)
+        self._connections: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop answering and cut what is open."""
+        # shutdown wakes the thread in accept; close alone would leave it there.
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+        for connection in self._connections:
+            connection.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, peer = self._socket.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            threading.Thread(target=_echo, args=(connection, peer[0]), daemon=True).start()
+
+
+class Stream:
+    """A connection that stays open."""
+
+    def __init__(self, namespace: str, address: str, port: int = PORT) -> None:
+        with netns.inside(namespace):
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.settimeout(TIMEOUT_S)
+        try:
+            self._socket.connect((address, port))
+            self._lines = self._socket.makefile("r")
+            self.source = self._lines.readline().strip()
+        except OSError:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def exchange(self, text: str) -> bool:
+        """Send a line and wait for it to come back; False if the connection is cut."""
+        try:
+            self._socket.sendall(f"{text}\n".encode())
+            return self._lines.readline().strip() == text
+        except OSError:
+            return False
+
+
+def probe(namespace: str, address: str, port: int = PORT) -> Seen:
+    """Connect once and return the address the receiver saw."""
+    try:
+        with Stream(namespace, address, port) as stream:
+            return Seen(stream.source)
+    except OSError as error:
+        return Seen("", str(error) or type(error).__name__)
+
+
+def _echo(connection: socket.socket, peer: str) -> None:
+    with suppress(OSError), connection, connection.makefile("rwb") as stream:
+        stream.write(f"{peer}\n".encode())
+        stream.flush()
+        for line in stream:
+            stream.write(line)
+            stream.flush()

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Makes the virtual environment that every make target uses; idempotent.
+# Debian packages first, because the virtual environment itself needs one.
+set -euo pipefail
+
+venv=$1
+packages=(python3-venv python3-nftables nftables iproute2 procps util-linux)
+
+say() { printf 'setup: %s\n' "$*"; }
+
+missing() {
+    for package in "${packages[@]}"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
+    done
+}
+
+need=$(missing)
+if [ -n "$need" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "setup: these Debian packages are missing and only root can install them:" $need >&2
+        echo "setup: run 'sudo apt-get install" $need"', or make as root" >&2
+        exit 1
+    fi
+    say "installing Debian packages:" $need
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $need >/dev/null
+fi
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "setup: $python is older than Python 3.11; name a newer one with PYTHON=" >&2
+    exit 1
+fi
+
+say "virtual environment in $venv"
+"$python" -m venv --clear "$venv"
+say "Python packages, pinned by hash (requirements.txt)"
+"$venv/bin/pip" --quiet --disable-pip-version-check install --require-hashes --requirement requirements.txt
+"$venv/bin/pip" --quiet --disable-pip-version-check install --no-deps --no-build-isolation --editable .
+
+# libnftables' binding is one pure-Python package that Debian ships with the library it binds; this
+# virtual environment gets that one and none of the distribution's others.
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+ln -sfn /usr/lib/python3/dist-packages/nftables "$site/nftables"
+"$venv/bin/python" -c 'import nftables; nftables.Nftables()'
+say "ready"

@@ -32,8 +32,8 @@ def main() -> int:
     except CniError as problem:
         answer, status = protocol.error(problem, version), 1
     except Exception as bug:  # noqa: BLE001 - the specification wants JSON, whatever happened
-        problem = CniError(protocol.OUR_BUG, "internal error", f"{type(bug).__name__}: {bug}")
-        answer, status = protocol.error(problem, version), 1
+        internal = CniError(protocol.OUR_BUG, "internal error", f"{type(bug).__name__}: {bug}")
+        answer, status = protocol.error(internal, version), 1
     if answer is not None:
         sys.stdout.write(json.dumps(answer) + "\n")
     return status
@@ -73,7 +73,9 @@ def _add(call: Call) -> dict[str, object]:
             # The reconciler went away or hangs: what it may have begun, it shall undo.
             _record(call, "released", inode)
             raise CniError(
-                protocol.TRY_AGAIN, "the reconciler did not answer", f"{error or type(error)}"
+                protocol.TRY_AGAIN,
+                "the reconciler did not answer",
+                f"{type(error).__name__}: {error}",
             ) from error
     if reply.get("ok") is not True:
         _record(call, "released", inode)

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lab import lifecycle, netns, pod
-from lab.lifecycle import Lab
 from lab.pod import Pod
 from lab.topology import INTERNET_HOST, NODES, PEER_CIDR, PEER_HOST
 from lab.traffic import Receiver, Seen, Stream, probe
@@ -77,7 +77,8 @@ class Demo:
                 self._stop_reconcilers()
                 lifecycle.down(self._name)
         self._claim(not netns.names(f"nn-{self._name}-"), "no namespace is left")
-        self._console.print(f"\n[bold green]All claims held[/] in {time.monotonic() - started:.0f} s.")
+        took = time.monotonic() - started
+        self._console.print(f"\n[bold green]All claims held[/] in {took:.0f} s.")
 
     # -- 1 --------------------------------------------------------------------------------
 
@@ -99,13 +100,15 @@ class Demo:
                 )
             )
         for node in NODES:
-            self._until(lambda n=node: self._diff(n).returncode == 0, CONVERGE_LIMIT_S, f"{node} in sync")
+            self._until(partial(self._in_sync, node), CONVERGE_LIMIT_S, f"{node} in sync")
         calls = self._lab.ask("calls")["calls"]
         mutating = {k: v for k, v in calls.items() if not k.startswith("Describe")}
         cost = ", ".join(f"{n} {a}" for a, n in sorted(mutating.items()))
-        self._say(f"both nodes converged {time.monotonic() - began:.1f} s later; EC2 calls: {cost}")
+        took = time.monotonic() - began
+        self._say(f"both nodes converged {took:.1f} s later; EC2 calls: {cost}")
         after = self._diff("node1")
-        self._claim(after.returncode == 0 and after.stdout == "", "after: diff prints nothing, exits 0")
+        empty = after.returncode == 0 and after.stdout == ""
+        self._claim(empty, "after: diff prints nothing, exits 0")
 
     # -- 2 --------------------------------------------------------------------------------
 
@@ -118,8 +121,9 @@ class Demo:
         spread = Counter(p.device for p in self._pods if p.node == "node1")
         text = ", ".join(f"{count} on ENI {device}" for device, count in sorted(spread.items()))
         self._say(f"{len(self._pods)} pods in {time.monotonic() - began:.1f} s: {text}")
-        self._claim(len(set(p.address for p in self._pods)) == PODS + 1, "no address twice")
-        self._claim(0 in spread and len(spread) >= 3, "primary and two or more secondary ENIs in use")
+        self._claim(len({p.address for p in self._pods}) == PODS + 1, "no address twice")
+        wide = 0 in spread and len(spread) >= 3
+        self._claim(wide, "primary and two or more secondary ENIs in use")
 
     # -- 3 and 4 --------------------------------------------------------------------------
 
@@ -149,8 +153,8 @@ class Demo:
                     f"{seen} ({'the pod' if seen.source == source.address else 'the node'})",
                     "stays on the node" if left_by == "" else f"ENI {left_by}",
                 )
-                self._claim(seen.source == expected, f"{what} sees {expected}, saw {seen}", quiet=True)
-                self._claim(left_by == leaves, f"{what}: leaves by {leaves}, not {left_by}", quiet=True)
+                self._require(seen.source == expected, f"{what} sees {expected}, saw {seen}")
+                self._require(left_by == leaves, f"{what}: leaves by {leaves}, not {left_by}")
         self._console.print(table)
         drops = self._lab.drops()
         self._claim(not drops, f"the fabric dropped nothing {drops or ''}")
@@ -170,8 +174,9 @@ class Demo:
         self._lab.ask("forget")
         seen = probe(source.namespace, address)
         devices = {e["id"]: e["device"] for e in self._lab.enis("node1")}
-        out = [f for f in self._lab.passed() if f["destination"] == address and f["eni"] in devices]
-        return seen, devices[out[0]["eni"]] if out else ""
+        to_there = [f["eni"] for f in self._lab.passed() if f["destination"] == address]
+        out = [devices[eni] for eni in to_there if eni in devices]
+        return seen, out[0] if out else ""
 
     def _exclude_peer(self) -> None:
         source = self._on(1)[0]
@@ -181,11 +186,12 @@ class Demo:
             edited = self._config.with_name("edited.yaml")
             text = self._config.read_text()
             changed = text.replace("excludeCIDRs: []", f'excludeCIDRs: ["{PEER_CIDR}"]')
-            self._claim(changed != text, "the document has an empty excludeCIDRs", quiet=True)
+            self._require(changed != text, "the document has an empty excludeCIDRs")
             edited.write_text(changed)
             diff = self._diff("node1", edited)
-            self._console.print(f"  node-network diff: [dim]{diff.stdout.strip()}[/]", highlight=False)
-            self._claim(diff.stdout.count("\n") == 1 and str(PEER_CIDR) in diff.stdout, "one element differs")
+            self._say(f"node-network diff: {diff.stdout.strip()}")
+            one_line = diff.stdout.count("\n") == 1 and str(PEER_CIDR) in diff.stdout
+            self._claim(one_line, "one element differs")
             began = time.monotonic()
             edited.replace(self._config)
             self._until(
@@ -193,8 +199,9 @@ class Demo:
                 NOTICE_LIMIT_S,
                 "the peer sees the pod",
             )
-            self._say(f"{time.monotonic() - began:.2f} s after the file was saved, the peer sees pods")
-            self._claim(to_peer.exchange("still here"), "the open connection to the peer was not cut")
+            took = time.monotonic() - began
+            self._say(f"{took:.2f} s after the file was saved, the peer sees pods")
+            self._claim(to_peer.exchange("still here"), "the open connection to it was not cut")
             self._claim(to_internet.exchange("here too"), "nor was the one to the internet")
 
     # -- 5 --------------------------------------------------------------------------------
@@ -208,11 +215,10 @@ class Demo:
             before = self._drift()
             began = time.monotonic()
             done = self._lab.run("node1", argv)
-            self._claim(done.returncode == 0, f"{text} {done.stderr}", quiet=True)
-            self._until(lambda b=before: self._drift() > b, NOTICE_LIMIT_S, "repair", every_s=0.005)
+            self._require(done.returncode == 0, f"{text} {done.stderr}")
+            self._until(partial(self._drifted, before), NOTICE_LIMIT_S, "repair", every_s=0.005)
             took = time.monotonic() - began
-            in_sync = self._diff("node1")
-            self._claim(in_sync.returncode == 0, f"in sync again {in_sync.stdout}", quiet=True)
+            self._require(self._in_sync("node1"), "in sync again")
             self._say(
                 f"{text}: repaired and counted after {1000 * took:.0f} ms, "
                 f"drift_repaired +{self._drift() - before:.0f}"
@@ -220,8 +226,11 @@ class Demo:
         seen = probe(self._on(2)[0].namespace, str(INTERNET_HOST))
         self._claim(seen.source == NODE_ADDRESS["node1"], f"traffic flows as before ({seen})")
 
+    def _drifted(self, before: float) -> bool:
+        return self._drift() > before
+
     def _drift(self) -> float:
-        """Read the counter over the reconciler's socket: a process would take longer than a repair."""
+        """Read the counter from the socket: starting a process takes longer than a repair."""
         path = self._lab.names.node_state("node1") / "node-network.sock"
         lines = ask(path, {"do": "status"})["status"]["metrics"].splitlines()
         return sum(
@@ -262,11 +271,13 @@ class Demo:
     def _say(self, text: str) -> None:
         self._console.print(f"  {text}", highlight=False)
 
-    def _claim(self, holds: bool, what: str, *, quiet: bool = False) -> None:
+    def _claim(self, holds: bool, what: str) -> None:
+        self._require(holds, what)
+        self._console.print(f"  [green]✓[/] {what}", highlight=False)
+
+    def _require(self, holds: bool, what: str) -> None:
         if not holds:
             raise ClaimError(what)
-        if not quiet:
-            self._console.print(f"  [green]✓[/] {what}", highlight=False)
 
     def _until(
         self, holds: Callable[[], bool], limit_s: float, what: str, *, every_s: float = 0.05
@@ -280,6 +291,9 @@ class Demo:
     def _log(self) -> str:
         log = self._lab.names.node_state("node1") / "log"
         return "\n".join(log.read_text().splitlines()[-20:]) if log.exists() else ""
+
+    def _in_sync(self, node: str) -> bool:
+        return self._diff(node).returncode == 0
 
     def _diff(self, node: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
         return self._lab.run(node, [*PROGRAM, "diff", "-f", str(config or self._config)])

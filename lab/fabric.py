@@ -61,10 +61,13 @@ table ip lab {
   chain count {
     update @passed { iifname . ip saddr . ip daddr counter }
   }
+  chain refuse {
+    update @not_public { iifname . ip saddr . ip daddr counter } drop
+  }
   chain gateway {
     type filter hook forward priority filter; policy accept;
-    oifname "igw" ip saddr != @public update @not_public { iifname . ip saddr . ip daddr counter } drop
-    iifname "igw" ip daddr != @public update @not_public { iifname . ip saddr . ip daddr counter } drop
+    oifname "igw" ip saddr != @public goto refuse
+    iifname "igw" ip daddr != @public goto refuse
   }
 }
 """

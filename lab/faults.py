@@ -132,8 +132,8 @@ class Faults:
         capacity, refill = self._switches["throttle"][name]
         now = self._clock()
         tokens, last = self._buckets.get(name, (float(capacity), now))
-        tokens = min(capacity, tokens + (now - last) * refill)
-        granted = tokens >= 1
+        tokens = min(float(capacity), tokens + (now - last) * refill)
+        granted = bool(tokens >= 1)
         self._buckets[name] = (tokens - 1 if granted else tokens, now)
         return granted
 

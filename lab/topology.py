@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 STATE = Path("/run/node-network-lab")
 REGION = "us-east-1"
-VPC_CIDRS = (ip_network("10.0.0.0/16"), ip_network("100.64.0.0/16"))
-EC2_ENDPOINT = ip_address("10.0.0.10")
+VPC_CIDRS = (IPv4Network("10.0.0.0/16"), IPv4Network("100.64.0.0/16"))
+EC2_ENDPOINT = IPv4Address("10.0.0.10")
 EC2_PORT = 8000
-IMDS = ip_address("169.254.169.254")
-PEER_CIDR = ip_network("10.100.0.0/16")
-PEER_HOST = ip_address("10.100.0.10")
-INTERNET_CIDR = ip_network("198.51.100.0/24")
-INTERNET_HOST = ip_address("198.51.100.10")
+IMDS = IPv4Address("169.254.169.254")
+PEER_CIDR = IPv4Network("10.100.0.0/16")
+PEER_HOST = IPv4Address("10.100.0.10")
+INTERNET_CIDR = IPv4Network("198.51.100.0/24")
+INTERNET_HOST = IPv4Address("198.51.100.10")
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ class Agent:
         """Wait until a pod's attachment was seen in place, or say why it is not.
 
         Args:
+            key: the attachment.
             budget_s: seconds to wait at most.
         """
         asked_at = time.monotonic()
@@ -216,7 +217,7 @@ class Agent:
             return RETRY_S
         ends = [c.until - time.time() for c in result.records.cooling]
         resync = self._document.reconcile.resync.total_seconds()
-        return max(min([resync * random.uniform(0.9, 1.0), *ends]), 0.05)  # noqa: S311
+        return max(min([resync * random.uniform(0.9, 1.0), *ends]), 0.05)
 
     def _publish(self, result: Pass, started: float) -> None:
         with self._changed:
@@ -270,6 +271,7 @@ class Agent:
     def _pool_pass(self, failures: int) -> tuple[float, int]:
         """Run one pass; return seconds until the next, and failures in a row."""
         assert self._document is not None
+        demand: Demand | None = None
         try:
             demand = self._node.state.observe().demand
             outcome = self._node.pool_pass(self._document)
@@ -286,7 +288,7 @@ class Agent:
         if outcome.errors:
             first, longest = POOL_BACKOFF_S
             ceiling = min(first * 2**failures, longest)
-            return random.uniform(0, ceiling), failures + 1  # noqa: S311
+            return random.uniform(0, ceiling), failures + 1
         self._pool_demand = demand
         if outcome.remaining.actions or self._node.in_transition:
             return TRANSITION_S, 0

@@ -111,6 +111,7 @@ class LocalNode:
         """Bind, converge the kernel, and only then release.
 
         Args:
+            document: what is desired.
             visit: the pods to look into; None means all.
 
         Raises:

@@ -88,7 +88,7 @@ class FileWatch:
         self._observer.join()
 
 
-class _Mark(FileSystemEventHandler):
+class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind this door
     def __init__(self, triggers: Triggers) -> None:
         self._triggers = triggers
 

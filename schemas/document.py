@@ -167,21 +167,21 @@ class WarmPool(Model):
     """How many addresses the node holds before pods ask for them."""
 
     warm: StrictInt = Field(
-        4,
+        default=4,
         ge=0,
         le=1000,
         description="Addresses kept free beyond those in use. Unit: addresses. The default lets a "
         "few pods start while EC2 is asked for more, which takes seconds.",
     )
     minimum: StrictInt = Field(
-        0,
+        default=0,
         ge=0,
         le=10000,
         description="Addresses held in all, pods' included, even when few are used. Unit: "
         "addresses. Set it near the node's usual number of pods and a burst costs no EC2 call.",
     )
     cooldown: Duration = Field(
-        timedelta(seconds=30),
+        default=timedelta(seconds=30),
         description="Rest of a released address before another pod may get it. Unit: duration, "
         "0s to 1h. The default is the stock plugin's; connections of the old pod die meanwhile.",
     )
@@ -197,15 +197,17 @@ class Eni(Model):
     """The network interfaces that carry pods."""
 
     max: Annotated[StrictInt, Field(ge=1, le=127)] | None = Field(
-        None,
+        default=None,
         description="ENIs on this instance at most, the primary included. Unit: interfaces. "
         "Default: what the instance type allows.",
     )
     mtu: Mtu = Field(
-        MAX_MTU, description="MTU of every ENI's link. Unit: bytes. Default: EC2's jumbo frame."
+        default=MAX_MTU,
+        description="MTU of every ENI's link. Unit: bytes. Default: EC2's jumbo frame.",
     )
     tags: Tags = Field(
-        (), description="EC2 tags for the ENIs we create, beside those that mark them as ours."
+        default=(),
+        description="EC2 tags for the ENIs we create, beside those that mark them as ours.",
     )
 
 
@@ -213,12 +215,12 @@ class Snat(Model):
     """Whose address the world outside the VPC sees."""
 
     mode: Literal["node", "external"] = Field(
-        "node",
+        default="node",
         description="node: what a pod sends out of the VPC carries the node's primary address. "
         "external: it carries the pod's own, and a NAT gateway or router does the rest.",
     )
     exclude_cidrs: tuple[Cidr, ...] = Field(
-        (),
+        default=(),
         alias="excludeCIDRs",
         description="Destinations beyond the VPC that see pod addresses all the same: peered "
         "VPCs, on-premises networks. The VPC's own CIDRs are always among them. Overlapping and "
@@ -239,12 +241,12 @@ class Pods(Model):
     """The pods' side."""
 
     mtu: Mtu | None = Field(
-        None, description="MTU of pods' links. Unit: bytes. Default: the ENIs' MTU."
+        default=None, description="MTU of pods' links. Unit: bytes. Default: the ENIs' MTU."
     )
     veth_prefix: Annotated[
         str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,3}$"), AfterValidator(_check_prefix)
     ] = Field(
-        "nn",
+        default="nn",
         description="First letters of the host ends of pods' links: 1 to 4 lower-case letters "
         "and digits. A change holds for pods that start after it.",
     )
@@ -254,12 +256,12 @@ class Reconcile(Model):
     """How often the world is looked at without being told."""
 
     resync: Duration = Field(
-        timedelta(seconds=60),
+        default=timedelta(seconds=60),
         description="Time between full looks at kernel and nftables. Unit: duration, 1s to 1h. "
         "Changes are noticed at once by their notifications; this is for lost ones.",
     )
     ec2_resync: Duration = Field(
-        timedelta(minutes=5),
+        default=timedelta(minutes=5),
         description="Time between looks at EC2 while nothing is wanted from it. Unit: duration, "
         "10s to 1h. EC2 tells nobody of changes, and every look counts against the account's "
         "request limits.",
@@ -279,18 +281,14 @@ class NodeNetwork(Model):
 
     api_version: Literal["node-network/v1alpha1"] = Field(description="Version of this schema.")
     kind: Literal["NodeNetwork"] = Field(description="What this document is.")
-    warm_pool: WarmPool = Field(default_factory=WarmPool, description="Addresses held ready.")
-    eni: Eni = Field(default_factory=Eni, description="The network interfaces that carry pods.")
-    snat: Snat = Field(
-        default_factory=Snat, description="Whose address the world outside the VPC sees."
-    )
-    pods: Pods = Field(default_factory=Pods, description="The pods' side.")
-    reconcile: Reconcile = Field(
-        default_factory=Reconcile, description="How often to look without being told."
-    )
+    warm_pool: WarmPool = Field(default=WarmPool(), description="Addresses held ready.")
+    eni: Eni = Field(default=Eni(), description="The network interfaces that carry pods.")
+    snat: Snat = Field(Snat(), description="Whose address the world outside the VPC sees.")
+    pods: Pods = Field(default=Pods(), description="The pods' side.")
+    reconcile: Reconcile = Field(Reconcile(), description="How often to look without being told.")
     families: Annotated[
         tuple[Family, ...], Field(min_length=1), AfterValidator(_no_duplicates)
-    ] = Field(("ipv4",), description="Address families of pods. Only ipv4 is built yet.")
+    ] = Field(default=("ipv4",), description="Address families of pods. Only ipv4 is built yet.")
 
     @property
     def pod_mtu(self) -> int:

@@ -81,8 +81,9 @@ def load(text: str, source: str) -> NodeNetwork:
 
 
 def dump(document: NodeNetwork) -> str:
-    """Write a document in its normal form: every value spelt out, CIDRs and durations canonical."""
-    return yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False)
+    """Write a document in its normal form: every value spelt out, CIDRs canonical."""
+    text: str = yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False)
+    return text
 
 
 def _parse(text: str, source: str) -> yaml.Node:
@@ -201,24 +202,23 @@ def _document_path(
 ) -> Path:
     """Keep what of pydantic's location is in the document: it adds names of types and branches."""
     path: Path = ()
-    for part in loc:
-        if (*path, part) in places or (*path, part) in keys:
-            path = (*path, part)
-        elif part == loc[-1] and len(loc) - 1 == len(path):
+    for position, part in enumerate(loc):
+        known = (*path, part) in places or (*path, part) in keys
+        missing = position == len(loc) - 1 == len(path)
+        if known or missing:
             path = (*path, part)
     return path
 
 
 def _suggest(path: Path) -> str:
     """Name the key that was probably meant."""
-    model: type[BaseModel] | None = NodeNetwork
+    model: type[BaseModel] = NodeNetwork
     for part in path[:-1]:
         field = next((f for f in model.model_fields.values() if f.alias == part), None)
-        annotation = field.annotation if field else None
-        is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation if is_model else None
-        if model is None:
+        annotation: Any = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return ""
+        model = annotation
     known = [str(f.alias) for f in model.model_fields.values()]
     close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"

@@ -62,7 +62,7 @@ class Cloud:
 
     @property
     def backend(self) -> Backend:
-        """moto's backend of this region."""
+        """Moto's backend of this region."""
         return ec2_backends[DEFAULT_ACCOUNT_ID][self.region]  # type: ignore[no-any-return]
 
     def app(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

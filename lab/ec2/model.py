@@ -127,7 +127,8 @@ class LabInstance(Instance):  # type: ignore[misc]
             )
             raise EC2ClientError("InvalidParameterCombination", message)
         if index in self.nics:
-            message = f"Instance '{self.id}' already has an interface attached at device index '{index}'."
+            where = f"device index '{index}'"
+            message = f"Instance '{self.id}' already has an interface attached at {where}."
             raise EC2ClientError("InvalidParameterValue", message)
         enis, per_eni = limits(self.instance_type)
         if len(self.nics) >= enis:
@@ -175,7 +176,7 @@ class Backend(EC2Backend):  # type: ignore[misc]
 
     @property
     def _url_module(self) -> Any:
-        from moto.ec2 import urls  # noqa: PLC0415 - moto looks beside the class's own module
+        from moto.ec2 import urls
 
         return urls
 

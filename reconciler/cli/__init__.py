@@ -10,7 +10,6 @@ import json
 import signal
 import sys
 import time
-
 from pathlib import Path
 from typing import NoReturn
 
@@ -183,7 +182,7 @@ def _fail(error: Exception, prefix: str = "") -> NoReturn:
 def _add_lab(group: click.Group) -> None:
     """The lab needs packages that a node has no use for; without them there is no such command."""
     try:
-        from lab.cli import lab  # noqa: PLC0415 - see above
+        from lab.cli import lab
     except ModuleNotFoundError:
         return
     group.add_command(lab)

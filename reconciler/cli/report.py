@@ -104,12 +104,16 @@ def status_text(body: Mapping[str, Any]) -> str:
             f"eni          {eni['id']} device {eni['device']}, {eni['status']}, "
             f"{eni['addresses']} addresses{owner}"
         )
-    for a in body["attachments"]:
-        lines.append(f"attachment   {a['address']} on {a['eni']} ({a['veth']}): {a['pod']}")
+    lines += [
+        f"attachment   {a['address']} on {a['eni']} ({a['veth']}): {a['pod']}"
+        for a in body["attachments"]
+    ]
     if body["cooling"]:
         lines.append(f"cooling      {', '.join(body['cooling'])}")
-    for c in body["conditions"]:
-        lines.append(f"condition    {c['reason']} since {c['since']}: {c['subject']}: {c['text']}")
+    lines += [
+        f"condition    {c['reason']} since {c['since']}: {c['subject']}: {c['text']}"
+        for c in body["conditions"]
+    ]
     return "\n".join(lines)
 
 

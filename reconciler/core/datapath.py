@@ -1,14 +1,14 @@
 """The numbers and names the datapath is made of: a constant count, whatever the pods and CIDRs.
 
-===========  ==============================================  =======================================
-priority     rule                                            why
-===========  ==============================================  =======================================
-512          ``lookup 512``                                  /32 routes to local pods; no match falls
-                                                             through
-1024         ``fwmark 0x80/0xff lookup main``                connections that must use the primary
-1536 + k     ``fwmark k/0xff lookup 1536+k``                 what else a pod on ENI *k* sends
-32765        ``from <ENI k primary> lookup 1536+k``          the host's own traffic from that ENI
-===========  ==============================================  =======================================
+===========  =====================================  ==========================================
+priority     rule                                   why
+===========  =====================================  ==========================================
+512          ``lookup 512``                         /32 routes to local pods; no match falls
+                                                    through
+1024         ``fwmark 0x80/0xff lookup main``       connections that must use the primary ENI
+1536 + k     ``fwmark k/0xff lookup 1536+k``        what else a pod on ENI *k* sends
+32765        ``from <ENI k> lookup 1536+k``         the host's own traffic from that ENI
+===========  =====================================  ==========================================
 
 *k* is the ENI's device index, so a table and its rule carry the same number and neither depends
 on the order in which ENIs were found. Priorities 512, 1024, 1536 and 32765 are the stock

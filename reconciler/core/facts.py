@@ -63,6 +63,9 @@ class Eni:
         return self.owned and self.status == "attached" and self.device_index is not None
 
 
+NO_DEMAND = Demand()
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """Everything a domain's ``desire`` may look at.
@@ -84,7 +87,7 @@ class Inputs:
     links: Mapping[str, str]
     attachments: tuple[Attachment, ...] = ()
     now: float = 0.0
-    demand: Demand = Demand()
+    demand: Demand = NO_DEMAND
     clear: frozenset[AttachmentKey] = frozenset()
     visit: frozenset[AttachmentKey] | None = None
 

@@ -155,7 +155,6 @@ def compare(
     have = {_identity(o): o for o in observed}
     create: list[Action] = []
     update: list[Action] = []
-    delete: list[Action] = []
     refusals: list[Refusal] = []
     for identity in sorted(want):
         obj, existing = want[identity], have.get(identity)
@@ -166,9 +165,11 @@ def compare(
                 update.append(Change(Verb.UPDATE, obj, _difference(existing, obj), existing))
             else:
                 refusals.append(_in_the_way(obj, existing))
-    for identity in sorted(have, reverse=True):
-        if identity not in want and owned(have[identity]):
-            delete.append(Change(Verb.DELETE, have[identity], "not desired"))
+    delete: list[Action] = [
+        Change(Verb.DELETE, have[identity], "not desired")
+        for identity in sorted(have, reverse=True)
+        if identity not in want and owned(have[identity])
+    ]
     return Plan((*create, *update, *delete), tuple(refusals))
 
 
@@ -180,7 +181,8 @@ def merge(plans: Mapping[str, Plan]) -> Plan:
             changes runs in that order, what deletes afterwards in the reverse order.
     """
     build = [a for p in plans.values() for a in p.actions if a.verb is not Verb.DELETE]
-    clear = [a for p in reversed(plans.values()) for a in p.actions if a.verb is Verb.DELETE]
+    backwards = reversed(list(plans.values()))
+    clear = [a for p in backwards for a in p.actions if a.verb is Verb.DELETE]
     refusals = [r for p in plans.values() for r in p.refusals]
     return Plan((*build, *clear), tuple(refusals))
 

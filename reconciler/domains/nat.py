@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import collapse_addresses, ip_address, summarize_address_range
+from ipaddress import ip_network
 from typing import Any, ClassVar
 
 from reconciler.core.datapath import (
@@ -199,10 +199,11 @@ def plan(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
 def coalesce(networks: Iterable[IpNetwork]) -> list[tuple[IpAddress, IpAddress]]:
     """Merge networks of one family into disjoint ranges with gaps between them, ascending."""
     ranges: list[tuple[IpAddress, IpAddress]] = []
-    for network in collapse_addresses(networks):
+    for network in sorted(networks, key=lambda n: (int(n.network_address), n.prefixlen)):
         first, last = network.network_address, network.broadcast_address
-        if ranges and int(ranges[-1][1]) + 1 == int(first):
-            ranges[-1] = (ranges[-1][0], last)
+        if ranges and int(first) <= int(ranges[-1][1]) + 1:
+            if int(last) > int(ranges[-1][1]):
+                ranges[-1] = (ranges[-1][0], last)
         else:
             ranges.append((first, last))
     return ranges
@@ -210,8 +211,10 @@ def coalesce(networks: Iterable[IpNetwork]) -> list[tuple[IpAddress, IpAddress]]
 
 def as_network(first: IpAddress, last: IpAddress) -> IpNetwork | None:
     """Return the one network that is exactly this range, or None."""
-    networks = list(summarize_address_range(ip_address(first), ip_address(last)))  # type: ignore[type-var]
-    return networks[0] if len(networks) == 1 else None
+    size = int(last) - int(first) + 1
+    if size & (size - 1) or int(first) % size:
+        return None
+    return ip_network((first, first.max_prefixlen - size.bit_length() + 1))
 
 
 def canonical(expressions: list[Expression]) -> str:

@@ -17,7 +17,7 @@ from reconciler.core.plan import Key, Plan, Verb, compare
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One permanent neighbour entry in a pod's namespace; entries that were learnt are no objects."""
+    """One permanent entry in a pod's namespace; what the kernel has learnt is no object."""
 
     kind: ClassVar[str] = "neighbour"
     netns: str

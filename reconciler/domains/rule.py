@@ -87,10 +87,10 @@ def desire(inputs: Inputs) -> frozenset[Rule]:
     for eni, _ in inputs.pod_enis:
         if not eni.device_index:
             continue
-        k, name = eni.device_index, family_of(eni.primary).name
+        k, family = eni.device_index, family_of(eni.primary).name
         table = eni_table(k)
-        rules.add(Rule(name, ENI_PRIORITY + k, table, k, MARK_MASK))
-        rules.add(Rule(name, HOST_PRIORITY, table, source=host_network(eni.primary)))
+        rules.add(Rule(family, ENI_PRIORITY + k, table, k, MARK_MASK))
+        rules.add(Rule(family, HOST_PRIORITY, table, source=host_network(eni.primary)))
     return frozenset(rules)
 
 

@@ -235,8 +235,8 @@ def _operation(method: str) -> str:
 
 def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: str) -> Eni:
     attachment = interface.get("Attachment")
-    attached_here = bool(attachment) and attachment.get("InstanceId") == instance_id
-    index = attachment["DeviceIndex"] if attachment and attached_here else None
+    here = attachment if attachment and attachment.get("InstanceId") == instance_id else None
+    index = here["DeviceIndex"] if here else None
     tags = {t["Key"]: t["Value"] for t in interface.get("TagSet", [])}
     ours = tags.get(INSTANCE_TAG) == instance_id and tags.get(UNMANAGED_TAG) != "true"
     addresses = interface.get("PrivateIpAddresses", [])
@@ -244,7 +244,7 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
         eni_id=interface["NetworkInterfaceId"],
         mac=interface["MacAddress"].lower(),
         device_index=index,
-        status=attachment["Status"] if attachment and attached_here else interface["Status"],
+        status=here["Status"] if here else interface["Status"],
         subnet_id=interface["SubnetId"],
         subnet_cidr=cidr,
         primary=ip_address(interface["PrivateIpAddress"]),
@@ -252,8 +252,8 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
             sorted(ip_address(a["PrivateIpAddress"]) for a in addresses if not a.get("Primary"))
         ),
         security_groups=tuple(sorted(g["GroupId"] for g in interface.get("Groups", []))),
-        attachment_id=attachment["AttachmentId"] if attachment and attached_here else None,
-        delete_on_termination=bool(attachment.get("DeleteOnTermination")) if attachment else False,
+        attachment_id=here["AttachmentId"] if here else None,
+        delete_on_termination=bool(attachment and attachment.get("DeleteOnTermination")),
         # The primary is part of the instance; nobody else can own it.
         owned=ours or index == 0,
     )

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -141,7 +142,8 @@ class Netlink:
                 if route and (route.protocol == PROTOCOL or route.key in places):
                     yield route
             for family in FAMILIES.values():
-                for message in _dump(lambda f=family: ip.get_rules(family=AF[f.name]), "rules"):
+                read = partial(ip.get_rules, family=AF[family.name])
+                for message in _dump(read, "rules"):
                     yield _decode_rule(message, family.name)
 
 
@@ -299,9 +301,9 @@ def _observe_pod(ip: IPRoute, path: str) -> set[KernelObject]:
                 PodLink(path, name, message.get("address"), message.get("mtu"), _is_up(message))
             )
     for message in _dump(ip.get_addr, f"addresses of {path}"):
-        address = _decode_address(message, path, names)
-        if address.device != "lo" and not address.address.is_link_local:
-            objects.add(address)
+        found = _decode_address(message, path, names)
+        if found.device != "lo" and not found.address.is_link_local:
+            objects.add(found)
     for message in _dump(ip.get_routes, f"routes of {path}"):
         route = _decode_route(message, path, names)
         if route and route.table == MAIN_TABLE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -81,38 +82,58 @@ def encode(actions: Sequence[Change[NftObject]]) -> list[Json]:
     Rules name sets and chains, map elements name chains. So: unhook first (rules and elements
     away), then define, then fill, then connect, and only then drop what nothing names any more.
     """
-    unhook: list[Json] = []
-    define: list[Json] = [{"add": {"table": {"family": "inet", "name": TABLE}}}]
-    fill: list[Json] = []
-    connect: list[Json] = []
-    drop: list[Json] = []
+    stages = _Stages()
     for action in actions:
-        obj, verb = action.object, action.verb
-        match obj, verb:
-            case NftTable(), Verb.DELETE:
+        if action.verb is Verb.DELETE:
+            stages.remove(action.object)
+        else:
+            stages.put(action.object, action.was)
+    return _joined(stages.commands())
+
+
+@dataclass(slots=True)
+class _Stages:
+    """The parts of a transaction, by when they must happen."""
+
+    unhook: list[Json] = field(default_factory=list)
+    define: list[Json] = field(default_factory=list)
+    fill: list[Json] = field(default_factory=list)
+    connect: list[Json] = field(default_factory=list)
+    drop: list[Json] = field(default_factory=list)
+
+    def commands(self) -> list[Json]:
+        """All commands in order; the table first, for a chain to be added to."""
+        filled = [*self.define, *self.fill, *self.connect]
+        return [*self.unhook, {"add": _table()}, *filled, *self.drop]
+
+    def remove(self, obj: NftObject) -> None:
+        match obj:
+            case NftTable():
                 # "add" first, so that deleting a table that is already gone is no error.
-                unhook += [{"add": _table()}, {"delete": _table()}]
-            case NftTable(), _:
-                define.append({"add": _table()})
-            case NftChain(), Verb.DELETE:
-                unhook.append({"flush": {"chain": _named(obj.name)}})
-                drop.append({"delete": {"chain": _named(obj.name)}})
-            case NftChain(), _:
-                define.append({"add": {"chain": _chain(obj)}})
-                if verb is Verb.UPDATE:
-                    unhook.append({"flush": {"chain": _named(obj.name)}})
-                connect += [{"add": {"rule": _rule(obj.name, text)}} for text in obj.rules]
-            case NftSet(), Verb.DELETE:
-                drop.append({"delete": {_noun(obj): _named(obj.name)}})
-            case NftSet(), _:
-                define.append({"add": {_noun(obj): _set(obj)}})
-            case NftElement(), Verb.DELETE:
-                unhook.append({"delete": {"element": _element(obj)}})
-            case NftElement(), _:
-                if isinstance(action.was, NftElement):
-                    unhook.append({"delete": {"element": _element(action.was)}})
-                fill.append({"add": {"element": _element(obj)}})
-    return _joined(unhook + define + fill + connect + drop)
+                self.unhook += [{"add": _table()}, {"delete": _table()}]
+            case NftChain():
+                self.unhook.append({"flush": {"chain": _named(obj.name)}})
+                self.drop.append({"delete": {"chain": _named(obj.name)}})
+            case NftSet():
+                self.drop.append({"delete": {_noun(obj): _named(obj.name)}})
+            case NftElement():
+                self.unhook.append({"delete": {"element": _element(obj)}})
+
+    def put(self, obj: NftObject, was: NftObject | None) -> None:
+        match obj:
+            case NftTable():
+                pass  # always there: see commands()
+            case NftChain():
+                if was is not None:
+                    self.unhook.append({"flush": {"chain": _named(obj.name)}})
+                self.define.append({"add": {"chain": _chain(obj)}})
+                self.connect += [{"add": {"rule": _rule(obj.name, text)}} for text in obj.rules]
+            case NftSet():
+                self.define.append({"add": {_noun(obj): _set(obj)}})
+            case NftElement():
+                if isinstance(was, NftElement):
+                    self.unhook.append({"delete": {"element": _element(was)}})
+                self.fill.append({"add": {"element": _element(obj)}})
 
 
 def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
@@ -130,6 +151,8 @@ def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
                 rules.setdefault(rule["chain"], []).append(canonical(_normal(rule["expr"])))
             case {"set": body} | {"map": body}:
                 objects |= _decode_set(body)
+            case _:
+                pass  # metainfo: what libnftables says of itself
     for name, chain in chains.items():
         objects.add(
             NftChain(
@@ -193,7 +216,7 @@ def _decode_range(value: Any) -> tuple[IpAddress, IpAddress]:
 
 
 def _joined(commands: list[Json]) -> list[Json]:
-    """Join neighbouring commands on elements of one set into one: the kernel's cost is per batch."""
+    """Join neighbouring commands on elements of one set: the cost is per command."""
     joined: list[Json] = []
     for command in commands:
         ((verb, body),) = command.items()

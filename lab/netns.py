@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyroute2 import IPRoute
+
 ROOT = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
 
@@ -23,7 +25,9 @@ def path(name: str) -> Path:
 def make(name: str) -> None:
     """Make a namespace with its loopback up."""
     subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True, text=True)
-    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    # By netlink from inside: "ip -n" remounts the root, which not every host lets it.
+    with inside(name), IPRoute() as ip:
+        ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
 
 
 def remove(name: str) -> None:

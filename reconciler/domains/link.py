@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from reconciler.core.datapath import ALIAS
 from reconciler.core.facts import Inputs
-from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare
+from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare, merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +165,13 @@ def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
         if isinstance(o, Veth) and o.name in lost
     ]
     rest = [o for o in relevant if not (isinstance(o, Veth) and o.name in lost)]
-    return Plan(tuple(remake)) + compare(desired, rest, owned=is_owned)
+    # Host ends first: making one makes the pod's end, whose own settings follow.
+    parts = {
+        kind.kind: compare(
+            [o for o in desired if isinstance(o, kind)],
+            [o for o in rest if isinstance(o, kind)],
+            owned=is_owned,
+        )
+        for kind in (EniLink, Veth, PodLink)
+    }
+    return Plan(tuple(remake)) + merge(parts)

@@ -41,6 +41,7 @@ IFA_F_NOPREFIXROUTE = 0x200
 NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 FR_ACT_TO_TBL = 1
+ARPHRD_ETHER = 1
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
@@ -75,7 +76,11 @@ class Netlink:
                 kind = _link_kind(message)
                 alias = message.get("ifalias") or ""
                 mac = message.get("address")
-                if mac and kind not in STACKED and not alias.startswith(f"{ALIAS}:"):
+                if (
+                    message["ifi_type"] == ARPHRD_ETHER
+                    and kind not in STACKED
+                    and not alias.startswith(f"{ALIAS}:")
+                ):
                     names.setdefault(mac, message.get("ifname"))
         return names
 
@@ -323,7 +328,7 @@ def _decode_link(message: Message, veths: set[str]) -> Link | None:
     mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
     if alias.startswith(f"{ALIAS}:") or name in veths:
         return Veth(name, mac, mtu, alias, up)
-    if not mac or name == "lo" or _link_kind(message) in STACKED:
+    if message["ifi_type"] != ARPHRD_ETHER or _link_kind(message) in STACKED:
         return None
     return EniLink(mac, name, mtu, up)
 

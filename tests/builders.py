@@ -1,0 +1,134 @@
+"""Values for tests: documents, nodes, ENIs, attachments, and Hypothesis strategies for them."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, ip_address, ip_network
+from typing import Any
+
+from hypothesis import strategies as st
+
+from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState, veth_name
+from reconciler.core.facts import Eni, Inputs, Node
+from schemas.document import NodeNetwork
+
+SUBNET = ip_network("10.0.1.0/24")
+VPC = (ip_network("10.0.0.0/16"), ip_network("100.64.0.0/16"))
+
+
+def document(**parts: Any) -> NodeNetwork:
+    """A valid document with some parts set."""
+    head = {"apiVersion": "node-network/v1alpha1", "kind": "NodeNetwork"}
+    return NodeNetwork.model_validate(head | parts)
+
+
+def node(**fields: Any) -> Node:
+    """An m5.large in zone a."""
+    values: dict[str, Any] = {
+        "instance_id": "i-1",
+        "instance_type": "m5.large",
+        "availability_zone": "us-east-1a",
+        "primary_mac": mac(0),
+        "vpc_cidrs": VPC,
+    }
+    return Node(**(values | fields))
+
+
+def mac(index: int) -> str:
+    """MAC of the ENI at a device index."""
+    return f"02:aa:00:00:00:{index:02x}"
+
+
+def eni(index: int | None = 0, secondaries: int = 9, **fields: Any) -> Eni:
+    """An attached ENI of ours with so many pod addresses."""
+    number = index or 0
+    first = 10 + 20 * number
+    values: dict[str, Any] = {
+        "eni_id": f"eni-{number}",
+        "mac": mac(number),
+        "device_index": index,
+        "status": "attached" if index is not None else "available",
+        "subnet_id": "subnet-a",
+        "subnet_cidr": SUBNET,
+        "primary": SUBNET[first],
+        "secondaries": tuple(SUBNET[first + 1 + i] for i in range(secondaries)),
+        "security_groups": ("sg-1",),
+        "attachment_id": f"eni-attach-{number}" if index is not None else None,
+    }
+    return Eni(**(values | fields))
+
+
+def key(number: int) -> AttachmentKey:
+    """Identity of the pod of that number."""
+    return AttachmentKey(f"pod{number}", "eth0")
+
+
+def attachment(number: int, device: int = 0, netns: str = "", **fields: Any) -> Attachment:
+    """A pod bound to an address of an ENI."""
+    values: dict[str, Any] = {
+        "key": key(number),
+        "netns": netns or f"/run/netns/pod{number}",
+        "address": SUBNET[11 + 20 * device + number % 9],
+        "eni_id": f"eni-{device}",
+        "device_index": device,
+        "veth": veth_name("nn", key(number)),
+    }
+    return Attachment(**(values | fields))
+
+
+def intent(number: int, state: IntentState = IntentState.WANTED, **fields: Any) -> Intent:
+    """What the runtime asked for a pod."""
+    values: dict[str, Any] = {"netns": f"/run/netns/pod{number}", "netns_inode": 1}
+    return Intent(key(number), state, **(values | fields))
+
+
+def inputs(devices: int = 3, attachments: tuple[Attachment, ...] = (), **fields: Any) -> Inputs:
+    """A node with so many ENIs, all with links, and pods."""
+    enis = tuple(eni(i) for i in range(devices))
+    values: dict[str, Any] = {
+        "document": document(),
+        "node": node(),
+        "enis": enis,
+        "links": {e.mac: f"eth{e.device_index}" for e in enis},
+        "attachments": attachments,
+    }
+    return Inputs(**(values | fields))
+
+
+networks = st.builds(
+    lambda number, length: IPv4Network((number >> (32 - length) << (32 - length), length)),
+    st.integers(0, 2**32 - 1),
+    st.integers(4, 32),
+)
+addresses = st.integers(int(ip_address("10.0.0.0")), int(ip_address("10.0.255.255"))).map(ip_address)
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> NodeNetwork:
+    """Any valid document that matters to the planner."""
+    mode = draw(st.sampled_from(["node", "external"]))
+    exclude = [] if mode == "external" else draw(st.lists(networks.map(str), max_size=8))
+    eni_mtu = draw(st.integers(1280, 9001))
+    return document(
+        warmPool={
+            "warm": draw(st.integers(0, 20)),
+            "minimum": draw(st.integers(0, 40)),
+            "cooldown": draw(st.sampled_from(["0s", "30s"])),
+        },
+        eni={"mtu": eni_mtu, "max": draw(st.one_of(st.none(), st.integers(1, 5)))},
+        snat={"mode": mode, "excludeCIDRs": exclude},
+        pods={"mtu": draw(st.one_of(st.none(), st.integers(1280, eni_mtu)))},
+    )
+
+
+@st.composite
+def all_inputs(draw: st.DrawFn) -> Inputs:
+    """A node in any shape: ENIs with and without links, pods on any of them."""
+    devices = draw(st.integers(1, 4))
+    pods = draw(st.lists(st.integers(0, 8), unique=True, max_size=6))
+    bound = tuple(
+        attachment(n, draw(st.integers(0, devices - 1)), address=SUBNET[100 + n]) for n in pods
+    )
+    value = inputs(devices, bound, document=draw(documents()))
+    missing = draw(st.sets(st.integers(1, 3), max_size=1))
+    links = {m: name for m, name in value.links.items() if m not in {mac(i) for i in missing}}
+    return inputs(devices, bound, document=value.document, links=links)

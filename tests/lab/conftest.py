@@ -1,0 +1,131 @@
+"""Labs for tests: a whole one per worker, and a fabric without EC2 per test."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import time
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from lab import lifecycle, netns
+from lab.fabric import Fabric
+from lab.topology import INSTANCES, SUBNETS, Names
+from lab.wire import EniView
+
+PATIENCE_S = 10.0
+
+
+class HandMadeVpc:
+    """A fabric that a test drives itself, in EC2's place."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self._made = 0
+        for part in lifecycle.PARTS:
+            netns.make(self.ns(part))
+        with self.inside("vpc"):
+            self.fabric = Fabric(names)
+            self.fabric.build()
+
+    def ns(self, part: str) -> str:
+        return self.names.namespace(part)
+
+    def inside(self, part: str):
+        return netns.inside(self.ns(part))
+
+    def eni(self, node: str, device: int, *addresses: str, subnet: str = "", **changes) -> EniView:
+        """Describe an ENI; the subnet is the instance's own unless it is named."""
+        self._made += 1
+        subnet = subnet or next(i.subnet for i in INSTANCES if i.name == node)
+        cidr = next(s.cidr for s in SUBNETS if s.name == subnet)
+        held = tuple(map(IPv4Address, addresses))
+        facts = {
+            "eni_id": f"eni-0{self._made:016x}",
+            "mac": f"02:00:00:00:00:{self._made:02x}",
+            "subnet_id": subnet,
+            "subnet_cidr": cidr,
+            "vpc_id": "vpc-1",
+            "availability_zone": "us-east-1a",
+            "owner_id": "123456789012",
+            "description": "",
+            "status": "attached",
+            "primary": held[0],
+            "addresses": held,
+            "prefixes": (),
+            "ipv6_addresses": (),
+            "ipv6_prefixes": (),
+            "groups": (),
+            "tags": (),
+            "source_dest_check": True,
+            "instance_id": f"i-{node}",
+            "device_index": device,
+        }
+        return EniView(**(facts | changes))
+
+    def plug(self, node: str, device: int, *addresses: str, **changes) -> EniView:
+        eni = self.eni(node, device, *addresses, **changes)
+        with self.inside("vpc"), self.fabric.launching(node):
+            self.fabric.plug(eni)
+        return eni
+
+    def unplug(self, eni: EniView) -> None:
+        with self.inside("vpc"):
+            self.fabric.unplug(eni)
+
+    def readdress(self, eni: EniView) -> None:
+        with self.inside("vpc"):
+            self.fabric.readdress(eni)
+
+    def ip(self, part: str, *words: str) -> str:
+        """Run ``ip`` in a part and return what it printed."""
+        command = ["ip", "-n", self.ns(part), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def root():
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes network namespaces")
+
+
+@pytest.fixture
+def name():
+    """A lab's name that nobody else uses; whatever carries it is gone afterwards."""
+    chosen = f"t{secrets.token_hex(4)}"
+    yield chosen
+    lifecycle.down(chosen)
+
+
+@pytest.fixture
+def vpc(name):
+    return HandMadeVpc(Names(name))
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """One whole lab for all tests of this worker; each takes care of what it changes."""
+    handle = lifecycle.up(f"s{secrets.token_hex(4)}")
+    yield handle
+    lifecycle.down(handle.names.lab)
+
+
+@pytest.fixture
+def until():
+    """Wait until something holds, and return it."""
+
+    def wait(holds, what: str = "it"):
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := holds()):
+            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
+            time.sleep(0.01)
+        return found
+
+    return wait
+
+
+@pytest.fixture
+def prefix():
+    return IPv4Network("10.0.1.32/28")

@@ -1,0 +1,240 @@
+"""What the netlink target promises, of the real kernel and of the fake alike."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import attachment, inputs
+from conftest import namespace
+from fakes import FakeNetlink
+from pyroute2 import IPRoute
+
+from lab import netns
+from reconciler.core.plan import Change, Verb
+from reconciler.domains import address, link, neighbour, route, rule
+from reconciler.domains.address import LinkAddress
+from reconciler.domains.link import EniLink, PodLink, Veth
+from reconciler.domains.neighbour import Neighbour
+from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
+from reconciler.targets.netlink import Netlink
+
+ENI_MAC = "02:aa:00:00:00:01"
+HOST_MAC = "02:00:00:00:00:01"
+POD_MAC = "02:00:00:00:00:02"
+
+
+@dataclass
+class World:
+    """A host with two ENIs, and a pod's namespace."""
+
+    target: Any
+    pod: str
+    is_real: bool
+
+    def put(self, *objects: Any) -> None:
+        actions = [Change(Verb.CREATE, o, "test") for o in objects]
+        assert self.target.apply(actions) == ()
+
+    def remove(self, *objects: Any) -> tuple[Any, ...]:
+        return self.target.apply([Change(Verb.DELETE, o, "test") for o in objects])
+
+    def see(self, *desired: Any) -> frozenset[Any]:
+        return self.target.observe([*desired, PodLink(self.pod, "eth0", "", 0)])
+
+    def veth(self) -> tuple[Veth, PodLink]:
+        alias = "node-network:pod/eth0"
+        host = Veth("nnveth", HOST_MAC, 9001, alias, True, self.pod, "eth0", POD_MAC)
+        return host, PodLink(self.pod, "eth0", POD_MAC, 9001, True, "nnveth")
+
+
+@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    if request.param == "fake":
+        fake = FakeNetlink(namespaces={"/run/netns/pod"})
+        for index in (0, 1):
+            fake.plug(f"02:aa:00:00:00:0{index}", f"eth{index}")
+        yield World(fake, "/run/netns/pod", is_real=False)
+        return
+    with namespace("home") as home, namespace("pod") as pod, namespace("vpc") as vpc:
+        with netns.inside(home):
+            for index in (0, 1):
+                plug(f"02:aa:00:00:00:0{index}", f"eth{index}", vpc)
+            yield World(Netlink(), str(netns.path(pod)), is_real=True)
+
+
+def plug(mac: str, name: str, far: str) -> None:
+    """What attaching an ENI does: a link appears, down, with its own MAC."""
+    with netns.path(far).open() as other, IPRoute() as ip:
+        peer = {"ifname": f"x{name}", "net_ns_fd": other.fileno()}
+        ip.link("add", ifname=name, kind="veth", address=mac, mtu=1500, peer=peer)
+    with netns.inside(far), IPRoute() as ip:
+        ip.link("set", index=ip.link_lookup(ifname=f"x{name}")[0], state="up")
+
+
+def test_an_eni_link_is_found_by_mac_and_brought_up(world: World) -> None:
+    assert world.target.links()[ENI_MAC] == "eth1"
+    wanted = EniLink(ENI_MAC, "eth1", 9001, up=True)
+    world.put(wanted)
+    assert wanted in world.see()
+
+
+def test_a_veth_pair_is_made_whole_and_seen_from_both_ends(world: World) -> None:
+    host, pod = world.veth()
+    world.put(host, pod)
+    assert {host, pod} <= world.see()
+    seen = next(o for o in world.see() if isinstance(o, PodLink))
+    assert (seen.mac, seen.mtu, seen.up) == (POD_MAC, 9001, True)
+
+
+def test_a_pair_that_exists_is_not_made_again(world: World) -> None:
+    host, pod = world.veth()
+    world.put(host, pod)
+    (failure,) = world.target.apply([Change(Verb.CREATE, host, "again")])
+    assert failure.reason == "EEXIST"
+
+
+def test_a_pod_whose_namespace_is_gone_shows_nothing_and_fails_alone(world: World) -> None:
+    host, _ = world.veth()
+    lost = replace(host, pod_netns="/run/netns/nnt-no-such")
+    eni = EniLink(ENI_MAC, "eth1", 9001)
+    failures = world.target.apply(
+        [Change(Verb.CREATE, lost, "test"), Change(Verb.UPDATE, eni, "test", eni)]
+    )
+    assert [f.reason for f in failures] == ["ENOENT"]
+    seen = world.target.observe([PodLink("/run/netns/nnt-no-such", "eth0", "", 0)])
+    assert eni in seen
+    assert not [o for o in seen if isinstance(o, PodLink)]
+
+
+def test_deleting_the_host_end_takes_everything_of_the_pod_with_it(world: World) -> None:
+    host, pod = world.veth()
+    gateway = ip_address("169.254.1.1")
+    extras = [
+        LinkAddress(world.pod, "eth0", ip_address("10.0.1.9"), 32),
+        Neighbour(world.pod, "eth0", gateway, HOST_MAC),
+        Route("", 512, ip_network("10.0.1.9/32"), "nnveth"),
+        Route(world.pod, 254, ip_network("169.254.1.1/32"), "eth0"),
+    ]
+    world.put(host, pod, *extras)
+    assert set(extras) <= world.see()
+    assert world.remove(host) == ()
+    assert not {host, pod, *extras} & world.see()
+
+
+def test_deleting_what_is_gone_is_done(world: World) -> None:
+    host, pod = world.veth()
+    assert world.remove(
+        host,
+        Route("", 512, ip_network("10.0.1.9/32"), "eth0"),
+        Rule("ipv4", 1537, 1537, 1, 0xFF),
+    ) == ()
+    assert pod not in world.see()
+
+
+def test_addresses_come_without_a_connected_route(world: World) -> None:
+    wanted = LinkAddress("", "eth1", ip_address("10.0.1.14"), 24)
+    world.put(EniLink(ENI_MAC, "eth1", 9001), wanted)
+    assert wanted in world.see()
+    if world.is_real:
+        assert ip("route", "show", "dev", "eth1") == ""
+
+
+def test_routes_are_seen_as_they_were_written(world: World) -> None:
+    world.put(
+        EniLink(ENI_MAC, "eth1", 9001), LinkAddress("", "eth1", ip_address("10.0.1.14"), 24)
+    )
+    wanted = [
+        Route("", 1537, ip_network("10.0.1.1/32"), "eth1"),
+        Route("", 1537, ip_network("0.0.0.0/0"), "eth1", ip_address("10.0.1.1")),
+        Route("", 512, ip_network("10.0.1.77/32"), "eth1"),
+    ]
+    world.put(*wanted)
+    assert set(wanted) <= world.see()
+
+
+def test_a_gateway_that_cannot_be_reached_is_refused_by_name(world: World) -> None:
+    world.put(EniLink(ENI_MAC, "eth1", 9001))
+    lost = Route("", 1537, ip_network("0.0.0.0/0"), "eth1", ip_address("10.0.1.1"))
+    (failure,) = world.target.apply([Change(Verb.CREATE, lost, "test")])
+    assert failure.reason == "ENETUNREACH"
+
+
+def test_a_route_over_a_missing_link_is_refused_by_name(world: World) -> None:
+    lost = Route("", 512, ip_network("10.0.1.9/32"), "nnlost")
+    (failure,) = world.target.apply([Change(Verb.CREATE, lost, "test")])
+    assert failure.reason == "ENODEV"
+
+
+def test_rules_are_seen_as_they_were_written_and_are_no_doubles(world: World) -> None:
+    wanted = [
+        Rule("ipv4", 512, 512),
+        Rule("ipv4", 1024, 254, 0x80, 0xFF),
+        Rule("ipv4", 1537, 1537, 1, 0xFF),
+        Rule("ipv4", 32765, 1537, source=ip_network("10.0.1.14/32")),
+        Rule("ipv6", 512, 512),
+    ]
+    world.put(*wanted)
+    world.put(*wanted)
+    assert {o for o in world.see() if isinstance(o, Rule) and o.protocol == 201} == set(wanted)
+    assert world.remove(*wanted) == ()
+    assert not set(wanted) & world.see()
+
+
+def test_everything_a_node_desires_comes_back_as_it_was_written(world: World) -> None:
+    """Byte for byte of meaning, over all domains at once."""
+    one = attachment(1, 1, netns=world.pod)
+    now = inputs(2, (one,))
+    for module in (link, address, neighbour, route, rule):
+        wanted = module.desire(now)
+        kinds = {type(o) for o in wanted}
+        seen = [o for o in world.target.observe(wanted) if type(o) in kinds]
+        assert world.target.apply(module.plan(wanted, seen).actions) == ()
+    for module in (link, address, neighbour, route, rule):
+        assert module.desire(now) <= world.target.observe(link.desire(now))
+
+
+@pytest.mark.kernel
+def test_routes_of_other_owners_are_not_shown_unless_in_the_way(home: str, pod: str) -> None:
+    plug(ENI_MAC, "eth1", Path(pod).name)
+    ip("link", "set", "eth1", "up")
+    ip("route", "add", "10.7.0.0/16", "dev", "eth1", "proto", "static")
+    ip("route", "add", "10.0.1.9/32", "dev", "eth1", "table", "512", "proto", "static")
+    mine = Route("", 512, ip_network("10.0.1.9/32"), "eth1")
+    target = Netlink()
+    assert not [o for o in target.observe([]) if isinstance(o, Route)]
+    (foreign,) = [o for o in target.observe([mine]) if isinstance(o, Route)]
+    assert not route.is_owned(foreign)
+    assert [r.reason for r in route.plan([mine], [foreign]).refusals] == ["ForeignObject"]
+
+
+@pytest.mark.kernel
+def test_a_rule_with_another_selector_is_not_taken_for_ours(home: str) -> None:
+    ip("rule", "add", "priority", "512", "iif", "lo", "lookup", "512", "protocol", "201")
+    seen = [o for o in Netlink().observe([]) if isinstance(o, Rule) and o.priority == 512]
+    assert [o.extra for o in seen] == ["FRA_IIFNAME=lo"]
+    plan = rule.plan([Rule("ipv4", 512, 512)], seen)
+    assert [a.verb for a in plan.actions] == [Verb.CREATE, Verb.DELETE]
+
+
+@pytest.mark.kernel
+def test_links_stacked_on_an_eni_are_not_the_eni(home: str, pod: str) -> None:
+    plug(ENI_MAC, "eth1", Path(pod).name)
+    ip("link", "add", "br0", "address", ENI_MAC, "type", "bridge")
+    assert Netlink().links() == {ENI_MAC: "eth1"}
+
+
+@pytest.mark.kernel
+def test_the_thread_is_back_home_after_entering_a_pod(home: str, pod: str) -> None:
+    Netlink().observe([PodLink(pod, "eth0", "", 0)])
+    assert netns.path(home).stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout

@@ -40,9 +40,11 @@ BOOT_MTU = 1500
 """Bytes; what a hot-plugged link has before anybody configures it (Linux ena driver)."""
 
 RTPROT_DHCP = 16
+SCOPE_LINK = 253
 NUD_PERMANENT = 0x80
 MAX_LINK_NAME = 15
 
+# Writing down and dropping are two rules: a set that is full ends a rule early.
 RULES = """
 table ip lab {
   set sources { typeof iifname . ip saddr; }
@@ -56,13 +58,15 @@ table ip lab {
     iifname != "e-*" accept
     iifname @unchecked goto count
     iifname . ip saddr @sources goto count
-    update @spoofed { iifname . ip saddr . ip daddr counter } drop
+    update @spoofed { iifname . ip saddr . ip daddr counter }
+    drop
   }
   chain count {
     update @passed { iifname . ip saddr . ip daddr counter }
   }
   chain refuse {
-    update @not_public { iifname . ip saddr . ip daddr counter } drop
+    update @not_public { iifname . ip saddr . ip daddr counter }
+    drop
   }
   chain gateway {
     type filter hook forward priority filter; policy accept;
@@ -179,10 +183,10 @@ class Fabric:
                 ip.neigh(
                     "replace", dst=str(address), lladdr=eni.mac, ifindex=index, state=NUD_PERMANENT
                 )
-                ip.route("replace", dst=f"{address}/32", oif=index, scope=253)
+                ip.route("replace", dst=f"{address}/32", oif=index, scope=SCOPE_LINK)
             for address in known - addresses:
                 ip.neigh("delete", dst=str(address), ifindex=index)
-                ip.route("delete", dst=f"{address}/32", oif=index)
+                ip.route("delete", dst=f"{address}/32", oif=index, scope=SCOPE_LINK)
         self._set_elements("sources", link, {f'"{link}" . {a}' for a in addresses})
         unchecked = set() if eni.source_dest_check else {f'"{link}"'}
         self._set_elements("unchecked", link, unchecked)

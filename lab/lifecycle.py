@@ -34,6 +34,9 @@ AMBIENT = (
 
 Say = Callable[[str], None]
 
+_servers: dict[str, subprocess.Popen[bytes]] = {}
+"""Servers that this process started, to be collected when their lab goes down."""
+
 
 class LabError(Exception):
     """A lab could not be made, asked or found; says what to do next."""
@@ -174,14 +177,13 @@ def _start_server(names: Names) -> None:
             env=lab.environment("vpc"),
             start_new_session=True,
         )
+    _servers[names.lab] = process
     deadline = time.monotonic() + START_LIMIT_S
     while not names.control.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             tail = names.log.read_text()[-2000:]
             raise LabError(f"the server of lab {names.lab} did not start:\n{tail}")
         time.sleep(0.02)
-    # Left to init when this process ends; in a test, reaped when the next one starts.
-    process.returncode = 0
 
 
 def _end_processes(names: Names) -> None:
@@ -192,12 +194,6 @@ def _end_processes(names: Names) -> None:
                 os.kill(pid, number)
         deadline = time.monotonic() + patience_s
         while netns.processes(names.prefix) and time.monotonic() < deadline:
-            _reap()
             time.sleep(0.02)
-
-
-def _reap() -> None:
-    """Collect children that ended, so that they do not stay as zombies while we live."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+    if server := _servers.pop(names.lab, None):
+        server.wait()

@@ -99,7 +99,9 @@ networks = st.builds(
     st.integers(0, 2**32 - 1),
     st.integers(4, 32),
 )
-addresses = st.integers(int(ip_address("10.0.0.0")), int(ip_address("10.0.255.255"))).map(ip_address)
+addresses = st.integers(int(ip_address("10.0.0.0")), int(ip_address("10.0.255.255"))).map(
+    ip_address
+)
 
 
 @st.composite

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
 from hypothesis import HealthCheck, settings
+from werkzeug.serving import make_server
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fakes and builders
 
 from lab import netns
+from lab.ec2 import Cloud
+from lab.faults import Faults
+from lab.server import IMAGE
+from lab.topology import SUBNETS
+from lab.wire import NoWire
 
 settings.register_profile(
     "suite",
@@ -48,3 +60,57 @@ def pod() -> Iterator[str]:
     """Path of another namespace, for a pod."""
     with namespace("pod") as name:
         yield str(netns.path(name))
+
+
+@dataclass
+class Ec2World:
+    """EC2 over HTTP, with one m5.large in a VPC of the lab's shape; no packets."""
+
+    cloud: Cloud
+    client: Any
+    vpc_id: str
+    subnets: dict[str, str]
+    instance_id: str
+
+
+@pytest.fixture(scope="session")
+def ec2_server() -> Iterator[tuple[Cloud, str]]:
+    """One EC2 per test process: moto's classes are replaced for good."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    cloud = Cloud(wire=NoWire(), faults=Faults())
+    server = make_server("127.0.0.1", 0, cloud.app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield cloud, f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def ec2(ec2_server: tuple[Cloud, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2World]:
+    """A VPC, and the SDK's own environment pointing at it."""
+    cloud, endpoint = ec2_server
+    monkeypatch.setenv("AWS_ENDPOINT_URL_EC2", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    cloud.reset()
+    client = boto3.client(
+        "ec2", region_name="us-east-1", config=Config(retries={"total_max_attempts": 1})
+    )
+    vpc_id = client.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    client.associate_vpc_cidr_block(VpcId=vpc_id, CidrBlock="100.64.0.0/16")
+    subnets = {
+        s.name: client.create_subnet(VpcId=vpc_id, CidrBlock=str(s.cidr), AvailabilityZone=s.zone)[
+            "Subnet"
+        ]["SubnetId"]
+        for s in SUBNETS
+    }
+    primary = {"DeviceIndex": 0, "SubnetId": subnets["nodes-a"], "PrivateIpAddress": "10.0.1.10"}
+    made = client.run_instances(
+        ImageId=IMAGE, InstanceType="m5.large", MinCount=1, MaxCount=1, NetworkInterfaces=[primary]
+    )
+    cloud.faults.reset_calls()
+    yield Ec2World(cloud, client, vpc_id, subnets, made["Instances"][0]["InstanceId"])
+    cloud.faults.clear()
+    client.close()

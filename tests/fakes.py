@@ -1,11 +1,15 @@
-"""One in-memory target for each real one. Each signs the contract of its target (tests/targets),
-so that it may not be kinder than the kernel, nftables, EC2 or the disk."""
+"""One in-memory target for each real one.
+
+Each signs the contract of its target (tests/targets), so that it may not be kinder than the
+kernel, nftables, EC2 or the disk.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_address
+from itertools import pairwise
 from typing import Any
 
 from reconciler.core.attachment import Attachment, Cooling, Intent
@@ -27,12 +31,11 @@ from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
-from reconciler.domains.rule import Rule
 from reconciler.domains.sysctl import Sysctl
 from reconciler.errors import ApplyError
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What a fake answers where the real thing would."""
 
 
@@ -60,7 +63,9 @@ class FakeNetlink:
             o
             for o in self._objects.values()
             if getattr(o, "netns", "") in visited
-            and not (isinstance(o, Route) and not o.netns and o.protocol != 201 and o.key not in places)
+            and not (
+                isinstance(o, Route) and not o.netns and o.protocol != 201 and o.key not in places
+            )
         )
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
@@ -72,35 +77,37 @@ class FakeNetlink:
                 else:
                     self._check(action)
                     self._put(action.object)
-            except Refused as error:
+            except RefusedError as error:
                 failures.append(ApplyError(str(action), str(error), ""))
         return tuple(failures)
 
-    def _check(self, action: Change[Any]) -> None:
+    def _check(self, action: Change[Any]) -> None:  # noqa: C901, PLR0912 - a case for each kind
         match action.object:
             case Veth() as veth if action.verb is Verb.CREATE:
                 if veth.pod_netns not in self.namespaces:
-                    raise Refused("ENOENT")
+                    raise RefusedError("ENOENT")
                 if self._find(PodLink, netns=veth.pod_netns, name=veth.pod_name):
-                    raise Refused("EEXIST")
+                    raise RefusedError("EEXIST")
                 self._put(
-                    PodLink(veth.pod_netns, veth.pod_name, veth.pod_mac, veth.mtu, False, veth.name)
+                    PodLink(
+                        veth.pod_netns, veth.pod_name, veth.pod_mac, veth.mtu, False, veth.name
+                    )
                 )
             case PodLink() as link:
                 if not self._find(PodLink, netns=link.netns, name=link.name):
-                    raise Refused("ENODEV")
+                    raise RefusedError("ENODEV")
             case LinkAddress() as address:
                 self._device(address.netns, address.device)
             case Neighbour() as neighbour:
                 self._device(neighbour.netns, neighbour.device)
             case Route() as route:
                 if not self._device(route.netns, route.device).up:
-                    raise Refused("ENETDOWN")
+                    raise RefusedError("ENETDOWN")
                 if route.gateway and not self._is_on_link(route):
-                    raise Refused("ENETUNREACH")
+                    raise RefusedError("ENETUNREACH")
             case EniLink() as link:
                 if not self._find(EniLink, mac=link.mac):
-                    raise Refused("ENODEV")
+                    raise RefusedError("ENODEV")
             case _:
                 pass
 
@@ -120,7 +127,7 @@ class FakeNetlink:
         for o in self._objects.values():
             if isinstance(o, kinds) and o.name == name and getattr(o, "netns", "") == netns:
                 return o
-        raise Refused("ENODEV")
+        raise RefusedError("ENODEV")
 
     def _find(self, kind: type, **fields: Any) -> Any:
         for o in self._objects.values():
@@ -169,16 +176,16 @@ class FakeNft:
                     state.clear()
                 elif action.verb is Verb.DELETE:
                     if state.pop((obj.kind, obj.key), None) is None:
-                        raise Refused("No such file or directory")
+                        raise RefusedError("No such file or directory")
                 else:
                     existing = state.get((obj.kind, obj.key))
                     if isinstance(existing, NftChain) and existing.place != obj.place:
-                        raise Refused("File exists")
+                        raise RefusedError("File exists")
                     state[obj.kind, obj.key] = obj
             if state or actions:
                 state[NftTable().kind, NftTable().key] = NftTable()
             _check_references(state.values())
-        except Refused as error:
+        except RefusedError as error:
             return tuple(ApplyError(str(a), "TransactionRefused", str(error)) for a in actions)
         self._objects = set(state.values())
         return ()
@@ -192,18 +199,18 @@ def _check_references(objects: Iterable[NftObject]) -> None:
     for o in objects:
         if isinstance(o, NftElement):
             if o.set not in sets or (o.goto and o.goto not in chains):
-                raise Refused("No such file or directory")
+                raise RefusedError("No such file or directory")
             if o.first != o.last and not sets[o.set].interval:
-                raise Refused("Invalid argument")
+                raise RefusedError("Invalid argument")
             ranges.setdefault(o.set, []).append((int(o.first), int(o.last)))
         if isinstance(o, NftChain):
             for rule in o.rules:
                 if any(f'"@{name}"' in rule for name in _named_sets(rule) - sets.keys()):
-                    raise Refused("No such file or directory")
+                    raise RefusedError("No such file or directory")
     for each in ranges.values():
         each.sort()
-        if any(a[1] >= b[0] for a, b in zip(each, each[1:], strict=False)):
-            raise Refused("Interval overlaps")
+        if any(a[1] >= b[0] for a, b in pairwise(each)):
+            raise RefusedError("Interval overlaps")
 
 
 def _named_sets(rule: str) -> set[str]:
@@ -278,7 +285,7 @@ class FakeEc2:
         for action in actions:
             try:
                 self._apply_one(action)
-            except Refused as error:
+            except RefusedError as error:
                 failures.append(ApplyError(str(action), str(error), ""))
         return tuple(failures)
 
@@ -295,7 +302,7 @@ class FakeEc2:
                 self.calls.append("AssignPrivateIpAddresses")
                 eni = self._get(action.eni_id)
                 if 1 + len(eni.secondaries) + action.count > self.limits.addresses_per_eni:
-                    raise Refused("PrivateIpAddressLimitExceeded")
+                    raise RefusedError("PrivateIpAddressLimitExceeded")
                 fresh = self._take(action.count)
                 self._change(eni.eni_id, secondaries=tuple(sorted((*eni.secondaries, *fresh))))
 
@@ -326,12 +333,12 @@ class FakeEc2:
     def _attach(self, eni_id: str, index: int) -> None:
         self.calls.append("AttachNetworkInterface")
         if self._get(eni_id).status != "available":
-            raise Refused("InvalidParameterValue")
+            raise RefusedError("InvalidParameterValue")
         attached = [e for e in self.enis if e.device_index is not None]
         if index in {e.device_index for e in attached}:
-            raise Refused("InvalidParameterValue")
+            raise RefusedError("InvalidParameterValue")
         if len(attached) >= self.limits.enis:
-            raise Refused("AttachmentLimitExceeded")
+            raise RefusedError("AttachmentLimitExceeded")
         self.calls.append("ModifyNetworkInterfaceAttribute")
         self._change(
             eni_id,
@@ -356,5 +363,5 @@ class FakeEc2:
     def _take(self, count: int) -> list[Any]:
         free = self._free()
         if len(free) < count:
-            raise Refused("InsufficientFreeAddressesInSubnet")
+            raise RefusedError("InsufficientFreeAddressesInSubnet")
         return free[:count]

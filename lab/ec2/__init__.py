@@ -12,12 +12,13 @@ from typing import Any
 
 import moto.ec2.models.elastic_network_interfaces as moto_interfaces
 import moto.ec2.models.instances as moto_instances
+import moto.ec2.models.subnets as moto_subnets
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2 import urls
 from moto.ec2.models import ec2_backends
 from moto.moto_server.werkzeug_app import create_backend_app
 
-from lab.ec2.model import Backend, Interface, LabInstance
+from lab.ec2.model import Backend, Interface, LabInstance, LabSubnet
 from lab.ec2.response import LostAnswerError, Response
 from lab.faults import Faults
 from lab.wire import EniView, Wire
@@ -130,10 +131,16 @@ class Cloud:
 
 def _install(cloud: Cloud) -> None:
     """Put our classes in the places moto looks them up in (moto 5.2.5; hence the exact pin)."""
-    for ours, theirs in ((Interface, "NetworkInterface"), (LabInstance, "Instance")):
+    ours_for_theirs = {
+        "NetworkInterface": Interface,
+        "Instance": LabInstance,
+        "Subnet": LabSubnet,
+    }
+    for theirs, ours in ours_for_theirs.items():
         ours.__name__ = theirs  # the serialiser aliases fields by class name
     moto_interfaces.NetworkInterface = Interface
     moto_instances.Instance = LabInstance
+    moto_subnets.Subnet = LabSubnet
     Backend.wire, Backend.faults, Backend.lock = cloud.wire, cloud.faults, cloud.lock
     Response.cloud = cloud
     ec2_backends.backend = Backend

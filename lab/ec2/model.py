@@ -17,6 +17,7 @@ from moto.ec2.models import EC2Backend
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface
 from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.ec2.models.instances import Instance
+from moto.ec2.models.subnets import Subnet
 
 from lab.ec2 import allocation
 from lab.faults import Faults
@@ -103,6 +104,15 @@ class Interface(NetworkInterface):  # type: ignore[misc]
         """Delete, as part of the instance's end."""
         self.ec2_backend.enis.pop(self.id, None)
         self.ec2_backend.tags.pop(self.id, None)
+
+
+class LabSubnet(Subnet):  # type: ignore[misc]
+    """A subnet that counts what is free."""
+
+    @property
+    def available_ip_address_count(self) -> int:
+        """Addresses EC2 could still give out, prefixes counted by the address."""
+        return int(self.ec2_backend.free_count(self))
 
 
 class LabInstance(Instance):  # type: ignore[misc]

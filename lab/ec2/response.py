@@ -84,11 +84,9 @@ class Response(EC2Response):  # type: ignore[misc]
         return ActionResult({"NetworkInterfaces": [describe(v) for v in page]} | token)
 
     def describe_subnets(self) -> ActionResult:
-        """As moto does, with true counts and pages."""
+        """As moto does, with pages."""
         ids = self._get_param("SubnetIds")
         found = self.ec2_backend.describe_subnets(ids, self._filters_from_querystring())
-        for subnet in found:
-            subnet._available_ip_addresses = self.ec2_backend.free_count(subnet)
         page, token = self._page(found)
         return ActionResult({"Subnets": page} | token)
 

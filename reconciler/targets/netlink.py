@@ -42,7 +42,7 @@ NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 FR_ACT_TO_TBL = 1
 ARPHRD_ETHER = 1
-SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
+SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
 """What the kernel answers when a thing to delete does not exist: the wish is fulfilled."""
@@ -268,7 +268,8 @@ def _apply_route(sessions: _Sessions, route: Route, *, deleting: bool) -> None:
     if route.metric:
         words["priority"] = route.metric
     if deleting:
-        sessions(route.netns).route("delete", **words)
+        # Without a scope the kernel would look for one of scope "universe" only.
+        sessions(route.netns).route("delete", scope=SCOPE_NOWHERE, **words)
         return
     words["oif"] = sessions.index(route.netns, route.device)
     if route.gateway:

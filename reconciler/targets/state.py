@@ -238,9 +238,9 @@ def _parse_key(body: dict[str, Any]) -> AttachmentKey:
     return AttachmentKey(str(body["containerID"]), str(body["ifname"]))
 
 
-def _check_version(body: dict[str, Any]) -> None:
-    if body.get("version") != VERSION:
-        raise ValueError(f"schema version {body.get('version')!r}, this release reads {VERSION}")
+def _check_version(body: object) -> None:
+    if not isinstance(body, dict) or body.get("version") != VERSION:
+        raise ValueError(f"no record of schema version {VERSION}, the one this release reads")
 
 
 def _is_alive(netns: str, inode: int) -> bool:

@@ -32,7 +32,10 @@ def test_what_no_limit_leaves_room_for_is_said() -> None:
 
 
 @given(
-    st.integers(-3, 60), st.lists(st.integers(0, 9), max_size=4), st.integers(0, 3), st.integers(0, 9)
+    st.integers(-3, 60),
+    st.lists(st.integers(0, 9), max_size=4),
+    st.integers(0, 3),
+    st.integers(0, 9),
 )
 def test_growth_adds_up_and_exceeds_nothing(
     shortfall: int, rooms: list[int], new_enis: int, per_eni: int

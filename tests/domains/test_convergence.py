@@ -1,11 +1,15 @@
-"""For every domain: what is planned, once applied, leaves nothing to plan; and nothing foreign
-is touched. The worlds are the fakes, whose contracts are checked against the real ones."""
+"""For every domain: what is planned, once applied, leaves nothing to plan.
+
+And nothing foreign is touched. The worlds are the fakes, whose contracts are checked against the
+real ones.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from typing import Any
 
 from builders import SUBNET, all_inputs, documents, eni, inputs, intent, networks
@@ -132,7 +136,7 @@ def test_a_set_or_chain_of_another_shape_is_replaced_whole(now: Inputs, wrong: A
 @given(st.lists(networks, max_size=30))
 def test_coalesced_ranges_cover_the_same_and_never_touch(cidrs: list[Any]) -> None:
     ranges = nat.coalesce(cidrs)
-    for (_, last), (first, _) in zip(ranges, ranges[1:], strict=False):
+    for (_, last), (first, _) in pairwise(ranges):
         assert int(last) + 1 < int(first)
     for cidr in cidrs:
         assert any(f <= cidr[0] and cidr[-1] <= last for f, last in ranges)

@@ -52,14 +52,25 @@ def test_a_hot_plugged_link_has_the_enis_mac_and_nothing_else(vpc):
     assert "eth1" not in vpc.ip("node1", "route", "show", "table", "all")
 
 
-def test_unplugging_removes_the_link_and_all_that_leads_there(vpc, prefix):
-    vpc.plug("node1", 0, "10.0.1.10")
+@pytest.mark.parametrize("device", [0, 1])
+def test_unplugging_removes_the_link_and_all_that_leads_there(vpc, prefix, device):
+    vpc.plug("vpchost", 0, "10.0.9.10")
     before = _fabric_state(vpc)
-    eni = vpc.plug("node1", 1, "10.0.1.20", "10.0.1.21", prefixes=(prefix,))
-    assert _fabric_state(vpc) != before
+    eni = vpc.plug("node1", device, "10.0.1.20", "10.0.1.21", prefixes=(prefix,))
+    assert all(new != old for new, old in zip(_fabric_state(vpc), before, strict=True))
     vpc.unplug(eni)
     assert _fabric_state(vpc) == before
-    assert "eth1" not in vpc.ip("node1", "link")
+    assert f"eth{device}" not in vpc.ip("node1", "link")
+
+
+def test_taking_addresses_away_leaves_the_fabric_as_it_was(vpc, prefix):
+    eni = vpc.plug("node1", 0, "10.0.1.10")
+    before = _fabric_state(vpc)
+    more = (*eni.addresses, IPv4Address("10.0.1.77"))
+    vpc.readdress(dataclasses.replace(eni, addresses=more, prefixes=(prefix,)))
+    assert _fabric_state(vpc) != before
+    vpc.readdress(eni)
+    assert _fabric_state(vpc) == before
 
 
 def test_an_eni_can_move_to_another_instance(vpc):
@@ -141,34 +152,49 @@ def test_a_spoofed_source_is_dropped_and_written_down_with_its_eni(vpc):
     with _datagrams(vpc, "vpchost") as received:
         _send(vpc, "node1", "10.0.1.77", "10.0.9.10", packets=PACKETS)
         _send(vpc, "node1", "10.0.1.10", "10.0.9.10")
-        assert received() == "10.0.1.10"
+        assert received() == "10.0.1.10"  # sent last, so the others have been dealt with
     (drop,) = _drops(vpc)
     assert (drop.reason, drop.eni) == (SPOOFED, eni.eni_id)
     assert (drop.source, drop.destination, drop.packets) == ("10.0.1.77", "10.0.9.10", PACKETS)
 
 
-def test_an_address_of_one_eni_may_not_leave_by_another(vpc):
+def test_an_address_of_one_eni_may_not_leave_by_another(vpc, until):
     first = vpc.plug("node1", 0, "10.0.1.10")
     vpc.plug("node1", 1, "10.0.1.20")
     vpc.plug("vpchost", 0, "10.0.9.10")
     _send(vpc, "node1", "10.0.1.20", "10.0.9.10")  # the default route leads over eth0
-    (drop,) = _drops(vpc)
+    (drop,) = until(lambda: _drops(vpc))
     assert (drop.eni, drop.source) == (first.eni_id, "10.0.1.20")
 
 
-def test_what_was_dropped_can_be_forgotten(vpc):
+def test_more_spoofed_flows_than_can_be_written_down_are_dropped_all_the_same(vpc):
+    vpc.plug("node1", 0, "10.0.1.10")
+    vpc.plug("vpchost", 0, "10.0.9.10")
+    written_down_at_most = 65535
+    with vpc.inside("node1"):
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender, _datagrams(vpc, "vpchost") as received:
+        sender.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)
+        sender.bind(("10.0.1.77", 0))
+        for number in range(written_down_at_most + 1000):
+            sender.sendto(b"x", (str(IPv4Address("203.0.113.0") + number), PORT))
+        _send(vpc, "node1", "10.0.1.77", "10.0.9.10")
+        _send(vpc, "node1", "10.0.1.10", "10.0.9.10")
+        assert received() == "10.0.1.10"
+
+
+def test_what_was_dropped_can_be_forgotten(vpc, until):
     vpc.plug("node1", 0, "10.0.1.10")
     _send(vpc, "node1", "10.0.1.77", "10.0.2.10")
     _send(vpc, "node1", "10.0.1.10", "10.0.2.10")
-    assert _drops(vpc)
-    assert _passed(vpc)
+    until(lambda: _drops(vpc) and _passed(vpc))
     with vpc.inside("vpc"):
         vpc.fabric.forget()
     assert _drops(vpc) == ()
     assert _passed(vpc) == ()
 
 
-def test_without_source_check_any_source_passes(vpc):
+def test_without_source_check_any_source_passes(vpc, until):
     eni = vpc.plug("node1", 0, "10.0.1.10")
     vpc.plug("vpchost", 0, "10.0.9.10")
     vpc.readdress(dataclasses.replace(eni, source_dest_check=False))
@@ -178,10 +204,10 @@ def test_without_source_check_any_source_passes(vpc):
     assert _drops(vpc) == ()
     vpc.readdress(eni)
     _send(vpc, "node1", "10.0.1.77", "10.0.9.10")
-    assert [d.source for d in _drops(vpc)] == ["10.0.1.77"]
+    until(lambda: [d.source for d in _drops(vpc)] == ["10.0.1.77"])
 
 
-def test_a_new_address_passes_and_one_taken_away_is_dropped_again(vpc, prefix):
+def test_a_new_address_passes_and_one_taken_away_is_dropped_again(vpc, prefix, until):
     eni = vpc.plug("node1", 0, "10.0.1.10")
     vpc.plug("vpchost", 0, "10.0.9.10")
     more = (*eni.addresses, IPv4Address("10.0.1.77"))
@@ -192,9 +218,9 @@ def test_a_new_address_passes_and_one_taken_away_is_dropped_again(vpc, prefix):
             assert received() == source
     assert _drops(vpc) == ()
     vpc.readdress(eni)
-    for source in ("10.0.1.77", "10.0.1.40", "10.0.1.10"):
+    for source in ("10.0.1.77", "10.0.1.40"):
         _send(vpc, "node1", source, "10.0.9.10")
-    assert {d.source for d in _drops(vpc)} == {"10.0.1.77", "10.0.1.40"}
+    until(lambda: {d.source for d in _drops(vpc)} == {"10.0.1.77", "10.0.1.40"})
 
 
 def test_an_address_that_moves_to_another_eni_is_delivered_there(vpc):
@@ -218,24 +244,24 @@ def test_the_internet_sees_the_primary_address_itself(vpc):
         assert probe(vpc.ns("node1"), INTERNET).source == "10.0.1.10"
 
 
-def test_the_internet_reaches_the_primary_address(vpc):
+def test_the_internet_reaches_the_primary_address_only(vpc, until):
     vpc.plug("node1", 0, "10.0.1.10", "10.0.1.11")
     with Receiver(vpc.ns("node1")):
         assert probe(vpc.ns("internet"), "10.0.1.10").source == INTERNET
     _send(vpc, "internet", INTERNET, "10.0.1.11")
-    assert {(d.reason, d.eni, d.destination) for d in _drops(vpc)} == {
-        (NOT_PUBLIC, "igw", "10.0.1.11")
-    }
+    (drop,) = until(lambda: _drops(vpc))
+    assert (drop.reason, drop.eni, drop.destination) == (NOT_PUBLIC, "igw", "10.0.1.11")
 
 
-def test_a_secondary_address_does_not_pass_the_internet_gateway(vpc):
+def test_a_secondary_address_does_not_pass_the_internet_gateway(vpc, until):
     eni = vpc.plug("node1", 0, "10.0.1.10", "10.0.1.11")
     _send(vpc, "node1", "10.0.1.11", INTERNET, packets=PACKETS)
+    until(lambda: [d.packets for d in _drops(vpc)] == [PACKETS])
     (drop,) = _drops(vpc)
-    assert (drop.reason, drop.eni, drop.packets) == (NOT_PUBLIC, eni.eni_id, PACKETS)
+    assert (drop.reason, drop.eni, drop.source) == (NOT_PUBLIC, eni.eni_id, "10.0.1.11")
 
 
-def test_the_primary_address_of_a_secondary_eni_does_not_pass_the_internet_gateway(vpc):
+def test_the_primary_address_of_a_secondary_eni_does_not_pass_the_internet_gateway(vpc, until):
     vpc.plug("node1", 0, "10.0.1.10")
     eni = vpc.plug("node1", 1, "10.0.1.20")
     vpc.ip("node1", "link", "set", "eth1", "up")
@@ -244,7 +270,7 @@ def test_the_primary_address_of_a_secondary_eni_does_not_pass_the_internet_gatew
     vpc.ip("node1", "route", "add", "default", "via", "10.0.1.1", "dev", "eth1", "table", "100")
     vpc.ip("node1", "rule", "add", "from", "10.0.1.20", "lookup", "100")
     _send(vpc, "node1", "10.0.1.20", INTERNET)
-    (drop,) = _drops(vpc)
+    (drop,) = until(lambda: _drops(vpc))
     assert (drop.reason, drop.eni) == (NOT_PUBLIC, eni.eni_id)
 
 
@@ -261,10 +287,11 @@ def test_the_peered_vpc_sees_and_reaches_every_address(vpc):
     assert _drops(vpc) == ()
 
 
-def test_a_peering_is_no_way_to_the_internet(vpc):
+def test_a_peering_is_no_way_to_the_internet(vpc, until):
     vpc.plug("node1", 0, "10.0.1.10")
     _send(vpc, "peer", PEER, INTERNET)
-    assert {(d.reason, d.eni, d.source) for d in _drops(vpc)} == {(NOT_PUBLIC, "pcx", PEER)}
+    (drop,) = until(lambda: _drops(vpc))
+    assert (drop.reason, drop.eni, drop.source) == (NOT_PUBLIC, "pcx", PEER)
 
 
 # -- helpers ------------------------------------------------------------------------------

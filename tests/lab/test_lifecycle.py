@@ -72,21 +72,21 @@ def test_a_node_asks_metadata_who_it_is_and_ec2_for_its_enis(lab, node, monkeypa
     assert answer["enis"] == [[eni["id"], eni["mac"], eni["primary"]]]
 
 
-def test_attaching_an_eni_plugs_its_link_into_the_node_and_detaching_removes_it(lab, ec2):
-    eni, attachment = _attach(lab, ec2)
+def test_attaching_an_eni_plugs_its_link_into_the_node_and_detaching_removes_it(lab, client):
+    eni, attachment = _attach(lab, client)
     (link,) = json.loads(lab.run("node1", ["ip", "-j", "link", "show", "eth1"]).stdout)
     assert link["address"] == eni["MacAddress"]
     assert "UP" not in link["flags"]
     assert [e["device"] for e in lab.enis("node1")] == [0, 1]
-    ec2.detach_network_interface(AttachmentId=attachment)
+    client.detach_network_interface(AttachmentId=attachment)
     assert "eth1" not in lab.run("node1", ["ip", "link"]).stdout
-    ec2.delete_network_interface(NetworkInterfaceId=eni["NetworkInterfaceId"])
+    client.delete_network_interface(NetworkInterfaceId=eni["NetworkInterfaceId"])
     assert [e["device"] for e in lab.enis("node1")] == [0]
 
 
-def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab, ec2):
+def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab, client):
     (eni,) = lab.enis("node1")
-    given = ec2.assign_private_ip_addresses(
+    given = client.assign_private_ip_addresses(
         NetworkInterfaceId=eni["id"], SecondaryPrivateIpAddressCount=1
     )
     address = given["AssignedPrivateIpAddresses"][0]["PrivateIpAddress"]
@@ -96,7 +96,7 @@ def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab,
         with Receiver(lab.names.namespace("node1")):
             assert probe(lab.names.namespace("vpchost"), address).source == "10.0.9.10"
         assert lab.drops() == []
-        ec2.unassign_private_ip_addresses(
+        client.unassign_private_ip_addresses(
             NetworkInterfaceId=eni["id"], PrivateIpAddresses=[address]
         )
         ping = ["ping", "-c", "1", "-W", "1", "-I", address, "10.0.9.10"]
@@ -107,13 +107,13 @@ def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab,
         lab.ask("forget")
 
 
-def test_calls_are_counted_and_switches_set_from_outside(lab, ec2):
+def test_calls_are_counted_and_switches_set_from_outside(lab, client):
     lab.ask("calls", reset=True)
     lab.ask("faults", set={"denied": ["DescribeSubnets"]})
     try:
-        with pytest.raises(ec2.exceptions.ClientError, match="UnauthorizedOperation"):
-            ec2.describe_subnets()
-        ec2.describe_network_interfaces()
+        with pytest.raises(client.exceptions.ClientError, match="UnauthorizedOperation"):
+            client.describe_subnets()
+        client.describe_network_interfaces()
     finally:
         switches = lab.ask("faults", clear=True)["faults"]
     assert switches["denied"] == []
@@ -121,7 +121,7 @@ def test_calls_are_counted_and_switches_set_from_outside(lab, ec2):
     assert counted["calls"] == {"DescribeSubnets": 1, "DescribeNetworkInterfaces": 1}
     assert counted["failed"] == {"DescribeSubnets": 1}
     assert lab.ask("calls")["calls"] == {}
-    ec2.describe_subnets()
+    client.describe_subnets()
 
 
 def test_a_request_the_server_does_not_know_is_refused_and_the_next_one_answered(lab):
@@ -346,7 +346,7 @@ def test_the_command_line_says_plainly_that_it_needs_root(monkeypatch):
 
 
 @pytest.fixture
-def ec2(lab):
+def client(lab):
     """A client that speaks to the lab's EC2 from the node, as a reconciler does."""
     with netns.inside(lab.names.namespace("node1")):
         client = boto3.client(
@@ -361,13 +361,13 @@ def ec2(lab):
         client.close()
 
 
-def _attach(lab, ec2):
+def _attach(lab, client):
     status = lab.ask("status")
     (primary,) = lab.enis("node1")
-    described = ec2.describe_network_interfaces(NetworkInterfaceIds=[primary["id"]])
+    described = client.describe_network_interfaces(NetworkInterfaceIds=[primary["id"]])
     subnet = described["NetworkInterfaces"][0]["SubnetId"]
-    eni = ec2.create_network_interface(SubnetId=subnet)["NetworkInterface"]
-    attached = ec2.attach_network_interface(
+    eni = client.create_network_interface(SubnetId=subnet)["NetworkInterface"]
+    attached = client.attach_network_interface(
         NetworkInterfaceId=eni["NetworkInterfaceId"],
         InstanceId=status["instances"]["node1"],
         DeviceIndex=1,

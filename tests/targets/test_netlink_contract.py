@@ -62,11 +62,15 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
             fake.plug(f"02:aa:00:00:00:0{index}", f"eth{index}")
         yield World(fake, "/run/netns/pod", is_real=False)
         return
-    with namespace("home") as home, namespace("pod") as pod, namespace("vpc") as vpc:
-        with netns.inside(home):
-            for index in (0, 1):
-                plug(f"02:aa:00:00:00:0{index}", f"eth{index}", vpc)
-            yield World(Netlink(), str(netns.path(pod)), is_real=True)
+    with (
+        namespace("home") as home,
+        namespace("pod") as pod,
+        namespace("vpc") as vpc,
+        netns.inside(home),
+    ):
+        for index in (0, 1):
+            plug(f"02:aa:00:00:00:0{index}", f"eth{index}", vpc)
+        yield World(Netlink(), str(netns.path(pod)), is_real=True)
 
 
 def plug(mac: str, name: str, far: str) -> None:
@@ -130,11 +134,14 @@ def test_deleting_the_host_end_takes_everything_of_the_pod_with_it(world: World)
 
 def test_deleting_what_is_gone_is_done(world: World) -> None:
     host, pod = world.veth()
-    assert world.remove(
-        host,
-        Route("", 512, ip_network("10.0.1.9/32"), "eth0"),
-        Rule("ipv4", 1537, 1537, 1, 0xFF),
-    ) == ()
+    assert (
+        world.remove(
+            host,
+            Route("", 512, ip_network("10.0.1.9/32"), "eth0"),
+            Rule("ipv4", 1537, 1537, 1, 0xFF),
+        )
+        == ()
+    )
     assert pod not in world.see()
 
 
@@ -147,9 +154,7 @@ def test_addresses_come_without_a_connected_route(world: World) -> None:
 
 
 def test_routes_are_seen_as_they_were_written(world: World) -> None:
-    world.put(
-        EniLink(ENI_MAC, "eth1", 9001), LinkAddress("", "eth1", ip_address("10.0.1.14"), 24)
-    )
+    world.put(EniLink(ENI_MAC, "eth1", 9001), LinkAddress("", "eth1", ip_address("10.0.1.14"), 24))
     wanted = [
         Route("", 1537, ip_network("10.0.1.1/32"), "eth1"),
         Route("", 1537, ip_network("0.0.0.0/0"), "eth1", ip_address("10.0.1.1")),
@@ -157,6 +162,8 @@ def test_routes_are_seen_as_they_were_written(world: World) -> None:
     ]
     world.put(*wanted)
     assert set(wanted) <= world.see()
+    assert world.remove(*reversed(wanted)) == ()
+    assert not set(wanted) & world.see()
 
 
 def test_a_gateway_that_cannot_be_reached_is_refused_by_name(world: World) -> None:

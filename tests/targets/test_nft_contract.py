@@ -1,0 +1,180 @@
+"""What the nftables target promises, of the real kernel and of the fake alike."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from builders import attachment, document, eni, inputs
+from conftest import namespace
+from fakes import FakeNft
+
+from lab import netns
+from reconciler.core.plan import Change, Verb
+from reconciler.domains import nat
+from reconciler.domains.nat import NftChain, NftElement, NftSet, NftTable
+from reconciler.engine import Domain, converge
+from reconciler.targets.nft import Nft
+
+
+@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])
+def target(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "fake":
+        yield FakeNft()
+        return
+    with namespace("nft") as name, netns.inside(name):
+        yield Nft()
+
+
+def reach(target: Any, now: Any) -> None:
+    """Converge to what a node desires, and see it settled."""
+    assert converge([Domain("nat", nat.desire, nat.plan, target)], now)["nat"].settled
+
+
+def test_an_empty_ruleset_is_an_empty_observation(target: Any) -> None:
+    assert target.observe() == frozenset()
+
+
+def test_the_table_is_seen_as_it_was_written(target: Any) -> None:
+    """Byte for byte of meaning: chains, rules, sets and elements."""
+    pods = tuple(attachment(n, n % 3, address=ip_address(f"10.0.1.{50 + n}")) for n in range(9))
+    now = inputs(3, pods, document=document(snat={"excludeCIDRs": ["10.100.0.0/16", "192.0.2.7"]}))
+    reach(target, now)
+    assert target.observe() == nat.desire(now)
+
+
+@pytest.mark.parametrize(
+    "cidrs",
+    [
+        ["0.0.0.0/0"],
+        ["0.0.0.0/1", "128.0.0.0/1"],
+        ["255.255.255.255"],
+        ["10.1.0.0/24", "10.1.1.0/24", "10.1.2.0/24"],
+        ["10.0.0.0/8", "10.0.0.0/16", "10.1.2.3"],
+        ["192.0.2.0/31", "192.0.2.3", "192.0.2.2"],
+    ],
+    ids=str,
+)
+def test_any_exclusions_come_back_as_they_were_written(target: Any, cidrs: list[str]) -> None:
+    """The stock plugin's rule for 0.0.0.0/0 was there and gone on alternate restarts (#3658)."""
+    now = inputs(1, document=document(snat={"excludeCIDRs": cidrs}))
+    reach(target, now)
+    assert target.observe() == nat.desire(now)
+
+
+def test_changing_exclusions_touches_elements_only(target: Any) -> None:
+    before = inputs(2, document=document(snat={"excludeCIDRs": ["192.0.2.0/24"]}))
+    after = inputs(2, document=document(snat={"excludeCIDRs": ["192.0.2.0/25", "198.51.100.1"]}))
+    reach(target, before)
+    plan = nat.plan(nat.desire(after), target.observe())
+    assert {a.kind for a in plan.actions} == {"nft-element"}
+    reach(target, after)
+
+
+def test_every_mode_reaches_every_other_and_back(target: Any) -> None:
+    pods = (attachment(1, 1),)
+    modes = [inputs(2, pods, document=document(snat={"mode": m})) for m in ("node", "external")]
+    for now in (*modes, *modes):
+        reach(target, now)
+        assert target.observe() == nat.desire(now)
+
+
+def test_a_pod_that_moves_to_another_eni_changes_one_verdict(target: Any) -> None:
+    reach(target, inputs(3, (attachment(1, 1, address=ip_address("10.0.1.99")),)))
+    moved = inputs(3, (attachment(1, 2, address=ip_address("10.0.1.99")),))
+    (action,) = nat.plan(nat.desire(moved), target.observe()).actions
+    assert (action.verb, action.reason) == (Verb.UPDATE, "goto eni_1 -> eni_2")
+    reach(target, moved)
+
+
+def test_an_eni_that_leaves_takes_its_chain_along(target: Any) -> None:
+    reach(target, inputs(3, (attachment(1, 2),)))
+    reach(target, inputs(1))
+    assert {o.name for o in target.observe() if isinstance(o, NftChain)} >= {"eni_0"}
+    assert "eni_2" not in {o.name for o in target.observe() if isinstance(o, NftChain)}
+
+
+def test_a_transaction_with_one_impossible_part_changes_nothing(target: Any) -> None:
+    reach(target, inputs(1))
+    before = target.observe()
+    good = NftElement("pods_ipv4", ip_address("10.0.1.7"), ip_address("10.0.1.7"))
+    bad = replace(good, set="no_such_set")
+    failures = target.apply([Change(Verb.CREATE, o, "test") for o in (good, bad)])
+    assert [f.reason for f in failures] == ["TransactionRefused"] * 2
+    assert target.observe() == before
+
+
+def test_the_table_can_be_deleted_when_it_is_gone_already(target: Any) -> None:
+    assert target.apply([Change(Verb.DELETE, NftTable(), "test")]) == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        NftSet("no_snat_ipv4", "ipv6_addr", interval=True),
+        NftSet("pods_ipv4", "ipv4_addr", interval=True),
+        NftChain("source_nat", (), "filter", "postrouting", 100),
+    ],
+    ids=lambda o: f"{o.kind}-{o.name}",
+)
+def test_what_cannot_be_changed_in_place_is_replaced_with_the_table(
+    target: Any, wrong: Any
+) -> None:
+    assert target.apply([Change(Verb.CREATE, o, "test") for o in (NftTable(), wrong)]) == ()
+    reach(target, inputs(2, (attachment(1, 1),)))
+
+
+@pytest.mark.kernel
+def test_a_rule_edited_by_hand_is_seen_and_put_back(home: str) -> None:
+    target, now = Nft(), inputs(2)
+    reach(target, now)
+    nft("add", "rule", "inet", "node_network", "source_nat", "counter")
+    nft("flush", "chain", "inet", "node_network", "eni_1")
+    plan = nat.plan(nat.desire(now), target.observe())
+    assert [(a.verb, a.key) for a in plan.actions] == [
+        (Verb.UPDATE, ("eni_1",)),
+        (Verb.UPDATE, ("source_nat",)),
+    ]
+    reach(target, now)
+
+
+@pytest.mark.kernel
+def test_other_tables_are_neither_read_nor_touched(home: str) -> None:
+    nft("add", "table", "inet", "firewall")
+    nft("add", "chain", "inet", "firewall", "c")
+    nft("add", "table", "ip", "node_network")
+    before = nft("list", "table", "inet", "firewall") + nft("list", "table", "ip", "node_network")
+    reach(Nft(), inputs(3))
+    Nft().apply([Change(Verb.DELETE, NftTable(), "test")])
+    after = nft("list", "table", "inet", "firewall") + nft("list", "table", "ip", "node_network")
+    assert before == after
+
+
+@pytest.mark.kernel
+def test_the_number_of_rules_depends_on_enis_alone(home: str) -> None:
+    def rules(pods: int, cidrs: int) -> int:
+        exclude = [f"10.{n // 250}.{n % 250}.1" for n in range(cidrs)]
+        bound = tuple(
+            attachment(n, n % 3, address=ip_network("10.8.0.0/16")[n]) for n in range(pods)
+        )
+        reach(Nft(), inputs(3, bound, document=document(snat={"excludeCIDRs": exclude})))
+        listing = json.loads(nft("-j", "list", "table", "inet", "node_network"))["nftables"]
+        return sum("rule" in entry for entry in listing)
+
+    assert rules(4, 1) == rules(100, 1) == rules(4, 2000)
+
+
+def test_without_the_primary_link_nothing_is_planned() -> None:
+    lost = replace(inputs(1), links={})
+    outcome = converge([Domain("nat", nat.desire, nat.plan, FakeNft())], lost)["nat"]
+    assert [type(e).__name__ for e in outcome.errors] == ["NotReadyError"]
+    assert eni().mac in str(outcome.errors[0])
+
+
+def nft(*words: str) -> str:
+    return subprocess.run(["nft", *words], check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,161 @@
+"""What the state directory promises, of the disk and of the fake alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import attachment, intent
+from fakes import FakeState
+
+from reconciler.core.attachment import Cooling, IntentState
+from reconciler.core.plan import Change, Verb
+from reconciler.domains.attachment import Records
+from reconciler.errors import LockedError, ObserveError, StateError
+from reconciler.targets.state import StateDirectory
+
+
+@pytest.fixture(params=["fake", "disk"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    if request.param == "fake":
+        yield FakeState()
+        return
+    directory = StateDirectory(tmp_path / "run")
+    directory.prepare()
+    yield directory
+
+
+RECORDS = [
+    attachment(2),
+    attachment(1, pod="default/web-0"),
+    Cooling(ip_address("10.0.1.9"), 12.5),
+    Cooling(ip_address("2001:db8::1"), 99.0),
+]
+
+
+def put(state: Any, *records: Any) -> None:
+    assert state.apply([Change(Verb.CREATE, r, "test") for r in records]) == ()
+
+
+def test_nothing_is_an_empty_observation(state: Any) -> None:
+    assert state.observe() == Records()
+
+
+def test_records_come_back_as_they_were_written_in_key_order(state: Any) -> None:
+    put(state, *RECORDS)
+    seen = state.observe()
+    assert seen.attachments == (RECORDS[1], RECORDS[0])
+    assert seen.cooling == (RECORDS[2], RECORDS[3])
+
+
+def test_an_intent_comes_back_with_its_state(state: Any, tmp_path: Path) -> None:
+    here = tmp_path / "netns"
+    here.touch()
+    wanted = intent(1, netns=str(here), netns_inode=here.stat().st_ino, pod="default/web-0")
+    released = intent(2, IntentState.RELEASED, netns="", netns_inode=0, netns_alive=False)
+    put(state, wanted, released)
+    assert state.observe().intents == (wanted, released)
+
+
+def test_deleting_twice_is_the_same_as_once(state: Any) -> None:
+    put(state, *RECORDS)
+    gone = [Change(Verb.DELETE, r, "test") for r in RECORDS]
+    assert state.apply(gone) == ()
+    assert state.apply(gone) == ()
+    assert state.observe() == Records()
+
+
+def directory(tmp_path: Path) -> StateDirectory:
+    made = StateDirectory(tmp_path / "run")
+    made.prepare()
+    return made
+
+
+def test_a_reused_netns_path_is_not_alive(tmp_path: Path) -> None:
+    state, here = directory(tmp_path), tmp_path / "netns"
+    here.touch()
+    put(state, intent(1, netns=str(here), netns_inode=here.stat().st_ino + 1))
+    assert [i.netns_alive for i in state.observe().intents] == [False]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"version": 2}', '{"version": 1}', '{"version": 1, "address": "x"}'],
+)
+def test_a_record_that_cannot_be_read_stops_all_planning(tmp_path: Path, content: str) -> None:
+    """An address whose witness is unreadable must not be given to somebody else."""
+    state = directory(tmp_path)
+    path = state.root / "attachments" / "pod1.eth0.json"
+    path.write_text(content)
+    with pytest.raises(ObserveError, match=r"pod1\.eth0\.json"):
+        state.observe()
+    assert path.read_text() == content
+
+
+def test_half_written_files_are_not_records(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    (state.intents / ".pod1.eth0.json.77.tmp").write_text("{")
+    assert state.observe() == Records()
+
+
+def test_a_failed_write_stops_what_relies_on_it_and_leaves_nothing(tmp_path: Path) -> None:
+    """Cooldown before release: if it cannot be recorded, the attachment stays."""
+    state = directory(tmp_path)
+    held = attachment(1)
+    put(state, held)
+    (state.root / "cooling").rmdir()
+    failures = state.apply(
+        [
+            Change(Verb.CREATE, Cooling(held.address, 1.0), "released"),
+            Change(Verb.DELETE, held, "given back"),
+        ]
+    )
+    assert [f.reason for f in failures] == ["ENOENT", "ENOENT"]
+    assert state.observe().attachments == (held,)
+
+
+def test_records_are_for_root_alone(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    for kind in ("intents", "attachments", "cooling"):
+        assert (state.root / kind).stat().st_mode & 0o077 == 0
+
+
+def test_a_second_reconciler_is_refused_by_name(tmp_path: Path) -> None:
+    first = directory(tmp_path)
+    first.lock()
+    with pytest.raises(LockedError, match=str(os.getpid())):
+        StateDirectory(first.root).lock()
+
+
+def test_the_lock_of_a_killed_reconciler_is_free(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from reconciler.targets.state import StateDirectory\n"
+        "s = StateDirectory(Path(sys.argv[1])); s.lock(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(state.root)], check=False)
+    state.lock()
+    assert (state.root / "lock").read_text() == str(os.getpid())
+
+
+def test_a_directory_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="free or remount"):
+        StateDirectory(tmp_path / "file" / "run").prepare()
+
+
+def test_unknown_fields_of_a_record_do_no_harm(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    put(state, attachment(1))
+    path = state.root / "attachments" / "pod1.eth0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"later": 1}))
+    assert state.observe().attachments == (replace(attachment(1)),)

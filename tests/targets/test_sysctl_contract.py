@@ -1,0 +1,48 @@
+"""What the sysctl target promises, of /proc/sys and of the fake alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import namespace
+from fakes import FakeSysctl
+
+from lab import netns
+from reconciler.core.plan import Change, Verb
+from reconciler.domains.sysctl import Sysctl
+from reconciler.targets.sysctl import SysctlTree
+
+FORWARD = "net/ipv4/ip_forward"
+LOOSE = "net/ipv4/conf/lo/rp_filter"
+LOST = "net/ipv4/conf/eth9/rp_filter"
+
+
+@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])
+def target(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "fake":
+        yield FakeSysctl({FORWARD: "0", LOOSE: "0"})
+        return
+    with namespace("sysctl") as name, netns.inside(name):
+        yield SysctlTree()
+
+
+def write(name: str, value: str) -> Change[Sysctl]:
+    return Change(Verb.UPDATE, Sysctl(name, value), "test")
+
+
+def test_settings_come_back_as_they_were_written(target: Any) -> None:
+    wanted = {Sysctl(FORWARD, "1"), Sysctl(LOOSE, "2")}
+    assert target.apply([write(s.name, s.value) for s in wanted]) == ()
+    assert target.observe(wanted) == wanted
+
+
+def test_only_what_is_desired_is_read(target: Any) -> None:
+    assert {s.name for s in target.observe([Sysctl(LOOSE, "2")])} == {LOOSE}
+
+
+def test_a_setting_of_a_missing_link_is_left_out_and_refused_by_name(target: Any) -> None:
+    assert target.observe([Sysctl(LOST, "2")]) == frozenset()
+    (failure,) = target.apply([write(LOST, "2")])
+    assert failure.reason == "ENOENT"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import signal
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from werkzeug.serving import make_server
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fakes and builders
 
-from lab import netns
+from lab import lifecycle, netns
 from lab.ec2 import Cloud
 from lab.faults import Faults
 from lab.server import IMAGE
@@ -37,10 +38,36 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+RUN = os.environ.setdefault("NODE_NETWORK_TEST_RUN", secrets.token_hex(2))
+"""Part of every name this run gives away; workers inherit it."""
+
+
+def lab_name(letter: str) -> str:
+    """Return a name for a lab that nobody else has."""
+    return f"{letter}{RUN}{secrets.token_hex(3)}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End on SIGTERM as on Ctrl-C, so that fixtures clean up."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what an interrupted worker could not."""
+    if hasattr(config, "workerinput"):
+        return
+    for lab in lifecycle.labs():
+        if lab[1:].startswith(RUN):
+            lifecycle.down(lab)
+    for name in netns.names(f"nnt-{RUN}-"):
+        netns.remove(name)
+
+
 @contextmanager
 def namespace(hint: str = "t") -> Iterator[str]:
     """A network namespace of a name that no other test has."""
-    name = f"nnt-{hint}-{uuid.uuid4().hex[:8]}"
+    name = f"nnt-{RUN}-{hint}-{secrets.token_hex(3)}"
     netns.make(name)
     try:
         yield name

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import time
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from conftest import lab_name
 
 from lab import lifecycle, netns
 from lab.fabric import Fabric
@@ -94,7 +94,7 @@ def root():
 @pytest.fixture
 def name():
     """A lab's name that nobody else uses; whatever carries it is gone afterwards."""
-    chosen = f"t{secrets.token_hex(4)}"
+    chosen = lab_name("t")
     yield chosen
     lifecycle.down(chosen)
 
@@ -107,7 +107,7 @@ def vpc(name):
 @pytest.fixture(scope="session")
 def lab():
     """One whole lab for all tests of this worker; each takes care of what it changes."""
-    handle = lifecycle.up(f"s{secrets.token_hex(4)}")
+    handle = lifecycle.up(lab_name("s"))
     yield handle
     lifecycle.down(handle.names.lab)
 

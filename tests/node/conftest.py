@@ -1,0 +1,168 @@
+"""A whole lab with reconcilers running, one for each test file."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import lab_name
+
+from lab import lifecycle, netns, pod
+from lab.lifecycle import Lab
+from lab.pod import Pod
+from reconciler.cli.ask import ask
+
+PROGRAM = [sys.executable, "-m", "reconciler"]
+PATIENCE_S = 15.0
+
+DOCUMENT = """\
+apiVersion: node-network/v1alpha1
+kind: NodeNetwork
+warmPool: {warm: 2, minimum: 24, cooldown: 2s}
+snat:
+  mode: node
+  excludeCIDRs: []
+"""
+
+
+def until(holds: Callable[[], Any], what: str = "it", patience_s: float = PATIENCE_S) -> Any:
+    """Wait until something holds, and return it."""
+    deadline = time.monotonic() + patience_s
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"{what}: not within {patience_s} s"
+        time.sleep(0.02)
+    return found
+
+
+class Cluster:
+    """A lab, its document, and the reconcilers that are running."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.lab = lab
+        self.config = directory / "node-network.yaml"
+        self.config.write_text(DOCUMENT)
+        self._running: dict[str, subprocess.Popen[str]] = {}
+        self._numbers = iter(range(10_000))
+
+    def command(self, node: str, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run node-network on a node."""
+        return self.lab.run(node, [*PROGRAM, *argv], **options)
+
+    def diff(
+        self, node: str = "node1", config: Path | None = None, *more: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.command(node, "diff", "-f", str(config or self.config), *more)
+
+    def start(self, node: str = "node1") -> None:
+        log = (self.lab.names.node_state(node) / "log").open("a")
+        argv = [*PROGRAM, "run", "-f", str(self.config)]
+        with log:
+            self._running[node] = self.lab.start(node, argv, stderr=log)
+        until(lambda: self.socket(node).exists(), "the socket")
+        until(lambda: self.is_settled(node), f"{node} settled\n{self.log(node)}")
+
+    def stop(self, node: str = "node1", number: int = signal.SIGTERM) -> None:
+        process = self._running.pop(node)
+        process.send_signal(number)
+        process.wait(timeout=20)
+
+    def stop_all(self) -> None:
+        for node in list(self._running):
+            self.stop(node)
+
+    def is_settled(self, node: str = "node1") -> bool:
+        """Whether the reconciler holds the document, the whole pool included."""
+        status = self.status(node)
+        held = sum(e["addresses"] for e in status["enis"] if e["status"] == "attached")
+        return bool(status["settled"]) and held >= 24 and not status["conditions"]
+
+    def status(self, node: str = "node1") -> dict[str, Any]:
+        body: dict[str, Any] = ask(self.socket(node), {"do": "status"})["status"]
+        return body
+
+    def socket(self, node: str = "node1") -> Path:
+        return self.state(node) / "node-network.sock"
+
+    def state(self, node: str = "node1") -> Path:
+        return self.lab.names.node_state(node)
+
+    def records(self, kind: str, node: str = "node1") -> list[dict[str, Any]]:
+        paths = sorted((self.state(node) / kind).glob("*.json"))
+        return [json.loads(p.read_text()) for p in paths]
+
+    def log(self, node: str = "node1") -> str:
+        path = self.state(node) / "log"
+        return "\n".join(path.read_text().splitlines()[-15:]) if path.exists() else ""
+
+    def drift(self, node: str = "node1") -> float:
+        """Count what was put right."""
+        lines = self.status(node)["metrics"].splitlines()
+        start = "node_network_drift_repaired_total{"
+        return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(start))
+
+    def add(self, node: str = "node1", **options: Any) -> Pod:
+        return pod.add(self.lab, node, f"p{next(self._numbers)}", **options)
+
+    def delete(self, one: Pod) -> None:
+        pod.delete(self.lab, one.node, one.name)
+        until(lambda: not self.holds(one), "the release")
+
+    def holds(self, one: Pod) -> bool:
+        container = f"{self.lab.names.lab}-{one.name}"
+        kinds = ("attachments", "intents")
+        return any(r["containerID"] == container for k in kinds for r in self.records(k, one.node))
+
+    @contextmanager
+    def pods(self, count: int, node: str = "node1") -> Iterator[list[Pod]]:
+        """Some pods, gone afterwards with their cooldown over."""
+        made: list[Pod] = []
+        try:
+            for _ in range(count):
+                made.append(self.add(node))
+            yield made
+        finally:
+            for one in made:
+                if netns.path(one.namespace).exists():
+                    self.delete(one)
+            until(lambda: not self.records("cooling", node), "cooldown")
+
+    def ip(self, *words: str, node: str = "node1") -> str:
+        done = self.lab.run(node, ["ip", *words])
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+
+@contextmanager
+def make_cluster(directory: Path, *nodes: str) -> Iterator[Cluster]:
+    """A lab with reconcilers on some nodes."""
+    made = lifecycle.up(lab_name("n"))
+    cluster = Cluster(made, directory)
+    try:
+        for node in nodes:
+            cluster.start(node)
+        yield cluster
+    finally:
+        cluster.stop_all()
+        lifecycle.down(made.names.lab)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes with reconcilers; a test leaves it as it found it."""
+    with make_cluster(tmp_path_factory.mktemp("cluster"), "node1", "node2") as made:
+        yield made
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> Iterator[Cluster]:
+    """A lab of the test's own, with no reconciler running yet."""
+    with make_cluster(tmp_path) as made:
+        yield made

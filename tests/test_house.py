@@ -1,0 +1,231 @@
+"""The house rules, as tests: layers, doors, purity, exercised actions, no machine's secrets."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.core import attachment as core_attachment
+from reconciler.core.plan import Verb
+from reconciler.domains import address, eni, link, nat, neighbour, route, rule, sysctl
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = [p for part in ("reconciler", "cni", "schemas") for p in (ROOT / part).rglob("*.py")]
+
+LAYERS = ["schemas", "errors", "core", "domains", "engine", "targets", "outside"]
+"""Lowest first. The engine imports core only, which its own test says."""
+
+DOORS = {
+    "boto3": {"reconciler/targets/ec2.py"},
+    "botocore": {"reconciler/targets/ec2.py"},
+    "nftables": {"reconciler/targets/nft.py"},
+    "pyroute2": {"reconciler/targets/netlink.py"},
+    "watchdog": {"reconciler/triggers.py"},
+    "yaml": {"schemas/load.py"},
+    "prometheus_client": {"reconciler/telemetry.py"},
+    "click": {"reconciler/cli/__init__.py"},
+    "pydantic": {"schemas/document.py", "schemas/load.py"},
+}
+
+IMPURE = {
+    "asyncio",
+    "concurrent",
+    "datetime",
+    "fcntl",
+    "http",
+    "io",
+    "logging",
+    "os",
+    "pathlib",
+    "random",
+    "secrets",
+    "shutil",
+    "signal",
+    "socket",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "urllib",
+    "uuid",
+}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module: str) -> int | None:
+    match module.split("."):
+        case ["schemas", *_]:
+            return LAYERS.index("schemas")
+        case ["reconciler", part, *_]:
+            return LAYERS.index(part if part in LAYERS else "outside")
+        case _:
+            return None
+
+
+def files(*parts: str) -> list[Path]:
+    return [p for p in SHIPPED if name(p).startswith(parts)]
+
+
+@pytest.mark.parametrize("path", files("reconciler/", "schemas/"), ids=name)
+def test_a_lower_layer_never_imports_a_higher_one(path: Path) -> None:
+    module = name(path).removesuffix(".py").replace("/", ".")
+    own = layer(module)
+    if module == "reconciler.__init__" or own is None:
+        return
+    upward = [i for i in imports(path) if (above := layer(i)) is not None and above > own]
+    assert upward == []
+
+
+def test_the_engine_knows_no_domain_and_no_library() -> None:
+    known = {i.split(".")[0] for i in imports(ROOT / "reconciler/engine.py")}
+    assert known <= {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "itertools",
+        "typing",
+        "reconciler",
+    }
+    ours = {i for i in imports(ROOT / "reconciler/engine.py") if i.startswith("reconciler")}
+    assert all(i.startswith(("reconciler.core.", "reconciler.errors.")) for i in ours)
+
+
+def test_domains_do_not_import_each_other() -> None:
+    for path in files("reconciler/domains/"):
+        assert not [i for i in imports(path) if i.startswith("reconciler.domains")], name(path)
+
+
+def test_nothing_shipped_imports_the_lab_but_the_command_line() -> None:
+    users = {name(p) for p in SHIPPED for i in imports(p) if i.split(".")[0] == "lab"}
+    assert users == {"reconciler/cli/__init__.py"}
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_library_has_its_door(library: str) -> None:
+    users = {name(p) for p in SHIPPED for i in imports(p) if i.split(".")[0] == library}
+    assert users == DOORS[library]
+
+
+@pytest.mark.parametrize("path", files("reconciler/core/", "reconciler/domains/"), ids=name)
+def test_what_decides_has_no_clock_no_disk_no_network_and_no_chance(path: Path) -> None:
+    assert not {i.split(".")[0] for i in imports(path)} & IMPURE
+
+
+def test_the_cni_executable_imports_four_standard_modules_and_itself() -> None:
+    used = {i.split(".")[0] for p in files("cni/") for i in imports(p)}
+    assert used == {"__future__", "json", "os", "socket", "sys", "cni"}
+
+
+def test_no_error_is_swallowed() -> None:
+    """An ``except`` that catches everything belongs to a top level; there is one."""
+    found = [
+        name(path)
+        for path in SHIPPED
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in BROAD))
+    ]
+    assert found == ["cni/__main__.py"]
+
+
+BROAD = {"Exception", "BaseException"}
+
+
+def test_the_json_schema_is_in_step_with_the_models() -> None:
+    committed = (ROOT / "schemas/node-network.schema.json").read_text()
+    program = "import json; from schemas.document import json_schema; print(json.dumps(json_schema(), indent=2))"
+    made = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert committed == made.stdout, "run 'make schema'"
+
+
+def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
+    """A kind of object or action that no contract test names has never met its real target."""
+    contracts = "".join(p.read_text() for p in (ROOT / "tests/targets").glob("*_contract.py"))
+    actions = [a.__name__ for a in eni.EniAction.__args__]
+    objects = [
+        link.EniLink,
+        link.Veth,
+        link.PodLink,
+        address.LinkAddress,
+        neighbour.Neighbour,
+        route.Route,
+        rule.Rule,
+        sysctl.Sysctl,
+        nat.NftTable,
+        nat.NftChain,
+        nat.NftSet,
+        nat.NftElement,
+        core_attachment.Attachment,
+        core_attachment.Cooling,
+        core_attachment.Intent,
+    ]
+    names = actions + [o.__name__ for o in objects]
+    helpers = {"Attachment": "attachment(", "Intent": "intent(", "AddEni": "world.reach("}
+    missing = [
+        n for n in names if f"{n}(" not in contracts and helpers.get(n, "?") not in contracts
+    ]
+    assert missing == []
+
+
+def test_every_object_says_the_command_of_every_verb_on_one_line() -> None:
+    from builders import attachment, inputs
+
+    now = inputs(3, (attachment(1, 1),))
+    for module in (link, address, neighbour, route, rule, sysctl, nat):
+        for obj in module.desire(now):
+            for verb in Verb:
+                command = obj.command(verb)
+                assert command.split()[0] in {"ip", "nft", "nsenter", "sysctl"}
+                assert "\n" not in command
+                assert "None" not in command
+
+
+def test_the_iam_policy_allows_the_calls_that_are_made_and_no_others() -> None:
+    import json
+
+    policy = json.loads((ROOT / "deploy/iam-policy.json").read_text())
+    allowed = {a for s in policy["Statement"] for a in s["Action"]}
+    source = (ROOT / "reconciler/targets/ec2.py").read_text()
+    methods = re.findall(r'"((?:describe|create|attach|modify|assign)_[a-z_]+)"', source)
+    made = {"ec2:" + "".join(w.capitalize() for w in m.split("_")) for m in methods}
+    # Tags at creation are authorised as CreateTags (EC2 user guide, "Grant permission to tag").
+    assert allowed == made | {"ec2:CreateTags"}
+
+
+def test_nothing_committed_names_a_package_index_or_this_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split("\0")
+    if not any(listed):
+        pytest.skip("not a git checkout")
+    words = (
+        "pypi" + ".org",
+        "pythonhosted" + ".org",
+        "registry.npm" + "js",
+        "deb.debian" + ".org",
+    )
+    for path in filter(None, listed):
+        text = (ROOT / path).read_text(errors="replace")
+        assert not [w for w in words if w in text], path

@@ -301,6 +301,7 @@ class Agent:
         try:
             text = self._path.read_text(encoding="utf-8")
             if text == self._document_text:
+                self._refused = None  # an invalid edit was taken back
                 return
             document = load(text, str(self._path))
         except (DocumentError, OSError, UnicodeDecodeError) as error:

@@ -153,7 +153,10 @@ BROAD = {"Exception", "BaseException"}
 
 def test_the_json_schema_is_in_step_with_the_models() -> None:
     committed = (ROOT / "schemas/node-network.schema.json").read_text()
-    program = "import json; from schemas.document import json_schema; print(json.dumps(json_schema(), indent=2))"
+    program = (
+        "import json; from schemas.document import json_schema;"
+        "print(json.dumps(json_schema(), indent=2))"
+    )
     made = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -19,6 +19,7 @@ from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
 from lab.pod import Pod
 from reconciler.cli.ask import ask
+from reconciler.errors import ObserveError
 
 PROGRAM = [sys.executable, "-m", "reconciler"]
 PATIENCE_S = 15.0
@@ -66,8 +67,15 @@ class Cluster:
         argv = [*PROGRAM, "run", "-f", str(self.config)]
         with log:
             self._running[node] = self.lab.start(node, argv, stderr=log)
-        until(lambda: self.socket(node).exists(), "the socket")
+        until(lambda: self.answers(node), "an answer")
         until(lambda: self.is_settled(node), f"{node} settled\n{self.log(node)}")
+
+    def answers(self, node: str = "node1") -> bool:
+        """Whether a reconciler is there; a socket alone may be left by a killed one."""
+        try:
+            return bool(self.status(node))
+        except ObserveError:
+            return False
 
     def stop(self, node: str = "node1", number: int = signal.SIGTERM) -> None:
         process = self._running.pop(node)
@@ -125,8 +133,7 @@ class Cluster:
         """Some pods, gone afterwards with their cooldown over."""
         made: list[Pod] = []
         try:
-            for _ in range(count):
-                made.append(self.add(node))
+            made.extend(self.add(node) for _ in range(count))
             yield made
         finally:
             for one in made:

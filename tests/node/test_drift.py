@@ -1,0 +1,143 @@
+"""Somebody else breaks it: seen at once, only that repaired, counted and named in the log."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from lab import netns
+from lab.traffic import Receiver, Stream, probe
+
+pytestmark = pytest.mark.lab
+
+VPC_HOST = "10.0.9.10"
+
+HOST = {
+    "a rule": ["ip", "rule", "delete", "priority", "1024"],
+    "all rules of ours": [
+        "sh",
+        "-c",
+        "for i in 1 2 3 4 5 6; do ip rule delete protocol 201; done",
+    ],
+    "a pod's route": ["sh", "-c", "ip route flush table 512"],
+    "an ENI's default route": ["ip", "route", "delete", "default", "table", "1537"],
+    "an ENI's address": ["sh", "-c", "ip address flush dev eth1"],
+    "an ENI's link": ["ip", "link", "set", "eth1", "down"],
+    "an ENI's MTU": ["ip", "link", "set", "eth2", "mtu", "1500"],
+    "the ruleset": ["nft", "flush", "ruleset"],
+    "an exclusion": [
+        "nft",
+        "delete",
+        "element",
+        "inet",
+        "node_network",
+        "no_snat_ipv4",
+        "{",
+        "10.0.0.0/16",
+        "}",
+    ],
+    "a chain's rules": ["nft", "flush", "chain", "inet", "node_network", "source_nat"],
+    "forwarding": [
+        "sh",
+        "-c",
+        # A setting tells nobody that it was changed; something else that happens makes us look.
+        "echo 0 > /proc/sys/net/ipv4/ip_forward; "
+        "ip rule add priority 9 lookup main; ip rule delete priority 9",
+    ],
+    "garbage with our stamp": [
+        "ip",
+        "rule",
+        "add",
+        "priority",
+        "1600",
+        "lookup",
+        "1600",
+        "protocol",
+        "201",
+    ],
+    "a host veth's MAC": [
+        "sh",
+        "-c",
+        "ip link set $(ls /proc/sys/net/ipv4/conf | grep ^nn | head -1) address 02:00:00:00:00:77",
+    ],
+    "a host veth": [
+        "sh",
+        "-c",
+        "ip link set $(ls /proc/sys/net/ipv4/conf | grep ^nn | head -1) down",
+    ],
+}
+
+POD = {
+    "the pod's default route": ["ip", "route", "delete", "default"],
+    "the pod's neighbour": ["ip", "neighbour", "flush", "dev", "eth0", "nud", "permanent"],
+    "the pod's address": ["ip", "address", "flush", "dev", "eth0"],
+    "the pod's MTU": ["ip", "link", "set", "eth0", "mtu", "1400"],
+    "the pod's link": ["ip", "link", "delete", "eth0"],
+    "the pod's link's name": ["sh", "-c", "ip link set eth0 down; ip link set eth0 name eth9"],
+}
+
+
+def repaired(cluster: Any, before: float) -> None:
+    deadline = time.monotonic() + 10
+    while cluster.drift() <= before or not cluster.status()["settled"]:
+        assert time.monotonic() < deadline, cluster.log()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("what", HOST)
+def test_what_is_broken_on_the_host_is_put_right(cluster: Any, what: str) -> None:
+    with cluster.pods(1), Receiver(cluster.lab.names.namespace("vpchost")):
+        before = cluster.drift()
+        done = cluster.lab.run("node1", HOST[what])
+        assert done.returncode == 0, done.stderr
+        repaired(cluster, before)
+        assert cluster.diff().stdout == ""
+    assert "drift repaired" in (cluster.state() / "log").read_text()
+
+
+@pytest.mark.parametrize("what", POD)
+def test_what_is_broken_in_a_pod_is_put_right_by_the_next_full_look(idle: Any, what: str) -> None:
+    """No notification leaves a pod's namespace: the timer finds it, here every second."""
+    text = idle.config.read_text()
+    idle.config.write_text(text + "reconcile: {resync: 1s}\n")
+    idle.start()
+    one = idle.add()
+    before = idle.drift()
+    argv = ["nsenter", f"--net={netns.path(one.namespace)}", "--", *POD[what]]
+    subprocess.run(argv, check=True, capture_output=True)
+    repaired(idle, before)
+    with Receiver(idle.lab.names.namespace("vpchost")):
+        assert probe(one.namespace, VPC_HOST).source == one.address
+
+
+def test_foreign_rules_routes_and_tables_are_left_alone(cluster: Any) -> None:
+    cluster.ip("rule", "add", "priority", "77", "lookup", "main")
+    cluster.ip("route", "add", "192.0.2.0/24", "dev", "eth0", "proto", "static")
+    cluster.lab.run("node1", ["nft", "add", "table", "inet", "firewall"], check=True)
+    before = cluster.drift()
+    cluster.ip("rule", "delete", "priority", "512")
+    repaired(cluster, before)
+    assert "77:" in cluster.ip("rule")
+    assert "192.0.2.0/24" in cluster.ip("route")
+    assert "firewall" in cluster.lab.run("node1", ["nft", "list", "tables"]).stdout
+    assert cluster.diff().returncode == 0
+    cluster.ip("rule", "delete", "priority", "77")
+    cluster.ip("route", "delete", "192.0.2.0/24")
+    cluster.lab.run("node1", ["nft", "delete", "table", "inet", "firewall"], check=True)
+
+
+def test_repairing_one_thing_pauses_no_other_pods_connection(cluster: Any) -> None:
+    with (
+        cluster.pods(2) as (one, other),
+        Receiver(cluster.lab.names.namespace("vpchost")),
+        Stream(other.namespace, VPC_HOST) as stream,
+    ):
+        before = cluster.drift()
+        cluster.ip("route", "delete", f"{one.address}/32", "table", "512")
+        assert stream.exchange("during")
+        repaired(cluster, before)
+        assert stream.exchange("after")
+        assert probe(one.namespace, VPC_HOST).source == one.address

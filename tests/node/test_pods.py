@@ -1,0 +1,183 @@
+"""Pods come and go through the real executable; the reconciler comes and goes too."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from lab import netns, pod
+from lab.pod import PodError
+from lab.traffic import Receiver, Stream, probe
+
+pytestmark = pytest.mark.lab
+
+VPC_HOST = "10.0.9.10"
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
+def test_a_pod_gets_an_address_in_the_words_of_its_version(cluster: Any, version: str) -> None:
+    one = cluster.add(version=version)
+    try:
+        host, inside = one.result["interfaces"]
+        (ip,) = one.result["ips"]
+        assert one.result["cniVersion"] == version
+        assert ("version" in ip) == (version == "0.4.0")
+        assert ("mtu" in inside) == (version == "1.1.0")
+        assert inside["sandbox"] == str(netns.path(one.namespace))
+        assert ip["address"].endswith("/32")
+        links = json.loads(cluster.ip("-j", "link", "show", "dev", host["name"]))
+        assert links[0]["address"] == host["mac"]
+        assert links[0]["ifalias"] == f"node-network:{cluster.lab.names.lab}-{one.name}/eth0"
+    finally:
+        cluster.delete(one)
+
+
+def test_what_del_leaves_behind_is_a_cooling_address_and_nothing_else(cluster: Any) -> None:
+    before = cluster.ip("-o", "link")
+    one = cluster.add()
+    cluster.delete(one)
+    assert one.address in [r["address"] for r in cluster.records("cooling")]
+    assert cluster.ip("-o", "link") == before
+    assert cluster.ip("route", "show", "table", "512") == ""
+    assert one.address not in cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
+    following = cluster.add()
+    assert following.address != one.address  # it rests
+    cluster.delete(following)
+
+
+def test_del_twice_and_del_of_a_stranger_succeed(cluster: Any) -> None:
+    one = cluster.add()
+    cluster.delete(one)
+    pod.call(cluster.lab, "node1", one.name, "DEL")
+    pod.call(cluster.lab, "node1", "neverseen", "DEL")
+
+
+def test_a_late_del_of_a_dead_sandbox_frees_nothing_that_lives(cluster: Any) -> None:
+    with cluster.pods(1) as (living,):
+        pod.call(cluster.lab, "node1", "neverseen", "DEL")
+        with Receiver(cluster.lab.names.namespace("vpchost")):
+            assert probe(living.namespace, VPC_HOST).source == living.address
+
+
+def test_del_is_honoured_though_the_namespace_is_gone(cluster: Any) -> None:
+    one = cluster.add()
+    netns.remove(one.namespace)
+    pod.call(cluster.lab, "node1", one.name, "DEL")
+    deadline = time.monotonic() + 10
+    while cluster.holds(one):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_burst_is_answered_whole_and_no_address_is_given_twice(cluster: Any) -> None:
+    with ThreadPoolExecutor(8) as workers:
+        made = list(workers.map(lambda _: cluster.add(), range(16)))
+    try:
+        assert len({p.address for p in made}) == 16
+    finally:
+        for one in made:
+            cluster.delete(one)
+
+
+def test_a_full_node_refuses_with_the_planners_reason_and_leaves_nothing(idle: Any) -> None:
+    """27 pod addresses fit an m5.large; the pool grows past its minimum for them."""
+    idle.start()
+    with ThreadPoolExecutor(8) as workers:
+        made = list(workers.map(lambda _: idle.add(), range(27)))
+    assert len({p.address for p in made}) == 27
+    with pytest.raises(
+        PodError, match=r"code 11: AddressesExhausted: .*27 held on 3 ENIs, 27 assi"
+    ):
+        idle.add(budget_s=1)
+    deadline = time.monotonic() + 10
+    while len(idle.records("intents")) != 27:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert idle.status()["conditions"][0]["reason"] in {"PoolLimitReached", "AddressesExhausted"}
+    netns.remove(made[0].namespace)
+    pod.call(idle.lab, "node1", made[0].name, "DEL")
+    assert idle.add(budget_s=10).address == made[0].address  # after its cooldown of 2 s
+
+
+def test_without_a_reconciler_add_says_try_again_at_once_and_leaves_nothing(idle: Any) -> None:
+    began = time.monotonic()
+    with pytest.raises(PodError, match="code 11: the reconciler is not running"):
+        idle.add()
+    assert time.monotonic() - began < 5
+    assert list(idle.state().rglob("*.json")) == []
+
+
+def test_a_del_without_a_reconciler_is_kept_and_honoured_later(idle: Any) -> None:
+    idle.start()
+    one = idle.add()
+    idle.stop()
+    pod.delete(idle.lab, "node1", one.name)
+    assert [i["state"] for i in idle.records("intents")] == ["released"]
+    idle.start()
+    assert idle.records("attachments") == []
+    assert idle.records("intents") == []
+    assert one.address not in idle.lab.run("node1", ["nft", "list", "ruleset"]).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_pods_do_not_notice_a_restart(idle: Any, number: int) -> None:
+    idle.start()
+    made = [idle.add() for _ in range(12)]
+    source = made[-1]
+    with (
+        Receiver(idle.lab.names.namespace("vpchost")),
+        Stream(source.namespace, VPC_HOST) as open_,
+    ):
+        before = idle.lab.run("node1", ["nft", "-s", "list", "ruleset"]).stdout
+        idle.stop(number=number)
+        assert open_.exchange("nobody watches")
+        idle.start()
+        assert open_.exchange("somebody does again")
+        assert probe(source.namespace, VPC_HOST).source == source.address
+        assert idle.lab.run("node1", ["nft", "-s", "list", "ruleset"]).stdout == before
+    assert idle.drift() == 0
+    fresh = idle.add()
+    assert fresh.address not in {p.address for p in made}
+
+
+def test_two_reconcilers_do_not_run_at_once(cluster: Any) -> None:
+    done = cluster.command("node1", "run", "-f", str(cluster.config))
+    assert done.returncode == 2
+    assert "already reconciles this node" in done.stderr
+    assert cluster.status()["settled"]
+
+
+def test_a_stray_request_on_the_socket_is_refused_politely(cluster: Any) -> None:
+    import socket
+
+    for line in (b"\n", b"nonsense\n", b"[]\n", b'{"do": "dance"}\n', b'{"do": "add"}\n'):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(5)
+            s.connect(str(cluster.socket()))
+            s.sendall(line)
+            assert json.loads(s.recv(65536))["ok"] is False
+    assert cluster.socket().stat().st_mode & 0o077 == 0
+
+
+def test_the_pods_own_namespace_holds_what_it_needs_and_no_more(cluster: Any) -> None:
+    with cluster.pods(1) as (one,):
+
+        def inside(*words: str) -> list[dict[str, Any]]:
+            argv = ["nsenter", f"--net={netns.path(one.namespace)}", "ip", "-j", *words]
+            done = subprocess.run(argv, check=True, capture_output=True, text=True)
+            body: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+            return body
+
+        host, _ = one.result["interfaces"]
+        routes = {(r["dst"], r.get("gateway")) for r in inside("route")}
+        assert routes == {("default", "169.254.1.1"), ("169.254.1.1", None)}
+        (neighbour,) = inside("neighbour", "show", "nud", "permanent")
+        assert (neighbour["dst"], neighbour["lladdr"]) == ("169.254.1.1", host["mac"])
+        (link,) = [x for x in inside("link") if x["ifname"] == "eth0"]
+        assert (link["mtu"], link["operstate"]) == (9001, "UP")

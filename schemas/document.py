@@ -283,9 +283,11 @@ class NodeNetwork(Model):
     kind: Literal["NodeNetwork"] = Field(description="What this document is.")
     warm_pool: WarmPool = Field(default=WarmPool(), description="Addresses held ready.")
     eni: Eni = Field(default=Eni(), description="The network interfaces that carry pods.")
-    snat: Snat = Field(Snat(), description="Whose address the world outside the VPC sees.")
+    snat: Snat = Field(default=Snat(), description="Whose address the world outside the VPC sees.")
     pods: Pods = Field(default=Pods(), description="The pods' side.")
-    reconcile: Reconcile = Field(Reconcile(), description="How often to look without being told.")
+    reconcile: Reconcile = Field(
+        default=Reconcile(), description="How often to look without being told."
+    )
     families: Annotated[
         tuple[Family, ...], Field(min_length=1), AfterValidator(_no_duplicates)
     ] = Field(default=("ipv4",), description="Address families of pods. Only ipv4 is built yet.")

@@ -24,6 +24,8 @@ Path = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 """Kubernetes refuses ConfigMaps larger than this."""
 
+PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+
 _PLAIN_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _WORDS_FOR_BOOL = {"true", "false"}
 
@@ -118,6 +120,11 @@ class _Reading:
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.places[path] = node.start_mark
+        if node.tag not in PLAIN_TAGS and not isinstance(node, yaml.ScalarNode):
+            self.problems.append(
+                self._at(node.start_mark, _dotted(path), f"the tag {node.tag} is not supported")
+            )
+            return None
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, path))
         if isinstance(node, yaml.SequenceNode):
@@ -154,7 +161,8 @@ class _Reading:
                 not isinstance(key_node, yaml.ScalarNode)
                 or key_node.tag != "tag:yaml.org,2002:str"
             ):
-                message = f"a key must be text; put {key!r} in quotes"
+                shown = repr(key) if isinstance(key, str) else "[...]"
+                message = f"a key must be text; put {shown} in quotes"
                 self.problems.append(self._at(key_node.start_mark, _dotted(path), message))
                 continue
             if key in seen:

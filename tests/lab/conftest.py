@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -69,7 +70,23 @@ class HandMadeVpc:
         eni = self.eni(node, device, *addresses, **changes)
         with self.inside("vpc"), self.fabric.launching(node):
             self.fabric.plug(eni)
+        self.settle()
         return eni
+
+    def settle(self) -> None:
+        """Wait until every link that has a carrier carries.
+
+        Linux attaches a link's queue some time after its carrier comes (net/core/link_watch.c);
+        until then what it is to send is lost without a trace.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while self._waiting():
+            assert time.monotonic() < deadline, f"no queue yet: {self._waiting()}"
+            time.sleep(0.002)
+
+    def _waiting(self) -> list[str]:
+        links = json.loads(self.ip("vpc", "-j", "link"))
+        return [k["ifname"] for k in links if "LOWER_UP" in k["flags"] and k["qdisc"] == "noop"]
 
     def unplug(self, eni: EniView) -> None:
         with self.inside("vpc"):

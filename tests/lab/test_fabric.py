@@ -265,6 +265,7 @@ def test_the_primary_address_of_a_secondary_eni_does_not_pass_the_internet_gatew
     vpc.plug("node1", 0, "10.0.1.10")
     eni = vpc.plug("node1", 1, "10.0.1.20")
     vpc.ip("node1", "link", "set", "eth1", "up")
+    vpc.settle()
     vpc.ip("node1", "address", "add", "10.0.1.20/32", "dev", "eth1")
     vpc.ip("node1", "route", "add", "10.0.1.1", "dev", "eth1", "table", "100")
     vpc.ip("node1", "route", "add", "default", "via", "10.0.1.1", "dev", "eth1", "table", "100")
@@ -347,6 +348,7 @@ def _datagrams(vpc, part, address="0.0.0.0"):
 def _frames(vpc, part, link):
     """Listen on a link; the function yielded waits for a destination and says to which MAC."""
     vpc.ip(part, "link", "set", link, "up")
+    vpc.settle()
     with vpc.inside(part):
         listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
     seen = {}

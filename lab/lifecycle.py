@@ -121,13 +121,12 @@ def up(name: str, say: Say = lambda _: None) -> Lab:
         LabError: one of this name is there, or this one cannot be made.
     """
     names = Names(name)
-    if names.state.exists() or netns.names(names.prefix):
+    if netns.names(names.prefix) or not _claim(names):
         raise LabError(
             f"lab {name} is up, or something is left of it; 'node-network lab down --name {name}'"
         )
     try:
         say("namespaces")
-        names.state.mkdir(parents=True, mode=0o700)
         for part in PARTS:
             netns.make(names.namespace(part))
         for instance in INSTANCES:
@@ -164,6 +163,19 @@ def labs() -> list[str]:
     found = {p.name for p in STATE.iterdir()} if STATE.exists() else set()
     found |= {n.split("-")[1] for n in netns.names("nn-") if n.endswith("-vpc")}
     return sorted(found)
+
+
+def _claim(names: Names) -> bool:
+    """Make the lab's directory; False if somebody has: of two at once, one makes the lab."""
+    while True:
+        try:
+            STATE.mkdir(mode=0o700, exist_ok=True)
+            names.state.mkdir(mode=0o700)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            continue  # another lab went down and took the empty parent along
+        return True
 
 
 def _start_server(names: Names) -> None:

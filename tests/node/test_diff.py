@@ -22,8 +22,9 @@ def world(cluster: Any) -> dict[str, Any]:
     }
     return {
         "links": cluster.ip("-d", "-j", "link"),
-        "addresses": cluster.ip("-j", "address"),
-        "routes": cluster.ip("-j", "route", "show", "table", "all"),
+        # IPv4 only: the kernel finishes a new link's IPv6 addresses in its own time.
+        "addresses": cluster.ip("-4", "-j", "address"),
+        "routes": cluster.ip("-4", "-j", "route", "show", "table", "all"),
         "rules": cluster.ip("-j", "rule"),
         "nft": lab.run("node1", ["nft", "-j", "list", "ruleset"]).stdout,
         "forward": lab.run("node1", ["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout,

@@ -112,7 +112,7 @@ class Agent:
         deadline = asked_at + budget_s
         with self._changed:
             self._asked[key] = asked_at
-            self._triggers.mark("intent")
+            self.look()
             try:
                 while True:
                     attachment, seen_at = self._done.get(key, (None, 0.0))
@@ -127,19 +127,9 @@ class Agent:
             finally:
                 self._asked.pop(key, None)
 
-    def await_release(self, key: AttachmentKey, budget_s: float) -> bool:
-        """Wait until nothing is left of an attachment; False if the budget ends first."""
-        asked_at = time.monotonic()
-        with self._changed:
-            self._triggers.mark("intent")
-            return self._changed.wait_for(
-                lambda: (
-                    self._latest is not None
-                    and self._latest.looked_at >= asked_at
-                    and key not in self._present
-                ),
-                budget_s,
-            )
+    def look(self) -> None:
+        """Take a hint that an intent has changed."""
+        self._triggers.mark("intent")
 
     def status(self) -> dict[str, Any]:
         """Describe the node: what is in force, what is held, what is wrong."""

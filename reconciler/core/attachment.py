@@ -61,6 +61,10 @@ class Attachment:
 
     All names and MACs follow from the key and the prefix that was in force when it was bound, so
     a restart, or a change of the document, never renames the link of a running pod.
+
+    Attributes:
+        netns: the pod's namespace as ``path@inode`` (see ``netns_identity``).
+        veth: name of the host end of its link.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -114,6 +118,27 @@ class Cooling:
     def command(self, verb: Verb) -> str:
         """What is done to the record."""
         return f"{'end' if verb is Verb.DELETE else 'begin'} cooldown of {self.address}"
+
+
+def netns_identity(path: str, inode: int) -> str:
+    """Return what a namespace is known by: ``path@inode``, or the path if the inode is unknown.
+
+    A path can be used again for another namespace within milliseconds of the first one's end. With
+    the inode, what was meant for the dead pod cannot reach the living one.
+    """
+    return f"{path}@{inode}" if inode else path
+
+
+def netns_path(identity: str) -> str:
+    """Return the path in a namespace's identity, for people to use."""
+    path, at, inode = identity.rpartition("@")
+    return path if at and inode.isdigit() else identity
+
+
+def netns_inode(identity: str) -> int:
+    """Return the inode in a namespace's identity, 0 if it is unknown."""
+    _, at, inode = identity.rpartition("@")
+    return int(inode) if at and inode.isdigit() else 0
 
 
 def veth_name(prefix: str, key: AttachmentKey) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from reconciler.core.attachment import netns_path
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
@@ -19,7 +20,7 @@ class LinkAddress:
     """One address of one link.
 
     Attributes:
-        netns: path of the namespace; empty for the host's.
+        netns: identity of the namespace; empty for the host's.
         prefix_length: bits; the kernel keeps one entry per address and length.
         connected_route: the kernel adds a route for the network to ``main``. We never want it:
             for a secondary ENI it would send the host's traffic out of the wrong interface
@@ -41,7 +42,7 @@ class LinkAddress:
 
     def command(self, verb: Verb) -> str:
         """The ``ip address`` command."""
-        where = f"nsenter --net={self.netns} " if self.netns else ""
+        where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
         what = f"{self.address}/{self.prefix_length} dev {self.device}"
         if verb is Verb.DELETE:
             return f"{where}ip address delete {what}"

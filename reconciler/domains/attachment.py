@@ -15,6 +15,7 @@ from reconciler.core.attachment import (
     Cooling,
     Intent,
     IntentState,
+    netns_identity,
     veth_name,
 )
 from reconciler.core.datapath import IpAddress
@@ -140,7 +141,7 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
 def _binding(intent: Intent, eni: Eni, address: IpAddress, *, prefix: str) -> Change[Attachment]:
     attachment = Attachment(
         key=intent.key,
-        netns=intent.netns,
+        netns=netns_identity(intent.netns, intent.netns_inode),
         address=address,
         eni_id=eni.eni_id,
         device_index=eni.device_index or 0,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from reconciler.core.attachment import netns_path
 from reconciler.core.datapath import ALIAS
 from reconciler.core.facts import Inputs
 from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare, merge
@@ -71,9 +72,10 @@ class Veth:
         settings = f"mtu {self.mtu} address {self.mac}"
         match verb:
             case Verb.CREATE:
+                where = netns_path(self.pod_netns)
                 return (
                     f"ip link add {self.name} {settings} alias {self.alias} type veth "
-                    f"peer {self.pod_name} address {self.pod_mac} netns {self.pod_netns}"
+                    f"peer {self.pod_name} address {self.pod_mac} netns {where}"
                 )
             case Verb.UPDATE:
                 return (
@@ -108,9 +110,9 @@ class PodLink:
     def command(self, verb: Verb) -> str:
         """The ``ip link`` command, in the pod's namespace."""
         if verb is Verb.DELETE:
-            return f"nsenter --net={self.netns} ip link delete {self.name}"
+            return f"nsenter --net={netns_path(self.netns)} ip link delete {self.name}"
         return (
-            f"nsenter --net={self.netns} ip link set {self.name} address {self.mac} "
+            f"nsenter --net={netns_path(self.netns)} ip link set {self.name} address {self.mac} "
             f"mtu {self.mtu} {'up' if self.up else 'down'}"
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from reconciler.core.attachment import netns_path
 from reconciler.core.datapath import IpAddress, family_of
 from reconciler.core.facts import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
@@ -32,7 +33,7 @@ class Neighbour:
 
     def command(self, verb: Verb) -> str:
         """The ``ip neighbour`` command, in the pod's namespace."""
-        where = f"nsenter --net={self.netns} ip neighbour"
+        where = f"nsenter --net={netns_path(self.netns)} ip neighbour"
         if verb is Verb.DELETE:
             return f"{where} delete {self.address} dev {self.device}"
         return f"{where} replace {self.address} dev {self.device} lladdr {self.mac} nud permanent"

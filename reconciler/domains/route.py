@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from reconciler.core.attachment import netns_path
 from reconciler.core.datapath import (
     MAIN_TABLE,
     PODS_TABLE,
@@ -25,7 +26,7 @@ class Route:
     """One unicast route.
 
     Attributes:
-        netns: path of the namespace; empty for the host's.
+        netns: identity of the namespace; empty for the host's.
         gateway: next hop; None for what is reached directly over the device.
         metric: routes of different metric stand side by side; ours have none.
         protocol: who made it (``rtm_protocol``); ours is stamped.
@@ -50,7 +51,7 @@ class Route:
 
     def command(self, verb: Verb) -> str:
         """The ``ip route`` command."""
-        where = f"nsenter --net={self.netns} " if self.netns else ""
+        where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
         via = f" via {self.gateway}" if self.gateway else ""
         table = "" if self.table == MAIN_TABLE else f" table {self.table}"
         word = "delete" if verb is Verb.DELETE else "replace"

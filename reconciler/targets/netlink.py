@@ -18,6 +18,7 @@ from typing import Any
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
+from reconciler.core.attachment import netns_inode, netns_path
 from reconciler.core.datapath import ALIAS, FAMILIES, MAIN_TABLE, PROTOCOL, IpAddress
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
@@ -216,7 +217,7 @@ def _apply_veth(sessions: _Sessions, verb: Verb, veth: Veth) -> None:
         return
     if verb is Verb.CREATE:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
-        fd = os.open(veth.pod_netns, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open_namespace(veth.pod_netns)
         try:
             peer = {
                 "ifname": veth.pod_name,
@@ -426,13 +427,27 @@ def _inside(path: str) -> Iterator[IPRoute]:
         ip.close()
 
 
-def _open_inside(path: str) -> IPRoute:
-    """Open a netlink socket in the namespace at ``path``; the thread is back home afterwards.
+def _open_namespace(identity: str) -> int:
+    """Open a namespace by its identity; the caller closes the descriptor.
+
+    Raises:
+        FileNotFoundError: it is gone, also if its path leads to another one by now.
+    """
+    path, inode = netns_path(identity), netns_inode(identity)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if inode and os.fstat(fd).st_ino != inode:
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "leads to another namespace by now", path)
+    return fd
+
+
+def _open_inside(identity: str) -> IPRoute:
+    """Open a netlink socket in a namespace; the thread is back home afterwards.
 
     Raises:
         FileNotFoundError: there is no such namespace.
     """
-    target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    target = _open_namespace(identity)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         netns.setns(target)
@@ -443,7 +458,8 @@ def _open_inside(path: str) -> IPRoute:
     except OSError as error:
         # A path whose namespace is gone is an ordinary empty file: setns answers EINVAL.
         if error.errno == errno.EINVAL:
-            raise FileNotFoundError(errno.ENOENT, "not a network namespace", path) from error
+            reason = "not a network namespace"
+            raise FileNotFoundError(errno.ENOENT, reason, identity) from error
         raise
     finally:
         os.close(target)

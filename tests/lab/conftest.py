@@ -76,17 +76,19 @@ class HandMadeVpc:
     def settle(self) -> None:
         """Wait until every link that has a carrier carries.
 
-        Linux attaches a link's queue some time after its carrier comes (net/core/link_watch.c);
-        until then what it is to send is lost without a trace.
+        Linux activates a link's queues, and calls it up, some time after its carrier came
+        (net/core/link_watch.c); until then what it is given to send is lost.
         """
         deadline = time.monotonic() + PATIENCE_S
         while self._waiting():
-            assert time.monotonic() < deadline, f"no queue yet: {self._waiting()}"
+            assert time.monotonic() < deadline, f"not up yet: {self._waiting()}"
             time.sleep(0.002)
 
     def _waiting(self) -> list[str]:
         links = json.loads(self.ip("vpc", "-j", "link"))
-        return [k["ifname"] for k in links if "LOWER_UP" in k["flags"] and k["qdisc"] == "noop"]
+        return [
+            k["ifname"] for k in links if "LOWER_UP" in k["flags"] and k["operstate"] == "DOWN"
+        ]
 
     def unplug(self, eni: EniView) -> None:
         with self.inside("vpc"):

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -54,6 +55,12 @@ print(flush=True)
 time.sleep(999)
 """
 
+SLEEP_AND_EXEC = """
+import os, sys, time
+time.sleep(float(sys.argv[1]))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
 
 # -- in a lab -----------------------------------------------------------------------------
 
@@ -84,7 +91,7 @@ def test_attaching_an_eni_plugs_its_link_into_the_node_and_detaching_removes_it(
     assert [e["device"] for e in lab.enis("node1")] == [0]
 
 
-def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab, client):
+def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab, client, until):
     (eni,) = lab.enis("node1")
     given = client.assign_private_ip_addresses(
         NetworkInterfaceId=eni["id"], SecondaryPrivateIpAddressCount=1
@@ -99,9 +106,12 @@ def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab,
         client.unassign_private_ip_addresses(
             NetworkInterfaceId=eni["id"], PrivateIpAddresses=[address]
         )
-        ping = ["ping", "-c", "1", "-W", "1", "-I", address, "10.0.9.10"]
-        assert lab.run("node1", ping).returncode != 0
-        assert [(d["eni"], d["source"]) for d in lab.drops()] == [(eni["id"], address)]
+        with netns.inside(lab.names.namespace("node1")):
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sender:
+            sender.bind((address, 0))
+            sender.sendto(b"x", ("10.0.9.10", 9))
+        until(lambda: [(d["eni"], d["source"]) for d in lab.drops()] == [(eni["id"], address)])
     finally:
         lab.run("node1", ["ip", "address", "delete", *on_lo])
         lab.ask("forget")
@@ -247,7 +257,12 @@ def test_up_that_fails_half_way_leaves_nothing(name, monkeypatch, after, error):
     _assert_gone(name)
 
 
-def test_up_interrupted_while_the_server_starts_leaves_nothing(name, monkeypatch):
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("late_s", [0, 0.5])
+def test_up_interrupted_while_the_server_starts_leaves_nothing(name, monkeypatch, late_s):
+    def command(self, part, argv, really=Lab.command):
+        return [sys.executable, "-c", SLEEP_AND_EXEC, str(late_s), *really(self, part, argv)]
+
     # An interrupt in the first wait; the waits of cleaning up are as ever.
     waits = iter([KeyboardInterrupt])
 
@@ -257,6 +272,8 @@ def test_up_interrupted_while_the_server_starts_leaves_nothing(name, monkeypatch
         really(seconds)
 
     monkeypatch.setattr(lifecycle.time, "sleep", sleep)
+    # Late: it is not in its namespace, where down looks for processes, when the interrupt comes.
+    monkeypatch.setattr(Lab, "command", command)
     with pytest.raises(KeyboardInterrupt):
         lifecycle.up(name)
     _assert_gone(name)

@@ -238,6 +238,24 @@ def test_links_stacked_on_an_eni_are_not_the_eni(home: str, pod: str) -> None:
 
 
 @pytest.mark.kernel
+def test_a_path_that_leads_to_another_namespace_by_now_is_not_entered(home: str, pod: str) -> None:
+    """Between a DEL and the next look, a runtime may have used the path for the next pod."""
+    inode = Path(pod).stat().st_ino
+    meant, stale = f"{pod}@{inode}", f"{pod}@{inode + 1}"
+    alias = "node-network:pod/eth0"
+    veth = Veth("nnveth", HOST_MAC, 9001, alias, True, stale, "eth0", POD_MAC)
+    link = PodLink(stale, "eth0", POD_MAC, 9001, True, "nnveth")
+    address = LinkAddress(stale, "eth0", ip_address("10.0.1.9"), 32)
+    target = Netlink()
+    failures = target.apply([Change(Verb.CREATE, o, "test") for o in (veth, link, address)])
+    assert [f.reason for f in failures] == ["ENOENT"] * 3
+    assert not [o for o in target.observe([link]) if isinstance(o, PodLink)]
+    assert target.apply([Change(Verb.CREATE, replace(veth, pod_netns=meant), "test")]) == ()
+    seen = target.observe([replace(link, netns=meant)])
+    assert [o.name for o in seen if isinstance(o, PodLink)] == ["eth0"]
+
+
+@pytest.mark.kernel
 def test_the_thread_is_back_home_after_entering_a_pod(home: str, pod: str) -> None:
     Netlink().observe([PodLink(pod, "eth0", "", 0)])
     assert netns.path(home).stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
-from reconciler.cli.ask import ask
+from reconciler.client import ask
 
 ROUNDS = 40
 PLUGINS = Path("/usr/lib/cni")
@@ -169,8 +169,8 @@ def _report(times: Times, memory: float) -> str:
             "|---|---|---|---|",
             *rows,
             "",
-            "Both are measured from before the plugin's process starts until after its end.",
-            "Ours runs as a Python process (`python -I -m cni`), theirs are static Go executables.",
+            "Both are measured from before the process starts until after it has ended.",
+            "Ours runs as a Python process (`python -I -m cni`), theirs are static executables.",
             f"The reconciler's resident memory at the end: {memory:.0f} MiB, boto3 in full.",
             "",
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +25,9 @@ parts = click.Choice([i.name for i in INSTANCES] + ["vpc", "peer", "internet"])
 @click.group()
 def lab() -> None:
     """A VPC on this machine: EC2, instance metadata and a packet fabric, in namespaces."""
-    if os.geteuid() != 0:
+    # Ctrl-C and SIGTERM alike: what was begun is taken down again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if os.geteuid() != 0 and not {"-h", "--help"} & set(sys.argv):
         _fail("the lab makes network namespaces and needs root; try again with sudo")
 
 
@@ -105,9 +108,12 @@ def exec(name: str, part: str, command: tuple[str, ...]) -> None:  # noqa: A001 
     try:
         handle = Lab(name)
         netns.enter(netns.path(handle.names.namespace(part)))
-        os.execvpe(command[0], list(command), handle.environment(part))
     except (LabError, OSError, ValueError) as error:
         _fail(f"{error}; is lab {name} up?")
+    try:
+        os.execvpe(command[0], list(command), handle.environment(part))
+    except OSError as error:
+        _fail(f"{command[0]}: {error.strerror}")
 
 
 def _fail(message: str) -> NoReturn:

@@ -22,7 +22,7 @@ from lab import lifecycle, netns, pod
 from lab.pod import Pod
 from lab.topology import INTERNET_HOST, NODES, PEER_CIDR, PEER_HOST
 from lab.traffic import Receiver, Seen, Stream, probe
-from reconciler.cli.ask import ask
+from reconciler.client import ask
 
 PODS = 20
 NODE_ADDRESS = {"node1": "10.0.1.10", "node2": "10.0.2.10"}
@@ -319,4 +319,7 @@ def run(name: str, config: Path) -> int:
     except (ClaimError, lifecycle.LabError, pod.PodError) as error:
         console.print(f"  [red]✗[/] {error}", highlight=False)
         return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the lab is gone")
+        return 130
     return 0

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from lab.topology import (
     SUBNETS,
     Names,
 )
-from lab.wire import EniView
+from lab.wire import EniView, WireError
 
 MTU = 9001
 BOOT_MTU = 1500
@@ -138,14 +139,15 @@ class Fabric:
         """Make the ENI's veth pair, down on the instance's side, as hot-plugging leaves it."""
         assert eni.instance_id is not None
         if eni.instance_id not in self._namespaces:
-            assert self._launching is not None, "an instance starts inside launching()"
+            if self._launching is None:
+                raise WireError("the lab's instances are made with it; there is no place for more")
             self._namespaces[eni.instance_id] = self._launching
         namespace = self._namespaces[eni.instance_id]
         link = _link_name(eni.eni_id)
         self._enis[link] = eni.eni_id
         with IPRoute() as ip, _opened(netns.path(namespace)) as fd:
             peer = {
-                "ifname": f"eth{eni.device_index}",
+                "ifname": _free_name(namespace, eni.device_index or 0),
                 "address": eni.mac,
                 "mtu": BOOT_MTU,
                 "net_ns_fd": fd,
@@ -260,6 +262,15 @@ def _configure(
         ip.link("set", index=index, state="up", mtu=MTU)
         ip.addr("add", index=index, address=str(address), prefixlen=cidr.prefixlen)
         ip.route("add", dst="default", gateway=str(router), oif=index, proto=RTPROT_DHCP)
+
+
+def _free_name(namespace: str, index: int) -> str:
+    """Return the name udev would give: eth<index>, or the next one that is free."""
+    with netns.inside(namespace):
+        ip = IPRoute()
+    with ip:
+        used = {link.get("ifname") for link in ip.get_links()}
+    return next(name for n in count(index) if (name := f"eth{n}") not in used)
 
 
 def _all_addresses(eni: EniView) -> set[IPv4Address]:

@@ -191,15 +191,28 @@ def _start_server(names: Names) -> None:
         )
     _servers[names.lab] = process
     deadline = time.monotonic() + START_LIMIT_S
-    while not names.control.exists():
+    while not _answers(lab):
         if process.poll() is not None or time.monotonic() > deadline:
             tail = names.log.read_text()[-2000:]
             raise LabError(f"the server of lab {names.lab} did not start:\n{tail}")
         time.sleep(0.02)
 
 
+def _answers(lab: Lab) -> bool:
+    """Whether the server answers; its socket's file is there a little before it listens."""
+    try:
+        lab.ask("ping")
+    except LabError:
+        return False
+    return True
+
+
 def _end_processes(names: Names) -> None:
     """End what lives in the lab's namespaces: politely, then not."""
+    server = _servers.pop(names.lab, None)
+    if server:
+        # Of an interrupted start: it may not have entered its namespace yet.
+        server.terminate()
     for number, patience_s in ((signal.SIGTERM, STOP_LIMIT_S), (signal.SIGKILL, STOP_LIMIT_S)):
         for pid in netns.processes(names.prefix):
             with suppress(ProcessLookupError):
@@ -207,5 +220,5 @@ def _end_processes(names: Names) -> None:
         deadline = time.monotonic() + patience_s
         while netns.processes(names.prefix) and time.monotonic() < deadline:
             time.sleep(0.02)
-    if server := _servers.pop(names.lab, None):
+    if server:
         server.wait()

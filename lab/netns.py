@@ -42,7 +42,7 @@ def names(prefix: str) -> list[str]:
 
 
 def processes(prefix: str) -> list[int]:
-    """List processes whose network namespace is one of these."""
+    """List processes whose network namespace is one of these, but for this one."""
     inodes = {path(name).stat().st_ino for name in names(prefix)}
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -51,7 +51,7 @@ def processes(prefix: str) -> list[int]:
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # ended meanwhile
-    return found
+    return [pid for pid in found if pid != os.getpid()]
 
 
 @contextmanager

@@ -73,6 +73,12 @@ class Lab:
                             "PrivateIpAddress": str(i.address),
                         }
                     ],
+                    TagSpecifications=[
+                        {
+                            "ResourceType": "instance",
+                            "Tags": [{"Key": "Name", "Value": i.name}],
+                        }
+                    ],
                 )
             self.instances[i.name] = made_instances["Instances"][0]["InstanceId"]
         self.faults.reset_calls()

@@ -44,11 +44,19 @@ class EniView:
         return address in self.addresses or any(address in p for p in self.prefixes)
 
 
+class WireError(Exception):
+    """A link cannot be made; EC2 then refuses what asked for it."""
+
+
 class Wire(Protocol):
     """Called with the cloud's lock held, so that packets and EC2 never disagree."""
 
     def plug(self, eni: EniView) -> None:
-        """Make the link; called before EC2 says "attached"."""
+        """Make the link; called before EC2 says "attached".
+
+        Raises:
+            WireError: it cannot be made.
+        """
         ...
 
     def unplug(self, eni: EniView) -> None:

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 """Seconds until the kernel loop looks again when something is left to do."""
 
+FULL_PASS_S = 1.0
+"""Seconds that pods coming and going may put off a look at everything."""
+
 TRANSITION_S = 0.5
 """Seconds between looks at EC2 while an ENI is being attached: it takes EC2 one to ten."""
 
@@ -66,6 +69,7 @@ class Agent:
         self._refused: str | None = None
         self._conditions: dict[str, dict[str, Any]] = {}
         self._latest: Pass | None = None
+        self._full_pass_at = 0.0
         self._pool_demand: Demand | None = None
 
     def run(self) -> None:
@@ -176,8 +180,21 @@ class Agent:
         while not self._stopping.is_set():
             if "document" in hints:
                 self._read_document()
-            wait_s = self._kernel_pass(everything=hints != {"intent"})
+            serve = self._is_for_pods_alone(hints)
+            wait_s = self._kernel_pass(everything=not serve)
+            if serve and "kernel" in hints:
+                self._triggers.mark("kernel")  # after the pods that wait
             hints = self._triggers.wait(wait_s)
+
+    def _is_for_pods_alone(self, hints: frozenset[str]) -> bool:
+        """Whether a pass may look into the waiting pods only.
+
+        Each pod's links make the kernel notify us, so a burst of pods brings as many hints to
+        look at everything. The pods come first; the full look is put off, but not for long.
+        """
+        if "intent" not in hints or not hints <= {"intent", "kernel"}:
+            return False
+        return time.monotonic() - self._full_pass_at < FULL_PASS_S
 
     def _kernel_pass(self, *, everything: bool) -> float:
         """Run one pass; return seconds until the next one is due without a hint."""
@@ -191,8 +208,9 @@ class Agent:
             self._report("node", Outcome(errors=(error,)))
             return RETRY_S
         telemetry.PASS_SECONDS.observe(time.monotonic() - started)
-        # Everything up to the start of the last look was seen by it, our own changes included.
-        if result.settled and everything:
+        if everything:
+            self._full_pass_at = started
+        if everything and result.settled:
             self._triggers.forget("kernel", before=result.looked_at)
         self._report("node", Outcome())
         self._publish(result, started)

@@ -40,7 +40,7 @@ class Pass:
     """What one pass over the kernel did.
 
     Attributes:
-        looked_at: monotonic seconds at which its last look began: older hints are answered.
+        looked_at: monotonic seconds at which it began to look: older hints are answered.
         records: intents and attachments after it.
         done: attachments of which every object was seen in its place.
         waiting: why each wanted intent has no attachment yet.

@@ -21,7 +21,7 @@ from moto.ec2.models.subnets import Subnet
 
 from lab.ec2 import allocation
 from lab.faults import Faults
-from lab.wire import EniView, Wire
+from lab.wire import EniView, Wire, WireError
 
 DEFAULT_LIMITS = (2, 2)
 
@@ -228,10 +228,15 @@ class Backend(EC2Backend):  # type: ignore[misc]
             eni.instance.detach_eni(eni)
 
     def finish_attach(self, eni: Interface, attachment_id: str) -> None:
-        """Plug the link in, then say that it is attached."""
-        if eni.attachment_id == attachment_id:
+        """Plug the link in, then say that it is attached; without a link it is not."""
+        if eni.attachment_id != attachment_id:
+            return
+        try:
             self.wire.plug(eni.view())
-            eni.attachment_status = "attached"
+        except WireError as error:
+            Instance.detach_eni(eni.instance, eni)
+            raise EC2ClientError("Unsupported", str(error)) from error
+        eni.attachment_status = "attached"
 
     def finish_detach(self, eni: Interface, attachment_id: str) -> None:
         """Let go of an ENI that was being detached."""

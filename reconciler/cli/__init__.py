@@ -18,7 +18,7 @@ import click
 from reconciler import telemetry
 from reconciler.agent import Agent
 from reconciler.cli import report
-from reconciler.cli.ask import ask
+from reconciler.client import ask
 from reconciler.engine import Outcome
 from reconciler.errors import ReconcilerError
 from reconciler.node import LocalNode
@@ -183,7 +183,9 @@ def _add_lab(group: click.Group) -> None:
     """The lab needs packages that a node has no use for; without them there is no such command."""
     try:
         from lab.cli import lab
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "lab":
+            raise
         return
     group.add_command(lab)
 

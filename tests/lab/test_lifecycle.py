@@ -415,3 +415,37 @@ def _servers():
         if "lab.server" in words:
             found.add(" ".join(words))
     return found
+
+
+def test_a_link_name_that_is_taken_gives_the_next_one(lab, client):
+    subnet = client.describe_subnets(Filters=[{"Name": "tag:Name", "Values": ["nodes-b"]}])
+    subnet_id = subnet["Subnets"][0]["SubnetId"]
+    instance = lab.ask("status")["instances"]["node2"]
+    lab.run("node2", ["ip", "link", "add", "eth1", "type", "bridge"], check=True)
+    made = client.create_network_interface(SubnetId=subnet_id)["NetworkInterface"]
+    attached = client.attach_network_interface(
+        NetworkInterfaceId=made["NetworkInterfaceId"], InstanceId=instance, DeviceIndex=1
+    )
+    try:
+        links = json.loads(lab.run("node2", ["ip", "-j", "link"]).stdout)
+        names = {link["address"]: link["ifname"] for link in links}
+        assert names[made["MacAddress"]] == "eth2"
+    finally:
+        client.detach_network_interface(AttachmentId=attached["AttachmentId"])
+        client.delete_network_interface(NetworkInterfaceId=made["NetworkInterfaceId"])
+        lab.run("node2", ["ip", "link", "delete", "eth1"], check=True)
+
+
+def test_an_instance_that_has_no_place_is_refused_as_ec2_refuses(client, lab):
+    before = [e for e in lab.enis() if e["instance"]]
+    subnets = client.describe_subnets(Filters=[{"Name": "tag:Name", "Values": ["nodes-b"]}])
+    primary = {
+        "DeviceIndex": 0,
+        "SubnetId": subnets["Subnets"][0]["SubnetId"],
+        "PrivateIpAddress": "10.0.2.77",
+    }
+    with pytest.raises(client.exceptions.ClientError, match="Unsupported"):
+        client.run_instances(
+            ImageId="ami-12c6146b", MinCount=1, MaxCount=1, NetworkInterfaces=[primary]
+        )
+    assert [e for e in lab.enis() if e["instance"]] == before

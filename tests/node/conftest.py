@@ -18,7 +18,7 @@ from conftest import lab_name
 from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
 from lab.pod import Pod
-from reconciler.cli.ask import ask
+from reconciler.client import ask
 from reconciler.errors import ObserveError
 
 PROGRAM = [sys.executable, "-m", "reconciler"]

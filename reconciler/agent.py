@@ -20,7 +20,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.plan import Refusal, Verb
 from reconciler.core.pool import Demand
 from reconciler.engine import Outcome, Outcomes, actions_of
-from reconciler.errors import ReconcilerError
+from reconciler.errors import InternalError, ReconcilerError
 from reconciler.node import LocalNode, Pass
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
@@ -70,6 +70,7 @@ class Agent:
         self._conditions: dict[str, dict[str, Any]] = {}
         self._latest: Pass | None = None
         self._full_pass_at = 0.0
+        self._broken = False
         self._pool_demand: Demand | None = None
 
     def run(self) -> None:
@@ -82,7 +83,7 @@ class Agent:
         self._read_document(first=True)
         for watch in self._watches:
             watch.start()
-        pool = threading.Thread(target=self._pool_loop, name="pool", daemon=True)
+        pool = threading.Thread(target=self._run_pool, name="pool", daemon=True)
         pool.start()
         log.info("started", extra={"document": self._path, "state": self._node.state.root})
         try:
@@ -93,6 +94,8 @@ class Agent:
                 watch.stop()
             pool.join(timeout=5)
             log.info("stopped")
+        if self._broken:
+            raise InternalError("the pool loop ended by an error of ours; see the traceback above")
 
     def stop(self) -> None:
         """End ``run`` after the pass under way; pods are not touched."""
@@ -266,6 +269,15 @@ class Agent:
             self._report(name, outcome)
 
     # -- the pool loop --------------------------------------------------------------------
+
+    def _run_pool(self) -> None:
+        """End the process when this thread ends unasked: half a daemon is worse than none."""
+        try:
+            self._pool_loop()
+        finally:
+            if not self._stopping.is_set():
+                self._broken = True
+                self.stop()
 
     def _pool_loop(self) -> None:
         failures = 0

@@ -7,6 +7,7 @@
     ├── ObserveError     the world could not be read: nothing may be deleted on it
     ├── ApplyError       one action failed: the next round plans it again
     ├── StateError       the state directory cannot be used: the operator must act
+    ├── InternalError    a bug of ours: please report it
     └── LockedError      another reconciler holds this node
 
 A wrong document is ``schemas.load.DocumentError``: it is raised below this layer.
@@ -14,6 +15,8 @@ Library exceptions end at the doors in ``targets``: each is translated once, wit
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class ReconcilerError(Exception):
@@ -53,9 +56,20 @@ class ApplyError(ReconcilerError):
         self.message = message
         self.retryable = retryable
 
+    @classmethod
+    def from_errno(cls, action: str, number: int, message: str, cause: Exception) -> ApplyError:
+        """Translate what the kernel answered; the reason is the errno's name."""
+        failure = cls(action, errno.errorcode.get(number, f"errno {number}"), message)
+        failure.__cause__ = cause
+        return failure
+
 
 class StateError(ReconcilerError):
     """The state directory, or a record in it, cannot be used."""
+
+
+class InternalError(ReconcilerError):
+    """A bug of ours ended something; the traceback is in the log."""
 
 
 class LockedError(ReconcilerError):

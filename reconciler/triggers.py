@@ -60,8 +60,11 @@ class Triggers:
         """Wait for a hint, or for the time to look anyway; return all hints and clear them."""
         with self._condition:
             self._condition.wait_for(lambda: bool(self._marks), timeout_s)
-            if self._marks.keys() == {"kernel"}:
-                self._condition.wait(SETTLE_S)
+            if self._marks and not self._marks.keys() & {"intent", "stop"}:
+                # An editor truncates, then writes; one change is many notifications.
+                deadline = time.monotonic() + SETTLE_S
+                while (left := deadline - time.monotonic()) > 0 and "intent" not in self._marks:
+                    self._condition.wait(left)
             marks = frozenset(self._marks)
             self._marks.clear()
             return marks

@@ -90,7 +90,11 @@ class Ec2:
             ) from error
         except BotoCoreError as error:
             raise ObserveError("EC2", f"{type(error).__name__}: {error}") from error
-        enis = [_decode(i, subnets[i["SubnetId"]][0], self._instance_id) for i in interfaces]
+        try:
+            enis = [_decode(i, subnets[i["SubnetId"]][0], self._instance_id) for i in interfaces]
+        except (KeyError, ValueError) as error:
+            # Half an answer is none: eventual consistency can show an ENI before its subnet.
+            raise ObserveError("EC2", f"its answer lacks {error}") from error
         enis.sort(key=lambda e: (e.device_index is None, e.device_index or 0, e.eni_id))
         return Cloud(
             enis=tuple(enis),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 from collections.abc import Callable
 from ipaddress import ip_network
+from typing import TypeVar
 
 from reconciler.core.facts import Node
 from reconciler.errors import ObserveError
@@ -17,6 +18,9 @@ ADDRESS = "169.254.169.254"
 
 TOKEN_TTL_S = 300
 """Seconds a session token is good for; a token is used for one look and thrown away."""
+
+Get = Callable[[str], str]
+T = TypeVar("T")
 
 TIMEOUT_S = 2.0
 """Seconds for one request: it never leaves the host's hypervisor."""
@@ -35,15 +39,7 @@ class Imds:
         Raises:
             ObserveError: the service did not answer, or a key is missing.
         """
-        connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT_S)
-        try:
-            return _read_node(self._session(connection))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise ObserveError(
-                f"instance metadata at {self._address}", f"{type(error).__name__}: {error}"
-            ) from error
-        finally:
-            connection.close()
+        return self._read(_read_node)
 
     def region(self) -> str:
         """Read the region the instance runs in.
@@ -51,9 +47,13 @@ class Imds:
         Raises:
             ObserveError: the service did not answer.
         """
+        return self._read(lambda get: get("placement/region"))
+
+    def _read(self, what: Callable[[Get], T]) -> T:
+        """Open a session, read with it, close it."""
         connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT_S)
         try:
-            return self._session(connection)("placement/region")
+            return what(self._session(connection))
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise ObserveError(
                 f"instance metadata at {self._address}", f"{type(error).__name__}: {error}"
@@ -61,7 +61,7 @@ class Imds:
         finally:
             connection.close()
 
-    def _session(self, connection: http.client.HTTPConnection) -> Callable[[str], str]:
+    def _session(self, connection: http.client.HTTPConnection) -> Get:
         """Open a session; the returned function reads one key below ``meta-data``."""
         ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
         token = _request(connection, "PUT", "/latest/api/token", ttl)
@@ -69,7 +69,7 @@ class Imds:
         return lambda key: _request(connection, "GET", f"/latest/meta-data/{key}", header)
 
 
-def _read_node(get: Callable[[str], str]) -> Node:
+def _read_node(get: Get) -> Node:
     mac = get("mac").lower()
     cidrs = get(f"network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks").split()
     return Node(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -72,7 +72,7 @@ class Netlink:
             ObserveError: the kernel could not be read.
         """
         names: dict[str, str] = {}
-        with _host() as ip:
+        with _reading("links"), _host() as ip:
             for message in _dump(ip.get_links, "links"):
                 kind = _link_kind(message)
                 alias = message.get("ifalias") or ""
@@ -97,13 +97,11 @@ class Netlink:
         desired = list(desired)
         veths = {o.name for o in desired if isinstance(o, Veth)}
         places = {o.key for o in desired if isinstance(o, Route)}
-        objects = set(self._observe_host(veths, places))
+        with _reading("the host's links, addresses, routes and rules"):
+            objects = set(self._observe_host(veths, places))
         for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
-            try:
-                with _inside(path) as ip:
-                    objects |= _observe_pod(ip, path)
-            except FileNotFoundError:
-                continue
+            with _reading(f"the pod in {path}"), suppress(FileNotFoundError), _inside(path) as ip:
+                objects |= _observe_pod(ip, path)
         return frozenset(objects)
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
@@ -116,15 +114,11 @@ class Netlink:
                 except NetlinkError as error:
                     if action.verb is Verb.DELETE and error.code in GONE:
                         continue
-                    reason = errno.errorcode.get(error.code, str(error.code))
-                    failure = ApplyError(str(action), reason, os.strerror(error.code))
-                    failure.__cause__ = error
-                    failures.append(failure)
+                    why = os.strerror(error.code)
+                    failures.append(ApplyError.from_errno(str(action), error.code, why, error))
                 except OSError as error:
-                    reason = errno.errorcode.get(error.errno or 0, "OSError")
-                    failure = ApplyError(str(action), reason, str(error))
-                    failure.__cause__ = error
-                    failures.append(failure)
+                    number = error.errno or 0
+                    failures.append(ApplyError.from_errno(str(action), number, str(error), error))
         return tuple(failures)
 
     def _observe_host(
@@ -404,9 +398,18 @@ def _dump(read: Callable[[], Iterable[Message]], what: str) -> list[Message]:
             return list(read())
         except NetlinkDumpInterrupted:
             continue
-        except NetlinkError as error:
-            raise ObserveError(what, f"netlink error {error.code}") from error
     raise ObserveError(what, f"the table changed during each of {DUMP_ATTEMPTS} dumps")
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Translate whatever keeps us from reading."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise ObserveError(what, os.strerror(error.code)) from error
+    except OSError as error:
+        raise ObserveError(what, str(error)) from error
 
 
 @contextmanager

@@ -6,7 +6,6 @@ or not at all. ``/run`` is the right place: a reboot ends every pod, so it shoul
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -115,13 +114,12 @@ class StateDirectory:
                 else:
                     write_atomically(path, _encode(action.object))
             except OSError as error:
-                reason = errno.errorcode.get(error.errno or 0, "OSError")
-                failures = tuple(
-                    ApplyError(str(a), reason, f"{path}: {error.strerror}")
+                return tuple(
+                    ApplyError.from_errno(
+                        str(a), error.errno or 0, f"{path}: {error.strerror}", error
+                    )
                     for a in actions[position:]
                 )
-                failures[0].__cause__ = error
-                return failures
         return ()
 
     def _load(self, kind: str, parse: Callable[[dict[str, Any]], R]) -> tuple[R, ...]:

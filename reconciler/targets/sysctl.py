@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,9 +38,7 @@ class SysctlTree:
             try:
                 (self.root / action.object.name).write_text(action.object.value)
             except OSError as error:
-                reason = errno.errorcode.get(error.errno or 0, "OSError")
-                failure = ApplyError(str(action), reason, str(error))
-                failure.__cause__ = error
+                failure = ApplyError.from_errno(str(action), error.errno or 0, str(error), error)
                 failures.append(failure)
         return tuple(failures)
 

@@ -7,5 +7,6 @@ Map of the house, lowest first; a file imports only from rooms before its own (a
 * ``domains``: pure, one noun each: value types, ``desire()`` and ``plan()``.
 * ``targets``: input and output, one library each: ``observe()`` and ``apply()``.
 * ``engine``: rounds of desire, observe, plan, apply; knows no domain and no library.
-* ``agent``, ``server``, ``triggers``, ``telemetry``, ``cli``: the daemon and its doors.
+* ``node``: one node: its targets, its domains, and the two kinds of pass over them.
+* ``agent``, ``server``, ``client``, ``triggers``, ``telemetry``, ``cli``: the daemon, its doors.
 """

@@ -102,7 +102,8 @@ class LocalNode:
         inputs = self._inputs(document, self.state.observe())
         outcome = (dry_run if dry else converge)([self._pool_domain()], inputs)["eni"]
         if isinstance(outcome.observed, Cloud):
-            self.cloud = outcome.observed
+            before = self.cloud or outcome.observed
+            self.cloud = eni.retain(before, outcome.observed, inputs.links.keys())
         return outcome
 
     def kernel_pass(

@@ -7,8 +7,8 @@ proof that nobody uses it, which this planner does not collect yet.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 
 from reconciler.core import pool
 from reconciler.core.datapath import MAX_DEVICE_INDEX
@@ -189,6 +189,27 @@ def desire(inputs: Inputs) -> Pool:
         max_enis=inputs.document.eni.max,
         tags=tuple(sorted(dict(inputs.document.eni.tags).items())),
     )
+
+
+def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
+    """Keep ENIs that a look at EC2 lacks while their links are still on the node.
+
+    A shrinking observation is unknown, not gone: EC2 is eventually consistent, and a short answer
+    would take down the routes of running pods. A kept ENI carries the pods it has; its addresses
+    are given to no further ones.
+
+    Args:
+        before: the previous look.
+        now: the present one.
+        macs: of the links that the kernel shows.
+    """
+    seen = {e.eni_id for e in now.enis}
+    kept = [
+        replace(e, secondaries=())
+        for e in before.enis
+        if e.serves_pods and e.eni_id not in seen and e.mac in macs
+    ]
+    return replace(now, enis=(*now.enis, *kept))
 
 
 def plan(desired: Pool, observed: Cloud) -> Plan:

@@ -1,0 +1,94 @@
+"""Binding and releasing: what only examples show well."""
+
+from __future__ import annotations
+
+from builders import SUBNET, attachment, document, eni, inputs, intent
+
+from reconciler.core.attachment import Attachment, Cooling, IntentState
+from reconciler.core.plan import Change
+from reconciler.domains import attachment as domain
+from reconciler.domains.attachment import Records
+
+
+def plan(records: Records, **fields: object) -> list[str]:
+    return [str(a) for a in domain.plan(domain.desire(inputs(2, **fields)), records).actions]
+
+
+def test_the_lowest_device_is_filled_first_and_the_lowest_address_given() -> None:
+    wanted = Records(tuple(intent(n) for n in range(10)))
+    devices = [
+        action.object.device_index
+        for action in domain.plan(domain.desire(inputs(2)), wanted).actions
+        if isinstance(action, Change) and isinstance(action.object, Attachment)
+    ]
+    assert devices == [0] * 9 + [1]
+
+
+def test_a_binding_knows_its_namespace_by_path_and_inode() -> None:
+    (action,) = domain.plan(domain.desire(inputs(2)), Records((intent(1),))).actions
+    assert isinstance(action, Change)
+    assert action.object.netns == "/run/netns/pod1@1"
+
+
+def test_a_release_cools_first_and_forgets_last() -> None:
+    records = Records((intent(1, IntentState.RELEASED),), (attachment(1),))
+    address = attachment(1).address
+    assert plan(records, clear=frozenset({attachment(1).key})) == [
+        f"begin cooldown of {address}",
+        f"release {address} from pod1/eth0",
+        "forget released intent pod1/eth0",
+    ]
+
+
+def test_nothing_is_released_while_the_kernel_still_has_it() -> None:
+    assert plan(Records((intent(1, IntentState.RELEASED),), (attachment(1),))) == []
+
+
+def test_an_attachment_without_an_intent_is_kept() -> None:
+    """Nothing is released on absence: a wiped directory of intents is no proof."""
+    assert plan(Records((), (attachment(1),)), clear=frozenset({attachment(1).key})) == []
+
+
+def test_a_crash_between_cooling_and_release_does_not_start_the_rest_anew() -> None:
+    cooling = Cooling(attachment(1).address, 33.0)
+    records = Records((intent(1, IntentState.RELEASED),), (attachment(1),), (cooling,))
+    assert plan(records, now=10.0, clear=frozenset({attachment(1).key})) == [
+        f"release {attachment(1).address} from pod1/eth0",
+        "forget released intent pod1/eth0",
+    ]
+
+
+def test_a_cooling_address_is_not_given_out_until_its_time() -> None:
+    only = eni(0, 1)
+    cooling = Cooling(SUBNET[11], 50.0)
+    records = Records((intent(1),), (), (cooling,))
+    fields = {"enis": (only,), "links": {only.mac: "eth0"}}
+    early = domain.plan(domain.desire(inputs(1, now=49.0, **fields)), records)
+    assert early.actions == ()
+    (refusal,) = early.refusals
+    assert refusal.reason == "AddressesExhausted"
+    assert "1 held on 1 ENIs, 0 assigned, 1 cooling" in refusal.message
+    assert plan(records, now=50.0, **fields) == ["end cooldown of 10.0.1.11"]
+
+
+def test_without_a_cooldown_there_is_no_rest() -> None:
+    doc = document(warmPool={"cooldown": "0s"})
+    records = Records((intent(1, IntentState.RELEASED),), (attachment(1),))
+    actions = plan(records, document=doc, clear=frozenset({attachment(1).key}))
+    assert not [a for a in actions if "cooldown" in a]
+
+
+def test_an_intent_whose_namespace_is_gone_gets_nothing() -> None:
+    refusals = domain.plan(
+        domain.desire(inputs(2)), Records((intent(1, netns_alive=False),))
+    ).refusals
+    assert [r.reason for r in refusals] == ["NetnsGone"]
+
+
+def test_demand_counts_what_waits_and_not_what_is_dead() -> None:
+    records = Records(
+        (intent(1), intent(2), intent(3, netns_alive=False), intent(4, IntentState.RELEASED)),
+        (attachment(2), attachment(4)),
+    )
+    assert (records.demand.assigned, records.demand.waiting) == (2, 1)
+    assert [a.key.container_id for a in records.living] == ["pod2"]

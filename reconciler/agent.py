@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,7 @@ class Agent:
                         return attachment
                     left = deadline - time.monotonic()
                     if left <= 0 or self._stopping.is_set():
-                        return self._waiting.get(key) or Refusal(
-                            f"intent {key}", "NotSettled", self._why_not_settled()
-                        )
+                        return self._explain(key)
                     self._changed.wait(left)
             finally:
                 self._asked.pop(key, None)
@@ -354,9 +353,18 @@ class Agent:
                 since = self._conditions.get(key, {}).get("since", now)
                 self._conditions[key] = body | {"since": since}
 
-    def _why_not_settled(self) -> str:
-        troubles = [f"{c['subject']}: {c['text']}" for c in self._conditions.values()]
-        return "; ".join(troubles)[:512] or "its objects were not seen in place within the budget"
+    def _explain(self, key: AttachmentKey) -> Refusal:
+        """Say why a pod has not got its attachment, and what stands behind it."""
+        refusal = self._waiting.get(key)
+        if refusal is None:
+            troubles = [f"{c['subject']}: {c['text']}" for c in self._conditions.values()]
+            text = "; ".join(troubles) or "its objects were not seen in place within the budget"
+            return Refusal(f"intent {key}", "NotSettled", text[: telemetry.FOREIGN_TEXT * 2])
+        causes = [c["text"] for k, c in self._conditions.items() if k.startswith("eni/")]
+        if refusal.reason == "AddressesExhausted" and causes:
+            why = "; ".join(causes)[: telemetry.FOREIGN_TEXT * 2]
+            return replace(refusal, message=f"{refusal.message}; the pool cannot grow: {why}")
+        return refusal
 
 
 def _troubles(outcome: Outcome) -> Iterable[tuple[str, dict[str, Any]]]:

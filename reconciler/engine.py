@@ -141,6 +141,8 @@ def _look(target: Target, domains: Sequence[Domain], inputs: Any) -> tuple[Outco
             desired[domain.name] = domain.desire(inputs)
         except ReconcilerError as error:
             outcomes[domain.name] = Outcome(errors=(error,))
+    if not desired:
+        return outcomes, Plan()
     everything = [o for d in desired.values() for o in (d if isinstance(d, frozenset) else (d,))]
     try:
         observed = target.observe(everything)

@@ -108,7 +108,7 @@ def test_launching_plugs_the_primary_with_its_address_and_device(ec2, wire):
         "10.0.9.0/24",
     )
     assert eni.instance_id == made["Instances"][0]["InstanceId"]
-    assert eni.delete_on_termination
+    assert next(e for e in ec2.cloud.enis() if e.eni_id == eni.eni_id).delete_on_termination
 
 
 def test_attaching_plugs_and_detaching_unplugs_once(ec2, wire):

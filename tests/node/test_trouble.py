@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lab.pod import PodError
 from lab.traffic import Receiver, probe
 
 pytestmark = pytest.mark.lab
@@ -94,6 +95,12 @@ def test_a_denial_is_a_condition_that_ends_with_it(idle: Any) -> None:
     shown = idle.command("node1", "status")
     assert shown.returncode == 1
     assert "CreateNetworkInterface" in shown.stdout or "create-network-interface" in shown.stdout
+    held = [idle.add() for _ in range(9)]  # all that the primary ENI has
+    with pytest.raises(
+        PodError, match="AddressesExhausted: .*: UnauthorizedOperation: You are not"
+    ):
+        idle.add(budget_s=1)
+    assert len({p.address for p in held}) == 9
     idle.lab.ask("faults", clear=True)
     until(lambda: reasons() == [], patience_s=70)
 

@@ -14,8 +14,8 @@ import sys
 from cni import intent, protocol
 from cni.protocol import Call, CniError
 
-DEL_WAIT_S = 2.0
-"""Seconds a DEL waits for the reconciler, which only makes the release visible sooner."""
+CONNECT_S = 2.0
+"""Seconds to reach the socket: with 512 places in its queue, longer means that nobody accepts."""
 
 GRACE_S = 2.0
 """Seconds beyond the budget in which the reconciler's own refusal may still arrive."""
@@ -57,7 +57,7 @@ def _run(environ: dict[str, str], config: dict[str, object]) -> dict[str, object
     call = Call(environ, config)
     call.check()
     if call.verb == "DEL":
-        _delete(call)
+        _release(call, 0)
         return None
     return protocol.result(_add(call), call.version)
 
@@ -68,17 +68,17 @@ def _add(call: Call) -> dict[str, object]:
     with connection:
         _record(call, "wanted", inode)
         try:
-            reply = _ask(connection, call, "add", call.budget_s + GRACE_S)
+            reply = _ask(connection, call, call.budget_s + GRACE_S)
         except (OSError, ValueError) as error:
             # The reconciler went away or hangs: what it may have begun, it shall undo.
-            _record(call, "released", inode)
+            _release(call, inode)
             raise CniError(
                 protocol.TRY_AGAIN,
                 "the reconciler did not answer",
                 f"{type(error).__name__}: {error}",
             ) from error
     if reply.get("ok") is not True:
-        _record(call, "released", inode)
+        _release(call, inode)
         code = reply.get("code")
         raise CniError(
             code if isinstance(code, int) else protocol.TRY_AGAIN,
@@ -88,13 +88,17 @@ def _add(call: Call) -> dict[str, object]:
     return reply
 
 
-def _delete(call: Call) -> None:
-    _record(call, "released", 0)
+def _release(call: Call, netns_inode: int) -> None:
+    """Record that nothing is wanted any more, and hint that it was recorded.
+
+    The record is what counts: the reconciler sees it when it is up, hint or no hint.
+    """
+    _record(call, "released", netns_inode)
     try:
         with _connect(call) as connection:
-            _ask(connection, call, "del", DEL_WAIT_S)
-    except (CniError, OSError, ValueError):
-        return  # recorded: the reconciler sees it when it is up
+            connection.sendall(_question(call, "del"))
+    except (CniError, OSError):
+        return
 
 
 def _record(call: Call, state: str, netns_inode: int) -> None:
@@ -130,7 +134,7 @@ def _netns_inode(call: Call) -> int:
 def _connect(call: Call) -> socket.socket:
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        s.settimeout(DEL_WAIT_S)
+        s.settimeout(CONNECT_S)
         s.connect(os.path.join(call.state_dir, "node-network.sock"))
     except OSError as error:
         s.close()
@@ -142,21 +146,15 @@ def _connect(call: Call) -> socket.socket:
     return s
 
 
-def _ask(s: socket.socket, call: Call, do: str, timeout_s: float) -> dict[str, object]:
-    """Send one question, return its answer.
+def _ask(s: socket.socket, call: Call, timeout_s: float) -> dict[str, object]:
+    """Ask for the pod's attachment, return the answer.
 
     Raises:
         OSError: the connection broke or the time ran out.
         ValueError: the answer is no JSON object.
     """
-    question = {
-        "do": do,
-        "containerID": call.container_id,
-        "ifname": call.ifname,
-        "budgetSeconds": call.budget_s,
-    }
     s.settimeout(timeout_s)
-    s.sendall(json.dumps(question).encode() + b"\n")
+    s.sendall(_question(call, "add"))
     received = b""
     while not received.endswith(b"\n"):
         part = s.recv(65536)
@@ -167,6 +165,16 @@ def _ask(s: socket.socket, call: Call, do: str, timeout_s: float) -> dict[str, o
     if not isinstance(reply, dict):
         raise ValueError("the answer is no object")
     return reply
+
+
+def _question(call: Call, do: str) -> bytes:
+    question = {
+        "do": do,
+        "containerID": call.container_id,
+        "ifname": call.ifname,
+        "budgetSeconds": call.budget_s,
+    }
+    return json.dumps(question).encode() + b"\n"
 
 
 if __name__ == "__main__":

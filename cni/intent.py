@@ -36,11 +36,6 @@ def record(call: Call, state: str, netns_inode: int) -> None:
         os.close(fd)
 
 
-def remove(call: Call) -> None:
-    """Take the intent back: nobody has seen it."""
-    _unlink(_path(call))
-
-
 def _path(call: Call) -> str:
     return os.path.join(call.state_dir, "intents", f"{call.container_id}.{call.ifname}.json")
 

@@ -193,7 +193,7 @@ def test_addresses_are_not_taken_out_of_prefixes_nor_prefixes_laid_over_addresse
     assert code(assign, ec2, two, Ipv4Prefixes=["10.0.1.48/28"]) == "InvalidIPAddress.InUse"
     assert code(assign, ec2, two, Ipv4Prefixes=["10.0.1.16/28"]) == "InvalidIPAddress.InUse"
     counted = assign(ec2, two, Ipv4PrefixCount=1)["AssignedIpv4Prefixes"]
-    assert counted == [{"Ipv4Prefix": "10.0.1.64/28"}]
+    assert counted == [{"Ipv4Prefix": "10.0.1.32/28"}]
     assert held(ec2, one)[1] == ["10.0.1.16/28"]
 
 

@@ -52,6 +52,10 @@ class FakeNetlink:
         """An ENI is attached."""
         self._put(EniLink(mac, name, 1500, up=False))
 
+    def replace(self, obj: Any) -> None:
+        """Somebody else changed it."""
+        self._put(obj)
+
     def links(self) -> dict[str, str]:
         return {o.mac: o.name for o in self._objects.values() if isinstance(o, EniLink)}
 

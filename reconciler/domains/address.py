@@ -63,12 +63,12 @@ def desire(inputs: Inputs) -> frozenset[LinkAddress]:
 
 
 def plan(desired: Iterable[LinkAddress], observed: Iterable[LinkAddress]) -> Plan:
-    """Compare; an address somebody else put on an ENI's link is foreign."""
+    """Compare; an address that somebody else put on a link is foreign."""
     desired = list(desired)
-    # On a link, an address is ours if EC2 gave it to that ENI; anything else is the host's.
+    # Ours are those that EC2 gave to this ENI or pod, whatever their prefix length has become.
     ours = {(o.netns, o.device, o.address) for o in desired}
 
     def is_owned(o: LinkAddress) -> bool:
-        return bool(o.netns) or (o.netns, o.device, o.address) in ours
+        return (o.netns, o.device, o.address) in ours
 
     return compare(desired, observed, owned=is_owned)

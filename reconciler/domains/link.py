@@ -91,7 +91,8 @@ class PodLink:
     """The pod's end of its veth pair.
 
     Attributes:
-        veth: name of the host end, which is what must be remade if this end is lost.
+        veth: name of the host end, which is what must be remade if this end is lost; "" for a
+            link that some other owner put into the pod.
     """
 
     kind: ClassVar[str] = "pod-link"
@@ -143,20 +144,28 @@ def desire(inputs: Inputs) -> frozenset[Link]:
 
 
 def is_owned(link: Link) -> bool:
-    """ENI links are managed by what the document wants of them; veths by their alias."""
-    return not isinstance(link, Veth) or link.alias.startswith(f"{ALIAS}:")
+    """A host end is ours by its alias, a pod's end by its host end, an ENI's by what EC2 says."""
+    match link:
+        case EniLink():
+            return True
+        case Veth():
+            return link.alias.startswith(f"{ALIAS}:")
+        case PodLink():
+            return link.veth != ""
 
 
 def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
     """Compare, and remake a pair whose pod end is gone.
 
     A veth pair dies as a whole, so a host end without its pod end means that the pod's end was
-    moved or renamed: only a new pair can bring it back.
+    moved or renamed: only a new pair can bring it back. For the same reason no pod's end is ever
+    deleted by itself.
     """
     desired, observed = list(desired), list(observed)
-    wanted_macs = {o.mac for o in desired if isinstance(o, EniLink)}
-    # An ENI that is not ours, or not yet ready, keeps whatever settings it has.
-    relevant = [o for o in observed if not isinstance(o, EniLink) or o.mac in wanted_macs]
+    wanted = {(o.kind, o.key) for o in desired}
+    # An ENI that is not ours, or not yet ready, keeps whatever settings it has; and what else a
+    # pod's namespace holds is the pod's, or another plugin's.
+    relevant = [o for o in observed if isinstance(o, Veth) or (o.kind, o.key) in wanted]
     ends = {(o.netns, o.name) for o in relevant if isinstance(o, PodLink)}
     lost = {
         o.veth for o in desired if isinstance(o, PodLink) and (o.netns, o.name) not in ends

@@ -48,5 +48,10 @@ def desire(inputs: Inputs) -> frozenset[Neighbour]:
 
 
 def plan(desired: Iterable[Neighbour], observed: Iterable[Neighbour]) -> Plan:
-    """Compare. Permanent entries on a pod's link are all ours: the link is."""
-    return compare(desired, observed)
+    """Compare only gateways' entries: any other in a pod is the pod's, or another plugin's.
+
+    None is ever deleted: an entry goes with its link.
+    """
+    desired = list(desired)
+    keys = {o.key for o in desired}
+    return compare(desired, [o for o in observed if o.key in keys])

@@ -22,13 +22,16 @@ from reconciler.core.attachment import netns_inode, netns_path
 from reconciler.core.datapath import ALIAS, FAMILIES, MAIN_TABLE, PROTOCOL, IpAddress
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
-from reconciler.domains.link import EniLink, Link, PodLink, Veth
+from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ApplyError, ObserveError
 
 KernelObject = Link | LinkAddress | Neighbour | Route | Rule
+Pairs = dict[tuple[int | None, int | None], str]
+"""Name of each host veth of ours by (its index, its pod end's index)."""
+
 Message = Any
 """A netlink message as pyroute2 parses it: fields by key, attributes by ``get_attr``."""
 
@@ -98,10 +101,10 @@ class Netlink:
         veths = {o.name for o in desired if isinstance(o, Veth)}
         places = {o.key for o in desired if isinstance(o, Route)}
         with _reading("the host's links, addresses, routes and rules"):
-            objects = set(self._observe_host(veths, places))
+            objects, pairs = _observe_host(veths, places)
         for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
             with _reading(f"the pod in {path}"), suppress(FileNotFoundError), _inside(path) as ip:
-                objects |= _observe_pod(ip, path)
+                objects |= _observe_pod(ip, path, pairs)
         return frozenset(objects)
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
@@ -120,31 +123,6 @@ class Netlink:
                     number = error.errno or 0
                     failures.append(ApplyError.from_errno(str(action), number, str(error), error))
         return tuple(failures)
-
-    def _observe_host(
-        self, veths: set[str], places: set[tuple[int | str, ...]]
-    ) -> Iterator[KernelObject]:
-        with _host() as ip:
-            names: dict[int, str] = {}
-            enis: set[int] = set()
-            for message in _dump(ip.get_links, "links"):
-                link = _decode_link(message, veths)
-                names[message["index"]] = message.get("ifname")
-                if link is not None:
-                    yield link
-                if isinstance(link, EniLink):
-                    enis.add(message["index"])
-            for message in _dump(ip.get_addr, "addresses"):
-                if message["index"] in enis:
-                    yield _decode_address(message, "", names)
-            for message in _dump(ip.get_routes, "routes"):
-                route = _decode_route(message, "", names)
-                if route and (route.protocol == PROTOCOL or route.key in places):
-                    yield route
-            for family in FAMILIES.values():
-                read = partial(ip.get_rules, family=AF[family.name])
-                for message in _dump(read, "rules"):
-                    yield _decode_rule(message, family.name)
 
 
 class _Sessions:
@@ -291,16 +269,43 @@ def _apply_rule(sessions: _Sessions, rule: Rule, *, deleting: bool) -> None:
             raise
 
 
-def _observe_pod(ip: IPRoute, path: str) -> set[KernelObject]:
+def _observe_host(
+    veths: set[str], places: set[tuple[int | str, ...]]
+) -> tuple[set[KernelObject], Pairs]:
+    with _host() as ip:
+        messages = _dump(ip.get_links, "links")
+        names = {m["index"]: m.get("ifname") for m in messages}
+        links = {m["index"]: found for m in messages if (found := _decode_link(m, veths))}
+        pairs = {
+            (m["index"], m.get("link")): host.name
+            for m in messages
+            if isinstance(host := links.get(m["index"]), Veth) and is_owned(host)
+        }
+        objects: set[KernelObject] = set(links.values())
+        for message in _dump(ip.get_addr, "addresses"):
+            if isinstance(links.get(message["index"]), EniLink):
+                objects.add(_decode_address(message, "", names))
+        for message in _dump(ip.get_routes, "routes"):
+            route = _decode_route(message, "", names)
+            if route and (route.protocol == PROTOCOL or route.key in places):
+                objects.add(route)
+        for family in FAMILIES.values():
+            read = partial(ip.get_rules, family=AF[family.name])
+            objects |= {_decode_rule(m, family.name) for m in _dump(read, "rules")}
+    return objects, pairs
+
+
+def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
     for message in _dump(ip.get_links, f"links of {path}"):
         name = message.get("ifname")
         names[message["index"]] = name
         if name != "lo":
-            objects.add(
-                PodLink(path, name, message.get("address"), message.get("mtu"), _is_up(message))
-            )
+            # Each end names the other by index (IFLA_LINK).
+            veth = pairs.get((message.get("link"), message["index"]), "")
+            mac, mtu = message.get("address"), message.get("mtu")
+            objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
     for message in _dump(ip.get_addr, f"addresses of {path}"):
         found = _decode_address(message, path, names)
         if found.device != "lo" and not found.address.is_link_local:

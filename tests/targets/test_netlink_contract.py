@@ -16,7 +16,7 @@ from fakes import FakeNetlink
 from pyroute2 import IPRoute
 
 from lab import netns
-from reconciler.core.plan import Change, Verb
+from reconciler.core.plan import Change, Plan, Verb
 from reconciler.domains import address, link, neighbour, route, rule
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
@@ -28,6 +28,7 @@ from reconciler.targets.netlink import Netlink
 ENI_MAC = "02:aa:00:00:00:01"
 HOST_MAC = "02:00:00:00:00:01"
 POD_MAC = "02:00:00:00:00:02"
+KERNEL = (link, address, neighbour, route, rule)
 
 
 @dataclass
@@ -207,6 +208,54 @@ def test_everything_a_node_desires_comes_back_as_it_was_written(world: World) ->
         assert module.desire(now) <= world.target.observe(link.desire(now))
 
 
+def converged(world: World) -> Any:
+    """Bring a node with one pod to what is desired; return its inputs."""
+    now = inputs(2, (attachment(1, 1, netns=world.pod),))
+    for module in KERNEL:
+        assert world.target.apply(plan(world, module, now).actions) == ()
+    return now
+
+
+def plan(world: World, module: Any, now: Any) -> Plan:
+    wanted = module.desire(now)
+    kinds = {EniLink, Veth, PodLink} if module is link else {type(o) for o in wanted}
+    seen = world.target.observe(link.desire(now))
+    planned: Plan = module.plan(wanted, [o for o in seen if type(o) in kinds])
+    return planned
+
+
+def test_a_link_that_stands_in_the_place_of_a_pods_is_refused_and_left_alone(world: World) -> None:
+    if world.is_real:
+        inside(world, "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+    else:
+        world.put(Veth("far", HOST_MAC, 1500, "other", True, world.pod, "eth0", POD_MAC))
+        seen = next(o for o in world.see() if isinstance(o, PodLink))
+        world.target.replace(replace(seen, veth=""))
+    before = {o for o in world.see() if isinstance(o, PodLink) and o.name == "eth0"}
+    now = inputs(2, (attachment(1, 1, netns=world.pod),))
+    planned = plan(world, link, now)
+    assert [r.reason for r in planned.refusals] == ["ForeignObject"]
+    (failure,) = world.target.apply(planned.actions)
+    assert failure.reason == "EEXIST"
+    assert before == {o for o in world.see() if isinstance(o, PodLink) and o.name == "eth0"}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("world", ["kernel"], indirect=True)
+def test_what_others_put_into_a_pods_namespace_is_in_no_plan(world: World) -> None:
+    """A second interface, a tunnel of the pod's own, an address or neighbour beside ours."""
+    now = converged(world)
+    inside(world, "link", "add", "net1", "type", "veth", "peer", "name", "net2")
+    inside(world, "link", "set", "net1", "up", "address", "02:cc:00:00:00:03")
+    inside(world, "address", "add", "192.0.2.9/24", "dev", "net1")
+    inside(world, "address", "add", "192.0.2.10/32", "dev", "eth0")
+    for device in ("net1", "eth0"):
+        words = ("neighbour", "add", "192.0.2.1", "lladdr", "02:cc:00:00:00:04", "dev", device)
+        inside(world, *words)
+    inside(world, "route", "add", "203.0.113.0/24", "dev", "net1", "proto", "static")
+    assert [plan(world, module, now) for module in KERNEL] == [Plan()] * len(KERNEL)
+
+
 @pytest.mark.kernel
 def test_routes_of_other_owners_are_not_shown_unless_in_the_way(home: str, pod: str) -> None:
     plug(ENI_MAC, "eth1", Path(pod).name)
@@ -259,6 +308,11 @@ def test_a_path_that_leads_to_another_namespace_by_now_is_not_entered(home: str,
 def test_the_thread_is_back_home_after_entering_a_pod(home: str, pod: str) -> None:
     Netlink().observe([PodLink(pod, "eth0", "", 0)])
     assert netns.path(home).stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+
+
+def inside(world: World, *words: str) -> None:
+    argv = ["nsenter", f"--net={world.pod}", "ip", *words]
+    subprocess.run(argv, check=True, capture_output=True)
 
 
 def ip(*words: str) -> str:

@@ -20,6 +20,7 @@ from reconciler import telemetry
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.plan import Refusal, Verb
 from reconciler.core.pool import Demand
+from reconciler.domains.attachment import Records
 from reconciler.engine import Outcome, Outcomes, actions_of
 from reconciler.errors import InternalError, ReconcilerError
 from reconciler.node import LocalNode, Pass
@@ -240,6 +241,19 @@ class Agent:
             self._done |= {key: (a, started) for key, a in result.done.items()}
             self._waiting = dict(result.waiting)
             self._changed.notify_all()
+        self._count_addresses(result.records)
+
+    def _count_addresses(self, records: Records) -> None:
+        cloud = self._node.cloud
+        held = {a for e in cloud.enis if e.serves_pods for a in e.secondaries} if cloud else set()
+        assigned = {a.address for a in records.attachments}
+        cooling = {c.address for c in records.cooling}
+        for state, addresses in (
+            ("allocatable", held - assigned - cooling),
+            ("assigned", assigned),
+            ("cooling", cooling),
+        ):
+            telemetry.ADDRESSES.labels(state).set(len(addresses))
 
     def _account(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what was done, and tell drift from what was asked for."""
@@ -297,6 +311,8 @@ class Agent:
         except ReconcilerError as error:
             outcome = Outcome(errors=(error,))
         self._report("eni", outcome)
+        for name, count in self._node.ec2_calls.items():
+            telemetry.EC2_CALLS.labels(name).set(count)
         for action in outcome.plan.actions:
             telemetry.ACTIONS.labels("eni", action.kind, action.verb.name.lower()).inc()
             log.info(

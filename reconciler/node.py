@@ -7,7 +7,7 @@ waits for EC2: it works on the last look at EC2, which a pass over the pool brin
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.attachment import Attachment, AttachmentKey
@@ -129,19 +129,13 @@ class LocalNode:
         looked_at = time.monotonic()
         outcomes |= converge(self._kernel_domains(), inputs)
         if records.released:
-            clear = frozenset(
-                a.key
-                for a in records.attachments
-                if a.key in records.released and self._is_settled(a, inputs, outcomes)
-            )
+            going = [a for a in records.attachments if a.key in records.released]
+            clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             outcomes |= converge([self._attachment_domain()], replace(inputs, clear=clear))
             observed = outcomes["attachment"].observed
             records = observed if isinstance(observed, Records) else records
-        done = {
-            a.key: a
-            for a in records.living
-            if (visit is None or a.key in visit) and self._is_settled(a, inputs, outcomes)
-        }
+        visited = [a for a in records.living if visit is None or a.key in visit]
+        done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         return Pass(outcomes, looked_at, records, done, _waiting(outcomes["attachment"]))
 
     def diff(self, document: NodeNetwork) -> Outcomes:
@@ -186,20 +180,22 @@ class LocalNode:
             visit=visit,
         )
 
-    def _is_settled(self, one: Attachment, inputs: Inputs, outcomes: Outcomes) -> bool:
-        """Whether every kernel object of this attachment is as it should be, and was seen so."""
-        alone = replace(inputs, attachments=(one,), visit=frozenset({one.key}))
-        nobody = replace(inputs, attachments=(), visit=frozenset())
-        for domain in self._kernel_domains():
-            outcome = outcomes[domain.name]
-            if any(not isinstance(e, ApplyError) for e in outcome.errors):
-                return False
-            objects: frozenset[tuple[str, Key]] = frozenset(
-                (o.kind, o.key) for o in domain.desire(alone) - domain.desire(nobody)
-            )
-            if any((a.kind, a.key) in objects for a in outcome.remaining.actions):
-                return False
-        return True
+    def _in_place(
+        self, attachments: Iterable[Attachment], inputs: Inputs, outcomes: Outcomes
+    ) -> list[Attachment]:
+        """Return those of whose kernel objects none is left to do, and this was seen."""
+        results = [outcomes[d.name] for d in self._kernel_domains()]
+        if any(not isinstance(e, ApplyError) for r in results for e in r.errors):
+            return []
+        left = {(a.kind, a.key) for r in results for a in r.remaining.actions}
+        if not left:
+            return list(attachments)
+        shared = self._identities(replace(inputs, attachments=(), visit=frozenset()))
+        return [a for a in attachments if not left & self._identities(_alone(a, inputs)) - shared]
+
+    def _identities(self, inputs: Inputs) -> frozenset[tuple[str, Key]]:
+        """Kind and key of every kernel object these inputs ask for."""
+        return frozenset((o.kind, o.key) for d in self._kernel_domains() for o in d.desire(inputs))
 
     def _attachment_domain(self) -> Domain:
         return Domain("attachment", attachment.desire, attachment.plan, self.state)
@@ -221,6 +217,10 @@ class LocalNode:
             Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
             Domain("nat", nat.desire, nat.plan, self._nft),
         ]
+
+
+def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:
+    return replace(inputs, attachments=(attachment,), visit=frozenset({attachment.key}))
 
 
 def _waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from waiting import until
 
 from lab import netns, pod
 from lab.pod import PodError
@@ -69,10 +70,7 @@ def test_del_is_honoured_though_the_namespace_is_gone(cluster: Any) -> None:
     one = cluster.add()
     netns.remove(one.namespace)
     pod.call(cluster.lab, "node1", one.name, "DEL")
-    deadline = time.monotonic() + 10
-    while cluster.holds(one):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not cluster.holds(one), "the release")
 
 
 def test_a_burst_is_answered_whole_and_no_address_is_given_twice(cluster: Any) -> None:
@@ -95,10 +93,7 @@ def test_a_full_node_refuses_with_the_planners_reason_and_leaves_nothing(idle: A
         idle.add(budget_s=3)
     assert "27 held on 3 ENIs, 27 assigned, 0 cooling" in str(caught.value)
     assert "the pool cannot grow: 30 addresses wanted, 27 held" in str(caught.value)
-    deadline = time.monotonic() + 10
-    while len(idle.records("intents")) != 27:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: len(idle.records("intents")) == 27, "the refused intent's end")
     assert idle.status()["conditions"][0]["reason"] in {"PoolLimitReached", "AddressesExhausted"}
     netns.remove(made[0].namespace)
     pod.call(idle.lab, "node1", made[0].name, "DEL")
@@ -181,3 +176,20 @@ def test_the_pods_own_namespace_holds_what_it_needs_and_no_more(cluster: Any) ->
         assert (neighbour["dst"], neighbour["lladdr"]) == ("169.254.1.1", host["mac"])
         (link,) = [x for x in inside("link") if x["ifname"] == "eth0"]
         assert (link["mtu"], link["operstate"]) == (9001, "UP")
+
+
+def test_metrics_count_addresses_by_state_and_calls_by_action(cluster: Any) -> None:
+    def metrics() -> dict[str, float]:
+        lines = cluster.status()["metrics"].splitlines()
+        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, _, value in pairs}
+
+    def addresses(state: str) -> float:
+        return metrics()[f'node_network_addresses{{state="{state}"}}']
+
+    with cluster.pods(2) as (one, _):
+        assert addresses("assigned") == 2
+        assert addresses("allocatable") >= 22
+        cluster.delete(one)
+        until(lambda: addresses("cooling") == 1, "one address cooling")
+    assert metrics()['node_network_ec2_calls{action="CreateNetworkInterface"}'] == 2

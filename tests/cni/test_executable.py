@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 REPLY: dict[str, Any] = {
     "ok": True,
@@ -145,11 +146,7 @@ def test_add_records_the_intent_before_it_asks_and_prints_the_result(
 def test_del_hints_at_what_it_recorded(state: Path, serve: Any) -> None:
     reconciler = serve(say({"ok": True}))
     assert run(state, "DEL") == (0, None)
-    deadline = time.monotonic() + 5
-    while not reconciler.asked:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert reconciler.asked[0]["do"] == "del"
+    assert until(lambda: reconciler.asked, "the hint")[0]["do"] == "del"
 
 
 def test_add_without_a_reconciler_says_try_again_at_once_and_leaves_nothing(state: Path) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from conftest import lab_name
+from waiting import until
 
 from lab import lifecycle, netns
 from lab.fabric import Fabric
 from lab.topology import INSTANCES, SUBNETS, Names
 from lab.wire import EniView
-
-PATIENCE_S = 10.0
 
 
 class HandMadeVpc:
@@ -79,10 +77,7 @@ class HandMadeVpc:
         Linux activates a link's queues, and calls it up, some time after its carrier came
         (net/core/link_watch.c); until then what it is given to send is lost.
         """
-        deadline = time.monotonic() + PATIENCE_S
-        while self._waiting():
-            assert time.monotonic() < deadline, f"not up yet: {self._waiting()}"
-            time.sleep(0.002)
+        until(lambda: not self._waiting(), lambda: f"{self._waiting()} up")
 
     def _waiting(self) -> list[str]:
         links = json.loads(self.ip("vpc", "-j", "link"))
@@ -100,7 +95,14 @@ class HandMadeVpc:
 
     def ip(self, part: str, *words: str) -> str:
         """Run ``ip`` in a part and return what it printed."""
-        command = ["ip", "-n", self.ns(part), *words]
+        return self.run(part, "ip", *words)
+
+    def run(self, part: str, *argv: str) -> str:
+        """Run a command in a part and return what it printed.
+
+        Not by "ip -n": that remounts the root, which a chroot's is not for it to do.
+        """
+        command = ["nsenter", f"--net={netns.path(self.ns(part))}", *argv]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -129,20 +131,6 @@ def lab():
     handle = lifecycle.up(lab_name("s"))
     yield handle
     lifecycle.down(handle.names.lab)
-
-
-@pytest.fixture
-def until():
-    """Wait until something holds, and return it."""
-
-    def wait(holds, what: str = "it"):
-        deadline = time.monotonic() + PATIENCE_S
-        while not (found := holds()):
-            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
-            time.sleep(0.01)
-        return found
-
-    return wait
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError
+from waiting import until
 
 
 def refusal(function: Any, **arguments: Any) -> tuple[str, int]:
@@ -42,13 +43,6 @@ def addresses(body: dict[str, Any]) -> list[str]:
 def free(ec2: Any, subnet: str = "nodes-a") -> int:
     answer = ec2.client.describe_subnets(SubnetIds=[ec2.subnets[subnet]])
     return int(answer["Subnets"][0]["AvailableIpAddressCount"])
-
-
-def until(holds: Any) -> None:
-    deadline = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_counted_assignment_names_the_new_addresses_only(ec2: Any) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-import subprocess
 import time
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 
 import pytest
+from waiting import until
 
 from lab.traffic import Receiver, Stream, probe
 
@@ -158,7 +158,7 @@ def test_a_spoofed_source_is_dropped_and_written_down_with_its_eni(vpc):
     assert (drop.source, drop.destination, drop.packets) == ("10.0.1.77", "10.0.9.10", PACKETS)
 
 
-def test_an_address_of_one_eni_may_not_leave_by_another(vpc, until):
+def test_an_address_of_one_eni_may_not_leave_by_another(vpc):
     first = vpc.plug("node1", 0, "10.0.1.10")
     vpc.plug("node1", 1, "10.0.1.20")
     vpc.plug("vpchost", 0, "10.0.9.10")
@@ -183,7 +183,7 @@ def test_more_spoofed_flows_than_can_be_written_down_are_dropped_all_the_same(vp
         assert received() == "10.0.1.10"
 
 
-def test_what_was_dropped_can_be_forgotten(vpc, until):
+def test_what_was_dropped_can_be_forgotten(vpc):
     vpc.plug("node1", 0, "10.0.1.10")
     _send(vpc, "node1", "10.0.1.77", "10.0.2.10")
     _send(vpc, "node1", "10.0.1.10", "10.0.2.10")
@@ -194,7 +194,7 @@ def test_what_was_dropped_can_be_forgotten(vpc, until):
     assert _passed(vpc) == ()
 
 
-def test_without_source_check_any_source_passes(vpc, until):
+def test_without_source_check_any_source_passes(vpc):
     eni = vpc.plug("node1", 0, "10.0.1.10")
     vpc.plug("vpchost", 0, "10.0.9.10")
     vpc.readdress(dataclasses.replace(eni, source_dest_check=False))
@@ -207,7 +207,7 @@ def test_without_source_check_any_source_passes(vpc, until):
     until(lambda: [d.source for d in _drops(vpc)] == ["10.0.1.77"])
 
 
-def test_a_new_address_passes_and_one_taken_away_is_dropped_again(vpc, prefix, until):
+def test_a_new_address_passes_and_one_taken_away_is_dropped_again(vpc, prefix):
     eni = vpc.plug("node1", 0, "10.0.1.10")
     vpc.plug("vpchost", 0, "10.0.9.10")
     more = (*eni.addresses, IPv4Address("10.0.1.77"))
@@ -244,7 +244,7 @@ def test_the_internet_sees_the_primary_address_itself(vpc):
         assert probe(vpc.ns("node1"), INTERNET).source == "10.0.1.10"
 
 
-def test_the_internet_reaches_the_primary_address_only(vpc, until):
+def test_the_internet_reaches_the_primary_address_only(vpc):
     vpc.plug("node1", 0, "10.0.1.10", "10.0.1.11")
     with Receiver(vpc.ns("node1")):
         assert probe(vpc.ns("internet"), "10.0.1.10").source == INTERNET
@@ -253,7 +253,7 @@ def test_the_internet_reaches_the_primary_address_only(vpc, until):
     assert (drop.reason, drop.eni, drop.destination) == (NOT_PUBLIC, "igw", "10.0.1.11")
 
 
-def test_a_secondary_address_does_not_pass_the_internet_gateway(vpc, until):
+def test_a_secondary_address_does_not_pass_the_internet_gateway(vpc):
     eni = vpc.plug("node1", 0, "10.0.1.10", "10.0.1.11")
     _send(vpc, "node1", "10.0.1.11", INTERNET, packets=PACKETS)
     until(lambda: [d.packets for d in _drops(vpc)] == [PACKETS])
@@ -261,7 +261,7 @@ def test_a_secondary_address_does_not_pass_the_internet_gateway(vpc, until):
     assert (drop.reason, drop.eni, drop.source) == (NOT_PUBLIC, eni.eni_id, "10.0.1.11")
 
 
-def test_the_primary_address_of_a_secondary_eni_does_not_pass_the_internet_gateway(vpc, until):
+def test_the_primary_address_of_a_secondary_eni_does_not_pass_the_internet_gateway(vpc):
     vpc.plug("node1", 0, "10.0.1.10")
     eni = vpc.plug("node1", 1, "10.0.1.20")
     vpc.ip("node1", "link", "set", "eth1", "up")
@@ -288,7 +288,7 @@ def test_the_peered_vpc_sees_and_reaches_every_address(vpc):
     assert _drops(vpc) == ()
 
 
-def test_a_peering_is_no_way_to_the_internet(vpc, until):
+def test_a_peering_is_no_way_to_the_internet(vpc):
     vpc.plug("node1", 0, "10.0.1.10")
     _send(vpc, "peer", PEER, INTERNET)
     (drop,) = until(lambda: _drops(vpc))
@@ -310,16 +310,11 @@ def _passed(vpc):
 
 def _fabric_state(vpc):
     """Everything in the fabric that an ENI leaves its mark on."""
-    rules = subprocess.run(
-        ["ip", "netns", "exec", vpc.ns("vpc"), "nft", "list", "table", "ip", "lab"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    rules = vpc.run("vpc", "nft", "list", "table", "ip", "lab")
     links = {link["ifname"] for link in json.loads(vpc.ip("vpc", "-j", "link"))}
     routes = vpc.ip("vpc", "-4", "route", "show", "table", "all")
     neighbours = vpc.ip("vpc", "neighbour", "show", "nud", "permanent")
-    return links, routes, neighbours, rules.stdout
+    return links, routes, neighbours, rules
 
 
 def _send(vpc, part, source, destination, packets=1):

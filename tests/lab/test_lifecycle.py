@@ -17,6 +17,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from click.testing import CliRunner
+from waiting import until
 
 from lab import lifecycle, netns
 from lab.lifecycle import Lab, LabError
@@ -91,7 +92,7 @@ def test_attaching_an_eni_plugs_its_link_into_the_node_and_detaching_removes_it(
     assert [e["device"] for e in lab.enis("node1")] == [0]
 
 
-def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab, client, until):
+def test_addresses_given_and_taken_by_ec2_are_the_ones_the_fabric_lets_pass(lab, client):
     (eni,) = lab.enis("node1")
     given = client.assign_private_ip_addresses(
         NetworkInterfaceId=eni["id"], SecondaryPrivateIpAddressCount=1
@@ -225,7 +226,7 @@ def test_down_leaves_the_exit_statuses_of_the_callers_own_children_alone(name):
         assert mine.wait() == 1
 
 
-def test_down_removes_a_lab_whose_server_was_killed(name, until):
+def test_down_removes_a_lab_whose_server_was_killed(name):
     lab = lifecycle.up(name)
     (server,) = netns.processes(lab.names.prefix)
     os.kill(server, signal.SIGKILL)

@@ -6,14 +6,14 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import lab_name
+from waiting import until
 
 from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
@@ -22,7 +22,6 @@ from reconciler.client import ask
 from reconciler.errors import ObserveError
 
 PROGRAM = [sys.executable, "-m", "reconciler"]
-PATIENCE_S = 15.0
 
 DOCUMENT = """\
 apiVersion: node-network/v1alpha1
@@ -32,15 +31,6 @@ snat:
   mode: node
   excludeCIDRs: []
 """
-
-
-def until(holds: Callable[[], Any], what: str = "it", patience_s: float = PATIENCE_S) -> Any:
-    """Wait until something holds, and return it."""
-    deadline = time.monotonic() + patience_s
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"{what}: not within {patience_s} s"
-        time.sleep(0.02)
-    return found
 
 
 class Cluster:
@@ -68,7 +58,7 @@ class Cluster:
         with log:
             self._running[node] = self.lab.start(node, argv, stderr=log)
         until(lambda: self.answers(node), "an answer")
-        until(lambda: self.is_settled(node), f"{node} settled\n{self.log(node)}")
+        until(lambda: self.is_settled(node), lambda: f"{node} settled\n{self.log(node)}")
 
     def answers(self, node: str = "node1") -> bool:
         """Whether a reconciler is there; a socket alone may be left by a killed one."""
@@ -103,8 +93,11 @@ class Cluster:
         return self.lab.names.node_state(node)
 
     def records(self, kind: str, node: str = "node1") -> list[dict[str, Any]]:
-        paths = sorted((self.state(node) / kind).glob("*.json"))
-        return [json.loads(p.read_text()) for p in paths]
+        found = []
+        for path in sorted((self.state(node) / kind).glob("*.json")):
+            with suppress(FileNotFoundError):  # removed since the directory was listed
+                found.append(json.loads(path.read_text()))
+        return found
 
     def log(self, node: str = "node1") -> str:
         path = self.state(node) / "log"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from typing import Any
 
 import pytest
+from waiting import until
 
 from lab import netns
 from lab.traffic import Receiver, Stream, probe
@@ -81,10 +81,7 @@ POD = {
 
 
 def repaired(cluster: Any, before: float) -> None:
-    deadline = time.monotonic() + 10
-    while cluster.drift() <= before or not cluster.status()["settled"]:
-        assert time.monotonic() < deadline, cluster.log()
-        time.sleep(0.01)
+    until(lambda: cluster.drift() > before and cluster.status()["settled"], cluster.log)
 
 
 @pytest.mark.parametrize("what", HOST)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import http.client
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from waiting import until
 
 from lab import netns
 from lab.pod import Pod
@@ -108,16 +108,9 @@ def excluded(cluster: Any) -> Iterator[None]:
             listing = cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
             return (str(PEER_CIDR) in listing) is wanted
 
-        wait(holds)
+        until(holds, f"{PEER_CIDR} {'in' if wanted else 'out of'} the set")
         if content is text:
             yield
-
-
-def wait(holds: Any) -> None:
-    deadline = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("device", [0, 1, 2], ids=lambda d: f"eni{d}")

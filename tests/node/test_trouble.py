@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from waiting import until
 
 from lab.pod import PodError
 from lab.traffic import Receiver, probe
@@ -20,13 +21,6 @@ def start_only(cluster: Any) -> None:
     log = (cluster.state() / "log").open("a")
     with log:
         cluster._running["node1"] = cluster.lab.start("node1", argv, stderr=log)
-
-
-def until(holds: Any, patience_s: float = 20.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_pods_start_from_free_addresses_while_an_eni_is_being_attached(idle: Any) -> None:

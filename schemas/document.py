@@ -19,7 +19,6 @@ from pydantic import (
     Field,
     PlainSerializer,
     StrictInt,
-    StringConstraints,
     WithJsonSchema,
     model_validator,
 )
@@ -28,7 +27,9 @@ from pydantic.alias_generators import to_camel
 API_VERSION = "node-network/v1alpha1"
 
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
-_DURATION = re.compile(r"(\d+)(ms|s|m|h)")
+_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
+_CIDR = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?")
+_PREFIX = re.compile(r"[a-z][a-z0-9]{0,3}")
 
 MIN_MTU, MAX_MTU = 1280, 9001
 """Bytes. IPv6 needs 1280 (RFC 8200 section 5) and a node may get it one day; 9001 is EC2's jumbo
@@ -78,8 +79,11 @@ def parse_cidr(value: object) -> Network:
     """
     if isinstance(value, IPv4Network | IPv6Network):
         return value
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no CIDR; write it as 10.1.0.0/16")
+    if value is None:
+        raise ValueError("the entry is empty; remove it, or write a CIDR as 10.1.0.0/16")
+    if not isinstance(value, str) or not _CIDR.fullmatch(value):
+        shown = "a list inside the list" if isinstance(value, list) else repr(value)
+        raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16")
     try:
         return ip_network(value)
     except ValueError:
@@ -92,6 +96,10 @@ def parse_cidr(value: object) -> Network:
 
 
 def _check_prefix(value: str) -> str:
+    if not _PREFIX.fullmatch(value):
+        raise ValueError(
+            f"{value!r}: must be 1 to 4 lower-case letters and digits, a letter first"
+        )
     if reason := RESERVED_PREFIXES.get(value):
         raise ValueError(f"{value!r} cannot be told from others' links: {reason}")
     return value
@@ -101,17 +109,25 @@ def _check_tags(value: object) -> tuple[tuple[str, str], ...]:
     """Read EC2 tags. Limits: EC2 user guide, "Tag restrictions"."""
     pairs = dict(value) if isinstance(value, dict | tuple) else None
     if pairs is None:
-        raise ValueError("tags are a mapping of names to values")
-    for key, text in pairs.items():
-        if not isinstance(key, str) or not isinstance(text, str):
-            raise ValueError(f"tag {key!r}: names and values are text; put {text!r} in quotes")
-        if not 1 <= len(key) <= 128 or len(text) > 256:
-            raise ValueError(f"tag {key!r}: a name has 1 to 128 characters, a value at most 256")
-        if key.lower().startswith("aws:"):
-            raise ValueError(f"tag {key!r}: names that begin with aws: are Amazon's own")
-        if key.startswith(RESERVED_TAGS):
-            raise ValueError(f"tag {key!r}: ownership is read from it; it is set for you")
+        raise ValueError("must be a mapping of names to values")
+    faults = [
+        f"tag {key!r}: {fault}" for key, text in pairs.items() if (fault := _fault(key, text))
+    ]
+    if faults:
+        raise ValueError("\n".join(faults))
     return tuple(sorted(pairs.items()))
+
+
+def _fault(key: object, text: object) -> str:
+    if not isinstance(key, str) or not isinstance(text, str):
+        return f"names and values are text; put {text!r} in quotes"
+    if not 1 <= len(key) <= 128 or len(text) > 256:
+        return "a name has 1 to 128 characters, a value at most 256"
+    if key.lower().startswith("aws:"):
+        return "names that begin with aws: are Amazon's own"
+    if key.startswith(RESERVED_TAGS):
+        return "ownership is read from it; it is set for you"
+    return ""
 
 
 def _no_duplicates(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,13 +142,13 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
     PlainSerializer(print_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DURATION.pattern}$"}),
 ]
 Cidr = Annotated[
     Network,
     BeforeValidator(parse_cidr),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^[0-9a-fA-F.:]+(/\d{1,3})?$"}),
+    WithJsonSchema({"type": "string", "pattern": f"^{_CIDR.pattern}$"}),
 ]
 Tags = Annotated[
     tuple[tuple[str, str], ...],
@@ -157,8 +173,6 @@ class Model(BaseModel):
         frozen=True,
         extra="forbid",
         alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
         serialize_by_alias=True,
     )
 
@@ -244,7 +258,9 @@ class Pods(Model):
         default=None, description="MTU of pods' links. Unit: bytes. Default: the ENIs' MTU."
     )
     veth_prefix: Annotated[
-        str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,3}$"), AfterValidator(_check_prefix)
+        str,
+        AfterValidator(_check_prefix),
+        WithJsonSchema({"type": "string", "pattern": f"^{_PREFIX.pattern}$"}),
     ] = Field(
         default="nn",
         description="First letters of the host ends of pods' links: 1 to 4 lower-case letters "
@@ -269,10 +285,13 @@ class Reconcile(Model):
 
     @model_validator(mode="after")
     def _check(self) -> Reconcile:
+        faults = []
         if not timedelta(seconds=1) <= self.resync <= timedelta(hours=1):
-            raise ValueError("resync: must be from 1s to 1h")
+            faults.append("resync: must be from 1s to 1h")
         if not timedelta(seconds=10) <= self.ec2_resync <= timedelta(hours=1):
-            raise ValueError("ec2Resync: must be from 10s to 1h")
+            faults.append("ec2Resync: must be from 10s to 1h")
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
 
@@ -299,18 +318,21 @@ class NodeNetwork(Model):
 
     @model_validator(mode="after")
     def _check(self) -> NodeNetwork:
+        faults = []
         if self.pod_mtu > self.eni.mtu:
-            raise ValueError(
+            faults.append(
                 f"pods.mtu: {self.pod_mtu} does not fit into eni.mtu {self.eni.mtu}; "
                 "a pod's packets would be fragmented or dropped; lower pods.mtu"
             )
         versions = {4 if family == "ipv4" else 6 for family in self.families}
-        for cidr in self.snat.exclude_cidrs:
+        for position, cidr in enumerate(self.snat.exclude_cidrs):
             if cidr.version not in versions:
-                raise ValueError(
-                    f"snat.excludeCIDRs: {cidr} is IPv{cidr.version}, but families has none of "
-                    "that version; remove it"
+                faults.append(
+                    f"snat.excludeCIDRs[{position}]: {cidr} is IPv{cidr.version}, but families "
+                    "has none of that version; remove it"
                 )
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
 

@@ -9,6 +9,7 @@ it says it.
 from __future__ import annotations
 
 import difflib
+import pathlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from schemas import words
 from schemas.document import NodeNetwork
 
 Path = tuple[str | int, ...]
@@ -24,10 +26,10 @@ Path = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 """Kubernetes refuses ConfigMaps larger than this."""
 
-PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+MAX_DEPTH = 32
+"""Levels of nesting; the document has four, and a parser that recurses must end somewhere."""
 
-_PLAIN_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_WORDS_FOR_BOOL = {"true", "false"}
+PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        line, column: counted from 1, where the value, or for an unknown key the key, begins.
+        line, column: counted from 1, where the value, or for an unknown key the key, begins; 0 if
+            the file could not be read.
         path: keys from the top, joined with dots.
     """
 
@@ -46,7 +49,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        where = f"{self.source}:{self.line}:{self.column}: "
+        where = f"{self.source}:{self.line}:{self.column}: " if self.line else f"{self.source}: "
         return f"{where}{self.path}: {self.message}" if self.path else where + self.message
 
 
@@ -56,6 +59,26 @@ class DocumentError(Exception):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+
+
+def read(path: pathlib.Path) -> str:
+    """Read a document's file.
+
+    Raises:
+        DocumentError: it is not there, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DocumentError(
+            (Problem(str(path), 0, 0, "", f"cannot be read: {reason}"),)
+        ) from error
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        message = f"not UTF-8: byte {error.object[error.start]:#04x}"
+        raise DocumentError((Problem(str(path), line, column, "", message),)) from error
 
 
 def load(text: str, source: str) -> NodeNetwork:
@@ -71,15 +94,20 @@ def load(text: str, source: str) -> NodeNetwork:
     root = _parse(text, source)
     reading = _Reading(source)
     value = reading.value(root, ())
+    if not isinstance(value, dict):
+        known = reading.problems or [
+            Problem(source, 1, 1, "", "the document is no mapping of keys")
+        ]
+        raise DocumentError(_ordered(known))
+    try:
+        document = NodeNetwork.model_validate(value)
+    except ValidationError as error:
+        # What could not be read as YAML was reported already, with a better reason.
+        found = [p for e in error.errors() if not reading.is_spoilt(e) for p in reading.explain(e)]
+        raise DocumentError(_ordered([*reading.problems, *found])) from error
     if reading.problems:
         raise DocumentError(_ordered(reading.problems))
-    if not isinstance(value, dict):
-        raise DocumentError((Problem(source, 1, 1, "", "the document is no mapping of keys"),))
-    try:
-        return NodeNetwork.model_validate(value)
-    except ValidationError as error:
-        problems = [reading.problem(e) for e in error.errors()]
-        raise DocumentError(_ordered(problems)) from error
+    return document
 
 
 def dump(document: NodeNetwork) -> str:
@@ -92,14 +120,13 @@ def _parse(text: str, source: str) -> yaml.Node:
     if len(text) > MAX_BYTES:
         raise DocumentError((Problem(source, 1, 1, "", f"larger than {MAX_BYTES} bytes"),))
     try:
-        for token in yaml.scan(text):
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
-                message = "anchors and aliases are not supported; write the value out"
-                raise DocumentError((_at(source, token.start_mark, message),))
+        _check_tokens(text, source)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = f"not YAML: {error.problem or error.context}"
+        if "'\\t'" in message:
+            message = "not YAML: a tab; indent with spaces"
         raise DocumentError((_at(source, mark, message),)) from error
     except yaml.YAMLError as error:
         message = f"not YAML: {' '.join(str(error).split())}"
@@ -107,6 +134,28 @@ def _parse(text: str, source: str) -> yaml.Node:
     if root is None:
         raise DocumentError((Problem(source, 1, 1, "", "the document is empty"),))
     return root
+
+
+def _check_tokens(text: str, source: str) -> None:
+    """Refuse what the composer would follow without end: aliases, and nesting beyond reason."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
+            message = "anchors and aliases are not supported; write the value out"
+            raise DocumentError((_at(source, token.start_mark, message),))
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > MAX_DEPTH:
+            message = f"nested more than {MAX_DEPTH} levels deep"
+            raise DocumentError((_at(source, token.start_mark, message),))
+
+
+OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 class _Reading:
@@ -117,6 +166,7 @@ class _Reading:
         self.problems: list[Problem] = []
         self.places: dict[Path, yaml.Mark] = {}
         self.keys: dict[Path, yaml.Mark] = {}
+        self._spoilt: set[Path] = set()
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.places[path] = node.start_mark
@@ -124,6 +174,7 @@ class _Reading:
             self.problems.append(
                 self._at(node.start_mark, _dotted(path), f"the tag {node.tag} is not supported")
             )
+            self._spoilt.add(path)
             return None
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, path))
@@ -131,22 +182,32 @@ class _Reading:
             return [self.value(child, (*path, i)) for i, child in enumerate(node.value)]
         return self._scalar(node, path)
 
-    def problem(self, error: Any) -> Problem:
-        """Say in the document's terms what pydantic found."""
+    def is_spoilt(self, error: Any) -> bool:
+        """Whether pydantic complains of a value that YAML has spoilt."""
         path = _document_path(error["loc"], self.places, self.keys)
-        message = error["msg"].removeprefix("Value error, ")
-        named = re.match(r"([A-Za-z.]+): ", message)
-        if error["type"] == "value_error" and named:
-            deeper = (*path, *named[1].split("."))
-            if deeper in self.places or not path:
-                path, message = deeper, message[named.end() :]
+        return any(path[: len(bad)] == bad for bad in self._spoilt)
+
+    def explain(self, error: Any) -> list[Problem]:
+        """Say in the document's terms what pydantic found; a validator may find several things."""
+        path = _document_path(error["loc"], self.places, self.keys)
+        if error["type"] == "value_error":
+            messages = error["msg"].removeprefix("Value error, ").split("\n")
+            return [self._named(path, message) for message in messages]
         mark = self.places.get(path) or self._nearest(path)
         if error["type"] == "extra_forbidden":
             mark = self.keys.get(path, mark)
-            message = f"unknown key{_suggest(path)}"
-        elif error["type"] == "missing":
-            message = "missing; it is required"
-        return self._at(mark, _dotted(path), message)
+            return [self._at(mark, _dotted(path), f"unknown key{_suggest(path)}")]
+        return [self._at(mark, _dotted(path), words.explain(error))]
+
+    def _named(self, path: Path, message: str) -> Problem:
+        """Place a message that begins with the path below ``path`` that it is about."""
+        named = re.match(r"([A-Za-z.]+)(?:\[(\d+)\])?: ", message)
+        if named:
+            index = (int(named[2]),) if named[2] else ()
+            deeper: Path = (*path, *named[1].split("."), *index)
+            if deeper in self.places or not path:
+                path, message = deeper, message[named.end() :]
+        return self._at(self.places.get(path) or self._nearest(path), _dotted(path), message)
 
     def _nearest(self, path: Path) -> yaml.Mark | None:
         while path and path not in self.places:
@@ -163,6 +224,8 @@ class _Reading:
             ):
                 shown = repr(key) if isinstance(key, str) else "[...]"
                 message = f"a key must be text; put {shown} in quotes"
+                if key == "<<":
+                    message = "merge keys are not supported; write the values out"
                 self.problems.append(self._at(key_node.start_mark, _dotted(path), message))
                 continue
             if key in seen:
@@ -175,22 +238,11 @@ class _Reading:
 
     def _scalar(self, node: yaml.Node, path: Path) -> Any:
         text: str = node.value
-        kind = node.tag.rpartition(":")[2]
-        surprise = ""
-        if kind == "bool" and text.lower() not in _WORDS_FOR_BOOL:
-            surprise = f"YAML reads {text} as a boolean; put it in quotes, or write true or false"
-        elif kind == "int" and not _PLAIN_INT.fullmatch(text):
-            surprise = (
-                f"YAML reads {text} as the number {_as_int(node)}; write plain digits or quotes"
-            )
-        elif kind in {"float", "timestamp", "binary", "value", "merge"}:
-            surprise = f"YAML reads {text} as a {kind}; nothing here is one; put it in quotes"
-        elif kind not in {"bool", "int", "null", "str"}:
-            surprise = f"the tag {node.tag} is not supported"
-        if surprise:
-            self.problems.append(self._at(node.start_mark, _dotted(path), surprise))
+        if message := words.surprise(text, node.tag, _as_number(text)):
+            self.problems.append(self._at(node.start_mark, _dotted(path), message))
+            self._spoilt.add(path)
             return None
-        match kind:
+        match node.tag.rpartition(":")[2]:
             case "bool":
                 return text.lower() == "true"
             case "int":
@@ -232,9 +284,9 @@ def _suggest(path: Path) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
 
 
-def _as_int(node: yaml.Node) -> str:
+def _as_number(text: str) -> str:
     try:
-        return str(yaml.safe_load(node.value))
+        return str(yaml.safe_load(text)) if len(text) <= words.MAX_DIGITS else "?"
     except (yaml.YAMLError, ValueError):
         return "?"
 
@@ -242,7 +294,11 @@ def _as_int(node: yaml.Node) -> str:
 def _dotted(path: Path) -> str:
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            word = part if part.isprintable() else ascii(part)
+            text += f".{word}" if text else word
     return text
 
 

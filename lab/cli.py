@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -14,19 +15,22 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import demo as story
-from lab import lifecycle, netns
+from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab, LabError
-from lab.topology import INSTANCES
+from lab.topology import INSTANCES, NODES
 
 name_option = click.option("--name", default="demo", show_default=True, help="Which lab.")
+nodes = click.Choice(NODES)
 parts = click.Choice([i.name for i in INSTANCES] + ["vpc", "peer", "internet"])
 
 
 @click.group()
 def lab() -> None:
     """A VPC on this machine: EC2, instance metadata and a packet fabric, in namespaces."""
-    # Ctrl-C and SIGTERM alike: what was begun is taken down again.
+    # Ctrl-C, SIGTERM and a closed terminal alike: what was begun is taken down again.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     if os.geteuid() != 0 and not {"-h", "--help"} & set(sys.argv):
         _fail("the lab makes network namespaces and needs root; try again with sudo")
 
@@ -70,7 +74,7 @@ def status(name: str, output: str) -> None:
     if output == "json":
         click.echo(json.dumps({"enis": enis, "drops": drops, "calls": calls}, indent=2))
         return
-    console = Console()
+    console = story.make_console()
     table = Table("instance", "device", "ENI", "status", "primary", "secondaries", box=None)
     for e in enis:
         row = (e["instance"], str(e["device"]), e["id"], e["status"], e["primary"])
@@ -90,13 +94,46 @@ def status(name: str, output: str) -> None:
     "-f",
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=Path("config/node-network.yaml"),
+    default=Path(__file__).parents[1] / "config/node-network.yaml",
     show_default=True,
-    help="The document to converge to.",
+    help="The document to converge to; its snat.excludeCIDRs must be an empty list.",
 )
 def demo(name: str, config: Path) -> None:
     """Show what node-network does, on a lab of its own, and check every claim."""
     sys.exit(story.run(name, config))
+
+
+@lab.group(name="pod")
+def pods() -> None:
+    """Start and end pods, through the CNI executable as a runtime calls it."""
+
+
+@pods.command()
+@name_option
+@click.argument("node", type=nodes)
+@click.argument("pod_name", metavar="POD")
+def add(name: str, node: str, pod_name: str) -> None:
+    """Start a pod: a namespace of its own, and CNI's ADD."""
+    try:
+        made = pod.add(Lab(name), node, pod_name)
+    except (LabError, pod.PodError, ValueError, subprocess.CalledProcessError) as error:
+        _fail(getattr(error, "stderr", "") or str(error))
+    click.echo(
+        f"pod {pod_name} has {made.address} (ENI {made.device}); try: "
+        f"ip netns exec {made.namespace} ip route"
+    )
+
+
+@pods.command(name="del")
+@name_option
+@click.argument("node", type=nodes)
+@click.argument("pod_name", metavar="POD")
+def delete(name: str, node: str, pod_name: str) -> None:
+    """End a pod: CNI's DEL, and its namespace goes."""
+    try:
+        pod.delete(Lab(name), node, pod_name)
+    except (LabError, pod.PodError, ValueError) as error:
+        _fail(str(error))
 
 
 @lab.command(context_settings={"ignore_unknown_options": True})
@@ -107,9 +144,12 @@ def exec(name: str, part: str, command: tuple[str, ...]) -> None:  # noqa: A001 
     """Run a command on a node, with its network and its EC2."""
     try:
         handle = Lab(name)
+    except ValueError as error:
+        _fail(str(error))
+    try:
         netns.enter(netns.path(handle.names.namespace(part)))
-    except (LabError, OSError, ValueError) as error:
-        _fail(f"{error}; is lab {name} up?")
+    except OSError as error:
+        _fail(f"lab {name} is not up: {error.strerror}; 'node-network lab up --name {name}'")
     try:
         os.execvpe(command[0], list(command), handle.environment(part))
     except OSError as error:

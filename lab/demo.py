@@ -20,11 +20,13 @@ from rich.table import Table
 
 from lab import lifecycle, netns, pod
 from lab.pod import Pod
-from lab.topology import INTERNET_HOST, NODES, PEER_CIDR, PEER_HOST
+from lab.topology import INTERNET_HOST, NODES, PEER_CIDR, PEER_HOST, Names
 from lab.traffic import Receiver, Seen, Stream, probe
 from reconciler.client import ask
+from schemas.load import DocumentError, load, read
 
 PODS = 20
+NO_EXCLUSIONS = "excludeCIDRs: []"
 NODE_ADDRESS = {"node1": "10.0.1.10", "node2": "10.0.2.10"}
 VPC_HOST = "10.0.9.10"
 CONVERGE_LIMIT_S = 60.0
@@ -57,9 +59,11 @@ class Demo:
         with tempfile.TemporaryDirectory(prefix="node-network-demo-") as directory:
             self._config = Path(directory) / "node-network.yaml"
             shutil.copy(self._config_source, self._config)
+            self._check_document()
+            # Before anything is to be taken down again: a lab that is there already is not ours.
+            self._lab = lifecycle.up(self._name)
             try:
                 with self._step("1 a VPC on this machine, and a document that differs from it"):
-                    self._lab = lifecycle.up(self._name)
                     self._converge()
                 with self._step(f"2 {PODS} pods through the CNI executable"):
                     self._start_pods()
@@ -74,21 +78,37 @@ class Demo:
                 with self._step("6 everything away"):
                     self._end_pods()
             finally:
-                self._stop_reconcilers()
-                lifecycle.down(self._name)
+                with lifecycle.undisturbed():
+                    self._stop_reconcilers()
+                    lifecycle.down(self._name)
         self._claim(not netns.names(f"nn-{self._name}-"), "no namespace is left")
         took = time.monotonic() - started
         self._console.print(f"\n[bold green]All claims held[/] in {took:.0f} s.")
 
     # -- 1 --------------------------------------------------------------------------------
 
+    def _check_document(self) -> None:
+        """See at once what step 4 will need."""
+        document = load(read(self._config), str(self._config_source))
+        self._require(
+            document.snat.mode == "node" and self._excluding() != self._config.read_text(),
+            f"{self._config_source}: the story needs snat.mode node and the line "
+            f"'{NO_EXCLUSIONS}', which it edits",
+        )
+
+    def _excluding(self) -> str:
+        """Return the document with the peer's range excluded."""
+        text = self._config.read_text()
+        return text.replace(NO_EXCLUSIONS, f'excludeCIDRs: ["{PEER_CIDR}"]')
+
     def _converge(self) -> None:
         before = self._diff("node1")
-        self._claim(before.returncode == 1, "before: diff exits 1")
+        failed = "" if before.returncode == 1 else f": {before.stderr}"
+        self._claim(before.returncode == 1, f"before: diff exits 1{failed}")
         lines = before.stdout.splitlines()
         self._console.print(f"  node-network diff: {before.stderr.strip()}")
         for line in lines[:3]:
-            self._console.print(f"    [dim]{line[:150]}[/]", highlight=False, markup=True)
+            self._console.print(f"    [dim]{line[:150]}[/]", highlight=False)
         self._console.print(f"    [dim]... {len(lines) - 3} more[/]")
         began = time.monotonic()
         for node in NODES:
@@ -120,7 +140,8 @@ class Demo:
             self._pods = [job.result() for job in jobs]
         spread = Counter(p.device for p in self._pods if p.node == "node1")
         text = ", ".join(f"{count} on ENI {device}" for device, count in sorted(spread.items()))
-        self._say(f"{len(self._pods)} pods in {time.monotonic() - began:.1f} s: {text}")
+        took = time.monotonic() - began
+        self._say(f"{PODS} pods on node1 in {took:.1f} s: {text}; and one on node2")
         self._claim(len({p.address for p in self._pods}) == PODS + 1, "no address twice")
         wide = 0 in spread and len(spread) >= 3
         self._claim(wide, "primary and two or more secondary ENIs in use")
@@ -186,10 +207,7 @@ class Demo:
         to_internet = Stream(source.namespace, str(INTERNET_HOST))
         with to_peer, to_internet:
             edited = self._config.with_name("edited.yaml")
-            text = self._config.read_text()
-            changed = text.replace("excludeCIDRs: []", f'excludeCIDRs: ["{PEER_CIDR}"]')
-            self._require(changed != text, "the document has an empty excludeCIDRs")
-            edited.write_text(changed)
+            edited.write_text(self._excluding())
             diff = self._diff("node1", edited)
             self._say(f"node-network diff: {diff.stdout.strip()}")
             one_line = diff.stdout.count("\n") == 1 and str(PEER_CIDR) in diff.stdout
@@ -312,14 +330,21 @@ PROGRAM = [sys.executable, "-m", "reconciler"]
 
 def run(name: str, config: Path) -> int:
     """Tell the story; return the exit status."""
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=PLAIN_WIDTH)
+    console = make_console()
     try:
         Demo(name, config, console).run()
-    except (ClaimError, lifecycle.LabError, pod.PodError) as error:
-        console.print(f"  [red]✗[/] {error}", highlight=False)
+    except (ClaimError, lifecycle.LabError, pod.PodError, DocumentError) as error:
+        console.print("  [red]✗[/]", str(error), highlight=False)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; the lab is gone")
+        left = netns.names(Names(name).prefix)
+        gone = "the lab is gone" if not left else f"'node-network lab down --name {name}'"
+        console.print(f"interrupted; {gone}")
         return 130
     return 0
+
+
+def make_console() -> Console:
+    """Return a console that does not wrap for a pipe."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=PLAIN_WIDTH)

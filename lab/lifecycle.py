@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from lab import netns
@@ -64,12 +65,15 @@ class Lab:
                     answer: dict[str, Any] = json.loads(stream.readline())
         except (OSError, ValueError) as error:
             raise LabError(
-                f"lab {self.names.lab} does not answer ({error}); is it up? "
-                f"'node-network lab up --name {self.names.lab}'"
+                f"lab {self.names.lab} does not answer ({error}); {self._cure()}"
             ) from error
         if not answer.pop("ok"):
             raise LabError(f"lab {self.names.lab}: {answer['error']}")
         return answer
+
+    def _cure(self) -> str:
+        verb = "down" if netns.names(self.names.prefix) else "up"
+        return f"'node-network lab {verb} --name {self.names.lab}'"
 
     def drops(self) -> list[dict[str, Any]]:
         """Return the flows the fabric dropped, with the reason."""
@@ -145,7 +149,26 @@ def up(name: str, say: Say = lambda _: None) -> Lab:
 
 def down(name: str, say: Say = lambda _: None) -> bool:
     """Remove every trace of a lab, half-built or crashed ones too; False if there was none."""
-    names = Names(name)
+    with undisturbed():
+        return _remove(Names(name), say)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore what would interrupt, so that a second Ctrl-C leaves no half of a lab behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _remove(names: Names, say: Say) -> bool:
     existed = names.state.exists() or bool(netns.names(names.prefix))
     say("processes")
     _end_processes(names)

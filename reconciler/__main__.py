@@ -1,6 +1,6 @@
 """``python -m reconciler`` is ``node-network``."""
 
-from reconciler.cli import main
+from reconciler.cli import run_command_line
 
 if __name__ == "__main__":
-    main(prog_name="node-network")
+    run_command_line()

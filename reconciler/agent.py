@@ -18,7 +18,7 @@ from typing import Any
 
 from reconciler import telemetry
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.core.plan import Refusal, Verb
+from reconciler.core.plan import Plan, Refusal, Verb
 from reconciler.core.pool import Demand
 from reconciler.domains.attachment import Records
 from reconciler.engine import Outcome, Outcomes, actions_of
@@ -27,7 +27,7 @@ from reconciler.node import LocalNode, Pass
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError, load
+from schemas.load import DocumentError, load, read
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,6 @@ class Agent:
 
         Raises:
             DocumentError: the document is invalid and there is no earlier one to keep.
-            OSError: it cannot be read.
         """
         self._read_document(first=True)
         for watch in self._watches:
@@ -150,6 +149,7 @@ class Agent:
                     "refused": self._refused,
                 },
                 "settled": bool(latest and latest.settled),
+                "pool": self._addresses(records) if records else {},
                 "conditions": sorted(self._conditions.values(), key=lambda c: str(c["subject"])),
                 "enis": [
                     {
@@ -241,19 +241,20 @@ class Agent:
             self._done |= {key: (a, started) for key, a in result.done.items()}
             self._waiting = dict(result.waiting)
             self._changed.notify_all()
-        self._count_addresses(result.records)
+        for state, count in self._addresses(result.records).items():
+            telemetry.ADDRESSES.labels(state).set(count)
 
-    def _count_addresses(self, records: Records) -> None:
+    def _addresses(self, records: Records) -> dict[str, int]:
+        """Count pod addresses by state."""
         cloud = self._node.cloud
         held = {a for e in cloud.enis if e.serves_pods for a in e.secondaries} if cloud else set()
         assigned = {a.address for a in records.attachments}
         cooling = {c.address for c in records.cooling}
-        for state, addresses in (
-            ("allocatable", held - assigned - cooling),
-            ("assigned", assigned),
-            ("cooling", cooling),
-        ):
-            telemetry.ADDRESSES.labels(state).set(len(addresses))
+        return {
+            "allocatable": len(held - assigned - cooling),
+            "assigned": len(assigned),
+            "cooling": len(cooling),
+        }
 
     def _account(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what was done, and tell drift from what was asked for."""
@@ -334,23 +335,32 @@ class Agent:
     def _read_document(self, *, first: bool = False) -> None:
         """Take over a changed document; keep the last good one if it is invalid."""
         try:
-            text = self._path.read_text(encoding="utf-8")
-            if text == self._document_text:
-                self._refused = None  # an invalid edit was taken back
-                return
-            document = load(text, str(self._path))
-        except (DocumentError, OSError, UnicodeDecodeError) as error:
+            text = read(self._path)
+            # An invalid edit that was taken back changes nothing.
+            document = None if text == self._document_text else load(text, str(self._path))
+        except DocumentError as error:
             if first:
                 raise
-            if self._refused != str(error):
-                log.error("document refused, the last good one stays", extra={"error": str(error)})
-            self._refused = str(error)
+            self._refuse_document(error)
             return
-        self._document_text, self._document, self._refused = text, document, None
+        self._refused = None
+        self._report("document", Outcome())
+        if document is None:
+            return
+        self._document_text, self._document = text, document
         self._generation += 1
         self._settled.clear()
         self._pool_triggers.mark("pool")
         log.info("document accepted", extra={"generation": self._generation})
+
+    def _refuse_document(self, error: DocumentError) -> None:
+        if self._refused != str(error):
+            for problem in error.problems:
+                log.error("document refused, the last good one stays", extra={"problem": problem})
+        self._refused = str(error)
+        message = f"{error}; the last good one stays in force"
+        refusal = Refusal(str(self._path), "DocumentRefused", message)
+        self._report("document", Outcome(remaining=Plan(refusals=(refusal,))))
 
     # -- conditions -----------------------------------------------------------------------
 

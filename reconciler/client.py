@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from reconciler.errors import ObserveError
+from reconciler.errors import UnansweredError
 
 TIMEOUT_S = 10.0
 
@@ -16,7 +16,7 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     """Send one question, return its answer.
 
     Raises:
-        ObserveError: nobody answers, or the answer is a refusal.
+        UnansweredError: nobody answers, or the answer is a refusal.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
@@ -27,9 +27,8 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
                 stream.flush()
                 answer: dict[str, Any] = json.loads(stream.readline())
     except (OSError, ValueError) as error:
-        raise ObserveError(
-            f"the reconciler's socket {path}", f"{error}; is 'node-network run' running?"
-        ) from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UnansweredError(f"{path}: {why}; is 'node-network run' running?") from error
     if not answer.get("ok"):
-        raise ObserveError(f"the reconciler's socket {path}", str(answer.get("msg")))
+        raise UnansweredError(f"{path}: {answer.get('msg')}")
     return answer

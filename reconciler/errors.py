@@ -8,7 +8,8 @@
     ├── ApplyError       one action failed: the next round plans it again
     ├── StateError       the state directory cannot be used: the operator must act
     ├── InternalError    a bug of ours: please report it
-    └── LockedError      another reconciler holds this node
+    ├── LockedError      another reconciler holds this node
+    └── UnansweredError  no reconciler runs here, or it refuses to answer
 
 A wrong document is ``schemas.load.DocumentError``: it is raised below this layer.
 Library exceptions end at the doors in ``targets``: each is translated once, with its cause.
@@ -74,3 +75,7 @@ class InternalError(ReconcilerError):
 
 class LockedError(ReconcilerError):
     """Another process already reconciles this node."""
+
+
+class UnansweredError(ReconcilerError):
+    """Nobody answers on the reconciler's socket, or the answer is a refusal."""

@@ -63,13 +63,13 @@ class LocalNode:
 
     Attributes:
         facts: identity and VPC CIDRs; None until IMDS has answered once.
-        cloud: the last look at EC2; None until there was one.
+        cloud: the last look at EC2, also of an earlier process; None until there was one.
     """
 
     def __init__(self, state: StateDirectory, *, imds: Imds | None = None) -> None:
         self.state = state
-        self.facts: Node | None = None
-        self.cloud: Cloud | None = None
+        self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
+        self.facts, self.cloud = self._remembered
         self._imds = imds or Imds()
         self._ec2: Ec2 | None = None
         self._netlink = Netlink()
@@ -97,6 +97,7 @@ class LocalNode:
 
         Raises:
             ObserveError: IMDS or the state directory cannot be read.
+            StateError: the look cannot be kept.
         """
         self.learn()
         inputs = self._inputs(document, self.state.observe())
@@ -104,6 +105,9 @@ class LocalNode:
         if isinstance(outcome.observed, Cloud):
             before = self.cloud or outcome.observed
             self.cloud = eni.retain(before, outcome.observed, inputs.links.keys())
+            if not dry and self._remembered != (self.facts, self.cloud):
+                self.state.remember(inputs.node, self.cloud)
+                self._remembered = (self.facts, self.cloud)
         return outcome
 
     def kernel_pass(
@@ -116,9 +120,11 @@ class LocalNode:
             visit: the pods to look into; None means all.
 
         Raises:
-            NotReadyError: nothing is known of the node yet.
+            NotReadyError: nobody has looked at EC2 yet. Without its ENIs the node would seem to
+                need none of their routes and rules.
             ObserveError: links or the state directory cannot be read.
         """
+        self._need_look()
         records = self.state.observe()
         inputs = self._inputs(document, records, visit=visit)
         outcomes = dict(converge([self._attachment_domain()], inputs))
@@ -131,7 +137,9 @@ class LocalNode:
         if records.released:
             going = [a for a in records.attachments if a.key in records.released]
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
-            outcomes |= converge([self._attachment_domain()], replace(inputs, clear=clear))
+            # What was rebuilt has its record by now, and the kernel has changed since.
+            leaving = replace(inputs, clear=clear, strays=())
+            outcomes |= converge([self._attachment_domain()], leaving)
             observed = outcomes["attachment"].observed
             records = observed if isinstance(observed, Records) else records
         visited = [a for a in records.living if visit is None or a.key in visit]
@@ -144,11 +152,14 @@ class LocalNode:
         Raises:
             ObserveError, NotReadyError: as for the passes.
         """
-        pool = self.pool_pass(document, dry=True)
+        outcomes = {"eni": self.pool_pass(document, dry=True)}
+        if self.cloud is None:
+            return outcomes  # it says why EC2 could not be read
         records = self.state.observe()
         inputs = replace(self._inputs(document, records), clear=records.released)
-        outcomes = {"eni": pool} | dry_run([self._attachment_domain()], inputs)
-        return outcomes | dry_run(self._kernel_domains(), inputs)
+        outcomes |= dry_run([self._attachment_domain()], inputs)
+        everybody = (*inputs.attachments, *inputs.strays)
+        return outcomes | dry_run(self._kernel_domains(), replace(inputs, attachments=everybody))
 
     @property
     def in_transition(self) -> bool:
@@ -156,7 +167,7 @@ class LocalNode:
         if self.cloud is None:
             return True
         ours = [e for e in self.cloud.enis if e.owned]
-        links = self._netlink.links()
+        links = self._netlink.links().names
         return any(e.status in TRANSITIONS or (e.serves_pods and e.mac not in links) for e in ours)
 
     def _inputs(
@@ -169,16 +180,25 @@ class LocalNode:
         if self.facts is None:
             raise NotReadyError("instance metadata has not answered yet")
         enis: tuple[Eni, ...] = self.cloud.enis if self.cloud else ()
+        links = self._netlink.links()
+        known = {a.key for a in records.attachments}
+        unexplained = {key: veth for key, veth in links.pods.items() if key not in known}
+        addresses = self._netlink.pod_addresses() if unexplained else {}
         return Inputs(
             document=document,
             node=self.facts,
             enis=enis,
-            links=self._netlink.links(),
+            links=links.names,
             attachments=records.living,
             now=time.time(),
             demand=records.demand,
             visit=visit,
+            strays=attachment.find_strays(unexplained, addresses, enis, records.intents),
         )
+
+    def _need_look(self) -> None:
+        if self.cloud is None:
+            raise NotReadyError("EC2 has not been looked at yet, so nobody knows the node's ENIs")
 
     def _in_place(
         self, attachments: Iterable[Attachment], inputs: Inputs, outcomes: Outcomes

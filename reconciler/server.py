@@ -19,6 +19,7 @@ from reconciler.agent import Agent
 from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
 from reconciler.core.datapath import family_of
 from reconciler.core.plan import Refusal
+from reconciler.errors import StateError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,11 @@ LONGEST_BUDGET_S = 110.0
 
 
 class Server:
-    """Answers on one socket path, each connection in a thread of its own."""
+    """Answers on one socket path, each connection in a thread of its own.
+
+    Raises:
+        StateError: the socket cannot be made.
+    """
 
     def __init__(self, path: Path, agent: Agent) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -42,6 +47,9 @@ class Server:
         previous = os.umask(0o177)
         try:
             self._server = _Unix(str(path), _Exchange)
+        except OSError as error:
+            # AF_UNIX takes 107 bytes (unix(7)).
+            raise StateError(f"cannot listen on {path}: {error}; use another directory") from error
         finally:
             os.umask(previous)
         self._server.agent = agent

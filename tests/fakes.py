@@ -12,9 +12,9 @@ from ipaddress import IPv4Network, ip_address
 from itertools import pairwise
 from typing import Any
 
-from reconciler.core.attachment import Attachment, Cooling, Intent
-from reconciler.core.datapath import MAIN_TABLE
-from reconciler.core.facts import Eni
+from reconciler.core.attachment import Attachment, Cooling, Intent, alias_key
+from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE
+from reconciler.core.facts import Eni, Links
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.attachment import Records
@@ -56,8 +56,16 @@ class FakeNetlink:
         """Somebody else changed it."""
         self._put(obj)
 
-    def links(self) -> dict[str, str]:
-        return {o.mac: o.name for o in self._objects.values() if isinstance(o, EniLink)}
+    def links(self) -> Links:
+        objects = list(self._objects.values())
+        names = {o.mac: o.name for o in objects if isinstance(o, EniLink)}
+        veths = {alias_key(o.alias): o.name for o in objects if isinstance(o, Veth)}
+        return Links(names, {key: name for key, name in veths.items() if key})
+
+    def pod_addresses(self) -> dict[str, Any]:
+        routes = [o for o in self._objects.values() if isinstance(o, Route)]
+        ours = [r for r in routes if r.table == PODS_TABLE and r.protocol == 201]
+        return {r.device: r.destination.network_address for r in ours}
 
     def observe(self, desired: Iterable[Any]) -> frozenset[Any]:
         desired = list(desired)

@@ -9,6 +9,7 @@ from typing import Any
 
 from reconciler.core.plan import Action, Verb
 from reconciler.engine import Outcome, actions_of
+from schemas.load import DocumentError
 
 
 def as_text(outcomes: Mapping[str, Outcome]) -> str:
@@ -53,6 +54,21 @@ def as_json(outcomes: Mapping[str, Outcome]) -> str:
     return json.dumps(body, indent=2) + "\n"
 
 
+def problems_json(error: DocumentError) -> str:
+    """Return what is wrong with a document as one JSON object."""
+    problems = [
+        {
+            "file": p.source,
+            "line": p.line,
+            "column": p.column,
+            "path": p.path,
+            "message": p.message,
+        }
+        for p in error.problems
+    ]
+    return json.dumps({"errors": problems}, indent=2) + "\n"
+
+
 def action_line(action: Action) -> str:
     """``+ rule   ip rule add ...   # missing``, with the EC2 calls it costs."""
     calls = f" [EC2: {', '.join(action.calls)}]" if action.calls else ""
@@ -75,9 +91,10 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
         return ""
     calls = _calls(outcomes)
     cost = ", ".join(f"{count} {name}" for name, count in sorted(calls.items())) or "none"
+    more = "; what new ENIs need on the node follows" if "CreateNetworkInterface" in calls else ""
     return (
         f"{verbs[Verb.CREATE]} to add, {verbs[Verb.UPDATE]} to change, "
-        f"{verbs[Verb.DELETE]} to delete; EC2 calls: {cost}"
+        f"{verbs[Verb.DELETE]} to delete; EC2 calls: {cost}{more}"
     )
 
 
@@ -98,6 +115,8 @@ def status_text(body: Mapping[str, Any]) -> str:
     ]
     if document["refused"]:
         lines.append(f"refused      {document['refused']}")
+    pool = body["pool"]
+    lines.append(f"pool         {', '.join(f'{count} {state}' for state, count in pool.items())}")
     for eni in body["enis"]:
         owner = "" if eni["owned"] else ", foreign"
         lines.append(

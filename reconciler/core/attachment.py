@@ -63,7 +63,9 @@ class Attachment:
     a restart, or a change of the document, never renames the link of a running pod.
 
     Attributes:
-        netns: the pod's namespace as ``path@inode`` (see ``netns_identity``).
+        netns: the pod's namespace as ``path@inode`` (see ``netns_identity``); "" if it was rebuilt
+            from the kernel, which does not know the path.
+        eni_id: the ENI that held the address when it was bound; "" if none was found.
         veth: name of the host end of its link.
     """
 
@@ -79,7 +81,7 @@ class Attachment:
     @property
     def alias(self) -> str:
         """What the host veth's alias says: whose it is."""
-        return f"{ALIAS}:{self.key}"
+        return link_alias(self.key)
 
     @property
     def host_mac(self) -> str:
@@ -139,6 +141,20 @@ def netns_inode(identity: str) -> int:
     """Return the inode in a namespace's identity, 0 if it is unknown."""
     _, at, inode = identity.rpartition("@")
     return int(inode) if at and inode.isdigit() else 0
+
+
+def link_alias(key: AttachmentKey) -> str:
+    """Return what the alias of an attachment's host veth says."""
+    return f"{ALIAS}:{key}"
+
+
+def alias_key(alias: str) -> AttachmentKey | None:
+    """Return the attachment that an alias names; None if it is not one of ours."""
+    start, _, key = alias.partition(":")
+    container_id, slash, ifname = key.rpartition("/")
+    if start != ALIAS or not slash:
+        return None
+    return AttachmentKey(container_id, ifname)
 
 
 def veth_name(prefix: str, key: AttachmentKey) -> str:

@@ -63,6 +63,19 @@ class Eni:
         return self.owned and self.status == "attached" and self.device_index is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Links:
+    """The links of the host namespace, by whose they are.
+
+    Attributes:
+        names: interface name by MAC, for links that are no veth of ours.
+        pods: name of the host end by attachment, for veths of ours.
+    """
+
+    names: Mapping[str, str]
+    pods: Mapping[AttachmentKey, str]
+
+
 NO_DEMAND = Demand()
 
 
@@ -79,6 +92,7 @@ class Inputs:
         clear: attachments of which a look at the kernel has found nothing left.
         visit: the attachments whose own namespace is looked into; None means all of them. Host
             objects are always compared in full.
+        strays: attachments that only the kernel remembers: their records were lost.
     """
 
     document: NodeNetwork
@@ -90,11 +104,14 @@ class Inputs:
     demand: Demand = NO_DEMAND
     clear: frozenset[AttachmentKey] = frozenset()
     visit: frozenset[AttachmentKey] | None = None
+    strays: tuple[Attachment, ...] = ()
 
     @property
     def visited(self) -> tuple[Attachment, ...]:
         """The attachments whose own namespace is to be compared, in order."""
-        return tuple(a for a in self.attachments if self.visit is None or a.key in self.visit)
+        return tuple(
+            a for a in self.attachments if a.netns and (self.visit is None or a.key in self.visit)
+        )
 
     @property
     def pod_enis(self) -> tuple[tuple[Eni, str], ...]:

@@ -7,6 +7,7 @@ leaves either the record or nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from reconciler.core.attachment import (
@@ -60,6 +61,7 @@ class Allocation:
 
     Attributes:
         enis: those that serve pods, in the order in which they are filled.
+        strays: attachments that only the kernel remembers.
         clear: attachments of which nothing is left in the kernel.
         cooldown_s: seconds a released address rests.
         now: seconds since the epoch.
@@ -67,6 +69,7 @@ class Allocation:
 
     enis: tuple[Eni, ...]
     veth_prefix: str
+    strays: tuple[Attachment, ...]
     clear: frozenset[AttachmentKey]
     cooldown_s: float
     now: float
@@ -77,6 +80,7 @@ def desire(inputs: Inputs) -> Allocation:
     return Allocation(
         enis=tuple(eni for eni, _ in inputs.pod_enis),
         veth_prefix=inputs.document.pods.veth_prefix,
+        strays=inputs.strays,
         clear=inputs.clear,
         cooldown_s=inputs.document.warm_pool.cooldown.total_seconds(),
         now=inputs.now,
@@ -86,7 +90,56 @@ def desire(inputs: Inputs) -> Allocation:
 def plan(desired: Allocation, observed: Records) -> Plan:
     """Bind what is wanted, release what was given back, end what has cooled."""
     return (
-        _end_cooldowns(desired, observed) + _release(desired, observed) + _bind(desired, observed)
+        _rebuild(desired, observed)
+        + _end_cooldowns(desired, observed)
+        + _release(desired, observed)
+        + _bind(desired, observed)
+    )
+
+
+def find_strays(
+    pods: Mapping[AttachmentKey, str],
+    addresses: Mapping[str, IpAddress],
+    enis: Iterable[Eni],
+    intents: Iterable[Intent],
+) -> tuple[Attachment, ...]:
+    """Rebuild attachments from what the kernel has of them.
+
+    Absence is no release: the state directory may have been wiped, or be another one than usual,
+    while pods run. A link without a route has no address to be known by, and is left out.
+
+    Args:
+        pods: host ends of links that no record explains.
+        addresses: where the route over each host end leads.
+        enis: what EC2 last showed.
+        intents: say where a pod's namespace is, if the runtime still asks for it.
+    """
+    paths = {i.key: netns_identity(i.netns, i.netns_inode) for i in intents if i.netns_alive}
+    holders = {a: e for e in enis for a in e.secondaries}
+    strays = []
+    for key, veth in sorted(pods.items()):
+        address = addresses.get(veth)
+        if address is None:
+            continue
+        eni = holders.get(address)
+        strays.append(
+            Attachment(
+                key=key,
+                netns=paths.get(key, ""),
+                address=address,
+                eni_id=eni.eni_id if eni else "",
+                device_index=(eni.device_index or 0) if eni else 0,
+                veth=veth,
+            )
+        )
+    return tuple(strays)
+
+
+def _rebuild(desired: Allocation, observed: Records) -> Plan:
+    bound = {a.key for a in observed.attachments}
+    reason = "its record is lost, but its link is there"
+    return Plan(
+        tuple(Change(Verb.CREATE, a, reason) for a in desired.strays if a.key not in bound)
     )
 
 
@@ -103,7 +156,7 @@ def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
 def _release(desired: Allocation, observed: Records) -> Plan:
     """Cooldown first, then the binding, then the intent: at every point the address is held."""
     actions: list[Action] = []
-    bound = {a.key: a for a in observed.attachments}
+    bound = {a.key: a for a in (*desired.strays, *observed.attachments)}
     resting = {c.address for c in observed.cooling}
     for intent in observed.intents:
         if intent.state is not IntentState.RELEASED:
@@ -121,8 +174,9 @@ def _release(desired: Allocation, observed: Records) -> Plan:
 
 
 def _bind(desired: Allocation, observed: Records) -> Plan:
-    bound = {a.key for a in observed.attachments}
-    taken = {a.address for a in observed.attachments} | {c.address for c in observed.cooling}
+    held = {*observed.attachments, *desired.strays}
+    bound = {a.key for a in held}
+    taken = {a.address for a in held} | {c.address for c in observed.cooling}
     free = [(eni, a) for eni in desired.enis for a in eni.secondaries if a not in taken]
     actions: list[Action] = []
     refusals: list[Refusal] = []

@@ -103,7 +103,7 @@ class AddEni:
         return (
             f"aws ec2 create-network-interface --subnet-id {self.subnet_id} "
             f"--secondary-private-ip-address-count {self.addresses} "
-            f"&& attach-network-interface --device-index {self.device_index}"
+            f"&& aws ec2 attach-network-interface --device-index {self.device_index}"
         )
 
 
@@ -333,7 +333,7 @@ def _limit_reached(unmet: int, desired: Pool, observed: Cloud, held: int) -> Ref
     return Refusal(
         subject=f"pool of {desired.node.instance_id}",
         reason="PoolLimitReached",
-        message=f"{desired.total} addresses wanted, {held} held, {unmet} more than {source} or "
-        f"the subnet leaves room for ({limit} ENIs x {observed.limits.addresses_per_eni - 1} = "
-        f"{capacity}); lower warmPool, or use a larger instance type or subnet",
+        message=f"{desired.total} addresses wanted, {held} held, {unmet} cannot be had: {source} "
+        f"allows {limit} ENIs x {observed.limits.addresses_per_eni - 1} = {capacity}; lower "
+        "warmPool, or use a larger instance type",
     )

@@ -23,7 +23,7 @@ from reconciler.core.datapath import (
     IpNetwork,
 )
 from reconciler.core.facts import Inputs
-from reconciler.core.plan import Change, Key, Plan, Verb, compare
+from reconciler.core.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.errors import NotReadyError
 
 Expression = dict[str, Any]
@@ -86,10 +86,13 @@ class NftChain:
 
     def command(self, verb: Verb) -> str:
         """The ``nft`` command."""
+        place = f"inet {TABLE} {self.name}"
+        if verb is Verb.DELETE:
+            return f"nft delete chain {place}"
         if verb is Verb.UPDATE:
-            return f"nft replace rules of inet {TABLE} {self.name} ({len(self.rules)})"
-        word = "delete" if verb is Verb.DELETE else "add"
-        return f"nft {word} chain inet {TABLE} {self.name}"
+            return f"nft flush chain {place}, then {len(self.rules)} rules"
+        hook = f" {{ type {self.type} hook {self.hook} priority {self.priority}; }}"
+        return f"nft add chain {place}{hook if self.hook else ''}, then {len(self.rules)} rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,11 @@ class NftSet:
     def command(self, verb: Verb) -> str:
         """The ``nft`` command."""
         noun = "map" if self.verdicts else "set"
-        word = "delete" if verb is Verb.DELETE else "add"
-        return f"nft {word} {noun} inet {TABLE} {self.name}"
+        if verb is Verb.DELETE:
+            return f"nft delete {noun} inet {TABLE} {self.name}"
+        values = " : verdict" if self.verdicts else ""
+        flags = " flags interval;" if self.interval else ""
+        return f"nft add {noun} inet {TABLE} {self.name} {{ type {self.type}{values};{flags} }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +198,22 @@ def plan(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
         existing = have.get((want.kind, want.key))
         if existing is not None and _shape(existing) != _shape(want):
             remove = Change(Verb.DELETE, NftTable(), f"{want.key[0]} has another shape")
-            return Plan((remove,)) + compare(desired, ())
-    return compare(desired, observed)
+            return Plan((remove,)) + _compare(desired, ())
+    return _compare(desired, observed)
+
+
+def _compare(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
+    """Compare kind by kind, in the order in which an operator would type it."""
+    desired, observed = list(desired), list(observed)
+    kinds = (NftTable, NftSet, NftChain, NftElement)
+    parts = {
+        kind.kind: compare(
+            [o for o in desired if isinstance(o, kind)],
+            [o for o in observed if isinstance(o, kind)],
+        )
+        for kind in kinds
+    }
+    return merge(parts)
 
 
 def coalesce(networks: Iterable[IpNetwork]) -> list[tuple[IpAddress, IpAddress]]:

@@ -18,8 +18,16 @@ from typing import Any
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
-from reconciler.core.attachment import netns_inode, netns_path
-from reconciler.core.datapath import ALIAS, FAMILIES, MAIN_TABLE, PROTOCOL, IpAddress
+from reconciler.core.attachment import AttachmentKey, alias_key, netns_inode, netns_path
+from reconciler.core.datapath import (
+    ALIAS,
+    FAMILIES,
+    MAIN_TABLE,
+    PODS_TABLE,
+    PROTOCOL,
+    IpAddress,
+)
+from reconciler.core.facts import Links
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned
@@ -68,25 +76,38 @@ KNOWN_RULE_FIELDS = {
 class Netlink:
     """Links, addresses, neighbours, routes and rules of this namespace and of pods'."""
 
-    def links(self) -> dict[str, str]:
-        """Name of each physical or virtual interface by its MAC; our own veths left out.
+    def links(self) -> Links:
+        """Tell ENIs' links from pods'.
 
         Raises:
             ObserveError: the kernel could not be read.
         """
         names: dict[str, str] = {}
+        pods: dict[AttachmentKey, str] = {}
         with _reading("links"), _host() as ip:
             for message in _dump(ip.get_links, "links"):
-                kind = _link_kind(message)
-                alias = message.get("ifalias") or ""
-                mac = message.get("address")
-                if (
-                    message["ifi_type"] == ARPHRD_ETHER
-                    and kind not in STACKED
-                    and not alias.startswith(f"{ALIAS}:")
-                ):
-                    names.setdefault(mac, message.get("ifname"))
-        return names
+                name, alias = message.get("ifname"), message.get("ifalias") or ""
+                if alias.startswith(f"{ALIAS}:"):
+                    if key := alias_key(alias):
+                        pods[key] = name
+                elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
+                    names.setdefault(message.get("address"), name)
+        return Links(names, pods)
+
+    def pod_addresses(self) -> dict[str, IpAddress]:
+        """Where the pods' table leads: address by the host end of a pod's link.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        with _reading("the pods' routes"), _host() as ip:
+            names = {m["index"]: m.get("ifname") for m in _dump(ip.get_links, "links")}
+            routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
+        return {
+            r.device: r.destination.network_address
+            for r in routes
+            if r and r.table == PODS_TABLE and r.protocol == PROTOCOL
+        }
 
     def observe(self, desired: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read the host's objects, and those of every pod namespace a desired object lives in.

@@ -6,6 +6,7 @@ or not at all. ``/run`` is the right place: a reboot ends every pod, so it shoul
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,15 +22,21 @@ from reconciler.core.attachment import (
     Intent,
     IntentState,
 )
+from reconciler.core.facts import Node
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.attachment import Records
+from reconciler.domains.eni import Cloud
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
+from reconciler.targets.look import decode_look, encode_look
 
 DEFAULT = Path("/run/node-network")
 """Where the CNI executable looks as well, unless its configuration says otherwise."""
 
 VERSION = 1
 """Schema of the records."""
+
+LOOK = "look.json"
+"""The last look at EC2."""
 
 Record = Intent | Attachment | Cooling
 R = TypeVar("R", Intent, Attachment, Cooling)
@@ -62,17 +69,22 @@ class StateDirectory:
             for kind in ("intents", "attachments", "cooling"):
                 (self.root / kind).mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise StateError(
-                f"cannot make {self.root}: {error.strerror}; free or remount it"
-            ) from error
+            cure = "run as root" if error.errno == errno.EACCES else "free or remount it"
+            why = f"{error.strerror}; {cure}"
+            raise StateError(f"cannot make {self.root}: {why}") from error
 
     def lock(self) -> None:
         """Become this directory's only writer, until the process ends.
 
         Raises:
             LockedError: another process is.
+            StateError: the lock's file cannot be opened.
         """
-        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.root / "lock"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(f"cannot open {path}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -90,10 +102,13 @@ class StateDirectory:
         """Read all records, each kind in key order; a missing directory holds none.
 
         Raises:
-            ObserveError: a record exists and cannot be read. Nothing is planned then: an address
-                whose witness is unreadable must not be given to somebody else.
+            ObserveError: it is no directory, or a record exists and cannot be read. Nothing is
+                planned then: an address whose witness is unreadable must not be given to
+                somebody else.
         """
         del desired
+        if self.root.exists() and not self.root.is_dir():
+            raise ObserveError(f"state directory {self.root}", "it is no directory")
         return Records(
             intents=self._load("intents", _parse_intent),
             attachments=self._load("attachments", _parse_attachment),
@@ -121,6 +136,29 @@ class StateDirectory:
                     for a in actions[position:]
                 )
         return ()
+
+    def remember(self, node: Node, cloud: Cloud) -> None:
+        """Keep a look at EC2, so that a restart does not have to wait for the next one.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        try:
+            write_atomically(self.root / LOOK, {"version": VERSION} | encode_look(node, cloud))
+        except OSError as error:
+            raise StateError(f"cannot write {self.root / LOOK}: {error.strerror}") from error
+
+    def recall(self) -> tuple[Node, Cloud] | None:
+        """Return the last look that was kept; None if there is none that can be read.
+
+        It is a cache: the next look replaces it, whatever it holds.
+        """
+        try:
+            body = json.loads((self.root / LOOK).read_text())
+            _check_version(body)
+            return decode_look(body)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _load(self, kind: str, parse: Callable[[dict[str, Any]], R]) -> tuple[R, ...]:
         records = []

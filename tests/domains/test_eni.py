@@ -64,7 +64,7 @@ def test_the_documents_limit_binds_and_is_named() -> None:
     doc = document(warmPool={"warm": 0, "minimum": 12}, eni={"max": 1})
     plan = domain.plan(domain.desire(inputs(1, document=doc)), cloud(eni(0, 9)))
     assert plan.actions == ()
-    assert "3 more than eni.max" in plan.refusals[0].message
+    assert "3 cannot be had: eni.max allows 1 ENIs x 9 = 9" in plan.refusals[0].message
 
 
 def test_a_subnet_that_is_nearly_full_gives_what_it_has() -> None:

@@ -450,3 +450,34 @@ def test_an_instance_that_has_no_place_is_refused_as_ec2_refuses(client, lab):
             ImageId="ami-12c6146b", MinCount=1, MaxCount=1, NetworkInterfaces=[primary]
         )
     assert [e for e in lab.enis() if e["instance"]] == before
+
+
+def test_a_demo_leaves_a_lab_alone_that_was_there_before_it(name):
+    before = lifecycle.up(name)
+    done = CliRunner().invoke(main, ["lab", "demo", "--name", name])
+    assert done.exit_code == 1
+    assert f"lab {name} is up" in done.output
+    assert before.ask("ping") == {"lab": name}
+
+
+def test_a_demo_says_at_once_what_its_document_lacks(name, tmp_path):
+    document = tmp_path / "d.yaml"
+    document.write_text("apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n")
+    done = CliRunner().invoke(main, ["lab", "demo", "--name", name, "-f", str(document)])
+    assert done.exit_code == 1
+    assert "excludeCIDRs: []" in done.output
+    _assert_gone(name)
+
+
+def test_taking_a_lab_down_is_not_to_be_interrupted(name):
+    lifecycle.up(name)
+    steps = []
+
+    def interrupted(step):
+        steps.append(step)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    assert lifecycle.down(name, interrupted)
+    assert len(steps) == 2
+    _assert_gone(name)

@@ -19,7 +19,7 @@ from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
 from lab.pod import Pod
 from reconciler.client import ask
-from reconciler.errors import ObserveError
+from reconciler.errors import UnansweredError
 
 PROGRAM = [sys.executable, "-m", "reconciler"]
 
@@ -53,18 +53,23 @@ class Cluster:
         return self.command(node, "diff", "-f", str(config or self.config), *more)
 
     def start(self, node: str = "node1") -> None:
+        """Start a reconciler and wait until the node is as the document says."""
+        self.launch(node)
+        until(lambda: self.answers(node), "an answer")
+        until(lambda: self.is_settled(node), lambda: f"{node} settled\n{self.log(node)}")
+
+    def launch(self, node: str = "node1") -> None:
+        """Start a reconciler."""
         log = (self.lab.names.node_state(node) / "log").open("a")
         argv = [*PROGRAM, "run", "-f", str(self.config)]
         with log:
             self._running[node] = self.lab.start(node, argv, stderr=log)
-        until(lambda: self.answers(node), "an answer")
-        until(lambda: self.is_settled(node), lambda: f"{node} settled\n{self.log(node)}")
 
     def answers(self, node: str = "node1") -> bool:
         """Whether a reconciler is there; a socket alone may be left by a killed one."""
         try:
             return bool(self.status(node))
-        except ObserveError:
+        except UnansweredError:
             return False
 
     def stop(self, node: str = "node1", number: int = signal.SIGTERM) -> None:

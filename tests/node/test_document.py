@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,55 @@ def test_modes_and_mtu_follow_the_document(cluster: Any) -> None:
         until(lambda: "snat ip to" in cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout)
         until(lambda: "mtu 1500" not in cluster.ip("link"))
         until(lambda: cluster.status()["settled"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["x: " + "[" * 3000, "max: " + "9" * 5000, "reconcile: {resync: 999999999999h}"],
+    ids=["nested", "digits", "years"],
+)
+def test_no_document_ends_the_daemon(cluster: Any, body: str) -> None:
+    """And none looks like a difference to whoever reads exit codes."""
+    before = cluster.config.read_text()
+    write_in_place(cluster.config, before + body + "\n")
+    try:
+        until(lambda: cluster.status()["document"]["refused"], "the refusal")
+        for verb in ("diff", "validate"):
+            words = ["-f"] if verb == "diff" else []
+            done = cluster.command("node1", verb, *words, str(cluster.config))
+            assert done.returncode == 2
+            assert f"{cluster.config}:" in done.stderr
+            assert "Traceback" not in done.stderr
+    finally:
+        write_in_place(cluster.config, before)
+    until(lambda: cluster.status()["document"]["refused"] is None, "the end of the refusal")
+
+
+def test_a_refused_document_is_a_condition_until_it_is_taken_back(cluster: Any) -> None:
+    before = cluster.config.read_text()
+    write_in_place(cluster.config, before + "first: 1\nsecond: 2\n")
+    try:
+        until(lambda: cluster.status()["conditions"], "the condition")
+        (condition,) = cluster.status()["conditions"]
+        assert condition["reason"] == "DocumentRefused"
+        assert "second: unknown key" in condition["text"]
+        assert cluster.command("node1", "status").returncode == 1
+    finally:
+        write_in_place(cluster.config, before)
+    until(lambda: not cluster.status()["conditions"], "its end")
+    log = cluster.log()
+    assert "first: unknown key" in log
+    assert "second: unknown key" in log
+    assert "INFO condition ended domain=document" in log
+
+
+def test_problems_of_a_document_can_be_read_by_programs(cluster: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(cluster.config.read_text() + "x: 1\n")
+    for argv in (["diff", "-f", str(broken)], ["validate", str(broken)]):
+        done = cluster.command("node1", *argv, "-o", "json")
+        (problem,) = json.loads(done.stdout)["errors"]
+        assert done.returncode == 2
+        assert (problem["file"], problem["line"], problem["path"]) == (str(broken), 7, "x")
+    done = cluster.command("node1", "validate", str(cluster.config), "-o", "json")
+    assert json.loads(done.stdout) == {"errors": []}

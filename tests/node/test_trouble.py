@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -15,18 +14,10 @@ from lab.traffic import Receiver, probe
 pytestmark = pytest.mark.lab
 
 
-def start_only(cluster: Any) -> None:
-    """Start without waiting for it to settle."""
-    argv = [sys.executable, "-m", "reconciler", "run", "-f", str(cluster.config)]
-    log = (cluster.state() / "log").open("a")
-    with log:
-        cluster._running["node1"] = cluster.lab.start("node1", argv, stderr=log)
-
-
 def test_pods_start_from_free_addresses_while_an_eni_is_being_attached(idle: Any) -> None:
     """The first nine addresses are on the primary; attaching the others takes very long here."""
     idle.lab.ask("faults", set={"attachDelaySeconds": 60})
-    start_only(idle)
+    idle.launch()
     until(idle.answers)
     began = time.monotonic()
     made = [idle.add() for _ in range(5)]
@@ -69,7 +60,7 @@ def test_the_pool_is_filled_in_spite_of_it_and_nothing_is_made_twice(
     idle: Any, switches: dict[str, Any]
 ) -> None:
     idle.lab.ask("faults", set=switches)
-    start_only(idle)
+    idle.launch()
     until(idle.answers)
     until(idle.is_settled, patience_s=60)
     enis = idle.lab.enis("node1")
@@ -82,7 +73,7 @@ def test_the_pool_is_filled_in_spite_of_it_and_nothing_is_made_twice(
 
 def test_a_denial_is_a_condition_that_ends_with_it(idle: Any) -> None:
     idle.lab.ask("faults", set={"denied": ["CreateNetworkInterface"]})
-    start_only(idle)
+    idle.launch()
     until(idle.answers)
     reasons = lambda: [c["reason"] for c in idle.status()["conditions"]]  # noqa: E731
     until(lambda: "UnauthorizedOperation" in reasons())

@@ -84,7 +84,7 @@ def plug(mac: str, name: str, far: str) -> None:
 
 
 def test_an_eni_link_is_found_by_mac_and_brought_up(world: World) -> None:
-    assert world.target.links()[ENI_MAC] == "eth1"
+    assert world.target.links().names[ENI_MAC] == "eth1"
     wanted = EniLink(ENI_MAC, "eth1", 9001, up=True)
     world.put(wanted)
     assert wanted in world.see()
@@ -96,6 +96,15 @@ def test_a_veth_pair_is_made_whole_and_seen_from_both_ends(world: World) -> None
     assert {host, pod} <= world.see()
     seen = next(o for o in world.see() if isinstance(o, PodLink))
     assert (seen.mac, seen.mtu, seen.up) == (POD_MAC, 9001, True)
+
+
+def test_a_pods_link_tells_whose_it_is_and_its_route_which_address_it_has(world: World) -> None:
+    host, pod = world.veth()
+    world.put(host, pod, Route("", 512, ip_network("10.0.1.9/32"), "nnveth"))
+    links = world.target.links()
+    assert links.pods == {("pod", "eth0"): "nnveth"}
+    assert "nnveth" not in links.names.values()
+    assert world.target.pod_addresses() == {"nnveth": ip_address("10.0.1.9")}
 
 
 def test_a_pair_that_exists_is_not_made_again(world: World) -> None:
@@ -283,7 +292,7 @@ def test_a_rule_with_another_selector_is_not_taken_for_ours(home: str) -> None:
 def test_links_stacked_on_an_eni_are_not_the_eni(home: str, pod: str) -> None:
     plug(ENI_MAC, "eth1", Path(pod).name)
     ip("link", "add", "br0", "address", ENI_MAC, "type", "bridge")
-    assert Netlink().links() == {ENI_MAC: "eth1"}
+    assert Netlink().links().names == {ENI_MAC: "eth1"}
 
 
 @pytest.mark.kernel

@@ -1,0 +1,146 @@
+"""What a restart finds: EC2 that does not answer, records that are lost, a directory mistyped."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+from waiting import until
+
+from lab import pod
+from lab.traffic import Receiver, Stream, probe
+
+pytestmark = pytest.mark.lab
+
+VPC_HOST = "10.0.9.10"
+DENIED = {"denied": ["DescribeNetworkInterfaces"]}
+
+
+def datapath(cluster: Any) -> list[str]:
+    """Everything of ours on node1."""
+    lists = [
+        cluster.ip("-o", "link"),
+        cluster.ip("rule"),
+        cluster.ip("route", "show", "table", "all", "proto", "201"),
+        cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout,
+    ]
+    return [line for text in lists for line in text.splitlines()]
+
+
+def on_secondary(cluster: Any) -> Any:
+    """Start pods until one is on a secondary ENI, and return that one."""
+    while True:
+        one = cluster.add()
+        if one.device:
+            return one
+
+
+def test_a_restart_changes_nothing_though_ec2_cannot_be_read(idle: Any) -> None:
+    """The last look is remembered: without ENIs a node would seem to need none of their routes."""
+    idle.start()
+    one = on_secondary(idle)
+    with (
+        Receiver(idle.lab.names.namespace("vpchost")),
+        Stream(one.namespace, VPC_HOST) as stream,
+    ):
+        before = datapath(idle)
+        idle.stop()
+        idle.lab.ask("faults", set=DENIED)
+        try:
+            idle.launch()
+            until(idle.answers, "an answer")
+            until(lambda: idle.status()["conditions"], "the condition")
+            assert datapath(idle) == before
+            assert stream.exchange("still here")
+            two = idle.add()  # from what was last seen, and no EC2 call
+            assert probe(two.namespace, VPC_HOST).source == two.address
+        finally:
+            idle.lab.ask("faults", clear=True)
+    assert "not desired" not in (idle.state() / "log").read_text()
+
+
+def test_apply_without_ec2_says_so_and_touches_nothing(idle: Any) -> None:
+    idle.start()
+    on_secondary(idle)
+    idle.stop()
+    for remembered in (True, False):
+        if not remembered:
+            (idle.state() / "look.json").unlink()
+        before = datapath(idle)
+        idle.lab.ask("faults", set=DENIED)
+        for verb in ("diff", "apply"):
+            done = idle.command("node1", verb, "-f", str(idle.config))
+            assert done.returncode == 2
+            assert "UnauthorizedOperation" in done.stdout
+            assert "delete" not in done.stdout + done.stderr
+        idle.lab.ask("faults", clear=True)
+        assert datapath(idle) == before
+
+
+def test_the_first_start_without_ec2_waits_and_then_converges(idle: Any) -> None:
+    idle.lab.ask("faults", set=DENIED)
+    idle.launch()
+    until(idle.answers, "an answer")
+    until(lambda: {"NotReady"} <= {c["reason"] for c in idle.status()["conditions"]}, "conditions")
+    assert [line for line in datapath(idle) if "201" in line or "node_network" in line] == []
+    idle.lab.ask("faults", clear=True)
+    until(idle.is_settled, idle.log, patience_s=60)
+
+
+def test_lost_records_are_rebuilt_from_the_kernel_and_their_pods_keep_running(idle: Any) -> None:
+    idle.start()
+    made = [idle.add() for _ in range(12)]
+    one = made[-1]
+    assert one.device
+    with (
+        Receiver(idle.lab.names.namespace("vpchost")),
+        Stream(one.namespace, VPC_HOST) as stream,
+    ):
+        before = datapath(idle)
+        idle.stop()
+        for kind in ("attachments", "intents"):
+            shutil.rmtree(idle.state() / kind)
+        idle.start()
+        assert datapath(idle) == before
+        assert stream.exchange("still here")
+    addresses = {r["address"] for r in idle.records("attachments")}
+    assert addresses == {p.address for p in made}
+    assert idle.add().address not in addresses
+    idle.delete(one)
+    assert one.address not in "\n".join(datapath(idle))
+
+
+def test_a_del_for_a_pod_whose_record_is_lost_still_releases_it(idle: Any) -> None:
+    idle.start()
+    one = idle.add()
+    idle.stop()
+    shutil.rmtree(idle.state() / "attachments")
+    pod.call(idle.lab, "node1", one.name, "DEL")
+    idle.start()
+    until(lambda: not idle.holds(one), "the release")
+    assert one.address not in "\n".join(datapath(idle))
+
+
+def test_a_mistyped_state_directory_costs_no_pod_its_link(idle: Any, tmp_path: Any) -> None:
+    idle.start()
+    for _ in range(3):
+        idle.add()
+    idle.stop()
+    before = datapath(idle)
+    typo = tmp_path / "typo"
+    argv = ["apply", "-f", str(idle.config), "--state-dir", str(typo)]
+    done = idle.command("node1", *argv)
+    assert done.returncode == 0, done.stderr
+    assert datapath(idle) == before
+    assert idle.diff().stdout == ""
+
+
+def test_a_state_directory_that_is_a_file_is_an_error(idle: Any, tmp_path: Any) -> None:
+    wrong = tmp_path / "file"
+    wrong.write_text("")
+    for verb in ("diff", "apply", "run"):
+        argv = [verb, "-f", str(idle.config), "--state-dir", str(wrong)]
+        done = idle.command("node1", *argv)
+        assert done.returncode == 2
+        assert str(wrong) in done.stdout + done.stderr

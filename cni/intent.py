@@ -37,7 +37,8 @@ def record(call: Call, state: str, netns_inode: int) -> None:
 
 
 def _path(call: Call) -> str:
-    return os.path.join(call.state_dir, "intents", f"{call.container_id}.{call.ifname}.json")
+    # Joined by a colon, which neither part may contain.
+    return os.path.join(call.state_dir, "intents", f"{call.container_id}:{call.ifname}.json")
 
 
 def _unlink(path: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler import telemetry
-from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.core.plan import Plan, Refusal, Verb
 from reconciler.core.pool import Demand
 from reconciler.domains.attachment import Records
@@ -63,6 +63,7 @@ class Agent:
         self._asked: dict[AttachmentKey, float] = {}
         self._done: dict[AttachmentKey, tuple[Attachment, float]] = {}
         self._waiting: dict[AttachmentKey, Refusal] = {}
+        self._withdrawn: dict[AttachmentKey, float] = {}
         self._present: frozenset[AttachmentKey] = frozenset()
         self._settled: dict[str, frozenset[Any]] = {}
         self._document: NodeNetwork | None = None
@@ -73,6 +74,7 @@ class Agent:
         self._latest: Pass | None = None
         self._full_pass_at = 0.0
         self._broken = False
+        self._transitions = 0
         self._pool_demand: Demand | None = None
 
     def run(self) -> None:
@@ -90,6 +92,7 @@ class Agent:
         try:
             self._kernel_loop()
         finally:
+            self._stopping.set()
             self._pool_triggers.mark("stop")
             for watch in self._watches:
                 watch.stop()
@@ -126,6 +129,9 @@ class Agent:
                     attachment, seen_at = self._done.get(key, (None, 0.0))
                     if attachment is not None and seen_at >= asked_at:
                         return attachment
+                    if self._withdrawn.get(key, 0.0) >= asked_at:
+                        message = "a DEL for it came while it waited"
+                        return Refusal(f"intent {key}", "Withdrawn", message)
                     left = deadline - time.monotonic()
                     if left <= 0 or self._stopping.is_set():
                         return self._explain(key)
@@ -142,6 +148,7 @@ class Agent:
         with self._changed:
             latest, cloud = self._latest, self._node.cloud
             records = latest.records if latest else None
+            devices = {e.eni_id: e.device_index for e in cloud.enis} if cloud else {}
             return {
                 "document": {
                     "path": str(self._path),
@@ -166,7 +173,7 @@ class Agent:
                         "pod": a.pod or str(a.key),
                         "address": str(a.address),
                         "eni": a.eni_id,
-                        "device": a.device_index,
+                        "device": devices.get(a.eni_id),
                         "veth": a.veth,
                     }
                     for a in (records.living if records else ())
@@ -181,9 +188,10 @@ class Agent:
     def _kernel_loop(self) -> None:
         hints = frozenset({"start"})
         while not self._stopping.is_set():
-            if "document" in hints:
-                self._read_document()
             serve = self._is_for_pods_alone(hints)
+            if not serve:
+                # Not only when told: a directory that was replaced is watched no more.
+                self._read_document()
             wait_s = self._kernel_pass(everything=not serve)
             if serve and "kernel" in hints:
                 self._triggers.mark("kernel")  # after the pods that wait
@@ -209,6 +217,8 @@ class Agent:
             result = self._node.kernel_pass(self._document, visit=visit)
         except ReconcilerError as error:
             self._report("node", Outcome(errors=(error,)))
+            with self._changed:
+                self._latest = None  # what was known is not known any more
             return RETRY_S
         telemetry.PASS_SECONDS.observe(time.monotonic() - started)
         if everything:
@@ -240,6 +250,8 @@ class Agent:
             self._done = {k: v for k, v in self._done.items() if k in self._present}
             self._done |= {key: (a, started) for key, a in result.done.items()}
             self._waiting = dict(result.waiting)
+            wanted = {i.key for i in result.records.intents if i.state is IntentState.WANTED}
+            self._withdrawn = dict.fromkeys(self._asked.keys() - wanted, started)
             self._changed.notify_all()
         for state, count in self._addresses(result.records).items():
             telemetry.ADDRESSES.labels(state).set(count)
@@ -259,6 +271,8 @@ class Agent:
     def _account(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what was done, and tell drift from what was asked for."""
         for name, action in actions_of(outcomes):
+            if action in outcomes[name].remaining.actions:
+                continue  # it failed, which is told as a condition
             settled = self._settled.get(name)
             target = getattr(action, "object", None)
             drift = settled is not None and (
@@ -305,16 +319,21 @@ class Agent:
     def _pool_pass(self, failures: int) -> tuple[float, int]:
         """Run one pass; return seconds until the next, and failures in a row."""
         assert self._document is not None
+        resync_s = self._document.reconcile.ec2_resync.total_seconds()
         demand: Demand | None = None
+        moving = False
         try:
             demand = self._node.state.observe().demand
             outcome = self._node.pool_pass(self._document)
+            moving = bool(outcome.remaining.actions) or self._node.in_transition
         except ReconcilerError as error:
             outcome = Outcome(errors=(error,))
         self._report("eni", outcome)
         for name, count in self._node.ec2_calls.items():
             telemetry.EC2_CALLS.labels(name).set(count)
         for action in outcome.plan.actions:
+            if action in outcome.remaining.actions:
+                continue
             telemetry.ACTIONS.labels("eni", action.kind, action.verb.name.lower()).inc()
             log.info(
                 "action applied",
@@ -326,9 +345,12 @@ class Agent:
             ceiling = min(first * 2**failures, longest)
             return random.uniform(0, ceiling), failures + 1
         self._pool_demand = demand
-        if outcome.remaining.actions or self._node.in_transition:
-            return TRANSITION_S, 0
-        return self._document.reconcile.ec2_resync.total_seconds(), 0
+        if moving:
+            # An ENI whose link never comes must not have us ask EC2 twice a second for ever.
+            self._transitions += 1
+            return min(TRANSITION_S * 1.2 ** max(self._transitions - 20, 0), resync_s), 0
+        self._transitions = 0
+        return resync_s, 0
 
     # -- the document ---------------------------------------------------------------------
 

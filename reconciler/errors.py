@@ -5,6 +5,7 @@
     ReconcilerError
     ├── NotReadyError    a needed fact is not known yet: wait, nothing is wrong
     ├── ObserveError     the world could not be read: nothing may be deleted on it
+    │   └── NamespaceError   one pod's namespace could not be
     ├── ApplyError       one action failed: the next round plans it again
     ├── StateError       the state directory cannot be used: the operator must act
     ├── InternalError    a bug of ours: please report it
@@ -38,6 +39,18 @@ class ObserveError(ReconcilerError):
         super().__init__(f"cannot read {what}: {why}; nothing is changed until it can be read")
         self.what = what
         self.why = why
+
+
+class NamespaceError(ObserveError):
+    """A pod's namespace is gone or could not be read; all others are looked at without it.
+
+    Attributes:
+        netns: its identity.
+    """
+
+    def __init__(self, netns: str, why: str) -> None:
+        super().__init__(f"the pod in {netns}", why)
+        self.netns = netns
 
 
 class ApplyError(ReconcilerError):

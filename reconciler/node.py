@@ -22,7 +22,13 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
-from reconciler.errors import ApplyError, NotReadyError
+from reconciler.errors import (
+    ApplyError,
+    NamespaceError,
+    NotReadyError,
+    ObserveError,
+    ReconcilerError,
+)
 from reconciler.targets.ec2 import Ec2
 from reconciler.targets.imds import Imds
 from reconciler.targets.netlink import Netlink
@@ -69,9 +75,11 @@ class LocalNode:
     def __init__(self, state: StateDirectory, *, imds: Imds | None = None) -> None:
         self.state = state
         self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
-        self.facts, self.cloud = self._remembered
+        self.facts: Node | None = self._remembered[0]
+        self.cloud: Cloud | None = self._remembered[1]
         self._imds = imds or Imds()
         self._ec2: Ec2 | None = None
+        self._records: Records | None = None
         self._netlink = Netlink()
         self._nft = Nft()
         self._sysctl = SysctlTree()
@@ -125,26 +133,59 @@ class LocalNode:
             ObserveError: links or the state directory cannot be read.
         """
         self._need_look()
-        records = self.state.observe()
-        inputs = self._inputs(document, records, visit=visit)
-        outcomes = dict(converge([self._attachment_domain()], inputs))
-        binding = outcomes["attachment"]
-        if isinstance(binding.observed, Records):
-            records = binding.observed
+        try:
+            self._records = self.state.observe()
+        except ObserveError as error:
+            if self._records is None:
+                raise
+            # Repair goes on with what was last read; nobody gets or loses an address meanwhile.
+            outcomes = {"attachment": Outcome(errors=(error,))}
+            inputs = self._inputs(document, self._records, visit=visit)
+        else:
+            inputs = self._inputs(document, self._records, visit=visit)
+            outcomes = dict(converge([self._attachment_domain()], inputs))
+        records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=records.living)
         looked_at = time.monotonic()
-        outcomes |= converge(self._kernel_domains(), inputs)
-        if records.released:
+        inputs, kernel = self._converge_kernel(inputs)
+        outcomes |= kernel
+        if records.released and not outcomes["attachment"].errors:
             going = [a for a in records.attachments if a.key in records.released]
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             # What was rebuilt has its record by now, and the kernel has changed since.
             leaving = replace(inputs, clear=clear, strays=())
             outcomes |= converge([self._attachment_domain()], leaving)
-            observed = outcomes["attachment"].observed
-            records = observed if isinstance(observed, Records) else records
-        visited = [a for a in records.living if visit is None or a.key in visit]
+            records = self._records_after(outcomes)
+        visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         return Pass(outcomes, looked_at, records, done, _waiting(outcomes["attachment"]))
+
+    def _records_after(self, outcomes: Outcomes) -> Records:
+        """Return what the last look at the records showed."""
+        observed = outcomes["attachment"].observed
+        if isinstance(observed, Records):
+            self._records = observed
+        assert self._records is not None
+        return self._records
+
+    def _converge_kernel(self, inputs: Inputs) -> tuple[Inputs, Outcomes]:
+        """Converge the kernel; again without a pod whose namespace turns out to be unreadable."""
+        troubles: tuple[ReconcilerError, ...] = ()
+        while True:
+            outcomes = converge(self._kernel_domains(), inputs)
+            unread = {
+                e.netns: e
+                for o in outcomes.values()
+                for e in o.errors
+                if isinstance(e, NamespaceError)
+            }
+            blind = {a.key for a in inputs.visited if a.netns in unread}
+            if not blind:
+                link = outcomes["link"]
+                outcomes["link"] = replace(link, errors=(*link.errors, *troubles))
+                return inputs, outcomes
+            troubles += tuple(unread.values())
+            inputs = replace(inputs, blind=inputs.blind | blind)
 
     def diff(self, document: NodeNetwork) -> Outcomes:
         """Plan everything, change nothing.
@@ -193,6 +234,7 @@ class LocalNode:
             now=time.time(),
             demand=records.demand,
             visit=visit,
+            pods=frozenset(links.pods),
             strays=attachment.find_strays(unexplained, addresses, enis, records.intents),
         )
 
@@ -205,9 +247,11 @@ class LocalNode:
     ) -> list[Attachment]:
         """Return those of whose kernel objects none is left to do, and this was seen."""
         results = [outcomes[d.name] for d in self._kernel_domains()]
-        if any(not isinstance(e, ApplyError) for r in results for e in r.errors):
+        errors = [e for r in results for e in r.errors]
+        if any(not isinstance(e, ApplyError | NamespaceError) for e in errors):
             return []
         left = {(a.kind, a.key) for r in results for a in r.remaining.actions}
+        left |= {about for r in results for f in r.remaining.refusals if (about := f.about)}
         if not left:
             return list(attachments)
         shared = self._identities(replace(inputs, attachments=(), visit=frozenset()))
@@ -240,7 +284,9 @@ class LocalNode:
 
 
 def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:
-    return replace(inputs, attachments=(attachment,), visit=frozenset({attachment.key}))
+    """Inputs of which everything but this attachment is left out."""
+    key = frozenset({attachment.key})
+    return replace(inputs, attachments=(attachment,), visit=key, pods=key)
 
 
 def _waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:

@@ -92,7 +92,9 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
     match question["do"]:
         case "add":
             key = _key(question)
-            budget_s = min(float(question.get("budgetSeconds", 30)), LONGEST_BUDGET_S)
+            budget_s = float(question.get("budgetSeconds", 30))
+            if not 0 < budget_s <= LONGEST_BUDGET_S:
+                raise ValueError(f"budgetSeconds {budget_s}")
             outcome = agent.await_attachment(key, budget_s)
             log.info("add answered", extra={"key": key, "outcome": _word(outcome)})
             if isinstance(outcome, Refusal):

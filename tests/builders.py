@@ -69,7 +69,6 @@ def attachment(number: int, device: int = 0, netns: str = "", **fields: Any) -> 
         "netns": netns or f"/run/netns/pod{number}",
         "address": SUBNET[11 + 20 * device + number % 9],
         "eni_id": f"eni-{device}",
-        "device_index": device,
         "veth": veth_name("nn", key(number)),
     }
     return Attachment(**(values | fields))

@@ -32,7 +32,7 @@ from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftT
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
-from reconciler.errors import ApplyError
+from reconciler.errors import ApplyError, NamespaceError
 
 
 class RefusedError(Exception):
@@ -71,6 +71,8 @@ class FakeNetlink:
         desired = list(desired)
         places = {o.key for o in desired if isinstance(o, Route)}
         visited = {o.netns for o in desired if isinstance(o, PodLink)} | {""}
+        for netns in sorted(visited - self.namespaces - {""}):
+            raise NamespaceError(netns, "No such file or directory")
         return frozenset(
             o
             for o in self._objects.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
@@ -12,6 +12,10 @@ from reconciler.core.plan import Key, Verb
 
 IFNAMSIZ = 15
 """Longest interface name, without the terminating NUL (linux/if.h)."""
+
+
+MAX_VETH_PREFIX = 4
+"""Characters of ``pods.vethPrefix`` at most; the rest of a host veth's name is a hash."""
 
 
 class AttachmentKey(NamedTuple):
@@ -65,8 +69,10 @@ class Attachment:
     Attributes:
         netns: the pod's namespace as ``path@inode`` (see ``netns_identity``); "" if it was rebuilt
             from the kernel, which does not know the path.
-        eni_id: the ENI that held the address when it was bound; "" if none was found.
+        eni_id: the ENI that held the address when it was bound; "" if none was found. Its device
+            index is not recorded: an ENI that is attached again may get another one.
         veth: name of the host end of its link.
+        netns_alive: the namespace can be reached; read again with every observation.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -74,9 +80,9 @@ class Attachment:
     netns: str
     address: IpAddress
     eni_id: str
-    device_index: int
     veth: str
     pod: str = ""
+    netns_alive: bool = field(default=True, compare=False)
 
     @property
     def alias(self) -> str:

@@ -107,12 +107,16 @@ def eni_table(device_index: int) -> int:
     return ENI_PRIORITY + device_index if device_index else MAIN_TABLE
 
 
-def stable_mac(*parts: str) -> str:
-    """Return the MAC that the same parts always get.
+MAC_STAMP = "02:4e:4e"
+"""Start of the MAC of every link end we make: locally administered, unicast (IEEE 802: of the
+first octet the second-lowest bit is set, the lowest clear), and "NN"."""
 
-    Locally administered, unicast (IEEE 802: second-lowest bit of the first octet set, lowest
-    clear). Explicit, because udev rewrites MACs nobody chose (``MACAddressPolicy=persistent``),
+
+def stable_mac(*parts: str) -> str:
+    """Return the MAC that the same parts always get, with our stamp.
+
+    Explicit, because udev rewrites MACs nobody chose (``MACAddressPolicy=persistent``),
     after which the pod's permanent neighbour entry points nowhere.
     """
     digest = hashlib.sha256("/".join(parts).encode()).digest()
-    return ":".join(f"{octet:02x}" for octet in (0x02, *digest[:5]))
+    return ":".join([MAC_STAMP, *(f"{octet:02x}" for octet in digest[:3])])

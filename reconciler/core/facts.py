@@ -92,6 +92,8 @@ class Inputs:
         clear: attachments of which a look at the kernel has found nothing left.
         visit: the attachments whose own namespace is looked into; None means all of them. Host
             objects are always compared in full.
+        blind: attachments whose namespace could not be read in this pass.
+        pods: attachments that have a link on the host.
         strays: attachments that only the kernel remembers: their records were lost.
     """
 
@@ -104,14 +106,31 @@ class Inputs:
     demand: Demand = NO_DEMAND
     clear: frozenset[AttachmentKey] = frozenset()
     visit: frozenset[AttachmentKey] | None = None
+    blind: frozenset[AttachmentKey] = frozenset()
+    pods: frozenset[AttachmentKey] = frozenset()
     strays: tuple[Attachment, ...] = ()
 
     @property
     def visited(self) -> tuple[Attachment, ...]:
-        """The attachments whose own namespace is to be compared, in order."""
+        """The attachments whose own namespace is to be compared, in order.
+
+        A namespace that cannot be reached is not empty: nobody knows what is in it.
+        """
         return tuple(
-            a for a in self.attachments if a.netns and (self.visit is None or a.key in self.visit)
+            a
+            for a in self.attachments
+            if a.netns_alive
+            and a.key not in self.blind
+            and (self.visit is None or a.key in self.visit)
         )
+
+    @property
+    def placed(self) -> tuple[Attachment, ...]:
+        """The attachments that have, or can be given, objects on the host.
+
+        Without its namespace a link cannot be made; one that is there is kept.
+        """
+        return tuple(a for a in self.attachments if a.netns_alive or a.key in self.pods)
 
     @property
     def pod_enis(self) -> tuple[tuple[Eni, str], ...]:

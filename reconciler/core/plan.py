@@ -110,11 +110,13 @@ class Refusal:
         subject: the object, in words.
         reason: stable CamelCase word, the same in CNI error, status, log and metric.
         message: what was wanted, with its numbers, and what to do next.
+        about: kind and key of the object, if it is one that could not be put in its place.
     """
 
     subject: str
     reason: str
     message: str
+    about: tuple[str, Key] | None = None
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.reason}: {self.message}"
@@ -219,4 +221,5 @@ def _in_the_way(obj: Keyed, existing: Keyed) -> Refusal:
         reason="ForeignObject",
         message=f"another owner's {existing.kind} stands in its place "
         f"({_difference(existing, obj)}); remove it or change the document",
+        about=_identity(obj),
     )

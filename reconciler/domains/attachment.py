@@ -128,7 +128,6 @@ def find_strays(
                 netns=paths.get(key, ""),
                 address=address,
                 eni_id=eni.eni_id if eni else "",
-                device_index=(eni.device_index or 0) if eni else 0,
                 veth=veth,
             )
         )
@@ -177,16 +176,28 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
     held = {*observed.attachments, *desired.strays}
     bound = {a.key for a in held}
     taken = {a.address for a in held} | {c.address for c in observed.cooling}
-    free = [(eni, a) for eni in desired.enis for a in eni.secondaries if a not in taken]
+    namespaces = {a.netns: a.key for a in held}
+    # By address: during a move two ENIs may show the same one.
+    owners = {a: eni for eni in reversed(desired.enis) for a in eni.secondaries}
+    free = [(eni, a) for eni in desired.enis for a in eni.secondaries if owners[a] is eni]
+    free = [(eni, a) for eni, a in free if a not in taken]
     actions: list[Action] = []
     refusals: list[Refusal] = []
     for intent in observed.intents:
-        if intent.state is not IntentState.WANTED or intent.key in bound:
+        if intent.state is not IntentState.WANTED:
             continue
+        if intent.key in bound:
+            if not intent.netns_alive:
+                refusals.append(_netns_gone(intent))
+            continue
+        netns = netns_identity(intent.netns, intent.netns_inode)
         if not intent.netns_alive:
             refusals.append(_netns_gone(intent))
+        elif netns in namespaces:
+            refusals.append(_netns_taken(intent, namespaces[netns]))
         elif free:
             actions.append(_binding(intent, *free.pop(0), prefix=desired.veth_prefix))
+            namespaces[netns] = intent.key
         else:
             refusals.append(_exhausted(intent, desired, observed))
     return Plan(tuple(actions), tuple(refusals))
@@ -198,7 +209,6 @@ def _binding(intent: Intent, eni: Eni, address: IpAddress, *, prefix: str) -> Ch
         netns=netns_identity(intent.netns, intent.netns_inode),
         address=address,
         eni_id=eni.eni_id,
-        device_index=eni.device_index or 0,
         veth=veth_name(prefix, intent.key),
         pod=intent.pod,
     )
@@ -216,10 +226,19 @@ def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusa
     )
 
 
+def _netns_taken(intent: Intent, holder: AttachmentKey) -> Refusal:
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="NetnsTaken",
+        message=f"{intent.netns} already has {holder} for its way out; a second interface of ours "
+        "in one namespace is not supported",
+    )
+
+
 def _netns_gone(intent: Intent) -> Refusal:
     return Refusal(
         subject=f"intent {intent.key}",
         reason="NetnsGone",
-        message=f"{intent.netns} is not the namespace it was when the pod asked; "
-        "a DEL for this container clears the intent",
+        message=f"{intent.netns} is gone, or not the namespace it was when the pod asked; a DEL "
+        "for this container ends it",
     )

@@ -192,24 +192,24 @@ def desire(inputs: Inputs) -> Pool:
 
 
 def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
-    """Keep ENIs that a look at EC2 lacks while their links are still on the node.
+    """Keep ENIs that served pods and do not by this look, while their links are on the node.
 
-    A shrinking observation is unknown, not gone: EC2 is eventually consistent, and a short answer
-    would take down the routes of running pods. A kept ENI carries the pods it has; its addresses
-    are given to no further ones.
+    A shrinking observation is unknown, not gone: EC2 is eventually consistent, and a short answer,
+    or one from before an attachment, would take down the routes of running pods. The link is the
+    better witness. A kept ENI carries the pods it has; its addresses are given to no further ones.
 
     Args:
         before: the previous look.
         now: the present one.
         macs: of the links that the kernel shows.
     """
-    seen = {e.eni_id for e in now.enis}
-    kept = [
-        replace(e, secondaries=())
+    serving = {e.eni_id for e in now.enis if e.serves_pods}
+    kept = {
+        e.eni_id: replace(e, secondaries=())
         for e in before.enis
-        if e.serves_pods and e.eni_id not in seen and e.mac in macs
-    ]
-    return replace(now, enis=(*now.enis, *kept))
+        if e.serves_pods and e.eni_id not in serving and e.mac in macs
+    }
+    return replace(now, enis=(*(e for e in now.enis if e.eni_id not in kept), *kept.values()))
 
 
 def plan(desired: Pool, observed: Cloud) -> Plan:

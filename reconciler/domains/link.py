@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reconciler.core.attachment import netns_path
-from reconciler.core.datapath import ALIAS
+from reconciler.core.attachment import IFNAMSIZ, MAX_VETH_PREFIX, netns_path
+from reconciler.core.datapath import ALIAS, MAC_STAMP
 from reconciler.core.facts import Inputs
 from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare, merge
 
 
 @dataclass(frozen=True, slots=True)
 class EniLink:
-    """The link of an ENI in the host namespace. Identity: its MAC, for names can be changed.
+    """The link of an ENI in the host namespace, found by its MAC.
 
     Attributes:
         mtu: bytes.
@@ -27,14 +27,14 @@ class EniLink:
 
     kind: ClassVar[str] = "link"
     mac: str
-    name: str = field(compare=False)
+    name: str
     mtu: int
     up: bool = True
 
     @property
     def key(self) -> Key:
-        """The MAC."""
-        return (self.mac,)
+        """MAC and name: another owner's link may carry the same MAC."""
+        return (self.mac, self.name)
 
     def command(self, verb: Verb) -> str:
         """``ip link set eth1 mtu 9001 up``; an ENI's link is never made or deleted by us."""
@@ -126,7 +126,7 @@ def desire(inputs: Inputs) -> frozenset[Link]:
     eni_mtu = inputs.document.eni.mtu
     pod_mtu = inputs.document.pod_mtu
     links: set[Link] = {EniLink(eni.mac, name, eni_mtu) for eni, name in inputs.pod_enis}
-    for a in inputs.attachments:
+    for a in inputs.placed:
         links.add(
             Veth(
                 a.veth,
@@ -149,9 +149,23 @@ def is_owned(link: Link) -> bool:
         case EniLink():
             return True
         case Veth():
-            return link.alias.startswith(f"{ALIAS}:")
+            return link.alias.startswith(f"{ALIAS}:") or is_unfinished(link.name, link.mac)
         case PodLink():
             return link.veth != ""
+
+
+def is_unfinished(name: str, mac: str) -> bool:
+    """Whether a link is a host end of ours that has not got its alias yet.
+
+    The kernel takes no alias when it makes a link, so a crash can come in between. The MAC with
+    our stamp and the shape of the name are there from the beginning.
+    """
+    digits = name[MAX_VETH_PREFIX:]
+    return (
+        mac.startswith(MAC_STAMP)
+        and len(name) == IFNAMSIZ
+        and not digits.strip("0123456789abcdef")
+    )
 
 
 def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:

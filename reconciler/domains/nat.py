@@ -43,10 +43,17 @@ SOURCE_NAT_PRIORITY = 100
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
-    """Our table; everything else lives in it."""
+    """Our table; everything else lives in it.
+
+    Attributes:
+        flags: ours has none; a dormant table does nothing.
+        readable: false if it holds something that we never write.
+    """
 
     kind: ClassVar[str] = "nft-table"
     name: str = TABLE
+    flags: tuple[str, ...] = ()
+    readable: bool = True
 
     @property
     def key(self) -> Key:
@@ -64,6 +71,7 @@ class NftChain:
 
     Attributes:
         hook: "" for a chain that is only jumped to; then type and priority mean nothing.
+        policy: "" is accept.
         rules: expressions of each rule as canonical JSON.
     """
 
@@ -73,6 +81,7 @@ class NftChain:
     type: str = ""
     hook: str = ""
     priority: int = 0
+    policy: str = ""
 
     @property
     def key(self) -> Key:
@@ -80,9 +89,9 @@ class NftChain:
         return (self.name,)
 
     @property
-    def place(self) -> tuple[str, str, int]:
-        """Where the kernel calls it; fixed for the life of a chain."""
-        return (self.type, self.hook, self.priority)
+    def place(self) -> tuple[str, str, int, str]:
+        """Where the kernel calls it, and what becomes of what no rule decides."""
+        return (self.type, self.hook, self.priority, self.policy or "accept")
 
     def command(self, verb: Verb) -> str:
         """The ``nft`` command."""
@@ -174,15 +183,20 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         raise NotReadyError(f"no link has the primary ENI's MAC {inputs.node.primary_mac}")
     families = [FAMILIES[name] for name in inputs.document.families]
     snat = inputs.document.snat.mode == "node"
-    objects: set[NftObject] = {NftTable(), _node_port(link), _route_mark(families)}
+    # Chains of type nat stay, with or without rules: when the last one of a network namespace
+    # goes, the kernel ends the translation of established connections too.
+    objects: set[NftObject] = {
+        NftTable(),
+        _node_port(link),
+        _route_mark(families),
+        _snat_mark(families if snat else []),
+        _source_nat(families if snat else [], link, primary.primary),
+    }
     for index in sorted({0} | {e.device_index for e, _ in inputs.pod_enis if e.device_index}):
         objects.add(_mark_chain(index))
     for family in families:
         objects |= _family_sets(family)
         objects |= _elements(inputs, family, with_exclusions=snat)
-    if snat:
-        objects.add(_snat_mark(families))
-        objects.add(_source_nat(families, link, primary.primary))
     return frozenset(objects)
 
 
@@ -246,9 +260,9 @@ def _shape(obj: NftObject) -> object:
     match obj:
         case NftChain():
             return obj.place
-        case NftSet():
+        case NftSet() | NftTable():
             return obj
-        case NftTable() | NftElement():
+        case NftElement():
             return None
 
 
@@ -272,14 +286,16 @@ def _elements(inputs: Inputs, family: Family, *, with_exclusions: bool) -> set[N
         cidrs = (*inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs)
         for first, last in coalesce(c for c in cidrs if c.version == family.version):
             elements.add(NftElement(no_snat, first, last))
-    present = {0} | {e.device_index for e, _ in inputs.pod_enis}
-    for a in inputs.attachments:
+    # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
+    primary = {e.eni_id: 0 for e in inputs.enis if e.device_index == 0}
+    devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
+    for a in inputs.placed:
         if a.address.version != family.version:
             continue
         elements.add(NftElement(pods, a.address, a.address))
-        # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
-        if a.device_index in present:
-            elements.add(NftElement(pod_eni, a.address, a.address, _chain_name(a.device_index)))
+        if a.eni_id in devices:
+            chain = _chain_name(devices[a.eni_id])
+            elements.add(NftElement(pod_eni, a.address, a.address, chain))
     return elements
 
 

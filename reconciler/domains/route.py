@@ -75,7 +75,7 @@ def desire(inputs: Inputs) -> frozenset[Route]:
             table, gateway = eni_table(eni.device_index), eni.gateway
             routes.add(Route("", table, host_network(gateway), name))
             routes.add(Route("", table, family_of(gateway).everything, name, gateway))
-    for a in inputs.attachments:
+    for a in inputs.placed:
         routes.add(Route("", PODS_TABLE, host_network(a.address), a.veth))
     for a in inputs.visited:
         family = family_of(a.address)

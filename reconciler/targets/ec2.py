@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.parsers import ResponseParserError
 
 from reconciler.core.datapath import IpNetwork
 from reconciler.core.facts import Eni
@@ -82,17 +83,17 @@ class Ec2:
             interfaces = self._interfaces()
             subnets = self._subnets(sorted({i["SubnetId"] for i in interfaces}))
             limits = self._instance_limits(instance_type)
+        except IndexError as error:
+            raise ObserveError("EC2", f"it does not know {instance_type}") from error
         except ClientError as error:
-            code = error.response["Error"]["Code"]
-            message = error.response["Error"].get("Message", "")
-            raise ObserveError(
-                "EC2", f"{error.operation_name}: {code}: {message[:256]}"
-            ) from error
-        except BotoCoreError as error:
-            raise ObserveError("EC2", f"{type(error).__name__}: {error}") from error
+            code, message = _said(error)
+            raise ObserveError("EC2", f"{error.operation_name}: {code}: {message}") from error
+        except (BotoCoreError, ResponseParserError) as error:
+            # Not EC2's own words: a proxy's page, for one.
+            raise ObserveError("EC2", f"{type(error).__name__}: {str(error)[:256]}") from error
         try:
             enis = [_decode(i, subnets[i["SubnetId"]][0], self._instance_id) for i in interfaces]
-        except (KeyError, ValueError) as error:
+        except (LookupError, ValueError) as error:
             # Half an answer is none: eventual consistency can show an ENI before its subnet.
             raise ObserveError("EC2", f"its answer lacks {error}") from error
         enis.sort(key=lambda e: (e.device_index is None, e.device_index or 0, e.eni_id))
@@ -108,7 +109,7 @@ class Ec2:
         for action in actions:
             try:
                 self._apply_one(action)
-            except (ClientError, BotoCoreError) as error:
+            except (ClientError, BotoCoreError, ResponseParserError) as error:
                 failures.append(_translate(action, error))
         return tuple(failures)
 
@@ -263,14 +264,22 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
     )
 
 
-def _translate(action: EniAction, error: ClientError | BotoCoreError) -> ApplyError:
+def _said(error: ClientError) -> tuple[str, str]:
+    """Return code and message; an answer that is not EC2's own may have neither."""
+    body = error.response.get("Error", {})
+    return str(body.get("Code", "Unknown")), str(body.get("Message", error))[:256]
+
+
+def _translate(
+    action: EniAction, error: ClientError | BotoCoreError | ResponseParserError
+) -> ApplyError:
     if isinstance(error, ClientError):
-        code = error.response["Error"]["Code"]
-        message = error.response["Error"].get("Message", "")[:256]
+        code, message = _said(error)
         failure = ApplyError(str(action), code, message, retryable=code not in HOPELESS)
     else:
         # The call may have happened: the next look at EC2 tells.
-        reason = "AnswerLost" if isinstance(error, HTTPClientError) else type(error).__name__
+        lost = isinstance(error, HTTPClientError | ResponseParserError)
+        reason = "AnswerLost" if lost else type(error).__name__
         failure = ApplyError(str(action), reason, str(error)[:256])
     failure.__cause__ = error
     return failure

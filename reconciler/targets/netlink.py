@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -30,11 +30,11 @@ from reconciler.core.datapath import (
 from reconciler.core.facts import Links
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
-from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned
+from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_unfinished
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.errors import ApplyError, ObserveError
+from reconciler.errors import ApplyError, NamespaceError, ObserveError
 
 KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 Pairs = dict[tuple[int | None, int | None], str]
@@ -90,6 +90,8 @@ class Netlink:
                 if alias.startswith(f"{ALIAS}:"):
                     if key := alias_key(alias):
                         pods[key] = name
+                elif is_unfinished(name, message.get("address") or ""):
+                    continue
                 elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
                     names.setdefault(message.get("address"), name)
         return Links(names, pods)
@@ -112,10 +114,10 @@ class Netlink:
     def observe(self, desired: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read the host's objects, and those of every pod namespace a desired object lives in.
 
-        A namespace that does not exist holds nothing. Routes of other owners are left out but for
-        those in the place of a desired one.
+        Of other owners' routes only those in the place of a desired one are shown.
 
         Raises:
+            NamespaceError: a pod's namespace is gone, or could not be read.
             ObserveError: the kernel could not be read.
         """
         desired = list(desired)
@@ -124,8 +126,12 @@ class Netlink:
         with _reading("the host's links, addresses, routes and rules"):
             objects, pairs = _observe_host(veths, places)
         for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
-            with _reading(f"the pod in {path}"), suppress(FileNotFoundError), _inside(path) as ip:
-                objects |= _observe_pod(ip, path, pairs)
+            try:
+                with _inside(path) as ip:
+                    objects |= _observe_pod(ip, path, pairs)
+            except (NetlinkError, OSError, KeyError, ValueError) as error:
+                # Whoever owns the pod may change it while we read: an entry without its link.
+                raise NamespaceError(path, str(error)) from error
         return frozenset(objects)
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
@@ -312,7 +318,8 @@ def _observe_host(
                 objects.add(route)
         for family in FAMILIES.values():
             read = partial(ip.get_rules, family=AF[family.name])
-            objects |= {_decode_rule(m, family.name) for m in _dump(read, "rules")}
+            rules = [m for m in _dump(read, "rules") if m.get("protocol") == PROTOCOL]
+            objects |= {_decode_rule(m, family.name) for m in rules}
     return objects, pairs
 
 
@@ -336,19 +343,17 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
         if route and route.table == MAIN_TABLE:
             objects.add(route)
     for message in _dump(ip.get_neighbours, f"neighbours of {path}"):
-        if message["state"] & NUD_PERMANENT and message.get("lladdr"):
-            address = ip_address(message.get("dst"))
-            if not address.is_multicast:
-                objects.add(
-                    Neighbour(path, names[message["ifindex"]], address, message.get("lladdr"))
-                )
+        device, mac = names.get(message["ifindex"]), message.get("lladdr")
+        if device and mac and message["state"] & NUD_PERMANENT:
+            objects.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
     return objects
 
 
 def _decode_link(message: Message, veths: set[str]) -> Link | None:
     name, alias = message.get("ifname"), message.get("ifalias") or ""
     mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
-    if alias.startswith(f"{ALIAS}:") or name in veths:
+    ours = alias.startswith(f"{ALIAS}:") or is_unfinished(name, mac or "")
+    if ours or name in veths:
         return Veth(name, mac, mtu, alias, up)
     if message["ifi_type"] != ARPHRD_ETHER or _link_kind(message) in STACKED:
         return None
@@ -377,7 +382,7 @@ def _decode_route(message: Message, path: str, names: dict[int, str]) -> Route |
     return Route(
         netns=path,
         table=message.get("table"),
-        destination=ip_network((destination, message["dst_len"]))
+        destination=ip_network((destination, message["dst_len"]), strict=False)
         if destination
         else family.everything,
         device=names.get(message.get("oif") or 0, ""),
@@ -399,7 +404,7 @@ def _decode_rule(message: Message, family: str) -> Rule:
         table=message.get("table"),
         mark=mark,
         mask=(message.get("fwmask") or 0) if mark is not None else 0,
-        source=ip_network((source, message["src_len"])) if source else None,
+        source=ip_network((source, message["src_len"]), strict=False) if source else None,
         protocol=message.get("protocol") or 0,
         extra=",".join(others),
     )

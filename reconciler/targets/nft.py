@@ -46,18 +46,18 @@ class Nft:
         """List our table; the empty set if there is none.
 
         Raises:
-            ObserveError: libnftables refused, or listed what we cannot parse.
+            ObserveError: libnftables refused.
         """
         del desired  # the whole table is always looked at
         tables = self._list("list tables inet")
         if not any(entry.get("table", {}).get("name") == TABLE for entry in tables):
             return frozenset()
+        listing = self._list(f"list table inet {TABLE}")
         try:
-            return decode(self._list(f"list table inet {TABLE}"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ObserveError(
-                f"nftables table {TABLE}", f"unexpected listing: {error!r}"
-            ) from error
+            return decode(listing)
+        except (KeyError, TypeError, ValueError):
+            # Somebody put in what we never write; the table is ours, and is made anew.
+            return frozenset({NftTable(readable=False)})
 
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
@@ -143,16 +143,20 @@ def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
     rules: dict[str, list[str]] = {}
     for entry in listing:
         match entry:
-            case {"table": {"name": str(name)}}:
-                objects.add(NftTable(name))
+            case {"table": table}:
+                flags = table.get("flags", [])
+                flags = (flags,) if isinstance(flags, str) else tuple(sorted(flags))
+                objects.add(NftTable(table["name"], flags))
             case {"chain": chain}:
                 chains[chain["name"]] = chain
             case {"rule": rule}:
                 rules.setdefault(rule["chain"], []).append(canonical(_normal(rule["expr"])))
             case {"set": body} | {"map": body}:
                 objects |= _decode_set(body)
+            case {"metainfo": _}:
+                pass
             case _:
-                pass  # metainfo: what libnftables says of itself
+                raise ValueError(f"not ours: {entry}")
     for name, chain in chains.items():
         objects.add(
             NftChain(
@@ -161,6 +165,7 @@ def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
                 chain.get("type", ""),
                 chain.get("hook", ""),
                 chain.get("prio", 0),
+                chain.get("policy", "").removeprefix("accept"),
             )
         )
     return frozenset(objects)

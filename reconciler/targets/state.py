@@ -21,6 +21,8 @@ from reconciler.core.attachment import (
     Cooling,
     Intent,
     IntentState,
+    netns_inode,
+    netns_path,
 )
 from reconciler.core.facts import Node
 from reconciler.core.plan import Change, Verb
@@ -171,16 +173,16 @@ class StateDirectory:
                 records.append(parse(json.loads(path.read_text())))
             except FileNotFoundError:
                 continue  # unlinked since the directory was listed
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
                 raise ObserveError(f"record {path}", f"{type(error).__name__}: {error}") from error
         return tuple(sorted(records, key=lambda r: r.key))
 
     def _path(self, record: Record) -> Path:
         match record:
             case Intent(key):
-                return self.intents / f"{key.container_id}.{key.ifname}.json"
+                return self.intents / _file_name(key)
             case Attachment(key):
-                return self.root / "attachments" / f"{key.container_id}.{key.ifname}.json"
+                return self.root / "attachments" / _file_name(key)
             case Cooling(address):
                 return self.root / "cooling" / f"{address}.json"
 
@@ -218,7 +220,6 @@ def _encode(record: Record) -> dict[str, Any]:
                 "netns": record.netns,
                 "address": str(record.address),
                 "eniID": record.eni_id,
-                "deviceIndex": record.device_index,
                 "veth": record.veth,
                 "pod": record.pod,
             }
@@ -238,6 +239,11 @@ def _encode(record: Record) -> dict[str, Any]:
     return {"version": VERSION} | body
 
 
+def _file_name(key: AttachmentKey) -> str:
+    """Joined by a colon, which neither part may contain."""
+    return f"{key.container_id}:{key.ifname}.json"
+
+
 def _parse_intent(body: dict[str, Any]) -> Intent:
     _check_version(body)
     netns, inode = str(body.get("netns", "")), int(body.get("netnsInode", 0))
@@ -254,12 +260,13 @@ def _parse_intent(body: dict[str, Any]) -> Intent:
 
 def _parse_attachment(body: dict[str, Any]) -> Attachment:
     _check_version(body)
+    netns = str(body["netns"])
     return Attachment(
         key=_parse_key(body),
-        netns=str(body["netns"]),
+        netns=netns,
+        netns_alive=_is_alive(netns_path(netns), netns_inode(netns)),
         address=ip_address(body["address"]),
         eni_id=str(body["eniID"]),
-        device_index=int(body["deviceIndex"]),
         veth=str(body["veth"]),
         pod=str(body.get("pod", "")),
     )

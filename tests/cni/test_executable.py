@@ -136,7 +136,7 @@ def test_add_records_the_intent_before_it_asks_and_prints_the_result(
     reconciler = serve(answer)
     code, result = run(state)
     assert code == 0
-    assert seen == [{"pod1.eth0.json": "wanted"}]
+    assert seen == [{"pod1:eth0.json": "wanted"}]
     assert result["ips"] == [{"address": "10.0.1.9/32", "gateway": "169.254.1.1", "interface": 1}]
     assert reconciler.asked == [
         {"do": "add", "containerID": "pod1", "ifname": "eth0", "budgetSeconds": 30.0}
@@ -176,7 +176,7 @@ def test_a_refusal_is_printed_as_it_was_said_and_the_intent_is_taken_back(
         "msg": "AddressesExhausted: none",
         "details": "d",
     }
-    assert intents(state) == {"pod1.eth0.json": "released"}
+    assert intents(state) == {"pod1:eth0.json": "released"}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_an_answer_that_is_none_is_try_again_and_the_intent_is_taken_back(
     serve(answer)
     code, error = run(state)
     assert (code, error["code"]) == (1, 11)
-    assert intents(state) == {"pod1.eth0.json": "released"}
+    assert intents(state) == {"pod1:eth0.json": "released"}
 
 
 def test_a_reconciler_that_hangs_costs_no_more_than_the_budget(state: Path, serve: Any) -> None:
@@ -208,12 +208,12 @@ def test_a_reconciler_that_hangs_costs_no_more_than_the_budget(state: Path, serv
     release.set()
     assert (code, error["code"]) == (1, 11)
     assert took < 10
-    assert intents(state) == {"pod1.eth0.json": "released"}
+    assert intents(state) == {"pod1:eth0.json": "released"}
 
 
 def test_del_without_a_reconciler_is_recorded_and_succeeds(state: Path) -> None:
     assert run(state, "DEL", CNI_NETNS="") == (0, None)
-    assert intents(state) == {"pod1.eth0.json": "released"}
+    assert intents(state) == {"pod1:eth0.json": "released"}
 
 
 def test_del_succeeds_whatever_the_reconciler_says(state: Path, serve: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from builders import SUBNET, attachment, document, eni, inputs, intent
 
 from reconciler.core.attachment import Attachment, Cooling, IntentState
@@ -16,12 +18,12 @@ def plan(records: Records, **fields: object) -> list[str]:
 
 def test_the_lowest_device_is_filled_first_and_the_lowest_address_given() -> None:
     wanted = Records(tuple(intent(n) for n in range(10)))
-    devices = [
-        action.object.device_index
+    holders = [
+        action.object.eni_id
         for action in domain.plan(domain.desire(inputs(2)), wanted).actions
         if isinstance(action, Change) and isinstance(action.object, Attachment)
     ]
-    assert devices == [0] * 9 + [1]
+    assert holders == ["eni-0"] * 9 + ["eni-1"]
 
 
 def test_a_binding_knows_its_namespace_by_path_and_inode() -> None:
@@ -92,3 +94,20 @@ def test_demand_counts_what_waits_and_not_what_is_dead() -> None:
     )
     assert (records.demand.assigned, records.demand.waiting) == (2, 1)
     assert [a.key.container_id for a in records.living] == ["pod2"]
+
+
+def test_one_namespace_has_one_way_out() -> None:
+    first, second = intent(1), replace(intent(2), netns=intent(1).netns)
+    plan = domain.plan(domain.desire(inputs(1)), Records((first, second)))
+    assert [a.key for a in plan.actions] == [first.key]
+    assert [(r.reason, r.subject) for r in plan.refusals] == [
+        ("NetnsTaken", f"intent {second.key}")
+    ]
+
+
+def test_an_address_that_two_enis_show_is_given_once() -> None:
+    same = tuple(replace(eni(i), secondaries=eni(0).secondaries[:1]) for i in range(2))
+    wanted = Records((intent(1), intent(2)))
+    plan = domain.plan(domain.desire(inputs(2, enis=same)), wanted)
+    assert len(plan.actions) == 1
+    assert [r.reason for r in plan.refusals] == ["AddressesExhausted"]

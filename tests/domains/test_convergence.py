@@ -235,7 +235,7 @@ def records(draw: st.DrawFn) -> Records:
             intents.append(intent(n, state, netns_alive=draw(st.booleans())))
         if draw(st.booleans()):
             bound.append(
-                Attachment(intent(n).key, f"/run/netns/pod{n}", next(pool), "eni-0", 0, f"nn{n}")
+                Attachment(intent(n).key, f"/run/netns/pod{n}", next(pool), "eni-0", f"nn{n}")
             )
     cooling = [Cooling(next(pool), draw(st.sampled_from([5.0, 50.0]))) for _ in range(3)]
     return Records(tuple(intents), tuple(bound), tuple(sorted(cooling, key=lambda c: c.key)))

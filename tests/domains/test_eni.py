@@ -100,3 +100,14 @@ def test_tags_mark_what_we_make() -> None:
     (again,) = domain.plan(other, cloud(eni(0, 9))).actions
     assert isinstance(again, AddEni)
     assert again.client_token != action.client_token
+
+
+def test_an_eni_that_an_old_answer_shows_as_attaching_keeps_its_place() -> None:
+    before = cloud(eni(0), eni(1))
+    old = cloud(eni(0), eni(1, 0, status="attaching"))
+    kept = domain.retain(before, old, {eni(1).mac})
+    assert [(e.eni_id, e.serves_pods, e.secondaries) for e in kept.enis if e.device_index] == [
+        ("eni-1", True, ())
+    ]
+    # Without its link it is as EC2 says.
+    assert domain.retain(before, old, set()) == old

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
-from builders import attachment, document, inputs
+from builders import attachment, document, eni, inputs
 
 from reconciler.domains import nat
 from reconciler.domains.nat import NftChain, NftElement, NftSet
@@ -24,10 +24,10 @@ def elements(now: Any, name: str) -> set[str]:
 def test_the_chains_stand_where_the_design_puts_them() -> None:
     places = {name: c.place for name, c in chains(inputs(2)).items() if c.hook}
     assert places == {
-        "node_port": ("filter", "prerouting", -150),
-        "snat_mark": ("nat", "prerouting", -90),
-        "route_mark": ("filter", "prerouting", -89),
-        "source_nat": ("nat", "postrouting", 100),
+        "node_port": ("filter", "prerouting", -150, "accept"),
+        "snat_mark": ("nat", "prerouting", -90, "accept"),
+        "route_mark": ("filter", "prerouting", -89, "accept"),
+        "source_nat": ("nat", "postrouting", 100, "accept"),
     }
 
 
@@ -57,7 +57,8 @@ def test_what_leaves_gets_the_primarys_address_and_a_random_port() -> None:
 
 def test_external_mode_translates_and_marks_nothing() -> None:
     now = inputs(2, (attachment(1, 1),), document=document(snat={"mode": "external"}))
-    assert not {"snat_mark", "source_nat"} & chains(now).keys()
+    # The chains stay: without any of type nat, translations that are under way would end.
+    assert [chains(now)[name].rules for name in ("snat_mark", "source_nat")] == [(), ()]
     assert elements(now, "no_snat_ipv4") == set()
     assert elements(now, "pod_eni_ipv4") == {str(attachment(1, 1).address)}
 
@@ -81,3 +82,12 @@ def test_families_are_data() -> None:
     assert sets["pods_ipv6"] == "ipv6_addr"
     assert elements(now, "pods_ipv6") == {"2001:db8::9"}
     assert len(chains(now)["route_mark"].rules) == 3
+
+
+def test_a_pod_is_marked_with_the_device_its_eni_has_now() -> None:
+    """ENIs that were detached and attached again may have changed places."""
+    one = attachment(1, 1)
+    swapped = (eni(0), eni(2, eni_id="eni-1"), eni(1, eni_id="eni-2"))
+    now = inputs(3, (one,), enis=swapped)
+    (element,) = [o for o in nat.desire(now) if isinstance(o, NftElement) and o.goto]
+    assert element.goto == "eni_2"

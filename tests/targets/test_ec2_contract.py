@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from builders import SUBNET, document, eni, inputs, node
 from fakes import FakeEc2
+from werkzeug.serving import make_server
 
 from reconciler.core.facts import Inputs
 from reconciler.core.pool import Demand
@@ -174,3 +176,31 @@ def test_calls_are_counted(ec2: Any) -> None:
     target = Ec2(ec2.instance_id, "us-east-1")
     target.observe([domain.desire(inputs(1))])
     assert dict(target.calls) == ec2.cloud.faults.calls()
+
+
+def test_an_answer_that_is_no_answer_of_ec2_is_an_unreadable_world(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy's page, for one."""
+
+    def page(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("403 Forbidden", [("Content-Type", "text/html")])
+        return [b"<html><body>Access denied by policy</body></html>"]
+
+    server = make_server("127.0.0.1", 0, page)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_EC2", f"http://127.0.0.1:{server.port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        target = Ec2("i-1", "us-east-1")
+        pool = domain.desire(inputs(1))
+        with pytest.raises(ObserveError, match="EC2"):
+            target.observe([pool])
+        (failure,) = target.apply([AssignAddresses("eni-1", 1, "test")])
+        assert failure.retryable
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

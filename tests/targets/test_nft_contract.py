@@ -178,3 +178,27 @@ def test_without_the_primary_link_nothing_is_planned() -> None:
 
 def nft(*words: str) -> str:
     return subprocess.run(["nft", *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    "command",
+    [
+        'add element inet node_network no_snat_ipv4 { 192.0.2.1 comment "mine" }',
+        "add map inet node_network data { type ipv4_addr : mark; elements = { 192.0.2.1 : 5 }; }",
+        "add counter inet node_network c",
+        "add table inet node_network { flags dormant; }",
+        "add chain inet node_network route_mark "
+        "{ type filter hook prerouting priority -89; policy drop; }",
+    ],
+    ids=["comment", "map", "counter", "dormant", "policy"],
+)
+def test_whatever_somebody_puts_into_our_table_is_undone(command: str) -> None:
+    with namespace("nft") as name, netns.inside(name):
+        target = Nft()
+        now = inputs(2, (attachment(1, 1),))
+        reach(target, now)
+        subprocess.run(["nft", command], check=True, capture_output=True)
+        assert target.observe() != nat.desire(now)
+        reach(target, now)
+        assert target.observe() == nat.desire(now)

@@ -16,7 +16,7 @@ import pytest
 from builders import attachment, intent
 from fakes import FakeState
 
-from reconciler.core.attachment import Cooling, IntentState
+from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.attachment import Records
 from reconciler.errors import LockedError, ObserveError, StateError
@@ -88,21 +88,29 @@ def test_a_reused_netns_path_is_not_alive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"version": 2}', '{"version": 1}', '{"version": 1, "address": "x"}'],
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 2}',
+        '{"version": Infinity}',
+        '{"version": 1}',
+        '{"version": 1, "address": "x"}',
+    ],
 )
 def test_a_record_that_cannot_be_read_stops_all_planning(tmp_path: Path, content: str) -> None:
     """An address whose witness is unreadable must not be given to somebody else."""
     state = directory(tmp_path)
-    path = state.root / "attachments" / "pod1.eth0.json"
+    path = state.root / "attachments" / "pod1:eth0.json"
     path.write_text(content)
-    with pytest.raises(ObserveError, match=r"pod1\.eth0\.json"):
+    with pytest.raises(ObserveError, match=r"pod1:eth0\.json"):
         state.observe()
     assert path.read_text() == content
 
 
 def test_half_written_files_are_not_records(tmp_path: Path) -> None:
     state = directory(tmp_path)
-    (state.intents / ".pod1.eth0.json.77.tmp").write_text("{")
+    (state.intents / ".pod1:eth0.json.77.tmp").write_text("{")
     assert state.observe() == Records()
 
 
@@ -156,6 +164,23 @@ def test_a_directory_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None
 def test_unknown_fields_of_a_record_do_no_harm(tmp_path: Path) -> None:
     state = directory(tmp_path)
     put(state, attachment(1))
-    path = state.root / "attachments" / "pod1.eth0.json"
+    path = state.root / "attachments" / "pod1:eth0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"later": 1}))
     assert state.observe().attachments == (replace(attachment(1)),)
+
+
+def test_an_inode_that_is_no_number_of_this_world_is_an_unreadable_record(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    body = {"version": 1, "containerID": "a", "ifname": "b", "state": "wanted"}
+    text = json.dumps(body | {"netns": "/x", "netnsInode": float("inf")})
+    (state.intents / "a:b.json").write_text(text)
+    with pytest.raises(ObserveError):
+        state.observe()
+
+
+def test_two_attachments_never_share_a_record(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    one = replace(attachment(1), key=AttachmentKey("x", "eth0.1"))
+    two = replace(attachment(2), key=AttachmentKey("x.eth0", "1"))
+    put(state, one, two)
+    assert state.observe().attachments == (one, two)

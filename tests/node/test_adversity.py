@@ -1,0 +1,211 @@
+"""What nobody planned for: hidden namespaces, foreign objects in the way, pods that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import until
+
+from lab import netns, pod
+from lab.pod import PodError
+from lab.topology import INTERNET_HOST
+from lab.traffic import Receiver, Stream, probe
+
+pytestmark = pytest.mark.lab
+
+VPC_HOST = "10.0.9.10"
+
+
+def inside(one: Any, *argv: str) -> None:
+    command = ["nsenter", f"--net={netns.path(one.namespace)}", *argv]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def living(one: Any) -> Iterator[None]:
+    """Keep a pod's namespace alive by a process in it."""
+    command = ["nsenter", f"--net={netns.path(one.namespace)}", "sleep", "60"]
+    with subprocess.Popen(command) as process:
+        where = netns.path(one.namespace).stat().st_ino
+        until(lambda: Path(f"/proc/{process.pid}/ns/net").stat().st_ino == where, "the process")
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def test_a_namespace_that_cannot_be_seen_any_more_is_not_a_dead_pod(cluster: Any) -> None:
+    with cluster.pods(1) as (one,), Receiver(cluster.lab.names.namespace("vpchost")):
+        before = cluster.drift()
+        with Stream(one.namespace, VPC_HOST) as stream, living(one):
+            subprocess.run(["umount", "-l", netns.path(one.namespace)], check=True)
+            cluster.ip("rule", "delete", "priority", "512")  # makes it look at everything
+            until(lambda: cluster.drift() > before, "the repair")
+            until(lambda: cluster.status()["conditions"], "the condition")
+            (condition,) = cluster.status()["conditions"]
+            assert condition["reason"] == "NetnsGone"
+            assert stream.exchange("still here")
+        assert cluster.drift() == before + 1
+
+
+def test_a_pod_that_died_without_a_del_is_one_condition_and_no_drift(cluster: Any) -> None:
+    one = cluster.add()
+    before = cluster.drift()
+    netns.remove(one.namespace)
+    until(lambda: cluster.status()["conditions"], "the condition")
+    (condition,) = cluster.status()["conditions"]
+    assert condition["reason"] == "NetnsGone"
+    cluster.ip("rule", "delete", "priority", "512")
+    until(lambda: cluster.drift() > before, "the repair")
+    assert cluster.drift() == before + 1
+    pod.call(cluster.lab, "node1", one.name, "DEL")
+    until(lambda: not cluster.status()["conditions"], "its end")
+    assert not cluster.holds(one)
+
+
+def test_changing_the_snat_mode_cuts_no_open_connection(cluster: Any) -> None:
+    """Nobody else has a table of type nat here: kube-proxy's would hide it."""
+    text = cluster.config.read_text()
+    with (
+        cluster.pods(1) as (one,),
+        Receiver(cluster.lab.names.namespace("internet")),
+        Receiver(cluster.lab.names.namespace("vpchost")),
+        Stream(one.namespace, str(INTERNET_HOST)) as stream,
+    ):
+        for mode in ("external", "node"):
+            cluster.config.write_text(text.replace("mode: node", f"mode: {mode}"))
+            gone = mode == "external"
+            until(lambda gone=gone: ("snat ip to" not in ruleset(cluster)) is gone, mode)
+            assert stream.exchange(f"in mode {mode}")
+        assert stream.source == probe(one.namespace, str(INTERNET_HOST)).source
+
+
+def ruleset(cluster: Any) -> str:
+    return str(cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout)
+
+
+def test_an_object_in_the_way_fails_the_pod_with_that_reason(cluster: Any) -> None:
+    number = next(cluster._numbers)
+    namespace = cluster.lab.names.namespace(f"pod-p{number}")
+    netns.make(namespace)
+    try:
+        argv = ["nsenter", f"--net={netns.path(namespace)}", "ip", "link", "add", "eth0"]
+        subprocess.run([*argv, "type", "veth", "peer", "name", "far0"], check=True)
+        with pytest.raises(PodError, match=r"ForeignObject|stands in its place|EEXIST"):
+            pod.call(cluster.lab, "node1", f"p{number}", "ADD", budget_s=3)
+    finally:
+        netns.remove(namespace)
+    until(lambda: cluster.status()["settled"] and not cluster.status()["conditions"], "calm")
+
+
+def test_a_route_in_the_way_fails_the_pod_with_that_reason(idle: Any) -> None:
+    idle.start()
+    first = idle.lab.enis("node1")[0]["addresses"][1]
+    idle.ip("route", "add", f"{first}/32", "dev", "eth0", "table", "512", "proto", "static")
+    with pytest.raises(PodError, match=r"ForeignObject|stands in its place"):
+        idle.add(budget_s=3)
+
+
+def test_a_pod_that_churns_its_own_network_harms_no_other(cluster: Any) -> None:
+    """Entries without their link, seen in the middle of a dump, once ended the daemon."""
+    script = (
+        "while :; do ip link add x0 type veth peer name x1; ip link set x0 up;"
+        "ip neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev x0;"
+        "ip link delete x0; done"
+    )
+    with cluster.pods(1) as (bad,), Receiver(cluster.lab.names.namespace("vpchost")):
+        command = ["nsenter", f"--net={netns.path(bad.namespace)}", "sh", "-c", script]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, start_new_session=True, **quiet) as churn:
+            try:
+                deadline = time.monotonic() + 4
+                while time.monotonic() < deadline:
+                    one = cluster.add()
+                    assert probe(one.namespace, VPC_HOST).source == one.address
+                    cluster.delete(one)
+            finally:
+                os.killpg(churn.pid, signal.SIGKILL)
+        assert cluster.answers()
+
+
+def test_an_unreadable_record_stops_no_repair_of_the_host(cluster: Any) -> None:
+    with cluster.pods(1) as (one,), Receiver(cluster.lab.names.namespace("vpchost")):
+        bad = cluster.state() / "intents" / "bad:eth0.json"
+        bad.write_text("")
+        try:
+            before = cluster.drift()
+            cluster.ip("rule", "delete", "priority", "1024")
+            until(lambda: cluster.drift() > before, "the repair")
+            assert not cluster.status()["settled"]
+            assert "bad:eth0.json" in json.dumps(cluster.status()["conditions"])
+            assert probe(one.namespace, VPC_HOST).source == one.address
+        finally:
+            bad.unlink()
+        until(lambda: cluster.status()["settled"], "calm")
+
+
+def test_a_del_ends_the_add_that_waits_for_the_same_pod(idle: Any) -> None:
+    text = idle.config.read_text().replace("minimum: 24", "minimum: 0")
+    idle.config.write_text(text.replace("excludeCIDRs: []", "excludeCIDRs: []\neni: {max: 1}"))
+    idle.launch()
+    until(idle.answers, "an answer")
+    until(lambda: idle.status()["settled"], "calm")
+    for _ in range(9):
+        idle.add()
+    name = f"p{next(idle._numbers)}"
+    netns.make(idle.lab.names.namespace(f"pod-{name}"))
+    seen: list[Any] = []
+
+    def add() -> None:
+        try:
+            pod.call(idle.lab, "node1", name, "ADD", budget_s=60)
+        except PodError as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    container = f"{idle.lab.names.lab}-{name}"
+    until(lambda: container in {r["containerID"] for r in idle.records("intents")}, "the intent")
+    began = time.monotonic()
+    pod.call(idle.lab, "node1", name, "DEL")
+    thread.join()
+    assert time.monotonic() - began < 30
+    assert "Withdrawn" in str(seen[0])
+    until(lambda: container not in json.dumps(idle.records("intents")), "its end")
+
+
+def test_a_document_behind_a_link_or_in_a_new_directory_is_still_read(
+    idle: Any, tmp_path: Any
+) -> None:
+    """No notification comes; the next full look reads it."""
+    text = idle.config.read_text() + "reconcile: {resync: 1s}\n"
+    real = tmp_path / "real" / "document.yaml"
+    real.parent.mkdir()
+    real.write_text(text)
+    idle.config.unlink()
+    idle.config.symlink_to(real)
+    idle.start()
+    real.write_text(text.replace("excludeCIDRs: []", "excludeCIDRs: [192.0.2.0/24]"))
+    until(lambda: "192.0.2.0/24" in ruleset(idle), "the edit")
+    home = idle.config.parent / "home"
+    home.mkdir()
+    moved = home / "d.yaml"
+    moved.write_text(text)
+    idle.stop()
+    idle.config = moved
+    idle.start()
+    shutil.rmtree(home)
+    home.mkdir()
+    moved.write_text(text.replace("excludeCIDRs: []", "excludeCIDRs: [198.51.100.0/24]"))
+    until(lambda: "198.51.100.0/24" in ruleset(idle), "the edit in a new directory")

@@ -8,5 +8,6 @@ Map of the house, lowest first; a file imports only from rooms before its own (a
 * ``targets``: input and output, one library each: ``observe()`` and ``apply()``.
 * ``engine``: rounds of desire, observe, plan, apply; knows no domain and no library.
 * ``node``: one node: its targets, its domains, and the two kinds of pass over them.
-* ``agent``, ``server``, ``client``, ``triggers``, ``telemetry``, ``cli``: the daemon, its doors.
+* ``agent``: the daemon; ``conditions``, ``drift``: what it knows to be wrong, what it put right.
+* ``server``, ``client``, ``triggers``, ``telemetry``, ``cli``: its doors.
 """

@@ -10,18 +10,18 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from reconciler import telemetry
+from reconciler.conditions import Conditions
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
-from reconciler.core.plan import Plan, Refusal, Verb
+from reconciler.core.plan import Plan, Refusal
 from reconciler.core.pool import Demand
 from reconciler.domains.attachment import Records
-from reconciler.engine import Outcome, Outcomes, actions_of
+from reconciler.drift import Accounts
+from reconciler.engine import Outcome
 from reconciler.errors import InternalError, ReconcilerError
 from reconciler.node import LocalNode, Pass
 from reconciler.targets.state import StateDirectory
@@ -65,12 +65,12 @@ class Agent:
         self._waiting: dict[AttachmentKey, Refusal] = {}
         self._withdrawn: dict[AttachmentKey, float] = {}
         self._present: frozenset[AttachmentKey] = frozenset()
-        self._settled: dict[str, frozenset[Any]] = {}
+        self._drift = Accounts()
         self._document: NodeNetwork | None = None
         self._document_text = ""
         self._generation = 0
         self._refused: str | None = None
-        self._conditions: dict[str, dict[str, Any]] = {}
+        self._conditions = Conditions()
         self._latest: Pass | None = None
         self._full_pass_at = 0.0
         self._broken = False
@@ -157,7 +157,7 @@ class Agent:
                 },
                 "settled": bool(latest and latest.settled),
                 "pool": self._addresses(records) if records else {},
-                "conditions": sorted(self._conditions.values(), key=lambda c: str(c["subject"])),
+                "conditions": self._conditions.all(),
                 "enis": [
                     {
                         "id": e.eni_id,
@@ -216,7 +216,7 @@ class Agent:
         try:
             result = self._node.kernel_pass(self._document, visit=visit)
         except ReconcilerError as error:
-            self._report("node", Outcome(errors=(error,)))
+            self._conditions.report("node", Outcome(errors=(error,)))
             with self._changed:
                 self._latest = None  # what was known is not known any more
             return RETRY_S
@@ -225,9 +225,11 @@ class Agent:
             self._full_pass_at = started
         if everything and result.settled:
             self._triggers.forget("kernel", before=result.looked_at)
-        self._report("node", Outcome())
+        self._conditions.report("node", Outcome())
         self._publish(result, started)
-        self._account(result.outcomes, everything=everything)
+        self._drift.book(result.outcomes, everything=everything)
+        for name, outcome in result.outcomes.items():
+            self._conditions.report(name, outcome)
         if result.records.demand != self._pool_demand:
             self._pool_triggers.mark("pool")
         return self._due(result)
@@ -268,34 +270,6 @@ class Agent:
             "cooling": len(cooling),
         }
 
-    def _account(self, outcomes: Outcomes, *, everything: bool) -> None:
-        """Log and count what was done, and tell drift from what was asked for."""
-        for name, action in actions_of(outcomes):
-            if action in outcomes[name].remaining.actions:
-                continue  # it failed, which is told as a condition
-            settled = self._settled.get(name)
-            target = getattr(action, "object", None)
-            drift = settled is not None and (
-                (target not in settled) if action.verb is Verb.DELETE else (target in settled)
-            )
-            if action.verb is Verb.DELETE and name == "attachment":
-                drift = False
-            labels = (name, action.kind, action.verb.name.lower())
-            telemetry.ACTIONS.labels(*labels).inc()
-            if drift:
-                telemetry.DRIFT.labels(*labels).inc()
-            log.log(
-                logging.WARNING if drift else logging.INFO,
-                "drift repaired" if drift else "action applied",
-                extra={"domain": name, "action": str(action), "reason": action.reason},
-            )
-        for name, outcome in outcomes.items():
-            if outcome.settled and isinstance(outcome.desired, frozenset):
-                # A pass that looked into some pods only says nothing about the others.
-                inside = {o for o in self._settled.get(name, ()) if getattr(o, "netns", "")}
-                self._settled[name] = outcome.desired | (set() if everything else inside)
-            self._report(name, outcome)
-
     # -- the pool loop --------------------------------------------------------------------
 
     def _run_pool(self) -> None:
@@ -328,17 +302,10 @@ class Agent:
             moving = bool(outcome.remaining.actions) or self._node.in_transition
         except ReconcilerError as error:
             outcome = Outcome(errors=(error,))
-        self._report("eni", outcome)
+        self._conditions.report("eni", outcome)
         for name, count in self._node.ec2_calls.items():
             telemetry.EC2_CALLS.labels(name).set(count)
-        for action in outcome.plan.actions:
-            if action in outcome.remaining.actions:
-                continue
-            telemetry.ACTIONS.labels("eni", action.kind, action.verb.name.lower()).inc()
-            log.info(
-                "action applied",
-                extra={"domain": "eni", "action": str(action), "reason": action.reason},
-            )
+        self._drift.book({"eni": outcome}, everything=True)
         self._triggers.mark("pool")
         if outcome.errors:
             first, longest = POOL_BACKOFF_S
@@ -366,12 +333,12 @@ class Agent:
             self._refuse_document(error)
             return
         self._refused = None
-        self._report("document", Outcome())
+        self._conditions.report("document", Outcome())
         if document is None:
             return
         self._document_text, self._document = text, document
         self._generation += 1
-        self._settled.clear()
+        self._drift.clear()
         self._pool_triggers.mark("pool")
         log.info("document accepted", extra={"generation": self._generation})
 
@@ -382,44 +349,17 @@ class Agent:
         self._refused = str(error)
         message = f"{error}; the last good one stays in force"
         refusal = Refusal(str(self._path), "DocumentRefused", message)
-        self._report("document", Outcome(remaining=Plan(refusals=(refusal,))))
-
-    # -- conditions -----------------------------------------------------------------------
-
-    def _report(self, domain: str, outcome: Outcome) -> None:
-        """Keep each trouble once, with the time it began; log when it comes and when it goes."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        current = {f"{domain}/{key}": body for key, body in _troubles(outcome)}
-        with self._changed:
-            known = {k for k in self._conditions if k.startswith(f"{domain}/")}
-            for key in known - current.keys():
-                log.info("condition ended", extra={"domain": domain, **self._conditions.pop(key)})
-            for key, body in current.items():
-                if key not in known:
-                    telemetry.FAILURES.labels(domain, body["reason"]).inc()
-                    log.warning("condition began", extra={"domain": domain, **body})
-                since = self._conditions.get(key, {}).get("since", now)
-                self._conditions[key] = body | {"since": since}
+        self._conditions.report("document", Outcome(remaining=Plan(refusals=(refusal,))))
 
     def _explain(self, key: AttachmentKey) -> Refusal:
         """Say why a pod has not got its attachment, and what stands behind it."""
         refusal = self._waiting.get(key)
         if refusal is None:
-            troubles = [f"{c['subject']}: {c['text']}" for c in self._conditions.values()]
+            troubles = [f"{c['subject']}: {c['text']}" for c in self._conditions.all()]
             text = "; ".join(troubles) or "its objects were not seen in place within the budget"
             return Refusal(f"intent {key}", "NotSettled", text[: telemetry.FOREIGN_TEXT * 2])
-        causes = [c["text"] for k, c in self._conditions.items() if k.startswith("eni/")]
+        causes = self._conditions.texts("eni")
         if refusal.reason == "AddressesExhausted" and causes:
             why = "; ".join(causes)[: telemetry.FOREIGN_TEXT * 2]
             return replace(refusal, message=f"{refusal.message}; the pool cannot grow: {why}")
         return refusal
-
-
-def _troubles(outcome: Outcome) -> Iterable[tuple[str, dict[str, Any]]]:
-    for refusal in outcome.remaining.refusals:
-        body = {"subject": refusal.subject, "reason": refusal.reason, "text": refusal.message}
-        yield f"{refusal.subject}/{refusal.reason}", body
-    for error in outcome.errors:
-        reason = getattr(error, "reason", type(error).__name__.removesuffix("Error"))
-        subject = getattr(error, "action", getattr(error, "what", "node"))
-        yield f"{subject}/{reason}", {"subject": subject, "reason": reason, "text": str(error)}

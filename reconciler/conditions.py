@@ -1,0 +1,61 @@
+"""Conditions: named, dated, reasoned facts about the node. Each trouble is kept once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from reconciler import telemetry
+from reconciler.engine import Outcome
+
+log = logging.getLogger(__name__)
+
+Condition = dict[str, Any]
+"""Subject, reason, text, and since when, as ``status`` prints it."""
+
+
+class Conditions:
+    """What is wrong now, by domain; may be asked and told by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str, dict[str, Condition]] = {}
+
+    def report(self, domain: str, outcome: Outcome) -> None:
+        """Take over a domain's troubles; log when one comes and when it goes."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        current = dict(_troubles(outcome))
+        with self._lock:
+            known = self._known.get(domain, {})
+            for key in known.keys() - current.keys():
+                log.info("condition ended", extra={"domain": domain, **known[key]})
+            for key, body in current.items():
+                if key not in known:
+                    telemetry.FAILURES.labels(domain, body["reason"]).inc()
+                    log.warning("condition began", extra={"domain": domain, **body})
+                body["since"] = known.get(key, {}).get("since", now)
+            self._known[domain] = current
+
+    def all(self) -> list[Condition]:
+        """Return every condition, by subject."""
+        with self._lock:
+            found = [c for conditions in self._known.values() for c in conditions.values()]
+        return sorted(found, key=lambda c: str(c["subject"]))
+
+    def texts(self, domain: str) -> list[str]:
+        """Return what is wrong with one domain."""
+        with self._lock:
+            return [str(c["text"]) for c in self._known.get(domain, {}).values()]
+
+
+def _troubles(outcome: Outcome) -> Iterator[tuple[str, Condition]]:
+    for refusal in outcome.remaining.refusals:
+        body = {"subject": refusal.subject, "reason": refusal.reason, "text": refusal.message}
+        yield f"{refusal.subject}/{refusal.reason}", body
+    for error in outcome.errors:
+        reason = getattr(error, "reason", type(error).__name__.removesuffix("Error"))
+        subject = getattr(error, "action", getattr(error, "what", "node"))
+        yield f"{subject}/{reason}", {"subject": subject, "reason": reason, "text": str(error)}

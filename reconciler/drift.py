@@ -1,0 +1,58 @@
+"""Drift: an owned object that somebody else changed, told from what was asked for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from reconciler import telemetry
+from reconciler.core.plan import Action, Verb
+from reconciler.engine import Outcomes, actions_of
+
+log = logging.getLogger(__name__)
+
+
+class Accounts:
+    """What each domain desired when it was last seen settled."""
+
+    def __init__(self) -> None:
+        self._settled: dict[str, frozenset[Any]] = {}
+
+    def clear(self) -> None:
+        """Forget it: the document has changed, and with it what is asked for."""
+        self._settled.clear()
+
+    def book(self, outcomes: Outcomes, *, everything: bool) -> None:
+        """Log and count what was done.
+
+        Args:
+            outcomes: of one pass.
+            everything: whether the pass looked into every pod.
+        """
+        for name, action in actions_of(outcomes):
+            if action not in outcomes[name].remaining.actions:  # else it failed: a condition
+                self._count(name, action)
+        for name, outcome in outcomes.items():
+            if outcome.settled and isinstance(outcome.desired, frozenset):
+                # A pass that looked into some pods only says nothing about the others.
+                inside = {o for o in self._settled.get(name, ()) if getattr(o, "netns", "")}
+                self._settled[name] = outcome.desired | (set() if everything else inside)
+
+    def _count(self, name: str, action: Action) -> None:
+        drift = self._is_drift(name, action)
+        labels = (name, action.kind, action.verb.name.lower())
+        telemetry.ACTIONS.labels(*labels).inc()
+        if drift:
+            telemetry.DRIFT.labels(*labels).inc()
+        log.log(
+            logging.WARNING if drift else logging.INFO,
+            "drift repaired" if drift else "action applied",
+            extra={"domain": name, "action": str(action), "reason": action.reason},
+        )
+
+    def _is_drift(self, name: str, action: Action) -> bool:
+        settled = self._settled.get(name)
+        if settled is None:
+            return False
+        target = getattr(action, "object", None)
+        return (target not in settled) if action.verb is Verb.DELETE else (target in settled)

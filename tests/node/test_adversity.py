@@ -32,6 +32,10 @@ def inside(one: Any, *argv: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
+def reasons(cluster: Any) -> list[str]:
+    return [c["reason"] for c in cluster.status()["conditions"]]
+
+
 @contextmanager
 def living(one: Any) -> Iterator[None]:
     """Keep a pod's namespace alive by a process in it."""
@@ -52,9 +56,7 @@ def test_a_namespace_that_cannot_be_seen_any_more_is_not_a_dead_pod(cluster: Any
             subprocess.run(["umount", "-l", netns.path(one.namespace)], check=True)
             cluster.ip("rule", "delete", "priority", "512")  # makes it look at everything
             until(lambda: cluster.drift() > before, "the repair")
-            until(lambda: cluster.status()["conditions"], "the condition")
-            (condition,) = cluster.status()["conditions"]
-            assert condition["reason"] == "NetnsGone"
+            until(lambda: reasons(cluster) == ["NetnsGone"], "the condition")
             assert stream.exchange("still here")
         assert cluster.drift() == before + 1
 
@@ -63,9 +65,7 @@ def test_a_pod_that_died_without_a_del_is_one_condition_and_no_drift(cluster: An
     one = cluster.add()
     before = cluster.drift()
     netns.remove(one.namespace)
-    until(lambda: cluster.status()["conditions"], "the condition")
-    (condition,) = cluster.status()["conditions"]
-    assert condition["reason"] == "NetnsGone"
+    until(lambda: reasons(cluster) == ["NetnsGone"], "the condition")
     cluster.ip("rule", "delete", "priority", "512")
     until(lambda: cluster.drift() > before, "the repair")
     assert cluster.drift() == before + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_DIGITS = 18
@@ -39,34 +39,64 @@ def surprise(text: str, tag: str, number: str) -> str:
             return f"the tag {tag} is not supported"
 
 
-def explain(error: Any) -> str:
-    """Say what pydantic found.
+def explain(error: Mapping[str, Any]) -> list[str]:
+    """Say what pydantic found: one thing, or all that a validator of ours says.
 
     Args:
         error: one of ``ValidationError.errors()``.
     """
-    if error["input"] is None and error["type"] in EMPTY:
-        return "empty; remove the key, or give it a value"
-    say = WORDS.get(error["type"])
-    return say(error["input"], error.get("ctx", {})) if say else str(error["msg"])
+    value, kind = error["input"], error["type"]
+    if kind == "value_error":
+        return str(error["msg"]).removeprefix("Value error, ").split("\n")
+    if kind == "too_short" and value:
+        return []  # pydantic counts the valid entries; the others are named by themselves
+    if value is None and kind in NEEDS_VALUE:
+        return [EMPTY_ENTRY if isinstance(error["loc"][-1], int) else EMPTY]
+    say = WORDS.get(kind)
+    return [say(value, error.get("ctx", {})) if say else str(error["msg"])]
 
 
-EMPTY = {"model_type", "dict_type", "tuple_type", "int_type", "string_type", "bool_type"}
+EMPTY = "empty; remove the key, or give it a value"
+EMPTY_ENTRY = "empty; remove the entry, or give it a value"
+
+NEEDS_VALUE = {
+    "model_type",
+    "dict_type",
+    "tuple_type",
+    "int_type",
+    "string_type",
+    "bool_type",
+    "literal_error",
+}
 
 WORDS: dict[str, Callable[[Any, dict[str, Any]], str]] = {
     "missing": lambda _, __: "missing; it is required",
+    "extra_forbidden": lambda _, __: "unknown key",
     "model_type": lambda _, __: "must be a mapping of keys",
     "dict_type": lambda _, __: "must be a mapping of keys",
-    "tuple_type": lambda value, _: f"must be a list; write [{value}]",
+    "tuple_type": lambda value, _: f"must be a list{shown('; write [{}]', value)}",
     "too_short": lambda _, __: "empty; name at least one",
+    "too_long": lambda value, context: (
+        f"{len(value)} entries: must be at most {context['max_length']}"
+    ),
     "int_type": lambda value, _: _not_a_number(value),
-    "bool_type": lambda value, _: f"{value!r}: must be true or false",
-    "string_type": lambda value, _: f"must be text; put {value} in quotes",
-    "literal_error": lambda value, context: f"{value!r}: must be {context['expected']}",
+    "bool_type": lambda value, _: f"{shown('{!r}: ', value)}must be true or false",
+    "string_type": lambda value, _: f"must be text{shown('; put {} in quotes', value)}",
+    "string_too_short": lambda _, __: EMPTY,
+    "literal_error": lambda value, context: (
+        f"{shown('{!r}: ', value)}must be {context['expected']}"
+    ),
     "greater_than_equal": lambda value, context: f"{value}: must be at least {context['ge']}",
     "less_than_equal": lambda value, context: f"{value}: must be at most {context['le']}",
 }
 """By pydantic's type of error."""
+
+
+def shown(form: str, value: Any) -> str:
+    """Show a value as it stands in the YAML; a mapping or a list is left out."""
+    if isinstance(value, bool):
+        return form.replace("!r", "").format(str(value).lower())
+    return form.format(value) if isinstance(value, str | int) else ""
 
 
 def _not_a_number(value: Any) -> str:

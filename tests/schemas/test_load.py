@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import documents
+from document_strategies import documents
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.document import NodeNetwork, parse_duration, print_duration
+from schemas.document import NodeNetwork
+from schemas.eni import InstanceLimits
 from schemas.load import DocumentError, dump, load, read
+from schemas.value import parse_duration, print_duration
+from schemas.warm_pool import AddressTarget
 
 ROOT = Path(__file__).parents[2]
 HEAD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
@@ -31,7 +35,7 @@ def problems(text: str) -> list[str]:
 def test_the_shipped_document_is_valid_and_says_what_the_demo_needs() -> None:
     path = ROOT / "config/node-network.yaml"
     document = load(path.read_text(), str(path))
-    assert (document.warm_pool.warm, document.warm_pool.minimum) == (2, 24)
+    assert document.warm_pool.strategy == AddressTarget(warm=2, minimum=24)
     assert document.snat.mode == "node"
     assert document.snat.exclude_cidrs == ()
     first = path.read_text().splitlines()[0]
@@ -39,16 +43,47 @@ def test_the_shipped_document_is_valid_and_says_what_the_demo_needs() -> None:
     assert (path.parent / first.rpartition("=")[2]).resolve().exists()
 
 
+def test_every_example_in_the_shipped_document_is_valid_once_its_comment_sign_is_gone() -> None:
+    text = (ROOT / "config/node-network.yaml").read_text()
+    examples = []
+    # A key behind a comment sign, and the lines that stand deeper below it.
+    for example in re.finditer(r"^( *)# ([a-zA-Z]+):.*\n(\1#   .*\n)*", text, re.MULTILINE):
+        shown = re.sub("^( *)# ", r"\1", example[0], flags=re.MULTILINE)
+        load(text[: example.start()] + shown + text[example.end() :], "f.yaml")
+        examples.append(example[2])
+    assert examples == [
+        "cluster",
+        "maxPods",
+        "surplus",
+        "max",
+        "allocate",
+        "usePrimary",
+        "subnets",
+        "subnetTags",
+        "securityGroups",
+        "mtu",
+        "instanceTypes",
+        "overrides",
+    ]
+
+
 def test_the_document_in_the_daemonset_is_valid() -> None:
     manifests = yaml.safe_load_all((ROOT / "deploy/daemonset.yaml").read_text())
     (config,) = [m for m in manifests if m["kind"] == "ConfigMap"]
-    assert load(config["data"]["node-network.yaml"], "ConfigMap").warm_pool.minimum == 12
+    assert load(config["data"]["node-network.yaml"], "ConfigMap").warm_pool.strategy.minimum == 12
 
 
 def test_the_defaults_are_whole() -> None:
     document = load(HEAD, "f.yaml")
+    assert document.warm_pool.strategy == AddressTarget(warm=4, minimum=0, surplus=4)
     assert document.warm_pool.cooldown == timedelta(seconds=30)
+    assert (document.cluster, document.max_pods) == ("", None)
     assert document.eni.max is None
+    assert (document.eni.allocate, document.eni.use_primary) == ("addresses", True)
+    assert (document.eni.subnets, document.eni.subnet_tags) == ((), ())
+    assert document.eni.security_groups == ()
+    assert document.instance_types == ()
+    assert document.overrides == ()
     assert document.pod_mtu == 9001
     assert document.families == ("ipv4",)
 
@@ -59,8 +94,51 @@ def test_the_defaults_are_whole() -> None:
         ("snat:\n  excludeCIDR: []\n", "4:3: snat.excludeCIDR: unknown key; did you mean 'excludeCIDRs'?"),
         ("warmpool: {}\n", "3:1: warmpool: unknown key; did you mean 'warmPool'?"),
         ("pods: {colour: 1}\n", "3:8: pods.colour: unknown key; known here: mtu, vethPrefix"),
-        ("warmPool: {warm: -1}\n", "3:18: warmPool.warm: -1: must be at least 0"),
-        ("warmPool: {warm: '3'}\n", "3:18: warmPool.warm: must be a number; remove the quotes"),
+        ("warm_pool: {}\n", "3:1: warm_pool: unknown key; did you mean 'warmPool'?"),
+        ("warmPool: {warm: 2}\n", "3:12: warmPool.warm: unknown key; did you mean 'addresses.warm' or 'enis.warm' or 'prefixes.warm'?"),
+        ("warmPool: {minimum: 2}\n", "3:12: warmPool.minimum: unknown key; did you mean 'addresses.minimum'?"),
+        ("warmPool: {colour: 2}\n", "3:12: warmPool.colour: unknown key; known here: addresses, enis, prefixes, cooldown"),
+        ("warmPool: {adresses: {}}\n", "3:12: warmPool.adresses: unknown key; did you mean 'addresses'?"),
+        ("warmPool: {enis: {minimum: 1}}\n", "3:19: warmPool.enis.minimum: unknown key; known here: warm"),
+        ("warmPool: {addresses: {warm: -1}}\n", "3:30: warmPool.addresses.warm: -1: must be at least 0"),
+        ("warmPool: {addresses: {warm: 1001}}\n", "3:30: warmPool.addresses.warm: 1001: must be at most 1000"),
+        ("warmPool: {addresses: {warm: '3'}}\n", "3:30: warmPool.addresses.warm: must be a number; remove the quotes"),
+        ("warmPool: {addresses: {minimum: 10001}}\n", "3:33: warmPool.addresses.minimum: 10001: must be at most 10000"),
+        ("warmPool: {addresses: {surplus: -1}}\n", "3:33: warmPool.addresses.surplus: -1: must be at least 0"),
+        ("warmPool: {addresses: {surplus: 1001}}\n", "3:33: warmPool.addresses.surplus: 1001: must be at most 1000"),
+        ("warmPool: {enis: {warm: 16}}\n", "3:25: warmPool.enis.warm: 16: must be at most 15"),
+        ("warmPool: {prefixes: {warm: 101}}\n", "3:29: warmPool.prefixes.warm: 101: must be at most 100"),
+        ("warmPool: {enis: }\n", "3:17: warmPool.enis: empty; remove the key, or give it a value"),
+        ("warmPool: {addresses: {}, enis: {}}\n", "3:33: warmPool.enis: addresses and enis are given, but one strategy decides; remove all but one"),
+        ("warmPool: {prefixes: {}, addresses: {}}\n", "3:22: warmPool.prefixes: addresses and prefixes are given, but one strategy decides; remove all but one"),
+        ("warmPool: {enis: {}, prefixes: {}, addresses: {}}\n", "3:18: warmPool.enis: addresses and enis and prefixes are given, but one strategy decides; remove all but one"),
+        ("warmPool: {prefixes: {}}\n", "3:22: warmPool.prefixes: counts /28 prefixes, but eni.allocate is addresses; set it to prefixes, or choose addresses or enis here"),
+        ("maxPods: 0\n", "3:10: maxPods: 0: must be at least 1"),
+        ("maxPods: 1001\n", "3:10: maxPods: 1001: must be at most 1000"),
+        ("cluster: a_b\n", "3:10: cluster: 'a_b': must be 1 to 100 letters, digits and hyphens"),
+        (f"cluster: {'a' * 101}\n", f"3:10: cluster: '{'a' * 101}': must be 1 to 100 letters, digits and hyphens"),
+        ("mtu: 1500\n", "3:1: mtu: unknown key; did you mean 'eni.mtu' or 'pods.mtu'?"),
+        ("eni: {allocate: blocks}\n", "3:17: eni.allocate: 'blocks': must be 'addresses' or 'prefixes'"),
+        ("eni: {usePrimary: 1}\n", "3:19: eni.usePrimary: 1: must be true or false"),
+        ("eni: {max: 1, usePrimary: false}\n", "3:27: eni.usePrimary: false with max 1 leaves no ENI for pods; raise max or use it"),
+        ("eni: {max: 128}\n", "3:12: eni.max: 128: must be at most 127"),
+        ("eni: {subnets: [subnet-1, sg-1]}\n", "3:27: eni.subnets[1]: 'sg-1': must be a subnet id like subnet-0123abcd"),
+        ("eni: {subnets: [subnet-1, subnet-2, subnet-1]}\n", "3:16: eni.subnets: subnet-1 is named twice"),
+        ("eni: {subnets: [subnet-1], subnetTags: {a: b}}\n", "3:40: eni.subnetTags: subnets names the subnets already; remove subnets or subnetTags"),
+        ("eni: {subnetTags: {a: 1}}\n", "3:19: eni.subnetTags: tag 'a': names and values are text; put 1 in quotes"),
+        ("eni: {subnetTags: [a]}\n", "3:19: eni.subnetTags: must be a mapping of names to values"),
+        ("eni: {securityGroups: [SG-1]}\n", "3:24: eni.securityGroups[0]: 'SG-1': must be a security group id like sg-0123abcd"),
+        ("eni: {securityGroups: [sg-1, sg-1]}\n", "3:23: eni.securityGroups: sg-1 is named twice"),
+        (f"eni: {{securityGroups: [{', '.join(f'sg-{i}' for i in range(17))}]}}\n", "3:23: eni.securityGroups: 17 entries: must be at most 16"),
+        ("instanceTypes: {m5: {enis: 3, addressesPerEni: 10}}\n", "3:17: instanceTypes.m5: 'm5': must be an instance type like m5.large"),
+        ("instanceTypes: {m5.large: {enis: 3}}\n", "3:27: instanceTypes[m5.large].addressesPerEni: missing; it is required"),
+        ("instanceTypes: {m5.large: {addressesPerEni: 3}}\n", "3:27: instanceTypes[m5.large].enis: missing; it is required"),
+        ("instanceTypes: {m5.large: {enis: 0, addressesPerEni: 10}}\n", "3:34: instanceTypes[m5.large].enis: 0: must be at least 1"),
+        ("instanceTypes: {m5.large: {enis: 128, addressesPerEni: 10}}\n", "3:34: instanceTypes[m5.large].enis: 128: must be at most 127"),
+        ("instanceTypes: {m5.large: {enis: 3, addressesPerEni: 1}}\n", "3:54: instanceTypes[m5.large].addressesPerEni: 1: must be at least 2"),
+        ("instanceTypes: {m5.large: {enis: 3, addressesPerEni: 251}}\n", "3:54: instanceTypes[m5.large].addressesPerEni: 251: must be at most 250"),
+        ("instanceTypes: {m5.large: {eni: 3}}\n", "3:28: instanceTypes[m5.large].eni: unknown key; did you mean 'enis'?"),
+        ("families: [ipv4, ipv4]\n", "3:11: families: ipv4 is named twice"),
         ("warmPool: {cooldown: 30}\n", "3:22: warmPool.cooldown: 30 is no duration; write a number and a unit, as 30s, 2m or 1h"),
         ("warmPool: {cooldown: 2h}\n", "3:22: warmPool.cooldown: must be from 0s to 1h"),
         ("reconcile: {resync: 10ms}\n", "3:21: reconcile.resync: must be from 1s to 1h"),
@@ -88,21 +166,34 @@ def test_the_defaults_are_whole() -> None:
         ("pods: {vethPrefix: 5}\n", "3:20: pods.vethPrefix: must be text; put 5 in quotes"),
         ("warmPool: {cooldown: 9999999999999h}\n", "3:22: warmPool.cooldown: '9999999999999h' is no duration; write a number and a unit, as 30s, 2m or 1h"),
         ("warmPool: {cooldown: ٣s}\n", "3:22: warmPool.cooldown: '٣s' is no duration; write a number and a unit, as 30s, 2m or 1h"),
-        ("warmPool: {warm: " + "9" * 5000 + "}\n", "3:18: warmPool.warm: a number of 5000 digits; nothing here is that large"),
+        ("maxPods: " + "9" * 5000 + "\n", "3:10: maxPods: a number of 5000 digits; nothing here is that large"),
         ("x: " + "[" * 3000 + "]" * 3000 + "\n", "3:35: nested more than 32 levels deep"),
         ("snat: {<<: {mode: node}}\n", "3:8: snat: merge keys are not supported; write the values out"),
         ('"a\\nb": 1\n', "3:1: 'a\\nb': unknown key"),
+        ("eni: {subnets: [null]}\n", "3:17: eni.subnets[0]: empty; remove the entry, or give it a value"),
+        ("eni: {tags: {x: }}\n", "3:13: eni.tags: tag 'x': names and values are text"),
+        ("eni: {tags: {x: true}}\n", "3:13: eni.tags: tag 'x': names and values are text; put true in quotes"),
+        ("warmPool: {cooldown: }\n", "3:21: warmPool.cooldown: empty; remove the key, or give it a value"),
+        ("reconcile: {ec2Resync: 1s}\n", "3:24: reconcile.ec2Resync: must be from 10s to 1h"),
+        ("snat: {mode: }\n", "3:13: snat.mode: empty; remove the key, or give it a value"),
+        ("overrides: {}\n", "3:12: overrides: must be a list"),
+        ("cluster: true\n", "3:10: cluster: must be text; put true in quotes"),
+        ("eni: {usePrimary: 'no'}\n", "3:19: eni.usePrimary: 'no': must be true or false"),
+        ("eni: {securityGroups: [sg-1, sg-1, sg-2, sg-2]}\n", "3:23: eni.securityGroups: sg-2 is named twice"),
         # YAML 1.1
         ("snat: {mode: no}\n", "3:14: snat.mode: YAML reads no as a boolean; put the word in quotes if it is meant"),
-        ("warmPool: {warm: 010}\n", "3:18: warmPool.warm: YAML reads 010 as the number 8; write plain digits"),
-        ("warmPool: {warm: 1:30}\n", "3:18: warmPool.warm: YAML reads 1:30 as the number 90; write plain digits"),
-        ("warmPool: {warm: 0x10}\n", "3:18: warmPool.warm: YAML reads 0x10 as the number 16; write plain digits"),
-        ("warmPool: {warm: 1.5}\n", "3:18: warmPool.warm: YAML reads 1.5 as a float; numbers here are whole"),
+        ("maxPods: 010\n", "3:10: maxPods: YAML reads 010 as the number 8; write plain digits"),
+        ("maxPods: 1:30\n", "3:10: maxPods: YAML reads 1:30 as the number 90; write plain digits"),
+        ("maxPods: 0x10\n", "3:10: maxPods: YAML reads 0x10 as the number 16; write plain digits"),
+        ("maxPods: 1.5\n", "3:10: maxPods: YAML reads 1.5 as a float; numbers here are whole"),
         ("pods: {vethPrefix: 2026-01-01}\n", "3:20: pods.vethPrefix: YAML reads 2026-01-01 as a timestamp; nothing here is one; put it in quotes"),
         ("snat: {}\nsnat: {}\n", "4:1: snat: stands twice, first in line 3; remove one"),
+        ("eni: {usePrimary: no}\n", "3:19: eni.usePrimary: YAML reads no as a boolean; put the word in quotes if it is meant"),
         ("snat: {1: x}\n", "3:8: snat: a key must be text; put '1' in quotes"),
         ("snat: {? [a] : x}\n", "3:10: snat: a key must be text; put [...] in quotes"),
         ("eni: &e {}\n", "3:6: anchors and aliases are not supported; write the value out"),
+        ("overrides: [{match: {zone: *a}, set: {}}]\n", "3:28: anchors and aliases are not supported; write the value out, or put text that begins with & or * in quotes"),
+        ("overrides: [{match: {zone: *.a}, set: {}}]\n", "3:29: not YAML: expected alphabetic or numeric character, but found '.', or put text that begins with & or * in quotes"),
         ("eni: !!set {a}\n", "3:6: eni: the tag tag:yaml.org,2002:set is not supported"),
         ("warmPool: !int 3\n", "3:11: warmPool: the tag !int is not supported"),
     ],
@@ -138,6 +229,18 @@ def test_faults_of_yaml_hide_none_of_the_documents() -> None:
         "f.yaml:4:3: snat.excludeCIDR: unknown key; did you mean 'excludeCIDRs'?",
         "f.yaml:5:9: snat.mode: YAML reads no as a boolean; put the word in quotes if it is meant",
     ]
+
+
+def test_a_list_of_nothing_valid_is_not_called_empty() -> None:
+    assert [p.split(": ")[1] for p in problems(HEAD + "families: [no, ipv5]\n")] == [
+        "families[0]",
+        "families[1]",
+    ]
+
+
+def test_a_key_that_stands_twice_makes_no_others_stand_twice() -> None:
+    found = problems(HEAD + "snat: {mode: node}\nsnat: {mode: node}\n")
+    assert found == ["f.yaml:4:1: snat: stands twice, first in line 3; remove one"]
 
 
 def test_each_entry_of_a_list_and_each_tag_is_named_by_itself() -> None:
@@ -185,6 +288,51 @@ def test_a_bare_address_means_that_address_alone(text: str) -> None:
     assert document.snat.exclude_cidrs == (ip_network("10.1.2.3/32"),)
 
 
+def test_limits_of_instance_types_are_kept_by_name() -> None:
+    body = "instanceTypes: {u-6tb1.metal: {enis: 5, addressesPerEni: 30}, a1.x: {enis: 1, addressesPerEni: 2}}\n"
+    document = load(HEAD + body, "f.yaml")
+    assert dict(document.instance_types)["u-6tb1.metal"] == InstanceLimits(
+        enis=5, addresses_per_eni=30
+    )
+    assert [name for name, _ in document.instance_types] == ["a1.x", "u-6tb1.metal"]
+
+
+def test_the_order_of_keys_in_a_mapping_makes_no_other_document() -> None:
+    mapping = ["m5.large: {enis: 3, addressesPerEni: 10}", "a1.x: {enis: 1, addressesPerEni: 2}"]
+    tags = ["a: b", "c: d"]
+
+    def body(mapping: list[str], tags: list[str]) -> str:
+        types, some = ", ".join(mapping), ", ".join(tags)
+        override = f"[{{match: {{zone: a}}, set: {{eni: {{tags: {{{some}}}}}}}}}]"
+        return (
+            f"instanceTypes: {{{types}}}\neni: {{subnetTags: {{{some}}}}}\noverrides: {override}\n"
+        )
+
+    one = load(HEAD + body(mapping, tags), "f.yaml")
+    other = load(HEAD + body(mapping[::-1], tags[::-1]), "f.yaml")
+    assert (one, hash(one)) == (other, hash(other))
+
+
+def test_subnets_keep_their_order_for_it_is_the_order_of_preference() -> None:
+    document = load(HEAD + "eni: {subnets: [subnet-b, subnet-a]}\n", "f.yaml")
+    assert document.eni.subnets == ("subnet-b", "subnet-a")
+
+
+def test_subnets_may_be_selected_by_tags_that_we_may_not_set() -> None:
+    body = "eni: {subnetTags: {aws:cloudformation:stack-name: vpc}}\n"
+    assert load(HEAD + body, "f.yaml").eni.subnet_tags == (
+        ("aws:cloudformation:stack-name", "vpc"),
+    )
+
+
+def test_the_normal_form_says_only_the_strategy_that_was_given() -> None:
+    def pool(body: str) -> Any:
+        return yaml.safe_load(dump(load(HEAD + body, "f.yaml")))["warmPool"]
+
+    assert pool("") == {"cooldown": "30s"}
+    assert pool("warmPool: {enis: {}}\n") == {"enis": {"warm": 1}, "cooldown": "30s"}
+
+
 @given(documents())
 def test_the_normal_form_reads_back_as_the_same_document(document: NodeNetwork) -> None:
     assert load(dump(document), "f.yaml") == document
@@ -197,12 +345,18 @@ def test_durations_read_back_as_they_were_written(duration: timedelta) -> None:
     assert parse_duration(print_duration(duration)) == duration
 
 
+HEAD_TREE = yaml.safe_load(HEAD)
 trees: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(allow_nan=False),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["snat", "eni", "pods", "mtu", "excludeCIDRs", "mode", "tags", "x"]),
+            st.sampled_from(
+                [
+                    *NodeNetwork.model_json_schema()["properties"],
+                    *("mtu", "excludeCIDRs", "mode", "tags", "match", "set", "zone", "enis", "x"),
+                ]
+            ),
             inner,
             max_size=4,
         )
@@ -211,12 +365,13 @@ trees: Any = st.recursive(
 )
 
 
-@given(trees)
+@given(trees | st.lists(trees, max_size=3).map(lambda t: HEAD_TREE | {"overrides": t}))
 def test_any_yaml_is_read_or_refused_in_the_documents_own_terms(tree: Any) -> None:
     try:
         load(yaml.safe_dump(tree), "f.yaml")
     except DocumentError as error:
         assert all(p.line >= 1 and p.column >= 1 and p.message for p in error.problems)
+        assert not re.search("should (be|have|match)|Value error", str(error))
 
 
 @given(st.text(max_size=80))

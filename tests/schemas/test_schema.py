@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import documents
+from document_strategies import HEAD, documents, patches
 from hypothesis import given
 from jsonschema import Draft202012Validator
 
@@ -17,7 +17,6 @@ from schemas.load import DocumentError, dump, load
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "schemas/node-network.schema.json").read_text())
-HEAD = {"apiVersion": "node-network/v1alpha1", "kind": "NodeNetwork"}
 EDITOR = Draft202012Validator(SCHEMA)
 
 
@@ -41,11 +40,48 @@ def test_what_the_reconciler_accepts_an_editor_accepts(document: NodeNetwork) ->
         {"snat": {"mode": "nobody"}},
         {"snat": {"excludeCIDRs": ["here/there"]}},
         {"warmPool": {"cooldown": "30"}},
-        {"warmPool": {"warm": -1}},
-        {"warmPool": {"warm": "4"}},
+        {"warmPool": {"warm": 4}},
+        {"warmPool": {"addresses": {"warm": -1}}},
+        {"warmPool": {"addresses": {"warm": "4"}}},
+        {"warmPool": {"addresses": {"surplus": 1001}}},
+        {"warmPool": {"addresses": None}},
+        {"warmPool": {"enis": {"warm": 16}}},
+        {"warmPool": {"enis": {"minimum": 1}}},
+        {"warmPool": {"addresses": {}, "enis": {}}},
+        {"warmPool": {"addresses": {}, "prefixes": {}}, "eni": {"allocate": "prefixes"}},
+        {"warmPool": {"enis": {}, "prefixes": {}}, "eni": {"allocate": "prefixes"}},
+        {"warm_pool": {}},
+        {"maxPods": 0},
+        {"cluster": "a b"},
         {"eni": {"mtu": 100}},
         {"eni": {"max": 0}},
         {"eni": {"tags": {"aws:x": "y"}}},
+        {"eni": {"allocate": "blocks"}},
+        {"eni": {"usePrimary": "yes"}},
+        {"eni": {"subnets": ["sg-1"]}},
+        {"eni": {"subnetTags": {"a": 1}}},
+        {"eni": {"securityGroups": ["subnet-1"]}},
+        {"eni": {"securityGroups": [f"sg-{i}" for i in range(17)]}},
+        {"instanceTypes": {"m5": {"enis": 3, "addressesPerEni": 10}}},
+        {"instanceTypes": {"m5.large": {"enis": 3}}},
+        {"instanceTypes": {"m5.large": {"enis": 0, "addressesPerEni": 10}}},
+        {"instanceTypes": {"m5.large": {"enis": 3, "addressesPerEni": 10, "x": 1}}},
+        {"instanceTypes": []},
+        {"overrides": {}},
+        {"overrides": [{"set": {}}]},
+        {"overrides": [{"match": {"zone": "a"}}]},
+        {"overrides": [{"match": {}, "set": {}}]},
+        {"overrides": [{"match": {"zone": None}, "set": {}}]},
+        {"overrides": [{"match": {"zone": ""}, "set": {}}]},
+        {"overrides": [{"match": {"colour": "a"}, "set": {}}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": []}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"colour": 1}}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"colour": None}}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"kind": "NodeNetwork"}}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"overrides": []}}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"eni": {"mtu": 1}}}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"eni": {"allocate": "blocks"}}}]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"instanceTypes": {"m5": {}}}}]},
         {"pods": {"vethPrefix": "Toolong"}},
         {"families": []},
         {"families": ["ipv5"]},
@@ -57,6 +93,43 @@ def test_what_an_editor_refuses_the_reconciler_refuses(part: dict[str, Any]) -> 
     assert not EDITOR.is_valid(HEAD | part)
     with pytest.raises(DocumentError):
         load(yaml.safe_dump(HEAD | part), "f.yaml")
+
+
+@given(documents(overrides=False), patches())
+def test_what_an_override_may_set_an_editor_accepts(
+    document: NodeNetwork, changes: dict[str, Any]
+) -> None:
+    tree = yaml.safe_load(dump(document))
+    EDITOR.validate(tree | {"overrides": [{"match": {"zone": "a"}, "set": changes}]})
+
+
+def test_an_editor_lets_an_override_drop_one_strategy_and_name_another() -> None:
+    changes = {"warmPool": {"addresses": None, "enis": {"warm": 1}}}
+    tree = HEAD | {"overrides": [{"match": {"zone": "a"}, "set": changes}]}
+    EDITOR.validate(tree)
+    load(yaml.safe_dump(tree), "f.yaml")
+
+
+def test_every_default_that_an_editor_shows_is_what_the_document_would_say() -> None:
+    written = yaml.safe_load(dump(NodeNetwork.model_validate(HEAD)))
+    shown = {key: body["default"] for key, body in SCHEMA["properties"].items() if key not in HEAD}
+    assert shown == {key: value for key, value in written.items() if key not in HEAD}
+    for name in ("Eni", "Snat", "Pods", "Reconcile"):
+        fields = SCHEMA["$defs"][name]["properties"]
+        assert {key: body["default"] for key, body in fields.items()} == written[name.lower()]
+    assert SCHEMA["$defs"]["WarmPool"]["properties"]["cooldown"]["default"] == "30s"
+
+
+def test_an_editor_completes_what_an_override_may_set_but_fills_in_no_defaults() -> None:
+    patch = SCHEMA["$defs"]["Override"]["properties"]["set"]
+    assert set(patch["properties"]) == set(SCHEMA["properties"]) - {
+        "apiVersion",
+        "kind",
+        "overrides",
+    }
+    assert "description" in patch["properties"]["eni"]["properties"]["mtu"]
+    assert '"default"' not in json.dumps(patch)
+    assert '"required"' not in json.dumps(patch)
 
 
 def test_every_field_of_the_document_is_explained() -> None:

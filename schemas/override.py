@@ -1,0 +1,127 @@
+"""Overrides: what some nodes shall have otherwise.
+
+``set`` is a JSON merge patch (RFC 7396) of the document around it. It means something only
+together with that document, so it is kept as it was written; ``schemas.resolve`` applies it and
+``schemas.load`` checks what comes of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
+
+from schemas.model import Model, Sparse
+
+FIXED = ("apiVersion", "kind", "overrides")
+"""Keys of the document that no override sets: they say what the document is."""
+
+
+def parse_patch(value: object) -> str:
+    """Read a partial document and write it as JSON with sorted keys.
+
+    As text it can be hashed, cannot change, and equals what says the same in another order.
+
+    Raises:
+        ValueError: it is no mapping of plain YAML values, or sets what it may not.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("must be a mapping of keys")
+    if fixed := [key for key in FIXED if key in value]:
+        faults = (f"{key}: belongs to the whole document; remove it here" for key in fixed)
+        raise ValueError("\n".join(faults))
+    try:
+        return json.dumps(value, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"not plain YAML: {error}") from error
+
+
+Pattern = Annotated[str, StringConstraints(min_length=1)]
+Patch = Annotated[
+    str,
+    BeforeValidator(parse_patch),
+    PlainSerializer(json.loads, return_type=dict[str, Any]),
+    WithJsonSchema({"type": "object"}),  # patch_schema says more
+]
+
+
+class Match(Sparse):
+    """Which nodes: all patterns that are given must match, and one must be given.
+
+    Patterns are the shell's: ``*``, ``?``, ``[a-z]``, ``[!a-z]``; case counts.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    instance_type: Pattern | None = Field(
+        default=None, description="Pattern for the EC2 instance type, as m5.*. Default: any."
+    )
+    zone: Pattern | None = Field(
+        default=None,
+        description="Pattern for the availability zone's name, as us-east-1a. Default: any.",
+    )
+    node_name: Pattern | None = Field(
+        default=None, description="Pattern for the node's name in Kubernetes. Default: any."
+    )
+
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        if not self.model_fields_set:
+            yield "matches nothing in particular; give instanceType, zone or nodeName"
+
+
+class Override(Model):
+    """Other values for some nodes."""
+
+    match: Match = Field(description="Which nodes.")
+    patch: Patch = Field(
+        alias="set",
+        description="The keys of this document that differ there. Mappings are merged with those "
+        "above, lists and single values replace them, null brings the default back. Naming "
+        "another warmPool strategy, or one of subnets and subnetTags, drops the other.",
+    )
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The patch as a tree of plain values, the caller's own."""
+        tree: dict[str, Any] = json.loads(self.patch)
+        return tree
+
+
+def patch_schema(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON Schema of merge patches for what another schema describes.
+
+    In a patch nothing is required, null removes any key, and what is absent is the base's.
+
+    Args:
+        schema: of the whole, or of a part in the recursion.
+        parts: its ``$defs``; none may refer to itself.
+    """
+    named = parts[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else {}
+    patch = {k: v for k, v in (named | schema).items() if k not in _NOT_IN_A_PATCH}
+    for keyword in ("properties", "patternProperties"):
+        inner = {k: v for k, v in patch.get(keyword, {}).items() if k not in FIXED}
+        if inner:
+            patch[keyword] = {k: _or_null(patch_schema(v, parts)) for k, v in inner.items()}
+    if isinstance(values := patch.get("additionalProperties"), dict):
+        patch["additionalProperties"] = _or_null(values)
+    return patch
+
+
+_NOT_IN_A_PATCH = {"$schema", "$defs", "$ref", "default", "required", "dependentSchemas"}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    if "anyOf" in schema:  # an optional value, so null is among them already
+        return schema
+    choices = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return schema | {"type": [schema["type"], "null"]} | choices

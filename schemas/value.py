@@ -1,0 +1,244 @@
+"""The leaves of the document: how durations, CIDRs, tags, ids and names are read and written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    StrictInt,
+    WithJsonSchema,
+)
+
+from schemas import words
+
+UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
+_CIDR = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?")
+
+MIN_MTU, MAX_MTU = 1280, 9001
+"""Bytes. IPv6 needs 1280 (RFC 8200 section 5) and a node may get it one day; 9001 is EC2's jumbo
+frame (EC2 user guide, "Network MTU")."""
+
+RESERVED_PREFIXES = {
+    "eni": "the stock plugin's links begin with it",
+    "eth": "ENIs are called that",
+    "lo": "the loopback interface is called that",
+    "vlan": "the stock plugin's branch ENIs begin with it",
+    "veth": "other runtimes' links begin with it",
+    "cni": "bridge plugins' links begin with it",
+}
+
+RESERVED_TAGS = ("node.k8s.amazonaws.com/", "cluster.k8s.amazonaws.com/")
+"""Ownership is read from tags that begin so; the document may not forge it."""
+
+Network = IPv4Network | IPv6Network
+Pairs = tuple[tuple[str, str], ...]
+"""A mapping that can be hashed: sorted by name, no name twice."""
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read ``500ms``, ``30s``, ``2m`` or ``1h``.
+
+    Raises:
+        ValueError: it is anything else; a number without a unit says nothing.
+    """
+    if isinstance(value, timedelta):
+        return value
+    if value is None:
+        raise ValueError(words.EMPTY)
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is no duration; write a number and a unit, as 30s, 2m or 1h")
+    return timedelta(milliseconds=int(match[1]) * UNITS_MS[match[2]])
+
+
+def print_duration(value: timedelta) -> str:
+    """Write a duration in the largest unit that keeps it whole."""
+    ms = value // timedelta(milliseconds=1)
+    unit = next(u for u in ("h", "m", "s", "ms") if ms % UNITS_MS[u] == 0 and (ms or u == "s"))
+    return f"{ms // UNITS_MS[unit]}{unit}"
+
+
+def parse_cidr(value: object) -> Network:
+    """Read a CIDR; a bare address means that address alone.
+
+    Raises:
+        ValueError: it is no CIDR, or has bits set that its length cuts off.
+    """
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if value is None:
+        raise ValueError("the entry is empty; remove it, or write a CIDR as 10.1.0.0/16")
+    if not isinstance(value, str) or not _CIDR.fullmatch(value):
+        shown = "a list inside the list" if isinstance(value, list) else repr(value)
+        raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16")
+    try:
+        return ip_network(value)
+    except ValueError:
+        pass
+    try:
+        fixed = ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"{value!r} is no CIDR; write it as 10.1.0.0/16") from None
+    raise ValueError(f"{value} has host bits set; write {fixed}")
+
+
+def parse_tag_selector(value: object) -> Pairs:
+    """Read EC2 tags, anybody's. Limits: EC2 user guide, "Tag restrictions".
+
+    Raises:
+        ValueError: no mapping of text to text, or tags longer than EC2 allows; all that are.
+    """
+    return _read_tags(value, lambda _: "")
+
+
+def parse_tags(value: object) -> Pairs:
+    """Read EC2 tags that we may set.
+
+    Raises:
+        ValueError: no tags, or among them Amazon's or those that say whose an ENI is.
+    """
+    return _read_tags(value, _whose)
+
+
+def _read_tags(value: object, refuse: Callable[[str], str]) -> Pairs:
+    pairs = dict(value) if isinstance(value, dict | tuple) else None
+    if pairs is None:
+        raise ValueError("must be a mapping of names to values")
+    faults = [
+        f"tag {key!r}: {fault}"
+        for key, text in pairs.items()
+        if (fault := _fault(key, text) or refuse(key))
+    ]
+    if faults:
+        raise ValueError("\n".join(faults))
+    return tuple(sorted(pairs.items()))
+
+
+def _fault(key: object, text: object) -> str:
+    if not isinstance(key, str) or not isinstance(text, str):
+        return f"names and values are text{words.shown('; put {} in quotes', text)}"
+    if not 1 <= len(key) <= 128 or len(text) > 256:
+        return "a name has 1 to 128 characters, a value at most 256"
+    return ""
+
+
+def _whose(key: str) -> str:
+    if key.lower().startswith("aws:"):
+        return "names that begin with aws: are Amazon's own"
+    if key.startswith(RESERVED_TAGS):
+        return "ownership is read from it; it is set for you"
+    return ""
+
+
+def check_unique(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a list in which nothing is named twice.
+
+    Raises:
+        ValueError: something is; all that are.
+    """
+    twice = [text for position, text in enumerate(value) if text in value[:position]]
+    if twice:
+        raise ValueError("\n".join(f"{text} is named twice" for text in dict.fromkeys(twice)))
+    return value
+
+
+@dataclass(frozen=True)
+class Form:
+    """Text of a form: the pattern for editors, and words for whoever missed it."""
+
+    pattern: str
+    said: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        schema = {"type": "string", "pattern": f"^{self.pattern}$"}
+        return handler.generate_schema(
+            Annotated[source, AfterValidator(self.check), WithJsonSchema(schema)]
+        )
+
+    def check(self, value: str) -> str:
+        """Return text that has the form.
+
+        Raises:
+            ValueError: it has another.
+        """
+        if not re.fullmatch(self.pattern, value):
+            raise ValueError(f"{value!r}: must be {self.said}")
+        return value
+
+
+def _check_prefix(value: str) -> str:
+    if reason := RESERVED_PREFIXES.get(value):
+        raise ValueError(f"{value!r} cannot be told from others' links: {reason}")
+    return value
+
+
+def _check_families(value: tuple[str, ...]) -> tuple[str, ...]:
+    if "ipv6" in value:
+        raise ValueError("ipv6 is not built yet; remove it")
+    return value
+
+
+def _tags_schema(names: dict[str, object]) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"minLength": 1, "maxLength": 128} | names,
+            "additionalProperties": {"type": "string", "maxLength": 256},
+        }
+    )
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(print_duration, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DURATION.pattern}$"}),
+]
+Cidr = Annotated[
+    Network,
+    BeforeValidator(parse_cidr),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{_CIDR.pattern}$"}),
+]
+Tags = Annotated[
+    Pairs,
+    BeforeValidator(parse_tags),
+    PlainSerializer(dict, return_type=dict[str, str]),
+    _tags_schema({"pattern": "^(?![aA][wW][sS]:)"}),
+]
+TagSelector = Annotated[
+    Pairs,
+    BeforeValidator(parse_tag_selector),
+    PlainSerializer(dict, return_type=dict[str, str]),
+    _tags_schema({}),
+]
+Mtu = Annotated[StrictInt, Field(ge=MIN_MTU, le=MAX_MTU)]
+Family = Literal["ipv4", "ipv6"]
+Families = Annotated[
+    tuple[Family, ...],
+    Field(min_length=1),
+    AfterValidator(_check_families),
+    AfterValidator(check_unique),
+]
+VethPrefix = Annotated[
+    str,
+    Form("[a-z][a-z0-9]{0,3}", "1 to 4 lower-case letters and digits, a letter first"),
+    AfterValidator(_check_prefix),
+]
+SubnetId = Annotated[str, Form("subnet-[0-9a-z]+", "a subnet id like subnet-0123abcd")]
+SecurityGroupId = Annotated[str, Form("sg-[0-9a-z]+", "a security group id like sg-0123abcd")]
+InstanceTypeName = Annotated[
+    str, Form(r"[a-z0-9-]+\.[a-z0-9-]+", "an instance type like m5.large")
+]
+ClusterName = Annotated[str, Form("[A-Za-z0-9-]{0,100}", "1 to 100 letters, digits and hyphens")]

@@ -35,13 +35,29 @@ def lab() -> None:
         _fail("the lab makes network namespaces and needs root; try again with sudo")
 
 
+def _pairs(
+    _context: click.Context, _parameter: click.Parameter, words: tuple[str, ...]
+) -> dict[str, str]:
+    if wrong := [w for w in words if "=" not in w]:
+        raise click.BadParameter(f"{wrong[0]!r} is not NODE=TYPE")
+    return dict(w.split("=", 1) for w in words)
+
+
 @lab.command()
 @name_option
-def up(name: str) -> None:
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="NODE=TYPE",
+    callback=_pairs,
+    help="Instance type of a node, such as node1=m5.4xlarge; once for each node.",
+)
+def up(name: str, types: dict[str, str]) -> None:
     """Make a lab."""
     with Console(stderr=True).status("") as status:
         try:
-            lifecycle.up(name, lambda step: status.update(f"lab {name}: {step}"))
+            lifecycle.up(name, lambda step: status.update(f"lab {name}: {step}"), types=types)
         except (LabError, ValueError) as error:
             _fail(str(error))
     click.echo(f"lab {name} is up; try: node-network lab exec --name {name} node1 -- ip address")
@@ -77,8 +93,9 @@ def status(name: str, output: str) -> None:
     console = story.make_console()
     table = Table("instance", "device", "ENI", "status", "primary", "secondaries", box=None)
     for e in enis:
-        row = (e["instance"], str(e["device"]), e["id"], e["status"], e["primary"])
-        table.add_row(*row, str(len(e["addresses"]) - 1))
+        device = "" if e["device"] is None else str(e["device"])
+        row = (e["instance"], device, e["id"], e["status"], e["primary"])
+        table.add_row(*row, str(len(e["addresses"][1:])))
     console.print(table)
     for flow in drops:
         console.print(

@@ -248,6 +248,7 @@ class Fabric:
 
     def _boot(self, namespace: str, eni: EniView) -> None:
         """Configure an instance's first link, as its DHCP client does."""
+        assert eni.primary is not None
         router = eni.subnet_cidr.network_address + 1
         _configure(namespace, "eth0", eni.primary, eni.subnet_cidr, router)
 

@@ -20,7 +20,9 @@ SWITCHES: dict[str, Any] = {
     "detachDelaySeconds": 0.0,
     "staleEc2Seconds": 0.0,
     "staleImdsSeconds": 0.0,
+    "truncateEc2": None,
     "truncateImds": None,
+    "emptyImds": False,
 }
 """Every switch with its resting value.
 
@@ -29,8 +31,13 @@ SWITCHES: dict[str, Any] = {
   effect; code null after the effect drops the connection: the call happened, its answer is lost.
 * ``denied``: actions answered UnauthorizedOperation.
 * ``staleEc2Seconds``, ``staleImdsSeconds``: describe answers are that old.
-* ``truncateImds``: lists of addresses end after so many entries.
+* ``truncateEc2``: DescribeNetworkInterfaces lists the primary address and so many of the others
+  of an ENI, and so many of its prefixes, of IPv6 as of IPv4; filters still see all.
+* ``truncateImds``: lists of addresses end after so many entries, the primary among them.
+* ``emptyImds``: metadata tells of the instance, and of no interface.
 """
+
+THROTTLED = "RequestLimitExceeded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class Faults:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._calls: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._throttled: Counter[str] = Counter()
         self.clear()
 
     def clear(self) -> None:
@@ -95,28 +103,35 @@ class Faults:
         with self._lock:
             return dict(self._failed)
 
+    def throttled(self) -> dict[str, int]:
+        """Return those of the failed calls that were answered RequestLimitExceeded, by action."""
+        with self._lock:
+            return dict(self._throttled)
+
     def reset_calls(self) -> None:
         """Count from nothing."""
         with self._lock:
             self._calls.clear()
             self._failed.clear()
+            self._throttled.clear()
 
     def before(self, action: str) -> Injected | None:
         """Count a call; return what it gets instead of its effect."""
         with self._lock:
             self._calls[action] += 1
-            fault = self._decide(action)
-            if fault:
-                self._failed[action] += 1
-            return fault
+            return self._counted(action, self._decide(action))
 
     def after(self, action: str) -> Injected | None:
         """Return what a call gets although it had its effect."""
         with self._lock:
-            fault = self._error(action, "after")
-            if fault:
-                self._failed[action] += 1
-            return fault
+            return self._counted(action, self._error(action, "after"))
+
+    def _counted(self, action: str, fault: Injected | None) -> Injected | None:
+        if fault:
+            self._failed[action] += 1
+            if fault.code == THROTTLED:
+                self._throttled[action] += 1
+        return fault
 
     def _decide(self, action: str) -> Injected | None:
         if action in self._switches["denied"]:
@@ -124,7 +139,7 @@ class Faults:
             return Injected("UnauthorizedOperation", message, 403)
         for name in (action, "*"):
             if name in self._switches["throttle"] and not self._take(name):
-                return Injected("RequestLimitExceeded", "Request limit exceeded.", 503)
+                return Injected(THROTTLED, "Request limit exceeded.", 503)
         return self._error(action, "before")
 
     def _take(self, name: str) -> bool:

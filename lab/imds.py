@@ -84,6 +84,7 @@ class Imds:
         if primary is None:
             return {}
         limit = faults.get("truncateImds")
+        told = [] if faults.get("emptyImds") else enis
         return {
             "meta-data": {
                 "ami-id": instance.image_id,
@@ -94,7 +95,7 @@ class Imds:
                 "local-ipv4": str(primary.primary),
                 "mac": primary.mac,
                 "network": {
-                    "interfaces": {"macs": {e.mac: _interface(e, instance, limit) for e in enis}}
+                    "interfaces": {"macs": {e.mac: _interface(e, instance, limit) for e in told}}
                 },
                 "placement": {
                     "availability-zone": instance.availability_zone,
@@ -121,7 +122,6 @@ def _interface(eni: EniView, instance: InstanceView, limit: int | None) -> Tree:
     tree: Tree = {
         "device-number": str(eni.device_index),
         "interface-id": eni.eni_id,
-        "local-ipv4s": "\n".join(map(str, eni.addresses[:limit])),
         "mac": eni.mac,
         "network-card": "0",
         "owner-id": eni.owner_id,
@@ -132,7 +132,10 @@ def _interface(eni: EniView, instance: InstanceView, limit: int | None) -> Tree:
         "vpc-ipv4-cidr-block": instance.vpc_cidrs[0],
         "vpc-ipv4-cidr-blocks": "\n".join(instance.vpc_cidrs),
     }
-    # A key without a value does not exist: real IMDS answers 404.
+    # A key without a value does not exist: real IMDS answers 404, also for the addresses of an
+    # EFA-only ENI (aws/amazon-vpc-cni-k8s#3047).
+    if eni.addresses:
+        tree["local-ipv4s"] = "\n".join(map(str, eni.addresses[:limit]))
     if eni.prefixes:
         tree["ipv4-prefix"] = "\n".join(map(str, eni.prefixes[:limit]))
     if eni.ipv6_addresses:

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from lab import netns
+from lab import netns, topology
 from lab.topology import EC2_ENDPOINT, EC2_PORT, INSTANCES, STATE, Names
 
 START_LIMIT_S = 30.0
@@ -118,13 +118,21 @@ class Lab:
         return subprocess.Popen(self.command(node, argv), env=self.environment(node), **options)
 
 
-def up(name: str, say: Say = lambda _: None) -> Lab:
+def up(name: str, say: Say = lambda _: None, *, types: Mapping[str, str] | None = None) -> Lab:
     """Make a lab. If that fails or is interrupted, nothing of it stays.
+
+    Args:
+        name: what to call it.
+        say: called with what is done next.
+        types: instance types by node; other nodes have the ones of the topology.
 
     Raises:
         LabError: one of this name is there, or this one cannot be made.
+        ValueError: the name is none, or there is no such node or type; nothing was made.
     """
     names = Names(name)
+    types = types or {}
+    _refuse_unknown(types)
     if netns.names(names.prefix) or not _claim(names):
         raise LabError(
             f"lab {name} is up, or something is left of it; 'node-network lab down --name {name}'"
@@ -136,7 +144,7 @@ def up(name: str, say: Say = lambda _: None) -> Lab:
         for instance in INSTANCES:
             names.node_state(instance.name).mkdir()
         say("EC2, instance metadata and the fabric")
-        _start_server(names)
+        _start_server(names, types)
     except BaseException as error:
         down(name)
         if isinstance(error, subprocess.CalledProcessError):
@@ -201,11 +209,23 @@ def _claim(names: Names) -> bool:
         return True
 
 
-def _start_server(names: Names) -> None:
+def _refuse_unknown(types: Mapping[str, str]) -> None:
+    topology.instances(types)
+    if not types:
+        return
+    # Not at the top: reading moto's tables takes a second, and few commands need them.
+    from moto.ec2.models.instance_types import INSTANCE_TYPES
+
+    if unknown := sorted(set(types.values()) - INSTANCE_TYPES.keys()):
+        raise ValueError(f"no such instance type: {', '.join(unknown)}")
+
+
+def _start_server(names: Names, types: Mapping[str, str]) -> None:
     lab = Lab(names.lab)
+    words = [names.lab, *(f"{node}={its}" for node, its in types.items())]
     with names.log.open("w") as log:
         process = subprocess.Popen(
-            lab.command("vpc", [sys.executable, "-m", "lab.server", names.lab]),
+            lab.command("vpc", [sys.executable, "-m", "lab.server", *words]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

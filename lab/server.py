@@ -12,33 +12,42 @@ import signal
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from lab import fabric
+from lab import fabric, topology
 from lab.ec2 import Cloud
 from lab.fabric import Fabric
 from lab.faults import Faults
 from lab.imds import Imds
-from lab.topology import EC2_ENDPOINT, EC2_PORT, IMDS, INSTANCES, REGION, SUBNETS, VPC_CIDRS, Names
+from lab.topology import EC2_ENDPOINT, EC2_PORT, IMDS, REGION, SUBNETS, VPC_CIDRS, Names, Subnet
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
 
 IMAGE = "ami-12c6146b"
 """One of moto's own images."""
 
 
 class Lab:
-    """Everything in the process."""
+    """Everything in the process.
 
-    def __init__(self, names: Names) -> None:
+    Attributes:
+        instances: ids by name, those of terminated ones too.
+    """
+
+    def __init__(self, names: Names, types: Mapping[str, str]) -> None:
         self.names = names
+        self._types = types
         self.faults = Faults()
         self.fabric = Fabric(names)
         self.cloud = Cloud(wire=self.fabric, faults=self.faults, region=REGION)
         self.instances: dict[str, str] = {}
+        self._occupants: set[str] = set()
 
     def build(self) -> None:
         """Make the VPC, its subnets and instances."""
@@ -54,12 +63,8 @@ class Lab:
         vpc = ec2.create_vpc(CidrBlock=first)["Vpc"]["VpcId"]
         for cidr in more:
             ec2.associate_vpc_cidr_block(VpcId=vpc, CidrBlock=cidr)
-        subnets = {}
-        for s in SUBNETS:
-            made = ec2.create_subnet(VpcId=vpc, CidrBlock=str(s.cidr), AvailabilityZone=s.zone)
-            subnets[s.name] = made["Subnet"]["SubnetId"]
-            ec2.create_tags(Resources=[subnets[s.name]], Tags=[{"Key": "Name", "Value": s.name}])
-        for i in INSTANCES:
+        subnets = {s.name: self._make_subnet(ec2, vpc, s) for s in SUBNETS}
+        for i in topology.instances(self._types):
             with self.fabric.launching(i.name):
                 made_instances = ec2.run_instances(
                     ImageId=IMAGE,
@@ -107,14 +112,53 @@ class Lab:
                 self.faults.set(**question.get("set", {}))
                 return {"faults": self.faults.snapshot()}
             case "calls":
-                calls, failed = self.faults.calls(), self.faults.failed()
-                if question.get("reset"):
-                    self.faults.reset_calls()
-                return {"calls": calls, "failed": failed}
+                return self._calls(reset=bool(question.get("reset")))
+            case "terminate":
+                self._terminate(question["node"])
+                return {}
             case other:
                 raise ValueError(f"unknown request {other!r}")
 
+    def _make_subnet(self, ec2: EC2Client, vpc: str, subnet: Subnet) -> str:
+        made = ec2.create_subnet(
+            VpcId=vpc, CidrBlock=str(subnet.cidr), AvailabilityZone=subnet.zone
+        )
+        subnet_id = made["Subnet"]["SubnetId"]
+        ec2.create_tags(
+            Resources=[subnet_id],
+            Tags=[{"Key": "Name", "Value": subnet.name}, {"Key": "role", "Value": subnet.role}],
+        )
+        if subnet.occupied:
+            occupant = ec2.create_network_interface(
+                SubnetId=subnet_id,
+                Description="somebody's, so that this subnet is not empty",
+                PrivateIpAddresses=[
+                    {"PrivateIpAddress": str(a), "Primary": a == subnet.occupied[0]}
+                    for a in subnet.occupied
+                ],
+            )
+            self._occupants.add(occupant["NetworkInterface"]["NetworkInterfaceId"])
+        return subnet_id
+
+    def _calls(self, *, reset: bool) -> dict[str, Any]:
+        faults = self.faults
+        counts = {
+            "calls": faults.calls(),
+            "failed": faults.failed(),
+            "throttled": faults.throttled(),
+        }
+        if reset:
+            faults.reset_calls()
+        return counts
+
+    def _terminate(self, node: str) -> None:
+        """End an instance in EC2; what runs in its namespace lives on, without a link."""
+        if node not in self.instances:
+            raise ValueError(f"no such node {node!r}")
+        self.cloud.terminate(self.instances[node])
+
     def _enis(self) -> list[dict[str, Any]]:
+        """List all but those that subnets are occupied with; a test has no business with them."""
         owners = {instance_id: name for name, instance_id in self.instances.items()}
         return [
             {
@@ -123,11 +167,13 @@ class Lab:
                 "device": e.device_index,
                 "status": e.status,
                 "mac": e.mac,
-                "primary": str(e.primary),
+                "type": e.interface_type,
+                "primary": str(e.primary) if e.primary else "",
                 "addresses": [str(a) for a in e.addresses],
                 "prefixes": [str(p) for p in e.prefixes],
             }
             for e in self.cloud.enis()
+            if e.eni_id not in self._occupants
         ]
 
 
@@ -151,10 +197,11 @@ class _Exchange(socketserver.StreamRequestHandler):
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM; arguments are the lab's name and pairs of a node and its type."""
     names = Names(sys.argv[1])
+    types = dict(pair.split("=", 1) for pair in sys.argv[2:])
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    lab = Lab(names)
+    lab = Lab(names, types)
     lab.fabric.build()
     servers: list[BaseWSGIServer] = [
         make_server(str(EC2_ENDPOINT), EC2_PORT, lab.cloud.app, threaded=True),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -21,11 +22,19 @@ INTERNET_HOST = IPv4Address("198.51.100.10")
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One subnet of the VPC."""
+    """One subnet of the VPC.
+
+    Attributes:
+        role: value of its tag "role", for those who select subnets by tag.
+        occupied: held from the start by an ENI that is attached to nothing; the first is its
+            primary address.
+    """
 
     name: str
     cidr: IPv4Network
     zone: str
+    role: str
+    occupied: tuple[IPv4Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +48,21 @@ class Instance:
 
 
 SUBNETS = (
-    Subnet("nodes-a", IPv4Network("10.0.1.0/24"), "us-east-1a"),
-    Subnet("nodes-b", IPv4Network("10.0.2.0/24"), "us-east-1b"),
-    Subnet("tiny", IPv4Network("10.0.8.0/28"), "us-east-1a"),
-    Subnet("hosts", IPv4Network("10.0.9.0/24"), "us-east-1a"),
-    Subnet("pods-a", IPv4Network("100.64.1.0/24"), "us-east-1a"),
+    Subnet("nodes-a", IPv4Network("10.0.1.0/24"), "us-east-1a", "nodes"),
+    Subnet("nodes-b", IPv4Network("10.0.2.0/24"), "us-east-1b", "nodes"),
+    Subnet("tiny", IPv4Network("10.0.8.0/28"), "us-east-1a", "tiny"),
+    Subnet("hosts", IPv4Network("10.0.9.0/24"), "us-east-1a", "hosts"),
+    Subnet("pods-a", IPv4Network("100.64.1.0/24"), "us-east-1a", "pods"),
+    Subnet("pods-b", IPv4Network("100.64.2.0/24"), "us-east-1b", "pods"),
+    # Of its four blocks of 16 the outer ones hold reserved addresses, so that one address in
+    # each of the others leaves 57 free and not one whole block.
+    Subnet(
+        "fragmented",
+        IPv4Network("100.64.3.0/26"),
+        "us-east-1a",
+        "fragmented",
+        (IPv4Address("100.64.3.24"), IPv4Address("100.64.3.40")),
+    ),
 )
 INSTANCES = (
     Instance("node1", "m5.large", "nodes-a", IPv4Address("10.0.1.10")),
@@ -98,3 +117,14 @@ class Names:
     def node_state(self, node: str) -> Path:
         """State directory of a node's reconciler."""
         return self.state / node
+
+
+def instances(types: Mapping[str, str]) -> tuple[Instance, ...]:
+    """Return the lab's instances, some nodes with another type than their own.
+
+    Raises:
+        ValueError: there is no node of that name.
+    """
+    if unknown := sorted(types.keys() - set(NODES)):
+        raise ValueError(f"no such node: {', '.join(unknown)}; there are {', '.join(NODES)}")
+    return tuple(replace(i, type=types.get(i.name, i.type)) for i in INSTANCES)

@@ -13,6 +13,7 @@ class EniView:
 
     Attributes:
         status: "available", or the attachment's: attaching, attached, detaching.
+        primary: None on an EFA-only ENI, which has no address and no link.
         addresses: all private IPv4 addresses, the primary first.
         tags: pairs in key order.
     """
@@ -26,7 +27,7 @@ class EniView:
     owner_id: str
     description: str
     status: str
-    primary: IPv4Address
+    primary: IPv4Address | None
     addresses: tuple[IPv4Address, ...]
     prefixes: tuple[IPv4Network, ...]
     ipv6_addresses: tuple[IPv6Address, ...]
@@ -38,6 +39,7 @@ class EniView:
     device_index: int | None = None
     attachment_id: str | None = None
     delete_on_termination: bool = False
+    interface_type: str = "interface"
 
     def holds(self, address: IPv4Address) -> bool:
         """Whether a packet with this source may leave by this ENI."""

@@ -116,6 +116,12 @@ class Cloud:
                 vpc_cidrs=tuple(a["cidr_block"] for a in associated),
             )
 
+    def terminate(self, instance_id: str) -> None:
+        """Terminate an instance as an operator does by hand: no switch delays or counts it."""
+        with self.lock:
+            self.backend.terminate_instances([instance_id])
+            self.remember()
+
     def reset(self) -> None:
         """Forget everything."""
         with self.lock:

@@ -25,6 +25,10 @@ from lab.wire import EniView, Wire, WireError
 
 DEFAULT_LIMITS = (2, 2)
 
+EFA_ONLY = "efa-only"
+"""Type of an ENI without a network device, hence without addresses and link (EC2 user guide,
+"Elastic Fabric Adapter")."""
+
 
 class Interface(NetworkInterface):  # type: ignore[misc]
     """An ENI whose addresses are chosen once, lowest free first, and never twice."""
@@ -41,22 +45,24 @@ class Interface(NetworkInterface):  # type: ignore[misc]
         self.ipv4_prefixes: list[dict[str, str]] = []
         self.ipv6_prefixes: list[dict[str, str]] = []
         self.attachment_status = "attached"
+        interface_type = kwargs.pop("interface_type", "interface")
         count = int(kwargs.pop("secondary_ips_count", 0) or 0)
-        primary, secondaries = _requested(private_ip_address, private_ip_addresses or [])
-        if primary is None:
-            primary = ec2_backend.choose_addresses(subnet, 1)[0]
-        else:
-            ec2_backend.claim(subnet, [primary])
-        ec2_backend.claim(subnet, secondaries)
-        chosen = [primary, *secondaries]
-        chosen += ec2_backend.choose_addresses(subnet, count, besides=chosen)
-        super().__init__(
-            ec2_backend,
-            subnet,
-            str(primary),
-            [{"Primary": a == primary, "PrivateIpAddress": str(a)} for a in chosen],
-            **kwargs,
-        )
+        requested = _requested(private_ip_address, private_ip_addresses or [])
+        has_link = interface_type != EFA_ONLY
+        chosen = ec2_backend.first_addresses(subnet, *requested, count) if has_link else []
+        texts = [str(a) for a in chosen]
+        listed = [{"Primary": t == texts[0], "PrivateIpAddress": t} for t in texts]
+        super().__init__(ec2_backend, subnet, "".join(texts[:1]), listed, **kwargs)
+        if not has_link:
+            # moto has made one up.
+            self.private_ip_address = None
+            self.private_ip_addresses.clear()
+        self.interface_type = interface_type
+
+    @property
+    def has_link(self) -> bool:
+        """Whether the instance sees a network device."""
+        return bool(self.interface_type != EFA_ONLY)
 
     @property
     def addresses(self) -> list[IPv4Address]:
@@ -86,7 +92,7 @@ class Interface(NetworkInterface):  # type: ignore[misc]
             owner_id=self.owner_id,
             description=self.description,
             status=self.attachment_status if instance else "available",
-            primary=IPv4Address(self.private_ip_address),
+            primary=IPv4Address(self.private_ip_address) if self.has_link else None,
             addresses=tuple(self.addresses),
             prefixes=tuple(self.prefixes),
             ipv6_addresses=tuple(IPv6Address(a) for a in self.ipv6_addresses),
@@ -98,6 +104,7 @@ class Interface(NetworkInterface):  # type: ignore[misc]
             device_index=self.device_index if instance else None,
             attachment_id=self.attachment_id,
             delete_on_termination=bool(self.delete_on_termination),
+            interface_type=self.interface_type,
         )
 
     def delete(self) -> None:
@@ -125,9 +132,16 @@ class LabInstance(Instance):  # type: ignore[misc]
             nic.delete_on_termination = True
 
     def attach_eni(self, eni: Interface, device_index: int) -> str:
-        """Attach, if EC2 would; the link is there before the status says so."""
+        """Attach, if EC2 would; the link is there before the status says so.
+
+        Kinder than EC2 in one thing: it attaches an EFA to a stopped instance only (EC2 user
+        guide, "Create and attach an Elastic Fabric Adapter"), and the lab's are never stopped.
+        """
         index = int(device_index)
         backend = self.ec2_backend
+        if self._state.name == "terminated":
+            message = f"The terminated instance '{self.id}' is not in a valid state."
+            raise EC2ClientError("IncorrectInstanceState", message)
         if eni.instance is not None:
             raise EC2ClientError("InvalidParameterValue", f"Interface: [{eni.id}] in use.")
         if eni.subnet.availability_zone != self._placement.zone:
@@ -229,10 +243,11 @@ class Backend(EC2Backend):  # type: ignore[misc]
 
     def finish_attach(self, eni: Interface, attachment_id: str) -> None:
         """Plug the link in, then say that it is attached; without a link it is not."""
-        if eni.attachment_id != attachment_id:
+        if eni.attachment_id != attachment_id or eni.id not in self.enis:
             return
         try:
-            self.wire.plug(eni.view())
+            if eni.has_link:
+                self.wire.plug(eni.view())
         except WireError as error:
             Instance.detach_eni(eni.instance, eni)
             raise EC2ClientError("Unsupported", str(error)) from error
@@ -286,6 +301,22 @@ class Backend(EC2Backend):  # type: ignore[misc]
             raise EC2ClientError("InsufficientFreeAddressesInSubnet", message)
         return chosen
 
+    def first_addresses(
+        self,
+        subnet: Any,
+        primary: IPv4Address | None,
+        secondaries: list[IPv4Address],
+        count: int,
+    ) -> list[IPv4Address]:
+        """Choose the addresses of a new ENI, the primary first; all of them or none."""
+        if primary is None:
+            primary = self.choose_addresses(subnet, 1, besides=secondaries)[0]
+        else:
+            self.claim(subnet, [primary])
+        self.claim(subnet, secondaries)
+        chosen = [primary, *secondaries]
+        return chosen + self.choose_addresses(subnet, count, besides=chosen)
+
     def claim(self, subnet: Any, addresses: list[IPv4Address]) -> None:
         """Refuse explicit addresses that are not in the subnet, reserved, or somebody's."""
         allowed = allocation.usable(IPv4Network(subnet.cidr_block))
@@ -318,10 +349,14 @@ class Backend(EC2Backend):  # type: ignore[misc]
 
 
 def limits(instance_type: str) -> tuple[int, int]:
-    """Return ENIs per instance and IPv4 addresses per ENI; a prefix counts as one address."""
+    """Return ENIs on network card 0 and IPv4 addresses per ENI; a prefix counts as one address.
+
+    The type's own number of ENIs is the sum over its network cards.
+    """
     info = INSTANCE_TYPES.get(instance_type, {}).get("NetworkInfo", {})
+    card = next(iter(info.get("NetworkCards", [])), info)
     return (
-        int(info.get("MaximumNetworkInterfaces", DEFAULT_LIMITS[0])),
+        int(card.get("MaximumNetworkInterfaces", DEFAULT_LIMITS[0])),
         int(info.get("Ipv4AddressesPerInterface", DEFAULT_LIMITS[1])),
     )
 

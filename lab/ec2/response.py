@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,31 @@ from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import add_tag_specification
 
-from lab.ec2.model import Interface, limits, private_address_limit
-from lab.faults import Injected
+from lab.ec2.model import EFA_ONLY, Interface, limits, private_address_limit
+from lab.faults import THROTTLED, Injected
 from lab.wire import EniView
 
 if TYPE_CHECKING:
     from lab.ec2 import Cloud
 
-STATUS = {"RequestLimitExceeded": 503, "UnauthorizedOperation": 403}
+STATUS = {THROTTLED: 503, "UnauthorizedOperation": 403}
 MAX_PAGE = 1000
+
+INTERFACE_TYPES = ("interface", "efa", EFA_ONLY, "trunk")
+"""What can be asked for (EC2 API reference, CreateNetworkInterface)."""
+
+ADDRESS_PARAMETERS = (
+    "PrivateIpAddress",
+    "PrivateIpAddresses",
+    "SecondaryPrivateIpAddressCount",
+    "Ipv4Prefixes",
+    "Ipv4PrefixCount",
+    "Ipv6Addresses",
+    "Ipv6AddressCount",
+    "Ipv6Prefixes",
+    "Ipv6PrefixCount",
+)
+"""What asks for addresses, when an ENI is made and later."""
 
 
 class LostAnswerError(Exception):
@@ -81,11 +98,16 @@ class Response(EC2Response):  # type: ignore[misc]
             if (not ids or v.eni_id in ids) and all(_matches(v, f) for f in wanted)
         ]
         page, token = self._page(chosen)
-        return ActionResult({"NetworkInterfaces": [describe(v) for v in page]} | token)
+        limit = self.cloud.faults.get("truncateEc2")
+        shown = page if limit is None else [_truncated(v, limit) for v in page]
+        return ActionResult({"NetworkInterfaces": [describe(v) for v in shown]} | token)
 
     def describe_subnets(self) -> ActionResult:
-        """As moto does, with pages."""
-        ids = self._get_param("SubnetIds")
+        """As moto does, with pages, and with the right name for a subnet that is not there."""
+        ids = set(self._get_param("SubnetIds", []))
+        for subnet_id in sorted(ids - {s.id for s in self.ec2_backend.describe_subnets()}):
+            message = f"The subnet ID '{subnet_id}' does not exist"
+            raise EC2ClientError("InvalidSubnetID.NotFound", message)
         found = self.ec2_backend.describe_subnets(ids, self._filters_from_querystring())
         page, token = self._page(found)
         return ActionResult({"Subnets": page} | token)
@@ -130,6 +152,11 @@ class Response(EC2Response):  # type: ignore[misc]
     def _create(self) -> Interface:
         backend = self.ec2_backend
         subnet = backend.get_subnet(self._get_param("SubnetId"))
+        interface_type = self._get_param("InterfaceType") or "interface"
+        if interface_type not in INTERFACE_TYPES:
+            message = f"The interface type '{interface_type}' is invalid"
+            raise EC2ClientError("InvalidParameterValue", message)
+        self._check_can_have_addresses(interface_type)
         eni: Interface = backend.create_network_interface(
             subnet,
             self._get_param("PrivateIpAddress"),
@@ -140,6 +167,7 @@ class Response(EC2Response):  # type: ignore[misc]
             secondary_ips_count=self._get_int_param("SecondaryPrivateIpAddressCount", 0),
             ipv6_addresses=[i["Ipv6Address"] for i in self._get_param("Ipv6Addresses", [])],
             ipv6_address_count=self._get_int_param("Ipv6AddressCount", 0),
+            interface_type=interface_type,
         )
         try:
             self._add_prefixes(eni)
@@ -156,7 +184,7 @@ class Response(EC2Response):  # type: ignore[misc]
         return EmptyResult()
 
     def attach_network_interface(self) -> ActionResult:
-        """Attach to network card 0, the only one the lab's instances have."""
+        """Attach to network card 0, the only one the lab has."""
         self.error_on_dryrun()
         if int(self._get_param("NetworkCardIndex") or 0):
             raise EC2ClientError("InvalidParameterValue", "The network card index is invalid")
@@ -190,6 +218,7 @@ class Response(EC2Response):  # type: ignore[misc]
     def assign_private_ip_addresses(self) -> ActionResult:
         """Add addresses or prefixes; the answer names the new ones only."""
         eni = self.ec2_backend.get_network_interface(self._get_param("NetworkInterfaceId"))
+        self._check_can_have_addresses(eni.interface_type)
         explicit = [IPv4Address(a) for a in self._get_param("PrivateIpAddresses", [])]
         count = self._get_int_param("SecondaryPrivateIpAddressCount", 0) or 0
         self._check_room(eni, len(explicit) + count)
@@ -231,6 +260,7 @@ class Response(EC2Response):  # type: ignore[misc]
     def assign_ipv6_addresses(self) -> ActionResult:
         """Add IPv6 addresses or /80 prefixes; the answer names the new ones only."""
         eni = self.ec2_backend.get_network_interface(self._get_param("NetworkInterfaceId"))
+        self._check_can_have_addresses(eni.interface_type)
         block = _ipv6_block(eni)
         fresh = list(self._get_param("Ipv6Addresses", []))
         count = self._get_int_param("Ipv6AddressCount", 0) or 0
@@ -275,6 +305,12 @@ class Response(EC2Response):  # type: ignore[misc]
         eni.ipv6_prefixes += added
         return added
 
+    def _check_can_have_addresses(self, interface_type: str) -> None:
+        """Refuse addresses of an EFA-only ENI; EC2 documents that it does, not with which code."""
+        if interface_type == EFA_ONLY and any(self._get_param(p) for p in ADDRESS_PARAMETERS):
+            message = "EFA-only network interfaces do not support IP addresses."
+            raise EC2ClientError("InvalidParameterCombination", message)
+
     def _check_room(self, eni: Interface, more: int) -> None:
         """An ENI's limit is its instance type's, so it holds once the ENI is attached."""
         if eni.instance is None or not more:
@@ -294,7 +330,7 @@ class Response(EC2Response):  # type: ignore[misc]
                 self._readdress(other)
 
     def _readdress(self, eni: Interface) -> None:
-        if eni.instance is not None and eni.attachment_status == "attached":
+        if eni.instance is not None and eni.attachment_status == "attached" and eni.has_link:
             self.cloud.wire.readdress(eni.view())
 
 
@@ -308,11 +344,10 @@ def describe(view: EniView) -> dict[str, Any]:
         "AvailabilityZone": view.availability_zone,
         "OwnerId": view.owner_id,
         "Description": view.description,
-        "InterfaceType": "interface",
+        "InterfaceType": view.interface_type,
         "RequesterManaged": False,
         "SourceDestCheck": view.source_dest_check,
         "Status": "in-use" if view.instance_id else "available",
-        "PrivateIpAddress": str(view.primary),
         "PrivateIpAddresses": [
             {"Primary": a == view.primary, "PrivateIpAddress": str(a)} for a in view.addresses
         ],
@@ -322,6 +357,8 @@ def describe(view: EniView) -> dict[str, Any]:
         "Groups": [{"GroupId": g, "GroupName": g} for g in view.groups],
         "TagSet": [{"Key": k, "Value": v} for k, v in view.tags],
     }
+    if view.primary:
+        body["PrivateIpAddress"] = str(view.primary)
     if view.instance_id:
         body["Attachment"] = {
             "AttachmentId": view.attachment_id,
@@ -333,6 +370,17 @@ def describe(view: EniView) -> dict[str, Any]:
             "DeleteOnTermination": view.delete_on_termination,
         }
     return body
+
+
+def _truncated(view: EniView, limit: int) -> EniView:
+    """Return an ENI with its primary address and at most so many of everything else."""
+    return replace(
+        view,
+        addresses=view.addresses[: 1 + limit],
+        prefixes=view.prefixes[:limit],
+        ipv6_addresses=view.ipv6_addresses[:limit],
+        ipv6_prefixes=view.ipv6_prefixes[:limit],
+    )
 
 
 def _matches(view: EniView, wanted: dict[str, Any]) -> bool:
@@ -361,8 +409,10 @@ def _filter_values(view: EniView, name: str) -> Iterable[str]:
         "mac-address": [view.mac],
         "description": [view.description],
         "group-id": list(view.groups),
+        "interface-type": [view.interface_type],
+        "requester-managed": ["false"],
         "tag-key": [k for k, _ in view.tags],
-        "private-ip-address": [str(view.primary)],
+        "private-ip-address": [str(view.primary)] if view.primary else [],
         "addresses.private-ip-address": [str(a) for a in view.addresses],
     }
     if name not in values:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
+import boto3
 import pytest
+from botocore.config import Config
 from conftest import lab_name
 from waiting import until
 
 from lab import lifecycle, netns
 from lab.fabric import Fabric
-from lab.topology import INSTANCES, SUBNETS, Names
+from lab.topology import EC2_ENDPOINT, EC2_PORT, INSTANCES, SUBNETS, Names
 from lab.wire import EniView
 
 
@@ -131,6 +134,34 @@ def lab():
     handle = lifecycle.up(lab_name("s"))
     yield handle
     lifecycle.down(handle.names.lab)
+
+
+@contextmanager
+def client_on(lab, node):
+    """A client that speaks to the lab's EC2 from a node, as a reconciler does."""
+    with netns.inside(lab.names.namespace(node)):
+        client = boto3.client(
+            "ec2",
+            region_name="us-east-1",
+            endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
+            aws_access_key_id="lab",
+            aws_secret_access_key="lab",
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+        yield client
+        client.close()
+
+
+@pytest.fixture
+def on():
+    """``client_on``, for labs and nodes of a test's own."""
+    return client_on
+
+
+@pytest.fixture
+def client(lab):
+    with client_on(lab, "node1") as client:
+        yield client
 
 
 @pytest.fixture

@@ -147,6 +147,11 @@ def test_a_primary_is_chosen_where_none_is_named(ec2):
     assert held(ec2, eni)[0] == ["10.0.1.4", "10.0.1.60"]
 
 
+def test_a_chosen_primary_is_none_of_the_named_secondaries(ec2):
+    eni = create(ec2, PrivateIpAddresses=[{"PrivateIpAddress": "10.0.1.4"}])
+    assert held(ec2, eni)[0] == ["10.0.1.5", "10.0.1.4"]
+
+
 @pytest.mark.parametrize(
     ("address", "refusal"),
     [

@@ -120,6 +120,71 @@ def test_tags_are_found_by_key_by_value_and_by_a_star(ec2):
     assert found(ec2, tag_key="role") == [one, two]
 
 
+def tagged(ec2: Any, subnet: str = "nodes-a", **tags: str) -> str:
+    pairs = [{"Key": k, "Value": v} for k, v in tags.items()]
+    specification = {"ResourceType": "network-interface", "Tags": pairs}
+    return create(ec2, subnet, TagSpecifications=[specification])
+
+
+def test_all_filters_of_a_search_for_left_over_enis_hold_together(ec2):
+    """What a reconciler asks to find the ENIs its dead neighbours left."""
+    mine = [tagged(ec2, "pods-a", cluster="c1", node=n) for n in ("i-1", "i-2")]
+    attached = tagged(ec2, "nodes-a", cluster="c1", node="i-1")
+    attach(ec2, attached)
+    elsewhere = tagged(ec2, "pods-b", cluster="c1", node="i-1")
+    foreign = tagged(ec2, "pods-a", cluster="c2", node="i-1")
+    unmarked = tagged(ec2, "pods-a", cluster="c1")
+    third = tagged(ec2, "pods-a", cluster="c1", node="i-3")
+    wanted = [
+        {"Name": "tag:cluster", "Values": ["c1"]},
+        {"Name": "tag:node", "Values": ["i-1", "i-2"]},
+        {"Name": "tag-key", "Values": ["node", "other"]},
+        {"Name": "status", "Values": ["available"]},
+        {"Name": "subnet-id", "Values": [ec2.subnets[n] for n in ("nodes-a", "pods-a")]},
+        {"Name": "vpc-id", "Values": [ec2.vpc_id]},
+        {"Name": "requester-managed", "Values": ["false"]},
+    ]
+
+    def ids(filters: list[dict[str, Any]]) -> set[str]:
+        answer = ec2.client.describe_network_interfaces(Filters=filters)
+        return {e["NetworkInterfaceId"] for e in answer["NetworkInterfaces"]}
+
+    assert ids(wanted) == set(mine)
+    without = {f["Name"]: ids([g for g in wanted if g is not f]) - set(mine) for f in wanted}
+    assert without == {
+        "tag:cluster": {foreign},
+        "tag:node": {third},
+        "tag-key": set(),
+        "status": {attached},
+        "subnet-id": {elsewhere},
+        "vpc-id": set(),
+        "requester-managed": set(),
+    }
+    assert unmarked not in ids([{"Name": "tag-key", "Values": ["node", "other"]}])
+    assert ids([{"Name": "requester-managed", "Values": ["true"]}]) == set()
+
+
+def test_pages_of_a_filtered_search_hold_what_fits_and_nothing_else(ec2):
+    wanted = []
+    for n in range(7):
+        wanted.append(tagged(ec2, node=f"i-{n}"))
+        create(ec2)
+    filters = [
+        {"Name": "tag:node", "Values": ["i-*"]},
+        {"Name": "status", "Values": ["available"]},
+    ]
+    paginator = ec2.client.get_paginator("describe_network_interfaces")
+    pages = list(paginator.paginate(Filters=filters, PaginationConfig={"PageSize": 5}))
+    found_ids = [[e["NetworkInterfaceId"] for e in p["NetworkInterfaces"]] for p in pages]
+    assert found_ids == [wanted[:5], wanted[5:]]
+
+
+def test_every_eni_says_that_no_service_manages_it(ec2):
+    create(ec2)
+    described = ec2.client.describe_network_interfaces()["NetworkInterfaces"]
+    assert [e["RequesterManaged"] for e in described] == [False, False]
+
+
 def test_a_filter_nobody_knows_is_refused_not_ignored(ec2):
     code, message = refusal(found, ec2, no_such_filter="x")
     assert code == "InvalidParameterValue"
@@ -217,6 +282,29 @@ def test_an_eni_that_is_still_attaching_fills_its_device_and_counts(ec2):
     )
 
 
+def test_nothing_is_attached_to_a_terminated_instance(ec2):
+    eni = create(ec2)
+    ec2.client.terminate_instances(InstanceIds=[ec2.instance_id])
+    assert refusal(attach, ec2, eni)[0] == "IncorrectInstanceState"
+    assert describe(ec2, eni)["Status"] == "available"
+
+
+def test_a_type_of_several_network_cards_has_the_enis_of_its_first(ec2):
+    """p4d.24xlarge: 60 ENIs, 15 to each of four cards."""
+    spec = {"DeviceIndex": 0, "SubnetId": ec2.subnets["nodes-a"]}
+    made = ec2.client.run_instances(
+        ImageId="ami-12c6146b",
+        InstanceType="p4d.24xlarge",
+        MinCount=1,
+        MaxCount=1,
+        NetworkInterfaces=[spec],
+    )
+    ec2.instance_id = made["Instances"][0]["InstanceId"]
+    for index in range(1, 15):
+        attach(ec2, create(ec2), index)
+    assert refusal(attach, ec2, create(ec2), 15)[0] == "AttachmentLimitExceeded"
+
+
 def test_modifying_names_the_right_attachment(ec2):
     eni = create(ec2)
     attach(ec2, eni)
@@ -308,6 +396,54 @@ def test_the_past_is_shown_whole_and_never_a_mix(ec2, monkeypatch):
     assert describe(ec2, eni) == now
     ec2.cloud.faults.set(staleEc2Seconds=16)
     assert refusal(describe, ec2, eni)[0] == "InvalidNetworkInterfaceID.NotFound"
+
+
+def lists(ec2: Any, eni: str) -> tuple[list[str], list[str]]:
+    body = describe(ec2, eni)
+    return (
+        [a["PrivateIpAddress"] for a in body["PrivateIpAddresses"]],
+        [p["Ipv4Prefix"] for p in body["Ipv4Prefixes"]],
+    )
+
+
+def test_lists_of_describe_end_where_the_lab_says_but_the_primary_is_always_there(ec2):
+    eni = create(
+        ec2,
+        PrivateIpAddresses=[
+            {"PrivateIpAddress": "10.0.1.200"},
+            {"PrivateIpAddress": "10.0.1.201"},
+            {"PrivateIpAddress": "10.0.1.100", "Primary": True},
+        ],
+        Ipv4Prefixes=[{"Ipv4Prefix": p} for p in ("10.0.1.32/28", "10.0.1.64/28")],
+    )
+    whole = (["10.0.1.100", "10.0.1.200", "10.0.1.201"], ["10.0.1.32/28", "10.0.1.64/28"])
+    cut = {}
+    for limit in (0, 1, 2, None):
+        ec2.cloud.faults.set(truncateEc2=limit)
+        cut[limit] = lists(ec2, eni)
+        assert describe(ec2, eni)["PrivateIpAddress"] == "10.0.1.100"
+    assert cut == {
+        0: (["10.0.1.100"], []),
+        1: (["10.0.1.100", "10.0.1.200"], ["10.0.1.32/28"]),
+        2: whole,
+        None: whole,
+    }
+
+
+def test_what_describe_cuts_is_still_held_found_and_answered_by_other_calls(ec2):
+    ec2.cloud.faults.set(truncateEc2=0)
+    made = ec2.client.create_network_interface(
+        SubnetId=ec2.subnets["nodes-a"], SecondaryPrivateIpAddressCount=2
+    )["NetworkInterface"]
+    eni, held = made["NetworkInterfaceId"], made["PrivateIpAddresses"]
+    assert len(held) == 3
+    hidden = held[2]["PrivateIpAddress"]
+    assert found(ec2, addresses__private_ip_address=hidden) == [eni]
+    code, _ = refusal(create, ec2, PrivateIpAddress=hidden)
+    assert code == "InvalidIPAddress.InUse"
+    ec2.client.unassign_private_ip_addresses(NetworkInterfaceId=eni, PrivateIpAddresses=[hidden])
+    ec2.cloud.faults.clear()
+    assert len(lists(ec2, eni)[0]) == 2
 
 
 def test_many_callers_at_once_get_an_address_each(ec2):

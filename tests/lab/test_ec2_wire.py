@@ -220,6 +220,31 @@ def test_a_refused_assignment_tells_nothing(ec2, wire):
     assert wire.told == []
 
 
+def test_an_efa_only_eni_has_no_link_and_a_trunk_has_one(ec2, wire):
+    efa, trunk = create(ec2, InterfaceType="efa-only"), create(ec2, InterfaceType="trunk")
+    attachment = attach(ec2, efa, 1)
+    attach(ec2, trunk, 2)
+    ec2.client.modify_network_interface_attribute(
+        NetworkInterfaceId=efa, SourceDestCheck={"Value": False}
+    )
+    assert status(ec2, efa) == "attached"
+    assert (wire.of(efa), wire.of(trunk)) == ([], ["plug"])
+    ec2.client.detach_network_interface(AttachmentId=attachment)
+    assert status(ec2, efa) == "available"
+
+
+def test_an_eni_that_died_with_its_instance_while_attaching_is_not_plugged(ec2, wire, timers):
+    ec2.cloud.faults.set(attachDelaySeconds=1)
+    eni = create(ec2)
+    ec2.client.modify_network_interface_attribute(
+        NetworkInterfaceId=eni,
+        Attachment={"AttachmentId": attach(ec2, eni), "DeleteOnTermination": True},
+    )
+    ec2.client.terminate_instances(InstanceIds=[ec2.instance_id])
+    timers.pop()()
+    assert "plug" not in wire.of(eni)
+
+
 def test_terminating_unplugs_every_eni_also_what_stays(ec2, wire):
     stays = create(ec2)
     attach(ec2, stays)

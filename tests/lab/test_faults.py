@@ -133,6 +133,20 @@ def test_calls_are_counted_with_the_refused_ones_among_them(faults):
     assert (faults.calls(), faults.failed()) == ({}, {})
 
 
+def test_throttled_calls_are_counted_apart_from_those_that_fail_otherwise(faults):
+    error = {"action": "CreateVpc", "code": "InternalError", "when": "after"}
+    limited = {"action": "DeleteVpc", "code": "RequestLimitExceeded"}
+    faults.set(denied=["CreateTags"], throttle={"DescribeVpcs": [1, 0]}, errors=[error, limited])
+    codes(faults, "CreateTags", 2)
+    codes(faults, "DescribeVpcs", 3)
+    codes(faults, "DeleteVpc", 2)
+    faults.after("CreateVpc")
+    assert faults.throttled() == {"DescribeVpcs": 2, "DeleteVpc": 1}, "whoever said so"
+    assert faults.failed() == faults.throttled() | {"CreateTags": 2, "CreateVpc": 1}
+    faults.reset_calls()
+    assert faults.throttled() == {}
+
+
 def test_what_is_returned_is_a_copy(faults):
     faults.before("CreateTags")
     faults.calls()["CreateTags"] = 99
@@ -180,7 +194,9 @@ def test_clearing_puts_every_switch_to_rest_and_fills_the_buckets(faults):
         "detachDelaySeconds": 1.0,
         "staleEc2Seconds": 1.0,
         "staleImdsSeconds": 1.0,
+        "truncateEc2": 1,
         "truncateImds": 1,
+        "emptyImds": True,
     }
     assert switches.keys() == SWITCHES.keys()
     faults.set(**switches)

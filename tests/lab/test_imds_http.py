@@ -280,6 +280,44 @@ def test_every_list_of_addresses_can_be_cut_short_and_nothing_else(ec2, node):
     assert len(node.lines(f"{mac}/local-ipv4s")) == 4
 
 
+def test_cut_to_nothing_the_lists_are_there_and_empty(ec2, node):
+    eni = create(ec2, SecondaryPrivateIpAddressCount=3, Ipv4PrefixCount=2)
+    attach(ec2, eni)
+    mac = f"{MACS}/{eni['MacAddress']}"
+    ec2.cloud.faults.set(truncateImds=0)
+    assert node.get(f"{mac}/local-ipv4s") == ""
+    assert node.get(f"{mac}/ipv4-prefix") == ""
+    assert node.get(f"{mac}/interface-id") == eni["NetworkInterfaceId"]
+    assert node.get(f"{LATEST}/local-ipv4") == "10.0.1.10", "the instance's own is no list"
+
+
+def test_an_empty_metadata_knows_the_instance_and_no_interface(ec2, node):
+    mac = node.get(f"{LATEST}/mac")
+    keys = node.lines(f"{MACS}/{mac}/")
+    everything = node.lines(f"{LATEST}/")
+    ec2.cloud.faults.set(emptyImds=True)
+    assert node.get(f"{MACS}/") == ""
+    assert {node.ask(f"{MACS}/{mac}{rest}")[0] for rest in ["", *(f"/{k}" for k in keys)]} == {404}
+    assert node.lines(f"{LATEST}/") == everything
+    assert node.get(f"{LATEST}/instance-id") == ec2.instance_id
+    assert node.get(f"{LATEST}/mac") == mac
+    assert node.get(f"{LATEST}/placement/availability-zone") == "us-east-1a"
+    assert node.get("/latest/dynamic/instance-identity/document")
+    ec2.cloud.faults.clear()
+    assert node.lines(f"{MACS}/{mac}/") == keys
+
+
+def test_an_efa_only_eni_is_told_without_addresses(ec2, node):
+    """As real metadata does (aws/amazon-vpc-cni-k8s#3047)."""
+    eni = create(ec2, InterfaceType="efa-only")
+    attach(ec2, eni)
+    mac = f"{MACS}/{eni['MacAddress']}"
+    assert "local-ipv4s" not in node.lines(f"{mac}/")
+    assert node.ask(f"{mac}/local-ipv4s")[0] == 404
+    assert node.get(f"{mac}/device-number") == "1"
+    assert node.get(f"{mac}/subnet-ipv4-cidr-block") == "10.0.1.0/24"
+
+
 # -- who asks -----------------------------------------------------------------------------
 
 

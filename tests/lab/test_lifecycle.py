@@ -13,15 +13,13 @@ import threading
 import time
 from pathlib import Path
 
-import boto3
 import pytest
-from botocore.config import Config
 from click.testing import CliRunner
 from waiting import until
 
 from lab import lifecycle, netns
 from lab.lifecycle import Lab, LabError
-from lab.topology import EC2_ENDPOINT, EC2_PORT, STATE
+from lab.topology import STATE
 from lab.traffic import Receiver, probe
 from reconciler.cli import main
 
@@ -131,6 +129,7 @@ def test_calls_are_counted_and_switches_set_from_outside(lab, client):
     counted = lab.ask("calls", reset=True)
     assert counted["calls"] == {"DescribeSubnets": 1, "DescribeNetworkInterfaces": 1}
     assert counted["failed"] == {"DescribeSubnets": 1}
+    assert counted["throttled"] == {}
     assert lab.ask("calls")["calls"] == {}
     client.describe_subnets()
 
@@ -343,6 +342,35 @@ def test_the_command_line_makes_shows_uses_and_removes_a_lab(name):
     _assert_gone(name)
 
 
+def test_the_command_line_makes_nodes_of_the_types_asked_for(name, on):
+    types = ["--type", "node1=m5.4xlarge", "--type", "node2=t3.micro"]
+    made = CliRunner().invoke(main, ["lab", "up", "--name", name, *types])
+    assert made.exit_code == 0, made.output
+    with on(Lab(name), "node1") as client:
+        found = {
+            tag["Value"]: instance["InstanceType"]
+            for reservation in client.describe_instances()["Reservations"]
+            for instance in reservation["Instances"]
+            for tag in instance["Tags"]
+        }
+    assert found == {"node1": "m5.4xlarge", "node2": "t3.micro", "vpchost": "t3.micro"}
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("node9=m5.large", "no such node: node9; there are node1, node2"),
+        ("node1=m5.huge", "no such instance type: m5.huge"),
+        ("node1", "'node1' is not NODE=TYPE"),
+    ],
+)
+def test_the_command_line_refuses_types_and_nodes_there_are_not(name, word, complaint):
+    done = CliRunner().invoke(main, ["lab", "up", "--name", name, "--type", word])
+    assert done.exit_code == 2
+    assert complaint in done.stderr
+    _assert_gone(name)
+
+
 @pytest.mark.parametrize("words", [["status"], ["exec", "node1", "--", "true"]])
 def test_the_command_line_says_what_to_do_when_there_is_no_lab(words):
     name = f"t{secrets.token_hex(4)}"
@@ -367,22 +395,6 @@ def test_the_command_line_says_plainly_that_it_needs_root(monkeypatch):
 
 
 # -- helpers ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def client(lab):
-    """A client that speaks to the lab's EC2 from the node, as a reconciler does."""
-    with netns.inside(lab.names.namespace("node1")):
-        client = boto3.client(
-            "ec2",
-            region_name="us-east-1",
-            endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-            aws_access_key_id="lab",
-            aws_secret_access_key="lab",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
-        yield client
-        client.close()
 
 
 def _attach(lab, client):

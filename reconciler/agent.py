@@ -19,7 +19,7 @@ from reconciler.conditions import Conditions
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.core.plan import Plan, Refusal
 from reconciler.core.pool import Demand
-from reconciler.domains.attachment import Records
+from reconciler.core.records import Records
 from reconciler.drift import Accounts
 from reconciler.engine import Outcome
 from reconciler.errors import InternalError, ReconcilerError
@@ -164,7 +164,7 @@ class Agent:
                         "device": e.device_index,
                         "status": e.status,
                         "owned": e.owned,
-                        "addresses": len(e.secondaries),
+                        "addresses": len(e.pod_addresses),
                     }
                     for e in (cloud.enis if cloud else ())
                 ],
@@ -260,14 +260,16 @@ class Agent:
 
     def _addresses(self, records: Records) -> dict[str, int]:
         """Count pod addresses by state."""
-        cloud = self._node.cloud
-        held = {a for e in cloud.enis if e.serves_pods for a in e.secondaries} if cloud else set()
+        enis = self._node.cloud.enis if self._node.cloud else ()
+        held = {a for e in enis if e.serves_pods for a in e.pod_addresses}
         assigned = {a.address for a in records.attachments}
         cooling = {c.address for c in records.cooling}
+        quarantined = {a for q in records.quarantined for a in q.network} & held
         return {
-            "allocatable": len(held - assigned - cooling),
+            "allocatable": len(held - assigned - cooling - quarantined),
             "assigned": len(assigned),
             "cooling": len(cooling),
+            "quarantined": len(quarantined),
         }
 
     # -- the pool loop --------------------------------------------------------------------
@@ -317,7 +319,8 @@ class Agent:
             self._transitions += 1
             return min(TRANSITION_S * 1.2 ** max(self._transitions - 20, 0), resync_s), 0
         self._transitions = 0
-        return resync_s, 0
+        due_s = self._node.pool_due_s
+        return resync_s if due_s is None else min(due_s, resync_s), 0
 
     # -- the document ---------------------------------------------------------------------
 

@@ -46,9 +46,9 @@ class Conditions:
         return sorted(found, key=lambda c: str(c["subject"]))
 
     def texts(self, domain: str) -> list[str]:
-        """Return what is wrong with one domain."""
+        """Return what is wrong with one domain, each with its reason."""
         with self._lock:
-            return [str(c["text"]) for c in self._known.get(domain, {}).values()]
+            return [f"{c['reason']}: {c['text']}" for c in self._known.get(domain, {}).values()]
 
 
 def _troubles(outcome: Outcome) -> Iterator[tuple[str, Condition]]:

@@ -9,6 +9,7 @@
     ├── ApplyError       one action failed: the next round plans it again
     ├── StateError       the state directory cannot be used: the operator must act
     ├── InternalError    a bug of ours: please report it
+    ├── ConflictError    overrides of the document contradict each other on this node
     ├── LockedError      another reconciler holds this node
     └── UnansweredError  no reconciler runs here, or it refuses to answer
 
@@ -84,6 +85,10 @@ class StateError(ReconcilerError):
 
 class InternalError(ReconcilerError):
     """A bug of ours ended something; the traceback is in the log."""
+
+
+class ConflictError(ReconcilerError):
+    """Overrides that match this node make a document that is invalid together."""
 
 
 class LockedError(ReconcilerError):

@@ -6,17 +6,34 @@ waits for EC2: it works on the last look at EC2, which a pass over the pool brin
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.core.facts import Eni, Inputs, Node
+from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
+from reconciler.core.call import Creation
+from reconciler.core.cloud import Cloud, retain
+from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.facts import Eni, Node
+from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Refusal
-from reconciler.domains import address, attachment, eni, link, nat, neighbour, route, rule, sysctl
+from reconciler.core.records import Records
+from reconciler.domains import (
+    address,
+    attachment,
+    conntrack,
+    link,
+    nat,
+    neighbour,
+    route,
+    rule,
+    sysctl,
+)
 from reconciler.domains.address import LinkAddress
-from reconciler.domains.attachment import Records
-from reconciler.domains.eni import Cloud
+from reconciler.domains.conntrack import Silence
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
@@ -24,18 +41,22 @@ from reconciler.domains.rule import Rule
 from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
 from reconciler.errors import (
     ApplyError,
+    ConflictError,
     NamespaceError,
     NotReadyError,
     ObserveError,
     ReconcilerError,
 )
-from reconciler.targets.ec2 import Ec2
+from reconciler.keeper import Keeper
+from reconciler.targets.conntrack import Conntrack
+from reconciler.targets.ec2 import Ec2, Journal
 from reconciler.targets.imds import Imds
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
-from reconciler.targets.state import StateDirectory
 from reconciler.targets.sysctl import SysctlTree
 from schemas.document import NodeNetwork
+from schemas.load import DocumentError
+from schemas.resolve import resolve
 
 TRANSITIONS = {"attaching", "detaching", "pending"}
 """EC2's words for an attachment that is about to change by itself."""
@@ -64,6 +85,31 @@ class Pass:
         return all(o.settled for o in self.outcomes.values())
 
 
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything outside: the targets and the sources of one node.
+
+    Attributes:
+        make_ec2: from instance id, region and journal; called once metadata has answered.
+        now: seconds since the epoch.
+        node_name: what the cluster calls the node; "" if nobody said.
+    """
+
+    imds: Any = field(default_factory=Imds)
+    make_ec2: Callable[[str, str, Journal], Any] = Ec2
+    netlink: Any = field(default_factory=Netlink)
+    nft: Any = field(default_factory=Nft)
+    sysctl: Any = field(default_factory=SysctlTree)
+    conntrack: Any = field(default_factory=Conntrack)
+    now: Callable[[], float] = time.time
+    node_name: str = ""
+
+
+ORPHAN_S = 10.0
+"""Seconds for which a pod's namespace and link must both be gone before its attachment is released
+without a DEL: between the two a runtime may have lost it for good."""
+
+
 class LocalNode:
     """The node this process runs on, as far as it is known.
 
@@ -72,22 +118,28 @@ class LocalNode:
         cloud: the last look at EC2, also of an earlier process; None until there was one.
     """
 
-    def __init__(self, state: StateDirectory, *, imds: Imds | None = None) -> None:
+    def __init__(self, state: Any, world: World | None = None) -> None:
         self.state = state
+        self._world = world or World(node_name=os.environ.get("NODE_NAME", ""))
         self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
         self.facts: Node | None = self._remembered[0]
         self.cloud: Cloud | None = self._remembered[1]
-        self._imds = imds or Imds()
-        self._ec2: Ec2 | None = None
+        self._netlink = self._world.netlink
+        self._ec2: Any = None
+        self._keeper: Keeper | None = None
         self._records: Records | None = None
-        self._netlink = Netlink()
-        self._nft = Nft()
-        self._sysctl = SysctlTree()
+        self._binding = threading.RLock()
+        self._dead_since: dict[AttachmentKey, float] = {}
 
     @property
     def ec2_calls(self) -> Mapping[str, int]:
         """EC2 calls made so far, by action."""
         return dict(self._ec2.calls) if self._ec2 else {}
+
+    @property
+    def pool_due_s(self) -> float | None:
+        """Seconds until the pool has something to try again; None if nothing waits."""
+        return self._keeper.due_s if self._keeper else None
 
     def learn(self) -> Node:
         """Read the node's identity and VPC CIDRs again.
@@ -95,10 +147,41 @@ class LocalNode:
         Raises:
             ObserveError: IMDS does not answer.
         """
-        self.facts = self._imds.node()
-        if self._ec2 is None:
-            self._ec2 = Ec2(self.facts.instance_id, self._imds.region())
+        world = self._world
+        self.facts = replace(world.imds.node(), name=world.node_name)
+        if self._keeper is None:
+            region = world.imds.region()
+            self._ec2 = world.make_ec2(self.facts.instance_id, region, self.state)
+            if self.cloud and self.cloud.limits:
+                self._ec2.know(self.facts.instance_type, self.cloud.limits)
+            self._keeper = Keeper(
+                state=self.state,
+                ec2=self._ec2,
+                netlink=world.netlink,
+                conntrack=world.conntrack,
+                binding=self._binding,
+                now=world.now,
+            )
         return self.facts
+
+    def resolve(self, document: NodeNetwork) -> NodeNetwork:
+        """Apply the document's overrides for this node.
+
+        Raises:
+            NotReadyError: nobody knows yet which node this is.
+            ConflictError: overrides that match this node contradict each other.
+        """
+        if self.facts is None:
+            raise NotReadyError("instance metadata has not answered yet")
+        try:
+            return resolve(
+                document,
+                instance_type=self.facts.instance_type,
+                zone=self.facts.availability_zone,
+                node_name=self.facts.name,
+            )
+        except DocumentError as error:
+            raise ConflictError(str(error)) from error
 
     def pool_pass(self, document: NodeNetwork, *, dry: bool = False) -> Outcome:
         """Look at EC2 and bring the pool to its target.
@@ -107,16 +190,34 @@ class LocalNode:
             ObserveError: IMDS or the state directory cannot be read.
             StateError: the look cannot be kept.
         """
-        self.learn()
+        metadata, errors = self._ask_metadata()
+        assert self._keeper is not None
         inputs = self._inputs(document, self.state.observe())
-        outcome = (dry_run if dry else converge)([self._pool_domain()], inputs)["eni"]
+        turn = self._keeper.rehearse if dry else self._keeper.run
+        outcome = turn(inputs, metadata)
+        outcome = replace(outcome, errors=(*outcome.errors, *errors))
         if isinstance(outcome.observed, Cloud):
             before = self.cloud or outcome.observed
-            self.cloud = eni.retain(before, outcome.observed, inputs.links.keys())
+            self.cloud = retain(before, outcome.observed, inputs.links.keys())
             if not dry and self._remembered != (self.facts, self.cloud):
                 self.state.remember(inputs.node, self.cloud)
                 self._remembered = (self.facts, self.cloud)
         return outcome
+
+    def _ask_metadata(self) -> tuple[frozenset[tuple[str, IpNetwork]], tuple[ObserveError, ...]]:
+        """Read metadata; what the node knew of itself already stays true without it.
+
+        Raises:
+            ObserveError: it does not answer, and never has.
+        """
+        try:
+            self.learn()
+            return self._world.imds.interfaces(), ()
+        except ObserveError as error:
+            if self._keeper is None:
+                raise
+            # Confirms nothing: so nothing is given back.
+            return frozenset(), (error,)
 
     def kernel_pass(
         self, document: NodeNetwork, *, visit: frozenset[AttachmentKey] | None = None
@@ -143,7 +244,12 @@ class LocalNode:
             inputs = self._inputs(document, self._records, visit=visit)
         else:
             inputs = self._inputs(document, self._records, visit=visit)
-            outcomes = dict(converge([self._attachment_domain()], inputs))
+            flows, quiet = self._quieten(self._records)
+            orphans = self._orphans(self._records, inputs)
+            inputs = replace(inputs, flows=flows, orphans=orphans)
+            with self._binding:
+                outcomes = dict(converge([self._attachment_domain()], inputs))
+            outcomes |= quiet
         records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=records.living)
         looked_at = time.monotonic()
@@ -154,11 +260,36 @@ class LocalNode:
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             # What was rebuilt has its record by now, and the kernel has changed since.
             leaving = replace(inputs, clear=clear, strays=())
-            outcomes |= converge([self._attachment_domain()], leaving)
+            with self._binding:
+                outcomes |= converge([self._attachment_domain()], leaving)
             records = self._records_after(outcomes)
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         return Pass(outcomes, looked_at, records, done, _waiting(outcomes["attachment"]))
+
+    def _quieten(self, records: Records) -> tuple[frozenset[IpAddress], Outcomes]:
+        """End the connections of addresses that rest; return those that have any left."""
+        resting = frozenset(c.address for c in records.cooling)
+        if not resting:
+            return frozenset(), {}
+        silence = Silence(resting)
+        domain = Domain("conntrack", lambda _: silence, conntrack.plan, self._world.conntrack)
+        outcome = converge([domain], None)["conntrack"]
+        if outcome.observed is None:
+            return resting, {"conntrack": outcome}  # nobody knows: they rest on
+        left = frozenset(a.key for a in outcome.remaining.actions)
+        return frozenset(a for a in resting if (a.version, int(a)) in left), {"conntrack": outcome}
+
+    def _orphans(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
+        """Tell attachments of which namespace and link have been gone for a while."""
+        now = inputs.now
+        dead = {
+            i.key
+            for i in records.intents
+            if i.state is IntentState.WANTED and not i.netns_alive and i.key not in inputs.pods
+        }
+        self._dead_since = {key: self._dead_since.get(key, now) for key in dead}
+        return frozenset(k for k, since in self._dead_since.items() if now - since >= ORPHAN_S)
 
     def _records_after(self, outcomes: Outcomes) -> Records:
         """Return what the last look at the records showed."""
@@ -226,12 +357,12 @@ class LocalNode:
         unexplained = {key: veth for key, veth in links.pods.items() if key not in known}
         addresses = self._netlink.pod_addresses() if unexplained else {}
         return Inputs(
-            document=document,
+            document=self.resolve(document),
             node=self.facts,
             enis=enis,
             links=links.names,
             attachments=records.living,
-            now=time.time(),
+            now=self._world.now(),
             demand=records.demand,
             visit=visit,
             pods=frozenset(links.pods),
@@ -264,22 +395,17 @@ class LocalNode:
     def _attachment_domain(self) -> Domain:
         return Domain("attachment", attachment.desire, attachment.plan, self.state)
 
-    def _pool_domain(self) -> Domain:
-        if self._ec2 is None:
-            raise NotReadyError("instance metadata has not answered yet")
-        return Domain("eni", eni.desire, eni.plan, self._ec2)
-
     def _kernel_domains(self) -> list[Domain]:
         """In the order in which they build upon each other."""
         kernel = self._netlink
         return [
-            Domain("sysctl", sysctl.desire, sysctl.plan, self._sysctl),
+            Domain("sysctl", sysctl.desire, sysctl.plan, self._world.sysctl),
             Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
             Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
             Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
             Domain("route", route.desire, route.plan, kernel, (Route,)),
             Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
-            Domain("nat", nat.desire, nat.plan, self._nft),
+            Domain("nat", nat.desire, nat.plan, self._world.nft),
         ]
 
 
@@ -300,3 +426,21 @@ def _waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
         for i in records.intents
         if f"intent {i.key}" in refusals
     }
+
+
+def collector() -> Ec2:
+    """Return EC2 for whoever collects leaked ENIs; it creates none, so it keeps no journal.
+
+    Raises:
+        ObserveError: instance metadata does not answer.
+    """
+    imds = Imds()
+    return Ec2(imds.node().instance_id, imds.region(), _NoJournal())
+
+
+class _NoJournal:
+    def record(self, creation: Creation) -> None:
+        raise AssertionError("a collector creates nothing")
+
+    def forget(self, creation: Creation) -> None:
+        raise AssertionError("a collector creates nothing")

@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState, veth_name
-from reconciler.core.facts import Eni, Inputs, Node
+from reconciler.core.facts import Eni, Node
+from reconciler.core.inputs import Inputs
 from schemas.document import NodeNetwork
 
 SUBNET = ip_network("10.0.1.0/24")
@@ -104,18 +105,36 @@ addresses = st.integers(int(ip_address("10.0.0.0")), int(ip_address("10.0.255.25
 
 
 @st.composite
+def strategies(draw: st.DrawFn) -> dict[str, Any]:
+    """One of the pool's strategies, as the document spells it."""
+    return draw(
+        st.one_of(
+            st.fixed_dictionaries(
+                {
+                    "addresses": st.fixed_dictionaries(
+                        {
+                            "warm": st.integers(0, 20),
+                            "minimum": st.integers(0, 40),
+                            "surplus": st.integers(0, 10),
+                        }
+                    )
+                }
+            ),
+            st.fixed_dictionaries({"enis": st.fixed_dictionaries({"warm": st.integers(0, 2)})}),
+        )
+    )
+
+
+@st.composite
 def documents(draw: st.DrawFn) -> NodeNetwork:
     """Any valid document that matters to the planner."""
     mode = draw(st.sampled_from(["node", "external"]))
     exclude = [] if mode == "external" else draw(st.lists(networks.map(str), max_size=8))
     eni_mtu = draw(st.integers(1280, 9001))
     return document(
-        warmPool={
-            "warm": draw(st.integers(0, 20)),
-            "minimum": draw(st.integers(0, 40)),
-            "cooldown": draw(st.sampled_from(["0s", "30s"])),
-        },
+        warmPool=draw(strategies()) | {"cooldown": draw(st.sampled_from(["0s", "30s"]))},
         eni={"mtu": eni_mtu, "max": draw(st.one_of(st.none(), st.integers(1, 5)))},
+        maxPods=draw(st.one_of(st.none(), st.integers(1, 40))),
         snat={"mode": mode, "excludeCIDRs": exclude},
         pods={"mtu": draw(st.one_of(st.none(), st.integers(1280, eni_mtu)))},
     )

@@ -20,7 +20,7 @@ from botocore.config import Config
 from hypothesis import HealthCheck, settings
 from werkzeug.serving import make_server
 
-sys.path.insert(0, str(Path(__file__).parent))  # for fakes and builders
+sys.path.insert(0, str(Path(__file__).parent))  # for fakes, builders and strategies
 
 from lab import lifecycle, netns
 from lab.ec2 import Cloud

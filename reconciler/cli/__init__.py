@@ -20,13 +20,20 @@ from reconciler import telemetry
 from reconciler.agent import Agent
 from reconciler.cli import report
 from reconciler.client import ask
+from reconciler.core.call import DeleteEni
+from reconciler.core.capacity import overcommitted
+from reconciler.core.cloud import CLUSTER_TAG, Limits
+from reconciler.core.explain import explain_pool
+from reconciler.core.leak import judge
+from reconciler.core.position import locate
 from reconciler.engine import Outcome
 from reconciler.errors import ReconcilerError
-from reconciler.node import LocalNode
+from reconciler.node import LocalNode, collector
 from reconciler.server import Server
 from reconciler.targets.state import DEFAULT, StateDirectory
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError, load, read
+from schemas.load import DocumentError, Problem, dump, load, read
+from schemas.resolve import resolve
 
 CONFIG = "/etc/node-network/node-network.yaml"
 
@@ -157,10 +164,91 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
 def validate(file: Path, output: str) -> None:
     """Check a document without touching anything.
 
+    What maxPods says is compared with what each instance type in instanceTypes can serve.
+
     Exit status: 0 valid, 2 not.
     """
-    _document(file, output)
+    document = _document(file, output)
+    problems = []
+    for name, given in document.instance_types:
+        here = resolve(document, instance_type=name, zone="", node_name="")
+        if told := overcommitted(here, name, Limits(given.enis, given.addresses_per_eni)):
+            problems.append(Problem(str(file), 0, 0, "maxPods", told))
+    if problems:
+        _refuse(DocumentError(problems), output)
     click.echo('{"errors": []}' if output == "json" else f"{file}: valid")
+
+
+@main.command()
+@config_option
+@click.option("--instance-type", default="", help="As instance metadata says it.")
+@click.option("--zone", default="", help="Availability zone.")
+@click.option("--node-name", default="", help="As the cluster calls the node.")
+def render(config: Path, instance_type: str, zone: str, node_name: str) -> None:
+    """Print the document for one node: its overrides applied, all defaults spelt out."""
+    document = _document(config)
+    try:
+        found = resolve(document, instance_type=instance_type, zone=zone, node_name=node_name)
+    except DocumentError as error:
+        _fail(error)
+    click.echo(dump(found), nl=False)
+
+
+@main.group()
+def explain() -> None:
+    """Say why the node is as it is, with the numbers."""
+
+
+@explain.command()
+@config_option
+@state_option
+def pool(config: Path, state_dir: Path) -> None:
+    """Print the pool's arithmetic and name the term that binds."""
+    document = _document(config)
+    try:
+        outcome = LocalNode(StateDirectory(state_dir)).pool_pass(document, dry=True)
+    except ReconcilerError as error:
+        _fail(error)
+    if outcome.errors:
+        _fail(outcome.errors[0])
+    lines = explain_pool(outcome.desired, locate(outcome.desired, outcome.observed))
+    lines += [f"! {refusal}" for refusal in outcome.remaining.refusals]
+    click.echo("\n".join(lines))
+
+
+@main.command()
+@config_option
+@click.option("--dry-run", is_flag=True, help="List, delete nothing.")
+@click.option(
+    "--apart",
+    "apart_s",
+    default=5.0,
+    show_default=True,
+    help="Seconds between the two looks that must both show an ENI.",
+)
+def gc(config: Path, *, dry_run: bool, apart_s: float) -> None:
+    """Delete ENIs that nodes of this cluster have leaked; any node or CI job may run it.
+
+    Exit status: 0 done, 2 an error.
+    """
+    document = _document(config)
+    if not document.cluster:
+        _fail(DocumentError([Problem(str(config), 0, 0, "cluster", "is not named; gc needs it")]))
+    try:
+        ec2 = collector()
+        first = ec2.leaked({CLUSTER_TAG: document.cluster})
+        time.sleep(apart_s if first else 0)
+        second = ec2.leaked({CLUSTER_TAG: document.cluster}) if first else []
+    except ReconcilerError as error:
+        _fail(error)
+    doomed = []
+    for verdict in judge(first, second, now=time.time()):
+        word = "keep" if not verdict.leaked else "would delete" if dry_run else "delete"
+        click.echo(f"{word} {verdict.eni.eni_id}: {verdict.why}")
+        if verdict.leaked and not dry_run:
+            doomed.append(DeleteEni(verdict.eni.eni_id, verdict.why))
+    for failure in ec2.apply(doomed):
+        _fail(failure)
 
 
 @main.command()
@@ -183,9 +271,13 @@ def _document(path: Path, output: str = "text") -> NodeNetwork:
     try:
         return load(read(path), str(path))
     except DocumentError as error:
-        if output == "json":
-            click.echo(report.problems_json(error), nl=False)
-        _fail(error)
+        _refuse(error, output)
+
+
+def _refuse(error: DocumentError, output: str) -> NoReturn:
+    if output == "json":
+        click.echo(report.problems_json(error), nl=False)
+    _fail(error)
 
 
 def _fail(error: Exception) -> NoReturn:

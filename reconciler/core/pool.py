@@ -1,13 +1,20 @@
 """The pool's arithmetic: how many addresses to hold, and where the missing ones fit.
 
 A target is a function of what is used, never an increment, so a lost or repeated event cannot
-make it drift.
+make it drift. Growing begins below ``low`` and ends at ``aim``; giving back begins above ``high``
+and ends at ``aim``. Between ``low`` and ``high`` nothing happens: for a constant demand the pool
+reaches a fixed point, because neither of the two ever leads to where the other begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from schemas.warm_pool import AddressTarget, EniTarget, PrefixTarget, Strategy
+
+PREFIX_SIZE = 16
+"""Addresses in a delegated IPv4 prefix, a /28 (EC2 user guide, "Prefix delegation")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,48 +31,258 @@ class Demand:
     cooling: int = 0
     waiting: int = 0
 
+    @property
+    def total(self) -> int:
+        """All that is used; what is held beyond it is allocatable."""
+        return self.assigned + self.cooling + self.waiting
+
+    def __str__(self) -> str:
+        return f"assigned {self.assigned} + cooling {self.cooling} + waiting {self.waiting}"
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """How many pod addresses the node should hold, those in use included.
+
+    Attributes:
+        low, aim, high: addresses; ``low <= aim <= high``.
+        terms: what was compared, as (name, addresses, how it comes about).
+        binds: the name of the term that decided.
+    """
+
+    low: int
+    aim: int
+    high: int
+    terms: tuple[tuple[str, int, str], ...]
+    binds: str
+
+
+def band(strategy: Strategy, demand: Demand, *, per_eni: int, max_pods: int | None) -> Band:
+    """Return the target.
+
+    Args:
+        strategy: the one the document names.
+        demand: what is used now.
+        per_eni: pod addresses that one more ENI would bring.
+        max_pods: pods the node runs at most; a cooling address serves none of them, so it comes
+            on top. What is in use is held in any case.
+    """
+    used = demand.total
+    if isinstance(strategy, AddressTarget):
+        found = _by_addresses(strategy, demand)
+    else:
+        found = _by_units(strategy, demand, per_eni=per_eni)
+    if max_pods is None:
+        return found
+    cap = max(max_pods + demand.cooling, used)
+    term = ("maxPods", cap, f"maxPods {max_pods} + cooling {demand.cooling}, at most")
+    return Band(
+        min(found.low, cap),
+        min(found.aim, cap),
+        min(found.high, cap),
+        (*found.terms, term),
+        "maxPods" if cap < found.low else found.binds,
+    )
+
+
+def _by_addresses(target: AddressTarget, demand: Demand) -> Band:
+    free = demand.total + target.warm
+    terms = (
+        ("minimum", target.minimum, "minimum"),
+        ("warm", free, f"{demand} + warm {target.warm}"),
+    )
+    return Band(
+        low=max(target.minimum, free),
+        aim=max(target.minimum, free + target.surplus // 2),
+        high=max(target.minimum, free + target.surplus),
+        terms=terms,
+        binds=max(terms, key=lambda term: term[1])[0],
+    )
+
+
+def _by_units(target: EniTarget | PrefixTarget, demand: Demand, *, per_eni: int) -> Band:
+    """Hold whole ENIs or prefixes; one more before any goes, so that a boundary costs no call."""
+    by_enis = isinstance(target, EniTarget)
+    name, unit = ("ENIs", max(per_eni, 1)) if by_enis else ("prefixes", PREFIX_SIZE)
+    low = unit * (-(-demand.total // unit) + target.warm)
+    terms = ((name, low, f"{name} of {unit} addresses for {demand}, + warm {target.warm}"),)
+    return Band(low, low, low + unit, terms, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a subnet has left.
+
+    Attributes:
+        free: addresses, as EC2 counts them.
+        blocks: whole aligned /28 blocks without an address in use.
+    """
+
+    free: int
+    blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An ENI that can take more.
+
+    Attributes:
+        slots: addresses or prefixes that its instance type still allows it.
+    """
+
+    subnet_id: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one ENI gets.
+
+    Attributes:
+        addresses: single addresses.
+        prefixes: /28 prefixes.
+    """
+
+    subnet_id: str
+    addresses: int = 0
+    prefixes: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.addresses or self.prefixes)
+
 
 @dataclass(frozen=True, slots=True)
 class Growth:
     """How a shortfall is met.
 
     Attributes:
-        assign: addresses to add to an existing ENI, as (position in the given order, count).
-        create: secondary addresses of each ENI to create.
-        unmet: addresses that no limit leaves room for.
+        shares: what each given place gets, in the same order.
+        creations: what each ENI to create begins with: addresses or prefixes, never both, because
+            one call asks for one kind.
+        unmet: addresses that no slot and no subnet leaves room for.
+        full: subnets that could not give what was asked of them, with the reason.
     """
 
-    assign: tuple[tuple[int, int], ...] = ()
-    create: tuple[int, ...] = ()
+    shares: tuple[Share, ...] = ()
+    creations: tuple[Share, ...] = ()
     unmet: int = 0
+    full: tuple[tuple[str, str], ...] = ()
 
 
-def target(*, warm: int, minimum: int, demand: Demand) -> int:
-    """Return how many pod addresses the node should hold.
-
-    ``max(minimum, assigned + cooling + waiting + warm)``: a cooling address is held but serves
-    nobody, so it never counts as warm.
-    """
-    return max(minimum, demand.assigned + demand.cooling + demand.waiting + warm)
-
-
-def grow(shortfall: int, *, rooms: Sequence[int], new_enis: int, per_eni: int) -> Growth:
+def grow(
+    shortfall: int,
+    *,
+    places: Sequence[Place],
+    spaces: Mapping[str, Space],
+    candidates: Sequence[str],
+    new_enis: int,
+    slots: int,
+    prefixes: bool,
+) -> Growth:
     """Spread a shortfall: existing ENIs first, in order, then as few new ENIs as possible.
 
     Args:
         shortfall: addresses missing; zero or less asks for nothing.
-        rooms: free address slots of each existing ENI.
+        places: existing ENIs.
+        spaces: what each subnet has left, by id.
+        candidates: subnets for new ENIs; the first that has room gets the next one.
         new_enis: how many ENIs may still be created.
-        per_eni: secondary addresses an ENI of this instance type can hold.
+        slots: addresses or prefixes an ENI of this instance type can hold beside its primary.
+        prefixes: ask for prefixes wherever a subnet has a whole block, single addresses elsewhere.
     """
-    assign: list[tuple[int, int]] = []
-    for position, room in enumerate(rooms):
-        count = min(shortfall, room)
-        if count > 0:
-            assign.append((position, count))
-            shortfall -= count
-    create: list[int] = []
-    while shortfall > 0 and len(create) < new_enis and per_eni > 0:
-        create.append(min(shortfall, per_eni))
-        shortfall -= create[-1]
-    return Growth(tuple(assign), tuple(create), max(shortfall, 0))
+    ledger = _Ledger(shortfall, places, spaces, candidates, new_enis, slots)
+    if prefixes:
+        ledger.spread("prefixes")
+    ledger.spread("addresses")
+    shares = [plot.share for plot in ledger.plots]
+    count = len(places)
+    return Growth(
+        tuple(shares[:count]),
+        tuple(s for s in shares[count:] if s),
+        max(ledger.short - ledger.deferred, 0),
+        tuple(sorted(ledger.full.items())),
+    )
+
+
+class _Plot:
+    """A place while it is being filled."""
+
+    def __init__(self, place: Place, *, fresh: bool) -> None:
+        self.place = place
+        self.fresh = fresh
+        self.slots = place.slots
+        self.share = Share(place.subnet_id)
+
+
+class _Ledger:
+    """The books of one growth; lives only inside ``grow``."""
+
+    def __init__(
+        self,
+        shortfall: int,
+        places: Sequence[Place],
+        spaces: Mapping[str, Space],
+        candidates: Sequence[str],
+        new_enis: int,
+        slots: int,
+    ) -> None:
+        self.short = shortfall
+        self.plots = [_Plot(place, fresh=False) for place in places]
+        self.full: dict[str, str] = {}
+        self._free = {name: max(space.free, 0) for name, space in spaces.items()}
+        self._blocks = {name: space.blocks for name, space in spaces.items()}
+        self._candidates = candidates
+        self._new_enis = new_enis
+        self._slots = slots
+
+    @property
+    def deferred(self) -> int:
+        """Addresses for which an ENI that is created now will have slots."""
+        return sum(p.slots for p in self.plots if p.fresh and p.share.prefixes)
+
+    def spread(self, kind: str) -> None:
+        """Fill what is there, then new ENIs, until nothing is missing or nothing helps."""
+        for plot in self.plots:
+            if not (plot.fresh and kind == "addresses"):
+                self._fill(plot, kind)
+        while self.short > self.deferred and self._new_enis > 0 and self._slots > 0:
+            subnet_id = next((s for s in self._candidates if self._has_room(s, kind)), None)
+            if subnet_id is None:
+                return
+            self._new_enis -= 1
+            self._free[subnet_id] -= 1  # its primary address
+            self.plots.append(_Plot(Place(subnet_id, self._slots), fresh=True))
+            self._fill(self.plots[-1], kind)
+
+    def _has_room(self, subnet_id: str, kind: str) -> bool:
+        free, blocks = self._free.get(subnet_id, 0), self._blocks.get(subnet_id, 0)
+        if kind == "addresses":
+            if free < 2:
+                self.full[subnet_id] = f"{free} addresses free"
+            return free >= 2
+        if not blocks or free <= PREFIX_SIZE:
+            self.full[subnet_id] = f"no whole /28 free ({free} addresses are)"
+        return blocks > 0 and free > PREFIX_SIZE
+
+    def _fill(self, plot: _Plot, kind: str) -> None:
+        subnet_id = plot.place.subnet_id
+        free, blocks = self._free.get(subnet_id, 0), self._blocks.get(subnet_id, 0)
+        if self.short <= 0 or plot.slots <= 0:
+            return
+        if kind == "prefixes":
+            wanted = min(-(-self.short // PREFIX_SIZE), plot.slots)
+            count = min(wanted, blocks, free // PREFIX_SIZE)
+            taken = count * PREFIX_SIZE
+            self._blocks[subnet_id] = blocks - count
+            plot.share = Share(subnet_id, plot.share.addresses, plot.share.prefixes + count)
+            if count < wanted:
+                self.full[subnet_id] = f"no whole /28 free ({free - taken} addresses are)"
+        else:
+            wanted = min(self.short, plot.slots)
+            count = taken = min(wanted, free)
+            plot.share = Share(subnet_id, plot.share.addresses + count, plot.share.prefixes)
+            if count < wanted:
+                self.full[subnet_id] = "no address free"
+        self._free[subnet_id] = free - taken
+        plot.slots -= count
+        self.short -= taken

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from reconciler.core.attachment import netns_path
 from reconciler.core.datapath import IpAddress
-from reconciler.core.facts import Inputs
+from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
 
 

@@ -8,7 +8,7 @@ leaves either the record or nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reconciler.core.attachment import (
     Attachment,
@@ -20,39 +20,10 @@ from reconciler.core.attachment import (
     veth_name,
 )
 from reconciler.core.datapath import IpAddress
-from reconciler.core.facts import Eni, Inputs
+from reconciler.core.facts import Eni
+from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
-from reconciler.core.pool import Demand
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """What the state directory holds; each in key order."""
-
-    intents: tuple[Intent, ...] = ()
-    attachments: tuple[Attachment, ...] = ()
-    cooling: tuple[Cooling, ...] = ()
-
-    @property
-    def released(self) -> frozenset[AttachmentKey]:
-        """Keys the runtime has given back."""
-        return frozenset(i.key for i in self.intents if i.state is IntentState.RELEASED)
-
-    @property
-    def living(self) -> tuple[Attachment, ...]:
-        """Attachments to keep in the kernel: all that were not given back."""
-        return tuple(a for a in self.attachments if a.key not in self.released)
-
-    @property
-    def demand(self) -> Demand:
-        """What the pool has to cover for these records."""
-        bound = {a.key for a in self.attachments}
-        waiting = [
-            i
-            for i in self.intents
-            if i.state is IntentState.WANTED and i.netns_alive and i.key not in bound
-        ]
-        return Demand(len(self.attachments), len(self.cooling), len(waiting))
+from reconciler.core.records import Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +32,8 @@ class Allocation:
 
     Attributes:
         enis: those that serve pods, in the order in which they are filled.
+        flows: addresses that conntrack still has connections of.
+        orphans: attachments whose namespace is gone for so long that no DEL will come.
         strays: attachments that only the kernel remembers.
         clear: attachments of which nothing is left in the kernel.
         cooldown_s: seconds a released address rests.
@@ -69,6 +42,8 @@ class Allocation:
 
     enis: tuple[Eni, ...]
     veth_prefix: str
+    flows: frozenset[IpAddress]
+    orphans: frozenset[AttachmentKey]
     strays: tuple[Attachment, ...]
     clear: frozenset[AttachmentKey]
     cooldown_s: float
@@ -77,9 +52,12 @@ class Allocation:
 
 def desire(inputs: Inputs) -> Allocation:
     """Addresses of ENIs that EC2 and the kernel both show; lowest device first."""
+    use_primary = inputs.document.eni.use_primary
     return Allocation(
-        enis=tuple(eni for eni, _ in inputs.pod_enis),
+        enis=tuple(eni for eni, _ in inputs.pod_enis if eni.device_index or use_primary),
         veth_prefix=inputs.document.pods.veth_prefix,
+        flows=inputs.flows,
+        orphans=inputs.orphans,
         strays=inputs.strays,
         clear=inputs.clear,
         cooldown_s=inputs.document.warm_pool.cooldown.total_seconds(),
@@ -91,6 +69,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
     """Bind what is wanted, release what was given back, end what has cooled."""
     return (
         _rebuild(desired, observed)
+        + _expire(desired, observed)
         + _end_cooldowns(desired, observed)
         + _release(desired, observed)
         + _bind(desired, observed)
@@ -115,7 +94,7 @@ def find_strays(
         intents: say where a pod's namespace is, if the runtime still asks for it.
     """
     paths = {i.key: netns_identity(i.netns, i.netns_inode) for i in intents if i.netns_alive}
-    holders = {a: e for e in enis for a in e.secondaries}
+    holders = {a: e for e in enis for a in e.pod_addresses}
     strays = []
     for key, veth in sorted(pods.items()):
         address = addresses.get(veth)
@@ -142,12 +121,29 @@ def _rebuild(desired: Allocation, observed: Records) -> Plan:
     )
 
 
+def _expire(desired: Allocation, observed: Records) -> Plan:
+    """Release what no DEL will come for: its namespace has been gone for a while."""
+    reason = "its namespace is gone, and no DEL came"
+    return Plan(
+        tuple(
+            Change(Verb.UPDATE, replace(i, state=IntentState.RELEASED), reason, i)
+            for i in observed.intents
+            if i.key in desired.orphans and i.state is IntentState.WANTED and not i.netns_alive
+        )
+    )
+
+
 def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
+    """End a rest when its time is over and no connection of the old pod is left.
+
+    A client that retries with the same ports would be sent the old pod's way for as long as
+    conntrack remembers it (amazon-vpc-cni-k8s #3634).
+    """
     return Plan(
         tuple(
             Change(Verb.DELETE, c, "cooldown over")
             for c in observed.cooling
-            if c.until <= desired.now
+            if c.until <= desired.now and c.address not in desired.flows
         )
     )
 
@@ -176,10 +172,11 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
     held = {*observed.attachments, *desired.strays}
     bound = {a.key for a in held}
     taken = {a.address for a in held} | {c.address for c in observed.cooling}
+    taken |= {a for q in observed.quarantined for a in q.network}
     namespaces = {a.netns: a.key for a in held}
     # By address: during a move two ENIs may show the same one.
-    owners = {a: eni for eni in reversed(desired.enis) for a in eni.secondaries}
-    free = [(eni, a) for eni in desired.enis for a in eni.secondaries if owners[a] is eni]
+    owners = {a: eni for eni in reversed(desired.enis) for a in eni.pod_addresses}
+    free = [(eni, a) for eni in desired.enis for a in eni.pod_addresses if owners[a] is eni]
     free = [(eni, a) for eni, a in free if a not in taken]
     actions: list[Action] = []
     refusals: list[Refusal] = []
@@ -216,12 +213,14 @@ def _binding(intent: Intent, eni: Eni, address: IpAddress, *, prefix: str) -> Ch
 
 
 def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusal:
-    held = sum(len(e.secondaries) for e in desired.enis)
+    held = {a for e in desired.enis for a in e.pod_addresses}
+    leaving = {a for q in observed.quarantined for a in q.network} & held
+    quarantined = f", {len(leaving)} quarantined" if leaving else ""
     return Refusal(
         subject=f"intent {intent.key}",
         reason="AddressesExhausted",
-        message=f"no address is free: {held} held on {len(desired.enis)} ENIs, "
-        f"{len(observed.attachments)} assigned, {len(observed.cooling)} cooling; "
+        message=f"no address is free: {len(held)} held on {len(desired.enis)} ENIs, "
+        f"{len(observed.attachments)} assigned, {len(observed.cooling)} cooling{quarantined}; "
         "it is served as soon as the pool has grown or an address has cooled",
     )
 

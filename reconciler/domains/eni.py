@@ -1,339 +1,295 @@
-"""ENIs and their addresses in EC2: a pool by count.
-
-The pool only grows here. What it holds beyond its target stays: to give an address back takes
-proof that nobody uses it, which this planner does not collect yet.
-"""
+"""ENIs and their addresses in EC2: a pool that grows before it is needed and shrinks by proof."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 
-from reconciler.core import pool
-from reconciler.core.datapath import MAX_DEVICE_INDEX
-from reconciler.core.facts import Eni, Inputs, Node
-from reconciler.core.plan import Action, Key, Plan, Refusal, Verb
+from reconciler.core import pool, shortage
+from reconciler.core.call import (
+    AddEni,
+    AssignAddresses,
+    AssignPrefixes,
+    AttachEni,
+    Creation,
+    DeleteEni,
+    DetachEni,
+    Ec2Action,
+    ReleaseAddresses,
+    ReleasePrefixes,
+    SetSecurityGroups,
+    TieToInstance,
+)
+from reconciler.core.cloud import (
+    CLUSTER_TAG,
+    CREATION_TAG,
+    INSTANCE_TAG,
+    NODE_TAG,
+    Cloud,
+    Limits,
+)
+from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, host_network
+from reconciler.core.facts import Eni
+from reconciler.core.inputs import Inputs
+from reconciler.core.plan import Plan, Refusal
+from reconciler.core.pool import PREFIX_SIZE, Place
+from reconciler.core.position import Pool, Position, locate
+from reconciler.core.release import pick, unit_networks
 
-INSTANCE_TAG = "node.k8s.amazonaws.com/instance_id"
-"""Marks an ENI as ours. The stock plugin's tag, so that its tools and policies still work."""
+MIN_ENI_AGE_S = 60.0
+"""Seconds before a new ENI may go again (stock plugin: ``minENILifeTime``), so that a burst of
+pods does not make ENIs come and go."""
 
-UNMANAGED_TAG = "node.k8s.amazonaws.com/no_manage"
-"""With value "true": foreign, whatever else it carries (stock plugin's tag)."""
-
-CREATED_TAG = "node.k8s.amazonaws.com/createdAt"
-"""RFC 3339; lets a collector of leaked ENIs tell old from new (stock plugin's tag)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the instance type allows.
-
-    Attributes:
-        enis: interfaces, the primary included.
-        addresses_per_eni: IPv4 addresses of one ENI, its primary included.
-    """
-
-    enis: int
-    addresses_per_eni: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cloud:
-    """One look at EC2.
-
-    Attributes:
-        enis: attached to this instance or ours; device order, unattached last.
-        free_addresses: what each subnet has left, by subnet id.
-    """
-
-    enis: tuple[Eni, ...]
-    limits: Limits
-    free_addresses: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The pool that is wanted.
-
-    Attributes:
-        total: pod addresses to hold.
-        max_enis: the document's limit; None leaves the instance type's.
-        tags: for ENIs we create, in key order.
-    """
-
-    node: Node
-    total: int
-    max_enis: int | None
-    tags: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AddEni:
-    """Create an ENI with its addresses, attach it, and tie its life to the instance's.
-
-    Attributes:
-        addresses: secondary addresses; the primary comes on top.
-        client_token: makes the creation safe to repeat. It follows from what was observed, so a
-            restarted planner that sees the same world asks with the same token.
-    """
-
-    instance_id: str
-    device_index: int
-    subnet_id: str
-    security_groups: tuple[str, ...]
-    addresses: int
-    tags: tuple[tuple[str, str], ...]
-    client_token: str
-    reason: str
-    verb: Verb = Verb.CREATE
-    kind: str = "eni"
-    calls: tuple[str, ...] = (
-        "CreateNetworkInterface",
-        "AttachNetworkInterface",
-        "ModifyNetworkInterfaceAttribute",
-    )
-
-    @property
-    def key(self) -> Key:
-        """The device index it will have."""
-        return (self.device_index,)
-
-    def __str__(self) -> str:
-        return (
-            f"aws ec2 create-network-interface --subnet-id {self.subnet_id} "
-            f"--secondary-private-ip-address-count {self.addresses} "
-            f"&& aws ec2 attach-network-interface --device-index {self.device_index}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class AttachEni:
-    """Attach an ENI of ours that is not attached: a creation that was interrupted."""
-
-    instance_id: str
-    eni_id: str
-    device_index: int
-    reason: str
-    verb: Verb = Verb.UPDATE
-    kind: str = "eni"
-    calls: tuple[str, ...] = ("AttachNetworkInterface", "ModifyNetworkInterfaceAttribute")
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return (
-            f"aws ec2 attach-network-interface --network-interface-id {self.eni_id} "
-            f"--device-index {self.device_index}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TieToInstance:
-    """Have EC2 delete an ENI of ours with the instance, so that a dead node leaks none."""
-
-    eni_id: str
-    attachment_id: str
-    reason: str
-    verb: Verb = Verb.UPDATE
-    kind: str = "eni"
-    calls: tuple[str, ...] = ("ModifyNetworkInterfaceAttribute",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return (
-            f"aws ec2 modify-network-interface-attribute --network-interface-id {self.eni_id} "
-            f"--attachment AttachmentId={self.attachment_id},DeleteOnTermination=true"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class AssignAddresses:
-    """Have EC2 choose more secondary addresses for an ENI."""
-
-    eni_id: str
-    count: int
-    reason: str
-    verb: Verb = Verb.UPDATE
-    kind: str = "eni"
-    calls: tuple[str, ...] = ("AssignPrivateIpAddresses",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return (
-            f"aws ec2 assign-private-ip-addresses --network-interface-id {self.eni_id} "
-            f"--secondary-private-ip-address-count {self.count}"
-        )
-
-
-EniAction = AddEni | AttachEni | TieToInstance | AssignAddresses
+CREATION_WINDOW_S = 3600.0
+"""Seconds over which creations are counted."""
 
 
 def desire(inputs: Inputs) -> Pool:
-    """Compute the pool's target from the document and the demand."""
-    warm_pool = inputs.document.warm_pool
+    """Gather what the document wants and what is used."""
+    document, ec2 = inputs.document, inputs.ec2
+    tags = dict(document.eni.tags) | {INSTANCE_TAG: inputs.node.instance_id}
+    if document.cluster:
+        tags[CLUSTER_TAG] = document.cluster
+    if inputs.node.name:
+        tags[NODE_TAG] = inputs.node.name
+    limits = dict(document.instance_types).get(inputs.node.instance_type)
     return Pool(
         node=inputs.node,
-        total=pool.target(warm=warm_pool.warm, minimum=warm_pool.minimum, demand=inputs.demand),
-        max_enis=inputs.document.eni.max,
-        tags=tuple(sorted(dict(inputs.document.eni.tags).items())),
+        document=document,
+        strategy=document.warm_pool.strategy,
+        demand=inputs.demand,
+        max_pods=document.max_pods,
+        used=ec2.used,
+        quarantined=ec2.quarantined,
+        max_enis=document.eni.max,
+        limits=Limits(limits.enis, limits.addresses_per_eni) if limits else None,
+        prefixes=document.eni.allocate == "prefixes",
+        use_primary=document.eni.use_primary,
+        subnets=document.eni.subnets,
+        selector=document.eni.subnet_tags,
+        security_groups=document.eni.security_groups,
+        tags=tuple(sorted(tags.items())),
+        attachments=inputs.attachments,
+        creations=ec2.creations,
+        doubts=ec2.doubts,
+        rests=ec2.rests,
+        nonce=ec2.nonce,
+        now=inputs.now,
     )
 
 
-def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
-    """Keep ENIs that served pods and do not by this look, while their links are on the node.
+def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
+    """Say which units no pod may get any more, because they shall be given back.
 
-    A shrinking observation is unknown, not gone: EC2 is eventually consistent, and a short answer,
-    or one from before an attachment, would take down the routes of running pods. The link is the
-    better witness. A kept ENI carries the pods it has; its addresses are given to no further ones.
-
-    Args:
-        before: the previous look.
-        now: the present one.
-        macs: of the links that the kernel shows.
+    While there are doubts, nothing is added.
     """
-    serving = {e.eni_id for e in now.enis if e.serves_pods}
-    kept = {
-        e.eni_id: replace(e, secondaries=())
-        for e in before.enis
-        if e.serves_pods and e.eni_id not in serving and e.mac in macs
-    }
-    return replace(now, enis=(*(e for e in now.enis if e.eni_id not in kept), *kept.values()))
+    at = locate(desired, observed)
+    needed = 0
+    if desired.prefixes and at.shortfall > 0:
+        slots = sum(at.free_slots(e) for e in at.enis)
+        needed = max(-(-at.shortfall // PREFIX_SIZE) - slots - at.room_for_enis * at.slots, 0)
+    chosen = pick(at.stock, at.band, slots_needed=needed, growable=at.fitting)
+    return chosen & desired.quarantined if desired.doubts else chosen
 
 
 def plan(desired: Pool, observed: Cloud) -> Plan:
-    """Finish what was begun, then grow."""
-    ours = [e for e in observed.enis if e.owned]
-    finish: list[Action] = []
-    indices = _free_indices(observed.enis)
-    room_for_enis = _eni_limit(desired, observed) - sum(
-        1 for e in observed.enis if e.device_index is not None
+    """Finish what was begun, cure what was lost, then grow or give back."""
+    at = locate(desired, observed)
+    if not any(e.device_index == 0 for e in observed.enis):
+        return Plan(refusals=(shortage.no_primary(desired.node),))
+    parts = (
+        _finish(desired, observed, at),
+        _cure(desired, at),
+        _grow(desired, observed, at)
+        if at.limits
+        else Plan(refusals=(shortage.no_limits(desired.node),)),
+        Plan() if desired.doubts else _give_back(desired, at),
+        Plan(refusals=tuple(shortage.notices(desired, at))),
     )
-    for eni in ours:
-        if eni.status == "available" and room_for_enis > 0:
-            reason = "ours, but attached to nothing: its creation was interrupted"
-            finish.append(AttachEni(desired.node.instance_id, eni.eni_id, indices.pop(0), reason))
-            room_for_enis -= 1
-        elif not eni.delete_on_termination and eni.attachment_id and eni.device_index:
-            reason = "would outlive the instance"
-            finish.append(TieToInstance(eni.eni_id, eni.attachment_id, reason))
-    return Plan(tuple(finish)) + _grow(desired, observed, indices, room_for_enis)
+    whole = sum(parts, Plan())
+    return _hold_back(whole, desired)
 
 
-def _grow(desired: Pool, observed: Cloud, indices: list[int], new_enis: int) -> Plan:
-    usable = [e for e in observed.enis if e.owned and e.status != "detaching"]
-    held = sum(len(e.secondaries) for e in usable)
-    if held >= desired.total:
-        return Plan()
-    template = next((e for e in usable if e.device_index == 0), None)
-    if template is None:
-        return Plan(refusals=(_no_primary(desired.node),))
-    per_eni = observed.limits.addresses_per_eni - 1
-    free = dict(observed.free_addresses)
-    rooms = []
-    for eni in usable:
-        room = max(min(per_eni - len(eni.secondaries), free.get(eni.subnet_id, 0)), 0)
-        free[eni.subnet_id] = free.get(eni.subnet_id, 0) - room
-        rooms.append(room)
-    growth = pool.grow(
-        desired.total - held, rooms=rooms, new_enis=max(new_enis, 0), per_eni=per_eni
-    )
-    creations, denied = _fit(growth.create, max(free.get(template.subnet_id, 0), 0))
-    why = f"pool holds {held} of {desired.total} addresses"
-    actions: list[Action] = [
-        AssignAddresses(usable[position].eni_id, count, why) for position, count in growth.assign
-    ]
-    for index, count in zip(indices, creations, strict=False):
-        actions.append(_creation(desired, observed, template, index, count, why))
-    refusals = []
-    if denied:
-        refusals.append(_subnet_exhausted(template.subnet_id, denied, desired, held))
-    if growth.unmet:
-        refusals.append(_limit_reached(growth.unmet, desired, observed, held))
+def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
+    """Go on with creations that were recorded, and with ENIs that are attached to nothing."""
+    actions: list[Ec2Action] = []
+    instance_id = desired.node.instance_id
+    for creation in at.pending:
+        reason = "recorded, but its ENI was not seen yet"
+        actions.append(AddEni(instance_id, creation, reason))
+    back = _to_attach(desired, observed, at)
+    for index, eni in back.items():
+        reason = "ours, but attached to nothing: its creation was interrupted"
+        actions.append(AttachEni(instance_id, eni.eni_id, index, reason))
+    for eni in (e for e in observed.enis if e.owned and e.status == "available"):
+        used = any(a in desired.used for a in eni.pod_addresses)
+        needed = eni in back.values() or used or desired.doubts
+        if not needed and _is_old(eni, desired.now):
+            reason = "ours, attached to nothing, and not needed"
+            actions.append(DeleteEni(eni.eni_id, reason))
+    return Plan((*actions, *_settings(desired, observed, at)))
+
+
+def _to_attach(desired: Pool, observed: Cloud, at: Position) -> dict[int, Eni]:
+    """Choose ENIs of ours that shall be attached again, by their new device index.
+
+    First those whose addresses pods use: somebody detached them by hand.
+    """
+    found = [e for e in observed.enis if e.owned and e.status == "available"]
+    found.sort(key=lambda e: -sum(a in desired.used for a in e.pod_addresses))
+    chosen: dict[int, Eni] = {}
+    short = at.shortfall
+    for index, eni in zip(_free_indices(observed, at), found, strict=False):
+        used = any(a in desired.used for a in eni.pod_addresses)
+        if len(chosen) < at.room_for_enis and (used or short > 0):
+            chosen[index] = eni
+            short -= len(eni.pod_addresses)
+    return chosen
+
+
+def _settings(desired: Pool, observed: Cloud, at: Position) -> Iterator[Ec2Action]:
+    """What can be changed of an ENI in place."""
+    for eni in observed.enis:
+        tied = eni.delete_on_termination or not eni.device_index
+        if eni.owned and eni.attachment_id and not tied:
+            yield TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
+    wanted = tuple(sorted(desired.security_groups))
+    for eni in at.enis:
+        if wanted and eni.device_index and eni.security_groups != wanted:
+            reason = f"security groups {' '.join(eni.security_groups)}"
+            yield SetSecurityGroups(eni.eni_id, wanted, reason)
+
+
+def _cure(desired: Pool, at: Position) -> Plan:
+    """An address in use that neither EC2 nor metadata shows: say so, and ask for it again."""
+    actions: list[Ec2Action] = []
+    refusals: list[Refusal] = []
+    enis = {e.eni_id: e for e in at.enis}
+    for attachment in desired.attachments:
+        held = host_network(attachment.address)
+        item = next(
+            (
+                network
+                for eni_id, network in sorted(desired.doubts.lost, key=lambda i: i[1].prefixlen)
+                if eni_id == attachment.eni_id and held.subnet_of(network)  # type: ignore[arg-type]
+            ),
+            None,
+        )
+        if item is None:
+            continue
+        who = attachment.pod or str(attachment.key)
+        eni = enis.get(attachment.eni_id)
+        refusals.append(shortage.address_lost(attachment, present=eni is not None))
+        if eni is None:
+            continue
+        reason = f"AddressLost: {who} uses it"
+        if item == held:
+            again = AssignAddresses(
+                eni.eni_id, eni.subnet_id, reason, addresses=(attachment.address,)
+            )
+            actions.append(again)
+        else:
+            prefix = AssignPrefixes(eni.eni_id, eni.subnet_id, reason, prefixes=(item,))
+            if all(a.key != prefix.key for a in actions):
+                actions.append(prefix)
     return Plan(tuple(actions), tuple(refusals))
 
 
-def _fit(creations: tuple[int, ...], free: int) -> tuple[list[int], int]:
-    """Cut new ENIs to what the subnet has left; each takes one address for itself."""
-    fitting: list[int] = []
-    denied = 0
-    for count in creations:
-        possible = max(min(count, free - 1), 0)
-        denied += count - possible
-        free -= possible + 1
-        if possible:
-            fitting.append(possible)
-    return fitting, denied
-
-
-def _creation(
-    desired: Pool, observed: Cloud, template: Eni, index: int, count: int, why: str
-) -> AddEni:
-    node = desired.node
-    seen = sorted(e.eni_id for e in observed.enis)
-    token = hashlib.sha256(
-        "/".join([node.instance_id, template.subnet_id, str(index), str(count), *seen]).encode()
-    ).hexdigest()[:32]
-    tags = dict(desired.tags) | {INSTANCE_TAG: node.instance_id}
-    return AddEni(
-        instance_id=node.instance_id,
-        device_index=index,
-        subnet_id=template.subnet_id,
-        security_groups=template.security_groups,
-        addresses=count,
-        tags=tuple(sorted(tags.items())),
-        client_token=token,
-        reason=why,
+def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
+    back = _to_attach(desired, observed, at)
+    short = at.shortfall - sum(len(e.pod_addresses) for e in back.values())
+    if short <= 0:
+        return Plan()
+    recent = [c for c in desired.creations if desired.now - c.at < CREATION_WINDOW_S]
+    allowed = max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
+    growth = pool.grow(
+        short,
+        places=[Place(e.subnet_id, at.free_slots(e)) for e in at.enis],
+        spaces=at.spaces,
+        candidates=at.choice.subnets,
+        new_enis=min(at.room_for_enis - len(back), allowed),
+        slots=at.slots,
+        prefixes=desired.prefixes,
+    )
+    why = f"pool holds {at.stock.held + at.coming} of {at.band.aim} addresses"
+    actions: list[Ec2Action] = []
+    for eni, share in zip(at.enis, growth.shares, strict=True):
+        where, reason = eni.subnet_id, f"{why}; {eni.subnet_id}"
+        if share.prefixes:
+            actions.append(AssignPrefixes(eni.eni_id, where, reason, count=share.prefixes))
+        if share.addresses:
+            actions.append(AssignAddresses(eni.eni_id, where, reason, count=share.addresses))
+    lost = [f"{name}: {reason}" for name, reason in (*at.choice.rejected, *growth.full)]
+    indices = [i for i in _free_indices(observed, at) if i not in back]
+    for index, share in zip(indices, growth.creations, strict=False):
+        chosen = f"{why}; {share.subnet_id}" + (f", not {', '.join(lost)}" if lost else "")
+        creation = _creation(desired, observed, index, share)
+        actions.append(AddEni(desired.node.instance_id, creation, chosen))
+    return Plan(
+        tuple(actions), tuple(shortage.shortages(desired, at, growth, capped=allowed == 0))
     )
 
 
-def _eni_limit(desired: Pool, observed: Cloud) -> int:
-    limit = observed.limits.enis
-    return limit if desired.max_enis is None else min(limit, desired.max_enis)
+def _give_back(desired: Pool, at: Position) -> Plan:
+    """Release what is quarantined and free; an ENI that is left with nothing goes whole."""
+    actions: list[Ec2Action] = []
+    leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined}
+    for eni in at.enis:
+        networks = unit_networks(eni)
+        mine = [n for n in networks if (eni.eni_id, n) in leaving]
+        emptied = eni.device_index and eni.attachment_id and len(mine) == len(networks)
+        useless = not networks and eni.eni_id not in at.fitting
+        if emptied and (mine or useless):
+            if not _is_old(eni, desired.now):
+                continue  # whole, and soon enough
+            count = len(eni.pod_addresses)
+            reason = f"not needed: {count} addresses beyond {at.band.high}; {eni.subnet_id}"
+            actions.append(DetachEni(eni.eni_id, str(eni.attachment_id), reason))
+            continue
+        reason = f"pool holds {at.stock.held} of {at.band.aim} without; {eni.subnet_id}"
+        if addresses := tuple(n.network_address for n in mine if n.num_addresses == 1):
+            actions.append(ReleaseAddresses(eni.eni_id, addresses, reason))
+        if prefixes := tuple(n for n in mine if n.num_addresses > 1):
+            actions.append(ReleasePrefixes(eni.eni_id, prefixes, reason))
+    return Plan(tuple(actions))
 
 
-def _free_indices(enis: tuple[Eni, ...]) -> list[int]:
-    used = {e.device_index for e in enis}
+def _hold_back(whole: Plan, desired: Pool) -> Plan:
+    """Take out what rests after a failure; the reason stands in its place."""
+    actions, refusals = [], list(whole.refusals)
+    for action in whole.actions:
+        rests = (desired.rests.of(call, desired.now) for call in action.calls)
+        rest = next((r for r in rests if r), None)
+        if rest is None:
+            actions.append(action)
+        else:
+            wait_s = rest.until - desired.now
+            refusals.append(
+                shortage.hold_back(action, rest.code, rest.failure, rest.message, wait_s)
+            )
+    return Plan(tuple(actions), tuple(refusals))
+
+
+def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> Creation:
+    primary = next(e for e in observed.enis if e.device_index == 0)
+    text = f"{desired.nonce}/{desired.node.instance_id}/{index}"
+    token = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return Creation(
+        token=token,
+        device_index=index,
+        subnet_id=share.subnet_id,
+        security_groups=tuple(sorted(desired.security_groups or primary.security_groups)),
+        addresses=share.addresses,
+        prefixes=share.prefixes,
+        tags=tuple(sorted((*desired.tags, (CREATION_TAG, token)))),
+        at=desired.now,
+    )
+
+
+def _free_indices(observed: Cloud, at: Position) -> list[int]:
+    used = {e.device_index for e in observed.enis} | {c.device_index for c in at.pending}
     return [i for i in range(1, MAX_DEVICE_INDEX + 1) if i not in used]
 
 
-def _no_primary(node: Node) -> Refusal:
-    return Refusal(
-        subject=f"pool of {node.instance_id}",
-        reason="PrimaryEniUnknown",
-        message="EC2 shows no ENI at device index 0, whose subnet and security groups new ENIs "
-        "take; check that DescribeNetworkInterfaces sees this instance",
-    )
-
-
-def _subnet_exhausted(subnet_id: str, denied: int, desired: Pool, held: int) -> Refusal:
-    return Refusal(
-        subject=f"subnet {subnet_id}",
-        reason="SubnetExhausted",
-        message=f"{denied} of {desired.total - held} missing addresses do not fit into what the "
-        "subnet has left; free addresses there or use a larger subnet",
-    )
-
-
-def _limit_reached(unmet: int, desired: Pool, observed: Cloud, held: int) -> Refusal:
-    limit = _eni_limit(desired, observed)
-    source = "eni.max" if limit < observed.limits.enis else desired.node.instance_type
-    capacity = limit * (observed.limits.addresses_per_eni - 1)
-    return Refusal(
-        subject=f"pool of {desired.node.instance_id}",
-        reason="PoolLimitReached",
-        message=f"{desired.total} addresses wanted, {held} held, {unmet} cannot be had: {source} "
-        f"allows {limit} ENIs x {observed.limits.addresses_per_eni - 1} = {capacity}; lower "
-        "warmPool, or use a larger instance type",
-    )
+def _is_old(eni: Eni, now: float) -> bool:
+    return eni.created_at is None or now - eni.created_at >= MIN_ENI_AGE_S

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from reconciler.core.attachment import IFNAMSIZ, MAX_VETH_PREFIX, netns_path
 from reconciler.core.datapath import ALIAS, MAC_STAMP
-from reconciler.core.facts import Inputs
+from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare, merge
 
 

@@ -22,7 +22,7 @@ from reconciler.core.datapath import (
     IpAddress,
     IpNetwork,
 )
-from reconciler.core.facts import Inputs
+from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.errors import NotReadyError
 

@@ -17,7 +17,7 @@ from reconciler.core.datapath import (
     family_of,
     host_network,
 )
-from reconciler.core.facts import Inputs
+from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from reconciler.core.facts import Inputs
+from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
 
 

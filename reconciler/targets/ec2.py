@@ -8,37 +8,53 @@ lost has happened.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.parsers import ResponseParserError
 
-from reconciler.core.datapath import IpNetwork
-from reconciler.core.facts import Eni
-from reconciler.domains.eni import (
-    CREATED_TAG,
-    INSTANCE_TAG,
-    UNMANAGED_TAG,
+from reconciler.core import budget
+from reconciler.core.answer import TRUST_S, Answer, overlay
+from reconciler.core.budget import Bucket
+from reconciler.core.call import (
     AddEni,
     AssignAddresses,
+    AssignPrefixes,
     AttachEni,
-    Cloud,
-    EniAction,
-    Limits,
-    Pool,
+    Creation,
+    DeleteEni,
+    DetachEni,
+    Ec2Action,
+    ReleaseAddresses,
+    ReleasePrefixes,
+    SetSecurityGroups,
     TieToInstance,
 )
+from reconciler.core.cloud import (
+    CREATED_TAG,
+    CREATION_TAG,
+    INSTANCE_TAG,
+    UNMANAGED_TAG,
+    Cloud,
+    Limits,
+)
+from reconciler.core.datapath import IpNetwork, host_network
+from reconciler.core.facts import Eni
+from reconciler.core.position import Pool
+from reconciler.core.subnet import Subnet, free_blocks
 from reconciler.errors import ApplyError, ObserveError
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
-    from mypy_boto3_ec2.type_defs import NetworkInterfaceTypeDef
+    from mypy_boto3_ec2.type_defs import NetworkInterfaceTypeDef, SubnetTypeDef
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
@@ -48,14 +64,37 @@ PAGE_SIZE = 100
 """Items per page: unpaginated DescribeNetworkInterfaces is blocked in large accounts
 (amazon-vpc-resource-controller-k8s #188)."""
 
-HOPELESS = {
-    "UnauthorizedOperation",
-    "AuthFailure",
-    "InvalidClientTokenId",
-    "OptInRequired",
-    "IdempotentParameterMismatch",
-}
-"""Codes where the same call fails the same way until a person acts."""
+NO_PREFIXES = "InsufficientCidrBlocks"
+"""EC2's code where a subnet has room but no whole block. Where it has no room either, the answer
+is a bare InvalidParameterValue that says so in words (cilium/cilium#31016)."""
+
+NO_IP_TYPES = {"efa-only", "trunk", "branch"}
+"""Interface types that carry no addresses for pods: never ours, whatever their tags say."""
+
+
+class Journal(Protocol):
+    """Where a creation is written down before EC2 is asked, and taken out if EC2 refused."""
+
+    def record(self, creation: Creation) -> None:
+        """Write it down, durably.
+
+        Raises:
+            OSError: it cannot be written; then EC2 is not asked.
+        """
+        ...
+
+    def forget(self, creation: Creation) -> None:
+        """Take it out: it has certainly not happened."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailure:
+    """What failed: an EC2 action, or one kind of it in one subnet, and EC2's code and words."""
+
+    scope: str
+    code: str
+    message: str
 
 
 class Ec2:
@@ -65,90 +104,170 @@ class Ec2:
         calls: EC2 calls made since the start, by action; for ``status`` and the benchmarks.
     """
 
-    def __init__(self, instance_id: str, region: str) -> None:
+    def __init__(
+        self,
+        instance_id: str,
+        region: str,
+        journal: Journal,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._instance_id = instance_id
         self._region = region
+        self._journal = journal
+        self._clock = clock
         self._client: EC2Client | None = None
-        self._limits: dict[str, Limits] = {}
+        self._limits: dict[str, Limits | None] = {}
+        self._answers: list[Answer] = []
+        self._failures: list[CallFailure] = []
+        self._successes: list[str] = []
+        self._buckets: dict[str, Bucket] = {}
         self.calls: Counter[str] = Counter()
 
     def observe(self, desired: Iterable[Pool]) -> Cloud:
-        """Describe the instance's ENIs, those of ours that are attached to nothing, their subnets.
+        """Describe the instance's ENIs, those of ours that are attached to nothing, and subnets.
+
+        What EC2 has answered to our own calls within the last minute is in the look, even if this
+        answer of EC2 lacks it.
 
         Raises:
-            ObserveError: EC2 did not answer, refused, or does not know the instance type.
+            ObserveError: EC2 did not answer, or refused.
         """
-        instance_type = next(iter(desired)).node.instance_type
+        pool = next(iter(desired))
         try:
             interfaces = self._interfaces()
-            subnets = self._subnets(sorted({i["SubnetId"] for i in interfaces}))
-            limits = self._instance_limits(instance_type)
-        except IndexError as error:
-            raise ObserveError("EC2", f"it does not know {instance_type}") from error
-        except ClientError as error:
-            code, message = _said(error)
-            raise ObserveError("EC2", f"{error.operation_name}: {code}: {message}") from error
-        except (BotoCoreError, ResponseParserError) as error:
-            # Not EC2's own words: a proxy's page, for one.
-            raise ObserveError("EC2", f"{type(error).__name__}: {str(error)[:256]}") from error
+            subnets = self._subnets(pool, interfaces)
+            limits = pool.limits or self._instance_limits(pool.node.instance_type)
+        except FAILURES as error:
+            raise ObserveError("EC2", _words(error)) from error
         try:
-            enis = [_decode(i, subnets[i["SubnetId"]][0], self._instance_id) for i in interfaces]
+            enis = [_decode(i, subnets[i["SubnetId"]].cidr, self._instance_id) for i in interfaces]
         except (LookupError, ValueError) as error:
             # Half an answer is none: eventual consistency can show an ENI before its subnet.
             raise ObserveError("EC2", f"its answer lacks {error}") from error
-        enis.sort(key=lambda e: (e.device_index is None, e.device_index or 0, e.eni_id))
-        return Cloud(
-            enis=tuple(enis),
-            limits=limits,
-            free_addresses={subnet: free for subnet, (_, free) in subnets.items()},
-        )
+        oldest = self._clock() - TRUST_S
+        self._answers = [a for a in self._answers if a.at >= oldest]
+        return Cloud(overlay(enis, self._answers), limits, subnets)
 
-    def apply(self, actions: Sequence[EniAction]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
         """Carry out actions in order; one that fails does not stop the others."""
         failures = []
         for action in actions:
             try:
                 self._apply_one(action)
-            except (ClientError, BotoCoreError, ResponseParserError) as error:
-                failures.append(_translate(action, error))
+            except FAILURES as error:
+                failures.append(self._translate(action, error))
+            except OSError as error:
+                number = error.errno or 0
+                failures.append(ApplyError.from_errno(str(action), number, str(error), error))
         return tuple(failures)
 
-    def _apply_one(self, action: EniAction) -> None:
+    def know(self, instance_type: str, limits: Limits) -> None:
+        """Take over what an earlier process has asked: the limits of a type never change."""
+        self._limits.setdefault(instance_type, limits)
+
+    def drain(self) -> tuple[tuple[CallFailure, ...], tuple[str, ...]]:
+        """Return what failed and which actions succeeded since this was last asked."""
+        result = tuple(self._failures), tuple(self._successes)
+        self._failures, self._successes = [], []
+        return result
+
+    def leaked(self, tags: dict[str, str], vpc_id: str = "") -> list[Eni]:
+        """Describe every ENI with these tags that is attached to nothing, whoever created it.
+
+        Raises:
+            ObserveError: EC2 did not answer, or refused.
+        """
+        filters = [{"Name": f"tag:{k}", "Values": [v]} for k, v in sorted(tags.items())]
+        filters += [
+            {"Name": "tag-key", "Values": [INSTANCE_TAG]},
+            {"Name": "status", "Values": ["available"]},
+        ]
+        if vpc_id:
+            filters.append({"Name": "vpc-id", "Values": [vpc_id]})
+        try:
+            found = self._describe_interfaces(filters)
+        except FAILURES as error:
+            raise ObserveError("EC2", _words(error)) from error
+        return [_decode(i, ip_network("0.0.0.0/0"), self._instance_id) for i in found]
+
+    # -- changes --------------------------------------------------------------------------
+
+    def _apply_one(self, action: Ec2Action) -> None:
         match action:
             case AddEni():
-                eni_id = self._create(action)
-                attachment = self._attach(eni_id, action.instance_id, action.device_index)
-                self._tie(eni_id, attachment)
+                eni_id = self._create(action.creation)
+                index = action.creation.device_index
+                self._tie(eni_id, self._attach(eni_id, action.instance_id, index))
             case AttachEni():
                 attachment = self._attach(action.eni_id, action.instance_id, action.device_index)
                 self._tie(action.eni_id, attachment)
             case TieToInstance():
                 self._tie(action.eni_id, action.attachment_id)
-            case AssignAddresses():
+            case SetSecurityGroups():
                 self._call(
-                    "assign_private_ip_addresses",
+                    "modify_network_interface_attribute",
                     NetworkInterfaceId=action.eni_id,
-                    SecondaryPrivateIpAddressCount=action.count,
+                    Groups=list(action.security_groups),
                 )
+            case AssignAddresses() | AssignPrefixes():
+                self._assign(action)
+            case ReleaseAddresses():
+                self._release(action.eni_id, PrivateIpAddresses=action.addresses)
+            case ReleasePrefixes():
+                self._release(action.eni_id, Ipv4Prefixes=action.prefixes)
+            case DetachEni():
+                self._call("detach_network_interface", AttachmentId=action.attachment_id)
+                self._learn(action.eni_id, detached=True)
+            case DeleteEni():
+                self._call("delete_network_interface", NetworkInterfaceId=action.eni_id)
+                self._learn(action.eni_id, deleted=True)
 
-    def _create(self, action: AddEni) -> str:
-        created = datetime.now(UTC).replace(microsecond=0).isoformat()
-        tags = [*action.tags, (CREATED_TAG, created)]
-        answer = self._call(
-            "create_network_interface",
-            SubnetId=action.subnet_id,
-            Groups=list(action.security_groups),
-            Description=f"node-network {action.instance_id}",
-            SecondaryPrivateIpAddressCount=action.addresses,
-            ClientToken=action.client_token,
-            TagSpecifications=[
-                {
-                    "ResourceType": "network-interface",
-                    "Tags": [{"Key": key, "Value": value} for key, value in tags],
-                }
-            ],
+    def _create(self, creation: Creation) -> str:
+        created = datetime.fromtimestamp(int(creation.at), UTC).isoformat()
+        tags = [*creation.tags, (CREATED_TAG, created)]
+        kind = (
+            {"Ipv4PrefixCount": creation.prefixes}
+            if creation.prefixes
+            else {"SecondaryPrivateIpAddressCount": creation.addresses}
         )
-        return str(answer["NetworkInterface"]["NetworkInterfaceId"])
+        self._journal.record(creation)
+        try:
+            answer = self._call(
+                "create_network_interface",
+                SubnetId=creation.subnet_id,
+                Groups=list(creation.security_groups),
+                Description=f"node-network {self._instance_id}",
+                ClientToken=creation.token,
+                TagSpecifications=[
+                    {
+                        "ResourceType": "network-interface",
+                        "Tags": [{"Key": key, "Value": value} for key, value in tags],
+                    }
+                ],
+                **kind,
+            )
+        except (ClientError, _OverBudgetError) as error:
+            if budget.classify(_code(error)) is not budget.Failure.LOST:
+                self._journal.forget(creation)
+            raise
+        interface = answer["NetworkInterface"]
+        # The subnet's CIDR is not in the answer; the next look has it, and nobody needs it before.
+        eni = _decode(interface, ip_network("0.0.0.0/0"), self._instance_id)
+        tagged = {INSTANCE_TAG: self._instance_id, CREATION_TAG: creation.token}
+        owned = tagged.items() <= dict(creation.tags).items()
+        self._learn(
+            eni.eni_id,
+            created=replace(
+                eni,
+                device_index=None,
+                status="available",
+                owned=owned,
+                creation=creation.token,
+                created_at=float(int(creation.at)),
+            ),
+        )
+        return eni.eni_id
 
     def _attach(self, eni_id: str, instance_id: str, device_index: int) -> str:
         answer = self._call(
@@ -157,7 +276,9 @@ class Ec2:
             InstanceId=instance_id,
             DeviceIndex=device_index,
         )
-        return str(answer["AttachmentId"])
+        attachment = str(answer["AttachmentId"])
+        self._learn(eni_id, attached=(device_index, attachment))
+        return attachment
 
     def _tie(self, eni_id: str, attachment_id: str) -> None:
         self._call(
@@ -165,44 +286,107 @@ class Ec2:
             NetworkInterfaceId=eni_id,
             Attachment={"AttachmentId": attachment_id, "DeleteOnTermination": True},
         )
+        self._learn(eni_id, tied=True)
+
+    def _assign(self, action: AssignAddresses | AssignPrefixes) -> None:
+        arguments: dict[str, Any] = {}
+        match action:
+            case AssignAddresses(addresses=()):
+                arguments["SecondaryPrivateIpAddressCount"] = action.count
+            case AssignAddresses():
+                arguments["PrivateIpAddresses"] = [str(a) for a in action.addresses]
+            case AssignPrefixes(prefixes=()):
+                arguments["Ipv4PrefixCount"] = action.count
+            case AssignPrefixes():
+                arguments["Ipv4Prefixes"] = [str(p) for p in action.prefixes]
+        answer = self._call(
+            "assign_private_ip_addresses", NetworkInterfaceId=action.eni_id, **arguments
+        )
+        addresses = answer.get("AssignedPrivateIpAddresses", [])
+        prefixes = answer.get("AssignedIpv4Prefixes", [])
+        added = {host_network(ip_address(a["PrivateIpAddress"])) for a in addresses}
+        added |= {ip_network(p["Ipv4Prefix"]) for p in prefixes}
+        self._learn(action.eni_id, added=frozenset(added))
+
+    def _release(self, eni_id: str, **what: Sequence[Any]) -> None:
+        ((name, items),) = what.items()
+        self._call(
+            "unassign_private_ip_addresses",
+            NetworkInterfaceId=eni_id,
+            **{name: [str(i) for i in items]},
+        )
+        self._learn(eni_id, removed=frozenset(ip_network(str(i)) for i in items))
+
+    def _learn(self, eni_id: str, **effect: Any) -> None:
+        self._answers.append(Answer(self._clock(), eni_id, **effect))
+
+    # -- looks ----------------------------------------------------------------------------
 
     def _interfaces(self) -> list[NetworkInterfaceTypeDef]:
         """Two questions, because EC2 joins filters by AND: attached here, or ours and free."""
-        attached = self._pages(
-            "describe_network_interfaces",
-            "NetworkInterfaces",
-            Filters=[{"Name": "attachment.instance-id", "Values": [self._instance_id]}],
+        attached = self._describe_interfaces(
+            [{"Name": "attachment.instance-id", "Values": [self._instance_id]}]
         )
-        free = self._pages(
-            "describe_network_interfaces",
-            "NetworkInterfaces",
-            Filters=[
+        free = self._describe_interfaces(
+            [
                 {"Name": f"tag:{INSTANCE_TAG}", "Values": [self._instance_id]},
                 {"Name": "status", "Values": ["available"]},
-            ],
+            ]
         )
         return list({i["NetworkInterfaceId"]: i for i in [*free, *attached]}.values())
 
-    def _subnets(self, subnet_ids: list[str]) -> dict[str, tuple[IpNetwork, int]]:
-        """Return CIDR and free addresses by subnet id."""
-        if not subnet_ids:
-            return {}
-        answer = self._call("describe_subnets", SubnetIds=subnet_ids)
+    def _describe_interfaces(self, filters: list[Any]) -> list[NetworkInterfaceTypeDef]:
+        return self._pages("describe_network_interfaces", "NetworkInterfaces", Filters=filters)
+
+    def _subnets(self, pool: Pool, interfaces: list[NetworkInterfaceTypeDef]) -> dict[str, Subnet]:
+        """Describe the subnets of the ENIs, and those that the document names."""
+        found: list[SubnetTypeDef] = []
+        wanted = {i["SubnetId"] for i in interfaces} | set(pool.subnets)
+        if pool.selector and interfaces:
+            filters = [{"Name": f"tag:{key}", "Values": [value]} for key, value in pool.selector]
+            filters.append({"Name": "vpc-id", "Values": [interfaces[0]["VpcId"]]})
+            found = self._pages("describe_subnets", "Subnets", Filters=filters)
+            wanted -= {s["SubnetId"] for s in found}
+        if wanted:
+            # By filter, not by id: one id that does not exist would fail the whole call.
+            filters = [{"Name": "subnet-id", "Values": sorted(wanted)}]
+            found = [*found, *self._pages("describe_subnets", "Subnets", Filters=filters)]
+        blocks = self._free_blocks(found) if pool.prefixes else {}
+        return {s["SubnetId"]: _decode_subnet(s, blocks.get(s["SubnetId"])) for s in found}
+
+    def _free_blocks(self, subnets: list[SubnetTypeDef]) -> dict[str, int]:
+        """Count whole free blocks; EC2 has no figure for it, so every ENI there is looked at."""
+        ids = sorted(s["SubnetId"] for s in subnets)
+        taken: dict[str, set[int]] = {subnet_id: set() for subnet_id in ids}
+        for interface in self._describe_interfaces([{"Name": "subnet-id", "Values": ids}]):
+            numbers = taken[interface["SubnetId"]]
+            for address in interface.get("PrivateIpAddresses", []):
+                numbers.add(int(ip_address(address["PrivateIpAddress"])))
+            for prefix in interface.get("Ipv4Prefixes", []):
+                numbers.update(map(int, ip_network(prefix["Ipv4Prefix"])))
         return {
-            s["SubnetId"]: (ip_network(s["CidrBlock"]), int(s["AvailableIpAddressCount"]))
-            for s in answer["Subnets"]
+            s["SubnetId"]: free_blocks(ip_network(s["CidrBlock"]), taken[s["SubnetId"]])
+            for s in subnets
         }
 
-    def _instance_limits(self, instance_type: str) -> Limits:
-        """Ask once: the limits of a type never change."""
+    def _instance_limits(self, instance_type: str) -> Limits | None:
+        """Ask once: the limits of a type never change. None if EC2 does not know it."""
         if instance_type not in self._limits:
-            answer = self._call("describe_instance_types", InstanceTypes=[instance_type])
+            try:
+                answer = self._call("describe_instance_types", InstanceTypes=[instance_type])
+            except ClientError as error:
+                if _code(error) not in {"InvalidInstanceType", "InvalidParameterValue"}:
+                    raise
+                self._limits[instance_type] = None
+                return None
             info = answer["InstanceTypes"][0]["NetworkInfo"]
             self._limits[instance_type] = Limits(
                 enis=int(info["MaximumNetworkInterfaces"]),
                 addresses_per_eni=int(info["Ipv4AddressesPerInterface"]),
             )
         return self._limits[instance_type]
+
+    # -- calls ----------------------------------------------------------------------------
 
     def _pages(self, method: str, result: str, **arguments: Any) -> list[Any]:
         items: list[Any] = []
@@ -215,11 +399,46 @@ class Ec2:
             token = {"NextToken": answer["NextToken"]}
 
     def _call(self, method: str, **arguments: Any) -> Any:
+        action = _operation(method)
+        bucket, granted = budget.take(self._buckets.get(action), action, self._clock())
+        self._buckets[action] = bucket
+        if not granted:
+            raise _OverBudgetError(action)
         if self._client is None:
             self._client = _make_client(self._region)
         function: Callable[..., Any] = getattr(self._client, method)
-        self.calls[_operation(method)] += 1
-        return function(**arguments)
+        self.calls[action] += 1
+        answer = function(**arguments)
+        self._successes.append(action)
+        return answer
+
+    def _translate(self, action: Ec2Action, error: CallError) -> ApplyError:
+        code, message = _code(error), _message(error)
+        call = getattr(error, "operation_name", action.calls[0])
+        subnet_id = _subnet(action)
+        if code == "InvalidParameterValue" and "sufficient free Ipv4" in message:
+            code = NO_PREFIXES
+        exhausted = budget.classify(code) is budget.Failure.EXHAUSTED
+        kind = "prefixes" if code == NO_PREFIXES else "addresses"
+        scope = f"{kind}:{subnet_id}" if exhausted and subnet_id else call
+        self._failures.append(CallFailure(scope, code, message))
+        retryable = budget.classify(code) is not budget.Failure.DENIED
+        failure = ApplyError(str(action), code, message, retryable=retryable)
+        failure.__cause__ = error
+        return failure
+
+
+class _OverBudgetError(Exception):
+    """Our own token bucket is empty: EC2 was not asked."""
+
+    def __init__(self, action: str) -> None:
+        super().__init__(f"this node's budget of {action} calls is used up")
+        self.operation_name = action
+
+
+FAILURES = (ClientError, BotoCoreError, ResponseParserError, _OverBudgetError)
+CallError = ClientError | BotoCoreError | ResponseParserError | _OverBudgetError
+"""Whatever keeps a call from its answer; the parser's: a proxy's page in place of EC2's words."""
 
 
 def _make_client(region: str) -> EC2Client:
@@ -238,13 +457,25 @@ def _operation(method: str) -> str:
     return "".join(word.capitalize() for word in method.split("_"))
 
 
+def _subnet(action: Ec2Action) -> str:
+    match action:
+        case AddEni():
+            return action.creation.subnet_id
+        case AssignAddresses() | AssignPrefixes():
+            return action.subnet_id
+        case _:
+            return ""
+
+
 def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: str) -> Eni:
     attachment = interface.get("Attachment")
     here = attachment if attachment and attachment.get("InstanceId") == instance_id else None
     index = here["DeviceIndex"] if here else None
     tags = {t["Key"]: t["Value"] for t in interface.get("TagSet", [])}
     ours = tags.get(INSTANCE_TAG) == instance_id and tags.get(UNMANAGED_TAG) != "true"
+    usable = interface.get("InterfaceType") not in NO_IP_TYPES
     addresses = interface.get("PrivateIpAddresses", [])
+    prefixes = interface.get("Ipv4Prefixes", [])
     return Eni(
         eni_id=interface["NetworkInterfaceId"],
         mac=interface["MacAddress"].lower(),
@@ -252,7 +483,7 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
         status=here["Status"] if here else interface["Status"],
         subnet_id=interface["SubnetId"],
         subnet_cidr=cidr,
-        primary=ip_address(interface["PrivateIpAddress"]),
+        primary=ip_address(interface.get("PrivateIpAddress", "0.0.0.0")),
         secondaries=tuple(
             sorted(ip_address(a["PrivateIpAddress"]) for a in addresses if not a.get("Primary"))
         ),
@@ -260,26 +491,49 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
         attachment_id=here["AttachmentId"] if here else None,
         delete_on_termination=bool(attachment and attachment.get("DeleteOnTermination")),
         # The primary is part of the instance; nobody else can own it.
-        owned=ours or index == 0,
+        owned=(ours and usable) or index == 0,
+        prefixes=tuple(sorted(ip_network(p["Ipv4Prefix"]) for p in prefixes)),
+        creation=tags.get(CREATION_TAG, ""),
+        created_at=_moment(tags.get(CREATED_TAG, "")),
     )
 
 
-def _said(error: ClientError) -> tuple[str, str]:
-    """Return code and message; an answer that is not EC2's own may have neither."""
-    body = error.response.get("Error", {})
-    return str(body.get("Code", "Unknown")), str(body.get("Message", error))[:256]
+def _decode_subnet(subnet: SubnetTypeDef, blocks: int | None) -> Subnet:
+    tags = sorted((t["Key"], t["Value"]) for t in subnet.get("Tags", []))
+    return Subnet(
+        subnet_id=subnet["SubnetId"],
+        zone=subnet["AvailabilityZone"],
+        cidr=ip_network(subnet["CidrBlock"]),
+        free=int(subnet["AvailableIpAddressCount"]),
+        blocks=blocks,
+        tags=tuple(tags),
+    )
 
 
-def _translate(
-    action: EniAction, error: ClientError | BotoCoreError | ResponseParserError
-) -> ApplyError:
+def _moment(text: str) -> float | None:
+    """Return an RFC 3339 time in seconds since the epoch; None if it is no such time."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def _code(error: CallError) -> str:
     if isinstance(error, ClientError):
-        code, message = _said(error)
-        failure = ApplyError(str(action), code, message, retryable=code not in HOPELESS)
-    else:
-        # The call may have happened: the next look at EC2 tells.
-        lost = isinstance(error, HTTPClientError | ResponseParserError)
-        reason = "AnswerLost" if lost else type(error).__name__
-        failure = ApplyError(str(action), reason, str(error)[:256])
-    failure.__cause__ = error
-    return failure
+        return str(error.response.get("Error", {}).get("Code", "Unknown"))
+    if isinstance(error, _OverBudgetError):
+        return "BudgetExhausted"
+    # The call may have happened: the next look at EC2 tells.
+    lost = isinstance(error, HTTPClientError | ResponseParserError)
+    return "AnswerLost" if lost else type(error).__name__
+
+
+def _message(error: CallError) -> str:
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Message", error))[:256]
+    return str(error)[:256]
+
+
+def _words(error: CallError) -> str:
+    call = getattr(error, "operation_name", "")
+    return ": ".join(filter(None, (call, _code(error), _message(error))))

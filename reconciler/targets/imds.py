@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
+from reconciler.core.datapath import IpNetwork, host_network
 from reconciler.core.facts import Node
 from reconciler.errors import ObserveError
 
@@ -40,6 +41,16 @@ class Imds:
             ObserveError: the service did not answer, or a key is missing.
         """
         return self._read(_read_node)
+
+    def interfaces(self) -> frozenset[tuple[str, IpNetwork]]:
+        """Read what every interface holds: (MAC, address as /32 or prefix), primaries left out.
+
+        It is the second witness beside EC2; both lag, but not in the same way.
+
+        Raises:
+            ObserveError: the service did not answer.
+        """
+        return self._read(_read_interfaces)
 
     def region(self) -> str:
         """Read the region the instance runs in.
@@ -81,12 +92,38 @@ def _read_node(get: Get) -> Node:
     )
 
 
+def _read_interfaces(get: Get) -> frozenset[tuple[str, IpNetwork]]:
+    held: set[tuple[str, IpNetwork]] = set()
+    for mac in get("network/interfaces/macs/").split():
+        mac = mac.rstrip("/").lower()
+        base = f"network/interfaces/macs/{mac}"
+        _, *secondaries = _optional(get, f"{base}/local-ipv4s").split() or [""]
+        prefixes = _optional(get, f"{base}/ipv4-prefix").split()
+        held |= {(mac, host_network(ip_address(a))) for a in secondaries}
+        held |= {(mac, ip_network(p)) for p in prefixes}
+    return frozenset(held)
+
+
+def _optional(get: Get, key: str) -> str:
+    """Read a key that may not exist: a list without entries has none."""
+    try:
+        return get(key)
+    except _MissingError:
+        return ""
+
+
+class _MissingError(ValueError):
+    """There is no such key."""
+
+
 def _request(
     connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str]
 ) -> str:
     connection.request(method, path, headers=headers)
     response = connection.getresponse()
     body = response.read().decode()
+    if response.status == http.HTTPStatus.NOT_FOUND:
+        raise _MissingError(f"{method} {path}: HTTP {response.status}")
     if response.status != http.HTTPStatus.OK:
         raise ValueError(f"{method} {path}: HTTP {response.status}")
     return body.strip()

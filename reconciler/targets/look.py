@@ -6,8 +6,9 @@ from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.facts import Eni, Node
-from reconciler.domains.eni import Cloud, Limits
+from reconciler.core.subnet import Subnet
 
 Json = dict[str, Any]
 
@@ -16,8 +17,8 @@ def encode_look(node: Node, cloud: Cloud) -> Json:
     """Return what ``decode_look`` reads back."""
     return {
         "node": asdict(node) | {"vpc_cidrs": [str(c) for c in node.vpc_cidrs]},
-        "limits": asdict(cloud.limits),
-        "freeAddresses": dict(cloud.free_addresses),
+        "limits": asdict(cloud.limits) if cloud.limits else None,
+        "subnets": [asdict(s) | {"cidr": str(s.cidr)} for s in cloud.subnets.values()],
         "enis": [_encode_eni(e) for e in cloud.enis],
     }
 
@@ -29,13 +30,19 @@ def decode_look(body: Json) -> tuple[Node, Cloud]:
         KeyError, TypeError, ValueError: it is none.
     """
     node = body["node"]
+    subnets = [_decode_subnet(s) for s in body["subnets"]]
     cloud = Cloud(
         enis=tuple(_decode_eni(e) for e in body["enis"]),
-        limits=Limits(**body["limits"]),
-        free_addresses=body["freeAddresses"],
+        limits=Limits(**body["limits"]) if body["limits"] else None,
+        subnets={s.subnet_id: s for s in subnets},
     )
     cidrs = tuple(ip_network(c) for c in node["vpc_cidrs"])
     return Node(**(node | {"vpc_cidrs": cidrs})), cloud
+
+
+def _decode_subnet(body: Json) -> Subnet:
+    tags = tuple((key, value) for key, value in body["tags"])
+    return Subnet(**(body | {"cidr": ip_network(body["cidr"]), "tags": tags}))
 
 
 def _encode_eni(eni: Eni) -> Json:
@@ -43,6 +50,7 @@ def _encode_eni(eni: Eni) -> Json:
         "subnet_cidr": str(eni.subnet_cidr),
         "primary": str(eni.primary),
         "secondaries": [str(a) for a in eni.secondaries],
+        "prefixes": [str(p) for p in eni.prefixes],
     }
 
 
@@ -51,6 +59,7 @@ def _decode_eni(body: Json) -> Eni:
         "subnet_cidr": ip_network(body["subnet_cidr"]),
         "primary": ip_address(body["primary"]),
         "secondaries": tuple(ip_address(a) for a in body["secondaries"]),
+        "prefixes": tuple(ip_network(p) for p in body["prefixes"]),
         "security_groups": tuple(body["security_groups"]),
     }
     return Eni(**(body | parsed))

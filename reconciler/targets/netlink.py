@@ -27,7 +27,7 @@ from reconciler.core.datapath import (
     PROTOCOL,
     IpAddress,
 )
-from reconciler.core.facts import Links
+from reconciler.core.inputs import Links
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_unfinished

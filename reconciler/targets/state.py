@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import ip_address
+from dataclasses import asdict
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +25,12 @@ from reconciler.core.attachment import (
     netns_inode,
     netns_path,
 )
+from reconciler.core.call import Creation
+from reconciler.core.cloud import Cloud
 from reconciler.core.facts import Node
 from reconciler.core.plan import Change, Verb
-from reconciler.domains.attachment import Records
-from reconciler.domains.eni import Cloud
+from reconciler.core.records import Records
+from reconciler.core.release import Quarantine
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
 from reconciler.targets.look import decode_look, encode_look
 
@@ -40,8 +43,11 @@ VERSION = 1
 LOOK = "look.json"
 """The last look at EC2."""
 
-Record = Intent | Attachment | Cooling
-R = TypeVar("R", Intent, Attachment, Cooling)
+Record = Intent | Attachment | Cooling | Quarantine | Creation
+R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
+
+KINDS = ("intents", "attachments", "cooling", "quarantine", "creations")
+"""Directories of records, one for each kind."""
 
 
 class StateDirectory:
@@ -68,7 +74,7 @@ class StateDirectory:
             StateError: the file system refuses.
         """
         try:
-            for kind in ("intents", "attachments", "cooling"):
+            for kind in KINDS:
                 (self.root / kind).mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             cure = "run as root" if error.errno == errno.EACCES else "free or remount it"
@@ -115,6 +121,8 @@ class StateDirectory:
             intents=self._load("intents", _parse_intent),
             attachments=self._load("attachments", _parse_attachment),
             cooling=self._load("cooling", _parse_cooling),
+            quarantined=self._load("quarantine", _parse_quarantine),
+            creations=self._load("creations", _parse_creation),
         )
 
     def apply(self, actions: Sequence[Change[Record]]) -> tuple[ApplyError, ...]:
@@ -138,6 +146,18 @@ class StateDirectory:
                     for a in actions[position:]
                 )
         return ()
+
+    def record(self, creation: Creation) -> None:
+        """Write down an ENI's creation before EC2 is asked.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_atomically(self._path(creation), _encode(creation))
+
+    def forget(self, creation: Creation) -> None:
+        """Take out a creation that has certainly not happened."""
+        self._path(creation).unlink(missing_ok=True)
 
     def remember(self, node: Node, cloud: Cloud) -> None:
         """Keep a look at EC2, so that a restart does not have to wait for the next one.
@@ -185,6 +205,11 @@ class StateDirectory:
                 return self.root / "attachments" / _file_name(key)
             case Cooling(address):
                 return self.root / "cooling" / f"{address}.json"
+            case Quarantine(network):
+                name = f"{network.network_address}-{network.prefixlen}.json"
+                return self.root / "quarantine" / name
+            case Creation(token):
+                return self.root / "creations" / f"{token}.json"
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
@@ -225,6 +250,10 @@ def _encode(record: Record) -> dict[str, Any]:
             }
         case Cooling():
             body = {"address": str(record.address), "until": record.until}
+        case Quarantine():
+            body = {"network": str(record.network), "since": record.since}
+        case Creation():
+            body = asdict(record)
         case Intent():
             namespace, _, name = record.pod.rpartition("/")
             body = {
@@ -275,6 +304,26 @@ def _parse_attachment(body: dict[str, Any]) -> Attachment:
 def _parse_cooling(body: dict[str, Any]) -> Cooling:
     _check_version(body)
     return Cooling(ip_address(body["address"]), float(body["until"]))
+
+
+def _parse_quarantine(body: dict[str, Any]) -> Quarantine:
+    _check_version(body)
+    return Quarantine(ip_network(body["network"]), float(body["since"]))
+
+
+def _parse_creation(body: dict[str, Any]) -> Creation:
+    _check_version(body)
+    return Creation(
+        token=str(body["token"]),
+        device_index=int(body["device_index"]),
+        subnet_id=str(body["subnet_id"]),
+        security_groups=tuple(body["security_groups"]),
+        addresses=int(body["addresses"]),
+        prefixes=int(body["prefixes"]),
+        tags=tuple((key, value) for key, value in body["tags"]),
+        at=float(body["at"]),
+        done=bool(body["done"]),
+    )
 
 
 def _parse_key(body: dict[str, Any]) -> AttachmentKey:

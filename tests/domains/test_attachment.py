@@ -8,8 +8,8 @@ from builders import SUBNET, attachment, document, eni, inputs, intent
 
 from reconciler.core.attachment import Attachment, Cooling, IntentState
 from reconciler.core.plan import Change
+from reconciler.core.records import Records
 from reconciler.domains import attachment as domain
-from reconciler.domains.attachment import Records
 
 
 def plan(records: Records, **fields: object) -> list[str]:

@@ -26,7 +26,7 @@ PROGRAM = [sys.executable, "-m", "reconciler"]
 DOCUMENT = """\
 apiVersion: node-network/v1alpha1
 kind: NodeNetwork
-warmPool: {warm: 2, minimum: 24, cooldown: 2s}
+warmPool: {addresses: {warm: 2, minimum: 24, surplus: 0}, cooldown: 2s}
 snat:
   mode: node
   excludeCIDRs: []
@@ -146,9 +146,9 @@ class Cluster:
 
 
 @contextmanager
-def make_cluster(directory: Path, *nodes: str) -> Iterator[Cluster]:
+def _make_cluster(directory: Path, *nodes: str, **options: Any) -> Iterator[Cluster]:
     """A lab with reconcilers on some nodes."""
-    made = lifecycle.up(lab_name("n"))
+    made = lifecycle.up(lab_name("n"), **options)
     cluster = Cluster(made, directory)
     try:
         for node in nodes:
@@ -162,12 +162,18 @@ def make_cluster(directory: Path, *nodes: str) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes with reconcilers; a test leaves it as it found it."""
-    with make_cluster(tmp_path_factory.mktemp("cluster"), "node1", "node2") as made:
+    with _make_cluster(tmp_path_factory.mktemp("cluster"), "node1", "node2") as made:
         yield made
 
 
 @pytest.fixture
 def idle(tmp_path: Path) -> Iterator[Cluster]:
     """A lab of the test's own, with no reconciler running yet."""
-    with make_cluster(tmp_path) as made:
+    with _make_cluster(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def make_cluster() -> Any:
+    """Make a lab of the test's own, of another shape."""
+    return _make_cluster

@@ -85,8 +85,8 @@ def test_growth_is_shown_with_its_calls_and_costs_none(cluster: Any, tmp_path: P
     body = json.loads(done.stdout)
     assert body["calls"] == {"AssignPrivateIpAddresses": 1}
     (action,) = body["actions"]
-    assert (action["domain"], action["verb"]) == ("eni", "update")
-    assert action["reason"] == "pool holds 24 of 26 addresses"
+    assert (action["domain"], action["verb"]) == ("eni", "create")
+    assert action["reason"].startswith("pool holds 24 of 26 addresses; subnet-")
     assert "--secondary-private-ip-address-count 2" in action["command"]
     made = cluster.lab.ask("calls")["calls"]
     assert {name for name in made if not name.startswith("Describe")} == set()

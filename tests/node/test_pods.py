@@ -92,7 +92,9 @@ def test_a_full_node_refuses_with_the_planners_reason_and_leaves_nothing(idle: A
     with pytest.raises(PodError, match="code 11: AddressesExhausted") as caught:
         idle.add(budget_s=3)
     assert "27 held on 3 ENIs, 27 assigned, 0 cooling" in str(caught.value)
-    assert "the pool cannot grow: 30 addresses wanted, 27 held" in str(caught.value)
+    assert "the pool cannot grow: PoolLimitReached: 30 addresses wanted, 27 held" in str(
+        caught.value
+    )
     until(lambda: len(idle.records("intents")) == 27, "the refused intent's end")
     assert idle.status()["conditions"][0]["reason"] in {"PoolLimitReached", "AddressesExhausted"}
     netns.remove(made[0].namespace)

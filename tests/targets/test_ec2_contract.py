@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -13,41 +14,75 @@ from builders import SUBNET, document, eni, inputs, node
 from fakes import FakeEc2
 from werkzeug.serving import make_server
 
-from reconciler.core.facts import Inputs
-from reconciler.core.pool import Demand
+from reconciler.core.call import (
+    AddEni,
+    AssignAddresses,
+    AssignPrefixes,
+    AttachEni,
+    Creation,
+    DeleteEni,
+    DetachEni,
+    ReleaseAddresses,
+    ReleasePrefixes,
+    SetSecurityGroups,
+    TieToInstance,
+)
+from reconciler.core.cloud import Limits
+from reconciler.core.inputs import Inputs
 from reconciler.domains import eni as domain
-from reconciler.domains.eni import AssignAddresses, AttachEni, Limits, Pool, TieToInstance
 from reconciler.engine import Domain, converge
 from reconciler.errors import ObserveError
 from reconciler.targets.ec2 import Ec2
+
+
+class Journal:
+    """Where creations are written down."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Creation] = {}
+
+    def record(self, creation: Creation) -> None:
+        self.records[creation.token] = creation
+
+    def forget(self, creation: Creation) -> None:
+        self.records.pop(creation.token, None)
 
 
 @dataclass
 class World:
     target: Any
     now: Inputs
+    journal: Journal
 
-    def pool(self, total: int) -> Pool:
-        return replace(domain.desire(self.now), total=total)
+    def reach(self, minimum: int, **parts: Any) -> Any:
+        warm = {"addresses": {"warm": 0, "minimum": minimum, "surplus": 0}}
+        creations = tuple(self.journal.records.values())
+        ec2 = replace(self.now.ec2, creations=creations, nonce=str(len(creations)))
+        now = replace(self.now, document=document(warmPool=warm, **parts), ec2=ec2)
+        return converge([Domain("eni", domain.desire, domain.plan, self.target)], now)["eni"]
 
-    def reach(self, minimum: int) -> Any:
-        warm = {"warm": 0, "minimum": minimum, "cooldown": "0s"}
-        self.now = replace(self.now, document=document(warmPool=warm))
-        return converge([Domain("eni", domain.desire, domain.plan, self.target)], self.now)["eni"]
+    def cloud(self, **parts: Any) -> Any:
+        wanted = replace(self.now, document=document(**parts))
+        return self.target.observe([domain.desire(wanted)])
 
-    def cloud(self) -> Any:
-        return self.target.observe([self.pool(0)])
+    def apply(self, *actions: Any) -> list[str]:
+        return [f.reason for f in self.target.apply(actions)]
+
+
+def over_http(ec2: Any, **options: Any) -> World:
+    journal = Journal()
+    target = Ec2(ec2.instance_id, "us-east-1", journal, **options)
+    return World(target, inputs(1, node=node(instance_id=ec2.instance_id)), journal)
 
 
 @pytest.fixture(params=["fake", "http"])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     if request.param == "fake":
         only = eni(0, 0, primary=SUBNET[10], delete_on_termination=True)
-        yield World(FakeEc2([only], Limits(3, 10), SUBNET), inputs(1))
+        journal = Journal()
+        yield World(FakeEc2([only], Limits(3, 10), SUBNET, journal=journal), inputs(1), journal)
         return
-    ec2 = request.getfixturevalue("ec2")
-    target = Ec2(ec2.instance_id, "us-east-1")
-    yield World(target, inputs(1, node=node(instance_id=ec2.instance_id), demand=Demand()))
+    yield over_http(request.getfixturevalue("ec2"))
 
 
 def test_an_instance_is_seen_with_its_limits_and_its_subnet(world: World) -> None:
@@ -57,7 +92,8 @@ def test_an_instance_is_seen_with_its_limits_and_its_subnet(world: World) -> Non
     assert (only.device_index, only.status, only.owned) == (0, "attached", True)
     assert only.primary == ip_address("10.0.1.10")
     assert only.gateway == ip_address("10.0.1.1")
-    assert cloud.free_addresses == {only.subnet_id: 250}
+    subnet = cloud.subnets[only.subnet_id]
+    assert (subnet.zone, subnet.cidr, subnet.free) == ("us-east-1a", SUBNET, 250)
 
 
 def test_a_pool_is_filled_and_spread_over_enis(world: World) -> None:
@@ -76,7 +112,7 @@ def test_a_pool_is_filled_and_spread_over_enis(world: World) -> None:
 
 def test_more_addresses_than_an_eni_holds_are_refused_by_name(world: World) -> None:
     (only,) = world.cloud().enis
-    (failure,) = world.target.apply([AssignAddresses(only.eni_id, 10, "test")])
+    (failure,) = world.target.apply([AssignAddresses(only.eni_id, only.subnet_id, "test", 10)])
     assert failure.reason == "PrivateIpAddressLimitExceeded"
 
 
@@ -93,7 +129,7 @@ def test_what_exceeds_the_instance_is_a_refusal_with_its_numbers(world: World) -
     assert outcome.remaining.actions == ()
     (refusal,) = outcome.remaining.refusals
     assert refusal.reason == "PoolLimitReached"
-    assert "40 addresses wanted, 27 held" in refusal.message
+    assert "40 addresses wanted" in refusal.message
     assert "3 ENIs x 9 = 27" in refusal.message
 
 
@@ -105,14 +141,126 @@ def test_tying_twice_is_the_same_as_once(world: World) -> None:
     assert world.cloud().enis[1].delete_on_termination
 
 
+def test_prefixes_come_go_and_count_as_one_slot_each(world: World) -> None:
+    prefixes = {"eni": {"allocate": "prefixes"}}
+    assert world.cloud(**prefixes).subnets[world.cloud().enis[0].subnet_id].blocks == 14
+    outcome = world.reach(40, **prefixes)
+    assert outcome.settled, outcome
+    (only,) = world.cloud().enis
+    assert [p.prefixlen for p in only.prefixes] == [28, 28, 28]
+    assert len(only.pod_addresses) == 48
+    assert world.apply(ReleasePrefixes(only.eni_id, only.prefixes[1:], "test")) == []
+    assert world.cloud().enis[0].prefixes == only.prefixes[:1]
+    again = AssignPrefixes(only.eni_id, only.subnet_id, "test", prefixes=only.prefixes[1:2])
+    assert world.apply(again) == []
+    assert world.cloud().enis[0].prefixes == only.prefixes[:2]
+
+
+def test_addresses_are_given_back_by_name(world: World) -> None:
+    world.reach(9)
+    (only,) = world.cloud().enis
+    gone = only.secondaries[5:]
+    assert world.apply(ReleaseAddresses(only.eni_id, gone, "test")) == []
+    assert world.cloud().enis[0].secondaries == only.secondaries[:5]
+    again = AssignAddresses(only.eni_id, only.subnet_id, "test", addresses=gone[:1])
+    assert world.apply(again) == []
+    assert world.cloud().enis[0].secondaries == only.secondaries[:6]
+
+
+def test_an_eni_is_detached_then_deleted(world: World) -> None:
+    world.reach(18)
+    second = world.cloud().enis[1]
+    assert world.apply(DeleteEni(second.eni_id, "test")) == ["InvalidParameterValue"]
+    assert world.apply(DetachEni(second.eni_id, second.attachment_id or "", "test")) == []
+    if isinstance(world.target, FakeEc2):
+        world.target.settle()
+    assert world.apply(DeleteEni(second.eni_id, "test")) == []
+    assert [e.device_index for e in world.cloud().enis] == [0]
+
+
+def test_a_creation_is_written_down_before_the_call_and_taken_out_if_it_was_refused(
+    world: World,
+) -> None:
+    world.reach(18)
+    assert len(world.journal.records) == 1
+    (action,) = world.journal.records.values()
+    greedy = replace(action, token="t2", addresses=999, device_index=2)
+    add = AddEni(world.now.node.instance_id, greedy, "test")
+    assert world.apply(add) == ["InsufficientFreeAddressesInSubnet"]
+    assert set(world.journal.records) == {action.token}
+
+
+def test_what_failed_and_what_succeeded_can_be_asked_for_once(world: World) -> None:
+    (only,) = world.cloud().enis
+    world.target.drain()
+    world.apply(AssignAddresses(only.eni_id, only.subnet_id, "test", 1))
+    world.apply(AssignAddresses(only.eni_id, only.subnet_id, "test", 99))
+    failures, successes = world.target.drain()
+    assert [(f.scope, f.code) for f in failures] == [
+        ("AssignPrivateIpAddresses", "PrivateIpAddressLimitExceeded")
+    ]
+    assert successes == ("AssignPrivateIpAddresses",)
+    assert world.target.drain() == ((), ())
+
+
 # What only a real wire can do.
+
+
+def test_where_no_block_is_left_the_subnet_rests_and_not_the_action(ec2: Any) -> None:
+    world = over_http(ec2)
+    (only,) = world.cloud().enis
+    for n in range(15):  # one address in each block, spread by hand
+        ec2.client.create_network_interface(
+            SubnetId=only.subnet_id, PrivateIpAddress=f"10.0.1.{16 * n + 11}"
+        )
+    assert world.apply(AssignPrefixes(only.eni_id, only.subnet_id, "test", 1)) == [
+        "InsufficientCidrBlocks"
+    ]
+    ((failure,), _) = world.target.drain()
+    assert failure.scope == f"prefixes:{only.subnet_id}"
+
+
+def test_a_stale_look_does_not_unsee_what_ec2_has_answered(ec2: Any) -> None:
+    """Without it, an assignment by count is repeated until the ENI is full."""
+    world = over_http(ec2)
+    world.cloud()
+    time.sleep(0.6)  # so that there is a past to show
+    ec2.cloud.faults.set(staleEc2Seconds=0.5)
+    for _ in range(3):
+        world.reach(12)
+    enis = world.cloud().enis
+    assert [len(e.secondaries) for e in enis] == [9, 3]
+    assert enis[1].device_index == 1
+    ec2.cloud.faults.clear()
+    assert [len(e.secondaries) for e in world.cloud().enis] == [9, 3]
+    assert ec2.cloud.faults.calls()["CreateNetworkInterface"] == 1
+    assert ec2.cloud.faults.calls()["AssignPrivateIpAddresses"] == 1
+
+
+def test_an_answer_is_trusted_for_a_minute_and_no_longer(ec2: Any) -> None:
+    now = [0.0]
+    world = over_http(ec2, clock=lambda: now[0])
+    world.reach(3)
+    (only,) = world.cloud().enis
+    ec2.client.unassign_private_ip_addresses(
+        NetworkInterfaceId=only.eni_id, PrivateIpAddresses=[str(only.secondaries[0])]
+    )
+    assert len(world.cloud().enis[0].secondaries) == 3
+    now[0] = 61.0
+    assert len(world.cloud().enis[0].secondaries) == 2
+
+
+def test_our_own_bucket_ends_a_storm_of_calls(ec2: Any) -> None:
+    world = over_http(ec2, clock=lambda: 0.0)
+    (only,) = world.cloud().enis
+    tie = SetSecurityGroups(only.eni_id, only.security_groups, "test")
+    reasons = world.apply(*[tie] * 103)
+    assert reasons == ["BudgetExhausted"] * 3
 
 
 def test_a_creation_whose_answer_was_lost_makes_one_eni(ec2: Any) -> None:
     """The call succeeded, nobody heard: the next look finds the ENI and attaches that one."""
-    world = World(
-        Ec2(ec2.instance_id, "us-east-1"), inputs(1, node=node(instance_id=ec2.instance_id))
-    )
+    world = over_http(ec2)
     lost = {"action": "CreateNetworkInterface", "code": None, "when": "after"}
     ec2.cloud.faults.set(errors=[lost])
     outcome = world.reach(12)
@@ -122,9 +270,7 @@ def test_a_creation_whose_answer_was_lost_makes_one_eni(ec2: Any) -> None:
 
 
 def test_an_attachment_that_failed_is_finished_not_repeated(ec2: Any) -> None:
-    world = World(
-        Ec2(ec2.instance_id, "us-east-1"), inputs(1, node=node(instance_id=ec2.instance_id))
-    )
+    world = over_http(ec2)
     broken = {"action": "AttachNetworkInterface", "code": "InternalError", "when": "before"}
     ec2.cloud.faults.set(errors=[broken])
     assert world.reach(12).settled
@@ -142,14 +288,14 @@ def test_an_attachment_that_failed_is_finished_not_repeated(ec2: Any) -> None:
 def test_a_look_that_failed_is_no_look(ec2: Any, switch: dict[str, Any], reason: str) -> None:
     ec2.cloud.faults.set(**switch)
     with pytest.raises(ObserveError, match=reason):
-        Ec2(ec2.instance_id, "us-east-1").observe([domain.desire(inputs(1))])
+        Ec2(ec2.instance_id, "us-east-1", Journal()).observe([domain.desire(inputs(1))])
 
 
 def test_a_denied_action_says_that_trying_again_does_not_help(ec2: Any) -> None:
-    target = Ec2(ec2.instance_id, "us-east-1")
+    target = Ec2(ec2.instance_id, "us-east-1", Journal())
     ec2.cloud.faults.set(denied=["AssignPrivateIpAddresses"])
     (only,) = target.observe([domain.desire(inputs(1))]).enis
-    (failure,) = target.apply([AssignAddresses(only.eni_id, 1, "test")])
+    (failure,) = target.apply([AssignAddresses(only.eni_id, only.subnet_id, "test", 1)])
     assert (failure.reason, failure.retryable) == ("UnauthorizedOperation", False)
 
 
@@ -159,9 +305,7 @@ def test_enis_of_others_are_foreign(ec2: Any) -> None:
     ec2.client.attach_network_interface(
         NetworkInterfaceId=foreign, InstanceId=ec2.instance_id, DeviceIndex=1
     )
-    world = World(
-        Ec2(ec2.instance_id, "us-east-1"), inputs(1, node=node(instance_id=ec2.instance_id))
-    )
+    world = over_http(ec2)
     assert [(e.eni_id == foreign, e.owned) for e in world.cloud().enis] == [
         (False, True),
         (True, False),
@@ -173,7 +317,7 @@ def test_enis_of_others_are_foreign(ec2: Any) -> None:
 
 
 def test_calls_are_counted(ec2: Any) -> None:
-    target = Ec2(ec2.instance_id, "us-east-1")
+    target = Ec2(ec2.instance_id, "us-east-1", Journal())
     target.observe([domain.desire(inputs(1))])
     assert dict(target.calls) == ec2.cloud.faults.calls()
 
@@ -194,11 +338,11 @@ def test_an_answer_that_is_no_answer_of_ec2_is_an_unreadable_world(
         monkeypatch.setenv("AWS_ENDPOINT_URL_EC2", f"http://127.0.0.1:{server.port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        target = Ec2("i-1", "us-east-1")
+        target = Ec2("i-1", "us-east-1", Journal())
         pool = domain.desire(inputs(1))
         with pytest.raises(ObserveError, match="EC2"):
             target.observe([pool])
-        (failure,) = target.apply([AssignAddresses("eni-1", 1, "test")])
+        (failure,) = target.apply([AssignAddresses("eni-1", "subnet-1", "test", 1)])
         assert failure.retryable
     finally:
         server.shutdown()

@@ -8,17 +8,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import attachment, intent
+from builders import SUBNET, attachment, eni, intent, node
 from fakes import FakeState
 
 from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
+from reconciler.core.call import Creation
+from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.plan import Change, Verb
-from reconciler.domains.attachment import Records
+from reconciler.core.records import Records
+from reconciler.core.release import Quarantine
+from reconciler.core.subnet import Subnet
 from reconciler.errors import LockedError, ObserveError, StateError
 from reconciler.targets.state import StateDirectory
 
@@ -184,3 +188,30 @@ def test_two_attachments_never_share_a_record(tmp_path: Path) -> None:
     two = replace(attachment(2), key=AttachmentKey("x.eth0", "1"))
     put(state, one, two)
     assert state.observe().attachments == (one, two)
+
+
+def test_quarantine_and_creations_come_back_as_they_were_written(state: Any) -> None:
+    leaving = [
+        Quarantine(ip_network("10.0.1.7/32"), 5.0),
+        Quarantine(ip_network("10.0.1.16/28"), 6.5),
+    ]
+    begun = Creation("t1", 1, "subnet-1", ("sg-1", "sg-2"), 9, 0, (("a", "b"),), 7.0)
+    put(state, *leaving, begun)
+    records = state.observe()
+    assert sorted(records.quarantined, key=lambda q: q.since) == leaving
+    assert records.creations == (begun,)
+    state.forget(begun)
+    state.record(replace(begun, done=True))
+    assert state.observe().creations == (replace(begun, done=True),)
+
+
+def test_a_look_comes_back_as_it_was_and_a_torn_one_is_none(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    assert state.recall() is None
+    prefixed = replace(eni(1), prefixes=(ip_network("10.0.1.64/28"),), created_at=3.0)
+    subnet = Subnet("subnet-a", "us-east-1a", SUBNET, 7, 3, (("k", "v"),))
+    look = Cloud((eni(0), prefixed, eni(None)), Limits(3, 10), {"subnet-a": subnet})
+    state.remember(node(), look)
+    assert state.recall() == (node(), look)
+    (state.root / "look.json").write_text("{")
+    assert state.recall() is None

@@ -1,0 +1,158 @@
+"""Being a good citizen of EC2: token buckets, and how long a failed call rests.
+
+Every node of an account draws from the same buckets, one for each action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+BUCKETS = {
+    "AssignPrivateIpAddresses": (100.0, 5.0),
+    "AttachNetworkInterface": (50.0, 5.0),
+    "CreateNetworkInterface": (100.0, 5.0),
+    "DeleteNetworkInterface": (100.0, 5.0),
+    "DetachNetworkInterface": (50.0, 5.0),
+    "ModifyNetworkInterfaceAttribute": (100.0, 5.0),
+    "UnassignPrivateIpAddresses": (100.0, 5.0),
+}
+"""Capacity in calls and refill in calls per second of mutating actions, per account and region.
+Source: Amazon EC2 Developer Guide, "Request throttling for the Amazon EC2 API"."""
+
+DESCRIBE_BUCKET = (100.0, 20.0)
+"""The same for all others, filtered or paginated. Source as above."""
+
+
+class Failure(StrEnum):
+    """What kind of answer a call got; the value is how operators read it."""
+
+    THROTTLED = "throttled"
+    DENIED = "denied"
+    EXHAUSTED = "exhausted"
+    LIMIT = "limit reached"
+    NOT_FOUND = "not found"
+    LOST = "answer lost"
+    OTHER = "failed"
+
+
+THROTTLED = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "BudgetExhausted"}
+DENIED = {
+    "UnauthorizedOperation",
+    "AuthFailure",
+    "InvalidClientTokenId",
+    "OptInRequired",
+    "AccessDenied",
+}
+EXHAUSTED = {
+    "InsufficientFreeAddressesInSubnet",
+    "InsufficientCidrBlocks",
+    "InsufficientCapacity",
+}
+LIMIT = {
+    "AttachmentLimitExceeded",
+    "NetworkInterfaceLimitExceeded",
+    "PrivateIpAddressLimitExceeded",
+}
+LOST = {"AnswerLost", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable"}
+"""After these the call may have had its effect."""
+
+REST_S = {
+    Failure.THROTTLED: (1.0, 60.0),
+    Failure.DENIED: (30.0, 600.0),
+    Failure.EXHAUSTED: (30.0, 120.0),
+    Failure.LIMIT: (30.0, 120.0),
+    Failure.NOT_FOUND: (1.0, 30.0),
+    Failure.LOST: (1.0, 30.0),
+    Failure.OTHER: (1.0, 60.0),
+}
+"""First and longest ceiling in seconds of a failed action's rest; doubled each time in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A token bucket.
+
+    Attributes:
+        tokens: calls that may be made at once.
+        at: when that was so, in monotonic seconds.
+    """
+
+    tokens: float
+    at: float
+
+
+def take(bucket: Bucket | None, action: str, now: float) -> tuple[Bucket, bool]:
+    """Take one token; return the bucket, and whether there was one."""
+    capacity, refill = BUCKETS.get(action, DESCRIBE_BUCKET)
+    tokens = capacity if bucket is None else bucket.tokens + (now - bucket.at) * refill
+    tokens = min(tokens, capacity)
+    granted = tokens >= 1
+    return Bucket(tokens - 1 if granted else tokens, now), granted
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Why an action is not called for now.
+
+    Attributes:
+        until: seconds since the epoch.
+        failures: in a row.
+    """
+
+    failure: Failure
+    code: str
+    message: str
+    until: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rests:
+    """Actions that rest, by what rests: an EC2 action, or one kind of it in one subnet."""
+
+    by_scope: Mapping[str, Rest] = field(default_factory=dict)
+
+    def of(self, scope: str, now: float) -> Rest | None:
+        """Return why a scope rests; None if it does not."""
+        rest = self.by_scope.get(scope)
+        return rest if rest is not None and rest.until > now else None
+
+    def after_failure(
+        self, scope: str, code: str, message: str, *, now: float, chance: float
+    ) -> Rests:
+        """Let a scope rest: exponential, with full jitter.
+
+        Args:
+            scope: what failed.
+            code: EC2's.
+            message: EC2's.
+            now: seconds since the epoch.
+            chance: a random number from 0 to 1.
+        """
+        failure = classify(code)
+        known = self.by_scope.get(scope)
+        failures = known.failures + 1 if known and known.failure is failure else 1
+        first, longest = REST_S[failure]
+        ceiling = min(first * 2 ** min(failures - 1, 16), longest)
+        rest = Rest(failure, code, message, now + ceiling * chance, failures)
+        return Rests({**self.by_scope, scope: rest})
+
+    def after_success(self, scope: str) -> Rests:
+        """Forget a scope's failures."""
+        return Rests({k: v for k, v in self.by_scope.items() if k != scope})
+
+
+def classify(code: str) -> Failure:
+    """Sort an EC2 error code."""
+    for failure, codes in (
+        (Failure.THROTTLED, THROTTLED),
+        (Failure.DENIED, DENIED),
+        (Failure.EXHAUSTED, EXHAUSTED),
+        (Failure.LIMIT, LIMIT),
+        (Failure.LOST, LOST),
+    ):
+        if code in codes:
+            return failure
+    return Failure.NOT_FOUND if code.endswith(".NotFound") else Failure.OTHER

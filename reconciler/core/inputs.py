@@ -1,0 +1,128 @@
+"""What planning starts from: the document, what is known of the node, and what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.budget import Rests
+from reconciler.core.call import Creation
+from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.doubt import NO_DOUBTS, Doubts
+from reconciler.core.facts import Eni, Node
+from reconciler.core.pool import Demand
+from schemas.document import NodeNetwork
+
+NO_RESTS = Rests()
+
+
+@dataclass(frozen=True, slots=True)
+class Ec2Inputs:
+    """What only the pool's planner looks at.
+
+    Attributes:
+        used: addresses that a pod, a rest, a route or a connection holds.
+        quarantined: networks with a record: they are being given back, or were just now.
+        creations: ENIs that were asked for in the last hour.
+        doubts: where EC2 and metadata disagree.
+        rests: EC2 actions that are not called for now.
+        nonce: text that no other pass has; new ClientTokens are made of it.
+    """
+
+    used: frozenset[IpAddress] = frozenset()
+    quarantined: frozenset[IpNetwork] = frozenset()
+    creations: tuple[Creation, ...] = ()
+    doubts: Doubts = NO_DOUBTS
+    rests: Rests = NO_RESTS
+    nonce: str = ""
+
+
+NO_EC2 = Ec2Inputs()
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """The links of the host namespace, by whose they are.
+
+    Attributes:
+        names: interface name by MAC, for links that are no veth of ours.
+        pods: name of the host end by attachment, for veths of ours.
+    """
+
+    names: Mapping[str, str]
+    pods: Mapping[AttachmentKey, str]
+
+
+NO_DEMAND = Demand()
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything a domain's ``desire`` may look at.
+
+    Attributes:
+        enis: in device order, unattached last.
+        links: interface name in the host namespace by MAC, for links that are no veth of ours.
+        attachments: bound pods, those being released left out.
+        now: seconds since the epoch, from the wall clock.
+        demand: what the pool must cover.
+        clear: attachments of which a look at the kernel has found nothing left.
+        flows: addresses that conntrack still has connections of.
+        orphans: attachments whose namespace is gone for so long that no DEL will come.
+        visit: the attachments whose own namespace is looked into; None means all of them. Host
+            objects are always compared in full.
+        blind: attachments whose namespace could not be read in this pass.
+        pods: attachments that have a link on the host.
+        strays: attachments that only the kernel remembers: their records were lost.
+    """
+
+    document: NodeNetwork
+    node: Node
+    enis: tuple[Eni, ...]
+    links: Mapping[str, str]
+    attachments: tuple[Attachment, ...] = ()
+    now: float = 0.0
+    demand: Demand = NO_DEMAND
+    clear: frozenset[AttachmentKey] = frozenset()
+    visit: frozenset[AttachmentKey] | None = None
+    blind: frozenset[AttachmentKey] = frozenset()
+    pods: frozenset[AttachmentKey] = frozenset()
+    strays: tuple[Attachment, ...] = ()
+    flows: frozenset[IpAddress] = frozenset()
+    orphans: frozenset[AttachmentKey] = frozenset()
+    ec2: Ec2Inputs = NO_EC2
+
+    @property
+    def visited(self) -> tuple[Attachment, ...]:
+        """The attachments whose own namespace is to be compared, in order.
+
+        A namespace that cannot be reached is not empty: nobody knows what is in it.
+        """
+        return tuple(
+            a
+            for a in self.attachments
+            if a.netns_alive
+            and a.key not in self.blind
+            and (self.visit is None or a.key in self.visit)
+        )
+
+    @property
+    def placed(self) -> tuple[Attachment, ...]:
+        """The attachments that have, or can be given, objects on the host.
+
+        Without its namespace a link cannot be made; one that is there is kept.
+        """
+        return tuple(a for a in self.attachments if a.netns_alive or a.key in self.pods)
+
+    @property
+    def pod_enis(self) -> tuple[tuple[Eni, str], ...]:
+        """ENIs that serve pods and whose link is here, with the link's name; device order.
+
+        EC2 says "attached" up to seconds before or after the link appears, so both are asked.
+        """
+        return tuple(
+            (eni, self.links[eni.mac])
+            for eni in self.enis
+            if eni.serves_pods and eni.mac in self.links
+        )

@@ -1,0 +1,48 @@
+"""What the state directory holds: the witnesses of everything that must outlive a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reconciler.core.attachment import (
+    Attachment,
+    AttachmentKey,
+    Cooling,
+    Intent,
+    IntentState,
+)
+from reconciler.core.call import Creation
+from reconciler.core.pool import Demand
+from reconciler.core.release import Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What the state directory holds; each in key order."""
+
+    intents: tuple[Intent, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    cooling: tuple[Cooling, ...] = ()
+    quarantined: tuple[Quarantine, ...] = ()
+    creations: tuple[Creation, ...] = ()
+
+    @property
+    def released(self) -> frozenset[AttachmentKey]:
+        """Keys the runtime has given back."""
+        return frozenset(i.key for i in self.intents if i.state is IntentState.RELEASED)
+
+    @property
+    def living(self) -> tuple[Attachment, ...]:
+        """Attachments to keep in the kernel: all that were not given back."""
+        return tuple(a for a in self.attachments if a.key not in self.released)
+
+    @property
+    def demand(self) -> Demand:
+        """What the pool has to cover for these records."""
+        bound = {a.key for a in self.attachments}
+        waiting = [
+            i
+            for i in self.intents
+            if i.state is IntentState.WANTED and i.netns_alive and i.key not in bound
+        ]
+        return Demand(len(self.attachments), len(self.cooling), len(waiting))

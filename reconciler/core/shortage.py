@@ -1,0 +1,139 @@
+"""Why the pool is not as it should be: each reason with its numbers, and what to do next.
+
+The reasons are stable words; the CNI error, ``status``, the log and the metrics use the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reconciler.core.attachment import Attachment
+from reconciler.core.capacity import overcommitted
+from reconciler.core.doubt import REPORT_S
+from reconciler.core.facts import Node
+from reconciler.core.plan import Action, Refusal
+from reconciler.core.pool import Growth
+from reconciler.core.position import Pool, Position
+
+
+def no_primary(node: Node) -> Refusal:
+    """EC2 does not show the ENI that new ones take after."""
+    return Refusal(
+        subject=f"pool of {node.instance_id}",
+        reason="PrimaryEniUnknown",
+        message="EC2 shows no ENI at device index 0, whose subnet and security groups new ENIs "
+        "take; check that DescribeNetworkInterfaces sees this instance",
+    )
+
+
+def no_limits(node: Node) -> Refusal:
+    """Nobody knows what the instance type allows."""
+    return Refusal(
+        subject=f"pool of {node.instance_id}",
+        reason="InstanceTypeUnknown",
+        message=f"EC2 does not know what {node.instance_type} allows, so the pool does not grow; "
+        "name its limits in instanceTypes",
+    )
+
+
+def address_lost(attachment: Attachment, *, present: bool) -> Refusal:
+    """A pod uses an address that EC2 has given to nobody, or to somebody else."""
+    who = attachment.pod or str(attachment.key)
+    cure = (
+        f"it is asked for again on {attachment.eni_id}"
+        if present
+        else f"{attachment.eni_id} is gone: restart the pod"
+    )
+    return Refusal(
+        subject=f"attachment {attachment.key}",
+        reason="AddressLost",
+        message=f"{who} uses {attachment.address}, which neither EC2 nor instance metadata shows "
+        f"on this node any more; {cure}",
+    )
+
+
+def shortages(desired: Pool, at: Position, growth: Growth, *, capped: bool) -> Iterator[Refusal]:
+    """What growth could not get, and why."""
+    if growth.unmet <= 0:
+        return
+    missing = f"{at.band.aim} addresses wanted, {at.stock.held} held, {growth.unmet} cannot be had"
+    if capped and at.room_for_enis:
+        yield Refusal(
+            f"pool of {desired.node.instance_id}",
+            "CreationRateReached",
+            f"{missing}: {len(desired.creations)} ENIs were created within an hour and did not "
+            "help; see what becomes of them in EC2",
+        )
+        return
+    for subnet_id, reason in growth.full:
+        yield Refusal(
+            f"subnet {subnet_id}",
+            "SubnetExhausted",
+            f"{missing}: {reason}; free addresses there, or name further subnets in eni.subnets",
+        )
+    for subnet_id, reason in at.choice.rejected:
+        yield Refusal(f"subnet {subnet_id}", "SubnetRejected", f"{missing}: {reason}")
+    if growth.full and at.room_for_enis and at.choice.subnets:
+        return
+    if at.room_for_enis and not at.choice.subnets:
+        return
+    yield _limit_reached(desired, at, missing)
+
+
+def _limit_reached(desired: Pool, at: Position, missing: str) -> Refusal:
+    assert at.limits is not None
+    limit, source = at.limits.enis, desired.node.instance_type
+    if desired.max_enis is not None and desired.max_enis < limit:
+        limit, source = desired.max_enis, "eni.max"
+    return Refusal(
+        subject=f"pool of {desired.node.instance_id}",
+        reason="PoolLimitReached",
+        message=f"{missing}: {source} allows {limit} ENIs x {at.slots} = {limit * at.slots}; "
+        "lower warmPool, or use a larger instance type",
+    )
+
+
+def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """What stands against the document although nothing can be done about it now."""
+    if at.limits is not None:
+        told = overcommitted(
+            desired.document, desired.node.instance_type, at.limits, foreign=at.foreign
+        )
+        if told:
+            yield Refusal(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
+    for eni in at.enis:
+        used = sum(a in desired.used for a in eni.pod_addresses)
+        if eni.device_index and eni.eni_id not in at.fitting and used:
+            yield Refusal(
+                f"eni {eni.eni_id}",
+                "SubnetImmutable",
+                f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move "
+                f"it; it goes when its {used} addresses in use are free: drain the node to hasten",
+            )
+    if desired.doubts and desired.now - desired.doubts.since >= REPORT_S:
+        yield _disagreement(desired)
+
+
+def _disagreement(desired: Pool) -> Refusal:
+    doubts = desired.doubts
+    missing, unconfirmed = len(doubts.missing), len(doubts.unconfirmed)
+    parts = []
+    if missing:
+        parts.append(f"EC2 no longer shows {missing} addresses or prefixes that were there")
+    if unconfirmed:
+        parts.append(f"instance metadata lacks {unconfirmed} that EC2 shows")
+    return Refusal(
+        f"pool of {desired.node.instance_id}",
+        "SourcesDisagree",
+        f"for {desired.now - doubts.since:.0f} s {' and '.join(parts)}; nothing is given back "
+        "until they agree",
+    )
+
+
+def hold_back(action: Action, reason: str, failure: str, message: str, wait_s: float) -> Refusal:
+    """An action that rests after a failure."""
+    return Refusal(
+        f"{action.kind} {action.key[0]}",
+        reason,
+        f"{failure}: {message}; again in {wait_s:.0f} s: {action}",
+    )

@@ -1,0 +1,46 @@
+"""Connections that conntrack remembers of addresses whose pods are gone.
+
+They would lead whoever holds the address next, or a client that retries with the same ports, the
+old pod's way (amazon-vpc-cni-k8s #3634); so they end before the address's rest does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from reconciler.core.datapath import IpAddress
+from reconciler.core.plan import Change, Key, Plan, Verb
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """All connections from and to one address."""
+
+    kind: ClassVar[str] = "conntrack"
+    address: IpAddress
+
+    @property
+    def key(self) -> Key:
+        """Family and number."""
+        return (self.address.version, int(self.address))
+
+    def command(self, verb: Verb) -> str:
+        """The ``conntrack`` command."""
+        word = "-D" if verb is Verb.DELETE else "-L"
+        return f"conntrack {word} -s {self.address}; conntrack {word} -d {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Addresses of which no connection shall be left."""
+
+    addresses: frozenset[IpAddress]
+
+
+def plan(desired: Silence, observed: Iterable[Flow]) -> Plan:
+    """End every connection of an address that rests."""
+    reason = "its pod is gone"
+    flows = sorted((f for f in observed if f.address in desired.addresses), key=lambda f: f.key)
+    return Plan(tuple(Change(Verb.DELETE, flow, reason) for flow in flows))

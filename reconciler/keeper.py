@@ -1,0 +1,225 @@
+"""The pool's keeper: one pass over EC2, from the look to the calls and the next look.
+
+It holds what must be remembered between looks: where the sources disagreed, which calls rest.
+What shall be given back is recorded as quarantined first, under the lock that binding takes, so
+that no pod can get it meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from reconciler.core.attachment import Attachment
+from reconciler.core.budget import Rests
+from reconciler.core.cloud import Cloud
+from reconciler.core.datapath import IpAddress, IpNetwork, host_network
+from reconciler.core.doubt import CONFIRM_S, NO_DOUBTS, Doubts, Item, items, weigh
+from reconciler.core.inputs import NO_RESTS, Inputs
+from reconciler.core.records import Records
+from reconciler.domains import creation, eni, quarantine
+from reconciler.domains.conntrack import Silence
+from reconciler.engine import Domain, Outcome, Target, converge
+from reconciler.errors import ObserveError
+
+
+class Evidence(Protocol):
+    """What the kernel holds of pods' addresses."""
+
+    def pod_addresses(self) -> dict[str, IpAddress]:
+        """Address by host end, as the pods' routes say."""
+        ...
+
+
+@dataclass
+class Keeper:
+    """Keeps the pool of one node.
+
+    Attributes:
+        state: where records are; also the target of the quarantine and creation domains.
+        ec2: looks and calls.
+        netlink, conntrack: what else may hold an address.
+        binding: held while an address is bound, or withdrawn from binding.
+        doubts: where EC2 and metadata disagree, as of the last look.
+        rests: EC2 actions that are not called for now.
+    """
+
+    state: Any
+    ec2: Any
+    netlink: Evidence
+    conntrack: Target
+    binding: AbstractContextManager[Any]
+    now: Callable[[], float] = time.time
+    chance: Callable[[], float] = random.random
+    nonce: Callable[[], str] = secrets.token_hex
+    doubts: Doubts = NO_DOUBTS
+    rests: Rests = NO_RESTS
+    _expected: frozenset[Item] = frozenset()
+
+    def run(self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]) -> Outcome:
+        """Look at EC2, bring the pool to its target, and look again.
+
+        Args:
+            inputs: the document, the node, its links.
+            metadata: what instance metadata shows, by MAC.
+
+        Raises:
+            ObserveError: the kernel or the state directory could not be read.
+        """
+        try:
+            inputs, cloud, picks = self._look(inputs, metadata)
+        except _UnreadableError as error:
+            return Outcome(errors=(error.cause,))
+        records = self._book(picks, cloud)
+        inputs = self._completed(inputs, records)
+        domain = Domain("eni", eni.desire, eni.plan, _Seen(self.ec2, cloud))
+        outcome = converge([domain], inputs, max_rounds=1)["eni"]
+        self._take_note()
+        if isinstance(outcome.observed, Cloud):
+            self._expected = items(outcome.observed.enis) | self.doubts.missing.keys()
+        return outcome
+
+    def rehearse(self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]) -> Outcome:
+        """Say what ``run`` would do, as if what it would quarantine were so already.
+
+        Raises:
+            ObserveError: the kernel or the state directory could not be read.
+        """
+        try:
+            inputs, cloud, picks = self._look(inputs, metadata)
+        except _UnreadableError as error:
+            return Outcome(errors=(error.cause,))
+        quarantined = inputs.ec2.quarantined | picks
+        desired = eni.desire(replace(inputs, ec2=replace(inputs.ec2, quarantined=quarantined)))
+        plan = eni.plan(desired, cloud)
+        return Outcome(desired, cloud, plan, plan)
+
+    @property
+    def due_s(self) -> float | None:
+        """Seconds until something can be tried again, or proved; None if nothing waits."""
+        now = self.now()
+        waits = [r.until - now for r in self.rests.by_scope.values() if r.until > now]
+        if self.doubts.missing:
+            waits.append(CONFIRM_S)
+        return max(min(waits), 1.0) if waits else None
+
+    def _look(
+        self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]
+    ) -> tuple[Inputs, Cloud, frozenset[IpNetwork]]:
+        """One look at everything that counts, and what it says should be given back."""
+        records = self.state.observe()
+        inputs = self._completed(inputs, records)
+        try:
+            cloud: Cloud = self.ec2.observe([eni.desire(inputs)])
+        except ObserveError as error:
+            raise _UnreadableError(error) from error
+        self._weigh(records, cloud, metadata)
+        inputs = self._completed(inputs, records)
+        picks = eni.quarantine(eni.desire(inputs), cloud)
+        doomed = frozenset(a for n in picks - inputs.ec2.quarantined for a in n)
+        if doomed and (flows := self._flows(doomed)):
+            inputs = replace(inputs, ec2=replace(inputs.ec2, used=inputs.ec2.used | flows))
+            picks = eni.quarantine(eni.desire(inputs), cloud)
+        return inputs, cloud, picks
+
+    def _completed(self, inputs: Inputs, records: Records) -> Inputs:
+        """Add to the inputs what only the pool's planner looks at."""
+        used = {a.address for a in records.attachments} | {c.address for c in records.cooling}
+        used |= set(self.netlink.pod_addresses().values())
+        ec2 = replace(
+            inputs.ec2,
+            used=frozenset(used),
+            quarantined=frozenset(q.network for q in records.quarantined),
+            creations=records.creations,
+            doubts=self.doubts,
+            rests=self.rests,
+            nonce=self.nonce(),
+        )
+        return replace(
+            inputs, now=self.now(), attachments=records.attachments, demand=records.demand, ec2=ec2
+        )
+
+    def _weigh(
+        self, records: Records, cloud: Cloud, metadata: frozenset[tuple[str, IpNetwork]]
+    ) -> None:
+        shown = items(cloud.enis)
+        macs = {e.mac: e.eni_id for e in cloud.enis}
+        confirmed = frozenset((macs[mac], n) for mac, n in metadata if mac in macs)
+        released = {q.network for q in records.quarantined}
+        known = self._expected | self.doubts.missing.keys()
+        expected = {i for i in known if i[1] not in released}
+        expected |= {_item(a, shown | known) for a in records.attachments if a.eni_id}
+        self.doubts = weigh(
+            self.doubts,
+            expected=frozenset(expected),
+            shown=shown,
+            metadata=confirmed,
+            now=self.now(),
+        )
+
+    def _book(self, picks: frozenset[IpNetwork], cloud: Cloud) -> Records:
+        """Record what is to be given back and what became of creations; return all records."""
+        held = frozenset(n for _, n in items(cloud.enis))
+        tokens = frozenset(e.creation for e in cloud.enis if e.creation)
+        wanted = quarantine.Wanted(picks, held, self.now())
+        seen = creation.Seen(tokens, self.now())
+        with self.binding:
+            outcomes = converge(
+                [
+                    Domain("quarantine", lambda _: wanted, quarantine.plan, self.state),
+                    Domain("creation", lambda _: seen, creation.plan, self.state),
+                ],
+                None,
+            )
+        observed = outcomes["quarantine"].observed
+        return observed if isinstance(observed, Records) else self.state.observe()
+
+    def _flows(self, addresses: frozenset[IpAddress]) -> frozenset[IpAddress]:
+        return frozenset(flow.address for flow in self.conntrack.observe([Silence(addresses)]))
+
+    def _take_note(self) -> None:
+        """Let what failed rest, and forget the failures of what succeeded."""
+        failures, successes = self.ec2.drain()
+        for call in successes:
+            self.rests = self.rests.after_success(call)
+        for f in failures:
+            self.rests = self.rests.after_failure(
+                f.scope, f.code, f.message, now=self.now(), chance=self.chance()
+            )
+
+
+class _UnreadableError(Exception):
+    """EC2 could not be read; the error is the outcome of the pass."""
+
+    def __init__(self, cause: ObserveError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Seen:
+    """A target that was looked at already: the first look costs nothing."""
+
+    def __init__(self, target: Any, seen: Cloud) -> None:
+        self._target = target
+        self._seen: Cloud | None = seen
+
+    def observe(self, desired: Iterable[Any]) -> Any:
+        seen, self._seen = self._seen, None
+        return seen if seen is not None else self._target.observe(desired)
+
+    def apply(self, actions: Any) -> Any:
+        return self._target.apply(actions)
+
+
+def _item(attachment: Attachment, known: Iterable[Item]) -> Item:
+    """Return the unit an attachment's address belongs to: a known prefix, or itself."""
+    held = host_network(attachment.address)
+    for eni_id, network in known:
+        if eni_id == attachment.eni_id and attachment.address in network:
+            return eni_id, network
+    return attachment.eni_id, held

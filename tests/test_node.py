@@ -1,0 +1,188 @@
+"""The whole node in one process, on a clock that a test moves: hours in a second."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from builders import SUBNET, document, eni, intent, node
+from fakes import FakeConntrack, FakeEc2, FakeImds, FakeNetlink, FakeNft, FakeState, FakeSysctl
+
+from reconciler.core.attachment import IntentState
+from reconciler.core.cloud import Limits
+from reconciler.node import LocalNode, World
+from reconciler.targets.ec2 import Ec2
+
+HOUR_S = 3600.0
+
+
+class Simulation:
+    """A node with pods, whose pool and kernel passes follow each other."""
+
+    def __init__(self, ec2: Any = None, **parts: Any) -> None:
+        self.now = 1000.0
+        self.document = document(**parts)
+        self.state = FakeState()
+        first = eni(0, 0, primary=SUBNET[10])
+        clock = {"journal": self.state, "clock": lambda: self.now}
+        self.ec2 = ec2 or FakeEc2([first], Limits(3, 10), SUBNET, **clock)
+        self.imds = FakeImds(node(), self.ec2)
+        self.netlink = FakeNetlink()
+        self.conntrack = FakeConntrack()
+        self.netlink.plug(first.mac, "eth0")
+        self.node = LocalNode(
+            self.state,
+            World(
+                imds=self.imds,
+                make_ec2=lambda *_: self.ec2,
+                netlink=self.netlink,
+                nft=FakeNft(),
+                sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
+                conntrack=self.conntrack,
+                now=lambda: self.now,
+            ),
+        )
+        self.refusals: Counter[str] = Counter()
+
+    def turn(self, seconds: float = 300.0) -> None:
+        self.turn_pool()
+        self.node.kernel_pass(self.document)
+        self.now += seconds
+
+    def turn_pool(self) -> Any:
+        outcome = self.node.pool_pass(self.document)
+        self.refusals.update({r.reason for r in outcome.remaining.refusals})
+        return outcome
+
+    def start_pod(self, number: int) -> None:
+        self.netlink.namespaces.add(f"/run/netns/pod{number}@1")
+        self.state.put(intent(number))
+
+    def end_pod(self, number: int) -> None:
+        self.netlink.lose_namespace(f"/run/netns/pod{number}@1")
+        self.state.put(intent(number, IntentState.RELEASED))
+
+
+@pytest.mark.parametrize("source", ["EC2", "IMDS"])
+def test_46_hours_of_a_short_list_release_nothing_and_are_one_condition(source: str) -> None:
+    """amazon-vpc-cni-k8s #3824, to the hour."""
+    pool = {"prefixes": {"warm": 1}, "cooldown": "0s"}
+    sim = Simulation(warmPool=pool, eni={"allocate": "prefixes"})
+    for number in range(40):
+        sim.start_pod(number)
+    for _ in range(3):
+        sim.turn()
+    (only,) = sim.ec2.enis
+    assert len(only.prefixes) == 4
+    if source == "EC2":
+        sim.ec2.hidden = {only.prefixes[1]}
+    else:
+        sim.imds.empty = True
+    for number in range(38):
+        sim.end_pod(number)
+    sim.turn()
+    sim.refusals.clear()
+    for _ in range(46 * 12):
+        sim.turn()
+        assert set(only.prefixes) <= set(sim.ec2.enis[0].prefixes)
+    assert "UnassignPrivateIpAddresses" not in sim.ec2.log
+    assert set(sim.refusals) == {"SourcesDisagree"}
+    sim.ec2.hidden, sim.imds.empty = set(), False
+    for _ in range(3):
+        sim.turn()
+    assert len(sim.ec2.enis[0].prefixes) <= 3
+    living = {a.address for a in sim.state.observe().attachments}
+    assert living <= sim.ec2.holds()
+
+
+def test_an_address_rests_until_no_connection_is_left() -> None:
+    sim = Simulation(warmPool={"addresses": {"warm": 2}, "cooldown": "10s"})
+    sim.turn()
+    sim.start_pod(1)
+    sim.turn(1.0)
+    (held,) = sim.state.observe().attachments
+    sim.conntrack.addresses = {held.address}
+    sim.conntrack.apply = lambda _: ()  # type: ignore[method-assign]  # they will not end
+    sim.end_pod(1)
+    for _ in range(5):
+        sim.turn(20.0)
+    assert [c.address for c in sim.state.observe().cooling] == [held.address]
+    del sim.conntrack.apply
+    sim.turn(1.0)
+    sim.turn(1.0)
+    assert sim.state.observe().cooling == ()
+
+
+def test_what_was_released_is_not_bound_again_though_an_old_answer_shows_it() -> None:
+    """#3887: the address was given to the next pod, and to another node by EC2."""
+    sim = Simulation(warmPool={"addresses": {"warm": 9, "surplus": 0}, "cooldown": "0s"})
+    for _ in range(2):
+        sim.turn()
+    before = set(sim.ec2.enis[0].secondaries)
+    sim.document = document(warmPool={"addresses": {"warm": 2, "surplus": 0}, "cooldown": "0s"})
+    sim.turn(1.0)
+    released = before - set(sim.ec2.enis[0].secondaries)
+    assert released
+    sim.ec2.restart()  # another process, which was not told
+    sim.ec2.lag = 1
+    sim.node.pool_pass(sim.document)
+    for number in range(6):
+        sim.start_pod(number)
+    sim.node.kernel_pass(sim.document)
+    bound = {a.address for a in sim.state.observe().attachments}
+    assert bound
+    assert not bound & released
+
+
+@pytest.mark.parametrize("allocate", ["addresses", "prefixes"])
+def test_an_idle_hour_costs_at_most_60_looks(ec2: Any, allocate: str) -> None:
+    """EC2 over HTTP, the daemon's own intervals, an hour of its clock."""
+    parts = {"warmPool": {"addresses": {"warm": 4}}, "eni": {"allocate": allocate}}
+    sim = Simulation(**parts)
+    target = Ec2(ec2.instance_id, "us-east-1", sim.state, clock=lambda: sim.now)
+    sim.imds = FakeImds(node(instance_id=ec2.instance_id), sim.ec2)
+    sim.node = LocalNode(
+        sim.state,
+        World(
+            imds=sim.imds,
+            make_ec2=lambda *_: target,
+            netlink=sim.netlink,
+            nft=FakeNft(),
+            sysctl=FakeSysctl({}),
+            conntrack=sim.conntrack,
+            now=lambda: sim.now,
+        ),
+    )
+    primary = next(e for e in ec2.cloud.enis() if e.device_index == 0)
+    sim.netlink.plug(primary.mac, "eth1")
+    sim.turn_pool()
+    end, looks = sim.now + HOUR_S, Counter(target.calls)
+    while sim.now < end:
+        sim.turn_pool()
+        due_s = sim.node.pool_due_s
+        resync_s = sim.document.reconcile.ec2_resync.total_seconds()
+        sim.now += resync_s if due_s is None else min(due_s, resync_s)
+    spent = target.calls - looks
+    assert {name for name in spent if not name.startswith("Describe")} == set()
+    assert 12 <= sum(spent.values()) <= 60
+
+
+def test_a_subnet_given_to_prefixes_falls_back_and_returns() -> None:
+    taken = {SUBNET[i] for i in range(16, 255, 16)}
+    state = FakeState()
+    only = eni(0, 0, primary=SUBNET[10])
+    fragmented = FakeEc2([only], Limits(3, 10), SUBNET, taken, journal=state)
+    parts = {"warmPool": {"addresses": {"warm": 5}}, "eni": {"allocate": "prefixes"}}
+    sim = Simulation(fragmented, **parts)
+    for _ in range(3):
+        sim.turn()
+    assert sim.ec2.enis[0].prefixes == ()
+    assert len(sim.ec2.enis[0].secondaries) >= 5
+    sim.ec2._taken.clear()
+    for _ in range(4):
+        sim.turn()
+    assert [p.prefixlen for p in sim.ec2.enis[0].prefixes] == [28]
+    assert sim.ec2.enis[0].prefixes[0].subnet_of(ip_network("10.0.1.0/24"))
+    assert sim.ec2.enis[0].secondaries == ()

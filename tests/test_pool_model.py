@@ -1,0 +1,284 @@
+"""The pool against everything at once: pods, faults, stale and short looks, hands, restarts.
+
+One process, no clock and no kernel of its own: the fakes have signed their targets' contracts. The
+code under test is what the daemon runs, from the state directory to the calls.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from builders import SUBNET, document, eni, intent, node
+from fakes import FakeConntrack, FakeEc2, FakeImds, FakeNetlink, FakeNft, FakeState, FakeSysctl
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from reconciler.core.attachment import IntentState
+from reconciler.core.call import DeleteEni, DetachEni, ReleaseAddresses, ReleasePrefixes
+from reconciler.core.cloud import Limits
+from reconciler.core.position import locate
+from reconciler.core.release import unit_networks
+from reconciler.errors import ReconcilerError
+from reconciler.node import LocalNode, World
+
+STEPS = int(os.environ.get("MODEL_STEPS", "50"))
+RUNS = int(os.environ.get("MODEL_RUNS", "50"))
+"""50 runs of up to 50 steps; ``make soak`` makes it 1,000 times 50."""
+
+CODES = [
+    "RequestLimitExceeded",
+    "UnauthorizedOperation",
+    "InsufficientFreeAddressesInSubnet",
+    "InternalError",
+    "AttachmentLimitExceeded",
+]
+
+TROUBLES = [
+    "calm",
+    "calm",
+    "refused",
+    "answer lost",
+    "stale",
+    "truncated",
+    "metadata empty",
+    "detached by hand",
+    "restart",
+]
+
+POOLS: list[dict[str, Any]] = [
+    {"warmPool": {"addresses": {"warm": 2, "minimum": 6, "surplus": 2}, "cooldown": "30s"}},
+    {"warmPool": {"addresses": {"warm": 0, "minimum": 0, "surplus": 0}, "cooldown": "0s"}},
+    {"warmPool": {"enis": {"warm": 1}}},
+    {"warmPool": {"prefixes": {"warm": 1}}, "eni": {"allocate": "prefixes"}},
+    {"warmPool": {"addresses": {"warm": 5}}, "eni": {"allocate": "prefixes"}, "maxPods": 20},
+    {"warmPool": {"addresses": {"warm": 3}}, "eni": {"max": 2}},
+]
+
+
+class Watched(FakeEc2):
+    """Looks over the shoulder of whoever gives something back."""
+
+    def __init__(self, *arguments: Any, held: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._held = held
+
+    def _apply_one(self, action: Any) -> None:
+        match action:
+            case ReleaseAddresses():
+                given = set(action.addresses)
+            case ReleasePrefixes():
+                given = {a for p in action.prefixes for a in p}
+            case DetachEni() | DeleteEni():
+                found = [e for e in self.enis if e.eni_id == action.eni_id]
+                given = {a for e in found for a in e.pod_addresses}
+            case _:
+                given = set()
+        assert not given & self._held(), f"{action} is in use"
+        super()._apply_one(action)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """A node, its runtime, its EC2, and whoever else has hands on them."""
+
+    @initialize(parts=st.sampled_from(POOLS), full=st.sampled_from([0, 0, 200, 240]))
+    def begin(self, parts: dict[str, Any], full: int) -> None:
+        self.time = 1000.0
+        self.document = document(**parts)
+        self.state = FakeState()
+        first = eni(0, 0, primary=SUBNET[10], delete_on_termination=True)
+        self.ec2 = Watched(
+            [first],
+            Limits(3, 10),
+            SUBNET,
+            {SUBNET[i] for i in range(12, 12 + full)},
+            journal=self.state,
+            clock=lambda: self.time,
+            held=self._held,
+        )
+        self.imds = FakeImds(node(), self.ec2)
+        self.netlink = FakeNetlink()
+        self.conntrack = FakeConntrack()
+        self.links: set[str] = set()
+        self.number = 0
+        self.running: set[int] = set()
+        self.restart()
+
+    def restart(self) -> None:
+        """The daemon dies and another one starts; only records outlive it."""
+        self.ec2.restart()
+        self.node = LocalNode(
+            self.state,
+            World(
+                imds=self.imds,
+                make_ec2=lambda *_: self.ec2,
+                netlink=self.netlink,
+                nft=FakeNft(),
+                sysctl=FakeSysctl({}),
+                conntrack=self.conntrack,
+                now=lambda: self.time,
+            ),
+        )
+
+    # Few rules that do much: Hypothesis leaves some out of each run.
+
+    @rule(start=st.integers(0, 6), end=st.integers(0, 6), silent=st.booleans())
+    def change_pods(self, start: int, end: int, silent: bool) -> None:
+        """Pods come and go; some end without a DEL."""
+        for number in sorted(self.running)[:end]:
+            self.running.discard(number)
+            self.netlink.lose_namespace(f"/run/netns/pod{number}@1")
+            if silent:
+                self._kill(number)
+            else:
+                self.state.put(intent(number, IntentState.RELEASED))
+        for _ in range(start):
+            self.number += 1
+            self.netlink.namespaces.add(f"/run/netns/pod{self.number}@1")
+            self.state.put(intent(self.number))
+            self.running.add(self.number)
+
+    def _kill(self, number: int) -> None:
+        self.state.put(replace(intent(number), netns_alive=False))
+        for record in self.state.observe().attachments:
+            if record.key == intent(number).key:
+                self.state.put(replace(record, netns_alive=False))
+
+    @rule(seconds=st.sampled_from([0.1, 5.0, 31.0, 61.0, 121.0, 700.0]), both=st.booleans())
+    def turn(self, seconds: float, both: bool) -> None:
+        """The daemon works, and time goes by."""
+        self._pool_pass()
+        if both:
+            self._kernel_pass()
+        self.time += seconds
+        self.ec2.settle()
+
+    def _kernel_pass(self) -> None:
+        self._plug()
+        try:
+            self.node.kernel_pass(self.document)
+        except ReconcilerError:
+            return
+        for a in self.state.observe().attachments:
+            self.conntrack.addresses.add(a.address)
+
+    def _pool_pass(self) -> Any:
+        self._plug()
+        try:
+            return self.node.pool_pass(self.document)
+        except ReconcilerError:
+            return None
+        finally:
+            self._plug()
+
+    @rule(kind=st.sampled_from(TROUBLES), code=st.sampled_from(CODES), data=st.data())
+    def trouble(self, kind: str, code: str, data: Any) -> None:
+        networks = sorted({n for e in self.ec2.enis for n in unit_networks(e)})
+        attached = [e.eni_id for e in self.ec2.enis if e.device_index]
+        match kind:
+            case "refused":
+                self.ec2.fault = ("before", code)
+            case "answer lost":
+                self.ec2.fault = ("after", "")
+            case "stale":
+                self.ec2.lag = data.draw(st.integers(1, 6))
+            case "truncated" if networks:
+                self.ec2.hidden = set(data.draw(st.sets(st.sampled_from(networks), min_size=1)))
+            case "metadata empty":
+                self.imds.empty = True
+            case "detached by hand" if attached:
+                self.ec2.detach_by_hand(data.draw(st.sampled_from(attached)))
+            case "restart":
+                self.restart()
+            case _:
+                self._calm()
+
+    def _calm(self) -> None:
+        self.ec2.fault, self.ec2.lag, self.ec2.hidden = None, 0, set()
+        self.imds.empty = False
+
+    # -- what must hold at every moment ---------------------------------------------------
+
+    @invariant()
+    def no_address_is_held_twice(self) -> None:
+        if not hasattr(self, "state"):
+            return
+        records = self.state.observe()
+        held = [a.address for a in records.attachments] + [c.address for c in records.cooling]
+        assert len(held) == len(set(held))
+
+    @invariant()
+    def no_limit_is_exceeded(self) -> None:
+        if not hasattr(self, "ec2"):
+            return
+        attached = [e for e in self.ec2.enis if e.device_index is not None]
+        assert len(attached) <= 3
+        assert all(len(e.secondaries) + len(e.prefixes) <= 9 for e in self.ec2.enis)
+        # What failed to be attached is finished or deleted, and never grows without end.
+        assert len(self.ec2.enis) <= 7
+
+    def teardown(self) -> None:
+        """Once faults stop, a fixed point is reached, and it is the right one."""
+        if not hasattr(self, "node"):
+            return
+        self._calm()
+        for _ in range(10):
+            self.turn(130.0, both=True)
+        self.time += 3700.0  # creations count for an hour
+        for _ in range(8):
+            self.turn(130.0, both=True)
+        before = dict(self.ec2.calls)
+        outcome = self._pool_pass()
+        assert [str(a) for a in outcome.plan.actions] == []
+        looks = {"DescribeNetworkInterfaces"}
+        spent = {k for k, v in self.ec2.calls.items() if v != before.get(k, 0)}
+        assert spent <= looks
+        assert not outcome.errors
+        self._check_the_end(outcome)
+
+    def _check_the_end(self, outcome: Any) -> None:
+        at = locate(outcome.desired, outcome.observed)
+        reasons = {r.reason for r in outcome.remaining.refusals}
+        assert at.stock.held >= at.band.low or reasons
+        assert not [e for e in self.ec2.enis if e.owned and e.device_index is None]
+        records = self.state.observe()
+        # Whoever runs has an address, unless there is none; whoever ended holds none.
+        bound = {a.key for a in records.attachments}
+        alive = {intent(n).key for n in self.running}
+        assert bound <= alive
+        missing = alive - bound
+        assert not missing or reasons or at.band.binds == "maxPods"
+        lost = {a.address for a in records.attachments} - self.ec2.holds()
+        told = {r for r in outcome.remaining.refusals if r.reason == "AddressLost"}
+        assert not lost or told
+        assert not outcome.desired.doubts
+
+    # -- helpers --------------------------------------------------------------------------
+
+    def _held(self) -> set[Any]:
+        """What nobody may take away: pods' addresses, and those that rest."""
+        records = self.state.observe()
+        return {a.address for a in records.attachments} | {c.address for c in records.cooling}
+
+    def _plug(self) -> None:
+        """Links come and go with attachments."""
+        attached = {e.mac: e for e in self.ec2.enis if e.status in {"attached", "detaching"}}
+        for mac in self.links - attached.keys():
+            self.netlink.unplug(mac)
+        for mac in attached.keys() - self.links:
+            self.netlink.plug(mac, f"eth{attached[mac].device_index}")
+        self.links = set(attached)
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=RUNS,
+    stateful_step_count=STEPS,
+    deadline=None,
+    # A failure names its steps; making them fewer takes longer than reading them.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    report_multiple_bugs=False,
+)
+TestPool = pytest.mark.timeout(3600)(PoolMachine.TestCase)

@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: help demo test lint format bench schema clean setup
+.PHONY: help demo test lint format bench soak schema clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ format: $(STAMP) ## format and fix what can be fixed
 
 bench: $(STAMP) ## measure, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
+
+soak: $(STAMP) ## let the pool's model run for 50,000 steps
+	@MODEL_RUNS=1000 MODEL_STEPS=50 $(BIN)/pytest -q tests/test_pool_model.py
 
 schema: $(STAMP) ## generate the JSON Schema from the models
 	@$(BIN)/python -m schemas

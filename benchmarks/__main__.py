@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from benchmarks import calls
 from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
 from reconciler.client import ask
@@ -97,7 +98,7 @@ def main() -> None:
             log.close()
         finally:
             lifecycle.down(name)
-    RESULTS.write_text(_report(times, memory))
+    RESULTS.write_text(_report(times, memory) + "\n".join(["", *calls.table(calls.measure()), ""]))
     print(RESULTS.read_text())
 
 

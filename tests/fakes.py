@@ -280,8 +280,16 @@ class FakeSysctl:
         return tuple(failures)
 
 
+class CrashError(BaseException):
+    """The process dies here; nobody catches it but who plays the operating system."""
+
+
 class FakeState:
-    """Records by kind and key."""
+    """Records by kind and key.
+
+    Attributes:
+        crash_in: writes until the process dies, right after the last of them; None for never.
+    """
 
     def __init__(self, records: Records = Records()) -> None:  # noqa: B008 - frozen
         everything = (
@@ -293,6 +301,7 @@ class FakeState:
         )
         self._records = {(r.kind, r.key): r for r in everything}
         self._look: Any = None
+        self.crash_in: int | None = None
 
     def observe(self, desired: Iterable[object] = ()) -> Records:
         def of(kind: type) -> tuple[Any, ...]:
@@ -314,6 +323,14 @@ class FakeState:
 
     def record(self, creation: Creation) -> None:
         self._records[creation.kind, creation.key] = creation
+        self._wrote()
+
+    def _wrote(self) -> None:
+        if self.crash_in is not None:
+            self.crash_in -= 1
+            if self.crash_in < 0:
+                self.crash_in = None
+                raise CrashError
 
     def forget(self, creation: Creation) -> None:
         self._records.pop((creation.kind, creation.key), None)
@@ -324,6 +341,7 @@ class FakeState:
                 self._records.pop((action.object.kind, action.object.key), None)
             else:
                 self._records[action.object.kind, action.object.key] = action.object
+            self._wrote()
         return ()
 
 
@@ -331,8 +349,8 @@ class FakeEc2:
     """One instance's ENIs, in subnets of one zone, with its type's limits.
 
     Attributes:
-        fault: what the next call meets: a code before its effect, "after" it (the answer is lost),
-            or None.
+        fault: what the next call meets: a code "before" its effect, a lost answer "after" it, or
+            the death of the caller: "crash before", "crash after".
         lag: looks show the world as it was so many calls ago.
         hidden: networks that looks leave out.
     """
@@ -497,10 +515,14 @@ class FakeEc2:
         self._count(name)
         when, code = self.fault or ("", "")
         self.fault = None
+        if when == "crash before":
+            raise CrashError
         if when == "before":
             raise RefusedError(name, code)
         self._history.append(list(self.enis))
         yield
+        if when == "crash after":
+            raise CrashError
         if when == "after":
             raise RefusedError(name, "AnswerLost")
         self._successes.append(name)

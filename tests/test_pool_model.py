@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 from builders import SUBNET, document, eni, intent, node
-from fakes import FakeConntrack, FakeEc2, FakeImds, FakeNetlink, FakeNft, FakeState, FakeSysctl
+from fakes import (
+    CrashError,
+    FakeConntrack,
+    FakeEc2,
+    FakeImds,
+    FakeNetlink,
+    FakeNft,
+    FakeState,
+    FakeSysctl,
+)
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -47,6 +56,8 @@ TROUBLES = [
     "metadata empty",
     "detached by hand",
     "restart",
+    "crash in a call",
+    "crash in a write",
 ]
 
 POOLS: list[dict[str, Any]] = [
@@ -162,6 +173,9 @@ class PoolMachine(RuleBasedStateMachine):
             self.node.kernel_pass(self.document)
         except ReconcilerError:
             return
+        except CrashError:
+            self.restart()
+            return
         for a in self.state.observe().attachments:
             self.conntrack.addresses.add(a.address)
 
@@ -170,6 +184,9 @@ class PoolMachine(RuleBasedStateMachine):
         try:
             return self.node.pool_pass(self.document)
         except ReconcilerError:
+            return None
+        except CrashError:
+            self.restart()
             return None
         finally:
             self._plug()
@@ -193,12 +210,16 @@ class PoolMachine(RuleBasedStateMachine):
                 self.ec2.detach_by_hand(data.draw(st.sampled_from(attached)))
             case "restart":
                 self.restart()
+            case "crash in a call":
+                self.ec2.fault = (data.draw(st.sampled_from(["crash before", "crash after"])), "")
+            case "crash in a write":
+                self.state.crash_in = data.draw(st.integers(0, 5))
             case _:
                 self._calm()
 
     def _calm(self) -> None:
         self.ec2.fault, self.ec2.lag, self.ec2.hidden = None, 0, set()
-        self.imds.empty = False
+        self.imds.empty, self.state.crash_in = False, None
 
     # -- what must hold at every moment ---------------------------------------------------
 

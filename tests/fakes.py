@@ -1,43 +1,26 @@
-"""One in-memory target for each real one.
+"""The kernel, nftables and the disk in memory, a target each; fake_cloud.py holds EC2.
 
 Each signs the contract of its target (tests/targets), so that it may not be kinder than the
-kernel, nftables, EC2 or the disk.
+real one.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from ipaddress import IPv4Network, ip_address
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from reconciler.core.answer import TRUST_S, Answer, overlay
 from reconciler.core.attachment import Attachment, Cooling, Intent, alias_key
-from reconciler.core.budget import Failure, classify
 from reconciler.core.call import (
-    AddEni,
-    AssignAddresses,
-    AssignPrefixes,
-    AttachEni,
     Creation,
-    DeleteEni,
-    DetachEni,
-    ReleaseAddresses,
-    ReleasePrefixes,
-    SetSecurityGroups,
-    TieToInstance,
 )
-from reconciler.core.cloud import INSTANCE_TAG, Cloud, Limits
-from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, host_network
-from reconciler.core.facts import Eni, Node
+from reconciler.core.cloud import Cloud
+from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE
+from reconciler.core.facts import Node
 from reconciler.core.inputs import Links
 from reconciler.core.plan import Change, Verb
 from reconciler.core.records import Records
-from reconciler.core.release import Quarantine, unit_networks
-from reconciler.core.subnet import Subnet, free_blocks
+from reconciler.core.release import Quarantine
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conntrack import Flow, Silence
 from reconciler.domains.link import EniLink, PodLink, Veth
@@ -46,11 +29,14 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
 from reconciler.errors import ApplyError, NamespaceError
-from reconciler.targets.ec2 import CallFailure
 
 
 class RefusedError(Exception):
     """What a fake answers where the real thing would."""
+
+
+class CrashError(BaseException):
+    """The process dies here; nobody catches it but who plays the operating system."""
 
 
 class FakeNetlink:
@@ -280,10 +266,6 @@ class FakeSysctl:
         return tuple(failures)
 
 
-class CrashError(BaseException):
-    """The process dies here; nobody catches it but who plays the operating system."""
-
-
 class FakeState:
     """Records by kind and key.
 
@@ -345,330 +327,6 @@ class FakeState:
         return ()
 
 
-class FakeEc2:
-    """One instance's ENIs, in subnets of one zone, with its type's limits.
-
-    Attributes:
-        fault: what the next call meets: a code "before" its effect, a lost answer "after" it, or
-            the death of the caller: "crash before", "crash after".
-        lag: looks show the world as it was so many calls ago.
-        hidden: networks that looks leave out.
-    """
-
-    def __init__(
-        self,
-        enis: Iterable[Eni],
-        limits: Limits,
-        cidr: IPv4Network,
-        taken: Iterable[Any] = (),
-        *,
-        journal: Any = None,
-        clock: Any = None,
-    ) -> None:
-        self.enis = list(enis)
-        self.limits = limits
-        self.fault: tuple[str, str] | None = None
-        self.lag = 0
-        self.hidden: set[Any] = set()
-        self.calls: Counter[str] = Counter()
-        self.log: list[str] = []
-        self._cidr = cidr
-        self._taken = set(taken)
-        self._journal = journal
-        self._clock = clock or (lambda: 0.0)
-        self._tokens: dict[str, str] = {}
-        self._history: list[list[Eni]] = []
-        self._answers: list[Answer] = []
-        self._failures: list[CallFailure] = []
-        self._successes: list[str] = []
-        self._made = 0
-
-    def observe(self, desired: Iterable[Any] = ()) -> Cloud:
-        pool = next(iter(desired), None)
-        self._count("DescribeNetworkInterfaces")
-        now = list(self.enis)
-        past = [*self._history, now][-1 - min(self.lag, len(self._history))]
-        seen = [self._as_shown(e) for e in past]
-        oldest = self._clock() - TRUST_S
-        self._answers = [a for a in self._answers if a.at >= oldest]
-        name = self.enis[0].subnet_id
-        blocks = free_blocks(self._cidr, {int(a) for a in self._used()})
-        subnet = Subnet(
-            name,
-            "us-east-1a",
-            self._cidr,
-            len(self._free()),
-            blocks if pool and pool.prefixes else None,
-        )
-        return Cloud(overlay(seen, self._answers), self.limits, {name: subnet})
-
-    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
-        failures = []
-        for action in actions:
-            try:
-                self._apply_one(action)
-            except RefusedError as error:
-                call, code = error.args
-                subnet_id = getattr(action, "subnet_id", "") or self.enis[0].subnet_id
-                exhausted = classify(code) is Failure.EXHAUSTED
-                kind = "prefixes" if code == "InsufficientCidrBlocks" else "addresses"
-                scope = f"{kind}:{subnet_id}" if exhausted else call
-                self._failures.append(CallFailure(scope, code, ""))
-                failures.append(ApplyError(str(action), code, ""))
-        return tuple(failures)
-
-    def know(self, instance_type: str, limits: Limits) -> None:
-        assert limits == self.limits
-
-    def drain(self) -> tuple[tuple[CallFailure, ...], tuple[str, ...]]:
-        result = tuple(self._failures), tuple(self._successes)
-        self._failures, self._successes = [], []
-        return result
-
-    # -- what others do in EC2 -------------------------------------------------------------
-
-    def detach_by_hand(self, eni_id: str) -> None:
-        """Somebody detaches an ENI in the console."""
-        self._history.append(list(self.enis))
-        self._change(eni_id, device_index=None, status="available", attachment_id=None)
-
-    def settle(self) -> None:
-        """EC2 finishes what it had begun."""
-        for eni in self.enis:
-            if eni.status == "attaching":
-                self._change(eni.eni_id, status="attached")
-            if eni.status == "detaching":
-                self.detach_by_hand(eni.eni_id)
-
-    def holds(self) -> set[Any]:
-        """Return every pod address that EC2 really assigns to an attached ENI of the node."""
-        return {a for e in self.enis if e.device_index is not None for a in e.pod_addresses}
-
-    # -- calls ----------------------------------------------------------------------------
-
-    def restart(self) -> None:
-        """Whoever asks is another process: what it was answered is forgotten."""
-        self._answers.clear()
-        self._failures.clear()
-        self._successes.clear()
-
-    def _apply_one(self, action: Any) -> None:  # noqa: C901, PLR0912 - a case for each action
-        match action:
-            case AddEni():
-                self._attach(self._create(action), action.creation.device_index)
-            case AttachEni():
-                self._attach(action.eni_id, action.device_index)
-            case TieToInstance():
-                with self._call("ModifyNetworkInterfaceAttribute"):
-                    self._change(action.eni_id, delete_on_termination=True)
-                self._learn(action.eni_id, tied=True)
-            case SetSecurityGroups():
-                with self._call("ModifyNetworkInterfaceAttribute"):
-                    self._change(action.eni_id, security_groups=action.security_groups)
-            case AssignAddresses():
-                with self._call("AssignPrivateIpAddresses"):
-                    eni = self._get(action.eni_id, "AssignPrivateIpAddresses")
-                    fresh = self._room(eni, action)
-                    held = sorted((*eni.secondaries, *fresh))
-                    self._change(eni.eni_id, secondaries=tuple(held))
-                self._learn(action.eni_id, added=frozenset(map(host_network, fresh)))
-            case AssignPrefixes():
-                with self._call("AssignPrivateIpAddresses"):
-                    eni = self._get(action.eni_id, "AssignPrivateIpAddresses")
-                    blocks = self._blocks(eni, action)
-                    held = sorted((*eni.prefixes, *blocks))
-                    self._change(eni.eni_id, prefixes=tuple(held))
-                self._learn(action.eni_id, added=frozenset(blocks))
-            case ReleaseAddresses():
-                with self._call("UnassignPrivateIpAddresses"):
-                    eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
-                    if not set(action.addresses) <= set(eni.secondaries):
-                        raise RefusedError("UnassignPrivateIpAddresses", "InvalidParameterValue")
-                    left = tuple(a for a in eni.secondaries if a not in action.addresses)
-                    self._change(eni.eni_id, secondaries=left)
-                gone = frozenset(map(host_network, action.addresses))
-                self._learn(action.eni_id, removed=gone)
-            case ReleasePrefixes():
-                with self._call("UnassignPrivateIpAddresses"):
-                    eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
-                    if not set(action.prefixes) <= set(eni.prefixes):
-                        raise RefusedError("UnassignPrivateIpAddresses", "InvalidParameterValue")
-                    left = tuple(p for p in eni.prefixes if p not in action.prefixes)
-                    self._change(eni.eni_id, prefixes=left)
-                self._learn(action.eni_id, removed=frozenset(action.prefixes))
-            case DetachEni():
-                with self._call("DetachNetworkInterface"):
-                    self._get(action.eni_id, "DetachNetworkInterface")
-                    self._change(action.eni_id, status="detaching")
-                self._learn(action.eni_id, detached=True)
-            case DeleteEni():
-                with self._call("DeleteNetworkInterface"):
-                    eni = self._get(action.eni_id, "DeleteNetworkInterface")
-                    if eni.device_index is not None:
-                        raise RefusedError("DeleteNetworkInterface", "InvalidParameterValue")
-                    self.enis.remove(eni)
-                self._learn(action.eni_id, deleted=True)
-
-    @contextmanager
-    def _call(self, name: str) -> Iterator[None]:
-        """One call: refused before its effect, or its answer lost after it, as the fault says."""
-        self._count(name)
-        when, code = self.fault or ("", "")
-        self.fault = None
-        if when == "crash before":
-            raise CrashError
-        if when == "before":
-            raise RefusedError(name, code)
-        self._history.append(list(self.enis))
-        yield
-        if when == "crash after":
-            raise CrashError
-        if when == "after":
-            raise RefusedError(name, "AnswerLost")
-        self._successes.append(name)
-
-    def _create(self, action: AddEni) -> str:
-        creation = action.creation
-        name = "CreateNetworkInterface"
-        if self._journal is not None:
-            self._journal.record(creation)
-        try:
-            with self._call(name):
-                eni_id = self._tokens.get(creation.token) or self._make(action)
-        except RefusedError as error:
-            if self._journal is not None and error.args[1] != "AnswerLost":
-                self._journal.forget(creation)
-            raise
-        made = next((e for e in self.enis if e.eni_id == eni_id), None)
-        if made is not None and made.device_index is None:
-            self._learn(eni_id, created=made)
-        return eni_id
-
-    def _make(self, action: AddEni) -> str:
-        creation = action.creation
-        primary, *secondaries = self._take(1 + creation.addresses, "CreateNetworkInterface")
-        eni_id = f"eni-new{self._made}"
-        self._made += 1
-        self._tokens[creation.token] = eni_id
-        self.enis.append(
-            Eni(
-                eni_id=eni_id,
-                mac=f"02:bb:00:00:00:{self._made:02x}",
-                device_index=None,
-                status="available",
-                subnet_id=creation.subnet_id,
-                subnet_cidr=self._cidr,
-                primary=primary,
-                secondaries=tuple(secondaries),
-                security_groups=creation.security_groups,
-                owned=dict(creation.tags).get(INSTANCE_TAG) == action.instance_id,
-                delete_on_termination=False,
-                creation=creation.token,
-                created_at=creation.at,
-            )
-        )
-        if creation.prefixes:
-            eni = self._get(eni_id, "CreateNetworkInterface")
-            try:
-                blocks = self._free_prefixes(creation.prefixes, "CreateNetworkInterface")
-            except RefusedError:
-                self.enis.remove(eni)
-                del self._tokens[creation.token]
-                raise
-            self._change(eni_id, prefixes=tuple(blocks))
-        return eni_id
-
-    def _attach(self, eni_id: str, index: int) -> None:
-        name = "AttachNetworkInterface"
-        with self._call(name):
-            if self._get(eni_id, name).status != "available":
-                raise RefusedError(name, "InvalidParameterValue")
-            attached = [e for e in self.enis if e.device_index is not None]
-            if index in {e.device_index for e in attached}:
-                raise RefusedError(name, "InvalidParameterValue")
-            if len(attached) >= self.limits.enis:
-                raise RefusedError(name, "AttachmentLimitExceeded")
-            attachment = f"eni-attach-{eni_id}"
-            self._change(eni_id, device_index=index, status="attached", attachment_id=attachment)
-        self._learn(eni_id, attached=(index, attachment))
-        with self._call("ModifyNetworkInterfaceAttribute"):
-            self._change(eni_id, delete_on_termination=True)
-        self._learn(eni_id, tied=True)
-
-    def _room(self, eni: Eni, action: AssignAddresses) -> list[Any]:
-        name = "AssignPrivateIpAddresses"
-        fresh = [a for a in action.addresses if a not in eni.secondaries]
-        count = action.count + len(fresh)
-        if 1 + len(eni.secondaries) + len(eni.prefixes) + count > self.limits.addresses_per_eni:
-            raise RefusedError(name, "PrivateIpAddressLimitExceeded")
-        if any(a not in self._free() for a in fresh):
-            raise RefusedError(name, "InvalidIPAddress.InUse")
-        return [*fresh, *self._take(action.count, name)]
-
-    def _blocks(self, eni: Eni, action: AssignPrefixes) -> list[Any]:
-        name = "AssignPrivateIpAddresses"
-        fresh = [p for p in action.prefixes if p not in eni.prefixes]
-        count = action.count + len(fresh)
-        if 1 + len(eni.secondaries) + len(eni.prefixes) + count > self.limits.addresses_per_eni:
-            raise RefusedError(name, "PrivateIpAddressLimitExceeded")
-        used = self._used()
-        if any(a in used for p in fresh for a in p):
-            raise RefusedError(name, "InvalidIPAddress.InUse")
-        return [*fresh, *self._free_prefixes(action.count, name)]
-
-    def _free_prefixes(self, count: int, call: str) -> list[Any]:
-        used = {int(a) for a in self._used()}
-        found = []
-        for block in self._cidr.subnets(new_prefix=28):
-            numbers = range(int(block[0]), int(block[-1]) + 1)
-            usable = range(int(self._cidr[0]) + 4, int(self._cidr[-1]))
-            if len(found) < count and all(n in usable and n not in used for n in numbers):
-                found.append(block)
-        if len(found) < count:
-            raise RefusedError(call, "InsufficientCidrBlocks")
-        return found
-
-    def _count(self, name: str) -> None:
-        self.calls[name] += 1
-        if not name.startswith("Describe"):
-            self.log.append(name)
-
-    def _learn(self, eni_id: str, **effect: Any) -> None:
-        self._answers.append(Answer(self._clock(), eni_id, **effect))
-
-    def _as_shown(self, eni: Eni) -> Eni:
-        return replace(
-            eni,
-            secondaries=tuple(a for a in eni.secondaries if host_network(a) not in self.hidden),
-            prefixes=tuple(p for p in eni.prefixes if p not in self.hidden),
-        )
-
-    def _get(self, eni_id: str, call: str) -> Eni:
-        found = next((e for e in self.enis if e.eni_id == eni_id), None)
-        if found is None:
-            raise RefusedError(call, "InvalidNetworkInterfaceID.NotFound")
-        return found
-
-    def _change(self, eni_id: str, **fields: Any) -> None:
-        self.enis = [replace(e, **fields) if e.eni_id == eni_id else e for e in self.enis]
-
-    def _used(self) -> set[Any]:
-        held = {a for e in self.enis for a in (e.primary, *e.pod_addresses)}
-        return held | self._taken
-
-    def _free(self) -> list[Any]:
-        used = self._used()
-        first = int(self._cidr.network_address) + 4
-        numbers = range(first, int(self._cidr.broadcast_address))
-        return [a for n in numbers if (a := ip_address(n)) not in used]
-
-    def _take(self, count: int, call: str) -> list[Any]:
-        free = self._free()
-        if len(free) < count:
-            raise RefusedError(call, "InsufficientFreeAddressesInSubnet")
-        return free[:count]
-
-
 class FakeConntrack:
     """Connections by address; deleting them ends them."""
 
@@ -682,28 +340,3 @@ class FakeConntrack:
     def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]:
         self.addresses -= {a.object.address for a in actions}
         return ()
-
-
-class FakeImds:
-    """Instance metadata of a FakeEc2's instance.
-
-    Attributes:
-        empty: it shows no interface at all.
-    """
-
-    def __init__(self, node: Node, ec2: FakeEc2) -> None:
-        self.empty = False
-        self._node = node
-        self._ec2 = ec2
-
-    def node(self) -> Node:
-        return self._node
-
-    def region(self) -> str:
-        return "us-east-1"
-
-    def interfaces(self) -> frozenset[Any]:
-        if self.empty:
-            return frozenset()
-        attached = [e for e in self._ec2.enis if e.status == "attached"]
-        return frozenset((e.mac, n) for e in attached for n in unit_networks(e))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from builders import SUBNET, document, eni, intent, node
-from fakes import FakeConntrack, FakeEc2, FakeImds, FakeNetlink, FakeNft, FakeState, FakeSysctl
+from fake_cloud import FakeEc2, FakeImds
+from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeState, FakeSysctl
 
 from reconciler.core.attachment import IntentState
 from reconciler.core.cloud import Limits

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from builders import SUBNET, all_inputs, documents, eni, inputs, intent, networks
-from fakes import FakeEc2, FakeNetlink, FakeNft, FakeState, FakeSysctl
+from fake_cloud import FakeEc2
+from fakes import FakeNetlink, FakeNft, FakeState, FakeSysctl
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from builders import SUBNET, document, eni, inputs, node
-from fakes import FakeEc2
+from fake_cloud import FakeEc2
 from werkzeug.serving import make_server
 
 from reconciler.core.call import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from fakes import CrashError, RefusedError
 
-from reconciler.core.answer import TRUST_S, Answer, overlay
+from reconciler.core.answer import TRUST_S, Answer, is_behind, overlay
 from reconciler.core.budget import Failure, classify
 from reconciler.core.call import (
     AddEni,
@@ -89,7 +89,8 @@ class FakeEc2:
             len(self._free()),
             blocks if pool and pool.prefixes else None,
         )
-        return Cloud(overlay(seen, self._answers), self.limits, {name: subnet})
+        behind = is_behind(seen, self._answers)
+        return Cloud(overlay(seen, self._answers), self.limits, {name: subnet}, behind)
 
     def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
         failures = []

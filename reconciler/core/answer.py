@@ -59,6 +59,20 @@ def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
     return tuple(order)
 
 
+def is_behind(enis: Iterable[Eni], answers: Iterable[Answer]) -> bool:
+    """Say whether a look lacks what EC2 has answered that it gave.
+
+    It may only be late. It may as well be a list that ended early, and only the answers hide it.
+    """
+    shown = tuple(enis)
+    told = overlay(shown, answers)
+    return bool(_units(told) - _units(shown))
+
+
+def _units(enis: Iterable[Eni]) -> set[tuple[str, IpNetwork]]:
+    return {(e.eni_id, n) for e in enis for n in unit_networks(e)}
+
+
 def _changed(eni: Eni, answer: Answer) -> Eni:
     networks = (set(unit_networks(eni)) | answer.added) - answer.removed
     if networks != set(unit_networks(eni)):

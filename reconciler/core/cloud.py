@@ -54,11 +54,13 @@ class Cloud:
         enis: attached to this instance or ours; device order, unattached last.
         limits: None if EC2 does not know the instance type.
         subnets: by id: those of the ENIs, and those that the document names.
+        behind: EC2 does not list yet, or any more, what it answered moments ago.
     """
 
     enis: tuple[Eni, ...]
     limits: Limits | None
     subnets: Mapping[str, Subnet]
+    behind: bool = False
 
 
 def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:

@@ -81,7 +81,7 @@ def desire(inputs: Inputs) -> Pool:
 def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
     """Say which units no pod may get any more, because they shall be given back.
 
-    While there are doubts, nothing is added.
+    While EC2's list is doubtful, nothing is added.
     """
     at = locate(desired, observed)
     needed = 0
@@ -89,7 +89,7 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
         slots = sum(at.free_slots(e) for e in at.enis)
         needed = max(-(-at.shortfall // PREFIX_SIZE) - slots - at.room_for_enis * at.slots, 0)
     chosen = pick(at.stock, at.band, slots_needed=needed, growable=at.fitting)
-    return chosen & desired.quarantined if desired.doubts else chosen
+    return chosen & desired.quarantined if _doubtful(desired, observed) else chosen
 
 
 def plan(desired: Pool, observed: Cloud) -> Plan:
@@ -103,11 +103,16 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
         _grow(desired, observed, at)
         if at.limits
         else Plan(refusals=(shortage.no_limits(desired.node),)),
-        Plan() if desired.doubts else _give_back(desired, at),
+        Plan() if _doubtful(desired, observed) else _give_back(desired, at),
         Plan(refusals=tuple(shortage.notices(desired, at))),
     )
     whole = sum(parts, Plan())
     return _hold_back(whole, desired)
+
+
+def _doubtful(desired: Pool, observed: Cloud) -> bool:
+    """Nothing is given back on the word of a list that lacks what it should have."""
+    return bool(desired.doubts) or observed.behind
 
 
 def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
@@ -123,7 +128,7 @@ def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
         actions.append(AttachEni(instance_id, eni.eni_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
         used = any(a in desired.used for a in eni.pod_addresses)
-        needed = eni in back.values() or used or desired.doubts
+        needed = eni in back.values() or used or _doubtful(desired, observed)
         if not needed and _is_old(eni, desired.now):
             reason = "ours, attached to nothing, and not needed"
             actions.append(DeleteEni(eni.eni_id, reason))

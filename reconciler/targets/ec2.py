@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.parsers import ResponseParserError
 
 from reconciler.core import budget
-from reconciler.core.answer import TRUST_S, Answer, overlay
+from reconciler.core.answer import TRUST_S, Answer, is_behind, overlay
 from reconciler.core.budget import Bucket
 from reconciler.core.call import (
     AddEni,
@@ -147,7 +147,8 @@ class Ec2:
             raise ObserveError("EC2", f"its answer lacks {error}") from error
         oldest = self._clock() - TRUST_S
         self._answers = [a for a in self._answers if a.at >= oldest]
-        return Cloud(overlay(enis, self._answers), limits, subnets)
+        behind = is_behind(enis, self._answers)
+        return Cloud(overlay(enis, self._answers), limits, subnets, behind)
 
     def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
         """Carry out actions in order; one that fails does not stop the others."""

@@ -204,6 +204,16 @@ def test_while_there_are_doubts_nothing_is_given_back(kind: str) -> None:
     assert domain.plan(ready, look).actions == ()
 
 
+def test_a_look_that_lacks_what_ec2_has_answered_gives_nothing_back() -> None:
+    look = cloud(eni(0, 9), eni(None, 3, eni_id="eni-spare", created_at=0.0))
+    wanted = pool(5)
+    ready = replace(wanted, quarantined=domain.quarantine(wanted, look))
+    assert len(domain.plan(ready, look).actions) == 2
+    late = replace(look, behind=True)
+    assert domain.quarantine(wanted, late) == frozenset()
+    assert domain.plan(ready, late).actions == ()
+
+
 def test_a_disagreement_is_told_once_it_lasts() -> None:
     item = {("eni-9", ip_network("10.0.1.77/32")): 990.0}
     doubts = Ec2Inputs(doubts=Doubts(item, {}, frozenset()))

@@ -287,12 +287,20 @@ def test_prefixes_and_single_addresses_change_places_under_running_pods(idle: An
     configure(idle, pool)
     start(idle)
     pods = [idle.add() for _ in range(3)]
+    used = {p.address for p in pods}
     with Receiver(idle.lab.names.namespace("vpchost")):
-        for more, exchanged in (("eni: {allocate: prefixes}\n", True), ("", False)):
-            configure(idle, pool, more)
-            until(lambda want=exchanged: prefixed(idle) is want, "the exchange", patience_s=90)
-            assert all(probe(p.namespace, VPC_HOST).source == p.address for p in pods)
-            pods.append(idle.add())
+        configure(idle, pool, "eni: {allocate: prefixes}\n")
+        until(lambda: prefixed(idle) and held(idle) == used, "the exchange", patience_s=90)
+        assert all(probe(p.namespace, VPC_HOST).source == p.address for p in pods)
+        guest = idle.add()
+        assert guest.address not in held(idle)  # it is of a prefix, and keeps that prefix here
+        configure(idle, pool)
+        looked_twice(idle)
+        assert prefixed(idle)
+        assert all(probe(p.namespace, VPC_HOST).source == p.address for p in (*pods, guest))
+        idle.delete(guest)
+        until(lambda: not prefixed(idle), "the exchange back", patience_s=90)
+        assert all(probe(p.namespace, VPC_HOST).source == p.address for p in pods)
 
 
 def prefixed(cluster: Any) -> bool:

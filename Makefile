@@ -31,7 +31,7 @@ bench: $(STAMP) ## measure, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
 
 soak: $(STAMP) ## let the pool's model run for 50,000 steps
-	@MODEL_RUNS=1000 MODEL_STEPS=50 $(BIN)/pytest -q tests/test_pool_model.py
+	@MODEL_RUNS=1000 MODEL_STEPS=60 $(BIN)/pytest -q tests/test_pool_model.py
 
 schema: $(STAMP) ## generate the JSON Schema from the models
 	@$(BIN)/python -m schemas

@@ -89,8 +89,8 @@ class FakeEc2:
             len(self._free()),
             blocks if pool and pool.prefixes else None,
         )
-        behind = is_behind(seen, self._answers)
-        return Cloud(overlay(seen, self._answers), self.limits, {name: subnet}, behind)
+        told = overlay(seen, self._answers)
+        return Cloud(told, self.limits, {name: subnet}, is_behind(seen, told))
 
     def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
         failures = []

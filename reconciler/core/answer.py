@@ -59,13 +59,15 @@ def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
     return tuple(order)
 
 
-def is_behind(enis: Iterable[Eni], answers: Iterable[Answer]) -> bool:
+def is_behind(shown: Iterable[Eni], told: Iterable[Eni]) -> bool:
     """Say whether a look lacks what EC2 has answered that it gave.
 
     It may only be late. It may as well be a list that ended early, and only the answers hide it.
+
+    Args:
+        shown: the look.
+        told: its ``overlay``.
     """
-    shown = tuple(enis)
-    told = overlay(shown, answers)
     return bool(_units(told) - _units(shown))
 
 

@@ -147,8 +147,8 @@ class Ec2:
             raise ObserveError("EC2", f"its answer lacks {error}") from error
         oldest = self._clock() - TRUST_S
         self._answers = [a for a in self._answers if a.at >= oldest]
-        behind = is_behind(enis, self._answers)
-        return Cloud(overlay(enis, self._answers), limits, subnets, behind)
+        told = overlay(enis, self._answers)
+        return Cloud(told, limits, subnets, is_behind(enis, told))
 
     def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
         """Carry out actions in order; one that fails does not stop the others."""

@@ -15,7 +15,15 @@ from pydantic import Field, StrictInt
 from schemas.eni import Eni, InstanceLimits, InstanceTypes
 from schemas.model import Model
 from schemas.override import Override, patch_schema
-from schemas.value import Cidr, ClusterName, Duration, Families, Mtu, VethPrefix
+from schemas.value import (
+    Cidr,
+    ClusterName,
+    Duration,
+    Families,
+    MarkMask,
+    Mtu,
+    VethPrefix,
+)
 from schemas.warm_pool import AddressTarget, EniTarget, PrefixTarget, Strategy, WarmPool
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "Pods",
     "PrefixTarget",
     "Reconcile",
+    "Routing",
     "Snat",
     "Strategy",
     "WarmPool",
@@ -49,13 +58,47 @@ class Snat(Model):
         "VPCs, on-premises networks. The VPC's own CIDRs are always among them. Overlapping and "
         "adjacent entries are merged; a bare address means that address alone.",
     )
+    only_cidrs: Annotated[tuple[Cidr, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        alias="onlyCIDRs",
+        description="The only destinations that see the node's address; all others see the pod's. "
+        "What excludeCIDRs or the VPC covers is left out all the same. Default: every destination "
+        "beyond the VPC.",
+    )
+    ports: Literal["fully-random", "random", "sequential"] = Field(
+        default="fully-random",
+        description="How source ports are chosen, in nftables' words. fully-random: by chance, "
+        "so that nodes and connections do not race for the same one. random: by a hash of the "
+        "connection. sequential: the pod's own port if it is free, else the next.",
+    )
 
     def _faults(self) -> Iterator[str]:
-        if self.mode == "external" and self.exclude_cidrs:
-            yield (
-                "excludeCIDRs: has no effect in mode external, where nothing is translated; "
-                "remove it, or choose mode node"
-            )
+        if self.mode == "node":
+            return
+        for key, given in (("excludeCIDRs", self.exclude_cidrs), ("onlyCIDRs", self.only_cidrs)):
+            if given:
+                yield (
+                    f"{key}: has no effect in mode external, where nothing is translated; "
+                    "remove it, or choose mode node"
+                )
+
+
+class Routing(Model):
+    """How packets find their ENI."""
+
+    external_service_cidrs: tuple[Cidr, ...] = Field(
+        default=(),
+        alias="externalServiceCIDRs",
+        description="Service addresses that other software on the node answers for: what pods "
+        "send there is routed by the main table, whatever ENI their address belongs to. Their "
+        "source address is snat's business all the same. Default: none.",
+    )
+    mark_mask: MarkMask = Field(
+        default=0xFF,
+        description="The eight adjacent bits of packet and connection marks that are ours; no "
+        "other software on the node may use them. Unit: a bit mask in quotes. A change cuts "
+        "connections that are bound to an ENI by their mark: those through the node's address.",
+    )
 
 
 class Pods(Model):
@@ -113,6 +156,7 @@ class NodeNetwork(Model):
     warm_pool: WarmPool = Field(default=WarmPool(), description="Addresses held ready.")
     eni: Eni = Field(default=Eni(), description="The network interfaces that carry pods.")
     snat: Snat = Field(default=Snat(), description="Whose address the world outside the VPC sees.")
+    routing: Routing = Field(default=Routing(), description="How packets find their ENI.")
     pods: Pods = Field(default=Pods(), description="The pods' side.")
     reconcile: Reconcile = Field(
         default=Reconcile(), description="How often to look without being told."
@@ -148,12 +192,18 @@ class NodeNetwork(Model):
                 f"{self.eni.allocate}; set it to prefixes, or choose addresses or enis here"
             )
         versions = {4 if family == "ipv4" else 6 for family in self.families}
-        for position, cidr in enumerate(self.snat.exclude_cidrs):
-            if cidr.version not in versions:
-                yield (
-                    f"snat.excludeCIDRs[{position}]: {cidr} is IPv{cidr.version}, but families "
-                    "has none of that version; remove it"
-                )
+        lists = {
+            "snat.excludeCIDRs": self.snat.exclude_cidrs,
+            "snat.onlyCIDRs": self.snat.only_cidrs or (),
+            "routing.externalServiceCIDRs": self.routing.external_service_cidrs,
+        }
+        for name, cidrs in lists.items():
+            for position, cidr in enumerate(cidrs):
+                if cidr.version not in versions:
+                    yield (
+                        f"{name}[{position}]: {cidr} is IPv{cidr.version}, but families "
+                        "has none of that version; remove it"
+                    )
 
 
 def json_schema() -> dict[str, Any]:

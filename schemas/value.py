@@ -23,6 +23,7 @@ from schemas import words
 
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
+_MASK = re.compile(r"0x[0-9a-fA-F]{2,8}")
 _CIDR = re.compile(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?")
 
 MIN_MTU, MAX_MTU = 1280, 9001
@@ -37,6 +38,17 @@ RESERVED_PREFIXES = {
     "veth": "other runtimes' links begin with it",
     "cni": "bridge plugins' links begin with it",
 }
+
+MARK_BITS = 8
+"""As many ENIs as an instance can have, and one bit for the primary (``schemas.eni.MAX_ENIS``)."""
+
+KUBERNETES_MARKS = {
+    0x4000: "kube-proxy marks what it will masquerade with it",
+    0x8000: "kubelet marks what it will drop with it",
+    0x2000: "the portmap plugin marks what it will masquerade with it",
+}
+"""Mark bits that are in use on every Kubernetes node. Sources: kubelet's --iptables-masquerade-bit
+and --iptables-drop-bit, containernetworking/plugins portmap "markMasqBit"."""
 
 RESERVED_TAGS = ("node.k8s.amazonaws.com/", "cluster.k8s.amazonaws.com/")
 """Ownership is read from tags that begin so; the document may not forge it."""
@@ -91,6 +103,23 @@ def parse_cidr(value: object) -> Network:
     except ValueError:
         raise ValueError(f"{value!r} is no CIDR; write it as 10.1.0.0/16") from None
     raise ValueError(f"{value} has host bits set; write {fixed}")
+
+
+def parse_mark_mask(value: object) -> int:
+    """Read a mask of eight adjacent bits that nobody on a Kubernetes node uses.
+
+    Text, because YAML 1.1 has its own ideas of numbers with a letter in them.
+
+    Raises:
+        ValueError: it is no hexadecimal number, another number of bits, or holds others' bits.
+    """
+    match = _MASK.fullmatch(value) if isinstance(value, str) else None
+    mask = value if isinstance(value, int) else int(match[0], 16) if match else 0
+    if not mask or mask != (mask & -mask) * ((1 << MARK_BITS) - 1) or mask >> 32:
+        raise ValueError(f"{value!r}: must be {MARK_BITS} adjacent bits of 32; write it as '0xff'")
+    if taken := [f"{bit:#x} ({why})" for bit, why in KUBERNETES_MARKS.items() if bit & mask]:
+        raise ValueError(f"{mask:#x} holds {', '.join(taken)}; choose other bits")
+    return mask
 
 
 def parse_tag_selector(value: object) -> Pairs:
@@ -224,6 +253,12 @@ TagSelector = Annotated[
     _tags_schema({}),
 ]
 Mtu = Annotated[StrictInt, Field(ge=MIN_MTU, le=MAX_MTU)]
+MarkMask = Annotated[
+    int,
+    BeforeValidator(parse_mark_mask),
+    PlainSerializer(hex, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^{_MASK.pattern}$"}),
+]
 Family = Literal["ipv4", "ipv6"]
 Families = Annotated[
     tuple[Family, ...],

@@ -70,7 +70,14 @@ trees = parts(
         securityGroups=ids("sg", 16),
     ),
     snat=parts(
-        mode=st.sampled_from(["node", "external"]), excludeCIDRs=st.lists(networks, max_size=4)
+        mode=st.sampled_from(["node", "external"]),
+        excludeCIDRs=st.lists(networks, max_size=4),
+        onlyCIDRs=st.none() | st.lists(networks, min_size=1, max_size=4),
+        ports=st.sampled_from(["fully-random", "random", "sequential"]),
+    ),
+    routing=parts(
+        externalServiceCIDRs=st.lists(networks, max_size=2),
+        markMask=st.sampled_from(["0xff", "0x0ff0", "0xff0000"]),
     ),
     pods=parts(mtu=st.none() | st.integers(1280, 9001), vethPrefix=st.just("p0d")),
     reconcile=parts(resync=st.just("90s"), ec2Resync=st.just("10m")),
@@ -121,6 +128,7 @@ def documents(draw: st.DrawFn, *, overrides: bool = True) -> NodeNetwork:
         eni.pop("subnetTags", None)
     if snat.get("mode") == "external":
         snat.pop("excludeCIDRs", None)
+        snat.pop("onlyCIDRs", None)
     if pods.get("mtu"):
         eni["mtu"] = max(pods["mtu"], eni.get("mtu", 9001))
     if overrides:

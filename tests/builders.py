@@ -129,13 +129,20 @@ def strategies(draw: st.DrawFn) -> dict[str, Any]:
 def documents(draw: st.DrawFn) -> NodeNetwork:
     """Any valid document that matters to the planner."""
     mode = draw(st.sampled_from(["node", "external"]))
-    exclude = [] if mode == "external" else draw(st.lists(networks.map(str), max_size=8))
+    snat: dict[str, Any] = {"mode": mode, "ports": draw(st.sampled_from(["random", "sequential"]))}
+    if mode == "node":
+        snat["excludeCIDRs"] = draw(st.lists(networks.map(str), max_size=8))
+        snat["onlyCIDRs"] = draw(st.none() | st.lists(networks.map(str), min_size=1, max_size=4))
     eni_mtu = draw(st.integers(1280, 9001))
     return document(
         warmPool=draw(strategies()) | {"cooldown": draw(st.sampled_from(["0s", "30s"]))},
         eni={"mtu": eni_mtu, "max": draw(st.one_of(st.none(), st.integers(1, 5)))},
         maxPods=draw(st.one_of(st.none(), st.integers(1, 40))),
-        snat={"mode": mode, "excludeCIDRs": exclude},
+        snat=snat,
+        routing={
+            "externalServiceCIDRs": draw(st.lists(networks.map(str), max_size=2)),
+            "markMask": draw(st.sampled_from(["0xff", "0xff0000"])),
+        },
         pods={"mtu": draw(st.one_of(st.none(), st.integers(1280, eni_mtu)))},
     )
 

@@ -5,15 +5,17 @@ priority     rule                                   why
 ===========  =====================================  ==========================================
 512          ``lookup 512``                         /32 routes to local pods; no match falls
                                                     through
-1024         ``fwmark 0x80/0xff lookup main``       connections that must use the primary ENI
-1536 + k     ``fwmark k/0xff lookup 1536+k``        what else a pod on ENI *k* sends
+1024         ``fwmark PRIMARY lookup main``         what must use the primary ENI
+1536 + k     ``fwmark k lookup 1536+k``             what must use ENI *k*
 32765        ``from <ENI k> lookup 1536+k``         the host's own traffic from that ENI
 ===========  =====================================  ==========================================
 
 *k* is the ENI's device index, so a table and its rule carry the same number and neither depends
-on the order in which ENIs were found. Priorities 512, 1024, 1536 and 32765 are the stock
-plugin's (amazon-vpc-cni-k8s ``pkg/networkutils/network.go``), so that operators find them where
-they look; the tables are our own, because the stock plugin puts pod routes into ``main``.
+on the order in which ENIs were found. What must use which ENI is for ``reconciler.domains.nat``.
+
+Priorities 512, 1024, 1536 and 32765 are the stock plugin's (amazon-vpc-cni-k8s
+``pkg/networkutils/network.go``), so that operators find them where they look; the tables are our
+own, because the stock plugin puts pod routes into ``main``.
 """
 
 from __future__ import annotations
@@ -43,18 +45,35 @@ ENI_PRIORITY = 1536
 HOST_PRIORITY = 32765
 """Just before ``main`` (32766): only what carries an ENI's own address needs it."""
 
-MARK_MASK = 0xFF
-"""The mark bits that are ours: the lowest byte.
-
-kube-proxy uses 0x4000 and 0x8000, Calico 0xffff0000, Cilium 0x0f00; the stock plugin 0x80, for
-the same purpose as ours. All other bits are left as they are.
-"""
-
 PRIMARY_MARK = 0x80
-"""The connection must leave by the primary ENI. Source: the stock plugin's default connmark."""
+"""Bit of the primary ENI. With the default mask it is the stock plugin's connmark, with the same
+meaning, so that connections outlive the move from one to the other."""
 
 MAX_DEVICE_INDEX = 0x7F
 """ENI *k* is marked with *k*, which must not reach ``PRIMARY_MARK``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How ENIs are written into packet and connection marks.
+
+    All other bits are left as they are: kube-proxy uses 0x4000, Calico 0xffff0000, Cilium 0x0f00.
+
+    Attributes:
+        mask: the eight adjacent bits that are ours.
+    """
+
+    mask: int = 0xFF
+
+    def of(self, device_index: int) -> int:
+        """Return the mark of an ENI."""
+        return (device_index or PRIMARY_MARK) * (self.mask & -self.mask)
+
+    @property
+    def others(self) -> int:
+        """The bits that are not ours."""
+        return ~self.mask & 0xFFFFFFFF
+
 
 TABLE = "node_network"
 """The one nftables table, family ``inet``."""

@@ -8,27 +8,26 @@ kernel lists it, so that observed and desired rules compare as values.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Any, ClassVar
 
 from reconciler.core.datapath import (
     FAMILIES,
-    MARK_MASK,
-    PRIMARY_MARK,
     TABLE,
     Family,
     IpAddress,
-    IpNetwork,
+    Marks,
 )
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Change, Key, Plan, Verb, compare, merge
+from reconciler.core.ranges import coalesce, print_range
+from reconciler.core.snat import untranslated
 from reconciler.errors import NotReadyError
 
 Expression = dict[str, Any]
 
-NODE_PORT_PRIORITY = -150
+ARRIVAL_PRIORITY = -150
 """``mangle``: before DNAT, so that "local address" still means the address the client used."""
 
 SNAT_MARK_PRIORITY = -90
@@ -39,6 +38,8 @@ ROUTE_MARK_PRIORITY = -89
 
 SOURCE_NAT_PRIORITY = 100
 """``srcnat``, in postrouting."""
+
+CONNECTION_MARK: Expression = {"ct": {"key": "mark"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +157,7 @@ class NftElement:
     @property
     def text(self) -> str:
         """The range as an operator writes it: an address, a CIDR, or first-last."""
-        if self.first == self.last:
-            return str(self.first)
-        cidr = as_network(self.first, self.last)
-        return str(cidr) if cidr else f"{self.first}-{self.last}"
+        return print_range(self.first, self.last)
 
     def command(self, verb: Verb) -> str:
         """The ``nft`` command."""
@@ -182,21 +180,19 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     if primary is None or link is None:
         raise NotReadyError(f"no link has the primary ENI's MAC {inputs.node.primary_mac}")
     families = [FAMILIES[name] for name in inputs.document.families]
-    snat = inputs.document.snat.mode == "node"
-    # Chains of type nat stay, with or without rules: when the last one of a network namespace
-    # goes, the kernel ends the translation of established connections too.
+    marks = Marks(inputs.document.routing.mark_mask)
+    links = {0: link} | {e.device_index or 0: name for e, name in inputs.pod_enis}
     objects: set[NftObject] = {
         NftTable(),
-        _node_port(link),
-        _route_mark(families),
-        _snat_mark(families if snat else []),
-        _source_nat(families if snat else [], link, primary.primary),
+        _arrival(links, marks),
+        _snat_mark(families, marks),
+        _route_mark(families, sorted(links), marks),
+        _source_nat(families, link, primary.primary, inputs.document.snat.ports),
     }
-    for index in sorted({0} | {e.device_index for e, _ in inputs.pod_enis if e.device_index}):
-        objects.add(_mark_chain(index))
+    objects |= {_eni_chain(index, marks) for index in links}
     for family in families:
         objects |= _family_sets(family)
-        objects |= _elements(inputs, family, with_exclusions=snat)
+        objects |= _elements(inputs, family)
     return frozenset(objects)
 
 
@@ -230,27 +226,6 @@ def _compare(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Pla
     return merge(parts)
 
 
-def coalesce(networks: Iterable[IpNetwork]) -> list[tuple[IpAddress, IpAddress]]:
-    """Merge networks of one family into disjoint ranges with gaps between them, ascending."""
-    ranges: list[tuple[IpAddress, IpAddress]] = []
-    for network in sorted(networks, key=lambda n: (int(n.network_address), n.prefixlen)):
-        first, last = network.network_address, network.broadcast_address
-        if ranges and int(first) <= int(ranges[-1][1]) + 1:
-            if int(last) > int(ranges[-1][1]):
-                ranges[-1] = (ranges[-1][0], last)
-        else:
-            ranges.append((first, last))
-    return ranges
-
-
-def as_network(first: IpAddress, last: IpAddress) -> IpNetwork | None:
-    """Return the one network that is exactly this range, or None."""
-    size = int(last) - int(first) + 1
-    if size & (size - 1) or int(first) % size:
-        return None
-    return ip_network((first, first.max_prefixlen - size.bit_length() + 1))
-
-
 def canonical(expressions: list[Expression]) -> str:
     """Return the one text of a rule."""
     return json.dumps(expressions, sort_keys=True, separators=(",", ":"))
@@ -266,36 +241,56 @@ def _shape(obj: NftObject) -> object:
             return None
 
 
-def _set_names(family: Family) -> tuple[str, str, str]:
-    return f"no_snat_{family.name}", f"pods_{family.name}", f"pod_eni_{family.name}"
+@dataclass(frozen=True, slots=True)
+class _Sets:
+    """Names of one family's sets.
+
+    Attributes:
+        no_snat: destinations that see pods' own addresses.
+        pods: addresses of pods.
+        pod_eni: verdict map from a pod's address to the chain of its ENI.
+        by_main: destinations that the main table routes.
+    """
+
+    no_snat: str
+    pods: str
+    pod_eni: str
+    by_main: str
+
+
+def _sets(family: Family) -> _Sets:
+    return _Sets(*(f"{noun}_{family.name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
 
 
 def _family_sets(family: Family) -> set[NftObject]:
-    no_snat, pods, pod_eni = _set_names(family)
+    sets = _sets(family)
     return {
-        NftSet(no_snat, family.nft_type, interval=True),
-        NftSet(pods, family.nft_type),
-        NftSet(pod_eni, family.nft_type, verdicts=True),
+        NftSet(sets.no_snat, family.nft_type, interval=True),
+        NftSet(sets.by_main, family.nft_type, interval=True),
+        NftSet(sets.pods, family.nft_type),
+        NftSet(sets.pod_eni, family.nft_type, verdicts=True),
     }
 
 
-def _elements(inputs: Inputs, family: Family, *, with_exclusions: bool) -> set[NftObject]:
-    no_snat, pods, pod_eni = _set_names(family)
-    elements: set[NftObject] = set()
-    if with_exclusions:
-        cidrs = (*inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs)
-        for first, last in coalesce(c for c in cidrs if c.version == family.version):
-            elements.add(NftElement(no_snat, first, last))
+def _elements(inputs: Inputs, family: Family) -> set[NftObject]:
+    sets = _sets(family)
+    cidrs = inputs.document.routing.external_service_cidrs
+    by_main = coalesce(c for c in cidrs if c.version == family.version)
+    elements: set[NftObject] = {
+        NftElement(name, first, last)
+        for name, ranges in ((sets.no_snat, untranslated(inputs, family)), (sets.by_main, by_main))
+        for first, last in ranges
+    }
     # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
     primary = {e.eni_id: 0 for e in inputs.enis if e.device_index == 0}
     devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
     for a in inputs.placed:
         if a.address.version != family.version:
             continue
-        elements.add(NftElement(pods, a.address, a.address))
+        elements.add(NftElement(sets.pods, a.address, a.address))
         if a.eni_id in devices:
             chain = _chain_name(devices[a.eni_id])
-            elements.add(NftElement(pod_eni, a.address, a.address, chain))
+            elements.add(NftElement(sets.pod_eni, a.address, a.address, chain))
     return elements
 
 
@@ -303,54 +298,78 @@ def _chain_name(device_index: int) -> str:
     return f"eni_{device_index}"
 
 
-def _mark_chain(device_index: int) -> NftChain:
-    """Set our byte of the packet mark; other owners' bits stay (kube-proxy has marked by now)."""
-    mark = device_index or PRIMARY_MARK
-    keep = {"&": [{"meta": {"key": "mark"}}, ~MARK_MASK & 0xFFFFFFFF]}
-    rule = [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"|": [keep, mark]}}}]
-    return NftChain(_chain_name(device_index), (canonical(rule),))
+def _eni_chain(device_index: int, marks: Marks) -> NftChain:
+    """Send a packet by an ENI."""
+    rule = canonical([_set_mark({"meta": {"key": "mark"}}, device_index, marks)])
+    return NftChain(_chain_name(device_index), (rule,))
 
 
-def _node_port(link: str) -> NftChain:
-    """Mark connections that come in by the primary ENI for an address of the host."""
-    rule = [
-        _match({"meta": {"key": "iifname"}}, link),
-        _match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
-        _match({"ct": {"key": "state"}}, "new", op="in"),
-        _mark_connection(),
-    ]
-    return NftChain("node_port", (canonical(rule),), "filter", "prerouting", NODE_PORT_PRIORITY)
+def _arrival(links: Mapping[int, str], marks: Marks) -> NftChain:
+    """Bind connections to an address of the host to the ENI by which they come in.
 
-
-def _snat_mark(families: list[Family]) -> NftChain:
-    """Mark connections that a pod opens to somewhere its own address cannot be answered from."""
-    rules = tuple(canonical([*_leaves_vpc(f), _mark_connection()]) for f in families)
-    return NftChain("snat_mark", rules, "nat", "prerouting", SNAT_MARK_PRIORITY)
-
-
-def _route_mark(families: list[Family]) -> NftChain:
-    """Choose the ENI: the connection's, if it is bound to the primary, else the pod's."""
-    bound = {"&": [{"ct": {"key": "mark"}}, MARK_MASK]}
+    NodePort and hostPort: what answers them is a pod, whose own ENI may be another one; the VPC
+    drops an answer that leaves by an ENI without the address it carries.
+    """
     rules = [
-        [_match(bound, PRIMARY_MARK), {"goto": {"target": _chain_name(0)}}],
-        *(
-            [{"vmap": {"key": _payload(f, "saddr"), "data": f"@{_set_names(f)[2]}"}}]
-            for f in families
-        ),
+        [
+            _match({"meta": {"key": "iifname"}}, link),
+            _match({"ct": {"key": "state"}}, "new", op="in"),
+            _match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
+            _set_mark(CONNECTION_MARK, index, marks),
+        ]
+        for index, link in sorted(links.items())
+    ]
+    return NftChain(
+        "arrival", tuple(map(canonical, rules)), "filter", "prerouting", ARRIVAL_PRIORITY
+    )
+
+
+def _snat_mark(families: list[Family], marks: Marks) -> NftChain:
+    """Bind connections that a pod opens to somewhere its own address cannot be answered from."""
+    rules = [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
+    return NftChain(
+        "snat_mark", tuple(map(canonical, rules)), "nat", "prerouting", SNAT_MARK_PRIORITY
+    )
+
+
+def _route_mark(families: list[Family], devices: Sequence[int], marks: Marks) -> NftChain:
+    """Choose the ENI: the one a connection is bound to, else the pod's own.
+
+    Most connections are not bound, so they are decided first, by one lookup.
+    """
+    bound = {"&": [CONNECTION_MARK, marks.mask]}
+    rules = [
+        [
+            _match(_payload(f, "daddr"), f"@{_sets(f).by_main}"),
+            {"goto": {"target": _chain_name(0)}},
+        ]
+        for f in families
+    ]
+    rules += [
+        [
+            _match(bound, 0),
+            {"vmap": {"key": _payload(f, "saddr"), "data": f"@{_sets(f).pod_eni}"}},
+        ]
+        for f in families
+    ]
+    rules += [
+        [_match(bound, marks.of(index)), {"goto": {"target": _chain_name(index)}}]
+        for index in devices
     ]
     return NftChain(
         "route_mark", tuple(map(canonical, rules)), "filter", "prerouting", ROUTE_MARK_PRIORITY
     )
 
 
-def _source_nat(families: list[Family], link: str, address: IpAddress) -> NftChain:
-    """Give what leaves the VPC the node's address, with a port nobody can guess or collide on."""
+def _source_nat(families: list[Family], link: str, address: IpAddress, ports: str) -> NftChain:
+    """Give what leaves the VPC the node's address."""
+    flags = {} if ports == "sequential" else {"flags": ports}
     rules = tuple(
         canonical(
             [
                 _match({"meta": {"key": "oifname"}}, link),
                 *_leaves_vpc(f),
-                {"snat": {"family": f.nft, "addr": str(address), "flags": "fully-random"}},
+                {"snat": {"family": f.nft, "addr": str(address)} | flags},
             ]
         )
         for f in families
@@ -360,16 +379,16 @@ def _source_nat(families: list[Family], link: str, address: IpAddress) -> NftCha
 
 
 def _leaves_vpc(family: Family) -> list[Expression]:
-    no_snat, pods, _ = _set_names(family)
     return [
-        _match(_payload(family, "saddr"), f"@{pods}"),
-        _match(_payload(family, "daddr"), f"@{no_snat}", op="!="),
+        _match(_payload(family, "saddr"), f"@{_sets(family).pods}"),
+        _match(_payload(family, "daddr"), f"@{_sets(family).no_snat}", op="!="),
     ]
 
 
-def _mark_connection() -> Expression:
-    mark = {"ct": {"key": "mark"}}
-    return {"mangle": {"key": mark, "value": {"|": [mark, PRIMARY_MARK]}}}
+def _set_mark(mark: Expression, device_index: int, marks: Marks) -> Expression:
+    """Write an ENI into our bits of a mark; other owners' bits stay."""
+    value = {"|": [{"&": [mark, marks.others]}, marks.of(device_index)]}
+    return {"mangle": {"key": mark, "value": value}}
 
 
 def _match(left: Expression, right: Any, op: str = "==") -> Expression:

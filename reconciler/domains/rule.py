@@ -11,14 +11,13 @@ from reconciler.core.datapath import (
     FAMILIES,
     HOST_PRIORITY,
     MAIN_TABLE,
-    MARK_MASK,
     MAX_DEVICE_INDEX,
     PODS_PRIORITY,
     PODS_TABLE,
-    PRIMARY_MARK,
     PRIMARY_PRIORITY,
     PROTOCOL,
     IpNetwork,
+    Marks,
     eni_table,
     family_of,
     host_network,
@@ -81,15 +80,16 @@ class Rule:
 def desire(inputs: Inputs) -> frozenset[Rule]:
     """Compute the rules of ``reconciler.core.datapath``'s table, for each family."""
     rules: set[Rule] = set()
+    marks = Marks(inputs.document.routing.mark_mask)
     for name in inputs.document.families:
         rules.add(Rule(name, PODS_PRIORITY, PODS_TABLE))
-        rules.add(Rule(name, PRIMARY_PRIORITY, MAIN_TABLE, PRIMARY_MARK, MARK_MASK))
+        rules.add(Rule(name, PRIMARY_PRIORITY, MAIN_TABLE, marks.of(0), marks.mask))
     for eni, _ in inputs.pod_enis:
         if not eni.device_index:
             continue
         k, family = eni.device_index, family_of(eni.primary).name
         table = eni_table(k)
-        rules.add(Rule(family, ENI_PRIORITY + k, table, k, MARK_MASK))
+        rules.add(Rule(family, ENI_PRIORITY + k, table, marks.of(k), marks.mask))
         rules.add(Rule(family, HOST_PRIORITY, table, source=host_network(eni.primary)))
     return frozenset(rules)
 

@@ -33,13 +33,19 @@ class Sysctl:
 
 
 def desire(inputs: Inputs) -> frozenset[Sysctl]:
-    """Forwarding on; loose reverse-path filtering on ENIs.
+    """Forwarding on; loose reverse-path filtering on secondary ENIs.
 
-    ``rp_filter=2``: replies to NodePort connections arrive and leave by different ENIs, which
-    strict filtering takes for spoofing (RFC 3704 section 2.4; Linux ip-sysctl, "rp_filter").
+    ``rp_filter=2``: the filter looks up the way back without our mark, finds ``main`` and so the
+    primary ENI, and strictly takes whatever comes in by another one for spoofed (RFC 3704 section
+    2.4; Linux ``fib_validate_source``). For the primary and for pods' links that lookup finds the
+    link the packet came by, so they keep whatever the host has.
     """
     settings = {Sysctl("net/ipv4/ip_forward", "1")}
-    settings |= {Sysctl(f"net/ipv4/conf/{name}/rp_filter", "2") for _, name in inputs.pod_enis}
+    settings |= {
+        Sysctl(f"net/ipv4/conf/{name}/rp_filter", "2")
+        for eni, name in inputs.pod_enis
+        if eni.device_index
+    }
     return frozenset(settings)
 
 

@@ -16,13 +16,13 @@ import nftables
 
 from reconciler.core.datapath import TABLE, IpAddress
 from reconciler.core.plan import Change, Verb
+from reconciler.core.ranges import as_network
 from reconciler.domains.nat import (
     NftChain,
     NftElement,
     NftObject,
     NftSet,
     NftTable,
-    as_network,
     canonical,
 )
 from reconciler.errors import ApplyError, ObserveError
@@ -172,12 +172,22 @@ def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
 
 
 def _normal(value: Any) -> Any:
-    """Undo the one liberty that listings take.
+    """Undo the liberties that listings take.
 
     The kernel keeps ``(x & mask) ^ bits``. To print it as ``(x & m) | bits``, some releases list
-    ``m`` with the bits that are or-ed anyway (nftables 1.0.6), some without.
+    ``m`` with the bits that are or-ed anyway (nftables 1.0.6), some without. And a mask of the
+    highest bits is listed as a prefix, as if a mark were an address.
     """
     match value:
+        case {
+            "match": {
+                "op": str(op),
+                "left": {"ct": _} as left,
+                "right": {"prefix": {"addr": int(bits), "len": int(length)}},
+            }
+        }:
+            masked = {"&": [left, 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF]}
+            return {"match": {"op": op, "left": masked, "right": bits}}
         case {"|": [{"&": [operand, int(mask)]}, int(bits)]}:
             return {"|": [{"&": [_normal(operand), mask & ~bits]}, bits]}
         case dict():

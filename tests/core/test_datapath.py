@@ -11,9 +11,8 @@ from reconciler.core.attachment import IFNAMSIZ, AttachmentKey, veth_name
 from reconciler.core.datapath import (
     FAMILIES,
     MAIN_TABLE,
-    MARK_MASK,
     MAX_DEVICE_INDEX,
-    PRIMARY_MARK,
+    Marks,
     eni_table,
     family_of,
     host_network,
@@ -30,7 +29,11 @@ def test_the_primary_uses_main_and_every_other_eni_its_own_table() -> None:
 
 
 def test_no_eni_can_have_the_mark_of_the_primary() -> None:
-    assert MAX_DEVICE_INDEX < PRIMARY_MARK <= MARK_MASK
+    for mask in (0xFF, 0xFF0000, 0xFF000000):
+        marks = Marks(mask)
+        every = {marks.of(index) for index in range(MAX_DEVICE_INDEX + 1)}
+        assert len(every) == MAX_DEVICE_INDEX + 1
+        assert all(mark and not mark & marks.others for mark in every)
 
 
 @given(text, text)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from itertools import pairwise
 from typing import Any
 
-from builders import SUBNET, all_inputs, documents, eni, inputs, intent, networks
+from builders import SUBNET, all_inputs, documents, eni, inputs, intent
 from fake_cloud import FakeEc2
 from fakes import FakeNetlink, FakeNft, FakeState, FakeSysctl
 from hypothesis import given
@@ -28,7 +27,7 @@ from reconciler.domains import address, attachment, link, nat, neighbour, route,
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftChain, NftElement, NftSet, NftTable
+from reconciler.domains.nat import NftChain, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
@@ -163,23 +162,6 @@ def test_a_set_or_chain_of_another_shape_is_replaced_whole(now: Inputs, wrong: A
     nft = FakeNft([NftTable(), wrong])
     assert converge([Domain("nat", nat.desire, nat.plan, nft)], now)["nat"].settled
     assert nft.observe() == nat.desire(now)
-
-
-@given(st.lists(networks, max_size=30))
-def test_coalesced_ranges_cover_the_same_and_never_touch(cidrs: list[Any]) -> None:
-    ranges = nat.coalesce(cidrs)
-    for (_, last), (first, _) in pairwise(ranges):
-        assert int(last) + 1 < int(first)
-    for cidr in cidrs:
-        assert any(f <= cidr[0] and cidr[-1] <= last for f, last in ranges)
-    edges = {int(c[0]) for c in cidrs} | {int(c[-1]) for c in cidrs}
-    assert all(int(f) in edges and int(last) in edges for f, last in ranges)
-
-
-@given(networks)
-def test_a_range_that_is_a_network_is_printed_as_one(cidr: Any) -> None:
-    element = NftElement("s", cidr[0], cidr[-1])
-    assert element.text == (str(cidr[0]) if cidr.num_addresses == 1 else str(cidr))
 
 
 @st.composite

@@ -7,9 +7,11 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
+import pytest
 from builders import attachment, document, eni, inputs
 
 from reconciler.domains import nat
+from reconciler.domains import rule as rule_domain
 from reconciler.domains.nat import NftChain, NftElement, NftSet
 
 
@@ -24,7 +26,7 @@ def elements(now: Any, name: str) -> set[str]:
 def test_the_chains_stand_where_the_design_puts_them() -> None:
     places = {name: c.place for name, c in chains(inputs(2)).items() if c.hook}
     assert places == {
-        "node_port": ("filter", "prerouting", -150, "accept"),
+        "arrival": ("filter", "prerouting", -150, "accept"),
         "snat_mark": ("nat", "prerouting", -90, "accept"),
         "route_mark": ("filter", "prerouting", -89, "accept"),
         "source_nat": ("nat", "postrouting", 100, "accept"),
@@ -41,10 +43,34 @@ def test_marking_a_packet_leaves_other_owners_bits() -> None:
         assert bits == mark
 
 
-def test_a_connection_bound_to_the_primary_is_decided_before_the_pods_own_eni() -> None:
-    bound, own = chains(inputs(2))["route_mark"].rules
-    assert '"goto":{"target":"eni_0"}' in bound
+def test_a_connection_bound_to_an_eni_leaves_by_it_whatever_the_pods_own_is() -> None:
+    by_main, own, primary, secondary = chains(inputs(2))["route_mark"].rules
+    assert "@by_main_ipv4" in by_main
+    assert '"right":0' in own  # only of connections that are not bound
     assert '"vmap"' in own
+    assert (verdict(primary), verdict(secondary)) == ("eni_0", "eni_1")
+
+
+def verdict(rule: str) -> str:
+    target: str = json.loads(rule)[-1]["goto"]["target"]
+    return target
+
+
+def test_what_comes_in_for_the_host_is_bound_to_the_eni_it_came_by() -> None:
+    rules = [json.loads(rule) for rule in chains(inputs(3))["arrival"].rules]
+    links = [rule[0]["match"]["right"] for rule in rules]
+    marks = [rule[-1]["mangle"]["value"]["|"][1] for rule in rules]
+    assert dict(zip(links, marks, strict=True)) == {"eth0": 0x80, "eth1": 1, "eth2": 2}
+
+
+def test_other_mark_bits_may_be_chosen() -> None:
+    now = inputs(2, document=document(routing={"markMask": "0xff0000"}))
+    (rule,) = chains(now)["eni_1"].rules
+    assert json.loads(rule)[0]["mangle"]["value"]["|"][1] == 0x10000
+    assert {(r.mark, r.mask) for r in rule_domain.desire(now) if r.mark is not None} == {
+        (0x800000, 0xFF0000),
+        (0x10000, 0xFF0000),
+    }
 
 
 def test_what_leaves_gets_the_primarys_address_and_a_random_port() -> None:
@@ -55,12 +81,51 @@ def test_what_leaves_gets_the_primarys_address_and_a_random_port() -> None:
     assert json.loads(rule)[0]["match"]["right"] == "eth0"
 
 
-def test_external_mode_translates_and_marks_nothing() -> None:
-    now = inputs(2, (attachment(1, 1),), document=document(snat={"mode": "external"}))
-    # The chains stay: without any of type nat, translations that are under way would end.
-    assert [chains(now)[name].rules for name in ("snat_mark", "source_nat")] == [(), ()]
-    assert elements(now, "no_snat_ipv4") == set()
-    assert elements(now, "pod_eni_ipv4") == {str(attachment(1, 1).address)}
+def rules(now: Any) -> set[NftChain]:
+    return {o for o in nat.desire(now) if isinstance(o, NftChain)}
+
+
+POLICIES: list[dict[str, Any]] = [
+    {"mode": "external"},
+    {"excludeCIDRs": ["192.0.2.0/24"]},
+    {"onlyCIDRs": ["192.0.2.0/24"]},
+]
+
+
+@pytest.mark.parametrize("snat", POLICIES, ids=str)
+def test_a_policy_is_elements_of_one_set_and_no_rule(snat: dict[str, Any]) -> None:
+    assert rules(inputs(2, document=document(snat=snat))) == rules(inputs(2))
+
+
+def test_in_mode_external_every_destination_sees_pods() -> None:
+    now = inputs(2, document=document(snat={"mode": "external"}))
+    assert elements(now, "no_snat_ipv4") == {"0.0.0.0/0"}
+
+
+def test_with_only_cidrs_all_others_see_pods_and_so_does_the_vpc() -> None:
+    snat = {"onlyCIDRs": ["0.0.0.0/1", "10.0.0.0/8"], "excludeCIDRs": ["10.9.0.0/16"]}
+    now = inputs(1, document=document(snat=snat))
+    assert elements(now, "no_snat_ipv4") == {
+        "10.0.0.0/16",
+        "10.9.0.0/16",
+        "100.64.0.0/16",
+        "128.0.0.0/1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ports", "flags"), [("fully-random",) * 2, ("random",) * 2, ("sequential", None)]
+)
+def test_ports_are_allocated_as_the_document_says(ports: str, flags: str | None) -> None:
+    now = inputs(1, document=document(snat={"ports": ports}))
+    (rule,) = chains(now)["source_nat"].rules
+    assert json.loads(rule)[-1]["snat"].get("flags") == flags
+
+
+def test_external_service_addresses_are_routed_by_main() -> None:
+    routing = {"externalServiceCIDRs": ["172.20.0.0/17", "172.20.128.0/17"]}
+    now = inputs(1, document=document(routing=routing))
+    assert elements(now, "by_main_ipv4") == {"172.20.0.0/16"}
 
 
 def test_the_vpc_is_always_excluded_and_neighbours_become_one_range() -> None:
@@ -81,7 +146,8 @@ def test_families_are_data() -> None:
     sets = {o.name: o.type for o in nat.desire(now) if isinstance(o, NftSet)}
     assert sets["pods_ipv6"] == "ipv6_addr"
     assert elements(now, "pods_ipv6") == {"2001:db8::9"}
-    assert len(chains(now)["route_mark"].rules) == 3
+    assert elements(now, "no_snat_ipv6") == {"::/0"}
+    assert len(chains(now)["route_mark"].rules) == 6
 
 
 def test_a_pod_is_marked_with_the_device_its_eni_has_now() -> None:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -76,10 +77,27 @@ def test_changing_exclusions_touches_elements_only(target: Any) -> None:
     reach(target, after)
 
 
-def test_every_mode_reaches_every_other_and_back(target: Any) -> None:
+POLICIES: list[dict[str, Any]] = [
+    {"mode": "node"},
+    {"mode": "external"},
+    {"onlyCIDRs": ["10.100.0.0/16", "198.51.100.0/24"]},
+    {"excludeCIDRs": ["10.100.0.0/16"], "ports": "random"},
+    {"onlyCIDRs": ["0.0.0.0/0"], "excludeCIDRs": ["10.0.0.0/8"], "ports": "sequential"},
+]
+
+
+def test_every_policy_reaches_every_other_and_reads_back_as_written(target: Any) -> None:
     pods = (attachment(1, 1),)
-    modes = [inputs(2, pods, document=document(snat={"mode": m})) for m in ("node", "external")]
-    for now in (*modes, *modes):
+    for before, after in permutations(POLICIES, 2):
+        reach(target, inputs(2, pods, document=document(snat=before)))
+        now = inputs(2, pods, document=document(snat=after))
+        reach(target, now)
+        assert target.observe() == nat.desire(now)
+
+
+def test_other_mark_bits_read_back_as_written(target: Any) -> None:
+    for mask in ("0xff0000", "0xff000000", "0xff"):
+        now = inputs(3, document=document(routing={"markMask": mask}))
         reach(target, now)
         assert target.observe() == nat.desire(now)
 

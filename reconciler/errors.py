@@ -10,6 +10,7 @@
     ├── StateError       the state directory cannot be used: the operator must act
     ├── InternalError    a bug of ours: please report it
     ├── ConflictError    overrides of the document contradict each other on this node
+    ├── UnknownPodError  no pod of this node is meant: name another
     ├── LockedError      another reconciler holds this node
     └── UnansweredError  no reconciler runs here, or it refuses to answer
 
@@ -89,6 +90,18 @@ class InternalError(ReconcilerError):
 
 class ConflictError(ReconcilerError):
     """Overrides that match this node make a document that is invalid together."""
+
+
+class UnknownPodError(ReconcilerError):
+    """No pod, or more than one, is called so."""
+
+    def __init__(self, text: str, known: list[str]) -> None:
+        listed = ", ".join(known[:8]) or "none"
+        more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+        super().__init__(
+            f"pod {text}: not exactly one is called so here ({listed}{more}); "
+            "give namespace/name, an address, a container ID, or host"
+        )
 
 
 class LockedError(ReconcilerError):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.core.call import Creation
@@ -54,6 +54,7 @@ from reconciler.targets.imds import Imds
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
 from reconciler.targets.sysctl import SysctlTree
+from reconciler.trace import Query, Trace, compare, make_world, trace
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
 from schemas.resolve import resolve
@@ -83,6 +84,18 @@ class Pass:
     def settled(self) -> bool:
         """Nothing is left to do, and this was seen."""
         return all(o.settled for o in self.outcomes.values())
+
+
+class Traced(NamedTuple):
+    """A connection's way.
+
+    Attributes:
+        planned: as desired.
+        differences: where node or kernel would not do it so.
+    """
+
+    planned: Trace
+    differences: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +345,39 @@ class LocalNode:
         outcomes |= dry_run([self._attachment_domain()], inputs)
         everybody = (*inputs.attachments, *inputs.strays)
         return outcomes | dry_run(self._kernel_domains(), replace(inputs, attachments=everybody))
+
+    def trace(self, document: NodeNetwork, make: Callable[[Inputs], Query]) -> Traced:
+        """Follow a connection through what is desired, what is there, and the kernel's answers.
+
+        It works on the last look at EC2 and makes no call.
+
+        Args:
+            document: what is desired.
+            make: returns the connection, once it is known which pods there are.
+
+        Raises:
+            ObserveError, NotReadyError: as for the passes.
+            UnknownPodError: ``make`` knows no such pod.
+        """
+        if self.facts is None:
+            self.learn()
+        self._need_look()
+        inputs = self._inputs(document, self.state.observe())
+        query = make(inputs)
+        fib = self._netlink.fib()
+        rules = [r for r in fib.rules if not rule.is_owned(r)]
+        routes = [r for r in fib.routes if not route.is_owned(r)]
+        desired = make_world(
+            (*rules, *rule.desire(inputs)),
+            (*routes, *route.desire(inputs)),
+            nat.desire(inputs),
+            fib.addresses,
+        )
+        there = make_world(fib.rules, fib.routes, self._world.nft.observe(), fib.addresses)
+        planned = trace(query, inputs, desired)
+        packets = [packet for leg in planned.legs for packet, _ in leg.lookups]
+        answers = [self._netlink.look_up(packet) for packet in packets]
+        return Traced(planned, compare(planned, trace(query, inputs, there), answers))
 
     @property
     def in_transition(self) -> bool:

@@ -11,8 +11,9 @@ import signal
 import sys
 import time
 import traceback
+from ipaddress import ip_address
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -23,6 +24,7 @@ from reconciler.client import ask
 from reconciler.core.call import DeleteEni
 from reconciler.core.capacity import overcommitted
 from reconciler.core.cloud import CLUSTER_TAG, Limits
+from reconciler.core.datapath import IpAddress
 from reconciler.core.explain import explain_pool
 from reconciler.core.leak import judge
 from reconciler.core.position import locate
@@ -31,6 +33,7 @@ from reconciler.errors import ReconcilerError
 from reconciler.node import LocalNode, collector
 from reconciler.server import Server
 from reconciler.targets.state import DEFAULT, StateDirectory
+from reconciler.trace import Query, find_pod
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, Problem, dump, load, read
 from schemas.resolve import resolve
@@ -249,6 +252,66 @@ def gc(config: Path, *, dry_run: bool, apart_s: float) -> None:
             doomed.append(DeleteEni(verdict.eni.eni_id, verdict.why))
     for failure in ec2.apply(doomed):
         _fail(failure)
+
+
+class _Address(click.ParamType[IpAddress]):
+    """An IP address; names are not resolved, because which of its addresses would be meant?"""
+
+    name = "ADDRESS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IpAddress:
+        try:
+            return ip_address(value)
+        except ValueError:
+            self.fail(f"{value!r} is no IP address", param, ctx)
+
+
+@main.command(name="trace")
+@click.argument("pod")
+@click.argument("peer", type=_Address(), metavar="DESTINATION")
+@click.option("--endpoint", type=_Address(), help="What a service's address is translated to.")
+@click.option("--inbound", is_flag=True, help="The destination opens the connection to the pod.")
+@click.option(
+    "--at",
+    type=_Address(),
+    help="With --inbound: the node's address that it connects to (NodePort, hostPort).",
+)
+@config_option
+@state_option
+@output_option
+def trace_connection(
+    pod: str,
+    peer: IpAddress,
+    endpoint: IpAddress | None,
+    at: IpAddress | None,
+    config: Path,
+    state_dir: Path,
+    output: str,
+    *,
+    inbound: bool,
+) -> None:
+    """Say how a pod's packets to DESTINATION find their way, and the answers back.
+
+    No packet is sent: what is desired is walked, and the kernel is asked the same questions.
+    POD is namespace/name, a name, an address, a container ID, or host.
+
+    Exit status: 0 it works as far as the node can know, 1 something is against it, 2 an error.
+    """
+    if at and not inbound:
+        raise click.UsageError("--at is about connections from outside; add --inbound")
+    document = _document(config, output)
+    try:
+        traced = LocalNode(StateDirectory(state_dir)).trace(
+            document,
+            lambda inputs: Query(find_pod(inputs.attachments, pod), peer, inbound, at, endpoint),
+        )
+    except ReconcilerError as error:
+        _fail(error)
+    text = report.trace_json(traced) if output == "json" else report.trace_text(traced)
+    click.echo(text, nl=False)
+    sys.exit(1 if traced.planned.troubles or traced.differences else 0)
 
 
 @main.command()

@@ -9,6 +9,7 @@ from typing import Any
 
 from reconciler.core.plan import Action, Verb
 from reconciler.engine import Outcome, actions_of
+from reconciler.node import Traced
 from schemas.load import DocumentError
 
 
@@ -104,6 +105,43 @@ def exit_code(outcomes: Mapping[str, Outcome], *, remaining: bool = False) -> in
         return 2
     plans = [o.remaining if remaining else o.plan for o in outcomes.values()]
     return 1 if any(plans) else 0
+
+
+def trace_text(traced: Traced) -> str:
+    """Print each decision of a connection's way, and what stands against it."""
+    lines = []
+    for leg in traced.planned.legs:
+        lines.append(leg.name)
+        lines += [f"  {step.about:<10} {step.text}" for step in leg.steps]
+    lines += [f"! {text}" for text in (*traced.planned.troubles, *traced.differences)]
+    lines += [f"note: {text}" for text in traced.planned.hints]
+    if not traced.planned.troubles and not traced.differences:
+        lines.append("the kernel agrees with every step")
+    return _joined(lines)
+
+
+def trace_json(traced: Traced) -> str:
+    """Return the same as one JSON object."""
+    planned = traced.planned
+    body = {
+        "source": str(planned.source),
+        "device": planned.device,
+        "legs": [
+            {
+                "name": leg.name,
+                "steps": [{"about": s.about, "text": s.text} for s in leg.steps],
+                "lookups": [
+                    {"command": packet.command, "decision": str(decision)}
+                    for packet, decision in leg.lookups
+                ],
+            }
+            for leg in planned.legs
+        ],
+        "troubles": list(planned.troubles),
+        "differences": list(traced.differences),
+        "hints": list(planned.hints),
+    }
+    return json.dumps(body, indent=2) + "\n"
 
 
 def status_text(body: Mapping[str, Any]) -> str:

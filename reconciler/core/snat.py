@@ -6,7 +6,9 @@ no mode, exclusion or VPC CIDR ever changes a rule: the ruleset asks only "is it
 
 from __future__ import annotations
 
-from reconciler.core.datapath import Family
+from collections.abc import Iterable
+
+from reconciler.core.datapath import Family, IpAddress, IpNetwork
 from reconciler.core.inputs import Inputs
 from reconciler.core.ranges import Range, coalesce, complement, unite
 
@@ -25,3 +27,27 @@ def untranslated(inputs: Inputs, family: Family) -> tuple[Range, ...]:
         return kept
     chosen = coalesce(c for c in snat.only_cidrs if c.version == family.version)
     return unite((*kept, *complement(chosen, family.everything)))
+
+
+def why_kept(inputs: Inputs, destination: IpAddress) -> str:
+    """Say which word of the document, or which CIDR, lets a destination see pods; "" if none."""
+    snat = inputs.document.snat
+    if destination.version == 6:
+        return ", IPv6 is never translated"
+    if snat.mode == "external":
+        return ", by snat.mode external"
+    if cidr := _holder(inputs.node.vpc_cidrs, destination):
+        return f", a CIDR of the VPC: {cidr}"
+    if cidr := _holder(snat.exclude_cidrs, destination):
+        return f", by snat.excludeCIDRs {cidr}"
+    return ", beyond snat.onlyCIDRs" if snat.only_cidrs is not None else ""
+
+
+def why_translated(inputs: Inputs, destination: IpAddress) -> str:
+    """Say why a destination sees the node."""
+    cidr = _holder(inputs.document.snat.only_cidrs or (), destination)
+    return f", by snat.onlyCIDRs {cidr}" if cidr else ", beyond the VPC and not excluded"
+
+
+def _holder(cidrs: Iterable[IpNetwork], address: IpAddress) -> IpNetwork | None:
+    return next((c for c in cidrs if c.version == address.version and address in c), None)

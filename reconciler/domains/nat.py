@@ -242,7 +242,7 @@ def _shape(obj: NftObject) -> object:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sets:
+class Sets:
     """Names of one family's sets.
 
     Attributes:
@@ -258,12 +258,13 @@ class _Sets:
     by_main: str
 
 
-def _sets(family: Family) -> _Sets:
-    return _Sets(*(f"{noun}_{family.name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
+def sets_of(family: Family) -> Sets:
+    """Name a family's sets."""
+    return Sets(*(f"{noun}_{family.name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
 
 
 def _family_sets(family: Family) -> set[NftObject]:
-    sets = _sets(family)
+    sets = sets_of(family)
     return {
         NftSet(sets.no_snat, family.nft_type, interval=True),
         NftSet(sets.by_main, family.nft_type, interval=True),
@@ -273,7 +274,7 @@ def _family_sets(family: Family) -> set[NftObject]:
 
 
 def _elements(inputs: Inputs, family: Family) -> set[NftObject]:
-    sets = _sets(family)
+    sets = sets_of(family)
     cidrs = inputs.document.routing.external_service_cidrs
     by_main = coalesce(c for c in cidrs if c.version == family.version)
     elements: set[NftObject] = {
@@ -289,19 +290,20 @@ def _elements(inputs: Inputs, family: Family) -> set[NftObject]:
             continue
         elements.add(NftElement(sets.pods, a.address, a.address))
         if a.eni_id in devices:
-            chain = _chain_name(devices[a.eni_id])
+            chain = chain_of(devices[a.eni_id])
             elements.add(NftElement(sets.pod_eni, a.address, a.address, chain))
     return elements
 
 
-def _chain_name(device_index: int) -> str:
+def chain_of(device_index: int) -> str:
+    """Name the chain that sends a packet by an ENI."""
     return f"eni_{device_index}"
 
 
 def _eni_chain(device_index: int, marks: Marks) -> NftChain:
     """Send a packet by an ENI."""
     rule = canonical([_set_mark({"meta": {"key": "mark"}}, device_index, marks)])
-    return NftChain(_chain_name(device_index), (rule,))
+    return NftChain(chain_of(device_index), (rule,))
 
 
 def _arrival(links: Mapping[int, str], marks: Marks) -> NftChain:
@@ -340,20 +342,20 @@ def _route_mark(families: list[Family], devices: Sequence[int], marks: Marks) ->
     bound = {"&": [CONNECTION_MARK, marks.mask]}
     rules = [
         [
-            _match(_payload(f, "daddr"), f"@{_sets(f).by_main}"),
-            {"goto": {"target": _chain_name(0)}},
+            _match(_payload(f, "daddr"), f"@{sets_of(f).by_main}"),
+            {"goto": {"target": chain_of(0)}},
         ]
         for f in families
     ]
     rules += [
         [
             _match(bound, 0),
-            {"vmap": {"key": _payload(f, "saddr"), "data": f"@{_sets(f).pod_eni}"}},
+            {"vmap": {"key": _payload(f, "saddr"), "data": f"@{sets_of(f).pod_eni}"}},
         ]
         for f in families
     ]
     rules += [
-        [_match(bound, marks.of(index)), {"goto": {"target": _chain_name(index)}}]
+        [_match(bound, marks.of(index)), {"goto": {"target": chain_of(index)}}]
         for index in devices
     ]
     return NftChain(
@@ -380,8 +382,8 @@ def _source_nat(families: list[Family], link: str, address: IpAddress, ports: st
 
 def _leaves_vpc(family: Family) -> list[Expression]:
     return [
-        _match(_payload(family, "saddr"), f"@{_sets(family).pods}"),
-        _match(_payload(family, "daddr"), f"@{_sets(family).no_snat}", op="!="),
+        _match(_payload(family, "saddr"), f"@{sets_of(family).pods}"),
+        _match(_payload(family, "daddr"), f"@{sets_of(family).no_snat}", op="!="),
     ]
 
 

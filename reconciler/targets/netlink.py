@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
@@ -28,6 +28,7 @@ from reconciler.core.datapath import (
     IpAddress,
 )
 from reconciler.core.inputs import Links
+from reconciler.core.lookup import Found, Packet
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_unfinished
@@ -53,6 +54,7 @@ IFA_F_NOPREFIXROUTE = 0x200
 NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 FR_ACT_TO_TBL = 1
+RTM_F_LOOKUP_TABLE = 0x1000
 ARPHRD_ETHER = 1
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 
@@ -71,6 +73,14 @@ KNOWN_RULE_FIELDS = {
     "FRA_SRC",
     "FRA_SUPPRESS_PREFIXLEN",
 }
+
+
+class Fib(NamedTuple):
+    """Everything the host's lookups go by, other owners' objects included."""
+
+    rules: frozenset[Rule]
+    routes: frozenset[Route]
+    addresses: frozenset[IpAddress]
 
 
 class Netlink:
@@ -110,6 +120,45 @@ class Netlink:
             for r in routes
             if r and r.table == PODS_TABLE and r.protocol == PROTOCOL
         }
+
+    def fib(self) -> Fib:
+        """Read every rule, unicast route and address of the host.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        with _reading("the host's rules, routes and addresses"), _host() as ip:
+            names = {m["index"]: m.get("ifname") for m in _dump(ip.get_links, "links")}
+            rules = {_decode_rule(m, family) for m, family in _all_rules(ip)}
+            routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
+            addresses = [_decode_address(m, "", names) for m in _dump(ip.get_addr, "addresses")]
+        return Fib(
+            frozenset(rules),
+            frozenset(r for r in routes if r),
+            frozenset(a.address for a in addresses),
+        )
+
+    def look_up(self, packet: Packet) -> Found:
+        """Ask the kernel where a packet would go, as ``ip route get`` does.
+
+        Raises:
+            ObserveError: it could not be asked.
+        """
+        family = AF[_family_name(packet.destination.version)]
+        words: dict[str, Any] = {"dst": str(packet.destination), "mark": packet.mark}
+        if packet.source is not None:
+            words["src"] = str(packet.source)
+        with _reading(f"the answer to '{packet.command}'"), _host() as ip:
+            if packet.link:
+                words["iif"] = next(iter(ip.link_lookup(ifname=packet.link)), 0)
+            try:
+                (answer,) = ip.route("get", family=family, flags=RTM_F_LOOKUP_TABLE, **words)
+            except NetlinkError as error:
+                return Found(0, "", refusal=os.strerror(error.code))
+            gateway = answer.get("gateway")
+            (out,) = ip.get_links(answer.get("oif"))
+            via = ip_address(gateway) if gateway else None
+            return Found(answer.get("table"), out.get("ifname"), via)
 
     def observe(self, desired: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read the host's objects, and those of every pod namespace a desired object lives in.
@@ -316,11 +365,18 @@ def _observe_host(
             route = _decode_route(message, "", names)
             if route and (route.protocol == PROTOCOL or route.key in places):
                 objects.add(route)
-        for family in FAMILIES.values():
-            read = partial(ip.get_rules, family=AF[family.name])
-            rules = [m for m in _dump(read, "rules") if m.get("protocol") == PROTOCOL]
-            objects |= {_decode_rule(m, family.name) for m in rules}
+        objects |= {
+            _decode_rule(m, family)
+            for m, family in _all_rules(ip)
+            if m.get("protocol") == PROTOCOL
+        }
     return objects, pairs
+
+
+def _all_rules(ip: IPRoute) -> Iterator[tuple[Message, str]]:
+    for name in FAMILIES:
+        for message in _dump(partial(ip.get_rules, family=AF[name]), "rules"):
+            yield message, name
 
 
 def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:

@@ -171,7 +171,7 @@ class Agent:
                 "attachments": [
                     {
                         "pod": a.pod or str(a.key),
-                        "address": str(a.address),
+                        "addresses": [str(own) for own in a.addresses],
                         "eni": a.eni_id,
                         "device": devices.get(a.eni_id),
                         "veth": a.veth,
@@ -262,7 +262,7 @@ class Agent:
         """Count pod addresses by state."""
         enis = self._node.cloud.enis if self._node.cloud else ()
         held = {a for e in enis if e.serves_pods for a in e.pod_addresses}
-        assigned = {a.address for a in records.attachments}
+        assigned = {own for a in records.attachments for own in a.addresses}
         cooling = {c.address for c in records.cooling}
         quarantined = {a for q in records.quarantined for a in q.network} & held
         return {

@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from reconciler.core.attachment import Attachment
 from reconciler.core.budget import Rests
 from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import IpAddress, IpNetwork, host_network
@@ -31,8 +30,8 @@ from reconciler.errors import ObserveError
 class Evidence(Protocol):
     """What the kernel holds of pods' addresses."""
 
-    def pod_addresses(self) -> dict[str, IpAddress]:
-        """Address by host end, as the pods' routes say."""
+    def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]:
+        """Addresses by host end, as the pods' routes say."""
         ...
 
 
@@ -129,8 +128,9 @@ class Keeper:
 
     def _completed(self, inputs: Inputs, records: Records) -> Inputs:
         """Add to the inputs what only the pool's planner looks at."""
-        used = {a.address for a in records.attachments} | {c.address for c in records.cooling}
-        used |= set(self.netlink.pod_addresses().values())
+        used = {c.address for c in records.cooling}
+        used |= {a for bound in records.attachments for a in bound.addresses}
+        used |= {a for held in self.netlink.pod_addresses().values() for a in held}
         ec2 = replace(
             inputs.ec2,
             used=frozenset(used),
@@ -153,7 +153,8 @@ class Keeper:
         released = {q.network for q in records.quarantined}
         known = self._expected | self.doubts.missing.keys()
         expected = {i for i in known if i[1] not in released}
-        expected |= {_item(a, shown | known) for a in records.attachments if a.eni_id}
+        bound = [(a.eni_id, x) for a in records.attachments if a.eni_id for x in a.addresses]
+        expected |= {_item(eni_id, address, shown | known) for eni_id, address in bound}
         self.doubts = weigh(
             self.doubts,
             expected=frozenset(expected),
@@ -216,10 +217,9 @@ class _Seen:
         return self._target.apply(actions)
 
 
-def _item(attachment: Attachment, known: Iterable[Item]) -> Item:
-    """Return the unit an attachment's address belongs to: a known prefix, or itself."""
-    held = host_network(attachment.address)
-    for eni_id, network in known:
-        if eni_id == attachment.eni_id and attachment.address in network:
-            return eni_id, network
-    return attachment.eni_id, held
+def _item(eni_id: str, address: IpAddress, known: Iterable[Item]) -> Item:
+    """Return the unit a bound address belongs to: a known prefix, or itself."""
+    for holder, network in known:
+        if holder == eni_id and address in network:
+            return holder, network
+    return eni_id, host_network(address)

@@ -17,7 +17,7 @@ from typing import Any
 
 from reconciler.agent import Agent
 from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
-from reconciler.core.datapath import family_of
+from reconciler.core.datapath import family_of, host_network
 from reconciler.core.plan import Refusal
 from reconciler.errors import StateError
 
@@ -113,8 +113,7 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
 
 def _result(attachment: Attachment, mtu: int) -> dict[str, Any]:
     """Return what the pod was given, in the terms of a CNI result."""
-    family = family_of(attachment.address)
-    gateway = str(family.gateway)
+    families = [family_of(a) for a in attachment.addresses]
     return {
         "ok": True,
         "interfaces": [
@@ -127,13 +126,10 @@ def _result(attachment: Attachment, mtu: int) -> dict[str, Any]:
             },
         ],
         "ips": [
-            {
-                "address": f"{attachment.address}/{family.bits}",
-                "gateway": gateway,
-                "interface": 1,
-            }
+            {"address": str(host_network(a)), "gateway": str(family.gateway), "interface": 1}
+            for a, family in zip(attachment.addresses, families, strict=True)
         ],
-        "routes": [{"dst": str(family.everything), "gw": gateway}],
+        "routes": [{"dst": str(f.everything), "gw": str(f.gateway)} for f in families],
         "dns": {},
     }
 
@@ -147,4 +143,6 @@ def _refuse(code: int, message: str, details: str) -> dict[str, Any]:
 
 
 def _word(outcome: Attachment | Refusal) -> str:
-    return outcome.reason if isinstance(outcome, Refusal) else str(outcome.address)
+    if isinstance(outcome, Refusal):
+        return outcome.reason
+    return " ".join(map(str, outcome.addresses))

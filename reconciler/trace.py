@@ -205,7 +205,7 @@ def find_pod(attachments: Iterable[Attachment], text: str) -> Attachment | None:
     found = [
         a
         for a in attachments
-        if text in (a.pod, a.pod.rpartition("/")[2], str(a.address))
+        if text in (a.pod, a.pod.rpartition("/")[2], *map(str, a.addresses))
         or a.key.container_id.startswith(text)
     ]
     if len(found) != 1:
@@ -252,6 +252,8 @@ def _disagreement(decision: Decision, answer: Found) -> str:
 def trace(query: Query, inputs: Inputs, world: World) -> Trace:
     """Follow a connection through a world."""
     walk = _Walk(query, inputs, world)
+    if query.pod and not walk.has_family:
+        return walk.without_family()
     if query.inbound:
         return walk.incoming()
     return walk.outgoing()
@@ -276,10 +278,21 @@ class _Walk:
         self._marks = Marks(inputs.document.routing.mark_mask)
         self._family: Family = family_of(query.peer)
         self._links = {name: eni for eni in inputs.enis if (name := inputs.links.get(eni.mac))}
+        primary = next(e for e in inputs.enis if e.device_index == 0)
+        addresses = query.pod.addresses if query.pod else ()
+        own = [a for a in addresses if a.version == query.peer.version]
+        self._primary = primary
+        self._home: IpAddress = own[0] if own else primary.primary
+        self.has_family = bool(own)
         self._steps: list[Step] = []
         self._lookups: list[tuple[Packet, Decision]] = []
         self._troubles: list[str] = []
         self._hints: list[str] = []
+
+    def without_family(self) -> Trace:
+        """Say that the pod has no address that could reach the peer."""
+        trouble = f"the pod has no {self._family.name} address; see families in the document"
+        return Trace((), self._query.peer, None, (trouble,))
 
     # -- connections that the node's side opens ----------------------------------------------
 
@@ -287,14 +300,14 @@ class _Walk:
         pod, peer = self._query.pod, self._query.peer
         target = self._query.endpoint or peer
         if pod:
-            self._say("pod", f"{pod.address} sends to {peer}: {self._pod_link(pod)}")
+            self._say("pod", f"{self._home} sends to {peer}: {self._pod_link(pod)}")
         if target != peer:
             self._say("service", f"{peer} is translated to {target}; the rest is decided for that")
         bound = 0
         packet = Packet(None, target)
         if pod:
-            bound = self._bind_outgoing(pod.address, target)
-            packet = Packet(pod.address, target, pod.veth, self._mark(pod.address, target, bound))
+            bound = self._bind_outgoing(self._home, target)
+            packet = Packet(self._home, target, pod.veth, self._mark(self._home, target, bound))
         decision = self._route(packet)
         eni = self._links.get(decision.device)
         source = self._source_seen(pod, target, decision)
@@ -333,12 +346,12 @@ class _Walk:
         if (
             decision.device == self._inputs.links.get(primary.mac)
             and self._world.range_of(sets.no_snat, target) is None
-            and self._world.range_of(sets.pods, pod.address) is not None
+            and self._world.range_of(sets.pods, self._home) is not None
         ):
             ports = self._inputs.document.snat.ports
-            self._say("snat", f"source {pod.address} becomes {primary.primary} ({ports} port)")
+            self._say("snat", f"source {self._home} becomes {primary.primary} ({ports} port)")
             return primary.primary
-        return pod.address
+        return self._home
 
     def _reply_to(
         self,
@@ -348,7 +361,7 @@ class _Walk:
         eni: Eni | None,
         decision: Decision,
     ) -> None:
-        home = pod.address if pod else source
+        home = self._home
         if eni is None:
             link = decision.device
             if link == "lo":
@@ -367,7 +380,7 @@ class _Walk:
 
     def incoming(self) -> Trace:
         pod, peer, at = self._query.pod, self._query.peer, self._query.at
-        home = pod.address if pod else self._primary.primary
+        home = self._home
         entry = self._holder(at or home)
         self._arrive(entry, peer, at or home)
         bound = 0
@@ -394,10 +407,6 @@ class _Walk:
         return self._result((request, self._leg("reply")), peer, eni.device_index if eni else None)
 
     # -- what both have in common ------------------------------------------------------------
-
-    @property
-    def _primary(self) -> Eni:
-        return next(e for e in self._inputs.enis if e.device_index == 0)
 
     def _mark(self, source: IpAddress, target: IpAddress, bound: int) -> int:
         """Say what chain route_mark does: the connection's ENI, else the pod's own."""

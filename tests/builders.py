@@ -64,11 +64,13 @@ def key(number: int) -> AttachmentKey:
 
 
 def attachment(number: int, device: int = 0, netns: str = "", **fields: Any) -> Attachment:
-    """A pod bound to an address of an ENI."""
+    """A pod bound to an address of an ENI; ``address`` stands for a single one."""
+    if "address" in fields:
+        fields["addresses"] = (fields.pop("address"),)
     values: dict[str, Any] = {
         "key": key(number),
         "netns": netns or f"/run/netns/pod{number}",
-        "address": SUBNET[11 + 20 * device + number % 9],
+        "addresses": (SUBNET[11 + 20 * device + number % 9],),
         "eni_id": f"eni-{device}",
         "veth": veth_name("nn", key(number)),
     }

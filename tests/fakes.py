@@ -79,7 +79,10 @@ class FakeNetlink:
     def pod_addresses(self) -> dict[str, Any]:
         routes = [o for o in self._objects.values() if isinstance(o, Route)]
         ours = [r for r in routes if r.table == PODS_TABLE and r.protocol == 201]
-        return {r.device: r.destination.network_address for r in ours}
+        found: dict[str, Any] = {}
+        for r in sorted(ours, key=lambda r: r.key):
+            found[r.device] = (*found.get(r.device, ()), r.destination.network_address)
+        return found
 
     def observe(self, desired: Iterable[Any]) -> frozenset[Any]:
         desired = list(desired)

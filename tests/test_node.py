@@ -94,7 +94,7 @@ def test_46_hours_of_a_short_list_release_nothing_and_are_one_condition(source: 
     for _ in range(3):
         sim.turn()
     assert len(sim.ec2.enis[0].prefixes) <= 3
-    living = {a.address for a in sim.state.observe().attachments}
+    living = {own for a in sim.state.observe().attachments for own in a.addresses}
     assert living <= sim.ec2.holds()
 
 
@@ -104,12 +104,12 @@ def test_an_address_rests_until_no_connection_is_left() -> None:
     sim.start_pod(1)
     sim.turn(1.0)
     (held,) = sim.state.observe().attachments
-    sim.conntrack.addresses = {held.address}
+    sim.conntrack.addresses = set(held.addresses)
     sim.conntrack.apply = lambda _: ()  # type: ignore[method-assign]  # they will not end
     sim.end_pod(1)
     for _ in range(5):
         sim.turn(20.0)
-    assert [c.address for c in sim.state.observe().cooling] == [held.address]
+    assert [c.address for c in sim.state.observe().cooling] == [*held.addresses]
     del sim.conntrack.apply
     sim.turn(1.0)
     sim.turn(1.0)
@@ -132,7 +132,7 @@ def test_what_was_released_is_not_bound_again_though_an_old_answer_shows_it() ->
     for number in range(6):
         sim.start_pod(number)
     sim.node.kernel_pass(sim.document)
-    bound = {a.address for a in sim.state.observe().attachments}
+    bound = {own for a in sim.state.observe().attachments for own in a.addresses}
     assert bound
     assert not bound & released
 

@@ -176,7 +176,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.restart()
             return
         for a in self.state.observe().attachments:
-            self.conntrack.addresses.add(a.address)
+            self.conntrack.addresses.update(a.addresses)
 
     def _pool_pass(self) -> Any:
         self._plug()
@@ -227,8 +227,8 @@ class PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "state"):
             return
         records = self.state.observe()
-        held = {a.address: a.key for a in records.attachments}
-        assert len(held) == len(records.attachments)
+        held = {own: a.key for a in records.attachments for own in a.addresses}
+        assert len(held) == sum(len(a.addresses) for a in records.attachments)
         # The cooldown is written before the attachment goes: a crash in between leaves both, and
         # only ever those of a pod that ended.
         resting = {c.address for c in records.cooling}
@@ -276,7 +276,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert bound <= alive
         missing = alive - bound
         assert not missing or reasons or at.band.binds == "maxPods"
-        lost = {a.address for a in records.attachments} - self.ec2.holds()
+        lost = {own for a in records.attachments for own in a.addresses} - self.ec2.holds()
         told = {r for r in outcome.remaining.refusals if r.reason == "AddressLost"}
         assert not lost or told
         assert not outcome.desired.doubts
@@ -286,7 +286,8 @@ class PoolMachine(RuleBasedStateMachine):
     def _held(self) -> set[Any]:
         """What nobody may take away: pods' addresses, and those that rest."""
         records = self.state.observe()
-        return {a.address for a in records.attachments} | {c.address for c in records.cooling}
+        bound = {own for a in records.attachments for own in a.addresses}
+        return bound | {c.address for c in records.cooling}
 
     def _plug(self) -> None:
         """Links come and go with attachments."""

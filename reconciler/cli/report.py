@@ -162,7 +162,7 @@ def status_text(body: Mapping[str, Any]) -> str:
             f"{eni['addresses']} addresses{owner}"
         )
     lines += [
-        f"attachment   {a['address']} on {a['eni']} ({a['veth']}): {a['pod']}"
+        f"attachment   {' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
         for a in body["attachments"]
     ]
     if body["cooling"]:

@@ -69,8 +69,10 @@ class Attachment:
     Attributes:
         netns: the pod's namespace as ``path@inode`` (see ``netns_identity``); "" if it was rebuilt
             from the kernel, which does not know the path.
-        eni_id: the ENI that held the address when it was bound; "" if none was found. Its device
-            index is not recorded: an ENI that is attached again may get another one.
+        addresses: one for each family, in the document's order; never empty.
+        eni_id: the ENI that held the addresses when they were bound, all of them the same one, so
+            that every family leaves by it; "" if none was found. Its device index is not
+            recorded: an ENI that is attached again may get another one.
         veth: name of the host end of its link.
         netns_alive: the namespace can be reached; read again with every observation.
     """
@@ -78,7 +80,7 @@ class Attachment:
     kind: ClassVar[str] = "attachment"
     key: AttachmentKey
     netns: str
-    address: IpAddress
+    addresses: tuple[IpAddress, ...]
     eni_id: str
     veth: str
     pod: str = ""
@@ -101,9 +103,10 @@ class Attachment:
 
     def command(self, verb: Verb) -> str:
         """What is done to the record."""
+        what = " and ".join(map(str, self.addresses))
         if verb is Verb.DELETE:
-            return f"release {self.address} from {self.key}"
-        return f"bind {self.address} on {self.eni_id} to {self.key}"
+            return f"release {what} from {self.key}"
+        return f"bind {what} on {self.eni_id} to {self.key}"
 
 
 @dataclass(frozen=True, slots=True)

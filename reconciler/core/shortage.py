@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.capacity import overcommitted
+from reconciler.core.datapath import IpAddress
 from reconciler.core.doubt import REPORT_S
 from reconciler.core.facts import Node
 from reconciler.core.plan import Action, Refusal
@@ -36,7 +37,7 @@ def no_limits(node: Node) -> Refusal:
     )
 
 
-def address_lost(attachment: Attachment, *, present: bool) -> Refusal:
+def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -> Refusal:
     """A pod uses an address that EC2 has given to nobody, or to somebody else."""
     who = attachment.pod or str(attachment.key)
     cure = (
@@ -47,7 +48,7 @@ def address_lost(attachment: Attachment, *, present: bool) -> Refusal:
     return Refusal(
         subject=f"attachment {attachment.key}",
         reason="AddressLost",
-        message=f"{who} uses {attachment.address}, which neither EC2 nor instance metadata shows "
+        message=f"{who} uses {address}, which neither EC2 nor instance metadata shows "
         f"on this node any more; {cure}",
     )
 

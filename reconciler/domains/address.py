@@ -58,7 +58,8 @@ def desire(inputs: Inputs) -> frozenset[LinkAddress]:
         if eni.device_index
     }
     for a in inputs.visited:
-        addresses.add(LinkAddress(a.netns, a.key.ifname, a.address, a.address.max_prefixlen))
+        for own in a.addresses:
+            addresses.add(LinkAddress(a.netns, a.key.ifname, own, own.max_prefixlen))
     return frozenset(addresses)
 
 

@@ -78,7 +78,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
 
 def find_strays(
     pods: Mapping[AttachmentKey, str],
-    addresses: Mapping[str, IpAddress],
+    addresses: Mapping[str, tuple[IpAddress, ...]],
     enis: Iterable[Eni],
     intents: Iterable[Intent],
 ) -> tuple[Attachment, ...]:
@@ -89,7 +89,7 @@ def find_strays(
 
     Args:
         pods: host ends of links that no record explains.
-        addresses: where the route over each host end leads.
+        addresses: where the routes over each host end lead.
         enis: what EC2 last showed.
         intents: say where a pod's namespace is, if the runtime still asks for it.
     """
@@ -97,15 +97,15 @@ def find_strays(
     holders = {a: e for e in enis for a in e.pod_addresses}
     strays = []
     for key, veth in sorted(pods.items()):
-        address = addresses.get(veth)
-        if address is None:
+        found = addresses.get(veth, ())
+        if not found:
             continue
-        eni = holders.get(address)
+        eni = next((holders[a] for a in found if a in holders), None)
         strays.append(
             Attachment(
                 key=key,
                 netns=paths.get(key, ""),
-                address=address,
+                addresses=found,
                 eni_id=eni.eni_id if eni else "",
                 veth=veth,
             )
@@ -160,9 +160,12 @@ def _release(desired: Allocation, observed: Records) -> Plan:
         if attachment is not None:
             if attachment.key not in desired.clear:
                 continue  # the kernel comes first
-            if attachment.address not in resting and desired.cooldown_s > 0:
-                until = desired.now + desired.cooldown_s
-                actions.append(Change(Verb.CREATE, Cooling(attachment.address, until), "released"))
+            until = desired.now + desired.cooldown_s
+            actions += [
+                Change(Verb.CREATE, Cooling(address, until), "released")
+                for address in attachment.addresses
+                if address not in resting and desired.cooldown_s > 0
+            ]
             actions.append(Change(Verb.DELETE, attachment, "the runtime gave it back"))
         actions.append(Change(Verb.DELETE, intent, "done"))
     return Plan(tuple(actions))
@@ -171,7 +174,8 @@ def _release(desired: Allocation, observed: Records) -> Plan:
 def _bind(desired: Allocation, observed: Records) -> Plan:
     held = {*observed.attachments, *desired.strays}
     bound = {a.key for a in held}
-    taken = {a.address for a in held} | {c.address for c in observed.cooling}
+    taken = {address for a in held for address in a.addresses}
+    taken |= {c.address for c in observed.cooling}
     taken |= {a for q in observed.quarantined for a in q.network}
     namespaces = {a.netns: a.key for a in held}
     # By address: during a move two ENIs may show the same one.
@@ -204,7 +208,7 @@ def _binding(intent: Intent, eni: Eni, address: IpAddress, *, prefix: str) -> Ch
     attachment = Attachment(
         key=intent.key,
         netns=netns_identity(intent.netns, intent.netns_inode),
-        address=address,
+        addresses=(address,),
         eni_id=eni.eni_id,
         veth=veth_name(prefix, intent.key),
         pod=intent.pod,

@@ -170,8 +170,9 @@ def _cure(desired: Pool, at: Position) -> Plan:
     actions: list[Ec2Action] = []
     refusals: list[Refusal] = []
     enis = {e.eni_id: e for e in at.enis}
-    for attachment in desired.attachments:
-        held = host_network(attachment.address)
+    bound = ((a, address) for a in desired.attachments for address in a.addresses)
+    for attachment, address in bound:
+        held = host_network(address)
         item = next(
             (
                 network
@@ -184,14 +185,12 @@ def _cure(desired: Pool, at: Position) -> Plan:
             continue
         who = attachment.pod or str(attachment.key)
         eni = enis.get(attachment.eni_id)
-        refusals.append(shortage.address_lost(attachment, present=eni is not None))
+        refusals.append(shortage.address_lost(attachment, address, present=eni is not None))
         if eni is None:
             continue
         reason = f"AddressLost: {who} uses it"
         if item == held:
-            again = AssignAddresses(
-                eni.eni_id, eni.subnet_id, reason, addresses=(attachment.address,)
-            )
+            again = AssignAddresses(eni.eni_id, eni.subnet_id, reason, addresses=(address,))
             actions.append(again)
         else:
             prefix = AssignPrefixes(eni.eni_id, eni.subnet_id, reason, prefixes=(item,))

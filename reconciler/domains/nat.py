@@ -285,13 +285,13 @@ def _elements(inputs: Inputs, family: Family) -> set[NftObject]:
     # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
     primary = {e.eni_id: 0 for e in inputs.enis if e.device_index == 0}
     devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
-    for a in inputs.placed:
-        if a.address.version != family.version:
+    for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):
+        if own.version != family.version:
             continue
-        elements.add(NftElement(sets.pods, a.address, a.address))
+        elements.add(NftElement(sets.pods, own, own))
         if a.eni_id in devices:
             chain = chain_of(devices[a.eni_id])
-            elements.add(NftElement(sets.pod_eni, a.address, a.address, chain))
+            elements.add(NftElement(sets.pod_eni, own, own, chain))
     return elements
 
 

@@ -40,10 +40,11 @@ class Neighbour:
 
 
 def desire(inputs: Inputs) -> frozenset[Neighbour]:
-    """One per visited attachment."""
+    """One per visited attachment and family."""
     return frozenset(
-        Neighbour(a.netns, a.key.ifname, family_of(a.address).gateway, a.host_mac)
+        Neighbour(a.netns, a.key.ifname, family_of(address).gateway, a.host_mac)
         for a in inputs.visited
+        for address in a.addresses
     )
 
 

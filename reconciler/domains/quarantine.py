@@ -33,7 +33,8 @@ def plan(desired: Wanted, observed: Records) -> Plan:
 
 def _begin(desired: Wanted, observed: Records) -> Iterator[Action]:
     known = {q.network for q in observed.quarantined}
-    used = {a.address for a in observed.attachments} | {c.address for c in observed.cooling}
+    used = {c.address for c in observed.cooling}
+    used |= {a for bound in observed.attachments for a in bound.addresses}
     for network in sorted(desired.networks - known, key=_order):
         if not any(address in network for address in used):
             yield Change(Verb.CREATE, Quarantine(network, desired.now), "not needed")

@@ -76,12 +76,13 @@ def desire(inputs: Inputs) -> frozenset[Route]:
             routes.add(Route("", table, host_network(gateway), name))
             routes.add(Route("", table, family_of(gateway).everything, name, gateway))
     for a in inputs.placed:
-        routes.add(Route("", PODS_TABLE, host_network(a.address), a.veth))
+        for address in a.addresses:
+            routes.add(Route("", PODS_TABLE, host_network(address), a.veth))
     for a in inputs.visited:
-        family = family_of(a.address)
-        device = a.key.ifname
-        routes.add(Route(a.netns, MAIN_TABLE, host_network(family.gateway), device))
-        routes.add(Route(a.netns, MAIN_TABLE, family.everything, device, family.gateway))
+        for family in map(family_of, a.addresses):
+            device = a.key.ifname
+            routes.add(Route(a.netns, MAIN_TABLE, host_network(family.gateway), device))
+            routes.add(Route(a.netns, MAIN_TABLE, family.everything, device, family.gateway))
     return frozenset(routes)
 
 

@@ -106,8 +106,8 @@ class Netlink:
                     names.setdefault(message.get("address"), name)
         return Links(names, pods)
 
-    def pod_addresses(self) -> dict[str, IpAddress]:
-        """Where the pods' table leads: address by the host end of a pod's link.
+    def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]:
+        """Where the pods' table leads: addresses by the host end of a pod's link, IPv4 first.
 
         Raises:
             ObserveError: the kernel could not be read.
@@ -115,11 +115,12 @@ class Netlink:
         with _reading("the pods' routes"), _host() as ip:
             names = {m["index"]: m.get("ifname") for m in _dump(ip.get_links, "links")}
             routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
-        return {
-            r.device: r.destination.network_address
-            for r in routes
-            if r and r.table == PODS_TABLE and r.protocol == PROTOCOL
-        }
+        ours = [r for r in routes if r and r.table == PODS_TABLE and r.protocol == PROTOCOL]
+        found: dict[str, tuple[IpAddress, ...]] = {}
+        for route in sorted(ours, key=lambda r: r.key):
+            held = found.get(route.device, ())
+            found[route.device] = (*held, route.destination.network_address)
+        return found
 
     def fib(self) -> Fib:
         """Read every rule, unicast route and address of the host.

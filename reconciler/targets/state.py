@@ -27,6 +27,7 @@ from reconciler.core.attachment import (
 )
 from reconciler.core.call import Creation
 from reconciler.core.cloud import Cloud
+from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Node
 from reconciler.core.plan import Change, Verb
 from reconciler.core.records import Records
@@ -243,7 +244,7 @@ def _encode(record: Record) -> dict[str, Any]:
                 "containerID": record.key.container_id,
                 "ifname": record.key.ifname,
                 "netns": record.netns,
-                "address": str(record.address),
+                "addresses": [str(a) for a in record.addresses],
                 "eniID": record.eni_id,
                 "veth": record.veth,
                 "pod": record.pod,
@@ -294,11 +295,19 @@ def _parse_attachment(body: dict[str, Any]) -> Attachment:
         key=_parse_key(body),
         netns=netns,
         netns_alive=_is_alive(netns_path(netns), netns_inode(netns)),
-        address=ip_address(body["address"]),
+        addresses=_parse_addresses(body),
         eni_id=str(body["eniID"]),
         veth=str(body["veth"]),
         pod=str(body.get("pod", "")),
     )
+
+
+def _parse_addresses(body: dict[str, Any]) -> tuple[IpAddress, ...]:
+    """Read a record's addresses; releases before IPv6 wrote a single one."""
+    texts = body["addresses"] if "addresses" in body else [body["address"]]
+    if not texts or not isinstance(texts, list):
+        raise ValueError("an attachment has at least one address")
+    return tuple(ip_address(text) for text in texts)
 
 
 def _parse_cooling(body: dict[str, Any]) -> Cooling:

@@ -34,7 +34,7 @@ def test_a_binding_knows_its_namespace_by_path_and_inode() -> None:
 
 def test_a_release_cools_first_and_forgets_last() -> None:
     records = Records((intent(1, IntentState.RELEASED),), (attachment(1),))
-    address = attachment(1).address
+    address = attachment(1).addresses[0]
     assert plan(records, clear=frozenset({attachment(1).key})) == [
         f"begin cooldown of {address}",
         f"release {address} from pod1/eth0",
@@ -52,10 +52,10 @@ def test_an_attachment_without_an_intent_is_kept() -> None:
 
 
 def test_a_crash_between_cooling_and_release_does_not_start_the_rest_anew() -> None:
-    cooling = Cooling(attachment(1).address, 33.0)
+    cooling = Cooling(attachment(1).addresses[0], 33.0)
     records = Records((intent(1, IntentState.RELEASED),), (attachment(1),), (cooling,))
     assert plan(records, now=10.0, clear=frozenset({attachment(1).key})) == [
-        f"release {attachment(1).address} from pod1/eth0",
+        f"release {attachment(1).addresses[0]} from pod1/eth0",
         "forget released intent pod1/eth0",
     ]
 

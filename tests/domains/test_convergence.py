@@ -223,7 +223,7 @@ def records(draw: st.DrawFn) -> Records:
             intents.append(intent(n, state, netns_alive=draw(st.booleans())))
         if draw(st.booleans()):
             bound.append(
-                Attachment(intent(n).key, f"/run/netns/pod{n}", next(pool), "eni-0", f"nn{n}")
+                Attachment(intent(n).key, f"/run/netns/pod{n}", (next(pool),), "eni-0", f"nn{n}")
             )
     cooling = [Cooling(next(pool), draw(st.sampled_from([5.0, 50.0]))) for _ in range(3)]
     return Records(tuple(intents), tuple(bound), tuple(sorted(cooling, key=lambda c: c.key)))
@@ -239,7 +239,8 @@ def test_binding_and_releasing_settles_and_never_gives_an_address_twice(
     outcome = converge(domain, now)["attachment"]
     assert outcome.remaining.actions == ()
     after = world.observe()
-    held = [a.address for a in after.attachments] + [c.address for c in after.cooling]
+    held = [own for a in after.attachments for own in a.addresses]
+    held += [c.address for c in after.cooling]
     assert len(held) == len(set(held))
     gone = {a.key for a in before.attachments} - {a.key for a in after.attachments}
     assert gone <= (before.released if clear else set())

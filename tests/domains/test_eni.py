@@ -316,11 +316,11 @@ def test_a_denied_action_disables_only_what_needs_it() -> None:
 def test_an_address_in_use_that_both_sources_lack_is_lost_and_asked_for_again() -> None:
     pod = attachment(1, 0)
     look = cloud(replace(eni(0, 9), secondaries=eni(0, 9).secondaries[3:]))
-    lost = Doubts({}, {}, frozenset({("eni-0", host_network(pod.address))}))
+    lost = Doubts({}, {}, frozenset({("eni-0", host_network(pod.addresses[0]))}))
     wanted = replace(pool(0, ec2=Ec2Inputs(doubts=lost)), attachments=(pod,))
     plan = domain.plan(wanted, look)
     (action,) = [a for a in plan.actions if isinstance(a, AssignAddresses)]
-    assert action.addresses == (pod.address,)
+    assert action.addresses == pod.addresses
     assert "AddressLost" in [r.reason for r in plan.refusals]
 
 

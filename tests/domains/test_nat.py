@@ -135,7 +135,7 @@ def test_the_vpc_is_always_excluded_and_neighbours_become_one_range() -> None:
 
 def test_a_pod_whose_eni_is_gone_is_known_but_sent_nowhere() -> None:
     now = inputs(1, (attachment(1, 2),))
-    assert elements(now, "pods_ipv4") == {str(attachment(1, 2).address)}
+    assert elements(now, "pods_ipv4") == {str(attachment(1, 2).addresses[0])}
     assert elements(now, "pod_eni_ipv4") == set()
 
 

@@ -105,7 +105,7 @@ def test_a_pods_link_tells_whose_it_is_and_its_route_which_address_it_has(world:
     links = world.target.links()
     assert links.pods == {("pod", "eth0"): "nnveth"}
     assert "nnveth" not in links.names.values()
-    assert world.target.pod_addresses() == {"nnveth": ip_address("10.0.1.9")}
+    assert world.target.pod_addresses() == {"nnveth": (ip_address("10.0.1.9"),)}
 
 
 def test_a_pair_that_exists_is_not_made_again(world: World) -> None:

@@ -38,7 +38,7 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 RECORDS = [
-    attachment(2),
+    attachment(2, addresses=(ip_address("10.0.1.13"), ip_address("2001:db8::13"))),
     attachment(1, pod="default/web-0"),
     Cooling(ip_address("10.0.1.9"), 12.5),
     Cooling(ip_address("2001:db8::1"), 99.0),
@@ -112,6 +112,16 @@ def test_a_record_that_cannot_be_read_stops_all_planning(tmp_path: Path, content
     assert path.read_text() == content
 
 
+def test_a_record_of_a_release_before_ipv6_is_read_with_its_one_address(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    put(state, attachment(1))
+    path = state.root / "attachments" / "pod1:eth0.json"
+    body = json.loads(path.read_text())
+    (body["address"],) = body.pop("addresses")
+    path.write_text(json.dumps(body))
+    assert state.observe().attachments == (attachment(1),)
+
+
 def test_half_written_files_are_not_records(tmp_path: Path) -> None:
     state = directory(tmp_path)
     (state.intents / ".pod1:eth0.json.77.tmp").write_text("{")
@@ -126,7 +136,7 @@ def test_a_failed_write_stops_what_relies_on_it_and_leaves_nothing(tmp_path: Pat
     (state.root / "cooling").rmdir()
     failures = state.apply(
         [
-            Change(Verb.CREATE, Cooling(held.address, 1.0), "released"),
+            Change(Verb.CREATE, Cooling(held.addresses[0], 1.0), "released"),
             Change(Verb.DELETE, held, "given back"),
         ]
     )

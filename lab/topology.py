@@ -39,7 +39,7 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One instance; its namespace carries its name."""
+    """One instance; its namespace carries its name. ``second`` is in the VPC's second CIDR."""
 
     name: str
     type: str
@@ -68,6 +68,7 @@ INSTANCES = (
     Instance("node1", "m5.large", "nodes-a", IPv4Address("10.0.1.10")),
     Instance("node2", "m5.large", "nodes-b", IPv4Address("10.0.2.10")),
     Instance("vpchost", "t3.micro", "hosts", IPv4Address("10.0.9.10")),
+    Instance("second", "t3.micro", "pods-b", IPv4Address("100.64.2.10")),
 )
 NODES = ("node1", "node2")
 

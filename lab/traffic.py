@@ -69,10 +69,12 @@ class Receiver:
 class Stream:
     """A connection that stays open."""
 
-    def __init__(self, namespace: str, address: str, port: int = PORT) -> None:
+    def __init__(
+        self, namespace: str, address: str, port: int = PORT, *, timeout_s: float = TIMEOUT_S
+    ) -> None:
         with netns.inside(namespace):
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._socket.settimeout(TIMEOUT_S)
+        self._socket.settimeout(timeout_s)
         try:
             self._socket.connect((address, port))
             self._lines = self._socket.makefile("r")
@@ -97,10 +99,10 @@ class Stream:
             return False
 
 
-def probe(namespace: str, address: str, port: int = PORT) -> Seen:
+def probe(namespace: str, address: str, port: int = PORT, *, timeout_s: float = TIMEOUT_S) -> Seen:
     """Connect once and return the address the receiver saw."""
     try:
-        with Stream(namespace, address, port) as stream:
+        with Stream(namespace, address, port, timeout_s=timeout_s) as stream:
             return Seen(stream.source)
     except OSError as error:
         return Seen("", str(error) or type(error).__name__)

@@ -173,7 +173,7 @@ def idle(tmp_path: Path) -> Iterator[Cluster]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_cluster() -> Any:
     """Make a lab of the test's own, of another shape."""
     return _make_cluster

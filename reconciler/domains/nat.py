@@ -34,7 +34,7 @@ SNAT_MARK_PRIORITY = -90
 """After DNAT (-100), so that a service address has become the address of its endpoint."""
 
 ROUTE_MARK_PRIORITY = -89
-"""Right after; a chain of type nat sees only a connection's first packet, this one sees all."""
+"""Right after, for every packet."""
 
 SOURCE_NAT_PRIORITY = 100
 """``srcnat``, in postrouting."""
@@ -327,10 +327,21 @@ def _arrival(links: Mapping[int, str], marks: Marks) -> NftChain:
 
 
 def _snat_mark(families: list[Family], marks: Marks) -> NftChain:
-    """Bind connections that a pod opens to somewhere its own address cannot be answered from."""
+    """Bind connections that a pod opens to somewhere its own address cannot be answered from.
+
+    By their first packet, which is the one that conntrack has not confirmed yet. Not by a chain of
+    type nat, which sees the first packet as well: once kube-proxy has translated it, the kernel
+    asks no other chain of that type (nf_nat_inet_fn), and a service whose endpoint is beyond the
+    VPC would be out of reach from secondary ENIs.
+    """
+    seen = [_match({"ct": {"key": "status"}}, "confirmed", op="in"), {"return": None}]
     rules = [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
     return NftChain(
-        "snat_mark", tuple(map(canonical, rules)), "nat", "prerouting", SNAT_MARK_PRIORITY
+        "snat_mark",
+        tuple(map(canonical, [seen, *rules])),
+        "filter",
+        "prerouting",
+        SNAT_MARK_PRIORITY,
     )
 
 

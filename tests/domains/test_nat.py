@@ -27,7 +27,7 @@ def test_the_chains_stand_where_the_design_puts_them() -> None:
     places = {name: c.place for name, c in chains(inputs(2)).items() if c.hook}
     assert places == {
         "arrival": ("filter", "prerouting", -150, "accept"),
-        "snat_mark": ("nat", "prerouting", -90, "accept"),
+        "snat_mark": ("filter", "prerouting", -90, "accept"),
         "route_mark": ("filter", "prerouting", -89, "accept"),
         "source_nat": ("nat", "postrouting", 100, "accept"),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import (
@@ -30,6 +31,19 @@ from reconciler.errors import UnknownPodError
 
 LOCAL_TABLE = 255
 """The kernel's table of the host's own addresses (``rt_tables``)."""
+
+
+PRIVATE = tuple(
+    ip_network(cidr)
+    for cidr in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+    )
+)
+"""What no internet gateway leads to: RFC 1918, RFC 6598, RFC 3927."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,8 +462,8 @@ class _Walk:
             self._troubles.append(
                 f"the VPC drops it: {source} is no address of {_name(eni)} (source/dest check)"
             )
-        vpc = any(target in c for c in self._inputs.node.vpc_cidrs)
-        if not vpc and target.is_global and source != self._primary.primary:
+        private = any(target in c for c in (*self._inputs.node.vpc_cidrs, *PRIVATE))
+        if source.version == 4 and not private and source != self._primary.primary:
             self._hints.append(
                 f"{target} is beyond the VPC and sees {source}, which has no public address: its "
                 "subnet's route table must lead to a NAT gateway, or to a peer that knows the way "

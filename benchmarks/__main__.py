@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import calls
+from benchmarks import calls, forwarding
 from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
 from reconciler.client import ask
@@ -99,6 +99,7 @@ def main() -> None:
         finally:
             lifecycle.down(name)
     RESULTS.write_text(_report(times, memory) + "\n".join(["", *calls.table(calls.measure()), ""]))
+    forwarding.write(RESULTS)
     print(RESULTS.read_text())
 
 

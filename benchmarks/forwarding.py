@@ -21,7 +21,7 @@ from benchmarks.burst import Aim, Burst, BurstError, Sink
 from benchmarks.testbed import ENIS, VPC_HOST, Testbed
 from lab import lifecycle
 from lab.stock import Iptables
-from lab.topology import INTERNET_HOST, Names
+from lab.topology import INTERNET_HOST, STATE, Names
 
 ROUNDS = 60
 SIZE = 300
@@ -104,7 +104,8 @@ def measure(
     lifecycle.down(name)
     with ExitStack() as undo:
         undo.callback(lifecycle.down, name)
-        names.state.mkdir(parents=True, mode=0o700)
+        STATE.mkdir(mode=0o700, exist_ok=True)
+        names.state.mkdir(mode=0o700)
         beds = {}
         for case in cases:
             _say(f"making {case[0]} with {case[1]} pods and {case[2]} CIDRs")
@@ -251,9 +252,11 @@ def _rounds(ways: Sequence[Way], rounds: int) -> Costs:
         _say(f"round {number + 1} of {rounds}")
         # There and back, so that nobody always follows the same neighbour.
         for way in ways if number % 2 else reversed(ways):
-            costs[way.case, way.kind].append(_send(way))
             if way.kind.new:
                 way.bed.forget_connections()
+            costs[way.case, way.kind].append(_send(way))
+            if way.kind.new and way.case != NOTHING and way.bed.tracked != SIZE:
+                raise BurstError(f"{way.case}, {way.kind.name}: {way.bed.tracked} new, not {SIZE}")
     return costs
 
 

@@ -119,6 +119,12 @@ class Testbed:
         fields = [line.replace(":", " ").split() for line in lines]
         return {f[0].replace("w", "eth"): int(f[2]) for f in fields if f[0].startswith("w")}
 
+    @property
+    def tracked(self) -> int:
+        """How many connections the node has."""
+        with netns.inside(self.node):
+            return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
     def connections(self) -> list[tuple[str, str]]:
         """Return, for each connection of the node, the source and destination of its answers."""
         with netns.inside(self.node), NFCTSocket() as ct:

@@ -98,6 +98,8 @@ class Lab:
             "NODE_NETWORK_STATE_DIR": str(self.names.node_state(node)),
             "NODE_NETWORK_LAB": self.names.lab,
             "NODE_NETWORK_NODE": node,
+            # This machine's own configuration is not the node's.
+            "NODE_NETWORK_HOST_ROOT": str(self.names.node_state(node) / "host"),
         }
 
     def command(self, part: str, argv: Sequence[str]) -> list[str]:

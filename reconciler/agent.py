@@ -230,6 +230,8 @@ class Agent:
         self._drift.book(result.outcomes, everything=everything)
         for name, outcome in result.outcomes.items():
             self._conditions.report(name, outcome)
+        if result.findings is not None:
+            self._conditions.note("foreign", result.findings)
         if result.records.demand != self._pool_demand:
             self._pool_triggers.mark("pool")
         return self._due(result)

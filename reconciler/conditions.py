@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from reconciler import telemetry
+from reconciler.core.finding import Finding
 from reconciler.engine import Outcome
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,24 @@ class Conditions:
 
     def report(self, domain: str, outcome: Outcome) -> None:
         """Take over a domain's troubles; log when one comes and when it goes."""
+        self._take(domain, dict(_troubles(outcome)))
+
+    def note(self, domain: str, findings: Iterable[Finding]) -> None:
+        """Take over what was found of other owners; likewise."""
+        self._take(
+            domain,
+            {
+                f"{f.subject}/{f.reason}": {
+                    "subject": f.subject,
+                    "reason": f.reason,
+                    "text": f.message,
+                }
+                for f in findings
+            },
+        )
+
+    def _take(self, domain: str, current: dict[str, Condition]) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        current = dict(_troubles(outcome))
         with self._lock:
             known = self._known.get(domain, {})
             for key in known.keys() - current.keys():

@@ -18,6 +18,7 @@ from reconciler.core.call import Creation
 from reconciler.core.cloud import Cloud, retain
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
+from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Refusal
 from reconciler.core.records import Records
@@ -25,6 +26,8 @@ from reconciler.domains import (
     address,
     attachment,
     conntrack,
+    foreign,
+    forward,
     link,
     nat,
     neighbour,
@@ -50,6 +53,7 @@ from reconciler.errors import (
 from reconciler.keeper import Keeper
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2 import Ec2, Journal
+from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds import Imds
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
@@ -72,6 +76,7 @@ class Pass:
         records: intents and attachments after it.
         done: attachments of which every object was seen in its place.
         waiting: why each wanted intent has no attachment yet.
+        findings: what other owners have that hurts us; None if nobody looked.
     """
 
     outcomes: Outcomes
@@ -79,6 +84,7 @@ class Pass:
     records: Records
     done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
     waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
+    findings: tuple[Finding, ...] | None = None
 
     @property
     def settled(self) -> bool:
@@ -114,6 +120,7 @@ class World:
     nft: Any = field(default_factory=Nft)
     sysctl: Any = field(default_factory=SysctlTree)
     conntrack: Any = field(default_factory=Conntrack)
+    surroundings: Any = field(default_factory=Surroundings)
     now: Callable[[], float] = time.time
     node_name: str = ""
 
@@ -278,7 +285,38 @@ class LocalNode:
             records = self._records_after(outcomes)
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
-        return Pass(outcomes, looked_at, records, done, _waiting(outcomes["attachment"]))
+        waiting = _waiting(outcomes["attachment"])
+        findings = None
+        if visit is None:
+            opened, findings = self._look_around(inputs)
+            outcomes |= opened
+        return Pass(outcomes, looked_at, records, done, waiting, findings)
+
+    def _look_around(
+        self, inputs: Inputs, *, dry: bool = False
+    ) -> tuple[Outcomes, tuple[Finding, ...]]:
+        """Look at other owners; put rules into their chains if the document asks for it."""
+        surroundings = self._world.surroundings
+        seen = surroundings.observe()
+        outcomes: Outcomes = {}
+        if seen.forward is not None:
+            inputs = replace(inputs, forward=seen.forward)
+            domain = Domain("forward", forward.desire, forward.plan, surroundings.forward)
+            outcomes = (dry_run if dry else converge)([domain], inputs)
+            if outcomes["forward"].plan.actions and not dry:
+                seen = surroundings.observe()
+        return outcomes, foreign.judge(seen, foreign.desire(inputs))
+
+    def look_around(self, document: NodeNetwork) -> tuple[Finding, ...]:
+        """Say what other owners have that hurts us; nothing if EC2 was never looked at.
+
+        Raises:
+            ObserveError, NotReadyError: as for the passes.
+        """
+        if self.cloud is None:
+            return ()
+        inputs = self._inputs(document, self.state.observe())
+        return self._look_around(inputs, dry=True)[1]
 
     def _quieten(self, records: Records) -> tuple[frozenset[IpAddress], Outcomes]:
         """End the connections of addresses that rest; return those that have any left."""
@@ -344,7 +382,9 @@ class LocalNode:
         inputs = replace(self._inputs(document, records), clear=records.released)
         outcomes |= dry_run([self._attachment_domain()], inputs)
         everybody = (*inputs.attachments, *inputs.strays)
-        return outcomes | dry_run(self._kernel_domains(), replace(inputs, attachments=everybody))
+        inputs = replace(inputs, attachments=everybody)
+        outcomes |= dry_run(self._kernel_domains(), inputs)
+        return outcomes | self._look_around(inputs, dry=True)[0]
 
     def trace(self, document: NodeNetwork, make: Callable[[Inputs], Query]) -> Traced:
         """Follow a connection through what is desired, what is there, and the kernel's answers.

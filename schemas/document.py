@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from schemas.eni import Eni, InstanceLimits, InstanceTypes
 from schemas.model import Model
@@ -98,6 +98,13 @@ class Routing(Model):
         description="The eight adjacent bits of packet and connection marks that are ours; no "
         "other software on the node may use them. Unit: a bit mask in quotes. A change cuts "
         "connections that are bound to an ENI by their mark: those through the node's address.",
+    )
+    accept_forwarded: StrictBool = Field(
+        default=False,
+        description="Where another owner's nftables chain drops forwarded packets by its policy "
+        "(Docker's, or any iptables-nft FORWARD with policy DROP): keep rules at its end that "
+        "accept what comes from and goes to pods. Other rules in it keep their say. Default: "
+        "false, the chain is named in status and diff and left alone.",
     )
 
 

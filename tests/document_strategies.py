@@ -78,6 +78,7 @@ trees = parts(
     routing=parts(
         externalServiceCIDRs=st.lists(networks, max_size=2),
         markMask=st.sampled_from(["0xff", "0x0ff0", "0xff0000"]),
+        acceptForwarded=st.booleans(),
     ),
     pods=parts(mtu=st.none() | st.integers(1280, 9001), vethPrefix=st.just("p0d")),
     reconcile=parts(resync=st.just("90s"), ec2Resync=st.just("10m")),

@@ -23,6 +23,8 @@ from reconciler.core.records import Records
 from reconciler.core.release import Quarantine
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conntrack import Flow, Silence
+from reconciler.domains.foreign import Foreign
+from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
@@ -327,6 +329,24 @@ class FakeState:
             else:
                 self._records[action.object.kind, action.object.key] = action.object
             self._wrote()
+        return ()
+
+
+class FakeSurroundings:
+    """Other owners, and our rules in their forward chains."""
+
+    def __init__(self, seen: Foreign = Foreign()) -> None:  # noqa: B008 - frozen
+        self.seen = seen
+        self.forward = self
+        self.rules: set[ForwardAccept] = set()
+
+    def observe(self, desired: Iterable[ForwardAccept] | None = None) -> Any:
+        return self.seen if desired is None else frozenset(self.rules)
+
+    def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
+        for action in actions:
+            verb = self.rules.discard if action.verb is Verb.DELETE else self.rules.add
+            verb(action.object)
         return ()
 
 

@@ -14,7 +14,17 @@ import pytest
 from reconciler.core import attachment as core_attachment
 from reconciler.core import call, release
 from reconciler.core.plan import Verb
-from reconciler.domains import address, conntrack, link, nat, neighbour, route, rule, sysctl
+from reconciler.domains import (
+    address,
+    conntrack,
+    forward,
+    link,
+    nat,
+    neighbour,
+    route,
+    rule,
+    sysctl,
+)
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [p for part in ("reconciler", "cni", "schemas") for p in (ROOT / part).rglob("*.py")]
@@ -199,6 +209,7 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         call.Creation,
         release.Quarantine,
         conntrack.Flow,
+        forward.ForwardAccept,
     ]
     names = actions + [o.__name__ for o in objects]
     helpers = {"Attachment": "attachment(", "Intent": "intent(", "AddEni": "world.reach("}

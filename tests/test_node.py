@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from builders import SUBNET, document, eni, intent, node
 from fake_cloud import FakeEc2, FakeImds
-from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeState, FakeSysctl
+from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeState, FakeSurroundings, FakeSysctl
 
 from reconciler.core.attachment import IntentState
 from reconciler.core.cloud import Limits
@@ -42,6 +42,7 @@ class Simulation:
                 nft=FakeNft(),
                 sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
                 conntrack=self.conntrack,
+                surroundings=FakeSurroundings(),
                 now=lambda: self.now,
             ),
         )
@@ -153,6 +154,7 @@ def test_an_idle_hour_costs_at_most_60_looks(ec2: Any, allocate: str) -> None:
             nft=FakeNft(),
             sysctl=FakeSysctl({}),
             conntrack=sim.conntrack,
+            surroundings=FakeSurroundings(),
             now=lambda: sim.now,
         ),
     )

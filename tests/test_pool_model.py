@@ -19,6 +19,7 @@ from fakes import (
     FakeNetlink,
     FakeNft,
     FakeState,
+    FakeSurroundings,
     FakeSysctl,
 )
 from hypothesis import Phase, settings
@@ -129,6 +130,7 @@ class PoolMachine(RuleBasedStateMachine):
                 nft=FakeNft(),
                 sysctl=FakeSysctl({}),
                 conntrack=self.conntrack,
+                surroundings=FakeSurroundings(),
                 now=lambda: self.time,
             ),
         )

@@ -106,16 +106,24 @@ def run(config: Path, state_dir: Path, *, verbose: bool) -> None:
 def diff(config: Path, state_dir: Path, output: str) -> None:
     """Show what differs from the document, and change nothing.
 
+    What other owners have on the node that hurts us is said on stderr, and changes no exit status.
+
     Exit status: 0 in sync, 1 something differs, 2 an error.
     """
     document = _document(config, output)
+    node = LocalNode(StateDirectory(state_dir))
     try:
-        outcomes = LocalNode(StateDirectory(state_dir)).diff(document)
+        outcomes = node.diff(document)
+        findings = node.look_around(document)
     except ReconcilerError as error:
         _fail(error)
-    click.echo(
-        report.as_json(outcomes) if output == "json" else report.as_text(outcomes), nl=False
-    )
+    if output == "json":
+        click.echo(report.as_json(outcomes, findings), nl=False)
+    else:
+        click.echo(report.as_text(outcomes), nl=False)
+        # Nothing differs by them, so they are no part of the plan and of the exit status.
+        for finding in findings:
+            click.echo(f"! {finding}", err=True)
     if summary := report.summary(outcomes):
         click.echo(summary, err=True)
     sys.exit(report.exit_code(outcomes))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from reconciler.core.finding import Finding
 from reconciler.core.plan import Action, Verb
 from reconciler.engine import Outcome, actions_of
 from reconciler.node import Traced
@@ -25,8 +26,8 @@ def remaining_text(outcomes: Mapping[str, Outcome]) -> str:
     return _joined(lines + list(_refusals(outcomes)) + list(_errors(outcomes)))
 
 
-def as_json(outcomes: Mapping[str, Outcome]) -> str:
-    """Return the same as one JSON object (schemas: actions, refusals, errors, calls)."""
+def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -> str:
+    """Return the same as one JSON object (actions, refusals, errors, findings, calls)."""
     body = {
         "actions": [
             {
@@ -49,6 +50,9 @@ def as_json(outcomes: Mapping[str, Outcome]) -> str:
             {"domain": d, "error": type(e).__name__, "message": str(e)}
             for d, o in outcomes.items()
             for e in o.errors
+        ],
+        "findings": [
+            {"subject": f.subject, "reason": f.reason, "message": f.message} for f in findings
         ],
         "calls": dict(_calls(outcomes)),
     }

@@ -11,6 +11,7 @@ from reconciler.core.call import Creation
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.doubt import NO_DOUBTS, Doubts
 from reconciler.core.facts import Eni, Node
+from reconciler.core.forward import ForwardChain
 from reconciler.core.pool import Demand
 from schemas.document import NodeNetwork
 
@@ -75,6 +76,7 @@ class Inputs:
         blind: attachments whose namespace could not be read in this pass.
         pods: attachments that have a link on the host.
         strays: attachments that only the kernel remembers: their records were lost.
+        forward: forward chains of other owners.
     """
 
     document: NodeNetwork
@@ -92,6 +94,7 @@ class Inputs:
     flows: frozenset[IpAddress] = frozenset()
     orphans: frozenset[AttachmentKey] = frozenset()
     ec2: Ec2Inputs = NO_EC2
+    forward: tuple[ForwardChain, ...] = ()
 
     @property
     def visited(self) -> tuple[Attachment, ...]:
@@ -114,6 +117,16 @@ class Inputs:
         Without its namespace a link cannot be made; one that is there is kept.
         """
         return tuple(a for a in self.attachments if a.netns_alive or a.key in self.pods)
+
+    @property
+    def veth_patterns(self) -> frozenset[str]:
+        """What names the host ends of pods' links: ``prefix*``, or a name in full.
+
+        Links of pods that started under another prefix keep their names.
+        """
+        prefix = self.document.pods.veth_prefix
+        others = {a.veth for a in self.attachments if not a.veth.startswith(prefix)}
+        return frozenset({f"{prefix}*"} | others)
 
     @property
     def pod_enis(self) -> tuple[tuple[Eni, str], ...]:

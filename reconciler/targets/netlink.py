@@ -31,6 +31,7 @@ from reconciler.core.inputs import Links
 from reconciler.core.lookup import Found, Packet
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.address import LinkAddress
+from reconciler.domains.foreign import ForeignRule
 from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_unfinished
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
@@ -54,6 +55,7 @@ IFA_F_NOPREFIXROUTE = 0x200
 NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 FR_ACT_TO_TBL = 1
+RTPROT_KERNEL = 2
 RTM_F_LOOKUP_TABLE = 0x1000
 ARPHRD_ETHER = 1
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
@@ -105,6 +107,23 @@ class Netlink:
                 elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
                     names.setdefault(message.get("address"), name)
         return Links(names, pods)
+
+    def foreign_rules(self) -> tuple[ForeignRule, ...]:
+        """Return the ``ip rule``s of other owners, the kernel's own three left out.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        found: list[ForeignRule] = []
+        with _reading("other owners' rules"), _host() as ip:
+            for family in FAMILIES.values():
+                read = partial(ip.get_rules, family=AF[family.name])
+                found += [
+                    _decode_foreign_rule(message, family.name)
+                    for message in _dump(read, "rules")
+                    if message.get("protocol") not in (PROTOCOL, RTPROT_KERNEL)
+                ]
+        return tuple(found)
 
     def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]:
         """Where the pods' table leads: addresses by the host end of a pod's link, IPv4 first.
@@ -464,6 +483,19 @@ def _decode_rule(message: Message, family: str) -> Rule:
         source=ip_network((source, message["src_len"]), strict=False) if source else None,
         protocol=message.get("protocol") or 0,
         extra=",".join(others),
+    )
+
+
+def _decode_foreign_rule(message: Message, family: str) -> ForeignRule:
+    rule = _decode_rule(message, family)
+    return ForeignRule(
+        family=family,
+        priority=rule.priority,
+        table=rule.table or 0,
+        mark=rule.mark or 0,
+        mask=rule.mask,
+        source=rule.source,
+        narrow=rule.extra != "",
     )
 
 

@@ -1,22 +1,25 @@
 """nftables through libnftables' JSON binding: the door to ``nftables``.
 
-One transaction per plan. Only our own table is ever listed: other owners' tables may hold
-expressions this libnftables cannot print.
+One transaction per plan. Of other owners' tables nothing is listed but the names of their chains
+and the few rules that stand in a chain with hook forward itself: more would cost what they have,
+and may hold expressions that this libnftables cannot print.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 import nftables
 
-from reconciler.core.datapath import TABLE, IpAddress
+from reconciler.core.datapath import ALIAS, TABLE, IpAddress
+from reconciler.core.forward import ForwardChain
 from reconciler.core.plan import Change, Verb
 from reconciler.core.ranges import as_network
+from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.nat import (
     NftChain,
     NftElement,
@@ -74,6 +77,113 @@ class Nft:
             raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
         listing: list[Json] = json.loads(output)["nftables"] if output else []
         return listing
+
+
+FORWARD_FAMILIES = {"ip", "ip6", "inet"}
+"""Families whose packets are routed; a bridge forwards frames."""
+
+
+class ForwardRules:
+    """Our rules in forward chains of other owners, in the namespace this object was made in."""
+
+    def __init__(self) -> None:
+        self._nft = nftables.Nftables()
+        self._nft.set_json_output(True)
+        self._nft.set_handle_output(False)
+
+    def chains(self) -> tuple[frozenset[tuple[str, str]], tuple[ForwardChain, ...]]:
+        """Return (table, name) of every chain that is not ours, and the forward chains of them.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
+        names: set[tuple[str, str]] = set()
+        forward: list[ForwardChain] = []
+        for chain, rules in self._look():
+            names.add((chain["table"], chain["name"]))
+            if rules is not None:
+                accepts = frozenset(found for r in rules if (found := _accepted(r["expr"])))
+                forward.append(
+                    ForwardChain(
+                        chain["family"],
+                        chain["table"],
+                        chain["name"],
+                        drops=chain.get("policy") == "drop",
+                        accepts=accepts,
+                    )
+                )
+        return frozenset(names), tuple(forward)
+
+    def observe(self, desired: Iterable[ForwardAccept] = ()) -> frozenset[ForwardAccept]:
+        """List the rules that carry our comment.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
+        del desired  # a chain that is not desired any more has to be looked at as well
+        handles: dict[ForwardAccept, tuple[int, ...]] = {}
+        for chain, rules in self._look():
+            for rule in rules or ():
+                if rule.get("comment") == ALIAS:
+                    way, pattern = _accepted(rule["expr"]) or ("", canonical(rule["expr"]))
+                    found = ForwardAccept(
+                        chain["family"], chain["table"], chain["name"], way, pattern
+                    )
+                    handles[found] = (*handles.get(found, ()), rule["handle"])
+        return frozenset(replace(found, handles=h) for found, h in handles.items())
+
+    def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
+        """Carry out actions, each a transaction: one chain's owner is not another's."""
+        failures = []
+        for action in actions:
+            commands = _accept_commands(action)
+            code, _, error = self._nft.json_cmd({"nftables": commands})
+            if code != 0:
+                why = str(error).strip()[:256]
+                failures.append(ApplyError(str(action), "TransactionRefused", why))
+        return tuple(failures)
+
+    def _look(self) -> Iterator[tuple[Json, list[Json] | None]]:
+        """Yield every chain of others, and its rules if packets are forwarded through it."""
+        for entry in self._ask({"list": {"chains": None}}):
+            chain = entry.get("chain")
+            if chain is None or (chain["family"], chain["table"]) == ("inet", TABLE):
+                continue
+            if chain.get("hook") != "forward" or chain["family"] not in FORWARD_FAMILIES:
+                yield chain, None
+                continue
+            what = {k: chain[k] for k in ("family", "table", "name")}
+            listing = self._ask({"list": {"chain": what}})
+            yield chain, [e["rule"] for e in listing if "rule" in e]
+
+    def _ask(self, command: Json) -> list[Json]:
+        # As JSON: the names are other people's, and text would have to be quoted.
+        code, output, error = self._nft.json_cmd({"nftables": [command]})
+        if code != 0:
+            raise ObserveError("other owners' chains", str(error).strip()[:256])
+        listing: list[Json] = output["nftables"] if output else []
+        return listing
+
+
+def _accepted(expressions: Sequence[Json]) -> tuple[str, str] | None:
+    """Return (iifname or oifname, pattern) of a rule that accepts by that alone."""
+    match [e for e in expressions if "counter" not in e]:
+        case [
+            {"match": {"op": "==", "left": {"meta": {"key": str(way)}}, "right": str(pattern)}},
+            {"accept": _},
+        ] if way in ("iifname", "oifname"):
+            return way, pattern
+    return None
+
+
+def _accept_commands(action: Change[ForwardAccept]) -> list[Json]:
+    rule = action.object
+    place = {"family": rule.family, "table": rule.table, "chain": rule.chain}
+    if action.verb is Verb.DELETE:
+        return [{"delete": {"rule": place | {"handle": h}}} for h in rule.handles]
+    match = {"op": "==", "left": {"meta": {"key": rule.way}}, "right": rule.pattern}
+    body = [{"match": match}, {"counter": None}, {"accept": None}]
+    return [{"add": {"rule": place | {"expr": body, "comment": ALIAS}}}]
 
 
 def encode(actions: Sequence[Change[NftObject]]) -> list[Json]:

@@ -1,0 +1,353 @@
+"""Other owners' chains, rules and files are read as they are, and only ours are touched."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeSurroundings
+
+from lab import rulesets, services
+from reconciler.core.forward import ForwardChain
+from reconciler.core.plan import Change, Verb
+from reconciler.domains.foreign import (
+    NETWORK_MANAGER,
+    NETWORKD,
+    ForeignRule,
+    Manager,
+    Networkd,
+    Setting,
+)
+from reconciler.domains.forward import ForwardAccept
+from reconciler.targets.foreign import Surroundings
+from reconciler.targets.host import ROOT, HostFiles
+from reconciler.targets.legacy import LegacyTables
+from reconciler.targets.netlink import Netlink
+from reconciler.targets.nft import ForwardRules
+
+pytestmark = pytest.mark.kernel
+
+FROM, TO = (ForwardAccept("ip", "filter", "FORWARD", w, "nn*") for w in ("iifname", "oifname"))
+
+
+def run(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(params=["fake", "kernel"])
+def target(request: pytest.FixtureRequest, home: str) -> Iterator[Any]:
+    """Docker's FORWARD chain, and whoever puts rules into it."""
+    with rulesets.loaded(home, rulesets.docker()):
+        yield FakeSurroundings() if request.param == "fake" else ForwardRules()
+
+
+def change(verb: Verb, rule: ForwardAccept) -> Change[ForwardAccept]:
+    return Change(verb, rule, "test")
+
+
+def test_what_is_put_there_is_seen_and_what_is_taken_away_is_not(target: Any) -> None:
+    assert target.observe(()) == frozenset()
+    assert target.apply([change(Verb.CREATE, FROM), change(Verb.CREATE, TO)]) == ()
+    seen = target.observe(())
+    assert seen == {FROM, TO}
+    assert target.apply([change(Verb.DELETE, rule) for rule in seen]) == ()
+    assert target.observe(()) == frozenset()
+
+
+def test_iptables_goes_on_reading_its_table_and_ours_stand_last(home: str) -> None:
+    """A rule that iptables-nft cannot print makes it refuse the whole table."""
+    with rulesets.loaded(home, rulesets.docker()):
+        before = run("iptables-nft-save").splitlines()
+        target = ForwardRules()
+        target.apply([change(Verb.CREATE, FROM), change(Verb.CREATE, TO)])
+        after = run("iptables-nft-save").splitlines()
+        ours = [x for x in after if "node-network" in x]
+        assert ours == [
+            "-A FORWARD -i nn+ -m comment --comment node-network -j ACCEPT",
+            "-A FORWARD -o nn+ -m comment --comment node-network -j ACCEPT",
+        ]
+        assert [x for x in after if x.startswith("-A FORWARD")][-2:] == ours
+        rest = [x for x in after if x not in ours]
+        assert [x for x in rest if x[0] != "#"] == [x for x in before if x[0] != "#"]
+        assert "node-network" in run("iptables-nft", "-L", "FORWARD")
+        assert "incompatible" not in run("iptables-nft", "-S")
+        target.apply([change(Verb.DELETE, rule) for rule in target.observe()])
+        assert "node-network" not in run("iptables-nft-save")
+
+
+def test_a_rule_that_is_there_twice_goes_twice(home: str) -> None:
+    with rulesets.loaded(home, rulesets.docker()):
+        target = ForwardRules()
+        target.apply([change(Verb.CREATE, FROM), change(Verb.CREATE, FROM)])
+        (seen,) = target.observe()
+        assert len(seen.handles) == 2
+        target.apply([change(Verb.DELETE, seen)])
+        assert target.observe() == frozenset()
+
+
+def test_our_rule_that_somebody_changed_is_another_one(home: str) -> None:
+    with rulesets.loaded(home, rulesets.docker()):
+        run("nft", 'add rule ip filter FORWARD iifname "nn*" tcp dport 1 accept comment '
+            '"node-network"')  # fmt: skip
+        (seen,) = ForwardRules().observe()
+        assert seen != FROM
+        assert ForwardRules().apply([change(Verb.DELETE, seen)]) == ()
+        assert ForwardRules().observe() == frozenset()
+
+
+def test_a_chain_that_is_gone_is_a_failure_with_its_action(home: str) -> None:
+    (failure,) = ForwardRules().apply([change(Verb.CREATE, FROM)])
+    assert failure.action == FROM.command(Verb.CREATE)
+
+
+def test_chains_of_all_families_are_named_and_ours_are_not(home: str) -> None:
+    run("nft", "add table inet node_network; add chain inet node_network eni_0")
+    run("nft", "add table bridge b; add chain bridge b weird-name")
+    run("nft", "add table inet f; add chain inet f fw { type filter hook forward priority 0; "
+        "policy drop; }; add rule inet f fw oifname \"nn*\" accept; "
+        "add rule inet f fw iifname { \"nn1\", \"nn2\" } accept; "
+        "add rule inet f fw iifname \"nn*\" tcp dport 80 accept")  # fmt: skip
+    names, forward = ForwardRules().chains()
+    assert names == {("b", "weird-name"), ("f", "fw")}
+    assert forward == (
+        ForwardChain("inet", "f", "fw", drops=True, accepts=frozenset({("oifname", "nn*")})),
+    )
+
+
+def test_a_large_foreign_ruleset_costs_little(home: str) -> None:
+    """Chains are listed by name; nobody else's rules, sets or maps are read."""
+    many = services.padding(300)
+    with rulesets.loaded(home, services.kube_proxy("nftables", many, node="10.0.1.10")):
+        target = ForwardRules()
+        asked: list[Any] = []
+        real = target._nft.json_cmd
+        target._nft.json_cmd = lambda command: asked.append(command) or real(command)
+        names, _ = target.chains()
+    assert len(names) > 900
+    lists = [c["nftables"][0]["list"] for c in asked]
+    assert lists == [
+        {"chains": None},
+        {"chain": {"family": "ip", "table": "kube-proxy", "name": "filter-forward"}},
+    ]
+
+
+def test_legacy_tables_show_their_policy_chains_and_plain_accepts(home: str) -> None:
+    target = LegacyTables()
+    assert target.observe() == (frozenset(), ())
+    words = (
+        "-P FORWARD DROP|-N KUBE-FORWARD|-A FORWARD -j KUBE-FORWARD|-A FORWARD -i nn+ -j ACCEPT"
+    )
+    for rule in words.split("|"):
+        run("iptables-legacy", *rule.split())
+    run("iptables-legacy", "-A", "FORWARD", "-o", "nnx", "-m", "comment", "--comment", "c",
+        "-j", "ACCEPT")  # fmt: skip
+    # None of these lets everything of a link pass.
+    for rule in ("-i a+ -p tcp", "-i b+ -s 10.0.0.0/8", "! -i c+", "-i d+ -o e+", "-f -i g+"):
+        run("iptables-legacy", "-A", "FORWARD", *rule.split(), "-j", "ACCEPT")
+    run(
+        "iptables-legacy", "-A", "FORWARD", "-i", "h+", "-m", "mark", "--mark", "1", "-j", "ACCEPT"
+    )
+    run("iptables-legacy", "-A", "FORWARD", "-i", "i+", "-j", "DROP")
+    run("iptables-legacy", "-A", "INPUT", "-i", "j+", "-j", "ACCEPT")
+    run("iptables-legacy", "-A", "KUBE-FORWARD", "-i", "k+", "-j", "ACCEPT")
+    accepts = frozenset({("iifname", "nn*"), ("oifname", "nnx")})
+    chain = ForwardChain("ip", "filter", "FORWARD", "legacy", drops=True, accepts=accepts)
+    assert target.observe() == (frozenset({"KUBE-FORWARD"}), (chain,))
+    run("iptables-legacy", "-P", "FORWARD", "ACCEPT")
+    assert target.observe()[1][0].drops is False
+
+
+def test_looking_makes_no_legacy_table(home: str) -> None:
+    LegacyTables().observe()
+    assert Path("/proc/thread-self/net/ip_tables_names").read_text() == ""
+
+
+def test_rules_of_others_are_told_from_the_kernels_and_from_ours(home: str) -> None:
+    assert Netlink().foreign_rules() == ()
+    run("ip", "rule", "add", "priority", "512", "lookup", "512", "protocol", "201")
+    run("ip", "rule", "add", "priority", "9", "fwmark", "0x200/0xf00", "lookup", "2004")
+    run("ip", "rule", "add", "priority", "10", "from", "10.0.0.1", "lookup", "7")
+    run("ip", "rule", "add", "priority", "11", "from", "10.0.0.1", "iif", "lo", "lookup", "7")
+    run("ip", "rule", "add", "priority", "12", "to", "10.0.0.1", "lookup", "7")
+    source = ip_network("10.0.0.1/32")
+    assert set(Netlink().foreign_rules()) == {
+        ForeignRule("ipv4", 9, 2004, 0x200, 0xF00),
+        ForeignRule("ipv4", 10, 7, source=source),
+        ForeignRule("ipv4", 11, 7, source=source, narrow=True),
+        ForeignRule("ipv4", 12, 7, narrow=True),
+    }
+
+
+def test_one_look_brings_everything_together(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOT, str(tmp_path))
+    with rulesets.loaded(home, rulesets.docker(), rulesets.firewalld()):
+        seen = Surroundings().observe()
+    assert "DOCKER-USER" in seen.chains
+    assert seen.firewalld
+    assert [c.path for c in seen.forward or () if c.drops] == ["ip filter FORWARD"]
+    assert seen.unread == ()
+
+
+# -- the host's files ------------------------------------------------------------------------
+
+
+def put(root: Path, name: str, text: str = "") -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def mask(root: Path, name: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("/dev/null")
+
+
+ON, OFF = Setting(True), Setting(False)
+
+
+def test_an_empty_host_has_nobody(home: str, tmp_path: Path) -> None:
+    host = HostFiles(tmp_path)
+    assert host.networkd() is None
+    assert (host.managers(), host.tools(), host.firewalld_accepts()) == ((), (), frozenset())
+
+
+def test_networkd_counts_only_where_it_runs(tmp_path: Path) -> None:
+    put(tmp_path, "etc/systemd/networkd.conf", "[Network]\nManageForeignRoutes=no\n")
+    assert HostFiles(tmp_path).networkd() is None
+    put(tmp_path, "run/systemd/netif/state")
+    assert HostFiles(tmp_path).networkd() == Networkd(
+        ON, Setting(False, "/etc/systemd/networkd.conf")
+    )
+
+
+NO, YES = "[Network]\nManageForeignRoutes=no\n", "[Network]\nManageForeignRoutes=yes\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "file", "value"),
+    [
+        ({}, "", True),
+        ({"usr/lib/systemd/networkd.conf": NO}, "/usr/lib/systemd/networkd.conf", False),
+        # Of the main files only the first found is read.
+        (
+            {"usr/lib/systemd/networkd.conf": NO, "etc/systemd/networkd.conf": "[Network]\n"},
+            "",
+            True,
+        ),
+        # Drop-ins come after it, by name, wherever they are.
+        (
+            {
+                "etc/systemd/networkd.conf": YES,
+                "usr/lib/systemd/networkd.conf.d/80-release.conf": NO,
+            },
+            "/usr/lib/systemd/networkd.conf.d/80-release.conf",
+            False,
+        ),
+        (
+            {
+                "etc/systemd/networkd.conf.d/10-a.conf": YES,
+                "run/systemd/networkd.conf.d/20-b.conf": NO,
+            },
+            "/run/systemd/networkd.conf.d/20-b.conf",
+            False,
+        ),
+        # One name is one file: /etc before /run before /usr/lib.
+        (
+            {
+                "etc/systemd/networkd.conf.d/10-a.conf": YES,
+                "usr/lib/systemd/networkd.conf.d/10-a.conf": NO,
+            },
+            "/etc/systemd/networkd.conf.d/10-a.conf",
+            True,
+        ),
+        # Another section, a comment, and the last assignment.
+        (
+            {
+                "etc/systemd/networkd.conf": "[DHCPv4]\nManageForeignRoutes=no\n[Network]\n"
+                "# ManageForeignRoutes=no\nManageForeignRoutes=no\nManageForeignRoutes = true\n"
+            },
+            "/etc/systemd/networkd.conf",
+            True,
+        ),
+    ],
+)
+def test_what_networkd_reads_last_counts(
+    tmp_path: Path, files: dict[str, str], file: str, value: bool
+) -> None:
+    put(tmp_path, "run/systemd/netif/state")
+    for name, content in files.items():
+        put(tmp_path, name, content)
+    found = HostFiles(tmp_path).networkd()
+    assert found is not None
+    assert found.routes == Setting(value, file)
+
+
+def test_a_masked_drop_in_counts_for_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "run/systemd/netif/state")
+    put(tmp_path, "usr/lib/systemd/networkd.conf.d/80-release.conf", NO)
+    mask(tmp_path, "etc/systemd/networkd.conf.d/80-release.conf")
+    found = HostFiles(tmp_path).networkd()
+    assert found is not None
+    assert found.routes == ON
+
+
+def test_who_manages_a_link_is_read_by_its_index(home: str, tmp_path: Path) -> None:
+    run("ip", "link", "add", "a0", "type", "veth", "peer", "b0")
+    index = {name: socket.if_nametoindex(name) for name in ("a0", "b0")}
+    netif = "ADMIN_STATE=configured\nNETWORK_FILE=/usr/lib/systemd/network/80-x.network\n"
+    put(tmp_path, f"run/systemd/netif/links/{index['a0']}", netif)
+    put(tmp_path, f"run/systemd/netif/links/{index['b0']}", "ADMIN_STATE=unmanaged\n")
+    put(tmp_path, "run/systemd/netif/links/9999", netif)
+    put(tmp_path, f"run/NetworkManager/devices/{index['b0']}", "[device]\nmanaged=true\n")
+    put(tmp_path, f"run/NetworkManager/devices/{index['a0']}", "[device]\nmanaged=false\n")
+    assert set(HostFiles(tmp_path).managers()) == {
+        Manager("a0", NETWORKD, "/usr/lib/systemd/network/80-x.network"),
+        Manager("b0", NETWORK_MANAGER, f"/run/NetworkManager/devices/{index['b0']}"),
+    }
+
+
+def tools(root: Path) -> list[str]:
+    return [t.name for t in HostFiles(root).tools()]
+
+
+def test_ec2_net_utils_is_found_by_its_udev_rules_until_they_are_masked(tmp_path: Path) -> None:
+    name = "udev/rules.d/99-vpc-policy-routes.rules"
+    put(tmp_path, f"usr/lib/{name}")
+    (tool,) = HostFiles(tmp_path).tools()
+    assert (tool.name, tool.file) == ("amazon-ec2-net-utils", f"/usr/lib/{name}")
+    mask(tmp_path, f"etc/{name}")
+    assert tools(tmp_path) == []
+
+
+def test_nm_cloud_setup_is_found_when_enabled_and_told_to_serve_ec2(tmp_path: Path) -> None:
+    drop_in = "usr/lib/systemd/system/nm-cloud-setup.service.d/10-rh-enable-for-ec2.conf"
+    put(tmp_path, drop_in, "[Service]\nEnvironment=NM_CLOUD_SETUP_EC2=yes\n")
+    assert tools(tmp_path) == [], "not enabled"
+    put(tmp_path, "etc/systemd/system/timers.target.wants/nm-cloud-setup.timer")
+    assert tools(tmp_path) == ["nm-cloud-setup"]
+    put(tmp_path, drop_in, "[Service]\n")
+    assert tools(tmp_path) == [], "serves no cloud"
+
+
+ZONE = '<zone target="{}"><interface name="nn+"/><interface name="x0"/></zone>'
+POLICY = '<policy target="ACCEPT"><ingress-zone name="ANY"/><egress-zone name="trusted"/></policy>'
+
+
+def test_firewalld_accepts_by_a_zone_and_a_policy_together(tmp_path: Path) -> None:
+    host = HostFiles(tmp_path)
+    put(tmp_path, "etc/firewalld/zones/trusted.xml", ZONE.format("ACCEPT"))
+    assert host.firewalld_accepts() == frozenset(), "nothing lets others in"
+    put(tmp_path, "etc/firewalld/policies/to-pods.xml", POLICY)
+    assert host.firewalld_accepts() == {"nn*", "x0"}
+    put(tmp_path, "etc/firewalld/zones/trusted.xml", ZONE.format("default"))
+    assert host.firewalld_accepts() == frozenset()
+    put(tmp_path, "etc/firewalld/zones/trusted.xml", "<zone")
+    assert host.firewalld_accepts() == frozenset()

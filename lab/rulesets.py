@@ -158,7 +158,9 @@ def listing(namespace: str) -> str:
     return text
 
 
-def docker(*, link: str = "docker0", cidr: str = "172.17.0.0/16") -> Ruleset:
+def docker(
+    *, link: str = "docker0", cidr: str = "172.17.0.0/16", backend: Backend = "nft"
+) -> Ruleset:
     """Docker's engine with its default bridge (documented under "Packet filtering and firewalls").
 
     What hurts others is the policy: Docker turns on forwarding, and so that the host does not
@@ -174,6 +176,7 @@ def docker(*, link: str = "docker0", cidr: str = "172.17.0.0/16") -> Ruleset:
     )
     return Ruleset(
         "docker",
+        backend=backend,
         xtables=(
             Xtables(
                 "filter",

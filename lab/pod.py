@@ -51,8 +51,24 @@ class Pod:
         raise LookupError(f"no ENI of {self.node} holds {self.address}")
 
 
-def add(lab: Lab, node: str, name: str, *, version: str = "1.1.0", budget_s: float = 30) -> Pod:
+def add(
+    lab: Lab,
+    node: str,
+    name: str,
+    *,
+    version: str = "1.1.0",
+    budget_s: float = 30,
+    pod_name: str = "",
+) -> Pod:
     """Start a pod: make its namespace, call ADD.
+
+    Args:
+        lab: where.
+        node: on which node.
+        name: of the sandbox.
+        version: of the CNI specification.
+        budget_s: seconds that ADD may wait.
+        pod_name: whose sandbox it is, if the pod is not called like it.
 
     Raises:
         PodError: ADD failed; the namespace is removed again.
@@ -60,7 +76,9 @@ def add(lab: Lab, node: str, name: str, *, version: str = "1.1.0", budget_s: flo
     namespace = lab.names.namespace(f"pod-{name}")
     netns.make(namespace)
     try:
-        result = call(lab, node, name, "ADD", version=version, budget_s=budget_s)
+        result = call(
+            lab, node, name, "ADD", version=version, budget_s=budget_s, pod_name=pod_name
+        )
     except BaseException:
         netns.remove(namespace)
         raise
@@ -78,7 +96,14 @@ def delete(lab: Lab, node: str, name: str) -> None:
 
 
 def call(
-    lab: Lab, node: str, name: str, verb: str, *, version: str = "1.1.0", budget_s: float = 30
+    lab: Lab,
+    node: str,
+    name: str,
+    verb: str,
+    *,
+    version: str = "1.1.0",
+    budget_s: float = 30,
+    pod_name: str = "",
 ) -> dict[str, Any]:
     """Run the executable once, on the node, as its runtime does.
 
@@ -99,7 +124,7 @@ def call(
         "CNI_NETNS": str(netns.path(lab.names.namespace(f"pod-{name}"))),
         "CNI_IFNAME": "eth0",
         "CNI_PATH": "/opt/cni/bin",
-        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}",
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod_name or name}",
     }
     done = subprocess.run(
         lab.command(node, [sys.executable, "-I", "-m", "cni"]),

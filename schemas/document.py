@@ -119,6 +119,13 @@ class Pods(Model):
         description="First letters of the host ends of pods' links: 1 to 4 lower-case letters "
         "and digits. A change holds for pods that start after it.",
     )
+    veth_name: Literal["sandbox", "pod"] = Field(
+        default="sandbox",
+        description="What the rest of such a name is made of. sandbox: of the container ID, so "
+        "that no two are ever alike. pod: of the pod's namespace and name, as Calico computes it, "
+        "for its policies beside this network; set Felix's InterfacePrefix to vethPrefix then. A "
+        "change holds for pods that start after it.",
+    )
 
 
 class Reconcile(Model):

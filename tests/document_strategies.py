@@ -80,7 +80,11 @@ trees = parts(
         markMask=st.sampled_from(["0xff", "0x0ff0", "0xff0000"]),
         acceptForwarded=st.booleans(),
     ),
-    pods=parts(mtu=st.none() | st.integers(1280, 9001), vethPrefix=st.just("p0d")),
+    pods=parts(
+        mtu=st.none() | st.integers(1280, 9001),
+        vethPrefix=st.just("p0d"),
+        vethName=st.sampled_from(["sandbox", "pod"]),
+    ),
     reconcile=parts(resync=st.just("90s"), ec2Resync=st.just("10m")),
     families=st.just(["ipv4"]),
     instanceTypes=st.dictionaries(

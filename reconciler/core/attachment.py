@@ -17,6 +17,10 @@ IFNAMSIZ = 15
 MAX_VETH_PREFIX = 4
 """Characters of ``pods.vethPrefix`` at most; the rest of a host veth's name is a hash."""
 
+POD_DIGITS = 11
+"""Hexadecimal digits in the name of a host veth that is called after its pod. Calico's choice, and
+the stock plugin's: libcalico-go ``VethNameForWorkload``."""
+
 
 class AttachmentKey(NamedTuple):
     """Identity of an attachment. Source: CNI specification, "Attachment parameters"."""
@@ -169,3 +173,15 @@ def alias_key(alias: str) -> AttachmentKey | None:
 def veth_name(prefix: str, key: AttachmentKey) -> str:
     """Return the host veth's name: the prefix and as much of a hash as fits into a name."""
     return (prefix + hashlib.sha256(str(key).encode()).hexdigest())[:IFNAMSIZ]
+
+
+def pod_veth_name(prefix: str, pod: str) -> str:
+    """Return the name by which Calico knows the host veth of a pod, whatever its sandbox is.
+
+    Args:
+        prefix: Calico's FELIX_INTERFACEPREFIX.
+        pod: ``namespace/name``.
+    """
+    namespace, _, name = pod.partition("/")
+    digest = hashlib.sha1(f"{namespace}.{name}".encode(), usedforsecurity=False).hexdigest()
+    return prefix + digest[:POD_DIGITS]

@@ -17,6 +17,7 @@ from reconciler.core.attachment import (
     Intent,
     IntentState,
     netns_identity,
+    pod_veth_name,
     veth_name,
 )
 from reconciler.core.datapath import IpAddress
@@ -32,6 +33,7 @@ class Allocation:
 
     Attributes:
         enis: those that serve pods, in the order in which they are filled.
+        veth_of_pod: host veths are called after their pods, not after their sandboxes.
         flows: addresses that conntrack still has connections of.
         orphans: attachments whose namespace is gone for so long that no DEL will come.
         strays: attachments that only the kernel remembers.
@@ -42,6 +44,7 @@ class Allocation:
 
     enis: tuple[Eni, ...]
     veth_prefix: str
+    veth_of_pod: bool
     flows: frozenset[IpAddress]
     orphans: frozenset[AttachmentKey]
     strays: tuple[Attachment, ...]
@@ -56,6 +59,7 @@ def desire(inputs: Inputs) -> Allocation:
     return Allocation(
         enis=tuple(eni for eni, _ in inputs.pod_enis if eni.device_index or use_primary),
         veth_prefix=inputs.document.pods.veth_prefix,
+        veth_of_pod=inputs.document.pods.veth_name == "pod",
         flows=inputs.flows,
         orphans=inputs.orphans,
         strays=inputs.strays,
@@ -178,6 +182,7 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
     taken |= {c.address for c in observed.cooling}
     taken |= {a for q in observed.quarantined for a in q.network}
     namespaces = {a.netns: a.key for a in held}
+    veths = {a.veth: a.key for a in held}
     # By address: during a move two ENIs may show the same one.
     owners = {a: eni for eni in reversed(desired.enis) for a in eni.pod_addresses}
     free = [(eni, a) for eni in desired.enis for a in eni.pod_addresses if owners[a] is eni]
@@ -192,25 +197,35 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
                 refusals.append(_netns_gone(intent))
             continue
         netns = netns_identity(intent.netns, intent.netns_inode)
+        veth = _veth(intent, desired)
         if not intent.netns_alive:
             refusals.append(_netns_gone(intent))
         elif netns in namespaces:
             refusals.append(_netns_taken(intent, namespaces[netns]))
+        elif veth in veths:
+            refusals.append(_veth_taken(intent, veth, veths[veth]))
         elif free:
-            actions.append(_binding(intent, *free.pop(0), prefix=desired.veth_prefix))
-            namespaces[netns] = intent.key
+            actions.append(_binding(intent, *free.pop(0), veth=veth))
+            namespaces[netns] = veths[veth] = intent.key
         else:
             refusals.append(_exhausted(intent, desired, observed))
     return Plan(tuple(actions), tuple(refusals))
 
 
-def _binding(intent: Intent, eni: Eni, address: IpAddress, *, prefix: str) -> Change[Attachment]:
+def _veth(intent: Intent, desired: Allocation) -> str:
+    """Return the name of the host end; a sandbox of no pod has only its own to be called by."""
+    if desired.veth_of_pod and intent.pod:
+        return pod_veth_name(desired.veth_prefix, intent.pod)
+    return veth_name(desired.veth_prefix, intent.key)
+
+
+def _binding(intent: Intent, eni: Eni, address: IpAddress, *, veth: str) -> Change[Attachment]:
     attachment = Attachment(
         key=intent.key,
         netns=netns_identity(intent.netns, intent.netns_inode),
         addresses=(address,),
         eni_id=eni.eni_id,
-        veth=veth_name(prefix, intent.key),
+        veth=veth,
         pod=intent.pod,
     )
     return Change(Verb.CREATE, attachment, f"wanted by {intent.pod or intent.key}")
@@ -235,6 +250,15 @@ def _netns_taken(intent: Intent, holder: AttachmentKey) -> Refusal:
         reason="NetnsTaken",
         message=f"{intent.netns} already has {holder} for its way out; a second interface of ours "
         "in one namespace is not supported",
+    )
+
+
+def _veth_taken(intent: Intent, veth: str, holder: AttachmentKey) -> Refusal:
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="VethNameTaken",
+        message=f"link {veth} of pod {intent.pod} is still that of its sandbox {holder}; it is "
+        "served as soon as a DEL, or the end of that sandbox's namespace, has released it",
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reconciler.core.attachment import IFNAMSIZ, MAX_VETH_PREFIX, netns_path
+from reconciler.core.attachment import IFNAMSIZ, MAX_VETH_PREFIX, POD_DIGITS, netns_path
 from reconciler.core.datapath import ALIAS, MAC_STAMP
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare, merge
@@ -163,7 +163,7 @@ def is_unfinished(name: str, mac: str) -> bool:
     digits = name[MAX_VETH_PREFIX:]
     return (
         mac.startswith(MAC_STAMP)
-        and len(name) == IFNAMSIZ
+        and POD_DIGITS < len(name) <= IFNAMSIZ
         and not digits.strip("0123456789abcdef")
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from builders import SUBNET, attachment, document, eni, inputs, intent
 
-from reconciler.core.attachment import Attachment, Cooling, IntentState
+from reconciler.core.attachment import Attachment, Cooling, Intent, IntentState, veth_name
 from reconciler.core.plan import Change
 from reconciler.core.records import Records
 from reconciler.domains import attachment as domain
@@ -103,6 +103,45 @@ def test_one_namespace_has_one_way_out() -> None:
     assert [(r.reason, r.subject) for r in plan.refusals] == [
         ("NetnsTaken", f"intent {second.key}")
     ]
+
+
+BY_POD = document(pods={"vethName": "pod", "vethPrefix": "cali"})
+
+
+def sandboxes(*numbers: int) -> tuple[Intent, ...]:
+    """Sandboxes of one and the same pod."""
+    return tuple(replace(intent(n), pod="default/web-0") for n in numbers)
+
+
+def test_a_veth_called_after_its_pod_has_the_name_that_calico_computes() -> None:
+    (action,) = domain.plan(
+        domain.desire(inputs(1, document=BY_POD)), Records(sandboxes(1))
+    ).actions
+    assert isinstance(action, Change)
+    # printf default.web-0 | sha1sum
+    assert action.object.veth == "cali0d7763386da"
+
+
+def test_a_sandbox_of_no_pod_is_called_after_itself() -> None:
+    nobody = replace(intent(1), pod="")
+    (action,) = domain.plan(domain.desire(inputs(1, document=BY_POD)), Records((nobody,))).actions
+    assert isinstance(action, Change)
+    assert action.object.veth == veth_name("cali", nobody.key)
+
+
+def test_a_pod_waits_for_the_link_of_its_older_sandbox() -> None:
+    both = Records(sandboxes(1, 2))
+    plan = domain.plan(domain.desire(inputs(1, document=BY_POD)), both)
+    assert [a.key.container_id for a in plan.actions] == ["pod1"]
+    (refusal,) = plan.refusals
+    assert (refusal.reason, refusal.subject) == ("VethNameTaken", "intent pod2/eth0")
+    assert "pod1/eth0" in refusal.message
+    bound = tuple(a.object for a in plan.actions if isinstance(a, Change))
+    again = domain.plan(
+        domain.desire(inputs(1, document=BY_POD)), replace(both, attachments=bound)
+    )
+    assert [r.reason for r in again.refusals] == ["VethNameTaken"]
+    assert not domain.plan(domain.desire(inputs(1)), both).refusals, "sandboxes have names each"
 
 
 def test_an_address_that_two_enis_show_is_given_once() -> None:

@@ -305,9 +305,13 @@ def test_a_foreign_rule_of_any_form_is_no_trouble(home: str, selector: tuple[str
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("world", ["kernel"], indirect=True)
-def test_a_link_that_has_not_got_its_alias_yet_is_ours_all_the_same(world: World) -> None:
+@pytest.mark.parametrize("veth", ["", "n0d7763386da", "cali0d7763386da"])
+def test_a_link_that_has_not_got_its_alias_yet_is_ours_all_the_same(
+    world: World, veth: str
+) -> None:
     """A crash can come between making a link and naming it."""
     one = attachment(1, netns=world.pod)
+    one = replace(one, veth=veth or one.veth)
     (host,) = [o for o in link.desire(inputs(1, (one,))) if isinstance(o, Veth)]
     ip("link", "add", host.name, "address", host.mac, "type", "veth", "peer", "name", "x0")
     assert host.name not in world.target.links().names.values()

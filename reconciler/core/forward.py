@@ -13,8 +13,9 @@ class ForwardChain:
         family: nftables' word: ip, ip6 or inet.
         backend: "nft", or "legacy" for what only iptables-legacy shows.
         drops: its policy is to drop what no rule accepts.
-        accepts: (iifname or oifname, pattern) of its own rules that accept whatever comes from,
-            or goes to, such links.
+        shut: a rule in it drops or rejects whatever has come that far.
+        accepts: (iifname or oifname, pattern) of its rules that accept whatever comes from, or
+            goes to, such links; those behind a rule that shuts it do not count.
     """
 
     family: str
@@ -22,6 +23,7 @@ class ForwardChain:
     name: str
     backend: str = "nft"
     drops: bool = False
+    shut: bool = False
     accepts: frozenset[tuple[str, str]] = frozenset()
 
     @property
@@ -33,7 +35,8 @@ class ForwardChain:
 def is_ours_to_open(chain: ForwardChain, families: frozenset[str]) -> bool:
     """Whether rules of ours can make this chain let pods' packets pass."""
     served = chain.family == "inet" or chain.family in families
-    return chain.drops and chain.backend == "nft" and served
+    by_policy = chain.drops and not chain.shut
+    return by_policy and chain.backend == "nft" and served
 
 
 def covers(pattern: str, other: str) -> bool:

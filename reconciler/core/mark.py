@@ -14,19 +14,21 @@ class MarkUser:
         chains: how the names of its chains begin; they give it away.
         mask: the bits it sets or reads.
         cure: what an operator can do if they are ours as well.
+        table: its nftables table, if it has one of its own.
     """
 
     name: str
     chains: tuple[str, ...]
     mask: int
     cure: str
+    table: str = ""
 
 
 OTHER_BITS = "give routing.markMask eight bits that it leaves alone"
 
 MARK_USERS = (
     # --iptables-masquerade-bit 14, and kubelet's --iptables-drop-bit 15 until Kubernetes 1.27.
-    MarkUser("kube-proxy", ("KUBE-",), 0xC000, OTHER_BITS),
+    MarkUser("kube-proxy", ("KUBE-",), 0xC000, OTHER_BITS, "kube-proxy"),
     # containernetworking/plugins, portmap: "markMasqBit", default 13.
     MarkUser("the portmap plugin", ("CNI-HOSTPORT-",), 0x2000, OTHER_BITS),
     # Felix configuration "iptablesMarkMask".
@@ -47,23 +49,28 @@ MARK_USERS = (
         ("AWS-SNAT-CHAIN-", "AWS-CONNMARK-CHAIN-"),
         0x80,
         "remove what it left: its rules translate pods' packets as well; restart the node, or "
-        "delete its chains and the jumps to them",
+        "delete its chains and the jumps to them, and table ip aws-cni",
+        "aws-cni",
     ),
 )
 """Istio's 0x539 is not here: it marks inside pods' namespaces, which have marks of their own."""
 
 
-def users_of(chains: Iterable[str], mask: int) -> list[tuple[MarkUser, str]]:
-    """Return who uses bits of this mask, each with one of its chains.
+def users_of(
+    chains: Iterable[str], tables: Iterable[str], mask: int
+) -> list[tuple[MarkUser, str]]:
+    """Return who uses bits of this mask, each with what gave it away.
 
     Args:
         chains: names of chains that others have.
+        tables: names of their nftables tables.
         mask: our bits.
     """
-    chains = sorted(set(chains))
+    chains, tables = sorted(set(chains)), set(tables)
     found = []
     for user in MARK_USERS:
-        seen = [c for c in chains if c.startswith(user.chains)]
+        seen = [f"chain {c}" for c in chains if c.startswith(user.chains)]
+        seen += [f"table {user.table}"] if user.table in tables else []
         if seen and user.mask & mask:
             found.append((user, seen[0]))
     return found

@@ -17,7 +17,7 @@ from reconciler.core.datapath import (
     host_network,
 )
 from reconciler.core.finding import Finding
-from reconciler.core.forward import ForwardChain, covers
+from reconciler.core.forward import ForwardChain, covers, is_ours_to_open
 from reconciler.core.inputs import Inputs
 from reconciler.core.mark import users_of
 
@@ -101,18 +101,17 @@ class Foreign:
     """Everything of other owners that was looked at.
 
     Attributes:
-        chains: names of their chains, in all families.
+        chains, tables: names of their chains and nftables tables, in all families.
         forward: their base chains with hook forward; None if nobody knows.
-        firewalld: its table is there.
         firewalld_accepts: patterns of links that a zone of firewalld accepts, in both directions.
         networkd: None if it does not run.
         unread: what could not be looked at, and why.
     """
 
     chains: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()
     forward: tuple[ForwardChain, ...] | None = ()
     rules: tuple[ForeignRule, ...] = ()
-    firewalld: bool = False
     firewalld_accepts: frozenset[str] = frozenset()
     networkd: Networkd | None = None
     managers: tuple[Manager, ...] = ()
@@ -153,6 +152,10 @@ def desire(inputs: Inputs) -> Ours:
     )
 
 
+FIREWALLD = "firewalld"
+"""The table of firewalld's nftables backend."""
+
+
 def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
     """Say what hurts, in the order in which an operator should look at it."""
     return (
@@ -167,7 +170,8 @@ def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
 
 def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
     for chain in foreign.forward or ():
-        if not chain.drops or not (chain.family == "inet" or chain.family in ours.families):
+        served = chain.family == "inet" or chain.family in ours.families
+        if not (chain.drops or chain.shut) or not served or chain.table == FIREWALLD:
             continue
         shut = [
             pattern
@@ -176,7 +180,7 @@ def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
         ]
         if shut:
             yield _dropped(chain, shut, ours)
-    if foreign.firewalld:
+    if FIREWALLD in foreign.tables:
         shut = [
             p
             for p in sorted(ours.patterns)
@@ -191,24 +195,39 @@ def _lets(accepts: Iterable[tuple[str, str]], way: str, pattern: str) -> bool:
 
 
 def _dropped(chain: ForwardChain, shut: list[str], ours: Ours) -> Finding:
+    what = "a rule in it drops whatever comes that far" if chain.shut else "its policy is drop"
     why = (
-        "its policy is drop, so packets from and to pods end there; accepting them in a table of "
-        "our own would not help, because every chain of a hook has to let a packet pass"
+        f"{what}, so packets from and to pods end there; accepting them in a table of our own "
+        "would not help, because every chain of a hook has to let a packet pass"
     )
-    if chain.backend == "legacy":
-        program = "iptables-legacy" if chain.family == "ip" else "ip6tables-legacy"
-        rules = [
-            f"{program} -A FORWARD -{way} {p.replace('*', '+')} -j ACCEPT"
-            for p in shut
-            for way in "io"
-        ]
-        cure = f"run: {'; '.join(rules)}"
-    elif ours.accept_forwarded:
-        cure = "routing.acceptForwarded is set, so rules that accept them will be put there"
-    else:
-        cure = "set routing.acceptForwarded, or let its owner accept them"
     name = f"chain {chain.path}" + (" (legacy iptables)" if chain.backend == "legacy" else "")
-    return Finding(name, "ForwardingDropped", f"{why}; {cure}")
+    return Finding(name, "ForwardingDropped", f"{why}; {_opening(chain, shut, ours)}")
+
+
+IPTABLES = {
+    ("ip", "filter", "FORWARD"): "iptables",
+    ("ip6", "filter", "FORWARD"): "ip6tables",
+}
+"""Chains that iptables keeps, in nftables or by itself."""
+
+
+def _opening(chain: ForwardChain, shut: list[str], ours: Ours) -> str:
+    """Say how pods' packets get through a chain."""
+    if not is_ours_to_open(chain, ours.families):
+        # Ahead of the rule that shuts it, or else where the policy is asked.
+        verb, word = ("-I", "insert") if chain.shut else ("-A", "add")
+        rules = [(way, p) for p in shut for way in ("iifname", "oifname")]
+        program = IPTABLES.get((chain.family, chain.table, chain.name))
+        if program:
+            program += f"-{chain.backend} {verb} FORWARD"
+            jumps = [f"-{way[0]} {p.replace('*', '+')} -j ACCEPT" for way, p in rules]
+            commands = [f"{program} {jump}" for jump in jumps]
+        else:
+            commands = [f"nft {word} rule {chain.path} {way} '{p}' accept" for way, p in rules]
+        return f"run: {'; '.join(commands)}"
+    if ours.accept_forwarded:
+        return "routing.acceptForwarded is set, so rules that accept them will be put there"
+    return "set routing.acceptForwarded, or let its owner accept them"
 
 
 def _rejected(shut: list[str]) -> Finding:
@@ -303,9 +322,9 @@ def _managers(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
 
 
 def _marks(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
-    for user, chain in users_of(foreign.chains, ours.mark_mask):
+    for user, trace in users_of(foreign.chains, foreign.tables, ours.mark_mask):
         yield Finding(
-            f"chain {chain}",
+            trace,
             "MarkConflict",
             f"{user.name} uses bits {user.mask:#x} of packet marks and our mask is "
             f"{ours.mark_mask:#x}: each takes the other's for its own; {user.cure}",

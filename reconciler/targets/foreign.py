@@ -17,9 +17,6 @@ T = TypeVar("T")
 
 Chains = tuple[frozenset[Any], tuple[ForwardChain, ...] | None]
 
-FIREWALLD = "firewalld"
-"""The table of firewalld's nftables backend."""
-
 
 class Surroundings:
     """The namespace this object was made in, and the host's files.
@@ -53,7 +50,7 @@ class Surroundings:
             chains=frozenset(name for _, name in nft_chains) | legacy_chains,
             forward=None if nft_forward is None else (*nft_forward, *(legacy_forward or ())),
             rules=tried(self._netlink.foreign_rules, no_rules),
-            firewalld=any(table == FIREWALLD for table, _ in nft_chains),
+            tables=frozenset(table for table, _ in nft_chains),
             firewalld_accepts=self._host.firewalld_accepts(),
             networkd=self._host.networkd(),
             managers=self._host.managers(),

@@ -117,7 +117,9 @@ class HostFiles:
         """An enabled unit that is told to serve EC2."""
         units = ("nm-cloud-setup.timer", "nm-cloud-setup.service")
         system = self.root / "etc/systemd/system"
-        enabled = [p for unit in units for p in sorted(system.glob(f"*.wants/{unit}"))]
+        # An enabled unit is a link to a path on the host, which leads nowhere from a container.
+        wants = sorted(system.glob("*.wants"))
+        enabled = [p for unit in units for d in wants if os.path.lexists(p := d / unit)]
         masked = [u for u in units if _is_masked(system / u)]
         if not enabled or len(masked) == len(units):
             return

@@ -75,7 +75,7 @@ def _decode(info: bytes, entries: bytes) -> tuple[frozenset[str], tuple[ForwardC
     ends = struct.unpack_from("5I", info, 56)
     names: set[str] = set()
     accepts: set[tuple[str, str]] = set()
-    drops = False
+    drops = shut = False
     offset = 0
     while offset < len(entries):
         target_offset, next_offset = struct.unpack_from("HH", entries, offset + 88)
@@ -85,26 +85,33 @@ def _decode(info: bytes, entries: bytes) -> tuple[frozenset[str], tuple[ForwardC
             # Each chain of a user begins with one; its "error" is the chain's name.
             names.add(_text(entries[target + TARGET_HEADER : target + TARGET_HEADER + 30]))
         verdict = struct.unpack_from("i", entries, target + TARGET_HEADER)[0] if not name else 0
+        entry = entries[offset:target]
         if offset == ends[HOOK_FORWARD]:
             drops = verdict == DROP
-        elif starts[HOOK_FORWARD] <= offset < ends[HOOK_FORWARD] and verdict == ACCEPT:
-            accepts |= _accepted(entries[offset:target])
+        elif starts[HOOK_FORWARD] <= offset < ends[HOOK_FORWARD] and not shut:
+            shut = (verdict == DROP or name == "REJECT") and _asked(entry) == {}
+            accepts |= _accepted(entry) if verdict == ACCEPT else set()
         offset += next_offset
-    chain = ForwardChain("ip", "filter", "FORWARD", "legacy", drops, frozenset(accepts))
+    chain = ForwardChain("ip", "filter", "FORWARD", "legacy", drops, shut, frozenset(accepts))
     return frozenset(names - {"ERROR"}), (chain,)
 
 
 def _accepted(entry: bytes) -> set[tuple[str, str]]:
-    """Return the link that is all a rule asks for; nothing if it asks for more."""
+    """Return the link that is all a rule asks for; nothing if it asks for more, or for none."""
+    asked = _asked(entry)
+    return set(asked.items()) if asked and len(asked) == 1 else set()
+
+
+def _asked(entry: bytes) -> dict[str, str] | None:
+    """Return the links that a rule asks for; None if it asks for anything else."""
     masks, protocol_and_flags = entry[8:16], entry[80:84]
     if any(masks) or any(protocol_and_flags) or not _only_comment(entry[ENTRY_SIZE:]):
-        return set()
+        return None
     sides = {
         "iifname": (entry[16:32], entry[48:64]),
         "oifname": (entry[32:48], entry[64:80]),
     }
-    asked = {way: _pattern(name, mask) for way, (name, mask) in sides.items() if any(mask)}
-    return set(asked.items()) if len(asked) == 1 else set()
+    return {way: _pattern(name, mask) for way, (name, mask) in sides.items() if any(mask)}
 
 
 def _only_comment(matches: bytes) -> bool:

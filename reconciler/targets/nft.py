@@ -102,13 +102,16 @@ class ForwardRules:
         for chain, rules in self._look():
             names.add((chain["table"], chain["name"]))
             if rules is not None:
-                accepts = frozenset(found for r in rules if (found := _accepted(r["expr"])))
+                bodies = [_body(r["expr"]) for r in rules]
+                end = next((n for n, body in enumerate(bodies) if _stops(body)), None)
+                accepts = frozenset(found for b in bodies[:end] if (found := _accepted(b)))
                 forward.append(
                     ForwardChain(
                         chain["family"],
                         chain["table"],
                         chain["name"],
                         drops=chain.get("policy") == "drop",
+                        shut=end is not None,
                         accepts=accepts,
                     )
                 )
@@ -125,7 +128,8 @@ class ForwardRules:
         for chain, rules in self._look():
             for rule in rules or ():
                 if rule.get("comment") == ALIAS:
-                    way, pattern = _accepted(rule["expr"]) or ("", canonical(rule["expr"]))
+                    body = _body(rule["expr"])
+                    way, pattern = _accepted(body) or ("", canonical(body))
                     found = ForwardAccept(
                         chain["family"], chain["table"], chain["name"], way, pattern
                     )
@@ -165,9 +169,23 @@ class ForwardRules:
         return listing
 
 
-def _accepted(expressions: Sequence[Json]) -> tuple[str, str] | None:
+def _body(expressions: Sequence[Json]) -> list[Json]:
+    """Leave out what decides nothing."""
+    return [e for e in expressions if "counter" not in e]
+
+
+def _stops(body: list[Json]) -> bool:
+    """Whether a rule drops or rejects every packet; of iptables' targets REJECT is no verdict."""
+    match body:
+        case [{"drop": _}] | [{"reject": _}] | [{"xt": {"type": "target", "name": "REJECT"}}]:
+            return True
+        case _:
+            return False
+
+
+def _accepted(body: list[Json]) -> tuple[str, str] | None:
     """Return (iifname or oifname, pattern) of a rule that accepts by that alone."""
-    match [e for e in expressions if "counter" not in e]:
+    match body:
         case [
             {"match": {"op": "==", "left": {"meta": {"key": str(way)}}, "right": str(pattern)}},
             {"accept": _},

@@ -82,10 +82,29 @@ def test_legacy_iptables_gets_the_commands_an_operator_must_run() -> None:
     assert "iptables-legacy -A FORWARD -o nn+ -j ACCEPT" in said
 
 
+def test_a_chain_that_a_rule_shuts_gets_commands_that_come_before_it() -> None:
+    shut = replace(DOCKER, drops=False, shut=True)
+    assert "iptables-nft -I FORWARD -o nn+ -j ACCEPT" in text(Foreign(forward=(shut,)))
+    native = replace(shut, family="inet", table="mine", name="fw")
+    said = text(Foreign(forward=(native,)), replace(OURS, accept_forwarded=True))
+    assert "nft insert rule inet mine fw iifname 'nn*' accept" in said
+    assert (
+        forward.desire(
+            replace(
+                inputs(1), document=document(routing={"acceptForwarded": True}), forward=(shut,)
+            )
+        )
+        == frozenset()
+    ), "its owner has decided"
+
+
 def test_firewalld_is_a_finding_until_a_zone_accepts_pods() -> None:
-    said = text(Foreign(firewalld=True))
+    said = text(Foreign(tables=frozenset({"firewalld"})))
     assert "firewall-cmd --permanent --zone=trusted --add-interface=nn+" in said
-    assert reasons(Foreign(firewalld=True, firewalld_accepts=frozenset({"nn*"}))) == []
+    assert (
+        reasons(Foreign(tables=frozenset({"firewalld"}), firewalld_accepts=frozenset({"nn*"})))
+        == []
+    )
 
 
 def test_networkd_is_a_finding_by_what_its_configuration_says_in_the_end() -> None:
@@ -123,6 +142,11 @@ def test_marks_conflict_exactly_where_bits_overlap(user: object, shift: int) -> 
     seen = Foreign(chains=frozenset(f"{user.chains[0]}X{n}" for n in range(3)))
     wanted = ["MarkConflict"] if user.mask & mask else []
     assert reasons(seen, replace(OURS, mark_mask=mask)) == wanted
+
+
+def test_a_user_of_marks_is_known_by_its_table_as_well() -> None:
+    said = text(Foreign(tables=frozenset({"aws-cni", "kube-proxy"})))
+    assert said.startswith("MarkConflict: table aws-cni: amazon-vpc-cni-k8s uses bits 0x80 ")
 
 
 def test_the_default_mask_lives_with_kube_proxy_portmap_calico_and_tailscale() -> None:

@@ -119,6 +119,28 @@ def test_chains_of_all_families_are_named_and_ours_are_not(home: str) -> None:
     )
 
 
+@pytest.mark.parametrize("target", ["DROP", "REJECT"])
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_a_rule_that_shuts_a_chain_is_seen_and_what_stands_behind_it_does_not_count(
+    home: str, target: str, backend: str
+) -> None:
+    def observe() -> ForwardChain:
+        nft, legacy = ForwardRules().chains()[1], LegacyTables().observe()[1]
+        return (legacy if backend == "legacy" else nft)[0]
+
+    def rule(*words: str) -> None:
+        run(f"iptables-{backend}", *words)
+
+    rule("-A", "FORWARD", "-i", "a+", "-j", target)
+    rule("-A", "FORWARD", "-p", "tcp", "-j", target)
+    assert not observe().shut
+    rule("-A", "FORWARD", "-j", target)
+    rule("-A", "FORWARD", "-i", "nn+", "-j", "ACCEPT")
+    assert (observe().shut, observe().accepts) == (True, frozenset())
+    rule("-I", "FORWARD", "-i", "nn+", "-j", "ACCEPT")
+    assert observe().accepts == {("iifname", "nn*")}
+
+
 def test_a_large_foreign_ruleset_costs_little(home: str) -> None:
     """Chains are listed by name; nobody else's rules, sets or maps are read."""
     many = services.padding(300)
@@ -190,7 +212,7 @@ def test_one_look_brings_everything_together(
     with rulesets.loaded(home, rulesets.docker(), rulesets.firewalld()):
         seen = Surroundings().observe()
     assert "DOCKER-USER" in seen.chains
-    assert seen.firewalld
+    assert {"filter", "nat", "firewalld"} <= seen.tables
     assert [c.path for c in seen.forward or () if c.drops] == ["ip filter FORWARD"]
     assert seen.unread == ()
 
@@ -331,7 +353,9 @@ def test_nm_cloud_setup_is_found_when_enabled_and_told_to_serve_ec2(tmp_path: Pa
     drop_in = "usr/lib/systemd/system/nm-cloud-setup.service.d/10-rh-enable-for-ec2.conf"
     put(tmp_path, drop_in, "[Service]\nEnvironment=NM_CLOUD_SETUP_EC2=yes\n")
     assert tools(tmp_path) == [], "not enabled"
-    put(tmp_path, "etc/systemd/system/timers.target.wants/nm-cloud-setup.timer")
+    wants = tmp_path / "etc/systemd/system/timers.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "nm-cloud-setup.timer").symlink_to("/usr/lib/systemd/system/nm-cloud-setup.timer")
     assert tools(tmp_path) == ["nm-cloud-setup"]
     put(tmp_path, drop_in, "[Service]\n")
     assert tools(tmp_path) == [], "serves no cloud"

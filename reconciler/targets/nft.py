@@ -8,7 +8,7 @@ and may hold expressions that this libnftables cannot print.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -29,6 +29,7 @@ from reconciler.domains.nat import (
     canonical,
 )
 from reconciler.errors import ApplyError, ObserveError
+from reconciler.targets.chains import Chain, generation, list_chains
 
 Json = dict[str, Any]
 
@@ -79,8 +80,11 @@ class Nft:
         return listing
 
 
-FORWARD_FAMILIES = {"ip", "ip6", "inet"}
-"""Families whose packets are routed; a bridge forwards frames."""
+NEVER_FIREWALLS = {TABLE, "kube-proxy"}
+"""Tables whose forward chains drop nothing that others may have; not worth a look at their rules,
+which costs libnftables a look at all their chains."""
+
+Seen = tuple[frozenset[tuple[str, str]], tuple[ForwardChain, ...], frozenset[ForwardAccept]]
 
 
 class ForwardRules:
@@ -90,51 +94,25 @@ class ForwardRules:
         self._nft = nftables.Nftables()
         self._nft.set_json_output(True)
         self._nft.set_handle_output(False)
+        self._seen: tuple[int, Seen] | None = None
 
     def chains(self) -> tuple[frozenset[tuple[str, str]], tuple[ForwardChain, ...]]:
         """Return (table, name) of every chain that is not ours, and the forward chains of them.
 
         Raises:
-            ObserveError: libnftables refused.
+            ObserveError: the kernel or libnftables refused.
         """
-        names: set[tuple[str, str]] = set()
-        forward: list[ForwardChain] = []
-        for chain, rules in self._look():
-            names.add((chain["table"], chain["name"]))
-            if rules is not None:
-                bodies = [_body(r["expr"]) for r in rules]
-                end = next((n for n, body in enumerate(bodies) if _stops(body)), None)
-                accepts = frozenset(found for b in bodies[:end] if (found := _accepted(b)))
-                forward.append(
-                    ForwardChain(
-                        chain["family"],
-                        chain["table"],
-                        chain["name"],
-                        drops=chain.get("policy") == "drop",
-                        shut=end is not None,
-                        accepts=accepts,
-                    )
-                )
-        return frozenset(names), tuple(forward)
+        names, forward, _ = self._look()
+        return names, forward
 
     def observe(self, desired: Iterable[ForwardAccept] = ()) -> frozenset[ForwardAccept]:
         """List the rules that carry our comment.
 
         Raises:
-            ObserveError: libnftables refused.
+            ObserveError: the kernel or libnftables refused.
         """
         del desired  # a chain that is not desired any more has to be looked at as well
-        handles: dict[ForwardAccept, tuple[int, ...]] = {}
-        for chain, rules in self._look():
-            for rule in rules or ():
-                if rule.get("comment") == ALIAS:
-                    body = _body(rule["expr"])
-                    way, pattern = _accepted(body) or ("", canonical(body))
-                    found = ForwardAccept(
-                        chain["family"], chain["table"], chain["name"], way, pattern
-                    )
-                    handles[found] = (*handles.get(found, ()), rule["handle"])
-        return frozenset(replace(found, handles=h) for found, h in handles.items())
+        return self._look()[2]
 
     def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
         """Carry out actions, each a transaction: one chain's owner is not another's."""
@@ -147,18 +125,34 @@ class ForwardRules:
                 failures.append(ApplyError(str(action), "TransactionRefused", why))
         return tuple(failures)
 
-    def _look(self) -> Iterator[tuple[Json, list[Json] | None]]:
-        """Yield every chain of others, and its rules if packets are forwarded through it."""
-        for entry in self._ask({"list": {"chains": None}}):
-            chain = entry.get("chain")
-            if chain is None or (chain["family"], chain["table"]) == ("inet", TABLE):
+    def _look(self) -> Seen:
+        """Look at everything, unless no ruleset has changed since the last look."""
+        now = generation()
+        if self._seen is None or self._seen[0] != now:
+            # A change that comes in between has a later number, and is seen next time.
+            self._seen = (now, self._look_anew())
+        return self._seen[1]
+
+    def _look_anew(self) -> Seen:
+        others = [c for c in list_chains() if (c.family, c.table) != ("inet", TABLE)]
+        chains: list[ForwardChain] = []
+        handles: dict[ForwardAccept, tuple[int, ...]] = {}
+        for chain in others:
+            if not chain.forwards or chain.table in NEVER_FIREWALLS:
                 continue
-            if chain.get("hook") != "forward" or chain["family"] not in FORWARD_FAMILIES:
-                yield chain, None
-                continue
-            what = {k: chain[k] for k in ("family", "table", "name")}
-            listing = self._ask({"list": {"chain": what}})
-            yield chain, [e["rule"] for e in listing if "rule" in e]
+            rules = self._rules(chain)
+            chains.append(_forward_chain(chain, [_body(r["expr"]) for r in rules]))
+            for rule in rules:
+                if rule.get("comment") == ALIAS:
+                    found = _our_accept(chain, _body(rule["expr"]))
+                    handles[found] = (*handles.get(found, ()), rule["handle"])
+        ours = frozenset(replace(found, handles=h) for found, h in handles.items())
+        return frozenset((c.table, c.name) for c in others), tuple(chains), ours
+
+    def _rules(self, chain: Chain) -> list[Json]:
+        where = {"family": chain.family, "table": chain.table, "name": chain.name}
+        listing = self._ask({"list": {"chain": where}})
+        return [entry["rule"] for entry in listing if "rule" in entry]
 
     def _ask(self, command: Json) -> list[Json]:
         # As JSON: the names are other people's, and text would have to be quoted.
@@ -167,6 +161,24 @@ class ForwardRules:
             raise ObserveError("other owners' chains", str(error).strip()[:256])
         listing: list[Json] = output["nftables"] if output else []
         return listing
+
+
+def _forward_chain(chain: Chain, bodies: Sequence[list[Json]]) -> ForwardChain:
+    end = next((n for n, body in enumerate(bodies) if _stops(body)), None)
+    return ForwardChain(
+        chain.family,
+        chain.table,
+        chain.name,
+        drops=chain.drops,
+        shut=end is not None,
+        accepts=frozenset(found for b in bodies[:end] if (found := _accepted(b))),
+    )
+
+
+def _our_accept(chain: Chain, body: list[Json]) -> ForwardAccept:
+    """Return the rule; one that somebody has changed is none that is ever desired."""
+    way, pattern = _accepted(body) or ("", canonical(body))
+    return ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
 
 
 def _body(expressions: Sequence[Json]) -> list[Json]:

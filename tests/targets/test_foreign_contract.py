@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from reconciler.domains.foreign import (
     Setting,
 )
 from reconciler.domains.forward import ForwardAccept
+from reconciler.targets.chains import list_chains
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.host import ROOT, HostFiles
 from reconciler.targets.legacy import LegacyTables
@@ -150,12 +152,31 @@ def test_a_large_foreign_ruleset_costs_little(home: str) -> None:
         real = target._nft.json_cmd
         target._nft.json_cmd = lambda command: asked.append(command) or real(command)
         names, _ = target.chains()
+        assert asked == []
+        assert target.chains()[0] == names
+        run("nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward "
+            "priority 0; policy drop; }")  # fmt: skip
+        assert [c.drops for c in target.chains()[1]] == [True], "a change is seen"
+        assert target.chains()[1] == target.chains()[1]
     assert len(names) > 900
-    lists = [c["nftables"][0]["list"] for c in asked]
-    assert lists == [
-        {"chains": None},
-        {"chain": {"family": "ip", "table": "kube-proxy", "name": "filter-forward"}},
-    ]
+    where = {"family": "ip", "table": "filter", "name": "FORWARD"}
+    assert [c["nftables"] for c in asked] == [[{"list": {"chain": where}}]], "once for each change"
+
+
+def test_every_chain_is_listed_whatever_its_number(home: str) -> None:
+    """More than one buffer of the kernel's; by libnftables' word."""
+    many = services.kube_proxy("nftables", services.padding(1500), node="10.0.1.10")
+    with rulesets.loaded(home, many, rulesets.docker()):
+        run("nft", "add table bridge b; add chain bridge b f { type filter hook forward "
+            "priority 0; policy drop; }")  # fmt: skip
+        listed = json.loads(run("nft", "-j", "list", "chains"))["nftables"][1:]
+        seen = list_chains()
+    assert len(seen) > 4500
+    assert {(c.family, c.table, c.name) for c in seen} == {
+        tuple(e["chain"][k] for k in ("family", "table", "name")) for e in listed
+    }
+    assert {c.name for c in seen if c.forwards} == {"filter-forward", "FORWARD"}
+    assert {c.name for c in seen if c.drops} == {"FORWARD"}
 
 
 def test_legacy_tables_show_their_policy_chains_and_plain_accepts(home: str) -> None:

@@ -246,7 +246,7 @@ def _attachment(spot: Spot) -> Attachment:
     key = AttachmentKey(f"p{spot.number}", "eth0")
     path = netns.path(spot.netns)
     where = netns_identity(str(path), path.stat().st_ino)
-    return Attachment(key, where, spot.address, f"eni-{spot.device}", veth_name("nn", key))
+    return Attachment(key, where, (spot.address,), f"eni-{spot.device}", veth_name("nn", key))
 
 
 def _facts() -> Node:

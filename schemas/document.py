@@ -56,7 +56,8 @@ class Snat(Model):
         alias="excludeCIDRs",
         description="Destinations beyond the VPC that see pod addresses all the same: peered "
         "VPCs, on-premises networks. The VPC's own CIDRs are always among them. Overlapping and "
-        "adjacent entries are merged; a bare address means that address alone.",
+        "adjacent entries are merged; a bare address means that address alone, and bits beyond "
+        "the length are cut off.",
     )
     only_cidrs: Annotated[tuple[Cidr, ...], Field(min_length=1)] | None = Field(
         default=None,

@@ -84,25 +84,23 @@ def print_duration(value: timedelta) -> str:
 def parse_cidr(value: object) -> Network:
     """Read a CIDR; a bare address means that address alone.
 
+    Bits beyond the length are cut off, as iptables, nft and EC2's security groups do: the network
+    is what is meant, and it is what ``render`` and ``diff`` print.
+
     Raises:
-        ValueError: it is no CIDR, or has bits set that its length cuts off.
+        ValueError: it is no CIDR.
     """
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     if value is None:
         raise ValueError("the entry is empty; remove it, or write a CIDR as 10.1.0.0/16")
+    shown = "a list inside the list" if isinstance(value, list) else repr(value)
     if not isinstance(value, str) or not _CIDR.fullmatch(value):
-        shown = "a list inside the list" if isinstance(value, list) else repr(value)
         raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16")
     try:
-        return ip_network(value)
+        return ip_network(value, strict=False)
     except ValueError:
-        pass
-    try:
-        fixed = ip_network(value, strict=False)
-    except ValueError:
-        raise ValueError(f"{value!r} is no CIDR; write it as 10.1.0.0/16") from None
-    raise ValueError(f"{value} has host bits set; write {fixed}")
+        raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16") from None
 
 
 def parse_mark_mask(value: object) -> int:

@@ -139,11 +139,18 @@ def test_apply_converges_once_says_what_it_did_and_is_done(idle: Any) -> None:
     assert idle.diff().returncode == 0
 
 
-def test_ten_times_over_nothing_differs(idle: Any) -> None:
+@pytest.mark.parametrize(
+    "cidrs",
+    [
+        ["0.0.0.0/0", "10.1.2.3"],
+        ["10.1.2.3/16", "10.1.2.3", "10.1.2.3/32", "192.0.2.99/25", "192.0.2.128/25"],
+    ],
+    ids=str,
+)
+def test_ten_times_over_nothing_differs(idle: Any, cidrs: list[str]) -> None:
     """Whatever way a CIDR is written, it is there once (the stock plugin flapped: #3658)."""
     text = idle.config.read_text()
-    odd = '["0.0.0.0/0", "10.1.2.3", "10.1.2.3/32", "192.0.2.0/25", "192.0.2.128/25"]'
-    idle.config.write_text(text.replace("[]", odd))
+    idle.config.write_text(text.replace("[]", json.dumps(cidrs)))
     for _ in range(10):
         assert idle.command("node1", "apply", "-f", str(idle.config)).returncode == 0
         done = idle.diff()

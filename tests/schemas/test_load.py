@@ -65,6 +65,7 @@ def test_every_example_in_the_shipped_document_is_valid_once_its_comment_sign_is
         "ports",
         "routing",
         "mtu",
+        "vethName",
         "instanceTypes",
         "overrides",
     ]
@@ -74,6 +75,12 @@ def test_the_document_in_the_daemonset_is_valid() -> None:
     manifests = yaml.safe_load_all((ROOT / "deploy/daemonset.yaml").read_text())
     (config,) = [m for m in manifests if m["kind"] == "ConfigMap"]
     assert load(config["data"]["node-network.yaml"], "ConfigMap").warm_pool.strategy.minimum == 12
+
+
+def test_bits_beyond_a_cidrs_length_make_no_difference() -> None:
+    spellings = ("[10.1.2.3/16, 192.0.2.7]", "[10.1.0.0/16, 192.0.2.7/32]")
+    one, other = (load(f"{HEAD}snat: {{excludeCIDRs: {text}}}\n", "f.yaml") for text in spellings)
+    assert one == other
 
 
 def test_the_defaults_are_whole() -> None:
@@ -145,7 +152,6 @@ def test_the_defaults_are_whole() -> None:
         ("warmPool: {cooldown: 30}\n", "3:22: warmPool.cooldown: 30 is no duration; write a number and a unit, as 30s, 2m or 1h"),
         ("warmPool: {cooldown: 2h}\n", "3:22: warmPool.cooldown: must be from 0s to 1h"),
         ("reconcile: {resync: 10ms}\n", "3:21: reconcile.resync: must be from 1s to 1h"),
-        ("snat:\n  excludeCIDRs:\n  - 192.0.2.0/24\n  - 10.1.2.3/16\n", "6:5: snat.excludeCIDRs[1]: 10.1.2.3/16 has host bits set; write 10.1.0.0/16"),
         ("snat: {excludeCIDRs: [here]}\n", "3:23: snat.excludeCIDRs[0]: 'here' is no CIDR; write it as 10.1.0.0/16"),
         ("snat: {excludeCIDRs: ['2001:db8::/32']}\n", "3:23: snat.excludeCIDRs[0]: 2001:db8::/32 is IPv6, but families has none of that version; remove it"),
         ("snat: {mode: external, excludeCIDRs: [192.0.2.0/24]}\n", "3:38: snat.excludeCIDRs: has no effect in mode external, where nothing is translated; remove it, or choose mode node"),
@@ -278,7 +284,7 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_document(tmp_path: Path) 
 
 
 def test_all_faults_are_named_at_once_in_the_order_of_the_file() -> None:
-    body = "snat:\n  excludeCIDRs: [10.1.2.3/16, x]\npods: {mtu: 1}\nwarm: 1\n"
+    body = "snat:\n  excludeCIDRs: [10.1.2.3/33, x]\npods: {mtu: 1}\nwarm: 1\n"
     assert [p.split(": ")[1] for p in problems(HEAD + body)] == [
         "snat.excludeCIDRs[0]",
         "snat.excludeCIDRs[1]",

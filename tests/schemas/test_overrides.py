@@ -52,7 +52,7 @@ def problems(body: str) -> list[str]:
         ("{match: {zone: a}, set: {eni: {mtu: 100}}}", "overrides[0].set.eni.mtu: 100: must be at least 1280"),
         ("{match: {zone: a}, set: {eni: {subnets: [subnet-1, x]}}}", "overrides[0].set.eni.subnets[1]: 'x': must be a subnet id like subnet-0123abcd"),
         ("{match: {zone: a}, set: {warmPool: {cooldown: 2h}}}", "overrides[0].set.warmPool.cooldown: must be from 0s to 1h"),
-        ("{match: {zone: a}, set: {snat: {excludeCIDRs: [10.1.2.3/16]}}}", "overrides[0].set.snat.excludeCIDRs[0]: 10.1.2.3/16 has host bits set; write 10.1.0.0/16"),
+        ("{match: {zone: a}, set: {snat: {excludeCIDRs: [10.1.2.3/33]}}}", "overrides[0].set.snat.excludeCIDRs[0]: '10.1.2.3/33' is no CIDR; write it as 10.1.0.0/16"),
         ("{match: {zone: a}, set: {instanceTypes: {m5.large: {enis: 1}}}}", "overrides[0].set.instanceTypes[m5.large].addressesPerEni: missing; it is required"),
         ("{match: {zone: a}, set: {instanceTypes: {m5: {enis: 1, addressesPerEni: 2}}}}", "overrides[0].set.instanceTypes.m5: 'm5': must be an instance type like m5.large"),
         # keys of the override that do not agree with each other

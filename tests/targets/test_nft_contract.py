@@ -17,9 +17,11 @@ from fakes import FakeNft
 
 from lab import netns
 from reconciler.core.plan import Change, Verb
-from reconciler.domains import nat
+from reconciler.domains import nat, rule
 from reconciler.domains.nat import NftChain, NftElement, NftSet, NftTable
+from reconciler.domains.rule import Rule
 from reconciler.engine import Domain, converge
+from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
 
 
@@ -175,16 +177,24 @@ def test_other_tables_are_neither_read_nor_touched(home: str) -> None:
 
 @pytest.mark.kernel
 def test_the_number_of_rules_depends_on_enis_alone(home: str) -> None:
-    def rules(pods: int, cidrs: int) -> int:
+    """Neither ``ip rule`` nor nftables has more of them for more pods or more CIDRs."""
+
+    def count(pods: int, cidrs: int) -> tuple[int, int]:
         exclude = [f"10.{n // 250}.{n % 250}.1" for n in range(cidrs)]
         bound = tuple(
-            attachment(n, n % 3, address=ip_network("10.8.0.0/16")[n]) for n in range(pods)
+            attachment(n, n % 3, addresses=(ip_network("10.8.0.0/16")[n],)) for n in range(pods)
         )
-        reach(Nft(), inputs(3, bound, document=document(snat={"excludeCIDRs": exclude})))
+        now = inputs(3, bound, document=document(snat={"excludeCIDRs": exclude}))
+        reach(Nft(), now)
+        domain = Domain("rule", rule.desire, rule.plan, Netlink(), (Rule,))
+        assert converge([domain], now)["rule"].settled
         listing = json.loads(nft("-j", "list", "table", "inet", "node_network"))["nftables"]
-        return sum("rule" in entry for entry in listing)
+        rules = subprocess.run(["ip", "rule"], check=True, capture_output=True, text=True).stdout
+        return sum("rule" in entry for entry in listing), len(rules.splitlines())
 
-    assert rules(4, 1) == rules(100, 1) == rules(4, 2000)
+    few = count(4, 1)
+    assert few == count(100, 1) == count(700, 1) == count(4, 5000) == count(700, 5000)
+    assert min(few) > 3
 
 
 def test_without_the_primary_link_nothing_is_planned() -> None:

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 venv=$1
-packages=(python3-venv python3-nftables nftables iproute2 iptables procps util-linux)
+packages=(python3-venv python3-nftables nftables iproute2 ipset iptables procps util-linux)
 
 say() { printf 'setup: %s\n' "$*"; }
 

@@ -87,6 +87,7 @@ class Ruleset:
         tables: the nftables tables in it, as ``family name``.
         xtables: its part of iptables' tables.
         backend: of ``xtables``.
+        sets: text for ``ipset restore``; rules name these sets.
         settings: (sysctl, value) that the owner writes at its start; they stay behind.
     """
 
@@ -95,6 +96,7 @@ class Ruleset:
     tables: tuple[str, ...] = ()
     xtables: tuple[Xtables, ...] = ()
     backend: Backend = "nft"
+    sets: str = ""
     settings: tuple[tuple[str, str], ...] = ()
 
 
@@ -109,6 +111,8 @@ def load(namespace: str, ruleset: Ruleset) -> None:
             Path("/proc/sys", *name.split(".")).write_text(value)
     if ruleset.nft:
         _nft(namespace, ruleset.nft)
+    if ruleset.sets:
+        _run(namespace, ["ipset", "restore"], ruleset.sets)
     if ruleset.xtables:
         _restore(namespace, ruleset.backend, "".join(x.load for x in ruleset.xtables))
 
@@ -126,6 +130,9 @@ def remove(namespace: str, ruleset: Ruleset) -> None:
     if not ruleset.xtables:
         return
     _restore(namespace, ruleset.backend, "".join(x.remove for x in ruleset.xtables))
+    created = [line.split()[1] for line in ruleset.sets.splitlines() if line.startswith("create")]
+    if created:
+        _run(namespace, ["ipset", "restore"], "".join(f"destroy {name}\n" for name in created))
     if ruleset.backend == "nft":
         for part in ruleset.xtables:
             listed = _run(namespace, ["iptables-nft", "-t", part.table, "-S"]).splitlines()

@@ -1,7 +1,8 @@
 """kube-proxy and the portmap plugin on a node of the lab: what they lay out for some services.
 
-Two of kube-proxy's three modes, each with its own chains, hooks, priorities and marks (Kubernetes
-``pkg/proxy/nftables``, ``pkg/proxy/iptables``). Its mode ``ipvs`` needs ``ip_vs`` in the kernel.
+Each of kube-proxy's modes with its own chains, hooks, priorities and marks (Kubernetes
+``pkg/proxy/nftables``, ``iptables``, ``ipvs``). Of mode ipvs only the sets and rules: its virtual
+servers and its dummy link need a kernel with ``ip_vs``, and no service answers without them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 
 from lab.rulesets import Backend, Ruleset, Xtables
 
-Mode = Literal["nftables", "iptables"]
+Mode = Literal["nftables", "iptables", "ipvs"]
 
 MASQUERADE = 0x4000
 """kube-proxy's mark for what leaves with the node's address (--iptables-masquerade-bit 14)."""
@@ -116,6 +117,10 @@ def kube_proxy(
     if mode == "nftables":
         text = "".join(_nftables(services, node, pod_cidr))
         return Ruleset("kube-proxy", nft=text, tables=("ip kube-proxy",))
+    if mode == "ipvs":
+        return Ruleset(
+            "kube-proxy", xtables=_ipvs(pod_cidr), backend=backend, sets=_ipvs_sets(services)
+        )
     tables = _iptables(services, pod_cidr)
     return Ruleset("kube-proxy", xtables=tables, backend=backend)
 
@@ -461,6 +466,85 @@ def _choices(chain: str, service: Service, endpoints: Sequence[Endpoint]) -> Ite
 def _endpoint_name(service: Service, one: Endpoint) -> str:
     key = f"{service.name}{service.protocol}{one.address}:{one.port}"
     return f"KUBE-SEP-{_digest(key)}"
+
+
+# -- mode ipvs ----------------------------------------------------------------------------------
+
+
+def _ipvs_sets(services: Sequence[Service]) -> str:
+    lines = [
+        "create KUBE-CLUSTER-IP hash:ip,port family inet hashsize 1024 maxelem 65536",
+        "create KUBE-LOOP-BACK hash:ip,port,ip family inet hashsize 1024 maxelem 65536",
+        "create KUBE-NODE-PORT-TCP bitmap:port range 0-65535",
+        "create KUBE-NODE-PORT-LOCAL-TCP bitmap:port range 0-65535",
+    ]
+    for one in services:
+        lines.append(f"add KUBE-CLUSTER-IP {one.address},{one.protocol}:{one.port}")
+        lines += [
+            f"add KUBE-LOOP-BACK {e.address},{one.protocol}:{e.port},{e.address}"
+            for e in one.local_endpoints
+        ]
+        if one.node_port:
+            lines.append(f"add KUBE-NODE-PORT-TCP {one.node_port}")
+        if one.node_port and one.local:
+            lines.append(f"add KUBE-NODE-PORT-LOCAL-TCP {one.node_port}")
+    return "\n".join([*dict.fromkeys(lines), ""])
+
+
+def _ipvs(pod_cidr: str) -> tuple[Xtables, ...]:
+    bit = f"{MASQUERADE:#x}/{MASQUERADE:#x}"
+    portals = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+    cluster = "-m set --match-set KUBE-CLUSTER-IP"
+    outside = f"! -s {pod_cidr} {cluster} dst,dst" if pod_cidr else f"{cluster} src,dst"
+    nat = Xtables(
+        "nat",
+        (
+            "KUBE-SERVICES",
+            "KUBE-NODE-PORT",
+            "KUBE-LOAD-BALANCER",
+            "KUBE-POSTROUTING",
+            "KUBE-MARK-MASQ",
+        ),
+        (
+            ("PREROUTING", portals),
+            ("OUTPUT", portals),
+            (
+                "POSTROUTING",
+                '-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING',
+            ),
+        ),
+        (
+            f"-A KUBE-MARK-MASQ -j MARK --or-mark {MASQUERADE:#x}",
+            "-A KUBE-SERVICES -s 127.0.0.0/8 -j RETURN",
+            f"-A KUBE-SERVICES {outside} -j KUBE-MARK-MASQ",
+            "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODE-PORT",
+            f"-A KUBE-SERVICES {cluster} dst,dst -j ACCEPT",
+            "-A KUBE-NODE-PORT -p tcp -m set --match-set KUBE-NODE-PORT-LOCAL-TCP dst -j RETURN",
+            "-A KUBE-NODE-PORT -p tcp -m set --match-set KUBE-NODE-PORT-TCP dst -j KUBE-MARK-MASQ",
+            "-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ",
+            "-A KUBE-POSTROUTING -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE",
+            f"-A KUBE-POSTROUTING -m mark ! --mark {bit} -j RETURN",
+            f"-A KUBE-POSTROUTING -j MARK --xor-mark {MASQUERADE:#x}",
+            "-A KUBE-POSTROUTING -j MASQUERADE --random-fully",
+        ),
+    )
+    fltr = Xtables(
+        "filter",
+        ("KUBE-FORWARD", "KUBE-NODE-PORT", "KUBE-PROXY-FIREWALL", "KUBE-IPVS-FILTER"),
+        (
+            ("INPUT", "-j KUBE-IPVS-FILTER"),
+            ("INPUT", "-j KUBE-PROXY-FIREWALL"),
+            ("INPUT", "-j KUBE-NODE-PORT"),
+            ("FORWARD", "-j KUBE-PROXY-FIREWALL"),
+            ("FORWARD", '-m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD'),
+        ),
+        (
+            f"-A KUBE-FORWARD -m mark --mark {bit} -j ACCEPT",
+            "-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            f"-A KUBE-IPVS-FILTER {cluster} dst,dst -j RETURN",
+        ),
+    )
+    return (fltr, nat)
 
 
 def _digest(text: str) -> str:

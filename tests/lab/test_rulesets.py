@@ -44,6 +44,7 @@ RULESETS = {
     "kube-proxy iptables-legacy": services.kube_proxy(
         "iptables", SERVICES, node="10.0.1.10", backend="legacy"
     ),
+    "kube-proxy ipvs, its sets and rules": services.kube_proxy("ipvs", SERVICES, node="10.0.1.10"),
     "portmap iptables-nft": services.portmap(PORTS),
     "portmap iptables-legacy": services.portmap(PORTS, backend="legacy"),
     "docker": rulesets.docker(),
@@ -55,6 +56,10 @@ RULESETS = {
 def foreign_objects(name: str) -> str:
     """Everything there is, but the policy lines of legacy tables, which stay for life."""
     lines = rulesets.listing(name).splitlines()
+    with netns.inside(name):
+        lines += subprocess.run(
+            ["ipset", "list", "-n"], capture_output=True, text=True
+        ).stdout.split()
     return "\n".join(x for x in lines if not x.startswith(("# legacy", "-P ")) or "DROP" in x)
 
 

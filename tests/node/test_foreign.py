@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from town import VPC_HOST, Town, inhabited
+from town import NODE, VPC_HOST, Town, inhabited
 from waiting import until
 
-from lab import rulesets
+from lab import rulesets, services
+from lab.services import HostPort
+from lab.traffic import PORT
 
 pytestmark = pytest.mark.lab
 
@@ -152,6 +154,19 @@ def test_firewalld_rejects_until_a_zone_and_a_policy_accept(town: Town) -> None:
     finally:
         for name in files:
             (host / name).unlink()
+
+
+def test_the_sets_and_rules_of_kube_proxys_mode_ipvs_are_in_nobodys_way(town: Town) -> None:
+    """Of that mode no more can be tried on a kernel without ip_vs; hostPort works as ever."""
+    port = HostPort(8000, town.server[1].address, PORT)
+    proxy = services.kube_proxy("ipvs", services.padding(300, node_ports=20), node=NODE)
+    with rulesets.loaded(town.node, proxy, services.portmap([port])):
+        before = town.theirs()
+        assert all(flows(town))
+        assert town.call(town.place("vpchost"), NODE, 8000).source == VPC_HOST
+        done = town.cluster.diff()
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert town.theirs() == before
 
 
 # -- tools and marks -----------------------------------------------------------------------------

@@ -227,11 +227,15 @@ class Agent:
             self._triggers.forget("kernel", before=result.looked_at)
         self._conditions.report("node", Outcome())
         self._publish(result, started)
+        if everything:
+            # After the pods that wait were answered.
+            result = self._node.look_around(result)
+            self._conditions.note("foreign", result.findings or ())
+            with self._changed:
+                self._latest = result
         self._drift.book(result.outcomes, everything=everything)
         for name, outcome in result.outcomes.items():
             self._conditions.report(name, outcome)
-        if result.findings is not None:
-            self._conditions.note("foreign", result.findings)
         if result.records.demand != self._pool_demand:
             self._pool_triggers.mark("pool")
         return self._due(result)

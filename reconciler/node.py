@@ -74,6 +74,7 @@ class Pass:
     Attributes:
         looked_at: monotonic seconds at which it began to look: older hints are answered.
         records: intents and attachments after it.
+        inputs: what was last planned on.
         done: attachments of which every object was seen in its place.
         waiting: why each wanted intent has no attachment yet.
         findings: what other owners have that hurts us; None if nobody looked.
@@ -82,6 +83,7 @@ class Pass:
     outcomes: Outcomes
     looked_at: float
     records: Records
+    inputs: Inputs
     done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
     waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
     findings: tuple[Finding, ...] | None = None
@@ -286,16 +288,20 @@ class LocalNode:
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         waiting = _waiting(outcomes["attachment"])
-        findings = None
-        if visit is None:
-            opened, findings = self._look_around(inputs)
-            outcomes |= opened
-        return Pass(outcomes, looked_at, records, done, waiting, findings)
+        return Pass(outcomes, looked_at, records, inputs, done, waiting)
+
+    def look_around(self, result: Pass) -> Pass:
+        """Look at other owners after a pass over the kernel; say what of theirs hurts us.
+
+        Puts rules of ours into their forward chains if the document asks for it. No pod waits for
+        this: it is answered by the pass itself.
+        """
+        outcomes, findings = self._look_around(result.inputs)
+        return replace(result, outcomes=result.outcomes | outcomes, findings=findings)
 
     def _look_around(
         self, inputs: Inputs, *, dry: bool = False
     ) -> tuple[Outcomes, tuple[Finding, ...]]:
-        """Look at other owners; put rules into their chains if the document asks for it."""
         surroundings = self._world.surroundings
         seen = surroundings.observe()
         outcomes: Outcomes = {}
@@ -307,7 +313,7 @@ class LocalNode:
                 seen = surroundings.observe()
         return outcomes, foreign.judge(seen, foreign.desire(inputs))
 
-    def look_around(self, document: NodeNetwork) -> tuple[Finding, ...]:
+    def findings(self, document: NodeNetwork) -> tuple[Finding, ...]:
         """Say what other owners have that hurts us; nothing if EC2 was never looked at.
 
         Raises:

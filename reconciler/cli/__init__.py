@@ -114,7 +114,7 @@ def diff(config: Path, state_dir: Path, output: str) -> None:
     node = LocalNode(StateDirectory(state_dir))
     try:
         outcomes = node.diff(document)
-        findings = node.look_around(document)
+        findings = node.findings(document)
     except ReconcilerError as error:
         _fail(error)
     if output == "json":
@@ -159,7 +159,7 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
         pool = node.pool_pass(document)
         if node.cloud is None:
             return {"eni": pool}  # it says why EC2 could not be read
-        result = node.kernel_pass(document)
+        result = node.look_around(node.kernel_pass(document))
         outcomes = {"eni": pool} | result.outcomes
         for line in report.applied(outcomes):
             click.echo(line, err=True)

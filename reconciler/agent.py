@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from reconciler.core.pool import Demand
 from reconciler.core.records import Records
 from reconciler.drift import Accounts
 from reconciler.engine import Outcome
-from reconciler.errors import InternalError, ReconcilerError
+from reconciler.errors import InternalError, ObserveError, ReconcilerError
 from reconciler.node import LocalNode, Pass
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
@@ -293,10 +294,29 @@ class Agent:
         failures = 0
         while not self._stopping.is_set():
             wait_s, failures = self._pool_pass(failures)
-            hints = self._pool_triggers.wait(wait_s)
+            hints = self._await_pool_hint(wait_s)
             if failures and "stop" not in hints:
                 # New demand does not make a failing EC2 answer: wait out the rest.
                 self._stopping.wait(wait_s if hints else 0)
+
+    def _await_pool_hint(self, wait_s: float) -> frozenset[str]:
+        """Wait for a hint or the time; follow the VPC's CIDRs meanwhile.
+
+        Metadata tells them for nothing, so they need not wait for the next look at EC2. If it does
+        not answer, that is for the next pool pass to report.
+        """
+        assert self._document is not None
+        deadline = time.monotonic() + wait_s
+        while (left := deadline - time.monotonic()) > 0:
+            resync_s = self._document.reconcile.resync.total_seconds()
+            hints = self._pool_triggers.wait(min(left, resync_s))
+            if hints:
+                return hints
+            before = self._node.facts
+            with suppress(ObserveError):
+                if self._node.learn() != before:
+                    self._triggers.mark("pool")
+        return frozenset()
 
     def _pool_pass(self, failures: int) -> tuple[float, int]:
         """Run one pass; return seconds until the next, and failures in a row."""

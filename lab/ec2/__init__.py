@@ -113,7 +113,11 @@ class Cloud:
                 region=self.region,
                 image_id=instance.image_id,
                 vpc_id=instance.vpc_id,
-                vpc_cidrs=tuple(a["cidr_block"] for a in associated),
+                vpc_cidrs=tuple(
+                    a["cidr_block"]
+                    for a in associated
+                    if a["cidr_block_state"]["state"] == "associated"
+                ),
             )
 
     def terminate(self, instance_id: str) -> None:

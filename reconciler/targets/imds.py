@@ -83,6 +83,8 @@ class Imds:
 def _read_node(get: Get) -> Node:
     mac = get("mac").lower()
     cidrs = get(f"network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks").split()
+    if not cidrs:
+        raise ValueError("the VPC is said to have no CIDR, which no VPC has")
     return Node(
         instance_id=get("instance-id"),
         instance_type=get("instance-type"),

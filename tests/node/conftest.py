@@ -11,13 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
 from conftest import lab_name
 from waiting import until
 
 from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab
 from lab.pod import Pod
+from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from reconciler.client import ask
 from reconciler.errors import UnansweredError
 
@@ -138,6 +141,22 @@ class Cluster:
                 if netns.path(one.namespace).exists():
                     self.delete(one)
             until(lambda: not self.records("cooling", node), "cooldown")
+
+    def aws(self, method: str, **arguments: Any) -> Any:
+        """Call EC2 as somebody else of the same account."""
+        with netns.inside(self.lab.names.namespace("vpchost")):
+            client = boto3.client(
+                "ec2",
+                region_name=REGION,
+                endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
+                aws_access_key_id="test",
+                aws_secret_access_key="test",
+                config=Config(retries={"total_max_attempts": 1}),
+            )
+            try:
+                return getattr(client, method)(**arguments)
+            finally:
+                client.close()
 
     def ip(self, *words: str, node: str = "node1") -> str:
         done = self.lab.run(node, ["ip", *words])

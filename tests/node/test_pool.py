@@ -12,13 +12,10 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from waiting import until
 
 from lab import netns
-from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from lab.traffic import Receiver, probe
 from reconciler.core.cloud import CLUSTER_TAG, CREATED_TAG, INSTANCE_TAG
 
@@ -47,23 +44,6 @@ def start(cluster: Any) -> None:
 def calm(cluster: Any) -> bool:
     status = cluster.status()
     return bool(status["settled"] and status["enis"] and not status["conditions"])
-
-
-def aws(cluster: Any, method: str, **arguments: Any) -> Any:
-    """Call EC2 as somebody else of the same account."""
-    with netns.inside(cluster.lab.names.namespace("vpchost")):
-        client = boto3.client(
-            "ec2",
-            region_name=REGION,
-            endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
-        try:
-            return getattr(client, method)(**arguments)
-        finally:
-            client.close()
 
 
 def calls(cluster: Any, *, reset: bool = False) -> dict[str, int]:
@@ -140,7 +120,7 @@ def test_pain_4_an_address_that_ec2_took_away_is_told_and_asked_for_again(idle: 
     idle.stop()  # what EC2 has answered to this process is trusted for a minute
     eni = next(e["id"] for e in idle.lab.enis("node1") if one.address in e["addresses"])
     taken = {"NetworkInterfaceId": eni, "PrivateIpAddresses": [one.address]}
-    aws(idle, "unassign_private_ip_addresses", **taken)
+    idle.aws("unassign_private_ip_addresses", **taken)
     idle.launch()
     until(idle.answers, "an answer")
     until(lambda: "AddressLost" in (idle.state() / "log").read_text(), "the loss", patience_s=90)
@@ -204,7 +184,7 @@ def test_pain_36_enis_that_dead_nodes_left_are_found_and_deleted(idle: Any) -> N
     configure(idle, "addresses: {warm: 1}", more="cluster: prod\n")
     start(idle)
     mine = idle.lab.enis("node1")
-    subnet = aws(idle, "describe_subnets")["Subnets"][0]["SubnetId"]
+    subnet = idle.aws("describe_subnets")["Subnets"][0]["SubnetId"]
     now = datetime.now(UTC)
 
     def leave(age: timedelta, cluster: str = "prod") -> str:
@@ -214,8 +194,7 @@ def test_pain_36_enis_that_dead_nodes_left_are_found_and_deleted(idle: Any) -> N
             CREATED_TAG: (now - age).isoformat(),
         }
         pairs = [{"Key": k, "Value": v} for k, v in tags.items()]
-        made = aws(
-            idle,
+        made = idle.aws(
             "create_network_interface",
             SubnetId=subnet,
             TagSpecifications=[{"ResourceType": "network-interface", "Tags": pairs}],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from reconciler.core.datapath import (
     ENI_PRIORITY,
     FAMILIES,
+    MAIN_TABLE,
     MAX_DEVICE_INDEX,
     IpNetwork,
     host_network,
@@ -43,7 +44,8 @@ class ForeignRule:
         words = [f"ip rule {self.priority}: from {self.source or 'all'}"]
         if self.mask:
             words.append(f"fwmark {self.mark:#x}/{self.mask:#x}")
-        return " ".join([*words, f"lookup {self.table}"])
+        table = "main" if self.table == MAIN_TABLE else self.table
+        return " ".join([*words, f"lookup {table}"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ import json
 import socket
 import subprocess
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeSurroundings
 
-from lab import rulesets, services
+from lab import rulesets, services, stock
 from reconciler.core.forward import ForwardChain
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.foreign import (
@@ -22,7 +22,9 @@ from reconciler.domains.foreign import (
     ForeignRule,
     Manager,
     Networkd,
+    Ours,
     Setting,
+    judge,
 )
 from reconciler.domains.forward import ForwardAccept
 from reconciler.targets.chains import list_chains
@@ -396,3 +398,36 @@ def test_firewalld_accepts_by_a_zone_and_a_policy_together(tmp_path: Path) -> No
     assert host.firewalld_accepts() == frozenset()
     put(tmp_path, "etc/firewalld/zones/trusted.xml", "<zone")
     assert host.firewalld_accepts() == frozenset()
+
+
+@pytest.mark.parametrize("iptables", stock.Iptables)
+def test_what_the_stock_plugin_left_is_found_whichever_iptables_it_used(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iptables: stock.Iptables
+) -> None:
+    """A pod's rules come before ours, and its mark is one of our bits."""
+    monkeypatch.setenv(ROOT, str(tmp_path))
+    run("ip", "link", "add", "eth0", "type", "veth", "peer", "eth1")
+    run("ip", "address", "add", "10.0.1.10/24", "dev", "eth0")
+    subnet = ip_network("10.0.1.0/24")
+    assert isinstance(subnet, IPv4Network)
+    enis = tuple(
+        stock.StockEni(d, f"eth{d}", IPv4Address(f"10.0.1.{10 + d}"), subnet) for d in (0, 1)
+    )
+    node = stock.StockNode(enis, iptables=iptables)
+    stock.apply(home, (*stock.host_steps(node), *stock.eni_steps(node)))
+    pod = ip_network("10.0.1.21/32")
+    run("ip", "rule", "add", "priority", "1536", "from", str(pod), "lookup", "2")
+    ours = Ours(
+        families=frozenset({"ip"}),
+        mark_mask=0xFF,
+        patterns=frozenset({"nn*"}),
+        eni_links=frozenset({"eth1"}),
+        sources=frozenset({pod}),
+    )
+    found = {(f.reason, f.subject) for f in judge(Surroundings().observe(), ours)}
+    assert {
+        ("MarkConflict", "ip rule 1024: from all fwmark 0x80/0x80 lookup main"),
+        ("RuleBeforeOurs", "ip rule 1536: from 10.0.1.21/32 lookup 2"),
+    } <= found
+    by_chain = {("MarkConflict", "chain AWS-SNAT-CHAIN-0")}
+    assert found >= by_chain or iptables is stock.Iptables.LEGACY

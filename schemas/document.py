@@ -184,6 +184,13 @@ class NodeNetwork(Model):
         description="Limits by instance type, for types that EC2's DescribeInstanceTypes does not "
         "know and wherever its answer shall not be used. Default: EC2's answer for every type.",
     )
+    take_over: Literal["none", "amazon-vpc-cni"] = Field(
+        default="none",
+        description="Whose leftovers on the node become ours. none: what amazon-vpc-cni-k8s has "
+        "left is named by diff and status, and not touched. amazon-vpc-cni: its running pods, "
+        "ENIs and addresses are taken over, no connection is cut, and then its rules, routes, "
+        "chains and tags are removed. aws-node must not run on the node any more.",
+    )
     overrides: tuple[Override, ...] = Field(
         default=(),
         description="Other values for some nodes, by instance type, zone or name. All that match "

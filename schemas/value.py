@@ -50,7 +50,7 @@ KUBERNETES_MARKS = {
 """Mark bits that are in use on every Kubernetes node. Sources: kubelet's --iptables-masquerade-bit
 and --iptables-drop-bit, containernetworking/plugins portmap "markMasqBit"."""
 
-RESERVED_TAGS = ("node.k8s.amazonaws.com/", "cluster.k8s.amazonaws.com/")
+RESERVED_TAGS = ("node-network/", "node.k8s.amazonaws.com/", "cluster.k8s.amazonaws.com/")
 """Ownership is read from tags that begin so; the document may not forge it."""
 
 Network = IPv4Network | IPv6Network

@@ -15,6 +15,7 @@ from reconciler.core.answer import TRUST_S, Answer, is_behind, overlay
 from reconciler.core.budget import Failure, classify
 from reconciler.core.call import (
     AddEni,
+    AdoptEni,
     AssignAddresses,
     AssignPrefixes,
     AttachEni,
@@ -152,6 +153,13 @@ class FakeEc2:
                 with self._call("ModifyNetworkInterfaceAttribute"):
                     self._change(action.eni_id, delete_on_termination=True)
                 self._learn(action.eni_id, tied=True)
+            case AdoptEni():
+                with self._call("CreateTags"):
+                    self._change(action.eni_id, owned=True)
+                self._learn(action.eni_id, adopted=True)
+                with self._call("DeleteTags"):
+                    self._change(action.eni_id, stock=False, stock_tags=())
+                self._learn(action.eni_id, disowned=True)
             case SetSecurityGroups():
                 with self._call("ModifyNetworkInterfaceAttribute"):
                     self._change(action.eni_id, security_groups=action.security_groups)

@@ -28,6 +28,8 @@ class Answer:
         added, removed: addresses as /32, and prefixes.
         attached: (device index, attachment id).
         tied: it will be deleted with its instance.
+        adopted: it carries our tags now.
+        disowned: it carries the stock plugin's no more.
         detached, deleted: it is, or will be.
     """
 
@@ -38,6 +40,8 @@ class Answer:
     removed: frozenset[IpNetwork] = frozenset()
     attached: tuple[int, str] | None = None
     tied: bool = False
+    adopted: bool = False
+    disowned: bool = False
     detached: bool = False
     deleted: bool = False
 
@@ -86,6 +90,10 @@ def _changed(eni: Eni, answer: Answer) -> Eni:
         eni = replace(eni, device_index=index, attachment_id=attachment_id, status="attaching")
     if answer.tied and not eni.delete_on_termination:
         eni = replace(eni, delete_on_termination=True)
+    if answer.adopted:
+        eni = replace(eni, owned=True)
+    if answer.disowned:
+        eni = replace(eni, stock=False, stock_tags=())
     if answer.detached and eni.status in {"attaching", "attached"}:
         eni = replace(eni, status="detaching")
     return eni

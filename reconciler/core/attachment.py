@@ -68,7 +68,8 @@ class Attachment:
     """An intent plus what it was given. Recorded before any kernel change.
 
     All names and MACs follow from the key and the prefix that was in force when it was bound, so
-    a restart, or a change of the document, never renames the link of a running pod.
+    a restart, or a change of the document, never renames the link of a running pod. A pod that was
+    taken over from the stock plugin keeps the name and MACs it has.
 
     Attributes:
         netns: the pod's namespace as ``path@inode`` (see ``netns_identity``); "" if it was rebuilt
@@ -79,6 +80,8 @@ class Attachment:
             recorded: an ENI that is attached again may get another one.
         veth: name of the host end of its link.
         netns_alive: the namespace can be reached; read again with every observation.
+        kept_macs: of the host's and the pod's end, where they do not follow from the key; "" for
+            one that does.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -89,6 +92,7 @@ class Attachment:
     veth: str
     pod: str = ""
     netns_alive: bool = field(default=True, compare=False)
+    kept_macs: tuple[str, str] = ("", "")
 
     @property
     def alias(self) -> str:
@@ -98,12 +102,12 @@ class Attachment:
     @property
     def host_mac(self) -> str:
         """MAC of the host end; the pod's permanent neighbour entry holds it."""
-        return stable_mac(str(self.key), "host")
+        return self.kept_macs[0] or stable_mac(str(self.key), "host")
 
     @property
     def pod_mac(self) -> str:
         """MAC of the pod's end."""
-        return stable_mac(str(self.key), "pod")
+        return self.kept_macs[1] or stable_mac(str(self.key), "pod")
 
     def command(self, verb: Verb) -> str:
         """What is done to the record."""

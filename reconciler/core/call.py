@@ -135,6 +135,37 @@ class TieToInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptEni:
+    """Make an ENI of the stock plugin's ours: our tags first, then its own go.
+
+    Attributes:
+        tags: pairs in key order.
+        obsolete: keys of the stock plugin's tags.
+    """
+
+    eni_id: str
+    tags: tuple[tuple[str, str], ...]
+    obsolete: tuple[str, ...]
+    reason: str
+    verb: ClassVar[Verb] = Verb.UPDATE
+    kind: ClassVar[str] = "eni"
+    calls: ClassVar[tuple[str, ...]] = ("CreateTags", "DeleteTags")
+
+    @property
+    def key(self) -> Key:
+        """The ENI."""
+        return (self.eni_id,)
+
+    def __str__(self) -> str:
+        tags = " ".join(f"Key={key},Value={value}" for key, value in self.tags)
+        keys = " ".join(f"Key={key}" for key in self.obsolete)
+        return (
+            f"{AWS} create-tags --resources {self.eni_id} --tags {tags} "
+            f"&& {AWS} delete-tags --resources {self.eni_id} --tags {keys}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SetSecurityGroups:
     """Change an ENI's security groups, in place."""
 
@@ -300,6 +331,7 @@ Ec2Action = (
     AddEni
     | AttachEni
     | TieToInstance
+    | AdoptEni
     | SetSecurityGroups
     | AssignAddresses
     | AssignPrefixes

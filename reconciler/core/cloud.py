@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from reconciler.core.facts import Eni
 from reconciler.core.subnet import Subnet
 
-INSTANCE_TAG = "node.k8s.amazonaws.com/instance_id"
-"""Marks an ENI as ours. The stock plugin's tag, so that its tools and policies still work."""
+INSTANCE_TAG = "node-network/instance"
+"""Marks an ENI as ours, and says whose. A tag of our own: by its own the stock plugin would find
+ENIs of ours (its nodes delete any that are detached), and we would take its for ours unasked."""
 
 UNMANAGED_TAG = "node.k8s.amazonaws.com/no_manage"
 """With value "true": foreign, whatever else it carries (stock plugin's tag)."""
 
-CREATED_TAG = "node.k8s.amazonaws.com/createdAt"
-"""RFC 3339; lets a collector of leaked ENIs tell old from new (stock plugin's tag)."""
+CREATED_TAG = "node-network/created"
+"""RFC 3339; lets a collector of leaked ENIs tell old from new."""
 
 CLUSTER_TAG = "cluster.k8s.amazonaws.com/name"
 """Which cluster's nodes may collect it once it is leaked (stock plugin's tag)."""
@@ -25,6 +26,19 @@ NODE_TAG = "node-network/node"
 
 CREATION_TAG = "node-network/creation"
 """The ClientToken of its creation, so that a record and its ENI find each other."""
+
+STOCK_INSTANCE_TAG = "node.k8s.amazonaws.com/instance_id"
+"""Marks an ENI as the stock plugin's (amazon-vpc-cni-k8s ``pkg/awsutils/awsutils.go``). Every node
+that runs it deletes ENIs with this tag that are attached to nothing."""
+
+STOCK_TAGS = ("node.k8s.amazonaws.com/", "eks:eni:owner")
+"""How the keys of the stock plugin's tags begin; ``no_manage`` is a word to both of us, and the
+cluster's tag is true whoever runs the node. Source as above."""
+
+
+def is_stock_tag(key: str) -> bool:
+    """Whether a tag is the stock plugin's own mark."""
+    return key.startswith(STOCK_TAGS) and key != UNMANAGED_TAG
 
 
 @dataclass(frozen=True, slots=True)

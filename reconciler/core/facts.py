@@ -38,6 +38,8 @@ class Eni:
         owned: carries our tag for this instance, or is the primary.
         creation: the token it was created with, "" if we did not create it.
         created_at: seconds since the epoch, None if nobody wrote it down.
+        stock: the stock plugin's, by its tag for this instance.
+        stock_tags: keys of the stock plugin's tags, ascending.
     """
 
     eni_id: str
@@ -55,6 +57,8 @@ class Eni:
     prefixes: tuple[IpNetwork, ...] = ()
     creation: str = ""
     created_at: float | None = None
+    stock: bool = False
+    stock_tags: tuple[str, ...] = ()
 
     @property
     def pod_addresses(self) -> tuple[IpAddress, ...]:
@@ -65,6 +69,11 @@ class Eni:
     def gateway(self) -> IpAddress:
         """The VPC router in this subnet: base plus one (VPC user guide, "Subnet sizing")."""
         return self.subnet_cidr.network_address + 1
+
+    @property
+    def is_adoptable(self) -> bool:
+        """The stock plugin's, attached here, and not ours yet."""
+        return self.stock and not self.owned and self.device_index is not None
 
     @property
     def serves_pods(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.budget import Rests
@@ -13,6 +13,7 @@ from reconciler.core.doubt import NO_DOUBTS, Doubts
 from reconciler.core.facts import Eni, Node
 from reconciler.core.forward import ForwardChain
 from reconciler.core.pool import Demand
+from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
 from schemas.document import NodeNetwork
 
 NO_RESTS = Rests()
@@ -49,10 +50,12 @@ class Links:
     Attributes:
         names: interface name by MAC, for links that are no veth of ours.
         pods: name of the host end by attachment, for veths of ours.
+        macs: of those host ends, by name.
     """
 
     names: Mapping[str, str]
     pods: Mapping[AttachmentKey, str]
+    macs: Mapping[str, str] = field(default_factory=dict)
 
 
 NO_DEMAND = Demand()
@@ -77,6 +80,7 @@ class Inputs:
         pods: attachments that have a link on the host.
         strays: attachments that only the kernel remembers: their records were lost.
         forward: forward chains of other owners.
+        predecessor: what the stock plugin has left, and what becomes of it.
     """
 
     document: NodeNetwork
@@ -95,6 +99,7 @@ class Inputs:
     orphans: frozenset[AttachmentKey] = frozenset()
     ec2: Ec2Inputs = NO_EC2
     forward: tuple[ForwardChain, ...] = ()
+    predecessor: Predecessor = NO_PREDECESSOR
 
     @property
     def visited(self) -> tuple[Attachment, ...]:

@@ -8,7 +8,7 @@ in (for a route: namespace, table, destination); the rest is what may be changed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -124,16 +124,28 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Actions in the order in which they must be applied, and what was refused."""
+    """Actions in the order in which they must be applied, and what was refused.
+
+    Attributes:
+        foreign: objects of another owner that people should know of; they differ from nothing.
+        notices: what there is to say about them, and what to do next.
+    """
 
     actions: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    foreign: tuple[Keyed, ...] = ()
+    notices: tuple[Refusal, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.actions or self.refusals)
 
     def __add__(self, other: Plan) -> Plan:
-        return Plan(self.actions + other.actions, self.refusals + other.refusals)
+        return Plan(
+            self.actions + other.actions,
+            self.refusals + other.refusals,
+            self.foreign + other.foreign,
+            self.notices + other.notices,
+        )
 
 
 def compare(
@@ -185,8 +197,8 @@ def merge(plans: Mapping[str, Plan]) -> Plan:
     build = [a for p in plans.values() for a in p.actions if a.verb is not Verb.DELETE]
     backwards = reversed(list(plans.values()))
     clear = [a for p in backwards for a in p.actions if a.verb is Verb.DELETE]
-    refusals = [r for p in plans.values() for r in p.refusals]
-    return Plan((*build, *clear), tuple(refusals))
+    rest = sum((replace(p, actions=()) for p in plans.values()), Plan())
+    return replace(rest, actions=(*build, *clear))
 
 
 def _identity(obj: Keyed) -> tuple[str, Key]:

@@ -40,6 +40,7 @@ class Pool:
         creations: records of this and earlier passes.
         nonce: what makes new tokens new; text.
         now: seconds since the epoch.
+        take_over: the stock plugin's ENIs shall become ours.
     """
 
     node: Node
@@ -63,6 +64,7 @@ class Pool:
     rests: Rests
     nonce: str
     now: float
+    take_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from reconciler.core import pool, shortage
 from reconciler.core.call import (
     AddEni,
+    AdoptEni,
     AssignAddresses,
     AssignPrefixes,
     AttachEni,
@@ -75,14 +77,18 @@ def desire(inputs: Inputs) -> Pool:
         rests=ec2.rests,
         nonce=ec2.nonce,
         now=inputs.now,
+        take_over=inputs.predecessor.taking_over,
     )
 
 
 def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
     """Say which units no pod may get any more, because they shall be given back.
 
-    While EC2's list is doubtful, nothing is added.
+    While EC2's list is doubtful, nothing is added; while ENIs are being taken over, nothing is
+    known of what is needed.
     """
+    if _to_adopt(desired, observed):
+        return desired.quarantined
     at = locate(desired, observed)
     needed = 0
     if desired.prefixes and at.shortfall > 0:
@@ -97,7 +103,12 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
     at = locate(desired, observed)
     if not any(e.device_index == 0 for e in observed.enis):
         return Plan(refusals=(shortage.no_primary(desired.node),))
+    adoptions = Plan(tuple(_adopt(desired, observed)))
+    if _to_adopt(desired, observed):
+        # Without them the pool seems to lack what it has: they come first.
+        return _hold_back(adoptions, desired)
     parts = (
+        adoptions,
         _finish(desired, observed, at),
         _cure(desired, at),
         _grow(desired, observed, at)
@@ -113,6 +124,25 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
 def _doubtful(desired: Pool, observed: Cloud) -> bool:
     """Nothing is given back on the word of a list that lacks what it should have."""
     return bool(desired.doubts) or observed.behind
+
+
+def adopted(eni: Eni) -> Eni:
+    """Return an ENI as it will be once it is taken over."""
+    return replace(eni, owned=True, stock=False, stock_tags=())
+
+
+def _to_adopt(desired: Pool, observed: Cloud) -> list[Eni]:
+    """Return the stock plugin's ENIs that are attached here and shall become ours."""
+    return [e for e in observed.enis if desired.take_over and e.is_adoptable]
+
+
+def _adopt(desired: Pool, observed: Cloud) -> Iterator[Ec2Action]:
+    """Put our tags in the place of the stock plugin's, on every ENI that is attached here."""
+    for eni in observed.enis:
+        ours = eni.owned or eni.is_adoptable
+        if desired.take_over and ours and eni.stock_tags and eni.device_index is not None:
+            reason = "the stock plugin's; other nodes that run it would delete it once detached"
+            yield AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
 
 
 def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:

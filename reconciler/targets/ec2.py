@@ -26,6 +26,7 @@ from reconciler.core.answer import TRUST_S, Answer, is_behind, overlay
 from reconciler.core.budget import Bucket
 from reconciler.core.call import (
     AddEni,
+    AdoptEni,
     AssignAddresses,
     AssignPrefixes,
     AttachEni,
@@ -42,9 +43,11 @@ from reconciler.core.cloud import (
     CREATED_TAG,
     CREATION_TAG,
     INSTANCE_TAG,
+    STOCK_INSTANCE_TAG,
     UNMANAGED_TAG,
     Cloud,
     Limits,
+    is_stock_tag,
 )
 from reconciler.core.datapath import IpNetwork, host_network
 from reconciler.core.facts import Eni
@@ -205,6 +208,8 @@ class Ec2:
                 self._tie(action.eni_id, attachment)
             case TieToInstance():
                 self._tie(action.eni_id, action.attachment_id)
+            case AdoptEni():
+                self._adopt(action)
             case SetSecurityGroups():
                 self._call(
                     "modify_network_interface_attribute",
@@ -217,12 +222,8 @@ class Ec2:
                 self._release(action.eni_id, PrivateIpAddresses=action.addresses)
             case ReleasePrefixes():
                 self._release(action.eni_id, Ipv4Prefixes=action.prefixes)
-            case DetachEni():
-                self._call("detach_network_interface", AttachmentId=action.attachment_id)
-                self._learn(action.eni_id, detached=True)
-            case DeleteEni():
-                self._call("delete_network_interface", NetworkInterfaceId=action.eni_id)
-                self._learn(action.eni_id, deleted=True)
+            case DetachEni() | DeleteEni():
+                self._remove(action)
 
     def _create(self, creation: Creation) -> str:
         created = datetime.fromtimestamp(int(creation.at), UTC).isoformat()
@@ -289,6 +290,14 @@ class Ec2:
         )
         self._learn(eni_id, tied=True)
 
+    def _adopt(self, action: AdoptEni) -> None:
+        tags = [{"Key": key, "Value": value} for key, value in action.tags]
+        self._call("create_tags", Resources=[action.eni_id], Tags=tags)
+        self._learn(action.eni_id, adopted=True)
+        keys = [{"Key": key} for key in action.obsolete]
+        self._call("delete_tags", Resources=[action.eni_id], Tags=keys)
+        self._learn(action.eni_id, disowned=True)
+
     def _assign(self, action: AssignAddresses | AssignPrefixes) -> None:
         arguments: dict[str, Any] = {}
         match action:
@@ -317,6 +326,15 @@ class Ec2:
             **{name: [str(i) for i in items]},
         )
         self._learn(eni_id, removed=frozenset(ip_network(str(i)) for i in items))
+
+    def _remove(self, action: DetachEni | DeleteEni) -> None:
+        match action:
+            case DetachEni():
+                self._call("detach_network_interface", AttachmentId=action.attachment_id)
+                self._learn(action.eni_id, detached=True)
+            case DeleteEni():
+                self._call("delete_network_interface", NetworkInterfaceId=action.eni_id)
+                self._learn(action.eni_id, deleted=True)
 
     def _learn(self, eni_id: str, **effect: Any) -> None:
         self._answers.append(Answer(self._clock(), eni_id, **effect))
@@ -473,8 +491,9 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
     here = attachment if attachment and attachment.get("InstanceId") == instance_id else None
     index = here["DeviceIndex"] if here else None
     tags = {t["Key"]: t["Value"] for t in interface.get("TagSet", [])}
-    ours = tags.get(INSTANCE_TAG) == instance_id and tags.get(UNMANAGED_TAG) != "true"
-    usable = interface.get("InterfaceType") not in NO_IP_TYPES
+    usable = (
+        interface.get("InterfaceType") not in NO_IP_TYPES and tags.get(UNMANAGED_TAG) != "true"
+    )
     addresses = interface.get("PrivateIpAddresses", [])
     prefixes = interface.get("Ipv4Prefixes", [])
     return Eni(
@@ -492,10 +511,12 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
         attachment_id=here["AttachmentId"] if here else None,
         delete_on_termination=bool(attachment and attachment.get("DeleteOnTermination")),
         # The primary is part of the instance; nobody else can own it.
-        owned=(ours and usable) or index == 0,
+        owned=(tags.get(INSTANCE_TAG) == instance_id and usable) or index == 0,
         prefixes=tuple(sorted(ip_network(p["Ipv4Prefix"]) for p in prefixes)),
         creation=tags.get(CREATION_TAG, ""),
         created_at=_moment(tags.get(CREATED_TAG, "")),
+        stock=tags.get(STOCK_INSTANCE_TAG) == instance_id and usable,
+        stock_tags=tuple(sorted(filter(is_stock_tag, tags))),
     )
 
 

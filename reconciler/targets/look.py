@@ -61,5 +61,6 @@ def _decode_eni(body: Json) -> Eni:
         "secondaries": tuple(ip_address(a) for a in body["secondaries"]),
         "prefixes": tuple(ip_network(p) for p in body["prefixes"]),
         "security_groups": tuple(body["security_groups"]),
+        "stock_tags": tuple(body.get("stock_tags", ())),
     }
     return Eni(**(body | parsed))

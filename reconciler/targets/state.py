@@ -249,6 +249,8 @@ def _encode(record: Record) -> dict[str, Any]:
                 "veth": record.veth,
                 "pod": record.pod,
             }
+            if any(record.kept_macs):
+                body["macs"] = list(record.kept_macs)
         case Cooling():
             body = {"address": str(record.address), "until": record.until}
         case Quarantine():
@@ -299,6 +301,7 @@ def _parse_attachment(body: dict[str, Any]) -> Attachment:
         eni_id=str(body["eniID"]),
         veth=str(body["veth"]),
         pod=str(body.get("pod", "")),
+        kept_macs=_parse_macs(body.get("macs", ("", ""))),
     )
 
 
@@ -308,6 +311,11 @@ def _parse_addresses(body: dict[str, Any]) -> tuple[IpAddress, ...]:
     if not texts or not isinstance(texts, list):
         raise ValueError("an attachment has at least one address")
     return tuple(ip_address(text) for text in texts)
+
+
+def _parse_macs(body: Any) -> tuple[str, str]:
+    host, pod = body
+    return str(host), str(pod)
 
 
 def _parse_cooling(body: dict[str, Any]) -> Cooling:

@@ -16,6 +16,7 @@ from werkzeug.serving import make_server
 
 from reconciler.core.call import (
     AddEni,
+    AdoptEni,
     AssignAddresses,
     AssignPrefixes,
     AttachEni,
@@ -27,12 +28,23 @@ from reconciler.core.call import (
     SetSecurityGroups,
     TieToInstance,
 )
-from reconciler.core.cloud import Limits
+from reconciler.core.cloud import CLUSTER_TAG, INSTANCE_TAG, STOCK_INSTANCE_TAG, Limits
 from reconciler.core.inputs import Inputs
 from reconciler.domains import eni as domain
 from reconciler.engine import Domain, converge
 from reconciler.errors import ObserveError
 from reconciler.targets.ec2 import Ec2
+
+
+def stock_tags(ec2: Any) -> list[dict[str, str]]:
+    """What the stock plugin writes (amazon-vpc-cni-k8s ``pkg/awsutils/awsutils.go``)."""
+    tags = {
+        STOCK_INSTANCE_TAG: ec2.instance_id,
+        "node.k8s.amazonaws.com/createdAt": "2026-01-01T00:00:00Z",
+        CLUSTER_TAG: "prod",
+        "eks:eni:owner": "amazon-vpc-cni",
+    }
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
 class Journal:
@@ -314,6 +326,59 @@ def test_enis_of_others_are_foreign(ec2: Any) -> None:
     (theirs,) = [e for e in world.cloud().enis if e.eni_id == foreign]
     assert theirs.secondaries == ()
     assert sum(len(e.secondaries) for e in world.cloud().enis) == 18
+
+
+@pytest.mark.parametrize("lost", ["", "CreateTags", "DeleteTags"])
+def test_an_eni_of_the_stock_plugin_becomes_ours_when_asked_and_not_before(
+    ec2: Any, lost: str
+) -> None:
+    """Whatever call fails, it is one's or the other's at every moment, and ours in the end."""
+    made = ec2.client.create_network_interface(
+        SubnetId=ec2.subnets["nodes-a"],
+        TagSpecifications=[{"ResourceType": "network-interface", "Tags": stock_tags(ec2)}],
+    )
+    theirs = made["NetworkInterface"]["NetworkInterfaceId"]
+    ec2.client.attach_network_interface(
+        NetworkInterfaceId=theirs, InstanceId=ec2.instance_id, DeviceIndex=1
+    )
+    world = over_http(ec2)
+    (found,) = [e for e in world.cloud().enis if e.eni_id == theirs]
+    keys = ("eks:eni:owner", "node.k8s.amazonaws.com/createdAt", STOCK_INSTANCE_TAG)
+    assert (found.owned, found.is_adoptable, found.stock_tags) == (False, True, keys)
+    unasked = domain.plan(domain.desire(world.now), world.cloud())
+    assert not [a for a in unasked.actions if isinstance(a, AdoptEni)]
+    adopt = AdoptEni(theirs, ((INSTANCE_TAG, ec2.instance_id),), found.stock_tags, "test")
+    if lost:
+        ec2.cloud.faults.set(denied=[lost])
+        assert [f.reason for f in world.target.apply([adopt])] == ["UnauthorizedOperation"]
+        (found,) = [e for e in world.cloud().enis if e.eni_id == theirs]
+        assert found.owned == (lost == "DeleteTags")
+        assert found.owned or found.is_adoptable
+        ec2.cloud.faults.clear()
+    for _ in range(2):
+        assert world.target.apply([adopt]) == ()
+    for looks_afresh in (world, over_http(ec2)):
+        (found,) = [e for e in looks_afresh.cloud().enis if e.eni_id == theirs]
+        assert (found.owned, found.stock, found.stock_tags) == (True, False, ())
+    tags = ec2.client.describe_network_interfaces(NetworkInterfaceIds=[theirs])
+    left = {t["Key"] for t in tags["NetworkInterfaces"][0]["TagSet"]}
+    assert left == {INSTANCE_TAG, CLUSTER_TAG}  # of which cluster's nodes it is, stays true
+
+
+def test_an_eni_that_shall_not_be_managed_is_not_adoptable(ec2: Any) -> None:
+    unmanaged = {"Key": "node.k8s.amazonaws.com/no_manage", "Value": "true"}
+    made = ec2.client.create_network_interface(
+        SubnetId=ec2.subnets["nodes-a"],
+        TagSpecifications=[
+            {"ResourceType": "network-interface", "Tags": [*stock_tags(ec2), unmanaged]}
+        ],
+    )
+    ec2.client.attach_network_interface(
+        NetworkInterfaceId=made["NetworkInterface"]["NetworkInterfaceId"],
+        InstanceId=ec2.instance_id,
+        DeviceIndex=1,
+    )
+    assert not any(e.is_adoptable for e in over_http(ec2).cloud().enis)
 
 
 def test_calls_are_counted(ec2: Any) -> None:

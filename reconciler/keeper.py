@@ -76,7 +76,7 @@ class Keeper:
             return Outcome(errors=(error.cause,))
         records = self._book(picks, cloud)
         inputs = self._completed(inputs, records)
-        domain = Domain("eni", eni.desire, eni.plan, _Seen(self.ec2, cloud))
+        domain = Domain("eni", eni.desire, eni.plan, Seen(self.ec2, cloud))
         outcome = converge([domain], inputs, max_rounds=1)["eni"]
         self._take_note()
         if isinstance(outcome.observed, Cloud):
@@ -131,9 +131,12 @@ class Keeper:
         used = {c.address for c in records.cooling}
         used |= {a for bound in records.attachments for a in bound.addresses}
         used |= {a for held in self.netlink.pod_addresses().values() for a in held}
+        elsewhere = inputs.predecessor.held
+        demand = records.demand
+        demand = replace(demand, assigned=demand.assigned + len(elsewhere))
         ec2 = replace(
             inputs.ec2,
-            used=frozenset(used),
+            used=frozenset(used | elsewhere),
             quarantined=frozenset(q.network for q in records.quarantined),
             creations=records.creations,
             doubts=self.doubts,
@@ -141,7 +144,7 @@ class Keeper:
             nonce=self.nonce(),
         )
         return replace(
-            inputs, now=self.now(), attachments=records.attachments, demand=records.demand, ec2=ec2
+            inputs, now=self.now(), attachments=records.attachments, demand=demand, ec2=ec2
         )
 
     def _weigh(
@@ -202,18 +205,20 @@ class _UnreadableError(Exception):
         self.cause = cause
 
 
-class _Seen:
+class Seen:
     """A target that was looked at already: the first look costs nothing."""
 
-    def __init__(self, target: Any, seen: Cloud) -> None:
+    def __init__(self, target: Any, seen: Any) -> None:
         self._target = target
-        self._seen: Cloud | None = seen
+        self._seen = seen
 
     def observe(self, desired: Iterable[Any]) -> Any:
+        """Return what was seen; the next time, look."""
         seen, self._seen = self._seen, None
         return seen if seen is not None else self._target.observe(desired)
 
     def apply(self, actions: Any) -> Any:
+        """Hand on."""
         return self._target.apply(actions)
 
 

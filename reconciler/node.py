@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
@@ -21,6 +22,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Refusal
+from reconciler.core.predecessor import OWNER, Predecessor, Sighting
 from reconciler.core.records import Records
 from reconciler.domains import (
     address,
@@ -34,7 +36,9 @@ from reconciler.domains import (
     route,
     rule,
     sysctl,
+    takeover,
 )
+from reconciler.domains import eni as eni_domain
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conntrack import Silence
 from reconciler.domains.link import EniLink, PodLink, Veth
@@ -50,13 +54,14 @@ from reconciler.errors import (
     ObserveError,
     ReconcilerError,
 )
-from reconciler.keeper import Keeper
+from reconciler.keeper import Keeper, Seen
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2 import Ec2, Journal
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds import Imds
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
+from reconciler.targets.predecessor import DIRECTORY, Remains
 from reconciler.targets.sysctl import SysctlTree
 from reconciler.trace import Query, Trace, compare, make_world, trace
 from schemas.document import NodeNetwork
@@ -123,6 +128,7 @@ class World:
     sysctl: Any = field(default_factory=SysctlTree)
     conntrack: Any = field(default_factory=Conntrack)
     surroundings: Any = field(default_factory=Surroundings)
+    remains: Any = field(default_factory=lambda: _remains())
     now: Callable[[], float] = time.time
     node_name: str = ""
 
@@ -130,6 +136,14 @@ class World:
 ORPHAN_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
 without a DEL: between the two a runtime may have lost it for good."""
+
+
+REMAINS_S = 60.0
+"""Seconds between looks for what the stock plugin has left, while nothing of it is to be done."""
+
+
+def _remains() -> Remains:
+    return Remains(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
 
 
 class LocalNode:
@@ -152,6 +166,9 @@ class LocalNode:
         self._records: Records | None = None
         self._binding = threading.RLock()
         self._dead_since: dict[AttachmentKey, float] = {}
+        self._sightings = threading.Lock()
+        self._sighting: tuple[Sighting, float] | None = None
+        self._taking_over = False
 
     @property
     def ec2_calls(self) -> Mapping[str, int]:
@@ -281,10 +298,12 @@ class LocalNode:
             going = [a for a in records.attachments if a.key in records.released]
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             # What was rebuilt has its record by now, and the kernel has changed since.
-            leaving = replace(inputs, clear=clear, strays=())
+            leaving = replace(inputs, clear=clear, strays=(), predecessor=Predecessor())
             with self._binding:
                 outcomes |= converge([self._attachment_domain()], leaving)
             records = self._records_after(outcomes)
+        if visit is None:
+            outcomes["takeover"] = self._retire(inputs, records, outcomes)
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         waiting = _waiting(outcomes["attachment"])
@@ -323,6 +342,44 @@ class LocalNode:
             return ()
         inputs = self._inputs(document, self.state.observe())
         return self._look_around(inputs, dry=True)[1]
+
+    def _retire(self, inputs: Inputs, records: Records, outcomes: Outcomes) -> Outcome:
+        """Remove what the stock plugin has left, once all of ours was seen in its place."""
+        with self._sightings:
+            seen, at = self._sighting or (Sighting(), 0.0)
+            ours = [outcomes[d.name] for d in self._kernel_domains()]
+            ready = (
+                inputs.predecessor.taking_over
+                and not inputs.predecessor.refusals
+                and not takeover.unexplained(seen, records)
+                and outcomes["attachment"].settled
+                and all(kernel.settled and not kernel.remaining.refusals for kernel in ours)
+                and {a.eni_id for a in records.living} <= {e.eni_id for e, _ in inputs.pod_enis}
+            )
+            run = converge if ready else dry_run
+            domain = Domain(
+                "takeover", takeover.desire, takeover.plan, Seen(self._world.remains, seen)
+            )
+            outcome = run([domain], inputs)["takeover"]
+            if isinstance(outcome.observed, Sighting):
+                self._sighting = outcome.observed, at
+            self._taking_over = bool(outcome.remaining.actions or outcome.remaining.refusals)
+        return outcome
+
+    def _predecessor(
+        self, document: NodeNetwork, records: Records, enis: tuple[Eni, ...]
+    ) -> Predecessor:
+        """Look for the stock plugin's pods, and say what becomes of them."""
+        asked = document.take_over == OWNER
+        now = self._world.now()
+        with self._sightings:
+            seen, at = self._sighting or (Sighting(), 0.0)
+            if self._sighting is None or self._taking_over or now - at >= REMAINS_S:
+                seen = self._world.remains.observe()
+                self._sighting = seen, now
+            unknown = takeover.unexplained(seen, records) if asked and not seen.running else ()
+            ends = self._world.remains.find_ends(r.device for r in unknown) if unknown else {}
+        return takeover.consider(seen, ends, asked=asked, enis=enis, records=records)
 
     def _quieten(self, records: Records) -> tuple[frozenset[IpAddress], Outcomes]:
         """End the connections of addresses that rest; return those that have any left."""
@@ -385,11 +442,15 @@ class LocalNode:
         if self.cloud is None:
             return outcomes  # it says why EC2 could not be read
         records = self.state.observe()
-        inputs = replace(self._inputs(document, records), clear=records.released)
+        inputs = self._inputs(document, records, rehearsal=True)
+        inputs = replace(inputs, clear=records.released)
         outcomes |= dry_run([self._attachment_domain()], inputs)
-        everybody = (*inputs.attachments, *inputs.strays)
+        adopted = [a for a, _ in inputs.predecessor.adoptions if a not in inputs.attachments]
+        everybody = (*inputs.attachments, *inputs.strays, *adopted)
         inputs = replace(inputs, attachments=everybody)
         outcomes |= dry_run(self._kernel_domains(), inputs)
+        last = Domain("takeover", takeover.desire, takeover.plan, self._world.remains)
+        outcomes |= dry_run([last], inputs)
         return outcomes | self._look_around(inputs, dry=True)[0]
 
     def trace(self, document: NodeNetwork, make: Callable[[Inputs], Query]) -> Traced:
@@ -440,7 +501,9 @@ class LocalNode:
         records: Records,
         *,
         visit: frozenset[AttachmentKey] | None = None,
+        rehearsal: bool = False,
     ) -> Inputs:
+        """Gather the inputs; for a rehearsal, as if EC2 had done already what it will be asked."""
         if self.facts is None:
             raise NotReadyError("instance metadata has not answered yet")
         enis: tuple[Eni, ...] = self.cloud.enis if self.cloud else ()
@@ -448,8 +511,11 @@ class LocalNode:
         known = {a.key for a in records.attachments}
         unexplained = {key: veth for key, veth in links.pods.items() if key not in known}
         addresses = self._netlink.pod_addresses() if unexplained else {}
+        document = self.resolve(document)
+        if rehearsal and document.take_over == OWNER:
+            enis = tuple(eni_domain.adopted(e) if e.is_adoptable else e for e in enis)
         return Inputs(
-            document=self.resolve(document),
+            document=document,
             node=self.facts,
             enis=enis,
             links=links.names,
@@ -458,7 +524,10 @@ class LocalNode:
             demand=records.demand,
             visit=visit,
             pods=frozenset(links.pods),
-            strays=attachment.find_strays(unexplained, addresses, enis, records.intents),
+            strays=attachment.find_strays(
+                unexplained, addresses, enis, records.intents, links.macs
+            ),
+            predecessor=self._predecessor(document, records, enis),
         )
 
     def _need_look(self) -> None:

@@ -7,6 +7,7 @@ real one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE
 from reconciler.core.facts import Node
 from reconciler.core.inputs import Links
 from reconciler.core.plan import Change, Verb
+from reconciler.core.predecessor import PodEnd, Sighting
 from reconciler.core.records import Records
 from reconciler.core.release import Quarantine
 from reconciler.domains.address import LinkAddress
@@ -347,6 +349,31 @@ class FakeSurroundings:
         for action in actions:
             verb = self.rules.discard if action.verb is Verb.DELETE else self.rules.add
             verb(action.object)
+        return ()
+
+
+class FakeRemains:
+    """What another plugin has left: rules, routes, chains and tables, and pods' other ends."""
+
+    def __init__(self, sighting: Sighting = Sighting(), **ends: PodEnd) -> None:  # noqa: B008
+        self.sighting = sighting
+        self.ends = ends
+
+    def observe(self, desired: Iterable[object] = ()) -> Sighting:
+        return self.sighting
+
+    def find_ends(self, veths: Iterable[str]) -> dict[str, PodEnd]:
+        return {name: self.ends[name] for name in veths if name in self.ends}
+
+    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+        gone = [a.object for a in actions]
+        self.sighting = replace(
+            self.sighting,
+            rules=tuple(r for r in self.sighting.rules if r not in gone),
+            routes=tuple(r for r in self.sighting.routes if r not in gone),
+            saved={} if gone else self.sighting.saved,
+            tables=frozenset() if gone else self.sighting.tables,
+        )
         return ()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core import attachment as core_attachment
-from reconciler.core import call, release
+from reconciler.core import call, predecessor, release
 from reconciler.core.plan import Verb
 from reconciler.domains import (
     address,
@@ -36,7 +36,10 @@ DOORS = {
     "boto3": {"reconciler/targets/ec2.py"},
     "botocore": {"reconciler/targets/ec2.py"},
     "nftables": {"reconciler/targets/nft.py"},
-    "pyroute2": {"reconciler/targets/conntrack.py", "reconciler/targets/netlink.py"},
+    "pyroute2": {
+        f"reconciler/targets/{door}.py" for door in ("conntrack", "netlink", "predecessor")
+    },
+    "subprocess": {"reconciler/targets/iptables.py"},
     "watchdog": {"reconciler/triggers.py"},
     "yaml": {"schemas/load.py"},
     "prometheus_client": {"reconciler/telemetry.py"},
@@ -210,6 +213,7 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         release.Quarantine,
         conntrack.Flow,
         forward.ForwardAccept,
+        *predecessor.Leftover.__args__,
     ]
     names = actions + [o.__name__ for o in objects]
     helpers = {"Attachment": "attachment(", "Intent": "intent(", "AddEni": "world.reach("}

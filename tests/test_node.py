@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from builders import SUBNET, document, eni, intent, node
 from fake_cloud import FakeEc2, FakeImds
-from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeState, FakeSurroundings, FakeSysctl
+from fakes import (
+    FakeConntrack,
+    FakeNetlink,
+    FakeNft,
+    FakeRemains,
+    FakeState,
+    FakeSurroundings,
+    FakeSysctl,
+)
 
 from reconciler.core.attachment import IntentState
 from reconciler.core.cloud import Limits
@@ -43,6 +51,7 @@ class Simulation:
                 sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
                 conntrack=self.conntrack,
                 surroundings=FakeSurroundings(),
+                remains=FakeRemains(),
                 now=lambda: self.now,
             ),
         )
@@ -155,6 +164,7 @@ def test_an_idle_hour_costs_at_most_60_looks(ec2: Any, allocate: str) -> None:
             sysctl=FakeSysctl({}),
             conntrack=sim.conntrack,
             surroundings=FakeSurroundings(),
+            remains=FakeRemains(),
             now=lambda: sim.now,
         ),
     )

@@ -18,6 +18,7 @@ from fakes import (
     FakeConntrack,
     FakeNetlink,
     FakeNft,
+    FakeRemains,
     FakeState,
     FakeSurroundings,
     FakeSysctl,
@@ -131,6 +132,7 @@ class PoolMachine(RuleBasedStateMachine):
                 sysctl=FakeSysctl({}),
                 conntrack=self.conntrack,
                 surroundings=FakeSurroundings(),
+                remains=FakeRemains(),
                 now=lambda: self.time,
             ),
         )

@@ -124,6 +124,8 @@ def diff(config: Path, state_dir: Path, output: str) -> None:
         # Nothing differs by them, so they are no part of the plan and of the exit status.
         for finding in findings:
             click.echo(f"! {finding}", err=True)
+        for line in report.foreign(outcomes):
+            click.echo(line, err=True)
     if summary := report.summary(outcomes):
         click.echo(summary, err=True)
     sys.exit(report.exit_code(outcomes))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from reconciler.core.finding import Finding
-from reconciler.core.plan import Action, Verb
+from reconciler.core.plan import Action, Keyed, Verb
 from reconciler.engine import Outcome, actions_of
 from reconciler.node import Traced
 from schemas.load import DocumentError
@@ -27,7 +27,7 @@ def remaining_text(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -> str:
-    """Return the same as one JSON object (actions, refusals, errors, findings, calls)."""
+    """Return the same as one JSON object (actions, refusals, errors, findings, foreign, calls)."""
     body = {
         "actions": [
             {
@@ -53,6 +53,15 @@ def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -
         ],
         "findings": [
             {"subject": f.subject, "reason": f.reason, "message": f.message} for f in findings
+        ],
+        "foreign": [
+            {"kind": f.kind, "key": list(f.key), "command": f.command(Verb.DELETE)}
+            for f in _foreign(outcomes)
+        ],
+        "notices": [
+            {"domain": d, "subject": n.subject, "reason": n.reason, "message": n.message}
+            for d, o in outcomes.items()
+            for n in o.remaining.notices
         ],
         "calls": dict(_calls(outcomes)),
     }
@@ -101,6 +110,15 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
         f"{verbs[Verb.CREATE]} to add, {verbs[Verb.UPDATE]} to change, "
         f"{verbs[Verb.DELETE]} to delete; EC2 calls: {cost}{more}"
     )
+
+
+def foreign(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+    """Name what another owner has left, a line an object, and then what can be done about it."""
+    for obj in _foreign(outcomes):
+        # The command that would remove it says best what it is.
+        yield f"= {obj.kind:<13} {obj.command(Verb.DELETE)}  # foreign: not touched"
+    for outcome in outcomes.values():
+        yield from (f"= {notice}" for notice in outcome.remaining.notices)
 
 
 def exit_code(outcomes: Mapping[str, Outcome], *, remaining: bool = False) -> int:
@@ -188,6 +206,10 @@ def _errors(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     for domain, outcome in outcomes.items():
         for error in outcome.errors:
             yield f"? {domain}: {error}"
+
+
+def _foreign(outcomes: Mapping[str, Outcome]) -> Iterator[Keyed]:
+    return (obj for o in outcomes.values() for obj in o.remaining.foreign)
 
 
 def _calls(outcomes: Mapping[str, Outcome]) -> Counter[str]:

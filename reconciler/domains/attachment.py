@@ -20,7 +20,7 @@ from reconciler.core.attachment import (
     pod_veth_name,
     veth_name,
 )
-from reconciler.core.datapath import IpAddress
+from reconciler.core.datapath import MAC_STAMP, IpAddress
 from reconciler.core.facts import Eni
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
@@ -37,6 +37,8 @@ class Allocation:
         flows: addresses that conntrack still has connections of.
         orphans: attachments whose namespace is gone for so long that no DEL will come.
         strays: attachments that only the kernel remembers.
+        adoptions: pods of the stock plugin's that become ours, each with its intent.
+        elsewhere: addresses that pods of the stock plugin's hold.
         clear: attachments of which nothing is left in the kernel.
         cooldown_s: seconds a released address rests.
         now: seconds since the epoch.
@@ -48,6 +50,8 @@ class Allocation:
     flows: frozenset[IpAddress]
     orphans: frozenset[AttachmentKey]
     strays: tuple[Attachment, ...]
+    adoptions: tuple[tuple[Attachment, Intent], ...]
+    elsewhere: frozenset[IpAddress]
     clear: frozenset[AttachmentKey]
     cooldown_s: float
     now: float
@@ -63,6 +67,8 @@ def desire(inputs: Inputs) -> Allocation:
         flows=inputs.flows,
         orphans=inputs.orphans,
         strays=inputs.strays,
+        adoptions=inputs.predecessor.adoptions,
+        elsewhere=inputs.predecessor.held,
         clear=inputs.clear,
         cooldown_s=inputs.document.warm_pool.cooldown.total_seconds(),
         now=inputs.now,
@@ -73,6 +79,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
     """Bind what is wanted, release what was given back, end what has cooled."""
     return (
         _rebuild(desired, observed)
+        + _adopt(desired, observed)
         + _expire(desired, observed)
         + _end_cooldowns(desired, observed)
         + _release(desired, observed)
@@ -85,6 +92,7 @@ def find_strays(
     addresses: Mapping[str, tuple[IpAddress, ...]],
     enis: Iterable[Eni],
     intents: Iterable[Intent],
+    macs: Mapping[str, str],
 ) -> tuple[Attachment, ...]:
     """Rebuild attachments from what the kernel has of them.
 
@@ -96,6 +104,7 @@ def find_strays(
         addresses: where the routes over each host end lead.
         enis: what EC2 last showed.
         intents: say where a pod's namespace is, if the runtime still asks for it.
+        macs: of the host ends, by name: one without our stamp was kept in a take-over.
     """
     paths = {i.key: netns_identity(i.netns, i.netns_inode) for i in intents if i.netns_alive}
     holders = {a: e for e in enis for a in e.pod_addresses}
@@ -105,6 +114,7 @@ def find_strays(
         if not found:
             continue
         eni = next((holders[a] for a in found if a in holders), None)
+        mac = macs.get(veth, "")
         strays.append(
             Attachment(
                 key=key,
@@ -112,6 +122,7 @@ def find_strays(
                 addresses=found,
                 eni_id=eni.eni_id if eni else "",
                 veth=veth,
+                kept_macs=("" if mac.startswith(MAC_STAMP) else mac, ""),
             )
         )
     return tuple(strays)
@@ -123,6 +134,20 @@ def _rebuild(desired: Allocation, observed: Records) -> Plan:
     return Plan(
         tuple(Change(Verb.CREATE, a, reason) for a in desired.strays if a.key not in bound)
     )
+
+
+def _adopt(desired: Allocation, observed: Records) -> Plan:
+    """Record the stock plugin's pods as ours, as if they had asked us for what they have."""
+    bound = {a.key for a in observed.attachments}
+    asked = {i.key for i in observed.intents}
+    reason = "a pod of the stock plugin's"
+    actions: list[Action] = []
+    for attachment, intent in desired.adoptions:
+        if attachment.key not in bound:
+            actions.append(Change(Verb.CREATE, attachment, reason))
+        if intent.key not in asked:
+            actions.append(Change(Verb.CREATE, intent, reason))
+    return Plan(tuple(actions))
 
 
 def _expire(desired: Allocation, observed: Records) -> Plan:
@@ -176,11 +201,11 @@ def _release(desired: Allocation, observed: Records) -> Plan:
 
 
 def _bind(desired: Allocation, observed: Records) -> Plan:
-    held = {*observed.attachments, *desired.strays}
+    held = {*observed.attachments, *desired.strays, *(a for a, _ in desired.adoptions)}
     bound = {a.key for a in held}
     taken = {address for a in held for address in a.addresses}
     taken |= {c.address for c in observed.cooling}
-    taken |= {a for q in observed.quarantined for a in q.network}
+    taken |= {a for q in observed.quarantined for a in q.network} | desired.elsewhere
     namespaces = {a.netns: a.key for a in held}
     veths = {a.veth: a.key for a in held}
     # By address: during a move two ENIs may show the same one.

@@ -154,6 +154,18 @@ def is_owned(link: Link) -> bool:
             return link.veth != ""
 
 
+def claims(link: Link, wanted: Iterable[Link]) -> bool:
+    """Whether a host end without an alias is the one that a taken-over attachment wants.
+
+    Its MAC was recorded before anything was done to it; nobody else's link has it.
+    """
+    return (
+        isinstance(link, Veth)
+        and not link.alias
+        and any(isinstance(w, Veth) and (w.name, w.mac) == (link.name, link.mac) for w in wanted)
+    )
+
+
 def is_unfinished(name: str, mac: str) -> bool:
     """Whether a link is a host end of ours that has not got its alias yet.
 
@@ -195,7 +207,7 @@ def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
         kind.kind: compare(
             [o for o in desired if isinstance(o, kind)],
             [o for o in rest if isinstance(o, kind)],
-            owned=is_owned,
+            owned=lambda o: is_owned(o) or claims(o, desired),
         )
         for kind in (EniLink, Veth, PodLink)
     }

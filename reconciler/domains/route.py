@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from reconciler.core.attachment import netns_path
@@ -19,6 +19,9 @@ from reconciler.core.datapath import (
 )
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
+
+BOOT = 3
+"""Protocol of routes whose maker named none (linux/rtnetlink.h, RTPROT_BOOT)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +95,15 @@ def is_owned(route: Route) -> bool:
 
 
 def plan(desired: Iterable[Route], observed: Iterable[Route]) -> Plan:
-    """Compare; routes of other protocols are foreign."""
-    return compare(desired, observed, owned=is_owned)
+    """Compare; routes of other protocols are foreign.
+
+    But for those in a pod that say the very same and that nobody stamped: the stock plugin made
+    them, and only the stamp is new.
+    """
+    desired = list(desired)
+    ways = {replace(o, protocol=BOOT) for o in desired if o.netns}
+
+    def owned(route: Route) -> bool:
+        return is_owned(route) or route in ways
+
+    return compare(desired, observed, owned=owned)

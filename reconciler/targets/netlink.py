@@ -26,6 +26,7 @@ from reconciler.core.datapath import (
     PODS_TABLE,
     PROTOCOL,
     IpAddress,
+    IpNetwork,
 )
 from reconciler.core.inputs import Links
 from reconciler.core.lookup import Found, Packet
@@ -54,6 +55,7 @@ IFF_UP = 0x1
 IFA_F_NOPREFIXROUTE = 0x200
 NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
+RTPROT_KERNEL = 2
 FR_ACT_TO_TBL = 1
 RTPROT_KERNEL = 2
 RTM_F_LOOKUP_TABLE = 0x1000
@@ -96,17 +98,19 @@ class Netlink:
         """
         names: dict[str, str] = {}
         pods: dict[AttachmentKey, str] = {}
+        macs: dict[str, str] = {}
         with _reading("links"), _host() as ip:
             for message in _dump(ip.get_links, "links"):
                 name, alias = message.get("ifname"), message.get("ifalias") or ""
                 if alias.startswith(f"{ALIAS}:"):
                     if key := alias_key(alias):
                         pods[key] = name
+                        macs[name] = message.get("address")
                 elif is_unfinished(name, message.get("address") or ""):
                     continue
                 elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
                     names.setdefault(message.get("address"), name)
-        return Links(names, pods)
+        return Links(names, pods, macs)
 
     def foreign_rules(self) -> tuple[ForeignRule, ...]:
         """Return the ``ip rule``s of other owners, the kernel's own three left out.
@@ -378,11 +382,12 @@ def _observe_host(
             if isinstance(host := links.get(m["index"]), Veth) and is_owned(host)
         }
         objects: set[KernelObject] = set(links.values())
+        routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
+        connected = _connected(routes)
         for message in _dump(ip.get_addr, "addresses"):
             if isinstance(links.get(message["index"]), EniLink):
-                objects.add(_decode_address(message, "", names))
-        for message in _dump(ip.get_routes, "routes"):
-            route = _decode_route(message, "", names)
+                objects.add(_decode_address(message, "", names, connected))
+        for route in routes:
             if route and (route.protocol == PROTOCOL or route.key in places):
                 objects.add(route)
         objects |= {
@@ -410,12 +415,13 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
             veth = pairs.get((message.get("link"), message["index"]), "")
             mac, mtu = message.get("address"), message.get("mtu")
             objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
+    routes = [_decode_route(m, path, names) for m in _dump(ip.get_routes, f"routes of {path}")]
+    connected = _connected(routes)
     for message in _dump(ip.get_addr, f"addresses of {path}"):
-        found = _decode_address(message, path, names)
+        found = _decode_address(message, path, names, connected)
         if found.device != "lo" and not found.address.is_link_local:
             objects.add(found)
-    for message in _dump(ip.get_routes, f"routes of {path}"):
-        route = _decode_route(message, path, names)
+    for route in routes:
         if route and route.table == MAIN_TABLE:
             objects.add(route)
     for message in _dump(ip.get_neighbours, f"neighbours of {path}"):
@@ -436,15 +442,29 @@ def _decode_link(message: Message, veths: set[str]) -> Link | None:
     return EniLink(mac, name, mtu, up)
 
 
-def _decode_address(message: Message, path: str, names: dict[int, str]) -> LinkAddress:
+def _connected(routes: Iterable[Route | None]) -> set[tuple[str, IpNetwork]]:
+    """Return the networks that the kernel has made a route for by itself, with the device."""
+    return {(r.device, r.destination) for r in routes if r and r.protocol == RTPROT_KERNEL}
+
+
+def _decode_address(
+    message: Message, path: str, names: dict[int, str], connected: set[tuple[str, IpNetwork]]
+) -> LinkAddress:
+    """Return an address; what counts is not its flag, but whether the route is there.
+
+    The stock plugin adds it without the flag and deletes the route. To set the flag the address
+    would have to go, and with a link's last address the kernel drops every route over the link.
+    """
     address: IpAddress = ip_address(message.get("local") or message.get("address"))
     flags = message.get("flags") or 0
+    device, length = names.get(message["index"], ""), message["prefixlen"]
+    network = ip_network((address, length), strict=False)
     return LinkAddress(
         netns=path,
-        device=names.get(message["index"], ""),
+        device=device,
         address=address,
-        prefix_length=message["prefixlen"],
-        connected_route=not flags & IFA_F_NOPREFIXROUTE,
+        prefix_length=length,
+        connected_route=not flags & IFA_F_NOPREFIXROUTE and (device, network) in connected,
     )
 
 

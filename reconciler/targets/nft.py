@@ -18,6 +18,7 @@ import nftables
 from reconciler.core.datapath import ALIAS, TABLE, IpAddress
 from reconciler.core.forward import ForwardChain
 from reconciler.core.plan import Change, Verb
+from reconciler.core.predecessor import StockTable
 from reconciler.core.ranges import as_network
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.nat import (
@@ -53,8 +54,7 @@ class Nft:
             ObserveError: libnftables refused.
         """
         del desired  # the whole table is always looked at
-        tables = self._list("list tables inet")
-        if not any(entry.get("table", {}).get("name") == TABLE for entry in tables):
+        if TABLE not in self.names("inet"):
             return frozenset()
         listing = self._list(f"list table inet {TABLE}")
         try:
@@ -65,7 +65,19 @@ class Nft:
 
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
-        commands = encode(actions)
+        return self.commit(encode(actions), actions)
+
+    def names(self, family: str) -> frozenset[str]:
+        """List the tables of a family, whoever owns them.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
+        entries = self._list(f"list tables {family}")
+        return frozenset(e["table"]["name"] for e in entries if "table" in e)
+
+    def commit(self, commands: list[Json], actions: Sequence[object]) -> tuple[ApplyError, ...]:
+        """Run commands as one transaction, on behalf of these actions."""
         code, _, error = self._nft.json_cmd({"nftables": commands})
         if code == 0:
             return ()
@@ -428,3 +440,25 @@ def _element(obj: NftElement) -> Json:
         value = {"range": [str(obj.first), str(obj.last)]}
     entry = [value, {"goto": {"target": obj.goto}}] if obj.goto else value
     return _named(obj.set) | {"elem": [entry]}
+
+
+class StockTables:
+    """Tables of family ip that other owners have: their names, and how to be rid of one."""
+
+    def __init__(self) -> None:
+        self._nft = Nft()
+
+    def observe(self) -> frozenset[str]:
+        """List the names.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
+        return self._nft.names("ip")
+
+    def apply(self, actions: Sequence[Change[StockTable]]) -> tuple[ApplyError, ...]:
+        """Delete tables, all or none."""
+        tables = [{"family": "ip", "name": a.object.name} for a in actions]
+        # "add" first, so that deleting a table that is already gone is no error.
+        commands = [{verb: {"table": t}} for t in tables for verb in ("add", "delete")]
+        return self._nft.commit(commands, actions) if actions else ()

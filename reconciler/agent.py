@@ -77,6 +77,7 @@ class Agent:
         self._broken = False
         self._transitions = 0
         self._pool_demand: Demand | None = None
+        self._taking_over = False
 
     def run(self) -> None:
         """Reconcile until ``stop`` is called.
@@ -239,6 +240,9 @@ class Agent:
             self._conditions.report(name, outcome)
         if result.records.demand != self._pool_demand:
             self._pool_triggers.mark("pool")
+        if self._node.taking_over and not self._taking_over:
+            self._pool_triggers.mark("pool")  # ENIs come first
+        self._taking_over = self._node.taking_over
         return self._due(result)
 
     def _due(self, result: Pass) -> float:

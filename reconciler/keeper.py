@@ -19,6 +19,7 @@ from reconciler.core.budget import Rests
 from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import IpAddress, IpNetwork, host_network
 from reconciler.core.doubt import CONFIRM_S, NO_DOUBTS, Doubts, Item, items, weigh
+from reconciler.core.facts import Eni
 from reconciler.core.inputs import NO_RESTS, Inputs
 from reconciler.core.records import Records
 from reconciler.domains import creation, eni, quarantine
@@ -75,7 +76,7 @@ class Keeper:
         except _UnreadableError as error:
             return Outcome(errors=(error.cause,))
         records = self._book(picks, cloud)
-        inputs = self._completed(inputs, records)
+        inputs = self._completed(inputs, records, cloud.enis)
         domain = Domain("eni", eni.desire, eni.plan, Seen(self.ec2, cloud))
         outcome = converge([domain], inputs, max_rounds=1)["eni"]
         self._take_note()
@@ -118,7 +119,7 @@ class Keeper:
         except ObserveError as error:
             raise _UnreadableError(error) from error
         self._weigh(records, cloud, metadata)
-        inputs = self._completed(inputs, records)
+        inputs = self._completed(inputs, records, cloud.enis)
         picks = eni.quarantine(eni.desire(inputs), cloud)
         doomed = frozenset(a for n in picks - inputs.ec2.quarantined for a in n)
         if doomed and (flows := self._flows(doomed)):
@@ -126,14 +127,16 @@ class Keeper:
             picks = eni.quarantine(eni.desire(inputs), cloud)
         return inputs, cloud, picks
 
-    def _completed(self, inputs: Inputs, records: Records) -> Inputs:
+    def _completed(self, inputs: Inputs, records: Records, enis: Iterable[Eni] = ()) -> Inputs:
         """Add to the inputs what only the pool's planner looks at."""
         used = {c.address for c in records.cooling}
         used |= {a for bound in records.attachments for a in bound.addresses}
         used |= {a for held in self.netlink.pod_addresses().values() for a in held}
         elsewhere = inputs.predecessor.held
+        # Those on ENIs that are not ours are neither held by us nor asked of us.
+        ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
         demand = records.demand
-        demand = replace(demand, assigned=demand.assigned + len(elsewhere))
+        demand = replace(demand, assigned=demand.assigned + len(elsewhere & ours))
         ec2 = replace(
             inputs.ec2,
             used=frozenset(used | elsewhere),

@@ -22,7 +22,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Refusal
-from reconciler.core.predecessor import OWNER, Predecessor, Sighting
+from reconciler.core.predecessor import OWNER, PodEnd, Predecessor, Sighting
 from reconciler.core.records import Records
 from reconciler.domains import (
     address,
@@ -117,6 +117,7 @@ class World:
 
     Attributes:
         make_ec2: from instance id, region and journal; called once metadata has answered.
+        remains: what the stock plugin has left.
         now: seconds since the epoch.
         node_name: what the cluster calls the node; "" if nobody said.
     """
@@ -137,9 +138,30 @@ ORPHAN_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
 without a DEL: between the two a runtime may have lost it for good."""
 
-
 REMAINS_S = 60.0
 """Seconds between looks for what the stock plugin has left, while nothing of it is to be done."""
+
+REFUSED_S = 5.0
+"""The same while the take-over is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The last look for what the stock plugin has left.
+
+    Attributes:
+        asked: the document asked for the take-over then; None before there was a look.
+        at: when it was, in seconds since the epoch.
+        good_s: seconds for which it is good enough.
+        whole: the next one is at iptables, too: while there is something to be seen.
+    """
+
+    seen: Sighting = field(default_factory=Sighting)
+    ends: Mapping[str, PodEnd] = field(default_factory=dict)
+    asked: bool | None = None
+    at: float = 0.0
+    good_s: float = 0.0
+    whole: bool = True
 
 
 def _remains() -> Remains:
@@ -152,6 +174,7 @@ class LocalNode:
     Attributes:
         facts: identity and VPC CIDRs; None until IMDS has answered once.
         cloud: the last look at EC2, also of an earlier process; None until there was one.
+        taking_over: the node is being, or was, taken over from the stock plugin.
     """
 
     def __init__(self, state: Any, world: World | None = None) -> None:
@@ -166,9 +189,9 @@ class LocalNode:
         self._records: Records | None = None
         self._binding = threading.RLock()
         self._dead_since: dict[AttachmentKey, float] = {}
-        self._sightings = threading.Lock()
-        self._sighting: tuple[Sighting, float] | None = None
-        self._taking_over = False
+        self._looking = threading.Lock()
+        self._look = _Look()
+        self.taking_over = False
 
     @property
     def ec2_calls(self) -> Mapping[str, int]:
@@ -345,25 +368,28 @@ class LocalNode:
 
     def _retire(self, inputs: Inputs, records: Records, outcomes: Outcomes) -> Outcome:
         """Remove what the stock plugin has left, once all of ours was seen in its place."""
-        with self._sightings:
-            seen, at = self._sighting or (Sighting(), 0.0)
+        with self._looking:
+            look = self._look
             ours = [outcomes[d.name] for d in self._kernel_domains()]
             ready = (
                 inputs.predecessor.taking_over
                 and not inputs.predecessor.refusals
-                and not takeover.unexplained(seen, records)
+                and not takeover.unexplained(look.seen, records)
                 and outcomes["attachment"].settled
                 and all(kernel.settled and not kernel.remaining.refusals for kernel in ours)
                 and {a.eni_id for a in records.living} <= {e.eni_id for e, _ in inputs.pod_enis}
             )
-            run = converge if ready else dry_run
-            domain = Domain(
-                "takeover", takeover.desire, takeover.plan, Seen(self._world.remains, seen)
-            )
-            outcome = run([domain], inputs)["takeover"]
-            if isinstance(outcome.observed, Sighting):
-                self._sighting = outcome.observed, at
-            self._taking_over = bool(outcome.remaining.actions or outcome.remaining.refusals)
+            target = Seen(self._world.remains, look.seen)
+            domain = Domain("takeover", takeover.desire, takeover.plan, target)
+            outcome = (converge if ready else dry_run)([domain], inputs)["takeover"]
+            seen = outcome.observed if isinstance(outcome.observed, Sighting) else look.seen
+            good_s = REMAINS_S
+            if outcome.remaining.refusals:
+                good_s = REFUSED_S
+            elif outcome.remaining.actions:
+                good_s = 0.0
+            whole = bool(outcome.plan or outcome.plan.foreign)
+            self._look = replace(look, seen=seen, good_s=good_s, whole=whole)
         return outcome
 
     def _predecessor(
@@ -371,15 +397,24 @@ class LocalNode:
     ) -> Predecessor:
         """Look for the stock plugin's pods, and say what becomes of them."""
         asked = document.take_over == OWNER
-        now = self._world.now()
-        with self._sightings:
-            seen, at = self._sighting or (Sighting(), 0.0)
-            if self._sighting is None or self._taking_over or now - at >= REMAINS_S:
-                seen = self._world.remains.observe()
-                self._sighting = seen, now
-            unknown = takeover.unexplained(seen, records) if asked and not seen.running else ()
-            ends = self._world.remains.find_ends(r.device for r in unknown) if unknown else {}
-        return takeover.consider(seen, ends, asked=asked, enis=enis, records=records)
+        remains = self._world.remains
+        with self._looking:
+            look = self._look
+            now = self._world.now()
+            if now - look.at >= look.good_s or look.asked != asked:
+                if look.whole or look.asked != asked:
+                    seen = remains.observe()
+                else:
+                    before = look.seen
+                    glance = remains.glance()
+                    seen = replace(glance, saved=before.saved, unlisted=before.unlisted)
+                unknown = takeover.unexplained(seen, records) if asked else ()
+                ends = remains.find_ends(r.device for r in unknown)
+                look = replace(look, seen=seen, ends=ends, asked=asked, at=now)
+                self._look = look
+        found = takeover.consider(look.seen, look.ends, asked=asked, enis=enis, records=records)
+        self.taking_over = found.taking_over
+        return found
 
     def _quieten(self, records: Records) -> tuple[frozenset[IpAddress], Outcomes]:
         """End the connections of addresses that rest; return those that have any left."""

@@ -362,6 +362,9 @@ class FakeRemains:
     def observe(self, desired: Iterable[object] = ()) -> Sighting:
         return self.sighting
 
+    def glance(self) -> Sighting:
+        return replace(self.sighting, saved={}, unlisted={})
+
     def find_ends(self, veths: Iterable[str]) -> dict[str, PodEnd]:
         return {name: self.ends[name] for name in veths if name in self.ends}
 

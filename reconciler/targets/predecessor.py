@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -95,18 +96,25 @@ class Remains:
             ObserveError: the kernel could not be read.
         """
         del desired
+        seen = self.glance()
+        saved, unlisted = self._iptables.observe(seen.tables)
+        return replace(seen, saved=saved, unlisted=unlisted)
+
+    def glance(self) -> Sighting:
+        """Look at all but iptables: where there are thousands of services, that takes long.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
         allocations, unread = self._checkpoint()
         tables = self._tables.observe()
         try:
             rules, routes = _read_kernel()
         except (NetlinkError, OSError) as error:
             raise ObserveError("rules and routes of other owners", str(error)) from error
-        saved, unlisted = self._iptables.observe(tables)
         return Sighting(
             rules=rules,
             routes=routes,
-            saved=saved,
-            unlisted=unlisted,
             tables=tables,
             allocations=allocations,
             unread=unread,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -354,3 +356,140 @@ def test_thirty_pods_are_taken_over_and_no_connection_is_cut(
         assert leaver.veth not in cluster.ip("link")
         assert str(leaver.address) not in cluster.ip("route", "show", "table", "all")
         assert cluster.lab.drops() == []
+
+
+def test_unasked_what_is_there_is_named_and_its_pods_keep_their_addresses(
+    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+        cluster = old.cluster
+        before = old.leftovers()
+        with Talk(old.streams) as talk:
+            cluster.launch()
+            until(cluster.answers, "an answer")
+            until(lambda: cluster.status()["settled"], cluster.log)
+            # Every address that no pod of the stock plugin's has, on the primary ENI or ours.
+            fresh = [cluster.add() for _ in range(6)]
+            done = talk.rounds
+            until(lambda: talk.rounds > done + 6, "more talk")
+        assert talk.cut == set()
+        assert {one.address for one in fresh} & {str(p.address) for p in old.pods} == set()
+        for one in fresh:
+            assert probe(one.namespace, INTERNET).source == NODE
+        conditions = cluster.status()["conditions"]
+        (told,) = [c for c in conditions if c["reason"] == "StockPluginPresent"]
+        assert "set takeOver: amazon-vpc-cni" in told["text"]
+        assert all(eni in told["text"] for eni in list(old.tags())[1:3])
+        assert old.leftovers() == before
+        until(lambda: cluster.diff().stdout == "", lambda: cluster.diff().stdout, patience_s=30)
+        shown = cluster.diff()
+        assert shown.returncode == 0  # what is foreign does not differ from anything
+        for one in old.pods:
+            assert f"ip rule delete priority 512 to {one.address}/32" in shown.stderr
+        assert "StockPluginPresent" in shown.stderr
+        body = json.loads(cluster.diff("node1", None, "-o", "json").stdout)
+        assert len(body["foreign"]) > 80
+        assert [n["reason"] for n in body["notices"]] == ["StockPluginPresent"]
+
+
+def test_while_its_daemon_runs_nothing_is_taken_over_and_then_it_goes_on(
+    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+        cluster = old.cluster
+        old.ask_for_takeover()
+        before = old.leftovers()
+        with socket.socket(socket.AF_UNIX) as daemon:
+            daemon.bind(str(old.directory / "ipamd.sock"))
+            daemon.listen(4096)
+            shown = cluster.diff()
+            assert "StockPluginRunning" in shown.stdout
+            cluster.launch()
+            until(cluster.answers, "an answer")
+            until(lambda: "StockPluginRunning" in str(cluster.status()["conditions"]), cluster.log)
+            until(lambda: cluster.status()["settled"], cluster.log)
+            assert old.leftovers() == before
+            assert cluster.records("attachments") == []
+        until(old.is_taken, lambda: f"{cluster.status()['conditions']}\n{cluster.log()}")
+        assert len(cluster.records("attachments")) == len(old.pods)
+        assert all(stream.exchange("still here") for stream in old.streams.values())
+
+
+def test_a_pod_that_cannot_be_explained_keeps_everything_until_it_is_gone(
+    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DEL for it could not be told, so it may not become ours; and without its own it is cut."""
+    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+        cluster = old.cluster
+        lost = old.pods[0]
+        stock.write_checkpoint(old.pods[1:], old.directory / "ipam.json")
+        old.ask_for_takeover()
+        cluster.launch()
+        until(cluster.answers, "an answer")
+        until(lambda: "StockPodUnknown" in str(cluster.status()["conditions"]), cluster.log)
+        (told,) = [c for c in cluster.status()["conditions"] if c["reason"] == "StockPodUnknown"]
+        assert lost.veth in told["subject"]
+        assert str(lost.address) in told["subject"]
+        kernel = [x for x in old.leftovers() if not x.startswith("eni-")]
+        assert any(str(lost.address) in x for x in kernel)
+        assert "AWS-SNAT-CHAIN-0" in str(kernel)
+        assert all(stream.exchange("still here") for stream in old.streams.values())
+        netns.remove(lost.netns)
+        # Sockets of the test hold the namespace; its link goes when somebody deletes it.
+        cluster.ip("link", "delete", lost.veth)
+        until(old.is_taken, lambda: f"{cluster.status()['conditions']}\n{cluster.log()}")
+        mine = {n: s for n, s in old.streams.items() if lost.name not in n}
+        assert all(stream.exchange("still here") for stream in mine.values())
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 0.6, 0.9, 1.2, 1.5])
+def test_killed_at_any_moment_it_goes_on_where_it_was(
+    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay_s: float
+) -> None:
+    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+        cluster = old.cluster
+        old.ask_for_takeover()
+        with Talk(old.streams) as talk:
+            for part in range(4):
+                cluster.launch()
+                threading.Event().wait(delay_s + part * 0.13)  # the moment is the point of it
+                cluster.stop("node1", signal.SIGKILL)
+            cluster.launch()
+            until(cluster.answers, "an answer")
+            until(
+                old.is_taken,
+                lambda: f"{cluster.status()['conditions']} {old.leftovers()}\n{cluster.log()}",
+                patience_s=60,
+            )
+            done = talk.rounds
+            until(lambda: talk.rounds > done + 12, "more talk")
+        assert talk.cut == set()
+        assert cluster.lab.drops() == []
+        assert (cluster.diff().returncode, cluster.diff().stdout) == (0, "")
+        bound = {r["containerID"]: r["addresses"] for r in cluster.records("attachments")}
+        assert bound == {p.sandbox: [str(p.address)] for p in old.pods}
+
+
+def test_lost_records_of_a_pod_that_was_taken_over_are_rebuilt_without_cutting_it(
+    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+        cluster = old.cluster
+        old.ask_for_takeover()
+        cluster.launch()
+        until(cluster.answers, "an answer")
+        until(old.is_taken, cluster.log, patience_s=60)
+        cluster.stop()
+        for kind in ("attachments", "intents"):
+            for path in (cluster.state() / kind).iterdir():
+                path.unlink()
+        with Talk(old.streams) as talk:
+            cluster.launch()
+            until(cluster.answers, "an answer")
+            until(lambda: len(cluster.records("attachments")) == len(old.pods), cluster.log)
+            until(lambda: cluster.status()["settled"], cluster.log)
+            done = talk.rounds
+            until(lambda: talk.rounds > done + 6, "more talk")
+        assert talk.cut == set()
+        macs = {r["veth"]: r["macs"][0] for r in cluster.records("attachments")}
+        assert macs == {p.veth: p.mac for p in old.pods}

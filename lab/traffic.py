@@ -67,15 +67,28 @@ class Receiver:
 
 
 class Stream:
-    """A connection that stays open."""
+    """A connection that stays open.
+
+    Args:
+        timeout_s: seconds for each answer.
+        source: address to come from; "" leaves it to the kernel.
+    """
 
     def __init__(
-        self, namespace: str, address: str, port: int = PORT, *, timeout_s: float = TIMEOUT_S
+        self,
+        namespace: str,
+        address: str,
+        port: int = PORT,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        source: str = "",
     ) -> None:
         with netns.inside(namespace):
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
+            if source:
+                self._socket.bind((source, 0))
             self._socket.connect((address, port))
             self._lines = self._socket.makefile("r")
             self.source = self._lines.readline().strip()

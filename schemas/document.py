@@ -203,6 +203,12 @@ class NodeNetwork(Model):
         return self.pods.mtu or self.eni.mtu
 
     def _faults(self) -> Iterator[str]:
+        if self.take_over != "none" and self.routing.mark_mask != 0xFF:
+            yield (
+                "takeOver: connections through the node's address carry 0x80, amazon-vpc-cni-k8s's "
+                "mark, and would be cut by another routing.markMask than 0xff; leave that out "
+                "until they have ended"
+            )
         if self.pod_mtu > self.eni.mtu:
             yield (
                 f"pods.mtu: {self.pod_mtu} does not fit into eni.mtu {self.eni.mtu}; "

@@ -155,7 +155,10 @@ class Netlink:
             names = {m["index"]: m.get("ifname") for m in _dump(ip.get_links, "links")}
             rules = {_decode_rule(m, family) for m, family in _all_rules(ip)}
             routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
-            addresses = [_decode_address(m, "", names) for m in _dump(ip.get_addr, "addresses")]
+            connected = _connected(routes)
+            addresses = [
+                _decode_address(m, "", names, connected) for m in _dump(ip.get_addr, "addresses")
+            ]
         return Fib(
             frozenset(rules),
             frozenset(r for r in routes if r),

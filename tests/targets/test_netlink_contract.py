@@ -166,6 +166,21 @@ def test_addresses_come_without_a_connected_route(world: World) -> None:
         assert ip("route", "show", "dev", "eth1") == ""
 
 
+def test_an_address_whose_connected_route_somebody_removed_is_as_desired(world: World) -> None:
+    """To set the flag, the address would have to go, and with it every route over the link."""
+    if not world.is_real:
+        pytest.skip("the fake has no flags: it keeps addresses as they were put")
+    world.put(EniLink(ENI_MAC, "eth1", 9001))
+    wanted = LinkAddress("", "eth1", ip_address("10.0.1.14"), 24)
+    ip("address", "add", "10.0.1.14/24", "dev", "eth1")
+    assert replace(wanted, connected_route=True) in world.see()
+    ip("route", "delete", "10.0.1.0/24", "dev", "eth1")
+    assert wanted in world.see()
+    # A /32 never has one, whatever its flags: that of a pod of the stock plugin's.
+    ip("address", "add", "10.0.1.15/32", "dev", "eth1")
+    assert LinkAddress("", "eth1", ip_address("10.0.1.15"), 32) in world.see()
+
+
 def test_routes_are_seen_as_they_were_written(world: World) -> None:
     world.put(EniLink(ENI_MAC, "eth1", 9001), LinkAddress("", "eth1", ip_address("10.0.1.14"), 24))
     wanted = [

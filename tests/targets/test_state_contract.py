@@ -42,6 +42,7 @@ RECORDS = [
     attachment(1, pod="default/web-0"),
     Cooling(ip_address("10.0.1.9"), 12.5),
     Cooling(ip_address("2001:db8::1"), 99.0),
+    attachment(3, kept_macs=("02:11:00:00:00:01", "02:11:00:00:00:02")),
 ]
 
 
@@ -56,7 +57,8 @@ def test_nothing_is_an_empty_observation(state: Any) -> None:
 def test_records_come_back_as_they_were_written_in_key_order(state: Any) -> None:
     put(state, *RECORDS)
     seen = state.observe()
-    assert seen.attachments == (RECORDS[1], RECORDS[0])
+    assert seen.attachments == (RECORDS[1], RECORDS[0], RECORDS[4])
+    assert seen.attachments[2].host_mac == "02:11:00:00:00:01"
     assert seen.cooling == (RECORDS[2], RECORDS[3])
 
 

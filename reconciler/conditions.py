@@ -69,7 +69,7 @@ class Conditions:
 
 
 def _troubles(outcome: Outcome) -> Iterator[tuple[str, Condition]]:
-    for refusal in (*outcome.remaining.refusals, *outcome.remaining.notices):
+    for refusal in outcome.remaining.refusals:
         body = {"subject": refusal.subject, "reason": refusal.reason, "text": refusal.message}
         yield f"{refusal.subject}/{refusal.reason}", body
     for error in outcome.errors:

@@ -339,6 +339,8 @@ class LocalNode:
         this: it is answered by the pass itself.
         """
         outcomes, findings = self._look_around(result.inputs)
+        if takeover := result.outcomes.get("takeover"):
+            findings += takeover.remaining.findings
         return replace(result, outcomes=result.outcomes | outcomes, findings=findings)
 
     def _look_around(

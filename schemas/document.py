@@ -205,9 +205,9 @@ class NodeNetwork(Model):
     def _faults(self) -> Iterator[str]:
         if self.take_over != "none" and self.routing.mark_mask != 0xFF:
             yield (
-                "takeOver: connections through the node's address carry 0x80, amazon-vpc-cni-k8s's "
-                "mark, and would be cut by another routing.markMask than 0xff; leave that out "
-                "until they have ended"
+                "takeOver: connections through the node's address carry 0x80, the mark of "
+                "amazon-vpc-cni-k8s, and would be cut by another routing.markMask than 0xff; "
+                "leave that out until they have ended"
             )
         if self.pod_mtu > self.eni.mtu:
             yield (

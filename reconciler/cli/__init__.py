@@ -114,7 +114,7 @@ def diff(config: Path, state_dir: Path, output: str) -> None:
     node = LocalNode(StateDirectory(state_dir))
     try:
         outcomes = node.diff(document)
-        findings = node.findings(document)
+        findings = [*node.findings(document), *report.findings(outcomes)]
     except ReconcilerError as error:
         _fail(error)
     if output == "json":

@@ -58,11 +58,6 @@ def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -
             {"kind": f.kind, "key": list(f.key), "command": f.command(Verb.DELETE)}
             for f in _foreign(outcomes)
         ],
-        "notices": [
-            {"domain": d, "subject": n.subject, "reason": n.reason, "message": n.message}
-            for d, o in outcomes.items()
-            for n in o.remaining.notices
-        ],
         "calls": dict(_calls(outcomes)),
     }
     return json.dumps(body, indent=2) + "\n"
@@ -113,12 +108,15 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def foreign(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    """Name what another owner has left, a line an object, and then what can be done about it."""
+    """Name what another owner has left, a line an object."""
     for obj in _foreign(outcomes):
         # The command that would remove it says best what it is.
         yield f"= {obj.kind:<13} {obj.command(Verb.DELETE)}  # foreign: not touched"
-    for outcome in outcomes.values():
-        yield from (f"= {notice}" for notice in outcome.remaining.notices)
+
+
+def findings(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+    """What there is to say about what another owner has left."""
+    return (f for o in outcomes.values() for f in o.remaining.findings)
 
 
 def exit_code(outcomes: Mapping[str, Outcome], *, remaining: bool = False) -> int:

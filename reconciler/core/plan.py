@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from reconciler.core.finding import Finding
+
 Key = tuple[int | str, ...]
 """An identity: numbers stay numbers, so that priority 512 sorts before 1536."""
 
@@ -128,13 +130,13 @@ class Plan:
 
     Attributes:
         foreign: objects of another owner that people should know of; they differ from nothing.
-        notices: what there is to say about them, and what to do next.
+        findings: what there is to say about them, and what to do next.
     """
 
     actions: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     foreign: tuple[Keyed, ...] = ()
-    notices: tuple[Refusal, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.actions or self.refusals)
@@ -144,7 +146,7 @@ class Plan:
             self.actions + other.actions,
             self.refusals + other.refusals,
             self.foreign + other.foreign,
-            self.notices + other.notices,
+            self.findings + other.findings,
         )
 
 

@@ -23,6 +23,7 @@ from reconciler.core.attachment import (
 )
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork, family_of, host_network
 from reconciler.core.facts import Eni
+from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Change, Plan, Refusal, Verb
 from reconciler.core.predecessor import (
@@ -83,7 +84,7 @@ def plan(desired: Retirement, observed: Sighting) -> Plan:
         key=lambda o: (_ORDER.index(type(o)), o.key),
     )
     if not desired.asked:
-        return Plan(foreign=tuple(found), notices=_notices(desired, observed, found))
+        return Plan(foreign=tuple(found), findings=_findings(desired, observed, found))
     if desired.refusals:
         return Plan(refusals=desired.refusals, foreign=tuple(found))
     if found and observed.unlisted:
@@ -325,9 +326,9 @@ def _half_done(seen: Sighting, records: Records) -> Iterator[tuple[Attachment, I
             yield a, _intent(a)
 
 
-def _notices(
+def _findings(
     desired: Retirement, seen: Sighting, found: Iterable[Leftover]
-) -> tuple[Refusal, ...]:
+) -> tuple[Finding, ...]:
     tagged = [e.eni_id for e in desired.enis if e.is_adoptable]
     counts = Counter(_PLURALS[type(o)] for o in found)
     parts = [f"{count} {noun}" for noun, count in sorted(counts.items())]
@@ -336,7 +337,7 @@ def _notices(
         return ()
     running = "; its daemon still runs: stop it first" if seen.running else ""
     return (
-        Refusal(
+        Finding(
             subject=OWNER,
             reason="StockPluginPresent",
             message=f"left on this node: {', '.join(parts)}; they are not touched{running}; to "

@@ -164,12 +164,12 @@ def test_unasked_what_is_there_is_foreign_with_a_word_on_what_to_do() -> None:
     plan = takeover.plan(replace(asked(), asked=False, enis=enis), seen)
     assert not plan  # it differs from nothing
     assert StockTable() in plan.foreign
-    (notice,) = plan.notices
+    (notice,) = plan.findings
     assert notice.reason == "StockPluginPresent"
     for words in ("1 ENIs (eni-1)", "1 nftables tables", "2 ip rules", "set takeOver"):
         assert words in notice.message
     clean = takeover.plan(replace(asked(), asked=False), Sighting())
-    assert (clean.foreign, clean.notices) == ((), ())
+    assert (clean.foreign, clean.findings) == ((), ())
 
 
 def test_a_table_that_cannot_be_read_is_in_the_way_only_while_something_is_left() -> None:

@@ -420,7 +420,7 @@ def test_unasked_what_is_there_is_named_and_its_pods_keep_their_addresses(
         assert "StockPluginPresent" in shown.stderr
         body = json.loads(cluster.diff("node1", None, "-o", "json").stdout)
         assert len(body["foreign"]) > 80
-        assert [n["reason"] for n in body["notices"]] == ["StockPluginPresent"]
+        assert "StockPluginPresent" in [f["reason"] for f in body["findings"]]
 
 
 def test_while_its_daemon_runs_nothing_is_taken_over_and_then_it_goes_on(

@@ -199,7 +199,7 @@ def test_the_defaults_are_whole() -> None:
         ("eni: {usePrimary: 'no'}\n", "3:19: eni.usePrimary: 'no': must be true or false"),
         ("eni: {securityGroups: [sg-1, sg-1, sg-2, sg-2]}\n", "3:23: eni.securityGroups: sg-2 is named twice"),
         ("takeOver: aws\n", "3:11: takeOver: 'aws': must be 'none' or 'amazon-vpc-cni'"),
-        ("takeOver: amazon-vpc-cni\nrouting: {markMask: '0xff0000'}\n", "3:11: takeOver: connections through the node's address carry 0x80, amazon-vpc-cni-k8s's mark, and would be cut by another routing.markMask than 0xff; leave that out until they have ended"),
+        ("takeOver: amazon-vpc-cni\nrouting: {markMask: '0xff0000'}\n", "3:11: takeOver: connections through the node's address carry 0x80, the mark of amazon-vpc-cni-k8s, and would be cut by another routing.markMask than 0xff; leave that out until they have ended"),
         # YAML 1.1
         ("snat: {mode: no}\n", "3:14: snat.mode: YAML reads no as a boolean; put the word in quotes if it is meant"),
         ("maxPods: 010\n", "3:10: maxPods: YAML reads 010 as the number 8; write plain digits"),

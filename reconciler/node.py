@@ -379,7 +379,8 @@ class LocalNode:
                 and not takeover.unexplained(look.seen, records)
                 and outcomes["attachment"].settled
                 and all(kernel.settled and not kernel.remaining.refusals for kernel in ours)
-                and {a.eni_id for a in records.living} <= {e.eni_id for e, _ in inputs.pod_enis}
+                and {a.eni_id for a in records.living} - {""}
+                <= {e.eni_id for e, _ in inputs.pod_enis}
             )
             target = Seen(self._world.remains, look.seen)
             domain = Domain("takeover", takeover.desire, takeover.plan, target)

@@ -132,6 +132,8 @@ def _interface(eni: EniView, instance: InstanceView, limit: int | None) -> Tree:
         "vpc-ipv4-cidr-block": instance.vpc_cidrs[0],
         "vpc-ipv4-cidr-blocks": "\n".join(instance.vpc_cidrs),
     }
+    if instance.vpc_ipv6_cidrs:
+        tree["vpc-ipv6-cidr-blocks"] = "\n".join(instance.vpc_ipv6_cidrs)
     # A key without a value does not exist: real IMDS answers 404, also for the addresses of an
     # EFA-only ENI (aws/amazon-vpc-cni-k8s#3047).
     if eni.addresses:

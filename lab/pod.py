@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from lab import netns
@@ -43,10 +44,17 @@ class Pod:
         return text.partition("/")[0]
 
     @property
+    def addresses(self) -> list[str]:
+        """Its addresses, one for each family."""
+        return [ip["address"].partition("/")[0] for ip in self.result["ips"]]
+
+    @property
     def device(self) -> int:
         """Device index of the ENI its address belongs to, by EC2's word."""
         for eni in self.lab.enis(self.node):
-            if self.address in eni["addresses"]:
+            networks = map(ip_network, (*eni["prefixes"], *eni["ipv6Prefixes"]))
+            own = ip_address(self.address)
+            if self.address in eni["addresses"] or any(own in n for n in networks):
                 return int(eni["device"])
         raise LookupError(f"no ENI of {self.node} holds {self.address}")
 

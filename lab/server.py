@@ -24,7 +24,17 @@ from lab.ec2 import Cloud
 from lab.fabric import Fabric
 from lab.faults import Faults
 from lab.imds import Imds
-from lab.topology import EC2_ENDPOINT, EC2_PORT, IMDS, REGION, SUBNETS, VPC_CIDRS, Names, Subnet
+from lab.topology import (
+    EC2_ENDPOINT,
+    EC2_PORT,
+    IMDS,
+    REGION,
+    SUBNETS,
+    VPC_CIDRS,
+    VPC_IPV6_CIDR,
+    Names,
+    Subnet,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -60,9 +70,11 @@ class Lab:
             config=Config(retries={"total_max_attempts": 1}),
         )
         first, *more = map(str, VPC_CIDRS)
-        vpc = ec2.create_vpc(CidrBlock=first)["Vpc"]["VpcId"]
+        vpc = ec2.create_vpc(CidrBlock=first, AmazonProvidedIpv6CidrBlock=True)["Vpc"]["VpcId"]
         for cidr in more:
             ec2.associate_vpc_cidr_block(VpcId=vpc, CidrBlock=cidr)
+        (block,) = self.cloud.ipv6_blocks(vpc)
+        assert block == str(VPC_IPV6_CIDR)
         subnets = {s.name: self._make_subnet(ec2, vpc, s) for s in SUBNETS}
         for i in topology.instances(self._types):
             with self.fabric.launching(i.name):
@@ -85,7 +97,12 @@ class Lab:
                         }
                     ],
                 )
-            self.instances[i.name] = made_instances["Instances"][0]["InstanceId"]
+            made = made_instances["Instances"][0]
+            self.instances[i.name] = made["InstanceId"]
+            ec2.assign_ipv6_addresses(
+                NetworkInterfaceId=made["NetworkInterfaces"][0]["NetworkInterfaceId"],
+                Ipv6Addresses=[str(i.ipv6_address)],
+            )
         self.faults.reset_calls()
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +138,10 @@ class Lab:
 
     def _make_subnet(self, ec2: EC2Client, vpc: str, subnet: Subnet) -> str:
         made = ec2.create_subnet(
-            VpcId=vpc, CidrBlock=str(subnet.cidr), AvailabilityZone=subnet.zone
+            VpcId=vpc,
+            CidrBlock=str(subnet.cidr),
+            Ipv6CidrBlock=str(subnet.ipv6_cidr),
+            AvailabilityZone=subnet.zone,
         )
         subnet_id = made["Subnet"]["SubnetId"]
         ec2.create_tags(
@@ -171,6 +191,8 @@ class Lab:
                 "primary": str(e.primary) if e.primary else "",
                 "addresses": [str(a) for a in e.addresses],
                 "prefixes": [str(p) for p in e.prefixes],
+                "ipv6": [str(a) for a in e.ipv6_addresses],
+                "ipv6Prefixes": [str(p) for p in e.ipv6_prefixes],
             }
             for e in self.cloud.enis()
             if e.eni_id not in self._occupants

@@ -5,19 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 STATE = Path("/run/node-network-lab")
 REGION = "us-east-1"
 VPC_CIDRS = (IPv4Network("10.0.0.0/16"), IPv4Network("100.64.0.0/16"))
+IPV6_POOL = IPv6Network("2001:db8:ec2::/48")
+"""What the lab's Amazon gives VPCs a /56 each of, the first one first."""
+VPC_IPV6_CIDR = IPv6Network("2001:db8:ec2::/56")
 EC2_ENDPOINT = IPv4Address("10.0.0.10")
 EC2_PORT = 8000
 IMDS = IPv4Address("169.254.169.254")
 PEER_CIDR = IPv4Network("10.100.0.0/16")
 PEER_HOST = IPv4Address("10.100.0.10")
+PEER_IPV6_CIDR = IPv6Network("2001:db8:9ee5::/64")
+PEER_IPV6_HOST = IPv6Address("2001:db8:9ee5::10")
 INTERNET_CIDR = IPv4Network("198.51.100.0/24")
 INTERNET_HOST = IPv4Address("198.51.100.10")
+INTERNET_IPV6_CIDR = IPv6Network("2001:db8:ffff::/64")
+INTERNET_IPV6_HOST = IPv6Address("2001:db8:ffff::10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,7 @@ class Subnet:
 
     name: str
     cidr: IPv4Network
+    ipv6_cidr: IPv6Network
     zone: str
     role: str
     occupied: tuple[IPv4Address, ...] = ()
@@ -45,30 +53,37 @@ class Instance:
     type: str
     subnet: str
     address: IPv4Address
+    ipv6_address: IPv6Address
+
+
+def _ipv6(number: int) -> IPv6Network:
+    """Return the VPC's /64 of that number, as it is written in the subnet's CIDR."""
+    return IPv6Network(f"2001:db8:ec2:{number}::/64")
 
 
 SUBNETS = (
-    Subnet("nodes-a", IPv4Network("10.0.1.0/24"), "us-east-1a", "nodes"),
-    Subnet("nodes-b", IPv4Network("10.0.2.0/24"), "us-east-1b", "nodes"),
-    Subnet("tiny", IPv4Network("10.0.8.0/28"), "us-east-1a", "tiny"),
-    Subnet("hosts", IPv4Network("10.0.9.0/24"), "us-east-1a", "hosts"),
-    Subnet("pods-a", IPv4Network("100.64.1.0/24"), "us-east-1a", "pods"),
-    Subnet("pods-b", IPv4Network("100.64.2.0/24"), "us-east-1b", "pods"),
+    Subnet("nodes-a", IPv4Network("10.0.1.0/24"), _ipv6(1), "us-east-1a", "nodes"),
+    Subnet("nodes-b", IPv4Network("10.0.2.0/24"), _ipv6(2), "us-east-1b", "nodes"),
+    Subnet("tiny", IPv4Network("10.0.8.0/28"), _ipv6(8), "us-east-1a", "tiny"),
+    Subnet("hosts", IPv4Network("10.0.9.0/24"), _ipv6(9), "us-east-1a", "hosts"),
+    Subnet("pods-a", IPv4Network("100.64.1.0/24"), _ipv6(41), "us-east-1a", "pods"),
+    Subnet("pods-b", IPv4Network("100.64.2.0/24"), _ipv6(42), "us-east-1b", "pods"),
     # Of its four blocks of 16 the outer ones hold reserved addresses, so that one address in
     # each of the others leaves 57 free and not one whole block.
     Subnet(
         "fragmented",
         IPv4Network("100.64.3.0/26"),
+        _ipv6(43),
         "us-east-1a",
         "fragmented",
         (IPv4Address("100.64.3.24"), IPv4Address("100.64.3.40")),
     ),
 )
 INSTANCES = (
-    Instance("node1", "m5.large", "nodes-a", IPv4Address("10.0.1.10")),
-    Instance("node2", "m5.large", "nodes-b", IPv4Address("10.0.2.10")),
-    Instance("vpchost", "t3.micro", "hosts", IPv4Address("10.0.9.10")),
-    Instance("second", "t3.micro", "pods-b", IPv4Address("100.64.2.10")),
+    Instance("node1", "m5.large", "nodes-a", IPv4Address("10.0.1.10"), _ipv6(1)[16]),
+    Instance("node2", "m5.large", "nodes-b", IPv4Address("10.0.2.10"), _ipv6(2)[16]),
+    Instance("vpchost", "t3.micro", "hosts", IPv4Address("10.0.9.10"), _ipv6(9)[16]),
+    Instance("second", "t3.micro", "pods-b", IPv4Address("100.64.2.10"), _ipv6(42)[16]),
 )
 NODES = ("node1", "node2")
 

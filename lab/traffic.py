@@ -31,14 +31,24 @@ class Seen:
 
 
 class Receiver:
-    """Answers every TCP connection with the address it came from, then echoes lines."""
+    """Answers every TCP connection with the address it came from, then echoes lines.
+
+    It listens in both families, on a socket each: one for both would write an IPv4 address in
+    the IPv6 way.
+    """
 
     def __init__(self, namespace: str, port: int = PORT) -> None:
         with netns.inside(namespace):
-            self._socket = socket.create_server(("0.0.0.0", port), reuse_port=True)
+            self._sockets = [
+                socket.create_server((address, port), family=family, reuse_port=True)
+                for address, family in (("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6))
+            ]
         self._connections: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._accept, args=(s,), daemon=True) for s in self._sockets
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -48,18 +58,20 @@ class Receiver:
 
     def close(self) -> None:
         """Stop answering and cut what is open."""
-        # shutdown wakes the thread in accept; close alone would leave it there.
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join()
+        for listener in self._sockets:
+            # shutdown wakes the thread in accept; close alone would leave it there.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        for thread in self._threads:
+            thread.join()
         for connection in self._connections:
             connection.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                connection, peer = self._socket.accept()
+                connection, peer = listener.accept()
             except OSError:
                 return
             self._connections.append(connection)
@@ -84,7 +96,8 @@ class Stream:
         source: str = "",
     ) -> None:
         with netns.inside(namespace):
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
             if source:

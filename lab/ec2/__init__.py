@@ -13,6 +13,7 @@ from typing import Any
 import moto.ec2.models.elastic_network_interfaces as moto_interfaces
 import moto.ec2.models.instances as moto_instances
 import moto.ec2.models.subnets as moto_subnets
+import moto.ec2.models.vpcs as moto_vpcs
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2 import urls
 from moto.ec2.models import ec2_backends
@@ -21,6 +22,7 @@ from moto.moto_server.werkzeug_app import create_backend_app
 from lab.ec2.model import Backend, Interface, LabInstance, LabSubnet
 from lab.ec2.response import LostAnswerError, Response
 from lab.faults import Faults
+from lab.topology import IPV6_POOL, VPC_IPV6_CIDR
 from lab.wire import EniView, Wire
 
 HISTORY_S = 120.0
@@ -41,6 +43,7 @@ class InstanceView:
     image_id: str
     vpc_id: str
     vpc_cidrs: tuple[str, ...]
+    vpc_ipv6_cidrs: tuple[str, ...] = ()
 
 
 class Cloud:
@@ -118,7 +121,21 @@ class Cloud:
                     for a in associated
                     if a["cidr_block_state"]["state"] == "associated"
                 ),
+                vpc_ipv6_cidrs=self.ipv6_blocks(instance.vpc_id),
             )
+
+    def ipv6_blocks(self, vpc_id: str) -> tuple[str, ...]:
+        """Return the IPv6 CIDR blocks of a VPC."""
+        with self.lock:
+            vpc = self.backend.get_vpc(vpc_id)
+            blocks = vpc.get_cidr_block_association_set(ipv6=True)
+            return tuple(b["cidr_block"] for b in blocks)
+
+    def free_ipv6_block(self) -> str:
+        """Return the first /56 of Amazon's that no VPC has."""
+        used = {b for vpc_id in self.backend.vpcs for b in self.ipv6_blocks(vpc_id)}
+        blocks = map(str, IPV6_POOL.subnets(new_prefix=VPC_IPV6_CIDR.prefixlen))
+        return next(b for b in blocks if b not in used)
 
     def terminate(self, instance_id: str) -> None:
         """Terminate an instance as an operator does by hand: no switch delays or counts it."""
@@ -151,6 +168,7 @@ def _install(cloud: Cloud) -> None:
     moto_interfaces.NetworkInterface = Interface
     moto_instances.Instance = LabInstance
     moto_subnets.Subnet = LabSubnet
+    moto_vpcs.random_ipv6_cidr = cloud.free_ipv6_block
     Backend.wire, Backend.faults, Backend.lock = cloud.wire, cloud.faults, cloud.lock
     Response.cloud = cloud
     ec2_backends.backend = Backend

@@ -217,6 +217,7 @@ def test_ipv6_is_told_where_there_is_some(ec2, node):
     mac = f"{MACS}/{eni['MacAddress']}"
     assert node.lines(f"{mac}/ipv6-prefix") == [eni["Ipv6Prefixes"][0]["Ipv6Prefix"]]
     assert node.ask(f"{mac}/ipv6s")[0] == 404
+    assert node.lines(f"{mac}/vpc-ipv6-cidr-blocks") == [cidr.replace("/64", "/56")]
     answer = ec2.client.assign_ipv6_addresses(
         NetworkInterfaceId=eni["NetworkInterfaceId"], Ipv6AddressCount=2
     )

@@ -167,6 +167,7 @@ class Agent:
                         "status": e.status,
                         "owned": e.owned,
                         "addresses": len(e.pod_addresses),
+                        "prefixes": [str(p) for p in (*e.prefixes, *e.boundless)],
                     }
                     for e in (cloud.enis if cloud else ())
                 ],
@@ -273,9 +274,10 @@ class Agent:
         """Count pod addresses by state."""
         enis = self._node.cloud.enis if self._node.cloud else ()
         held = {a for e in enis if e.serves_pods for a in e.pod_addresses}
-        assigned = {own for a in records.attachments for own in a.addresses}
+        assigned = {own for a in records.attachments for own in a.vpc_addresses}
         cooling = {c.address for c in records.cooling}
-        quarantined = {a for q in records.quarantined for a in q.network} & held
+        leaving = [q.network for q in records.quarantined]
+        quarantined = {a for a in held if any(a in network for network in leaving)}
         return {
             "allocatable": len(held - assigned - cooling - quarantined),
             "assigned": len(assigned),

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from reconciler.core.budget import Rests
 from reconciler.core.cloud import Cloud
-from reconciler.core.datapath import IpAddress, IpNetwork, host_network
+from reconciler.core.datapath import IpAddress, IpNetwork, family_of, unit_of
 from reconciler.core.doubt import CONFIRM_S, NO_DOUBTS, Doubts, Item, items, weigh
 from reconciler.core.facts import Eni
 from reconciler.core.inputs import NO_RESTS, Inputs
@@ -121,7 +121,9 @@ class Keeper:
         self._weigh(records, cloud, metadata)
         inputs = self._completed(inputs, records, cloud.enis)
         picks = eni.quarantine(eni.desire(inputs), cloud)
-        doomed = frozenset(a for n in picks - inputs.ec2.quarantined for a in n)
+        fresh = picks - inputs.ec2.quarantined
+        # Of a prefix that nobody can spell out, ``used`` alone says what is used.
+        doomed = frozenset(a for n in fresh if family_of(n).counted for a in n)
         if doomed and (flows := self._flows(doomed)):
             inputs = replace(inputs, ec2=replace(inputs.ec2, used=inputs.ec2.used | flows))
             picks = eni.quarantine(eni.desire(inputs), cloud)
@@ -159,7 +161,9 @@ class Keeper:
         released = {q.network for q in records.quarantined}
         known = self._expected | self.doubts.missing.keys()
         expected = {i for i in known if i[1] not in released}
-        bound = [(a.eni_id, x) for a in records.attachments if a.eni_id for x in a.addresses]
+        bound = [
+            (a.eni_id, own) for a in records.attachments if a.eni_id for own in a.vpc_addresses
+        ]
         expected |= {_item(eni_id, address, shown | known) for eni_id, address in bound}
         self.doubts = weigh(
             self.doubts,
@@ -230,4 +234,4 @@ def _item(eni_id: str, address: IpAddress, known: Iterable[Item]) -> Item:
     for holder, network in known:
         if holder == eni_id and address in network:
             return holder, network
-    return eni_id, host_network(address)
+    return eni_id, unit_of(address)

@@ -113,7 +113,9 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
 
 def _result(attachment: Attachment, mtu: int) -> dict[str, Any]:
     """Return what the pod was given, in the terms of a CNI result."""
-    families = [family_of(a) for a in attachment.addresses]
+    # kubelet takes the pod's addresses from here: only those that others can reach it by.
+    addresses = attachment.vpc_addresses
+    families = [family_of(a) for a in addresses]
     return {
         "ok": True,
         "interfaces": [
@@ -127,7 +129,7 @@ def _result(attachment: Attachment, mtu: int) -> dict[str, Any]:
         ],
         "ips": [
             {"address": str(host_network(a)), "gateway": str(family.gateway), "interface": 1}
-            for a, family in zip(attachment.addresses, families, strict=True)
+            for a, family in zip(addresses, families, strict=True)
         ],
         "routes": [{"dst": str(f.everything), "gw": str(f.gateway)} for f in families],
         "dns": {},

@@ -19,6 +19,7 @@ from schemas.value import (
     Cidr,
     ClusterName,
     Duration,
+    EgressFamilies,
     Families,
     MarkMask,
     Mtu,
@@ -177,7 +178,16 @@ class NodeNetwork(Model):
         default=Reconcile(), description="How often to look without being told."
     )
     families: Families = Field(
-        default=("ipv4",), description="Address families of pods. Only ipv4 is built yet."
+        default=("ipv4",),
+        description="Address families that pods have addresses of from their VPC: ipv4, ipv6, or "
+        "both. The order is that of a pod's addresses, so the first is what Kubernetes calls its "
+        "address. IPv6 takes subnets with an IPv6 CIDR block and an instance of the Nitro system.",
+    )
+    egress_families: EgressFamilies = Field(
+        default=(),
+        description="Other families that pods shall reach hosts in all the same: what they send "
+        "carries the node's own address. Nothing can reach a pod that way. Of these families a "
+        "pod gets an address that means something on its node only. Default: none.",
     )
     instance_types: InstanceTypes = Field(
         default=(),
@@ -219,6 +229,12 @@ class NodeNetwork(Model):
                 "warmPool.prefixes: counts /28 prefixes, but eni.allocate is "
                 f"{self.eni.allocate}; set it to prefixes, or choose addresses or enis here"
             )
+        for position, family in enumerate(self.egress_families):
+            if family in self.families:
+                yield (
+                    f"egressFamilies[{position}]: {family} is among families already, so pods "
+                    "reach it by their own addresses; remove it here or there"
+                )
         versions = {4 if family == "ipv4" else 6 for family in self.families}
         lists = {
             "snat.excludeCIDRs": self.snat.exclude_cidrs,

@@ -210,12 +210,6 @@ def _check_prefix(value: str) -> str:
     return value
 
 
-def _check_families(value: tuple[str, ...]) -> tuple[str, ...]:
-    if "ipv6" in value:
-        raise ValueError("ipv6 is not built yet; remove it")
-    return value
-
-
 def _tags_schema(names: dict[str, object]) -> WithJsonSchema:
     return WithJsonSchema(
         {
@@ -261,9 +255,9 @@ Family = Literal["ipv4", "ipv6"]
 Families = Annotated[
     tuple[Family, ...],
     Field(min_length=1),
-    AfterValidator(_check_families),
     AfterValidator(check_unique),
 ]
+EgressFamilies = Annotated[tuple[Family, ...], AfterValidator(check_unique)]
 VethPrefix = Annotated[
     str,
     Form("[a-z][a-z0-9]{0,3}", "1 to 4 lower-case letters and digits, a letter first"),

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, ip_address, ip_network
+from itertools import count
 from typing import Any
 
 from fakes import CrashError, RefusedError
@@ -19,6 +20,7 @@ from reconciler.core.call import (
     AssignAddresses,
     AssignPrefixes,
     AttachEni,
+    DelegatePrefix,
     DeleteEni,
     DetachEni,
     ReleaseAddresses,
@@ -72,6 +74,8 @@ class FakeEc2:
         self._failures: list[CallFailure] = []
         self._successes: list[str] = []
         self._made = 0
+        self._delegated = count(1)
+        self.families: tuple[str, ...] = ("ipv4", "ipv6")
 
     def observe(self, desired: Iterable[Any] = ()) -> Cloud:
         pool = next(iter(desired), None)
@@ -89,6 +93,7 @@ class FakeEc2:
             self._cidr,
             len(self._free()),
             blocks if pool and pool.prefixes else None,
+            families=self.families,
         )
         told = overlay(seen, self._answers)
         return Cloud(told, self.limits, {name: subnet}, is_behind(seen, told))
@@ -177,6 +182,14 @@ class FakeEc2:
                     held = sorted((*eni.prefixes, *blocks))
                     self._change(eni.eni_id, prefixes=tuple(held))
                 self._learn(action.eni_id, added=frozenset(blocks))
+            case DelegatePrefix():
+                with self._call("AssignIpv6Addresses"):
+                    eni = self._get(action.eni_id, "AssignIpv6Addresses")
+                    fresh = action.prefix or self._ipv6_prefix("AssignIpv6Addresses")
+                    if any(fresh in e.boundless for e in self.enis):
+                        raise RefusedError("AssignIpv6Addresses", "InvalidIPAddress.InUse")
+                    self._change(eni.eni_id, boundless=(*eni.boundless, fresh))
+                self._learn(action.eni_id, added=frozenset({fresh}))
             case ReleaseAddresses():
                 with self._call("UnassignPrivateIpAddresses"):
                     eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
@@ -245,6 +258,7 @@ class FakeEc2:
     def _make(self, action: AddEni) -> str:
         creation = action.creation
         primary, *secondaries = self._take(1 + creation.addresses, "CreateNetworkInterface")
+        boundless = [self._ipv6_prefix("CreateNetworkInterface")] * creation.ipv6_prefixes
         eni_id = f"eni-new{self._made}"
         self._made += 1
         self._tokens[creation.token] = eni_id
@@ -263,6 +277,7 @@ class FakeEc2:
                 delete_on_termination=False,
                 creation=creation.token,
                 created_at=creation.at,
+                boundless=tuple(boundless),
             )
         )
         if creation.prefixes:
@@ -326,6 +341,11 @@ class FakeEc2:
             raise RefusedError(call, "InsufficientCidrBlocks")
         return found
 
+    def _ipv6_prefix(self, call: str) -> Any:
+        if "ipv6" not in self.families:
+            raise RefusedError(call, "InvalidParameterValue")
+        return ip_network(f"2001:db8:1:0:{next(self._delegated):x}::/80")
+
     def _count(self, name: str) -> None:
         self.calls[name] += 1
         if not name.startswith("Describe"):
@@ -339,6 +359,7 @@ class FakeEc2:
             eni,
             secondaries=tuple(a for a in eni.secondaries if host_network(a) not in self.hidden),
             prefixes=tuple(p for p in eni.prefixes if p not in self.hidden),
+            boundless=tuple(p for p in eni.boundless if p not in self.hidden),
         )
 
     def _get(self, eni_id: str, call: str) -> Eni:

@@ -243,7 +243,7 @@ def test_the_iam_policy_allows_the_calls_that_are_made_and_no_others() -> None:
     allowed = {a for s in policy["Statement"] for a in s["Action"]}
     source = (ROOT / "reconciler/targets/ec2.py").read_text()
     verbs = "describe|create|attach|detach|delete|modify|assign|unassign"
-    methods = re.findall(rf'"((?:{verbs})_[a-z_]+)"', source)
+    methods = re.findall(rf'"((?:{verbs})_[a-z0-9_]+)"', source)
     made = {"ec2:" + "".join(w.capitalize() for w in m.split("_")) for m in methods}
     # Tags at creation are authorised as CreateTags (EC2 user guide, "Grant permission to tag").
     assert allowed == made | {"ec2:CreateTags"}

@@ -121,6 +121,12 @@ class LabSubnet(Subnet):  # type: ignore[misc]
         """Addresses EC2 could still give out, prefixes counted by the address."""
         return int(self.ec2_backend.free_count(self))
 
+    @property
+    def ipv6_cidr_block_association_set(self) -> list[dict[str, Any]]:
+        """The IPv6 blocks; moto wraps the state of each twice."""
+        blocks: list[dict[str, Any]] = super().ipv6_cidr_block_association_set
+        return [b | {"ipv6CidrBlockState": {"state": "associated"}} for b in blocks]
+
 
 class LabInstance(Instance):  # type: ignore[misc]
     """An instance that keeps its type's limits and has its ENIs plugged in."""

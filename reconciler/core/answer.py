@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from reconciler.core.datapath import IpNetwork
+from reconciler.core.datapath import IpNetwork, family_of
 from reconciler.core.facts import Eni
 from reconciler.core.release import unit_networks
 
@@ -79,12 +79,24 @@ def _units(enis: Iterable[Eni]) -> set[tuple[str, IpNetwork]]:
     return {(e.eni_id, n) for e in enis for n in unit_networks(e)}
 
 
+def _order(network: IpNetwork) -> tuple[int, int]:
+    return network.version, int(network.network_address)
+
+
 def _changed(eni: Eni, answer: Answer) -> Eni:
     networks = (set(unit_networks(eni)) | answer.added) - answer.removed
     if networks != set(unit_networks(eni)):
         single = sorted(n.network_address for n in networks if n.num_addresses == 1)
-        prefixes = sorted(n for n in networks if n.num_addresses > 1)
-        eni = replace(eni, secondaries=tuple(single), prefixes=tuple(prefixes))
+        more = sorted((n for n in networks if n.num_addresses > 1), key=_order)
+        counted, boundless = (
+            [n for n in more if family_of(n).counted is c] for c in (True, False)
+        )
+        eni = replace(
+            eni,
+            secondaries=tuple(single),
+            prefixes=tuple(counted),
+            boundless=tuple(boundless),
+        )
     if answer.attached and eni.device_index is None:
         index, attachment_id = answer.attached
         eni = replace(eni, device_index=index, attachment_id=attachment_id, status="attaching")

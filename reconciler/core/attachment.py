@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
-from reconciler.core.datapath import ALIAS, IpAddress, stable_mac
+from reconciler.core.datapath import ALIAS, IpAddress, is_node_local, stable_mac
 from reconciler.core.plan import Key, Verb
 
 IFNAMSIZ = 15
@@ -93,6 +93,11 @@ class Attachment:
     pod: str = ""
     netns_alive: bool = field(default=True, compare=False)
     kept_macs: tuple[str, str] = ("", "")
+
+    @property
+    def vpc_addresses(self) -> tuple[IpAddress, ...]:
+        """Those that EC2 gave: what the world knows the pod by."""
+        return tuple(a for a in self.addresses if not is_node_local(a))
 
     @property
     def alias(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 BUCKETS = {
+    "AssignIpv6Addresses": (100.0, 5.0),
     "AssignPrivateIpAddresses": (100.0, 5.0),
     "AttachNetworkInterface": (50.0, 5.0),
     "CreateNetworkInterface": (100.0, 5.0),

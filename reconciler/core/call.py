@@ -24,6 +24,7 @@ class Creation:
     Attributes:
         token: EC2's ClientToken; the ENI carries it as a tag, too.
         addresses, prefixes: what it begins with beside its primary address; one of them is 0.
+        ipv6_prefixes: the same; besides either.
         tags: pairs in key order.
         at: seconds since the epoch.
         done: the ENI was seen.
@@ -39,6 +40,7 @@ class Creation:
     tags: tuple[tuple[str, str], ...]
     at: float
     done: bool = False
+    ipv6_prefixes: int = 0
 
     @property
     def key(self) -> Key:
@@ -73,13 +75,14 @@ class AddEni:
 
     def __str__(self) -> str:
         c = self.creation
-        what = (
-            f"--ipv4-prefix-count {c.prefixes}"
-            if c.prefixes
-            else f"--secondary-private-ip-address-count {c.addresses}"
-        )
+        counts = {
+            "ipv4-prefix-count": c.prefixes,
+            "secondary-private-ip-address-count": c.addresses,
+            "ipv6-prefix-count": c.ipv6_prefixes,
+        }
+        what = "".join(f" --{option} {count}" for option, count in counts.items() if count)
         return (
-            f"{AWS} create-network-interface --subnet-id {c.subnet_id} {what} "
+            f"{AWS} create-network-interface --subnet-id {c.subnet_id}{what} "
             f"&& {AWS} attach-network-interface --device-index {c.device_index}"
         )
 
@@ -243,6 +246,28 @@ class AssignPrefixes:
 
 
 @dataclass(frozen=True, slots=True)
+class DelegatePrefix:
+    """Give an ENI one IPv6 prefix: one that EC2 chooses, or the one that is named."""
+
+    eni_id: str
+    subnet_id: str
+    reason: str
+    prefix: IpNetwork | None = None
+    verb: ClassVar[Verb] = Verb.CREATE
+    kind: ClassVar[str] = "prefix"
+    calls: ClassVar[tuple[str, ...]] = ("AssignIpv6Addresses",)
+
+    @property
+    def key(self) -> Key:
+        """The ENI, the family, and what is named."""
+        return (self.eni_id, "ipv6", int(self.prefix.network_address) if self.prefix else 0)
+
+    def __str__(self) -> str:
+        what = f"--ipv6-prefixes {self.prefix}" if self.prefix else "--ipv6-prefix-count 1"
+        return f"{AWS} assign-ipv6-addresses --network-interface-id {self.eni_id} {what}"
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseAddresses:
     """Give single addresses of an ENI back."""
 
@@ -335,6 +360,7 @@ Ec2Action = (
     | SetSecurityGroups
     | AssignAddresses
     | AssignPrefixes
+    | DelegatePrefix
     | ReleaseAddresses
     | ReleasePrefixes
     | DetachEni

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reconciler.core.cloud import Limits
+from reconciler.core.datapath import FAMILIES
 from reconciler.core.pool import PREFIX_SIZE
 from schemas.document import NodeNetwork
 
@@ -34,6 +35,9 @@ def capacity(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> Capa
         limits: the instance type's.
         foreign: ENIs on the instance that are not ours.
     """
+    if not any(FAMILIES[name].counted for name in document.families):
+        more = f"{HOST_NETWORK_PODS} on the host's network"
+        return Capacity(2**48 + HOST_NETWORK_PODS, f"one IPv6 prefix x 2^48 + {more}")
     most = document.eni.max
     enis = limits.enis if most is None else min(limits.enis, most)
     usable = max(enis - foreign - (not document.eni.use_primary), 0)

@@ -91,7 +91,7 @@ def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
     """
     serving = {e.eni_id for e in now.enis if e.serves_pods}
     kept = {
-        e.eni_id: replace(e, secondaries=(), prefixes=())
+        e.eni_id: replace(e, secondaries=(), prefixes=(), boundless=())
         for e in before.enis
         if e.serves_pods and e.eni_id not in serving and e.mac in macs
     }

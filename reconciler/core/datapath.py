@@ -90,7 +90,16 @@ class Family:
         nft: the family's word in nftables expressions.
         gateway: link-local next hop that every pod uses; the host never owns it, the pod has a
             permanent neighbour entry for it.
+        gateway_route: the kernel wants a route to that next hop before a route may name it. A
+            link-local IPv6 one is on every link by itself.
+        metric: what the kernel makes of "no metric" (IPv6: IP6_RT_PRIO_USER, linux/ipv6_route.h).
         everything: the default route's destination.
+        router: the VPC's, in every subnet; None if it is the subnet's base plus one (VPC user
+            guide, "Subnet sizing").
+        counted: EC2 gives addresses out one by one, or sixteen at a time; otherwise an ENI has
+            one prefix that no node can use up.
+        node_local: what pods have addresses of that are good for nothing but egress. The ranges
+            of the stock plugin's egress-cni (``cmd/aws-vpc-cni/main.go``).
     """
 
     name: str
@@ -99,16 +108,49 @@ class Family:
     nft: str
     nft_type: str
     gateway: IpAddress
+    gateway_route: bool
+    metric: int
     everything: IpNetwork
+    router: IpAddress | None
+    counted: bool
+    node_local: IpNetwork
 
 
 FAMILIES = {
     "ipv4": Family(
-        "ipv4", 4, 32, "ip", "ipv4_addr", ip_address("169.254.1.1"), ip_network("0.0.0.0/0")
+        "ipv4",
+        4,
+        32,
+        "ip",
+        "ipv4_addr",
+        gateway=ip_address("169.254.1.1"),
+        gateway_route=True,
+        metric=0,
+        everything=ip_network("0.0.0.0/0"),
+        router=None,
+        counted=True,
+        node_local=ip_network("169.254.172.0/22"),
     ),
-    "ipv6": Family("ipv6", 6, 128, "ip6", "ipv6_addr", ip_address("fe80::1"), ip_network("::/0")),
+    "ipv6": Family(
+        "ipv6",
+        6,
+        128,
+        "ip6",
+        "ipv6_addr",
+        gateway=ip_address("fe80::1"),
+        gateway_route=False,
+        metric=1024,
+        everything=ip_network("::/0"),
+        router=ip_address("fe80:ec2::1"),
+        counted=False,
+        node_local=ip_network("fd00::ac:0/118"),
+    ),
 }
 """By name. 169.254.1.1 is the stock plugin's gateway as well."""
+
+
+PREFIX_BITS = 80
+"""Length of a delegated IPv6 prefix (EC2 user guide, "Prefix delegation")."""
 
 
 def family_of(value: IpAddress | IpNetwork) -> Family:
@@ -116,9 +158,27 @@ def family_of(value: IpAddress | IpNetwork) -> Family:
     return FAMILIES["ipv4" if value.version == 4 else "ipv6"]
 
 
+def is_node_local(address: IpAddress) -> bool:
+    """Whether an address is no address of the VPC, but one for egress from this node alone."""
+    return address in family_of(address).node_local
+
+
+def is_counted(address: IpAddress) -> bool:
+    """Whether the pool holds it in stock: one of the VPC's, of a family that can run out."""
+    return family_of(address).counted and not is_node_local(address)
+
+
 def host_network(address: IpAddress) -> IpNetwork:
     """Return the network that holds just this address: /32 or /128."""
     return ip_network((address, address.max_prefixlen))
+
+
+def unit_of(address: IpAddress) -> IpNetwork:
+    """Return what EC2 gave an address with, if nothing more is known: itself, or its prefix."""
+    network = host_network(address)
+    if family_of(address).counted:
+        return network
+    return network.supernet(new_prefix=PREFIX_BITS)
 
 
 def eni_table(device_index: int) -> int:

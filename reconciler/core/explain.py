@@ -38,7 +38,16 @@ def explain_pool(desired: Pool, at: Position) -> list[str]:
         blocks = f", {space.blocks} whole /28" if desired.prefixes else ""
         lines.append(f"subnet {name}: {space.free} free{blocks}")
     lines += [f"subnet {name}: not used: {reason}" for name, reason in at.choice.rejected]
+    lines += _delegations(desired, at)
     return [*lines, _verdict(at)]
+
+
+def _delegations(desired: Pool, at: Position) -> list[str]:
+    """Say which prefixes nobody counts."""
+    if not desired.delegates:
+        return []
+    held = [f"{e.eni_id} {n}" for e in at.enis for n in e.boundless]
+    return [f"ipv6: {', '.join(held) or 'no prefix yet'}; a prefix serves any number of pods"]
 
 
 def _verdict(at: Position) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.datapath import Family, IpAddress, IpNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,9 @@ class Eni:
         primary: the address EC2 calls primary; it belongs to the host.
         secondaries: single addresses for pods, ascending.
         prefixes: delegated prefixes, whose addresses are all for pods; ascending.
+        boundless: the same, of a family whose prefixes no node can use up (an IPv6 /80); they are
+            not counted, never spelt out, and only go with the ENI.
+        host_addresses: what belongs to the host beside ``primary``: single IPv6 addresses.
         owned: carries our tag for this instance, or is the primary.
         creation: the token it was created with, "" if we did not create it.
         created_at: seconds since the epoch, None if nobody wrote it down.
@@ -59,16 +62,32 @@ class Eni:
     created_at: float | None = None
     stock: bool = False
     stock_tags: tuple[str, ...] = ()
+    boundless: tuple[IpNetwork, ...] = ()
+    host_addresses: tuple[IpAddress, ...] = ()
 
     @property
     def pod_addresses(self) -> tuple[IpAddress, ...]:
-        """Every address a pod may get: single ones first, then those of prefixes."""
+        """Every counted address a pod may get: single ones first, then those of prefixes."""
         return (*self.secondaries, *(a for p in self.prefixes for a in p))
+
+    def holds(self, address: IpAddress) -> bool:
+        """Whether EC2 gave it this address for a pod."""
+        networks = (*self.prefixes, *self.boundless)
+        return address in self.secondaries or any(address in n for n in networks)
+
+    def host_address(self, version: int) -> IpAddress | None:
+        """Return the host's own address of a family on this ENI."""
+        own = (self.primary, *self.host_addresses)
+        return next((a for a in own if a.version == version), None)
 
     @property
     def gateway(self) -> IpAddress:
         """The VPC router in this subnet: base plus one (VPC user guide, "Subnet sizing")."""
         return self.subnet_cidr.network_address + 1
+
+    def router(self, family: Family) -> IpAddress:
+        """Return the VPC router's address of a family on this ENI's wire."""
+        return family.router or self.gateway
 
     @property
     def is_adoptable(self) -> bool:

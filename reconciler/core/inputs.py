@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.budget import Rests
 from reconciler.core.call import Creation
-from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork, family_of
 from reconciler.core.doubt import NO_DOUBTS, Doubts
 from reconciler.core.facts import Eni, Node
 from reconciler.core.forward import ForwardChain
@@ -100,6 +100,26 @@ class Inputs:
     ec2: Ec2Inputs = NO_EC2
     forward: tuple[ForwardChain, ...] = ()
     predecessor: Predecessor = NO_PREDECESSOR
+
+    @property
+    def egress(self) -> tuple[str, ...]:
+        """Families of which pods get an address for egress: those the node itself has one of."""
+        primary = next((e for e in self.enis if e.device_index == 0), None)
+        return tuple(
+            name
+            for name in self.document.egress_families
+            if primary is not None and primary.host_address(FAMILIES[name].version) is not None
+        )
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families there are packets of: the document's, and those that pods still have.
+
+        A change of the document never takes an address from a running pod.
+        """
+        held = sorted({family_of(a).name for pod in self.attachments for a in pod.addresses})
+        named = (*self.document.families, *self.document.egress_families)
+        return tuple(dict.fromkeys((*named, *held)))
 
     @property
     def visited(self) -> tuple[Attachment, ...]:

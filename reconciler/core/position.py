@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reconciler.core import pool, subnet
 from reconciler.core.attachment import Attachment
 from reconciler.core.budget import Rests
 from reconciler.core.call import Creation
 from reconciler.core.cloud import Cloud, Limits
-from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.core.doubt import Doubts
 from reconciler.core.facts import Eni, Node
 from reconciler.core.pool import PREFIX_SIZE, Band, Demand, Space
@@ -41,6 +41,7 @@ class Pool:
         nonce: what makes new tokens new; text.
         now: seconds since the epoch.
         take_over: the stock plugin's ENIs shall become ours.
+        families: those that pods get addresses of from EC2.
     """
 
     node: Node
@@ -65,6 +66,23 @@ class Pool:
     nonce: str
     now: float
     take_over: bool = False
+    families: tuple[str, ...] = ("ipv4",)
+
+    @property
+    def counts(self) -> bool:
+        """Whether pods need addresses that the pool must have in stock."""
+        return any(FAMILIES[name].counted for name in self.families)
+
+    @property
+    def delegates(self) -> bool:
+        """Whether pods need a prefix that is not counted, on each ENI that serves them."""
+        return any(not FAMILIES[name].counted for name in self.families)
+
+
+NOTHING_COUNTED = Band(
+    0, 0, 0, (("families", 0, "families has none whose addresses are counted"),), "families"
+)
+"""What a node of IPv6 alone holds in stock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +97,11 @@ class Position:
         stock: what is held.
         room_for_enis: how many ENIs may still be attached.
         pending: creations that are recorded and not yet seen.
-        fitting: ids of ENIs that pods shall get addresses of.
+        fitting: ids of ENIs that pods may get addresses of.
+        needed: those of them that shall stay although they hold nothing in stock. Where nothing
+            is counted the first one does, because its prefix serves every pod.
         foreign: attached ENIs that are not ours.
+        subnets: by id, as EC2 showed them.
     """
 
     limits: Limits | None
@@ -93,6 +114,8 @@ class Position:
     pending: tuple[Creation, ...]
     fitting: frozenset[str]
     foreign: int
+    needed: frozenset[str] = frozenset()
+    subnets: Mapping[str, Subnet] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
@@ -127,12 +150,15 @@ def locate(desired: Pool, observed: Cloud) -> Position:
         primary=primary.subnet_id if primary else "",
         listed=desired.subnets,
         selector=desired.selector,
+        families=desired.families,
     )
     spaces = {name: _space(desired, s) for name, s in observed.subnets.items()}
     enis = tuple(
         e for e in observed.enis if e.owned and e.device_index is not None and e.status in HERE
     )
-    fitting = frozenset(e.eni_id for e in enis if _fits(e, desired, choice))
+    fits = [e.eni_id for e in enis if _fits(e, desired, observed, choice)]
+    fitting = frozenset(fits)
+    needed = frozenset(fits if desired.counts else fits[:1])
     nothing = Space(0)
     blocks = any(spaces.get(e.subnet_id, nothing).blocks for e in enis if e.eni_id in fitting)
 
@@ -150,12 +176,14 @@ def locate(desired: Pool, observed: Cloud) -> Position:
         prefixes=desired.prefixes,
     )
     slots = limits.slots if limits else 0
-    band = pool.band(
-        desired.strategy,
-        desired.demand,
-        per_eni=slots * (PREFIX_SIZE if desired.prefixes else 1),
-        max_pods=desired.max_pods,
-    )
+    band = NOTHING_COUNTED
+    if desired.counts:
+        band = pool.band(
+            desired.strategy,
+            desired.demand,
+            per_eni=slots * (PREFIX_SIZE if desired.prefixes else 1),
+            max_pods=desired.max_pods,
+        )
     tokens = {e.creation for e in observed.enis if e.creation}
     pending = tuple(
         c
@@ -168,13 +196,28 @@ def locate(desired: Pool, observed: Cloud) -> Position:
     if desired.max_enis is not None:
         limit = min(limit, desired.max_enis)
     room = max(limit - attached - len(pending), 0)
-    return Position(limits, enis, choice, spaces, band, stock, room, pending, fitting, foreign)
+    return Position(
+        limits,
+        enis,
+        choice,
+        spaces,
+        band,
+        stock,
+        room,
+        pending,
+        fitting,
+        foreign,
+        needed,
+        observed.subnets,
+    )
 
 
-def _fits(eni: Eni, desired: Pool, choice: Choice) -> bool:
+def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
     """Whether the document wants this ENI's addresses for pods."""
     if eni.device_index == 0:
-        return desired.use_primary
+        home = observed.subnets.get(eni.subnet_id)
+        able = home is None or set(desired.families) <= set(home.families)
+        return desired.use_primary and able
     return eni.subnet_id in choice.subnets
 
 

@@ -12,6 +12,7 @@ from reconciler.core.attachment import (
     IntentState,
 )
 from reconciler.core.call import Creation
+from reconciler.core.datapath import is_counted
 from reconciler.core.pool import Demand
 from reconciler.core.release import Quarantine
 
@@ -45,4 +46,8 @@ class Records:
             for i in self.intents
             if i.state is IntentState.WANTED and i.netns_alive and i.key not in bound
         ]
-        return Demand(len(self.attachments), len(self.cooling), len(waiting))
+        # One for each pod: what is not counted, and what comes with the node, the pool need not
+        # have in stock.
+        assigned = sum(any(map(is_counted, a.addresses)) for a in self.attachments)
+        cooling = sum(is_counted(c.address) for c in self.cooling)
+        return Demand(assigned, cooling, len(waiting))

@@ -105,7 +105,7 @@ def take_stock(
             given back only to be asked for again.
     """
     enis = list(enis)
-    units = [Unit(e, n) for e in enis for n in unit_networks(e)]
+    units = [Unit(e, n) for e in enis for n in counted_networks(e)]
     free = [u for u in units if not any(a in used for a in u.network)]
     leaving = [u for u in free if u.network in quarantined]
     staying = [u for u in free if u.network not in quarantined]
@@ -129,9 +129,19 @@ def take_stock(
     return Stock(tuple(staying), tuple(leaving), held, exchangeable)
 
 
-def unit_networks(eni: Eni) -> tuple[IpNetwork, ...]:
-    """Return what an ENI holds for pods: single addresses as /32, then prefixes."""
+def counted_networks(eni: Eni) -> tuple[IpNetwork, ...]:
+    """Return what an ENI holds in stock: single addresses as /32, then prefixes."""
     return (*(host_network(a) for a in eni.secondaries), *eni.prefixes)
+
+
+def unit_networks(eni: Eni) -> tuple[IpNetwork, ...]:
+    """Return all that an ENI holds for pods, prefixes that nobody counts included."""
+    return (*counted_networks(eni), *eni.boundless)
+
+
+def holds_used(eni: Eni, used: Collection[IpAddress]) -> bool:
+    """Whether an ENI holds any address that is used."""
+    return any(eni.holds(a) for a in used)
 
 
 def pick(

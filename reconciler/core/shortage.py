@@ -81,6 +81,20 @@ def shortages(desired: Pool, at: Position, growth: Growth, *, capped: bool) -> I
     yield _limit_reached(desired, at, missing)
 
 
+def no_way_in(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """No ENI may serve pods, and none can be made."""
+    missing = "pods need an ENI with an IPv6 prefix, and there is none"
+    for subnet_id, reason in at.choice.rejected:
+        yield Refusal(f"subnet {subnet_id}", "SubnetRejected", f"{missing}: {reason}")
+    if at.choice.subnets:
+        yield Refusal(
+            f"pool of {desired.node.instance_id}",
+            "PoolLimitReached" if at.room_for_enis <= 0 else "CreationRateReached",
+            f"{missing}: no further ENI can be had now; let pods use the primary ENI "
+            "(eni.usePrimary), or raise eni.max",
+        )
+
+
 def _limit_reached(desired: Pool, at: Position, missing: str) -> Refusal:
     assert at.limits is not None
     limit, source = at.limits.enis, desired.node.instance_type
@@ -102,8 +116,9 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
         )
         if told:
             yield Refusal(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
+    yield from _without_block(desired, at)
     for eni in at.enis:
-        used = sum(a in desired.used for a in eni.pod_addresses)
+        used = sum(eni.holds(a) for a in desired.used)
         if eni.device_index and eni.eni_id not in at.fitting and used:
             yield Refusal(
                 f"eni {eni.eni_id}",
@@ -113,6 +128,22 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
             )
     if desired.doubts and desired.now - desired.doubts.since >= REPORT_S:
         yield _disagreement(desired)
+
+
+def _without_block(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """The primary ENI's subnet lacks a family that pods shall have."""
+    for eni in at.enis:
+        home = at.subnets.get(eni.subnet_id)
+        if eni.device_index or home is None or not desired.use_primary:
+            continue
+        if missing := [f for f in desired.families if f not in home.families]:
+            yield Refusal(
+                f"subnet {eni.subnet_id}",
+                "SubnetWithoutFamily",
+                f"families has {' and '.join(missing)}, of which the primary ENI's subnet has no "
+                "CIDR block, so no pod gets an address there; associate one with the subnet, or "
+                "set eni.usePrimary to false and name subnets that have one",
+            )
 
 
 def _disagreement(desired: Pool) -> Refusal:

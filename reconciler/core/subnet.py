@@ -22,6 +22,7 @@ class Subnet:
         free: addresses EC2 could still give out.
         blocks: whole aligned /28 blocks left; None while nobody has counted them.
         tags: pairs in key order.
+        families: those it has a CIDR block of.
     """
 
     subnet_id: str
@@ -30,6 +31,7 @@ class Subnet:
     free: int
     blocks: int | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    families: tuple[str, ...] = ("ipv4",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def choose(
     primary: str,
     listed: tuple[str, ...],
     selector: tuple[tuple[str, str], ...],
+    families: Collection[str] = ("ipv4",),
 ) -> Choice:
     """Say where new ENIs may go.
 
@@ -80,6 +83,7 @@ def choose(
         primary: the primary ENI's subnet: where ENIs go when the document names none.
         listed: ids from the document, in order.
         selector: tags that a subnet must carry, from the document.
+        families: those that pods get addresses of.
     """
     if selector:
         wanted = set(selector)
@@ -97,6 +101,8 @@ def choose(
             rejected.append((name, "EC2 does not know it"))
         elif subnet.zone != zone:
             rejected.append((name, f"in zone {subnet.zone}, the node is in {zone}"))
+        elif missing := [f for f in families if f not in subnet.families]:
+            rejected.append((name, f"it has no CIDR block of {' and '.join(missing)}"))
         else:
             chosen.append(name)
     return Choice(tuple(chosen), tuple(rejected))

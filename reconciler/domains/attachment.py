@@ -7,8 +7,9 @@ leaves either the record or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from reconciler.core.attachment import (
     Attachment,
@@ -20,7 +21,14 @@ from reconciler.core.attachment import (
     pod_veth_name,
     veth_name,
 )
-from reconciler.core.datapath import MAC_STAMP, IpAddress
+from reconciler.core.datapath import (
+    FAMILIES,
+    MAC_STAMP,
+    IpAddress,
+    IpNetwork,
+    family_of,
+    is_node_local,
+)
 from reconciler.core.facts import Eni
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
@@ -42,6 +50,8 @@ class Allocation:
         clear: attachments of which nothing is left in the kernel.
         cooldown_s: seconds a released address rests.
         now: seconds since the epoch.
+        families: of which each pod gets one address of its ENI, in this order.
+        egress: of which it gets one that is good on this node only.
     """
 
     enis: tuple[Eni, ...]
@@ -55,6 +65,8 @@ class Allocation:
     clear: frozenset[AttachmentKey]
     cooldown_s: float
     now: float
+    families: tuple[str, ...] = ("ipv4",)
+    egress: tuple[str, ...] = ()
 
 
 def desire(inputs: Inputs) -> Allocation:
@@ -72,6 +84,8 @@ def desire(inputs: Inputs) -> Allocation:
         clear=inputs.clear,
         cooldown_s=inputs.document.warm_pool.cooldown.total_seconds(),
         now=inputs.now,
+        families=inputs.document.families,
+        egress=inputs.egress,
     )
 
 
@@ -107,13 +121,13 @@ def find_strays(
         macs: of the host ends, by name: one without our stamp was kept in a take-over.
     """
     paths = {i.key: netns_identity(i.netns, i.netns_inode) for i in intents if i.netns_alive}
-    holders = {a: e for e in enis for a in e.pod_addresses}
+    enis = list(enis)
     strays = []
     for key, veth in sorted(pods.items()):
-        found = addresses.get(veth, ())
+        found = tuple(sorted(addresses.get(veth, ()), key=is_node_local))
         if not found:
             continue
-        eni = next((holders[a] for a in found if a in holders), None)
+        eni = next((e for e in enis for a in found if e.holds(a)), None)
         mac = macs.get(veth, "")
         strays.append(
             Attachment(
@@ -205,13 +219,10 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
     bound = {a.key for a in held}
     taken = {address for a in held for address in a.addresses}
     taken |= {c.address for c in observed.cooling}
-    taken |= {a for q in observed.quarantined for a in q.network} | desired.elsewhere
+    taken |= desired.elsewhere
     namespaces = {a.netns: a.key for a in held}
     veths = {a.veth: a.key for a in held}
-    # By address: during a move two ENIs may show the same one.
-    owners = {a: eni for eni in reversed(desired.enis) for a in eni.pod_addresses}
-    free = [(eni, a) for eni in desired.enis for a in eni.pod_addresses if owners[a] is eni]
-    free = [(eni, a) for eni, a in free if a not in taken]
+    offers = _offers(desired, taken, [q.network for q in observed.quarantined])
     actions: list[Action] = []
     refusals: list[Refusal] = []
     for intent in observed.intents:
@@ -229,8 +240,8 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
             refusals.append(_netns_taken(intent, namespaces[netns]))
         elif veth in veths:
             refusals.append(_veth_taken(intent, veth, veths[veth]))
-        elif free:
-            actions.append(_binding(intent, *free.pop(0), veth=veth))
+        elif offer := next(offers, None):
+            actions.append(_binding(intent, *offer, veth=veth))
             namespaces[netns] = veths[veth] = intent.key
         else:
             refusals.append(_exhausted(intent, desired, observed))
@@ -244,11 +255,51 @@ def _veth(intent: Intent, desired: Allocation) -> str:
     return veth_name(desired.veth_prefix, intent.key)
 
 
-def _binding(intent: Intent, eni: Eni, address: IpAddress, *, veth: str) -> Change[Attachment]:
+def _offers(
+    desired: Allocation, taken: Collection[IpAddress], leaving: Collection[IpNetwork]
+) -> Iterator[tuple[Eni, tuple[IpAddress, ...]]]:
+    """Yield what a pod can get, lowest first: an ENI, and one address of each family.
+
+    All addresses of a pod are of one ENI, so that it leaves by the same in every family.
+    """
+    local = [_free(_hosts(FAMILIES[name].node_local), taken) for name in desired.egress]
+    seen: set[IpAddress | IpNetwork] = set()
+    for eni in desired.enis:
+        # During a move two ENIs may show the same.
+        single = [a for a in eni.pod_addresses if a not in seen]
+        single = [a for a in single if not any(a in network for network in leaving)]
+        whole = [n for n in eni.boundless if n not in seen and n not in leaving]
+        seen |= {*eni.pod_addresses, *eni.boundless}
+        streams = [_free(_held(name, single, whole), taken) for name in desired.families]
+        for addresses in zip(*streams, *local, strict=False):
+            yield eni, addresses
+
+
+def _held(
+    family: str, single: Iterable[IpAddress], whole: Iterable[IpNetwork]
+) -> Iterator[IpAddress]:
+    """Yield what there is of a family: single addresses, then those of prefixes."""
+    version = FAMILIES[family].version
+    networks = (_hosts(n) for n in whole if n.version == version)
+    return chain((a for a in single if a.version == version), *networks)
+
+
+def _free(addresses: Iterable[IpAddress], taken: Collection[IpAddress]) -> Iterator[IpAddress]:
+    return (a for a in addresses if a not in taken)
+
+
+def _hosts(network: IpNetwork) -> Iterator[IpAddress]:
+    """Yield addresses of a network, never all of them at once; its first and last are none."""
+    return (network[number] for number in range(1, network.num_addresses - 1))
+
+
+def _binding(
+    intent: Intent, eni: Eni, addresses: tuple[IpAddress, ...], *, veth: str
+) -> Change[Attachment]:
     attachment = Attachment(
         key=intent.key,
         netns=netns_identity(intent.netns, intent.netns_inode),
-        addresses=(address,),
+        addresses=addresses,
         eni_id=eni.eni_id,
         veth=veth,
         pod=intent.pod,
@@ -258,7 +309,24 @@ def _binding(intent: Intent, eni: Eni, address: IpAddress, *, veth: str) -> Chan
 
 def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusal:
     held = {a for e in desired.enis for a in e.pod_addresses}
-    leaving = {a for q in observed.quarantined for a in q.network} & held
+    networks = [q.network for q in observed.quarantined]
+    leaving = {a for a in held if any(a in network for network in networks)}
+    if lacking := _lacking(desired):
+        return Refusal(
+            subject=f"intent {intent.key}",
+            reason="AddressesExhausted",
+            message=f"no ENI of {len(desired.enis)} has a prefix of {lacking} yet; it is served "
+            "as soon as EC2 has given one",
+        )
+    if not any(FAMILIES[name].counted for name in desired.families):
+        ranges = " and ".join(str(FAMILIES[name].node_local) for name in desired.egress)
+        return Refusal(
+            subject=f"intent {intent.key}",
+            reason="AddressesExhausted",
+            message=f"no address is free on {len(desired.enis)} ENIs, or none of {ranges or '-'} "
+            f"for egress: {len(observed.attachments)} pods, {len(observed.cooling)} cooling; it "
+            "is served as soon as one has cooled",
+        )
     quarantined = f", {len(leaving)} quarantined" if leaving else ""
     return Refusal(
         subject=f"intent {intent.key}",
@@ -267,6 +335,13 @@ def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusa
         f"{len(observed.attachments)} assigned, {len(observed.cooling)} cooling{quarantined}; "
         "it is served as soon as the pool has grown or an address has cooled",
     )
+
+
+def _lacking(desired: Allocation) -> str:
+    """Name the families that no ENI has a prefix of."""
+    held = {family_of(n).name for e in desired.enis for n in e.boundless}
+    missing = [n for n in desired.families if not FAMILIES[n].counted and n not in held]
+    return " and ".join(missing)
 
 
 def _netns_taken(intent: Intent, holder: AttachmentKey) -> Refusal:

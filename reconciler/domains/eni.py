@@ -14,6 +14,7 @@ from reconciler.core.call import (
     AssignPrefixes,
     AttachEni,
     Creation,
+    DelegatePrefix,
     DeleteEni,
     DetachEni,
     Ec2Action,
@@ -30,13 +31,13 @@ from reconciler.core.cloud import (
     Cloud,
     Limits,
 )
-from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, host_network
+from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of, host_network
 from reconciler.core.facts import Eni
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Plan, Refusal
 from reconciler.core.pool import PREFIX_SIZE, Place
 from reconciler.core.position import Pool, Position, locate
-from reconciler.core.release import pick, unit_networks
+from reconciler.core.release import counted_networks, holds_used, pick
 
 MIN_ENI_AGE_S = 60.0
 """Seconds before a new ENI may go again (stock plugin: ``minENILifeTime``), so that a burst of
@@ -78,6 +79,7 @@ def desire(inputs: Inputs) -> Pool:
         nonce=ec2.nonce,
         now=inputs.now,
         take_over=inputs.predecessor.taking_over,
+        families=document.families,
     )
 
 
@@ -95,7 +97,16 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
         slots = sum(at.free_slots(e) for e in at.enis)
         needed = max(-(-at.shortfall // PREFIX_SIZE) - slots - at.room_for_enis * at.slots, 0)
     chosen = pick(at.stock, at.band, slots_needed=needed, growable=at.fitting)
+    chosen |= {n for e in at.enis if _goes(e, chosen, desired, at) for n in e.boundless}
     return chosen & desired.quarantined if _doubtful(desired, observed) else chosen
+
+
+def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: Position) -> bool:
+    """Whether an ENI goes whole, so that no pod may get an address of its prefix any more."""
+    counted = counted_networks(eni)
+    emptied = eni.device_index and all(n in leaving for n in counted)
+    useless = not counted and eni.eni_id not in at.needed
+    return bool(emptied and (counted or useless)) and not holds_used(eni, desired.used)
 
 
 def plan(desired: Pool, observed: Cloud) -> Plan:
@@ -114,6 +125,7 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
         _grow(desired, observed, at)
         if at.limits
         else Plan(refusals=(shortage.no_limits(desired.node),)),
+        _delegate(desired, observed, at),
         Plan() if _doubtful(desired, observed) else _give_back(desired, at),
         Plan(refusals=tuple(shortage.notices(desired, at))),
     )
@@ -157,7 +169,7 @@ def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
         reason = "ours, but attached to nothing: its creation was interrupted"
         actions.append(AttachEni(instance_id, eni.eni_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
-        used = any(a in desired.used for a in eni.pod_addresses)
+        used = holds_used(eni, desired.used)
         needed = eni in back.values() or used or _doubtful(desired, observed)
         if not needed and _is_old(eni, desired.now):
             reason = "ours, attached to nothing, and not needed"
@@ -171,14 +183,14 @@ def _to_attach(desired: Pool, observed: Cloud, at: Position) -> dict[int, Eni]:
     First those whose addresses pods use: somebody detached them by hand.
     """
     found = [e for e in observed.enis if e.owned and e.status == "available"]
-    found.sort(key=lambda e: -sum(a in desired.used for a in e.pod_addresses))
+    found.sort(key=lambda e: -sum(e.holds(a) for a in desired.used))
     chosen: dict[int, Eni] = {}
-    short = at.shortfall
+    short = at.shortfall if desired.counts else int(not at.needed)
     for index, eni in zip(_free_indices(observed, at), found, strict=False):
-        used = any(a in desired.used for a in eni.pod_addresses)
+        used = holds_used(eni, desired.used)
         if len(chosen) < at.room_for_enis and (used or short > 0):
             chosen[index] = eni
-            short -= len(eni.pod_addresses)
+            short -= len(eni.pod_addresses) if desired.counts else 1
     return chosen
 
 
@@ -203,12 +215,9 @@ def _cure(desired: Pool, at: Position) -> Plan:
     bound = ((a, address) for a in desired.attachments for address in a.addresses)
     for attachment, address in bound:
         held = host_network(address)
+        lost = [n for eni_id, n in desired.doubts.lost if eni_id == attachment.eni_id]
         item = next(
-            (
-                network
-                for eni_id, network in sorted(desired.doubts.lost, key=lambda i: i[1].prefixlen)
-                if eni_id == attachment.eni_id and held.subnet_of(network)  # type: ignore[arg-type]
-            ),
+            (n for n in sorted(lost, key=lambda n: n.prefixlen) if address in n),
             None,
         )
         if item is None:
@@ -223,7 +232,11 @@ def _cure(desired: Pool, at: Position) -> Plan:
             again = AssignAddresses(eni.eni_id, eni.subnet_id, reason, addresses=(address,))
             actions.append(again)
         else:
-            prefix = AssignPrefixes(eni.eni_id, eni.subnet_id, reason, prefixes=(item,))
+            prefix: AssignPrefixes | DelegatePrefix = (
+                AssignPrefixes(eni.eni_id, eni.subnet_id, reason, prefixes=(item,))
+                if family_of(item).counted
+                else DelegatePrefix(eni.eni_id, eni.subnet_id, reason, item)
+            )
             if all(a.key != prefix.key for a in actions):
                 actions.append(prefix)
     return Plan(tuple(actions), tuple(refusals))
@@ -234,8 +247,7 @@ def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
     short = at.shortfall - sum(len(e.pod_addresses) for e in back.values())
     if short <= 0:
         return Plan()
-    recent = [c for c in desired.creations if desired.now - c.at < CREATION_WINDOW_S]
-    allowed = max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
+    allowed = _may_create(desired, at)
     growth = pool.grow(
         short,
         places=[Place(e.subnet_id, at.free_slots(e)) for e in at.enis],
@@ -264,15 +276,47 @@ def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
     )
 
 
+def _delegate(desired: Pool, observed: Cloud, at: Position) -> Plan:
+    """Have a prefix that is not counted on every ENI that serves pods, and one such ENI."""
+    if not desired.delegates:
+        return Plan()
+    lost = {eni_id for eni_id, n in desired.doubts.lost if not family_of(n).counted}
+    actions: list[Ec2Action] = [
+        DelegatePrefix(e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}")
+        for e in at.enis
+        # One that is lost is cured: it is asked for by name.
+        if e.eni_id in at.needed and not e.boundless and e.eni_id not in lost
+    ]
+    if desired.counts or at.needed or at.pending or _to_attach(desired, observed, at):
+        return Plan(tuple(actions))
+    if at.room_for_enis <= 0 or not at.choice.subnets or not _may_create(desired, at):
+        return Plan(tuple(actions), tuple(shortage.no_way_in(desired, at)))
+    (index, *_) = _free_indices(observed, at)
+    share = pool.Share(at.choice.subnets[0])
+    reason = f"no ENI may serve pods, and its prefix will serve all; {share.subnet_id}"
+    creation = _creation(desired, observed, index, share)
+    return Plan((*actions, AddEni(desired.node.instance_id, creation, reason)))
+
+
+def _may_create(desired: Pool, at: Position) -> int:
+    """Return how many ENIs may still be created in this hour."""
+    recent = [c for c in desired.creations if desired.now - c.at < CREATION_WINDOW_S]
+    return max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
+
+
 def _give_back(desired: Pool, at: Position) -> Plan:
     """Release what is quarantined and free; an ENI that is left with nothing goes whole."""
     actions: list[Ec2Action] = []
     leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined}
     for eni in at.enis:
-        networks = unit_networks(eni)
+        networks = counted_networks(eni)
         mine = [n for n in networks if (eni.eni_id, n) in leaving]
         emptied = eni.device_index and eni.attachment_id and len(mine) == len(networks)
-        useless = not networks and eni.eni_id not in at.fitting
+        if eni.boundless and emptied:
+            # No pod can get an address of its prefix any more, and none has.
+            emptied = desired.quarantined.issuperset(eni.boundless)
+            emptied = emptied and not holds_used(eni, desired.used)
+        useless = not networks and eni.eni_id not in at.needed
         if emptied and (mine or useless):
             if not _is_old(eni, desired.now):
                 continue  # whole, and soon enough
@@ -317,6 +361,7 @@ def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> 
         prefixes=share.prefixes,
         tags=tuple(sorted((*desired.tags, (CREATION_TAG, token)))),
         at=desired.now,
+        ipv6_prefixes=int(desired.delegates),
     )
 
 

@@ -31,6 +31,7 @@ from reconciler.core.call import (
     AssignPrefixes,
     AttachEni,
     Creation,
+    DelegatePrefix,
     DeleteEni,
     DetachEni,
     Ec2Action,
@@ -216,7 +217,7 @@ class Ec2:
                     NetworkInterfaceId=action.eni_id,
                     Groups=list(action.security_groups),
                 )
-            case AssignAddresses() | AssignPrefixes():
+            case AssignAddresses() | AssignPrefixes() | DelegatePrefix():
                 self._assign(action)
             case ReleaseAddresses():
                 self._release(action.eni_id, PrivateIpAddresses=action.addresses)
@@ -228,11 +229,12 @@ class Ec2:
     def _create(self, creation: Creation) -> str:
         created = datetime.fromtimestamp(int(creation.at), UTC).isoformat()
         tags = [*creation.tags, (CREATED_TAG, created)]
-        kind = (
-            {"Ipv4PrefixCount": creation.prefixes}
-            if creation.prefixes
-            else {"SecondaryPrivateIpAddressCount": creation.addresses}
-        )
+        counts = {
+            "Ipv4PrefixCount": creation.prefixes,
+            "SecondaryPrivateIpAddressCount": creation.addresses,
+            "Ipv6PrefixCount": creation.ipv6_prefixes,
+        }
+        wanted = {name: count for name, count in counts.items() if count}
         self._journal.record(creation)
         try:
             answer = self._call(
@@ -247,7 +249,7 @@ class Ec2:
                         "Tags": [{"Key": key, "Value": value} for key, value in tags],
                     }
                 ],
-                **kind,
+                **wanted,
             )
         except (ClientError, _OverBudgetError) as error:
             if budget.classify(_code(error)) is not budget.Failure.LOST:
@@ -298,7 +300,10 @@ class Ec2:
         self._call("delete_tags", Resources=[action.eni_id], Tags=keys)
         self._learn(action.eni_id, disowned=True)
 
-    def _assign(self, action: AssignAddresses | AssignPrefixes) -> None:
+    def _assign(self, action: AssignAddresses | AssignPrefixes | DelegatePrefix) -> None:
+        if isinstance(action, DelegatePrefix):
+            self._delegate(action)
+            return
         arguments: dict[str, Any] = {}
         match action:
             case AssignAddresses(addresses=()):
@@ -317,6 +322,13 @@ class Ec2:
         added = {host_network(ip_address(a["PrivateIpAddress"])) for a in addresses}
         added |= {ip_network(p["Ipv4Prefix"]) for p in prefixes}
         self._learn(action.eni_id, added=frozenset(added))
+
+    def _delegate(self, action: DelegatePrefix) -> None:
+        named = action.prefix
+        what: dict[str, Any] = {"Ipv6Prefixes": [str(named)]} if named else {"Ipv6PrefixCount": 1}
+        answer = self._call("assign_ipv6_addresses", NetworkInterfaceId=action.eni_id, **what)
+        added = frozenset(ip_network(p) for p in answer.get("AssignedIpv6Prefixes", []))
+        self._learn(action.eni_id, added=added)
 
     def _release(self, eni_id: str, **what: Sequence[Any]) -> None:
         ((name, items),) = what.items()
@@ -480,7 +492,7 @@ def _subnet(action: Ec2Action) -> str:
     match action:
         case AddEni():
             return action.creation.subnet_id
-        case AssignAddresses() | AssignPrefixes():
+        case AssignAddresses() | AssignPrefixes() | DelegatePrefix():
             return action.subnet_id
         case _:
             return ""
@@ -517,6 +529,12 @@ def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: st
         created_at=_moment(tags.get(CREATED_TAG, "")),
         stock=tags.get(STOCK_INSTANCE_TAG) == instance_id and usable,
         stock_tags=tuple(sorted(filter(is_stock_tag, tags))),
+        boundless=tuple(
+            sorted(ip_network(p["Ipv6Prefix"]) for p in interface.get("Ipv6Prefixes", []))
+        ),
+        host_addresses=tuple(
+            ip_address(a["Ipv6Address"]) for a in interface.get("Ipv6Addresses", [])
+        ),
     )
 
 
@@ -529,7 +547,14 @@ def _decode_subnet(subnet: SubnetTypeDef, blocks: int | None) -> Subnet:
         free=int(subnet["AvailableIpAddressCount"]),
         blocks=blocks,
         tags=tuple(tags),
+        families=("ipv4", "ipv6") if _has_ipv6(subnet) else ("ipv4",),
     )
+
+
+def _has_ipv6(subnet: SubnetTypeDef) -> bool:
+    blocks = subnet.get("Ipv6CidrBlockAssociationSet", [])
+    states = (b.get("Ipv6CidrBlockState", {}).get("State") for b in blocks)
+    return "associated" in states
 
 
 def _moment(text: str) -> float | None:

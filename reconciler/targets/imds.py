@@ -82,9 +82,11 @@ class Imds:
 
 def _read_node(get: Get) -> Node:
     mac = get("mac").lower()
-    cidrs = get(f"network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks").split()
+    base = f"network/interfaces/macs/{mac}"
+    cidrs = get(f"{base}/vpc-ipv4-cidr-blocks").split()
     if not cidrs:
         raise ValueError("the VPC is said to have no CIDR, which no VPC has")
+    cidrs += _optional(get, f"{base}/vpc-ipv6-cidr-blocks").split()
     return Node(
         instance_id=get("instance-id"),
         instance_type=get("instance-type"),
@@ -101,6 +103,7 @@ def _read_interfaces(get: Get) -> frozenset[tuple[str, IpNetwork]]:
         base = f"network/interfaces/macs/{mac}"
         _, *secondaries = _optional(get, f"{base}/local-ipv4s").split() or [""]
         prefixes = _optional(get, f"{base}/ipv4-prefix").split()
+        prefixes += _optional(get, f"{base}/ipv6-prefix").split()
         held |= {(mac, host_network(ip_address(a))) for a in secondaries}
         held |= {(mac, ip_network(p)) for p in prefixes}
     return frozenset(held)

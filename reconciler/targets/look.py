@@ -42,7 +42,9 @@ def decode_look(body: Json) -> tuple[Node, Cloud]:
 
 def _decode_subnet(body: Json) -> Subnet:
     tags = tuple((key, value) for key, value in body["tags"])
-    return Subnet(**(body | {"cidr": ip_network(body["cidr"]), "tags": tags}))
+    families = tuple(body.get("families", ("ipv4",)))
+    parsed = {"cidr": ip_network(body["cidr"]), "tags": tags, "families": families}
+    return Subnet(**(body | parsed))
 
 
 def _encode_eni(eni: Eni) -> Json:
@@ -51,6 +53,8 @@ def _encode_eni(eni: Eni) -> Json:
         "primary": str(eni.primary),
         "secondaries": [str(a) for a in eni.secondaries],
         "prefixes": [str(p) for p in eni.prefixes],
+        "boundless": [str(p) for p in eni.boundless],
+        "host_addresses": [str(a) for a in eni.host_addresses],
     }
 
 
@@ -60,6 +64,9 @@ def _decode_eni(body: Json) -> Eni:
         "primary": ip_address(body["primary"]),
         "secondaries": tuple(ip_address(a) for a in body["secondaries"]),
         "prefixes": tuple(ip_network(p) for p in body["prefixes"]),
+        # A look of a release before IPv6 has neither.
+        "boundless": tuple(ip_network(p) for p in body.get("boundless", ())),
+        "host_addresses": tuple(ip_address(a) for a in body.get("host_addresses", ())),
         "security_groups": tuple(body["security_groups"]),
         "stock_tags": tuple(body.get("stock_tags", ())),
     }

@@ -340,6 +340,7 @@ def _parse_creation(body: dict[str, Any]) -> Creation:
         tags=tuple((key, value) for key, value in body["tags"]),
         at=float(body["at"]),
         done=bool(body["done"]),
+        ipv6_prefixes=int(body.get("ipv6_prefixes", 0)),
     )
 
 

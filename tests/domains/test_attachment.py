@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 from builders import SUBNET, attachment, document, eni, inputs, intent
 
 from reconciler.core.attachment import Attachment, Cooling, Intent, IntentState, veth_name
 from reconciler.core.plan import Change
 from reconciler.core.records import Records
+from reconciler.core.release import Quarantine
 from reconciler.domains import attachment as domain
 
 
@@ -150,3 +153,83 @@ def test_an_address_that_two_enis_show_is_given_once() -> None:
     plan = domain.plan(domain.desire(inputs(2, enis=same)), wanted)
     assert len(plan.actions) == 1
     assert [r.reason for r in plan.refusals] == ["AddressesExhausted"]
+
+
+# -- families -----------------------------------------------------------------------------
+
+BLOCK = ip_network("2001:db8:1:0:7::/80")
+
+
+def bound(records: Records, **fields: Any) -> list[tuple[str, tuple[str, ...]]]:
+    """Return ENI and addresses of each binding."""
+    actions = domain.plan(domain.desire(inputs(2, **fields)), records).actions
+    made = [a.object for a in actions if isinstance(a, Change)]
+    return [(a.eni_id, tuple(map(str, a.addresses))) for a in made if isinstance(a, Attachment)]
+
+
+def test_a_dual_stack_pod_gets_an_address_of_each_family_of_one_eni_in_the_documents_order() -> (
+    None
+):
+    doc = document(families=["ipv6", "ipv4"])
+    enis = (eni(0, 1), eni(1, 1, boundless=(BLOCK,)))
+    assert bound(Records((intent(1),)), document=doc, enis=enis) == [
+        ("eni-1", (str(BLOCK[1]), str(eni(1).secondaries[0])))
+    ]
+
+
+def test_the_lowest_free_address_of_a_prefix_is_given_and_never_the_prefix_spelt_out() -> None:
+    doc = document(families=["ipv6"])
+    records = Records(
+        tuple(intent(n) for n in range(1, 5)),
+        (attachment(4, addresses=(BLOCK[2],)),),
+        (Cooling(BLOCK[3], 99.0),),
+    )
+    given = bound(records, document=doc, enis=(eni(0, 0, boundless=(BLOCK,)),))
+    assert [a for _, (a,) in given] == [str(BLOCK[n]) for n in (1, 4, 5)]
+
+
+def test_a_prefix_that_is_leaving_serves_nobody() -> None:
+    doc = document(families=["ipv6"])
+    records = Records((intent(1),), quarantined=(Quarantine(BLOCK, 1.0),))
+    enis = (eni(0, 0, boundless=(BLOCK,)),)
+    assert bound(records, document=doc, enis=enis) == []
+    assert bound(Records((intent(1),)), document=doc, enis=enis) != []
+
+
+def test_without_a_prefix_the_reason_is_that_prefix() -> None:
+    doc = document(families=["ipv4", "ipv6"])
+    plan = domain.plan(domain.desire(inputs(1, document=doc)), Records((intent(1),)))
+    (refusal,) = plan.refusals
+    assert refusal.reason == "AddressesExhausted"
+    assert "no ENI of 1 has a prefix of ipv6 yet" in refusal.message
+
+
+def test_a_pod_gets_an_address_for_egress_last_and_it_rests_like_any_other() -> None:
+    doc = document(families=["ipv6"], egressFamilies=["ipv4"])
+    only = eni(0, 0, boundless=(BLOCK,))
+    fields: dict[str, Any] = {"document": doc, "enis": (only,)}
+    assert bound(Records((intent(1),)), **fields) == [("eni-0", (str(BLOCK[1]), "169.254.172.1"))]
+    held = attachment(1, addresses=(BLOCK[1], ip_address("169.254.172.1")))
+    ended = Records((intent(1, IntentState.RELEASED),), (held,))
+    assert plan(ended, clear=frozenset({held.key}), **fields)[:2] == [
+        f"begin cooldown of {BLOCK[1]}",
+        "begin cooldown of 169.254.172.1",
+    ]
+    resting = Records((intent(2),), (), tuple(Cooling(a, 99.0) for a in held.addresses))
+    assert bound(resting, **fields) == [("eni-0", (str(BLOCK[2]), "169.254.172.2"))]
+
+
+def test_no_egress_of_a_family_of_which_the_node_has_no_address_itself() -> None:
+    doc = document(egressFamilies=["ipv6"])
+    ((_, addresses),) = bound(Records((intent(1),)), document=doc, enis=(eni(0, 1),))
+    assert len(addresses) == 1
+    own = eni(0, 1, host_addresses=(ip_address("2001:db8:1::10"),))
+    ((_, addresses),) = bound(Records((intent(1),)), document=doc, enis=(own,))
+    assert addresses[1] == "fd00::ac:1"
+
+
+def test_a_pod_of_two_addresses_is_one_pod_to_the_pool() -> None:
+    held = attachment(1, addresses=(SUBNET[11], BLOCK[1]))
+    resting = tuple(Cooling(a, 1.0) for a in (SUBNET[12], BLOCK[2], ip_address("169.254.172.9")))
+    demand = Records((), (held,), resting).demand
+    assert (demand.assigned, demand.cooling) == (1, 1)

@@ -347,3 +347,74 @@ def test_creation_that_helps_nobody_ends() -> None:
     plan = domain.plan(pool(18, ec2=Ec2Inputs(creations=many)), cloud(eni(0, 9)))
     assert plan.actions == ()
     assert [r.reason for r in plan.refusals] == ["CreationRateReached"]
+
+
+# -- families -----------------------------------------------------------------------------
+
+BLOCK = ip_network("2001:db8:1:0:7::/80")
+OWN = BLOCK[1]
+BOTH: dict[str, Any] = {"families": ["ipv4", "ipv6"]}
+
+
+def dual(*enis: object) -> Cloud:
+    subnet = Subnet("subnet-a", "us-east-1a", SUBNET, 200, families=("ipv4", "ipv6"))
+    return Cloud(tuple(enis), LIMITS, {"subnet-a": subnet})  # type: ignore[arg-type]
+
+
+def commands(wanted: Pool, seen: Cloud) -> list[str]:
+    return [str(a) for a in domain.plan(wanted, seen).actions]
+
+
+def test_an_eni_without_a_prefix_is_given_one_and_that_call_is_printed() -> None:
+    plan = domain.plan(pool(9, **BOTH), dual(eni(0, 9)))
+    assert [str(a) for a in plan.actions] == [
+        "aws ec2 assign-ipv6-addresses --network-interface-id eni-0 --ipv6-prefix-count 1"
+    ]
+    assert plan.actions[0].calls == ("AssignIpv6Addresses",)
+    assert commands(pool(9, **BOTH), dual(eni(0, 9, boundless=(BLOCK,)))) == []
+
+
+def test_a_new_eni_comes_with_its_prefix() -> None:
+    (made,) = commands(pool(18, **BOTH), dual(eni(0, 9, boundless=(BLOCK,))))
+    assert "--secondary-private-ip-address-count 9 --ipv6-prefix-count 1 " in made
+
+
+def test_a_node_of_ipv4_asks_for_no_prefix() -> None:
+    assert commands(pool(9), dual(eni(0, 9))) == []
+
+
+def test_a_node_of_ipv6_alone_gives_back_what_it_held_of_ipv4_by_the_usual_proof() -> None:
+    v6 = {"families": ["ipv6"]}
+    held = eni(0, 3, boundless=(BLOCK,))
+    spare = frozenset(map(host_network, held.secondaries[1:]))
+    used = Ec2Inputs(used=frozenset(held.secondaries[:1]))
+    assert domain.quarantine(pool(9, ec2=used, **v6), dual(held)) == spare
+    assert commands(pool(9, ec2=used, **v6), dual(held)) == []
+    gone = replace(used, quarantined=spare)
+    (release,) = commands(pool(9, ec2=gone, **v6), dual(held))
+    assert release.startswith("aws ec2 unassign-private-ip-addresses")
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_an_eni_goes_only_if_no_pod_has_an_address_of_its_prefix(used: bool) -> None:
+    first, second = eni(0, 9, boundless=(ip_network("2001:db8::/80"),)), eni(1, 1)
+    second = replace(second, boundless=(BLOCK,))
+    held = Ec2Inputs(used=frozenset({OWN} if used else ()))
+    leaving = domain.quarantine(pool(9, ec2=held, **BOTH), dual(first, second))
+    units = {host_network(second.secondaries[0])}
+    assert leaving == units | (set() if used else {BLOCK})
+    plan = domain.plan(
+        pool(9, ec2=replace(held, quarantined=leaving), **BOTH), dual(first, second)
+    )
+    assert [type(a) for a in plan.actions] == [ReleaseAddresses if used else DetachEni]
+
+
+def test_a_prefix_that_pods_use_and_nobody_shows_is_asked_for_by_name() -> None:
+    pod = attachment(1, addresses=(OWN,))
+    wanted = pool(0, families=["ipv6"], ec2=Ec2Inputs(used=frozenset({OWN})))
+    lost = Doubts({}, {}, frozenset({("eni-0", BLOCK)}))
+    plan = domain.plan(replace(wanted, doubts=lost, attachments=(pod,)), dual(eni(0, 0)))
+    assert [str(a) for a in plan.actions] == [
+        f"aws ec2 assign-ipv6-addresses --network-interface-id eni-0 --ipv6-prefixes {BLOCK}"
+    ]
+    assert [r.reason for r in plan.refusals] == ["AddressLost"]

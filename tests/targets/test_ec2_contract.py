@@ -21,6 +21,7 @@ from reconciler.core.call import (
     AssignPrefixes,
     AttachEni,
     Creation,
+    DelegatePrefix,
     DeleteEni,
     DetachEni,
     ReleaseAddresses,
@@ -413,3 +414,78 @@ def test_an_answer_that_is_no_answer_of_ec2_is_an_unreadable_world(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+# -- prefixes that are not counted --------------------------------------------------------
+
+
+@pytest.fixture
+def ipv6(world: World, request: pytest.FixtureRequest) -> World:
+    """The same, in a subnet with an IPv6 CIDR block."""
+    if not isinstance(world.target, FakeEc2):
+        ec2 = request.getfixturevalue("ec2")
+        block = ec2.client.associate_vpc_cidr_block(
+            VpcId=ec2.vpc_id, AmazonProvidedIpv6CidrBlock=True
+        )["Ipv6CidrBlockAssociation"]["Ipv6CidrBlock"]
+        cidr = block.replace("/56", "/64")
+        ec2.client.associate_subnet_cidr_block(SubnetId=ec2.subnets["nodes-a"], Ipv6CidrBlock=cidr)
+    return world
+
+
+def test_a_subnet_says_which_families_it_has(world: World) -> None:
+    if isinstance(world.target, FakeEc2):
+        world.target.families = ("ipv4",)
+    assert {s.families for s in world.cloud().subnets.values()} == {("ipv4",)}
+
+
+def test_every_eni_of_a_dual_stack_node_gets_one_prefix(ipv6: World) -> None:
+    both = {"families": ["ipv4", "ipv6"]}
+    outcome = ipv6.reach(12, **both)
+    assert outcome.settled, outcome.errors
+    cloud = ipv6.cloud(**both)
+    assert {s.families for s in cloud.subnets.values()} == {("ipv4", "ipv6")}
+    assert [[n.prefixlen for n in e.boundless] for e in cloud.enis] == [[80], [80]]
+    assert len({n for e in cloud.enis for n in e.boundless}) == 2
+    assert ipv6.reach(12, **both).plan.actions == ()
+
+
+def test_a_node_of_ipv6_alone_takes_a_prefix_and_no_address(ipv6: World) -> None:
+    assert ipv6.reach(24, families=["ipv6"]).settled
+    (only,) = ipv6.cloud(families=["ipv6"]).enis
+    assert (only.secondaries, only.prefixes) == ((), ())
+    assert [n.prefixlen for n in only.boundless] == [80]
+    assert ipv6.reach(24, families=["ipv6"]).plan.actions == ()
+
+
+def test_where_the_primary_may_not_serve_one_eni_is_made_with_a_prefix(ipv6: World) -> None:
+    parts = {"families": ["ipv6"], "eni": {"usePrimary": False}}
+    outcome = ipv6.reach(24, **parts)
+    assert outcome.settled, outcome.errors
+    assert [str(a).count("--ipv6-prefix-count 1") for a in outcome.plan.actions] == [1]
+    first, second = ipv6.cloud(**parts).enis
+    assert (first.boundless, second.secondaries) == ((), ())
+    assert [n.prefixlen for n in second.boundless] == [80]
+    assert ipv6.reach(24, **parts).plan.actions == ()
+
+
+def test_a_prefix_that_is_named_is_the_one_that_comes(ipv6: World) -> None:
+    (only,) = ipv6.cloud(families=["ipv6"]).enis
+    assert ipv6.apply(DelegatePrefix(only.eni_id, only.subnet_id, "test")) == []
+    (given,) = ipv6.cloud(families=["ipv6"]).enis[0].boundless
+    (further,) = list(given.supernet().subnets())[1:] or [given]
+    named = further if further != given else next(iter(given.supernet().subnets()))
+    assert ipv6.apply(DelegatePrefix(only.eni_id, only.subnet_id, "test", named)) == []
+    assert set(ipv6.cloud(families=["ipv6"]).enis[0].boundless) == {given, named}
+
+
+def test_without_a_block_in_the_subnet_a_prefix_is_refused(world: World) -> None:
+    if isinstance(world.target, FakeEc2):
+        world.target.families = ("ipv4",)
+    (only,) = world.cloud().enis
+    asked = DelegatePrefix(only.eni_id, only.subnet_id, "test")
+    assert world.apply(asked) == ["InvalidParameterValue"]
+    # So it is not asked for; the reason is said instead.
+    outcome = world.reach(0, families=["ipv6"])
+    assert outcome.plan.actions == ()
+    reasons = {r.reason for r in outcome.remaining.refusals}
+    assert "SubnetWithoutFamily" in reasons

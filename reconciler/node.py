@@ -45,6 +45,7 @@ from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
+from reconciler.domains.sysctl import Sysctl
 from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
 from reconciler.errors import (
     ApplyError,
@@ -59,6 +60,7 @@ from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2 import Ec2, Journal
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds import Imds
+from reconciler.targets.kernel import Kernel
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
 from reconciler.targets.predecessor import DIRECTORY, Remains
@@ -184,6 +186,7 @@ class LocalNode:
         self.facts: Node | None = self._remembered[0]
         self.cloud: Cloud | None = self._remembered[1]
         self._netlink = self._world.netlink
+        self._kernel = Kernel(self._world.netlink, self._world.sysctl)
         self._ec2: Any = None
         self._keeper: Keeper | None = None
         self._records: Records | None = None
@@ -596,10 +599,11 @@ class LocalNode:
 
     def _kernel_domains(self) -> list[Domain]:
         """In the order in which they build upon each other."""
-        kernel = self._netlink
+        kernel = self._kernel
         return [
             Domain("sysctl", sysctl.desire, sysctl.plan, self._world.sysctl),
             Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
+            Domain("link-sysctl", sysctl.desire_links, sysctl.plan, kernel, (Sysctl,)),
             Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
             Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
             Domain("route", route.desire, route.plan, kernel, (Route,)),

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState, veth_name
+from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
 from reconciler.core.inputs import Inputs
 from schemas.document import NodeNetwork
@@ -127,14 +128,20 @@ def strategies(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
+FAMILY_LISTS = [["ipv4"], ["ipv6"], ["ipv4", "ipv6"], ["ipv6", "ipv4"]]
+
+
 @st.composite
 def documents(draw: st.DrawFn) -> NodeNetwork:
     """Any valid document that matters to the planner."""
     mode = draw(st.sampled_from(["node", "external"]))
+    families = draw(st.sampled_from(FAMILY_LISTS))
+    others = [f for f in ("ipv4", "ipv6") if f not in families]
     snat: dict[str, Any] = {"mode": mode, "ports": draw(st.sampled_from(["random", "sequential"]))}
-    if mode == "node":
+    if mode == "node" and "ipv4" in families:
         snat["excludeCIDRs"] = draw(st.lists(networks.map(str), max_size=8))
         snat["onlyCIDRs"] = draw(st.none() | st.lists(networks.map(str), min_size=1, max_size=4))
+    services = draw(st.lists(networks.map(str), max_size=2)) if "ipv4" in families else []
     eni_mtu = draw(st.integers(1280, 9001))
     return document(
         warmPool=draw(strategies()) | {"cooldown": draw(st.sampled_from(["0s", "30s"]))},
@@ -142,9 +149,11 @@ def documents(draw: st.DrawFn) -> NodeNetwork:
         maxPods=draw(st.one_of(st.none(), st.integers(1, 40))),
         snat=snat,
         routing={
-            "externalServiceCIDRs": draw(st.lists(networks.map(str), max_size=2)),
+            "externalServiceCIDRs": services,
             "markMask": draw(st.sampled_from(["0xff", "0xff0000"])),
         },
+        families=families,
+        egressFamilies=draw(st.sampled_from([[], others])),
         pods={"mtu": draw(st.one_of(st.none(), st.integers(1280, eni_mtu)))},
     )
 
@@ -155,9 +164,24 @@ def all_inputs(draw: st.DrawFn) -> Inputs:
     devices = draw(st.integers(1, 4))
     pods = draw(st.lists(st.integers(0, 8), unique=True, max_size=6))
     bound = tuple(
-        attachment(n, draw(st.integers(0, devices - 1)), address=SUBNET[100 + n]) for n in pods
+        attachment(n, draw(st.integers(0, devices - 1)), addresses=draw(st.sampled_from(kinds(n))))
+        for n in pods
     )
     value = inputs(devices, bound, document=draw(documents()))
+    own = draw(st.sampled_from([(), (ip_address("2001:db8:1::10"),)]))
+    enis = (eni(0, host_addresses=own), *value.enis[1:])
     missing = draw(st.sets(st.integers(1, 3), max_size=1))
     links = {m: name for m, name in value.links.items() if m not in {mac(i) for i in missing}}
-    return inputs(devices, bound, document=value.document, links=links)
+    return inputs(devices, bound, document=value.document, links=links, enis=enis)
+
+
+def kinds(number: int) -> list[tuple[IpAddress, ...]]:
+    """What the pod of that number may have: either family, both, or one for egress besides."""
+    ipv4, ipv6 = SUBNET[100 + number], ip_address(f"2001:db8:1:0:7::{number + 1:x}")
+    return [
+        (ipv4,),
+        (ipv6,),
+        (ipv4, ipv6),
+        (ipv6, ip_address(f"169.254.172.{number + 1}")),
+        (ipv4, ip_address(f"fd00::ac:{number + 1:x}")),
+    ]

@@ -155,7 +155,7 @@ class FakeNetlink:
             and o.table in (route.table, MAIN_TABLE)
             and route.gateway in o.destination
             for o in self._objects.values()
-        )
+        ) or (route.destination.version == 6 and route.gateway.is_link_local)
 
     def _device(self, netns: str, name: str) -> Any:
         kinds: tuple[type, ...] = (PodLink,) if netns else (EniLink, Veth)
@@ -178,7 +178,7 @@ class FakeNetlink:
     def _remove(self, obj: Any) -> None:
         existing = self._objects.pop((type(obj), obj.key), None)
         if isinstance(existing, Veth):
-            self._lose(netns="", device=existing.name, kinds=(Route, LinkAddress))
+            self._lose(netns="", device=existing.name, kinds=(Route, LinkAddress, Neighbour))
             for end in [o for o in self._objects.values() if isinstance(o, PodLink)]:
                 if end.veth == existing.name:
                     self._remove(end)
@@ -253,21 +253,26 @@ def _named_sets(rule: str) -> set[str]:
 
 
 class FakeSysctl:
-    """Settings by name; one that does not exist cannot be written."""
+    """Settings by name; one that does not exist cannot be written.
+
+    Of links' own settings all exist, for whatever link they are asked of.
+    """
 
     def __init__(self, values: dict[str, str]) -> None:
-        self.values = dict(values)
+        self.values = {("", name): value for name, value in values.items()}
 
     def observe(self, desired: Iterable[Sysctl]) -> frozenset[Sysctl]:
-        return frozenset(
-            Sysctl(s.name, self.values[s.name]) for s in desired if s.name in self.values
-        )
+        return frozenset(replace(s, value=v) for s in desired if (v := self._value(s)))
+
+    def _value(self, setting: Sysctl) -> str | None:
+        default = "1" if setting.name.startswith("net/ipv6/conf/") else None
+        return self.values.get((setting.netns, setting.name), default)
 
     def apply(self, actions: Sequence[Change[Sysctl]]) -> tuple[ApplyError, ...]:
         failures = []
         for action in actions:
-            if action.object.name in self.values:
-                self.values[action.object.name] = action.object.value
+            if self._value(action.object) is not None:
+                self.values[action.object.netns, action.object.name] = action.object.value
             else:
                 failures.append(ApplyError(str(action), "ENOENT", ""))
         return tuple(failures)

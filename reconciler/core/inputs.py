@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.budget import Rests
 from reconciler.core.call import Creation
-from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork, family_of
+from reconciler.core.datapath import (
+    FAMILIES,
+    Family,
+    IpAddress,
+    IpNetwork,
+    family_of,
+    is_node_local,
+)
 from reconciler.core.doubt import NO_DOUBTS, Doubts
 from reconciler.core.facts import Eni, Node
 from reconciler.core.forward import ForwardChain
@@ -120,6 +127,22 @@ class Inputs:
         held = sorted({family_of(a).name for pod in self.attachments for a in pod.addresses})
         named = (*self.document.families, *self.document.egress_families)
         return tuple(dict.fromkeys((*named, *held)))
+
+    def families_of(self, eni: Eni) -> tuple[Family, ...]:
+        """Families that an ENI carries: that of the host's address on it, and the pods'."""
+        names = dict.fromkeys((family_of(eni.primary).name, *self.families))
+        return tuple(FAMILIES[name] for name in names)
+
+    @property
+    def local_families(self) -> tuple[str, ...]:
+        """Families of which pods have, or shall get, addresses that mean something here only."""
+        held = {
+            family_of(a).name
+            for pod in self.attachments
+            for a in pod.addresses
+            if is_node_local(a)
+        }
+        return tuple(dict.fromkeys((*self.document.egress_families, *sorted(held))))
 
     @property
     def visited(self) -> tuple[Attachment, ...]:

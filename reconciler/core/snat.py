@@ -16,10 +16,10 @@ from reconciler.core.ranges import Range, coalesce, complement, unite
 def untranslated(inputs: Inputs, family: Family) -> tuple[Range, ...]:
     """Return the destinations that see pods' own addresses, coalesced.
 
-    IPv6 is never translated: a pod's address is as good as the node's everywhere.
+    A family without private addresses is never translated: a pod's is as good as the node's.
     """
     snat = inputs.document.snat
-    if snat.mode == "external" or family.version == 6:
+    if snat.mode == "external" or not family.private:
         return coalesce([family.everything])
     cidrs = (*inputs.node.vpc_cidrs, *snat.exclude_cidrs)
     kept = coalesce(c for c in cidrs if c.version == family.version)

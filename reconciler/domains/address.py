@@ -47,6 +47,8 @@ class LinkAddress:
         if verb is Verb.DELETE:
             return f"{where}ip address delete {what}"
         flag = "" if self.connected_route else " noprefixroute"
+        # Nobody else can have it, and a pod must not wait for that to be found out.
+        flag += " nodad" if self.address.version == 6 else ""
         return f"{where}ip address replace {what}{flag}"
 
 

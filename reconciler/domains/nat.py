@@ -18,7 +18,9 @@ from reconciler.core.datapath import (
     Family,
     IpAddress,
     Marks,
+    is_node_local,
 )
+from reconciler.core.facts import Eni
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.core.ranges import coalesce, print_range
@@ -179,7 +181,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     link = inputs.links.get(inputs.node.primary_mac)
     if primary is None or link is None:
         raise NotReadyError(f"no link has the primary ENI's MAC {inputs.node.primary_mac}")
-    families = [FAMILIES[name] for name in inputs.document.families]
+    families = [FAMILIES[name] for name in inputs.families]
     marks = Marks(inputs.document.routing.mark_mask)
     links = {0: link} | {e.device_index or 0: name for e, name in inputs.pod_enis}
     objects: set[NftObject] = {
@@ -187,7 +189,9 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         _arrival(links, marks),
         _snat_mark(families, marks),
         _route_mark(families, sorted(links), marks),
-        _source_nat(families, link, primary.primary, inputs.document.snat.ports),
+        _source_nat(
+            families, link, primary, inputs.local_families, inputs.document.snat.ports
+        ),
     }
     objects |= {_eni_chain(index, marks) for index in links}
     for family in families:
@@ -288,6 +292,10 @@ def _elements(inputs: Inputs, family: Family) -> set[NftObject]:
     for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):
         if own.version != family.version:
             continue
+        if is_node_local(own):
+            # Good for the primary ENI alone, whatever ENI the pod's other addresses are of.
+            elements.add(NftElement(sets.pod_eni, own, own, chain_of(0)))
+            continue
         elements.add(NftElement(sets.pods, own, own))
         if a.eni_id in devices:
             chain = chain_of(devices[a.eni_id])
@@ -374,21 +382,30 @@ def _route_mark(families: list[Family], devices: Sequence[int], marks: Marks) ->
     )
 
 
-def _source_nat(families: list[Family], link: str, address: IpAddress, ports: str) -> NftChain:
-    """Give what leaves the VPC the node's address."""
+def _source_nat(
+    families: list[Family], link: str, primary: Eni, local: Iterable[str], ports: str
+) -> NftChain:
+    """Give what leaves the VPC the node's address.
+
+    The same for addresses that mean something on this node only, wherever they go.
+    """
+    chosen = [(f, _leaves_vpc(f)) for f in families]
+    chosen += [(FAMILIES[name], [_is_node_local(FAMILIES[name])]) for name in local]
     flags = {} if ports == "sequential" else {"flags": ports}
-    rules = tuple(
-        canonical(
-            [
-                _match({"meta": {"key": "oifname"}}, link),
-                *_leaves_vpc(f),
-                {"snat": {"family": f.nft, "addr": str(address)} | flags},
-            ]
-        )
-        for f in families
-        if f.version == address.version
-    )
-    return NftChain("source_nat", rules, "nat", "postrouting", SOURCE_NAT_PRIORITY)
+    rules = []
+    for f, which in chosen:
+        address = primary.host_address(f.version)
+        if address is None:
+            continue
+        snat = {"snat": {"family": f.nft, "addr": str(address)} | flags}
+        rules.append(canonical([_match({"meta": {"key": "oifname"}}, link), *which, snat]))
+    return NftChain("source_nat", tuple(rules), "nat", "postrouting", SOURCE_NAT_PRIORITY)
+
+
+def _is_node_local(family: Family) -> Expression:
+    network = family.node_local
+    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+    return _match(_payload(family, "saddr"), prefix)
 
 
 def _leaves_vpc(family: Family) -> list[Expression]:

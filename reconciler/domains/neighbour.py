@@ -1,7 +1,7 @@
-"""Neighbours: each pod's permanent entry for its gateway.
+"""Neighbours: each pod's permanent entry for its gateway, and the host's for a pod.
 
 The gateway address exists nowhere; the entry gives it the host veth's MAC, so a pod never asks
-and nobody has to answer.
+and nobody has to answer. Of IPv6 the host does not ask either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from reconciler.core.plan import Key, Plan, Verb, compare
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One permanent entry in a pod's namespace; what the kernel has learnt is no object."""
+    """One permanent entry; what the kernel has learnt is no object.
+
+    Attributes:
+        netns: identity of the namespace; empty for the host's.
+    """
 
     kind: ClassVar[str] = "neighbour"
     netns: str
@@ -32,24 +36,32 @@ class Neighbour:
         return (self.netns, self.device, self.address.version, int(self.address))
 
     def command(self, verb: Verb) -> str:
-        """The ``ip neighbour`` command, in the pod's namespace."""
-        where = f"nsenter --net={netns_path(self.netns)} ip neighbour"
+        """The ``ip neighbour`` command."""
+        inside = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
+        where = f"{inside}ip neighbour"
         if verb is Verb.DELETE:
             return f"{where} delete {self.address} dev {self.device}"
         return f"{where} replace {self.address} dev {self.device} lladdr {self.mac} nud permanent"
 
 
 def desire(inputs: Inputs) -> frozenset[Neighbour]:
-    """One per visited attachment and family."""
-    return frozenset(
+    """One for each visited attachment and family, and the host's where it needs one."""
+    pods = {
         Neighbour(a.netns, a.key.ifname, family_of(address).gateway, a.host_mac)
         for a in inputs.visited
         for address in a.addresses
-    )
+    }
+    host = {
+        Neighbour("", a.veth, address, a.pod_mac)
+        for a in inputs.placed
+        for address in a.addresses
+        if family_of(address).host_neighbour
+    }
+    return frozenset(pods | host)
 
 
 def plan(desired: Iterable[Neighbour], observed: Iterable[Neighbour]) -> Plan:
-    """Compare only gateways' entries: any other in a pod is the pod's, or another plugin's.
+    """Compare only what is desired: any other in a pod is the pod's, or another plugin's.
 
     None is ever deleted: an entry goes with its link.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from reconciler.core.datapath import (
     MAIN_TABLE,
     PODS_TABLE,
     PROTOCOL,
+    Family,
     IpAddress,
     IpNetwork,
     eni_table,
@@ -31,7 +32,7 @@ class Route:
     Attributes:
         netns: identity of the namespace; empty for the host's.
         gateway: next hop; None for what is reached directly over the device.
-        metric: routes of different metric stand side by side; ours have none.
+        metric: routes of different metric stand side by side; ours have the family's.
         protocol: who made it (``rtm_protocol``); ours is stamped.
     """
 
@@ -74,19 +75,27 @@ def desire(inputs: Inputs) -> frozenset[Route]:
     """
     routes: set[Route] = set()
     for eni, name in inputs.pod_enis:
-        if eni.device_index:
-            table, gateway = eni_table(eni.device_index), eni.gateway
-            routes.add(Route("", table, host_network(gateway), name))
-            routes.add(Route("", table, family_of(gateway).everything, name, gateway))
+        for family in inputs.families_of(eni):
+            if eni.device_index:
+                table, router = eni_table(eni.device_index), eni.router(family)
+                routes.update(_default("", table, family, name, router))
     for a in inputs.placed:
         for address in a.addresses:
-            routes.add(Route("", PODS_TABLE, host_network(address), a.veth))
+            metric = family_of(address).metric
+            routes.add(Route("", PODS_TABLE, host_network(address), a.veth, metric=metric))
     for a in inputs.visited:
         for family in map(family_of, a.addresses):
-            device = a.key.ifname
-            routes.add(Route(a.netns, MAIN_TABLE, host_network(family.gateway), device))
-            routes.add(Route(a.netns, MAIN_TABLE, family.everything, device, family.gateway))
+            routes.update(_default(a.netns, MAIN_TABLE, family, a.key.ifname, family.gateway))
     return frozenset(routes)
+
+
+def _default(
+    netns: str, table: int, family: Family, device: str, gateway: IpAddress
+) -> Iterator[Route]:
+    """A default route, after the one to its next hop if the kernel wants that."""
+    if family.gateway_route:
+        yield Route(netns, table, host_network(gateway), device, metric=family.metric)
+    yield Route(netns, table, family.everything, device, gateway, family.metric)
 
 
 def is_owned(route: Route) -> bool:

@@ -81,16 +81,17 @@ def desire(inputs: Inputs) -> frozenset[Rule]:
     """Compute the rules of ``reconciler.core.datapath``'s table, for each family."""
     rules: set[Rule] = set()
     marks = Marks(inputs.document.routing.mark_mask)
-    for name in inputs.document.families:
+    for name in inputs.families:
         rules.add(Rule(name, PODS_PRIORITY, PODS_TABLE))
         rules.add(Rule(name, PRIMARY_PRIORITY, MAIN_TABLE, marks.of(0), marks.mask))
     for eni, _ in inputs.pod_enis:
         if not eni.device_index:
             continue
-        k, family = eni.device_index, family_of(eni.primary).name
+        k, own = eni.device_index, family_of(eni.primary).name
         table = eni_table(k)
-        rules.add(Rule(family, ENI_PRIORITY + k, table, marks.of(k), marks.mask))
-        rules.add(Rule(family, HOST_PRIORITY, table, source=host_network(eni.primary)))
+        for family in inputs.families_of(eni):
+            rules.add(Rule(family.name, ENI_PRIORITY + k, table, marks.of(k), marks.mask))
+        rules.add(Rule(own, HOST_PRIORITY, table, source=host_network(eni.primary)))
     return frozenset(rules)
 
 

@@ -1,4 +1,8 @@
-"""Sysctls: the few kernel settings without which the datapath cannot work."""
+"""Sysctls: the few kernel settings without which the datapath cannot work.
+
+Those of the host and its ENIs are one domain; those of pods' links are another, which runs after
+the links are made.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,44 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from reconciler.core.attachment import Attachment, netns_path
+from reconciler.core.datapath import family_of
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
+
+IPV6 = "ipv6"
+"""The one family whose settings are links' own."""
+
+FORWARDING = "net/ipv6/conf/all/forwarding"
 
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """One setting of the host's network namespace.
+    """One setting of a network namespace.
 
     Attributes:
         name: path below /proc/sys with slashes, because interface names may contain dots.
+        netns: identity of the namespace; empty for the host's.
     """
 
     kind: ClassVar[str] = "sysctl"
     name: str
     value: str
+    netns: str = ""
 
     @property
     def key(self) -> Key:
-        """The name."""
-        return (self.name,)
+        """Namespace and name."""
+        return (self.netns, self.name)
 
     def command(self, verb: Verb) -> str:
         """``sysctl -w``; a setting is never deleted."""
-        return f"sysctl -w {self.name}={self.value}"
+        where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
+        return f"{where}sysctl -w {self.name}={self.value}"
 
 
 def desire(inputs: Inputs) -> frozenset[Sysctl]:
-    """Forwarding on; loose reverse-path filtering on secondary ENIs.
+    """Forwarding on; loose reverse-path filtering on secondary ENIs; IPv6 as a router wants it.
 
     ``rp_filter=2``: the filter looks up the way back without our mark, finds ``main`` and so the
     primary ENI, and strictly takes whatever comes in by another one for spoofed (RFC 3704 section
@@ -46,11 +60,62 @@ def desire(inputs: Inputs) -> frozenset[Sysctl]:
         for eni, name in inputs.pod_enis
         if eni.device_index
     }
+    if IPV6 in inputs.families:
+        settings.add(Sysctl(FORWARDING, "1"))
+        for eni, name in inputs.pod_enis:
+            settings |= _of_eni(name, primary=not eni.device_index)
     return frozenset(settings)
 
 
+def _of_eni(name: str, *, primary: bool) -> set[Sysctl]:
+    """A router takes no advertisements, but the host's own default route comes by them.
+
+    On a secondary ENI they would bring another one. There, too, nothing waits for duplicates to
+    be found: nobody else in a VPC can have the address that is made of an ENI's MAC, and until
+    then nothing could be sent (RFC 4862 section 5.4).
+    """
+    base = f"net/ipv6/conf/{name}"
+    settings = {Sysctl(f"{base}/disable_ipv6", "0")}
+    if primary:
+        return settings | {Sysctl(f"{base}/accept_ra", "2")}
+    return settings | {Sysctl(f"{base}/accept_ra", "0"), Sysctl(f"{base}/accept_dad", "0")}
+
+
+def desire_links(inputs: Inputs) -> frozenset[Sysctl]:
+    """IPv6 on both ends of the links of pods that have such an address.
+
+    No pod tells the host its routes; and a runtime that has switched IPv6 off has done so for
+    pods without it.
+    """
+    settings = set()
+    for a in inputs.placed:
+        if has_ipv6(a):
+            settings |= _on(f"net/ipv6/conf/{a.veth}", netns="")
+            settings.add(Sysctl(f"net/ipv6/conf/{a.veth}/accept_ra", "0"))
+    for a in inputs.visited:
+        if has_ipv6(a):
+            for name in (a.key.ifname, "lo"):
+                settings |= _on(f"net/ipv6/conf/{name}", netns=a.netns)
+    return frozenset(settings)
+
+
+def _on(base: str, *, netns: str) -> set[Sysctl]:
+    return {Sysctl(f"{base}/disable_ipv6", "0", netns)}
+
+
+def has_ipv6(attachment: Attachment) -> bool:
+    """Whether a pod has an IPv6 address."""
+    return any(family_of(a).name == IPV6 for a in attachment.addresses)
+
+
 def plan(desired: Iterable[Sysctl], observed: Iterable[Sysctl]) -> Plan:
-    """Compare only what is desired: every other setting is somebody else's."""
+    """Compare only what is desired: every other setting is somebody else's.
+
+    Forwarding comes last: with it, the kernel throws away every default route that it has by
+    advertisement, but for those of links that say ``accept_ra=2`` by then
+    (``rt6_purge_dflt_routers`` in net/ipv6/route.c).
+    """
     desired = list(desired)
-    names = {o.name for o in desired}
-    return compare(desired, [o for o in observed if o.name in names])
+    keys = {o.key for o in desired}
+    whole = compare(desired, [o for o in observed if o.key in keys])
+    return Plan(tuple(sorted(whole.actions, key=lambda a: a.key[-1] == FORWARDING)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -52,6 +52,7 @@ DUMP_ATTEMPTS = 30
 
 AF = {"ipv4": 2, "ipv6": 10}
 IFF_UP = 0x1
+IFA_F_NODAD = 0x02
 IFA_F_NOPREFIXROUTE = 0x200
 NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
@@ -199,8 +200,9 @@ class Netlink:
         desired = list(desired)
         veths = {o.name for o in desired if isinstance(o, Veth)}
         places = {o.key for o in desired if isinstance(o, Route)}
+        neighbours = any(isinstance(o, Neighbour) and not o.netns for o in desired)
         with _reading("the host's links, addresses, routes and rules"):
-            objects, pairs = _observe_host(veths, places)
+            objects, pairs = _observe_host(veths, places, neighbours=neighbours)
         for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
             try:
                 with _inside(path) as ip:
@@ -331,6 +333,7 @@ def _apply_address(sessions: _Sessions, verb: Verb, address: LinkAddress) -> Non
         ip.addr("delete", index=index, **what)
     if verb is not Verb.DELETE:
         flags = 0 if address.connected_route else IFA_F_NOPREFIXROUTE
+        flags |= IFA_F_NODAD if address.address.version == 6 else 0
         ip.addr("add", index=index, flags=flags, **what)
 
 
@@ -373,7 +376,7 @@ def _apply_rule(sessions: _Sessions, rule: Rule, *, deleting: bool) -> None:
 
 
 def _observe_host(
-    veths: set[str], places: set[tuple[int | str, ...]]
+    veths: set[str], places: set[tuple[int | str, ...]], *, neighbours: bool
 ) -> tuple[set[KernelObject], Pairs]:
     with _host() as ip:
         messages = _dump(ip.get_links, "links")
@@ -390,6 +393,8 @@ def _observe_host(
         for message in _dump(ip.get_addr, "addresses"):
             if isinstance(links.get(message["index"]), EniLink):
                 objects.add(_decode_address(message, "", names, connected))
+        if neighbours:
+            objects |= _permanent_neighbours(ip, "", names)
         for route in routes:
             if route and (route.protocol == PROTOCOL or route.key in places):
                 objects.add(route)
@@ -427,11 +432,16 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
     for route in routes:
         if route and route.table == MAIN_TABLE:
             objects.add(route)
-    for message in _dump(ip.get_neighbours, f"neighbours of {path}"):
+    return objects | _permanent_neighbours(ip, path, names)
+
+
+def _permanent_neighbours(ip: IPRoute, path: str, names: Mapping[int, str]) -> set[KernelObject]:
+    found: set[KernelObject] = set()
+    for message in _dump(ip.get_neighbours, f"neighbours of {path or 'the host'}"):
         device, mac = names.get(message["ifindex"]), message.get("lladdr")
         if device and mac and message["state"] & NUD_PERMANENT:
-            objects.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
-    return objects
+            found.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
+    return found
 
 
 def _decode_link(message: Message, veths: set[str]) -> Link | None:
@@ -593,20 +603,32 @@ def _open_inside(identity: str) -> IPRoute:
     Raises:
         FileNotFoundError: there is no such namespace.
     """
+    with entered(identity):
+        return IPRoute()
+
+
+@contextmanager
+def entered(identity: str) -> Iterator[None]:
+    """Put this thread into a namespace for a while.
+
+    Raises:
+        FileNotFoundError: there is no such namespace.
+    """
     target = _open_namespace(identity)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        netns.setns(target)
         try:
-            return IPRoute()
+            netns.setns(target)
+        except OSError as error:
+            # A path whose namespace is gone is an ordinary empty file: setns answers EINVAL.
+            if error.errno == errno.EINVAL:
+                reason = "not a network namespace"
+                raise FileNotFoundError(errno.ENOENT, reason, identity) from error
+            raise
+        try:
+            yield
         finally:
             netns.setns(home)
-    except OSError as error:
-        # A path whose namespace is gone is an ordinary empty file: setns answers EINVAL.
-        if error.errno == errno.EINVAL:
-            reason = "not a network namespace"
-            raise FileNotFoundError(errno.ENOENT, reason, identity) from error
-        raise
     finally:
         os.close(target)
         os.close(home)

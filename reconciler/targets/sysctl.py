@@ -1,13 +1,17 @@
-"""Sysctls of this network namespace, through /proc/sys."""
+"""Sysctls of this network namespace and of pods', through /proc/sys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from reconciler.core.plan import Change
 from reconciler.domains.sysctl import Sysctl
-from reconciler.errors import ApplyError, ObserveError
+from reconciler.errors import ApplyError, NamespaceError, ObserveError
+from reconciler.targets.netlink import entered
 
 PROC_SYS = Path("/proc/sys")
 """``/proc/sys/net`` shows the namespace of the thread that opens it (proc(5))."""
@@ -27,25 +31,38 @@ class SysctlTree:
         """Read the desired settings; one whose file does not exist is left out.
 
         Raises:
+            NamespaceError: a pod's namespace is gone, or could not be entered.
             ObserveError: a file exists and cannot be read.
         """
-        return frozenset(s for wanted in desired if (s := self._read(wanted.name)))
+        found: set[Sysctl] = set()
+        for netns, settings in groupby(sorted(desired, key=lambda s: s.key), lambda s: s.netns):
+            try:
+                with _inside(netns):
+                    found |= {s for wanted in settings if (s := self._read(wanted))}
+            except OSError as error:
+                raise NamespaceError(netns, str(error)) from error
+        return frozenset(found)
 
     def apply(self, actions: Sequence[Change[Sysctl]]) -> tuple[ApplyError, ...]:
         """Write each setting."""
         failures = []
         for action in actions:
             try:
-                (self.root / action.object.name).write_text(action.object.value)
+                with _inside(action.object.netns):
+                    (self.root / action.object.name).write_text(action.object.value)
             except OSError as error:
                 failure = ApplyError.from_errno(str(action), error.errno or 0, str(error), error)
                 failures.append(failure)
         return tuple(failures)
 
-    def _read(self, name: str) -> Sysctl | None:
+    def _read(self, wanted: Sysctl) -> Sysctl | None:
         try:
-            return Sysctl(name, (self.root / name).read_text().strip())
+            return replace(wanted, value=(self.root / wanted.name).read_text().strip())
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ObserveError(f"sysctl {name}", str(error)) from error
+            raise ObserveError(f"sysctl {wanted.name}", str(error)) from error
+
+
+def _inside(netns: str) -> AbstractContextManager[None]:
+    return entered(netns) if netns else nullcontext()

@@ -31,17 +31,21 @@ from reconciler.domains.nat import NftChain, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
+from reconciler.domains.sysctl import Sysctl
 from reconciler.engine import Domain, Target, converge, dry_run
+from reconciler.targets.kernel import Kernel
 
 
 def kernel_domains(netlink: Target, nft: Target, settings: Target) -> list[Domain]:
+    kernel = Kernel(netlink, settings)
     return [
         Domain("sysctl", sysctl.desire, sysctl.plan, settings),
-        Domain("link", link.desire, link.plan, netlink, (EniLink, Veth, PodLink)),
-        Domain("address", address.desire, address.plan, netlink, (LinkAddress,)),
-        Domain("neighbour", neighbour.desire, neighbour.plan, netlink, (Neighbour,)),
-        Domain("route", route.desire, route.plan, netlink, (Route,)),
-        Domain("rule", rule.desire, rule.plan, netlink, (Rule,)),
+        Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
+        Domain("link-sysctl", sysctl.desire_links, sysctl.plan, kernel, (Sysctl,)),
+        Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
+        Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
+        Domain("route", route.desire, route.plan, kernel, (Route,)),
+        Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
         Domain("nat", nat.desire, nat.plan, nft),
     ]
 
@@ -57,6 +61,7 @@ FOREIGN: list[Any] = [
     Rule("ipv4", 0, 255, protocol=2),
     Rule("ipv4", 32766, 254, protocol=2),
     Rule("ipv4", 512, 777, protocol=0),
+    Rule("ipv6", 32766, 254, protocol=2),
     Rule("ipv4", 9000, 512, protocol=201),  # our number, but not our band
     Veth("calice0", "02:cc:00:00:00:01", 1500, "calico"),
     Veth("veth0", "02:cc:00:00:00:02", 1500, ""),
@@ -71,6 +76,7 @@ def foreign_in(netns: str) -> list[Any]:
         LinkAddress(netns, "eth0", ip_address("192.0.2.10"), 32),
         Neighbour(netns, "net1", ip_address("192.0.2.1"), "02:cc:00:00:00:04"),
         Neighbour(netns, "eth0", ip_address("192.0.2.2"), "02:cc:00:00:00:05"),
+        Neighbour(netns, "eth0", ip_address("2001:db8:9::2"), "02:cc:00:00:00:06"),
         Route(netns, 254, ip_network("192.0.2.0/24"), "net1", protocol=2),
     ]
 

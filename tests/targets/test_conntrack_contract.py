@@ -20,15 +20,17 @@ from reconciler.engine import Domain, converge
 from reconciler.targets.conntrack import Conntrack
 
 ONE, OTHER, QUIET = (ip_address(f"127.0.0.{n}") for n in (2, 3, 4))
+SIX = ip_address("::1")
 
 
 def connect(source: str, target: str, kind: int) -> None:
     """One connection that conntrack sees, left open in its table."""
-    with socket.socket(socket.AF_INET, kind) as server:
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
+    with socket.socket(family, kind) as server:
         server.bind((target, 0))
         if kind == socket.SOCK_STREAM:
             server.listen()
-        with socket.socket(socket.AF_INET, kind) as client:
+        with socket.socket(family, kind) as client:
             client.bind((source, 0))
             client.connect(server.getsockname())
             client.send(b"x")
@@ -38,15 +40,15 @@ def connect(source: str, target: str, kind: int) -> None:
 def target(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Connections between ONE and OTHER, none of QUIET."""
     if request.param == "fake":
-        yield FakeConntrack({ONE, OTHER})
+        yield FakeConntrack({ONE, OTHER, SIX})
         return
     with namespace("ct") as name, netns.inside(name):
-        rules = (
-            "table ip t { chain c { type filter hook output priority 0; ct state new accept; }; }"
-        )
+        hook = "type filter hook output priority 0"
+        rules = f"table inet t {{ chain c {{ {hook}; ct state new accept; }}; }}"
         subprocess.run(["nft", rules], check=True, capture_output=True)
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             connect(str(ONE), str(OTHER), kind)
+            connect(str(SIX), str(SIX), kind)
         yield Conntrack()
 
 
@@ -79,3 +81,9 @@ def test_one_converge_silences_what_rests(target: Any) -> None:
     silence = Silence(frozenset({ONE, QUIET}))
     domain = Domain("conntrack", lambda _: silence, conntrack.plan, target)
     assert converge([domain], None)["conntrack"].settled
+
+
+def test_connections_of_ipv6_are_seen_and_ended_too(target: Any) -> None:
+    assert seen(target, SIX, QUIET) == {SIX}
+    assert target.apply([Change(Verb.DELETE, Flow(SIX), "test")]) == ()
+    assert seen(target, SIX, ONE) == {ONE}

@@ -230,3 +230,21 @@ def test_whatever_somebody_puts_into_our_table_is_undone(command: str) -> None:
         assert target.observe() != nat.desire(now)
         reach(target, now)
         assert target.observe() == nat.desire(now)
+
+
+def test_both_families_and_egress_are_seen_as_they_were_written(target: Any) -> None:
+    """IPv6 is never translated, but for what means something on this node only."""
+    pods = (
+        attachment(1, 1, addresses=(ip_address("10.0.1.50"), ip_address("2001:db8:7::9"))),
+        attachment(2, 0, addresses=(ip_address("10.0.1.51"), ip_address("fd00::ac:1"))),
+    )
+    own = {"host_addresses": (ip_address("2001:db8:1::10"),)}
+    enis = (eni(0, **own), eni(1), eni(2))
+    for parts in (
+        {"families": ["ipv4", "ipv6"]},
+        {"families": ["ipv6"], "egressFamilies": ["ipv4"]},
+        {"families": ["ipv4"], "egressFamilies": ["ipv6"], "snat": {"mode": "external"}},
+    ):
+        now = inputs(3, pods, enis=enis, document=document(**parts))
+        reach(target, now)
+        assert target.observe() == nat.desire(now)

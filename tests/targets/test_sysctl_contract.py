@@ -12,6 +12,7 @@ from fakes import FakeSysctl
 from lab import netns
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.sysctl import Sysctl
+from reconciler.errors import NamespaceError
 from reconciler.targets.sysctl import SysctlTree
 
 FORWARD = "net/ipv4/ip_forward"
@@ -28,8 +29,8 @@ def target(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield SysctlTree()
 
 
-def write(name: str, value: str) -> Change[Sysctl]:
-    return Change(Verb.UPDATE, Sysctl(name, value), "test")
+def write(name: str, value: str, where: str = "") -> Change[Sysctl]:
+    return Change(Verb.UPDATE, Sysctl(name, value, where), "test")
 
 
 def test_settings_come_back_as_they_were_written(target: Any) -> None:
@@ -46,3 +47,21 @@ def test_a_setting_of_a_missing_link_is_left_out_and_refused_by_name(target: Any
     assert target.observe([Sysctl(LOST, "2")]) == frozenset()
     (failure,) = target.apply([write(LOST, "2")])
     assert failure.reason == "ENOENT"
+
+
+NO_IPV6 = "net/ipv6/conf/lo/disable_ipv6"
+
+
+def test_a_pods_settings_are_its_own(target: Any, pod: str) -> None:
+    inside, outside = Sysctl(NO_IPV6, "1", pod), Sysctl(NO_IPV6, "0")
+    assert target.apply([write(NO_IPV6, "1", pod), write(NO_IPV6, "0")]) == ()
+    assert target.observe([inside, outside]) == {inside, outside}
+    assert target.apply([write(NO_IPV6, "0", pod)]) == ()
+    assert target.observe([inside]) == {Sysctl(NO_IPV6, "0", pod)}
+
+
+@pytest.mark.kernel
+def test_a_pod_that_is_gone_is_named(home: str) -> None:
+    del home
+    with pytest.raises(NamespaceError, match="/run/netns/nobody"):
+        SysctlTree().observe([Sysctl(NO_IPV6, "0", "/run/netns/nobody")])

@@ -1,0 +1,44 @@
+"""The kernel's objects and its links' settings as one target.
+
+A setting of a link appears with the link and must be there before an address is, so both belong
+into one plan, in the order in which the domains build upon each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from reconciler.core.plan import Change
+from reconciler.domains.sysctl import Sysctl
+from reconciler.errors import ApplyError
+
+
+class Kernel:
+    """Passes each object on to the target that knows it; decides nothing."""
+
+    def __init__(self, netlink: Any, sysctl: Any) -> None:
+        self._netlink = netlink
+        self._sysctl = sysctl
+
+    def observe(self, desired: Iterable[Any]) -> frozenset[Any]:
+        """Look at both.
+
+        Raises:
+            NamespaceError: a pod's namespace is gone, or could not be read.
+            ObserveError: the kernel could not be read.
+        """
+        desired = list(desired)
+        settings = [o for o in desired if isinstance(o, Sysctl)]
+        objects: frozenset[Any] = self._netlink.observe(
+            [o for o in desired if not isinstance(o, Sysctl)]
+        )
+        return objects | self._sysctl.observe(settings) if settings else objects
+
+    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+        """Carry out actions in order."""
+        failures: list[ApplyError] = []
+        for is_setting, group in groupby(actions, key=lambda a: isinstance(a.object, Sysctl)):
+            failures += (self._sysctl if is_setting else self._netlink).apply(list(group))
+        return tuple(failures)

@@ -427,7 +427,9 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
     connected = _connected(routes)
     for message in _dump(ip.get_addr, f"addresses of {path}"):
         found = _decode_address(message, path, names, connected)
-        if found.device != "lo" and not found.address.is_link_local:
+        # fe80::/10 is the kernel's own business; 169.254.0.0/16 is nobody's but who puts it there.
+        by_itself = found.address.version == 6 and found.address.is_link_local
+        if found.device != "lo" and not by_itself:
             objects.add(found)
     for route in routes:
         if route and route.table == MAIN_TABLE:

@@ -43,6 +43,7 @@ class Cluster:
         self.lab = lab
         self.config = directory / "node-network.yaml"
         self.config.write_text(DOCUMENT)
+        self.least = 24
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._numbers = iter(range(10_000))
 
@@ -88,7 +89,7 @@ class Cluster:
         """Whether the reconciler holds the document, the whole pool included."""
         status = self.status(node)
         held = sum(e["addresses"] for e in status["enis"] if e["status"] == "attached")
-        return bool(status["settled"]) and held >= 24 and not status["conditions"]
+        return bool(status["settled"]) and held >= self.least and not status["conditions"]
 
     def status(self, node: str = "node1") -> dict[str, Any]:
         body: dict[str, Any] = ask(self.socket(node), {"do": "status"})["status"]
@@ -195,4 +196,10 @@ def idle(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def make_cluster() -> Any:
     """Make a lab of the test's own, of another shape."""
+    return _make_cluster
+
+
+@pytest.fixture(scope="module")
+def make_labs() -> Any:
+    """The same, for a fixture of a whole file."""
     return _make_cluster

@@ -405,6 +405,7 @@ def ipv6_objects(world: World) -> list[Any]:
         host,
         pod,
         LinkAddress(world.pod, "eth0", OWN, 128),
+        LinkAddress(world.pod, "eth0", ip_address("169.254.172.1"), 32),
         Neighbour(world.pod, "eth0", GATEWAY, HOST_MAC),
         Neighbour("", "nnveth", OWN, POD_MAC),
         Route(world.pod, 254, EVERYTHING, "eth0", GATEWAY, 1024),

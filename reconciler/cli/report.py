@@ -179,7 +179,7 @@ def status_text(body: Mapping[str, Any]) -> str:
         owner = "" if eni["owned"] else ", foreign"
         lines.append(
             f"eni          {eni['id']} device {eni['device']}, {eni['status']}, "
-            f"{eni['addresses']} addresses{owner}"
+            f"{eni['addresses']} addresses{_prefixes(eni)}{owner}"
         )
     lines += [
         f"attachment   {' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
@@ -216,3 +216,7 @@ def _calls(outcomes: Mapping[str, Outcome]) -> Counter[str]:
 
 def _joined(lines: list[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
+
+
+def _prefixes(eni: dict[str, Any]) -> str:
+    return f", {' '.join(eni['prefixes'])}" if eni["prefixes"] else ""

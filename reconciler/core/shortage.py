@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.capacity import overcommitted
-from reconciler.core.datapath import IpAddress
+from reconciler.core.datapath import FAMILIES, IpAddress
 from reconciler.core.doubt import REPORT_S
 from reconciler.core.facts import Node
 from reconciler.core.plan import Action, Refusal
@@ -117,6 +117,7 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
         if told:
             yield Refusal(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
     yield from _without_block(desired, at)
+    yield from _without_egress(desired, at)
     for eni in at.enis:
         used = sum(eni.holds(a) for a in desired.used)
         if eni.device_index and eni.eni_id not in at.fitting and used:
@@ -128,6 +129,19 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
             )
     if desired.doubts and desired.now - desired.doubts.since >= REPORT_S:
         yield _disagreement(desired)
+
+
+def _without_egress(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """The node itself has no address of a family that pods shall reach hosts in."""
+    primary = next((e for e in at.enis if e.device_index == 0), None)
+    for name in desired.document.egress_families:
+        if primary is not None and primary.host_address(FAMILIES[name].version) is None:
+            yield Refusal(
+                f"eni {primary.eni_id}",
+                "EgressUnavailable",
+                f"egressFamilies has {name}, of which the primary ENI has no address, so pods "
+                "start without; assign it one, or remove the family",
+            )
 
 
 def _without_block(desired: Pool, at: Position) -> Iterator[Refusal]:

@@ -118,14 +118,16 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
     if _to_adopt(desired, observed):
         # Without them the pool seems to lack what it has: they come first.
         return _hold_back(adoptions, desired)
+    cure = _cure(desired, at)
+    asked = {a.eni_id for a in cure.actions if isinstance(a, DelegatePrefix)}
     parts = (
         adoptions,
         _finish(desired, observed, at),
-        _cure(desired, at),
+        cure,
         _grow(desired, observed, at)
         if at.limits
         else Plan(refusals=(shortage.no_limits(desired.node),)),
-        _delegate(desired, observed, at),
+        _delegate(desired, observed, at, asked=asked),
         Plan() if _doubtful(desired, observed) else _give_back(desired, at),
         Plan(refusals=tuple(shortage.notices(desired, at))),
     )
@@ -276,16 +278,24 @@ def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
     )
 
 
-def _delegate(desired: Pool, observed: Cloud, at: Position) -> Plan:
-    """Have a prefix that is not counted on every ENI that serves pods, and one such ENI."""
+def _delegate(desired: Pool, observed: Cloud, at: Position, *, asked: set[str]) -> Plan:
+    """Have a prefix that is not counted on every ENI that serves pods, and one such ENI.
+
+    Args:
+        desired: the pool that is wanted.
+        observed: the look.
+        at: where the node stands.
+        asked: ENIs whose lost prefix is asked for by name.
+    """
     if not desired.delegates:
         return Plan()
-    lost = {eni_id for eni_id, n in desired.doubts.lost if not family_of(n).counted}
+    # One that EC2 does not show any more may still be there, and could not be given back.
+    doubtful = {eni_id for eni_id, n in desired.doubts.missing if not family_of(n).counted}
+    waiting = asked | doubtful
     actions: list[Ec2Action] = [
         DelegatePrefix(e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}")
         for e in at.enis
-        # One that is lost is cured: it is asked for by name.
-        if e.eni_id in at.needed and not e.boundless and e.eni_id not in lost
+        if e.eni_id in at.needed and not e.boundless and e.eni_id not in waiting
     ]
     if desired.counts or at.needed or at.pending or _to_attach(desired, observed, at):
         return Plan(tuple(actions))

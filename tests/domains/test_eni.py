@@ -418,3 +418,13 @@ def test_a_prefix_that_pods_use_and_nobody_shows_is_asked_for_by_name() -> None:
         f"aws ec2 assign-ipv6-addresses --network-interface-id eni-0 --ipv6-prefixes {BLOCK}"
     ]
     assert [r.reason for r in plan.refusals] == ["AddressLost"]
+
+
+def test_a_prefix_that_may_still_be_there_is_not_replaced_until_it_is_proved_lost() -> None:
+    """It could not be given back: with every stale answer there would be one more."""
+    item = ("eni-0", BLOCK)
+    wanted = pool(0, families=["ipv6"])
+    missing = replace(wanted, doubts=Doubts({item: 990.0}, {}, frozenset()))
+    assert commands(missing, dual(eni(0, 0))) == []
+    gone = replace(wanted, doubts=Doubts({}, {}, frozenset({item})))
+    assert len(commands(gone, dual(eni(0, 0)))) == 1

@@ -259,3 +259,78 @@ def test_the_result_lists_both_families_and_their_routes(dual: Traffic) -> None:
     assert [i["gateway"] for i in result["ips"]] == ["169.254.1.1", "fe80::1"]
     assert [r["dst"] for r in result["routes"]] == ["0.0.0.0/0", "::/0"]
     assert result["ips"][1]["address"].endswith("/128")
+
+
+# -- one node through changes -------------------------------------------------------------
+
+
+def edit(cluster: Any, document: str) -> None:
+    """Replace the document, and wait until it is in force everywhere."""
+    generation = cluster.status()["document"]["generation"]
+    fresh = cluster.config.with_name("fresh.yaml")
+    fresh.write_text(HEAD + document)
+    fresh.replace(cluster.config)
+
+    def holds() -> bool:
+        return cluster.status()["document"]["generation"] > generation and cluster.is_settled()
+
+    until(holds, lambda: f"the edit in force\n{cluster.log()}", patience_s=60)
+    assert cluster.diff().returncode == 0
+
+
+def seen_by(cluster: Any, one: Pod, address: str) -> str:
+    """Return the source an address sees, of which the fabric dropped nothing."""
+    cluster.lab.ask("forget")
+    source = probe(one.namespace, address).source
+    assert cluster.lab.drops() == []
+    return source
+
+
+def test_families_change_under_running_pods_and_nothing_of_theirs_is_lost(
+    tmp_path: Any, make_cluster: Any
+) -> None:
+    with make_cluster(tmp_path) as cluster:
+        cluster.config.write_text(f"{HEAD}{POOL}families: [ipv4]\negressFamilies: [ipv6]\n")
+        cluster.start()
+        names = cluster.lab.names
+        with Receiver(names.namespace("vpchost")), Receiver(names.namespace("internet")):
+            story(cluster)
+
+
+def story(cluster: Any) -> None:
+    internet = str(INTERNET_IPV6_HOST)
+    old = cluster.add()
+    assert len(old.addresses) == 1
+    # IPv6 for egress: by the node's address.
+    assert seen_by(cluster, old, internet) == NODE_IPV6
+    assert seen_by(cluster, old, VPC_HOST_IPV6) == NODE_IPV6
+
+    edit(cluster, f"{POOL}families: [ipv4, ipv6]\n")
+    both = cluster.add()
+    four, six = both.addresses
+    assert (seen_by(cluster, both, internet), seen_by(cluster, both, VPC_HOST)) == (six, four)
+    assert seen_by(cluster, old, internet) == NODE_IPV6
+    assert seen_by(cluster, old, VPC_HOST) == old.address
+
+    edit(cluster, f"{POOL}families: [ipv4]\n")
+    assert (seen_by(cluster, both, internet), seen_by(cluster, both, VPC_HOST)) == (six, four)
+    assert len(cluster.add().addresses) == 1
+
+    # Lost records are rebuilt from the kernel with every address, the VPC's first.
+    held = {tuple(r["addresses"]) for r in cluster.records("attachments")}
+    cluster.stop("node1", signal.SIGKILL)
+    for path in (cluster.state() / "attachments").glob("*.json"):
+        path.unlink()
+    cluster.start()
+    assert {tuple(r["addresses"]) for r in cluster.records("attachments")} == held
+
+    cluster.delete(both)
+    cooling = {r["address"] for r in cluster.records("cooling")}
+    assert {four, six} <= cooling
+    cluster.delete(old)
+    until(lambda: "lookup 512" not in cluster.ip("-6", "rule"), "the end of IPv6")
+    until(cluster.is_settled, "settled")
+    assert six not in cluster.ip("-6", "route", "show", "table", "all")
+    assert six not in cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
+    assert six not in cluster.ip("-6", "neighbour", "show", "nud", "permanent")
+    assert cluster.diff().returncode == 0

@@ -22,9 +22,9 @@ NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
 """Multicast group of nftables changes (linux/netfilter/nfnetlink.h)."""
 
-RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
-"""Links, IPv4 addresses, routes and rules, IPv6 addresses and routes (RTMGRP_* of
-linux/rtnetlink.h). Neighbours are left out: every ARP exchange would wake us."""
+RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
+"""Links, then addresses, routes and rules of IPv4 and of IPv6 (RTNLGRP_* of linux/rtnetlink.h, as
+bits). Neighbours are left out: every ARP exchange would wake us."""
 
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from waiting import until
 
+from lab import netns
 from lab.pod import Pod
 from lab.topology import (
     INTERNET_HOST,
@@ -22,6 +23,7 @@ from lab.topology import (
     VPC_IPV6_CIDR,
 )
 from lab.traffic import Receiver, Stream, probe
+from reconciler.targets.imds import Imds
 
 pytestmark = pytest.mark.lab
 
@@ -210,6 +212,24 @@ def test_lost_objects_of_ipv6_are_put_back(alone: Traffic) -> None:
     until(lambda: one.address in cluster.ip("-6", "route", "show", "table", "512"), "the route")
     until(cluster.is_settled, "settled")
     assert alone.measure(one, VPC_HOST_IPV6) == (one.address, device)
+
+
+def test_metadata_is_a_second_witness_of_the_prefix(alone: Traffic) -> None:
+    lab = alone.cluster.lab
+    with netns.inside(lab.names.namespace("node1")):
+        held, node = Imds().interfaces(), Imds().node()
+    shown = {(e["mac"], ip_network(p)) for e in lab.enis("node1") for p in e["ipv6Prefixes"]}
+    assert held == shown
+    assert shown
+    assert VPC_IPV6_CIDR in node.vpc_cidrs
+
+
+def test_a_lost_rule_alone_is_noticed_without_waiting_for_the_next_look(alone: Traffic) -> None:
+    cluster = alone.cluster
+    for _ in range(2):
+        cluster.ip("-6", "rule", "delete", "priority", "512")
+        until(lambda: "lookup 512" in cluster.ip("-6", "rule"), "the rule", patience_s=10)
+    until(cluster.is_settled, "settled")
 
 
 def test_the_kernels_default_route_by_advertisement_survives_forwarding(alone: Traffic) -> None:

@@ -86,7 +86,8 @@ trees = parts(
         vethName=st.sampled_from(["sandbox", "pod"]),
     ),
     reconcile=parts(resync=st.just("90s"), ec2Resync=st.just("10m")),
-    families=st.just(["ipv4"]),
+    families=st.sampled_from([["ipv4"], ["ipv6"], ["ipv4", "ipv6"], ["ipv6", "ipv4"]]),
+    egressFamilies=st.sampled_from([[], ["ipv4"], ["ipv6"]]),
     instanceTypes=st.dictionaries(
         st.sampled_from(["m5.large", "u-6tb1.metal"]), limits, max_size=2
     ),
@@ -134,6 +135,12 @@ def documents(draw: st.DrawFn, *, overrides: bool = True) -> NodeNetwork:
     if snat.get("mode") == "external":
         snat.pop("excludeCIDRs", None)
         snat.pop("onlyCIDRs", None)
+    families = base.get("families", ["ipv4"])
+    if "ipv4" not in families:
+        snat.pop("excludeCIDRs", None)
+        snat.pop("onlyCIDRs", None)
+        base.get("routing", {}).pop("externalServiceCIDRs", None)
+    base["egressFamilies"] = [f for f in base.get("egressFamilies", []) if f not in families]
     if pods.get("mtu"):
         eni["mtu"] = max(pods["mtu"], eni.get("mtu", 9001))
     if overrides:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import until
 
-from lab import netns
+from lab import netns, pod
 from lab.pod import Pod
 from lab.topology import (
     INTERNET_HOST,
@@ -214,6 +215,24 @@ def test_lost_objects_of_ipv6_are_put_back(alone: Traffic) -> None:
     assert alone.measure(one, VPC_HOST_IPV6) == (one.address, device)
 
 
+def test_a_namespace_in_which_ipv6_is_switched_off_gets_it_on_its_own_links(
+    alone: Traffic,
+) -> None:
+    cluster = alone.cluster
+    namespace = cluster.lab.names.namespace("pod-off")
+    netns.make(namespace)
+    try:
+        with netns.inside(namespace):
+            for name in ("all", "default"):
+                Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+        result = pod.call(cluster.lab, "node1", "off", "ADD")
+        made = Pod(cluster.lab, "node1", "off", namespace, result)
+        assert probe(namespace, VPC_HOST_IPV6).source == made.address
+        cluster.delete(made)
+    finally:
+        netns.remove(namespace)
+
+
 def test_metadata_is_a_second_witness_of_the_prefix(alone: Traffic) -> None:
     lab = alone.cluster.lab
     with netns.inside(lab.names.namespace("node1")):
@@ -325,6 +344,11 @@ def story(cluster: Any) -> None:
     assert seen_by(cluster, old, internet) == NODE_IPV6
     assert seen_by(cluster, old, VPC_HOST_IPV6) == NODE_IPV6
 
+    told = cluster.config.with_name("told.yaml")
+    told.write_text(f"{HEAD}{POOL}families: [ipv4, ipv6]\n")
+    said = cluster.diff("node1", told)
+    assert said.stdout.count("aws ec2 assign-ipv6-addresses") == 3
+    assert "AssignIpv6Addresses" in said.stderr
     edit(cluster, f"{POOL}families: [ipv4, ipv6]\n")
     both = cluster.add()
     four, six = both.addresses

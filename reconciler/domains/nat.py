@@ -189,9 +189,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         _arrival(links, marks),
         _snat_mark(families, marks),
         _route_mark(families, sorted(links), marks),
-        _source_nat(
-            families, link, primary, inputs.local_families, inputs.document.snat.ports
-        ),
+        _source_nat(families, link, primary, inputs.local_families, inputs.document.snat.ports),
     }
     objects |= {_eni_chain(index, marks) for index in links}
     for family in families:

@@ -12,12 +12,12 @@ from ipaddress import ip_network
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import (
-    FAMILIES,
     MAIN_TABLE,
     Family,
     IpAddress,
     Marks,
     family_of,
+    is_node_local,
 )
 from reconciler.core.facts import Eni
 from reconciler.core.inputs import Inputs
@@ -265,12 +265,18 @@ def _disagreement(decision: Decision, answer: Found) -> str:
 
 def trace(query: Query, inputs: Inputs, world: World) -> Trace:
     """Follow a connection through a world."""
-    walk = _Walk(query, inputs, world)
-    if query.pod and not walk.has_family:
-        return walk.without_family()
-    if query.inbound:
-        return walk.incoming()
-    return walk.outgoing()
+    version = query.peer.version
+    primary = next(e for e in inputs.enis if e.device_index == 0)
+    host = primary.host_address(version)
+    own = query.pod.addresses if query.pod else (host,) if host else ()
+    home = next((a for a in own if a.version == version), None)
+    if home is None:
+        who = "the pod" if query.pod else "the host"
+        family = family_of(query.peer).name
+        trouble = f"{who} has no {family} address; see families in the document"
+        return Trace((), query.peer, None, (trouble,))
+    walk = _Walk(query, inputs, world, primary, home)
+    return walk.incoming() if query.inbound else walk.outgoing()
 
 
 def _matches(rule: Rule, packet: Packet) -> bool:
@@ -285,28 +291,21 @@ def _matches(rule: Rule, packet: Packet) -> bool:
 class _Walk:
     """One connection on its way; the steps of a leg are collected as they are taken."""
 
-    def __init__(self, query: Query, inputs: Inputs, world: World) -> None:
+    def __init__(
+        self, query: Query, inputs: Inputs, world: World, primary: Eni, home: IpAddress
+    ) -> None:
         self._query = query
         self._inputs = inputs
         self._world = world
+        self._primary = primary
+        self._home = home
         self._marks = Marks(inputs.document.routing.mark_mask)
         self._family: Family = family_of(query.peer)
         self._links = {name: eni for eni in inputs.enis if (name := inputs.links.get(eni.mac))}
-        primary = next(e for e in inputs.enis if e.device_index == 0)
-        addresses = query.pod.addresses if query.pod else ()
-        own = [a for a in addresses if a.version == query.peer.version]
-        self._primary = primary
-        self._home: IpAddress = own[0] if own else primary.primary
-        self.has_family = bool(own)
         self._steps: list[Step] = []
         self._lookups: list[tuple[Packet, Decision]] = []
         self._troubles: list[str] = []
         self._hints: list[str] = []
-
-    def without_family(self) -> Trace:
-        """Say that the pod has no address that could reach the peer."""
-        trouble = f"the pod has no {self._family.name} address; see families in the document"
-        return Trace((), self._query.peer, None, (trouble,))
 
     # -- connections that the node's side opens ----------------------------------------------
 
@@ -333,6 +332,10 @@ class _Walk:
 
     def _bind_outgoing(self, source: IpAddress, target: IpAddress) -> int:
         """Say what chain snat_mark does with the first packet."""
+        if is_node_local(source):
+            text = f"{source} means something on this node only: it leaves with the node's address"
+            self._say("snat", text)
+            return 0
         sets = sets_of(self._family)
         kept = self._world.range_of(sets.no_snat, target)
         if kept:
@@ -351,21 +354,20 @@ class _Walk:
         self, pod: Attachment | None, target: IpAddress, decision: Decision
     ) -> IpAddress:
         """Say what chain source_nat does, and return the source that the receiver sees."""
-        primary = self._primary
-        if pod is None:
-            # The kernel prefers an address of the link it leaves by; a veth has none, so it is
-            # the first of the host's (inet_select_addr).
-            return primary.primary
+        host = self._primary.host_address(self._family.version)
+        by_primary = decision.device == self._inputs.links.get(self._primary.mac)
+        if pod is None or host is None or not by_primary or not self._is_translated(target):
+            return self._home
+        ports = self._inputs.document.snat.ports
+        self._say("snat", f"source {self._home} becomes {host} ({ports} port)")
+        return host
+
+    def _is_translated(self, target: IpAddress) -> bool:
         sets = sets_of(self._family)
-        if (
-            decision.device == self._inputs.links.get(primary.mac)
-            and self._world.range_of(sets.no_snat, target) is None
+        return is_node_local(self._home) or (
+            self._world.range_of(sets.no_snat, target) is None
             and self._world.range_of(sets.pods, self._home) is not None
-        ):
-            ports = self._inputs.document.snat.ports
-            self._say("snat", f"source {self._home} becomes {primary.primary} ({ports} port)")
-            return primary.primary
-        return self._home
+        )
 
     def _reply_to(
         self,
@@ -463,7 +465,7 @@ class _Walk:
                 f"the VPC drops it: {source} is no address of {_name(eni)} (source/dest check)"
             )
         private = any(target in c for c in (*self._inputs.node.vpc_cidrs, *PRIVATE))
-        if source.version == 4 and not private and source != self._primary.primary:
+        if self._family.private and not private and source != self._primary.primary:
             self._hints.append(
                 f"{target} is beyond the VPC and sees {source}, which has no public address: its "
                 "subnet's route table must lead to a NAT gateway, or to a peer that knows the way "
@@ -481,7 +483,7 @@ class _Walk:
         return next((e for e in self._inputs.enis if _holds(e, address)), None)
 
     def _pod_link(self, pod: Attachment) -> str:
-        gateway = FAMILIES[self._family.name].gateway
+        gateway = self._family.gateway
         return f"default via {gateway} dev {pod.key.ifname}, to the host's {pod.veth}"
 
     def _say(self, about: str, text: str) -> None:
@@ -497,11 +499,7 @@ class _Walk:
 
 
 def _holds(eni: Eni, address: IpAddress) -> bool:
-    return (
-        address == eni.primary
-        or address in eni.secondaries
-        or any(address in p for p in eni.prefixes)
-    )
+    return eni.holds(address) or address in (eni.primary, *eni.host_addresses)
 
 
 def _name(eni: Eni) -> str:

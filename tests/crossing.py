@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,7 @@ from lab import netns, rulesets, services
 from lab.pod import Pod
 from lab.topology import INTERNET_CIDR, INTERNET_HOST, PEER_CIDR, PEER_HOST
 from lab.traffic import PORT, Receiver
-from reconciler.node import LocalNode, Traced
-from reconciler.targets.state import StateDirectory
-from reconciler.trace import Query, find_pod
-from schemas.load import load
+from reconciler.node import Traced
 
 NODE = "10.0.1.10"
 HOSTS = {
@@ -69,8 +65,6 @@ class Crossing:
         self.lab = self.cluster.lab
         self.names = self.lab.names
         self.enis = {e["device"]: e for e in self.lab.enis("node1")}
-        with netns.inside(self.names.namespace("node1")):
-            self.node = LocalNode(StateDirectory(self.cluster.state()))
 
     @property
     def translated(self) -> set[str]:
@@ -103,17 +97,10 @@ class Crossing:
         ]
 
     def trace(self, row: str, peer: str, **more: Any) -> Traced:
-        config = self.cluster.config
-        document = load(config.read_text(), str(config))
-        with netns.inside(self.names.namespace("node1")):
-            return self.node.trace(
-                document,
-                lambda inputs: Query(
-                    find_pod(inputs.attachments, "host" if row == "host" else self.own(row)),
-                    ip_address(peer),
-                    **{k: v if isinstance(v, bool) else ip_address(v) for k, v in more.items()},
-                ),
-            )
+        traced: Traced = self.cluster.trace(
+            "host" if row == "host" else self.own(row), peer, **more
+        )
+        return traced
 
     def switch(self, policy: str) -> None:
         """Put another policy in force, by an edit under the running reconciler."""

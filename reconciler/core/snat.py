@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from reconciler.core.datapath import Family, IpAddress, IpNetwork
+from reconciler.core.datapath import Family, IpAddress, IpNetwork, family_of
 from reconciler.core.inputs import Inputs
 from reconciler.core.ranges import Range, coalesce, complement, unite
 
@@ -32,8 +32,9 @@ def untranslated(inputs: Inputs, family: Family) -> tuple[Range, ...]:
 def why_kept(inputs: Inputs, destination: IpAddress) -> str:
     """Say which word of the document, or which CIDR, lets a destination see pods; "" if none."""
     snat = inputs.document.snat
-    if destination.version == 6:
-        return ", IPv6 is never translated"
+    family = family_of(destination)
+    if not family.private:
+        return f", {family.name} is never translated"
     if snat.mode == "external":
         return ", by snat.mode external"
     if cidr := _holder(inputs.node.vpc_cidrs, destination):

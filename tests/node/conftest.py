@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from lab.pod import Pod
 from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from reconciler.client import ask
 from reconciler.errors import UnansweredError
+from reconciler.node import LocalNode, Traced
+from reconciler.targets.state import StateDirectory
+from reconciler.trace import Query, find_pod
+from schemas.load import load
 
 PROGRAM = [sys.executable, "-m", "reconciler"]
 
@@ -143,6 +148,16 @@ class Cluster:
                     self.delete(one)
             until(lambda: not self.records("cooling", node), "cooldown")
 
+    def trace(self, pod: str, peer: str, *, node: str = "node1", **more: Any) -> Traced:
+        """Trace a connection, in this process; ``pod`` is an address, or host."""
+        document = load(self.config.read_text(), str(self.config))
+        words = {k: v if isinstance(v, bool) else ip_address(v) for k, v in more.items()}
+        with netns.inside(self.lab.names.namespace(node)):
+            return LocalNode(StateDirectory(self.state(node))).trace(
+                document,
+                lambda inputs: Query(find_pod(inputs.attachments, pod), ip_address(peer), **words),
+            )
+
     def aws(self, method: str, **arguments: Any) -> Any:
         """Call EC2 as somebody else of the same account."""
         with netns.inside(self.lab.names.namespace("vpchost")):
@@ -196,10 +211,4 @@ def idle(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def make_cluster() -> Any:
     """Make a lab of the test's own, of another shape."""
-    return _make_cluster
-
-
-@pytest.fixture(scope="module")
-def make_labs() -> Any:
-    """The same, for a fixture of a whole file."""
     return _make_cluster

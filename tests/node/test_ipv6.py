@@ -66,7 +66,11 @@ class Traffic:
         flows = [f for f in lab.passed() if flow.items() <= f.items()]
         left = {devices[f["eni"]] for f in flows if f["eni"] in devices}
         assert len(left) <= 1, left
-        return seen.source, left.pop() if left else None
+        device = left.pop() if left else None
+        traced = self.cluster.trace(one.address, address)
+        assert (str(traced.planned.source), traced.planned.device) == (seen.source, device)
+        assert traced.differences == traced.planned.troubles == ()
+        return seen.source, device
 
     def reach(self, one: Pod, address: str, port: int) -> None:
         """Connect to a pod from everywhere beyond its node."""
@@ -76,6 +80,9 @@ class Traffic:
             seen = probe(lab.names.namespace(place), address, port)
             assert seen.source, f"{place} to {address}: {seen}; dropped: {lab.drops()}"
             assert lab.drops() == []
+            traced = self.cluster.trace(one.address, seen.source, inbound=True)
+            assert traced.planned.device == one.device
+            assert traced.differences == traced.planned.troubles == ()
 
 
 @contextmanager
@@ -111,22 +118,22 @@ def make_traffic(
 
 @pytest.fixture(scope="module", params=["primary", "secondary"])
 def alone(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_labs: Any
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_cluster: Any
 ) -> Iterator[Traffic]:
     """IPv6 alone, with IPv4 for egress; pods on the primary ENI, or on a secondary one."""
     use_primary = str(request.param == "primary").lower()
     document = (
         f"{POOL}families: [ipv6]\negressFamilies: [ipv4]\neni: {{usePrimary: {use_primary}}}\n"
     )
-    with make_traffic(tmp_path_factory, make_labs, document, least=0, count=3) as made:
+    with make_traffic(tmp_path_factory, make_cluster, document, least=0, count=3) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def dual(tmp_path_factory: pytest.TempPathFactory, make_labs: Any) -> Iterator[Traffic]:
+def dual(tmp_path_factory: pytest.TempPathFactory, make_cluster: Any) -> Iterator[Traffic]:
     """Both families; pods on every ENI."""
     document = f"{POOL}families: [ipv4, ipv6]\n"
-    with make_traffic(tmp_path_factory, make_labs, document, least=24, count=20) as made:
+    with make_traffic(tmp_path_factory, make_cluster, document, least=24, count=20) as made:
         yield made
 
 

@@ -64,6 +64,7 @@ from reconciler.targets.kernel import Kernel
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
 from reconciler.targets.predecessor import DIRECTORY, Remains
+from reconciler.targets.services import Services
 from reconciler.targets.sysctl import SysctlTree
 from reconciler.trace import Query, Trace, compare, make_world, trace
 from schemas.document import NodeNetwork
@@ -131,6 +132,7 @@ class World:
     sysctl: Any = field(default_factory=SysctlTree)
     conntrack: Any = field(default_factory=Conntrack)
     surroundings: Any = field(default_factory=Surroundings)
+    services: Any = field(default_factory=Services)
     remains: Any = field(default_factory=lambda: _remains())
     now: Callable[[], float] = time.time
     node_name: str = ""
@@ -493,6 +495,15 @@ class LocalNode:
         last = Domain("takeover", takeover.desire, takeover.plan, self._world.remains)
         outcomes |= dry_run([last], inputs)
         return outcomes | self._look_around(inputs, dry=True)[0]
+
+    def endpoints(self, address: IpAddress, protocol: str, port: int) -> tuple[IpAddress, ...]:
+        """Return what others on the node translate a destination to; nothing if nobody does.
+
+        Raises:
+            ObserveError: a ruleset could not be read.
+        """
+        found: tuple[IpAddress, ...] = self._world.services.endpoints(address, protocol, port)
+        return found
 
     def trace(self, document: NodeNetwork, make: Callable[[Inputs], Query]) -> Traced:
         """Follow a connection through what is desired, what is there, and the kernel's answers.

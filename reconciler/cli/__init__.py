@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from reconciler.core.capacity import overcommitted
 from reconciler.core.cloud import CLUSTER_TAG, Limits
 from reconciler.core.datapath import IpAddress
 from reconciler.core.explain import explain_pool
+from reconciler.core.inputs import Inputs
 from reconciler.core.leak import judge
 from reconciler.core.position import locate
 from reconciler.engine import Outcome
@@ -281,7 +283,13 @@ class _Address(click.ParamType[IpAddress]):
 @main.command(name="trace")
 @click.argument("pod")
 @click.argument("peer", type=_Address(), metavar="DESTINATION")
-@click.option("--endpoint", type=_Address(), help="What a service's address is translated to.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of a service, to find its endpoints.")
+@click.option(
+    "--protocol", type=click.Choice(["tcp", "udp", "sctp"]), default="tcp", show_default=True
+)
+@click.option(
+    "--endpoint", type=_Address(), help="What a service is translated to; else all are traced."
+)
 @click.option("--inbound", is_flag=True, help="The destination opens the connection to the pod.")
 @click.option(
     "--at",
@@ -294,6 +302,8 @@ class _Address(click.ParamType[IpAddress]):
 def trace_connection(
     pod: str,
     peer: IpAddress,
+    port: int | None,
+    protocol: str,
     endpoint: IpAddress | None,
     at: IpAddress | None,
     config: Path,
@@ -312,16 +322,21 @@ def trace_connection(
     if at and not inbound:
         raise click.UsageError("--at is about connections from outside; add --inbound")
     document = _document(config, output)
+    node = LocalNode(StateDirectory(state_dir))
     try:
-        traced = LocalNode(StateDirectory(state_dir)).trace(
-            document,
-            lambda inputs: Query(find_pod(inputs.attachments, pod), peer, inbound, at, endpoint),
-        )
+        ends: tuple[IpAddress | None, ...] = (endpoint,)
+        if port and not endpoint and not inbound:
+            ends = node.endpoints(peer, protocol, port) or ends
+
+        def make(end: IpAddress | None, inputs: Inputs) -> Query:
+            return Query(find_pod(inputs.attachments, pod), peer, inbound, at, end)
+
+        traces = [node.trace(document, partial(make, end)) for end in ends]
     except ReconcilerError as error:
         _fail(error)
-    text = report.trace_json(traced) if output == "json" else report.trace_text(traced)
+    text = report.traces_json(traces) if output == "json" else report.traces_text(traces)
     click.echo(text, nl=False)
-    sys.exit(1 if traced.planned.troubles or traced.differences else 0)
+    sys.exit(1 if any(t.planned.troubles or t.differences for t in traces) else 0)
 
 
 @main.command()

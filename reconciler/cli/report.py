@@ -127,23 +127,29 @@ def exit_code(outcomes: Mapping[str, Outcome], *, remaining: bool = False) -> in
     return 1 if any(plans) else 0
 
 
-def trace_text(traced: Traced) -> str:
-    """Print each decision of a connection's way, and what stands against it."""
-    lines = []
+def traces_text(traces: Iterable[Traced]) -> str:
+    """Print each decision of connections' ways, and what stands against them."""
+    return "\n".join(_joined(list(_trace_lines(traced))) for traced in traces)
+
+
+def _trace_lines(traced: Traced) -> Iterator[str]:
     for leg in traced.planned.legs:
-        lines.append(leg.name)
-        lines += [f"  {step.about:<10} {step.text}" for step in leg.steps]
-    lines += [f"! {text}" for text in (*traced.planned.troubles, *traced.differences)]
-    lines += [f"note: {text}" for text in traced.planned.hints]
-    if not traced.planned.troubles and not traced.differences:
-        lines.append("the kernel agrees with every step")
-    return _joined(lines)
+        yield leg.name
+        yield from (f"  {step.about:<10} {step.text}" for step in leg.steps)
+    yield from (f"! {text}" for text in (*traced.planned.troubles, *traced.differences))
+    yield from (f"note: {text}" for text in traced.planned.hints)
+    if not traced.differences:
+        yield "the kernel agrees with every step"
 
 
-def trace_json(traced: Traced) -> str:
+def traces_json(traces: Iterable[Traced]) -> str:
     """Return the same as one JSON object."""
+    return json.dumps({"traces": [_trace_body(t) for t in traces]}, indent=2) + "\n"
+
+
+def _trace_body(traced: Traced) -> dict[str, Any]:
     planned = traced.planned
-    body = {
+    return {
         "source": str(planned.source),
         "device": planned.device,
         "legs": [
@@ -161,7 +167,6 @@ def trace_json(traced: Traced) -> str:
         "differences": list(traced.differences),
         "hints": list(planned.hints),
     }
-    return json.dumps(body, indent=2) + "\n"
 
 
 def status_text(body: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from reconciler.core.datapath import (
     is_node_local,
 )
 from reconciler.core.facts import Eni
+from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
 from reconciler.core.records import Records
@@ -98,6 +99,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
         + _end_cooldowns(desired, observed)
         + _release(desired, observed)
         + _bind(desired, observed)
+        + _keep(desired, observed)
     )
 
 
@@ -233,7 +235,7 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
                 refusals.append(_netns_gone(intent))
             continue
         netns = netns_identity(intent.netns, intent.netns_inode)
-        veth = _veth(intent, desired)
+        veth = _veth(intent.key, intent.pod, desired)
         if not intent.netns_alive:
             refusals.append(_netns_gone(intent))
         elif netns in namespaces:
@@ -248,11 +250,38 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
     return Plan(tuple(actions), tuple(refusals))
 
 
-def _veth(intent: Intent, desired: Allocation) -> str:
+def _keep(desired: Allocation, observed: Records) -> Plan:
+    """Name the pods that keep what they have started with, whatever the document says now.
+
+    Others know a running pod by the name of its link, and its runtime by its addresses. Pods that
+    were taken over have names of the stock plugin's, which is no news.
+    """
+    families = {*desired.families, *desired.egress}
+    names: list[str] = []
+    addresses: list[str] = []
+    for a in observed.living:
+        who = a.pod or str(a.key)
+        if not any(a.kept_macs) and a.veth != _veth(a.key, a.pod, desired):
+            names.append(f"{who} ({a.veth})")
+        if {family_of(own).name for own in a.addresses} != families:
+            addresses.append(f"{who} ({', '.join(map(str, a.addresses))})")
+    return Plan(
+        findings=tuple(
+            Finding(f"{len(pods)} pods", "KeptUntilRestart", f"{what}: {', '.join(pods)}")
+            for what, pods in (
+                ("they keep the names of their links until they restart", names),
+                ("they keep the addresses they have until they restart", addresses),
+            )
+            if pods
+        )
+    )
+
+
+def _veth(key: AttachmentKey, pod: str, desired: Allocation) -> str:
     """Return the name of the host end; a sandbox of no pod has only its own to be called by."""
-    if desired.veth_of_pod and intent.pod:
-        return pod_veth_name(desired.veth_prefix, intent.pod)
-    return veth_name(desired.veth_prefix, intent.key)
+    if desired.veth_of_pod and pod:
+        return pod_veth_name(desired.veth_prefix, pod)
+    return veth_name(desired.veth_prefix, key)
 
 
 def _offers(

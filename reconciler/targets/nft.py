@@ -56,7 +56,7 @@ class Nft:
         del desired  # the whole table is always looked at
         if TABLE not in self.names("inet"):
             return frozenset()
-        listing = self._list(f"list table inet {TABLE}")
+        listing = self.listing(f"list table inet {TABLE}")
         try:
             return decode(listing)
         except (KeyError, TypeError, ValueError):
@@ -73,7 +73,7 @@ class Nft:
         Raises:
             ObserveError: libnftables refused.
         """
-        entries = self._list(f"list tables {family}")
+        entries = self.listing(f"list tables {family}")
         return frozenset(e["table"]["name"] for e in entries if "table" in e)
 
     def commit(self, commands: list[Json], actions: Sequence[object]) -> tuple[ApplyError, ...]:
@@ -84,12 +84,53 @@ class Nft:
         why = str(error).strip()[:256]
         return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
 
-    def _list(self, command: str) -> list[Json]:
+    def listing(self, command: str) -> list[Json]:
+        """Return what a list command says.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
         code, output, error = self._nft.cmd(command)
         if code != 0:
             raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
         listing: list[Json] = json.loads(output)["nftables"] if output else []
         return listing
+
+
+class KubeProxyTable:
+    """kube-proxy's tables in its mode nftables, read for ``trace`` and never changed.
+
+    Names: Kubernetes ``pkg/proxy/nftables/proxier.go``.
+    """
+
+    def __init__(self) -> None:
+        self._nft = Nft()
+
+    def services(self, version: int) -> list[Json]:
+        """Return the elements of the map of services of a family; none if there is no such map.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
+        family = _word(version)
+        tables = [e["table"] for e in self._nft.listing(f"list tables {family}") if "table" in e]
+        if all(t["name"] != "kube-proxy" for t in tables):
+            return []
+        listing = self._nft.listing(f"list map {family} kube-proxy service-ips")
+        return [x for e in listing if "map" in e for x in e["map"].get("elem", [])]
+
+    def rules(self, version: int, chain: str) -> list[Json]:
+        """Return the expressions of each rule of a chain.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
+        listing = self._nft.listing(f"list chain {_word(version)} kube-proxy {chain}")
+        return [e["rule"]["expr"] for e in listing if "rule" in e]
+
+
+def _word(version: int) -> str:
+    return "ip" if version == 4 else "ip6"
 
 
 NEVER_FIREWALLS = {TABLE, "kube-proxy"}

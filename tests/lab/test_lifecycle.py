@@ -195,7 +195,7 @@ def test_of_two_ups_at_once_one_makes_the_lab_and_the_other_leaves_it_alone(name
         thread.join()
     monkeypatch.undo()
     assert sorted(outcomes) == ["refused", "up"]
-    assert len(Lab(name).enis()) == 3
+    assert len(Lab(name).enis()) == 4
 
 
 # -- down ---------------------------------------------------------------------------------
@@ -325,6 +325,7 @@ def test_the_command_line_makes_shows_uses_and_removes_a_lab(name):
     assert [e["instance"] for e in json.loads(shown.stdout)["enis"]] == [
         "node1",
         "node2",
+        "second",
         "vpchost",
     ]
     assert "10.0.1.10" in run("status", "--name", name).stdout
@@ -353,7 +354,8 @@ def test_the_command_line_makes_nodes_of_the_types_asked_for(name, on):
             for instance in reservation["Instances"]
             for tag in instance["Tags"]
         }
-    assert found == {"node1": "m5.4xlarge", "node2": "t3.micro", "vpchost": "t3.micro"}
+    others = dict.fromkeys(("node2", "vpchost", "second"), "t3.micro")
+    assert found == {"node1": "m5.4xlarge"} | others
 
 
 @pytest.mark.parametrize(

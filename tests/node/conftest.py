@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -139,14 +140,15 @@ class Cluster:
     def pods(self, count: int, node: str = "node1") -> Iterator[list[Pod]]:
         """Some pods, gone afterwards with their cooldown over."""
         made: list[Pod] = []
-        try:
-            made.extend(self.add(node) for _ in range(count))
-            yield made
-        finally:
-            for one in made:
-                if netns.path(one.namespace).exists():
-                    self.delete(one)
-            until(lambda: not self.records("cooling", node), "cooldown")
+        with ThreadPoolExecutor(4) as workers:
+            try:
+                started = [workers.submit(self.add, node) for _ in range(count)]
+                made.extend(future.result() for future in started)
+                yield made
+            finally:
+                left = [one for one in made if netns.path(one.namespace).exists()]
+                list(workers.map(self.delete, left))
+        until(lambda: not self.records("cooling", node), "cooldown")
 
     def trace(self, pod: str, peer: str, *, node: str = "node1", **more: Any) -> Traced:
         """Trace a connection, in this process; ``pod`` is an address, or host."""

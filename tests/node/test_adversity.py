@@ -19,7 +19,6 @@ from waiting import until
 
 from lab import netns, pod
 from lab.pod import PodError
-from lab.topology import INTERNET_HOST
 from lab.traffic import Receiver, Stream, probe
 
 pytestmark = pytest.mark.lab
@@ -72,23 +71,6 @@ def test_a_pod_that_died_without_a_del_is_one_condition_and_no_drift(cluster: An
     pod.call(cluster.lab, "node1", one.name, "DEL")
     until(lambda: not cluster.status()["conditions"], "its end")
     assert not cluster.holds(one)
-
-
-def test_changing_the_snat_mode_cuts_no_open_connection(cluster: Any) -> None:
-    """Nobody else has a table of type nat here: kube-proxy's would hide it."""
-    text = cluster.config.read_text()
-    with (
-        cluster.pods(1) as (one,),
-        Receiver(cluster.lab.names.namespace("internet")),
-        Receiver(cluster.lab.names.namespace("vpchost")),
-        Stream(one.namespace, str(INTERNET_HOST)) as stream,
-    ):
-        for mode in ("external", "node"):
-            cluster.config.write_text(text.replace("mode: node", f"mode: {mode}"))
-            gone = mode == "external"
-            until(lambda gone=gone: ("snat ip to" not in ruleset(cluster)) is gone, mode)
-            assert stream.exchange(f"in mode {mode}")
-        assert stream.source == probe(one.namespace, str(INTERNET_HOST)).source
 
 
 def ruleset(cluster: Any) -> str:

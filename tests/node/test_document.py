@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import until
+
+from lab import netns
+from lab.traffic import Receiver, Stream
 
 pytestmark = pytest.mark.lab
 
@@ -70,21 +74,43 @@ def test_an_invalid_edit_is_refused_shown_and_changes_nothing(cluster: Any) -> N
     until(lambda: cluster.status()["document"]["refused"] is None)
 
 
-def test_modes_and_mtu_follow_the_document(cluster: Any) -> None:
+def test_mtus_follow_the_document_into_running_pods_and_names_do_not(cluster: Any) -> None:
+    """No connection notices; what a running pod keeps is said by ``diff``."""
     before = cluster.config.read_text()
-    with cluster.pods(1):
-        cluster.config.write_text(
-            before.replace("mode: node", "mode: external") + "eni: {mtu: 1500}\n"
-        )
-        until(
-            lambda: "snat ip to" not in cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
-        )
-        until(lambda: "mtu 9001" not in cluster.ip("link"))
+
+    with (
+        cluster.pods(1) as (one,),
+        Receiver(cluster.lab.names.namespace("vpchost")),
+        Stream(one.namespace, "10.0.9.10") as stream,
+    ):
+        try:
+            text = before + "eni: {mtu: 8000}\npods: {mtu: 1500, vethPrefix: pod}\n"
+            cluster.config.write_text(text)
+            until(lambda: seen_mtu(one) == 1500, "the pod's MTU")
+            until(lambda: "mtu 9001" not in cluster.ip("link"), "the host's")
+            until(lambda: cluster.status()["settled"])
+            assert stream.exchange("smaller")
+            done = cluster.diff()
+            assert (done.returncode, done.stdout) == (0, "")
+            (said,) = done.stderr.splitlines()
+            assert said.startswith("! KeptUntilRestart: 1 pods: they keep the names")
+            assert f"default/{one.name} (nn" in said
+            with cluster.pods(1) as (other,):
+                found = cluster.status()["attachments"]
+                assert {a["veth"][:3] for a in found if a["pod"].endswith(other.name)} == {"pod"}
+        finally:
+            cluster.config.write_text(before)
+        until(lambda: seen_mtu(one) == 9001, "the pod's MTU")
+        assert stream.exchange("larger")
         until(lambda: cluster.status()["settled"])
-        cluster.config.write_text(before)
-        until(lambda: "snat ip to" in cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout)
-        until(lambda: "mtu 1500" not in cluster.ip("link"))
-        until(lambda: cluster.status()["settled"])
+    assert cluster.diff().stderr == ""
+
+
+def seen_mtu(one: Any) -> int:
+    """Read a pod's MTU as the pod sees it."""
+    argv = ["nsenter", f"--net={netns.path(one.namespace)}", "ip", "-j", "link", "show", "eth0"]
+    (link,) = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+    return int(link["mtu"])
 
 
 @pytest.mark.parametrize(
@@ -129,11 +155,13 @@ def test_a_refused_document_is_a_condition_until_it_is_taken_back(cluster: Any) 
 
 def test_problems_of_a_document_can_be_read_by_programs(cluster: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
-    broken.write_text(cluster.config.read_text() + "x: 1\n")
+    text = cluster.config.read_text()
+    broken.write_text(text + "x: 1\n")
     for argv in (["diff", "-f", str(broken)], ["validate", str(broken)]):
         done = cluster.command("node1", *argv, "-o", "json")
         (problem,) = json.loads(done.stdout)["errors"]
         assert done.returncode == 2
-        assert (problem["file"], problem["line"], problem["path"]) == (str(broken), 7, "x")
+        line = len(text.splitlines()) + 1
+        assert (problem["file"], problem["line"], problem["path"]) == (str(broken), line, "x")
     done = cluster.command("node1", "validate", str(cluster.config), "-o", "json")
     assert json.loads(done.stdout) == {"errors": []}

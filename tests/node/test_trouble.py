@@ -66,7 +66,7 @@ def test_the_pool_is_filled_in_spite_of_it_and_nothing_is_made_twice(
     enis = idle.lab.enis("node1")
     assert [e["device"] for e in enis] == [0, 1, 2]
     assert sum(len(e["addresses"]) - 1 for e in enis) == 24
-    assert len(idle.lab.ask("status")["enis"]) == 5  # node2 and the VPC host have one each
+    assert len(idle.lab.ask("status")["enis"]) == 6  # node2 and two hosts have one each
     idle.lab.ask("faults", clear=True)
     assert idle.diff().returncode == 0
 

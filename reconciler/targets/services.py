@@ -1,0 +1,42 @@
+"""Where services lead on this node, by the rulesets of whoever translates their addresses."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from reconciler.core.datapath import IpAddress
+from reconciler.core.service import endpoints_in_iptables, endpoints_in_nftables
+from reconciler.targets.iptables import Iptables
+from reconciler.targets.nft import KubeProxyTable
+
+
+class Services:
+    """kube-proxy's services, and what other software puts into iptables' nat table."""
+
+    def __init__(self) -> None:
+        self._proxy = KubeProxyTable()
+        self._iptables = Iptables()
+
+    def endpoints(self, address: IpAddress, protocol: str, port: int) -> tuple[IpAddress, ...]:
+        """Return what a destination is translated to, ascending; nothing if it is not.
+
+        Of iptables only IPv4's tables are looked at.
+
+        Args:
+            address: of the service.
+            protocol: "tcp", "udp" or "sctp".
+            port: of the service.
+
+        Raises:
+            ObserveError: a ruleset could not be read.
+        """
+        version = address.version
+        rules_of = partial(self._proxy.rules, version)
+        found = endpoints_in_nftables(
+            self._proxy.services(version), rules_of, address, protocol, port
+        )
+        if found or version != 4:
+            return found
+        saved, _ = self._iptables.observe({"nat"})
+        lines = [line for (_, table), text in saved.items() if table == "nat" for line in text]
+        return endpoints_in_iptables(lines, address, protocol, port)

@@ -1,0 +1,93 @@
+"""``node-network trace`` as an operator runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab import rulesets, services
+from lab.pod import Pod
+from lab.topology import PEER_CIDR, PEER_HOST
+from lab.traffic import PORT, Receiver, probe
+
+pytestmark = pytest.mark.lab
+
+NODE, VPC_HOST = "10.0.1.10", "10.0.9.10"
+
+
+@pytest.fixture
+def one(idle: Any) -> Iterator[Pod]:
+    """A pod on a node whose reconciler has stopped: what is broken stays broken."""
+    idle.start()
+    made = idle.add()
+    idle.stop()
+    yield made
+
+
+def trace(cluster: Any, *words: str) -> Any:
+    return cluster.command("node1", "trace", "-f", str(cluster.config), *words)
+
+
+def test_it_answers_why_a_peer_sees_the_node_and_what_an_exclusion_would_do(
+    idle: Any, one: Pod
+) -> None:
+    done = trace(idle, "default/" + one.name, str(PEER_HOST))
+    assert done.returncode == 0, done.stderr
+    assert f"{PEER_HOST} sees the node: not in no_snat_ipv4, beyond the VPC" in done.stdout
+    assert f"source {one.address} becomes {NODE}" in done.stdout
+    assert done.stdout.endswith("the kernel agrees with every step\n")
+    with Receiver(idle.lab.names.namespace("peer")):
+        assert probe(one.namespace, str(PEER_HOST)).source == NODE
+    text = idle.config.read_text()
+    idle.config.write_text(text.replace("[]", f"[{PEER_CIDR}]"))
+    edited = trace(idle, one.name, str(PEER_HOST))
+    # The node does not have it yet, and is said to differ.
+    assert edited.returncode == 1
+    assert f"by snat.excludeCIDRs {PEER_CIDR}" in edited.stdout
+    assert "! request: the node differs from the document" in edited.stdout
+
+
+def test_a_foreign_rule_that_takes_the_pods_packets_is_found_by_asking_the_kernel(
+    idle: Any, one: Pod
+) -> None:
+    idle.ip("route", "add", "blackhole", "default", "table", "300")
+    idle.ip("rule", "add", "priority", "300", "to", VPC_HOST, "lookup", "300")
+    done = trace(idle, one.address, VPC_HOST)
+    assert done.returncode == 1
+    assert f"! ip route get {VPC_HOST} from {one.address} iif nn" in done.stdout
+    assert "the kernel says 'Invalid argument'" in done.stdout
+
+
+def test_a_lost_object_is_named_and_the_kernels_answer_with_it(idle: Any, one: Pod) -> None:
+    idle.ip("rule", "delete", "priority", "512")
+    done = trace(idle, one.address, VPC_HOST, "-o", "json")
+    assert done.returncode == 1
+    (traced,) = json.loads(done.stdout)["traces"]
+    assert any("rule 512: lookup 512" in text for text in traced["differences"])
+    assert traced["source"] == one.address
+
+
+@pytest.mark.parametrize("mode", ["nftables", "iptables"])
+def test_every_endpoint_of_a_service_is_traced(idle: Any, one: Pod, mode: services.Mode) -> None:
+    ends = (services.Endpoint(VPC_HOST, PORT), services.Endpoint(str(PEER_HOST), PORT))
+    known = (
+        services.Service("default/web:tcp", "172.20.0.10", 80, ends),
+        *services.padding(30),
+    )
+    node = idle.lab.names.namespace("node1")
+    with rulesets.loaded(node, services.kube_proxy(mode, known, node=NODE)):
+        done = trace(idle, one.address, "172.20.0.10", "--port", "80", "-o", "json")
+    traces = json.loads(done.stdout)["traces"]
+    assert [t["source"] for t in traces] == [one.address, NODE]
+    assert done.returncode == 0
+
+
+def test_what_is_no_pod_or_no_address_is_said_with_what_there_is(idle: Any, one: Pod) -> None:
+    done = trace(idle, "nobody", VPC_HOST)
+    assert done.returncode == 2
+    assert f"default/{one.name}" in done.stderr
+    assert trace(idle, one.name, "example.org").returncode == 2
+    assert trace(idle, one.name, VPC_HOST, "--at", NODE).returncode == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -56,17 +57,29 @@ class StubbornNft(FakeNft):
         return super().apply(actions)
 
 
+class TagDenyingEc2(FakeEc2):
+    """Denies tags for a while."""
+
+    denies = False
+
+    @contextmanager
+    def _call(self, name: str) -> Iterator[None]:
+        if self.denies and name == "CreateTags":
+            self.fault = ("before", "UnauthorizedOperation")
+        with super()._call(name):
+            yield
+
+
 class Taken:
     """A node of the stock plugin's with one pod, in memory."""
 
     def __init__(self, asked: bool = True) -> None:
         self.now = 1000.0
-        self.refuse_tags = False
         tags = ("node.k8s.amazonaws.com/instance_id",)
         first = eni(0, 9, primary=SUBNET[10], stock=True, stock_tags=tags)
         self.document = document(takeOver="amazon-vpc-cni" if asked else "none")
         self.state = FakeState()
-        self.ec2 = FakeEc2([first], Limits(3, 10), SUBNET, journal=self.state)
+        self.ec2 = TagDenyingEc2([first], Limits(3, 10), SUBNET, journal=self.state)
         self.remains = FakeRemains(SEEN, **{VETH: PodEnd(NETNS, "eth0", "02:11::1", "02:11::2")})
         self.sysctl = FakeSysctl({"net/ipv4/ip_forward": "0", "net/ipv4/conf/eth0/rp_filter": "1"})
         self.nft = StubbornNft()
@@ -93,8 +106,6 @@ class Taken:
         )
 
     def turn(self) -> Any:
-        if self.refuse_tags:
-            self.ec2.fault = ("before", "UnauthorizedOperation")
         self.node.pool_pass(self.document)
         result = self.node.kernel_pass(self.document)
         self.now += 1
@@ -164,11 +175,10 @@ def an_eni_whose_tags_are_refused(taken: Taken) -> Callable[[], None]:
         routes=(*SEEN.routes, StockRoute(254, ip_network(f"{address}/32"), veth)),
         allocations=dict(SEEN.allocations) | {address: Allocation(key, address, "default/db")},
     )
-    taken.refuse_tags = True
+    taken.ec2.denies = True
 
     def heal() -> None:
-        taken.refuse_tags = False
-        taken.ec2.fault = None
+        taken.ec2.denies = False
         taken.now += 3600  # a call that was denied rests
 
     return heal

@@ -22,7 +22,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Refusal
-from reconciler.core.predecessor import OWNER, PodEnd, Predecessor, Sighting
+from reconciler.core.predecessor import OWNER, Predecessor
 from reconciler.core.records import Records
 from reconciler.domains import (
     address,
@@ -55,7 +55,8 @@ from reconciler.errors import (
     ObserveError,
     ReconcilerError,
 )
-from reconciler.keeper import Keeper, Seen
+from reconciler.keeper import Keeper
+from reconciler.successor import Successor
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2 import Ec2, Journal
 from reconciler.targets.foreign import Surroundings
@@ -142,31 +143,6 @@ ORPHAN_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
 without a DEL: between the two a runtime may have lost it for good."""
 
-REMAINS_S = 60.0
-"""Seconds between looks for what the stock plugin has left, while nothing of it is to be done."""
-
-REFUSED_S = 5.0
-"""The same while the take-over is refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """The last look for what the stock plugin has left.
-
-    Attributes:
-        asked: the document asked for the take-over then; None before there was a look.
-        at: when it was, in seconds since the epoch.
-        good_s: seconds for which it is good enough.
-        whole: the next one is at iptables, too: while there is something to be seen.
-    """
-
-    seen: Sighting = field(default_factory=Sighting)
-    ends: Mapping[str, PodEnd] = field(default_factory=dict)
-    asked: bool | None = None
-    at: float = 0.0
-    good_s: float = 0.0
-    whole: bool = True
-
 
 def _remains() -> Remains:
     return Remains(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
@@ -178,7 +154,6 @@ class LocalNode:
     Attributes:
         facts: identity and VPC CIDRs; None until IMDS has answered once.
         cloud: the last look at EC2, also of an earlier process; None until there was one.
-        taking_over: the node is being, or was, taken over from the stock plugin.
     """
 
     def __init__(self, state: Any, world: World | None = None) -> None:
@@ -194,14 +169,17 @@ class LocalNode:
         self._records: Records | None = None
         self._binding = threading.RLock()
         self._dead_since: dict[AttachmentKey, float] = {}
-        self._looking = threading.Lock()
-        self._look = _Look()
-        self.taking_over = False
+        self._successor = Successor(self._world.remains)
 
     @property
     def ec2_calls(self) -> Mapping[str, int]:
         """EC2 calls made so far, by action."""
         return dict(self._ec2.calls) if self._ec2 else {}
+
+    @property
+    def taking_over(self) -> bool:
+        """Whether the node is being, or was, taken over from the stock plugin."""
+        return self._successor.taking_over
 
     @property
     def pool_due_s(self) -> float | None:
@@ -331,7 +309,9 @@ class LocalNode:
                 outcomes |= converge([self._attachment_domain()], leaving)
             records = self._records_after(outcomes)
         if visit is None:
-            outcomes["takeover"] = self._retire(inputs, records, outcomes)
+            outcomes["takeover"] = self._successor.retire(
+                inputs, records, in_place=self._all_in_place(outcomes)
+            )
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         waiting = _waiting(outcomes["attachment"])
@@ -372,57 +352,6 @@ class LocalNode:
             return ()
         inputs = self._inputs(document, self.state.observe())
         return self._look_around(inputs, dry=True)[1]
-
-    def _retire(self, inputs: Inputs, records: Records, outcomes: Outcomes) -> Outcome:
-        """Remove what the stock plugin has left, once all of ours was seen in its place."""
-        with self._looking:
-            look = self._look
-            ours = [outcomes[d.name] for d in self._kernel_domains()]
-            ready = (
-                inputs.predecessor.taking_over
-                and not inputs.predecessor.refusals
-                and not takeover.unexplained(look.seen, records)
-                and outcomes["attachment"].settled
-                and all(kernel.settled and not kernel.remaining.refusals for kernel in ours)
-                and {a.eni_id for a in records.living} - {""}
-                <= {e.eni_id for e, _ in inputs.pod_enis}
-            )
-            target = Seen(self._world.remains, look.seen)
-            domain = Domain("takeover", takeover.desire, takeover.plan, target)
-            outcome = (converge if ready else dry_run)([domain], inputs)["takeover"]
-            seen = outcome.observed if isinstance(outcome.observed, Sighting) else look.seen
-            good_s = REMAINS_S
-            if outcome.remaining.refusals:
-                good_s = REFUSED_S
-            elif outcome.remaining.actions:
-                good_s = 0.0
-            whole = bool(outcome.plan or outcome.plan.foreign)
-            self._look = replace(look, seen=seen, good_s=good_s, whole=whole)
-        return outcome
-
-    def _predecessor(
-        self, document: NodeNetwork, records: Records, enis: tuple[Eni, ...]
-    ) -> Predecessor:
-        """Look for the stock plugin's pods, and say what becomes of them."""
-        asked = document.take_over == OWNER
-        remains = self._world.remains
-        with self._looking:
-            look = self._look
-            now = self._world.now()
-            if now - look.at >= look.good_s or look.asked != asked:
-                if look.whole or look.asked != asked:
-                    seen = remains.observe()
-                else:
-                    before = look.seen
-                    glance = remains.glance()
-                    seen = replace(glance, saved=before.saved, unlisted=before.unlisted)
-                unknown = takeover.unexplained(seen, records) if asked else ()
-                ends = remains.find_ends(r.device for r in unknown)
-                look = replace(look, seen=seen, ends=ends, asked=asked, at=now)
-                self._look = look
-        found = takeover.consider(look.seen, look.ends, asked=asked, enis=enis, records=records)
-        self.taking_over = found.taking_over
-        return found
 
     def _quieten(self, records: Records) -> tuple[frozenset[IpAddress], Outcomes]:
         """End the connections of addresses that rest; return those that have any left."""
@@ -579,7 +508,9 @@ class LocalNode:
             strays=attachment.find_strays(
                 unexplained, addresses, enis, records.intents, links.macs
             ),
-            predecessor=self._predecessor(document, records, enis),
+            predecessor=self._successor.consider(
+                records, enis, asked=document.take_over == OWNER, now=self._world.now()
+            ),
         )
 
     def _need_look(self) -> None:
@@ -600,6 +531,13 @@ class LocalNode:
             return list(attachments)
         shared = self._identities(replace(inputs, attachments=(), visit=frozenset()))
         return [a for a in attachments if not left & self._identities(_alone(a, inputs)) - shared]
+
+    def _all_in_place(self, outcomes: Outcomes) -> bool:
+        """Whether everything of ours was seen in its place, and nothing refused one."""
+        ours = [outcomes[d.name] for d in self._kernel_domains()]
+        return outcomes["attachment"].settled and all(
+            o.settled and not o.remaining.refusals for o in ours
+        )
 
     def _identities(self, inputs: Inputs) -> frozenset[tuple[str, Key]]:
         """Kind and key of every kernel object these inputs ask for."""

@@ -292,6 +292,38 @@ def test_a_dual_stack_pod_is_reached_from_everywhere(dual: Traffic, device: int)
             assert probe(place, dual.own(one, 4), 7001).source
 
 
+NODE_PORT = """
+table ip6 ports {
+  chain prerouting {
+    type nat hook prerouting priority dstnat; policy accept;
+    tcp dport 30080 fib daddr type local dnat to [%s]:7001
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("device", [0, 1], ids=lambda d: f"eni{d}")
+def test_a_port_of_the_node_is_answered_by_the_eni_it_was_reached_by(
+    dual: Traffic, device: int
+) -> None:
+    """IPv6 is never translated by us, but a NodePort's connection is bound like any other."""
+    cluster, one = dual.cluster, dual.near[device][0]
+    cluster.lab.run("node1", ["nft", "-f", "-"], input=NODE_PORT % dual.own(one, 6), check=True)
+    try:
+        with Receiver(one.namespace, 7001):
+            for place, source in IPV6_PLACES.items():
+                cluster.lab.ask("forget")
+                where = {"VPC host": "vpchost", "peered VPC": "peer"}.get(place, place)
+                seen = probe(cluster.lab.names.namespace(where), NODE_IPV6, 30080)
+                assert seen.source == source, (place, seen, cluster.lab.drops())
+                assert cluster.lab.drops() == []
+                traced = cluster.trace(one.address, source, inbound=True, at=NODE_IPV6)
+                assert traced.planned.device == 0
+                assert traced.differences == traced.planned.troubles == ()
+    finally:
+        cluster.lab.run("node1", ["nft", "delete", "table", "ip6", "ports"], check=True)
+
+
 def test_every_eni_of_a_dual_stack_node_has_one_prefix_and_nothing_is_left_to_do(
     dual: Traffic,
 ) -> None:

@@ -47,6 +47,11 @@ def lab_name(letter: str) -> str:
     return f"{letter}{RUN}{secrets.token_hex(3)}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, lest one worker be left alone with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("lab") is None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """End on SIGTERM as on Ctrl-C, so that fixtures clean up."""
     if threading.current_thread() is threading.main_thread():

@@ -43,6 +43,12 @@ SOURCE_NAT_PRIORITY = 100
 
 CONNECTION_MARK: Expression = {"ct": {"key": "mark"}}
 
+LATER_PACKETS: list[Expression] = [
+    {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "confirmed"}},
+    {"return": None},
+]
+"""Leave a chain that is for first packets: conntrack confirms a connection with its first one."""
+
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
@@ -318,10 +324,10 @@ def _arrival(links: Mapping[int, str], marks: Marks) -> NftChain:
     NodePort and hostPort: what answers them is a pod, whose own ENI may be another one; the VPC
     drops an answer that leaves by an ENI without the address it carries.
     """
-    rules = [
+    rules = [LATER_PACKETS]
+    rules += [
         [
             _match({"meta": {"key": "iifname"}}, link),
-            _match({"ct": {"key": "state"}}, "new", op="in"),
             _match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
             _set_mark(CONNECTION_MARK, index, marks),
         ]
@@ -340,11 +346,11 @@ def _snat_mark(families: list[Family], marks: Marks) -> NftChain:
     asks no other chain of that type (nf_nat_inet_fn), and a service whose endpoint is beyond the
     VPC would be out of reach from secondary ENIs.
     """
-    seen = [_match({"ct": {"key": "status"}}, "confirmed", op="in"), {"return": None}]
-    rules = [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
+    rules = [LATER_PACKETS]
+    rules += [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
     return NftChain(
         "snat_mark",
-        tuple(map(canonical, [seen, *rules])),
+        tuple(map(canonical, rules)),
         "filter",
         "prerouting",
         SNAT_MARK_PRIORITY,
@@ -354,7 +360,8 @@ def _snat_mark(families: list[Family], marks: Marks) -> NftChain:
 def _route_mark(families: list[Family], devices: Sequence[int], marks: Marks) -> NftChain:
     """Choose the ENI: the one a connection is bound to, else the pod's own.
 
-    Most connections are not bound, so they are decided first, by one lookup.
+    Most connections are not bound, so they are decided first, by one lookup, and are not asked
+    about each ENI.
     """
     bound = {"&": [CONNECTION_MARK, marks.mask]}
     rules = [
@@ -371,6 +378,7 @@ def _route_mark(families: list[Family], devices: Sequence[int], marks: Marks) ->
         ]
         for f in families
     ]
+    rules.append([_match(bound, 0), {"return": None}])
     rules += [
         [_match(bound, marks.of(index)), {"goto": {"target": chain_of(index)}}]
         for index in devices

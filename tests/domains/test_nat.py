@@ -44,10 +44,11 @@ def test_marking_a_packet_leaves_other_owners_bits() -> None:
 
 
 def test_a_connection_bound_to_an_eni_leaves_by_it_whatever_the_pods_own_is() -> None:
-    by_main, own, primary, secondary = chains(inputs(2))["route_mark"].rules
+    by_main, own, unbound, primary, secondary = chains(inputs(2))["route_mark"].rules
     assert "@by_main_ipv4" in by_main
     assert '"right":0' in own  # only of connections that are not bound
     assert '"vmap"' in own
+    assert json.loads(unbound)[-1] == {"return": None}
     assert (verdict(primary), verdict(secondary)) == ("eni_0", "eni_1")
 
 
@@ -57,7 +58,8 @@ def verdict(rule: str) -> str:
 
 
 def test_what_comes_in_for_the_host_is_bound_to_the_eni_it_came_by() -> None:
-    rules = [json.loads(rule) for rule in chains(inputs(3))["arrival"].rules]
+    later, *rules = [json.loads(rule) for rule in chains(inputs(3))["arrival"].rules]
+    assert later[-1] == {"return": None}  # a connection is bound by its first packet alone
     links = [rule[0]["match"]["right"] for rule in rules]
     marks = [rule[-1]["mangle"]["value"]["|"][1] for rule in rules]
     assert dict(zip(links, marks, strict=True)) == {"eth0": 0x80, "eth1": 1, "eth2": 2}
@@ -147,7 +149,7 @@ def test_families_are_data() -> None:
     assert sets["pods_ipv6"] == "ipv6_addr"
     assert elements(now, "pods_ipv6") == {"2001:db8::9"}
     assert elements(now, "no_snat_ipv6") == {"::/0"}
-    assert len(chains(now)["route_mark"].rules) == 6
+    assert len(chains(now)["route_mark"].rules) == 7
 
 
 def test_a_pod_is_marked_with_the_device_its_eni_has_now() -> None:

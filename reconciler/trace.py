@@ -275,6 +275,9 @@ def trace(query: Query, inputs: Inputs, world: World) -> Trace:
         family = family_of(query.peer).name
         trouble = f"{who} has no {family} address; see families in the document"
         return Trace((), query.peer, None, (trouble,))
+    if query.pod and query.peer in own:
+        step = Step("pod", f"{query.peer} is its own: nothing of this leaves the pod")
+        return Trace((Leg("request", (step,)),), home, None)
     walk = _Walk(query, inputs, world, primary, home)
     return walk.incoming() if query.inbound else walk.outgoing()
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -267,7 +267,7 @@ def gc(config: Path, *, dry_run: bool, apart_s: float) -> None:
 
 
 class _Address(click.ParamType[IpAddress]):
-    """An IP address; names are not resolved, because which of its addresses would be meant?"""
+    """An IP address of one host; names are not resolved: which of its addresses would be meant?"""
 
     name = "ADDRESS"
 
@@ -275,9 +275,16 @@ class _Address(click.ParamType[IpAddress]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> IpAddress:
         try:
-            return ip_address(value)
+            address = ip_address(value)
         except ValueError:
             self.fail(f"{value!r} is no IP address", param, ctx)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        address = mapped or address
+        if address.is_multicast or address.is_unspecified or address.is_loopback:
+            self.fail(f"{address} is no address of another host", param, ctx)
+        if int(address) == 2**32 - 1:
+            self.fail(f"{address} is everybody's address on a link", param, ctx)
+        return address
 
 
 @main.command(name="trace")

@@ -138,7 +138,7 @@ def _trace_lines(traced: Traced) -> Iterator[str]:
         yield from (f"  {step.about:<10} {step.text}" for step in leg.steps)
     yield from (f"! {text}" for text in (*traced.planned.troubles, *traced.differences))
     yield from (f"note: {text}" for text in traced.planned.hints)
-    if not traced.differences:
+    if traced.planned.legs and not traced.differences:
         yield "the kernel agrees with every step"
 
 

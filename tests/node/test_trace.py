@@ -89,5 +89,11 @@ def test_what_is_no_pod_or_no_address_is_said_with_what_there_is(idle: Any, one:
     done = trace(idle, "nobody", VPC_HOST)
     assert done.returncode == 2
     assert f"default/{one.name}" in done.stderr
-    assert trace(idle, one.name, "example.org").returncode == 2
+    for address in ("example.org", "224.0.0.1", "0.0.0.0", "127.0.0.1", "255.255.255.255", "::"):
+        done = trace(idle, one.name, address)
+        assert done.returncode == 2, address
+        assert "Traceback" not in done.stderr
+    mapped = trace(idle, one.name, f"::ffff:{VPC_HOST}")
+    assert mapped.stdout == trace(idle, one.name, VPC_HOST).stdout
+    assert "nothing of this leaves the pod" in trace(idle, one.name, one.address).stdout
     assert trace(idle, one.name, VPC_HOST, "--at", NODE).returncode == 2

@@ -101,7 +101,7 @@ class Netlink:
         pods: dict[AttachmentKey, str] = {}
         macs: dict[str, str] = {}
         with _reading("links"), _host() as ip:
-            for message in _dump(ip.get_links, "links"):
+            for message in dump(ip.get_links, "links"):
                 name, alias = message.get("ifname"), message.get("ifalias") or ""
                 if alias.startswith(f"{ALIAS}:"):
                     if key := alias_key(alias):
@@ -125,7 +125,7 @@ class Netlink:
                 read = partial(ip.get_rules, family=AF[family.name])
                 found += [
                     _decode_foreign_rule(message, family.name)
-                    for message in _dump(read, "rules")
+                    for message in dump(read, "rules")
                     if message.get("protocol") not in (PROTOCOL, RTPROT_KERNEL)
                 ]
         return tuple(found)
@@ -137,8 +137,8 @@ class Netlink:
             ObserveError: the kernel could not be read.
         """
         with _reading("the pods' routes"), _host() as ip:
-            names = {m["index"]: m.get("ifname") for m in _dump(ip.get_links, "links")}
-            routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
+            names = {m["index"]: m.get("ifname") for m in dump(ip.get_links, "links")}
+            routes = [_decode_route(m, "", names) for m in dump(ip.get_routes, "routes")]
         ours = [r for r in routes if r and r.table == PODS_TABLE and r.protocol == PROTOCOL]
         found: dict[str, tuple[IpAddress, ...]] = {}
         for route in sorted(ours, key=lambda r: r.key):
@@ -153,12 +153,12 @@ class Netlink:
             ObserveError: the kernel could not be read.
         """
         with _reading("the host's rules, routes and addresses"), _host() as ip:
-            names = {m["index"]: m.get("ifname") for m in _dump(ip.get_links, "links")}
+            names = {m["index"]: m.get("ifname") for m in dump(ip.get_links, "links")}
             rules = {_decode_rule(m, family) for m, family in _all_rules(ip)}
-            routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
+            routes = [_decode_route(m, "", names) for m in dump(ip.get_routes, "routes")]
             connected = _connected(routes)
             addresses = [
-                _decode_address(m, "", names, connected) for m in _dump(ip.get_addr, "addresses")
+                _decode_address(m, "", names, connected) for m in dump(ip.get_addr, "addresses")
             ]
         return Fib(
             frozenset(rules),
@@ -379,7 +379,7 @@ def _observe_host(
     veths: set[str], places: set[tuple[int | str, ...]], *, neighbours: bool
 ) -> tuple[set[KernelObject], Pairs]:
     with _host() as ip:
-        messages = _dump(ip.get_links, "links")
+        messages = dump(ip.get_links, "links")
         names = {m["index"]: m.get("ifname") for m in messages}
         links = {m["index"]: found for m in messages if (found := _decode_link(m, veths))}
         pairs = {
@@ -388,9 +388,9 @@ def _observe_host(
             if isinstance(host := links.get(m["index"]), Veth) and is_owned(host)
         }
         objects: set[KernelObject] = set(links.values())
-        routes = [_decode_route(m, "", names) for m in _dump(ip.get_routes, "routes")]
+        routes = [_decode_route(m, "", names) for m in dump(ip.get_routes, "routes")]
         connected = _connected(routes)
-        for message in _dump(ip.get_addr, "addresses"):
+        for message in dump(ip.get_addr, "addresses"):
             if isinstance(links.get(message["index"]), EniLink):
                 objects.add(_decode_address(message, "", names, connected))
         if neighbours:
@@ -408,14 +408,14 @@ def _observe_host(
 
 def _all_rules(ip: IPRoute) -> Iterator[tuple[Message, str]]:
     for name in FAMILIES:
-        for message in _dump(partial(ip.get_rules, family=AF[name]), "rules"):
+        for message in dump(partial(ip.get_rules, family=AF[name]), "rules"):
             yield message, name
 
 
 def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
-    for message in _dump(ip.get_links, f"links of {path}"):
+    for message in dump(ip.get_links, f"links of {path}"):
         name = message.get("ifname")
         names[message["index"]] = name
         if name != "lo":
@@ -423,9 +423,9 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
             veth = pairs.get((message.get("link"), message["index"]), "")
             mac, mtu = message.get("address"), message.get("mtu")
             objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
-    routes = [_decode_route(m, path, names) for m in _dump(ip.get_routes, f"routes of {path}")]
+    routes = [_decode_route(m, path, names) for m in dump(ip.get_routes, f"routes of {path}")]
     connected = _connected(routes)
-    for message in _dump(ip.get_addr, f"addresses of {path}"):
+    for message in dump(ip.get_addr, f"addresses of {path}"):
         found = _decode_address(message, path, names, connected)
         # fe80::/10 is the kernel's own business; 169.254.0.0/16 is nobody's but who puts it there.
         by_itself = found.address.version == 6 and found.address.is_link_local
@@ -439,7 +439,7 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
 
 def _permanent_neighbours(ip: IPRoute, path: str, names: Mapping[int, str]) -> set[KernelObject]:
     found: set[KernelObject] = set()
-    for message in _dump(ip.get_neighbours, f"neighbours of {path or 'the host'}"):
+    for message in dump(ip.get_neighbours, f"neighbours of {path or 'the host'}"):
         device, mac = names.get(message["ifindex"]), message.get("lladdr")
         if device and mac and message["state"] & NUD_PERMANENT:
             found.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
@@ -546,7 +546,7 @@ def _family_name(version: int) -> str:
     return "ipv4" if version == 4 else "ipv6"
 
 
-def _dump(read: Callable[[], Iterable[Message]], what: str) -> list[Message]:
+def dump(read: Callable[[], Iterable[Message]], what: str) -> list[Message]:
     """Read a whole table, again if the kernel says that it changed meanwhile."""
     for _ in range(DUMP_ATTEMPTS):
         try:

@@ -6,13 +6,12 @@ what is read is whatever could be the stock plugin's.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -21,7 +20,7 @@ from typing import Any
 
 from pyroute2 import IPRoute, netns
 from pyroute2.netlink import NLM_F_REQUEST
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETNSID, RTM_NEWNSID
 
 from reconciler.core.attachment import AttachmentKey, netns_identity
@@ -40,6 +39,14 @@ from reconciler.core.predecessor import (
 )
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.iptables import Iptables
+from reconciler.targets.netlink import (
+    FR_ACT_TO_TBL,
+    GONE,
+    KNOWN_RULE_FIELDS,
+    RTN_UNICAST,
+    SCOPE_NOWHERE,
+    dump,
+)
 from reconciler.targets.nft import StockTables
 
 DIRECTORY = Path("/var/run/aws-node")
@@ -50,15 +57,8 @@ VERSION = "vpc-cni-ipam/1"
 
 SOCKET_TIMEOUT_S = 0.5
 
-DUMP_ATTEMPTS = 30
-"""As for every other dump: see ``targets/netlink.py``."""
-
 AF_INET = socket.AF_INET
 NETNSA_NSID, NETNSA_FD = 1, 3
-RTN_UNICAST = 1
-FR_ACT_TO_TBL = 1
-SCOPE_NOWHERE = 255
-GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV}
 
 PLACES = ("run/netns/*", "proc/[0-9]*/ns/net")
 """Where namespaces of pods are, below the root: mounted by the runtime, or only a process's."""
@@ -66,17 +66,6 @@ PLACES = ("run/netns/*", "proc/[0-9]*/ns/net")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 """Container IDs and interface names, as the CNI specification limits them; they become names of
 files."""
-
-KNOWN_RULE_FIELDS = {
-    "FRA_TABLE",
-    "FRA_PRIORITY",
-    "FRA_PROTOCOL",
-    "FRA_FWMARK",
-    "FRA_FWMASK",
-    "FRA_SRC",
-    "FRA_DST",
-    "FRA_SUPPRESS_PREFIXLEN",
-}
 
 Message = Any
 
@@ -190,9 +179,9 @@ def _allocation(body: dict[str, Any]) -> Allocation:
 
 def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
     with IPRoute() as ip:
-        names = {m["index"]: m.get("ifname") for m in _dump(ip.get_links, "links")}
-        rules = _dump(partial(ip.get_rules, family=AF_INET), "rules")
-        routes = _dump(partial(ip.get_routes, family=AF_INET), "routes")
+        names = {m["index"]: m.get("ifname") for m in dump(ip.get_links, "links")}
+        rules = dump(partial(ip.get_rules, family=AF_INET), "rules")
+        routes = dump(partial(ip.get_routes, family=AF_INET), "routes")
     return (
         tuple(_decode_rule(m) for m in rules if m.get("protocol") != PROTOCOL),
         tuple(
@@ -205,7 +194,8 @@ def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
 
 def _decode_rule(message: Message) -> StockRule:
     mark = message.get("fwmark")
-    others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in KNOWN_RULE_FIELDS)
+    known = KNOWN_RULE_FIELDS | {"FRA_DST"}
+    others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in known)
     if message["action"] != FR_ACT_TO_TBL:
         others.append(f"action={message['action']}")
     if message["flags"]:
@@ -296,7 +286,7 @@ def _find_ends(veths: set[str]) -> dict[str, PodEnd]:
     """Match each link's peer, by namespace id and index, with what is in that namespace."""
     peers: dict[int, dict[int, tuple[str, str]]] = {}
     with IPRoute() as ip:
-        messages = _dump(ip.get_links, "links")
+        messages = dump(ip.get_links, "links")
     for message in messages:
         name, nsid = message.get("ifname"), message.get("link_netnsid")
         if name in veths and nsid is not None:
@@ -329,7 +319,7 @@ def _look_into(
         if ends is None:
             return
         with _inside(fd) as inner:
-            links = {m["index"]: m for m in _dump(inner.get_links, f"links of {path}")}
+            links = {m["index"]: m for m in dump(inner.get_links, f"links of {path}")}
         for index, (veth, host_mac) in ends.items():
             if index in links:
                 name, mac = links[index].get("ifname"), links[index].get("address")
@@ -377,12 +367,3 @@ def _inside(fd: int) -> IPRoute:
             netns.setns(home)
     finally:
         os.close(home)
-
-
-def _dump(read: Callable[[], Iterable[Message]], what: str) -> list[Message]:
-    for _ in range(DUMP_ATTEMPTS):
-        try:
-            return list(read())
-        except NetlinkDumpInterrupted:
-            continue
-    raise ObserveError(what, f"the table changed during each of {DUMP_ATTEMPTS} dumps")

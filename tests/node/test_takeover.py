@@ -15,14 +15,11 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from waiting import until
 
 from lab import netns, pod, stock
 from lab.stock import Connmark, Iptables, StockEni, StockNode, StockPod
-from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from lab.traffic import PORT, Receiver, Stream, probe
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -67,7 +64,7 @@ class Stocked:
 
     def tags(self) -> dict[str, dict[str, str]]:
         """Tags of the node's ENIs, by device."""
-        found = aws(self.cluster, "describe_network_interfaces")["NetworkInterfaces"]
+        found = self.cluster.aws("describe_network_interfaces")["NetworkInterfaces"]
         mine = {e["id"] for e in self.cluster.lab.enis("node1")}
         return {
             i["NetworkInterfaceId"]: {t["Key"]: t["Value"] for t in i["TagSet"]}
@@ -139,23 +136,6 @@ class Talk:
             self._over.wait(0.005)
 
 
-def aws(cluster: Any, method: str, **arguments: Any) -> Any:
-    """Call EC2 as the stock plugin does."""
-    with netns.inside(cluster.lab.names.namespace("vpchost")):
-        client = boto3.client(
-            "ec2",
-            region_name=REGION,
-            endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
-        try:
-            return getattr(client, method)(**arguments)
-        finally:
-            client.close()
-
-
 def stock_tags(instance_id: str) -> list[dict[str, str]]:
     """What the stock plugin writes (amazon-vpc-cni-k8s ``pkg/awsutils/awsutils.go``)."""
     tags = {
@@ -173,19 +153,17 @@ def fill_enis(cluster: Any) -> tuple[StockEni, ...]:
     instance_id = cluster.lab.ask("status")["instances"]["node1"]
     subnet_id = next(
         i["SubnetId"]
-        for i in aws(cluster, "describe_network_interfaces")["NetworkInterfaces"]
+        for i in cluster.aws("describe_network_interfaces")["NetworkInterfaces"]
         if i["NetworkInterfaceId"] == primary["id"]
     )
-    aws(cluster, "create_tags", Resources=[primary["id"]], Tags=stock_tags(instance_id))
-    aws(
-        cluster,
+    cluster.aws("create_tags", Resources=[primary["id"]], Tags=stock_tags(instance_id))
+    cluster.aws(
         "assign_private_ip_addresses",
         NetworkInterfaceId=primary["id"],
         SecondaryPrivateIpAddressCount=PODS[0] + SPARE,
     )
     for device in range(1, len(PODS)):
-        made = aws(
-            cluster,
+        made = cluster.aws(
             "create_network_interface",
             SubnetId=subnet_id,
             Description=f"aws-K8S-{instance_id}",
@@ -195,15 +173,13 @@ def fill_enis(cluster: Any) -> tuple[StockEni, ...]:
             ],
         )
         eni_id = made["NetworkInterface"]["NetworkInterfaceId"]
-        attached = aws(
-            cluster,
+        attached = cluster.aws(
             "attach_network_interface",
             NetworkInterfaceId=eni_id,
             InstanceId=instance_id,
             DeviceIndex=device,
         )
-        aws(
-            cluster,
+        cluster.aws(
             "modify_network_interface_attribute",
             NetworkInterfaceId=eni_id,
             Attachment={"AttachmentId": attached["AttachmentId"], "DeleteOnTermination": True},

@@ -145,7 +145,7 @@ class Ours:
 def desire(inputs: Inputs) -> Ours:
     """Say what of ours is at stake."""
     return Ours(
-        families=frozenset(FAMILIES[name].nft for name in inputs.document.families),
+        families=frozenset(FAMILIES[name].nft for name in inputs.families),
         mark_mask=inputs.document.routing.mark_mask,
         patterns=inputs.veth_patterns,
         eni_links=frozenset(name for eni, name in inputs.pod_enis if eni.device_index),

@@ -52,7 +52,7 @@ def desire(inputs: Inputs) -> frozenset[ForwardAccept]:
     """Two rules for each chain that would drop pods' packets, if the document asks for it."""
     if not inputs.document.routing.accept_forwarded:
         return frozenset()
-    families = frozenset(FAMILIES[name].nft for name in inputs.document.families)
+    families = frozenset(FAMILIES[name].nft for name in inputs.families)
     return frozenset(
         ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
         for chain in inputs.forward

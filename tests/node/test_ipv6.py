@@ -416,4 +416,5 @@ def story(cluster: Any) -> None:
     assert six not in cluster.ip("-6", "route", "show", "table", "all")
     assert six not in cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
     assert six not in cluster.ip("-6", "neighbour", "show", "nud", "permanent")
+    until(lambda: not cluster.records("cooling"), "the end of every cooldown")
     assert cluster.diff().returncode == 0

@@ -96,6 +96,24 @@ class Nft:
         listing: list[Json] = json.loads(output)["nftables"] if output else []
         return listing
 
+    def rules(self, family: str, table: str, chain: str) -> list[Json]:
+        """List the rules of another owner's chain.
+
+        Raises:
+            ObserveError: libnftables refused.
+        """
+        # As JSON: the names are other people's, and text would have to be quoted.
+        where = {"family": family, "table": table, "name": chain}
+        command = {"list": {"chain": where}}
+        code, output, error = self._nft.json_cmd({"nftables": [command]})
+        if code != 0:
+            raise ObserveError("other owners' chains", str(error).strip()[:256])
+        return [entry["rule"] for entry in (output or {}).get("nftables", []) if "rule" in entry]
+
+
+KUBE_PROXY = "kube-proxy"
+"""Its table in mode nftables, one for each family."""
+
 
 class KubeProxyTable:
     """kube-proxy's tables in its mode nftables, read for ``trace`` and never changed.
@@ -106,34 +124,27 @@ class KubeProxyTable:
     def __init__(self) -> None:
         self._nft = Nft()
 
-    def services(self, version: int) -> list[Json]:
+    def services(self, family: str) -> list[Json]:
         """Return the elements of the map of services of a family; none if there is no such map.
 
         Raises:
             ObserveError: libnftables refused.
         """
-        family = _word(version)
-        tables = [e["table"] for e in self._nft.listing(f"list tables {family}") if "table" in e]
-        if all(t["name"] != "kube-proxy" for t in tables):
+        if KUBE_PROXY not in self._nft.names(family):
             return []
-        listing = self._nft.listing(f"list map {family} kube-proxy service-ips")
+        listing = self._nft.listing(f"list map {family} {KUBE_PROXY} service-ips")
         return [x for e in listing if "map" in e for x in e["map"].get("elem", [])]
 
-    def rules(self, version: int, chain: str) -> list[Json]:
+    def rules(self, family: str, chain: str) -> list[Json]:
         """Return the expressions of each rule of a chain.
 
         Raises:
             ObserveError: libnftables refused.
         """
-        listing = self._nft.listing(f"list chain {_word(version)} kube-proxy {chain}")
-        return [e["rule"]["expr"] for e in listing if "rule" in e]
+        return [rule["expr"] for rule in self._nft.rules(family, KUBE_PROXY, chain)]
 
 
-def _word(version: int) -> str:
-    return "ip" if version == 4 else "ip6"
-
-
-NEVER_FIREWALLS = {TABLE, "kube-proxy"}
+NEVER_FIREWALLS = {TABLE, KUBE_PROXY}
 """Tables whose forward chains drop nothing that others may have; not worth a look at their rules,
 which costs libnftables a look at all their chains."""
 
@@ -144,9 +155,7 @@ class ForwardRules:
     """Our rules in forward chains of other owners, in the namespace this object was made in."""
 
     def __init__(self) -> None:
-        self._nft = nftables.Nftables()
-        self._nft.set_json_output(True)
-        self._nft.set_handle_output(False)
+        self._nft = Nft()
         self._seen: tuple[int, Seen] | None = None
 
     def chains(self) -> tuple[frozenset[tuple[str, str]], tuple[ForwardChain, ...]]:
@@ -169,14 +178,11 @@ class ForwardRules:
 
     def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
         """Carry out actions, each a transaction: one chain's owner is not another's."""
-        failures = []
-        for action in actions:
-            commands = _accept_commands(action)
-            code, _, error = self._nft.json_cmd({"nftables": commands})
-            if code != 0:
-                why = str(error).strip()[:256]
-                failures.append(ApplyError(str(action), "TransactionRefused", why))
-        return tuple(failures)
+        return tuple(
+            failure
+            for action in actions
+            for failure in self._nft.commit(_accept_commands(action), [action])
+        )
 
     def _look(self) -> Seen:
         """Look at everything, unless no ruleset has changed since the last look."""
@@ -193,7 +199,7 @@ class ForwardRules:
         for chain in others:
             if not chain.forwards or chain.table in NEVER_FIREWALLS:
                 continue
-            rules = self._rules(chain)
+            rules = self._nft.rules(chain.family, chain.table, chain.name)
             chains.append(_forward_chain(chain, [_body(r["expr"]) for r in rules]))
             for rule in rules:
                 if rule.get("comment") == ALIAS:
@@ -201,19 +207,6 @@ class ForwardRules:
                     handles[found] = (*handles.get(found, ()), rule["handle"])
         ours = frozenset(replace(found, handles=h) for found, h in handles.items())
         return frozenset((c.table, c.name) for c in others), tuple(chains), ours
-
-    def _rules(self, chain: Chain) -> list[Json]:
-        where = {"family": chain.family, "table": chain.table, "name": chain.name}
-        listing = self._ask({"list": {"chain": where}})
-        return [entry["rule"] for entry in listing if "rule" in entry]
-
-    def _ask(self, command: Json) -> list[Json]:
-        # As JSON: the names are other people's, and text would have to be quoted.
-        code, output, error = self._nft.json_cmd({"nftables": [command]})
-        if code != 0:
-            raise ObserveError("other owners' chains", str(error).strip()[:256])
-        listing: list[Json] = output["nftables"] if output else []
-        return listing
 
 
 def _forward_chain(chain: Chain, bodies: Sequence[list[Json]]) -> ForwardChain:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from reconciler.core.datapath import IpAddress
+from reconciler.core.datapath import IpAddress, family_of
 from reconciler.core.service import endpoints_in_iptables, endpoints_in_nftables
 from reconciler.targets.iptables import Iptables
 from reconciler.targets.nft import KubeProxyTable
@@ -30,12 +30,12 @@ class Services:
         Raises:
             ObserveError: a ruleset could not be read.
         """
-        version = address.version
-        rules_of = partial(self._proxy.rules, version)
+        family = family_of(address).nft
+        rules_of = partial(self._proxy.rules, family)
         found = endpoints_in_nftables(
-            self._proxy.services(version), rules_of, address, protocol, port
+            self._proxy.services(family), rules_of, address, protocol, port
         )
-        if found or version != 4:
+        if found or address.version != 4:
             return found
         saved, _ = self._iptables.observe({"nat"})
         lines = [line for (_, table), text in saved.items() if table == "nat" for line in text]

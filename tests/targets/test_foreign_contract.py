@@ -151,8 +151,9 @@ def test_a_large_foreign_ruleset_costs_little(home: str) -> None:
     with rulesets.loaded(home, services.kube_proxy("nftables", many, node="10.0.1.10")):
         target = ForwardRules()
         asked: list[Any] = []
-        real = target._nft.json_cmd
-        target._nft.json_cmd = lambda command: asked.append(command) or real(command)
+        library = target._nft._nft
+        real = library.json_cmd
+        library.json_cmd = lambda command: asked.append(command) or real(command)
         names, _ = target.chains()
         assert asked == []
         assert target.chains()[0] == names

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ from reconciler.targets.nft import Nft
 from reconciler.targets.predecessor import DIRECTORY, Remains
 from reconciler.targets.services import Services
 from reconciler.targets.sysctl import SysctlTree
-from reconciler.trace import Query, Trace, compare, make_world, trace
+from reconciler.trace import Query, Trace, compare, make_tables, trace
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
 from schemas.resolve import resolve
@@ -115,6 +115,10 @@ class Traced(NamedTuple):
     differences: tuple[str, ...]
 
 
+def _remains() -> Remains:
+    return Remains(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """Everything outside: the targets and the sources of one node.
@@ -134,7 +138,7 @@ class World:
     conntrack: Any = field(default_factory=Conntrack)
     surroundings: Any = field(default_factory=Surroundings)
     services: Any = field(default_factory=Services)
-    remains: Any = field(default_factory=lambda: _remains())
+    remains: Any = field(default_factory=_remains)
     now: Callable[[], float] = time.time
     node_name: str = ""
 
@@ -142,10 +146,6 @@ class World:
 ORPHAN_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
 without a DEL: between the two a runtime may have lost it for good."""
-
-
-def _remains() -> Remains:
-    return Remains(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
 
 
 class LocalNode:
@@ -434,14 +434,16 @@ class LocalNode:
         found: tuple[IpAddress, ...] = self._world.services.endpoints(address, protocol, port)
         return found
 
-    def trace(self, document: NodeNetwork, make: Callable[[Inputs], Query]) -> Traced:
-        """Follow a connection through what is desired, what is there, and the kernel's answers.
+    def trace(
+        self, document: NodeNetwork, make: Callable[[Inputs], Sequence[Query]]
+    ) -> tuple[Traced, ...]:
+        """Follow connections through what is desired, what is there, and the kernel's answers.
 
         It works on the last look at EC2 and makes no call.
 
         Args:
             document: what is desired.
-            make: returns the connection, once it is known which pods there are.
+            make: returns the connections, once it is known which pods there are.
 
         Raises:
             ObserveError, NotReadyError: as for the passes.
@@ -451,21 +453,25 @@ class LocalNode:
             self.learn()
         self._need_look()
         inputs = self._inputs(document, self.state.observe())
-        query = make(inputs)
+        queries = make(inputs)
         fib = self._netlink.fib()
         rules = [r for r in fib.rules if not rule.is_owned(r)]
         routes = [r for r in fib.routes if not route.is_owned(r)]
-        desired = make_world(
+        desired = make_tables(
             (*rules, *rule.desire(inputs)),
             (*routes, *route.desire(inputs)),
             nat.desire(inputs),
             fib.addresses,
         )
-        there = make_world(fib.rules, fib.routes, self._world.nft.observe(), fib.addresses)
-        planned = trace(query, inputs, desired)
+        there = make_tables(fib.rules, fib.routes, self._world.nft.observe(), fib.addresses)
+        return tuple(
+            self._verified(trace(q, inputs, desired), trace(q, inputs, there)) for q in queries
+        )
+
+    def _verified(self, planned: Trace, actual: Trace) -> Traced:
         packets = [packet for leg in planned.legs for packet, _ in leg.lookups]
         answers = [self._netlink.look_up(packet) for packet in packets]
-        return Traced(planned, compare(planned, trace(query, inputs, there), answers))
+        return Traced(planned, compare(planned, actual, answers))
 
     @property
     def in_transition(self) -> bool:

@@ -137,14 +137,15 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Tables:
     """What is walked: desired objects, or observed ones.
 
     Attributes:
         rules: every rule of the host, foreign ones too.
         routes: every unicast route of the host, foreign ones too.
         addresses: the host's own.
-        elements: of our sets, by set: ranges, and for maps the verdict of each address.
+        ranges: elements of our sets, by set.
+        verdicts: of our maps' elements, by map and address.
     """
 
     rules: tuple[Rule, ...]
@@ -181,12 +182,12 @@ class World:
         return find(self.ranges.get(name, ()), address)
 
 
-def make_world(
+def make_tables(
     rules: Iterable[Rule],
     routes: Iterable[Route],
     nft: Iterable[NftObject],
     addresses: Iterable[IpAddress],
-) -> World:
+) -> Tables:
     """Order and index what is to be walked."""
     ranges: dict[str, list[Range]] = {}
     verdicts: dict[tuple[str, IpAddress], str] = {}
@@ -194,7 +195,7 @@ def make_world(
         if isinstance(element, NftElement):
             ranges.setdefault(element.set, []).append((element.first, element.last))
             verdicts[element.set, element.first] = element.goto
-    return World(
+    return Tables(
         tuple(sorted(rules, key=lambda r: r.key)),
         tuple(r for r in routes if not r.netns),
         frozenset(addresses),
@@ -263,8 +264,8 @@ def _disagreement(decision: Decision, answer: Found) -> str:
     return f"table {answer.table}{via} dev {answer.device}"
 
 
-def trace(query: Query, inputs: Inputs, world: World) -> Trace:
-    """Follow a connection through a world."""
+def trace(query: Query, inputs: Inputs, tables: Tables) -> Trace:
+    """Follow a connection through desired or observed tables."""
     version = query.peer.version
     primary = next(e for e in inputs.enis if e.device_index == 0)
     host = primary.host_address(version)
@@ -278,7 +279,7 @@ def trace(query: Query, inputs: Inputs, world: World) -> Trace:
     if query.pod and query.peer in own:
         step = Step("pod", f"{query.peer} is its own: nothing of this leaves the pod")
         return Trace((Leg("request", (step,)),), home, None)
-    walk = _Walk(query, inputs, world, primary, home)
+    walk = _Walk(query, inputs, tables, primary, home)
     return walk.incoming() if query.inbound else walk.outgoing()
 
 
@@ -295,11 +296,11 @@ class _Walk:
     """One connection on its way; the steps of a leg are collected as they are taken."""
 
     def __init__(
-        self, query: Query, inputs: Inputs, world: World, primary: Eni, home: IpAddress
+        self, query: Query, inputs: Inputs, tables: Tables, primary: Eni, home: IpAddress
     ) -> None:
         self._query = query
         self._inputs = inputs
-        self._world = world
+        self._tables = tables
         self._primary = primary
         self._home = home
         self._marks = Marks(inputs.document.routing.mark_mask)
@@ -340,13 +341,13 @@ class _Walk:
             self._say("snat", text)
             return 0
         sets = sets_of(self._family)
-        kept = self._world.range_of(sets.no_snat, target)
+        kept = self._tables.range_of(sets.no_snat, target)
         if kept:
             element = f"in {sets.no_snat} {print_range(*kept)}{why_kept(self._inputs, target)}"
             self._say("snat", f"{target} sees the pod: {element}")
             return 0
         why = why_translated(self._inputs, target)
-        if self._world.range_of(sets.pods, source) is None:
+        if self._tables.range_of(sets.pods, source) is None:
             self._say("snat", f"{source} is in no set of pods; nothing is translated")
             return 0
         mark = self._marks.of(0)
@@ -368,8 +369,8 @@ class _Walk:
     def _is_translated(self, target: IpAddress) -> bool:
         sets = sets_of(self._family)
         return is_node_local(self._home) or (
-            self._world.range_of(sets.no_snat, target) is None
-            and self._world.range_of(sets.pods, self._home) is not None
+            self._tables.range_of(sets.no_snat, target) is None
+            and self._tables.range_of(sets.pods, self._home) is not None
         )
 
     def _reply_to(
@@ -430,7 +431,7 @@ class _Walk:
     def _mark(self, source: IpAddress, target: IpAddress, bound: int) -> int:
         """Say what chain route_mark does: the connection's ENI, else the pod's own."""
         sets = sets_of(self._family)
-        if by_main := self._world.range_of(sets.by_main, target):
+        if by_main := self._tables.range_of(sets.by_main, target):
             mark = self._marks.of(0)
             text = f"{mark:#x}: the main table, for {sets.by_main} has {print_range(*by_main)}"
             self._say("mark", text)
@@ -438,7 +439,7 @@ class _Walk:
         if bound:
             self._say("mark", f"{bound:#x}: the ENI that the connection is bound to")
             return bound
-        verdict = self._world.verdicts.get((sets.pod_eni, source))
+        verdict = self._tables.verdicts.get((sets.pod_eni, source))
         devices = {chain_of(e.device_index or 0): e.device_index or 0 for e in self._inputs.enis}
         if verdict not in devices:
             self._say("mark", f"none: {sets.pod_eni} does not know {source}")
@@ -448,7 +449,7 @@ class _Walk:
         return mark
 
     def _route(self, packet: Packet) -> Decision:
-        decision = self._world.look_up(packet)
+        decision = self._tables.look_up(packet)
         self._lookups.append((packet, decision))
         self._say("route", str(decision))
         if decision.rule is None:

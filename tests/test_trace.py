@@ -18,11 +18,11 @@ from reconciler.errors import UnknownPodError
 from reconciler.trace import (
     LOCAL_TABLE,
     Query,
+    Tables,
     Trace,
-    World,
     compare,
     find_pod,
-    make_world,
+    make_tables,
     trace,
 )
 
@@ -43,8 +43,8 @@ def node(snat: dict[str, Any] | None = None, **more: Any) -> Inputs:
     return inputs(3, pods, document=document(snat=snat or {}, **more))
 
 
-def world(now: Inputs) -> World:
-    return make_world(
+def tables(now: Inputs) -> Tables:
+    return make_tables(
         (*KERNEL, *rule.desire(now)),
         (*MAIN, *route.desire(now)),
         nat.desire(now),
@@ -53,7 +53,7 @@ def world(now: Inputs) -> World:
 
 
 def walk(now: Inputs, query: Query) -> Trace:
-    return trace(query, now, world(now))
+    return trace(query, now, tables(now))
 
 
 def words(traced: Trace, about: str) -> list[str]:
@@ -83,7 +83,7 @@ def test_without_the_exclusion_the_peer_sees_the_node_and_the_answer_finds_the_p
 def test_a_source_that_the_vpc_would_drop_is_a_trouble() -> None:
     """A foreign rule sends a pod of ENI 1 out of ENI 0."""
     now = node({"mode": "external"})
-    there = world(now)
+    there = tables(now)
     foreign = Rule("ipv4", 100, 254, source=ip_network("10.0.1.0/24"), protocol=0)
     there = replace(there, rules=(foreign, *there.rules))
     traced = trace(Query(now.attachments[1], PEER), now, there)
@@ -94,7 +94,7 @@ def test_a_source_that_the_vpc_would_drop_is_a_trouble() -> None:
 def test_where_the_node_differs_both_sides_are_named() -> None:
     now = node()
     pod = now.attachments[1]
-    there = replace(world(now), verdicts={})
+    there = replace(tables(now), verdicts={})
     query = Query(pod, ip_address("10.0.9.10"))
     planned, actual = walk(now, query), trace(query, now, there)
     lookups = [d for leg in planned.legs for _, d in leg.lookups]

@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 import traceback
-from functools import partial
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -335,10 +334,11 @@ def trace_connection(
         if port and not endpoint and not inbound:
             ends = node.endpoints(peer, protocol, port) or ends
 
-        def make(end: IpAddress | None, inputs: Inputs) -> Query:
-            return Query(find_pod(inputs.attachments, pod), peer, inbound, at, end)
+        def make(inputs: Inputs) -> list[Query]:
+            who = find_pod(inputs.attachments, pod)
+            return [Query(who, peer, inbound, at, end) for end in ends]
 
-        traces = [node.trace(document, partial(make, end)) for end in ends]
+        traces = node.trace(document, make)
     except ReconcilerError as error:
         _fail(error)
     text = report.traces_json(traces) if output == "json" else report.traces_text(traces)

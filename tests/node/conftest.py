@@ -155,10 +155,13 @@ class Cluster:
         document = load(self.config.read_text(), str(self.config))
         words = {k: v if isinstance(v, bool) else ip_address(v) for k, v in more.items()}
         with netns.inside(self.lab.names.namespace(node)):
-            return LocalNode(StateDirectory(self.state(node))).trace(
+            (traced,) = LocalNode(StateDirectory(self.state(node))).trace(
                 document,
-                lambda inputs: Query(find_pod(inputs.attachments, pod), ip_address(peer), **words),
+                lambda inputs: [
+                    Query(find_pod(inputs.attachments, pod), ip_address(peer), **words)
+                ],
             )
+        return traced
 
     def aws(self, method: str, **arguments: Any) -> Any:
         """Call EC2 as somebody else of the same account."""

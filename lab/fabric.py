@@ -62,70 +62,56 @@ SCOPE_LINK = 253
 NUD_PERMANENT = 0x80
 MAX_LINK_NAME = 15
 
-IPV6_RULES = """
-table ip6 lab {
-  set sources { typeof iifname . ip6 saddr; flags interval; }
-  set unchecked { typeof iifname; }
-  set spoofed { typeof iifname . ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
-  set not_public { typeof iifname . ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
-  set passed { typeof iifname . ip6 saddr . ip6 daddr; size 65535; flags dynamic; counter; }
-  chain source_check {
-    type filter hook prerouting priority raw; policy accept;
-    iifname != "e-*" accept
-    ip6 saddr { ::, fe80::/10 } accept comment "neighbour discovery stays on the wire"
-    iifname @unchecked goto count
-    iifname . ip6 saddr @sources goto count
-    update @spoofed { iifname . ip6 saddr . ip6 daddr counter }
-    drop
-  }
-  chain count {
-    update @passed { iifname . ip6 saddr . ip6 daddr counter }
-  }
-  chain refuse {
-    update @not_public { iifname . ip6 saddr . ip6 daddr counter }
-    drop
-  }
-  chain gateway {
-    type filter hook forward priority filter; policy accept;
-    oifname "igw" ip6 saddr != %s goto refuse
-    iifname "igw" ip6 daddr != %s goto refuse
-  }
-}
-"""
-
 TABLES = ("ip", "ip6")
 
 # Writing down and dropping are two rules: a set that is full ends a rule early.
 RULES = """
-table ip lab {
-  set sources { typeof iifname . ip saddr; }
-  set unchecked { typeof iifname; }
-  set public { type ipv4_addr; }
-  set spoofed { typeof iifname . ip saddr . ip daddr; size 65535; flags dynamic; counter; }
-  set not_public { typeof iifname . ip saddr . ip daddr; size 65535; flags dynamic; counter; }
-  set passed { typeof iifname . ip saddr . ip daddr; size 65535; flags dynamic; counter; }
-  chain source_check {
+table {ip} lab {{
+  set sources {{ typeof iifname . {ip} saddr; {flags} }}
+  set unchecked {{ typeof iifname; }}
+  {public_set}
+  set spoofed {{ typeof iifname . {ends}; size 65535; flags dynamic; counter; }}
+  set not_public {{ typeof iifname . {ends}; size 65535; flags dynamic; counter; }}
+  set passed {{ typeof iifname . {ends}; size 65535; flags dynamic; counter; }}
+  chain source_check {{
     type filter hook prerouting priority raw; policy accept;
     iifname != "e-*" accept
+    {unasked}
     iifname @unchecked goto count
-    iifname . ip saddr @sources goto count
-    update @spoofed { iifname . ip saddr . ip daddr counter }
+    iifname . {ip} saddr @sources goto count
+    update @spoofed {{ iifname . {ends} counter }}
     drop
-  }
-  chain count {
-    update @passed { iifname . ip saddr . ip daddr counter }
-  }
-  chain refuse {
-    update @not_public { iifname . ip saddr . ip daddr counter }
+  }}
+  chain count {{
+    update @passed {{ iifname . {ends} counter }}
+  }}
+  chain refuse {{
+    update @not_public {{ iifname . {ends} counter }}
     drop
-  }
-  chain gateway {
+  }}
+  chain gateway {{
     type filter hook forward priority filter; policy accept;
-    oifname "igw" ip saddr != @public goto refuse
-    iifname "igw" ip daddr != @public goto refuse
-  }
-}
+    oifname "igw" {ip} saddr != {public} goto refuse
+    iifname "igw" {ip} daddr != {public} goto refuse
+  }}
+}}
 """
+IPV4_RULES = RULES.format(
+    ip="ip",
+    ends="ip saddr . ip daddr",
+    flags="",
+    public_set="set public { type ipv4_addr; }",
+    public="@public",
+    unasked="",
+)
+IPV6_RULES = RULES.format(
+    ip="ip6",
+    ends="ip6 saddr . ip6 daddr",
+    flags="flags interval;",
+    public_set="",
+    public=VPC_IPV6_CIDR,
+    unasked='ip6 saddr { ::, fe80::/10 } accept comment "neighbour discovery stays on the wire"',
+)
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -171,8 +157,8 @@ class Fabric:
         # What is tested is the node's IPv6, not how long the fabric's takes to trust itself.
         _sysctl("ipv6/conf/default/accept_dad", "0")
         _sysctl("ipv6/conf/all/forwarding", "1")
-        self._command(RULES)
-        self._command(IPV6_RULES % (VPC_IPV6_CIDR, VPC_IPV6_CIDR))
+        self._command(IPV4_RULES)
+        self._command(IPV6_RULES)
         with IPRoute() as ip:
             lo = ip.link_lookup(ifname="lo")[0]
             routers = [s.cidr.network_address + 1 for s in SUBNETS]

@@ -97,6 +97,19 @@ class Stocked:
         ]
         return left
 
+    def see_it_taken(self, talk: Talk) -> None:
+        """Wait until the node is ours, and for some talk after that."""
+        until(self.cluster.answers, "an answer")
+        until(
+            self.is_taken,
+            lambda: (
+                f"{self.cluster.status()['conditions']} {self.leftovers()}\n{self.cluster.log()}"
+            ),
+            patience_s=60,
+        )
+        done = talk.rounds
+        until(lambda: talk.rounds > done + 12, "more talk")
+
     def is_taken(self) -> bool:
         status = self.cluster.status()
         return bool(status["settled"]) and not status["conditions"] and not self.leftovers()
@@ -332,14 +345,7 @@ def test_thirty_pods_are_taken_over_and_no_connection_is_cut(
             until(lambda: talk.rounds > 6, "talk")
             assert old.leftovers() == before  # diff has changed nothing
             cluster.launch()
-            until(cluster.answers, "an answer")
-            until(
-                old.is_taken,
-                lambda: f"{cluster.status()['conditions']} {old.leftovers()}\n{cluster.log()}",
-                patience_s=60,
-            )
-            done = talk.rounds
-            until(lambda: talk.rounds > done + 12, "more talk")
+            old.see_it_taken(talk)
         assert talk.cut == set()
         assert cluster.lab.drops() == []
         after = cluster.diff()
@@ -462,14 +468,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(
                 threading.Event().wait(delay_s + part * 0.13)  # the moment is the point of it
                 cluster.stop("node1", signal.SIGKILL)
             cluster.launch()
-            until(cluster.answers, "an answer")
-            until(
-                old.is_taken,
-                lambda: f"{cluster.status()['conditions']} {old.leftovers()}\n{cluster.log()}",
-                patience_s=60,
-            )
-            done = talk.rounds
-            until(lambda: talk.rounds > done + 12, "more talk")
+            old.see_it_taken(talk)
         assert talk.cut == set()
         assert cluster.lab.drops() == []
         until(lambda: cluster.diff().returncode == 0, lambda: cluster.diff().stdout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -35,8 +36,19 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 """Seconds until the kernel loop looks again when something is left to do."""
 
+QUIET_S = 0.2
+"""Seconds without a pod after which everything is looked at, if something asks for it."""
+
 FULL_PASS_S = 1.0
 """Seconds that pods coming and going may put off a look at everything."""
+
+LIGHT = {"intent", "kernel", "pool"}
+"""Hints for which no pod's namespace needs a look, unless something of the pod is new: what
+changes in there notifies nobody outside."""
+
+SWITCH_S = 0.0005
+"""Seconds a thread may keep the interpreter from others, instead of Python's 0.005: a pod must
+not wait that long, after each of its system calls, for the thread that works on EC2's answer."""
 
 TRANSITION_S = 0.5
 """Seconds between looks at EC2 while an ENI is being attached: it takes EC2 one to ten."""
@@ -65,7 +77,6 @@ class Agent:
         self._done: dict[AttachmentKey, tuple[Attachment, float]] = {}
         self._waiting: dict[AttachmentKey, Refusal] = {}
         self._withdrawn: dict[AttachmentKey, float] = {}
-        self._present: frozenset[AttachmentKey] = frozenset()
         self._drift = Accounts()
         self._document: NodeNetwork | None = None
         self._document_text = ""
@@ -73,7 +84,8 @@ class Agent:
         self._refused: str | None = None
         self._conditions = Conditions()
         self._latest: Pass | None = None
-        self._full_pass_at = 0.0
+        self._named: set[AttachmentKey] = set()
+        self._pods_at = self._full_pass_at = self._audit_at = float("-inf")
         self._broken = False
         self._transitions = 0
         self._pool_demand: Demand | None = None
@@ -85,6 +97,7 @@ class Agent:
         Raises:
             DocumentError: the document is invalid and there is no earlier one to keep.
         """
+        sys.setswitchinterval(SWITCH_S)
         self._read_document(first=True)
         for watch in self._watches:
             watch.start()
@@ -125,7 +138,7 @@ class Agent:
         deadline = asked_at + budget_s
         with self._changed:
             self._asked[key] = asked_at
-            self.look()
+            self.look(key)
             try:
                 while True:
                     attachment, seen_at = self._done.get(key, (None, 0.0))
@@ -141,8 +154,10 @@ class Agent:
             finally:
                 self._asked.pop(key, None)
 
-    def look(self) -> None:
+    def look(self, key: AttachmentKey) -> None:
         """Take a hint that an intent has changed."""
+        with self._changed:
+            self._named.add(key)
         self._triggers.mark("intent")
 
     def status(self) -> dict[str, Any]:
@@ -151,6 +166,9 @@ class Agent:
             latest, cloud = self._latest, self._node.cloud
             records = latest.records if latest else None
             devices = {e.eni_id: e.device_index for e in cloud.enis} if cloud else {}
+            pool = self._addresses(records) if records else {}
+            for state, count in pool.items():
+                telemetry.ADDRESSES.labels(state).set(count)
             return {
                 "document": {
                     "path": str(self._path),
@@ -158,7 +176,7 @@ class Agent:
                     "refused": self._refused,
                 },
                 "settled": bool(latest and latest.settled),
-                "pool": self._addresses(records) if records else {},
+                "pool": pool,
                 "conditions": self._conditions.all(),
                 "enis": [
                     {
@@ -190,61 +208,89 @@ class Agent:
 
     def _kernel_loop(self) -> None:
         hints = frozenset({"start"})
+        wait_s = 0.0
         while not self._stopping.is_set():
-            serve = self._is_for_pods_alone(hints)
-            if not serve:
+            if "intent" in hints and self._latest is not None:
+                hints -= {"intent"} if self._pods_pass() else set()
+                self._pods_at = time.monotonic()
+            overdue = time.monotonic() - self._full_pass_at >= wait_s
+            if overdue or (hints and self._put_off_s(hints) <= 0):
                 # Not only when told: a directory that was replaced is watched no more.
                 self._read_document()
-            wait_s = self._kernel_pass(everything=not serve)
-            if serve and "kernel" in hints:
-                self._triggers.mark("kernel")  # after the pods that wait
-            hints = self._triggers.wait(wait_s)
+                wait_s = self._full_pass(audit=self._is_audit_due(hints))
+                hints = frozenset()
+            due_s = self._full_pass_at + wait_s - time.monotonic()
+            hints |= self._triggers.wait(min(due_s, self._put_off_s(hints)) if hints else due_s)
 
-    def _is_for_pods_alone(self, hints: frozenset[str]) -> bool:
-        """Whether a pass may look into the waiting pods only.
+    def _put_off_s(self, hints: frozenset[str]) -> float:
+        """Return seconds until a look at everything, 0 or less if it is time.
 
-        Each pod's links make the kernel notify us, so a burst of pods brings as many hints to
-        look at everything. The pods come first; the full look is put off, but not for long.
+        Each pod's links make the kernel notify us, so pods bring as many hints to look at
+        everything as there are pods. Those that wait come first, but not for long.
         """
-        if "intent" not in hints or not hints <= {"intent", "kernel"}:
-            return False
-        return time.monotonic() - self._full_pass_at < FULL_PASS_S
+        if not hints <= {"kernel", "pool"} or self._waiting:
+            return 0.0
+        now = time.monotonic()
+        return min(self._pods_at + QUIET_S, self._full_pass_at + FULL_PASS_S) - now
 
-    def _kernel_pass(self, *, everything: bool) -> float:
-        """Run one pass; return seconds until the next one is due without a hint."""
+    def _is_audit_due(self, hints: frozenset[str]) -> bool:
         assert self._document is not None
+        resync_s = self._document.reconcile.resync.total_seconds()
+        return not hints <= LIGHT or time.monotonic() - self._audit_at >= 0.9 * resync_s
+
+    def _pods_pass(self) -> bool:
+        """Serve the pods that ask; return whether all that could be done for them was done."""
         started = time.monotonic()
         with self._changed:
-            visit = None if everything else frozenset(self._asked)
+            keys = frozenset(self._named | self._asked.keys())
+            self._named.clear()
         try:
-            result = self._node.kernel_pass(self._document, visit=visit)
+            result = self._node.pods_pass(keys)
+        except ReconcilerError as error:
+            log.warning("pods were not served alone", extra={"error": str(error)})
+            return False
+        telemetry.PASS_SECONDS.observe(time.monotonic() - started)
+        self._publish(result, started)
+        self._drift.book_pods(result.outcomes)
+        self._tell_pool(result)
+        return result.settled
+
+    def _full_pass(self, *, audit: bool) -> float:
+        """Run one pass over everything; return seconds until the next is due without a hint."""
+        assert self._document is not None
+        self._full_pass_at = started = time.monotonic()
+        try:
+            result = self._node.kernel_pass(self._document, audit=audit)
         except ReconcilerError as error:
             self._conditions.report("node", Outcome(errors=(error,)))
             with self._changed:
                 self._latest = None  # what was known is not known any more
             return RETRY_S
         telemetry.PASS_SECONDS.observe(time.monotonic() - started)
-        if everything:
-            self._full_pass_at = started
-        if everything and result.settled:
+        if audit:
+            self._audit_at = started
+        if result.settled:
             self._triggers.forget("kernel", before=result.looked_at)
         self._conditions.report("node", Outcome())
         self._publish(result, started)
-        if everything:
-            # After the pods that wait were answered.
-            result = self._node.look_around(result)
-            self._conditions.note("foreign", result.findings or ())
-            with self._changed:
-                self._latest = result
-        self._drift.book(result.outcomes, everything=everything)
+        # After the pods that wait were answered.
+        result = self._node.look_around(result)
+        self._conditions.note("foreign", result.findings or ())
+        with self._changed:
+            self._latest = result
+        self._drift.book(result.outcomes, everything=audit)
         for name, outcome in result.outcomes.items():
             self._conditions.report(name, outcome)
+        self._tell_pool(result)
+        return self._due(result)
+
+    def _tell_pool(self, result: Pass) -> None:
+        """Wake the pool's loop if there is something for it."""
         if result.records.demand != self._pool_demand:
             self._pool_triggers.mark("pool")
         if self._node.taking_over and not self._taking_over:
             self._pool_triggers.mark("pool")  # ENIs come first
         self._taking_over = self._node.taking_over
-        return self._due(result)
 
     def _due(self, result: Pass) -> float:
         assert self._document is not None
@@ -256,19 +302,17 @@ class Agent:
 
     def _publish(self, result: Pass, started: float) -> None:
         with self._changed:
-            self._latest = result
-            self._present = frozenset(
-                {a.key for a in result.records.attachments}
-                | {i.key for i in result.records.intents}
-            )
-            self._done = {k: v for k, v in self._done.items() if k in self._present}
+            if self._latest is None or result.asked is None:
+                self._latest = result
+            else:
+                self._latest = replace(self._latest, records=result.records)
+            present = {a.key for a in result.records.attachments}
+            self._done = {k: v for k, v in self._done.items() if k in present}
             self._done |= {key: (a, started) for key, a in result.done.items()}
             self._waiting = dict(result.waiting)
             wanted = {i.key for i in result.records.intents if i.state is IntentState.WANTED}
             self._withdrawn = dict.fromkeys(self._asked.keys() - wanted, started)
             self._changed.notify_all()
-        for state, count in self._addresses(result.records).items():
-            telemetry.ADDRESSES.labels(state).set(count)
 
     def _addresses(self, records: Records) -> dict[str, int]:
         """Count pod addresses by state."""

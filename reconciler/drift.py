@@ -16,7 +16,7 @@ class Accounts:
     """What each domain desired when it was last seen settled."""
 
     def __init__(self) -> None:
-        self._settled: dict[str, frozenset[Any]] = {}
+        self._settled: dict[str, set[Any]] = {}
 
     def clear(self) -> None:
         """Forget it: the document has changed, and with it what is asked for."""
@@ -29,14 +29,30 @@ class Accounts:
             outcomes: of one pass.
             everything: whether the pass looked into every pod.
         """
-        for name, action in actions_of(outcomes):
-            if action not in outcomes[name].remaining.actions:  # else it failed: a condition
-                self._count(name, action)
+        self._count_all(outcomes)
         for name, outcome in outcomes.items():
             if outcome.settled and isinstance(outcome.desired, frozenset):
                 # A pass that looked into some pods only says nothing about the others.
                 inside = {o for o in self._settled.get(name, ()) if getattr(o, "netns", "")}
-                self._settled[name] = outcome.desired | (set() if everything else inside)
+                self._settled[name] = set(outcome.desired) | (set() if everything else inside)
+
+    def book_pods(self, outcomes: Outcomes) -> None:
+        """Log and count what a pass over some pods alone has done."""
+        self._count_all(outcomes)
+        for name, action in actions_of(outcomes):
+            if action in outcomes[name].remaining.actions or name not in self._settled:
+                continue
+            change = (
+                self._settled[name].discard
+                if action.verb is Verb.DELETE
+                else (self._settled[name].add)
+            )
+            change(getattr(action, "object", None))
+
+    def _count_all(self, outcomes: Outcomes) -> None:
+        for name, action in actions_of(outcomes):
+            if action not in outcomes[name].remaining.actions:  # else it failed: a condition
+                self._count(name, action)
 
     def _count(self, name: str, action: Action) -> None:
         drift = self._is_drift(name, action)

@@ -21,7 +21,7 @@ from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Refusal
+from reconciler.core.plan import Refusal
 from reconciler.core.predecessor import OWNER, Predecessor
 from reconciler.core.records import Records
 from reconciler.domains import (
@@ -42,6 +42,7 @@ from reconciler.domains import eni as eni_domain
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conntrack import Silence
 from reconciler.domains.link import EniLink, PodLink, Veth
+from reconciler.domains.nat import NftElement
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
@@ -87,6 +88,7 @@ class Pass:
         done: attachments of which every object was seen in its place.
         waiting: why each wanted intent has no attachment yet.
         findings: what other owners have that hurts us; None if nobody looked.
+        asked: the attachments that were looked at alone; None for a look at everything.
     """
 
     outcomes: Outcomes
@@ -96,6 +98,7 @@ class Pass:
     done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
     waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
     findings: tuple[Finding, ...] | None = None
+    asked: frozenset[AttachmentKey] | None = None
 
     @property
     def settled(self) -> bool:
@@ -169,6 +172,8 @@ class LocalNode:
         self._records: Records | None = None
         self._binding = threading.RLock()
         self._dead_since: dict[AttachmentKey, float] = {}
+        self._survey: Inputs | None = None
+        self._proven: frozenset[AttachmentKey] = frozenset()
         self._successor = Successor(self._world.remains)
 
     @property
@@ -264,14 +269,13 @@ class LocalNode:
             # Confirms nothing: so nothing is given back.
             return frozenset(), (error,)
 
-    def kernel_pass(
-        self, document: NodeNetwork, *, visit: frozenset[AttachmentKey] | None = None
-    ) -> Pass:
+    def kernel_pass(self, document: NodeNetwork, *, audit: bool = True) -> Pass:
         """Bind, converge the kernel, and only then release.
 
         Args:
             document: what is desired.
-            visit: the pods to look into; None means all.
+            audit: look into every pod's namespace, and not only into those of which something is
+                new or was seen to differ: nothing in there notifies the host.
 
         Raises:
             NotReadyError: nobody has looked at EC2 yet. Without its ENIs the node would seem to
@@ -286,9 +290,9 @@ class LocalNode:
                 raise
             # Repair goes on with what was last read; nobody gets or loses an address meanwhile.
             outcomes = {"attachment": Outcome(errors=(error,))}
-            inputs = self._inputs(document, self._records, visit=visit)
+            inputs = self._inputs(document, self._records)
         else:
-            inputs = self._inputs(document, self._records, visit=visit)
+            inputs = self._inputs(document, self._records)
             flows, quiet = self._quieten(self._records)
             orphans = self._orphans(self._records, inputs)
             inputs = replace(inputs, flows=flows, orphans=orphans)
@@ -298,7 +302,8 @@ class LocalNode:
         records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=records.living)
         looked_at = time.monotonic()
-        inputs, kernel = self._converge_kernel(inputs)
+        visit = None if audit else frozenset(a.key for a in records.living) - self._proven
+        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit))
         outcomes |= kernel
         if records.released and not outcomes["attachment"].errors:
             going = [a for a in records.attachments if a.key in records.released]
@@ -308,14 +313,65 @@ class LocalNode:
             with self._binding:
                 outcomes |= converge([self._attachment_domain()], leaving)
             records = self._records_after(outcomes)
-        if visit is None:
-            outcomes["takeover"] = self._successor.retire(
-                inputs, records, in_place=self._all_in_place(outcomes)
-            )
+        outcomes["takeover"] = self._successor.retire(
+            inputs, records, in_place=self._all_in_place(outcomes)
+        )
+        self._survey = inputs
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
+        self._prove(records, visited, done)
         waiting = _waiting(outcomes["attachment"])
         return Pass(outcomes, looked_at, records, inputs, done, waiting)
+
+    def pods_pass(self, keys: frozenset[AttachmentKey]) -> Pass:
+        """Bind, converge and release these attachments, by the last full pass.
+
+        The rounds are those of ``kernel_pass``, with the objects of these pods alone: nothing of
+        any other is read or changed, so the cost does not grow with pods. What is not as the last
+        full pass has left it makes this one fail, and it is for the next full one to mend.
+
+        Raises:
+            NotReadyError: there was no full pass yet.
+            ObserveError: a record of these pods cannot be read.
+        """
+        if self._survey is None or self._records is None or self.cloud is None:
+            raise NotReadyError("nothing was looked at yet")
+        inputs = replace(self._survey, enis=self.cloud.enis, now=self._world.now())
+        state = _Asked(self.state, keys, self._records)
+        domain = Domain("attachment", attachment.desire, attachment.plan_pods, state)
+        with self._binding:
+            outcomes = converge([domain], inputs)
+        records = self._records_after(outcomes)
+        concerned = tuple(a for a in records.attachments if a.key in keys)
+        living = tuple(a for a in concerned if a.key not in records.released)
+        looked_at = time.monotonic()
+        inputs = replace(inputs, attachments=living, pods=inputs.pods & keys, visit=None)
+        # Of a pod that leaves only the host's objects: its own go with its link.
+        visit = frozenset(a.key for a in living)
+        places = _pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
+        inputs, kernel = self._converge_kernel(inputs, places)
+        outcomes |= kernel
+        told = [a for a in concerned if a not in living or a in inputs.visited]
+        done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
+        going = done.keys() & records.released
+        if going and not outcomes["attachment"].errors:
+            with self._binding:
+                outcomes |= converge([domain], replace(inputs, clear=frozenset(going)))
+            records = self._records_after(outcomes)
+        self._prove(records, living, done)
+        waiting = _waiting(outcomes["attachment"])
+        return Pass(outcomes, looked_at, records, inputs, done, waiting, asked=keys)
+
+    def _prove(
+        self,
+        records: Records,
+        visited: Iterable[Attachment],
+        done: Mapping[AttachmentKey, Attachment],
+    ) -> None:
+        """Remember whose objects were all seen in place, the pod's own included."""
+        doubted = {a.key for a in visited} - done.keys()
+        living = {a.key for a in records.living}
+        self._proven = (self._proven - doubted | done.keys()) & living
 
     def look_around(self, result: Pass) -> Pass:
         """Look at other owners after a pass over the kernel; say what of theirs hurts us.
@@ -385,11 +441,23 @@ class LocalNode:
         assert self._records is not None
         return self._records
 
-    def _converge_kernel(self, inputs: Inputs) -> tuple[Inputs, Outcomes]:
-        """Converge the kernel; again without a pod whose namespace turns out to be unreadable."""
+    def _converge_kernel(
+        self, inputs: Inputs, places: frozenset[Any] | None = None
+    ) -> tuple[Inputs, Outcomes]:
+        """Converge the kernel, or only what stands in some places.
+
+        Again without a pod whose namespace turns out to be unreadable; and again with one whose
+        link had to be touched, because its other end has not been looked at.
+        """
         troubles: tuple[ReconcilerError, ...] = ()
+        domains = self._kernel_domains() if places is None else self._pod_domains(places)
+        earlier: Outcomes = {}
         while True:
-            outcomes = converge(self._kernel_domains(), inputs)
+            outcomes = converge(domains, inputs)
+            outcomes = {
+                name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
+                for name, o in outcomes.items()
+            }
             unread = {
                 e.netns: e
                 for o in outcomes.values()
@@ -397,12 +465,15 @@ class LocalNode:
                 if isinstance(e, NamespaceError)
             }
             blind = {a.key for a in inputs.visited if a.netns in unread}
-            if not blind:
-                link = outcomes["link"]
-                outcomes["link"] = replace(link, errors=(*link.errors, *troubles))
+            touched = _touched(inputs, outcomes["link"])
+            if not blind and not touched:
+                at_links = outcomes["link"]
+                outcomes["link"] = replace(at_links, errors=(*at_links.errors, *troubles))
                 return inputs, outcomes
             troubles += tuple(unread.values())
-            inputs = replace(inputs, blind=inputs.blind | blind)
+            visit = None if inputs.visit is None else inputs.visit | touched
+            inputs = replace(inputs, blind=inputs.blind | blind, visit=visit)
+            earlier = outcomes
 
     def diff(self, document: NodeNetwork) -> Outcomes:
         """Plan everything, change nothing.
@@ -487,7 +558,6 @@ class LocalNode:
         document: NodeNetwork,
         records: Records,
         *,
-        visit: frozenset[AttachmentKey] | None = None,
         rehearsal: bool = False,
     ) -> Inputs:
         """Gather the inputs; for a rehearsal, as if EC2 had done already what it will be asked."""
@@ -509,7 +579,6 @@ class LocalNode:
             attachments=records.living,
             now=self._world.now(),
             demand=records.demand,
-            visit=visit,
             pods=frozenset(links.pods),
             strays=attachment.find_strays(
                 unexplained, addresses, enis, records.intents, links.macs
@@ -527,16 +596,17 @@ class LocalNode:
         self, attachments: Iterable[Attachment], inputs: Inputs, outcomes: Outcomes
     ) -> list[Attachment]:
         """Return those of whose kernel objects none is left to do, and this was seen."""
-        results = [outcomes[d.name] for d in self._kernel_domains()]
+        results = [outcomes[d.name] for d in self._kernel_domains() if d.name in outcomes]
         errors = [e for r in results for e in r.errors]
         if any(not isinstance(e, ApplyError | NamespaceError) for e in errors):
             return []
         left = {(a.kind, a.key) for r in results for a in r.remaining.actions}
         left |= {about for r in results for f in r.remaining.refusals if (about := f.about)}
-        if not left:
-            return list(attachments)
-        shared = self._identities(replace(inputs, attachments=(), visit=frozenset()))
-        return [a for a in attachments if not left & self._identities(_alone(a, inputs)) - shared]
+        return [
+            a
+            for a in attachments
+            if not left or not left & {(o.kind, o.key) for o in _pod_objects(_alone(a, inputs))}
+        ]
 
     def _all_in_place(self, outcomes: Outcomes) -> bool:
         """Whether everything of ours was seen in its place, and nothing refused one."""
@@ -544,10 +614,6 @@ class LocalNode:
         return outcomes["attachment"].settled and all(
             o.settled and not o.remaining.refusals for o in ours
         )
-
-    def _identities(self, inputs: Inputs) -> frozenset[tuple[str, Key]]:
-        """Kind and key of every kernel object these inputs ask for."""
-        return frozenset((o.kind, o.key) for d in self._kernel_domains() for o in d.desire(inputs))
 
     def _attachment_domain(self) -> Domain:
         return Domain("attachment", attachment.desire, attachment.plan, self.state)
@@ -558,13 +624,80 @@ class LocalNode:
         return [
             Domain("sysctl", sysctl.desire, sysctl.plan, self._world.sysctl),
             Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
-            Domain("link-sysctl", sysctl.desire_links, sysctl.plan, kernel, (Sysctl,)),
+            Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
             Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
             Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
             Domain("route", route.desire, route.plan, kernel, (Route,)),
             Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
             Domain("nat", nat.desire, nat.plan, self._world.nft),
         ]
+
+    def _pod_domains(self, places: frozenset[Any]) -> list[Domain]:
+        """The same, for what some pods have and for nothing else."""
+        elements = frozenset(o for o in places if isinstance(o, NftElement))
+        kernel = _Places(self._kernel, places - elements)
+        nft = _Places(self._world.nft, elements)
+        return [
+            Domain("link", link.desire_pods, link.plan, kernel, (EniLink, Veth, PodLink)),
+            Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
+            Domain("address", address.desire_pods, address.plan, kernel, (LinkAddress,)),
+            Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
+            Domain("route", route.desire_pods, route.plan, kernel, (Route,)),
+            Domain("nat", nat.desire_pods, nat.plan, nft),
+        ]
+
+
+class _Places:
+    """A target that looks only where some objects live."""
+
+    def __init__(self, target: Any, places: frozenset[Any]) -> None:
+        self._target = target
+        self._places = places
+        self.apply = target.apply
+
+    def observe(self, desired: Iterable[Any]) -> Any:
+        del desired  # what is not wanted any more has its place as well
+        return self._target.observe_at(self._places)
+
+
+class _Asked:
+    """The state directory, of which only some attachments' records are read again."""
+
+    def __init__(self, state: Any, keys: frozenset[AttachmentKey], before: Records) -> None:
+        self._state = state
+        self._keys = keys
+        self._records = before
+        self.apply = state.apply
+
+    def observe(self, desired: Iterable[Any]) -> Records:
+        del desired
+        self._records = self._state.observe_at(self._keys, self._records)
+        return self._records
+
+
+def _pod_objects(inputs: Inputs) -> frozenset[Any]:
+    """Every object in the kernel that pods have, on the host and in their namespaces."""
+    desires: tuple[Callable[[Inputs], frozenset[Any]], ...] = (
+        link.desire_pods,
+        sysctl.desire_pods,
+        address.desire_pods,
+        neighbour.desire,
+        route.desire_pods,
+        nat.desire_pods,
+    )
+    return frozenset().union(*(desire(inputs) for desire in desires))
+
+
+def _touched(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
+    """Name the pods whose host end was changed or made anew, and whose namespace was left out."""
+    names = {a.key[0] for a in links.plan.actions if a.kind == Veth.kind}
+    visited = set(inputs.visited)
+    return (
+        frozenset(
+            a.key for a in inputs.placed if a.veth in names and a.netns_alive and a not in visited
+        )
+        - inputs.blind
+    )
 
 
 def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:

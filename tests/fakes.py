@@ -103,6 +103,13 @@ class FakeNetlink:
             )
         )
 
+    def observe_at(self, places: Iterable[Any]) -> frozenset[Any]:
+        places = list(places)
+        keys = {(type(o), o.key) for o in places}
+        return frozenset(
+            o for o in self.observe(places) if getattr(o, "netns", "") or (type(o), o.key) in keys
+        )
+
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         failures = []
         for action in actions:
@@ -201,6 +208,10 @@ class FakeNft:
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
         return frozenset(self._objects)
+
+    def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]:
+        keys = {o.key for o in places}
+        return frozenset(o for o in self._objects if isinstance(o, NftElement) and o.key in keys)
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         state = {(o.kind, o.key): o for o in self._objects}
@@ -304,6 +315,9 @@ class FakeState:
 
         kinds = (Intent, Attachment, Cooling, Quarantine, Creation)
         return Records(*(of(kind) for kind in kinds))
+
+    def observe_at(self, keys: Iterable[Any], before: Records) -> Records:
+        return self.observe()
 
     def put(self, record: Any) -> None:
         """Write a record, as the executable does."""

@@ -37,7 +37,8 @@ DOORS = {
     "botocore": {"reconciler/targets/ec2.py"},
     "nftables": {"reconciler/targets/nft.py"},
     "pyroute2": {
-        f"reconciler/targets/{door}.py" for door in ("conntrack", "netlink", "predecessor")
+        f"reconciler/targets/{door}.py"
+        for door in ("conntrack", "namespaces", "netlink", "predecessor", "rtnetlink")
     },
     "subprocess": {"reconciler/targets/iptables.py"},
     "watchdog": {"reconciler/triggers.py"},

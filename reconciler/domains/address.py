@@ -54,15 +54,21 @@ class LinkAddress:
 
 def desire(inputs: Inputs) -> frozenset[LinkAddress]:
     """Each secondary ENI's primary address on its link, and each pod's on its own."""
-    addresses = {
+    enis = {
         LinkAddress("", name, eni.primary, eni.subnet_cidr.prefixlen)
         for eni, name in inputs.pod_enis
         if eni.device_index
     }
-    for a in inputs.visited:
-        for own in a.addresses:
-            addresses.add(LinkAddress(a.netns, a.key.ifname, own, own.max_prefixlen))
-    return frozenset(addresses)
+    return frozenset(enis | desire_pods(inputs))
+
+
+def desire_pods(inputs: Inputs) -> frozenset[LinkAddress]:
+    """The pods' part of it."""
+    return frozenset(
+        LinkAddress(a.netns, a.key.ifname, own, own.max_prefixlen)
+        for a in inputs.visited
+        for own in a.addresses
+    )
 
 
 def plan(desired: Iterable[LinkAddress], observed: Iterable[LinkAddress]) -> Plan:

@@ -103,6 +103,11 @@ def plan(desired: Allocation, observed: Records) -> Plan:
     )
 
 
+def plan_pods(desired: Allocation, observed: Records) -> Plan:
+    """The part of it that pods wait for: bind what is wanted, release what was given back."""
+    return _release(desired, observed) + _bind(desired, observed)
+
+
 def find_strays(
     pods: Mapping[AttachmentKey, str],
     addresses: Mapping[str, tuple[IpAddress, ...]],

@@ -124,8 +124,14 @@ Link = EniLink | Veth | PodLink
 def desire(inputs: Inputs) -> frozenset[Link]:
     """Every ENI's link up with the document's MTU; one veth pair per attachment."""
     eni_mtu = inputs.document.eni.mtu
+    enis = {EniLink(eni.mac, name, eni_mtu) for eni, name in inputs.pod_enis}
+    return frozenset(enis | desire_pods(inputs))
+
+
+def desire_pods(inputs: Inputs) -> frozenset[Link]:
+    """The pods' part of it: both ends of each pair."""
     pod_mtu = inputs.document.pod_mtu
-    links: set[Link] = {EniLink(eni.mac, name, eni_mtu) for eni, name in inputs.pod_enis}
+    links: set[Link] = set()
     for a in inputs.placed:
         links.add(
             Veth(

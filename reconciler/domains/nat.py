@@ -18,6 +18,7 @@ from reconciler.core.datapath import (
     Family,
     IpAddress,
     Marks,
+    family_of,
     is_node_local,
 )
 from reconciler.core.facts import Eni
@@ -200,8 +201,27 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     objects |= {_eni_chain(index, marks) for index in links}
     for family in families:
         objects |= _family_sets(family)
-        objects |= _elements(inputs, family)
-    return frozenset(objects)
+        objects |= _cidrs(inputs, family)
+    return frozenset(objects | desire_pods(inputs))
+
+
+def desire_pods(inputs: Inputs) -> frozenset[NftElement]:
+    """The pods' part of it: elements of sets."""
+    # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
+    primary = {e.eni_id: 0 for e in inputs.enis if e.device_index == 0}
+    devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
+    elements: set[NftElement] = set()
+    for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):
+        sets = sets_of(family_of(own))
+        if is_node_local(own):
+            # Good for the primary ENI alone, whatever ENI the pod's other addresses are of.
+            elements.add(NftElement(sets.pod_eni, own, own, chain_of(0)))
+            continue
+        elements.add(NftElement(sets.pods, own, own))
+        if a.eni_id in devices:
+            chain = chain_of(devices[a.eni_id])
+            elements.add(NftElement(sets.pod_eni, own, own, chain))
+    return frozenset(elements)
 
 
 def plan(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
@@ -281,30 +301,15 @@ def _family_sets(family: Family) -> set[NftObject]:
     }
 
 
-def _elements(inputs: Inputs, family: Family) -> set[NftObject]:
+def _cidrs(inputs: Inputs, family: Family) -> set[NftObject]:
     sets = sets_of(family)
     cidrs = inputs.document.routing.external_service_cidrs
     by_main = coalesce(c for c in cidrs if c.version == family.version)
-    elements: set[NftObject] = {
+    return {
         NftElement(name, first, last)
         for name, ranges in ((sets.no_snat, untranslated(inputs, family)), (sets.by_main, by_main))
         for first, last in ranges
     }
-    # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
-    primary = {e.eni_id: 0 for e in inputs.enis if e.device_index == 0}
-    devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
-    for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):
-        if own.version != family.version:
-            continue
-        if is_node_local(own):
-            # Good for the primary ENI alone, whatever ENI the pod's other addresses are of.
-            elements.add(NftElement(sets.pod_eni, own, own, chain_of(0)))
-            continue
-        elements.add(NftElement(sets.pods, own, own))
-        if a.eni_id in devices:
-            chain = chain_of(devices[a.eni_id])
-            elements.add(NftElement(sets.pod_eni, own, own, chain))
-    return elements
 
 
 def chain_of(device_index: int) -> str:

@@ -79,6 +79,12 @@ def desire(inputs: Inputs) -> frozenset[Route]:
             if eni.device_index:
                 table, router = eni_table(eni.device_index), eni.router(family)
                 routes.update(_default("", table, family, name, router))
+    return frozenset(routes | desire_pods(inputs))
+
+
+def desire_pods(inputs: Inputs) -> frozenset[Route]:
+    """The pods' part of it: the way to each, and each one's own."""
+    routes: set[Route] = set()
     for a in inputs.placed:
         for address in a.addresses:
             metric = family_of(address).metric

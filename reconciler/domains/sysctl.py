@@ -81,7 +81,7 @@ def _of_eni(name: str, *, primary: bool) -> set[Sysctl]:
     return settings | {Sysctl(f"{base}/accept_ra", "0"), Sysctl(f"{base}/accept_dad", "0")}
 
 
-def desire_links(inputs: Inputs) -> frozenset[Sysctl]:
+def desire_pods(inputs: Inputs) -> frozenset[Sysctl]:
     """IPv6 on both ends of the links of pods that have such an address.
 
     No pod tells the host its routes; and a runtime that has switched IPv6 off has done so for

@@ -36,6 +36,20 @@ class Kernel:
         )
         return objects | self._sysctl.observe(settings) if settings else objects
 
+    def observe_at(self, places: Iterable[Any]) -> frozenset[Any]:
+        """Look where these objects of pods live, and nowhere else.
+
+        Raises:
+            NamespaceError: a pod's namespace is gone, or could not be read.
+            ObserveError: the kernel could not be read.
+        """
+        places = list(places)
+        settings = [o for o in places if isinstance(o, Sysctl)]
+        objects: frozenset[Any] = self._netlink.observe_at(
+            [o for o in places if not isinstance(o, Sysctl)]
+        )
+        return objects | self._sysctl.observe(settings) if settings else objects
+
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order."""
         failures: list[ApplyError] = []

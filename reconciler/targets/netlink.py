@@ -1,24 +1,21 @@
-"""The kernel's network objects through rtnetlink: the door to ``pyroute2``.
+"""The kernel's network objects through rtnetlink: read by ``Rtnetlink``, changed by ``IPRoute``.
 
-Plain ``IPRoute``, opened and closed within each call, so that it never leaves its thread. A
-socket belongs for life to the namespace its thread was in when it was opened, which is how the
-namespaces of pods are entered: setns, open, setns back; no process, no thread.
+Both are opened and closed within each call, so that they never leave their thread.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
-from pyroute2 import IPRoute, netns
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
-from reconciler.core.attachment import AttachmentKey, alias_key, netns_inode, netns_path
+from reconciler.core.attachment import AttachmentKey, alias_key
 from reconciler.core.datapath import (
     ALIAS,
     FAMILIES,
@@ -38,17 +35,22 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ApplyError, NamespaceError, ObserveError
+from reconciler.targets.namespaces import entered, open_namespace
+from reconciler.targets.rtnetlink import (
+    ADDRESSES,
+    LINKS,
+    NEIGHBOURS,
+    ROUTES,
+    RULES,
+    Facts,
+    Memory,
+    Rtnetlink,
+    Table,
+)
 
 KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 Pairs = dict[tuple[int | None, int | None], str]
 """Name of each host veth of ours by (its index, its pod end's index)."""
-
-Message = Any
-"""A netlink message as pyroute2 parses it: fields by key, attributes by ``get_attr``."""
-
-DUMP_ATTEMPTS = 30
-"""A dump the kernel marks as interrupted (NLM_F_DUMP_INTR) is not the truth. Cilium settled on
-30 tries (cilium/cilium#35614)."""
 
 AF = {"ipv4": 2, "ipv6": 10}
 IFF_UP = 0x1
@@ -60,11 +62,15 @@ RTPROT_KERNEL = 2
 FR_ACT_TO_TBL = 1
 RTPROT_KERNEL = 2
 RTM_F_LOOKUP_TABLE = 0x1000
+RTM_F_FIB_MATCH = 0x2000
 ARPHRD_ETHER = 1
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
 """What the kernel answers when a thing to delete does not exist: the wish is fulfilled."""
+
+UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
+"""What it answers when it is asked for a route and has none, or one that says no."""
 
 STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
 """Links that copy the MAC of an interface below them, and so are not the ENI."""
@@ -91,6 +97,12 @@ class Fib(NamedTuple):
 class Netlink:
     """Links, addresses, neighbours, routes and rules of this namespace and of pods'."""
 
+    def __init__(self) -> None:
+        self._memory: Memory = {}
+
+    def _host(self) -> Rtnetlink:
+        return Rtnetlink(self._memory)
+
     def links(self) -> Links:
         """Tell ENIs' links from pods'.
 
@@ -100,8 +112,8 @@ class Netlink:
         names: dict[str, str] = {}
         pods: dict[AttachmentKey, str] = {}
         macs: dict[str, str] = {}
-        with _reading("links"), _host() as ip:
-            for message in dump(ip.get_links, "links"):
+        with _reading("links"), self._host() as host:
+            for message in host.dump(LINKS):
                 name, alias = message.get("ifname"), message.get("ifalias") or ""
                 if alias.startswith(f"{ALIAS}:"):
                     if key := alias_key(alias):
@@ -120,12 +132,11 @@ class Netlink:
             ObserveError: the kernel could not be read.
         """
         found: list[ForeignRule] = []
-        with _reading("other owners' rules"), _host() as ip:
+        with _reading("other owners' rules"), self._host() as host:
             for family in FAMILIES.values():
-                read = partial(ip.get_rules, family=AF[family.name])
                 found += [
                     _decode_foreign_rule(message, family.name)
-                    for message in dump(read, "rules")
+                    for message in host.dump(RULES, family=AF[family.name])
                     if message.get("protocol") not in (PROTOCOL, RTPROT_KERNEL)
                 ]
         return tuple(found)
@@ -136,9 +147,9 @@ class Netlink:
         Raises:
             ObserveError: the kernel could not be read.
         """
-        with _reading("the pods' routes"), _host() as ip:
-            names = {m["index"]: m.get("ifname") for m in dump(ip.get_links, "links")}
-            routes = [_decode_route(m, "", names) for m in dump(ip.get_routes, "routes")]
+        with _reading("the pods' routes"), self._host() as host:
+            names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
+            routes = [_decode_route(m, "", names) for m in _all_routes(host)]
         ours = [r for r in routes if r and r.table == PODS_TABLE and r.protocol == PROTOCOL]
         found: dict[str, tuple[IpAddress, ...]] = {}
         for route in sorted(ours, key=lambda r: r.key):
@@ -152,14 +163,12 @@ class Netlink:
         Raises:
             ObserveError: the kernel could not be read.
         """
-        with _reading("the host's rules, routes and addresses"), _host() as ip:
-            names = {m["index"]: m.get("ifname") for m in dump(ip.get_links, "links")}
-            rules = {_decode_rule(m, family) for m, family in _all_rules(ip)}
-            routes = [_decode_route(m, "", names) for m in dump(ip.get_routes, "routes")]
+        with _reading("the host's rules, routes and addresses"), self._host() as host:
+            names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
+            rules = {_decode_rule(m, family) for m, family in _all_rules(host)}
+            routes = [_decode_route(m, "", names) for m in _all_routes(host)]
             connected = _connected(routes)
-            addresses = [
-                _decode_address(m, "", names, connected) for m in dump(ip.get_addr, "addresses")
-            ]
+            addresses = [_decode_address(m, "", names, connected) for m in host.dump(ADDRESSES)]
         return Fib(
             frozenset(rules),
             frozenset(r for r in routes if r),
@@ -176,7 +185,7 @@ class Netlink:
         words: dict[str, Any] = {"dst": str(packet.destination), "mark": packet.mark}
         if packet.source is not None:
             words["src"] = str(packet.source)
-        with _reading(f"the answer to '{packet.command}'"), _host() as ip:
+        with _reading(f"the answer to '{packet.command}'"), IPRoute() as ip:
             if packet.link:
                 words["iif"] = next(iter(ip.link_lookup(ifname=packet.link)), 0)
             try:
@@ -201,16 +210,23 @@ class Netlink:
         veths = {o.name for o in desired if isinstance(o, Veth)}
         places = {o.key for o in desired if isinstance(o, Route)}
         neighbours = any(isinstance(o, Neighbour) and not o.netns for o in desired)
-        with _reading("the host's links, addresses, routes and rules"):
-            objects, pairs = _observe_host(veths, places, neighbours=neighbours)
-        for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
-            try:
-                with _inside(path) as ip:
-                    objects |= _observe_pod(ip, path, pairs)
-            except (NetlinkError, OSError, KeyError, ValueError) as error:
-                # Whoever owns the pod may change it while we read: an entry without its link.
-                raise NamespaceError(path, str(error)) from error
-        return frozenset(objects)
+        with _reading("the host's links, addresses, routes and rules"), self._host() as host:
+            objects, pairs = _observe_host(host, veths, places, neighbours=neighbours)
+        return frozenset(objects | _observe_pods(desired, pairs))
+
+    def observe_at(self, places: Iterable[KernelObject]) -> frozenset[KernelObject]:
+        """Read what stands in the places of these objects of pods, and their namespaces.
+
+        Of the host nothing is dumped, so the cost does not grow with other pods.
+
+        Raises:
+            NamespaceError: a pod's namespace is gone, or could not be read.
+            ObserveError: the kernel could not be read.
+        """
+        places = list(places)
+        with _reading("links and routes of single pods"), self._host() as host:
+            objects, pairs = _observe_places(host, places)
+        return frozenset(objects | _observe_pods(places, pairs))
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order, each namespace entered once; return what failed."""
@@ -246,7 +262,8 @@ class _Sessions:
 
     def __call__(self, path: str) -> IPRoute:
         if path not in self._open:
-            self._open[path] = _open_inside(path) if path else IPRoute()
+            with entered(path) if path else nullcontext():
+                self._open[path] = IPRoute()
         return self._open[path]
 
     def index(self, path: str, name: str) -> int:
@@ -294,7 +311,7 @@ def _apply_veth(sessions: _Sessions, verb: Verb, veth: Veth) -> None:
         return
     if verb is Verb.CREATE:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
-        fd = _open_namespace(veth.pod_netns)
+        fd = open_namespace(veth.pod_netns)
         try:
             peer = {
                 "ifname": veth.pod_name,
@@ -376,46 +393,107 @@ def _apply_rule(sessions: _Sessions, rule: Rule, *, deleting: bool) -> None:
 
 
 def _observe_host(
-    veths: set[str], places: set[tuple[int | str, ...]], *, neighbours: bool
+    host: Rtnetlink, veths: set[str], places: set[tuple[int | str, ...]], *, neighbours: bool
 ) -> tuple[set[KernelObject], Pairs]:
-    with _host() as ip:
-        messages = dump(ip.get_links, "links")
-        names = {m["index"]: m.get("ifname") for m in messages}
-        links = {m["index"]: found for m in messages if (found := _decode_link(m, veths))}
-        pairs = {
-            (m["index"], m.get("link")): host.name
-            for m in messages
-            if isinstance(host := links.get(m["index"]), Veth) and is_owned(host)
-        }
-        objects: set[KernelObject] = set(links.values())
-        routes = [_decode_route(m, "", names) for m in dump(ip.get_routes, "routes")]
-        connected = _connected(routes)
-        for message in dump(ip.get_addr, "addresses"):
-            if isinstance(links.get(message["index"]), EniLink):
-                objects.add(_decode_address(message, "", names, connected))
-        if neighbours:
-            objects |= _permanent_neighbours(ip, "", names)
-        for route in routes:
-            if route and (route.protocol == PROTOCOL or route.key in places):
-                objects.add(route)
-        objects |= {
-            _decode_rule(m, family)
-            for m, family in _all_rules(ip)
-            if m.get("protocol") == PROTOCOL
-        }
+    messages = host.dump(LINKS)
+    names = {m["index"]: m.get("ifname") for m in messages}
+    links = {m["index"]: found for m in messages if (found := _decode_link(m, veths))}
+    pairs = {
+        (m["index"], m.get("link")): link.name
+        for m in messages
+        if isinstance(link := links.get(m["index"]), Veth) and is_owned(link)
+    }
+    objects: set[KernelObject] = set(links.values())
+    routes = [_decode_route(m, "", names) for m in _all_routes(host)]
+    connected = _connected(routes)
+    for message in host.dump(ADDRESSES):
+        if isinstance(links.get(message["index"]), EniLink):
+            objects.add(_decode_address(message, "", names, connected))
+    if neighbours:
+        objects |= _permanent_neighbours(host, "", names)
+    for route in routes:
+        if route and (route.protocol == PROTOCOL or route.key in places):
+            objects.add(route)
+    objects |= {
+        _decode_rule(m, family) for m, family in _all_rules(host) if m.get("protocol") == PROTOCOL
+    }
     return objects, pairs
 
 
-def _all_rules(ip: IPRoute) -> Iterator[tuple[Message, str]]:
+def _observe_places(
+    host: Rtnetlink, places: Iterable[KernelObject]
+) -> tuple[set[KernelObject], Pairs]:
+    objects: set[KernelObject] = set()
+    pairs: Pairs = {}
+    names: dict[int, str] = {}
+    places = [o for o in places if not getattr(o, "netns", "")]
+    for name in {o.name for o in places if isinstance(o, Veth)}:
+        message = _get(host, LINKS, [("IFLA_IFNAME", name)])
+        if message is None or (link := _decode_link(message, {name})) is None:
+            continue
+        names[message["index"]] = name
+        objects.add(link)
+        if isinstance(link, Veth) and is_owned(link):
+            pairs[message["index"], message.get("link")] = name
+    for route in (o for o in places if isinstance(o, Route)):
+        # The kernel has no other way to ask for one route: it tells which one a packet would take
+        # (RTM_F_FIB_MATCH, Linux 4.13). With the rule to the pods' table gone it names another
+        # one, and this one counts as missing until a look at everything finds out why.
+        message = _get(
+            host,
+            ROUTES,
+            [("RTA_DST", str(route.destination.network_address))],
+            family=AF[_family_name(route.destination.version)],
+            dst_len=route.destination.prefixlen,
+            flags=RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH,
+        )
+        found = message and _decode_route(message, "", names)
+        if found and found.key == route.key:
+            objects.add(found)
+    if any(isinstance(o, Neighbour) for o in places):
+        objects |= _permanent_neighbours(host, "", names)
+    return objects, pairs
+
+
+def _get(
+    host: Rtnetlink, table: Table, attributes: Iterable[tuple[str, str]], **fields: int
+) -> Facts | None:
+    """Read one entry; None if there is no such thing."""
+    try:
+        return host.get(table, attributes, **fields)
+    except NetlinkError as error:
+        if error.code in GONE or error.code in UNREACHABLE:
+            return None
+        raise
+
+
+def _observe_pods(desired: Iterable[KernelObject], pairs: Pairs) -> set[KernelObject]:
+    objects: set[KernelObject] = set()
+    for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
+        try:
+            with _inside(path) as inside:
+                objects |= _observe_pod(inside, path, pairs)
+        except (NetlinkError, OSError, KeyError, ValueError) as error:
+            # Whoever owns the pod may change it while we read: an entry without its link.
+            raise NamespaceError(path, str(error)) from error
+    return objects
+
+
+def _all_rules(host: Rtnetlink) -> Iterator[tuple[Facts, str]]:
     for name in FAMILIES:
-        for message in dump(partial(ip.get_rules, family=AF[name]), "rules"):
+        for message in host.dump(RULES, family=AF[name]):
             yield message, name
 
 
-def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
+def _all_routes(where: Rtnetlink) -> Iterator[Facts]:
+    for number in AF.values():
+        yield from where.dump(ROUTES, family=number)
+
+
+def _observe_pod(inside: Rtnetlink, path: str, pairs: Pairs) -> set[KernelObject]:
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
-    for message in dump(ip.get_links, f"links of {path}"):
+    for message in inside.dump(LINKS):
         name = message.get("ifname")
         names[message["index"]] = name
         if name != "lo":
@@ -423,9 +501,9 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
             veth = pairs.get((message.get("link"), message["index"]), "")
             mac, mtu = message.get("address"), message.get("mtu")
             objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
-    routes = [_decode_route(m, path, names) for m in dump(ip.get_routes, f"routes of {path}")]
+    routes = [_decode_route(m, path, names) for m in _all_routes(inside)]
     connected = _connected(routes)
-    for message in dump(ip.get_addr, f"addresses of {path}"):
+    for message in inside.dump(ADDRESSES):
         found = _decode_address(message, path, names, connected)
         # fe80::/10 is the kernel's own business; 169.254.0.0/16 is nobody's but who puts it there.
         by_itself = found.address.version == 6 and found.address.is_link_local
@@ -434,19 +512,21 @@ def _observe_pod(ip: IPRoute, path: str, pairs: Pairs) -> set[KernelObject]:
     for route in routes:
         if route and route.table == MAIN_TABLE:
             objects.add(route)
-    return objects | _permanent_neighbours(ip, path, names)
+    return objects | _permanent_neighbours(inside, path, names)
 
 
-def _permanent_neighbours(ip: IPRoute, path: str, names: Mapping[int, str]) -> set[KernelObject]:
+def _permanent_neighbours(
+    where: Rtnetlink, path: str, names: Mapping[int, str]
+) -> set[KernelObject]:
     found: set[KernelObject] = set()
-    for message in dump(ip.get_neighbours, f"neighbours of {path or 'the host'}"):
+    for message in where.dump(NEIGHBOURS):
         device, mac = names.get(message["ifindex"]), message.get("lladdr")
         if device and mac and message["state"] & NUD_PERMANENT:
             found.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
     return found
 
 
-def _decode_link(message: Message, veths: set[str]) -> Link | None:
+def _decode_link(message: Facts, veths: set[str]) -> Link | None:
     name, alias = message.get("ifname"), message.get("ifalias") or ""
     mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
     ours = alias.startswith(f"{ALIAS}:") or is_unfinished(name, mac or "")
@@ -463,7 +543,7 @@ def _connected(routes: Iterable[Route | None]) -> set[tuple[str, IpNetwork]]:
 
 
 def _decode_address(
-    message: Message, path: str, names: dict[int, str], connected: set[tuple[str, IpNetwork]]
+    message: Facts, path: str, names: dict[int, str], connected: set[tuple[str, IpNetwork]]
 ) -> LinkAddress:
     """Return an address; what counts is not its flag, but whether the route is there.
 
@@ -483,7 +563,7 @@ def _decode_address(
     )
 
 
-def _decode_route(message: Message, path: str, names: dict[int, str]) -> Route | None:
+def _decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | None:
     """Return the route; None for those the kernel keeps for itself (local, broadcast, ...)."""
     if message["type"] != RTN_UNICAST and message["proto"] != PROTOCOL:
         return None
@@ -503,7 +583,7 @@ def _decode_route(message: Message, path: str, names: dict[int, str]) -> Route |
     )
 
 
-def _decode_rule(message: Message, family: str) -> Rule:
+def _decode_rule(message: Facts, family: str) -> Rule:
     source = message.get("src")
     mark = message.get("fwmark")
     others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in KNOWN_RULE_FIELDS)
@@ -521,7 +601,7 @@ def _decode_rule(message: Message, family: str) -> Rule:
     )
 
 
-def _decode_foreign_rule(message: Message, family: str) -> ForeignRule:
+def _decode_foreign_rule(message: Facts, family: str) -> ForeignRule:
     rule = _decode_rule(message, family)
     return ForeignRule(
         family=family,
@@ -534,26 +614,16 @@ def _decode_foreign_rule(message: Message, family: str) -> ForeignRule:
     )
 
 
-def _is_up(message: Message) -> bool:
+def _is_up(message: Facts) -> bool:
     return bool(message["flags"] & IFF_UP)
 
 
-def _link_kind(message: Message) -> str:
-    return message.get(("linkinfo", "kind")) or ""
+def _link_kind(message: Facts) -> str:
+    return message.get("kind") or ""
 
 
 def _family_name(version: int) -> str:
     return "ipv4" if version == 4 else "ipv6"
-
-
-def dump(read: Callable[[], Iterable[Message]], what: str) -> list[Message]:
-    """Read a whole table, again if the kernel says that it changed meanwhile."""
-    for _ in range(DUMP_ATTEMPTS):
-        try:
-            return list(read())
-        except NetlinkDumpInterrupted:
-            continue
-    raise ObserveError(what, f"the table changed during each of {DUMP_ATTEMPTS} dumps")
 
 
 @contextmanager
@@ -567,70 +637,11 @@ def _reading(what: str) -> Iterator[None]:
         raise ObserveError(what, str(error)) from error
 
 
-@contextmanager
-def _host() -> Iterator[IPRoute]:
-    ip = IPRoute()
-    try:
-        yield ip
-    finally:
-        ip.close()
-
-
-@contextmanager
-def _inside(path: str) -> Iterator[IPRoute]:
-    ip = _open_inside(path)
-    try:
-        yield ip
-    finally:
-        ip.close()
-
-
-def _open_namespace(identity: str) -> int:
-    """Open a namespace by its identity; the caller closes the descriptor.
-
-    Raises:
-        FileNotFoundError: it is gone, also if its path leads to another one by now.
-    """
-    path, inode = netns_path(identity), netns_inode(identity)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if inode and os.fstat(fd).st_ino != inode:
-        os.close(fd)
-        raise FileNotFoundError(errno.ENOENT, "leads to another namespace by now", path)
-    return fd
-
-
-def _open_inside(identity: str) -> IPRoute:
-    """Open a netlink socket in a namespace; the thread is back home afterwards.
+def _inside(identity: str) -> Rtnetlink:
+    """Open a socket in a pod's namespace; the thread is back home afterwards.
 
     Raises:
         FileNotFoundError: there is no such namespace.
     """
     with entered(identity):
-        return IPRoute()
-
-
-@contextmanager
-def entered(identity: str) -> Iterator[None]:
-    """Put this thread into a namespace for a while.
-
-    Raises:
-        FileNotFoundError: there is no such namespace.
-    """
-    target = _open_namespace(identity)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            netns.setns(target)
-        except OSError as error:
-            # A path whose namespace is gone is an ordinary empty file: setns answers EINVAL.
-            if error.errno == errno.EINVAL:
-                reason = "not a network namespace"
-                raise FileNotFoundError(errno.ENOENT, reason, identity) from error
-            raise
-        try:
-            yield
-        finally:
-            netns.setns(home)
-    finally:
-        os.close(target)
-        os.close(home)
+        return Rtnetlink()

@@ -13,12 +13,11 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute, netns
+from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETNSID, RTM_NEWNSID
@@ -39,15 +38,16 @@ from reconciler.core.predecessor import (
 )
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.iptables import Iptables
+from reconciler.targets.namespaces import entered_by
 from reconciler.targets.netlink import (
     FR_ACT_TO_TBL,
     GONE,
     KNOWN_RULE_FIELDS,
     RTN_UNICAST,
     SCOPE_NOWHERE,
-    dump,
 )
 from reconciler.targets.nft import StockTables
+from reconciler.targets.rtnetlink import LINKS, ROUTES, RULES, Facts, Rtnetlink
 
 DIRECTORY = Path("/var/run/aws-node")
 """Where its daemon keeps its checkpoint and its socket (amazon-vpc-cni-k8s ``ipamd.go``)."""
@@ -66,8 +66,6 @@ PLACES = ("run/netns/*", "proc/[0-9]*/ns/net")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 """Container IDs and interface names, as the CNI specification limits them; they become names of
 files."""
-
-Message = Any
 
 
 class Remains:
@@ -178,10 +176,10 @@ def _allocation(body: dict[str, Any]) -> Allocation:
 
 
 def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
-    with IPRoute() as ip:
-        names = {m["index"]: m.get("ifname") for m in dump(ip.get_links, "links")}
-        rules = dump(partial(ip.get_rules, family=AF_INET), "rules")
-        routes = dump(partial(ip.get_routes, family=AF_INET), "routes")
+    with Rtnetlink() as host:
+        names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
+        rules = host.dump(RULES, family=AF_INET)
+        routes = host.dump(ROUTES, family=AF_INET)
     return (
         tuple(_decode_rule(m) for m in rules if m.get("protocol") != PROTOCOL),
         tuple(
@@ -192,7 +190,7 @@ def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
     )
 
 
-def _decode_rule(message: Message) -> StockRule:
+def _decode_rule(message: Facts) -> StockRule:
     mark = message.get("fwmark")
     known = KNOWN_RULE_FIELDS | {"FRA_DST"}
     others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in known)
@@ -214,7 +212,7 @@ def _decode_rule(message: Message) -> StockRule:
     )
 
 
-def _decode_route(message: Message, names: dict[int, str]) -> StockRoute:
+def _decode_route(message: Facts, names: dict[int, str]) -> StockRoute:
     gateway = message.get("gateway")
     return StockRoute(
         table=message.get("table"),
@@ -285,8 +283,8 @@ def _remove_route(ip: IPRoute, route: StockRoute) -> None:
 def _find_ends(veths: set[str]) -> dict[str, PodEnd]:
     """Match each link's peer, by namespace id and index, with what is in that namespace."""
     peers: dict[int, dict[int, tuple[str, str]]] = {}
-    with IPRoute() as ip:
-        messages = dump(ip.get_links, "links")
+    with Rtnetlink() as host:
+        messages = host.dump(LINKS)
     for message in messages:
         name, nsid = message.get("ifname"), message.get("link_netnsid")
         if name in veths and nsid is not None:
@@ -318,8 +316,10 @@ def _look_into(
         ends = peers.pop(_nsid(fd), None)
         if ends is None:
             return
-        with _inside(fd) as inner:
-            links = {m["index"]: m for m in dump(inner.get_links, f"links of {path}")}
+        with entered_by(fd):
+            inner = Rtnetlink()
+        with inner:
+            links = {m["index"]: m for m in inner.dump(LINKS)}
         for index, (veth, host_mac) in ends.items():
             if index in links:
                 name, mac = links[index].get("ifname"), links[index].get("address")
@@ -354,16 +354,3 @@ def _nsid(fd: int) -> int:
             return int(struct.unpack_from("=i", answer, offset + 4)[0])
         offset += max(length + 3 & ~3, 4)
     return -1
-
-
-def _inside(fd: int) -> IPRoute:
-    """Open a netlink socket in a namespace; the thread is back home afterwards."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        netns.setns(fd)
-        try:
-            return IPRoute()
-        finally:
-            netns.setns(home)
-    finally:
-        os.close(home)

@@ -10,8 +10,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,9 @@ LOOK = "look.json"
 """The last look at EC2."""
 
 Record = Intent | Attachment | Cooling | Quarantine | Creation
+Version = tuple[int, int, int]
+"""Inode, time of modification in nanoseconds, size in bytes."""
+
 R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
 
 KINDS = ("intents", "attachments", "cooling", "quarantine", "creations")
@@ -57,6 +60,7 @@ class StateDirectory:
     def __init__(self, root: Path = DEFAULT) -> None:
         self.root = root
         self._lock: int | None = None
+        self._parsed: dict[str, dict[str, tuple[Version, Any]]] = {}
 
     @property
     def intents(self) -> Path:
@@ -126,6 +130,27 @@ class StateDirectory:
             creations=self._load("creations", _parse_creation),
         )
 
+    def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
+        """Read the records of these attachments, and those that are no pod's.
+
+        Args:
+            keys: of the intents and attachments to read again.
+            before: what was last read; of all others it is still true.
+
+        Raises:
+            ObserveError: as for ``observe``.
+        """
+        names = sorted(map(_file_name, keys))
+        return Records(
+            intents=_updated(before.intents, keys, self._load("intents", _parse_intent, names)),
+            attachments=_updated(
+                before.attachments, keys, self._load("attachments", _parse_attachment, names)
+            ),
+            cooling=self._load("cooling", _parse_cooling),
+            quarantined=self._load("quarantine", _parse_quarantine),
+            creations=self._load("creations", _parse_creation),
+        )
+
     def apply(self, actions: Sequence[Change[Record]]) -> tuple[ApplyError, ...]:
         """Write and unlink records, in order.
 
@@ -183,20 +208,41 @@ class StateDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _load(self, kind: str, parse: Callable[[dict[str, Any]], R]) -> tuple[R, ...]:
-        records = []
-        try:
-            paths = sorted((self.root / kind).glob("*.json"))
-        except OSError as error:
-            raise ObserveError(f"{self.root / kind}", str(error)) from error
-        for path in paths:
+    def _load(
+        self,
+        kind: str,
+        parse: Callable[[dict[str, Any]], R],
+        names: Iterable[str] | None = None,
+    ) -> tuple[R, ...]:
+        """Read all records of a kind, or those of these names; parse only what has changed."""
+        directory = self.root / kind
+        known = self._parsed.get(kind, {})
+        parsed: dict[str, tuple[Version, R]] = {}
+        for name in self._list(directory) if names is None else names:
+            path = f"{directory}/{name}"
             try:
-                records.append(parse(json.loads(path.read_text())))
+                version = _version(path)
+                before = known.get(name)
+                if before is not None and before[0] == version:
+                    parsed[name] = (version, _again(before[1]))
+                else:
+                    with open(path) as f:  # noqa: PTH123 - there are hundreds
+                        parsed[name] = (version, parse(json.load(f)))
             except FileNotFoundError:
                 continue  # unlinked since the directory was listed
             except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
                 raise ObserveError(f"record {path}", f"{type(error).__name__}: {error}") from error
-        return tuple(sorted(records, key=lambda r: r.key))
+        # Another thread may have read meanwhile; what it has parsed is then parsed once more.
+        self._parsed[kind] = parsed if names is None else known | parsed
+        return tuple(sorted((record for _, record in parsed.values()), key=lambda r: r.key))
+
+    def _list(self, directory: Path) -> list[str]:
+        try:
+            return [path.name for path in directory.iterdir() if path.suffix == ".json"]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ObserveError(f"{directory}", str(error)) from error
 
     def _path(self, record: Record) -> Path:
         match record:
@@ -353,12 +399,37 @@ def _check_version(body: object) -> None:
         raise ValueError(f"no record of schema version {VERSION}, the one this release reads")
 
 
+def _updated(
+    before: Iterable[Any], keys: Collection[AttachmentKey], now: Iterable[Any]
+) -> tuple[Any, ...]:
+    """Put what was read of these keys into the place of what was read before."""
+    return tuple(sorted((*(r for r in before if r.key not in keys), *now), key=lambda r: r.key))
+
+
+def _version(path: str) -> Version:
+    """Tell one content of a file from every other: a record is only ever replaced by a rename."""
+    found = os.stat(path)  # noqa: PTH116 - there are hundreds
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _again(record: R) -> R:
+    """Look again whether a record's namespace is there: that is not in its file."""
+    match record:
+        case Intent():
+            alive = _is_alive(record.netns, record.netns_inode)
+        case Attachment():
+            alive = _is_alive(netns_path(record.netns), netns_inode(record.netns))
+        case _:
+            return record
+    return record if alive is record.netns_alive else replace(record, netns_alive=alive)
+
+
 def _is_alive(netns: str, inode: int) -> bool:
     """Whether the path still leads to the namespace it led to; a path can be reused."""
     if not netns:
         return False
     try:
-        found = Path(netns).stat().st_ino
+        found = os.stat(netns).st_ino  # noqa: PTH116 - there are hundreds
     except OSError:
         return False
     return inode in (0, found)

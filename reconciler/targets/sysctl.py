@@ -11,7 +11,7 @@ from pathlib import Path
 from reconciler.core.plan import Change
 from reconciler.domains.sysctl import Sysctl
 from reconciler.errors import ApplyError, NamespaceError, ObserveError
-from reconciler.targets.netlink import entered
+from reconciler.targets.namespaces import entered
 
 PROC_SYS = Path("/proc/sys")
 """``/proc/sys/net`` shows the namespace of the thread that opens it (proc(5))."""

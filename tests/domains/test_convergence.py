@@ -41,7 +41,7 @@ def kernel_domains(netlink: Target, nft: Target, settings: Target) -> list[Domai
     return [
         Domain("sysctl", sysctl.desire, sysctl.plan, settings),
         Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
-        Domain("link-sysctl", sysctl.desire_links, sysctl.plan, kernel, (Sysctl,)),
+        Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
         Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
         Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
         Domain("route", route.desire, route.plan, kernel, (Route,)),

@@ -22,7 +22,7 @@ def names(settings: Any) -> set[str]:
 def test_a_node_of_ipv4_is_left_alone_in_ipv6() -> None:
     now = inputs(2, (attachment(1),))
     assert not [n for n in names(sysctl.desire(now)) if "ipv6" in n]
-    assert sysctl.desire_links(now) == frozenset()
+    assert sysctl.desire_pods(now) == frozenset()
 
 
 def test_forwarding_is_switched_on_after_the_primarys_default_route_is_safe() -> None:
@@ -43,7 +43,7 @@ def test_the_router_is_believed_on_the_primary_alone() -> None:
 def test_both_ends_of_a_link_speak_ipv6_if_its_pod_does() -> None:
     v6 = attachment(1, addresses=(SUBNET[11], OWN))
     now = inputs(1, (v6, attachment(2)), document=V6)
-    said = {(s.netns, s.name) for s in sysctl.desire_links(now)}
+    said = {(s.netns, s.name) for s in sysctl.desire_pods(now)}
     assert said == {
         ("", f"net/ipv6/conf/{v6.veth}/disable_ipv6"),
         ("", f"net/ipv6/conf/{v6.veth}/accept_ra"),

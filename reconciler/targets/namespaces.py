@@ -1,0 +1,70 @@
+"""Network namespaces: how this thread gets into one, and out again.
+
+A socket belongs for life to the namespace its thread was in when it was made, which is how the
+namespaces of pods are entered: setns, open, setns back; no process, no thread. Only for setns a
+door to ``pyroute2``: Python has it from 3.12 on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyroute2 import netns
+
+from reconciler.core.attachment import netns_inode, netns_path
+
+
+def open_namespace(identity: str) -> int:
+    """Open a namespace by its identity; the caller closes the descriptor.
+
+    Raises:
+        FileNotFoundError: it is gone, also if its path leads to another one by now.
+    """
+    path, inode = netns_path(identity), netns_inode(identity)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if inode and os.fstat(fd).st_ino != inode:
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "leads to another namespace by now", path)
+    return fd
+
+
+@contextmanager
+def entered(identity: str) -> Iterator[None]:
+    """Put this thread into a namespace for a while.
+
+    Raises:
+        FileNotFoundError: there is no such namespace.
+    """
+    target = open_namespace(identity)
+    try:
+        with entered_by(target):
+            yield
+    except OSError as error:
+        # A path whose namespace is gone is an ordinary empty file: setns answers EINVAL.
+        if error.errno == errno.EINVAL:
+            reason = "not a network namespace"
+            raise FileNotFoundError(errno.ENOENT, reason, identity) from error
+        raise
+    finally:
+        os.close(target)
+
+
+@contextmanager
+def entered_by(descriptor: int) -> Iterator[None]:
+    """Put this thread into an open namespace for a while.
+
+    Raises:
+        OSError: the descriptor is of no network namespace.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        netns.setns(descriptor)
+        try:
+            yield
+        finally:
+            netns.setns(home)
+    finally:
+        os.close(home)

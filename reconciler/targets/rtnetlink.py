@@ -1,0 +1,188 @@
+"""rtnetlink's answers, decoded by pyroute2, without its event loop: a door to ``pyroute2``.
+
+``IPRoute`` runs an event loop for each message it reads, and decodes some forty attributes of each
+link. Both are paid for every pod on the node at every look. Here one plain socket is asked, and a
+message is decoded only if the same bytes were not decoded before: with statistics left out, a link
+that has not changed is told in the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from reconciler.errors import ObserveError
+
+Facts = Any
+"""A message as a dict: its header's fields, and the attributes that the kernel sent by their names
+without the prefix (``ifname``)."""
+
+Memory = dict[str, dict[bytes, Facts]]
+"""What was decoded at the last look, by question and content."""
+
+DUMP_ATTEMPTS = 30
+"""A dump the kernel marks as interrupted (NLM_F_DUMP_INTR) is not the truth. Cilium settled on
+30 tries (cilium/cilium#35614)."""
+
+RECEIVE_BYTES = 1 << 17
+"""The kernel fills as much of a dump into one answer as the reader has room for, up to 32 KiB."""
+
+HEADER = struct.Struct("=IHHII")
+"""``struct nlmsghdr``: length, type, flags, sequence, port."""
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+NLM_F_DUMP_INTR = 0x10
+RTEXT_FILTER_SKIP_STATS = 8
+
+
+class Table(NamedTuple):
+    """One of the kernel's tables.
+
+    Attributes:
+        message: pyroute2's class for its entries.
+        get: the request (linux/rtnetlink.h).
+        attributes: those that are wanted, of nested ones the way; all, if none are named.
+        always: attributes of every request.
+    """
+
+    name: str
+    message: type
+    get: int
+    attributes: tuple[str | tuple[str, str], ...] = ()
+    always: tuple[tuple[str, Any], ...] = ()
+
+
+LINKS = Table(
+    "links",
+    ifinfmsg,
+    18,
+    ("ifname", "address", "mtu", "link", "ifalias", "link_netnsid", ("linkinfo", "kind")),
+    (("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS),),
+)
+ADDRESSES = Table("addresses", ifaddrmsg, 22)
+ROUTES = Table("routes", rtmsg, 26)
+NEIGHBOURS = Table("neighbours", ndmsg, 30, ("dst", "lladdr"))
+RULES = Table("rules", fibmsg, 34)
+
+
+class Rtnetlink:
+    """A socket into the namespace its thread was in when it was made; it stays there for life.
+
+    Args:
+        memory: shared by the sockets into one namespace; without it everything is decoded.
+    """
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = memory
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+
+    def __enter__(self) -> Rtnetlink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def dump(self, table: Table, **fields: int) -> list[Facts]:
+        """Read a whole table, again if the kernel says that it changed meanwhile.
+
+        Of routes and rules without a ``family`` the kernel shows those of one family only.
+
+        Raises:
+            NetlinkError: the kernel refused.
+            ObserveError: the table never stood still.
+        """
+        for _ in range(DUMP_ATTEMPTS):
+            try:
+                contents = list(self._ask(table, NLM_F_REQUEST | NLM_F_DUMP, fields, ()))
+            except NetlinkDumpInterrupted:
+                continue
+            return self._decode_all(table, f"{table.name} {fields}", contents)
+        raise ObserveError(table.name, f"it changed during each of {DUMP_ATTEMPTS} dumps")
+
+    def get(self, table: Table, attributes: Iterable[tuple[str, Any]], **fields: int) -> Facts:
+        """Read one entry.
+
+        Raises:
+            NetlinkError: the kernel has no such entry, or refused.
+        """
+        for content in self._ask(table, NLM_F_REQUEST, fields, attributes):
+            return _decode(table, content)
+        raise NetlinkError(errno.ENODATA, f"no answer about {table.name}")
+
+    def _decode_all(self, table: Table, what: str, contents: list[bytes]) -> list[Facts]:
+        if self._memory is None:
+            return [_decode(table, content) for content in contents]
+        before = self._memory.get(what, {})
+        now = {c: before[c] if c in before else _decode(table, c) for c in contents}
+        self._memory[what] = now
+        return [now[content] for content in contents]
+
+    def _ask(
+        self,
+        table: Table,
+        flags: int,
+        fields: Mapping[str, int],
+        attributes: Iterable[tuple[str, Any]],
+    ) -> Iterator[bytes]:
+        """Yield the answer's messages."""
+        request = table.message()
+        request["header"]["type"] = table.get
+        request["header"]["flags"] = flags
+        for name, value in fields.items():
+            request[name] = value
+        request["attrs"] = [*table.always, *attributes]
+        request.encode()
+        self._socket.send(request.data)
+        interrupted = False
+        while True:
+            answer = self._socket.recv(RECEIVE_BYTES)
+            position = 0
+            while position < len(answer):
+                length, kind, its_flags, _, _ = HEADER.unpack_from(answer, position)
+                content = answer[position : position + length]
+                position += (length + 3) & ~3
+                interrupted |= bool(its_flags & NLM_F_DUMP_INTR)
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    _raise_refusal(content)
+                    if interrupted:
+                        raise NetlinkDumpInterrupted
+                    return
+                yield content
+            if not flags & NLM_F_DUMP:
+                return
+
+
+def _raise_refusal(content: bytes) -> None:
+    """Raise what an error message, or the end of a dump, says went wrong."""
+    body = content[HEADER.size : HEADER.size + 4]
+    code = -struct.unpack("=i", body)[0] if len(body) == 4 else 0
+    if code:
+        raise NetlinkError(code, os.strerror(code))
+
+
+def _decode(table: Table, content: bytes) -> Facts:
+    message = table.message(content)
+    message.decode()
+    facts: dict[str, Any] = {name: message[name] for name, _ in table.message.fields}  # type: ignore[attr-defined]
+    if not table.attributes:
+        prefix = len(table.message.prefix)  # type: ignore[attr-defined]
+        facts |= {name[prefix:].lower(): value for name, value in message["attrs"]}
+        facts["attrs"] = tuple(message["attrs"])
+    for way in table.attributes:
+        if (value := message.get(way)) is not None:
+            facts[way if isinstance(way, str) else way[-1]] = value
+    return facts

@@ -38,7 +38,14 @@ DOORS = {
     "nftables": {"reconciler/targets/nft.py"},
     "pyroute2": {
         f"reconciler/targets/{door}.py"
-        for door in ("conntrack", "namespaces", "netlink", "predecessor", "rtnetlink")
+        for door in (
+            "conntrack",
+            "namespaces",
+            "netlink",
+            "netlink_write",
+            "predecessor",
+            "rtnetlink",
+        )
     },
     "subprocess": {"reconciler/targets/iptables.py"},
     "watchdog": {"reconciler/triggers.py"},

@@ -35,7 +35,8 @@ class Records:
     @property
     def living(self) -> tuple[Attachment, ...]:
         """Attachments to keep in the kernel: all that were not given back."""
-        return tuple(a for a in self.attachments if a.key not in self.released)
+        released = self.released
+        return tuple(a for a in self.attachments if a.key not in released)
 
     @property
     def demand(self) -> Demand:

@@ -1,6 +1,6 @@
-"""The kernel's network objects through rtnetlink: read by ``Rtnetlink``, changed by ``IPRoute``.
+"""The kernel's network objects through rtnetlink: what is there.
 
-Both are opened and closed within each call, so that they never leave their thread.
+Sockets are opened and closed within each call, so that they never leave their thread.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
@@ -35,9 +35,20 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ApplyError, NamespaceError, ObserveError
-from reconciler.targets.namespaces import entered, open_namespace
+from reconciler.targets.namespaces import entered
+from reconciler.targets.netlink_write import (
+    FR_ACT_TO_TBL,
+    IFA_F_NOPREFIXROUTE,
+    IFF_UP,
+    NUD_PERMANENT,
+    RTN_UNICAST,
+    KernelObject,
+    Sessions,
+    apply_one,
+)
 from reconciler.targets.rtnetlink import (
     ADDRESSES,
+    AF,
     LINKS,
     NEIGHBOURS,
     ROUTES,
@@ -48,23 +59,13 @@ from reconciler.targets.rtnetlink import (
     Table,
 )
 
-KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 Pairs = dict[tuple[int | None, int | None], str]
 """Name of each host veth of ours by (its index, its pod end's index)."""
 
-AF = {"ipv4": 2, "ipv6": 10}
-IFF_UP = 0x1
-IFA_F_NODAD = 0x02
-IFA_F_NOPREFIXROUTE = 0x200
-NUD_PERMANENT = 0x80
-RTN_UNICAST = 1
-RTPROT_KERNEL = 2
-FR_ACT_TO_TBL = 1
 RTPROT_KERNEL = 2
 RTM_F_LOOKUP_TABLE = 0x1000
 RTM_F_FIB_MATCH = 0x2000
 ARPHRD_ETHER = 1
-SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
 """What the kernel answers when a thing to delete does not exist: the wish is fulfilled."""
@@ -231,10 +232,10 @@ class Netlink:
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order, each namespace entered once; return what failed."""
         failures: list[ApplyError] = []
-        with _Sessions() as sessions:
+        with Sessions() as sessions:
             for action in actions:
                 try:
-                    _apply_one(sessions, action)
+                    apply_one(sessions, action)
                 except NetlinkError as error:
                     if action.verb is Verb.DELETE and error.code in GONE:
                         continue
@@ -244,152 +245,6 @@ class Netlink:
                     number = error.errno or 0
                     failures.append(ApplyError.from_errno(str(action), number, str(error), error))
         return tuple(failures)
-
-
-class _Sessions:
-    """Netlink sockets by namespace path, opened when first needed, closed together."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, IPRoute] = {}
-        self._index: dict[tuple[str, str], int] = {}
-
-    def __enter__(self) -> _Sessions:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for ip in self._open.values():
-            ip.close()
-
-    def __call__(self, path: str) -> IPRoute:
-        if path not in self._open:
-            with entered(path) if path else nullcontext():
-                self._open[path] = IPRoute()
-        return self._open[path]
-
-    def index(self, path: str, name: str) -> int:
-        """Return a link's index.
-
-        Raises:
-            NetlinkError: ENODEV if there is no such link.
-        """
-        found = self(path).link_lookup(ifname=name)
-        if not found:
-            raise NetlinkError(errno.ENODEV, f"no link {name}")
-        return int(found[0])
-
-
-def _apply_one(sessions: _Sessions, action: Change[KernelObject]) -> None:
-    deleting = action.verb is Verb.DELETE
-    match action.object:
-        case EniLink() as link:
-            ip, index = sessions(""), sessions.index("", link.name)
-            ip.link("set", index=index, mtu=link.mtu, state="up" if link.up else "down")
-        case Veth() as veth:
-            _apply_veth(sessions, action.verb, veth)
-        case PodLink() as link:
-            _apply_pod_link(sessions, link, deleting=deleting)
-        case LinkAddress() as address:
-            _apply_address(sessions, action.verb, address)
-        case Neighbour() as neighbour:
-            sessions(neighbour.netns).neigh(
-                "delete" if deleting else "replace",
-                dst=str(neighbour.address),
-                lladdr=neighbour.mac,
-                ifindex=sessions.index(neighbour.netns, neighbour.device),
-                state=NUD_PERMANENT,
-            )
-        case Route() as route:
-            _apply_route(sessions, route, deleting=deleting)
-        case Rule() as rule:
-            _apply_rule(sessions, rule, deleting=deleting)
-
-
-def _apply_veth(sessions: _Sessions, verb: Verb, veth: Veth) -> None:
-    ip = sessions("")
-    if verb is Verb.DELETE:
-        ip.link("delete", index=sessions.index("", veth.name))
-        return
-    if verb is Verb.CREATE:
-        # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
-        fd = open_namespace(veth.pod_netns)
-        try:
-            peer = {
-                "ifname": veth.pod_name,
-                "address": veth.pod_mac,
-                "mtu": veth.mtu,
-                "net_ns_fd": fd,
-            }
-            ip.link(
-                "add", ifname=veth.name, kind="veth", address=veth.mac, mtu=veth.mtu, peer=peer
-            )
-        finally:
-            os.close(fd)
-    ip.link(
-        "set",
-        index=sessions.index("", veth.name),
-        address=veth.mac,
-        mtu=veth.mtu,
-        ifalias=veth.alias,
-        state="up" if veth.up else "down",
-    )
-
-
-def _apply_pod_link(sessions: _Sessions, link: PodLink, *, deleting: bool) -> None:
-    ip, index = sessions(link.netns), sessions.index(link.netns, link.name)
-    if deleting:
-        ip.link("delete", index=index)
-        return
-    ip.link("set", index=index, address=link.mac, mtu=link.mtu, state="up" if link.up else "down")
-
-
-def _apply_address(sessions: _Sessions, verb: Verb, address: LinkAddress) -> None:
-    ip, index = sessions(address.netns), sessions.index(address.netns, address.device)
-    what = {"address": str(address.address), "prefixlen": address.prefix_length}
-    if verb is not Verb.CREATE:
-        # The kernel does not change IFA_F_NOPREFIXROUTE of an IPv4 address in place.
-        ip.addr("delete", index=index, **what)
-    if verb is not Verb.DELETE:
-        flags = 0 if address.connected_route else IFA_F_NOPREFIXROUTE
-        flags |= IFA_F_NODAD if address.address.version == 6 else 0
-        ip.addr("add", index=index, flags=flags, **what)
-
-
-def _apply_route(sessions: _Sessions, route: Route, *, deleting: bool) -> None:
-    words: dict[str, Any] = {
-        "dst": str(route.destination),
-        "table": route.table,
-        "proto": route.protocol,
-        "family": AF[_family_name(route.destination.version)],
-    }
-    if route.metric:
-        words["priority"] = route.metric
-    if deleting:
-        # Without a scope the kernel would look for one of scope "universe" only.
-        sessions(route.netns).route("delete", scope=SCOPE_NOWHERE, **words)
-        return
-    words["oif"] = sessions.index(route.netns, route.device)
-    if route.gateway:
-        words["gateway"] = str(route.gateway)
-    words["scope"] = SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
-    sessions(route.netns).route("replace", **words)
-
-
-def _apply_rule(sessions: _Sessions, rule: Rule, *, deleting: bool) -> None:
-    words: dict[str, Any] = {
-        "priority": rule.priority,
-        "table": rule.table,
-        "protocol": rule.protocol,
-        "family": AF[rule.family],
-    }
-    if rule.mark is not None:
-        words |= {"fwmark": rule.mark, "fwmask": rule.mask}
-    if rule.source is not None:
-        words |= {"src": str(rule.source.network_address), "src_len": rule.source.prefixlen}
-    try:
-        sessions("").rule("delete" if deleting else "add", **words)
-    except NetlinkError as error:
-        if deleting or error.code != errno.EEXIST:
-            raise
 
 
 def _observe_host(

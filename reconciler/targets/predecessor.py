@@ -39,13 +39,8 @@ from reconciler.core.predecessor import (
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.iptables import Iptables
 from reconciler.targets.namespaces import entered_by
-from reconciler.targets.netlink import (
-    FR_ACT_TO_TBL,
-    GONE,
-    KNOWN_RULE_FIELDS,
-    RTN_UNICAST,
-    SCOPE_NOWHERE,
-)
+from reconciler.targets.netlink import GONE, KNOWN_RULE_FIELDS
+from reconciler.targets.netlink_write import FR_ACT_TO_TBL, RTN_UNICAST, SCOPE_NOWHERE
 from reconciler.targets.nft import StockTables
 from reconciler.targets.rtnetlink import LINKS, ROUTES, RULES, Facts, Rtnetlink
 

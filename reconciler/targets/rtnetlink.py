@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
@@ -41,10 +42,37 @@ RECEIVE_BYTES = 1 << 17
 HEADER = struct.Struct("=IHHII")
 """``struct nlmsghdr``: length, type, flags, sequence, port."""
 
+AF = {"ipv4": 2, "ipv6": 10}
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
 RTEXT_FILTER_SKIP_STATS = 8
+
+
+Attributes = list[tuple[str, Any]]
+"""Attributes of a request, by pyroute2's names."""
+
+
+class How(Enum):
+    """Ways to change an entry: its message's distance from the request to read, and flags.
+
+    Source: linux/rtnetlink.h (RTM_NEW* and RTM_DEL* come before RTM_GET*), linux/netlink.h.
+    """
+
+    SET = (-2, 0)
+    CREATE = (-2, 0x400 | 0x200)
+    REPLACE = (-2, 0x400 | 0x100)
+    DELETE = (-1, 0)
+
+    @property
+    def offset(self) -> int:
+        """From RTM_GET* to the message's type."""
+        return self.value[0]
+
+    @property
+    def flags(self) -> int:
+        """NLM_F_CREATE with NLM_F_EXCL or NLM_F_REPLACE."""
+        return self.value[1]
 
 
 class Table(NamedTuple):
@@ -94,7 +122,7 @@ class Rtnetlink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self.close()
 
     def dump(self, table: Table, **fields: int) -> list[Facts]:
         """Read a whole table, again if the kernel says that it changed meanwhile.
@@ -107,7 +135,7 @@ class Rtnetlink:
         """
         for _ in range(DUMP_ATTEMPTS):
             try:
-                contents = list(self._ask(table, NLM_F_REQUEST | NLM_F_DUMP, fields, ()))
+                contents = list(self._ask(table, NLM_F_DUMP, fields, ()))
             except NetlinkDumpInterrupted:
                 continue
             return self._decode_all(table, f"{table.name} {fields}", contents)
@@ -119,17 +147,35 @@ class Rtnetlink:
         Raises:
             NetlinkError: the kernel has no such entry, or refused.
         """
-        for content in self._ask(table, NLM_F_REQUEST, fields, attributes):
+        for content in self._ask(table, 0, fields, attributes):
             return _decode(table, content)
         raise NetlinkError(errno.ENODATA, f"no answer about {table.name}")
+
+    def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
+        """Make, change or delete one entry.
+
+        Raises:
+            NetlinkError: the kernel refused.
+        """
+        for _ in self._ask(table, how.flags | NLM_F_ACK, fields, attributes, how.offset):
+            pass
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
     def _decode_all(self, table: Table, what: str, contents: list[bytes]) -> list[Facts]:
         if self._memory is None:
             return [_decode(table, content) for content in contents]
         before = self._memory.get(what, {})
-        now = {c: before[c] if c in before else _decode(table, c) for c in contents}
+        # Without its header, in which each socket has a number of its own.
+        bodies = [content[HEADER.size :] for content in contents]
+        now = {
+            body: before[body] if body in before else _decode(table, content)
+            for body, content in zip(bodies, contents, strict=True)
+        }
         self._memory[what] = now
-        return [now[content] for content in contents]
+        return [now[body] for body in bodies]
 
     def _ask(
         self,
@@ -137,11 +183,12 @@ class Rtnetlink:
         flags: int,
         fields: Mapping[str, int],
         attributes: Iterable[tuple[str, Any]],
+        offset: int = 0,
     ) -> Iterator[bytes]:
         """Yield the answer's messages."""
         request = table.message()
-        request["header"]["type"] = table.get
-        request["header"]["flags"] = flags
+        request["header"]["type"] = table.get + offset
+        request["header"]["flags"] = flags | NLM_F_REQUEST
         for name, value in fields.items():
             request[name] = value
         request["attrs"] = [*table.always, *attributes]
@@ -162,7 +209,7 @@ class Rtnetlink:
                         raise NetlinkDumpInterrupted
                     return
                 yield content
-            if not flags & NLM_F_DUMP:
+            if not flags & (NLM_F_DUMP | NLM_F_ACK):
                 return
 
 

@@ -84,7 +84,7 @@ class Agent:
         self._refused: str | None = None
         self._conditions = Conditions()
         self._latest: Pass | None = None
-        self._named: set[AttachmentKey] = set()
+        self._released: dict[AttachmentKey, None] = {}
         self._pods_at = self._full_pass_at = self._audit_at = float("-inf")
         self._broken = False
         self._transitions = 0
@@ -138,7 +138,7 @@ class Agent:
         deadline = asked_at + budget_s
         with self._changed:
             self._asked[key] = asked_at
-            self.look(key)
+            self._triggers.mark("intent")
             try:
                 while True:
                     attachment, seen_at = self._done.get(key, (None, 0.0))
@@ -154,10 +154,10 @@ class Agent:
             finally:
                 self._asked.pop(key, None)
 
-    def look(self, key: AttachmentKey) -> None:
-        """Take a hint that an intent has changed."""
+    def release(self, key: AttachmentKey) -> None:
+        """Take a hint that an attachment was given back; its intent says so."""
         with self._changed:
-            self._named.add(key)
+            self._released[key] = None
         self._triggers.mark("intent")
 
     def status(self) -> dict[str, Any]:
@@ -239,11 +239,19 @@ class Agent:
         return not hints <= LIGHT or time.monotonic() - self._audit_at >= 0.9 * resync_s
 
     def _pods_pass(self) -> bool:
-        """Serve the pods that ask; return whether all that could be done for them was done."""
+        """Serve the pods that ask; return whether all that could be done for them was done.
+
+        Those that leave go one by one, because the kernel takes its time with each link (an RCU
+        grace period, some 15 ms), and a pod that comes meanwhile shall not wait for all of them.
+        """
         started = time.monotonic()
         with self._changed:
-            keys = frozenset(self._named | self._asked.keys())
-            self._named.clear()
+            leaving = list(self._released)[:1]
+            for key in leaving:
+                del self._released[key]
+            keys = frozenset((*self._asked, *leaving))
+            if self._released:
+                self._triggers.mark("intent")
         try:
             result = self._node.pods_pass(keys)
         except ReconcilerError as error:

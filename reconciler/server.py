@@ -102,7 +102,7 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
             return _result(outcome, agent.pod_mtu)
         case "del":
             key = _key(question)
-            agent.look(key)  # the release is on disk: there is nothing to wait for
+            agent.release(key)  # the release is on disk: there is nothing to wait for
             log.info("del answered", extra={"key": key})
             return {"ok": True}
         case "status":

@@ -6,7 +6,7 @@ real one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -316,8 +316,20 @@ class FakeState:
         kinds = (Intent, Attachment, Cooling, Quarantine, Creation)
         return Records(*(of(kind) for kind in kinds))
 
-    def observe_at(self, keys: Iterable[Any], before: Records) -> Records:
-        return self.observe()
+    def observe_at(self, keys: Collection[Any], before: Records) -> Records:
+        now = self.observe()
+
+        def merge(was: Iterable[Any], found: Iterable[Any]) -> tuple[Any, ...]:
+            kept = [r for r in was if r.key not in keys]
+            return tuple(
+                sorted([*kept, *(r for r in found if r.key in keys)], key=lambda r: r.key)
+            )
+
+        return replace(
+            now,
+            intents=merge(before.intents, now.intents),
+            attachments=merge(before.attachments, now.attachments),
+        )
 
     def put(self, record: Any) -> None:
         """Write a record, as the executable does."""

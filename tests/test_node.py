@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from builders import SUBNET, document, eni, intent, node
+from builders import SUBNET, document, eni, intent, key, node
 from fake_cloud import FakeEc2, FakeImds
 from fakes import (
     FakeConntrack,
@@ -21,6 +21,10 @@ from fakes import (
 
 from reconciler.core.attachment import IntentState
 from reconciler.core.cloud import Limits
+from reconciler.core.plan import Change, Verb
+from reconciler.domains.link import PodLink, Veth
+from reconciler.engine import actions_of
+from reconciler.errors import NotReadyError
 from reconciler.node import LocalNode, World
 from reconciler.targets.ec2 import Ec2
 
@@ -199,3 +203,48 @@ def test_a_subnet_given_to_prefixes_falls_back_and_returns() -> None:
     assert [p.prefixlen for p in sim.ec2.enis[0].prefixes] == [28]
     assert sim.ec2.enis[0].prefixes[0].subnet_of(ip_network("10.0.1.0/24"))
     assert sim.ec2.enis[0].secondaries == ()
+
+
+def test_a_pass_for_some_pods_leaves_nothing_to_do_for_them_and_touches_no_other() -> None:
+    sim = Simulation(warmPool={"addresses": {"warm": 6}, "cooldown": "0s"})
+    for _ in range(2):
+        sim.turn()
+    for number in (1, 2, 3):
+        sim.start_pod(number)
+    result = sim.node.pods_pass(frozenset({key(1), key(2)}))
+    assert result.done.keys() == {key(1), key(2)}
+    assert {a.key for a in sim.state.observe().attachments} == {key(1), key(2)}
+    sim.end_pod(1)
+    # Somebody breaks the second one; who only serves the first neither sees nor mends it.
+    veth = sim.netlink.links().pods[key(2)]
+    (route,) = (o for o in sim.netlink.observe([]) if getattr(o, "device", "") == veth)
+    sim.netlink.apply([Change(Verb.DELETE, route, "test")])
+    sim.node.pods_pass(frozenset({key(1)}))
+    assert key(1) not in sim.netlink.links().pods
+    assert key(1) not in {a.key for a in sim.state.observe().attachments}
+    assert route not in sim.netlink.observe([])
+    sim.node.kernel_pass(sim.document, audit=False)
+    assert route in sim.netlink.observe([])
+    assert sim.node.kernel_pass(sim.document).settled
+
+
+def test_a_link_that_was_removed_is_whole_again_without_an_audit() -> None:
+    """A new pair has a pod's end without address and routes, and nothing in there tells."""
+    sim = Simulation()
+    sim.turn()
+    sim.start_pod(1)
+    sim.turn(1.0)
+    inside = PodLink("/run/netns/pod1@1", "eth0", "", 0)
+    before = sim.netlink.observe([inside])
+    veth = next(o for o in before if isinstance(o, Veth))
+    sim.netlink.apply([Change(Verb.DELETE, veth, "test")])
+    result = sim.node.kernel_pass(sim.document, audit=False)
+    assert sim.netlink.observe([inside]) == before
+    assert {a.kind for _, a in actions_of(result.outcomes)} > {"veth", "address", "route"}
+
+
+def test_nobody_is_served_before_everything_was_looked_at() -> None:
+    sim = Simulation()
+    sim.start_pod(1)
+    with pytest.raises(NotReadyError):
+        sim.node.pods_pass(frozenset({key(1)}))

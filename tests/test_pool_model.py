@@ -177,19 +177,25 @@ class PoolMachine(RuleBasedStateMachine):
             if record.key == intent(number).key:
                 self.state.put(replace(record, netns_alive=False))
 
-    @rule(seconds=st.sampled_from([0.1, 5.0, 31.0, 61.0, 121.0, 700.0]), both=st.booleans())
-    def turn(self, seconds: float, both: bool) -> None:
+    @rule(
+        seconds=st.sampled_from([0.1, 5.0, 31.0, 61.0, 121.0, 700.0]),
+        passes=st.sampled_from([(), ("pods",), ("kernel",), ("pods", "kernel"), ("audit",)]),
+    )
+    def turn(self, seconds: float, passes: tuple[str, ...]) -> None:
         """The daemon works, and time goes by."""
         self._pool_pass()
-        if both:
-            self._kernel_pass()
+        for kind in passes:
+            self._kernel_pass(kind)
         self.time += seconds
         self.ec2.settle()
 
-    def _kernel_pass(self) -> None:
+    def _kernel_pass(self, kind: str = "audit") -> None:
         self._plug()
         try:
-            self.node.kernel_pass(self.document)
+            if kind == "pods":
+                self.node.pods_pass(frozenset(i.key for i in self.state.observe().intents))
+            else:
+                self.node.kernel_pass(self.document, audit=kind == "audit")
         except ReconcilerError:
             return
         except CrashError:
@@ -271,10 +277,10 @@ class PoolMachine(RuleBasedStateMachine):
             return
         self._calm()
         for _ in range(10):
-            self.turn(130.0, both=True)
+            self.turn(130.0, passes=("audit",))
         self.time += 3700.0  # creations count for an hour
         for _ in range(8):
-            self.turn(130.0, both=True)
+            self.turn(130.0, passes=("audit",))
         before = dict(self.ec2.calls)
         outcome = self._pool_pass()
         assert [str(a) for a in outcome.plan.actions] == []

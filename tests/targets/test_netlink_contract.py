@@ -461,3 +461,54 @@ def test_a_changed_ipv6_gateway_and_neighbour_are_put_right_in_place(world: Worl
         assert [a.verb for a in plan.actions] == [Verb.UPDATE]
         assert world.target.apply(plan.actions) == ()
     assert set(wanted) <= world.see(*wanted)
+
+
+def test_a_look_at_places_shows_what_stands_in_them_and_nothing_of_other_pods(
+    world: World,
+) -> None:
+    host, pod = world.veth()
+    other = replace(host, name="nnother", alias="node-network:other/eth0", pod_name="eth7")
+    mine = [
+        host,
+        pod,
+        LinkAddress(world.pod, "eth0", ip_address("10.0.1.9"), 32),
+        Neighbour(world.pod, "eth0", ip_address("169.254.1.1"), HOST_MAC),
+        Route(world.pod, 254, ip_network("169.254.1.1/32"), "eth0"),
+        Route("", 512, ip_network("10.0.1.9/32"), "nnveth"),
+    ]
+    theirs = [other, Route("", 512, ip_network("10.0.1.10/32"), "nnother")]
+    world.put(*mine, *theirs)
+    # One route is asked for by the packet that would take it.
+    world.put(Rule("ipv4", 512, 512))
+    assert set(mine) <= world.target.observe_at(mine)
+    assert not set(theirs) & world.target.observe_at(mine)
+    world.remove(mine[-1])
+    assert set(mine) - world.target.observe_at(mine) == {mine[-1]}
+    world.remove(host)
+    assert not set(mine) & world.target.observe_at(mine)
+
+
+def test_a_route_that_leads_elsewhere_is_shown_as_it_is(world: World) -> None:
+    host, pod = world.veth()
+    wanted = Route("", 512, ip_network("10.0.1.9/32"), "nnveth")
+    wrong = replace(wanted, device="eth1")
+    world.put(host, pod, EniLink(ENI_MAC, "eth1", 9001), Rule("ipv4", 512, 512), wrong)
+    (seen,) = (o for o in world.target.observe_at([host, wanted]) if isinstance(o, Route))
+    assert seen != wanted
+    assert seen.key == wanted.key
+
+
+@pytest.mark.kernel
+def test_what_was_decoded_before_is_never_shown_in_place_of_what_is_there(home: str) -> None:
+    """The memory is asked by the bytes of an entry, so whatever changes is decoded anew."""
+    del home
+    with namespace("vpc") as vpc:
+        plug(ENI_MAC, "eth1", vpc)
+        target = Netlink()
+        for number in range(3):
+            ip("link", "set", "eth1", "mtu", str(1400 + number))
+            ip("link", "set", "eth1", "up" if number % 2 else "down")
+            ip("route", "replace", "10.0.9.0/24", "dev", "lo", "proto", "201", "metric", "7")
+            ip("link", "set", "lo", "up")
+            assert target.observe([]) == Netlink().observe([])
+            assert EniLink(ENI_MAC, "eth1", 1400 + number, bool(number % 2)) in target.observe([])

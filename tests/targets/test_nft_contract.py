@@ -248,3 +248,22 @@ def test_both_families_and_egress_are_seen_as_they_were_written(target: Any) -> 
         now = inputs(3, pods, enis=enis, document=document(**parts))
         reach(target, now)
         assert target.observe() == nat.desire(now)
+
+
+def test_a_look_at_places_shows_those_elements_and_no_others(target: Any) -> None:
+    pods = tuple(attachment(n, n % 3, address=ip_address(f"10.0.1.{50 + n}")) for n in range(9))
+    now = inputs(3, pods)
+    reach(target, now)
+    places = nat.desire_pods(replace(now, attachments=pods[:2]))
+    assert len(places) == 4
+    assert target.observe_at(places) == places
+    # One is gone, and one leads elsewhere.
+    gone, moved = sorted((o for o in places if o.goto), key=lambda o: o.key)
+    elsewhere = replace(moved, goto="eni_2")
+    actions = [Change(Verb.DELETE, gone, ""), Change(Verb.UPDATE, elsewhere, "", moved)]
+    assert target.apply(actions) == ()
+    assert target.observe_at(places) == places - {gone, moved} | {elsewhere}
+
+
+def test_a_look_at_places_of_a_table_that_is_not_there_is_empty(target: Any) -> None:
+    assert target.observe_at(nat.desire_pods(inputs(1, (attachment(1),)))) == frozenset()

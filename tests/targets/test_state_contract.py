@@ -227,3 +227,40 @@ def test_a_look_comes_back_as_it_was_and_a_torn_one_is_none(tmp_path: Path) -> N
     assert state.recall() == (node(), look)
     (state.root / "look.json").write_text("{")
     assert state.recall() is None
+
+
+def test_a_look_at_some_keys_reads_those_and_keeps_the_others(state: Any) -> None:
+    put(state, *RECORDS)
+    before = state.observe()
+    changed = replace(RECORDS[1], pod="default/web-1")
+    put(state, changed, replace(RECORDS[0], pod="default/other"), Cooling(SUBNET[99], 1.0))
+    now = state.observe_at({changed.key}, before)
+    assert now.attachments == (changed, RECORDS[0], RECORDS[4])
+    assert SUBNET[99] in {c.address for c in now.cooling}
+    state.apply([Change(Verb.DELETE, changed, "test")])
+    assert state.observe_at({changed.key}, now).attachments == (RECORDS[0], RECORDS[4])
+
+
+def test_a_record_that_was_replaced_by_one_of_the_same_size_and_time_is_read_anew(
+    tmp_path: Path,
+) -> None:
+    directory = StateDirectory(tmp_path)
+    directory.prepare()
+    put(directory, attachment(1, pod="default/web-0"))
+    path = next((tmp_path / "attachments").iterdir())
+    stamp = path.stat().st_mtime_ns
+    assert directory.observe().attachments[0].pod == "default/web-0"
+    put(directory, attachment(1, pod="default/web-1"))
+    os.utime(path, ns=(stamp, stamp))
+    assert directory.observe().attachments[0].pod == "default/web-1"
+
+
+def test_a_namespace_that_ends_is_noticed_though_its_record_is_the_same(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path / "state")
+    directory.prepare()
+    here = tmp_path / "netns"
+    here.touch()
+    put(directory, intent(1, netns=str(here), netns_inode=here.stat().st_ino))
+    assert directory.observe().intents[0].netns_alive
+    here.unlink()
+    assert not directory.observe().intents[0].netns_alive

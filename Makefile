@@ -5,19 +5,22 @@ SHELL  := /bin/bash
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+CNI    := build/node-network-cni
 # One more than the two cores it is measured on: lab tests wait more than they compute.
 WORKERS ?= 3
 
-.PHONY: help demo test lint format bench soak schema clean setup
+.PHONY: help demo cni test lint format bench soak schema clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-demo: $(STAMP) ## show the main job on a VPC made of namespaces, and check every claim
+demo: $(STAMP) $(CNI) ## show the main job on a VPC made of namespaces, and check every claim
 	@$(BIN)/node-network lab demo
 
-test: $(STAMP) ## run all tests
+test: $(STAMP) $(CNI) ## run all tests
 	@$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+cni: $(CNI) ## build the static CNI executable
 
 lint: $(STAMP) ## lint, format and type checks
 	@$(BIN)/ruff check .
@@ -28,10 +31,10 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure, and write benchmarks/results.md
+bench: $(STAMP) $(CNI) ## measure, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
 
-soak: $(STAMP) ## let the pool's model run for 50,000 steps
+soak: $(STAMP) $(CNI) ## let the pool's model run for 50,000 steps
 	@MODEL_RUNS=1000 MODEL_STEPS=60 $(BIN)/pytest -q tests/test_pool_model.py
 
 schema: $(STAMP) ## generate the JSON Schema from the models
@@ -42,6 +45,10 @@ setup: $(STAMP) ## Debian packages and the virtual environment, if they are miss
 $(STAMP): requirements.txt pyproject.toml setup.sh
 	@./setup.sh $(VENV)
 	@touch $@
+
+# The distribution's own Python: its library is what is linked.
+$(CNI): $(STAMP) $(wildcard cni/*.py cni/static/* cni/static/stand_ins/*)
+	@/usr/bin/python3 cni/static/build.py $@
 
 clean: ## remove what setup made
 	@rm -rf $(VENV) *.egg-info build

@@ -1,0 +1,153 @@
+"""Builds the static executable: CPython's library, and the modules we need as constants in C.
+
+Run by the distribution's own Python, whose library is linked: ``/usr/bin/python3 build.py OUTPUT``.
+Which modules are needed is found by importing the program, so nobody has to keep a list.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from types import CodeType
+
+HERE = Path(__file__).parent
+STAND_INS = HERE / "stand_ins"
+PROGRAM = "cni.__main__"
+
+IMPORT = """
+import sys
+sys.path[:0] = sys.argv[1:4]
+for name in sys.argv[4:]:
+    __import__(name)
+import json  # not before: what it imports shall be the stand-in
+specs = [m.__spec__ for m in sys.modules.values() if getattr(m, "__spec__", None)]
+print(json.dumps([[s.name, s.origin, s.submodule_search_locations is not None] for s in specs]))
+"""
+
+PATTERNS = """
+import re, _sre
+
+class Spy:
+    MAGIC = _sre.MAGIC
+    def __getattr__(self, name):
+        return getattr(_sre, name)
+    def compile(self, pattern, flags, code, *groups):
+        self.seen = (pattern, flags, [int(each) for each in code], *groups)
+        return _sre.compile(pattern, flags, code, *groups)
+
+spy = re._compiler._sre = Spy()
+compiled, compile = {}, re.compile
+
+def note(pattern, flags=0):
+    spy.seen = None
+    re.purge()
+    made = compile(pattern, flags)
+    compiled[pattern, int(flags)] = spy.seen
+    return made
+
+re.compile = note
+import json
+for name in ("VERBOSE", "MULTILINE", "DOTALL"):
+    print(f"{name} = {int(getattr(re, name))}")
+print(f"_COMPILED = {compiled!r}")
+"""
+
+RE = '''\
+"""In place of ``re``: the patterns of ``json``, compiled when the executable was built."""
+import _sre
+%s
+def compile(pattern, flags=0):
+    return _sre.compile(*_COMPILED[pattern, flags])
+'''
+
+INITIALISERS = {
+    "sys": "NULL",
+    "builtins": "NULL",
+    "_imp": "PyInit__imp",
+    "marshal": "PyMarshal_Init",
+    "_warnings": "_PyWarnings_Init",
+}
+"""Of modules that are not initialised by ``PyInit_`` and their name (Modules/config.c.in)."""
+
+
+def main(output: Path) -> None:
+    """Build the executable at ``output``; a process that runs the one before is not disturbed."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as directory:
+        work = Path(directory)
+        (work / "re.py").write_text(RE % python(PATTERNS))
+        places = [str(work), str(STAND_INS), str(HERE.parents[1])]
+        # The interpreter itself needs what any interpreter has when it has started.
+        specs = json.loads(python(IMPORT, *places, PROGRAM, "encodings.utf_8"))
+        (work / "modules.c").write_text(modules(specs))
+        link([HERE / "main.c", work / "modules.c"], work / output.name)
+        (work / output.name).rename(output)
+
+
+def python(program: str, *arguments: str) -> str:
+    """Run a program in this Python without its site; return what it prints."""
+    command = [sys.executable, "-I", "-S", "-c", program, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def modules(specs: list[tuple[str, str | None, bool]]) -> str:
+    """Return C with the tables of modules: those that are frozen, and those built in.
+
+    Only the built-in ones that are named are linked. What CPython has frozen itself is in its
+    library; a shared object has no place here, and what would use one has to do without.
+    """
+    code, frozen, built_in, declared = [], [], [], []
+    for number, (name, origin, is_package) in enumerate(specs):
+        if origin == "built-in":
+            start = INITIALISERS.get(name, f"PyInit_{name}")
+            built_in.append(f'    {{"{name}", {start}}},')
+            declared += [f"extern PyObject *{start}(void);"] if start != "NULL" else []
+        elif origin and origin.endswith(".py"):
+            body = marshal.dumps(compiled(name, Path(origin)))
+            content = ",".join(map(str, body))
+            code.append(f"static const unsigned char code_{number}[] = {{{content}}};")
+            frozen.append(
+                f'    {{.name = "{name}", .code = code_{number}, .size = {len(body)}, '
+                f".is_package = {int(is_package)}}},"
+            )
+    return "\n".join(
+        [
+            "#include <Python.h>",
+            *code,
+            "const struct _frozen node_network_modules[] = {",
+            *frozen,
+            "    {0}",
+            "};",
+            *declared,
+            "struct _inittab _PyImport_Inittab[] = {",
+            *built_in,
+            "    {0, 0}",
+            "};",
+            "",
+        ]
+    )
+
+
+def compiled(name: str, path: Path) -> CodeType:
+    """Compile a module without its docstrings; tracebacks name it, not a path of this machine."""
+    return compile(path.read_text(), f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
+
+
+def link(sources: list[Path], output: Path) -> None:
+    """Compile and link statically, against the library of the Python that runs this."""
+    variables = sysconfig.get_config_vars()
+    library = Path(variables["LIBPL"], variables["LIBRARY"])
+    include = f"-I{sysconfig.get_path('include')}"
+    # Resolving host names would need glibc's shared libraries (the linker warns); nobody does.
+    flags = ["-O2", "-static", "-s", "-Wl,--no-warnings"]
+    words = ["gcc", *flags, include, *map(str, sources), str(library), "-lm", "-o", str(output)]
+    subprocess.run(words, check=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

@@ -6,42 +6,68 @@ release, which is what counts; the reconciler honours it now or when it is next 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import socket
 import sys
+import time
 
-from cni import intent, protocol
-from cni.protocol import Call, CniError
-
-CONNECT_S = 2.0
-"""Seconds to reach the socket: with 512 places in its queue, longer means that nobody accepts."""
+from cni import exchange, generation, intent, protocol, trail
+from cni.protocol import Call, CniError, Object
 
 GRACE_S = 2.0
 """Seconds beyond the budget in which the reconciler's own refusal may still arrive."""
 
+CHECK_S = 10.0
+"""Seconds in which the reconciler must say whether a pod is as it should be: it gives itself two,
+and a node under load may take longer to come to it."""
+
+MAX_CONFIG = 1 << 22
+"""Bytes of standard input: a configuration with the attachments of a node is some hundred KiB."""
+
 
 def main() -> int:
     """Run one call; return the exit status."""
-    version = ""
+    began = time.monotonic()
+    config: Object = {}
+    call: Call | None = None
+    answer: Object | None = None
+    problem: CniError | None = None
     try:
         config = _read_config()
-        if isinstance(config.get("cniVersion"), str):
-            version = str(config["cniVersion"])
-        answer, status = _run(dict(os.environ), config), 0
-    except CniError as problem:
-        answer, status = protocol.error(problem, version), 1
+        if os.environ.get("CNI_COMMAND") == "VERSION":
+            answer = protocol.versions(config)
+        else:
+            call = Call(dict(os.environ), config)
+            call.check()
+            answer = VERBS[call.verb](call)
+    except CniError as refused:
+        problem = refused
     except Exception as bug:  # noqa: BLE001 - the specification wants JSON, whatever happened
-        internal = CniError(protocol.OUR_BUG, "internal error", f"{type(bug).__name__}: {bug}")
-        answer, status = protocol.error(internal, version), 1
-    if answer is not None:
-        sys.stdout.write(json.dumps(answer) + "\n")
-    return status
+        why = f"{type(bug).__name__}: {bug}"
+        problem = CniError(protocol.OUR_BUG, "internal error", why)
+    if problem is not None:
+        if os.environ.get("CNI_COMMAND") == "DEL":
+            problem = protocol.defuse(problem)
+        answer = protocol.error(problem, str(config.get("cniVersion", "")))
+    if answer is not None and not _print(answer) and problem is None:
+        problem = _untaken(call)
+    _leave_trail(config, call, problem, time.monotonic() - began)
+    return 0 if problem is None else 1
 
 
-def _read_config() -> dict[str, object]:
+def _read_config() -> Object:
+    received = b""
     try:
-        config = json.loads(sys.stdin.buffer.read())
+        while part := os.read(0, 65536):
+            received += part
+            if len(received) > MAX_CONFIG:
+                raise CniError(protocol.DECODING_FAILURE, "standard input has no end")
+        config = json.loads(received)
+    except OSError as error:
+        raise CniError(
+            protocol.DECODING_FAILURE, "standard input cannot be read", _why(error)
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CniError(
             protocol.DECODING_FAILURE, "standard input is no JSON", str(error)
@@ -51,68 +77,235 @@ def _read_config() -> dict[str, object]:
     return config
 
 
-def _run(environ: dict[str, str], config: dict[str, object]) -> dict[str, object] | None:
-    if environ.get("CNI_COMMAND") == "VERSION":
-        return protocol.versions(config)
-    call = Call(environ, config)
-    call.check()
-    if call.verb == "DEL":
-        _release(call, 0)
-        return None
-    return protocol.result(_add(call), call.version)
+def _print(answer: Object) -> bool:
+    """Write the answer to standard output; return whether somebody took it."""
+    left = json.dumps(answer).encode() + b"\n"
+    try:
+        while left:
+            left = left[os.write(1, left) :]
+    except OSError:
+        return False
+    return True
 
 
-def _add(call: Call) -> dict[str, object]:
-    inode = _netns_inode(call)
-    connection = _connect(call)  # first: with nobody to serve it, nothing is left behind
-    with connection:
-        _record(call, "wanted", inode)
+def _untaken(call: Call | None) -> CniError:
+    """Undo an ADD whose result nobody took: no DEL need come for what nobody knows."""
+    try:
+        if call is not None and call.verb == "ADD":
+            _give_back(call)
+    except CniError as problem:
+        return problem
+    return CniError(protocol.IO_FAILURE, "nobody took the result")
+
+
+def _add(call: Call) -> Object:
+    inode = _need_netns(call)
+    path = _path(call)
+    recorded = intent.read(path)
+    found = generation.judge_add(
+        recorded,
+        netns=call.netns,
+        inode=inode,
+        pod_uid=call.pod_uid,
+        is_alive=_is_alive(recorded),
+    )
+    if found == generation.TAKEN:
+        raise CniError(
+            protocol.ALREADY_ATTACHED,
+            f"container {call.container_id} has {call.ifname} already, in another namespace",
+            "it keeps it; a DEL for it comes first",
+        )
+    with _connect(call) as connection:  # first: with nobody to serve it, nothing is left behind
+        if found == generation.NEW:
+            call.attempt = os.urandom(8).hex()
+            _record(call, path, call.intent("wanted", inode, call.attempt))
+        elif recorded:
+            call.attempt = str(recorded.get("attempt", ""))
         try:
-            reply = _ask(connection, call, call.budget_s + GRACE_S)
+            reply = exchange.ask(
+                connection, _question(call, "add", inode), call.budget_s + GRACE_S
+            )
         except (OSError, ValueError) as error:
-            # The reconciler went away or hangs: what it may have begun, it shall undo.
-            _release(call, inode)
+            # The reconciler went away or hangs: what it may have begun, it shall undo. But what
+            # an earlier ADD wanted may be in use, and nobody is there to tell.
+            if found == generation.NEW:
+                _give_back(call)
             raise CniError(
-                protocol.TRY_AGAIN,
-                "the reconciler did not answer",
-                f"{type(error).__name__}: {error}",
+                protocol.TRY_AGAIN, "the reconciler did not answer", _why(error)
             ) from error
     if reply.get("ok") is not True:
-        _release(call, inode)
-        code = reply.get("code")
-        raise CniError(
-            code if isinstance(code, int) else protocol.TRY_AGAIN,
-            str(reply.get("msg", "the reconciler refused")),
-            str(reply.get("details", "")),
-        )
-    return reply
+        if reply.get("code") != protocol.ALREADY_ATTACHED:
+            _give_back(call)
+        raise _refusal(reply)
+    return protocol.result(reply, call.version, call.previous)
 
 
-def _release(call: Call, netns_inode: int) -> None:
-    """Record that nothing is wanted any more, and hint that it was recorded.
-
-    The record is what counts: the reconciler sees it when it is up, hint or no hint.
-    """
-    _record(call, "released", netns_inode)
-    try:
-        with _connect(call) as connection:
-            connection.sendall(_question(call, "del"))
-    except (CniError, OSError):
+def _del(call: Call) -> None:
+    path = _path(call)
+    recorded = intent.read(path)
+    if not generation.is_meant(
+        recorded, netns=call.netns, inode=_find_netns(call.netns), pod_uid=call.pod_uid
+    ):
+        call.note = "for an older sandbox: nothing to free"
         return
+    call.attempt = str((recorded or {}).get("attempt", ""))
+    if recorded is None or recorded.get("state") != "released":
+        _release(call, path, _released(call, recorded))
+    exchange.hint(call.state_dir, _question(call, "del", 0))
 
 
-def _record(call: Call, state: str, netns_inode: int) -> None:
+def _check(call: Call) -> None:
+    inode = _need_netns(call)
+    with _connect(call) as connection:
+        try:
+            reply = exchange.ask(connection, _question(call, "check", inode), CHECK_S)
+        except (OSError, ValueError) as error:
+            raise CniError(
+                protocol.TRY_AGAIN, "the reconciler did not answer", _why(error)
+            ) from error
+    if reply.get("ok") is not True:
+        raise _refusal(reply)
+    if difference := protocol.find_difference(call.previous, reply, call.ifname):
+        raise CniError(
+            protocol.RESULT_DIFFERS, "prevResult is not what the pod was given", difference
+        )
+
+
+def _gc(call: Call) -> None:
+    """Release what the runtime does not list.
+
+    The runtime runs no ADD or DEL beside a GC (specification, "GC"). An intent that was written
+    after this began was not there to be listed, whatever the runtime does.
+    """
+    kept = protocol.parse_valid_attachments(call.valid_attachments)
+    began = time.time()
+    released, problems = 0, []
     try:
-        intent.record(call, state, netns_inode)
+        paths = intent.names(call.state_dir)
+    except OSError as error:
+        raise CniError(protocol.IO_FAILURE, "cannot list the intents", _why(error)) from error
+    for path in paths:
+        recorded = intent.read(path) or {}
+        key = str(recorded.get("containerID")), str(recorded.get("ifname"))
+        if (
+            recorded.get("state") != "wanted"
+            or recorded.get("network") != call.network
+            or key in kept
+            or path != intent.path_of(call.state_dir, *key)
+            or not _is_older(path, began)
+        ):
+            continue
+        call.container_id, call.ifname = key
+        try:
+            _release(call, path, _released(call, recorded))
+        except CniError as problem:
+            problems.append(f"{'/'.join(key)}: {problem.msg}: {problem.details}")
+            continue
+        released += 1
+        exchange.hint(call.state_dir, _question(call, "del", 0))
+    call.note = f"{released} released"
+    if problems:
+        raise CniError(
+            protocol.IO_FAILURE, f"{len(problems)} attachments were not released", problems[0]
+        )
+
+
+def _status(call: Call) -> None:
+    try:
+        with exchange.connect(call.state_dir, exchange.SHORT_S) as connection:
+            reply = exchange.ask(connection, {"do": "ready"}, exchange.SHORT_S)
+    except PermissionError as error:
+        raise _not_permitted(call, error) from error
+    except (OSError, ValueError) as error:
+        raise CniError(
+            protocol.NOT_AVAILABLE, "the reconciler does not answer on this node", _why(error)
+        ) from error
+    if reply.get("ok") is not True:
+        raise _refusal(reply)
+
+
+VERBS = {"ADD": _add, "DEL": _del, "CHECK": _check, "GC": _gc, "STATUS": _status}
+
+
+def _give_back(call: Call) -> None:
+    """Take back what an ADD of this process has wanted."""
+    path = _path(call)
+    _release(call, path, _released(call, intent.read(path)))
+    exchange.hint(call.state_dir, _question(call, "del", 0))
+
+
+def _record(call: Call, path: str, body: Object) -> None:
+    try:
+        intent.record(path, body)
+    except OSError as error:
+        raise _unrecorded(call, error) from error
+
+
+def _release(call: Call, path: str, body: Object) -> None:
+    """Record that nothing is wanted any more, by what still takes it.
+
+    On a disk that takes no new file, the old one can often be changed in its place. Where even
+    that cannot be, the reconciler is told, which then remembers it; and if it is not there, the
+    end of the namespace says the same, which it looks for by itself.
+
+    Raises:
+        CniError: the disk is neither full nor read-only, and yet nothing took it.
+    """
+    try:
+        intent.record(path, body)
+    except OSError as error:
+        if intent.overwrite(path) or _hand_over(call, body) or error.errno in intent.FULL:
+            call.note = f"not recorded as usual: {_why(error)}"
+            return
+        raise _unrecorded(call, error) from error
+
+
+def _hand_over(call: Call, body: Object) -> bool:
+    try:
+        with exchange.connect(call.state_dir, exchange.SHORT_S) as connection:
+            question = {**_question(call, "release", 0), "intent": body}
+            return exchange.ask(connection, question, exchange.SHORT_S).get("ok") is True
+    except (OSError, ValueError):
+        return False
+
+
+def _released(call: Call, recorded: Object | None) -> Object:
+    """Return the release of what is recorded: of that generation, and by that attempt."""
+    body = call.intent("released", _find_netns(call.netns), call.attempt)
+    for key, value in (recorded or {}).items():
+        known = body.get(key)
+        if key != "state" and known is not None and type(value) is type(known) and value:
+            body[key] = value
+    return body
+
+
+def _connect(call: Call) -> exchange.Connection:
+    try:
+        return exchange.connect(call.state_dir, exchange.CONNECT_S)
+    except PermissionError as error:
+        raise _not_permitted(call, error) from error
     except OSError as error:
         raise CniError(
-            protocol.IO_FAILURE,
-            f"cannot record the intent in {call.state_dir}",
-            str(error.strerror),
+            protocol.TRY_AGAIN,
+            "the reconciler is not running on this node",
+            f"{call.state_dir}/node-network.sock: {_why(error)}",
         ) from error
 
 
-def _netns_inode(call: Call) -> int:
+def _question(call: Call, do: str, inode: int) -> Object:
+    return {
+        "do": do,
+        "containerID": call.container_id,
+        "ifname": call.ifname,
+        "budgetSeconds": call.budget_s,
+        "netnsInode": inode,
+        "attempt": call.attempt,
+        "pod": call.pod,
+        "trace": call.trace_id,
+    }
+
+
+def _need_netns(call: Call) -> int:
     """Return the inode of the pod's namespace.
 
     Raises:
@@ -120,61 +313,102 @@ def _netns_inode(call: Call) -> int:
             it: the host would lose its own network).
     """
     try:
-        inode = os.stat(call.netns).st_ino
-        own = os.stat("/proc/self/ns/net").st_ino
+        own = os.stat(OWN_NETNS)
+        found = os.stat(call.netns)
     except OSError as error:
         raise CniError(
-            protocol.INVALID_ENVIRONMENT, "CNI_NETNS cannot be opened", str(error)
+            protocol.INVALID_ENVIRONMENT, "CNI_NETNS cannot be opened", _why(error)
         ) from error
-    if inode == own:
+    if found.st_dev != own.st_dev:
+        raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is no namespace")
+    if found.st_ino == own.st_ino and not call.own_netns_allowed:
         raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the host's own namespace")
-    return inode
+    return found.st_ino
 
 
-def _connect(call: Call) -> socket.socket:
-    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        s.settimeout(CONNECT_S)
-        s.connect(os.path.join(call.state_dir, "node-network.sock"))
-    except OSError as error:
-        s.close()
-        raise CniError(
-            protocol.TRY_AGAIN,
-            "the reconciler is not running on this node",
-            f"{call.state_dir}/node-network.sock: {error}",
-        ) from error
-    return s
+def _find_netns(path: str) -> int:
+    """Return the inode of the namespace at a path; 0 if there is none any more.
 
-
-def _ask(s: socket.socket, call: Call, timeout_s: float) -> dict[str, object]:
-    """Ask for the pod's attachment, return the answer.
-
-    Raises:
-        OSError: the connection broke or the time ran out.
-        ValueError: the answer is no JSON object.
+    What is left of a namespace's path when it is unmounted is an empty file.
     """
-    s.settimeout(timeout_s)
-    s.sendall(_question(call, "add"))
-    received = b""
-    while not received.endswith(b"\n"):
-        part = s.recv(65536)
-        if not part:
-            raise ConnectionResetError("the connection was closed")
-        received += part
-    reply = json.loads(received)
-    if not isinstance(reply, dict):
-        raise ValueError("the answer is no object")
-    return reply
+    try:
+        found = os.stat(path)
+        return found.st_ino if found.st_dev == os.stat(OWN_NETNS).st_dev else 0
+    except (OSError, ValueError):
+        return 0
 
 
-def _question(call: Call, do: str) -> bytes:
-    question = {
-        "do": do,
-        "containerID": call.container_id,
+def _is_alive(recorded: Object | None) -> bool:
+    known = (recorded or {}).get("netnsInode") or 0
+    inode = _find_netns(str((recorded or {}).get("netns", "")))
+    return inode != 0 and known in (0, inode)
+
+
+def _is_older(path: str, when: float) -> bool:
+    try:
+        return os.stat(path).st_mtime <= when
+    except OSError:
+        return False
+
+
+def _path(call: Call) -> str:
+    return intent.path_of(call.state_dir, call.container_id, call.ifname)
+
+
+def _refusal(reply: Object) -> CniError:
+    code = reply.get("code")
+    return CniError(
+        code if isinstance(code, int) and code > 0 else protocol.TRY_AGAIN,
+        str(reply.get("msg", "the reconciler refused")),
+        str(reply.get("details", "")),
+    )
+
+
+def _unrecorded(call: Call, error: OSError) -> CniError:
+    return CniError(
+        protocol.IO_FAILURE, f"cannot record the intent in {call.state_dir}", _why(error)
+    )
+
+
+def _not_permitted(call: Call, error: OSError) -> CniError:
+    return CniError(
+        protocol.IO_FAILURE,
+        f"this user may not use {call.state_dir}: a runtime must run this as root",
+        _why(error),
+    )
+
+
+def _why(error: Exception) -> str:
+    """Return what went wrong, by its number's name: texts of the C library mislead runtimes."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        return f"{type(error).__name__}: {error}"
+    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"
+
+
+def _leave_trail(
+    config: Object, call: Call | None, problem: CniError | None, seconds: float
+) -> None:
+    if call is None or (call.verb == "STATUS" and problem is None):
+        return  # a runtime asks every few seconds
+    fields = {
+        "verb": call.verb,
+        "container": call.container_id,
         "ifname": call.ifname,
-        "budgetSeconds": call.budget_s,
+        "pod": call.pod,
+        "uid": call.pod_uid,
+        "netns": call.netns,
+        "trace": call.trace_id,
+        "attempt": call.attempt,
+        "code": str(problem.code if problem else 0),
+        "ms": f"{seconds * 1000:.1f}",
+        "note": call.note,
+        "error": f"{problem.msg}: {problem.details}" if problem else "",
     }
-    return json.dumps(question).encode() + b"\n"
+    trail.write(config, "error" if problem else "info", fields)
+
+
+OWN_NETNS = "/proc/self/ns/net"
 
 
 if __name__ == "__main__":

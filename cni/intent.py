@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
-from cni.protocol import Call
+MAX_BYTES = 65536
+"""Of one intent; those that are written here have a tenth of it at most."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a file system answers that takes nothing more."""
+
+WANTED, RELEASED = b'"wanted"  ', b'"released"'
+"""The state as it is written. Both have as many bytes, so that one can be put into the other's
+place on a disk that has no room left for another file."""
 
 
-def record(call: Call, state: str, netns_inode: int) -> None:
-    """Write the intent durably: temporary file, fsync, rename, fsync of the directory.
+def path_of(state_dir: str, container_id: str, ifname: str) -> str:
+    """Return the path of an intent."""
+    # Joined by a colon, which neither part may contain.
+    return os.path.join(state_dir, "intents", f"{container_id}:{ifname}.json")
+
+
+def read(path: str) -> dict[str, object] | None:
+    """Return what is recorded; None if nothing is, or nothing that can be understood."""
+    try:
+        # A name that somebody gave to a pipe or device must not make a runtime wait.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            body = json.loads(os.read(fd, MAX_BYTES))
+        finally:
+            os.close(fd)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def names(state_dir: str) -> list[str]:
+    """Return the paths of all intents.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    directory = os.path.join(state_dir, "intents")
+    try:
+        found = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return [os.path.join(directory, name) for name in sorted(found) if name.endswith(".json")]
+
+
+def record(path: str, body: dict[str, object]) -> None:
+    """Write an intent durably: temporary file, fsync, rename, fsync of the directory.
 
     Raises:
         OSError: the disk is full, read-only, or not ours to write to.
     """
-    path = _path(call)
     directory, name = os.path.split(path)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
+    content = json.dumps(body).encode().replace(b'"wanted"', WANTED, 1) + b"\n"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, json.dumps(call.intent(state, netns_inode)).encode())
+            while content:
+                content = content[os.write(fd, content) :]
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -36,13 +80,33 @@ def record(call: Call, state: str, netns_inode: int) -> None:
         os.close(fd)
 
 
-def _path(call: Call) -> str:
-    # Joined by a colon, which neither part may contain.
-    return os.path.join(call.state_dir, "intents", f"{call.container_id}:{call.ifname}.json")
+def overwrite(path: str) -> bool:
+    """Turn a wanted intent into a released one in its own place; return whether it is one now.
+
+    It needs no room on the disk. These few bytes lie at the file's beginning, in one page.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        content = os.read(fd, MAX_BYTES)
+        at = content.find(WANTED)
+        if at < 0:
+            return b'"state": "released"' in content
+        os.pwrite(fd, RELEASED, at)
+        # Its time has the clock's ticks only; by its size it is another file for certain.
+        os.ftruncate(fd, len(content.rstrip()))
+        os.fsync(fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _unlink(path: str) -> None:
     try:
         os.unlink(path)
-    except FileNotFoundError:
-        return
+    except OSError:
+        return  # it was never made, or the disk is read-only by now

@@ -5,24 +5,50 @@ Source: CNI specification 1.1.0, sections "Execution Protocol" and "Error".
 
 from __future__ import annotations
 
-VERSIONS = ["0.4.0", "1.0.0", "1.1.0"]
+VERSIONS = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 
 INCOMPATIBLE_VERSION = 1
+UNSUPPORTED_FIELD = 2
+UNKNOWN_CONTAINER = 3
 INVALID_ENVIRONMENT = 4
 IO_FAILURE = 5
 DECODING_FAILURE = 6
 INVALID_CONFIG = 7
 TRY_AGAIN = 11
-OUR_BUG = 100
+NOT_AVAILABLE = 50
+LIMITED = 51
 
-VERBS = ("ADD", "DEL", "VERSION")
+OUR_BUG = 100
+ALREADY_ATTACHED = 101
+"""ADD: this container has this interface already; nothing of it is touched."""
+
+INTERFACE_EXISTS = 102
+"""ADD: another owner's link has the name CNI_IFNAME in the pod's namespace."""
+
+KERNEL_DIFFERS = 103
+"""CHECK: an object of the attachment is not in the kernel as it should be."""
+
+RESULT_DIFFERS = 104
+"""CHECK: prevResult is not what the pod was given."""
+
+SINCE = {"ADD": 0, "DEL": 0, "CHECK": 1, "GC": 3, "STATUS": 3}
+"""Verbs, each with the place in ``VERSIONS`` of the first that has it."""
+
 MAX_CONTAINER_ID = 200
 """Characters; with interface name and suffix it must fit into a file name (NAME_MAX, 255)."""
 
 IFNAMSIZ = 15
+MAX_TEXT = 253
+"""Characters that an intent keeps of a name; a pod's has no more (RFC 1123 subdomain)."""
+
+MAX_PATH = 4095
+"""Bytes of a path (PATH_MAX without its end)."""
+
 DEFAULT_STATE_DIR = "/run/node-network"
 DEFAULT_BUDGET_S = 30.0
 """Seconds an ADD waits; kubelet gives a sandbox two minutes."""
+
+Object = dict[str, object]
 
 
 class CniError(Exception):
@@ -38,17 +64,43 @@ class CniError(Exception):
 class Call:
     """One invocation: what the environment and the network configuration say."""
 
-    def __init__(self, environ: dict[str, str], config: dict[str, object]) -> None:
+    def __init__(self, environ: dict[str, str], config: Object) -> None:
         self.verb = environ.get("CNI_COMMAND", "")
         self.container_id = environ.get("CNI_CONTAINERID", "")
         self.ifname = environ.get("CNI_IFNAME", "")
         self.netns = environ.get("CNI_NETNS", "")
+        # As in the reference plugins' skel: for a plugin that runs inside of where it is to work.
+        self.own_netns_allowed = environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
         self.args = parse_args(environ.get("CNI_ARGS", ""))
+        self.trace_parent = environ.get("TRACEPARENT", "")
+        self.trace_state = environ.get("TRACESTATE", "")
         self.version = _text(config, "cniVersion", "")
         self.network = _text(config, "name", "")
         self.state_dir = _text(config, "stateDir", DEFAULT_STATE_DIR)
         self.budget_s = _budget(config)
-        self.has_previous = config.get("prevResult") is not None
+        self.previous = config.get("prevResult")
+        self.runtime_config = config.get("runtimeConfig")
+        self.valid_attachments = config.get("cni.dev/valid-attachments")
+        self.attempt = ""  # which ADD this is about, once that is known
+        self.note = ""  # for the log
+
+    @property
+    def pod(self) -> str:
+        """``namespace/name``, empty when the runtime did not say."""
+        namespace = self.args.get("K8S_POD_NAMESPACE", "")
+        return f"{namespace}/{self.args.get('K8S_POD_NAME', '')}".strip("/")
+
+    @property
+    def pod_uid(self) -> str:
+        """The pod's UID, empty when the runtime did not say."""
+        return self.args.get("K8S_POD_UID", "")[:MAX_TEXT]
+
+    @property
+    def trace_id(self) -> str:
+        """The trace this call is part of (W3C Trace Context), empty if there is none."""
+        parts = self.trace_parent.split("-")
+        known = len(parts) >= 4 and len(parts[1]) == 32
+        return parts[1] if known and not parts[1].strip("0123456789abcdef") else ""
 
     def check(self) -> None:
         """Refuse what the specification forbids.
@@ -56,46 +108,95 @@ class Call:
         Raises:
             CniError: naming the variable or key.
         """
+        self._check_version()
+        if not is_name(self.network):
+            raise CniError(INVALID_CONFIG, "name is missing or malformed")
+        if not is_path(self.state_dir):
+            raise CniError(INVALID_CONFIG, "stateDir must be an absolute path")
+        if self.verb in ("ADD", "DEL", "CHECK"):
+            self._check_attachment()
+
+    def _check_version(self) -> None:
         if self.version not in VERSIONS:
-            known = ", ".join(VERSIONS)
             raise CniError(
                 INCOMPATIBLE_VERSION,
                 f"cniVersion {self.version!r} is not supported",
-                f"supported: {known}",
+                f"supported: {', '.join(VERSIONS)}",
             )
-        if self.verb not in VERBS:
+        if self.verb not in SINCE:
             raise CniError(
                 INVALID_ENVIRONMENT,
-                f"CNI_COMMAND {self.verb!r} is not implemented",
-                ", ".join(VERBS),
+                f"CNI_COMMAND {self.verb!r} is no verb",
+                ", ".join(SINCE),
             )
+        first = VERSIONS[SINCE[self.verb]]
+        if VERSIONS.index(self.version) < SINCE[self.verb]:
+            raise CniError(
+                INCOMPATIBLE_VERSION,
+                f"cniVersion {self.version} does not allow {self.verb}",
+                f"it came with {first}",
+            )
+
+    def _check_attachment(self) -> None:
         if not is_container_id(self.container_id):
             raise CniError(INVALID_ENVIRONMENT, "CNI_CONTAINERID is missing or malformed")
         if not is_ifname(self.ifname):
             raise CniError(INVALID_ENVIRONMENT, "CNI_IFNAME is missing or malformed")
-        if self.verb == "ADD" and not self.netns:
+        if self.verb == "DEL":
+            return  # whatever else is wrong, what was given can be given back
+        if not self.netns:
             raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS is missing")
-        if not self.state_dir.startswith("/"):
-            raise CniError(INVALID_CONFIG, "stateDir must be an absolute path")
-        if self.verb == "ADD" and self.has_previous:
+        if not is_path(self.netns):
+            raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS must be an absolute path")
+        if self.previous is not None and not isinstance(self.previous, dict):
+            raise CniError(INVALID_CONFIG, "prevResult must be an object")
+        if self.verb == "CHECK" and self.previous is None:
+            raise CniError(INVALID_CONFIG, "prevResult is missing: CHECK is about what ADD gave")
+        if self.verb == "ADD":
+            self._check_wishes()
+
+    def _check_wishes(self) -> None:
+        """Refuse what a runtime asks for by a capability that we have not.
+
+        It passes only capabilities that the configuration declares; others are never here.
+        """
+        wishes = self.runtime_config if isinstance(self.runtime_config, dict) else {}
+        for key in ("ips", "mac"):
+            if wishes.get(key):
+                raise CniError(
+                    UNSUPPORTED_FIELD,
+                    f"runtimeConfig.{key} cannot be honoured",
+                    "addresses are those of the node's ENIs, MACs follow from the container; "
+                    f"do not declare the capability {key!r} for this plugin",
+                )
+        if _links(self.previous, self.ifname):
             raise CniError(
                 INVALID_CONFIG,
-                "prevResult is set: this plugin gives a pod its address and must be first",
+                f"prevResult has {self.ifname} already: an earlier plugin of the chain made it",
             )
 
-    def intent(self, state: str, netns_inode: int) -> dict[str, object]:
-        """Return the record of this call."""
+    def intent(self, state: str, netns_inode: int, attempt: str) -> Object:
+        """Return the record of this call.
+
+        Args:
+            state: ``wanted`` or ``released``.
+            netns_inode: 0 if it is unknown.
+            attempt: text that no other ADD has: the span that it is.
+        """
         return {
-            "version": 1,
             "state": state,
+            "version": 1,
             "containerID": self.container_id,
             "ifname": self.ifname,
-            "netns": self.netns,
+            "netns": self.netns if is_path(self.netns) else "",
             "netnsInode": netns_inode,
-            "podNamespace": self.args.get("K8S_POD_NAMESPACE", ""),
-            "podName": self.args.get("K8S_POD_NAME", ""),
-            "podUID": self.args.get("K8S_POD_UID", ""),
+            "podNamespace": self.args.get("K8S_POD_NAMESPACE", "")[:MAX_TEXT],
+            "podName": self.args.get("K8S_POD_NAME", "")[:MAX_TEXT],
+            "podUID": self.pod_uid,
             "network": self.network,
+            "attempt": attempt,
+            "traceparent": self.trace_parent[:MAX_TEXT],
+            "tracestate": self.trace_state[: 2 * MAX_TEXT],
         }
 
 
@@ -107,12 +208,12 @@ def parse_args(text: str) -> dict[str, str]:
 
 def is_container_id(text: str) -> bool:
     """Whether text is what the specification allows; it becomes part of a file name."""
-    return (
-        0 < len(text) <= MAX_CONTAINER_ID
-        and text.isascii()
-        and text[0].isalnum()
-        and all(c.isalnum() or c in "_.-" for c in text)
-    )
+    return len(text) <= MAX_CONTAINER_ID and _is_word(text)
+
+
+def is_name(text: str) -> bool:
+    """Whether text is what the specification allows as the name of a network."""
+    return len(text) <= MAX_TEXT and _is_word(text)
 
 
 def is_ifname(text: str) -> bool:
@@ -126,27 +227,100 @@ def is_ifname(text: str) -> bool:
     )
 
 
-def result(reply: dict[str, object], version: str) -> dict[str, object]:
-    """Return the ADD result in the words of ``version``.
+def is_path(text: str) -> bool:
+    """Whether text can be an absolute path."""
+    try:
+        size = len(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return False
+    return text.startswith("/") and size <= MAX_PATH and "\0" not in text
 
-    0.4.0 names each address's family; ``mtu`` of an interface came with 1.1.0.
+
+def parse_valid_attachments(value: object) -> set[tuple[str, str]]:
+    """Read what GC is told to keep: container ID and interface name of each.
+
+    Raises:
+        CniError: it is no such list. One that cannot be read, or ``null``, may stand for
+            attachments that nobody has counted, so it is never taken for an empty one.
     """
-    body = {key: reply.get(key) for key in ("interfaces", "ips", "routes", "dns")}
-    if version == "0.4.0":
-        body["ips"] = [
-            {"version": "6" if ":" in ip["address"] else "4", **ip} for ip in _list(reply, "ips")
-        ]
-    if version != "1.1.0":
-        body["interfaces"] = [
-            {key: value for key, value in link.items() if key != "mtu"}
-            for link in _list(reply, "interfaces")
-        ]
-    return {"cniVersion": version, **body}
+    key = "cni.dev/valid-attachments"
+    if not isinstance(value, list):
+        raise CniError(INVALID_CONFIG, f"{key} is missing or no list", "nothing was released")
+    kept = set()
+    for entry in value:
+        parts = (entry.get("containerID"), entry.get("ifname")) if isinstance(entry, dict) else ()
+        if len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+            raise CniError(
+                INVALID_CONFIG,
+                f"{key} has an entry without containerID and ifname",
+                "nothing was released",
+            )
+        kept.add((str(parts[0]), str(parts[1])))
+    return kept
 
 
-def error(problem: CniError, version: str) -> dict[str, object]:
+def result(reply: Object, version: str, previous: object = None) -> Object:
+    """Return the ADD result in the words of ``version``, after what earlier plugins said.
+
+    Up to 0.4.0 each address names its family; ``mtu`` of an interface came with 1.1.0.
+    """
+    earlier = previous if isinstance(previous, dict) else {}
+    before = _objects(earlier, "interfaces")
+    interfaces = [
+        {key: value for key, value in link.items() if key != "mtu" or version == "1.1.0"}
+        for link in _objects(reply, "interfaces")
+    ]
+    ips = [_ip(ip, version, len(before)) for ip in _objects(reply, "ips")]
+    return {
+        "cniVersion": version,
+        "interfaces": before + interfaces,
+        "ips": _objects(earlier, "ips") + ips,
+        "routes": _objects(earlier, "routes") + _objects(reply, "routes"),
+        "dns": earlier.get("dns") or reply.get("dns") or {},
+    }
+
+
+def _ip(ip: Object, version: str, shift: int) -> Object:
+    index = ip.get("interface")
+    moved = {**ip, "interface": index + shift} if isinstance(index, int) else ip
+    if version in ("0.3.1", "0.4.0"):
+        return {"version": "6" if ":" in str(ip.get("address")) else "4", **moved}
+    return moved
+
+
+def find_difference(previous: object, reply: Object, ifname: str) -> str:
+    """Name the first of what a pod was given that prevResult does not have as it is.
+
+    What later plugins of the chain have added is theirs.
+
+    Args:
+        previous: prevResult, the last result of the whole chain.
+        reply: what the pod has: interfaces, ips and routes as in a result.
+        ifname: the pod's interface.
+    """
+    told = previous if isinstance(previous, dict) else {}
+    known = _links(told, ifname)
+    if not known:
+        return f"interface {ifname}: prevResult has none of that name in a sandbox"
+    for link in _links(reply, ifname):
+        if known[0].get("mac") and known[0]["mac"] != link["mac"]:
+            return f"interface {ifname}: mac {link['mac']}, in prevResult {known[0]['mac']}"
+        if known[0].get("sandbox") != link["sandbox"]:
+            return f"interface {ifname}: in {link['sandbox']}, in prevResult {known[0]['sandbox']}"
+    addresses = {str(ip.get("address")).lower() for ip in _objects(told, "ips")}
+    for ip in _objects(reply, "ips"):
+        if str(ip["address"]).lower() not in addresses:
+            return f"address {ip['address']}: prevResult does not have it"
+    routes = {str(route.get("dst")) for route in _objects(told, "routes")}
+    for route in _objects(reply, "routes"):
+        if str(route["dst"]) not in routes:
+            return f"route {route['dst']}: prevResult does not have it"
+    return ""
+
+
+def error(problem: CniError, version: str) -> Object:
     """Return an error as the specification prints it."""
-    body: dict[str, object] = {
+    body: Object = {
         "cniVersion": version if version in VERSIONS else VERSIONS[-1],
         "code": problem.code,
         "msg": problem.msg,
@@ -156,7 +330,22 @@ def error(problem: CniError, version: str) -> dict[str, object]:
     return body
 
 
-def versions(config: dict[str, object]) -> dict[str, object]:
+def defuse(problem: CniError) -> CniError:
+    """Return a DEL's error without the words that go-cni takes for success.
+
+    Source: containerd/go-cni, ``cni.go``, Remove: an error whose text has one of them is dropped,
+    and with it the release.
+    """
+    texts = [problem.msg, problem.details]
+    for words, instead in (("not found", "missing"), ("no such file", "no file")):
+        for number, text in enumerate(texts):
+            while (at := text.lower().find(words)) >= 0:
+                text = text[:at] + instead + text[at + len(words) :]
+            texts[number] = text
+    return CniError(problem.code, *texts)
+
+
+def versions(config: Object) -> Object:
     """Return the answer to VERSION."""
     asked = config.get("cniVersion")
     return {
@@ -165,20 +354,34 @@ def versions(config: dict[str, object]) -> dict[str, object]:
     }
 
 
-def _text(config: dict[str, object], key: str, default: str) -> str:
+def _is_word(text: str) -> bool:
+    return text.isascii() and text[:1].isalnum() and all(c.isalnum() or c in "_.-" for c in text)
+
+
+def _text(config: Object, key: str, default: str) -> str:
     value = config.get(key, default)
     if not isinstance(value, str):
         raise CniError(INVALID_CONFIG, f"{key} must be text")
     return value
 
 
-def _budget(config: dict[str, object]) -> float:
+def _budget(config: Object) -> float:
     value = config.get("budgetSeconds", DEFAULT_BUDGET_S)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 110:
         raise CniError(INVALID_CONFIG, "budgetSeconds must be a number above 0, at most 110")
     return float(value)
 
 
-def _list(reply: dict[str, object], key: str) -> list[dict[str, str]]:
-    value = reply.get(key)
-    return value if isinstance(value, list) else []
+def _objects(body: Object, key: str) -> list[Object]:
+    value = body.get(key)
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _links(body: object, ifname: str) -> list[Object]:
+    """Return the interfaces of that name that are in a pod."""
+    told = body if isinstance(body, dict) else {}
+    return [
+        link
+        for link in _objects(told, "interfaces")
+        if link.get("name") == ifname and link.get("sandbox")
+    ]

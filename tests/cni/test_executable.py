@@ -10,118 +10,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from executable import REPLY, ROOT, intents, json_values, run, say
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import until
-
-REPLY: dict[str, Any] = {
-    "ok": True,
-    "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:02", "mtu": 9001, "sandbox": "x"}],
-    "ips": [{"address": "10.0.1.9/32", "gateway": "169.254.1.1", "interface": 1}],
-    "routes": [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}],
-    "dns": {},
-}
-
-ROOT = Path(__file__).parents[2]
-RUN = [sys.executable, "-S", "-m", "cni"]
-
-
-class Reconciler:
-    """Answers on the socket as it is told to, and remembers what it was asked."""
-
-    def __init__(self, state: Path, answer: Any) -> None:
-        self.asked: list[Any] = []
-        self._answer = answer
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(state / "node-network.sock"))
-        self._socket.listen()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            # As the real one: whoever only left a hint is not there to hear the answer.
-            gone = suppress(BrokenPipeError, ConnectionResetError)
-            with gone, connection, connection.makefile("rwb") as stream:
-                line = stream.readline()
-                if line:
-                    self.asked.append(json.loads(line))
-                    self._answer(stream)
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join()
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    # Not tmp_path: a socket's path has at most 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="nnt-") as directory:
-        yield Path(directory)
-
-
-@pytest.fixture
-def serve(state: Path) -> Iterator[Any]:
-    made: list[Reconciler] = []
-
-    def start(answer: Any) -> Reconciler:
-        made.append(Reconciler(state, answer))
-        return made[-1]
-
-    yield start
-    for each in made:
-        each.close()
-
-
-def say(reply: dict[str, Any]) -> Any:
-    def answer(stream: Any) -> None:
-        stream.write(json.dumps(reply).encode() + b"\n")
-        stream.flush()
-
-    return answer
-
-
-def run(state: Path, verb: str = "ADD", stdin: Any = None, **environ: str) -> tuple[int, Any]:
-    """Run it; its output must be nothing or one JSON object, and it never says anything else."""
-    config = {"cniVersion": "1.0.0", "name": "n", "type": "node-network", "stateDir": str(state)}
-    text = stdin if isinstance(stdin, str | bytes) else json.dumps(config | (stdin or {}))
-    done = subprocess.run(
-        RUN,
-        input=text.encode() if isinstance(text, str) else text,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": "pod1",
-            "CNI_IFNAME": "eth0",
-            "CNI_NETNS": "/proc/self/ns/uts",  # any file that is not our network namespace
-            "CNI_PATH": "/opt/cni/bin",
-        }
-        | environ,
-        capture_output=True,
-        cwd=ROOT,
-        timeout=20,
-    )
-    assert done.stderr == b""
-    return done.returncode, json.loads(done.stdout) if done.stdout else None
-
-
-def intents(state: Path) -> dict[str, str]:
-    return (
-        {p.name: json.loads(p.read_text())["state"] for p in (state / "intents").glob("*")}
-        if (state / "intents").exists()
-        else {}
-    )
 
 
 def test_add_records_the_intent_before_it_asks_and_prints_the_result(
@@ -138,8 +34,18 @@ def test_add_records_the_intent_before_it_asks_and_prints_the_result(
     assert code == 0
     assert seen == [{"pod1:eth0.json": "wanted"}]
     assert result["ips"] == [{"address": "10.0.1.9/32", "gateway": "169.254.1.1", "interface": 1}]
+    recorded = json.loads((state / "intents/pod1:eth0.json").read_text())
     assert reconciler.asked == [
-        {"do": "add", "containerID": "pod1", "ifname": "eth0", "budgetSeconds": 30.0}
+        {
+            "do": "add",
+            "containerID": "pod1",
+            "ifname": "eth0",
+            "budgetSeconds": 30.0,
+            "netnsInode": recorded["netnsInode"],
+            "attempt": recorded["attempt"],
+            "pod": "",
+            "trace": "",
+        }
     ]
 
 
@@ -258,7 +164,7 @@ def test_standard_input_that_is_no_object_has_code_6(state: Path, stdin: Any) ->
 def test_version_needs_nothing_else() -> None:
     code, answer = run(Path("/nonexistent"), "VERSION", stdin='{"cniVersion": "1.1.0"}')
     assert code == 0
-    assert answer["supportedVersions"] == ["0.4.0", "1.0.0", "1.1.0"]
+    assert answer["supportedVersions"] == ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 
 
 def test_what_is_imported_fits_the_budget() -> None:
@@ -272,22 +178,24 @@ def test_what_is_imported_fits_the_budget() -> None:
     assert not loaded & dear
 
 
-json_values: Any = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=10),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
 @settings(max_examples=30)
 @given(
     verb=st.sampled_from(["ADD", "DEL", "VERSION", "CHECK", "GC", "STATUS", "", "add"]),
     container=st.text(st.characters(min_codepoint=1, codec="utf-8"), max_size=40),
     ifname=st.text(st.characters(min_codepoint=1, codec="utf-8"), max_size=20),
     config=st.dictionaries(
-        st.sampled_from(["cniVersion", "name", "stateDir", "budgetSeconds", "prevResult"]),
+        st.sampled_from(
+            [
+                "cniVersion",
+                "name",
+                "budgetSeconds",
+                "prevResult",
+                "runtimeConfig",
+                "logFile",
+                "logLevel",
+                "cni.dev/valid-attachments",
+            ]
+        ),
         json_values,
     ),
 )
@@ -302,7 +210,7 @@ def test_whatever_it_is_given_it_prints_json_or_nothing_and_writes_nowhere_else(
         )
         assert code in (0, 1)
         if code == 1:
-            assert answer["code"] in {1, 4, 5, 6, 7, 11}
+            assert answer["code"] in {1, 2, 4, 5, 6, 7, 11, 50}
         inside = {p.parent for p in Path(directory).rglob("*") if p.is_file()}
         assert inside <= {state / "intents"}
 

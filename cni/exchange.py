@@ -1,0 +1,86 @@
+"""The reconciler's socket: one question, one answer, within a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+
+CONNECT_S = 2.0
+"""Seconds in which ADD must reach the socket: with 512 places in its queue, longer means that
+nobody accepts."""
+
+SHORT_S = 0.25
+"""Seconds for everything that must not wait: the hint of a DEL, each half of a STATUS."""
+
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer."""
+
+Connection = socket.socket
+
+
+def connect(state_dir: str, timeout_s: float) -> Connection:
+    """Return a connection to the reconciler.
+
+    Raises:
+        OSError: nobody listens, nobody accepts in time, or this user may not.
+    """
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        s.settimeout(timeout_s)
+        s.connect(os.path.join(state_dir, "node-network.sock"))
+    except OSError:
+        s.close()
+        raise
+    return s
+
+
+def ask(s: Connection, question: dict[str, object], timeout_s: float) -> dict[str, object]:
+    """Ask, return the answer.
+
+    Args:
+        s: a connection.
+        question: what is asked.
+        timeout_s: seconds from now until the whole answer must be here.
+
+    Raises:
+        OSError: the connection broke or the time ran out.
+        ValueError: the answer is no JSON object.
+    """
+    deadline = time.monotonic() + timeout_s
+    s.settimeout(timeout_s)
+    s.sendall(encode(question))
+    received = b""
+    while not received.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time ran out")
+        s.settimeout(left)
+        part = s.recv(65536)
+        if not part:
+            raise ConnectionResetError("the connection was closed")
+        received += part
+        if len(received) > MAX_ANSWER:
+            raise ValueError("the answer has no end")
+    try:
+        reply = json.loads(received)
+    except RecursionError as error:
+        raise ValueError("the answer is nested too deeply") from error
+    if not isinstance(reply, dict):
+        raise ValueError("the answer is no object")
+    return reply
+
+
+def hint(state_dir: str, question: dict[str, object]) -> None:
+    """Say that something was recorded, to whom it may concern; nobody has to hear it."""
+    try:
+        with connect(state_dir, SHORT_S) as connection:
+            connection.sendall(encode(question))
+    except OSError:
+        return
+
+
+def encode(question: dict[str, object]) -> bytes:
+    """Return a question as it is sent."""
+    return json.dumps(question).encode() + b"\n"

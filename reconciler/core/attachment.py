@@ -48,6 +48,8 @@ class Intent:
         netns_inode: its inode when the intent was written, 0 if unknown: a path can be reused.
         netns_alive: the path still leads to that inode; read again with every observation.
         pod: ``namespace/name``, empty when the runtime did not say.
+        attempt: of which ADD it is; empty for one that nobody asked for by an ADD.
+        trace: the trace that ADD is part of, empty if it is part of none; for the log.
     """
 
     kind: ClassVar[str] = "intent"
@@ -57,6 +59,8 @@ class Intent:
     netns_inode: int = 0
     netns_alive: bool = True
     pod: str = ""
+    attempt: str = ""
+    trace: str = field(default="", compare=False)
 
     def command(self, verb: Verb) -> str:
         """What is done to the record."""
@@ -151,6 +155,22 @@ def netns_identity(path: str, inode: int) -> str:
     the inode, what was meant for the dead pod cannot reach the living one.
     """
     return f"{path}@{inode}" if inode else path
+
+
+def is_outlived(attachment: Attachment, intent: Intent) -> bool:
+    """Whether an intent is of a later sandbox than the attachment of its key.
+
+    A container keeps its ID when it is started again, in another namespace; what it had in the
+    old one is to be released then, and nothing of it may be found in the new one. A path that is
+    another name of the same living namespace makes no other sandbox.
+    """
+    if intent.state is not IntentState.WANTED or not intent.netns_alive or not attachment.netns:
+        return False
+    before = netns_path(attachment.netns), netns_inode(attachment.netns)
+    now = intent.netns, intent.netns_inode
+    if before[1] and now[1]:
+        return before[1] != now[1] or (before[0] != now[0] and not attachment.netns_alive)
+    return before[0] != now[0]
 
 
 def netns_path(identity: str) -> str:

@@ -10,6 +10,7 @@ from reconciler.core.attachment import (
     Cooling,
     Intent,
     IntentState,
+    is_outlived,
 )
 from reconciler.core.call import Creation
 from reconciler.core.datapath import is_counted
@@ -19,18 +20,33 @@ from reconciler.core.release import Quarantine
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What the state directory holds; each in key order."""
+    """What the state directory holds; each in key order.
+
+    Attributes:
+        unreadable: intents that cannot be understood, each with the reason. Whoever writes them is
+            another program; what they might have wanted, nobody knows.
+    """
 
     intents: tuple[Intent, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     cooling: tuple[Cooling, ...] = ()
     quarantined: tuple[Quarantine, ...] = ()
     creations: tuple[Creation, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def released(self) -> frozenset[AttachmentKey]:
-        """Keys the runtime has given back."""
-        return frozenset(i.key for i in self.intents if i.state is IntentState.RELEASED)
+        """Keys of which what is bound goes: given back, or of a sandbox that is no more."""
+        given_back = {i.key for i in self.intents if i.state is IntentState.RELEASED}
+        return frozenset(given_back | self.outlived)
+
+    @property
+    def outlived(self) -> frozenset[AttachmentKey]:
+        """Keys that are wanted anew, for a later sandbox than the one they are bound to."""
+        intents = {i.key: i for i in self.intents}
+        return frozenset(
+            a.key for a in self.attachments if a.key in intents and is_outlived(a, intents[a.key])
+        )
 
     @property
     def living(self) -> tuple[Attachment, ...]:
@@ -41,7 +57,7 @@ class Records:
     @property
     def demand(self) -> Demand:
         """What the pool has to cover for these records."""
-        bound = {a.key for a in self.attachments}
+        bound = {a.key for a in self.attachments} - self.outlived
         waiting = [
             i
             for i in self.intents

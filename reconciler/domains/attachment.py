@@ -100,6 +100,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
         + _release(desired, observed)
         + _bind(desired, observed)
         + _keep(desired, observed)
+        + _leave_out(observed)
     )
 
 
@@ -203,8 +204,10 @@ def _release(desired: Allocation, observed: Records) -> Plan:
     actions: list[Action] = []
     bound = {a.key: a for a in (*desired.strays, *observed.attachments)}
     resting = {c.address for c in observed.cooling}
+    outlived = observed.outlived
     for intent in observed.intents:
-        if intent.state is not IntentState.RELEASED:
+        is_released = intent.state is IntentState.RELEASED
+        if not is_released and intent.key not in outlived:
             continue
         attachment = bound.get(intent.key)
         if attachment is not None:
@@ -216,14 +219,17 @@ def _release(desired: Allocation, observed: Records) -> Plan:
                 for address in attachment.addresses
                 if address not in resting and desired.cooldown_s > 0
             ]
-            actions.append(Change(Verb.DELETE, attachment, "the runtime gave it back"))
-        actions.append(Change(Verb.DELETE, intent, "done"))
+            reason = "the runtime gave it back" if is_released else "its sandbox is no more"
+            actions.append(Change(Verb.DELETE, attachment, reason))
+        if is_released:
+            actions.append(Change(Verb.DELETE, intent, "done"))
     return Plan(tuple(actions))
 
 
 def _bind(desired: Allocation, observed: Records) -> Plan:
     held = {*observed.attachments, *desired.strays, *(a for a, _ in desired.adoptions)}
     bound = {a.key for a in held}
+    outlived = observed.outlived
     taken = {address for a in held for address in a.addresses}
     taken |= {c.address for c in observed.cooling}
     taken |= desired.elsewhere
@@ -238,6 +244,8 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
         if intent.key in bound:
             if not intent.netns_alive:
                 refusals.append(_netns_gone(intent))
+            elif intent.key in outlived:
+                refusals.append(_sandbox_replaced(intent))
             continue
         netns = netns_identity(intent.netns, intent.netns_inode)
         veth = _veth(intent.key, intent.pod, desired)
@@ -278,6 +286,20 @@ def _keep(desired: Allocation, observed: Records) -> Plan:
                 ("they keep the addresses they have until they restart", addresses),
             )
             if pods
+        )
+    )
+
+
+def _leave_out(observed: Records) -> Plan:
+    """Name the intents that nobody understands; all others are served."""
+    return Plan(
+        refusals=tuple(
+            Refusal(
+                subject=f"intent {what.partition(': ')[0]}",
+                reason="IntentUnreadable",
+                message=f"{what}; a DEL for its container, or removing the file, ends this",
+            )
+            for what in observed.unreadable
         )
     )
 
@@ -393,6 +415,15 @@ def _veth_taken(intent: Intent, veth: str, holder: AttachmentKey) -> Refusal:
         reason="VethNameTaken",
         message=f"link {veth} of pod {intent.pod} is still that of its sandbox {holder}; it is "
         "served as soon as a DEL, or the end of that sandbox's namespace, has released it",
+    )
+
+
+def _sandbox_replaced(intent: Intent) -> Refusal:
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="SandboxReplaced",
+        message=f"what this container had in its former namespace is being released; it is served "
+        f"in {intent.netns} as soon as nothing of that is left",
     )
 
 

@@ -10,11 +10,14 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+import stat
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from reconciler.core.attachment import (
     Attachment,
@@ -48,6 +51,14 @@ Record = Intent | Attachment | Cooling | Quarantine | Creation
 Version = tuple[int, int, int]
 """Inode, time of modification in nanoseconds, size in bytes."""
 
+MAX_RECORD_BYTES = 65536
+"""Of one record; ours have a tenth of it at most."""
+
+WRITING_S = 60.0
+"""Seconds after which nobody is still writing a temporary file."""
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+
 R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
 
 KINDS = ("intents", "attachments", "cooling", "quarantine", "creations")
@@ -61,6 +72,8 @@ class StateDirectory:
         self.root = root
         self._lock: int | None = None
         self._parsed: dict[str, dict[str, tuple[Version, Any]]] = {}
+        self._unreadable: dict[str, str] = {}
+        self._handed_over: dict[AttachmentKey, str] = {}
 
     @property
     def intents(self) -> Path:
@@ -114,20 +127,24 @@ class StateDirectory:
     def observe(self, desired: Iterable[object] = ()) -> Records:
         """Read all records, each kind in key order; a missing directory holds none.
 
+        An intent that cannot be understood is left out and named: no address hangs on it, and it
+        comes from outside.
+
         Raises:
-            ObserveError: it is no directory, or a record exists and cannot be read. Nothing is
-                planned then: an address whose witness is unreadable must not be given to
+            ObserveError: it is no directory, or another record exists and cannot be read. Nothing
+                is planned then: an address whose witness is unreadable must not be given to
                 somebody else.
         """
         del desired
         if self.root.exists() and not self.root.is_dir():
             raise ObserveError(f"state directory {self.root}", "it is no directory")
         return Records(
-            intents=self._load("intents", _parse_intent),
+            intents=self._intents(),
             attachments=self._load("attachments", _parse_attachment),
             cooling=self._load("cooling", _parse_cooling),
             quarantined=self._load("quarantine", _parse_quarantine),
             creations=self._load("creations", _parse_creation),
+            unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
         )
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
@@ -142,13 +159,14 @@ class StateDirectory:
         """
         names = sorted(map(_file_name, keys))
         return Records(
-            intents=_updated(before.intents, keys, self._load("intents", _parse_intent, names)),
+            intents=_updated(before.intents, keys, self._intents(names)),
             attachments=_updated(
                 before.attachments, keys, self._load("attachments", _parse_attachment, names)
             ),
             cooling=self._load("cooling", _parse_cooling),
             quarantined=self._load("quarantine", _parse_quarantine),
             creations=self._load("creations", _parse_creation),
+            unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
         )
 
     def apply(self, actions: Sequence[Change[Record]]) -> tuple[ApplyError, ...]:
@@ -159,6 +177,9 @@ class StateDirectory:
         for position, action in enumerate(actions):
             path = self._path(action.object)
             try:
+                seen = action.was or action.object
+                if isinstance(seen, Intent):
+                    self._check_unchanged(path, seen)
                 if action.verb is Verb.DELETE:
                     path.unlink(missing_ok=True)
                     _sync_directory(path.parent)
@@ -172,6 +193,35 @@ class StateDirectory:
                     for a in actions[position:]
                 )
         return ()
+
+    def take_over(self, release: Mapping[str, Any]) -> None:
+        """Take a release that the executable could not write down.
+
+        It is written here if that is possible, or else remembered: until the intent goes, until
+        another ADD replaces it, or until this process ends. After that the end of the pod's
+        namespace says the same.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no release.
+        """
+        intent = _parse_intent(dict(release))
+        if intent.state is not IntentState.RELEASED:
+            raise ValueError("it is no release")
+        path = self._path(intent)
+        if path.parent != self.intents:
+            raise ValueError("it names no attachment")
+        try:
+            write_atomically(path, dict(release))
+        except OSError:
+            self._handed_over[intent.key] = intent.attempt
+
+    def sweep(self) -> None:
+        """Remove what killed writers have left half-written."""
+        oldest = time.time() - WRITING_S
+        for path in self.root.glob("*/.*.tmp"):
+            with suppress(OSError):  # its writer was only slow, or the disk is read-only
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     def record(self, creation: Creation) -> None:
         """Write down an ENI's creation before EC2 is asked.
@@ -208,6 +258,34 @@ class StateDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def _intents(self, names: Iterable[str] | None = None) -> tuple[Intent, ...]:
+        """Read intents, and what was said of them without being written."""
+        intents = self._load("intents", _parse_intent, names)
+        if not self._handed_over:
+            return intents
+        if names is None:
+            present = {i.key for i in intents}
+            self._handed_over = {k: a for k, a in self._handed_over.items() if k in present}
+        return tuple(map(self._as_told, intents))
+
+    def _as_told(self, intent: Intent) -> Intent:
+        if self._handed_over.get(intent.key) == intent.attempt:
+            return replace(intent, state=IntentState.RELEASED)
+        return intent
+
+    def _check_unchanged(self, path: Path, seen: Intent) -> None:
+        """Refuse to replace an intent that the executable has replaced since it was seen.
+
+        Raises:
+            OSError: it has; the next look will see what it is now.
+        """
+        try:
+            now = self._as_told(_parse_intent(json.loads(path.read_bytes())))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
+            return
+        if replace(now, netns_alive=seen.netns_alive) != seen:
+            raise OSError(errno.EAGAIN, "it was replaced meanwhile")
+
     def _load(
         self,
         kind: str,
@@ -218,7 +296,9 @@ class StateDirectory:
         directory = self.root / kind
         known = self._parsed.get(kind, {})
         parsed: dict[str, tuple[Version, R]] = {}
-        for name in self._list(directory) if names is None else names:
+        unreadable: dict[str, str] = {}
+        names = self._list(directory) if (everything := names is None) else list(names)
+        for name in names:
             path = f"{directory}/{name}"
             try:
                 version = _version(path)
@@ -227,13 +307,20 @@ class StateDirectory:
                     parsed[name] = (version, _again(before[1]))
                 else:
                     with open(path) as f:  # noqa: PTH123 - there are hundreds
-                        parsed[name] = (version, parse(json.load(f)))
+                        parsed[name] = (version, parse(_decode(f, name)))
             except FileNotFoundError:
                 continue  # unlinked since the directory was listed
-            except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-                raise ObserveError(f"record {path}", f"{type(error).__name__}: {error}") from error
+            except UNREADABLE as error:
+                if kind != "intents":
+                    raise ObserveError(
+                        f"record {path}", f"{type(error).__name__}: {error}"
+                    ) from error
+                unreadable[name] = f"{path}: {type(error).__name__}: {error}"
+        if kind == "intents":
+            others = {} if everything else self._unreadable.keys() - names
+            self._unreadable = {n: self._unreadable[n] for n in others} | unreadable
         # Another thread may have read meanwhile; what it has parsed is then parsed once more.
-        self._parsed[kind] = parsed if names is None else known | parsed
+        self._parsed[kind] = parsed if everything else known | parsed
         return tuple(sorted((record for _, record in parsed.values()), key=lambda r: r.key))
 
     def _list(self, directory: Path) -> list[str]:
@@ -313,6 +400,7 @@ def _encode(record: Record) -> dict[str, Any]:
                 "netnsInode": record.netns_inode,
                 "podNamespace": namespace,
                 "podName": name,
+                "attempt": record.attempt,
             }
     return {"version": VERSION} | body
 
@@ -333,6 +421,8 @@ def _parse_intent(body: dict[str, Any]) -> Intent:
         netns_inode=inode,
         netns_alive=_is_alive(netns, inode),
         pod=pod,
+        attempt=str(body.get("attempt", "")),
+        trace=str(body.get("traceparent", ""))[3:35],
     )
 
 
@@ -406,9 +496,19 @@ def _updated(
     return tuple(sorted((*(r for r in before if r.key not in keys), *now), key=lambda r: r.key))
 
 
+def _decode(file: IO[str], name: str) -> Any:
+    """Read a record; its name must be the one of what it is about."""
+    body = json.loads(file.read(MAX_RECORD_BYTES))
+    if isinstance(body, dict) and "containerID" in body and _file_name(_parse_key(body)) != name:
+        raise ValueError("it is about another attachment than its name says")
+    return body
+
+
 def _version(path: str) -> Version:
-    """Tell one content of a file from every other: a record is only ever replaced by a rename."""
+    """Tell one content of a file from every other."""
     found = os.stat(path)  # noqa: PTH116 - there are hundreds
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no file")
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 

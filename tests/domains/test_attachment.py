@@ -6,9 +6,17 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
 from builders import SUBNET, attachment, document, eni, inputs, intent
 
-from reconciler.core.attachment import Attachment, Cooling, Intent, IntentState, veth_name
+from reconciler.core.attachment import (
+    Attachment,
+    Cooling,
+    Intent,
+    IntentState,
+    is_outlived,
+    veth_name,
+)
 from reconciler.core.plan import Change
 from reconciler.core.records import Records
 from reconciler.core.release import Quarantine
@@ -233,3 +241,69 @@ def test_a_pod_of_two_addresses_is_one_pod_to_the_pool() -> None:
     resting = tuple(Cooling(a, 1.0) for a in (SUBNET[12], BLOCK[2], ip_address("169.254.172.9")))
     demand = Records((), (held,), resting).demand
     assert (demand.assigned, demand.cooling) == (1, 1)
+
+
+def later(number: int, **fields: Any) -> Intent:
+    """What a container asks for that was started again, in another namespace."""
+    return intent(number, netns="/run/netns/later", netns_inode=2, **fields)
+
+
+def test_what_a_container_had_in_its_former_namespace_goes_before_it_gets_anything_anew() -> None:
+    old = attachment(1, netns="/run/netns/pod1@1", netns_alive=False)
+    records = Records((later(1),), (old,))
+    assert records.living == ()
+    assert records.demand.waiting == 1
+    first = domain.plan(domain.desire(inputs(2)), records)
+    assert first.actions == ()
+    assert [r.reason for r in first.refusals] == ["SandboxReplaced"]
+    assert plan(records, clear=frozenset({old.key})) == [
+        f"begin cooldown of {old.addresses[0]}",
+        f"release {old.addresses[0]} from pod1/eth0",
+    ]
+    (bound,) = domain.plan(
+        domain.desire(inputs(2)), Records((later(1),), (), (Cooling(old.addresses[0], 99.0),))
+    ).actions
+    assert isinstance(bound, Change)
+    assert bound.object.netns == "/run/netns/later@2"
+    assert bound.object.addresses != old.addresses
+
+
+def test_a_release_of_the_later_sandbox_frees_what_the_former_one_had() -> None:
+    old = attachment(1, netns="/run/netns/pod1@1", netns_alive=False)
+    records = Records((later(1, state=IntentState.RELEASED),), (old,))
+    assert plan(records, clear=frozenset({old.key}))[-1] == "forget released intent pod1/eth0"
+
+
+@pytest.mark.parametrize(
+    ("was", "alive", "now", "outlived"),
+    [
+        ("/run/netns/a@7", True, ("/run/netns/a", 7), False),
+        ("/run/netns/a@7", False, ("/run/netns/a", 7), False),
+        ("/run/netns/a@7", True, ("/run/netns/a", 8), True),
+        ("/run/netns/a@7", False, ("/run/netns/b", 8), True),
+        ("/run/netns/a@7", True, ("/proc/9/ns/net", 7), False),
+        ("/run/netns/a@7", False, ("/run/netns/b", 7), True),
+        ("/run/netns/a", True, ("/run/netns/a", 7), False),
+        ("/run/netns/a", False, ("/run/netns/b", 7), True),
+        ("", False, ("/run/netns/b", 7), False),
+    ],
+)
+def test_a_sandbox_is_another_by_path_and_inode(
+    was: str, alive: bool, now: tuple[str, int], outlived: bool
+) -> None:
+    old = Attachment(intent(1).key, was, (SUBNET[11],), "eni-0", "nn1", netns_alive=alive)
+    new = intent(1, netns=now[0], netns_inode=now[1])
+    assert is_outlived(old, new) is outlived
+    assert not is_outlived(old, replace(new, netns_alive=False)), "what is wanted is gone too"
+    assert not is_outlived(old, replace(new, state=IntentState.RELEASED))
+
+
+def test_intents_that_nobody_understands_are_named_and_others_served() -> None:
+    records = Records((intent(1),), unreadable=("/run/x/intents/a.json: ValueError: no",))
+    made = domain.plan(domain.desire(inputs(2)), records)
+    assert len(made.actions) == 1
+    (refusal,) = made.refusals
+    assert (refusal.reason, refusal.subject) == (
+        "IntentUnreadable",
+        "intent /run/x/intents/a.json",
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -185,13 +187,141 @@ def test_unknown_fields_of_a_record_do_no_harm(tmp_path: Path) -> None:
     assert state.observe().attachments == (replace(attachment(1)),)
 
 
-def test_an_inode_that_is_no_number_of_this_world_is_an_unreadable_record(tmp_path: Path) -> None:
+WANTED: dict[str, Any] = {
+    "version": 1,
+    "state": "wanted",
+    "containerID": "a",
+    "ifname": "b",
+    "netns": "/x",
+    "netnsInode": 3,
+    "attempt": "one",
+}
+
+
+def write_intent(directory: StateDirectory, **fields: Any) -> Path:
+    path = directory.intents / "a:b.json"
+    path.write_text(json.dumps(WANTED | fields))
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "\0",
+        "null",
+        json.dumps(WANTED | {"netnsInode": float("inf")}),
+        json.dumps(WANTED | {"netns": "/\0"}),
+        json.dumps(WANTED | {"state": ["wanted"]}),
+        json.dumps(WANTED | {"containerID": "another"}),
+        json.dumps(WANTED | {"padding": "x" * 100_000}),
+    ],
+    ids=lambda text: text[:40].strip("\0"),
+)
+def test_an_intent_that_cannot_be_understood_is_named_and_keeps_nobody_else_waiting(
+    tmp_path: Path, content: str
+) -> None:
     state = directory(tmp_path)
-    body = {"version": 1, "containerID": "a", "ifname": "b", "state": "wanted"}
-    text = json.dumps(body | {"netns": "/x", "netnsInode": float("inf")})
-    (state.intents / "a:b.json").write_text(text)
-    with pytest.raises(ObserveError):
-        state.observe()
+    put(state, intent(1))
+    path = state.intents / "a:b.json"
+    path.write_text(content)
+    records = state.observe()
+    assert [i.key for i in records.intents] == [intent(1).key]
+    (named,) = records.unreadable
+    assert named.startswith(f"{path}: ")
+    again = state.observe_at({intent(1).key}, records)
+    assert again.unreadable == (named,)
+    write_intent(state)
+    assert state.observe().unreadable == ()
+
+
+def test_a_name_that_is_no_file_makes_nobody_wait(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    os.mkfifo(state.intents / "a:b.json")
+    assert len(state.observe().unreadable) == 1
+
+
+def test_an_intent_that_was_replaced_meanwhile_is_neither_forgotten_nor_changed(
+    tmp_path: Path,
+) -> None:
+    """A container is started again as soon as its DEL was recorded."""
+    state = directory(tmp_path)
+    path = write_intent(state, state="released")
+    (seen,) = state.observe().intents
+    write_intent(state, attempt="two")
+    for change in (
+        Change(Verb.DELETE, seen, "done"),
+        Change(Verb.UPDATE, replace(seen, netns="/y"), "test", seen),
+    ):
+        (failure,) = state.apply([change])
+        assert "meanwhile" in str(failure)
+    assert json.loads(path.read_text())["attempt"] == "two"
+
+
+def test_a_release_that_could_not_be_written_is_written_or_remembered(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    path = write_intent(state)
+    released = WANTED | {"state": "released"}
+    (wanted,) = state.observe().intents
+    with nothing_more():
+        state.take_over(released)
+    assert json.loads(path.read_text())["state"] == "wanted"
+    (told,) = state.observe().intents
+    assert told.state is IntentState.RELEASED
+    assert state.observe_at({told.key}, Records((wanted,))).intents == (told,)
+    assert state.apply([Change(Verb.DELETE, told, "done")]) == ()
+    assert not path.exists()
+    write_intent(state, attempt="two")
+    assert state.observe().intents[0].state is IntentState.WANTED, "another ADD is another wish"
+    state.take_over(released | {"attempt": "two"})
+    assert json.loads(path.read_text())["state"] == "released"
+
+
+@contextmanager
+def nothing_more() -> Iterator[None]:
+    """No file of this process may grow: the kernel refuses as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        {},
+        [],
+        "x",
+        WANTED,
+        WANTED | {"state": "released", "containerID": "../../x"},
+        WANTED | {"state": "released", "ifname": "../x"},
+    ],
+)
+def test_what_is_no_release_is_not_taken_over(tmp_path: Path, release: Any) -> None:
+    state = directory(tmp_path)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        state.take_over(release)
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(
+    tmp_path: Path,
+) -> None:
+    state = directory(tmp_path)
+    left, fresh = state.intents / ".a:b.json.1.tmp", state.intents / ".a:b.json.2.tmp"
+    for path in (left, fresh):
+        path.write_text("{")
+    os.utime(left, (1, 1))
+    kept = write_intent(state)
+    os.utime(kept, (1, 1))
+    state.sweep()
+    assert not left.exists()
+    assert fresh.exists()
+    assert kept.exists()
 
 
 def test_two_attachments_never_share_a_record(tmp_path: Path) -> None:

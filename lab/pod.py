@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 from lab import netns
 from lab.lifecycle import Lab
-
 
 STATIC = Path(__file__).parents[1] / "build/node-network-cni"
 """What ``make cni`` builds, and hosts get."""
@@ -120,13 +120,26 @@ def call(
     version: str = "1.1.0",
     budget_s: float = 30,
     pod_name: str = "",
+    config: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run the executable once, on the node, as its runtime does.
+
+    Args:
+        lab: where.
+        node: on which node.
+        name: of the sandbox.
+        verb: what is asked.
+        version: of the CNI specification.
+        budget_s: seconds that ADD may wait.
+        pod_name: whose sandbox it is, if the pod is not called like it.
+        config: more of the network's configuration.
+        environ: more of the environment.
 
     Raises:
         PodError: it printed an error.
     """
-    config = {
+    told = {
         "cniVersion": version,
         "name": "node-network",
         "type": "node-network",
@@ -144,8 +157,8 @@ def call(
     }
     done = subprocess.run(
         lab.command(node, EXECUTABLE),
-        input=json.dumps(config),
-        env=environment,
+        input=json.dumps(told | dict(config or {})),
+        env=environment | dict(environ or {}),
         capture_output=True,
         text=True,
         timeout=budget_s + 15,

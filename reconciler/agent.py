@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ SWITCH_S = 0.0005
 """Seconds a thread may keep the interpreter from others, instead of Python's 0.005: a pod must
 not wait that long, after each of its system calls, for the thread that works on EC2's answer."""
 
+CONVERGE_S = 2.0
+"""Seconds a CHECK gives the kernel to become what it should be; the specification wants some."""
+
+CHECK_AGAIN_S = 0.1
+"""Seconds between looks of one CHECK."""
+
+PATIENCE_S = 30.0
+"""Seconds for which passes must fail before STATUS says so: a node that flaps to NotReady has its
+pods taken out of every Service, though they run as before."""
+
+HOST_WIDE = ("sysctl", "rule", "nat")
+"""Domains without whose objects no pod reaches what is beyond the node, running ones included."""
+
+HOPELESS = {"InterfaceExists"}
+"""Reasons for which no waiting helps an ADD."""
+
 TRANSITION_S = 0.5
 """Seconds between looks at EC2 while an ENI is being attached: it takes EC2 one to ten."""
 
@@ -76,6 +93,14 @@ class Agent:
         self._asked: dict[AttachmentKey, float] = {}
         self._done: dict[AttachmentKey, tuple[Attachment, float]] = {}
         self._waiting: dict[AttachmentKey, Refusal] = {}
+        self._published_at = float("-inf")
+        self._answered: dict[AttachmentKey, str] = {}
+        self._to_check: set[AttachmentKey] = set()
+        self._to_mend: set[AttachmentKey] = set()
+        self._checked: dict[AttachmentKey, tuple[Attachment | Refusal, float]] = {}
+        self._failing_since: float | None = None
+        self._limited_since: float | None = None
+        self._has_converged = False
         self._withdrawn: dict[AttachmentKey, float] = {}
         self._drift = Accounts()
         self._document: NodeNetwork | None = None
@@ -99,6 +124,7 @@ class Agent:
         """
         sys.setswitchinterval(SWITCH_S)
         self._read_document(first=True)
+        self._recall_answered()
         for watch in self._watches:
             watch.start()
         pool = threading.Thread(target=self._run_pool, name="pool", daemon=True)
@@ -115,6 +141,13 @@ class Agent:
             log.info("stopped")
         if self._broken:
             raise InternalError("the pool loop ended by an error of ours; see the traceback above")
+
+    def _recall_answered(self) -> None:
+        """Take what is bound for answered: whoever asked has lost its connection by now."""
+        with suppress(ObserveError):  # the first pass reports it
+            records = self._node.state.observe()
+            bound = {a.key for a in records.attachments}
+            self._answered = {i.key: i.attempt for i in records.intents if i.key in bound}
 
     def stop(self) -> None:
         """End ``run`` after the pass under way; pods are not touched."""
@@ -147,12 +180,91 @@ class Agent:
                     if self._withdrawn.get(key, 0.0) >= asked_at:
                         message = "a DEL for it came while it waited"
                         return Refusal(f"intent {key}", "Withdrawn", message)
+                    refusal = self._waiting.get(key)
+                    if refusal and refusal.reason in HOPELESS and self._published_at >= asked_at:
+                        return refusal
                     left = deadline - time.monotonic()
                     if left <= 0 or self._stopping.is_set():
                         return self._explain(key)
                     self._changed.wait(left)
             finally:
                 self._asked.pop(key, None)
+
+    def claim(self, key: AttachmentKey, attempt: str) -> bool:
+        """Take the right to tell the runtime what a pod was given; only one ADD ever has it.
+
+        An ADD that was killed before it heard the answer has not used it, so its retry can.
+
+        Args:
+            key: the attachment.
+            attempt: which ADD it is, as its intent says.
+        """
+        with self._changed:
+            if self._answered.get(key) == attempt:
+                return False
+            self._answered[key] = attempt
+            return True
+
+    def disclaim(self, key: AttachmentKey) -> None:
+        """Give that right back: nobody heard it."""
+        with self._changed:
+            self._answered.pop(key, None)
+
+    def check(self, key: AttachmentKey) -> Attachment | Refusal:
+        """Compare an attachment's objects with the kernel; say which is the first that differs.
+
+        What differs is also for the next pass to mend. It counts only if it still differs when
+        the time for that is over.
+        """
+        verdict: Attachment | Refusal = Refusal(
+            f"attachment {key}", "NotSettled", "the reconciler has not come to look at it"
+        )
+        deadline = time.monotonic() + CONVERGE_S
+        with self._changed:
+            while (asked_at := time.monotonic()) < deadline and not self._stopping.is_set():
+                self._to_check.add(key)
+                self._triggers.mark("intent")
+                self._changed.wait_for(
+                    partial(self._was_checked, key, asked_at), deadline - asked_at
+                )
+                verdict, _ = self._checked.get(key, (verdict, 0.0))
+                if isinstance(verdict, Attachment) or verdict.reason == "NotAttached":
+                    break
+                self._to_mend.add(key)
+                self._triggers.mark("intent")
+                self._changed.wait(CHECK_AGAIN_S)
+            self._checked.pop(key, None)
+            return verdict
+
+    def _was_checked(self, key: AttachmentKey, since: float) -> bool:
+        return key in self._checked and self._checked[key][1] >= since
+
+    def find_obstacle(self) -> Refusal | None:
+        """Say why no pod can start on this node; None if they can.
+
+        Exhaustion is none: a node that says it is not ready loses the pods it has.
+        """
+        now = time.monotonic()
+        with self._changed:
+            cloud = self._node.cloud
+            if cloud is None or not cloud.enis:
+                return Refusal("node", "NotAvailable", self._troubles("no ENI is known yet"))
+            failing = self._failing_since is not None and (
+                not self._has_converged or now - self._failing_since > PATIENCE_S
+            )
+            if failing:
+                return Refusal("node", "NotAvailable", self._troubles("no pass succeeds"))
+            if self._limited_since is not None and now - self._limited_since > PATIENCE_S:
+                return Refusal("node", "Limited", self._troubles("rules or settings are missing"))
+        return None
+
+    def take_over(self, release: dict[str, Any]) -> None:
+        """Take a release that the executable could not write down.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no release.
+        """
+        self._node.state.take_over(release)
 
     def release(self, key: AttachmentKey) -> None:
         """Take a hint that an attachment was given back; its intent says so."""
@@ -204,6 +316,11 @@ class Agent:
                 "metrics": telemetry.exposition(),
             }
 
+    def _troubles(self, instead: str) -> str:
+        """What is wrong with the node, or a word for it if nobody knows more."""
+        texts = [text for name in ("node", "eni") for text in self._conditions.texts(name)]
+        return ("; ".join(texts) or instead)[: telemetry.FOREIGN_TEXT * 2]
+
     # -- the kernel loop ------------------------------------------------------------------
 
     def _kernel_loop(self) -> None:
@@ -249,9 +366,15 @@ class Agent:
             leaving = list(self._released)[:1]
             for key in leaving:
                 del self._released[key]
-            keys = frozenset((*self._asked, *leaving))
+            keys = frozenset((*self._asked, *leaving, *self._to_mend))
+            self._to_mend.clear()
             if self._released:
                 self._triggers.mark("intent")
+        settled = self._serve(keys, started) if keys else True
+        self._run_checks()
+        return settled
+
+    def _serve(self, keys: frozenset[AttachmentKey], started: float) -> bool:
         try:
             result = self._node.pods_pass(keys)
         except ReconcilerError as error:
@@ -263,6 +386,21 @@ class Agent:
         self._tell_pool(result)
         return result.settled
 
+    def _run_checks(self) -> None:
+        with self._changed:
+            keys = frozenset(self._to_check)
+            self._to_check.clear()
+        for key in keys:
+            looked_at = time.monotonic()
+            verdict: Attachment | Refusal
+            try:
+                verdict = self._node.check(key)
+            except ReconcilerError as error:
+                verdict = Refusal(f"attachment {key}", "NotSettled", str(error))
+            with self._changed:
+                self._checked[key] = (verdict, looked_at)
+                self._changed.notify_all()
+
     def _full_pass(self, *, audit: bool) -> float:
         """Run one pass over everything; return seconds until the next is due without a hint."""
         assert self._document is not None
@@ -273,6 +411,7 @@ class Agent:
             self._conditions.report("node", Outcome(errors=(error,)))
             with self._changed:
                 self._latest = None  # what was known is not known any more
+                self._failing_since = self._failing_since or started
             return RETRY_S
         telemetry.PASS_SECONDS.observe(time.monotonic() - started)
         if audit:
@@ -284,8 +423,11 @@ class Agent:
         # After the pods that wait were answered.
         result = self._node.look_around(result)
         self._conditions.note("foreign", result.findings or ())
+        limited = any(result.outcomes[name].errors for name in HOST_WIDE)
         with self._changed:
             self._latest = result
+            self._failing_since, self._has_converged = None, True
+            self._limited_since = (self._limited_since or started) if limited else None
         self._drift.book(result.outcomes, everything=audit)
         for name, outcome in result.outcomes.items():
             self._conditions.report(name, outcome)
@@ -318,9 +460,26 @@ class Agent:
             self._done = {k: v for k, v in self._done.items() if k in present}
             self._done |= {key: (a, started) for key, a in result.done.items()}
             self._waiting = dict(result.waiting)
-            wanted = {i.key for i in result.records.intents if i.state is IntentState.WANTED}
-            self._withdrawn = dict.fromkeys(self._asked.keys() - wanted, started)
+            self._published_at = started
+            wanted = {i.key: i for i in result.records.intents if i.state is IntentState.WANTED}
+            self._withdrawn = dict.fromkeys(self._asked.keys() - wanted.keys(), started)
+            self._answered = {k: v for k, v in self._answered.items() if k in present}
+            asked = {k: wanted[k] for k in self._asked.keys() & wanted.keys()}
             self._changed.notify_all()
+        for key, intent in asked.items():
+            if attachment := result.done.get(key):
+                log.info(
+                    "attachment in place",
+                    extra={
+                        "key": key,
+                        "addresses": " ".join(map(str, attachment.addresses)),
+                        "eni": attachment.eni_id,
+                        "veth": attachment.veth,
+                        "pod": intent.pod,
+                        "trace": intent.trace,
+                        "attempt": intent.attempt,
+                    },
+                )
 
     def _addresses(self, records: Records) -> dict[str, int]:
         """Count pod addresses by state."""
@@ -383,6 +542,7 @@ class Agent:
         demand: Demand | None = None
         moving = False
         try:
+            self._node.state.sweep()
             demand = self._node.state.observe().demand
             outcome = self._node.pool_pass(self._document)
             moving = bool(outcome.remaining.actions) or self._node.in_transition

@@ -102,8 +102,15 @@ class Pass:
 
     @property
     def settled(self) -> bool:
-        """Nothing is left to do, and this was seen."""
-        return all(o.settled for o in self.outcomes.values())
+        """Nothing is left to do, and this was seen.
+
+        What was bound after the kernel was converged, because something else was released first,
+        is for the next pass.
+        """
+        return all(o.settled for o in self.outcomes.values()) and not any(
+            (self.asked is None or a.key in self.asked) and a not in self.inputs.attachments
+            for a in self.records.living
+        )
 
 
 class Traced(NamedTuple):
@@ -320,7 +327,7 @@ class LocalNode:
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         self._prove(records, visited, done)
-        waiting = _waiting(outcomes["attachment"])
+        waiting = _waiting(outcomes["attachment"]) | _occupied(visited, outcomes["link"])
         return Pass(outcomes, looked_at, records, inputs, done, waiting)
 
     def pods_pass(self, keys: frozenset[AttachmentKey]) -> Pass:
@@ -359,8 +366,35 @@ class LocalNode:
                 outcomes |= converge([domain], replace(inputs, clear=frozenset(going)))
             records = self._records_after(outcomes)
         self._prove(records, living, done)
-        waiting = _waiting(outcomes["attachment"])
-        return Pass(outcomes, looked_at, records, inputs, done, waiting, asked=keys)
+        waiting = _waiting(outcomes["attachment"]) | _occupied(living, outcomes["link"])
+        here = {a.key: a for a in living if a.key in done}
+        return Pass(outcomes, looked_at, records, inputs, here, waiting, asked=keys)
+
+    def check(self, key: AttachmentKey) -> Attachment | Refusal:
+        """Compare every object of an attachment with the kernel; change nothing.
+
+        Returns:
+            The attachment if all are in place, or the first that is not, in the order in which
+            they build upon each other.
+
+        Raises:
+            NotReadyError: there was no full pass yet.
+            ObserveError: its records cannot be read.
+        """
+        if self._survey is None or self._records is None or self.cloud is None:
+            raise NotReadyError("nothing was looked at yet")
+        records: Records = self.state.observe_at(frozenset({key}), self._records)
+        attachment = next((a for a in records.living if a.key == key), None)
+        if attachment is None:
+            return Refusal(f"attachment {key}", "NotAttached", "nothing is bound to it")
+        if not attachment.netns_alive:
+            return Refusal(f"namespace {attachment.netns}", "Differs", "it is gone")
+        inputs = _alone(attachment, replace(self._survey, enis=self.cloud.enis))
+        outcomes = dry_run(self._pod_domains(_pod_objects(inputs)), inputs)
+        for name in ("link", "link-sysctl", "address", "neighbour", "route", "nat"):
+            if difference := _first_difference(outcomes[name]):
+                return difference
+        return attachment
 
     def _prove(
         self,
@@ -717,6 +751,31 @@ def _waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
         for i in records.intents
         if f"intent {i.key}" in refusals
     }
+
+
+def _occupied(attachments: Iterable[Attachment], links: Outcome) -> dict[AttachmentKey, Refusal]:
+    """Name the pods in whose namespace another owner's link has the name of ours."""
+    foreign = {f.about for f in links.remaining.refusals}
+    return {
+        a.key: Refusal(
+            f"intent {a.key}",
+            "InterfaceExists",
+            f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace",
+        )
+        for a in attachments
+        if (PodLink.kind, (a.netns, a.key.ifname)) in foreign
+    }
+
+
+def _first_difference(outcome: Outcome) -> Refusal | None:
+    for error in outcome.errors:
+        return Refusal("kernel", type(error).__name__.removesuffix("Error"), str(error))
+    for refusal in outcome.plan.refusals:
+        return refusal
+    for action in outcome.plan.actions:
+        what = " ".join(map(str, action.key))
+        return Refusal(f"{action.kind} {what}", "Differs", f"{action.reason}; to do: {action}")
+    return None
 
 
 def collector() -> Ec2:

@@ -12,9 +12,11 @@ import logging
 import os
 import socketserver
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+from cni import protocol
 from reconciler.agent import Agent
 from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
 from reconciler.core.datapath import family_of, host_network
@@ -23,11 +25,25 @@ from reconciler.errors import StateError
 
 log = logging.getLogger(__name__)
 
-TRY_AGAIN = 11
-"""CNI specification, "Error codes": try again later."""
+CODES = {
+    "AlreadyAttached": protocol.ALREADY_ATTACHED,
+    "InterfaceExists": protocol.INTERFACE_EXISTS,
+    "NotAttached": protocol.UNKNOWN_CONTAINER,
+    "Differs": protocol.KERNEL_DIFFERS,
+    "ForeignObject": protocol.KERNEL_DIFFERS,
+    "NotAvailable": protocol.NOT_AVAILABLE,
+    "Limited": protocol.LIMITED,
+}
+"""What the executable says, by reason; for all others there is a point in trying again later."""
 
-MALFORMED = 6
-"""CNI specification, "Error codes": failed to decode content."""
+MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What a question raises that is none."""
+
+LOGGED = {do: f"{do} answered" for do in ("add", "del", "check", "release")}
+"""What a pod's way is followed by, in the log, by question."""
+
+SPEAK_S = 10.0
+"""Seconds in which the other side must have asked, and then taken its answer."""
 
 MAX_REQUEST_BYTES = 65536
 LONGEST_BUDGET_S = 110.0
@@ -74,45 +90,110 @@ class _Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 class _Exchange(socketserver.StreamRequestHandler):
     server: _Unix
+    timeout = SPEAK_S
 
     def handle(self) -> None:
         """Read one question, write one answer."""
-        line = self.rfile.readline(MAX_REQUEST_BYTES)
+        agent, began = self.server.agent, time.monotonic()
+        question: Any = None
         try:
-            question = json.loads(line)
-            reply = _answer(self.server.agent, question)
-        except (ValueError, KeyError, TypeError) as error:
-            reply = _refuse(MALFORMED, "the request cannot be understood", repr(error))
-        # The other side may have given up meanwhile; its intent says what it wanted.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            question = json.loads(self.rfile.readline(MAX_REQUEST_BYTES))
+            reply = _answer(agent, question)
+        except MALFORMED as error:
+            reply = _refuse(protocol.DECODING_FAILURE, "the request cannot be understood", error)
+        except OSError:
+            return  # nobody says anything any more
+        told = self._say(reply)
+        do = question.get("do") if isinstance(question, dict) else None
+        if do == "add" and reply["ok"] and not told:
+            agent.disclaim(_key(question))
+        if isinstance(do, str) and do in LOGGED:
+            # A DEL has left no more than a hint, and is gone.
+            _log(
+                question,
+                reply,
+                told=told or do == "del",
+                milliseconds=(time.monotonic() - began) * 1000,
+            )
+
+    def _say(self, reply: dict[str, Any]) -> bool:
+        """Write the answer; return whether the other side was still there to take it.
+
+        If not, its intent says what it wanted.
+        """
+        try:
             self.wfile.write(json.dumps(reply).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+
+def _log(
+    question: dict[str, Any], reply: dict[str, Any], *, told: bool, milliseconds: float
+) -> None:
+    log.info(
+        LOGGED[question["do"]],
+        extra={
+            "key": f"{question.get('containerID')}/{question.get('ifname')}",
+            "pod": question.get("pod", ""),
+            "trace": question.get("trace", ""),
+            "attempt": question.get("attempt", ""),
+            "outcome": reply.get("reason", "ok") if told else "nobody took it",
+            "ms": round(milliseconds, 1),
+        },
+    )
 
 
 def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
     match question["do"]:
         case "add":
-            key = _key(question)
-            budget_s = float(question.get("budgetSeconds", 30))
-            if not 0 < budget_s <= LONGEST_BUDGET_S:
-                raise ValueError(f"budgetSeconds {budget_s}")
-            outcome = agent.await_attachment(key, budget_s)
-            log.info("add answered", extra={"key": key, "outcome": _word(outcome)})
-            if isinstance(outcome, Refusal):
-                return _refuse(TRY_AGAIN, f"{outcome.reason}: {outcome.message}", outcome.subject)
-            return _result(outcome, agent.pod_mtu)
+            return _answer_add(agent, question)
         case "del":
-            key = _key(question)
-            agent.release(key)  # the release is on disk: there is nothing to wait for
-            log.info("del answered", extra={"key": key})
+            agent.release(_key(question))  # it is on disk: there is nothing to wait for
             return {"ok": True}
+        case "release":
+            agent.take_over(question["intent"])
+            agent.release(_key(question))
+            return {"ok": True}
+        case "check":
+            verdict = agent.check(_key(question))
+            return _result(verdict, agent.pod_mtu)
+        case "ready":
+            obstacle = agent.find_obstacle()
+            return _refuse_for(obstacle) if obstacle else {"ok": True}
         case "status":
             return {"ok": True, "status": agent.status()}
         case other:
-            return _refuse(MALFORMED, f"unknown request {other!r}", "")
+            return _refuse(protocol.DECODING_FAILURE, f"unknown request {other!r}", "")
 
 
-def _result(attachment: Attachment, mtu: int) -> dict[str, Any]:
-    """Return what the pod was given, in the terms of a CNI result."""
+def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
+    key, attempt = _key(question), str(question.get("attempt", ""))
+    budget_s = float(question.get("budgetSeconds", 30))
+    if not 0 < budget_s <= LONGEST_BUDGET_S:
+        raise ValueError(f"budgetSeconds {budget_s}")
+    if question.get("netnsInode") == Path("/proc/self/ns/net").stat().st_ino:
+        why = "the host would lose its own network"
+        return _refuse(
+            protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the reconciler's own namespace", why
+        )
+    outcome = agent.await_attachment(key, budget_s)
+    if isinstance(outcome, Attachment) and not agent.claim(key, attempt):
+        message = "it has its interface already, and keeps it; a DEL for it comes first"
+        outcome = Refusal(f"attachment {key}", "AlreadyAttached", message)
+    return _result(outcome, agent.pod_mtu)
+
+
+def _refuse_for(refusal: Refusal) -> dict[str, Any]:
+    code = CODES.get(refusal.reason, protocol.TRY_AGAIN)
+    reply = _refuse(code, f"{refusal.reason}: {refusal.message}", refusal.subject)
+    return reply | {"reason": refusal.reason}
+
+
+def _result(attachment: Attachment | Refusal, mtu: int) -> dict[str, Any]:
+    """Return what the pod was given, in the terms of a CNI result, or why it was not."""
+    if isinstance(attachment, Refusal):
+        return _refuse_for(attachment)
     # kubelet takes the pod's addresses from here: only those that others can reach it by.
     addresses = attachment.vpc_addresses
     families = [family_of(a) for a in addresses]
@@ -140,11 +221,5 @@ def _key(question: dict[str, Any]) -> AttachmentKey:
     return AttachmentKey(str(question["containerID"]), str(question["ifname"]))
 
 
-def _refuse(code: int, message: str, details: str) -> dict[str, Any]:
-    return {"ok": False, "code": code, "msg": message, "details": details}
-
-
-def _word(outcome: Attachment | Refusal) -> str:
-    if isinstance(outcome, Refusal):
-        return outcome.reason
-    return " ".join(map(str, outcome.addresses))
+def _refuse(code: int, message: str, details: object) -> dict[str, Any]:
+    return {"ok": False, "code": code, "msg": message, "details": str(details)}

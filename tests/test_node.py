@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -19,13 +20,13 @@ from fakes import (
     FakeSysctl,
 )
 
-from reconciler.core.attachment import IntentState
+from reconciler.core.attachment import Intent, IntentState
 from reconciler.core.cloud import Limits
-from reconciler.core.plan import Change, Verb
+from reconciler.core.plan import Change, Refusal, Verb
 from reconciler.domains.link import PodLink, Veth
 from reconciler.engine import actions_of
 from reconciler.errors import NotReadyError
-from reconciler.node import LocalNode, World
+from reconciler.node import LocalNode, Pass, World
 from reconciler.targets.ec2 import Ec2
 
 HOUR_S = 3600.0
@@ -248,3 +249,77 @@ def test_nobody_is_served_before_everything_was_looked_at() -> None:
     sim.start_pod(1)
     with pytest.raises(NotReadyError):
         sim.node.pods_pass(frozenset({key(1)}))
+
+
+def started_again(sim: Simulation) -> Intent:
+    """The container of pod 1 in another namespace, wanted before its DEL was worked off."""
+    sim.netlink.lose_namespace("/run/netns/pod1@1")
+    sim.netlink.namespaces.add("/run/netns/later@2")
+    (old,) = sim.state.observe().attachments
+    sim.state.put(replace(old, netns_alive=False))
+    new = intent(1, netns="/run/netns/later", netns_inode=2)
+    sim.state.put(new)
+    return new
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["everything", "this pod alone"])
+def test_a_container_that_is_started_again_gets_all_of_it_anew(alone: bool) -> None:
+    """Never a half of each: the former address rests, and the new pair is whole."""
+    sim = Simulation()
+    sim.turn()
+    sim.start_pod(1)
+    sim.turn()
+    (old,) = sim.state.observe().attachments
+    new = started_again(sim)
+
+    def turn() -> Pass:
+        if alone:
+            return sim.node.pods_pass(frozenset({new.key}))
+        return sim.node.kernel_pass(sim.document)
+
+    first = turn()
+    assert first.done == {}, "nothing of the new sandbox is in place yet"
+    assert not first.settled, "and so nobody may rest"
+    second = turn()
+    (bound,) = sim.state.observe().attachments
+    assert second.done == {new.key: bound}
+    assert bound.netns == "/run/netns/later@2"
+    assert bound.addresses != old.addresses
+    assert [c.address for c in sim.state.observe().cooling] == [*old.addresses]
+    assert turn().settled
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["everything", "this pod alone"])
+def test_a_link_of_another_owner_in_the_pod_is_told_at_once(alone: bool) -> None:
+    sim = Simulation()
+    sim.turn()
+    sim.start_pod(1)
+    netns = "/run/netns/pod1@1"
+    sim.netlink.replace(PodLink(netns, "eth0", "02:00:00:00:00:09", 1500))
+    key = intent(1).key
+    keys = frozenset({key})
+    seen = sim.node.pods_pass(keys) if alone else sim.node.kernel_pass(sim.document)
+    assert seen.done == {}
+    assert seen.waiting[key].reason == "InterfaceExists"
+
+
+def test_a_check_changes_nothing_and_names_the_first_that_differs() -> None:
+    sim = Simulation()
+    key = intent(1).key
+    with pytest.raises(NotReadyError):
+        sim.node.check(key)
+    sim.turn()
+    assert isinstance(missing := sim.node.check(key), Refusal)
+    assert missing.reason == "NotAttached"
+    sim.start_pod(1)
+    sim.turn()
+    (bound,) = sim.state.observe().attachments
+    assert sim.node.check(key) == bound
+    sim.netlink.lose_namespace("/run/netns/pod1@1")
+    sim.netlink.namespaces.add("/run/netns/pod1@1")
+    for _ in range(2):
+        assert isinstance(found := sim.node.check(key), Refusal)
+        assert (found.reason, found.subject) == ("Differs", f"veth {bound.veth}")
+    sim.state.put(replace(bound, netns_alive=False))
+    assert isinstance(gone := sim.node.check(key), Refusal)
+    assert gone.subject == "namespace /run/netns/pod1@1"

@@ -84,7 +84,7 @@ def test_an_object_in_the_way_fails_the_pod_with_that_reason(cluster: Any) -> No
     try:
         argv = ["nsenter", f"--net={netns.path(namespace)}", "ip", "link", "add", "eth0"]
         subprocess.run([*argv, "type", "veth", "peer", "name", "far0"], check=True)
-        with pytest.raises(PodError, match=r"ForeignObject|stands in its place|EEXIST"):
+        with pytest.raises(PodError, match=r"InterfaceExists: .* another owner"):
             pod.call(cluster.lab, "node1", f"p{number}", "ADD", budget_s=3)
     finally:
         netns.remove(namespace)
@@ -123,7 +123,7 @@ def test_a_pod_that_churns_its_own_network_harms_no_other(cluster: Any) -> None:
 
 def test_an_unreadable_record_stops_no_repair_of_the_host(cluster: Any) -> None:
     with cluster.pods(1) as (one,), Receiver(cluster.lab.names.namespace("vpchost")):
-        bad = cluster.state() / "intents" / "bad:eth0.json"
+        bad = cluster.state() / "attachments" / "bad:eth0.json"
         bad.write_text("")
         try:
             before = cluster.drift()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
+import moto.ec2.models.amis as moto_amis
 import moto.ec2.models.elastic_network_interfaces as moto_interfaces
 import moto.ec2.models.instances as moto_instances
 import moto.ec2.models.subnets as moto_subnets
@@ -169,6 +170,8 @@ def _install(cloud: Cloud) -> None:
     moto_instances.Instance = LabInstance
     moto_subnets.Subnet = LabSubnet
     moto_vpcs.random_ipv6_cidr = cloud.free_ipv6_block
+    # Nobody asks for images, and moto reads 1,300 of them whenever it forgets everything.
+    moto_amis.AmiBackend._load_amis = lambda _: None
     Backend.wire, Backend.faults, Backend.lock = cloud.wire, cloud.faults, cloud.lock
     Response.cloud = cloud
     ec2_backends.backend = Backend

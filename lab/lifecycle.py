@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from lab import netns, topology
 from lab.topology import EC2_ENDPOINT, EC2_PORT, INSTANCES, STATE, Names
@@ -35,7 +35,23 @@ AMBIENT = (
 
 Say = Callable[[str], None]
 
-_servers: dict[str, subprocess.Popen[bytes]] = {}
+
+class Server(Protocol):
+    """A lab's server, as a process of this one's; the words are ``subprocess.Popen``'s."""
+
+    def poll(self) -> int | None:
+        """Return its exit status; None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def wait(self) -> int:
+        """Wait for its end."""
+
+
+Start = Callable[[Names, Mapping[str, str]], Server]
+
+_servers: dict[str, Server] = {}
 """Servers that this process started, to be collected when their lab goes down."""
 
 
@@ -120,13 +136,35 @@ class Lab:
         return subprocess.Popen(self.command(node, argv), env=self.environment(node), **options)
 
 
-def up(name: str, say: Say = lambda _: None, *, types: Mapping[str, str] | None = None) -> Lab:
+def start_server(names: Names, types: Mapping[str, str]) -> Server:
+    """Start a lab's server in its namespace, as a program that outlives this one."""
+    words = [names.lab, *(f"{node}={its}" for node, its in types.items())]
+    lab = Lab(names.lab)
+    with names.log.open("w") as log:
+        return subprocess.Popen(
+            lab.command("vpc", [sys.executable, "-m", "lab.server", *words]),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=lab.environment("vpc"),
+            start_new_session=True,
+        )
+
+
+def up(
+    name: str,
+    say: Say = lambda _: None,
+    *,
+    types: Mapping[str, str] | None = None,
+    start: Start = start_server,
+) -> Lab:
     """Make a lab. If that fails or is interrupted, nothing of it stays.
 
     Args:
         name: what to call it.
         say: called with what is done next.
         types: instance types by node; other nodes have the ones of the topology.
+        start: starts its server.
 
     Raises:
         LabError: one of this name is there, or this one cannot be made.
@@ -146,7 +184,7 @@ def up(name: str, say: Say = lambda _: None, *, types: Mapping[str, str] | None 
         for instance in INSTANCES:
             names.node_state(instance.name).mkdir()
         say("EC2, instance metadata and the fabric")
-        _start_server(names, types)
+        _start(names, types, start)
     except BaseException as error:
         down(name)
         if isinstance(error, subprocess.CalledProcessError):
@@ -222,18 +260,9 @@ def _refuse_unknown(types: Mapping[str, str]) -> None:
         raise ValueError(f"no such instance type: {', '.join(unknown)}")
 
 
-def _start_server(names: Names, types: Mapping[str, str]) -> None:
+def _start(names: Names, types: Mapping[str, str], start: Start) -> None:
     lab = Lab(names.lab)
-    words = [names.lab, *(f"{node}={its}" for node, its in types.items())]
-    with names.log.open("w") as log:
-        process = subprocess.Popen(
-            lab.command("vpc", [sys.executable, "-m", "lab.server", *words]),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=lab.environment("vpc"),
-            start_new_session=True,
-        )
+    process = start(names, types)
     _servers[names.lab] = process
     deadline = time.monotonic() + START_LIMIT_S
     while not _answers(lab):

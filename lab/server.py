@@ -220,8 +220,11 @@ class _Exchange(socketserver.StreamRequestHandler):
 
 def main() -> None:
     """Serve until SIGTERM; arguments are the lab's name and pairs of a node and its type."""
-    names = Names(sys.argv[1])
-    types = dict(pair.split("=", 1) for pair in sys.argv[2:])
+    serve(Names(sys.argv[1]), dict(pair.split("=", 1) for pair in sys.argv[2:]))
+
+
+def serve(names: Names, types: Mapping[str, str]) -> None:
+    """Serve a lab until SIGTERM, from inside the fabric's namespace."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     lab = Lab(names, types)
     lab.fabric.build()

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for fakes, builders and strate
 from lab import lifecycle, netns
 from lab.ec2 import Cloud
 from lab.faults import Faults
+from lab.nursery import Nursery
 from lab.server import IMAGE
 from lab.topology import SUBNETS
 from lab.wire import NoWire
@@ -45,6 +46,10 @@ RUN = os.environ.setdefault("NODE_NETWORK_TEST_RUN", secrets.token_hex(2))
 def lab_name(letter: str) -> str:
     """Return a name for a lab that nobody else has."""
     return f"{letter}{RUN}{secrets.token_hex(3)}"
+
+
+nursery = Nursery()
+"""Where labs come from that are not themselves what a test is about."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
-from conftest import lab_name
+from conftest import lab_name, nursery
 from waiting import until
 
 from lab import lifecycle, netns, pod
@@ -188,7 +188,7 @@ class Cluster:
 @contextmanager
 def _make_cluster(directory: Path, *nodes: str, **options: Any) -> Iterator[Cluster]:
     """A lab with reconcilers on some nodes."""
-    made = lifecycle.up(lab_name("n"), **options)
+    made = lifecycle.up(lab_name("n"), start=nursery.start, **options)
     cluster = Cluster(made, directory)
     try:
         for node in nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 import pytest
 from botocore.config import Config
 from hypothesis import HealthCheck, settings
@@ -34,6 +36,9 @@ from lab.wire import NoWire
 # its start. Some containers set this for images' sake.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Each session of the SDK would parse its model of EC2 anew: more than most tests do besides.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 settings.register_profile(
     "suite",

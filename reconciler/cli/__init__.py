@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from importlib.util import find_spec
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,7 +71,27 @@ output_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _WithLab(click.Group):
+    """Commands, and ``lab`` where its package is installed.
+
+    The lab needs packages that a node has no use for, and a command no time to read.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands."""
+        lab = ["lab"] if find_spec("lab") else []
+        return sorted([*super().list_commands(ctx), *lab])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; the lab is not imported for another one."""
+        if cmd_name != "lab" or not find_spec("lab"):
+            return super().get_command(ctx, cmd_name)
+        from lab.cli import lab
+
+        return lab
+
+
+@click.group(cls=_WithLab, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="node-network")
 def main() -> None:
     """Pod networking for Kubernetes on AWS: one document, one planner, converged."""
@@ -391,17 +412,3 @@ def run_command_line() -> None:
         traceback.print_exc()
         click.echo("node-network: internal error; please report it with the lines above", err=True)
         sys.exit(2)
-
-
-def _add_lab(group: click.Group) -> None:
-    """The lab needs packages that a node has no use for; without them there is no such command."""
-    try:
-        from lab.cli import lab
-    except ModuleNotFoundError as error:
-        if error.name != "lab":
-            raise
-        return
-    group.add_command(lab)
-
-
-_add_lab(main)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt
 
+from schemas.cni import Cni
 from schemas.eni import Eni, InstanceLimits, InstanceTypes
 from schemas.model import Model
 from schemas.override import Override, patch_schema
@@ -29,6 +30,7 @@ from schemas.warm_pool import AddressTarget, EniTarget, PrefixTarget, Strategy, 
 
 __all__ = [
     "AddressTarget",
+    "Cni",
     "Eni",
     "EniTarget",
     "InstanceLimits",
@@ -174,6 +176,7 @@ class NodeNetwork(Model):
     snat: Snat = Field(default=Snat(), description="Whose address the world outside the VPC sees.")
     routing: Routing = Field(default=Routing(), description="How packets find their ENI.")
     pods: Pods = Field(default=Pods(), description="The pods' side.")
+    cni: Cni = Field(default=Cni(), description="What container runtimes are told.")
     reconcile: Reconcile = Field(
         default=Reconcile(), description="How often to look without being told."
     )

@@ -55,6 +55,19 @@ warm_pools = st.one_of(
     st.fixed_dictionaries({"enis": parts(warm=st.integers(0, 15))}),
     st.fixed_dictionaries({"prefixes": parts(warm=st.integers(0, 100))}),
 )
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 10**17) | text,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(text, inner, max_size=2),
+    max_leaves=4,
+)
+plugins = st.builds(
+    lambda own, given: own | given,
+    st.dictionaries(text, values, max_size=2),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["portmap", "bandwidth", "sbr_2.x"])},
+        optional={"capabilities": st.dictionaries(text, st.booleans(), max_size=2)},
+    ),
+)
 trees = parts(
     cluster=st.text("aZ-0", max_size=5),
     maxPods=st.none() | st.integers(1, 1000),
@@ -84,6 +97,16 @@ trees = parts(
         mtu=st.none() | st.integers(1280, 9001),
         vethPrefix=st.just("p0d"),
         vethName=st.sampled_from(["sandbox", "pod"]),
+    ),
+    cni=parts(
+        network=st.from_regex("[A-Za-z0-9][A-Za-z0-9_.-]{0,4}", fullmatch=True),
+        versions=st.lists(
+            st.sampled_from(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]), min_size=1, unique=True
+        ),
+        budget=st.sampled_from(["1s", "30s", "110s", "1500ms"]),
+        logFile=st.sampled_from([None, "journal", "/var/log/node-network/cni.log"]),
+        logLevel=st.sampled_from([None, "error", "debug"]),
+        chain=st.lists(plugins, max_size=3),
     ),
     reconcile=parts(resync=st.just("90s"), ec2Resync=st.just("10m")),
     families=st.sampled_from([["ipv4"], ["ipv6"], ["ipv4", "ipv6"], ["ipv6", "ipv4"]]),

@@ -56,6 +56,7 @@ DOORS = {
         f"schemas/{room}.py"
         for room in (
             "check",
+            "cni",
             "document",
             "eni",
             "model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,17 @@ def test_what_the_reconciler_accepts_an_editor_accepts(document: NodeNetwork) ->
         {"overrides": [{"match": {"zone": "a"}, "set": {"eni": {"allocate": "blocks"}}}]},
         {"overrides": [{"match": {"zone": "a"}, "set": {"instanceTypes": {"m5": {}}}}]},
         {"pods": {"vethPrefix": "Toolong"}},
+        {"cni": {"network": "a/b"}},
+        {"cni": {"versions": []}},
+        {"cni": {"versions": ["1.2.0"]}},
+        {"cni": {"budget": "60"}},
+        {"cni": {"logFile": "cni.log"}},
+        {"cni": {"logLevel": "loud"}},
+        {"cni": {"chain": ["portmap"]}},
+        {"cni": {"chain": [{"snat": True}]}},
+        {"cni": {"chain": [{"type": "../portmap"}]}},
+        {"cni": {"chain": [{"type": "portmap", "capabilities": ["portMappings"]}]}},
+        {"cni": {"chain": [{"type": "portmap", "capabilities": {"portMappings": "yes"}}]}},
         {"families": []},
         {"families": ["ipv5"]},
         {"colour": "blue"},
@@ -114,14 +126,14 @@ def test_every_default_that_an_editor_shows_is_what_the_document_would_say() -> 
     written = yaml.safe_load(dump(NodeNetwork.model_validate(HEAD)))
     shown = {key: body["default"] for key, body in SCHEMA["properties"].items() if key not in HEAD}
     assert shown == {key: value for key, value in written.items() if key not in HEAD}
-    for name in ("Eni", "Snat", "Pods", "Reconcile"):
+    for name in ("Eni", "Snat", "Pods", "Cni", "Reconcile"):
         fields = SCHEMA["$defs"][name]["properties"]
         assert {key: body["default"] for key, body in fields.items()} == written[name.lower()]
     assert SCHEMA["$defs"]["WarmPool"]["properties"]["cooldown"]["default"] == "30s"
 
 
 def test_an_editor_completes_what_an_override_may_set_but_fills_in_no_defaults() -> None:
-    patch = SCHEMA["$defs"]["Override"]["properties"]["set"]
+    patch = copy.deepcopy(SCHEMA["$defs"]["Override"]["properties"]["set"])
     assert set(patch["properties"]) == set(SCHEMA["properties"]) - {
         "apiVersion",
         "kind",
@@ -129,6 +141,8 @@ def test_an_editor_completes_what_an_override_may_set_but_fills_in_no_defaults()
     }
     assert "description" in patch["properties"]["eni"]["properties"]["mtu"]
     assert '"default"' not in json.dumps(patch)
+    # A list is replaced whole, so its entries are whole.
+    del patch["properties"]["cni"]["properties"]["chain"]["items"]["required"]
     assert '"required"' not in json.dumps(patch)
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from lab import netns, topology
@@ -32,6 +33,12 @@ AMBIENT = (
     "AWS_DEFAULT_REGION",
 )
 """The caller's own AWS settings have no business in a lab."""
+
+EXECUTABLE = Path(sys.executable).with_name("node-network-cni")
+"""What a node installs as its CNI executable."""
+
+PLUGINS = Path("/usr/lib/cni")
+"""Where Debian's containernetworking-plugins puts the reference plugins."""
 
 Say = Callable[[str], None]
 
@@ -116,6 +123,9 @@ class Lab:
             "NODE_NETWORK_NODE": node,
             # This machine's own configuration is not the node's.
             "NODE_NETWORK_HOST_ROOT": str(self.names.node_state(node) / "host"),
+            "NODE_NETWORK_CNI_BIN_DIR": str(self.names.plugins(node)),
+            "NODE_NETWORK_CNI_CONF_DIR": str(self.names.configurations(node)),
+            "NODE_NETWORK_CNI_EXECUTABLE": str(EXECUTABLE),
         }
 
     def command(self, part: str, argv: Sequence[str]) -> list[str]:
@@ -183,6 +193,7 @@ def up(
             netns.make(names.namespace(part))
         for instance in INSTANCES:
             names.node_state(instance.name).mkdir()
+            _make_runtime_directories(names, instance.name)
         say("EC2, instance metadata and the fabric")
         _start(names, types, start)
     except BaseException as error:
@@ -193,6 +204,14 @@ def up(
             raise LabError(f"lab {name} cannot be made: {error}") from error
         raise
     return Lab(name)
+
+
+def _make_runtime_directories(names: Names, node: str) -> None:
+    """Make what a host has whose container runtime was installed: its plugins, and no network."""
+    names.configurations(node).mkdir(parents=True)
+    names.plugins(node).mkdir(parents=True)
+    for plugin in ("loopback", "portmap"):
+        (names.plugins(node) / plugin).symlink_to(PLUGINS / plugin)
 
 
 def down(name: str, say: Say = lambda _: None) -> bool:

@@ -134,6 +134,14 @@ class Names:
         """State directory of a node's reconciler."""
         return self.state / node
 
+    def plugins(self, node: str) -> Path:
+        """Where a node's container runtime looks for CNI plugins."""
+        return self.node_state(node) / "opt/cni/bin"
+
+    def configurations(self, node: str) -> Path:
+        """Where it looks for CNI configurations."""
+        return self.node_state(node) / "etc/cni/net.d"
+
 
 def instances(types: Mapping[str, str]) -> tuple[Instance, ...]:
     """Return the lab's instances, some nodes with another type than their own.

@@ -26,7 +26,8 @@ from reconciler.core.records import Records
 from reconciler.drift import Accounts
 from reconciler.engine import Outcome
 from reconciler.errors import InternalError, ObserveError, ReconcilerError
-from reconciler.node import LocalNode, Pass
+from reconciler.node import LocalNode, Pass, World
+from reconciler.targets.files import INTERIM
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
 from schemas.document import NodeNetwork
@@ -43,7 +44,7 @@ QUIET_S = 0.2
 FULL_PASS_S = 1.0
 """Seconds that pods coming and going may put off a look at everything."""
 
-LIGHT = {"intent", "kernel", "pool"}
+LIGHT = {"intent", "kernel", "pool", "files"}
 """Hints for which no pod's namespace needs a look, unless something of the pod is new: what
 changes in there notifies nobody outside."""
 
@@ -80,14 +81,26 @@ class Agent:
     Args:
         document_path: file that holds the desired state.
         state: the directory of records; its lock must be held.
+        world: everything outside; by default this host.
     """
 
-    def __init__(self, document_path: Path, state: StateDirectory) -> None:
+    def __init__(
+        self, document_path: Path, state: StateDirectory, world: World | None = None
+    ) -> None:
         self._path = document_path
-        self._node = LocalNode(state)
+        self._node = LocalNode(state, world)
         self._triggers = Triggers()
         self._pool_triggers = Triggers()
-        self._watches = (FileWatch(document_path, self._triggers), KernelWatch(self._triggers))
+        self._watches: tuple[FileWatch | KernelWatch, ...] = (
+            FileWatch(document_path.parent, self._triggers, "document"),
+            KernelWatch(self._triggers),
+            # One that is missing is made with the first file, and looked at by the clock.
+            *(
+                FileWatch(directory, self._triggers, "files", besides=INTERIM)
+                for directory in self._node.runtime_directories
+                if directory.is_dir()
+            ),
+        )
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._asked: dict[AttachmentKey, float] = {}
@@ -421,7 +434,7 @@ class Agent:
         self._conditions.report("node", Outcome())
         self._publish(result, started)
         # After the pods that wait were answered.
-        result = self._node.look_around(result)
+        result = self._node.install(self._node.look_around(result))
         self._conditions.note("foreign", result.findings or ())
         limited = any(result.outcomes[name].errors for name in HOST_WIDE)
         with self._changed:

@@ -27,7 +27,9 @@ from reconciler.core.records import Records
 from reconciler.domains import (
     address,
     attachment,
+    conflist,
     conntrack,
+    executable,
     foreign,
     forward,
     link,
@@ -40,7 +42,9 @@ from reconciler.domains import (
 )
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.address import LinkAddress
+from reconciler.domains.conflist import Conflist, OtherConf, Plugins
 from reconciler.domains.conntrack import Silence
+from reconciler.domains.executable import Executable
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftElement
 from reconciler.domains.neighbour import Neighbour
@@ -60,6 +64,7 @@ from reconciler.keeper import Keeper
 from reconciler.successor import Successor
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2 import Ec2, Journal
+from reconciler.targets.files import HostDirectories
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds import Imds
 from reconciler.targets.kernel import Kernel
@@ -136,6 +141,7 @@ class World:
     Attributes:
         make_ec2: from instance id, region and journal; called once metadata has answered.
         remains: what the stock plugin has left.
+        files: the container runtime's directories; by default nothing is installed into them.
         now: seconds since the epoch.
         node_name: what the cluster calls the node; "" if nobody said.
     """
@@ -149,6 +155,7 @@ class World:
     surroundings: Any = field(default_factory=Surroundings)
     services: Any = field(default_factory=Services)
     remains: Any = field(default_factory=_remains)
+    files: Any = field(default_factory=HostDirectories)
     now: Callable[[], float] = time.time
     node_name: str = ""
 
@@ -182,6 +189,7 @@ class LocalNode:
         self._survey: Inputs | None = None
         self._proven: frozenset[AttachmentKey] = frozenset()
         self._successor = Successor(self._world.remains)
+        self._can_serve = False
 
     @property
     def ec2_calls(self) -> Mapping[str, int]:
@@ -192,6 +200,12 @@ class LocalNode:
     def taking_over(self) -> bool:
         """Whether the node is being, or was, taken over from the stock plugin."""
         return self._successor.taking_over
+
+    @property
+    def runtime_directories(self) -> tuple[Path, ...]:
+        """The container runtime's directories into which something is installed."""
+        places = self._world.files.places
+        return tuple(Path(d) for d in (places.conf_dir, places.bin_dir) if d)
 
     @property
     def pool_due_s(self) -> float | None:
@@ -418,6 +432,58 @@ class LocalNode:
             findings += takeover.remaining.findings
         return replace(result, outcomes=result.outcomes | outcomes, findings=findings)
 
+    def install(self, result: Pass) -> Pass:
+        """Give the container runtime the CNI executable and configuration, after a full pass.
+
+        Not before pods can be served for the first time; what an earlier process has installed
+        stays as it is until then, because without it a runtime could not even end pods.
+        """
+        self._can_serve = self._can_serve or self._serves_pods(result)
+        outcomes = self._install(result.inputs, dry=not self._can_serve)
+        if not self._can_serve:
+            outcomes = {name: _withheld(outcome) for name, outcome in outcomes.items()}
+        found = tuple(f for o in outcomes.values() for f in o.remaining.findings)
+        return replace(
+            result,
+            outcomes=result.outcomes | outcomes,
+            findings=(*(result.findings or ()), *found),
+        )
+
+    def _install(self, inputs: Inputs, *, dry: bool) -> Outcomes:
+        files = self._world.files
+        domains = [
+            Domain("executable", executable.desire, executable.plan, files, (Executable,)),
+            Domain(
+                "conflist", conflist.desire, conflist.plan, files, (Conflist, OtherConf, Plugins)
+            ),
+        ]
+        inputs = replace(inputs, installation=files.places)
+        return (dry_run if dry else converge)(domains, inputs)
+
+    def _serves_pods(self, result: Pass) -> bool:
+        """Whether a new pod would get addresses, and find everything that all pods share.
+
+        What one pod that is here already lacks holds no other back.
+        """
+        inputs = result.inputs
+        node = replace(inputs, attachments=(), visit=frozenset())
+        outcomes = [result.outcomes[d.name] for d in self._kernel_domains()]
+        errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
+        left = {(a.kind, a.key) for o in outcomes for a in o.remaining.actions}
+        left |= {about for o in outcomes for r in o.remaining.refusals if (about := r.about)}
+        shared = {(o.kind, o.key) for d in self._kernel_domains() for o in d.desire(node)}
+        return (
+            all(isinstance(e, ApplyError | NamespaceError) for e in errors)
+            and not left & shared
+            and all(
+                any(
+                    e.boundless if family == "ipv6" else e.pod_addresses
+                    for e, _ in inputs.pod_enis
+                )
+                for family in inputs.document.families
+            )
+        )
+
     def _look_around(
         self, inputs: Inputs, *, dry: bool = False
     ) -> tuple[Outcomes, tuple[Finding, ...]]:
@@ -528,7 +594,8 @@ class LocalNode:
         outcomes |= dry_run(self._kernel_domains(), inputs)
         last = Domain("takeover", takeover.desire, takeover.plan, self._world.remains)
         outcomes |= dry_run([last], inputs)
-        return outcomes | self._look_around(inputs, dry=True)[0]
+        outcomes |= self._look_around(inputs, dry=True)[0]
+        return outcomes | self._install(inputs, dry=True)
 
     def endpoints(self, address: IpAddress, protocol: str, port: int) -> tuple[IpAddress, ...]:
         """Return what others on the node translate a destination to; nothing if nobody does.
@@ -732,6 +799,12 @@ def _touched(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
         )
         - inputs.blind
     )
+
+
+def _withheld(outcome: Outcome) -> Outcome:
+    """What becomes of a plan that must wait: nothing was done, and why is said."""
+    plan = conflist.withhold(outcome.remaining)
+    return replace(outcome, desired=None, plan=plan, remaining=plan)
 
 
 def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:

@@ -7,6 +7,7 @@ to ``watchdog``.
 from __future__ import annotations
 
 import logging
+import os
 import select
 import socket
 import threading
@@ -40,7 +41,11 @@ class Triggers:
         self._marks: dict[str, float] = {}
 
     def mark(self, what: str) -> None:
-        """Say that ``what`` may have changed: "intent", "kernel", "document", "pool", "stop"."""
+        """Say that ``what`` may have changed.
+
+        Args:
+            what: "intent", "kernel", "document", "pool", "files" or "stop".
+        """
         with self._condition:
             self._marks[what] = time.monotonic()
             self._condition.notify_all()
@@ -71,15 +76,29 @@ class Triggers:
 
 
 class FileWatch:
-    """Marks "document" when anything happens in the document's directory.
+    """Marks something when anything happens in a directory.
 
-    The directory, not the file: a ConfigMap mount changes by swapping the ``..data`` link, and
+    The directory, not a file: a ConfigMap mount changes by swapping the ``..data`` link, and
     editors replace files by renaming.
+
+    Args:
+        directory: it must be there.
+        triggers: where to mark.
+        what: what to mark.
+        besides: names of files that tell nothing.
     """
 
-    def __init__(self, document: Path, triggers: Triggers) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        triggers: Triggers,
+        what: str,
+        *,
+        besides: frozenset[str] = frozenset(),
+    ) -> None:
         self._observer = Observer()
-        self._observer.schedule(_Mark(triggers), str(document.parent), recursive=False)
+        handler = _Mark(triggers, what, besides | {directory.name} if besides else besides)
+        self._observer.schedule(handler, str(directory), recursive=False)
 
     def start(self) -> None:
         """Begin to watch."""
@@ -92,12 +111,16 @@ class FileWatch:
 
 
 class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind this door
-    def __init__(self, triggers: Triggers) -> None:
+    def __init__(self, triggers: Triggers, what: str, besides: frozenset[str]) -> None:
         self._triggers = triggers
+        self._what = what
+        self._besides = besides
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type not in {"opened", "closed_no_write"}:
-            self._triggers.mark("document")
+        if event.event_type in {"opened", "closed_no_write"}:
+            return
+        if Path(os.fsdecode(event.src_path)).name not in self._besides:
+            self._triggers.mark(self._what)
 
 
 class KernelWatch:

@@ -24,7 +24,7 @@ TYPE = "node-network"
 """What CNI calls our plugin: its executable's file name."""
 
 MAX_BUDGET = timedelta(seconds=110)
-"""Kubelet gives a sandbox two minutes (--runtime-request-timeout), and the answer has a way to go."""
+"""Kubelet gives a sandbox two minutes (--runtime-request-timeout); the answer has a way to go."""
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """Versions of the CNI specification that a chain may speak, ascending."""
@@ -67,7 +67,8 @@ def _plugin_faults(plugin: dict[Any, Any]) -> Iterator[str]:
     if "type" not in plugin:
         yield "type: missing; it names the plugin's executable"
     elif not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        yield f"type: {words.shown('{!r}: ', name)}must be the name of an executable, without a path"
+        shown = words.shown("{!r}: ", name)
+        yield f"type: {shown}must be the name of an executable, without a path"
     elif name == TYPE:
         yield f"type: {TYPE} is first in every chain already; remove the entry"
     for key in plugin:

@@ -19,12 +19,23 @@ from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE
 from reconciler.core.facts import Node
 from reconciler.core.inputs import Links
+from reconciler.core.installation import NOWHERE, Installation
 from reconciler.core.plan import Change, Verb
 from reconciler.core.predecessor import PodEnd, Sighting
 from reconciler.core.records import Records
 from reconciler.core.release import Quarantine
 from reconciler.domains.address import LinkAddress
+from reconciler.domains.conflist import (
+    NAME,
+    SUFFIXES,
+    Conflist,
+    OtherConf,
+    Plugins,
+    normal,
+    words_of,
+)
 from reconciler.domains.conntrack import Flow, Silence
+from reconciler.domains.executable import Executable
 from reconciler.domains.foreign import Foreign
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.link import EniLink, PodLink, Veth
@@ -33,6 +44,7 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
 from reconciler.errors import ApplyError, NamespaceError
+from schemas.cni import TYPE
 
 
 class RefusedError(Exception):
@@ -381,6 +393,60 @@ class FakeSurroundings:
             verb = self.rules.discard if action.verb is Verb.DELETE else self.rules.add
             verb(action.object)
         return ()
+
+
+class FakeDirectories:
+    """The runtime's directories: what is in them, by path.
+
+    Attributes:
+        files: a configuration's text, or the path of what a program is a copy of; and the mode.
+        broken: why nothing can be written.
+    """
+
+    def __init__(
+        self, places: Installation = NOWHERE, files: dict[str, tuple[str, str]] | None = None
+    ) -> None:
+        self.places = places
+        self.files = files or {}
+        self.broken = ""
+
+    def observe(self, desired: Iterable[object] = ()) -> frozenset[Any]:
+        conf_dir, bin_dir = self.places.conf_dir, self.places.bin_dir
+        found: set[Any] = set()
+        names = {path.rpartition("/")[2]: at for path, at in self._below(bin_dir).items()}
+        if bin_dir:
+            found.add(Plugins(bin_dir, frozenset(names)))
+        if TYPE in names:
+            copy_of, mode = names[TYPE]
+            same = copy_of if copy_of == self.places.program else ""
+            found.add(Executable(f"{bin_dir}/{TYPE}", same, mode))
+        for path, (text, mode) in self._below(conf_dir).items():
+            name = path.rpartition("/")[2]
+            if name == NAME:
+                found.add(Conflist(path, _normal(text), mode))
+            elif name.endswith(SUFFIXES):
+                found.add(OtherConf(name, words_of(text)))
+        return frozenset(found)
+
+    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+        if self.broken:
+            return tuple(ApplyError(str(a), self.broken, "") for a in actions)
+        for action in actions:
+            obj = action.object
+            content = obj.copy_of if isinstance(obj, Executable) else obj.text
+            self.files[obj.path] = (content, obj.mode)
+        return ()
+
+    def _below(self, directory: str) -> dict[str, tuple[str, str]]:
+        start = f"{directory}/"
+        return {p: at for p, at in self.files.items() if directory and p.startswith(start)}
+
+
+def _normal(text: str) -> str:
+    try:
+        return normal(text)
+    except ValueError:
+        return ""
 
 
 class FakeRemains:

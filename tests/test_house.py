@@ -13,10 +13,13 @@ import pytest
 
 from reconciler.core import attachment as core_attachment
 from reconciler.core import call, predecessor, release
+from reconciler.core.installation import Installation
 from reconciler.core.plan import Verb
 from reconciler.domains import (
     address,
+    conflist,
     conntrack,
+    executable,
     forward,
     link,
     nat,
@@ -222,6 +225,8 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         call.Creation,
         release.Quarantine,
         conntrack.Flow,
+        conflist.Conflist,
+        executable.Executable,
         forward.ForwardAccept,
         *predecessor.Leftover.__args__,
     ]
@@ -236,12 +241,13 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
 def test_every_object_says_the_command_of_every_verb_on_one_line() -> None:
     from builders import attachment, inputs
 
-    now = inputs(3, (attachment(1, 1),))
-    for module in (link, address, neighbour, route, rule, sysctl, nat):
+    places = Installation("/etc/cni/net.d", "/opt/cni/bin", "/opt/shipped", "/run/node-network")
+    now = inputs(3, (attachment(1, 1),), installation=places)
+    for module in (link, address, neighbour, route, rule, sysctl, nat, executable, conflist):
         for obj in module.desire(now):
             for verb in Verb:
                 command = obj.command(verb)
-                assert command.split()[0] in {"ip", "nft", "nsenter", "sysctl"}
+                assert command.split()[0] in {"install", "ip", "nft", "nsenter", "rm", "sysctl"}
                 assert "\n" not in command
                 assert "None" not in command
 

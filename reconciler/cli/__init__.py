@@ -7,14 +7,16 @@ stands in the way.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from importlib.util import find_spec
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -28,12 +30,14 @@ from reconciler.core.cloud import CLUSTER_TAG, Limits
 from reconciler.core.datapath import IpAddress
 from reconciler.core.explain import explain_pool
 from reconciler.core.inputs import Inputs
+from reconciler.core.installation import Installation
 from reconciler.core.leak import judge
 from reconciler.core.position import locate
 from reconciler.engine import Outcome
 from reconciler.errors import ReconcilerError
-from reconciler.node import LocalNode, collector
+from reconciler.node import LocalNode, World, collector
 from reconciler.server import Server
+from reconciler.targets.files import HostDirectories
 from reconciler.targets.state import DEFAULT, StateDirectory
 from reconciler.trace import Query, find_pod
 from schemas.document import NodeNetwork
@@ -41,6 +45,9 @@ from schemas.load import DocumentError, Problem, dump, load, read
 from schemas.resolve import resolve
 
 CONFIG = "/etc/node-network/node-network.yaml"
+
+PROGRAM = "/opt/node-network/bin/node-network-cni"
+"""Where the image has it."""
 
 SETTLE_LIMIT_S = 60.0
 """Seconds ``apply`` gives EC2 to attach what it asked for."""
@@ -66,6 +73,45 @@ state_option = click.option(
     show_default=True,
     help="Intents, attachments and the socket.",
 )
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def install_options(command: Command) -> Command:
+    """Where the container runtime looks; for the commands that install something, or show it."""
+    for option in (
+        click.option(
+            "--cni-executable",
+            "program",
+            type=click.Path(path_type=Path),
+            envvar="NODE_NETWORK_CNI_EXECUTABLE",
+            show_envvar=True,
+            default=PROGRAM,
+            show_default=True,
+            help="The CNI executable to install.",
+        ),
+        click.option(
+            "--cni-bin-dir",
+            "bin_dir",
+            envvar="NODE_NETWORK_CNI_BIN_DIR",
+            show_envvar=True,
+            default="",
+            help="The runtime's directory of CNI plugins, usually /opt/cni/bin; the executable is "
+            "installed there. Default: it is not.",
+        ),
+        click.option(
+            "--cni-conf-dir",
+            "conf_dir",
+            envvar="NODE_NETWORK_CNI_CONF_DIR",
+            show_envvar=True,
+            default="",
+            help="The runtime's directory of CNI configurations, usually /etc/cni/net.d; "
+            "10-node-network.conflist is installed there. Default: it is not.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 output_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
@@ -100,15 +146,18 @@ def main() -> None:
 @main.command()
 @config_option
 @state_option
+@install_options
 @click.option("-v", "--verbose", is_flag=True, help="Log every look, not only changes.")
-def run(config: Path, state_dir: Path, *, verbose: bool) -> None:
+def run(
+    config: Path, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, *, verbose: bool
+) -> None:
     """Reconcile this node until told to stop (the daemon)."""
     telemetry.configure(verbose=verbose)
     state = StateDirectory(state_dir)
     try:
         state.prepare()
         state.lock()
-        agent = Agent(config, state)
+        agent = Agent(config, state, _world(state, conf_dir, bin_dir, program))
         server = Server(state.socket, agent)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
@@ -124,8 +173,11 @@ def run(config: Path, state_dir: Path, *, verbose: bool) -> None:
 @main.command()
 @config_option
 @state_option
+@install_options
 @output_option
-def diff(config: Path, state_dir: Path, output: str) -> None:
+def diff(
+    config: Path, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, output: str
+) -> None:
     """Show what differs from the document, and change nothing.
 
     What other owners have on the node that hurts us is said on stderr, and changes no exit status.
@@ -133,7 +185,8 @@ def diff(config: Path, state_dir: Path, output: str) -> None:
     Exit status: 0 in sync, 1 something differs, 2 an error.
     """
     document = _document(config, output)
-    node = LocalNode(StateDirectory(state_dir))
+    state = StateDirectory(state_dir)
+    node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
     try:
         outcomes = node.diff(document)
         findings = [*node.findings(document), *report.findings(outcomes)]
@@ -156,8 +209,11 @@ def diff(config: Path, state_dir: Path, output: str) -> None:
 @main.command()
 @config_option
 @state_option
+@install_options
 @output_option
-def apply(config: Path, state_dir: Path, output: str) -> None:
+def apply(
+    config: Path, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, output: str
+) -> None:
     """Converge once, then exit.
 
     Exit status: 0 in sync, 1 something is refused or left to do, 2 an error.
@@ -167,7 +223,7 @@ def apply(config: Path, state_dir: Path, output: str) -> None:
     try:
         state.prepare()
         state.lock()
-        outcomes = _settle(LocalNode(state), document)
+        outcomes = _settle(LocalNode(state, _world(state, conf_dir, bin_dir, program)), document)
     except ReconcilerError as error:
         _fail(error)
     click.echo(
@@ -183,7 +239,7 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
         pool = node.pool_pass(document)
         if node.cloud is None:
             return {"eni": pool}  # it says why EC2 could not be read
-        result = node.look_around(node.kernel_pass(document))
+        result = node.install(node.look_around(node.kernel_pass(document)))
         outcomes = {"eni": pool} | result.outcomes
         for line in report.applied(outcomes):
             click.echo(line, err=True)
@@ -381,6 +437,13 @@ def status(state_dir: Path, output: str) -> None:
         _fail(error)
     click.echo(json.dumps(body, indent=2) if output == "json" else report.status_text(body))
     sys.exit(0 if body["settled"] and not body["conditions"] else 1)
+
+
+def _world(state: StateDirectory, conf_dir: str, bin_dir: str, program: Path) -> World:
+    """This host, with what is to be installed on it."""
+    conf, plugins = (str(Path(d).absolute()) if d else "" for d in (conf_dir, bin_dir))
+    places = Installation(conf, plugins, str(program.absolute()), str(state.root.absolute()))
+    return World(files=HostDirectories(places), node_name=os.environ.get("NODE_NAME", ""))
 
 
 def _document(path: Path, output: str = "text") -> NodeNetwork:

@@ -19,6 +19,7 @@ from reconciler.core.datapath import (
 from reconciler.core.doubt import NO_DOUBTS, Doubts
 from reconciler.core.facts import Eni, Node
 from reconciler.core.forward import ForwardChain
+from reconciler.core.installation import NOWHERE, Installation
 from reconciler.core.pool import Demand
 from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
 from schemas.document import NodeNetwork
@@ -88,6 +89,7 @@ class Inputs:
         strays: attachments that only the kernel remembers: their records were lost.
         forward: forward chains of other owners.
         predecessor: what the stock plugin has left, and what becomes of it.
+        installation: what of ours belongs on the host, and where.
     """
 
     document: NodeNetwork
@@ -107,6 +109,7 @@ class Inputs:
     ec2: Ec2Inputs = NO_EC2
     forward: tuple[ForwardChain, ...] = ()
     predecessor: Predecessor = NO_PREDECESSOR
+    installation: Installation = NOWHERE
 
     @property
     def egress(self) -> tuple[str, ...]:

@@ -1,0 +1,42 @@
+"""What the tests of real runtimes share: clusters as the other tests have them, and plugins."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from node.conftest import Cluster, make_cluster
+
+from lab.pod import EXECUTABLE
+
+__all__ = ["make_cluster"]
+
+REFERENCE = Path("/usr/lib/cni")
+"""Where Debian's containernetworking-plugins has them."""
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes with reconcilers; a test leaves it as it found it."""
+    with make_cluster(tmp_path_factory.mktemp("cluster"), "node1", "node2") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Iterator[Path]:
+    """A directory of CNI executables, as a host has it: ours beside the reference plugins."""
+    with TemporaryDirectory(prefix="nn-cni-") as name:
+        directory = Path(name)
+        for each in REFERENCE.iterdir():
+            (directory / each.name).symlink_to(each)
+        ours = directory / "node-network"
+        if len(EXECUTABLE) == 1:
+            shutil.copy(EXECUTABLE[0], ours)
+        else:
+            ours.write_text(f"#!/bin/sh\nexec {' '.join(EXECUTABLE)}\n")
+        ours.chmod(0o755)
+        yield directory

@@ -1,0 +1,174 @@
+"""containerd, driven through CRI as kubelet drives it, on a node of the lab."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime.cri import Cri
+from runtime.host import IMAGE, Host, host, make_image
+from waiting import until
+
+from lab.traffic import Receiver, probe
+
+pytestmark = [pytest.mark.lab, pytest.mark.runtime]
+
+COUNT = 30
+INTERNET = "198.51.100.10"
+SHIM_SOCKETS = Path("/run/containerd/s")
+"""containerd has no setting for it."""
+
+
+class Containerd:
+    """One containerd, with everything of its own in the host's directory."""
+
+    def __init__(self, cluster: Any, plugins: Path, where: Host) -> None:
+        self._cluster = cluster
+        self._directory = where.directory
+        self.socket = where.directory / "c.sock"
+        networks = where.directory / "net"
+        networks.mkdir()
+        ours = {"type": "node-network", "stateDir": str(cluster.state("node1"))}
+        conflist = {"cniVersion": "1.0.0", "name": "node-network", "plugins": [ours]}
+        (networks / "10-node-network.conflist").write_text(json.dumps(conflist))
+        (where.directory / "config.toml").write_text(f"""
+version = 2
+root = "{where.directory}/root"
+state = "{where.directory}/state"
+[grpc]
+address = "{self.socket}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{where.directory}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{plugins}"
+conf_dir = "{networks}"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+""")
+        self.start()
+        archive = str(make_image(where.directory))
+        ctr = ["ctr", "-a", str(self.socket), "-n", "k8s.io", "images", "import", archive]
+        subprocess.run(ctr, check=True, capture_output=True)
+
+    def start(self) -> None:
+        """Start it and wait until it is ready for pods."""
+        with (self._directory / "log").open("a") as log:
+            self._process = self._cluster.lab.start(
+                "node1",
+                ["containerd", "-c", str(self._directory / "config.toml")],
+                stdout=log,
+                stderr=log,
+            )
+        with Cri(self.socket) as cri:
+            until(cri.is_ready, self.log)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it; its shims and their pods live on."""
+        self._process.send_signal(number)
+        self._process.wait(timeout=20)
+
+    def log(self) -> str:
+        return (self._directory / "log").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Node 1 with room for 30 pods."""
+    directory = tmp_path_factory.mktemp("containerd")
+    with make_cluster(directory, types={"node1": "m5.xlarge"}) as made:
+        made.start("node1")
+        made.start("node2")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def where() -> Iterator[Host]:
+    with host() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def containerd(cluster: Any, plugins: Path, where: Host) -> Iterator[Containerd]:
+    made = Containerd(cluster, plugins, where)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def cri(containerd: Containerd) -> Iterator[Cri]:
+    with Cri(containerd.socket) as made:
+        yield made
+
+
+def leftovers(cluster: Any, where: Host) -> dict[str, Any]:
+    """What is still there of any sandbox, by kind."""
+    programs = {}
+    for pid in where.processes():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        programs[pid] = os.fsdecode(words[0])
+    found = {
+        "records": [k for k in ("intents", "attachments") if cluster.records(k)],
+        "veths": [x for x in cluster.ip("-o", "link").splitlines() if "node-network:" in x],
+        "routes": cluster.ip("route", "show", "table", "512").splitlines(),
+        "processes": {k: v for k, v in programs.items() if not v.endswith("containerd")},
+        "mounts": where.mounts(),
+        "cgroups": where.containers(),
+    }
+    return {kind: what for kind, what in found.items() if what}
+
+
+def end(cri: Cri, sandbox: str) -> None:
+    cri.stop(sandbox)
+    cri.remove(sandbox)
+
+
+def test_thirty_pods_at_once_come_talk_and_go(
+    cluster: Any, containerd: Containerd, cri: Cri, where: Host
+) -> None:
+    sockets = set(SHIM_SOCKETS.glob("*"))
+    with ThreadPoolExecutor(COUNT) as workers:
+        ids = list(workers.map(lambda n: cri.run(f"pod{n}", where.cgroup), range(COUNT)))
+    told = {each: cri.address(each) for each in ids}
+    assert len(set(told.values())) == COUNT
+    records = {r["containerID"]: r for r in cluster.records("attachments")}
+    assert {each: r["addresses"] for each, r in records.items()} == {
+        each: [own] for each, own in told.items()
+    }
+    assert {r["pod"] for r in records.values()} == {f"default/pod{n}" for n in range(COUNT)}
+    assert len({r["eniID"] for r in records.values()}) > 1
+    intents = {r["containerID"]: r["netns"] for r in cluster.records("intents")}
+
+    with ExitStack() as stack:
+        far = stack.enter_context(cluster.pods(1, "node2"))[0]
+        for each in (intents[ids[0]], far.namespace, cluster.lab.names.namespace("internet")):
+            stack.enter_context(Receiver(each))
+
+        def talk(each: str) -> list[str]:
+            targets = (told[ids[0]], far.address, INTERNET)
+            return [probe(intents[each], to).source for to in targets]
+
+        with ThreadPoolExecutor(4) as workers:
+            seen = dict(zip(ids, workers.map(talk, ids), strict=True))
+        assert seen == {each: [own, own, "10.0.1.10"] for each, own in told.items()}
+
+    with ThreadPoolExecutor(COUNT) as workers:
+        list(workers.map(lambda each: end(cri, each), ids))
+    assert cri.sandboxes() == {}
+    until(lambda: not leftovers(cluster, where), lambda: str(leftovers(cluster, where)))
+    until(lambda: not cluster.records("cooling"), "cooldown")
+    ruleset = cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
+    assert [own for own in told.values() if f" {own} " in ruleset] == []
+    assert cluster.diff().stdout == ""
+    assert set(SHIM_SOCKETS.glob("*")) <= sockets

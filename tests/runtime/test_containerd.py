@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from runtime.cri import Cri
 from runtime.host import IMAGE, Host, host, make_image
@@ -172,3 +175,98 @@ def test_thirty_pods_at_once_come_talk_and_go(
     assert [own for own in told.values() if f" {own} " in ruleset] == []
     assert cluster.diff().stdout == ""
     assert set(SHIM_SOCKETS.glob("*")) <= sockets
+
+
+KILLS = int(os.environ.get("KILLS", "3"))
+SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+
+
+class Kubelet:
+    """What kubelet believes and does when its runtime dies under it.
+
+    Attributes:
+        living: sandboxes by the names of their pods.
+    """
+
+    def __init__(self, containerd: Containerd, cgroup: str) -> None:
+        self._containerd = containerd
+        self._cgroup = cgroup
+        self._numbers = iter(range(100_000))
+        self.living: dict[str, str] = {}
+        self.forgotten = 0
+
+    def start(self) -> tuple[str, str]:
+        """Start a pod; return its name and its sandbox, "" for none."""
+        name = f"kill{next(self._numbers)}"
+        with Cri(self._containerd.socket) as cri:
+            try:
+                return name, cri.run(name, self._cgroup)
+            except grpc.RpcError:
+                return name, ""
+
+    def end(self, sandbox: str) -> None:
+        """End a sandbox, or try to."""
+        with Cri(self._containerd.socket) as cri, suppress(grpc.RpcError):
+            end(cri, sandbox)
+
+    def clear_up(self) -> None:
+        """End what it did not ask for, or has asked to end, as far as the runtime knows of it."""
+        with Cri(self._containerd.socket) as cri:
+            for each in cri.sandboxes().keys() - self.living.values():
+                end(cri, each)
+
+
+@pytest.mark.timeout(60 + KILLS * 20)
+def test_if_containerd_is_killed_the_living_work_and_the_dead_hold_nothing(
+    cluster: Any, containerd: Containerd, where: Host
+) -> None:
+    """It is killed when some ADDs have been recorded and others have not.
+
+    Debian's containerd knows such sandboxes afterwards, as not ready, and kubelet ends them. It
+    may leave their namespaces mounted, which is of no concern to us.
+    """
+    print(f"SEED={SEED}")  # noqa: T201 - shown if the test fails
+    chance = random.Random(SEED)
+    kubelet = Kubelet(containerd, where.cgroup)
+    kubelet.living |= dict(kubelet.start() for _ in range(3))
+    with ThreadPoolExecutor(8) as workers:
+        for _ in range(KILLS):
+            going = kubelet.living.pop(chance.choice(sorted(kubelet.living)))
+            known = {r["containerID"] for r in cluster.records("intents")}
+            enough = chance.randint(1, 4)
+            starts = [workers.submit(kubelet.start) for _ in range(4)]
+            ends = workers.submit(kubelet.end, going)
+            while len({r["containerID"] for r in cluster.records("intents")} - known) < enough:
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.1))
+            containerd.stop(signal.SIGKILL)
+            ends.result()
+            containerd.start()
+            kubelet.living |= {name: each for name, each in (f.result() for f in starts) if each}
+            kubelet.clear_up()
+            kubelet.living |= dict([kubelet.start()])
+    with Cri(containerd.socket) as cri:
+        assert cri.sandboxes().keys() == set(kubelet.living.values())
+        told = {each: cri.address(each) for each in kubelet.living.values()}
+
+    def strangers() -> dict[str, Any]:
+        """What is held by others than the living, by kind."""
+        kinds = ("intents", "attachments")
+        found = {k: {r["containerID"] for r in cluster.records(k)} ^ told.keys() for k in kinds}
+        links = [x for x in cluster.ip("-o", "link").splitlines() if "node-network:" in x]
+        found["veths"] = {x for x in links if not any(each in x for each in told)}
+        return {kind: what for kind, what in found.items() if what}
+
+    until(lambda: not strangers(), lambda: str(strangers()))
+    assert len(set(told.values())) == len(told) >= 3
+    records = {r["containerID"]: r for r in cluster.records("attachments")}
+    with Receiver(cluster.lab.names.namespace("vpchost")):
+        for each, own in told.items():
+            assert records[each]["addresses"] == [own]
+            namespace = records[each]["netns"].partition("@")[0]
+            assert probe(namespace, "10.0.9.10").source == own
+    until(lambda: not cluster.records("cooling"), "cooldown")
+    assert cluster.diff().stdout == ""
+    with Cri(containerd.socket) as cri:
+        for each in told:
+            end(cri, each)

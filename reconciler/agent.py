@@ -180,9 +180,10 @@ class Agent:
             key: the attachment.
             budget_s: seconds to wait at most.
         """
-        asked_at = time.monotonic()
-        deadline = asked_at + budget_s
         with self._changed:
+            # Not before it has the lock: a pass that begins in between would seem to have looked.
+            asked_at = time.monotonic()
+            deadline = asked_at + budget_s
             self._asked[key] = asked_at
             self._triggers.mark("intent")
             try:

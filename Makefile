@@ -34,8 +34,10 @@ format: $(STAMP) ## format and fix what can be fixed
 bench: $(STAMP) $(CNI) ## measure, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
 
-soak: $(STAMP) $(CNI) ## let the pool's model run for 50,000 steps
+soak: $(STAMP) $(CNI) ## the pool's model for 50,000 steps, 10,000 pods, 500 kills
 	@MODEL_RUNS=1000 MODEL_STEPS=60 $(BIN)/pytest -q tests/test_pool_model.py
+	@CYCLES=10000 $(BIN)/pytest -q -s tests/runtime/test_cycles.py
+	@KILLS=500 $(BIN)/pytest -q tests/runtime/test_kill.py
 
 schema: $(STAMP) ## generate the JSON Schema from the models
 	@$(BIN)/python -m schemas

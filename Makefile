@@ -49,8 +49,8 @@ $(STAMP): requirements.txt pyproject.toml setup.sh
 	@touch $@
 
 # The distribution's own Python: its library is what is linked.
-$(CNI): $(STAMP) $(wildcard cni/*.py cni/static/* cni/static/stand_ins/*)
-	@/usr/bin/python3 cni/static/build.py $@
+$(CNI): $(STAMP) $(wildcard cni/*.py deploy/executable/*)
+	@/usr/bin/python3 deploy/executable/build.py $@
 
 clean: ## remove what setup made
 	@rm -rf $(VENV) *.egg-info build

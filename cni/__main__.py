@@ -312,18 +312,29 @@ def _need_netns(call: Call) -> int:
         CniError: there is none, or it is the one this process runs in (the specification forbids
             it: the host would lose its own network).
     """
+    own = _own_netns()
     try:
-        own = os.stat(OWN_NETNS)
         found = os.stat(call.netns)
     except OSError as error:
         raise CniError(
             protocol.INVALID_ENVIRONMENT, "CNI_NETNS cannot be opened", _why(error)
         ) from error
-    if found.st_dev != own.st_dev:
+    if own and found.st_dev != own.st_dev:
         raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is no namespace")
-    if found.st_ino == own.st_ino and not call.own_netns_allowed:
+    if own and found.st_ino == own.st_ino and not call.own_netns_allowed:
         raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the host's own namespace")
     return found.st_ino
+
+
+def _own_netns() -> os.stat_result | None:
+    """Return what is known of the namespace this process runs in; None without /proc.
+
+    The reconciler then is the only one to refuse: it knows its own.
+    """
+    try:
+        return os.stat("/proc/self/ns/net")
+    except OSError:
+        return None
 
 
 def _find_netns(path: str) -> int:
@@ -331,11 +342,12 @@ def _find_netns(path: str) -> int:
 
     What is left of a namespace's path when it is unmounted is an empty file.
     """
+    own = _own_netns()
     try:
         found = os.stat(path)
-        return found.st_ino if found.st_dev == os.stat(OWN_NETNS).st_dev else 0
     except (OSError, ValueError):
         return 0
+    return found.st_ino if own is None or found.st_dev == own.st_dev else 0
 
 
 def _is_alive(recorded: Object | None) -> bool:
@@ -406,9 +418,6 @@ def _leave_trail(
         "error": f"{problem.msg}: {problem.details}" if problem else "",
     }
     trail.write(config, "error" if problem else "info", fields)
-
-
-OWN_NETNS = "/proc/self/ns/net"
 
 
 if __name__ == "__main__":

@@ -34,8 +34,11 @@ AMBIENT = (
 )
 """The caller's own AWS settings have no business in a lab."""
 
-EXECUTABLE = Path(sys.executable).with_name("node-network-cni")
-"""What a node installs as its CNI executable."""
+STATIC = Path(__file__).parents[1] / "build/node-network-cni"
+"""What ``make cni`` builds, and hosts get."""
+
+EXECUTABLE = STATIC if STATIC.exists() else Path(sys.executable).with_name(STATIC.name)
+"""What a node installs as its CNI executable: without the static one, the same code in Python."""
 
 PLUGINS = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins puts the reference plugins."""

@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Any
 
 from lab import netns
-from lab.lifecycle import Lab
-
-STATIC = Path(__file__).parents[1] / "build/node-network-cni"
-"""What ``make cni`` builds, and hosts get."""
-
-EXECUTABLE = [str(STATIC)] if STATIC.exists() else [sys.executable, "-I", "-m", "cni"]
-"""The same code without it."""
+from lab.lifecycle import EXECUTABLE, Lab
 
 
 class PodError(Exception):
@@ -156,7 +148,7 @@ def call(
         "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod_name or name}",
     }
     done = subprocess.run(
-        lab.command(node, EXECUTABLE),
+        lab.command(node, [str(EXECUTABLE)]),
         input=json.dumps(told | dict(config or {})),
         env=environment | dict(environ or {}),
         capture_output=True,

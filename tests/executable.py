@@ -14,6 +14,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from lab.lifecycle import STATIC
+
 REPLY: dict[str, Any] = {
     "ok": True,
     "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:02", "mtu": 9001, "sandbox": "x"}],
@@ -23,7 +25,11 @@ REPLY: dict[str, Any] = {
 }
 
 ROOT = Path(__file__).parents[1]
-RUN = [sys.executable, "-S", "-m", "cni"]
+FORMS = {"python": [sys.executable, "-S", "-m", "cni"], "static": [str(STATIC)]}
+"""The same program twice: as a package, and as what hosts get."""
+
+form = "python"
+"""Which of them ``run`` runs; the tests of the process are run with each."""
 
 
 class Reconciler:
@@ -86,7 +92,7 @@ def run(
     config = {"cniVersion": "1.0.0", "name": "n", "type": "node-network", "stateDir": str(state)}
     text = stdin if isinstance(stdin, str | bytes) else json.dumps(config | (stdin or {}))
     done = subprocess.run(
-        [*within, *RUN],
+        [*within, *FORMS[form]],
         input=text.encode() if isinstance(text, str) else text,
         env={
             "PATH": "/usr/bin:/bin",

@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import executable
 import pytest
 from executable import Reconciler
+
+
+@pytest.fixture(scope="module", params=executable.FORMS)
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the tests of a module with each form of the program."""
+    executable.form = request.param
+    yield
+    executable.form = "python"
 
 
 @pytest.fixture

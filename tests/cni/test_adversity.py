@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from executable import REPLY, intents, run, say
 
+pytestmark = pytest.mark.usefixtures("form")
+
 NAME = "pod1:eth0.json"
 
 

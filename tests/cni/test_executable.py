@@ -19,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import until
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 def test_add_records_the_intent_before_it_asks_and_prints_the_result(
     state: Path, serve: Any

@@ -14,6 +14,8 @@ from executable import REPLY, run, say
 
 from cni import trail
 
+pytestmark = pytest.mark.usefixtures("form")
+
 POD = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=u-1"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 

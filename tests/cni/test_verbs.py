@@ -10,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import executable
 import pytest
-from executable import REPLY, RUN, intents, run, say
+from executable import REPLY, intents, run, say
+
+pytestmark = pytest.mark.usefixtures("form")
 
 ANOTHER = "/proc/self/ns/ipc"
 """A namespace that lives, and is not that which ``run`` names."""
@@ -129,7 +132,7 @@ def test_a_result_that_nobody_takes_is_taken_back(state: Path, serve: Any) -> No
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.Popen(
-        RUN,
+        executable.FORMS[executable.form],
         stdin=subprocess.PIPE,
         stdout=writing,
         cwd=Path(__file__).parents[2],

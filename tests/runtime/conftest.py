@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from node.conftest import Cluster, make_cluster
 
-from lab.pod import EXECUTABLE
+from lab.lifecycle import EXECUTABLE
 
 __all__ = ["make_cluster"]
 
@@ -34,9 +34,5 @@ def plugins() -> Iterator[Path]:
         for each in REFERENCE.iterdir():
             (directory / each.name).symlink_to(each)
         ours = directory / "node-network"
-        if len(EXECUTABLE) == 1:
-            shutil.copy(EXECUTABLE[0], ours)
-        else:
-            ours.write_text(f"#!/bin/sh\nexec {' '.join(EXECUTABLE)}\n")
-        ours.chmod(0o755)
+        shutil.copy(EXECUTABLE, ours)
         yield directory

@@ -20,6 +20,8 @@ from conftest import RUN
 from waiting import until
 
 CGROUPS = Path("/sys/fs/cgroup")
+CNI_CACHE = Path("/var/lib/cni/results")
+"""libcni's own; neither containerd nor podman has a setting for it."""
 
 PAUSE = """\
 #include <signal.h>
@@ -88,6 +90,10 @@ class Host:
             for path in sorted(parent.rglob("*/"), reverse=True):
                 path.rmdir()
             parent.rmdir()
+        for path in CNI_CACHE.glob("*"):
+            with suppress(FileNotFoundError):  # of another runtime, which ends its pod now
+                if str(self.directory) in path.read_text():
+                    path.unlink()
         shutil.rmtree(self.directory)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from runtime.cri import Cri
-from runtime.host import IMAGE, Host, host, make_image
+from runtime.host import CNI_CACHE, IMAGE, Host, host, make_image
 from waiting import until
 
 from lab.traffic import Receiver, probe
@@ -59,6 +61,10 @@ bin_dir = "{plugins}"
 conf_dir = "{networks}"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+Root = "{where.directory}/runc"
 """)
         self.start()
         archive = str(make_image(where.directory))
@@ -98,8 +104,21 @@ def cluster(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def where() -> Iterator[Host]:
-    with host() as made:
-        yield made
+    sockets = set(SHIM_SOCKETS.glob("*"))
+    try:
+        with host() as made:
+            yield made
+    finally:
+        # Shims that were killed could not remove theirs.
+        for path in set(SHIM_SOCKETS.glob("*")) - sockets:
+            if is_deserted(path):
+                path.unlink(missing_ok=True)
+
+
+def is_deserted(path: Path) -> bool:
+    """Whether nobody listens at a socket."""
+    with socket.socket(socket.AF_UNIX) as s:
+        return s.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +194,7 @@ def test_thirty_pods_at_once_come_talk_and_go(
     assert [own for own in told.values() if f" {own} " in ruleset] == []
     assert cluster.diff().stdout == ""
     assert set(SHIM_SOCKETS.glob("*")) <= sockets
+    assert [p for p in CNI_CACHE.glob("*") if any(each in p.name for each in ids)] == []
 
 
 KILLS = int(os.environ.get("KILLS", "3"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.host import IMAGE, Host, host, make_image
+from runtime.host import CNI_CACHE, IMAGE, Host, host, make_image
 from waiting import until
 
 from lab import netns
@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.runtime]
 
 COUNT = 30
 INTERNET = "198.51.100.10"
-CNI_CACHE = Path("/var/lib/cni/results")
-"""libcni's own; podman has no setting for it."""
 
 
 class Podman:

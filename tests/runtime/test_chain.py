@@ -223,3 +223,22 @@ def test_if_a_later_plugin_fails_at_del_the_runtimes_next_del_gives_everything_b
     chain.plugins[1] = unknown
     chain.delete(one)
     nothing_is_left(cluster)
+
+
+def test_check_of_a_chain_passes_and_names_whose_part_differs(
+    cluster: Any, plugins: Path, unknown: dict[str, Any]
+) -> None:
+    name = "net.ipv4.conf.eth0.arp_filter"
+    tuning = {"type": "tuning", "sysctl": {name: "1"}}
+    chain = Chain(cluster.lab, "node1", plugins, [tuning, unknown])
+    with started(chain, "checked") as one:
+        chain.check(one)
+        verb, config = told(unknown)[-1]
+        assert (verb, config["prevResult"]) == ("CHECK", one.result)
+        inside(one, "sysctl", "-w", f"{name}=0")
+        with pytest.raises(PluginError, match="CHECK by tuning"):
+            chain.check(one)
+        netns.remove(one.namespace)
+        with pytest.raises(PluginError, match="CHECK by node-network"):
+            chain.check(one)
+    nothing_is_left(cluster)

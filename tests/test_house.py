@@ -265,6 +265,16 @@ def test_the_iam_policy_allows_the_calls_that_are_made_and_no_others() -> None:
     assert allowed == made | {"ec2:CreateTags"}
 
 
+def test_the_daemonset_mounts_every_directory_that_it_names_to_the_reconciler() -> None:
+    """Each at the host's own path: the configuration tells the host where the records are."""
+    text = (ROOT / "deploy/daemonset.yaml").read_text()
+    named = re.findall(r"name: NODE_NETWORK_CNI_\w+_DIR, value: ([^}]+)}", text)
+    assert named == ["/opt/cni/bin", "/etc/cni/net.d"]
+    for directory in (*named, "/run/node-network"):
+        (volume,) = re.findall(rf"name: (\S+), mountPath: {directory}}}", text)
+        assert f"- name: {volume}\n          hostPath: {{path: {directory}," in text
+
+
 def test_nothing_committed_names_a_package_index_or_this_machine() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False

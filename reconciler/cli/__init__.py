@@ -33,6 +33,7 @@ from reconciler.core.inputs import Inputs
 from reconciler.core.installation import Installation
 from reconciler.core.leak import judge
 from reconciler.core.position import locate
+from reconciler.domains import conflist
 from reconciler.engine import Outcome
 from reconciler.errors import ReconcilerError
 from reconciler.node import LocalNode, World, collector
@@ -275,14 +276,29 @@ def validate(file: Path, output: str) -> None:
 @click.option("--instance-type", default="", help="As instance metadata says it.")
 @click.option("--zone", default="", help="Availability zone.")
 @click.option("--node-name", default="", help="As the cluster calls the node.")
-def render(config: Path, instance_type: str, zone: str, node_name: str) -> None:
+@click.option(
+    "--conflist", "as_conflist", is_flag=True, help="Print the CNI configuration made of it."
+)
+@state_option
+def render(
+    config: Path,
+    instance_type: str,
+    zone: str,
+    node_name: str,
+    state_dir: Path,
+    *,
+    as_conflist: bool,
+) -> None:
     """Print the document for one node: its overrides applied, all defaults spelt out."""
     document = _document(config)
     try:
         found = resolve(document, instance_type=instance_type, zone=zone, node_name=node_name)
     except DocumentError as error:
         _fail(error)
-    click.echo(dump(found), nl=False)
+    if as_conflist:
+        click.echo(conflist.write(conflist.make(found.cni, str(state_dir.absolute()))), nl=False)
+    else:
+        click.echo(dump(found), nl=False)
 
 
 @main.group()

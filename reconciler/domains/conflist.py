@@ -47,7 +47,7 @@ class Conflist:
     @property
     def text(self) -> str:
         """The file as it is written: the same for the same content."""
-        return json.dumps(json.loads(self.content), indent=2, sort_keys=True) + "\n"
+        return write(json.loads(self.content))
 
     def command(self, verb: Verb) -> str:
         """The ``install`` command, with the content on its standard input (bash)."""
@@ -112,6 +112,11 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _texts(inner)
+
+
+def write(body: dict[str, Any]) -> str:
+    """Write a configuration as a file: the same text for the same content."""
+    return json.dumps(body, indent=2, sort_keys=True) + "\n"
 
 
 def make(cni: Cni, state_dir: str) -> dict[str, Any]:

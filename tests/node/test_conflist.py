@@ -16,10 +16,7 @@ from schemas.cni import TYPE
 pytestmark = pytest.mark.lab
 
 DENIED = {"denied": ["DescribeNetworkInterfaces"]}
-NO_ADDRESSES = [
-    {"action": action, "code": "InternalError", "count": 10_000}
-    for action in ("AssignPrivateIpAddresses", "CreateNetworkInterface")
-]
+NO_ADDRESSES = [{"action": "AssignPrivateIpAddresses", "code": "InternalError", "count": 10_000}]
 
 
 def conflist(cluster: Any, node: str = "node1") -> Path:
@@ -35,6 +32,8 @@ def test_it_is_there_once_pods_can_be_served_and_stays_when_the_daemon_goes(idle
     file = conflist(idle)
     executable = idle.lab.names.plugins("node1") / TYPE
     shipped = Path(idle.lab.environment("node1")["NODE_NETWORK_CNI_EXECUTABLE"])
+    idle.config.write_text(idle.config.read_text().replace("24", "9") + "eni: {max: 1}\n")
+    idle.least = 9
     # Every kernel object is in place, but EC2 gives no addresses: a pod would wait.
     idle.lab.ask("faults", set={"errors": NO_ADDRESSES})
     idle.launch()
@@ -104,6 +103,11 @@ def test_somebody_elses_edit_is_drift_and_another_way_to_write_the_same_is_none(
     until(file.exists, cluster.log)
     until(lambda: cluster.drift() == drift + 2, "the account of it")
     assert "plugins[0].budgetSeconds 1 -> 60" in cluster.log()
+
+
+def test_it_is_printed_for_those_who_install_it_themselves(cluster: Any) -> None:
+    done = cluster.command("node1", "render", "-f", str(cluster.config), "--conflist")
+    assert done.stdout == conflist(cluster).read_text()
 
 
 def test_an_edit_of_the_document_rewrites_it(cluster: Any) -> None:

@@ -1,0 +1,306 @@
+"""ADD and DEL end to end, beside the reference plugins ``ptp`` with ``host-local``.
+
+Each side is a host of its own with as many pods as the other, and both keep their records on a
+tmpfs, as ``/run`` is on a host. Rounds are interleaved, so that whatever else the machine does
+touches all. What travels to other machines is the ratio, not the milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from lab import lifecycle, netns
+from lab.lifecycle import EXECUTABLE, Lab
+from reconciler.client import ask
+
+PLUGINS = Path("/usr/lib/cni")
+ROUNDS = 40
+STARTS = 100
+CROWDS = (0, 100, 250)
+"""Pods that are there already."""
+
+AT_ONCE = 100
+SETTLE_LIMIT_S = 90.0
+TYPE = "m5.4xlarge"
+DOCUMENT = f"""\
+apiVersion: node-network/v1alpha1
+kind: NodeNetwork
+warmPool: {{addresses: {{warm: 16, minimum: {max(CROWDS) + AT_ONCE + 32}}}, cooldown: 0s}}
+eni: {{allocate: prefixes}}
+"""
+"""Addresses are there before pods ask, and need no rest: EC2 is not what is measured."""
+
+OURS, MASQ, PLAIN = "node-network", "ptp + ipMasq", "ptp"
+
+Call = Callable[[str, str, str], None]
+"""Runs an executable once: verb, container, namespace."""
+
+Times = dict[tuple[str, str], list[float]]
+"""Milliseconds by side and verb."""
+
+
+def measure() -> list[str]:
+    """Return the tables in Markdown."""
+    with ExitStack() as stack:
+        lab, pid = stack.enter_context(_node())
+        sides: dict[str, Call] = {
+            OURS: partial(_call_ours, lab),
+            MASQ: _peer(lab, "masq", stack, masquerade=True),
+            PLAIN: _peer(lab, "plain", stack, masquerade=False),
+        }
+        crowded: dict[int, Times] = {}
+        there = 0
+        for crowd in CROWDS:
+            for side, call in sides.items():
+                _crowd(lab, side, call, range(there, crowd))
+            there = crowd
+            _settle(lab)
+            crowded[crowd] = _rounds(lab, sides, crowd)
+        burst = {side: _burst(lab, side, call) for side, call in sides.items()}
+        memory_mib = _resident_mib(pid)
+    return [
+        *_pods_table(crowded),
+        "",
+        *_burst_table(burst),
+        "",
+        *_start_table(_starts()),
+        "",
+        f"The reconciler's resident memory after all of that: {memory_mib:.0f} MiB.",
+    ]
+
+
+def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
+    times: Times = {(side, verb): [] for side in sides for verb in ("ADD", "DEL")}
+    for i in range(ROUNDS):
+        print(f"\r{crowd} pods, round {i + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
+        for side, call in sides.items():
+            where = lab.names.namespace("pod-bench")
+            netns.make(where)
+            for verb in ("ADD", "DEL"):
+                began = time.perf_counter()
+                call(verb, f"r{crowd}-{i}", where)
+                times[side, verb].append(1000 * (time.perf_counter() - began))
+            netns.remove(where)
+    print(file=sys.stderr)
+    return times
+
+
+def _crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
+    """Let pods come that stay."""
+
+    def come(number: int) -> None:
+        where = lab.names.namespace(f"pod-{side[0]}{side[-1]}{number}")
+        netns.make(where)
+        call("ADD", f"c{number}", where)
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(come, numbers))
+
+
+def _burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:
+    """Let pods come all at once; return seconds until the last one has come, and each one's."""
+    places = [lab.names.namespace(f"pod-burst{i}") for i in range(AT_ONCE)]
+    for where in places:
+        netns.make(where)
+
+    def come(number: int) -> float:
+        call("ADD", f"b{number}", places[number])
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(AT_ONCE) as workers:
+        began = time.perf_counter()
+        each = list(workers.map(come, range(AT_ONCE)))
+    for number, where in enumerate(places):
+        call("DEL", f"b{number}", where)
+        netns.remove(where)
+    return max(each), each
+
+
+def _starts() -> dict[str, list[float]]:
+    """Time executables that are asked for their version."""
+    python = [sys.executable, "-I", "-m", "cni"]
+    programs = {
+        "loopback plugin": [str(PLUGINS / "loopback")],
+        "node-network, static": [str(EXECUTABLE)],
+        "node-network, Python": python,
+    }
+    question = json.dumps({"cniVersion": "1.0.0", "name": "n", "type": "any"})
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(STARTS):
+        for name, argv in programs.items():
+            began = time.perf_counter()
+            environ = {"CNI_COMMAND": "VERSION"}
+            subprocess.run(
+                argv, input=question, env=environ, text=True, check=True, stdout=subprocess.DEVNULL
+            )
+            times[name].append(1000 * (time.perf_counter() - began))
+    return times
+
+
+# -- the sides ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _node() -> Iterator[tuple[Lab, int]]:
+    """A lab with a reconciler on one large node, and that one's process."""
+    name = "bench"
+    lifecycle.down(name)
+    with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
+        config = Path(directory) / "node-network.yaml"
+        config.write_text(DOCUMENT)
+        lab = lifecycle.up(name, types={"node1": TYPE})
+        state = lab.names.node_state("node1")
+        try:
+            with _tmpfs(state), (Path(directory) / "log").open("w") as log:
+                argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
+                process = lab.start("node1", argv, stderr=log)
+                _settle(lab)
+                yield lab, process.pid  # nsenter has become the reconciler by exec
+                process.terminate()
+                process.wait()
+        finally:
+            lifecycle.down(name)
+
+
+def _call_ours(lab: Lab, verb: str, name: str, where: str) -> None:
+    config = {
+        "cniVersion": "1.0.0",
+        "name": "node-network",
+        "type": "node-network",
+        "stateDir": str(lab.names.node_state("node1")),
+    }
+    _run(lab.names.namespace("node1"), EXECUTABLE, config, verb, name, where)
+
+
+def _peer(lab: Lab, name: str, stack: ExitStack, *, masquerade: bool) -> Call:
+    """The reference plugins, on a host of their own."""
+    host = lab.names.namespace(f"pod-{name}host")
+    netns.make(host)
+    data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="node-network-bench-")))
+    stack.enter_context(_tmpfs(data))
+    config = {
+        "cniVersion": "1.0.0",
+        "name": name,
+        "type": "ptp",
+        "ipMasq": masquerade,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": str(data),
+            "ranges": [[{"subnet": "198.18.0.0/16"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    }
+    return partial(_run, host, PLUGINS / "ptp", config)
+
+
+def _run(
+    host: str, program: Path, config: Mapping[str, object], verb: str, name: str, where: str
+) -> None:
+    """Run an executable once on a host, as a runtime does."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": name,
+        "CNI_NETNS": str(netns.path(where)),
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(PLUGINS),
+    }
+    done = subprocess.run(
+        ["nsenter", f"--net={netns.path(host)}", "--", str(program)],
+        input=json.dumps(config),
+        env=environment,
+        text=True,
+        check=False,
+        capture_output=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{program.name} {verb} {name}: {done.stdout}{done.stderr}")
+
+
+@contextmanager
+def _tmpfs(directory: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "node-network", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def _settle(lab: Lab) -> None:
+    """Wait until the node is as it should be, with addresses for all that is to come."""
+    path = lab.names.node_state("node1") / "node-network.sock"
+    deadline = time.monotonic() + SETTLE_LIMIT_S
+    while True:
+        if path.exists():
+            status = ask(path, {"do": "status"})["status"]
+            if status["settled"] and status["pool"].get("allocatable", 0) >= AT_ONCE:
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError("the node did not settle")
+        time.sleep(0.1)
+
+
+def _resident_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith("VmRSS")) / 1024
+
+
+# -- the tables ---------------------------------------------------------------------------
+
+
+def _pods_table(crowded: dict[int, Times]) -> list[str]:
+    none = min(crowded)
+    lines = [
+        f"| one pod, end to end; ms, p50 / p99 of {ROUNDS} | {OURS} | {MASQ} | {PLAIN} "
+        f"| ours : {MASQ} | ours : {PLAIN} | ours : ours with none |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for verb in ("ADD", "DEL"):
+        for crowd, times in crowded.items():
+            cells = " | ".join(_spell(times[side, verb]) for side in (OURS, MASQ, PLAIN))
+            ours = _p(times[OURS, verb], 50)
+            ratios = [
+                ours / _p(other, 50)
+                for other in (times[MASQ, verb], times[PLAIN, verb], crowded[none][OURS, verb])
+            ]
+            spelt = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+            lines.append(f"| {verb}, {crowd} pods there | {cells} | {spelt} |")
+    return lines
+
+
+def _burst_table(burst: dict[str, tuple[float, list[float]]]) -> list[str]:
+    lines = [
+        f"| {AT_ONCE} ADDs at once, {max(CROWDS)} pods there | all, s | each, s, p50 / p99 |",
+        "|---|---|---|",
+    ]
+    for side, (whole, each) in burst.items():
+        lines.append(f"| {side} | {whole:.2f} | {_p(each, 50):.2f} / {_p(each, 99):.2f} |")
+    return lines
+
+
+def _start_table(times: dict[str, list[float]]) -> list[str]:
+    first = next(iter(times))
+    lines = [f"| start, of {STARTS} | ms, p50 / p99 | : {first} |", "|---|---|---|"]
+    for name, values in times.items():
+        ratio = _p(values, 50) / _p(times[first], 50)
+        lines.append(f"| {name} | {_spell(values)} | {ratio:.2f} |")
+    return lines
+
+
+def _spell(values: list[float]) -> str:
+    return f"{_p(values, 50):.1f} / {_p(values, 99):.1f}"
+
+
+def _p(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

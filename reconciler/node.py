@@ -208,6 +208,11 @@ class LocalNode:
         return tuple(Path(d) for d in (places.conf_dir, places.bin_dir) if d)
 
     @property
+    def orphans_until(self) -> tuple[float, ...]:
+        """When pods that were seen dead are released if no DEL comes; seconds since the epoch."""
+        return tuple(since + ORPHAN_S for since in self._dead_since.values())
+
+    @property
     def pool_due_s(self) -> float | None:
         """Seconds until the pool has something to try again; None if nothing waits."""
         return self._keeper.due_s if self._keeper else None

@@ -171,7 +171,7 @@ class Kills:
 
 @pytest.fixture(scope="module")
 def cluster(cluster: Any) -> Any:
-    """A node that looks at EC2 often, and with it for what killed executables have left half-written."""
+    """A node that often looks for what killed executables have left half-written."""
     with cluster.config.open("a") as config:
         config.write("reconcile: {ec2Resync: 10s}\n")
     until(lambda: cluster.status()["document"]["generation"] == 2, "the document")

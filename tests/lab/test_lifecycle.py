@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import nursery
 from waiting import until
 
 from lab import lifecycle, netns
 from lab.lifecycle import Lab, LabError
-from lab.topology import STATE
+from lab.topology import STATE, Names
 from lab.traffic import Receiver, probe
 from reconciler.cli import main
 
@@ -225,8 +226,9 @@ def test_down_leaves_the_exit_statuses_of_the_callers_own_children_alone(name):
         assert mine.wait() == 1
 
 
-def test_down_removes_a_lab_whose_server_was_killed(name):
-    lab = lifecycle.up(name)
+@pytest.mark.parametrize("start", [lifecycle.start_server, nursery.start])
+def test_down_removes_a_lab_whose_server_was_killed(name, start):
+    lab = lifecycle.up(name, start=start)
     (server,) = netns.processes(lab.names.prefix)
     os.kill(server, signal.SIGKILL)
     until(lambda: not netns.processes(lab.names.prefix), "the server's end")
@@ -236,7 +238,7 @@ def test_down_removes_a_lab_whose_server_was_killed(name):
         lifecycle.up(name)
     assert lifecycle.down(name)
     _assert_gone(name)
-    assert lifecycle.up(name).ask("ping") == {"lab": name}
+    assert lifecycle.up(name, start=start).ask("ping") == {"lab": name}
 
 
 @pytest.mark.parametrize("error", [OSError("no more namespaces"), KeyboardInterrupt()])
@@ -284,6 +286,32 @@ def test_up_says_what_the_server_said_when_it_does_not_start(name, monkeypatch):
     with pytest.raises(LabError, match=r"did not start(.|\n)*PYTHONHOME"):
         lifecycle.up(name)
     _assert_gone(name)
+
+
+def test_a_forked_server_that_fails_says_why_in_its_log(name):
+    names = Names(name)
+    names.state.mkdir(parents=True)  # and no namespace
+    server = nursery.start(names, {})
+    assert server.wait() == server.poll() == 1
+    assert "FileNotFoundError" in names.log.read_text()
+
+
+def test_a_process_that_exits_ends_the_servers_it_forked(name):
+    script = (
+        "from lab import lifecycle, netns\n"
+        "from lab.nursery import Nursery\n"
+        f"lifecycle.up({name!r}, start=Nursery().start)\n"
+        f"print(*netns.processes('nn-{name}-'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 1
+    until(lambda: not netns.processes(f"nn-{name}-"), "the server's end")
+
+
+def test_labs_of_forked_servers_share_no_ids(name, lab):
+    other = lifecycle.up(name, start=nursery.start)
+    assert {e["id"] for e in other.enis()}.isdisjoint(e["id"] for e in lab.enis())
 
 
 def test_down_removes_what_an_up_left_that_was_killed_half_way(name):

@@ -50,6 +50,9 @@ def test_it_is_there_once_pods_can_be_served_and_stays_when_the_daemon_goes(idle
     assert executable.read_bytes() == shipped.read_bytes()
     until(idle.is_settled, idle.log, patience_s=60)
     assert idle.diff().stdout == ""
+    log = (idle.state() / "log").read_text()
+    assert log.count("action applied domain=conflist") == 1  # when it was, and not while it waited
+    assert "drift repaired domain=conflist" not in log
 
     seen = file.stat()
     idle.stop()

@@ -154,11 +154,11 @@ class Cni(Model):
     log_file: LogFile | None = Field(
         default=None,
         description="Where the CNI executable writes what it did: a file on the host, or journal. "
-        "Default: the executable's own choice.",
+        "Default: nowhere.",
     )
-    log_level: Literal["error", "warning", "info", "debug"] | None = Field(
+    log_level: Literal["debug", "info", "error", "none"] | None = Field(
         default=None,
-        description="The least that is written there. Default: the executable's own choice.",
+        description="The least that is written there; error: calls that failed. Default: info.",
     )
     chain: tuple[Plugin, ...] = Field(
         default=(PORTMAP,),

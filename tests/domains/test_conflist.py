@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import permutations
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from builders import document, inputs
@@ -13,13 +13,14 @@ from fakes import FakeDirectories
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cni.trail import LEVELS
 from reconciler.core.installation import Installation
 from reconciler.core.plan import Plan, Verb
 from reconciler.domains import conflist, executable
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins, make, normal
 from reconciler.domains.executable import Executable
 from reconciler.engine import Domain, converge
-from schemas.cni import TYPE, VERSIONS
+from schemas.cni import TYPE, VERSIONS, Cni
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
 from schemas.resolve import resolve
@@ -107,6 +108,11 @@ def test_the_executables_keys_are_said_only_if_the_document_says_them() -> None:
         "logFile": "journal",
         "logLevel": "debug",
     }
+
+
+def test_the_document_knows_the_levels_that_the_executable_does() -> None:
+    levels = get_args(get_args(Cni.model_fields["log_level"].annotation)[0])
+    assert set(levels) == set(LEVELS)
 
 
 def test_an_override_replaces_the_chain_of_some_nodes() -> None:

@@ -2,7 +2,7 @@
 
 Reading moto takes most of a lab's start. Who makes one lab reads it once either way and has no use
 for this; a test run makes a hundred. It is Python's own fork server: a process without threads,
-which forks a server for each lab, and ends when the process that asked for them is gone.
+which forks a server for each lab. A parent that is killed leaves it to ``lifecycle.down``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Nursery:
         self._context.set_forkserver_preload(["lab.preloaded"])
 
     def start(self, names: Names, types: Mapping[str, str]) -> Forked:
-        """Start the server of a lab; it ends with this process at the latest."""
+        """Start the server of a lab; it ends with this process, unless that is killed."""
         names.log.touch()
         environment = Lab(names.lab).environment("vpc")
         process = self._context.Process(

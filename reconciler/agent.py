@@ -204,6 +204,11 @@ class Agent:
             finally:
                 self._asked.pop(key, None)
 
+    def was_answered(self, key: AttachmentKey, attempt: str) -> bool:
+        """Whether this ADD's result was told already."""
+        with self._changed:
+            return self._answered.get(key) == attempt
+
     def claim(self, key: AttachmentKey, attempt: str) -> bool:
         """Take the right to tell the runtime what a pod was given; only one ADD ever has it.
 

@@ -177,10 +177,14 @@ def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
         return _refuse(
             protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the reconciler's own namespace", why
         )
+    message = "it has its interface already, and keeps it; a DEL for it comes first"
+    already = Refusal(f"attachment {key}", "AlreadyAttached", message)
+    # First, for whoever hears of another failure takes back what the first ADD was given.
+    if agent.was_answered(key, attempt):
+        return _result(already, agent.pod_mtu)
     outcome = agent.await_attachment(key, budget_s)
     if isinstance(outcome, Attachment) and not agent.claim(key, attempt):
-        message = "it has its interface already, and keeps it; a DEL for it comes first"
-        outcome = Refusal(f"attachment {key}", "AlreadyAttached", message)
+        outcome = already
     return _result(outcome, agent.pod_mtu)
 
 

@@ -37,7 +37,7 @@ DOCUMENT = f"""\
 apiVersion: node-network/v1alpha1
 kind: NodeNetwork
 warmPool: {{addresses: {{warm: 16, minimum: {max(CROWDS) + AT_ONCE + 32}}}, cooldown: 0s}}
-eni: {{allocate: prefixes}}
+eni: {{allocate: prefixes, subnetTags: {{role: pods}}}}
 """
 """Addresses are there before pods ask, and need no rest: EC2 is not what is measured."""
 
@@ -85,7 +85,8 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
     for i in range(ROUNDS):
         print(f"\r{crowd} pods, round {i + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
         for side, call in sides.items():
-            where = lab.names.namespace("pod-bench")
+            # Runtimes give no name twice. The next namespace may well have the same inode.
+            where = lab.names.namespace(f"pod-{_short(side)}r{crowd}x{i}")
             netns.make(where)
             for verb in ("ADD", "DEL"):
                 began = time.perf_counter()
@@ -100,7 +101,7 @@ def _crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
     """Let pods come that stay."""
 
     def come(number: int) -> None:
-        where = lab.names.namespace(f"pod-{side[0]}{side[-1]}{number}")
+        where = lab.names.namespace(f"pod-{_short(side)}{number}")
         netns.make(where)
         call("ADD", f"c{number}", where)
 
@@ -110,7 +111,7 @@ def _crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
 
 def _burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:
     """Let pods come all at once; return seconds until the last one has come, and each one's."""
-    places = [lab.names.namespace(f"pod-burst{i}") for i in range(AT_ONCE)]
+    places = [lab.names.namespace(f"pod-{_short(side)}b{i}") for i in range(AT_ONCE)]
     for where in places:
         netns.make(where)
 
@@ -125,6 +126,10 @@ def _burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:
         call("DEL", f"b{number}", where)
         netns.remove(where)
     return max(each), each
+
+
+def _short(side: str) -> str:
+    return side[0] + side[-1]
 
 
 def _starts() -> dict[str, list[float]]:

@@ -349,10 +349,14 @@ class Agent:
             if "intent" in hints and self._latest is not None:
                 hints -= {"intent"} if self._pods_pass() else set()
                 self._pods_at = time.monotonic()
+            if "document" in hints:
+                # Whatever else happens in its directory is no reason to look at every pod.
+                hints -= {"document"}
+                hints |= {"edited"} if self._read_document() else frozenset()
             overdue = time.monotonic() - self._full_pass_at >= wait_s
             if overdue or (hints and self._put_off_s(hints) <= 0):
                 # Not only when told: a directory that was replaced is watched no more.
-                self._read_document()
+                hints |= {"edited"} if self._read_document() else frozenset()
                 wait_s = self._full_pass(audit=self._is_audit_due(hints))
                 hints = frozenset()
             due_s = self._full_pass_at + wait_s - time.monotonic()
@@ -588,8 +592,8 @@ class Agent:
 
     # -- the document ---------------------------------------------------------------------
 
-    def _read_document(self, *, first: bool = False) -> None:
-        """Take over a changed document; keep the last good one if it is invalid."""
+    def _read_document(self, *, first: bool = False) -> bool:
+        """Take over a changed document, and say so; keep the last good one if it is invalid."""
         try:
             text = read(self._path)
             # An invalid edit that was taken back changes nothing.
@@ -598,16 +602,17 @@ class Agent:
             if first:
                 raise
             self._refuse_document(error)
-            return
+            return False
         self._refused = None
         self._conditions.report("document", Outcome())
         if document is None:
-            return
+            return False
         self._document_text, self._document = text, document
         self._generation += 1
         self._drift.clear()
         self._pool_triggers.mark("pool")
         log.info("document accepted", extra={"generation": self._generation})
+        return True
 
     def _refuse_document(self, error: DocumentError) -> None:
         if self._refused != str(error):

@@ -6,7 +6,7 @@ into one plan, in the order in which the domains build upon each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -29,12 +29,7 @@ class Kernel:
             NamespaceError: a pod's namespace is gone, or could not be read.
             ObserveError: the kernel could not be read.
         """
-        desired = list(desired)
-        settings = [o for o in desired if isinstance(o, Sysctl)]
-        objects: frozenset[Any] = self._netlink.observe(
-            [o for o in desired if not isinstance(o, Sysctl)]
-        )
-        return objects | self._sysctl.observe(settings) if settings else objects
+        return self._look(self._netlink.observe, desired)
 
     def observe_at(self, places: Iterable[Any]) -> frozenset[Any]:
         """Look where these objects of pods live, and nowhere else.
@@ -43,11 +38,14 @@ class Kernel:
             NamespaceError: a pod's namespace is gone, or could not be read.
             ObserveError: the kernel could not be read.
         """
-        places = list(places)
-        settings = [o for o in places if isinstance(o, Sysctl)]
-        objects: frozenset[Any] = self._netlink.observe_at(
-            [o for o in places if not isinstance(o, Sysctl)]
-        )
+        return self._look(self._netlink.observe_at, places)
+
+    def _look(
+        self, look: Callable[[list[Any]], frozenset[Any]], at: Iterable[Any]
+    ) -> frozenset[Any]:
+        at = list(at)
+        settings = [o for o in at if isinstance(o, Sysctl)]
+        objects = look([o for o in at if not isinstance(o, Sysctl)])
         return objects | self._sysctl.observe(settings) if settings else objects
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:

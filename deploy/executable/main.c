@@ -28,15 +28,12 @@ static void configure(void)
     config.optimization_level = 2;
     config.use_hash_seed = 1; /* one process, one input: there is nobody to collide with twice */
     config.hash_seed = 0;
-    /* Whatever is not set here, CPython goes looking for on the disk (Modules/getpath.py). */
-    wchar_t *nowhere = L"";
-    check(PyConfig_SetString(&config, &config.executable, nowhere));
-    check(PyConfig_SetString(&config, &config.base_executable, nowhere));
-    check(PyConfig_SetString(&config, &config.prefix, nowhere));
-    check(PyConfig_SetString(&config, &config.base_prefix, nowhere));
-    check(PyConfig_SetString(&config, &config.exec_prefix, nowhere));
-    check(PyConfig_SetString(&config, &config.base_exec_prefix, nowhere));
-    check(PyConfig_SetString(&config, &config.stdlib_dir, nowhere));
+    /* Whatever is not set here, or is set to nothing, CPython goes looking for (Modules/getpath.py):
+     * by PATH for an executable, beside that or in the working directory for pyvenv.cfg and ._pth,
+     * and upwards for a standard library, from which packages would be completed. With a home and
+     * an executable it does not. These can be nobody's: below a file that is no directory. */
+    check(PyConfig_SetString(&config, &config.home, L"/dev/null"));
+    check(PyConfig_SetString(&config, &config.executable, L"/dev/null/node-network-cni"));
     check(Py_InitializeFromConfig(&config));
     PyConfig_Clear(&config);
 }

@@ -138,6 +138,19 @@ def test_variables_that_change_pythons_ways_change_nothing(root: Path) -> None:
     assert (code, "supportedVersions" in answer) == (0, True)
 
 
+def test_a_python_of_the_host_is_not_looked_at(root: Path) -> None:
+    """CPython looks for one by PATH and around the working directory, and fails for such links."""
+    where = root / "usr/bin"
+    where.mkdir(parents=True)
+    (where / "python3").touch(mode=0o755)
+    for place in (root, where):
+        for name in ("pyvenv.cfg", "python3._pth", "pybuilddir.txt"):
+            (place / name).symlink_to(name)
+    for path in ("", "/usr/bin"):
+        code, answer = run(root, CNI_COMMAND="VERSION", PATH=path)
+        assert (code, "supportedVersions" in answer) == (0, True)
+
+
 def test_a_runtime_that_does_not_listen_any_more_is_no_signal(root: Path) -> None:
     """SIGPIPE would end it where it has something to take back."""
     reader, writer = os.pipe()

@@ -63,7 +63,7 @@ def _read_config() -> Object:
             received += part
             if len(received) > MAX_CONFIG:
                 raise CniError(protocol.DECODING_FAILURE, "standard input has no end")
-        config = json.loads(received)
+        config = json.loads(received.decode())  # exchanged JSON is UTF-8 (RFC 8259, section 8.1)
     except OSError as error:
         raise CniError(
             protocol.DECODING_FAILURE, "standard input cannot be read", _why(error)

@@ -64,7 +64,7 @@ def ask(s: Connection, question: dict[str, object], timeout_s: float) -> dict[st
         if len(received) > MAX_ANSWER:
             raise ValueError("the answer has no end")
     try:
-        reply = json.loads(received)
+        reply = json.loads(received.decode())
     except RecursionError as error:
         raise ValueError("the answer is nested too deeply") from error
     if not isinstance(reply, dict):

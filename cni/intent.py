@@ -29,7 +29,9 @@ def read(path: str) -> dict[str, object] | None:
         # A name that somebody gave to a pipe or device must not make a runtime wait.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
-            body = json.loads(os.read(fd, MAX_BYTES))
+            # As bytes, json would guess an encoding: of zeros, which is what a loss of power may
+            # leave, one that the static executable does not have.
+            body = json.loads(os.read(fd, MAX_BYTES).decode())
         finally:
             os.close(fd)
     except (OSError, ValueError, RecursionError):

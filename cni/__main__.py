@@ -122,7 +122,7 @@ def _add(call: Call) -> Object:
         elif recorded:
             call.attempt = str(recorded.get("attempt", ""))
         try:
-            reply = exchange.ask(
+            reply = _ask_for_result(
                 connection, _question(call, "add", inode), call.budget_s + GRACE_S
             )
         except (OSError, ValueError) as error:
@@ -158,7 +158,7 @@ def _check(call: Call) -> None:
     inode = _need_netns(call)
     with _connect(call) as connection:
         try:
-            reply = exchange.ask(connection, _question(call, "check", inode), CHECK_S)
+            reply = _ask_for_result(connection, _question(call, "check", inode), CHECK_S)
         except (OSError, ValueError) as error:
             raise CniError(
                 protocol.TRY_AGAIN, "the reconciler did not answer", _why(error)
@@ -292,6 +292,19 @@ def _connect(call: Call) -> exchange.Connection:
         ) from error
 
 
+def _ask_for_result(connection: exchange.Connection, question: Object, timeout_s: float) -> Object:
+    """Ask what a pod is given; return that, or a refusal.
+
+    Raises:
+        OSError: the connection broke or the time ran out.
+        ValueError: the answer is neither.
+    """
+    reply = exchange.ask(connection, question, timeout_s)
+    if reply.get("ok") is True and not protocol.is_result(reply):
+        raise ValueError("the answer is no result")
+    return reply
+
+
 def _question(call: Call, do: str, inode: int) -> Object:
     return {
         "do": do,
@@ -369,8 +382,10 @@ def _path(call: Call) -> str:
 
 def _refusal(reply: Object) -> CniError:
     code = reply.get("code")
+    if type(code) is not int or not 0 < code <= protocol.MAX_CODE:
+        code = protocol.TRY_AGAIN
     return CniError(
-        code if isinstance(code, int) and code > 0 else protocol.TRY_AGAIN,
+        code,
         str(reply.get("msg", "the reconciler refused")),
         str(reply.get("details", "")),
     )

@@ -31,6 +31,9 @@ KERNEL_DIFFERS = 103
 RESULT_DIFFERS = 104
 """CHECK: prevResult is not what the pod was given."""
 
+MAX_CODE = 998
+"""Of an error; 999 is what the reference library makes of one without a code (``skel.go``)."""
+
 SINCE = {"ADD": 0, "DEL": 0, "CHECK": 1, "GC": 3, "STATUS": 3}
 """Verbs, each with the place in ``VERSIONS`` of the first that has it."""
 
@@ -278,6 +281,19 @@ def result(reply: Object, version: str, previous: object = None) -> Object:
         "routes": _objects(earlier, "routes") + _objects(reply, "routes"),
         "dns": earlier.get("dns") or reply.get("dns") or {},
     }
+
+
+def is_result(reply: Object) -> bool:
+    """Whether the reconciler's answer says what a pod was given: at least one address."""
+    needed = {"interfaces": ("name", "mac", "sandbox"), "ips": ("address",), "routes": ("dst",)}
+    return bool(_objects(reply, "ips")) and all(
+        isinstance(entries := reply.get(key), list)
+        and all(
+            isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in names)
+            for entry in entries
+        )
+        for key, names in needed.items()
+    )
 
 
 def _ip(ip: Object, version: str, shift: int) -> Object:

@@ -21,7 +21,7 @@ from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Refusal
+from reconciler.core.plan import Plan, Refusal
 from reconciler.core.predecessor import OWNER, Predecessor
 from reconciler.core.records import Records
 from reconciler.domains import (
@@ -159,6 +159,17 @@ class World:
     now: Callable[[], float] = time.time
     node_name: str = ""
 
+
+POD_DOMAINS: tuple[tuple[str, Callable[[Inputs], Any], Callable[..., Plan], tuple[type, ...]], ...]
+POD_DOMAINS = (
+    ("link", link.desire_pods, link.plan, (EniLink, Veth, PodLink)),
+    ("link-sysctl", sysctl.desire_pods, sysctl.plan, (Sysctl,)),
+    ("address", address.desire_pods, address.plan, (LinkAddress,)),
+    ("neighbour", neighbour.desire, neighbour.plan, (Neighbour,)),
+    ("route", route.desire_pods, route.plan, (Route,)),
+    ("nat", nat.desire_pods, nat.plan, (NftElement,)),
+)
+"""Name, desire, plan and kinds of what pods have; each builds upon those before it."""
 
 ORPHAN_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
@@ -360,10 +371,9 @@ class LocalNode:
             NotReadyError: there was no full pass yet.
             ObserveError: a record of these pods cannot be read.
         """
-        if self._survey is None or self._records is None or self.cloud is None:
-            raise NotReadyError("nothing was looked at yet")
-        inputs = replace(self._survey, enis=self.cloud.enis, now=self._world.now())
-        state = _Asked(self.state, keys, self._records)
+        inputs, before = self._surveyed()
+        inputs = replace(inputs, now=self._world.now())
+        state = _Asked(self.state, keys, before)
         domain = Domain("attachment", attachment.desire, attachment.plan_pods, state)
         with self._binding:
             outcomes = converge([domain], inputs)
@@ -400,20 +410,29 @@ class LocalNode:
             NotReadyError: there was no full pass yet.
             ObserveError: its records cannot be read.
         """
-        if self._survey is None or self._records is None or self.cloud is None:
-            raise NotReadyError("nothing was looked at yet")
-        records: Records = self.state.observe_at(frozenset({key}), self._records)
+        survey, before = self._surveyed()
+        records: Records = self.state.observe_at(frozenset({key}), before)
         attachment = next((a for a in records.living if a.key == key), None)
         if attachment is None:
             return Refusal(f"attachment {key}", "NotAttached", "nothing is bound to it")
         if not attachment.netns_alive:
             return Refusal(f"namespace {attachment.netns}", "Differs", "it is gone")
-        inputs = _alone(attachment, replace(self._survey, enis=self.cloud.enis))
+        inputs = _alone(attachment, survey)
         outcomes = dry_run(self._pod_domains(_pod_objects(inputs)), inputs)
-        for name in ("link", "link-sysctl", "address", "neighbour", "route", "nat"):
-            if difference := _first_difference(outcomes[name]):
+        for outcome in outcomes.values():
+            if difference := _first_difference(outcome):
                 return difference
         return attachment
+
+    def _surveyed(self) -> tuple[Inputs, Records]:
+        """Return what the last full pass has found, with the ENIs of now, and the last records.
+
+        Raises:
+            NotReadyError: there was none yet.
+        """
+        if self._survey is None or self._records is None or self.cloud is None:
+            raise NotReadyError("nothing was looked at yet")
+        return replace(self._survey, enis=self.cloud.enis), self._records
 
     def _prove(
         self,
@@ -744,12 +763,8 @@ class LocalNode:
         kernel = _Places(self._kernel, places - elements)
         nft = _Places(self._world.nft, elements)
         return [
-            Domain("link", link.desire_pods, link.plan, kernel, (EniLink, Veth, PodLink)),
-            Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
-            Domain("address", address.desire_pods, address.plan, kernel, (LinkAddress,)),
-            Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
-            Domain("route", route.desire_pods, route.plan, kernel, (Route,)),
-            Domain("nat", nat.desire_pods, nat.plan, nft),
+            Domain(name, desire, plan, nft if NftElement in kinds else kernel, kinds)
+            for name, desire, plan, kinds in POD_DOMAINS
         ]
 
 
@@ -783,15 +798,7 @@ class _Asked:
 
 def _pod_objects(inputs: Inputs) -> frozenset[Any]:
     """Every object in the kernel that pods have, on the host and in their namespaces."""
-    desires: tuple[Callable[[Inputs], frozenset[Any]], ...] = (
-        link.desire_pods,
-        sysctl.desire_pods,
-        address.desire_pods,
-        neighbour.desire,
-        route.desire_pods,
-        nat.desire_pods,
-    )
-    return frozenset().union(*(desire(inputs) for desire in desires))
+    return frozenset().union(*(desire(inputs) for _, desire, _, _ in POD_DOMAINS))
 
 
 def _touched(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:

@@ -20,9 +20,13 @@ REFERENCE = Path("/usr/lib/cni")
 
 
 @pytest.fixture(scope="module")
-def cluster(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes with reconcilers; a test leaves it as it found it."""
-    with make_cluster(tmp_path_factory.mktemp("cluster"), "node1", "node2") as made:
+def cluster(
+    request: pytest.FixtureRequest, make_cluster: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """Two nodes with reconcilers, of a module's ``TYPES``; a test leaves it as it found it."""
+    types = getattr(request.module, "TYPES", {})
+    directory = tmp_path_factory.mktemp("cluster")
+    with make_cluster(directory, "node1", "node2", types=types) as made:
         yield made
 
 

@@ -24,6 +24,9 @@ from waiting import until
 
 from lab.traffic import Receiver, probe
 
+TYPES = {"node1": "m5.xlarge"}
+"""Node 1 has room for 30 pods."""
+
 pytestmark = [pytest.mark.lab, pytest.mark.runtime]
 
 COUNT = 30
@@ -90,16 +93,6 @@ Root = "{where.directory}/runc"
 
     def log(self) -> str:
         return (self._directory / "log").read_text()[-3000:]
-
-
-@pytest.fixture(scope="module")
-def cluster(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Node 1 with room for 30 pods."""
-    directory = tmp_path_factory.mktemp("containerd")
-    with make_cluster(directory, types={"node1": "m5.xlarge"}) as made:
-        made.start("node1")
-        made.start("node2")
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,9 @@ from waiting import until
 from lab import netns
 from lab.traffic import Receiver, probe
 
+TYPES = {"node1": "m5.xlarge"}
+"""Node 1 has room for 30 pods."""
+
 pytestmark = [pytest.mark.lab, pytest.mark.runtime]
 
 COUNT = 30
@@ -87,16 +90,6 @@ volume_path = "{directory}/volumes"
             own = settings["Networks"]["node-network"]["IPAddress"]
             found[each["Id"]] = (own, Path(settings["SandboxKey"]).name)
         return found
-
-
-@pytest.fixture(scope="module")
-def cluster(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Node 1 with room for 30 pods."""
-    directory = tmp_path_factory.mktemp("podman")
-    with make_cluster(directory, types={"node1": "m5.xlarge"}) as made:
-        made.start("node1")
-        made.start("node2")
-        yield made
 
 
 @pytest.fixture(scope="module")

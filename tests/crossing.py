@@ -6,6 +6,7 @@ and reverse-path filtering as strict as a host can have it.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from waiting import until
 from lab import netns, rulesets, services
 from lab.pod import Pod
 from lab.topology import INTERNET_CIDR, INTERNET_HOST, PEER_CIDR, PEER_HOST
-from lab.traffic import PORT, Receiver
+from lab.traffic import PORT, Receiver, Seen
 from reconciler.node import Traced
 
 NODE = "10.0.1.10"
@@ -101,6 +102,19 @@ class Crossing:
             "host" if row == "host" else self.own(row), peer, **more
         )
         return traced
+
+    def evidence(self, seen: Seen) -> str:
+        """What a probe saw, what the fabric dropped, and what the kernel and the daemon say."""
+        node = self.names.namespace("node1")
+        table = subprocess.run(
+            ["ip", "netns", "exec", node, "nft", "list", "table", "inet", "node_network"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        return "\n".join(
+            [str(seen), *map(str, self.lab.drops()), table, self.cluster.log()[-4000:]]
+        )
 
     def switch(self, policy: str) -> None:
         """Put another policy in force, by an edit under the running reconciler."""

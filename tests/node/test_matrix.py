@@ -15,7 +15,7 @@ from crossing import DEVICES, HOST_PORTS, HOSTS, NODE, NODE_PORTS, POLICIES, SER
 from crossing import crossing as make_crossing
 
 from lab import netns
-from lab.traffic import Seen, probe
+from lab.traffic import TIMEOUT_S, Seen, probe
 from reconciler.node import Traced
 
 pytestmark = pytest.mark.lab
@@ -49,14 +49,23 @@ def outgoing(crossing: Crossing, row: str, target: str) -> tuple[str, int | None
     return own, device
 
 
+def has_a_way(crossing: Crossing, row: str, target: str) -> bool:
+    """The gateway has no public address for a pod's: without translation there is no way out."""
+    return target != "internet" or outgoing(crossing, row, target)[0] == NODE
+
+
+def patience_s(crossing: Crossing, row: str, target: str) -> float:
+    """Seconds to wait for an answer: long only where one must come."""
+    return TIMEOUT_S if has_a_way(crossing, row, target) else 0.5
+
+
 def check_outgoing(
     crossing: Crossing, row: str, target: str, seen: Seen, destination: str, traced: Traced
 ) -> None:
     """Compare packets and trace with what must be."""
     source, device = outgoing(crossing, row, target)
-    # The gateway has no public address for a pod's: without translation there is no way out.
-    works = target != "internet" or source == NODE
-    assert seen.source == (source if works else ""), (seen, crossing.lab.drops())
+    works = has_a_way(crossing, row, target)
+    assert seen.source == (source if works else ""), crossing.evidence(seen)
     assert bool(crossing.flows("drops", source, destination)) is not works
     assert not (works and crossing.lab.drops())
     left = crossing.flows("passed", source, destination)
@@ -77,7 +86,7 @@ TARGETS = ["near", "far", *HOSTS]
 def test_connection_from(policy: Crossing, row: str, target: str) -> None:
     policy.lab.ask("forget")
     address = policy.address(target)
-    seen = probe(policy.where(row), address, timeout_s=0.7)
+    seen = probe(policy.where(row), address, timeout_s=patience_s(policy, row, target))
     check_outgoing(policy, row, target, seen, address, policy.trace(row, address))
 
 
@@ -87,7 +96,7 @@ def test_service_address_from(policy: Crossing, row: str, target: str) -> None:
     """What counts is where the service leads, not its own address, which is beyond the VPC."""
     policy.lab.ask("forget")
     service, address = f"172.20.0.{SERVICES[target]}", policy.address(target)
-    seen = probe(policy.where(row), service, 80, timeout_s=0.7)
+    seen = probe(policy.where(row), service, 80, timeout_s=patience_s(policy, row, target))
     traced = policy.trace(row, service, endpoint=address)
     check_outgoing(policy, row, target, seen, address, traced)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 
@@ -29,7 +28,7 @@ def connect(state_dir: str, timeout_s: float) -> Connection:
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         s.settimeout(timeout_s)
-        s.connect(os.path.join(state_dir, "node-network.sock"))
+        s.connect(f"{state_dir}/node-network.sock")
     except OSError:
         s.close()
         raise

@@ -20,7 +20,7 @@ place on a disk that has no room left for another file."""
 def path_of(state_dir: str, container_id: str, ifname: str) -> str:
     """Return the path of an intent."""
     # Joined by a colon, which neither part may contain.
-    return os.path.join(state_dir, "intents", f"{container_id}:{ifname}.json")
+    return f"{state_dir}/intents/{container_id}:{ifname}.json"
 
 
 def read(path: str) -> dict[str, object] | None:
@@ -45,12 +45,12 @@ def names(state_dir: str) -> list[str]:
     Raises:
         OSError: the directory cannot be read.
     """
-    directory = os.path.join(state_dir, "intents")
+    directory = f"{state_dir}/intents"
     try:
         found = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return [os.path.join(directory, name) for name in sorted(found) if name.endswith(".json")]
+    return [f"{directory}/{name}" for name in sorted(found) if name.endswith(".json")]
 
 
 def record(path: str, body: dict[str, object]) -> None:
@@ -59,9 +59,9 @@ def record(path: str, body: dict[str, object]) -> None:
     Raises:
         OSError: the disk is full, read-only, or not ours to write to.
     """
-    directory, name = os.path.split(path)
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
+    directory, _, name = path.rpartition("/")
+    _make(directory)
+    temporary = f"{directory}/.{name}.{os.getpid()}.tmp"
     content = json.dumps(body).encode().replace(b'"wanted"', WANTED, 1) + b"\n"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -105,6 +105,20 @@ def overwrite(path: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def _make(directory: str) -> None:
+    """Make a directory, and those above it that are missing."""
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        above = directory.rstrip("/").rpartition("/")[0]
+        if not above:
+            raise
+        _make(above)
+        _make(directory)
 
 
 def _unlink(path: str) -> None:

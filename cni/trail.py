@@ -56,7 +56,7 @@ def _append(path: str, line: str) -> None:
     try:
         fd = os.open(path, flags, 0o640)
     except FileNotFoundError:
-        os.mkdir(os.path.dirname(path), 0o755)
+        os.mkdir(path.rpartition("/")[0], 0o755)
         fd = os.open(path, flags, 0o640)
     try:
         os.write(fd, line.encode(errors="backslashreplace"))

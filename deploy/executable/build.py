@@ -22,6 +22,8 @@ PROGRAM = "cni.__main__"
 IMPORT = """
 import sys
 sys.path[:0] = sys.argv[1:3]
+built_in, frozen, files = sys.meta_path
+sys.meta_path = [built_in, files, frozen]  # a stand-in goes before what CPython has frozen
 for name in sys.argv[3:]:
     __import__(name)
 import json  # not before: what it imports shall be the stand-in
@@ -80,6 +82,18 @@ class socket(_socket.socket):
         self.close()
 '''
 
+OS = '''\
+"""In place of ``os``: its C half, and the environment as text.
+
+The other half brings paths and abstract classes, which take a seventh of the time that the whole
+executable runs.
+"""
+import posix
+from posix import *
+environ = {name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+           for name, value in posix.environ.items()}
+'''
+
 INITIALISERS = {
     "sys": "NULL",
     "builtins": "NULL",
@@ -97,6 +111,7 @@ def main(output: Path) -> None:
         work = Path(directory)
         (work / "re.py").write_text(RE % python(PATTERNS))
         (work / "socket.py").write_text(SOCKET)
+        (work / "os.py").write_text(OS)
         places = [str(work), str(ROOT)]
         # The interpreter itself needs what any interpreter has when it has started.
         specs = json.loads(python(IMPORT, *places, PROGRAM, "encodings.utf_8"))

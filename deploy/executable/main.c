@@ -45,6 +45,7 @@ int main(void)
     signal(SIGPIPE, SIG_IGN);
     PyImport_FrozenModules = node_network_modules;
     configure();
+    PyGC_Disable(); /* it ends before what it leaves could matter */
     PyObject *module = PyImport_ImportModule("cni.__main__");
     PyObject *status = module ? PyObject_CallMethod(module, "main", NULL) : NULL;
     if (status == NULL) {

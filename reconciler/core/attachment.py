@@ -166,6 +166,8 @@ def is_outlived(attachment: Attachment, intent: Intent) -> bool:
     """
     if intent.state is not IntentState.WANTED or not intent.netns_alive or not attachment.netns:
         return False
+    if attachment.netns == netns_identity(intent.netns, intent.netns_inode):
+        return False
     before = netns_path(attachment.netns), netns_inode(attachment.netns)
     now = intent.netns, intent.netns_inode
     if before[1] and now[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from reconciler.core.attachment import (
     Attachment,
@@ -18,7 +19,7 @@ from reconciler.core.pool import Demand
 from reconciler.core.release import Quarantine
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Records:
     """What the state directory holds; each in key order.
 
@@ -34,13 +35,13 @@ class Records:
     creations: tuple[Creation, ...] = ()
     unreadable: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def released(self) -> frozenset[AttachmentKey]:
         """Keys of which what is bound goes: given back, or of a sandbox that is no more."""
         given_back = {i.key for i in self.intents if i.state is IntentState.RELEASED}
         return frozenset(given_back | self.outlived)
 
-    @property
+    @cached_property
     def outlived(self) -> frozenset[AttachmentKey]:
         """Keys that are wanted anew, for a later sandbox than the one they are bound to."""
         intents = {i.key: i for i in self.intents}
@@ -48,13 +49,13 @@ class Records:
             a.key for a in self.attachments if a.key in intents and is_outlived(a, intents[a.key])
         )
 
-    @property
+    @cached_property
     def living(self) -> tuple[Attachment, ...]:
         """Attachments to keep in the kernel: all that were not given back."""
         released = self.released
         return tuple(a for a in self.attachments if a.key not in released)
 
-    @property
+    @cached_property
     def demand(self) -> Demand:
         """What the pool has to cover for these records."""
         bound = {a.key for a in self.attachments} - self.outlived

@@ -227,7 +227,7 @@ def _release(desired: Allocation, observed: Records) -> Plan:
 
 
 def _bind(desired: Allocation, observed: Records) -> Plan:
-    held = {*observed.attachments, *desired.strays, *(a for a, _ in desired.adoptions)}
+    held = (*observed.attachments, *desired.strays, *(a for a, _ in desired.adoptions))
     bound = {a.key for a in held}
     outlived = observed.outlived
     taken = {address for a in held for address in a.addresses}
@@ -321,14 +321,22 @@ def _offers(
     local = [_free(_hosts(FAMILIES[name].node_local), taken) for name in desired.egress]
     seen: set[IpAddress | IpNetwork] = set()
     for eni in desired.enis:
-        # During a move two ENIs may show the same.
-        single = [a for a in eni.pod_addresses if a not in seen]
-        single = [a for a in single if not any(a in network for network in leaving)]
+        # During a move two ENIs may show the same. Looked through only as far as they are asked
+        # for: an ENI may hold hundreds, and mostly one of the first is free.
         whole = [n for n in eni.boundless if n not in seen and n not in leaving]
-        seen |= {*eni.pod_addresses, *eni.boundless}
-        streams = [_free(_held(name, single, whole), taken) for name in desired.families]
+        streams = [
+            _free(_held(name, _staying(eni.pod_addresses, seen, leaving), whole), taken)
+            for name in desired.families
+        ]
         for addresses in zip(*streams, *local, strict=False):
             yield eni, addresses
+        seen |= {*eni.pod_addresses, *eni.boundless}
+
+
+def _staying(
+    addresses: Iterable[IpAddress], seen: Collection[object], leaving: Collection[IpNetwork]
+) -> Iterator[IpAddress]:
+    return (a for a in addresses if a not in seen and not any(a in n for n in leaving))
 
 
 def _held(

@@ -100,6 +100,8 @@ class Netlink:
 
     def __init__(self) -> None:
         self._memory: Memory = {}
+        self._pods_memory: Memory = {}
+        """One for all: what it saves is above all the loopback link, which all have alike."""
 
     def _host(self) -> Rtnetlink:
         return Rtnetlink(self._memory)
@@ -213,7 +215,7 @@ class Netlink:
         neighbours = any(isinstance(o, Neighbour) and not o.netns for o in desired)
         with _reading("the host's links, addresses, routes and rules"), self._host() as host:
             objects, pairs = _observe_host(host, veths, places, neighbours=neighbours)
-        return frozenset(objects | _observe_pods(desired, pairs))
+        return frozenset(objects | self._observe_pods(desired, pairs))
 
     def observe_at(self, places: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read what stands in the places of these objects of pods, and their namespaces.
@@ -227,7 +229,27 @@ class Netlink:
         places = list(places)
         with _reading("links and routes of single pods"), self._host() as host:
             objects, pairs = _observe_places(host, places)
-        return frozenset(objects | _observe_pods(places, pairs))
+        return frozenset(objects | self._observe_pods(places, pairs))
+
+    def _observe_pods(self, desired: Iterable[KernelObject], pairs: Pairs) -> set[KernelObject]:
+        objects: set[KernelObject] = set()
+        for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
+            try:
+                with self._inside(path) as inside:
+                    objects |= _observe_pod(inside, path, pairs)
+            except (NetlinkError, OSError, KeyError, ValueError) as error:
+                # Whoever owns the pod may change it while we read: an entry without its link.
+                raise NamespaceError(path, str(error)) from error
+        return objects
+
+    def _inside(self, identity: str) -> Rtnetlink:
+        """Open a socket in a pod's namespace; the thread is back home afterwards.
+
+        Raises:
+            FileNotFoundError: there is no such namespace.
+        """
+        with entered(identity):
+            return Rtnetlink(self._pods_memory)
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order, each namespace entered once; return what failed."""
@@ -322,18 +344,6 @@ def _get(
         raise
 
 
-def _observe_pods(desired: Iterable[KernelObject], pairs: Pairs) -> set[KernelObject]:
-    objects: set[KernelObject] = set()
-    for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
-        try:
-            with _inside(path) as inside:
-                objects |= _observe_pod(inside, path, pairs)
-        except (NetlinkError, OSError, KeyError, ValueError) as error:
-            # Whoever owns the pod may change it while we read: an entry without its link.
-            raise NamespaceError(path, str(error)) from error
-    return objects
-
-
 def _all_rules(host: Rtnetlink) -> Iterator[tuple[Facts, str]]:
     for name in FAMILIES:
         for message in host.dump(RULES, family=AF[name]):
@@ -356,6 +366,8 @@ def _observe_pod(inside: Rtnetlink, path: str, pairs: Pairs) -> set[KernelObject
             veth = pairs.get((message.get("link"), message["index"]), "")
             mac, mtu = message.get("address"), message.get("mtu")
             objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
+    if not objects:
+        return objects  # nothing of what we look for can be without a link
     routes = [_decode_route(m, path, names) for m in _all_routes(inside)]
     connected = _connected(routes)
     for message in inside.dump(ADDRESSES):
@@ -490,13 +502,3 @@ def _reading(what: str) -> Iterator[None]:
         raise ObserveError(what, os.strerror(error.code)) from error
     except OSError as error:
         raise ObserveError(what, str(error)) from error
-
-
-def _inside(identity: str) -> Rtnetlink:
-    """Open a socket in a pod's namespace; the thread is back home afterwards.
-
-    Raises:
-        FileNotFoundError: there is no such namespace.
-    """
-    with entered(identity):
-        return Rtnetlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from contextlib import nullcontext
 from typing import Any
 
@@ -69,11 +70,16 @@ class Sessions:
         """Return a link's index.
 
         Raises:
+            FileNotFoundError: there is no such namespace.
             NetlinkError: ENODEV if there is no such link.
         """
         if (path, name) not in self._index:
-            message = self(path).get(LINKS, [("IFLA_IFNAME", name)])
-            self._index[path, name] = message["index"]
+            # By ioctl: an answer by netlink has forty attributes more.
+            with entered(path) if path else nullcontext():
+                try:
+                    self._index[path, name] = socket.if_nametoindex(name)
+                except OSError as error:
+                    raise NetlinkError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
         return self._index[path, name]
 
     def forget(self) -> None:

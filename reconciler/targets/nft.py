@@ -7,9 +7,7 @@ and may hold expressions that this libnftables cannot print.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -32,7 +30,7 @@ from reconciler.domains.nat import (
     canonical,
 )
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.chains import Chain, generation, list_chains
+from reconciler.targets.nfnetlink import Chain, find_elements, generation, list_chains
 
 Json = dict[str, Any]
 
@@ -48,8 +46,6 @@ class Nft:
         self._nft = nftables.Nftables()
         self._nft.set_json_output(True)
         self._nft.set_handle_output(False)
-        # "get element" is answered in text only (libnftables 1.0.6).
-        self._plain = nftables.Nftables()
         self._decoded: tuple[str, frozenset[NftObject]] = ("", frozenset())
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
@@ -73,17 +69,15 @@ class Nft:
         """Read single elements of sets without ranges; the cost does not grow with the sets.
 
         Raises:
-            ObserveError: libnftables refused.
+            ObserveError: the kernel refused.
         """
-        found: set[NftObject] = set()
-        for element in places:
-            command = f"get element inet {TABLE} {element.set} {{ {element.text} }}"
-            code, output, error = self._plain.cmd(command)
-            if code == 0:
-                found.add(_decode_only(element, output))
-            elif os.strerror(errno.ENOENT) not in error:
-                raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
-        return frozenset(found)
+        places = list(places)
+        verdicts = find_elements(TABLE, [(e.set, e.first.packed) for e in places])
+        return frozenset(
+            replace(element, goto=verdict)
+            for element, verdict in zip(places, verdicts, strict=True)
+            if verdict is not None
+        )
 
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
@@ -431,12 +425,6 @@ def _decode_set(body: Json) -> set[NftObject]:
                 first, last = _decode_range(element)
                 objects.add(NftElement(name, first, last))
     return objects
-
-
-def _decode_only(asked: NftElement, text: str) -> NftElement:
-    """Return the one element of a set that is printed with nothing else in it."""
-    inside = text.partition("elements = {")[2].partition("}")[0]
-    return replace(asked, goto=inside.partition(" : goto ")[2].strip())
 
 
 def _decode_range(value: Any) -> tuple[IpAddress, IpAddress]:

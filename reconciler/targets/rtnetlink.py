@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import cache
 from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
@@ -109,7 +110,8 @@ class Rtnetlink:
     """A socket into the namespace its thread was in when it was made; it stays there for life.
 
     Args:
-        memory: shared by the sockets into one namespace; without it everything is decoded.
+        memory: shared by the sockets into one namespace, or into those that have much in common;
+            without it everything is decoded.
     """
 
     def __init__(self, memory: Memory | None = None) -> None:
@@ -135,7 +137,7 @@ class Rtnetlink:
         """
         for _ in range(DUMP_ATTEMPTS):
             try:
-                contents = list(self._ask(table, NLM_F_DUMP, fields, ()))
+                contents = list(self._ask(_dump_request(table, **fields), NLM_F_DUMP))
             except NetlinkDumpInterrupted:
                 continue
             return self._decode_all(table, f"{table.name} {fields}", contents)
@@ -147,7 +149,7 @@ class Rtnetlink:
         Raises:
             NetlinkError: the kernel has no such entry, or refused.
         """
-        for content in self._ask(table, 0, fields, attributes):
+        for content in self._ask(_request(table, 0, fields, attributes), 0):
             return _decode(table, content)
         raise NetlinkError(errno.ENODATA, f"no answer about {table.name}")
 
@@ -157,7 +159,8 @@ class Rtnetlink:
         Raises:
             NetlinkError: the kernel refused.
         """
-        for _ in self._ask(table, how.flags | NLM_F_ACK, fields, attributes, how.offset):
+        flags = how.flags | NLM_F_ACK
+        for _ in self._ask(_request(table, flags, fields, attributes, how.offset), flags):
             pass
 
     def close(self) -> None:
@@ -177,23 +180,9 @@ class Rtnetlink:
         self._memory[what] = now
         return [now[body] for body in bodies]
 
-    def _ask(
-        self,
-        table: Table,
-        flags: int,
-        fields: Mapping[str, int],
-        attributes: Iterable[tuple[str, Any]],
-        offset: int = 0,
-    ) -> Iterator[bytes]:
+    def _ask(self, request: bytes, flags: int) -> Iterator[bytes]:
         """Yield the answer's messages."""
-        request = table.message()
-        request["header"]["type"] = table.get + offset
-        request["header"]["flags"] = flags | NLM_F_REQUEST
-        for name, value in fields.items():
-            request[name] = value
-        request["attrs"] = [*table.always, *attributes]
-        request.encode()
-        self._socket.send(request.data)
+        self._socket.send(request)
         interrupted = False
         while True:
             answer = self._socket.recv(RECEIVE_BYTES)
@@ -211,6 +200,29 @@ class Rtnetlink:
                 yield content
             if not flags & (NLM_F_DUMP | NLM_F_ACK):
                 return
+
+
+@cache
+def _dump_request(table: Table, **fields: int) -> bytes:
+    """Return one of the dozen requests that are sent for every pod."""
+    return _request(table, NLM_F_DUMP, fields, ())
+
+
+def _request(
+    table: Table,
+    flags: int,
+    fields: Mapping[str, int],
+    attributes: Iterable[tuple[str, Any]],
+    offset: int = 0,
+) -> bytes:
+    request = table.message()
+    request["header"]["type"] = table.get + offset
+    request["header"]["flags"] = flags | NLM_F_REQUEST
+    for name, value in fields.items():
+        request[name] = value
+    request["attrs"] = [*table.always, *attributes]
+    request.encode()
+    return bytes(request.data)
 
 
 def _raise_refusal(content: bytes) -> None:

@@ -27,11 +27,11 @@ from reconciler.domains.foreign import (
     judge,
 )
 from reconciler.domains.forward import ForwardAccept
-from reconciler.targets.chains import list_chains
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.host import ROOT, HostFiles
 from reconciler.targets.legacy import LegacyTables
 from reconciler.targets.netlink import Netlink
+from reconciler.targets.nfnetlink import list_chains
 from reconciler.targets.nft import ForwardRules
 
 pytestmark = pytest.mark.kernel

@@ -6,6 +6,7 @@ for one. The pool loop talks to EC2, and its results reach the kernel loop as ob
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import sys
@@ -38,11 +39,14 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 """Seconds until the kernel loop looks again when something is left to do."""
 
-QUIET_S = 0.2
+QUIET_S = 0.5
 """Seconds without a pod after which everything is looked at, if something asks for it."""
 
 FULL_PASS_S = 1.0
 """Seconds that pods coming and going may put off a look at everything."""
+
+POOL_PASS_S = 2.0
+"""Seconds that they may put off a look at EC2, unless one waits for what it would bring."""
 
 LIGHT = {"intent", "kernel", "pool", "files"}
 """Hints for which no pod's namespace needs a look, unless something of the pod is new: what
@@ -51,6 +55,13 @@ changes in there notifies nobody outside."""
 SWITCH_S = 0.0005
 """Seconds a thread may keep the interpreter from others, instead of Python's 0.005: a pod must
 not wait that long, after each of its system calls, for the thread that works on EC2's answer."""
+
+ANSWER_S = 0.001
+"""Seconds in which this thread leaves the interpreter to those that now tell pods' runtimes."""
+
+COLLECTIONS = (10_000, 20, 20)
+"""When Python looks for cycles of dead objects, instead of after 700 new ones: with that, a pod
+would pay for ten looks. What libraries have made at the start is not looked at again."""
 
 CONVERGE_S = 2.0
 """Seconds a CHECK gives the kernel to become what it should be; the specification wants some."""
@@ -118,7 +129,7 @@ class Agent:
         self._drift = Accounts()
         self._document: NodeNetwork | None = None
         self._document_text = ""
-        self._generation = 0
+        self._generation = self._passed_generation = 0
         self._refused: str | None = None
         self._conditions = Conditions()
         self._latest: Pass | None = None
@@ -136,6 +147,8 @@ class Agent:
             DocumentError: the document is invalid and there is no earlier one to keep.
         """
         sys.setswitchinterval(SWITCH_S)
+        gc.freeze()
+        gc.set_threshold(*COLLECTIONS)
         self._read_document(first=True)
         self._recall_answered()
         for watch in self._watches:
@@ -306,7 +319,9 @@ class Agent:
                     "generation": self._generation,
                     "refused": self._refused,
                 },
-                "settled": bool(latest and latest.settled),
+                "settled": bool(
+                    latest and latest.settled and self._passed_generation == self._generation
+                ),
                 "pool": pool,
                 "conditions": self._conditions.all(),
                 "enis": [
@@ -405,6 +420,7 @@ class Agent:
             return False
         telemetry.PASS_SECONDS.observe(time.monotonic() - started)
         self._publish(result, started)
+        time.sleep(ANSWER_S)
         self._drift.book_pods(result.outcomes)
         self._tell_pool(result)
         return result.settled
@@ -448,7 +464,7 @@ class Agent:
         self._conditions.note("foreign", result.findings or ())
         limited = any(result.outcomes[name].errors for name in HOST_WIDE)
         with self._changed:
-            self._latest = result
+            self._latest, self._passed_generation = result, self._generation
             self._failing_since, self._has_converged = None, True
             self._limited_since = (self._limited_since or started) if limited else None
         self._drift.book(result.outcomes, everything=audit)
@@ -552,12 +568,26 @@ class Agent:
             resync_s = self._document.reconcile.resync.total_seconds()
             hints = self._pool_triggers.wait(min(left, resync_s))
             if hints:
+                self._let_pods_go_first()
                 return hints
             before = self._node.facts
             with suppress(ObserveError):
                 if self._node.learn() != before:
                     self._triggers.mark("pool")
         return frozenset()
+
+    def _let_pods_go_first(self) -> None:
+        """Wait until no pod comes any more: this thread would take the interpreter from them.
+
+        Not for long, and not if one waits, which is for the addresses that EC2 may give.
+        """
+        deadline = time.monotonic() + POOL_PASS_S
+        with self._changed:
+            while not self._waiting and not self._stopping.is_set():
+                left = min(self._pods_at + QUIET_S, deadline) - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
 
     def _pool_pass(self, failures: int) -> tuple[float, int]:
         """Run one pass; return seconds until the next, and failures in a row."""

@@ -32,6 +32,9 @@ SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
 SETTLE_S = 0.02
 """Seconds a burst of hints is given to end before the loop looks once for all of them."""
 
+BURST_S = 0.01
+"""Seconds between two readings of the kernel's notifications; each reading marks at once."""
+
 
 class Triggers:
     """What may have changed since the loop last asked."""
@@ -149,12 +152,23 @@ class KernelWatch:
             if self._stop in ready:
                 return
             for s in ready:
-                try:
-                    s.recv(65536)
-                except OSError as error:
-                    # ENOBUFS: notifications were lost. What we know is the same: look.
-                    log.debug("kernel notifications lost", extra={"error": str(error)})
+                _drain(s)
             self._triggers.mark("kernel")
+            # More of the same burst come together: each by itself would stop a pass of ours.
+            if select.select([self._stop], [], [], BURST_S)[0]:
+                return
+
+
+def _drain(s: socket.socket) -> None:
+    """Read all notifications there are: what they say is looked at elsewhere."""
+    try:
+        while s.recv(65536, socket.MSG_DONTWAIT):
+            pass
+    except BlockingIOError:
+        return
+    except OSError as error:
+        # ENOBUFS: notifications were lost. What we know is the same: look.
+        log.debug("kernel notifications lost", extra={"error": str(error)})
 
 
 def _rtnetlink() -> socket.socket:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -374,7 +375,8 @@ class LocalNode:
         inputs, before = self._surveyed()
         inputs = replace(inputs, now=self._world.now())
         state = _Asked(self.state, keys, before)
-        domain = Domain("attachment", attachment.desire, attachment.plan_pods, state)
+        plan = partial(attachment.plan_pods, keys)
+        domain = Domain("attachment", attachment.desire, plan, state)
         with self._binding:
             outcomes = converge([domain], inputs)
         records = self._records_after(outcomes)
@@ -442,8 +444,8 @@ class LocalNode:
     ) -> None:
         """Remember whose objects were all seen in place, the pod's own included."""
         doubted = {a.key for a in visited} - done.keys()
-        living = {a.key for a in records.living}
-        self._proven = (self._proven - doubted | done.keys()) & living
+        bound = {a.key for a in records.attachments}
+        self._proven = (self._proven - doubted | done.keys()) & bound - records.released
 
     def look_around(self, result: Pass) -> Pass:
         """Look at other owners after a pass over the kernel; say what of theirs hurts us.
@@ -829,7 +831,7 @@ def _waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
     """Why wanted intents are not served, by key."""
     refusals = {r.subject: r for r in outcome.remaining.refusals}
     records = outcome.observed
-    if not isinstance(records, Records):
+    if not refusals or not isinstance(records, Records):
         return {}
     return {
         i.key: refusals[f"intent {i.key}"]

@@ -46,7 +46,9 @@ class Records:
         """Keys that are wanted anew, for a later sandbox than the one they are bound to."""
         intents = {i.key: i for i in self.intents}
         return frozenset(
-            a.key for a in self.attachments if a.key in intents and is_outlived(a, intents[a.key])
+            a.key
+            for a in self.attachments
+            if (intent := intents.get(a.key)) is not None and is_outlived(a, intent)
         )
 
     @cached_property

@@ -104,9 +104,10 @@ def plan(desired: Allocation, observed: Records) -> Plan:
     )
 
 
-def plan_pods(desired: Allocation, observed: Records) -> Plan:
-    """The part of it that pods wait for: bind what is wanted, release what was given back."""
-    return _release(desired, observed) + _bind(desired, observed)
+def plan_pods(keys: Collection[AttachmentKey], desired: Allocation, observed: Records) -> Plan:
+    """What these pods wait for: bind what is wanted, release what was given back."""
+    asked = replace(observed, intents=tuple(i for i in observed.intents if i.key in keys))
+    return _release(desired, asked) + _bind(desired, asked)
 
 
 def find_strays(
@@ -335,7 +336,9 @@ def _offers(
 
 def _staying(
     addresses: Iterable[IpAddress], seen: Collection[object], leaving: Collection[IpNetwork]
-) -> Iterator[IpAddress]:
+) -> Iterable[IpAddress]:
+    if not seen and not leaving:
+        return addresses
     return (a for a in addresses if a not in seen and not any(a in n for n in leaving))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from ipaddress import ip_address, ip_network
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -321,7 +322,7 @@ class StateDirectory:
             self._unreadable = {n: self._unreadable[n] for n in others} | unreadable
         # Another thread may have read meanwhile; what it has parsed is then parsed once more.
         self._parsed[kind] = parsed if everything else known | parsed
-        return tuple(sorted((record for _, record in parsed.values()), key=lambda r: r.key))
+        return tuple(sorted((record for _, record in parsed.values()), key=BY_KEY))
 
     def _list(self, directory: Path) -> list[str]:
         try:
@@ -489,11 +490,15 @@ def _check_version(body: object) -> None:
         raise ValueError(f"no record of schema version {VERSION}, the one this release reads")
 
 
+BY_KEY = attrgetter("key")
+
+
 def _updated(
     before: Iterable[Any], keys: Collection[AttachmentKey], now: Iterable[Any]
 ) -> tuple[Any, ...]:
     """Put what was read of these keys into the place of what was read before."""
-    return tuple(sorted((*(r for r in before if r.key not in keys), *now), key=lambda r: r.key))
+    kept = [record for record in before if record.key not in keys]
+    return tuple(sorted([*kept, *now], key=BY_KEY))
 
 
 def _decode(file: IO[str], name: str) -> Any:

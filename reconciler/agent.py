@@ -21,6 +21,7 @@ from typing import Any
 from reconciler import telemetry
 from reconciler.conditions import Conditions
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
+from reconciler.core.finding import Finding
 from reconciler.core.plan import Plan, Refusal
 from reconciler.core.pool import Demand
 from reconciler.core.records import Records
@@ -31,6 +32,7 @@ from reconciler.node import LocalNode, Pass, World
 from reconciler.targets.files import INTERIM
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
+from reconciler.watchdog import Stuck, Watchdog
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, load, read
 
@@ -93,6 +95,9 @@ class Agent:
         document_path: file that holds the desired state.
         state: the directory of records; its lock must be held.
         world: everything outside; by default this host.
+
+    Attributes:
+        watchdog: knows whether the kernel loop ticks.
     """
 
     def __init__(
@@ -139,6 +144,7 @@ class Agent:
         self._transitions = 0
         self._pool_demand: Demand | None = None
         self._taking_over = False
+        self.watchdog = Watchdog(self._note_stuck)
 
     def run(self) -> None:
         """Reconcile until ``stop`` is called.
@@ -153,6 +159,7 @@ class Agent:
         self._recall_answered()
         for watch in self._watches:
             watch.start()
+        self.watchdog.start()
         pool = threading.Thread(target=self._run_pool, name="pool", daemon=True)
         pool.start()
         log.info("started", extra={"document": self._path, "state": self._node.state.root})
@@ -163,6 +170,7 @@ class Agent:
             self._pool_triggers.mark("stop")
             for watch in self._watches:
                 watch.stop()
+            self.watchdog.stop()
             pool.join(timeout=5)
             log.info("stopped")
         if self._broken:
@@ -355,6 +363,10 @@ class Agent:
         texts = [text for name in ("node", "eni") for text in self._conditions.texts(name)]
         return ("; ".join(texts) or instead)[: telemetry.FOREIGN_TEXT * 2]
 
+    def _note_stuck(self, stuck: Stuck | None) -> None:
+        found = [Finding("the loop", "PassStuck", str(stuck))] if stuck else []
+        self._conditions.note("watchdog", found)
+
     # -- the kernel loop ------------------------------------------------------------------
 
     def _kernel_loop(self) -> None:
@@ -414,7 +426,8 @@ class Agent:
 
     def _serve(self, keys: frozenset[AttachmentKey], started: float) -> bool:
         try:
-            result = self._node.pods_pass(keys)
+            with self.watchdog.over("the pass over some pods"):
+                result = self._node.pods_pass(keys)
         except ReconcilerError as error:
             log.warning("pods were not served alone", extra={"error": str(error)})
             return False
@@ -433,7 +446,8 @@ class Agent:
             looked_at = time.monotonic()
             verdict: Attachment | Refusal
             try:
-                verdict = self._node.check(key)
+                with self.watchdog.over(f"the check of {key}"):
+                    verdict = self._node.check(key)
             except ReconcilerError as error:
                 verdict = Refusal(f"attachment {key}", "NotSettled", str(error))
             with self._changed:
@@ -445,7 +459,8 @@ class Agent:
         assert self._document is not None
         self._full_pass_at = started = time.monotonic()
         try:
-            result = self._node.kernel_pass(self._document, audit=audit)
+            with self.watchdog.over("the pass over everything"):
+                result = self._node.kernel_pass(self._document, audit=audit)
         except ReconcilerError as error:
             self._conditions.report("node", Outcome(errors=(error,)))
             with self._changed:
@@ -460,7 +475,8 @@ class Agent:
         self._conditions.report("node", Outcome())
         self._publish(result, started)
         # After the pods that wait were answered.
-        result = self._node.install(self._node.look_around(result))
+        with self.watchdog.over("the look at other owners"):
+            result = self._node.install(self._node.look_around(result))
         self._conditions.note("foreign", result.findings or ())
         limited = any(result.outcomes[name].errors for name in HOST_WIDE)
         with self._changed:

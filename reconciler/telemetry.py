@@ -7,7 +7,14 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 REGISTRY = CollectorRegistry()
 
@@ -47,6 +54,9 @@ PASS_SECONDS = Histogram(
     registry=REGISTRY,
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+"""Of ``exposition``."""
 
 FOREIGN_TEXT = 256
 """Characters kept of text that others wrote."""

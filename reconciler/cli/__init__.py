@@ -36,6 +36,7 @@ from reconciler.core.position import locate
 from reconciler.domains import conflist
 from reconciler.engine import Outcome
 from reconciler.errors import ReconcilerError
+from reconciler.health import HealthServer
 from reconciler.node import LocalNode, World, collector
 from reconciler.server import Server
 from reconciler.targets.files import HostDirectories
@@ -148,9 +149,23 @@ def main() -> None:
 @config_option
 @state_option
 @install_options
+@click.option(
+    "--listen",
+    envvar="NODE_NETWORK_LISTEN",
+    show_envvar=True,
+    default="",
+    help="Serve /livez, /readyz and /metrics on host:port. Default: nobody does.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every look, not only changes.")
 def run(
-    config: Path, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, *, verbose: bool
+    config: Path,
+    state_dir: Path,
+    conf_dir: str,
+    bin_dir: str,
+    program: Path,
+    listen: str,
+    *,
+    verbose: bool,
 ) -> None:
     """Reconcile this node until told to stop (the daemon)."""
     telemetry.configure(verbose=verbose)
@@ -159,14 +174,18 @@ def run(
         state.prepare()
         state.lock()
         agent = Agent(config, state, _world(state, conf_dir, bin_dir, program))
-        server = Server(state.socket, agent)
+        servers: list[Server | HealthServer] = [Server(state.socket, agent)]
+        if listen:
+            servers.append(HealthServer(listen, agent))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
-        server.start()
+        for server in servers:
+            server.start()
         try:
             agent.run()
         finally:
-            server.stop()
+            for server in servers:
+                server.stop()
     except (ReconcilerError, DocumentError) as error:
         _fail(error)
 

@@ -24,7 +24,8 @@ def open_namespace(identity: str) -> int:
         FileNotFoundError: it is gone, also if its path leads to another one by now.
     """
     path, inode = netns_path(identity), netns_inode(identity)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Whatever has come into its place meanwhile, a pipe for one: opening it must not wait.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if inode and os.fstat(fd).st_ino != inode:
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "leads to another namespace by now", path)

@@ -68,10 +68,10 @@ class Cluster:
         until(lambda: self.answers(node), "an answer")
         until(lambda: self.is_settled(node), lambda: f"{node} settled\n{self.log(node)}")
 
-    def launch(self, node: str = "node1") -> None:
+    def launch(self, node: str = "node1", *more: str) -> None:
         """Start a reconciler."""
         log = (self.lab.names.node_state(node) / "log").open("a")
-        argv = [*PROGRAM, "run", "-f", str(self.config)]
+        argv = [*PROGRAM, "run", "-f", str(self.config), *more]
         with log:
             self._running[node] = self.lab.start(node, argv, stderr=log)
 

@@ -29,6 +29,7 @@ from reconciler.drift import Accounts
 from reconciler.engine import Outcome
 from reconciler.errors import InternalError, ObserveError, ReconcilerError
 from reconciler.node import LocalNode, Pass, World
+from reconciler.suspects import Suspects
 from reconciler.targets.files import INTERIM
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
@@ -46,6 +47,10 @@ QUIET_S = 0.5
 
 FULL_PASS_S = 1.0
 """Seconds that pods coming and going may put off a look at everything."""
+
+PASS_SHARE = 5
+"""Full passes that only notifications ask for begin this many durations apart: a fifth of a core
+at most goes to somebody who changes the kernel without end."""
 
 POOL_PASS_S = 2.0
 """Seconds that they may put off a look at EC2, unless one waits for what it would bring."""
@@ -107,9 +112,10 @@ class Agent:
         self._node = LocalNode(state, world)
         self._triggers = Triggers()
         self._pool_triggers = Triggers()
+        suspects = Suspects()
         self._watches: tuple[FileWatch | KernelWatch, ...] = (
             FileWatch(document_path.parent, self._triggers, "document"),
-            KernelWatch(self._triggers),
+            KernelWatch(self._triggers, suspects),
             # One that is missing is made with the first file, and looked at by the clock.
             *(
                 FileWatch(directory, self._triggers, "files", besides=INTERIM)
@@ -131,7 +137,7 @@ class Agent:
         self._limited_since: float | None = None
         self._has_converged = False
         self._withdrawn: dict[AttachmentKey, float] = {}
-        self._drift = Accounts()
+        self._drift = Accounts(suspects)
         self._document: NodeNetwork | None = None
         self._document_text = ""
         self._generation = self._passed_generation = 0
@@ -140,6 +146,7 @@ class Agent:
         self._latest: Pass | None = None
         self._released: dict[AttachmentKey, None] = {}
         self._pods_at = self._full_pass_at = self._audit_at = float("-inf")
+        self._full_pass_s = 0.0
         self._broken = False
         self._transitions = 0
         self._pool_demand: Demand | None = None
@@ -392,13 +399,16 @@ class Agent:
     def _put_off_s(self, hints: frozenset[str]) -> float:
         """Return seconds until a look at everything, 0 or less if it is time.
 
+        Whoever changes the kernel without end shall not have us look without end.
+
         Each pod's links make the kernel notify us, so pods bring as many hints to look at
         everything as there are pods. Those that wait come first, but not for long.
         """
         if not hints <= {"kernel", "pool"} or self._waiting:
             return 0.0
-        now = time.monotonic()
-        return min(self._pods_at + QUIET_S, self._full_pass_at + FULL_PASS_S) - now
+        quiet_at = min(self._pods_at + QUIET_S, self._full_pass_at + FULL_PASS_S)
+        rested_at = self._full_pass_at + PASS_SHARE * self._full_pass_s
+        return max(quiet_at, rested_at) - time.monotonic()
 
     def _is_audit_due(self, hints: frozenset[str]) -> bool:
         assert self._document is not None
@@ -427,7 +437,7 @@ class Agent:
     def _serve(self, keys: frozenset[AttachmentKey], started: float) -> bool:
         try:
             with self.watchdog.over("the pass over some pods"):
-                result = self._node.pods_pass(keys)
+                result = self._node.pods_pass(keys, struggles=self._drift.struggles)
         except ReconcilerError as error:
             log.warning("pods were not served alone", extra={"error": str(error)})
             return False
@@ -460,14 +470,17 @@ class Agent:
         self._full_pass_at = started = time.monotonic()
         try:
             with self.watchdog.over("the pass over everything"):
-                result = self._node.kernel_pass(self._document, audit=audit)
+                result = self._node.kernel_pass(
+                    self._document, audit=audit, struggles=self._drift.struggles
+                )
         except ReconcilerError as error:
             self._conditions.report("node", Outcome(errors=(error,)))
             with self._changed:
                 self._latest = None  # what was known is not known any more
                 self._failing_since = self._failing_since or started
             return RETRY_S
-        telemetry.PASS_SECONDS.observe(time.monotonic() - started)
+        self._full_pass_s = time.monotonic() - started
+        telemetry.PASS_SECONDS.observe(self._full_pass_s)
         if audit:
             self._audit_at = started
         if result.settled:
@@ -499,6 +512,10 @@ class Agent:
 
     def _due(self, result: Pass) -> float:
         assert self._document is not None
+        left = [o.remaining for o in result.outcomes.values() if not o.settled]
+        rests = [due for plan in left if (due := self._drift.struggles.due(plan)) is not None]
+        if rests and not any(plan.actions for plan in left):
+            return max(min(rests) - time.monotonic(), RETRY_S)
         if not result.settled:
             return RETRY_S
         ends = [c.until - time.time() for c in result.records.cooling]

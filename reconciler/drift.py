@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 from typing import Any
 
 from reconciler import telemetry
 from reconciler.core.plan import Action, Verb
+from reconciler.core.struggle import Struggles
 from reconciler.engine import Outcomes, actions_of
+from reconciler.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
 
 class Accounts:
-    """What each domain desired when it was last seen settled."""
+    """What each domain desired when it was last seen settled, and what did not stay so.
 
-    def __init__(self) -> None:
+    Args:
+        suspects: who else may be at work.
+
+    Attributes:
+        struggles: objects that are put back again and again, or cannot be.
+    """
+
+    def __init__(self, suspects: Suspects) -> None:
         self._settled: dict[str, set[Any]] = {}
+        self._suspects = suspects
+        self.struggles = Struggles()
 
     def clear(self) -> None:
         """Forget it: the document has changed, and with it what is asked for."""
         self._settled.clear()
+        self.struggles = Struggles()
 
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what was done.
@@ -50,12 +64,25 @@ class Accounts:
             change(getattr(action, "object", None))
 
     def _count_all(self, outcomes: Outcomes) -> None:
+        now, suspects = time.monotonic(), self._suspects.lately()
+        done = []
         for name, action in actions_of(outcomes):
-            if action not in outcomes[name].remaining.actions:  # else it failed: a condition
-                self._count(name, action)
+            outcome = outcomes[name]
+            if action in outcome.remaining.actions:  # it failed: a condition
+                for error in outcome.errors:
+                    if getattr(error, "action", "") == str(action):
+                        self.struggles = self.struggles.after_failure(
+                            action, now, getattr(error, "message", str(error)), random.random()
+                        )
+                continue
+            done.append(action)
+            drift = self._is_drift(name, action)
+            self._count(name, action, drift=drift)
+            if drift:
+                self.struggles = self.struggles.after_repair(action, now, suspects)
+        self.struggles = self.struggles.after_success(done).since(now)
 
-    def _count(self, name: str, action: Action) -> None:
-        drift = self._is_drift(name, action)
+    def _count(self, name: str, action: Action, *, drift: bool) -> None:
         labels = (name, action.kind, action.verb.name.lower())
         telemetry.ACTIONS.labels(*labels).inc()
         if drift:

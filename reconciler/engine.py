@@ -48,6 +48,7 @@ class Domain:
         desire: inputs to desired state; may raise NotReadyError.
         plan: desired and observed state to a plan.
         kinds: which of the objects its target shows are this domain's; all, if none are named.
+        atomic: its actions are done together or not at all.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Domain:
     plan: Callable[[Any, Any], Plan]
     target: Target
     kinds: tuple[type, ...] = ()
+    atomic: bool = False
 
     def sift(self, observed: Any) -> Any:
         """Return what of an observation this domain plans on."""
@@ -84,10 +86,19 @@ class Outcome:
     @property
     def settled(self) -> bool:
         """The world holds what is desired and this was seen, not assumed."""
-        return not self.remaining.actions and not self.errors
+        return not self.remaining.actions and not self.remaining.resting and not self.errors
 
 
 Outcomes = dict[str, Outcome]
+
+Hold = Callable[[Domain, Plan], tuple[Plan, tuple[ApplyError, ...]]]
+"""Leaves out of a domain's plan what must rest, and says why."""
+
+
+def hold_nothing(domain: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
+    """Let everything be done."""
+    del domain
+    return plan, ()
 
 
 def dry_run(domains: Sequence[Domain], inputs: Any) -> Outcomes:
@@ -98,18 +109,24 @@ def dry_run(domains: Sequence[Domain], inputs: Any) -> Outcomes:
     return outcomes
 
 
-def converge(domains: Sequence[Domain], inputs: Any, *, max_rounds: int = MAX_ROUNDS) -> Outcomes:
+def converge(
+    domains: Sequence[Domain],
+    inputs: Any,
+    *,
+    max_rounds: int = MAX_ROUNDS,
+    hold: Hold = hold_nothing,
+) -> Outcomes:
     """Run rounds over each target until nothing is left to do, or rounds stop helping."""
     outcomes: Outcomes = {}
     for target, group in _by_target(domains):
-        outcomes |= _converge_target(target, group, inputs, max_rounds)
+        outcomes |= _converge_target(target, group, inputs, max_rounds, hold)
     return outcomes
 
 
 def _converge_target(
-    target: Target, domains: Sequence[Domain], inputs: Any, max_rounds: int
+    target: Target, domains: Sequence[Domain], inputs: Any, max_rounds: int, hold: Hold
 ) -> Outcomes:
-    first, merged = _look(target, domains, inputs)
+    first, merged = _look(target, domains, inputs, hold)
     latest = first
     failures: tuple[ApplyError, ...] = ()
     for _ in range(max_rounds):
@@ -117,7 +134,7 @@ def _converge_target(
             break
         before = merged.actions
         failures = target.apply(merged.actions)
-        latest, merged = _look(target, domains, inputs)
+        latest, merged = _look(target, domains, inputs, hold)
         if merged.actions == before:
             break  # the same again: another round cannot help, a later pass may
     return {
@@ -132,7 +149,9 @@ def _converge_target(
     }
 
 
-def _look(target: Target, domains: Sequence[Domain], inputs: Any) -> tuple[Outcomes, Plan]:
+def _look(
+    target: Target, domains: Sequence[Domain], inputs: Any, hold: Hold = hold_nothing
+) -> tuple[Outcomes, Plan]:
     """One desire, observe, plan over the domains of one target."""
     desired: dict[str, Any] = {}
     outcomes: Outcomes = {}
@@ -151,9 +170,10 @@ def _look(target: Target, domains: Sequence[Domain], inputs: Any) -> tuple[Outco
     plans: dict[str, Plan] = {}
     for domain in domains:
         if domain.name in desired:
-            plans[domain.name] = domain.plan(desired[domain.name], domain.sift(observed))
-            plan = plans[domain.name]
-            outcomes[domain.name] = Outcome(desired[domain.name], observed, plan, plan)
+            plan = domain.plan(desired[domain.name], domain.sift(observed))
+            plan, errors = hold(domain, plan)
+            plans[domain.name] = plan
+            outcomes[domain.name] = Outcome(desired[domain.name], observed, plan, plan, errors)
     return outcomes, merge(plans)
 
 

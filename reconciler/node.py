@@ -22,9 +22,10 @@ from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Plan, Refusal
+from reconciler.core.plan import Action, Plan, Refusal
 from reconciler.core.predecessor import OWNER, Predecessor
 from reconciler.core.records import Records
+from reconciler.core.struggle import Struggles
 from reconciler.domains import (
     address,
     attachment,
@@ -78,6 +79,8 @@ from reconciler.trace import Query, Trace, compare, make_tables, trace
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
 from schemas.resolve import resolve
+
+NO_STRUGGLES = Struggles()
 
 TRANSITIONS = {"attaching", "detaching", "pending"}
 """EC2's words for an attachment that is about to change by itself."""
@@ -307,13 +310,20 @@ class LocalNode:
             # Confirms nothing: so nothing is given back.
             return frozenset(), (error,)
 
-    def kernel_pass(self, document: NodeNetwork, *, audit: bool = True) -> Pass:
+    def kernel_pass(
+        self,
+        document: NodeNetwork,
+        *,
+        audit: bool = True,
+        struggles: Struggles = NO_STRUGGLES,
+    ) -> Pass:
         """Bind, converge the kernel, and only then release.
 
         Args:
             document: what is desired.
             audit: look into every pod's namespace, and not only into those of which something is
                 new or was seen to differ: nothing in there notifies the host.
+            struggles: the objects that are left alone for a while.
 
         Raises:
             NotReadyError: nobody has looked at EC2 yet. Without its ENIs the node would seem to
@@ -341,7 +351,7 @@ class LocalNode:
         inputs = replace(inputs, attachments=records.living)
         looked_at = time.monotonic()
         visit = None if audit else frozenset(a.key for a in records.living) - self._proven
-        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit))
+        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit), struggles)
         outcomes |= kernel
         if records.released and not outcomes["attachment"].errors:
             going = [a for a in records.attachments if a.key in records.released]
@@ -361,7 +371,9 @@ class LocalNode:
         waiting = _waiting(outcomes["attachment"]) | _occupied(visited, outcomes["link"])
         return Pass(outcomes, looked_at, records, inputs, done, waiting)
 
-    def pods_pass(self, keys: frozenset[AttachmentKey]) -> Pass:
+    def pods_pass(
+        self, keys: frozenset[AttachmentKey], *, struggles: Struggles = NO_STRUGGLES
+    ) -> Pass:
         """Bind, converge and release these attachments, by the last full pass.
 
         The rounds are those of ``kernel_pass``, with the objects of these pods alone: nothing of
@@ -387,7 +399,7 @@ class LocalNode:
         # Of a pod that leaves only the host's objects: its own go with its link.
         visit = frozenset(a.key for a in living)
         places = _pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
-        inputs, kernel = self._converge_kernel(inputs, places)
+        inputs, kernel = self._converge_kernel(inputs, struggles, places)
         outcomes |= kernel
         told = [a for a in concerned if a not in living or a in inputs.visited]
         done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
@@ -495,7 +507,7 @@ class LocalNode:
         node = replace(inputs, attachments=(), visit=frozenset())
         outcomes = [result.outcomes[d.name] for d in self._kernel_domains()]
         errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
-        left = {(a.kind, a.key) for o in outcomes for a in o.remaining.actions}
+        left = {(a.kind, a.key) for o in outcomes for a in _undone(o)}
         left |= {about for o in outcomes for r in o.remaining.refusals if (about := r.about)}
         shared = {(o.kind, o.key) for d in self._kernel_domains() for o in d.desire(node)}
         return (
@@ -568,7 +580,7 @@ class LocalNode:
         return self._records
 
     def _converge_kernel(
-        self, inputs: Inputs, places: frozenset[Any] | None = None
+        self, inputs: Inputs, struggles: Struggles, places: frozenset[Any] | None = None
     ) -> tuple[Inputs, Outcomes]:
         """Converge the kernel, or only what stands in some places.
 
@@ -579,7 +591,7 @@ class LocalNode:
         domains = self._kernel_domains() if places is None else self._pod_domains(places)
         earlier: Outcomes = {}
         while True:
-            outcomes = converge(domains, inputs)
+            outcomes = converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
                 for name, o in outcomes.items()
@@ -727,7 +739,7 @@ class LocalNode:
         errors = [e for r in results for e in r.errors]
         if any(not isinstance(e, ApplyError | NamespaceError) for e in errors):
             return []
-        left = {(a.kind, a.key) for r in results for a in r.remaining.actions}
+        left = {(a.kind, a.key) for r in results for a in _undone(r)}
         left |= {about for r in results for f in r.remaining.refusals if (about := f.about)}
         return [
             a
@@ -756,7 +768,7 @@ class LocalNode:
             Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
             Domain("route", route.desire, route.plan, kernel, (Route,)),
             Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
-            Domain("nat", nat.desire, nat.plan, self._world.nft),
+            Domain("nat", nat.desire, nat.plan, self._world.nft, atomic=True),
         ]
 
     def _pod_domains(self, places: frozenset[Any]) -> list[Domain]:
@@ -765,7 +777,9 @@ class LocalNode:
         kernel = _Places(self._kernel, places - elements)
         nft = _Places(self._world.nft, elements)
         return [
-            Domain(name, desire, plan, nft if NftElement in kinds else kernel, kinds)
+            Domain(name, desire, plan, nft, kinds, atomic=True)
+            if NftElement in kinds
+            else Domain(name, desire, plan, kernel, kinds)
             for name, desire, plan, kinds in POD_DOMAINS
         ]
 
@@ -801,6 +815,19 @@ class _Asked:
 def _pod_objects(inputs: Inputs) -> frozenset[Any]:
     """Every object in the kernel that pods have, on the host and in their namespaces."""
     return frozenset().union(*(desire(inputs) for _, desire, _, _ in POD_DOMAINS))
+
+
+def _hold(
+    struggles: Struggles, now: float, domain: Domain, plan: Plan
+) -> tuple[Plan, tuple[ApplyError, ...]]:
+    """Leave out what was in vain lately, and say so."""
+    held = struggles.hold(plan, now, atomic=domain.atomic)
+    return held, struggles.explain(held)
+
+
+def _undone(outcome: Outcome) -> tuple[Action, ...]:
+    """What is left to do, now or later."""
+    return (*outcome.remaining.actions, *outcome.remaining.resting)
 
 
 def _touched(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:

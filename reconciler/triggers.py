@@ -17,6 +17,8 @@ from pathlib import Path
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from reconciler.suspects import Suspects
+
 log = logging.getLogger(__name__)
 
 NETLINK_NETFILTER = 12
@@ -127,10 +129,16 @@ class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind
 
 
 class KernelWatch:
-    """Marks "kernel" on rtnetlink and nftables notifications of this network namespace."""
+    """Marks "kernel" on rtnetlink and nftables notifications of this network namespace.
 
-    def __init__(self, triggers: Triggers) -> None:
+    Args:
+        triggers: where to mark.
+        suspects: hears them.
+    """
+
+    def __init__(self, triggers: Triggers, suspects: Suspects) -> None:
         self._triggers = triggers
+        self._suspects = suspects
         self._stop, self._wake = socket.socketpair()
         self._sockets = [_rtnetlink(), _nftables()]
         self._thread = threading.Thread(target=self._watch, name="kernel-watch", daemon=True)
@@ -151,19 +159,19 @@ class KernelWatch:
             ready, _, _ = select.select([self._stop, *self._sockets], [], [])
             if self._stop in ready:
                 return
-            for s in ready:
-                _drain(s)
             self._triggers.mark("kernel")
+            for s in ready:
+                _drain(s, self._suspects)
             # More of the same burst come together: each by itself would stop a pass of ours.
             if select.select([self._stop], [], [], BURST_S)[0]:
                 return
 
 
-def _drain(s: socket.socket) -> None:
-    """Read all notifications there are: what they say is looked at elsewhere."""
+def _drain(s: socket.socket, suspects: Suspects) -> None:
+    """Read all notifications there are; what they are about is looked at elsewhere."""
     try:
-        while s.recv(65536, socket.MSG_DONTWAIT):
-            pass
+        while True:
+            suspects.hear(s.recv(65536, socket.MSG_DONTWAIT))
     except BlockingIOError:
         return
     except OSError as error:

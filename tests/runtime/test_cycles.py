@@ -44,13 +44,18 @@ class Daemon:
         pages = int((self._proc / "statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def handles(self) -> dict[str, int]:
+        """What must not grow; whoever is just asking has one of each."""
+        return {
+            "file descriptors": len(list((self._proc / "fd").iterdir())),
+            "threads": len(list((self._proc / "task").iterdir())),
+        }
+
     def holdings(self) -> dict[str, Any]:
         """What must be the same after each of them."""
         cluster = self._cluster
         kinds = ("intents", "attachments", "cooling", "quarantine", "creations")
         return {
-            "file descriptors": len(list((self._proc / "fd").iterdir())),
-            "threads": len(list((self._proc / "task").iterdir())),
             "files": sorted(
                 p.relative_to(cluster.state()).as_posix()
                 for kind in kinds
@@ -81,7 +86,7 @@ def test_pods_that_come_and_go_leave_the_daemon_as_it_was(cluster: Any, plugins:
     with ThreadPoolExecutor(AT_ONCE) as workers:
         list(workers.map(cycle, range(max(CYCLES // 10, 20))))  # what is made once, is made
         settle()
-        before = daemon.holdings()
+        before, handles = daemon.holdings(), daemon.handles()
         bytes_ = [daemon.resident_bytes()]
         for half in range(2):
             numbers = range(CYCLES + half * CYCLES // 2, CYCLES + (half + 1) * CYCLES // 2)
@@ -90,6 +95,7 @@ def test_pods_that_come_and_go_leave_the_daemon_as_it_was(cluster: Any, plugins:
             bytes_.append(daemon.resident_bytes())
     print("resident bytes:", bytes_)  # noqa: T201 - shown if the test fails, or with -s
     assert daemon.holdings() == before
+    until(lambda: all(n <= handles[k] for k, n in daemon.handles().items()), str(handles))
     assert bytes_[2] - bytes_[1] < GROWTH_BYTES
     last = chain.start("last")
     with Receiver(last.namespace):

@@ -100,29 +100,27 @@ class Agent:
         document_path: file that holds the desired state.
         state: the directory of records; its lock must be held.
         world: everything outside; by default this host.
+        events: whether to listen for changes of files and of the kernel; if not, they are seen by
+            the clock alone.
 
     Attributes:
         watchdog: knows whether the kernel loop ticks.
     """
 
     def __init__(
-        self, document_path: Path, state: StateDirectory, world: World | None = None
+        self,
+        document_path: Path,
+        state: StateDirectory,
+        world: World | None = None,
+        *,
+        events: bool = True,
     ) -> None:
         self._path = document_path
         self._node = LocalNode(state, world)
         self._triggers = Triggers()
         self._pool_triggers = Triggers()
         suspects = Suspects()
-        self._watches: tuple[FileWatch | KernelWatch, ...] = (
-            FileWatch(document_path.parent, self._triggers, "document"),
-            KernelWatch(self._triggers, suspects),
-            # One that is missing is made with the first file, and looked at by the clock.
-            *(
-                FileWatch(directory, self._triggers, "files", besides=INTERIM)
-                for directory in self._node.runtime_directories
-                if directory.is_dir()
-            ),
-        )
+        self._watches = self._make_watches(suspects) if events else ()
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._asked: dict[AttachmentKey, float] = {}
@@ -151,6 +149,7 @@ class Agent:
         self._transitions = 0
         self._pool_demand: Demand | None = None
         self._taking_over = False
+        self._linkless: frozenset[str] = frozenset()
         self.watchdog = Watchdog(self._note_stuck)
 
     def run(self) -> None:
@@ -182,6 +181,15 @@ class Agent:
             log.info("stopped")
         if self._broken:
             raise InternalError("the pool loop ended by an error of ours; see the traceback above")
+
+    def _make_watches(self, suspects: Suspects) -> tuple[FileWatch | KernelWatch, ...]:
+        # A directory that is missing is made with the first file, and looked at by the clock.
+        directories = [d for d in self._node.runtime_directories if d.is_dir()]
+        return (
+            FileWatch(self._path.parent, self._triggers, "document"),
+            KernelWatch(self._triggers, suspects),
+            *(FileWatch(d, self._triggers, "files", besides=INTERIM) for d in directories),
+        )
 
     def _recall_answered(self) -> None:
         """Take what is bound for answered: whoever asked has lost its connection by now."""
@@ -504,11 +512,18 @@ class Agent:
 
     def _tell_pool(self, result: Pass) -> None:
         """Wake the pool's loop if there is something for it."""
+        inputs = result.inputs
         if result.records.demand != self._pool_demand:
             self._pool_triggers.mark("pool")
         if self._node.taking_over and not self._taking_over:
             self._pool_triggers.mark("pool")  # ENIs come first
         self._taking_over = self._node.taking_over
+        linkless = frozenset(
+            e.eni_id for e in inputs.enis if e.serves_pods and e.mac not in inputs.links
+        )
+        if linkless - self._linkless:
+            self._pool_triggers.mark("pool")  # EC2 says nothing when somebody detaches an ENI
+        self._linkless = linkless
 
     def _due(self, result: Pass) -> float:
         assert self._document is not None

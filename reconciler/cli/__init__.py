@@ -156,6 +156,13 @@ def main() -> None:
     default="",
     help="Serve /livez, /readyz and /metrics on host:port. Default: nobody does.",
 )
+@click.option(
+    "--events/--no-events",
+    default=True,
+    show_default=True,
+    help="Listen for changes of files and of the kernel; or see them by the clock alone, every "
+    "reconcile.resync.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every look, not only changes.")
 def run(
     config: Path,
@@ -165,6 +172,7 @@ def run(
     program: Path,
     listen: str,
     *,
+    events: bool,
     verbose: bool,
 ) -> None:
     """Reconcile this node until told to stop (the daemon)."""
@@ -173,7 +181,8 @@ def run(
     try:
         state.prepare()
         state.lock()
-        agent = Agent(config, state, _world(state, conf_dir, bin_dir, program))
+        world = _world(state, conf_dir, bin_dir, program)
+        agent = Agent(config, state, world, events=events)
         servers: list[Server | HealthServer] = [Server(state.socket, agent)]
         if listen:
             servers.append(HealthServer(listen, agent))

@@ -1,0 +1,313 @@
+"""Time to repair: somebody breaks a node by hand, and the kernel is watched until it is whole.
+
+The watcher is not the product: it compares what the kernel holds with what it held before. It
+looks every few milliseconds, which is how exact the times are.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+from lab import lifecycle, netns
+from lab.lifecycle import Lab
+from lab.pod import Pod, add
+from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
+from reconciler.client import ask
+from reconciler.targets.nft import Nft
+from reconciler.targets.rtnetlink import AF, LINKS, ROUTES, RULES, Rtnetlink
+
+RESULTS = Path(__file__).with_name("results.md")
+TITLE = "## Repair"
+
+SAMPLES = int(os.environ.get("REPAIR_SAMPLES", "20"))
+PODS = 16
+PATIENCE_S = 60.0
+RESYNC_S = 5
+"""Seconds between audits, which is all there is when events are off."""
+
+DOCUMENT = f"""\
+apiVersion: node-network/v1alpha1
+kind: NodeNetwork
+warmPool: {{addresses: {{warm: 2, minimum: {PODS + 8}}}, cooldown: 0s}}
+reconcile: {{resync: {RESYNC_S}s}}
+"""
+OURS = 201
+"""Our protocol number in routes and rules."""
+
+State = tuple[frozenset[Any], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to break a node.
+
+    Attributes:
+        command: what is run on the node.
+        kind: the object whose drift is counted and logged, in the words of both.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    kind: str
+
+
+def cases(pods: list[Pod]) -> list[Case]:
+    """The ways to break it, in the kernel."""
+    veth, address = pods[0].result["interfaces"][0]["name"], pods[0].address
+    rules = "for i in 1 2 3 4 5 6 7 8 9; do ip rule delete protocol 201 || exit 0; done"
+    return [
+        Case("all our ip rules deleted", ("sh", "-c", f"{rules} 2>/dev/null"), "rule"),
+        Case("`nft flush ruleset`", ("nft", "flush", "ruleset"), "nft-table"),
+        Case("`ip link set eth1 down`", ("ip", "link", "set", "eth1", "down"), "eni-link"),
+        Case(
+            "an attached pod's route deleted",
+            ("ip", "route", "delete", f"{address}/32", "table", "512"),
+            "route",
+        ),
+        Case(
+            "a veth's MAC rewritten",
+            ("ip", "link", "set", veth, "address", "02:00:00:00:00:77"),
+            "veth",
+        ),
+    ]
+
+
+class Node:
+    """A node with a running reconciler, seen from its kernel."""
+
+    def __init__(self, lab: Lab, config: Path) -> None:
+        self._lab = lab
+        self._config = config
+        self._socket = lab.names.node_state("node1") / "node-network.sock"
+        self._edits = 0
+        with netns.inside(lab.names.namespace("node1")):
+            self._netlink = Rtnetlink()
+            self._nft = Nft()
+
+    def state(self) -> State:
+        """What the kernel holds of ours."""
+        links = self._netlink.dump(LINKS)
+        routes = [m for family in AF.values() for m in self._netlink.dump(ROUTES, family=family)]
+        rules = [m for family in AF.values() for m in self._netlink.dump(RULES, family=family)]
+        return (
+            frozenset((m["ifname"], m["address"], m["mtu"], m["flags"] & 1) for m in links),
+            frozenset(
+                (m.get("dst"), m["dst_len"], m.get("table"), m.get("oif"), m.get("gateway"))
+                for m in routes
+                if m["proto"] == OURS
+            ),
+            frozenset(
+                tuple(m.get(name) for name in ("priority", "table", "fwmark", "fwmask", "src"))
+                for m in rules
+                if m.get("protocol") == OURS
+            ),
+            self._nft.observe(),
+        )
+
+    def run(self, *command: str) -> None:
+        """Run a command on the node."""
+        subprocess.run(self._lab.command("node1", command), check=True)
+
+    def status(self) -> dict[str, Any]:
+        """What the reconciler says."""
+        found: dict[str, Any] = ask(self._socket, {"do": "status"})["status"]
+        return found
+
+    def drift(self, kind: str) -> float:
+        """What the reconciler has counted of one kind of object."""
+        start = "node_network_drift_repaired_total{"
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in self.status()["metrics"].splitlines()
+            if line.startswith(start) and f'kind="{kind}"' in line
+        )
+
+    def write(self, text: str) -> None:
+        """Put a document in the place of the one before."""
+        fresh = self._config.with_suffix(".fresh")
+        fresh.write_text(text)
+        fresh.rename(self._config)
+
+    def refresh(self) -> None:
+        """Have the reconciler forget what was broken before, or it would see a fight."""
+        before = self.status()["document"]["generation"]
+        self._edits += 1
+        self.write(f"{DOCUMENT}# {self._edits}\n")
+        wait(lambda: self.status()["document"]["generation"] > before)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the reconciler has nothing to do."""
+        wait(lambda: (s := self.status())["settled"] and s["pool"].get("allocatable", 0) >= 2)
+
+
+def wait(holds: Callable[[], object], every_s: float = 0.02) -> float:
+    """Wait until something holds; return the seconds that took.
+
+    Raises:
+        TimeoutError: it did not within a minute.
+    """
+    began = time.perf_counter()
+    while not holds():
+        if time.perf_counter() - began > PATIENCE_S:
+            raise TimeoutError("it was not repaired")
+        time.sleep(every_s)
+    return time.perf_counter() - began
+
+
+def measure() -> list[str]:
+    """Return the section in Markdown."""
+    rows = []
+    with _node() as (node, lab):
+        pods = [add(lab, "node1", f"p{number}") for number in range(PODS)]
+        node.settle()
+        rows += [_row(c.name, _repairs(node, c), node, c.kind) for c in cases(pods)]
+        rows.append(_row("100 swaps in 10 s, half of them invalid", _swaps(node), node, ""))
+        rows.append(_row("an ENI detached by hand", _detachments(node, lab), node, "eni"))
+    with _node("--no-events") as (node, lab):
+        pods = [add(lab, "node1", f"p{number}") for number in range(PODS)]
+        node.settle()
+        off = f"events off, an audit every {RESYNC_S} s"
+        rows += [
+            _row(f"{c.name}; {off}", _repairs(node, c), node, c.kind) for c in cases(pods)[:2]
+        ]
+    return [
+        TITLE,
+        "",
+        "Written by `make bench`; this section alone by `python -m benchmarks.repair`.",
+        "",
+        f"From the end of the command that breaks it until the kernel holds what it held before, "
+        f"as another process sees it; {PODS} pods, {SAMPLES} times each. For the swaps, from the "
+        "last one until its document is in force. All is counted in "
+        "`node_network_drift_repaired_total` and logged as `drift repaired`, with what was found "
+        "and what was done.",
+        "",
+        "| what was done | ms, median | ms, worst | counted as |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _row(name: str, times: list[float], node: Node, kind: str) -> str:
+    counted = f'`kind="{kind}"`: {node.drift(kind):.0f}' if kind and node.drift(kind) else "-"
+    ms = [1000 * t for t in times]
+    print(f"{name}: {statistics.median(ms):.0f} / {max(ms):.0f}", file=sys.stderr)
+    return f"| {name} | {statistics.median(ms):.0f} | {max(ms):.0f} | {counted} |"
+
+
+def _repairs(node: Node, case: Case) -> list[float]:
+    times = []
+    for _ in range(SAMPLES):
+        node.refresh()
+        time.sleep(0.7)  # longer than what of the edit itself is still looked at
+        whole = node.state()
+        node.run(*case.command)
+        began = time.perf_counter()
+        # The first look may come too late to see it broken, never too early to see it whole.
+        wait(partial(_holds, node, whole), 0.001)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _swaps(node: Node) -> list[float]:
+    """Let the document change a hundred times; the last one is valid and another one each time."""
+    times = []
+    for number in range(max(SAMPLES // 4, 1)):
+        address = f"198.18.{number}.0/24"
+        for swap in range(100):
+            valid = f"{DOCUMENT}snat: {{excludeCIDRs: [198.19.{swap}.0/24]}}\n"
+            node.write(valid if swap % 2 else f"{DOCUMENT}snat: {{excludeCIDR: [nonsense]}}\n")
+            time.sleep(0.1)
+        node.write(f"{DOCUMENT}snat: {{excludeCIDRs: [{address}]}}\n")
+        times.append(wait(partial(_excludes, node, ip_network(address)), 0.001))
+    node.refresh()
+    return times
+
+
+def _detachments(node: Node, lab: Lab) -> list[float]:
+    """Take an ENI away, as an operator in the console does; EC2 gives no notice."""
+    times = []
+    for _ in range(SAMPLES):
+        node.refresh()
+        before = len([e for e in lab.enis("node1") if e["status"] == "attached"])
+        (victim, *_) = [e for e in lab.enis("node1") if e["device"] == 1]
+        with netns.inside(lab.names.namespace("vpchost")):
+            ec2 = boto3.client(
+                "ec2",
+                region_name=REGION,
+                endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
+                aws_access_key_id="bench",
+                aws_secret_access_key="bench",
+            )
+            (shown,) = ec2.describe_network_interfaces(NetworkInterfaceIds=[victim["id"]])[
+                "NetworkInterfaces"
+            ]
+            ec2.detach_network_interface(AttachmentId=shown["Attachment"]["AttachmentId"])
+        began = time.perf_counter()
+        wait(partial(_is_replaced, lab, victim["id"], before))
+        node.settle()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _holds(node: Node, whole: State) -> bool:
+    return node.state() == whole
+
+
+def _excludes(node: Node, network: IPv4Network | IPv6Network) -> bool:
+    return any(getattr(o, "first", None) == network.network_address for o in node.state()[3])
+
+
+def _is_replaced(lab: Lab, gone: str, number: int) -> bool:
+    """Whether the node has as many ENIs as before, the detached one or another in its place."""
+    enis = [e for e in lab.enis("node1") if e["status"] == "attached"]
+    return len(enis) == number
+
+
+@contextmanager
+def _node(*more: str) -> Iterator[tuple[Node, Lab]]:
+    name = "repair"
+    lifecycle.down(name)
+    with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
+        config = Path(directory) / "node-network.yaml"
+        config.write_text(DOCUMENT)
+        lab = lifecycle.up(name)
+        try:
+            with (lab.names.node_state("node1") / "log").open("w") as log:
+                argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config), *more]
+                process = lab.start("node1", argv, stderr=log)
+                wait((lab.names.node_state("node1") / "node-network.sock").exists)
+                node = Node(lab, config)
+                node.settle()
+                yield node, lab
+                process.terminate()
+                process.wait()
+        finally:
+            lifecycle.down(name)
+
+
+def write(path: Path = RESULTS) -> None:
+    """Measure, and put the result in place of this section of a file."""
+    section = "\n".join(measure())
+    before, _, after = path.read_text().partition(TITLE)
+    _, heading, rest = after.partition("\n## ")
+    path.write_text(f"{before.rstrip()}\n\n{section}\n{heading}{rest}")
+
+
+if __name__ == "__main__":
+    write()
+    print(RESULTS.read_text())

@@ -14,9 +14,29 @@ from reconciler.core.attachment import (
     is_outlived,
 )
 from reconciler.core.call import Creation
-from reconciler.core.datapath import is_counted
+from reconciler.core.datapath import IpAddress, is_counted
 from reconciler.core.pool import Demand
 from reconciler.core.release import Quarantine
+
+
+DOUBT_S = 600.0
+"""Seconds for which an address that a torn record names is given to nobody: longer than any
+cooldown, and than conntrack remembers what is not an open connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A record that could not be read, and was put where nobody plans on it.
+
+    Attributes:
+        path: where it is now.
+        since: seconds since the epoch.
+        addresses: what of it could be made out, its name included.
+    """
+
+    path: str
+    since: float
+    addresses: frozenset[IpAddress] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,7 @@ class Records:
     Attributes:
         unreadable: intents that cannot be understood, each with the reason. Whoever writes them is
             another program; what they might have wanted, nobody knows.
+        set_aside: records of ours that could not be read. What can be is rebuilt from the kernel.
     """
 
     intents: tuple[Intent, ...] = ()
@@ -34,6 +55,16 @@ class Records:
     quarantined: tuple[Quarantine, ...] = ()
     creations: tuple[Creation, ...] = ()
     unreadable: tuple[str, ...] = ()
+    set_aside: tuple[SetAside, ...] = ()
+
+    def doubtful(self, now: float) -> frozenset[IpAddress]:
+        """Addresses that a torn record names, and that nobody may be given yet.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        fresh = (s for s in self.set_aside if now - s.since < DOUBT_S)
+        return frozenset(address for record in fresh for address in record.addresses)
 
     @cached_property
     def released(self) -> frozenset[AttachmentKey]:

@@ -33,7 +33,7 @@ from reconciler.core.facts import Eni
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
-from reconciler.core.records import Records
+from reconciler.core.records import DOUBT_S, Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
     outlived = observed.outlived
     taken = {address for a in held for address in a.addresses}
     taken |= {c.address for c in observed.cooling}
-    taken |= desired.elsewhere
+    taken |= desired.elsewhere | observed.doubtful(desired.now)
     namespaces = {a.netns: a.key for a in held}
     veths = {a.veth: a.key for a in held}
     offers = _offers(desired, taken, [q.network for q in observed.quarantined])
@@ -292,17 +292,31 @@ def _keep(desired: Allocation, observed: Records) -> Plan:
 
 
 def _leave_out(observed: Records) -> Plan:
-    """Name the intents that nobody understands; all others are served."""
-    return Plan(
-        refusals=tuple(
-            Refusal(
-                subject=f"intent {what.partition(': ')[0]}",
-                reason="IntentUnreadable",
-                message=f"{what}; a DEL for its container, or removing the file, ends this",
-            )
-            for what in observed.unreadable
+    """Name what nobody understands; everybody else is served."""
+    intents = [
+        Refusal(
+            subject=f"intent {what.partition(': ')[0]}",
+            reason="IntentUnreadable",
+            message=f"{what}; a DEL for its container, or removing the file, ends this",
         )
-    )
+        for what in observed.unreadable
+    ]
+    records = [
+        Refusal(
+            subject=f"record {record.path}",
+            reason="RecordUnreadable",
+            message="it could not be read and was set aside; what the kernel has of it is kept, "
+            f"and nobody is given {_spell(record.addresses)} for {DOUBT_S / 60:.0f} minutes; look "
+            "why, then remove the file",
+        )
+        for record in observed.set_aside
+    ]
+    return Plan(refusals=(*intents, *records))
+
+
+def _spell(addresses: frozenset[IpAddress]) -> str:
+    ordered = sorted(addresses, key=lambda a: (a.version, int(a)))
+    return ", ".join(map(str, ordered)) or "an address that the kernel shows in use"
 
 
 def _veth(key: AttachmentKey, pod: str, desired: Allocation) -> str:

@@ -10,9 +10,10 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from ipaddress import ip_address, ip_network
@@ -34,7 +35,7 @@ from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Node
 from reconciler.core.plan import Change, Verb
-from reconciler.core.records import Records
+from reconciler.core.records import Records, SetAside
 from reconciler.core.release import Quarantine
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
 from reconciler.targets.look import decode_look, encode_look
@@ -61,6 +62,12 @@ WRITING_S = 60.0
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
+
+SET_ASIDE = "unreadable"
+"""Directory of records that could not be read; nobody but people take anything out of it."""
+
+ADDRESS = re.compile(r"[0-9a-f.:]{7,39}", re.IGNORECASE)
+"""What may be an address in a torn record."""
 
 KINDS = ("intents", "attachments", "cooling", "quarantine", "creations")
 """Directories of records, one for each kind."""
@@ -128,12 +135,13 @@ class StateDirectory:
     def observe(self, desired: Iterable[object] = ()) -> Records:
         """Read all records, each kind in key order; a missing directory holds none.
 
-        An intent that cannot be understood is left out and named: no address hangs on it, and it
-        comes from outside.
+        What cannot be understood is left out and named. An intent comes from outside, and no
+        address hangs on it. A record of ours is set aside: what the kernel has of it explains it
+        again, and the addresses that can still be made out in it are named with it.
 
         Raises:
-            ObserveError: it is no directory, or another record exists and cannot be read. Nothing
-                is planned then: an address whose witness is unreadable must not be given to
+            ObserveError: it is no directory, or another record exists and the disk does not give
+                it. Nothing is planned then: an address without its witness must not be given to
                 somebody else.
         """
         del desired
@@ -146,6 +154,7 @@ class StateDirectory:
             quarantined=self._load("quarantine", _parse_quarantine),
             creations=self._load("creations", _parse_creation),
             unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
+            set_aside=self._read_set_aside(),
         )
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
@@ -168,6 +177,7 @@ class StateDirectory:
             quarantined=self._load("quarantine", _parse_quarantine),
             creations=self._load("creations", _parse_creation),
             unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
+            set_aside=self._read_set_aside(),
         )
 
     def apply(self, actions: Sequence[Change[Record]]) -> tuple[ApplyError, ...]:
@@ -185,7 +195,8 @@ class StateDirectory:
                     path.unlink(missing_ok=True)
                     _sync_directory(path.parent)
                 else:
-                    write_atomically(path, _encode(action.object))
+                    body = _encode(action.object)
+                    write_atomically(path, _foreign_fields(path, body) | body)
             except OSError as error:
                 return tuple(
                     ApplyError.from_errno(
@@ -312,17 +323,50 @@ class StateDirectory:
             except FileNotFoundError:
                 continue  # unlinked since the directory was listed
             except UNREADABLE as error:
-                if kind != "intents":
+                if kind == "intents":
+                    unreadable[name] = f"{path}: {type(error).__name__}: {error}"
+                elif isinstance(error, OSError):
                     raise ObserveError(
                         f"record {path}", f"{type(error).__name__}: {error}"
                     ) from error
-                unreadable[name] = f"{path}: {type(error).__name__}: {error}"
+                else:
+                    self._set_aside(kind, name)
         if kind == "intents":
             others = {} if everything else self._unreadable.keys() - names
             self._unreadable = {n: self._unreadable[n] for n in others} | unreadable
         # Another thread may have read meanwhile; what it has parsed is then parsed once more.
         self._parsed[kind] = parsed if everything else known | parsed
         return tuple(sorted((record for _, record in parsed.values()), key=BY_KEY))
+
+    def _set_aside(self, kind: str, name: str) -> None:
+        """Put a record that cannot be read where it is kept and not planned on.
+
+        Only whoever holds the lock does: others just leave it out.
+
+        Raises:
+            ObserveError: it cannot be moved.
+        """
+        if self._lock is None:
+            return
+        source, target = self.root / kind / name, self.root / SET_ASIDE / f"{kind}-{name}"
+        try:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            os.utime(source)  # from now on it is set aside
+            source.rename(target)
+            _sync_directory(target.parent)
+        except OSError as error:
+            raise ObserveError(f"record {source}", f"it cannot be set aside: {error}") from error
+
+    def _read_set_aside(self) -> tuple[SetAside, ...]:
+        directory = self.root / SET_ASIDE
+        found = []
+        for name in sorted(self._list(directory)):
+            path = directory / name
+            with suppress(OSError):  # people take them away
+                text = f"{path.stem} {path.read_bytes()[:MAX_RECORD_BYTES].decode('latin-1')}"
+                addresses = frozenset(_addresses(text))
+                found.append(SetAside(str(path), path.stat().st_mtime, addresses))
+        return tuple(found)
 
     def _list(self, directory: Path) -> list[str]:
         try:
@@ -345,6 +389,12 @@ class StateDirectory:
                 return self.root / "quarantine" / name
             case Creation(token):
                 return self.root / "creations" / f"{token}.json"
+
+
+def _addresses(text: str) -> Iterator[IpAddress]:
+    for word in ADDRESS.findall(text):
+        with suppress(ValueError):
+            yield ip_address(word)
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
@@ -404,6 +454,21 @@ def _encode(record: Record) -> dict[str, Any]:
                 "attempt": record.attempt,
             }
     return {"version": VERSION} | body
+
+
+OPTIONAL = {"macs", "address"}
+"""Fields of ours that a record may do without, or had in an earlier release."""
+
+
+def _foreign_fields(path: Path, body: dict[str, Any]) -> dict[str, Any]:
+    """Return what another release, or the executable, has written into a record beside ours."""
+    try:
+        before = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(before, dict):
+        return {}
+    return {key: value for key, value in before.items() if key not in body.keys() | OPTIONAL}
 
 
 def _file_name(key: AttachmentKey) -> str:

@@ -121,20 +121,47 @@ def test_a_pod_that_churns_its_own_network_harms_no_other(cluster: Any) -> None:
         assert cluster.answers()
 
 
-def test_an_unreadable_record_stops_no_repair_of_the_host(cluster: Any) -> None:
-    with cluster.pods(1) as (one,), Receiver(cluster.lab.names.namespace("vpchost")):
-        bad = cluster.state() / "attachments" / "bad:eth0.json"
-        bad.write_text("")
-        try:
-            before = cluster.drift()
-            cluster.ip("rule", "delete", "priority", "1024")
-            until(lambda: cluster.drift() > before, "the repair")
-            assert not cluster.status()["settled"]
-            assert "bad:eth0.json" in json.dumps(cluster.status()["conditions"])
-            assert probe(one.namespace, VPC_HOST).source == one.address
-        finally:
-            bad.unlink()
-        until(lambda: cluster.status()["settled"], "calm")
+def test_a_torn_record_is_rebuilt_from_the_kernel_and_its_address_stays_its_pods(
+    cluster: Any,
+) -> None:
+    with cluster.pods(2) as (one, other), Receiver(cluster.lab.names.namespace("vpchost")):
+        records = cluster.state() / "attachments"
+        (path,) = records.glob(f"*{one.name}:eth0.json")
+        before = json.loads(path.read_text())
+        path.write_text(path.read_text()[:60])
+        cluster.ip("rule", "delete", "priority", "1024")  # something happens
+        until(lambda: path.exists() and len(path.read_text()) > 60, cluster.log)
+        after = json.loads(path.read_text())
+        assert after["addresses"] == before["addresses"]
+        assert (after["veth"], after["eniID"]) == (before["veth"], before["eniID"])
+        with cluster.pods(3) as more:
+            assert one.address not in {p.address for p in more}
+        assert probe(one.namespace, VPC_HOST).source == one.address
+        assert probe(other.namespace, VPC_HOST).source == other.address
+        (condition,) = until(lambda: cluster.status()["conditions"])
+        assert condition["reason"] == "RecordUnreadable"
+        aside = Path(condition["subject"].removeprefix("record "))
+        aside.unlink()
+        cluster.ip("rule", "delete", "priority", "1024")
+        until(lambda: cluster.status()["settled"] and not cluster.status()["conditions"])
+
+
+def test_an_address_that_only_a_torn_record_remembers_is_given_to_nobody(cluster: Any) -> None:
+    free = cluster.status()["pool"]["allocatable"]
+    with cluster.pods(1) as (one,):
+        gone = one.address  # the next pod would get it, for its cooldown is over by then
+    until(lambda: cluster.status()["pool"] == {**cluster.status()["pool"], "cooling": 0})
+    until(lambda: cluster.status()["pool"]["allocatable"] == free)
+    torn = cluster.state() / "attachments" / "dead:eth0.json"
+    torn.write_text(f'{{"version": 1, "addresses": ["{gone}"], "conta')
+    aside = cluster.state() / "unreadable" / "attachments-dead:eth0.json"
+    cluster.ip("rule", "delete", "priority", "1024")
+    until(aside.exists, cluster.log)
+    try:
+        with cluster.pods(free) as everybody:
+            assert gone not in {p.address for p in everybody}
+    finally:
+        aside.unlink()
 
 
 def test_a_del_ends_the_add_that_waits_for_the_same_pod(idle: Any) -> None:

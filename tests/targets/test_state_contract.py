@@ -22,7 +22,7 @@ from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
 from reconciler.core.call import Creation
 from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.plan import Change, Verb
-from reconciler.core.records import Records
+from reconciler.core.records import DOUBT_S, Records
 from reconciler.core.release import Quarantine
 from reconciler.core.subnet import Subnet
 from reconciler.errors import LockedError, ObserveError, StateError
@@ -106,14 +106,47 @@ def test_a_reused_netns_path_is_not_alive(tmp_path: Path) -> None:
         '{"version": 1, "address": "x"}',
     ],
 )
-def test_a_record_that_cannot_be_read_stops_all_planning(tmp_path: Path, content: str) -> None:
-    """An address whose witness is unreadable must not be given to somebody else."""
+def test_a_record_that_cannot_be_read_is_set_aside_by_the_one_writer_and_named(
+    tmp_path: Path, content: str
+) -> None:
     state = directory(tmp_path)
+    put(state, attachment(2))
     path = state.root / "attachments" / "pod1:eth0.json"
     path.write_text(content)
+    assert state.observe().attachments == (attachment(2),)
+    assert path.read_text() == content, "without the lock it is left where it is"
+    state.lock()
+    records = state.observe()
+    assert records.attachments == (attachment(2),)
+    (aside,) = records.set_aside
+    assert not path.exists()
+    assert Path(aside.path).read_text() == content
+    assert state.observe().set_aside == (aside,)
+    Path(aside.path).unlink()
+    assert state.observe().set_aside == ()
+
+
+def test_addresses_that_can_be_made_out_in_a_torn_record_are_named(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    state.lock()
+    torn = '{"version": 1, "addresses": ["10.0.1.77", "2001:db8::7"], "netns": "/run/netns/x", "e'
+    (state.root / "attachments" / "pod1:eth0.json").write_text(torn)
+    (state.root / "cooling" / "10.0.1.78.json").write_bytes(bytes(90))
+    (state.root / "quarantine" / "10.0.1.80-28.json").write_text("")
+    records = state.observe()
+    named = {str(a) for record in records.set_aside for a in record.addresses}
+    assert {"10.0.1.77", "2001:db8::7", "10.0.1.78", "10.0.1.80"} == named
+    since = records.set_aside[0].since
+    assert ip_address("10.0.1.77") in records.doubtful(since + DOUBT_S - 1)
+    assert records.doubtful(since + DOUBT_S + 60) == frozenset()
+
+
+def test_a_record_that_the_disk_does_not_give_stops_all_planning(tmp_path: Path) -> None:
+    """An address without its witness must not be given to somebody else."""
+    state = directory(tmp_path)
+    (state.root / "attachments" / "pod1:eth0.json").symlink_to("pod1:eth0.json")
     with pytest.raises(ObserveError, match=r"pod1:eth0\.json"):
         state.observe()
-    assert path.read_text() == content
 
 
 def test_a_record_of_a_release_before_ipv6_is_read_with_its_one_address(tmp_path: Path) -> None:
@@ -185,6 +218,18 @@ def test_unknown_fields_of_a_record_do_no_harm(tmp_path: Path) -> None:
     path = state.root / "attachments" / "pod1:eth0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"later": 1}))
     assert state.observe().attachments == (replace(attachment(1)),)
+
+
+def test_fields_of_another_release_survive_what_this_one_writes(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    put(state, intent(1))
+    path = state.intents / "pod1:eth0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"later": {"a": 1}}))
+    (before,) = state.observe().intents
+    after = replace(before, state=IntentState.RELEASED)
+    assert state.apply([Change(Verb.UPDATE, after, "gone", before)]) == ()
+    body = json.loads(path.read_text())
+    assert (body["state"], body["later"]) == ("released", {"a": 1})
 
 
 WANTED: dict[str, Any] = {

@@ -18,7 +18,6 @@ from reconciler.core.datapath import IpAddress, is_counted
 from reconciler.core.pool import Demand
 from reconciler.core.release import Quarantine
 
-
 DOUBT_S = 600.0
 """Seconds for which an address that a torn record names is given to nobody: longer than any
 cooldown, and than conntrack remembers what is not an open connection."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
+from reconciler.core.audit import contradictions
 from reconciler.core.call import Creation
 from reconciler.core.cloud import Cloud, retain
 from reconciler.core.datapath import IpAddress, IpNetwork
@@ -634,6 +635,33 @@ class LocalNode:
         outcomes |= dry_run([last], inputs)
         outcomes |= self._look_around(inputs, dry=True)[0]
         return outcomes | self._install(inputs, dry=True)
+
+    def audit(self, document: NodeNetwork) -> tuple[Finding, ...]:
+        """Compare document, intents, records, kernel, nftables and EC2; change nothing.
+
+        What is just being done disagrees for a moment; only what a second look confirms is wrong.
+
+        Raises:
+            ObserveError, NotReadyError: as for the passes.
+        """
+        outcomes = self.diff(document)
+        for outcome in outcomes.values():
+            for error in outcome.errors:
+                raise error
+        seen = outcomes["eni"].observed
+        differing = [
+            Finding(f"{a.kind} {' '.join(map(str, a.key))}", "Differs", f"{a.reason}; to do: {a}")
+            for o in outcomes.values()
+            for a in o.plan.actions
+        ]
+        refused = [
+            Finding(r.subject, r.reason, r.message)
+            for o in outcomes.values()
+            for r in o.plan.refusals
+        ]
+        cloud = seen if isinstance(seen, Cloud) else None
+        against = contradictions(self.state.observe(), cloud, self._world.now())
+        return (*against, *differing, *refused)
 
     def endpoints(self, address: IpAddress, protocol: str, port: int) -> tuple[IpAddress, ...]:
         """Return what others on the node translate a destination to; nothing if nobody does.

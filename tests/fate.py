@@ -28,9 +28,9 @@ from fakes import (
 
 from reconciler.core.attachment import IntentState
 from reconciler.core.cloud import Limits
+from reconciler.core.finding import Finding
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.nat import NftElement
-from reconciler.engine import Outcomes
 from reconciler.errors import ReconcilerError
 from reconciler.node import LocalNode, World
 
@@ -338,12 +338,11 @@ class Life:
         assert {e.first for e in elements if e.set == "pods_ipv4"} == mine
         assert [e for e in self.ec2.enis if e.device_index is None] == [], "a leaked ENI"
         assert [c for c in records.creations if not c.done] == []
-        outcomes = self._differences()
-        assert [str(a) for o in outcomes.values() for a in o.plan.actions] == []
+        assert list(map(str, self._audit())) == []
 
-    def _differences(self) -> Outcomes:
+    def _audit(self) -> tuple[Finding, ...]:
         before, self.fate = self.fate, Fate()
         try:
-            return self.node.diff(self.document)
+            return self.node.audit(self.document)
         finally:
             self.fate = before

@@ -239,6 +239,54 @@ def diff(
 @config_option
 @state_option
 @install_options
+@click.option(
+    "--apart",
+    "apart_s",
+    default=3.0,
+    show_default=True,
+    help="Seconds between the two looks that must both show a disagreement.",
+)
+@output_option
+def audit(
+    config: Path,
+    state_dir: Path,
+    conf_dir: str,
+    bin_dir: str,
+    program: Path,
+    apart_s: float,
+    output: str,
+) -> None:
+    """Say what document, intents, records, kernel, nftables and EC2 disagree about.
+
+    Unlike diff, it also looks for what must never be, whatever the planner thinks of it: an
+    address that two pods have, or that rests while it is used, or that EC2 has taken away.
+    Nothing is changed. What is just being done disagrees for a moment, so it looks twice.
+
+    Exit status: 0 all agree, 1 they do not, 2 an error.
+    """
+    document = _document(config, output)
+    state = StateDirectory(state_dir)
+    node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
+    try:
+        found = node.audit(document)
+        if found:
+            time.sleep(apart_s)
+            before = {(f.subject, f.reason) for f in found}
+            found = tuple(f for f in node.audit(document) if (f.subject, f.reason) in before)
+    except ReconcilerError as error:
+        _fail(error)
+    if output == "json":
+        click.echo(report.findings_json(found), nl=False)
+    else:
+        for finding in found:
+            click.echo(f"! {finding}")
+    sys.exit(1 if found else 0)
+
+
+@main.command()
+@config_option
+@state_option
+@install_options
 @output_option
 def apply(
     config: Path, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, output: str

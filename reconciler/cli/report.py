@@ -51,9 +51,7 @@ def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -
             for d, o in outcomes.items()
             for e in o.errors
         ],
-        "findings": [
-            {"subject": f.subject, "reason": f.reason, "message": f.message} for f in findings
-        ],
+        "findings": _findings(findings),
         "foreign": [
             {"kind": f.kind, "key": list(f.key), "command": f.command(Verb.DELETE)}
             for f in _foreign(outcomes)
@@ -61,6 +59,15 @@ def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -
         "calls": dict(_calls(outcomes)),
     }
     return json.dumps(body, indent=2) + "\n"
+
+
+def findings_json(findings: Iterable[Finding]) -> str:
+    """Return findings as one JSON object."""
+    return json.dumps({"findings": _findings(findings)}, indent=2) + "\n"
+
+
+def _findings(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    return [{"subject": f.subject, "reason": f.reason, "message": f.message} for f in findings]
 
 
 def problems_json(error: DocumentError) -> str:

@@ -1,0 +1,315 @@
+"""A second party breaks everything on a real kernel, in bursts, while pods come and go.
+
+One look of the product at everything puts it right, whatever it was; foreign objects stay; and
+what was done to one pod pauses no connection of another. EC2 alone is not real here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import SUBNET, document, eni, intent, key, node
+from conftest import namespace
+from fake_cloud import FakeEc2, FakeImds
+from fakes import FakeRemains, FakeState, FakeSurroundings
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from pyroute2 import IPRoute
+
+from lab import netns
+from lab.traffic import Receiver, Stream
+from reconciler.core.attachment import IntentState
+from reconciler.core.cloud import Limits
+from reconciler.node import LocalNode, World
+
+RUNS = int(os.environ.get("STORM_RUNS", "3"))
+STEPS = int(os.environ.get("STORM_STEPS", "12"))
+
+VPC_HOST = "10.0.9.10"
+MOST_PODS = 4
+
+POD_ON_HOST = [
+    "ip route delete {address}/32 table 512",
+    "ip route replace {address}/32 dev eth1 table 512 proto 201",
+    "ip route add blackhole {address}/32 table 512 metric 7 proto 201",
+    "ip link set {veth} down",
+    "ip link set {veth} mtu 1400",
+    "ip link set {veth} address 02:00:00:00:00:77",
+    # Without our alias and our MAC it would be a link of somebody else's, which stays as it is.
+    "ip link set {veth} alias node-network:somebody",
+    "ip link delete {veth}",
+    "nft delete element inet node_network pods_ipv4 {{ {address} }}",
+    "nft delete element inet node_network pod_eni_ipv4 {{ {address} }}",
+    "ip neighbour add {address} dev {veth} lladdr 02:00:00:00:00:78 nud permanent",
+    "ip address add 198.51.100.9/32 dev {veth}",
+]
+IN_POD = [
+    "ip route delete default",
+    "ip route replace default dev eth0 proto 201",
+    "ip route flush dev eth0",
+    "ip address flush dev eth0",
+    "ip address add 192.0.2.9/32 dev eth0",
+    "ip neighbour flush dev eth0 nud permanent",
+    "ip link set eth0 mtu 1400",
+    "ip link set eth0 address 02:00:00:00:00:79",
+    "ip link set eth0 down",
+    "ip link delete eth0",
+]
+HOST = [
+    "ip rule delete priority 512",
+    "ip rule delete priority 1024",
+    "ip rule delete protocol 201",
+    "ip rule add priority 1700 lookup 1700 protocol 201",
+    "ip rule add priority 512 lookup main protocol 201",
+    "ip route delete default table 1537",
+    "ip route flush table 512",
+    "ip route flush table 1537",
+    "ip route add 192.0.2.0/24 dev eth0 table 1537 proto 201",
+    "ip link set eth1 down",
+    "ip link set eth1 mtu 1300",
+    "ip address flush dev eth1",
+    "ip address add 192.0.2.77/24 dev eth1",
+    "nft flush ruleset",
+    "nft delete table inet node_network",
+    "nft flush chain inet node_network source_nat",
+    "nft flush chain inet node_network route_mark",
+    "nft flush set inet node_network no_snat_ipv4",
+    "nft add table inet node_network {{ flags dormant; }}",
+    "nft add chain inet node_network stranger",
+    "nft add rule inet node_network arrival counter",
+    "nft add element inet node_network pods_ipv4 {{ 192.0.2.5 }}",
+    "sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'",
+    "sh -c 'echo 1 > /proc/sys/net/ipv4/conf/eth1/rp_filter'",
+]
+FOREIGN = [
+    ("ip rule add priority 77 from 192.0.2.200 lookup main", "ip rule delete priority 77"),
+    (
+        "ip route add 192.0.2.128/25 dev eth0 proto static",
+        "ip route delete 192.0.2.128/25 dev eth0 proto static",
+    ),
+    ("nft add table inet firewall", "nft delete table inet firewall"),
+    ("ip link add foreign0 type veth peer foreign1", "ip link delete foreign0"),
+]
+
+
+def run(where: str, command: str) -> bool:
+    """Run a command in a namespace; return whether it did something."""
+    argv = ["nsenter", f"--net={netns.path(where)}", "--", "sh", "-c", command]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+class Chatter:
+    """An open connection that never stops talking, and knows whether it was ever cut."""
+
+    def __init__(self, where: str, address: str) -> None:
+        self._stream = Stream(where, address)
+        self._ended = threading.Event()
+        self.rounds = 0
+        self.failed = False
+        self._thread = threading.Thread(target=self._talk, daemon=True)
+        self._thread.start()
+
+    def _talk(self) -> None:
+        while not self._ended.wait(0.005):
+            if not self._stream.exchange(f"line {self.rounds}"):
+                self.failed = True
+                return
+            self.rounds += 1
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._stream.__exit__()
+
+
+class StormMachine(RuleBasedStateMachine):
+    """A node, its pods, and somebody with root."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.stack = ExitStack()
+        self.home = self.stack.enter_context(namespace("home"))
+        self.vpc = self.stack.enter_context(namespace("vpc"))
+        self.enis = [eni(0), eni(1)]
+        for one in self.enis:
+            self._plug(one.mac, f"eth{one.device_index}")
+        run(self.home, f"ip address add {self.enis[0].primary}/24 dev eth0; ip link set eth0 up")
+        run(self.home, "ip route add default via 10.0.1.1 dev eth0")
+        run(self.vpc, f"ip address add {VPC_HOST}/32 dev lo; sysctl -qw net.ipv4.ip_forward=1")
+        run(self.vpc, "ip address add 10.0.1.1/24 dev xeth0")
+        # Into one namespace both ENIs lead, as they do in one subnet.
+        run(self.vpc, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.xeth1.rp_filter=0")
+        run(self.vpc, "sysctl -qw net.ipv4.conf.xeth1.proxy_arp=1")
+        self.stack.enter_context(Receiver(self.vpc))
+        self.state = FakeState()
+        ec2 = FakeEc2(self.enis, Limits(3, 10), SUBNET, journal=self.state)
+        self.stack.enter_context(netns.inside(self.home))
+        self.document = document(
+            warmPool={"addresses": {"warm": 1, "surplus": 30}, "cooldown": "0s"}
+        )
+        self.node = LocalNode(
+            self.state,
+            World(
+                imds=FakeImds(node(), ec2),
+                make_ec2=lambda *_: ec2,
+                surroundings=FakeSurroundings(),
+                remains=FakeRemains(),
+            ),
+        )
+        self.node.pool_pass(self.document)
+        self.number = 0
+        self.pods: dict[int, str] = {}
+        self.spaces: dict[int, ExitStack] = {}
+        self.chatter: dict[int, Chatter] = {}
+        self.foreign: set[int] = set()
+        self.start_pods(2)
+
+    def _plug(self, mac: str, name: str) -> None:
+        with netns.inside(self.home), netns.path(self.vpc).open() as other, IPRoute() as ip:
+            peer = {"ifname": f"x{name}", "net_ns_fd": other.fileno()}
+            ip.link("add", ifname=name, kind="veth", address=mac, mtu=9001, peer=peer)
+        run(self.vpc, f"ip link set x{name} mtu 9001 up")
+
+    # -- what the runtime and the second party do ------------------------------------------
+
+    @precondition(lambda self: len(self.pods) < MOST_PODS)
+    @rule(count=st.integers(1, 2))
+    def start_pods(self, count: int) -> None:
+        fresh = range(self.number, self.number + count)
+        self.number += count
+        for number in fresh:
+            self.spaces[number] = ExitStack()
+            self.pods[number] = self.spaces[number].enter_context(namespace(f"p{number}"))
+            place = netns.path(self.pods[number])
+            self.state.put(
+                intent(
+                    number, netns=str(place), netns_inode=place.stat().st_ino, pod=f"p/{number}"
+                )
+            )
+        self.mend()
+        for number in fresh:
+            address, device = self._attachment(number).addresses[0], self._device(number)
+            # The VPC delivers to an ENI by its MAC; nothing answers ARP for a pod's address.
+            link, mac = f"xeth{device}", self.enis[device].mac
+            run(self.vpc, f"ip route add {address}/32 dev {link}")
+            run(self.vpc, f"ip neighbour add {address} dev {link} lladdr {mac} nud permanent")
+            self.spaces[number].enter_context(Receiver(self.pods[number]))
+            self.chatter[number] = Chatter(self.pods[number], VPC_HOST)
+
+    @precondition(lambda self: len(self.pods) > 1)
+    @rule(data=st.data())
+    def end_a_pod(self, data: Any) -> None:
+        number = data.draw(st.sampled_from(sorted(self.pods)))
+        address = self._attachment(number).addresses[0]
+        self._end(number)
+        self.state.put(intent(number, IntentState.RELEASED))
+        self.mend()
+        assert self._attachment(number) is None
+        run(self.vpc, f"ip route delete {address}/32")
+
+    @rule(data=st.data())
+    def break_one_pod(self, data: Any) -> None:
+        """Whatever is done to one, all others talk on, before, while and after it is mended."""
+        number = data.draw(st.sampled_from(sorted(self.pods)))
+        burst = data.draw(
+            st.lists(st.sampled_from([*POD_ON_HOST, *IN_POD]), min_size=1, max_size=5)
+        )
+        attachment = self._attachment(number)
+        words = {"address": attachment.addresses[0], "veth": attachment.veth}
+        self.chatter.pop(number).close()
+        others = {n: c.rounds for n, c in self.chatter.items()}
+        for command in burst:
+            where = self.pods[number] if command in IN_POD else self.home
+            run(where, command.format(**words))
+        self.mend()
+        for other, rounds in others.items():
+            talk = self.chatter[other]
+            while talk.rounds <= rounds + 1 and not talk.failed:
+                talk._thread.join(0.005)
+            assert not talk.failed, f"{burst} on pod {number} cut pod {other}"
+        self.chatter[number] = Chatter(self.pods[number], VPC_HOST)
+
+    @rule(burst=st.lists(st.sampled_from(HOST), min_size=1, max_size=6))
+    def break_the_host(self, burst: list[str]) -> None:
+        for command in burst:
+            run(self.home, command.format())
+        self.mend()
+        for number in list(self.chatter):
+            self.chatter.pop(number).close()
+            self.chatter[number] = Chatter(self.pods[number], VPC_HOST)
+
+    @rule(which=st.integers(0, len(FOREIGN) - 1))
+    def put_something_foreign(self, which: int) -> None:
+        if which not in self.foreign and run(self.home, FOREIGN[which][0]):
+            self.foreign.add(which)
+
+    # -- what the product does about it ----------------------------------------------------
+
+    def mend(self) -> None:
+        """One look at everything, after which nothing is left to do."""
+        result = self.node.kernel_pass(self.document, audit=True)
+        left = {n: [str(e) for e in o.errors] for n, o in result.outcomes.items() if not o.settled}
+        assert left == {}
+        outcomes = self.node.diff(self.document)
+        assert [str(a) for o in outcomes.values() for a in o.plan.actions] == []
+        assert {a.key for a in result.done.values()} == {key(n) for n in self.pods}
+
+    def teardown(self) -> None:
+        if not hasattr(self, "stack"):
+            return
+        try:
+            if hasattr(self, "chatter"):
+                self.mend()
+                for which in sorted(self.foreign):
+                    # A flush of the ruleset takes their tables as well.
+                    if "nft" not in FOREIGN[which][0]:
+                        assert run(self.home, FOREIGN[which][1]), f"{FOREIGN[which][0]} is gone"
+        finally:
+            for number in list(getattr(self, "pods", {})):
+                self._end(number)
+            self.stack.close()
+
+    # -- helpers ---------------------------------------------------------------------------
+
+    def _end(self, number: int) -> None:
+        if number in self.chatter:
+            self.chatter.pop(number).close()
+        self.spaces.pop(number).close()
+        del self.pods[number]
+
+    def _attachment(self, number: int) -> Any:
+        records = self.state.observe().attachments
+        return next((a for a in records if a.key == key(number)), None)
+
+    def _device(self, number: int) -> int:
+        return next(
+            e.device_index or 0 for e in self.enis if e.eni_id == self._attachment(number).eni_id
+        )
+
+
+StormMachine.TestCase.settings = settings(
+    max_examples=RUNS,
+    stateful_step_count=STEPS,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    report_multiple_bugs=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_namespace() -> Iterator[None]:
+    """Leave the thread where it was, also if a step was interrupted."""
+    before = Path("/proc/thread-self/ns/net").stat().st_ino
+    yield
+    assert Path("/proc/thread-self/ns/net").stat().st_ino == before
+
+
+TestStorm = pytest.mark.kernel(pytest.mark.timeout(3600)(StormMachine.TestCase))

@@ -28,6 +28,7 @@ from reconciler.engine import actions_of
 from reconciler.errors import NotReadyError
 from reconciler.node import LocalNode, Pass, World
 from reconciler.targets.ec2 import Ec2
+from reconciler.targets.ec2_caller import InProcess
 
 HOUR_S = 3600.0
 
@@ -157,7 +158,8 @@ def test_an_idle_hour_costs_at_most_60_looks(ec2: Any, allocate: str) -> None:
     """EC2 over HTTP, the daemon's own intervals, an hour of its clock."""
     parts = {"warmPool": {"addresses": {"warm": 4}}, "eni": {"allocate": allocate}}
     sim = Simulation(**parts)
-    target = Ec2(ec2.instance_id, "us-east-1", sim.state, clock=lambda: sim.now)
+    caller = InProcess("us-east-1")
+    target = Ec2(ec2.instance_id, "us-east-1", sim.state, clock=lambda: sim.now, caller=caller)
     sim.imds = FakeImds(node(instance_id=ec2.instance_id), sim.ec2)
     sim.node = LocalNode(
         sim.state,

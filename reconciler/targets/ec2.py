@@ -1,9 +1,7 @@
-"""EC2: the door to ``boto3`` and ``botocore``.
+"""EC2: one instance's ENIs, looked at and changed.
 
-Endpoint, credentials and proxies follow the SDK's own rules (``AWS_ENDPOINT_URL_EC2`` and the
-rest), so whatever an operator knows of them holds here. The SDK never retries for us: the loop
-looks again before it repeats anything, and only a look can tell whether a call whose answer was
-lost has happened.
+Nothing is retried here: the loop looks again before it repeats anything, and only a look can tell
+whether a call whose answer was lost has happened. Who makes the calls is ``ec2_caller``.
 """
 
 from __future__ import annotations
@@ -15,11 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Protocol
-
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-from botocore.parsers import ResponseParserError
 
 from reconciler.core import budget
 from reconciler.core.answer import TRUST_S, Answer, is_behind, overlay
@@ -55,14 +48,10 @@ from reconciler.core.facts import Eni
 from reconciler.core.position import Pool
 from reconciler.core.subnet import Subnet, free_blocks
 from reconciler.errors import ApplyError, ObserveError
+from reconciler.targets.ec2_caller import Caller, Ec2CallError, Subprocess
 
 if TYPE_CHECKING:
-    from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ec2.type_defs import NetworkInterfaceTypeDef, SubnetTypeDef
-
-CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 20
-"""Seconds; EC2 answers in well under one, and a hung call must not hold the loop for a minute."""
 
 PAGE_SIZE = 100
 """Items per page: unpaginated DescribeNetworkInterfaces is blocked in large accounts
@@ -104,6 +93,13 @@ class CallFailure:
 class Ec2:
     """The ENIs of one instance.
 
+    Args:
+        instance_id: the instance.
+        region: where it is.
+        journal: where creations are written down.
+        clock: monotonic seconds.
+        caller: who makes the calls; by default a process of its own.
+
     Attributes:
         calls: EC2 calls made since the start, by action; for ``status`` and the benchmarks.
     """
@@ -115,12 +111,12 @@ class Ec2:
         journal: Journal,
         *,
         clock: Callable[[], float] = time.monotonic,
+        caller: Caller | None = None,
     ) -> None:
         self._instance_id = instance_id
-        self._region = region
+        self._caller = caller or Subprocess(region)
         self._journal = journal
         self._clock = clock
-        self._client: EC2Client | None = None
         self._limits: dict[str, Limits | None] = {}
         self._answers: list[Answer] = []
         self._failures: list[CallFailure] = []
@@ -142,8 +138,8 @@ class Ec2:
             interfaces = self._interfaces()
             subnets = self._subnets(pool, interfaces)
             limits = pool.limits or self._instance_limits(pool.node.instance_type)
-        except FAILURES as error:
-            raise ObserveError("EC2", _words(error)) from error
+        except Ec2CallError as error:
+            raise ObserveError("EC2", str(error)) from error
         try:
             enis = [_decode(i, subnets[i["SubnetId"]].cidr, self._instance_id) for i in interfaces]
         except (LookupError, ValueError) as error:
@@ -160,7 +156,7 @@ class Ec2:
         for action in actions:
             try:
                 self._apply_one(action)
-            except FAILURES as error:
+            except Ec2CallError as error:
                 failures.append(self._translate(action, error))
             except OSError as error:
                 number = error.errno or 0
@@ -192,8 +188,8 @@ class Ec2:
             filters.append({"Name": "vpc-id", "Values": [vpc_id]})
         try:
             found = self._describe_interfaces(filters)
-        except FAILURES as error:
-            raise ObserveError("EC2", _words(error)) from error
+        except Ec2CallError as error:
+            raise ObserveError("EC2", str(error)) from error
         return [_decode(i, ip_network("0.0.0.0/0"), self._instance_id) for i in found]
 
     # -- changes --------------------------------------------------------------------------
@@ -251,8 +247,8 @@ class Ec2:
                 ],
                 **wanted,
             )
-        except (ClientError, _OverBudgetError) as error:
-            if budget.classify(_code(error)) is not budget.Failure.LOST:
+        except Ec2CallError as error:
+            if error.refused and budget.classify(error.code) is not budget.Failure.LOST:
                 self._journal.forget(creation)
             raise
         interface = answer["NetworkInterface"]
@@ -405,8 +401,8 @@ class Ec2:
         if instance_type not in self._limits:
             try:
                 answer = self._call("describe_instance_types", InstanceTypes=[instance_type])
-            except ClientError as error:
-                if _code(error) not in {"InvalidInstanceType", "InvalidParameterValue"}:
+            except Ec2CallError as error:
+                if error.code not in {"InvalidInstanceType", "InvalidParameterValue"}:
                     raise
                 self._limits[instance_type] = None
                 return None
@@ -434,54 +430,26 @@ class Ec2:
         bucket, granted = budget.take(self._buckets.get(action), action, self._clock())
         self._buckets[action] = bucket
         if not granted:
-            raise _OverBudgetError(action)
-        if self._client is None:
-            self._client = _make_client(self._region)
-        function: Callable[..., Any] = getattr(self._client, method)
+            why = f"this node's budget of {action} calls is used up"
+            raise Ec2CallError(action, "BudgetExhausted", why, refused=True)
         self.calls[action] += 1
-        answer = function(**arguments)
+        answer = self._caller(action, method, arguments)
         self._successes.append(action)
         return answer
 
-    def _translate(self, action: Ec2Action, error: CallError) -> ApplyError:
-        code, message = _code(error), _message(error)
-        call = getattr(error, "operation_name", action.calls[0])
+    def _translate(self, action: Ec2Action, error: Ec2CallError) -> ApplyError:
+        code, call = error.code, error.operation_name
         subnet_id = _subnet(action)
-        if code == "InvalidParameterValue" and "sufficient free Ipv4" in message:
+        if code == "InvalidParameterValue" and "sufficient free Ipv4" in error.message:
             code = NO_PREFIXES
         exhausted = budget.classify(code) is budget.Failure.EXHAUSTED
         kind = "prefixes" if code == NO_PREFIXES else "addresses"
         scope = f"{kind}:{subnet_id}" if exhausted and subnet_id else call
-        self._failures.append(CallFailure(scope, code, message))
+        self._failures.append(CallFailure(scope, code, error.message))
         retryable = budget.classify(code) is not budget.Failure.DENIED
-        failure = ApplyError(str(action), code, message, retryable=retryable)
+        failure = ApplyError(str(action), code, error.message, retryable=retryable)
         failure.__cause__ = error
         return failure
-
-
-class _OverBudgetError(Exception):
-    """Our own token bucket is empty: EC2 was not asked."""
-
-    def __init__(self, action: str) -> None:
-        super().__init__(f"this node's budget of {action} calls is used up")
-        self.operation_name = action
-
-
-FAILURES = (ClientError, BotoCoreError, ResponseParserError, _OverBudgetError)
-CallError = ClientError | BotoCoreError | ResponseParserError | _OverBudgetError
-"""Whatever keeps a call from its answer; the parser's: a proxy's page in place of EC2's words."""
-
-
-def _make_client(region: str) -> EC2Client:
-    return boto3.session.Session().client(
-        "ec2",
-        region_name=region,
-        config=Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": 1},
-        ),
-    )
 
 
 def _operation(method: str) -> str:
@@ -563,24 +531,3 @@ def _moment(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
-
-
-def _code(error: CallError) -> str:
-    if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", "Unknown"))
-    if isinstance(error, _OverBudgetError):
-        return "BudgetExhausted"
-    # The call may have happened: the next look at EC2 tells.
-    lost = isinstance(error, HTTPClientError | ResponseParserError)
-    return "AnswerLost" if lost else type(error).__name__
-
-
-def _message(error: CallError) -> str:
-    if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Message", error))[:256]
-    return str(error)[:256]
-
-
-def _words(error: CallError) -> str:
-    call = getattr(error, "operation_name", "")
-    return ": ".join(filter(None, (call, _code(error), _message(error))))

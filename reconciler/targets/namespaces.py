@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyroute2 import netns
+from pyroute2.netns import setns
 
 from reconciler.core.attachment import netns_inode, netns_path
 
@@ -62,10 +62,10 @@ def entered_by(descriptor: int) -> Iterator[None]:
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        netns.setns(descriptor)
+        setns(descriptor)
         try:
             yield
         finally:
-            netns.setns(home)
+            setns(home)
     finally:
         os.close(home)

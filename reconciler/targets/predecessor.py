@@ -17,7 +17,6 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETNSID, RTM_NEWNSID
@@ -224,6 +223,8 @@ def _network(address: str | None, length: int) -> IpNetwork | None:
 
 
 def _remove(actions: Iterable[Change[StockRule | StockRoute]]) -> tuple[ApplyError, ...]:
+    from pyroute2.iproute import IPRoute  # with an event loop, for who takes over only
+
     failures = []
     with IPRoute() as ip:
         for action in actions:
@@ -240,7 +241,7 @@ def _remove(actions: Iterable[Change[StockRule | StockRoute]]) -> tuple[ApplyErr
     return tuple(failures)
 
 
-def _remove_rule(ip: IPRoute, rule: StockRule) -> None:
+def _remove_rule(ip: Any, rule: StockRule) -> None:
     words: dict[str, Any] = {
         "priority": rule.priority,
         "table": rule.table,
@@ -255,7 +256,7 @@ def _remove_rule(ip: IPRoute, rule: StockRule) -> None:
     ip.rule("delete", **words)
 
 
-def _remove_route(ip: IPRoute, route: StockRoute) -> None:
+def _remove_route(ip: Any, route: StockRoute) -> None:
     words: dict[str, Any] = {
         "dst": str(route.destination),
         "table": route.table,

@@ -35,6 +35,7 @@ from reconciler.domains import eni as domain
 from reconciler.engine import Domain, converge
 from reconciler.errors import ObserveError
 from reconciler.targets.ec2 import Ec2
+from reconciler.targets.ec2_caller import InProcess
 
 
 def stock_tags(ec2: Any) -> list[dict[str, str]]:
@@ -84,7 +85,7 @@ class World:
 
 def over_http(ec2: Any, **options: Any) -> World:
     journal = Journal()
-    target = Ec2(ec2.instance_id, "us-east-1", journal, **options)
+    target = Ec2(ec2.instance_id, "us-east-1", journal, caller=InProcess("us-east-1"), **options)
     return World(target, inputs(1, node=node(instance_id=ec2.instance_id)), journal)
 
 
@@ -301,11 +302,13 @@ def test_an_attachment_that_failed_is_finished_not_repeated(ec2: Any) -> None:
 def test_a_look_that_failed_is_no_look(ec2: Any, switch: dict[str, Any], reason: str) -> None:
     ec2.cloud.faults.set(**switch)
     with pytest.raises(ObserveError, match=reason):
-        Ec2(ec2.instance_id, "us-east-1", Journal()).observe([domain.desire(inputs(1))])
+        Ec2(ec2.instance_id, "us-east-1", Journal(), caller=InProcess("us-east-1")).observe(
+            [domain.desire(inputs(1))]
+        )
 
 
 def test_a_denied_action_says_that_trying_again_does_not_help(ec2: Any) -> None:
-    target = Ec2(ec2.instance_id, "us-east-1", Journal())
+    target = Ec2(ec2.instance_id, "us-east-1", Journal(), caller=InProcess("us-east-1"))
     ec2.cloud.faults.set(denied=["AssignPrivateIpAddresses"])
     (only,) = target.observe([domain.desire(inputs(1))]).enis
     (failure,) = target.apply([AssignAddresses(only.eni_id, only.subnet_id, "test", 1)])
@@ -383,7 +386,7 @@ def test_an_eni_that_shall_not_be_managed_is_not_adoptable(ec2: Any) -> None:
 
 
 def test_calls_are_counted(ec2: Any) -> None:
-    target = Ec2(ec2.instance_id, "us-east-1", Journal())
+    target = Ec2(ec2.instance_id, "us-east-1", Journal(), caller=InProcess("us-east-1"))
     target.observe([domain.desire(inputs(1))])
     assert dict(target.calls) == ec2.cloud.faults.calls()
 
@@ -404,7 +407,7 @@ def test_an_answer_that_is_no_answer_of_ec2_is_an_unreadable_world(
         monkeypatch.setenv("AWS_ENDPOINT_URL_EC2", f"http://127.0.0.1:{server.port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        target = Ec2("i-1", "us-east-1", Journal())
+        target = Ec2("i-1", "us-east-1", Journal(), caller=InProcess("us-east-1"))
         pool = domain.desire(inputs(1))
         with pytest.raises(ObserveError, match="EC2"):
             target.observe([pool])

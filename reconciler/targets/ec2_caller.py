@@ -1,0 +1,260 @@
+"""Calls of EC2, in a process of their own: the door to ``boto3`` and ``botocore``.
+
+The SDK and its model of EC2 take as much memory as all the rest of the daemon, and are needed for
+seconds every few minutes; so they live in a process that is started for a call, and ends when none
+has come for a while. Parsing EC2's answers there, it takes no time from the thread that pods wait
+for. Endpoint, credentials and proxies follow the SDK's own rules (``AWS_ENDPOINT_URL_EC2`` and the
+rest), so whatever an operator knows of them holds here. The SDK never retries for us: the loop
+looks again before it repeats anything.
+
+``python -m reconciler.targets.ec2_caller REGION`` is that process: a question is a JSON object on
+a line of its standard input, the answer one on a line of its standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import select
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 20
+"""Seconds; EC2 answers in well under one, and a hung call must not hold the loop for a minute."""
+
+ANSWER_S = 40.0
+"""Seconds in which the process must have answered, its start included; else it is ended."""
+
+IDLE_S = 20.0
+"""Seconds without a call after which the process ends: longer than what one growth of the pool
+pauses between two of its calls, and short beside the minutes between two looks."""
+
+ANSWER_LOST = "AnswerLost"
+"""The code of a call of which nobody knows whether it has happened."""
+
+
+class Ec2CallError(Exception):
+    """A call that brought no answer.
+
+    Attributes:
+        operation_name: EC2's name of it.
+        code: EC2's, or the SDK's name of what went wrong, or ``ANSWER_LOST``.
+        message: in EC2's or the SDK's words.
+        refused: EC2 itself said so; it has certainly not happened, unless the code says otherwise.
+    """
+
+    def __init__(
+        self, operation_name: str, code: str, message: str, *, refused: bool = False
+    ) -> None:
+        super().__init__(f"{operation_name}: {code}: {message}")
+        self.operation_name = operation_name
+        self.code = code
+        self.message = message
+        self.refused = refused
+
+
+class Caller(Protocol):
+    """Makes calls."""
+
+    def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
+        """Make one.
+
+        Args:
+            operation: EC2's name of it.
+            method: the SDK's.
+            arguments: as the SDK takes them; texts, numbers, lists and objects.
+
+        Raises:
+            Ec2CallError: there is no answer.
+        """
+        ...
+
+
+class Subprocess:
+    """Makes calls in a process of their own; one at a time.
+
+    Args:
+        region: of EC2.
+    """
+
+    def __init__(self, region: str) -> None:
+        self._region = region
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._idle: threading.Timer | None = None
+
+    def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
+        """Make one call.
+
+        Raises:
+            Ec2CallError: there is no answer.
+        """
+        with self._lock:
+            if self._idle is not None:
+                self._idle.cancel()
+            try:
+                return self._ask(operation, {"method": method, "arguments": arguments})
+            finally:
+                self._idle = threading.Timer(IDLE_S, self.close)
+                self._idle.daemon = True
+                self._idle.start()
+
+    def close(self) -> None:
+        """End the process; the next call starts another."""
+        with self._lock:
+            self._end()
+
+    def _ask(self, operation: str, question: dict[str, Any]) -> Any:
+        process = self._running(operation)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            line = _read_line(process.stdout)
+            answer = json.loads(line)
+        except (OSError, ValueError) as error:
+            # Killed, hung, or out of its mind: whether EC2 was asked, nobody knows.
+            self._end()
+            raise Ec2CallError(
+                operation, ANSWER_LOST, f"the process that calls EC2 failed: {error}"
+            ) from error
+        if "answer" in answer:
+            return answer["answer"]
+        raise Ec2CallError(
+            str(answer["operation"] or operation),
+            str(answer["code"]),
+            str(answer["message"]),
+            refused=bool(answer["refused"]),
+        )
+
+    def _running(self, operation: str) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
+            argv = [sys.executable, "-m", "reconciler.targets.ec2_caller", self._region]
+            try:
+                self._process = subprocess.Popen(
+                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+            except OSError as error:
+                raise Ec2CallError(
+                    operation, "NotStarted", f"the process that calls EC2: {error}"
+                ) from error
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(OSError):  # what was still in its buffer concerns nobody
+                    stream.close()
+        process.wait()
+
+
+def _read_line(stream: IO[str]) -> str:
+    """Return an answer.
+
+    Raises:
+        OSError: none came in time, or the process has ended.
+    """
+    # One question, one answer of one line: nothing can be left in the stream's buffer before.
+    if not select.select([stream], [], [], ANSWER_S)[0]:
+        raise TimeoutError(f"no answer for {ANSWER_S:.0f} s")
+    line = stream.readline()
+    if not line.endswith("\n"):
+        raise ConnectionResetError("it ended without an answer")
+    return line
+
+
+# -- the other process ------------------------------------------------------------------------
+
+
+class InProcess:
+    """Makes calls right here, with the SDK.
+
+    Args:
+        region: of EC2.
+    """
+
+    def __init__(self, region: str) -> None:
+        self._region = region
+        self._client: EC2Client | None = None
+
+    def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
+        """Make one call.
+
+        Raises:
+            Ec2CallError: there is no answer.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.parsers import ResponseParserError
+
+        try:
+            if self._client is None:
+                self._client = _make_client(self._region)
+            return getattr(self._client, method)(**arguments)
+        except ClientError as error:
+            told = error.response.get("Error", {})
+            raise Ec2CallError(
+                error.operation_name,
+                str(told.get("Code", "Unknown")),
+                str(told.get("Message", error))[:256],
+                refused=True,
+            ) from error
+        except (BotoCoreError, ResponseParserError) as error:
+            # The parser's: a proxy's page in place of EC2's words. With no whole answer the call
+            # may have happened all the same; a look at EC2 tells.
+            lost = isinstance(error, HTTPClientError | ResponseParserError)
+            code = ANSWER_LOST if lost else type(error).__name__
+            raise Ec2CallError(operation, code, str(error)[:256]) from error
+
+
+def _make_client(region: str) -> EC2Client:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.session.Session().client(
+        "ec2",
+        region_name=region,
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"total_max_attempts": 1},
+        ),
+    )
+
+
+def main(region: str) -> None:
+    """Answer questions until there are no more: whoever asks them has ended, or wants none."""
+    call = InProcess(region)
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer: dict[str, Any]
+        try:
+            answer = {"answer": call("", question["method"], question["arguments"])}
+        except Ec2CallError as error:
+            answer = {
+                "operation": error.operation_name,
+                "code": error.code,
+                "message": error.message,
+                "refused": error.refused,
+            }
+        # Of times, which are all that JSON has no word for, nothing is read.
+        print(json.dumps(answer, default=str), flush=True)  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,139 @@
+"""Calls of EC2 from another process: it may die, hang or babble, and the next call works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import until
+
+from reconciler.targets import ec2_caller
+from reconciler.targets.ec2_caller import ANSWER_LOST, Ec2CallError, Subprocess
+
+DESCRIBE = ("DescribeNetworkInterfaces", "describe_network_interfaces", {"MaxResults": 100})
+
+
+@pytest.fixture
+def caller(ec2: Any) -> Iterator[Subprocess]:
+    del ec2  # it is who answers
+    made = Subprocess("us-east-1")
+    yield made
+    made.close()
+
+
+def pid_of(caller: Subprocess) -> int:
+    assert caller._process is not None
+    return caller._process.pid
+
+
+def test_answers_and_refusals_of_ec2_come_across(caller: Subprocess, ec2: Any) -> None:
+    (only,) = caller(*DESCRIBE)["NetworkInterfaces"]
+    assert only["Attachment"]["InstanceId"] == ec2.instance_id
+    ec2.cloud.faults.set(denied=["DescribeNetworkInterfaces"])
+    with pytest.raises(Ec2CallError) as caught:
+        caller(*DESCRIBE)
+    assert caught.value.code == "UnauthorizedOperation"
+    assert caught.value.refused
+    assert caught.value.operation_name == "DescribeNetworkInterfaces"
+
+
+def test_what_the_sdk_itself_refuses_is_named_and_was_not_asked(
+    caller: Subprocess, ec2: Any
+) -> None:
+    with pytest.raises(Ec2CallError) as caught:
+        caller("DescribeNetworkInterfaces", "describe_network_interfaces", {"MaxResults": "many"})
+    assert (caught.value.code, caught.value.refused) == ("ParamValidationError", False)
+    assert "DescribeNetworkInterfaces" not in ec2.cloud.faults.calls()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_process_that_fails_loses_one_answer_and_no_more(
+    caller: Subprocess, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    caller(*DESCRIBE)
+    first = pid_of(caller)
+    os.kill(first, number)
+    if number == signal.SIGKILL:
+        # Between its death and our noticing it: a killed process is only then asked in vain.
+        until(lambda: Path(f"/proc/{first}/stat").read_text().split()[2] == "Z")
+        monkeypatch.setattr(caller._process, "poll", lambda: None)
+    with monkeypatch.context() as short, pytest.raises(Ec2CallError) as caught:
+        short.setattr(ec2_caller, "ANSWER_S", 0.2)
+        caller(*DESCRIBE)
+    assert (caught.value.code, caught.value.refused) == (ANSWER_LOST, False)
+    assert not Path(f"/proc/{first}").exists()
+    assert caller(*DESCRIBE)["NetworkInterfaces"]
+    assert pid_of(caller) != first
+
+
+def test_a_process_that_babbles_is_ended(
+    caller: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    babble = tmp_path / "python"
+    babble.write_text("#!/bin/sh\nread line; echo nonsense; sleep 100\n")
+    babble.chmod(0o700)
+    with monkeypatch.context() as another, pytest.raises(Ec2CallError) as caught:
+        another.setattr(sys, "executable", str(babble))
+        caller(*DESCRIBE)
+    assert caught.value.code == ANSWER_LOST
+    assert caller(*DESCRIBE)["NetworkInterfaces"]
+
+
+def test_a_process_that_cannot_be_started_is_no_lost_answer(
+    caller: Subprocess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as another, pytest.raises(Ec2CallError) as caught:
+        another.setattr(sys, "executable", "/no/such/python")
+        caller(*DESCRIBE)
+    assert caught.value.code == "NotStarted"
+
+
+def test_it_ends_when_nothing_is_asked_for_a_while(
+    caller: Subprocess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ec2_caller, "IDLE_S", 0.1)
+    caller(*DESCRIBE)
+    first = pid_of(caller)
+    until(lambda: not Path(f"/proc/{first}").exists())
+    assert caller(*DESCRIBE)["NetworkInterfaces"]
+
+
+def test_it_ends_with_whoever_asks(ec2: Any) -> None:
+    del ec2
+    program = (
+        "import os, sys\n"
+        "from reconciler.targets.ec2_caller import Subprocess\n"
+        "c = Subprocess('us-east-1')\n"
+        f"c{DESCRIBE!r}\n"
+        "print(c._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    theirs = int(done.stdout)
+    until(lambda: not Path(f"/proc/{theirs}").exists() or _is_dead(theirs))
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_the_daemon_itself_does_not_have_the_sdk_in_memory() -> None:
+    program = (
+        "import sys, reconciler.cli\n"
+        "print({'boto3', 'botocore', 'urllib3', 'moto'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

@@ -53,26 +53,26 @@ Times = dict[tuple[str, str], list[float]]
 def measure() -> list[str]:
     """Return the tables in Markdown."""
     with ExitStack() as stack:
-        lab, pid = stack.enter_context(_node())
+        lab, pid = stack.enter_context(node())
         sides: dict[str, Call] = {
-            OURS: partial(_call_ours, lab),
+            OURS: partial(call_ours, lab),
             MASQ: _peer(lab, "masq", stack, masquerade=True),
             PLAIN: _peer(lab, "plain", stack, masquerade=False),
         }
         crowded: dict[int, Times] = {}
         there = 0
-        for crowd in CROWDS:
+        for size in CROWDS:
             for side, call in sides.items():
-                _crowd(lab, side, call, range(there, crowd))
-            there = crowd
-            _settle(lab)
-            crowded[crowd] = _rounds(lab, sides, crowd)
-        burst = {side: _burst(lab, side, call) for side, call in sides.items()}
+                crowd(lab, side, call, range(there, size))
+            there = size
+            settle(lab)
+            crowded[size] = _rounds(lab, sides, size)
+        bursts = {side: burst(lab, side, call) for side, call in sides.items()}
         memory_mib = _resident_mib(pid)
     return [
         *_pods_table(crowded),
         "",
-        *_burst_table(burst),
+        *_burst_table(bursts),
         "",
         *_start_table(_starts()),
         "",
@@ -86,7 +86,7 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
         print(f"\r{crowd} pods, round {i + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
         for side, call in sides.items():
             # Runtimes give no name twice. The next namespace may well have the same inode.
-            where = lab.names.namespace(f"pod-{_short(side)}r{crowd}x{i}")
+            where = lab.names.namespace(f"pod-{short(side)}r{crowd}x{i}")
             netns.make(where)
             for verb in ("ADD", "DEL"):
                 began = time.perf_counter()
@@ -97,11 +97,11 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
     return times
 
 
-def _crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
-    """Let pods come that stay."""
+def crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
+    """Let pods come that stay, as ``c`` and their number."""
 
     def come(number: int) -> None:
-        where = lab.names.namespace(f"pod-{_short(side)}{number}")
+        where = lab.names.namespace(f"pod-{short(side)}{number}")
         netns.make(where)
         call("ADD", f"c{number}", where)
 
@@ -109,9 +109,9 @@ def _crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
         list(workers.map(come, numbers))
 
 
-def _burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:
+def burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:
     """Let pods come all at once; return seconds until the last one has come, and each one's."""
-    places = [lab.names.namespace(f"pod-{_short(side)}b{i}") for i in range(AT_ONCE)]
+    places = [lab.names.namespace(f"pod-{short(side)}b{i}") for i in range(AT_ONCE)]
     for where in places:
         netns.make(where)
 
@@ -128,7 +128,8 @@ def _burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:
     return max(each), each
 
 
-def _short(side: str) -> str:
+def short(side: str) -> str:
+    """Return what the namespaces of a side's pods are called by."""
     return side[0] + side[-1]
 
 
@@ -157,7 +158,7 @@ def _starts() -> dict[str, list[float]]:
 
 
 @contextmanager
-def _node() -> Iterator[tuple[Lab, int]]:
+def node() -> Iterator[tuple[Lab, int]]:
     """A lab with a reconciler on one large node, and that one's process."""
     name = "bench"
     lifecycle.down(name)
@@ -170,7 +171,7 @@ def _node() -> Iterator[tuple[Lab, int]]:
             with _tmpfs(state), (Path(directory) / "log").open("w") as log:
                 argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
                 process = lab.start("node1", argv, stderr=log)
-                _settle(lab)
+                settle(lab)
                 yield lab, process.pid  # nsenter has become the reconciler by exec
                 process.terminate()
                 process.wait()
@@ -178,7 +179,8 @@ def _node() -> Iterator[tuple[Lab, int]]:
             lifecycle.down(name)
 
 
-def _call_ours(lab: Lab, verb: str, name: str, where: str) -> None:
+def call_ours(lab: Lab, verb: str, name: str, where: str) -> None:
+    """Run our executable once."""
     config = {
         "cniVersion": "1.0.0",
         "name": "node-network",
@@ -242,7 +244,7 @@ def _tmpfs(directory: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def _settle(lab: Lab) -> None:
+def settle(lab: Lab) -> None:
     """Wait until the node is as it should be, with addresses for all that is to come."""
     path = lab.names.node_state("node1") / "node-network.sock"
     deadline = time.monotonic() + SETTLE_LIMIT_S
@@ -309,3 +311,11 @@ def _spell(values: list[float]) -> str:
 
 def _p(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def replace_section(path: Path, title: str, lines: list[str]) -> None:
+    """Put lines in place of a section of a Markdown file, or at its end."""
+    before, _, after = path.read_text().partition(title)
+    _, heading, rest = after.partition("\n## ")
+    section = "\n".join(lines)
+    path.write_text(f"{before.rstrip()}\n\n{section}\n{heading}{rest}")

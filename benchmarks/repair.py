@@ -22,6 +22,7 @@ from typing import Any
 
 import boto3
 
+from benchmarks.pods import replace_section
 from lab import lifecycle, netns
 from lab.lifecycle import Lab
 from lab.pod import Pod, add
@@ -302,10 +303,7 @@ def _node(*more: str) -> Iterator[tuple[Node, Lab]]:
 
 def write(path: Path = RESULTS) -> None:
     """Measure, and put the result in place of this section of a file."""
-    section = "\n".join(measure())
-    before, _, after = path.read_text().partition(TITLE)
-    _, heading, rest = after.partition("\n## ")
-    path.write_text(f"{before.rstrip()}\n\n{section}\n{heading}{rest}")
+    replace_section(path, TITLE, measure())
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from reconciler.core.records import Records
 from reconciler.drift import Accounts
 from reconciler.engine import Outcome
 from reconciler.errors import InternalError, ObserveError, ReconcilerError
+from reconciler.memory import give_back
 from reconciler.node import LocalNode, Pass, World
 from reconciler.suspects import Suspects
 from reconciler.targets.files import INTERIM
@@ -62,6 +63,9 @@ changes in there notifies nobody outside."""
 SWITCH_S = 0.0005
 """Seconds a thread may keep the interpreter from others, instead of Python's 0.005: a pod must
 not wait that long, after each of its system calls, for the thread that works on EC2's answer."""
+
+TIDY_S = 3.0
+"""Seconds without any work after which memory is given back."""
 
 ANSWER_S = 0.001
 """Seconds in which this thread leaves the interpreter to those that now tell pods' runtimes."""
@@ -145,9 +149,11 @@ class Agent:
         self._released: dict[AttachmentKey, None] = {}
         self._pods_at = self._full_pass_at = self._audit_at = float("-inf")
         self._full_pass_s = 0.0
+        self._untidy = True
         self._broken = False
         self._transitions = 0
         self._pool_demand: Demand | None = None
+        self._pool_fails = False
         self._taking_over = False
         self._linkless: frozenset[str] = frozenset()
         self.watchdog = Watchdog(self._note_stuck)
@@ -343,7 +349,10 @@ class Agent:
                     "refused": self._refused,
                 },
                 "settled": bool(
-                    latest and latest.settled and self._passed_generation == self._generation
+                    latest
+                    and latest.settled
+                    and self._passed_generation == self._generation
+                    and (self._pool_fails or self._pool_demand == latest.records.demand)
                 ),
                 "pool": pool,
                 "conditions": self._conditions.all(),
@@ -391,6 +400,7 @@ class Agent:
             if "intent" in hints and self._latest is not None:
                 hints -= {"intent"} if self._pods_pass() else set()
                 self._pods_at = time.monotonic()
+                self._untidy = True
             if "document" in hints:
                 # Whatever else happens in its directory is no reason to look at every pod.
                 hints -= {"document"}
@@ -402,7 +412,18 @@ class Agent:
                 wait_s = self._full_pass(audit=self._is_audit_due(hints))
                 hints = frozenset()
             due_s = self._full_pass_at + wait_s - time.monotonic()
-            hints |= self._triggers.wait(min(due_s, self._put_off_s(hints)) if hints else due_s)
+            if not hints and self._untidy:
+                due_s = min(due_s, TIDY_S)
+            told = self._triggers.wait(min(due_s, self._put_off_s(hints)) if hints else due_s)
+            if self._untidy and not hints and not told:
+                self._tidy()
+            hints |= told
+
+    def _tidy(self) -> None:
+        """Give back the memory that a burst of work has left, now that nobody waits."""
+        self._untidy = False
+        gc.collect()
+        give_back()
 
     def _put_off_s(self, hints: frozenset[str]) -> float:
         """Return seconds until a look at everything, 0 or less if it is time.
@@ -473,7 +494,18 @@ class Agent:
                 self._changed.notify_all()
 
     def _full_pass(self, *, audit: bool) -> float:
-        """Run one pass over everything; return seconds until the next is due without a hint."""
+        """Run one pass over everything; return seconds until the next is due without a hint.
+
+        What it makes lives until its end and dies then, so nobody looks for cycles meanwhile.
+        """
+        gc.disable()
+        try:
+            return self._look_at_everything(audit=audit)
+        finally:
+            gc.enable()
+            self._untidy = True
+
+    def _look_at_everything(self, *, audit: bool) -> float:
         assert self._document is not None
         self._full_pass_at = started = time.monotonic()
         try:
@@ -655,6 +687,7 @@ class Agent:
             telemetry.EC2_CALLS.labels(name).set(count)
         self._drift.book({"eni": outcome}, everything=True)
         self._triggers.mark("pool")
+        self._pool_fails = bool(outcome.errors)
         if outcome.errors:
             first, longest = POOL_BACKOFF_S
             ceiling = min(first * 2**failures, longest)

@@ -117,9 +117,11 @@ class Pass:
         What was bound after the kernel was converged, because something else was released first,
         is for the next pass.
         """
-        return all(o.settled for o in self.outcomes.values()) and not any(
-            (self.asked is None or a.key in self.asked) and a not in self.inputs.attachments
+        planned = {a.key: a for a in self.inputs.attachments}
+        return all(o.settled for o in self.outcomes.values()) and all(
+            planned.get(a.key) == a
             for a in self.records.living
+            if self.asked is None or a.key in self.asked
         )
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 IpAddress = IPv4Address | IPv6Address
@@ -178,6 +179,7 @@ def is_counted(address: IpAddress) -> bool:
     return family_of(address).counted and not is_node_local(address)
 
 
+@lru_cache(4096)
 def host_network(address: IpAddress) -> IpNetwork:
     """Return the network that holds just this address: /32 or /128."""
     return ip_network((address, address.max_prefixlen))
@@ -201,6 +203,7 @@ MAC_STAMP = "02:4e:4e"
 first octet the second-lowest bit is set, the lowest clear), and "NN"."""
 
 
+@lru_cache(4096)
 def stable_mac(*parts: str) -> str:
     """Return the MAC that the same parts always get, with our stamp.
 

@@ -63,15 +63,23 @@ class HostFiles:
 
     def managers(self) -> tuple[Manager, ...]:
         """Who says that it configures which of this namespace's links."""
-        found = []
-        for index, link in socket.if_nameindex():
-            path = self.root / f"run/systemd/netif/links/{index}"
-            if file := dict(_assignments(_text(path))).get("NETWORK_FILE"):
-                found.append(Manager(link, NETWORKD, file))
-            path = self.root / f"run/NetworkManager/devices/{index}"
-            if dict(_section(path, "device")).get("managed") == "true":
-                found.append(Manager(link, NETWORK_MANAGER, self._name(path)))
-        return tuple(found)
+        names = {str(index): link for index, link in socket.if_nameindex()}
+
+        def of_links(directory: str) -> list[Path]:
+            # What there is a file of, and not the other way round: each pod has a link.
+            return [path for path in _files(self.root / directory) if path.name in names]
+
+        networkd = (
+            Manager(names[path.name], NETWORKD, file)
+            for path in of_links("run/systemd/netif/links")
+            if (file := dict(_assignments(_text(path))).get("NETWORK_FILE"))
+        )
+        manager = (
+            Manager(names[path.name], NETWORK_MANAGER, self._name(path))
+            for path in of_links("run/NetworkManager/devices")
+            if dict(_section(path, "device")).get("managed") == "true"
+        )
+        return (*networkd, *manager)
 
     def tools(self) -> tuple[Tool, ...]:
         """Programs that take every ENI for theirs."""
@@ -177,6 +185,14 @@ def _assignments(text: str) -> Iterator[tuple[str, str]]:
         name, equals, value = line.partition("=")
         if equals and not line.startswith(("#", ";")):
             yield name.strip(), value.strip()
+
+
+def _files(directory: Path) -> list[Path]:
+    """List a directory in order; one that is not there, or not ours to read, has no files."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
 
 
 def _text(path: Path) -> str:

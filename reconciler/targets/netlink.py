@@ -9,10 +9,10 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from reconciler.core.attachment import AttachmentKey, alias_key
@@ -184,6 +184,8 @@ class Netlink:
         Raises:
             ObserveError: it could not be asked.
         """
+        from pyroute2.iproute import IPRoute  # with an event loop, for who traces only
+
         family = AF[_family_name(packet.destination.version)]
         words: dict[str, Any] = {"dst": str(packet.destination), "mark": packet.mark}
         if packet.source is not None:
@@ -440,7 +442,7 @@ def _decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | N
     return Route(
         netns=path,
         table=message.get("table"),
-        destination=ip_network((destination, message["dst_len"]), strict=False)
+        destination=_network(destination, message["dst_len"])
         if destination
         else family.everything,
         device=names.get(message.get("oif") or 0, ""),
@@ -448,6 +450,12 @@ def _decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | N
         metric=message.get("priority") or 0,
         protocol=message["proto"],
     )
+
+
+@lru_cache(4096)
+def _network(address: str, length: int) -> IpNetwork:
+    """Parse a network; the same ones come with every look."""
+    return ip_network((address, length), strict=False)
 
 
 def _decode_rule(message: Facts, family: str) -> Rule:

@@ -8,17 +8,20 @@ rest), so whatever an operator knows of them holds here. The SDK never retries f
 looks again before it repeats anything.
 
 ``python -m reconciler.targets.ec2_caller REGION`` is that process: a question is a JSON object on
-a line of its standard input, the answer one on a line of its standard output.
+a line of its standard input, the answer one on a line of its standard output. Both have a number,
+so that no answer is ever taken for another question's.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import select
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +43,9 @@ pauses between two of its calls, and short beside the minutes between two looks.
 
 ANSWER_LOST = "AnswerLost"
 """The code of a call of which nobody knows whether it has happened."""
+
+REFUSAL = frozenset({"operation", "code", "message", "refused"})
+"""What the other process tells of an ``Ec2CallError``."""
 
 
 class Ec2CallError(Exception):
@@ -88,7 +94,8 @@ class Subprocess:
 
     def __init__(self, region: str) -> None:
         self._region = region
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._questions = 0
         self._lock = threading.Lock()
         self._idle: threading.Timer | None = None
 
@@ -117,11 +124,12 @@ class Subprocess:
         process = self._running(operation)
         assert process.stdin is not None
         assert process.stdout is not None
+        self._questions += 1
+        question["number"] = self._questions
         try:
-            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.write(json.dumps(question).encode() + b"\n")
             process.stdin.flush()
-            line = _read_line(process.stdout)
-            answer = json.loads(line)
+            answer = _parse(_read_line(process.stdout), self._questions)
         except (OSError, ValueError) as error:
             # Killed, hung, or out of its mind: whether EC2 was asked, nobody knows.
             self._end()
@@ -137,14 +145,15 @@ class Subprocess:
             refused=bool(answer["refused"]),
         )
 
-    def _running(self, operation: str) -> subprocess.Popen[str]:
+    def _running(self, operation: str) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
             argv = [sys.executable, "-m", "reconciler.targets.ec2_caller", self._region]
             try:
+                # A session of its own: a terminal's Ctrl-C is for who asks, whose end it sees.
                 self._process = subprocess.Popen(
-                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
                 )
             except OSError as error:
                 raise Ec2CallError(
@@ -164,19 +173,37 @@ class Subprocess:
         process.wait()
 
 
-def _read_line(stream: IO[str]) -> str:
-    """Return an answer.
+def _read_line(stream: IO[bytes]) -> bytes:
+    """Return an answer: all that comes until a line is whole.
 
     Raises:
         OSError: none came in time, or the process has ended.
     """
-    # One question, one answer of one line: nothing can be left in the stream's buffer before.
-    if not select.select([stream], [], [], ANSWER_S)[0]:
-        raise TimeoutError(f"no answer for {ANSWER_S:.0f} s")
-    line = stream.readline()
-    if not line.endswith("\n"):
-        raise ConnectionResetError("it ended without an answer")
+    deadline = time.monotonic() + ANSWER_S
+    line = b""
+    while not line.endswith(b"\n"):
+        # Not ``readline``: of a process that hangs within a line, that would wait for ever.
+        if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError(f"no answer for {ANSWER_S:.0f} s")
+        part = os.read(stream.fileno(), 1 << 16)
+        if not part:
+            raise ConnectionResetError("it ended without an answer")
+        line += part
     return line
+
+
+def _parse(line: bytes, number: int) -> dict[str, Any]:
+    """Return the answer to a question.
+
+    Raises:
+        ValueError: it is none, or another question's.
+    """
+    answer = json.loads(line)
+    if not isinstance(answer, dict) or answer.get("number") != number:
+        raise ValueError(f"no answer to question {number}: {line[:64]!r}")
+    if "answer" not in answer and not answer.keys() >= REFUSAL:
+        raise ValueError(f"neither answer nor refusal: {line[:64]!r}")
+    return answer
 
 
 # -- the other process ------------------------------------------------------------------------
@@ -220,6 +247,9 @@ class InProcess:
             lost = isinstance(error, HTTPClientError | ResponseParserError)
             code = ANSWER_LOST if lost else type(error).__name__
             raise Ec2CallError(operation, code, str(error)[:256]) from error
+        except (OSError, ValueError) as error:
+            # What the SDK does not wrap: an endpoint that is no URL, a token that is not mounted.
+            raise Ec2CallError(operation, type(error).__name__, str(error)[:256]) from error
 
 
 def _make_client(region: str) -> EC2Client:
@@ -239,6 +269,9 @@ def _make_client(region: str) -> EC2Client:
 
 def main(region: str) -> None:
     """Answer questions until there are no more: whoever asks them has ended, or wants none."""
+    # Whatever else is printed here, by a library say, is for the log and no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     call = InProcess(region)
     for line in sys.stdin:
         question = json.loads(line)
@@ -253,7 +286,8 @@ def main(region: str) -> None:
                 "refused": error.refused,
             }
         # Of times, which are all that JSON has no word for, nothing is read.
-        print(json.dumps(answer, default=str), flush=True)  # noqa: T201 - the answer
+        answers.write(json.dumps({"number": question["number"], **answer}, default=str) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -72,17 +72,98 @@ def test_a_process_that_fails_loses_one_answer_and_no_more(
     assert pid_of(caller) != first
 
 
+@pytest.mark.parametrize(
+    "babble",
+    [
+        "echo nonsense; exec sleep 100",
+        "echo 3; exec sleep 100",
+        "echo '{}'; exec sleep 100",
+        """echo '{"number": 1}'; exec sleep 100""",
+        """echo '{"number": 7, "answer": {}}'; exec sleep 100""",
+        """printf '{"number": 1, "answer":'; exec sleep 100""",
+        """printf '{"number": 1, "answer":'""",
+    ],
+    ids=["no-json", "no-object", "no-number", "no-answer", "another's", "hangs-within", "half"],
+)
 def test_a_process_that_babbles_is_ended(
+    caller: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, babble: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nread line; {babble}\n")
+    python.chmod(0o700)
+    with monkeypatch.context() as another, pytest.raises(Ec2CallError) as caught:
+        another.setattr(sys, "executable", str(python))
+        another.setattr(ec2_caller, "ANSWER_S", 1.0)
+        caller(*DESCRIBE)
+    assert (caught.value.code, caught.value.refused) == (ANSWER_LOST, False)
+    assert caller._process is None  # so the next call starts another, as above
+
+
+def test_an_answer_nobody_asked_for_is_not_taken_for_the_next_question_s(
     caller: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    babble = tmp_path / "python"
-    babble.write_text("#!/bin/sh\nread line; echo nonsense; sleep 100\n")
-    babble.chmod(0o700)
-    with monkeypatch.context() as another, pytest.raises(Ec2CallError) as caught:
-        another.setattr(sys, "executable", str(babble))
-        caller(*DESCRIBE)
-    assert caught.value.code == ANSWER_LOST
+    python = tmp_path / "python"
+    stray = """printf '{"number": 1, "answer": "one"}\\n'; read line
+    printf '{"number": 1, "answer": "one again"}\\n'; exec sleep 100"""
+    python.write_text(f"#!/bin/sh\nread line; {stray}\n")
+    python.chmod(0o700)
+    with monkeypatch.context() as another:
+        another.setattr(sys, "executable", str(python))
+        assert caller(*DESCRIBE) == "one"
+        with pytest.raises(Ec2CallError, match="no answer to question 2"):
+            caller(*DESCRIBE)
     assert caller(*DESCRIBE)["NetworkInterfaces"]
+
+
+def test_an_answer_of_many_pipes_length_comes_whole(
+    caller: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "input()\n"
+        """print('{"number": 1, "answer": "' + 'x' * 1000000 + '"}')\n"""
+    )
+    python.chmod(0o700)
+    with monkeypatch.context() as another:
+        another.setattr(sys, "executable", str(python))
+        assert caller(*DESCRIBE) == "x" * 1000000
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "words"),
+    [
+        ({"AWS_ENDPOINT_URL_EC2": "nonsense"}, "ValueError", "Invalid endpoint: nonsense"),
+        (
+            {
+                "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/node",
+                "AWS_WEB_IDENTITY_TOKEN_FILE": "/no/such/token",
+            },
+            "FileNotFoundError",
+            "/no/such/token",
+        ),
+    ],
+    ids=["no-url", "token-not-mounted"],
+)
+def test_what_the_sdk_trips_over_is_named_and_no_lost_answer(
+    caller: Subprocess,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    code: str,
+    words: str,
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Ec2CallError, match=words) as caught:
+        caller(*DESCRIBE)
+    assert (caught.value.code, caught.value.refused) == (code, False)
+
+
+def test_a_terminal_s_interrupt_is_not_for_the_process(caller: Subprocess) -> None:
+    caller(*DESCRIBE)
+    assert os.getsid(pid_of(caller)) != os.getsid(0)
 
 
 def test_a_process_that_cannot_be_started_is_no_lost_answer(

@@ -127,8 +127,9 @@ def _churn(lab: Lab, call: pods.Call) -> None:
     for begin in range(0, CHURN, 1000):
         _tell(f"{begin} of {CHURN} pods")
         pods.burst(lab, pods.OURS, call)
+        end = min(begin + 1000, CHURN)
         with ThreadPoolExecutor(AT_ONCE) as workers:
-            list(workers.map(cycle, range(begin, begin + 1000 - pods.AT_ONCE)))
+            list(workers.map(cycle, range(begin + pods.AT_ONCE, end)))
 
 
 def _tell(what: str) -> None:

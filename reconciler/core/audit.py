@@ -98,11 +98,20 @@ def _of_addresses(records: Records, cloud: Cloud) -> Iterator[Finding]:
     here = [e for e in cloud.enis if e.device_index is not None]
     for a in records.living:
         for own in a.vpc_addresses:
-            if not any(e.holds(own) for e in here):
+            holders = [e.eni_id for e in here if e.holds(own)]
+            if not holders:
                 yield Finding(
                     f"attachment {a.key}",
                     "AddressLost",
                     f"it uses {own}, which EC2 assigns to no ENI of this node; restart the pod",
+                )
+            elif a.eni_id and a.eni_id not in holders:
+                # Its packets leave by the ENI on record, where the VPC drops them.
+                yield Finding(
+                    f"attachment {a.key}",
+                    "AddressElsewhere",
+                    f"it leaves by {a.eni_id}, but EC2 assigns {own} to {' and '.join(holders)}; "
+                    "restart the pod",
                 )
 
 

@@ -52,6 +52,9 @@ LOST = eni(None, eni_id="eni-lost", created_at=OLD, creation="t")
 CLOUDS = {
     "Leaked": replace(CLOUD, enis=(*CLOUD.enis, LOST)),
     "LimitExceeded": replace(CLOUD, limits=Limits(1, 10)),
+    "AddressElsewhere": replace(
+        CLOUD, enis=(eni(0, 0), replace(eni(1, 0), secondaries=eni(0).secondaries))
+    ),
 }
 
 
@@ -95,8 +98,10 @@ def test_an_eni_with_more_addresses_than_its_type_takes_is_named() -> None:
             CLOUD,
         ),
         (RECORDS["AddressLost"], None),
+        # Rebuilt from the kernel while no ENI was known to hold its address.
+        (replace(HEALTHY, attachments=(attachment(1), attachment(2, eni_id=""))), CLOUD),
     ],
-    ids=["recorded", "fresh", "another's", "dead", "released", "without EC2"],
+    ids=["recorded", "fresh", "another's", "dead", "released", "without EC2", "rebuilt"],
 )
 def test_what_is_on_its_way_is_none(records: Records, cloud: Cloud | None) -> None:
     assert contradictions(records, cloud, NOW) == ()

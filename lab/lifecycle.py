@@ -40,6 +40,9 @@ STATIC = Path(__file__).parents[1] / "build/node-network-cni"
 EXECUTABLE = STATIC if STATIC.exists() else Path(sys.executable).with_name(STATIC.name)
 """What a node installs as its CNI executable: without the static one, the same code in Python."""
 
+ON_DISK = {"opt", "etc", "host", "log"}
+"""What survives a reboot of what is in a node's directory; the rest stands for ``/run``."""
+
 PLUGINS = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins puts the reference plugins."""
 
@@ -223,6 +226,32 @@ def down(name: str, say: Say = lambda _: None) -> bool:
         return _remove(Names(name), say)
 
 
+def reboot(lab: Lab, node: str) -> None:
+    """Start a node anew: its processes, pods, kernel objects and ``/run`` are gone.
+
+    Its disk stays, the runtime's directories among it, and EC2 notices nothing. The node's own
+    daemons start when somebody starts them.
+
+    Raises:
+        LabError: there is no such node.
+    """
+    names = lab.names
+    state = names.node_state(node)
+    pods = [json.loads(p.read_text())["netns"] for p in (state / "intents").glob("*.json")]
+    _end_processes_in(names.namespace(node), signal.SIGKILL)
+    for pod in pods:
+        _end_processes_in(Path(pod).name, signal.SIGKILL)
+        netns.remove(Path(pod).name)
+    lab.ask("reboot", node=node)
+    for entry in state.iterdir():
+        if entry.name in ON_DISK:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Ignore what would interrupt, so that a second Ctrl-C leaves no half of a lab behind."""
@@ -309,12 +338,17 @@ def _end_processes(names: Names) -> None:
     if server:
         # Of an interrupted start: it may not have entered its namespace yet.
         server.terminate()
-    for number, patience_s in ((signal.SIGTERM, STOP_LIMIT_S), (signal.SIGKILL, STOP_LIMIT_S)):
-        for pid in netns.processes(names.prefix):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        deadline = time.monotonic() + patience_s
-        while netns.processes(names.prefix) and time.monotonic() < deadline:
-            time.sleep(0.02)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _end_processes_in(names.prefix, number)
     if server:
         server.wait()
+
+
+def _end_processes_in(prefix: str, number: signal.Signals) -> None:
+    """Signal what lives in namespaces whose names begin so, and wait for its end for a while."""
+    for pid in netns.processes(prefix):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    deadline = time.monotonic() + STOP_LIMIT_S
+    while netns.processes(prefix) and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -19,7 +19,7 @@ import boto3
 from botocore.config import Config
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from lab import fabric, topology
+from lab import fabric, netns, topology
 from lab.ec2 import Cloud
 from lab.fabric import Fabric
 from lab.faults import Faults
@@ -105,7 +105,9 @@ class Lab:
             )
         self.faults.reset_calls()
 
-    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+    def answer(  # noqa: C901 - a case for each request
+        self, question: dict[str, Any]
+    ) -> dict[str, Any]:
         """Do what the control socket asks.
 
         Raises:
@@ -132,6 +134,9 @@ class Lab:
                 return self._calls(reset=bool(question.get("reset")))
             case "terminate":
                 self._terminate(question["node"])
+                return {}
+            case "reboot":
+                self._reboot(question["node"])
                 return {}
             case other:
                 raise ValueError(f"unknown request {other!r}")
@@ -176,6 +181,20 @@ class Lab:
         if node not in self.instances:
             raise ValueError(f"no such node {node!r}")
         self.cloud.terminate(self.instances[node])
+
+    def _reboot(self, node: str) -> None:
+        """Give an instance an empty kernel, and its links again; EC2 knows nothing of it."""
+        if node not in self.instances:
+            raise ValueError(f"no such node {node!r}")
+        instance_id = self.instances[node]
+        enis = [e for e in self.cloud.enis() if e.instance_id == instance_id]
+        for eni in enis:
+            self.fabric.unplug(eni)
+        namespace = self.names.namespace(node)
+        netns.remove(namespace)
+        netns.make(namespace)
+        for eni in sorted(enis, key=lambda e: e.device_index or 0):
+            self.fabric.plug(eni)
 
     def _enis(self) -> list[dict[str, Any]]:
         """List all but those that subnets are occupied with; a test has no business with them."""

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from waiting import until
 
-from lab import pod
+from lab import lifecycle, netns, pod
+from lab.pod import PodError
 from lab.traffic import Receiver, Stream, probe
 
 pytestmark = pytest.mark.lab
@@ -145,3 +146,51 @@ def test_a_state_directory_that_is_a_file_is_an_error(idle: Any, tmp_path: Any) 
         done = idle.command("node1", *argv)
         assert done.returncode == 2
         assert str(wrong) in done.stdout + done.stderr
+
+
+CHANGES_IN_EC2 = ("Create", "Attach", "Assign", "Unassign", "Detach", "Delete")
+
+
+def test_after_a_reboot_the_same_pods_start_again_and_ec2_is_asked_for_nothing(idle: Any) -> None:
+    """``/run`` and every namespace are gone; ENIs and addresses are still assigned."""
+    idle.start()
+    before = [idle.add() for _ in range(20)]
+    every, enis = idle.lab.enis(), idle.lab.enis("node1")
+    room = sum(len(e["addresses"]) - 1 for e in enis)
+    assert len(before) > room / 2, "were these still counted, they would not fit in again"
+    ours = ("node-network:", "proto 201", "node_network", "512:")
+    assert all(word in "\n".join(datapath(idle)) for word in ours)
+    lifecycle.reboot(idle.lab, "node1")
+    idle.stop()
+    assert not any(netns.path(one.namespace).exists() for one in before)
+    assert [line for line in datapath(idle) if any(word in line for word in ours)] == []
+    assert idle.records("attachments") == idle.records("intents") == []
+    # A runtime may be faster than the daemon: the configuration on the disk is still there.
+    with pytest.raises(PodError) as refused:
+        pod.add(idle.lab, "node1", "early", budget_s=1)
+    assert refused.value.error["code"] == 11
+    idle.lab.ask("calls", reset=True)
+    idle.start()
+    # Each its own sandbox again; a runtime that keeps the id of some is no trouble.
+    again = [
+        pod.add(idle.lab, "node1", one.name if n % 2 else f"again{n}", pod_name=one.name)
+        for n, one in enumerate(before)
+    ]
+    until(idle.is_settled, idle.log)
+    held = {a for e in enis for a in e["addresses"]} - {e["primary"] for e in enis}
+    addresses = {one.address for one in again}
+    assert len(addresses) == len(before)
+    assert addresses <= held
+    assert {a for r in idle.records("attachments") for a in r["addresses"]} == addresses
+    assert idle.records("cooling") == idle.records("quarantine") == []
+    pool = {"assigned": 20, "allocatable": room - 20, "cooling": 0, "quarantined": 0}
+    assert idle.status()["pool"] == pool
+    calls = idle.lab.ask("calls")["calls"]
+    assert "DescribeNetworkInterfaces" in calls
+    assert [c for c in calls if c.startswith(CHANGES_IN_EC2)] == []
+    assert idle.lab.enis() == every
+    done = idle.command("node1", "audit", "-f", str(idle.config), "--apart", "0.2")
+    assert (done.returncode, done.stdout) == (0, "")
+    with Receiver(idle.lab.names.namespace("vpchost")):
+        for one in again:
+            assert probe(one.namespace, VPC_HOST).source == one.address

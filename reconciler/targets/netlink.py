@@ -76,6 +76,9 @@ UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL
 STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
 """Links that copy the MAC of an interface below them, and so are not the ENI."""
 
+NOTHING = 0xFFFFFFFF
+FIB_RULE_INVERT = 0x2
+
 KNOWN_RULE_FIELDS = {
     "FRA_TABLE",
     "FRA_PRIORITY",
@@ -462,6 +465,12 @@ def _decode_rule(message: Facts, family: str) -> Rule:
     source = message.get("src")
     mark = message.get("fwmark")
     others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in KNOWN_RULE_FIELDS)
+    # Always there; all ones stand for "suppress nothing" (linux/fib_rules.h).
+    suppressed = message.get("suppress_prefixlen")
+    if suppressed not in (None, NOTHING, -1):
+        others.append(f"suppress_prefixlen={suppressed}")
+    if message["flags"] & FIB_RULE_INVERT:
+        others.append("not")
     if message["action"] != FR_ACT_TO_TBL:
         others.append(f"action={message['action']}")
     return Rule(

@@ -201,7 +201,8 @@ def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
         ("FRA_TABLE", rule.table),
         ("FRA_PROTOCOL", rule.protocol),
     ]
-    fields = {"family": AF[rule.family], "action": FR_ACT_TO_TBL}
+    told = dict(word.partition("=")[::2] for word in rule.extra.split(","))
+    fields = {"family": AF[rule.family], "action": int(told.get("action", FR_ACT_TO_TBL))}
     if rule.mark is not None:
         attributes += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask)]
     if rule.source is not None:

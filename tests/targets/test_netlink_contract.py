@@ -307,6 +307,32 @@ def test_a_rule_with_another_selector_is_not_taken_for_ours(home: str) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize(
+    "edit",
+    ["lookup 512 suppress_prefixlength 32", "not from all lookup 512", "unreachable", "blackhole"],
+)
+@pytest.mark.parametrize("beside", [True, False], ids=["beside ours", "in place of ours"])
+def test_a_rule_of_ours_that_does_something_else_is_put_right(
+    home: str, edit: str, *, beside: bool
+) -> None:
+    """Same priority, same table, and no packet takes it, or all do."""
+    wanted, target = Rule("ipv4", 512, 512), Netlink()
+    if beside:
+        assert target.apply([Change(Verb.CREATE, wanted, "test")]) == ()
+    # The kernel itself refuses some of them beside ours, as doubles.
+    words = f"ip rule add {edit} priority 512 protocol 201".split()
+    added = subprocess.run(words, capture_output=True, check=False).returncode == 0
+    assert added or beside
+    for _ in range(3):
+        plan = rule.plan([wanted], [o for o in target.observe([]) if isinstance(o, Rule)])
+        assert target.apply(plan.actions) == ()
+    assert plan == Plan()
+    assert ip("rule", "show", "priority", "512").split(maxsplit=1)[1].split() == (
+        ["from", "all", "lookup", "512", "proto", "201"]
+    )
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize("selector", [("from", "10.9.9.5/16"), ("to", "10.9.9.5/16")])
 def test_a_foreign_rule_of_any_form_is_no_trouble(home: str, selector: tuple[str, str]) -> None:
     """The kernel keeps the host bits that somebody wrote."""

@@ -46,6 +46,7 @@ POD_ON_HOST = [
     # Without our alias and our MAC it would be a link of somebody else's, which stays as it is.
     "ip link set {veth} alias node-network:somebody",
     "ip link delete {veth}",
+    "ip link set {veth} name stolen0",
     "nft delete element inet node_network pods_ipv4 {{ {address} }}",
     "nft delete element inet node_network pod_eni_ipv4 {{ {address} }}",
     "ip neighbour add {address} dev {veth} lladdr 02:00:00:00:00:78 nud permanent",
@@ -62,12 +63,16 @@ IN_POD = [
     "ip link set eth0 address 02:00:00:00:00:79",
     "ip link set eth0 down",
     "ip link delete eth0",
+    "ip link set eth0 name eth9",
 ]
 HOST = [
     "ip rule delete priority 512",
     "ip rule delete priority 1024",
     "ip rule delete protocol 201",
-    "ip rule add priority 1700 lookup 1700 protocol 201",
+    "ip rule add priority 1600 lookup 1600 protocol 201",
+    "ip rule add priority 512 unreachable protocol 201",
+    "ip rule delete priority 512; "
+    "ip rule add priority 512 lookup 512 protocol 201 suppress_prefixlength 32",
     "ip rule add priority 512 lookup main protocol 201",
     "ip route delete default table 1537",
     "ip route flush table 512",
@@ -82,7 +87,10 @@ HOST = [
     "nft flush chain inet node_network source_nat",
     "nft flush chain inet node_network route_mark",
     "nft flush set inet node_network no_snat_ipv4",
-    "nft add table inet node_network {{ flags dormant; }}",
+    "nft 'add table inet node_network {{ flags dormant; }}'",
+    "nft 'add chain inet node_network route_mark {{ policy drop; }}'",
+    "nft 'add counter inet node_network stranger'",
+    "ip link set eth1 name lan9 || ip link set lan9 name eth1",
     "nft add chain inet node_network stranger",
     "nft add rule inet node_network arrival counter",
     "nft add element inet node_network pods_ipv4 {{ 192.0.2.5 }}",
@@ -299,7 +307,7 @@ StormMachine.TestCase.settings = settings(
     max_examples=RUNS,
     stateful_step_count=STEPS,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     report_multiple_bugs=False,
 )
 

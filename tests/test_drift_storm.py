@@ -38,6 +38,9 @@ MOST_PODS = 4
 
 POD_ON_HOST = [
     "ip route delete {address}/32 table 512",
+    "ip route delete {address}/32 table 512; "
+    "ip route add {address}/32 dev {veth} table 512 proto 201 tos 8",
+    "ip route replace {address}/32 dev {veth} table 512 proto 201 mtu 600",
     "ip route replace {address}/32 dev eth1 table 512 proto 201",
     "ip route add blackhole {address}/32 table 512 metric 7 proto 201",
     "ip link set {veth} down",

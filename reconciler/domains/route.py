@@ -34,6 +34,9 @@ class Route:
         gateway: next hop; None for what is reached directly over the device.
         metric: routes of different metric stand side by side; ours have the family's.
         protocol: who made it (``rtm_protocol``); ours is stamped.
+        tos: of packets that it is for, alone; routes of different ones stand side by side, and
+            ours are for all.
+        options: metrics that somebody has given it; ours have none.
     """
 
     kind: ClassVar[str] = "route"
@@ -44,14 +47,16 @@ class Route:
     gateway: IpAddress | None = None
     metric: int = 0
     protocol: int = PROTOCOL
+    tos: int = 0
+    options: str = ""
 
     @property
     def key(self) -> Key:
-        """Namespace, table, family, length, network, metric."""
+        """Namespace, table, family, length, network, metric, TOS."""
         d = self.destination
         # Longest first: a gateway must be reachable before a route may name it.
         network = (d.version, -d.prefixlen, int(d.network_address))
-        return (self.netns, self.table, *network, self.metric)
+        return (self.netns, self.table, *network, self.metric, self.tos)
 
     def command(self, verb: Verb) -> str:
         """The ``ip route`` command."""
@@ -60,6 +65,7 @@ class Route:
         table = "" if self.table == MAIN_TABLE else f" table {self.table}"
         word = "delete" if verb is Verb.DELETE else "replace"
         metric = f" metric {self.metric}" if self.metric else ""
+        metric += f" tos {self.tos:#x}" if self.tos else ""
         scope = "" if self.gateway or verb is Verb.DELETE else " scope link"
         return (
             f"{where}ip route {word} {self.destination}{via} dev {self.device}"

@@ -452,7 +452,16 @@ def _decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | N
         gateway=ip_address(gateway) if gateway else None,
         metric=message.get("priority") or 0,
         protocol=message["proto"],
+        tos=message["tos"],
+        options=_options(message),
     )
+
+
+def _options(message: Facts) -> str:
+    """Spell a route's metrics (``RTA_METRICS``), as ``mtu 1300 advmss 1260``."""
+    metrics = message.get("metrics")
+    pairs = metrics["attrs"] if metrics else ()
+    return " ".join(f"{name.removeprefix('RTAX_').lower()} {value}" for name, value in pairs)
 
 
 @lru_cache(4096)

@@ -183,6 +183,7 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
         "family": _family(route.destination.network_address),
         "dst_len": route.destination.prefixlen,
         "proto": route.protocol,
+        "tos": route.tos,
     }
     if deleting:
         # Without a scope the kernel would look for one of scope "universe" only.

@@ -538,3 +538,22 @@ def test_what_was_decoded_before_is_never_shown_in_place_of_what_is_there(home: 
             ip("link", "set", "lo", "up")
             assert target.observe([]) == Netlink().observe([])
             assert EniLink(ENI_MAC, "eth1", 1400 + number, bool(number % 2)) in target.observe([])
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("what", ["tos 8", "mtu 600"])
+def test_a_route_of_ours_that_somebody_narrowed_or_bent_is_another_one_and_is_put_right(
+    what: str,
+) -> None:
+    wanted = Route("", 512, ip_network("10.0.1.9/32"), "eth0")
+    with namespace("home") as home, namespace("vpc") as vpc, netns.inside(home):
+        plug("02:aa:00:00:00:00", "eth0", vpc)
+        target = Netlink()
+        target.apply([Change(Verb.UPDATE, EniLink("02:aa:00:00:00:00", "eth0", 1500), "test")])
+        words = f"ip route add 10.0.1.9/32 dev eth0 table 512 proto 201 {what}"
+        subprocess.run(words.split(), check=True)
+        made = route.plan([wanted], [o for o in target.observe([wanted]) if isinstance(o, Route)])
+        assert made.actions
+        assert target.apply(made.actions) == ()
+        left = [o for o in target.observe([wanted]) if isinstance(o, Route)]
+        assert [r for r in left if r.table == 512] == [wanted]

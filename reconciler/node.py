@@ -564,12 +564,21 @@ class LocalNode:
         return frozenset(a for a in resting if (a.version, int(a)) in left), {"conntrack": outcome}
 
     def _orphans(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
-        """Tell attachments of which namespace and link have been gone for a while."""
+        """Tell attachments of which namespace and link have been gone for a while.
+
+        Whether an intent still wants them, or nobody does: then no DEL will ever come.
+        """
         now = inputs.now
         dead = {
             i.key
             for i in records.intents
             if i.state is IntentState.WANTED and not i.netns_alive and i.key not in inputs.pods
+        }
+        asked = {i.key for i in records.intents}
+        dead |= {
+            a.key
+            for a in records.attachments
+            if a.key not in asked and not a.netns_alive and a.key not in inputs.pods
         }
         self._dead_since = {key: self._dead_since.get(key, now) for key in dead}
         return frozenset(k for k, since in self._dead_since.items() if now - since >= ORPHAN_S)

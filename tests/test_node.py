@@ -325,3 +325,22 @@ def test_a_check_changes_nothing_and_names_the_first_that_differs() -> None:
     sim.state.put(replace(bound, netns_alive=False))
     assert isinstance(gone := sim.node.check(key), Refusal)
     assert gone.subject == "namespace /run/netns/pod1@1"
+
+
+def test_an_attachment_whose_intent_is_lost_is_released_once_its_pod_is_gone_for_certain() -> None:
+    sim = Simulation(warmPool={"addresses": {"warm": 2}, "cooldown": "0s"})
+    sim.turn(1.0)
+    sim.start_pod(1)
+    sim.turn(1.0)
+    (held,) = sim.state.observe().attachments
+    sim.state.apply([Change(Verb.DELETE, intent(1), "somebody has cleaned up")])
+    sim.turn(60.0)
+    assert sim.state.observe().attachments == (held,), "its pod runs"
+    sim.netlink.lose_namespace("/run/netns/pod1@1")
+    sim.state.put(replace(held, netns_alive=False))
+    sim.turn(5.0)
+    assert sim.state.observe().attachments != (), "not on a moment's absence"
+    sim.turn(6.0)
+    sim.turn(1.0)
+    records = sim.state.observe()
+    assert (records.attachments, records.intents) == ((), ())

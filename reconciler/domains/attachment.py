@@ -174,15 +174,23 @@ def _adopt(desired: Allocation, observed: Records) -> Plan:
 
 
 def _expire(desired: Allocation, observed: Records) -> Plan:
-    """Release what no DEL will come for: its namespace has been gone for a while."""
+    """Release what no DEL will come for: its namespace has been gone for a while.
+
+    If even its intent is gone, one is written as a DEL would have: from there on it is as any.
+    """
     reason = "its namespace is gone, and no DEL came"
-    return Plan(
-        tuple(
-            Change(Verb.UPDATE, replace(i, state=IntentState.RELEASED), reason, i)
-            for i in observed.intents
-            if i.key in desired.orphans and i.state is IntentState.WANTED and not i.netns_alive
-        )
-    )
+    asked = {i.key for i in observed.intents}
+    expired: list[Action] = [
+        Change(Verb.UPDATE, replace(i, state=IntentState.RELEASED), reason, i)
+        for i in observed.intents
+        if i.key in desired.orphans and i.state is IntentState.WANTED and not i.netns_alive
+    ]
+    expired += [
+        Change(Verb.CREATE, Intent(a.key, IntentState.RELEASED, "", 0), "nobody wants it any more")
+        for a in observed.attachments
+        if a.key in desired.orphans and a.key not in asked and not a.netns_alive
+    ]
+    return Plan(tuple(expired))
 
 
 def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:

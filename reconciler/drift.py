@@ -10,6 +10,7 @@ from typing import Any
 from reconciler import telemetry
 from reconciler.core.plan import Action, Verb
 from reconciler.core.struggle import Struggles
+from reconciler.domains.link import Veth
 from reconciler.engine import Outcomes, actions_of
 from reconciler.suspects import Suspects
 
@@ -44,11 +45,14 @@ class Accounts:
             everything: whether the pass looked into every pod.
         """
         self._count_all(outcomes)
+        links = outcomes["link"].desired if "link" in outcomes else None
+        pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
         for name, outcome in outcomes.items():
             if outcome.settled and isinstance(outcome.desired, frozenset):
                 # A pass that looked into some pods only says nothing about the others.
-                inside = {o for o in self._settled.get(name, ()) if getattr(o, "netns", "")}
-                self._settled[name] = set(outcome.desired) | (set() if everything else inside)
+                known = () if everything else self._settled.get(name, ())
+                inside = {o for o in known if getattr(o, "netns", "") in pods - {""}}
+                self._settled[name] = set(outcome.desired) | inside
 
     def book_pods(self, outcomes: Outcomes) -> None:
         """Log and count what a pass over some pods alone has done."""

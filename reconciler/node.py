@@ -67,6 +67,7 @@ from reconciler.keeper import Keeper
 from reconciler.successor import Successor
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2 import Ec2, Journal
+from reconciler.targets.ec2_caller import Subprocess
 from reconciler.targets.files import HostDirectories
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds import Imds
@@ -929,6 +930,11 @@ def _first_difference(outcome: Outcome) -> Refusal | None:
         what = " ".join(map(str, action.key))
         return Refusal(f"{action.kind} {what}", "Differs", f"{action.reason}; to do: {action}")
     return None
+
+
+def apart(instance_id: str, region: str, journal: Journal) -> Ec2:
+    """Return EC2 for a process that lives long: the calls are made by another, which does not."""
+    return Ec2(instance_id, region, journal, caller=Subprocess(region))
 
 
 def collector() -> Ec2:

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -37,7 +38,7 @@ from reconciler.domains import conflist
 from reconciler.engine import Outcome
 from reconciler.errors import ReconcilerError
 from reconciler.health import HealthServer
-from reconciler.node import LocalNode, World, collector
+from reconciler.node import LocalNode, World, apart, collector
 from reconciler.server import Server
 from reconciler.targets.files import HostDirectories
 from reconciler.targets.state import DEFAULT, StateDirectory
@@ -181,7 +182,7 @@ def run(
     try:
         state.prepare()
         state.lock()
-        world = _world(state, conf_dir, bin_dir, program)
+        world = replace(_world(state, conf_dir, bin_dir, program), make_ec2=apart)
         agent = Agent(config, state, world, events=events)
         servers: list[Server | HealthServer] = [Server(state.socket, agent)]
         if listen:

@@ -48,7 +48,7 @@ from reconciler.core.facts import Eni
 from reconciler.core.position import Pool
 from reconciler.core.subnet import Subnet, free_blocks
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.ec2_caller import Caller, Ec2CallError, Subprocess
+from reconciler.targets.ec2_caller import Caller, Ec2CallError, InProcess
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import NetworkInterfaceTypeDef, SubnetTypeDef
@@ -98,7 +98,7 @@ class Ec2:
         region: where it is.
         journal: where creations are written down.
         clock: monotonic seconds.
-        caller: who makes the calls; by default a process of its own.
+        caller: who makes the calls; by default this process.
 
     Attributes:
         calls: EC2 calls made since the start, by action; for ``status`` and the benchmarks.
@@ -114,7 +114,7 @@ class Ec2:
         caller: Caller | None = None,
     ) -> None:
         self._instance_id = instance_id
-        self._caller = caller or Subprocess(region)
+        self._caller = caller or InProcess(region)
         self._journal = journal
         self._clock = clock
         self._limits: dict[str, Limits | None] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import executable
 import pytest
 from executable import REPLY, intents, run, say
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("form")
 
@@ -279,6 +280,7 @@ def test_gc_tells_the_reconciler_what_it_released(state: Path, serve: Any) -> No
     reconciler = serve(say({"ok": True}))
     record(state, "gone")
     assert collect(state, [])[0] == 0
+    until(lambda: reconciler.asked, "the hint, which nobody waits for")
     assert [q["containerID"] for q in reconciler.asked] == ["gone"]
 
 

@@ -66,9 +66,11 @@ STOCK_POD = 7
 STOCK_VETH = "eni0123456789a"
 STOCK_NETWORK = ip_network("10.0.1.13/32")
 
+AFTER = ("after", "down", "unseen")
 Point = tuple[str, int]
 """"before" or "after" an effect, "look" or "pass", and which one, from 0; or all "events".
-"unseen" is "after" an EC2 call of which the looks that follow know nothing for a while."""
+"down" is "after", and nobody starts it before something else has happened; "unseen" is "after" an
+EC2 call of which the looks that follow know nothing for a while."""
 
 
 class Fate:
@@ -114,7 +116,7 @@ class Fate:
         if self.strike == ("before", number):
             raise CrashError
         yield
-        if self.strike in {("after", number), ("unseen", number)}:
+        if self.strike is not None and self.strike in {(w, number) for w in AFTER}:
             raise CrashError
 
     def look(self, now: Callable[[], Any], before: Callable[[], Any]) -> Any:
@@ -271,23 +273,22 @@ def _halves(action: Any) -> list[Any]:
 
 
 class Kernel(FakeNetlink):
-    """Remembers whose link was taken away while the pod's namespace was there.
+    """Remembers which running pod's link was taken away.
 
     Attributes:
-        cut: attachments, each as often as it happened.
+        running: attachments of pods that run.
+        cut: those of them that lost their link, each as often as it happened.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.running: set[AttachmentKey] = set()
         self.cut: list[AttachmentKey] = []
 
     def _remove(self, obj: Any) -> None:
         there = self._objects.get((type(obj), obj.key))
-        if isinstance(there, Veth) and (key := alias_key(there.alias)):
-            reaches = {
-                o.netns for o in self._objects.values() if getattr(o, "veth", "") == there.name
-            }
-            self.cut += [key] * bool(reaches & self.namespaces)
+        if isinstance(there, Veth) and (key := alias_key(there.alias)) in self.running:
+            self.cut.append(key)
         super()._remove(obj)
 
 
@@ -375,6 +376,8 @@ class Life:
     now: float = 1000.0
     deaths: int = 0
     _held: frozenset[Any] = frozenset()
+    _ending: list[int] = field(default_factory=list)
+    _is_down: bool = False
     _seen_at: float = inf
 
     def __post_init__(self) -> None:
@@ -437,6 +440,7 @@ class Life:
             allocations={address: Allocation(one.key, address, "default/web")},
         )
         self.running.add(STOCK_POD)
+        self.kernel.running.add(one.key)
 
     def _fate(self) -> Fate:
         return self.fate
@@ -453,18 +457,25 @@ class Life:
 
     def begin_pod(self, number: int) -> None:
         self.running.add(number)
+        self.kernel.running.add(intent(number).key)
         self.kernel.namespaces.add(f"/run/netns/pod{number}@1")
         self.disk.put(intent(number))
 
     def end_pod(self, number: int, *, silently: bool = False) -> None:
+        """End a pod, as runtimes do: its namespace goes after the DEL, or without one."""
         self.running.discard(number)
+        self.kernel.running.discard(intent(number).key)
+        if not silently:
+            self.disk.put(intent(number, IntentState.RELEASED))
+            self._ending.append(number)
+            return
+        self._lose_namespace(number)
+        self.disk.put(replace(intent(number), netns_alive=False))
+
+    def _lose_namespace(self, number: int) -> None:
         self.kernel.lose_namespace(f"/run/netns/pod{number}@1")
         if self.stock and number == STOCK_POD:
             self.remains.sighting = replace(self.remains.sighting, routes=())
-        if not silently:
-            self.disk.put(intent(number, IntentState.RELEASED))
-            return
-        self.disk.put(replace(intent(number), netns_alive=False))
         for record in self.disk.observe().attachments:
             if record.key == intent(number).key:
                 self.disk.put(replace(record, netns_alive=False))
@@ -489,6 +500,9 @@ class Life:
         self._let_pass(seconds)
 
     def _let_pass(self, seconds: float) -> None:
+        self._is_down = False
+        while self._ending:
+            self._lose_namespace(self._ending.pop())
         self.now += seconds
         if self.now >= self._seen_at:
             self.ec2.lag, self._seen_at = 0, inf
@@ -510,6 +524,8 @@ class Life:
             self._try(run)
 
     def _try(self, run: Callable[[], Any]) -> None:
+        if self._is_down:
+            return
         self._plug()
         self.fate.move_on()
         try:
@@ -518,6 +534,7 @@ class Life:
             pass  # the next one looks again
         except CrashError:
             self.deaths += 1
+            self._is_down = self.strike is not None and self.strike[0] == "down"
             if self.strike is not None and self.strike[0] == "unseen":
                 self.ec2.lag, self._seen_at = 1, self.now + LATE_S
             self.start()

@@ -185,7 +185,7 @@ EFFECTS = frozenset(
 """Verbs and nouns of what else is changed when nobody interferes."""
 
 
-SHARE = int(os.environ.get("CRASH_SHARE", "10"))
+SHARE = int(os.environ.get("CRASH_SHARE", "15"))
 """One of how many points is tried, from a random one on; ``make soak`` tries all."""
 
 

@@ -376,6 +376,7 @@ class Life:
     now: float = 1000.0
     deaths: int = 0
     _held: frozenset[Any] = frozenset()
+    _bound: frozenset[str] = frozenset()
     _ending: list[int] = field(default_factory=list)
     _is_down: bool = False
     _seen_at: float = inf
@@ -484,7 +485,7 @@ class Life:
         """Somebody has emptied the directory of attachments."""
         for record in self.disk.observe().attachments:
             del self.disk._records[record.kind, record.key]
-        self._held = frozenset()
+        self._held = self._bound = frozenset()
 
     # -- what the daemon does about it -----------------------------------------------------
 
@@ -557,7 +558,8 @@ class Life:
     def check(self) -> None:
         """At every moment: nothing is held twice, nothing in use rests, no limit is exceeded.
 
-        And what a pod has had rests, for the clock stands still while a pass runs.
+        And what a pod has had rests, for the clock stands still while a pass runs, and its link is
+        gone before its record is.
         """
         records = self.disk.observe()
         held = {own: a.key for a in records.attachments for own in a.addresses}
@@ -570,7 +572,10 @@ class Life:
         )
         assert self.lost() == set(), "in use, and given back"
         assert self._held <= held.keys() | resting, "given back without a rest"
-        self._held = frozenset(held)
+        links = {o.name for o in self.kernel._objects.values() if isinstance(o, Veth)}
+        bound = {a.veth for a in records.attachments}
+        assert not links & (self._bound - bound), "forgotten before its link was gone"
+        self._held, self._bound = frozenset(held), frozenset(bound)
         if self.stock and STOCK_POD in self.running:
             ways = {o.destination for o in self.kernel._objects.values() if isinstance(o, Route)}
             ways |= {r.destination for r in self.remains.sighting.routes}

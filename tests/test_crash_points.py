@@ -10,6 +10,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,12 @@ def live(scenario: Scenario, strike: Point | None = None) -> Life:
     return life
 
 
+@cache
+def undisturbed(scenario: Scenario) -> Life:
+    """Return the life in which nothing goes wrong; nobody may go on with it."""
+    return live(scenario)
+
+
 CALLS = frozenset(
     action.removeprefix("ec2:")
     for statement in json.loads(POLICY.read_text())["Statement"]
@@ -208,14 +215,14 @@ by_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__n
 
 @by_scenario
 def test_death_before_or_after_any_effect_changes_nothing_in_the_end(scenario: Scenario) -> None:
-    calm = live(scenario).fate
+    calm = undisturbed(scenario).fate
     assert calm.counts["effect"] >= SCENARIOS[scenario][0], calm.log
     check(scenario, calm.deaths)
 
 
 @by_scenario
 def test_a_start_may_come_only_after_the_world_has_moved_on(scenario: Scenario) -> None:
-    count = live(scenario).fate.counts["effect"]
+    count = undisturbed(scenario).fate.counts["effect"]
     check(scenario, [("down", n) for n in range(count)])
 
 
@@ -224,7 +231,7 @@ def test_a_call_of_which_neither_answer_nor_look_tells_is_not_made_twice(
     scenario: Scenario,
 ) -> None:
     """Its caller died, and EC2 shows for a while what was before it."""
-    calm = live(scenario)
+    calm = undisturbed(scenario)
     points = [("unseen", n) for n, what in enumerate(calm.fate.log) if what in CALLS]
     assert points
     for life in check(scenario, points):
@@ -233,14 +240,14 @@ def test_a_call_of_which_neither_answer_nor_look_tells_is_not_made_twice(
 
 @by_scenario
 def test_any_look_may_be_one_step_late(scenario: Scenario) -> None:
-    late = live(scenario).fate.late
+    late = undisturbed(scenario).fate.late
     assert len(late) >= SCENARIOS[scenario][1]
     check(scenario, late)
 
 
 @by_scenario
 def test_any_event_may_be_lost(scenario: Scenario) -> None:
-    count = live(scenario).fate.counts["pass"]
+    count = undisturbed(scenario).fate.counts["pass"]
     assert count >= 6
     check(scenario, [("pass", n) for n in range(count)])
 
@@ -254,6 +261,6 @@ def test_every_event_may_be_lost(scenario: Scenario) -> None:
 
 
 def test_the_scenarios_have_every_effect_that_there_is() -> None:
-    had = frozenset[str]().union(*(live(scenario).fate.kinds for scenario in SCENARIOS))
+    had = frozenset[str]().union(*(undisturbed(scenario).fate.kinds for scenario in SCENARIOS))
     assert had >= CALLS
     assert had >= EFFECTS

@@ -23,7 +23,7 @@ from waiting import until
 from lab.pod import Pod, PodError
 from lab.traffic import Receiver, Stream, probe
 
-CRASHES = int(os.environ.get("CRASHES", "4"))
+CRASHES = int(os.environ.get("CRASHES", "2"))
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 PER_CRASH_S = 15
 """Seconds; far more than one takes."""

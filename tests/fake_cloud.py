@@ -417,3 +417,23 @@ class FakeImds:
             return frozenset()
         attached = [e for e in self._ec2.enis if e.status == "attached"]
         return frozenset((e.mac, n) for e in attached for n in unit_networks(e))
+
+
+def follow_attachments(kernel: Any, ec2: FakeEc2, links: Iterable[str]) -> set[str]:
+    """Have links come and go with attachments, as they do on an instance.
+
+    Args:
+        kernel: the fake that has links.
+        ec2: whose attachments.
+        links: MACs of the ENIs that have a link.
+
+    Returns:
+        MACs of those that have one now.
+    """
+    attached = {e.mac: e for e in ec2.enis if e.status in {"attached", "detaching"}}
+    before = set(links)
+    for mac in before - attached.keys():
+        kernel.unplug(mac)
+    for mac in attached.keys() - before:
+        kernel.plug(mac, f"eth{attached[mac].device_index}")
+    return set(attached)

@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 
 from builders import SUBNET, document, eni, intent, node
-from fake_cloud import FakeEc2, FakeImds
+from fake_cloud import FakeEc2, FakeImds, follow_attachments
 from fakes import (
     CrashError,
     FakeConntrack,
@@ -546,12 +546,7 @@ class Life:
 
     def _plug(self) -> None:
         """Links come and go with attachments."""
-        attached = {e.mac: e for e in self.ec2.enis if e.status in {"attached", "detaching"}}
-        for mac in self._links - attached.keys():
-            self.kernel.unplug(mac)
-        for mac in attached.keys() - self._links:
-            self.kernel.plug(mac, f"eth{attached[mac].device_index}")
-        self._links = set(attached)
+        self._links = follow_attachments(self.kernel, self.ec2, self._links)
 
     # -- what must be so -------------------------------------------------------------------
 

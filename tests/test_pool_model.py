@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from builders import SUBNET, document, eni, intent, node
-from fake_cloud import FakeEc2, FakeImds
+from fake_cloud import FakeEc2, FakeImds, follow_attachments
 from fakes import (
     CrashError,
     FakeConntrack,
@@ -326,12 +326,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _plug(self) -> None:
         """Links come and go with attachments."""
-        attached = {e.mac: e for e in self.ec2.enis if e.status in {"attached", "detaching"}}
-        for mac in self.links - attached.keys():
-            self.netlink.unplug(mac)
-        for mac in attached.keys() - self.links:
-            self.netlink.plug(mac, f"eth{attached[mac].device_index}")
-        self.links = set(attached)
+        self.links = follow_attachments(self.netlink, self.ec2, self.links)
 
 
 PoolMachine.TestCase.settings = settings(

@@ -60,7 +60,6 @@ class Keeper:
     doubts: Doubts = NO_DOUBTS
     rests: Rests = NO_RESTS
     _expected: frozenset[Item] = frozenset()
-    _linked: frozenset[str] = frozenset()
 
     def run(self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]) -> Outcome:
         """Look at EC2, bring the pool to its target, and look again.
@@ -115,9 +114,6 @@ class Keeper:
         """One look at everything that counts, and what it says should be given back."""
         records = self.state.observe()
         inputs = self._completed(inputs, records)
-        if unplugged := self._linked - inputs.links.keys():
-            self.ec2.unplug(unplugged)
-        self._linked = frozenset(inputs.links)
         try:
             cloud: Cloud = self.ec2.observe([eni.desire(inputs)])
         except ObserveError as error:

@@ -116,12 +116,6 @@ class FakeEc2:
     def know(self, instance_type: str, limits: Limits) -> None:
         assert limits == self.limits
 
-    def unplug(self, macs: Iterable[str]) -> None:
-        gone = {e.eni_id for e in self.enis if e.mac in set(macs)}
-        self._answers = [
-            replace(a, attached=None) if a.eni_id in gone else a for a in self._answers
-        ]
-
     def drain(self) -> tuple[tuple[CallFailure, ...], tuple[str, ...]]:
         result = tuple(self._failures), tuple(self._successes)
         self._failures, self._successes = [], []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
@@ -119,7 +119,6 @@ class Ec2:
         self._clock = clock
         self._limits: dict[str, Limits | None] = {}
         self._answers: list[Answer] = []
-        self._macs: dict[str, str] = {}
         self._failures: list[CallFailure] = []
         self._successes: list[str] = []
         self._buckets: dict[str, Bucket] = {}
@@ -146,7 +145,6 @@ class Ec2:
         except (LookupError, ValueError) as error:
             # Half an answer is none: eventual consistency can show an ENI before its subnet.
             raise ObserveError("EC2", f"its answer lacks {error}") from error
-        self._macs = {e.eni_id: e.mac for e in enis}
         oldest = self._clock() - TRUST_S
         self._answers = [a for a in self._answers if a.at >= oldest]
         told = overlay(enis, self._answers)
@@ -168,17 +166,6 @@ class Ec2:
     def know(self, instance_type: str, limits: Limits) -> None:
         """Take over what an earlier process has asked: the limits of a type never change."""
         self._limits.setdefault(instance_type, limits)
-
-    def unplug(self, macs: Collection[str]) -> None:
-        """Take the word of the node's links that these ENIs are attached no more.
-
-        Each was there and has gone, which no late look can feign: what EC2 has answered to our
-        attaching it is not true any more, however short ago that was.
-        """
-        gone = {eni_id for eni_id, mac in self._macs.items() if mac in macs}
-        self._answers = [
-            replace(a, attached=None) if a.eni_id in gone else a for a in self._answers
-        ]
 
     def drain(self) -> tuple[tuple[CallFailure, ...], tuple[str, ...]]:
         """Return what failed and which actions succeeded since this was last asked."""

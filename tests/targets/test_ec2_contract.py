@@ -67,14 +67,6 @@ class World:
     target: Any
     now: Inputs
     journal: Journal
-    client: Any = None
-
-    def detach_by_hand(self, eni: Any) -> None:
-        """Somebody detaches an ENI, and not by us."""
-        if self.client is None:
-            self.target.detach_by_hand(eni.eni_id)
-        else:
-            self.client.detach_network_interface(AttachmentId=eni.attachment_id)
 
     def reach(self, minimum: int, **parts: Any) -> Any:
         warm = {"addresses": {"warm": 0, "minimum": minimum, "surplus": 0}}
@@ -94,8 +86,7 @@ class World:
 def over_http(ec2: Any, **options: Any) -> World:
     journal = Journal()
     target = Ec2(ec2.instance_id, "us-east-1", journal, caller=InProcess("us-east-1"), **options)
-    now = inputs(1, node=node(instance_id=ec2.instance_id))
-    return World(target, now, journal, ec2.client)
+    return World(target, inputs(1, node=node(instance_id=ec2.instance_id)), journal)
 
 
 @pytest.fixture(params=["fake", "http"])
@@ -392,20 +383,6 @@ def test_an_eni_that_shall_not_be_managed_is_not_adoptable(ec2: Any) -> None:
         DeviceIndex=1,
     )
     assert not any(e.is_adoptable for e in over_http(ec2).cloud().enis)
-
-
-def test_an_eni_whose_link_has_gone_is_detached_whatever_was_answered_a_moment_ago(
-    world: World,
-) -> None:
-    """An answer outweighs a look for a minute; a link that was there and went outweighs both."""
-    world.reach(12)
-    (second,) = [e for e in world.cloud().enis if e.device_index == 1]
-    world.detach_by_hand(second)
-    (seen,) = [e for e in world.cloud().enis if e.eni_id == second.eni_id]
-    assert seen.device_index == 1, "the answer outweighs the look"
-    world.target.unplug({second.mac})
-    (seen,) = [e for e in world.cloud().enis if e.eni_id == second.eni_id]
-    assert seen.device_index is None
 
 
 def test_calls_are_counted(ec2: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -63,20 +64,23 @@ class HostFiles:
 
     def managers(self) -> tuple[Manager, ...]:
         """Who says that it configures which of this namespace's links."""
-        names = {str(index): link for index, link in socket.if_nameindex()}
 
-        def of_links(directory: str) -> list[Path]:
+        def of_links(directory: str) -> Iterator[tuple[str, Path]]:
             # What there is a file of, and not the other way round: each pod has a link.
-            return [path for path in _files(self.root / directory) if path.name in names]
+            for path in _files(self.root / directory):
+                with suppress(
+                    ValueError, OverflowError, OSError
+                ):  # of no link, or a gone one
+                    yield socket.if_indextoname(int(path.name)), path
 
         networkd = (
-            Manager(names[path.name], NETWORKD, file)
-            for path in of_links("run/systemd/netif/links")
+            Manager(name, NETWORKD, file)
+            for name, path in of_links("run/systemd/netif/links")
             if (file := dict(_assignments(_text(path))).get("NETWORK_FILE"))
         )
         manager = (
-            Manager(names[path.name], NETWORK_MANAGER, self._name(path))
-            for path in of_links("run/NetworkManager/devices")
+            Manager(name, NETWORK_MANAGER, self._name(path))
+            for name, path in of_links("run/NetworkManager/devices")
             if dict(_section(path, "device")).get("managed") == "true"
         )
         return (*networkd, *manager)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from hashlib import blake2b
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ from reconciler.targets.rtnetlink import (
     Memory,
     Rtnetlink,
     Table,
+    Told,
 )
 
 Pairs = dict[tuple[int | None, int | None], str]
@@ -98,13 +100,59 @@ class Fib(NamedTuple):
     addresses: frozenset[IpAddress]
 
 
+class HostTables(NamedTuple):
+    """What the host's tables say; rules with their family."""
+
+    links: list[Facts]
+    routes: list[Facts]
+    addresses: list[Facts]
+    neighbours: list[Facts]
+    rules: list[tuple[Facts, str]]
+
+
+class PodTables(NamedTuple):
+    """What a pod's tables say, not decoded; routes by family."""
+
+    links: Told
+    routes: tuple[Told, ...]
+    addresses: Told
+    neighbours: Told
+
+    @property
+    def digest(self) -> bytes:
+        """Sixteen bytes that are others when anything is."""
+        found = blake2b(digest_size=16)
+        for told in (self.links, *self.routes, self.addresses, self.neighbours):
+            for message in told:  # each begins with its length and kind
+                found.update(message)
+        return found.digest()
+
+
+Ends = tuple[tuple[tuple[int | None, int | None], str], ...]
+"""What was taken for the other end of each link of a pod."""
+
+
+class SeenPod(NamedTuple):
+    """What was made of a pod's tables."""
+
+    digest: bytes
+    ends: Ends
+    objects: frozenset[KernelObject]
+
+
 class Netlink:
-    """Links, addresses, neighbours, routes and rules of this namespace and of pods'."""
+    """Links, addresses, neighbours, routes and rules of this namespace and of pods'.
+
+    What says the same as at the last look is not made into objects again.
+    """
 
     def __init__(self) -> None:
         self._memory: Memory = {}
         self._pods_memory: Memory = {}
         """One for all: what it saves is above all the loopback link, which all have alike."""
+        self._seen_links: tuple[list[Facts], Links] | None = None
+        self._seen_host: tuple[Any, tuple[frozenset[KernelObject], Pairs]] | None = None
+        self._seen_pods: dict[str, SeenPod] = {}
 
     def _host(self) -> Rtnetlink:
         return Rtnetlink(self._memory)
@@ -115,21 +163,11 @@ class Netlink:
         Raises:
             ObserveError: the kernel could not be read.
         """
-        names: dict[str, str] = {}
-        pods: dict[AttachmentKey, str] = {}
-        macs: dict[str, str] = {}
         with _reading("links"), self._host() as host:
-            for message in host.dump(LINKS):
-                name, alias = message.get("ifname"), message.get("ifalias") or ""
-                if alias.startswith(f"{ALIAS}:"):
-                    if key := alias_key(alias):
-                        pods[key] = name
-                        macs[name] = message.get("address")
-                elif is_unfinished(name, message.get("address") or ""):
-                    continue
-                elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
-                    names.setdefault(message.get("address"), name)
-        return Links(names, pods, macs)
+            messages = host.dump(LINKS)
+        if self._seen_links is None or self._seen_links[0] != messages:
+            self._seen_links = messages, _tell_apart(messages)
+        return self._seen_links[1]
 
     def foreign_rules(self) -> tuple[ForeignRule, ...]:
         """Return the ``ip rule``s of other owners, the kernel's own three left out.
@@ -218,9 +256,14 @@ class Netlink:
         veths = {o.name for o in desired if isinstance(o, Veth)}
         places = {o.key for o in desired if isinstance(o, Route)}
         neighbours = any(isinstance(o, Neighbour) and not o.netns for o in desired)
+        pods = {o.pod_netns for o in desired if isinstance(o, Veth)}
+        self._seen_pods = {path: seen for path, seen in self._seen_pods.items() if path in pods}
         with _reading("the host's links, addresses, routes and rules"), self._host() as host:
-            objects, pairs = _observe_host(host, veths, places, neighbours=neighbours)
-        return frozenset(objects | self._observe_pods(desired, pairs))
+            question = _read_host(host, neighbours=neighbours), veths, places
+            if self._seen_host is None or self._seen_host[0] != question:
+                self._seen_host = question, _decode_host(*question)
+        objects, pairs = self._seen_host[1]
+        return objects | self._observe_pods(desired, pairs)
 
     def observe_at(self, places: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read what stands in the places of these objects of pods, and their namespaces.
@@ -241,11 +284,23 @@ class Netlink:
         for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
             try:
                 with self._inside(path) as inside:
-                    objects |= _observe_pod(inside, path, pairs)
+                    objects |= self._observe_pod(inside, path, pairs)
             except (NetlinkError, OSError, KeyError, ValueError) as error:
                 # Whoever owns the pod may change it while we read: an entry without its link.
                 raise NamespaceError(path, str(error)) from error
         return objects
+
+    def _observe_pod(self, inside: Rtnetlink, path: str, pairs: Pairs) -> frozenset[KernelObject]:
+        tables = _read_pod(inside)
+        digest, seen = tables.digest, self._seen_pods.get(path)
+        if (
+            seen is None
+            or seen.digest != digest
+            or any(pairs.get(end, "") != veth for end, veth in seen.ends)
+        ):
+            ends, objects = _decode_pod(inside, tables, path, pairs)
+            seen = self._seen_pods[path] = SeenPod(digest, ends, objects)
+        return seen.objects
 
     def _inside(self, identity: str) -> Rtnetlink:
         """Open a socket in a pod's namespace; the thread is back home afterwards.
@@ -274,32 +329,57 @@ class Netlink:
         return tuple(failures)
 
 
-def _observe_host(
-    host: Rtnetlink, veths: set[str], places: set[tuple[int | str, ...]], *, neighbours: bool
-) -> tuple[set[KernelObject], Pairs]:
-    messages = host.dump(LINKS)
-    names = {m["index"]: m.get("ifname") for m in messages}
-    links = {m["index"]: found for m in messages if (found := _decode_link(m, veths))}
+def _tell_apart(messages: Iterable[Facts]) -> Links:
+    names: dict[str, str] = {}
+    pods: dict[AttachmentKey, str] = {}
+    macs: dict[str, str] = {}
+    for message in messages:
+        name, alias = message.get("ifname"), message.get("ifalias") or ""
+        if alias.startswith(f"{ALIAS}:"):
+            if key := alias_key(alias):
+                pods[key] = name
+                macs[name] = message.get("address")
+        elif is_unfinished(name, message.get("address") or ""):
+            continue
+        elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
+            names.setdefault(message.get("address"), name)
+    return Links(names, pods, macs)
+
+
+def _read_host(host: Rtnetlink, *, neighbours: bool) -> HostTables:
+    return HostTables(
+        links=host.dump(LINKS),
+        routes=list(_all_routes(host)),
+        addresses=host.dump(ADDRESSES),
+        neighbours=host.dump(NEIGHBOURS) if neighbours else [],
+        rules=list(_all_rules(host)),
+    )
+
+
+def _decode_host(
+    tables: HostTables, veths: set[str], places: set[tuple[int | str, ...]]
+) -> tuple[frozenset[KernelObject], Pairs]:
+    names = {m["index"]: m.get("ifname") for m in tables.links}
+    links = {m["index"]: found for m in tables.links if (found := _decode_link(m, veths))}
     pairs = {
         (m["index"], m.get("link")): link.name
-        for m in messages
+        for m in tables.links
         if isinstance(link := links.get(m["index"]), Veth) and is_owned(link)
     }
     objects: set[KernelObject] = set(links.values())
-    routes = [_decode_route(m, "", names) for m in _all_routes(host)]
+    routes = [_decode_route(m, "", names) for m in tables.routes]
     connected = _connected(routes)
-    for message in host.dump(ADDRESSES):
+    for message in tables.addresses:
         if isinstance(links.get(message["index"]), EniLink):
             objects.add(_decode_address(message, "", names, connected))
-    if neighbours:
-        objects |= _permanent_neighbours(host, "", names)
+    objects |= _permanent_neighbours(tables.neighbours, "", names)
     for route in routes:
         if route and (route.protocol == PROTOCOL or route.key in places):
             objects.add(route)
     objects |= {
-        _decode_rule(m, family) for m, family in _all_rules(host) if m.get("protocol") == PROTOCOL
+        _decode_rule(m, family) for m, family in tables.rules if m.get("protocol") == PROTOCOL
     }
-    return objects, pairs
+    return frozenset(objects), pairs
 
 
 def _observe_places(
@@ -333,7 +413,7 @@ def _observe_places(
         if found and found.key == route.key:
             objects.add(found)
     if any(isinstance(o, Neighbour) for o in places):
-        objects |= _permanent_neighbours(host, "", names)
+        objects |= _permanent_neighbours(host.dump(NEIGHBOURS), "", names)
     return objects, pairs
 
 
@@ -360,22 +440,36 @@ def _all_routes(where: Rtnetlink) -> Iterator[Facts]:
         yield from where.dump(ROUTES, family=number)
 
 
-def _observe_pod(inside: Rtnetlink, path: str, pairs: Pairs) -> set[KernelObject]:
+def _read_pod(inside: Rtnetlink) -> PodTables:
+    links = inside.read(LINKS)
+    if len(links) <= 1:  # the loopback link: nothing of what we look for can be without another
+        return PodTables((), (), (), ())
+    routes = tuple(inside.read(ROUTES, family=number) for number in AF.values())
+    return PodTables(links, routes, inside.read(ADDRESSES), inside.read(NEIGHBOURS))
+
+
+def _decode_pod(
+    inside: Rtnetlink, tables: PodTables, path: str, pairs: Pairs
+) -> tuple[Ends, frozenset[KernelObject]]:
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
-    for message in inside.dump(LINKS):
+    ends = []
+    for message in inside.decode(LINKS, tables.links):
         name = message.get("ifname")
         names[message["index"]] = name
         if name != "lo":
             # Each end names the other by index (IFLA_LINK).
-            veth = pairs.get((message.get("link"), message["index"]), "")
-            mac, mtu = message.get("address"), message.get("mtu")
+            end = message.get("link"), message["index"]
+            veth, mac, mtu = pairs.get(end, ""), message.get("address"), message.get("mtu")
             objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
-    if not objects:
-        return objects  # nothing of what we look for can be without a link
-    routes = [_decode_route(m, path, names) for m in _all_routes(inside)]
+            ends.append((end, veth))
+    routes = [
+        _decode_route(message, path, names)
+        for number, told in zip(AF.values(), tables.routes, strict=False)
+        for message in inside.decode(ROUTES, told, family=number)
+    ]
     connected = _connected(routes)
-    for message in inside.dump(ADDRESSES):
+    for message in inside.decode(ADDRESSES, tables.addresses):
         found = _decode_address(message, path, names, connected)
         # fe80::/10 is the kernel's own business; 169.254.0.0/16 is nobody's but who puts it there.
         by_itself = found.address.version == 6 and found.address.is_link_local
@@ -384,14 +478,15 @@ def _observe_pod(inside: Rtnetlink, path: str, pairs: Pairs) -> set[KernelObject
     for route in routes:
         if route and route.table == MAIN_TABLE:
             objects.add(route)
-    return objects | _permanent_neighbours(inside, path, names)
+    neighbours = inside.decode(NEIGHBOURS, tables.neighbours)
+    return tuple(ends), frozenset(objects | _permanent_neighbours(neighbours, path, names))
 
 
 def _permanent_neighbours(
-    where: Rtnetlink, path: str, names: Mapping[int, str]
+    messages: Iterable[Facts], path: str, names: Mapping[int, str]
 ) -> set[KernelObject]:
     found: set[KernelObject] = set()
-    for message in where.dump(NEIGHBOURS):
+    for message in messages:
         device, mac = names.get(message["ifindex"]), message.get("lladdr")
         if device and mac and message["state"] & NUD_PERMANENT:
             found.add(Neighbour(path, device, ip_address(message.get("dst")), mac))

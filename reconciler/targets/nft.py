@@ -46,24 +46,29 @@ class Nft:
         self._nft = nftables.Nftables()
         self._nft.set_json_output(True)
         self._nft.set_handle_output(False)
-        self._decoded: tuple[str, frozenset[NftObject]] = ("", frozenset())
+        self._seen: tuple[int, frozenset[NftObject]] | None = None
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
-        """List our table; the empty set if there is none.
+        """List our table, unless no ruleset has changed since; the empty set if there is none.
 
         Raises:
-            ObserveError: libnftables refused.
+            ObserveError: the kernel or libnftables refused.
         """
         del desired  # the whole table is always looked at
+        now = generation()
+        if self._seen is None or self._seen[0] != now:
+            # A change that comes in between has a later number, and is seen next time.
+            self._seen = now, self._observe_anew()
+        return self._seen[1]
+
+    def _observe_anew(self) -> frozenset[NftObject]:
         if TABLE not in self.names("inet"):
             return frozenset()
         command = f"list table inet {TABLE}"
         code, output, error = self._nft.cmd(command)
         if code != 0:
             raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
-        if output != self._decoded[0]:
-            self._decoded = (output, _decode_text(output))
-        return self._decoded[1]
+        return _decode_text(output)
 
     def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]:
         """Read single elements of sets without ranges; the cost does not grow with the sets.

@@ -1,9 +1,9 @@
 """rtnetlink's answers, decoded by pyroute2, without its event loop: a door to ``pyroute2``.
 
 ``IPRoute`` runs an event loop for each message it reads, and decodes some forty attributes of each
-link. Both are paid for every pod on the node at every look. Here one plain socket is asked, and a
-message is decoded only if the same bytes were not decoded before: with statistics left out, a link
-that has not changed is told in the same bytes.
+link. Both are paid for every pod on the node at every look. Here one plain socket is asked, and of
+each message only what is wanted is kept: without counters and ages, what has not changed is told
+in the same bytes, and those are decoded once.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ without the prefix (``ifname``)."""
 Memory = dict[str, dict[bytes, Facts]]
 """What was decoded at the last look, by question and content."""
 
+Told = tuple[bytes, ...]
+"""A table's messages, each with what is wanted of it and nothing else."""
+
 DUMP_ATTEMPTS = 30
 """A dump the kernel marks as interrupted (NLM_F_DUMP_INTR) is not the truth. Cilium settled on
 30 tries (cilium/cilium#35614)."""
@@ -43,11 +46,15 @@ RECEIVE_BYTES = 1 << 17
 HEADER = struct.Struct("=IHHII")
 """``struct nlmsghdr``: length, type, flags, sequence, port."""
 
+ATTRIBUTE = struct.Struct("=HH")
+"""``struct nlattr``: length, type."""
+
+NLA_TYPE_MASK = 0x3FFF
+
 AF = {"ipv4": 2, "ipv6": 10}
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
-RTEXT_FILTER_SKIP_STATS = 8
 
 
 Attributes = list[tuple[str, Any]]
@@ -83,14 +90,12 @@ class Table(NamedTuple):
         message: pyroute2's class for its entries.
         get: the request (linux/rtnetlink.h).
         attributes: those that are wanted, of nested ones the way; all, if none are named.
-        always: attributes of every request.
     """
 
     name: str
-    message: type
+    message: Any
     get: int
     attributes: tuple[str | tuple[str, str], ...] = ()
-    always: tuple[tuple[str, Any], ...] = ()
 
 
 LINKS = Table(
@@ -98,10 +103,9 @@ LINKS = Table(
     ifinfmsg,
     18,
     ("ifname", "address", "mtu", "link", "ifalias", "link_netnsid", ("linkinfo", "kind")),
-    (("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS),),
 )
-ADDRESSES = Table("addresses", ifaddrmsg, 22)
-ROUTES = Table("routes", rtmsg, 26)
+ADDRESSES = Table("addresses", ifaddrmsg, 22, ("local", "address", "flags"))
+ROUTES = Table("routes", rtmsg, 26, ("dst", "gateway", "table", "oif", "priority", "metrics"))
 NEIGHBOURS = Table("neighbours", ndmsg, 30, ("dst", "lladdr"))
 RULES = Table("rules", fibmsg, 34)
 
@@ -135,13 +139,32 @@ class Rtnetlink:
             NetlinkError: the kernel refused.
             ObserveError: the table never stood still.
         """
+        return self.decode(table, self.read(table, **fields), **fields)
+
+    def read(self, table: Table, **fields: int) -> Told:
+        """Read a whole table as ``dump`` does, for ``decode`` to make sense of.
+
+        Raises:
+            NetlinkError: the kernel refused.
+            ObserveError: the table never stood still.
+        """
         for _ in range(DUMP_ATTEMPTS):
             try:
-                contents = list(self._ask(_dump_request(table, **fields), NLM_F_DUMP))
+                answer = self._ask(_dump_request(table, **fields), NLM_F_DUMP)
+                return tuple(_wanted(table, content) for content in answer)
             except NetlinkDumpInterrupted:
                 continue
-            return self._decode_all(table, f"{table.name} {fields}", contents)
         raise ObserveError(table.name, f"it changed during each of {DUMP_ATTEMPTS} dumps")
+
+    def decode(self, table: Table, told: Told, **fields: int) -> list[Facts]:
+        """Decode what was read; the same message twice is decoded once."""
+        if self._memory is None:
+            return [_decode(table, content) for content in told]
+        what = f"{table.name} {fields}"
+        before = self._memory.get(what, {})
+        now = {c: before[c] if c in before else _decode(table, c) for c in told}
+        self._memory[what] = now
+        return [now[content] for content in told]
 
     def get(self, table: Table, attributes: Iterable[tuple[str, Any]], **fields: int) -> Facts:
         """Read one entry.
@@ -150,7 +173,7 @@ class Rtnetlink:
             NetlinkError: the kernel has no such entry, or refused.
         """
         for content in self._ask(_request(table, 0, fields, attributes), 0):
-            return _decode(table, content)
+            return _decode(table, _wanted(table, content))
         raise NetlinkError(errno.ENODATA, f"no answer about {table.name}")
 
     def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
@@ -166,19 +189,6 @@ class Rtnetlink:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-    def _decode_all(self, table: Table, what: str, contents: list[bytes]) -> list[Facts]:
-        if self._memory is None:
-            return [_decode(table, content) for content in contents]
-        before = self._memory.get(what, {})
-        # Without its header, in which each socket has a number of its own.
-        bodies = [content[HEADER.size :] for content in contents]
-        now = {
-            body: before[body] if body in before else _decode(table, content)
-            for body, content in zip(bodies, contents, strict=True)
-        }
-        self._memory[what] = now
-        return [now[body] for body in bodies]
 
     def _ask(self, request: bytes, flags: int) -> Iterator[bytes]:
         """Yield the answer's messages."""
@@ -220,7 +230,7 @@ def _request(
     request["header"]["flags"] = flags | NLM_F_REQUEST
     for name, value in fields.items():
         request[name] = value
-    request["attrs"] = [*table.always, *attributes]
+    request["attrs"] = list(attributes)
     request.encode()
     return bytes(request.data)
 
@@ -233,12 +243,38 @@ def _raise_refusal(content: bytes) -> None:
         raise NetlinkError(code, os.strerror(code))
 
 
+@cache
+def _layout(table: Table) -> tuple[int, frozenset[int]]:
+    """Return where attributes begin, and the numbers of those that are wanted; none for all."""
+    start = HEADER.size + sum(struct.calcsize(f"={form}") for _, form in table.message.fields)
+    names = {way if isinstance(way, str) else way[0] for way in table.attributes}
+    prefix = len(table.message.prefix)
+    numbered = enumerate(table.message.nla_map) if names else ()
+    return start, frozenset(n for n, (name, _) in numbered if name[prefix:].lower() in names)
+
+
+def _wanted(table: Table, content: bytes) -> bytes:
+    """Leave out of a message whatever is not wanted, and who asked."""
+    position, numbers = _layout(table)
+    end = len(content)
+    kept = [content[HEADER.size : position if numbers else end]]
+    while numbers and position < end:
+        length, number = ATTRIBUTE.unpack_from(content, position)
+        after = position + (length + 3 & ~3)
+        if number & NLA_TYPE_MASK in numbers:
+            kept.append(content[position:after])
+        position = after
+    body = b"".join(kept)
+    kind = HEADER.unpack_from(content)[1]
+    return HEADER.pack(HEADER.size + len(body), kind, 0, 0, 0) + body
+
+
 def _decode(table: Table, content: bytes) -> Facts:
     message = table.message(content)
     message.decode()
-    facts: dict[str, Any] = {name: message[name] for name, _ in table.message.fields}  # type: ignore[attr-defined]
+    facts: dict[str, Any] = {name: message[name] for name, _ in table.message.fields}
     if not table.attributes:
-        prefix = len(table.message.prefix)  # type: ignore[attr-defined]
+        prefix = len(table.message.prefix)
         facts |= {name[prefix:].lower(): value for name, value in message["attrs"]}
         facts["attrs"] = tuple(message["attrs"])
     for way in table.attributes:

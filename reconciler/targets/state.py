@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import cache
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from pathlib import Path
@@ -61,6 +62,9 @@ WRITING_S = 60.0
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
+IsAlive = Callable[[str, int], bool]
+"""Whether the path of a namespace still leads to it, by its inode; 0 if that is not known."""
+
 R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
 
 SET_ASIDE = "unreadable"
@@ -82,6 +86,7 @@ class StateDirectory:
         self._parsed: dict[str, dict[str, tuple[Version, Any]]] = {}
         self._unreadable: dict[str, str] = {}
         self._handed_over: dict[AttachmentKey, str] = {}
+        self._latest = Records()
 
     @property
     def intents(self) -> Path:
@@ -147,15 +152,21 @@ class StateDirectory:
         del desired
         if self.root.exists() and not self.root.is_dir():
             raise ObserveError(f"state directory {self.root}", "it is no directory")
-        return Records(
-            intents=self._intents(),
-            attachments=self._load("attachments", _parse_attachment),
+        is_alive = cache(_is_alive)  # an intent and its attachment ask for the same
+        found = Records(
+            intents=self._intents(None, is_alive),
+            attachments=self._load("attachments", _parse_attachment, None, is_alive),
             cooling=self._load("cooling", _parse_cooling),
             quarantined=self._load("quarantine", _parse_quarantine),
             creations=self._load("creations", _parse_creation),
             unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
             set_aside=self._read_set_aside(),
         )
+        latest = self._latest  # two threads look
+        if found == latest:
+            return latest  # it knows already what follows from it
+        self._latest = found
+        return found
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
         """Read the records of these attachments, and those that are no pod's.
@@ -168,11 +179,12 @@ class StateDirectory:
             ObserveError: as for ``observe``.
         """
         names = sorted(map(_file_name, keys))
+        is_alive = cache(_is_alive)
+        intents = self._intents(names, is_alive)
+        attachments = self._load("attachments", _parse_attachment, names, is_alive)
         return Records(
-            intents=_updated(before.intents, keys, self._intents(names)),
-            attachments=_updated(
-                before.attachments, keys, self._load("attachments", _parse_attachment, names)
-            ),
+            intents=_updated(before.intents, keys, intents),
+            attachments=_updated(before.attachments, keys, attachments),
             cooling=self._load("cooling", _parse_cooling),
             quarantined=self._load("quarantine", _parse_quarantine),
             creations=self._load("creations", _parse_creation),
@@ -270,9 +282,9 @@ class StateDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _intents(self, names: Iterable[str] | None = None) -> tuple[Intent, ...]:
+    def _intents(self, names: Iterable[str] | None, is_alive: IsAlive) -> tuple[Intent, ...]:
         """Read intents, and what was said of them without being written."""
-        intents = self._load("intents", _parse_intent, names)
+        intents = self._load("intents", _parse_intent, names, is_alive)
         if not self._handed_over:
             return intents
         if names is None:
@@ -303,6 +315,7 @@ class StateDirectory:
         kind: str,
         parse: Callable[[dict[str, Any]], R],
         names: Iterable[str] | None = None,
+        is_alive: IsAlive | None = None,
     ) -> tuple[R, ...]:
         """Read all records of a kind, or those of these names; parse only what has changed."""
         directory = self.root / kind
@@ -316,7 +329,7 @@ class StateDirectory:
                 version = _version(path)
                 before = known.get(name)
                 if before is not None and before[0] == version:
-                    parsed[name] = (version, _again(before[1]))
+                    parsed[name] = (version, _again(before[1], is_alive or _is_alive))
                 else:
                     with open(path) as f:  # noqa: PTH123 - there are hundreds
                         parsed[name] = (version, parse(_decode(f, name)))
@@ -370,7 +383,7 @@ class StateDirectory:
 
     def _list(self, directory: Path) -> list[str]:
         try:
-            return [path.name for path in directory.iterdir() if path.suffix == ".json"]
+            return [name for name in os.listdir(directory) if name.endswith(".json")]  # noqa: PTH208 - there are hundreds
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -582,13 +595,13 @@ def _version(path: str) -> Version:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _again(record: R) -> R:
+def _again(record: R, is_alive: IsAlive) -> R:
     """Look again whether a record's namespace is there: that is not in its file."""
     match record:
         case Intent():
-            alive = _is_alive(record.netns, record.netns_inode)
+            alive = is_alive(record.netns, record.netns_inode)
         case Attachment():
-            alive = _is_alive(netns_path(record.netns), netns_inode(record.netns))
+            alive = is_alive(netns_path(record.netns), netns_inode(record.netns))
         case _:
             return record
     return record if alive is record.netns_alive else replace(record, netns_alive=alive)

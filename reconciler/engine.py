@@ -8,7 +8,7 @@ not ready, or a target that cannot be read, takes nobody else down.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -87,6 +87,30 @@ class Outcome:
     def settled(self) -> bool:
         """The world holds what is desired and this was seen, not assumed."""
         return not self.remaining.actions and not self.remaining.resting and not self.errors
+
+
+class Remembered:
+    """A pure function of frozen arguments that does not work out its last answer again."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._last: tuple[tuple[Any, ...], Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the function returns; raise what it raises."""
+        if self._last is None or self._last[0] != arguments:
+            self._last = arguments, self._function(*arguments)
+        return self._last[1]
+
+
+def lasting(domain: Domain) -> Domain:
+    """Return the domain for many passes over what seldom changes."""
+    return replace(
+        domain,
+        desire=Remembered(domain.desire),
+        plan=Remembered(lambda desired, seen: domain.plan(desired, domain.sift(seen))),
+        kinds=(),
+    )
 
 
 Outcomes = dict[str, Outcome]

@@ -54,7 +54,7 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.domains.sysctl import Sysctl
-from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
+from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run, lasting
 from reconciler.errors import (
     ApplyError,
     ConflictError,
@@ -200,6 +200,7 @@ class LocalNode:
         self.cloud: Cloud | None = self._remembered[1]
         self._netlink = self._world.netlink
         self._kernel = Kernel(self._world.netlink, self._world.sysctl)
+        self._kernel_domains = _kernel_domains(self._world, self._kernel)
         self._ec2: Any = None
         self._keeper: Keeper | None = None
         self._records: Records | None = None
@@ -509,11 +510,11 @@ class LocalNode:
         """
         inputs = result.inputs
         node = replace(inputs, attachments=(), visit=frozenset())
-        outcomes = [result.outcomes[d.name] for d in self._kernel_domains()]
+        outcomes = [result.outcomes[d.name] for d in self._kernel_domains]
         errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
         left = {(a.kind, a.key) for o in outcomes for a in _undone(o)}
         left |= {about for o in outcomes for r in o.remaining.refusals if (about := r.about)}
-        shared = {(o.kind, o.key) for d in self._kernel_domains() for o in d.desire(node)}
+        shared = {(o.kind, o.key) for d in self._kernel_domains for o in d.desire(node)}
         return (
             all(isinstance(e, ApplyError | NamespaceError) for e in errors)
             and not left & shared
@@ -601,7 +602,9 @@ class LocalNode:
         link had to be touched, because its other end has not been looked at.
         """
         troubles: tuple[ReconcilerError, ...] = ()
-        domains = self._kernel_domains() if places is None else self._pod_domains(places)
+        domains: Sequence[Domain] = self._kernel_domains
+        if places is not None:
+            domains = self._pod_domains(places)
         earlier: Outcomes = {}
         while True:
             outcomes = converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
@@ -642,7 +645,7 @@ class LocalNode:
         adopted = [a for a, _ in inputs.predecessor.adoptions if a not in inputs.attachments]
         everybody = (*inputs.attachments, *inputs.strays, *adopted)
         inputs = replace(inputs, attachments=everybody)
-        outcomes |= dry_run(self._kernel_domains(), inputs)
+        outcomes |= dry_run(self._kernel_domains, inputs)
         last = Domain("takeover", takeover.desire, takeover.plan, self._world.remains)
         outcomes |= dry_run([last], inputs)
         outcomes |= self._look_around(inputs, dry=True)[0]
@@ -775,7 +778,7 @@ class LocalNode:
         self, attachments: Iterable[Attachment], inputs: Inputs, outcomes: Outcomes
     ) -> list[Attachment]:
         """Return those of whose kernel objects none is left to do, and this was seen."""
-        results = [outcomes[d.name] for d in self._kernel_domains() if d.name in outcomes]
+        results = [outcomes[d.name] for d in self._kernel_domains if d.name in outcomes]
         errors = [e for r in results for e in r.errors]
         if any(not isinstance(e, ApplyError | NamespaceError) for e in errors):
             return []
@@ -789,27 +792,13 @@ class LocalNode:
 
     def _all_in_place(self, outcomes: Outcomes) -> bool:
         """Whether everything of ours was seen in its place, and nothing refused one."""
-        ours = [outcomes[d.name] for d in self._kernel_domains()]
+        ours = [outcomes[d.name] for d in self._kernel_domains]
         return outcomes["attachment"].settled and all(
             o.settled and not o.remaining.refusals for o in ours
         )
 
     def _attachment_domain(self) -> Domain:
         return Domain("attachment", attachment.desire, attachment.plan, self.state)
-
-    def _kernel_domains(self) -> list[Domain]:
-        """In the order in which they build upon each other."""
-        kernel = self._kernel
-        return [
-            Domain("sysctl", sysctl.desire, sysctl.plan, self._world.sysctl),
-            Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
-            Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
-            Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
-            Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
-            Domain("route", route.desire, route.plan, kernel, (Route,)),
-            Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
-            Domain("nat", nat.desire, nat.plan, self._world.nft, atomic=True),
-        ]
 
     def _pod_domains(self, places: frozenset[Any]) -> list[Domain]:
         """The same, for what some pods have and for nothing else."""
@@ -822,6 +811,21 @@ class LocalNode:
             else Domain(name, desire, plan, kernel, kinds)
             for name, desire, plan, kinds in POD_DOMAINS
         ]
+
+
+def _kernel_domains(world: World, kernel: Kernel) -> tuple[Domain, ...]:
+    """In the order in which they build upon each other."""
+    domains = (
+        Domain("sysctl", sysctl.desire, sysctl.plan, world.sysctl),
+        Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
+        Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
+        Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
+        Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
+        Domain("route", route.desire, route.plan, kernel, (Route,)),
+        Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
+        Domain("nat", nat.desire, nat.plan, world.nft, atomic=True),
+    )
+    return tuple(map(lasting, domains))
 
 
 class _Places:

@@ -68,9 +68,7 @@ class HostFiles:
         def of_links(directory: str) -> Iterator[tuple[str, Path]]:
             # What there is a file of, and not the other way round: each pod has a link.
             for path in _files(self.root / directory):
-                with suppress(
-                    ValueError, OverflowError, OSError
-                ):  # of no link, or a gone one
+                with suppress(ValueError, OverflowError, OSError):  # of no link, or a gone one
                     yield socket.if_indextoname(int(path.name)), path
 
         networkd = (

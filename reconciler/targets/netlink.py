@@ -41,7 +41,6 @@ from reconciler.targets.netlink_write import (
     FR_ACT_TO_TBL,
     IFA_F_NOPREFIXROUTE,
     IFF_UP,
-    NUD_PERMANENT,
     RTN_UNICAST,
     KernelObject,
     Sessions,
@@ -488,7 +487,7 @@ def _permanent_neighbours(
     found: set[KernelObject] = set()
     for message in messages:
         device, mac = names.get(message["ifindex"]), message.get("lladdr")
-        if device and mac and message["state"] & NUD_PERMANENT:
+        if device and mac:
             found.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
     return found
 

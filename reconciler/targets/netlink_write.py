@@ -23,6 +23,7 @@ from reconciler.targets.rtnetlink import (
     AF,
     LINKS,
     NEIGHBOURS,
+    NUD_PERMANENT,
     ROUTES,
     RULES,
     Attributes,
@@ -35,7 +36,6 @@ KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 IFF_UP = 0x1
 IFA_F_NODAD = 0x02
 IFA_F_NOPREFIXROUTE = 0x200
-NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 FR_ACT_TO_TBL = 1
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255

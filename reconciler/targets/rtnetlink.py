@@ -51,6 +51,11 @@ ATTRIBUTE = struct.Struct("=HH")
 
 NLA_TYPE_MASK = 0x3FFF
 
+NUD_PERMANENT = 0x80
+"""Of ``ndm_state`` (linux/neighbour.h): the others come and go with traffic."""
+
+U16 = struct.Struct("=H")
+
 AF = {"ipv4": 2, "ipv6": 10}
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
@@ -90,12 +95,16 @@ class Table(NamedTuple):
         message: pyroute2's class for its entries.
         get: the request (linux/rtnetlink.h).
         attributes: those that are wanted, of nested ones the way; all, if none are named.
+        flags: an entry is wanted if it has one of these; every entry, if this is 0.
+        flags_at: where they are, in bytes from the header's end; a ``u16``.
     """
 
     name: str
     message: Any
     get: int
     attributes: tuple[str | tuple[str, str], ...] = ()
+    flags: int = 0
+    flags_at: int = 0
 
 
 LINKS = Table(
@@ -106,7 +115,7 @@ LINKS = Table(
 )
 ADDRESSES = Table("addresses", ifaddrmsg, 22, ("local", "address", "flags"))
 ROUTES = Table("routes", rtmsg, 26, ("dst", "gateway", "table", "oif", "priority", "metrics"))
-NEIGHBOURS = Table("neighbours", ndmsg, 30, ("dst", "lladdr"))
+NEIGHBOURS = Table("permanent neighbours", ndmsg, 30, ("dst", "lladdr"), NUD_PERMANENT, 8)
 RULES = Table("rules", fibmsg, 34)
 
 
@@ -151,7 +160,7 @@ class Rtnetlink:
         for _ in range(DUMP_ATTEMPTS):
             try:
                 answer = self._ask(_dump_request(table, **fields), NLM_F_DUMP)
-                return tuple(_wanted(table, content) for content in answer)
+                return tuple(_wanted(table, c) for c in answer if _is_wanted(table, c))
             except NetlinkDumpInterrupted:
                 continue
         raise ObserveError(table.name, f"it changed during each of {DUMP_ATTEMPTS} dumps")
@@ -251,6 +260,13 @@ def _layout(table: Table) -> tuple[int, frozenset[int]]:
     prefix = len(table.message.prefix)
     numbered = enumerate(table.message.nla_map) if names else ()
     return start, frozenset(n for n, (name, _) in numbered if name[prefix:].lower() in names)
+
+
+def _is_wanted(table: Table, content: bytes) -> bool:
+    if not table.flags:
+        return True
+    (flags,) = U16.unpack_from(content, HEADER.size + table.flags_at)
+    return bool(flags & table.flags)
 
 
 def _wanted(table: Table, content: bytes) -> bytes:

@@ -576,15 +576,16 @@ class Agent:
                 self._latest = result
             else:
                 self._latest = replace(self._latest, records=result.records)
-            present = {a.key for a in result.records.attachments}
-            self._done = {k: v for k, v in self._done.items() if k in present}
+            self._forget_gone(result)
             self._done |= {key: (a, started) for key, a in result.done.items()}
             self._waiting = dict(result.waiting)
             self._published_at = started
-            wanted = {i.key: i for i in result.records.intents if i.state is IntentState.WANTED}
-            self._withdrawn = dict.fromkeys(self._asked.keys() - wanted.keys(), started)
-            self._answered = {k: v for k, v in self._answered.items() if k in present}
-            asked = {k: wanted[k] for k in self._asked.keys() & wanted.keys()}
+            asked = {
+                i.key: i
+                for i in result.records.intents
+                if i.key in self._asked and i.state is IntentState.WANTED
+            }
+            self._withdrawn = dict.fromkeys(self._asked.keys() - asked.keys(), started)
             self._changed.notify_all()
         for key, intent in asked.items():
             if attachment := result.done.get(key):
@@ -600,6 +601,16 @@ class Agent:
                         "attempt": intent.attempt,
                     },
                 )
+
+    def _forget_gone(self, result: Pass) -> None:
+        """Forget what was known of attachments that a pass no more has found."""
+        looked_for = result.asked
+        if looked_for is None:
+            looked_for = frozenset(self._done.keys() | self._answered.keys())
+        present = {a.key for a in result.records.attachments if a.key in looked_for}
+        for key in looked_for - present:
+            self._done.pop(key, None)
+            self._answered.pop(key, None)
 
     def _addresses(self, records: Records) -> dict[str, int]:
         """Count pod addresses by state."""

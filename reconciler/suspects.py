@@ -39,7 +39,7 @@ class Suspects:
 
     def hear(self, notifications: bytes) -> None:
         """Remember who is behind some notifications; what cannot be understood tells nothing."""
-        names = {name for pid, name in _authors(notifications) if pid != self._own}
+        names = {name or _name(pid) for pid, name in _authors(notifications) if pid != self._own}
         if names:
             now = time.monotonic()
             with self._lock:
@@ -64,7 +64,7 @@ def _authors(data: bytes) -> Iterator[tuple[int, str]]:
                 data[offset + NLMSG_HEADER.size + NFGENMSG_BYTES : offset + length]
             )
         elif 0 < port < 1 << 22:  # PID_MAX_LIMIT; what bind chooses otherwise is above
-            yield port, _name(port)
+            yield port, ""
         offset += length + 3 & ~3
 
 

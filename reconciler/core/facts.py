@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 
 from reconciler.core.datapath import Family, IpAddress, IpNetwork
 
@@ -68,7 +70,7 @@ class Eni:
     @property
     def pod_addresses(self) -> tuple[IpAddress, ...]:
         """Every counted address a pod may get: single ones first, then those of prefixes."""
-        return (*self.secondaries, *(a for p in self.prefixes for a in p))
+        return (*self.secondaries, *chain.from_iterable(map(_addresses, self.prefixes)))
 
     def holds(self, address: IpAddress) -> bool:
         """Whether EC2 gave it this address for a pod."""
@@ -98,3 +100,9 @@ class Eni:
     def serves_pods(self) -> bool:
         """Attached and ours, so that its addresses may be given to pods."""
         return self.owned and self.status == "attached" and self.device_index is not None
+
+
+@lru_cache(4096)
+def _addresses(prefix: IpNetwork) -> tuple[IpAddress, ...]:
+    """Return a prefix's addresses: sixteen, and the same ones are asked for with every pod."""
+    return tuple(prefix)

@@ -97,8 +97,8 @@ def plan(desired: Allocation, observed: Records) -> Plan:
         + _adopt(desired, observed)
         + _expire(desired, observed)
         + _end_cooldowns(desired, observed)
-        + _release(desired, observed)
-        + _bind(desired, observed)
+        + _release(desired, observed, observed.intents)
+        + _bind(desired, observed, observed.intents)
         + _keep(desired, observed)
         + _leave_out(observed)
     )
@@ -106,8 +106,8 @@ def plan(desired: Allocation, observed: Records) -> Plan:
 
 def plan_pods(keys: Collection[AttachmentKey], desired: Allocation, observed: Records) -> Plan:
     """What these pods wait for: bind what is wanted, release what was given back."""
-    asked = replace(observed, intents=tuple(i for i in observed.intents if i.key in keys))
-    return _release(desired, asked) + _bind(desired, asked)
+    intents = [i for i in observed.intents if i.key in keys]
+    return _release(desired, observed, intents) + _bind(desired, observed, intents)
 
 
 def find_strays(
@@ -208,16 +208,17 @@ def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
     )
 
 
-def _release(desired: Allocation, observed: Records) -> Plan:
+def _release(desired: Allocation, observed: Records, intents: Iterable[Intent]) -> Plan:
     """Cooldown first, then the binding, then the intent: at every point the address is held."""
     actions: list[Action] = []
+    outlived = observed.outlived
+    going = [i for i in intents if i.state is IntentState.RELEASED or i.key in outlived]
+    if not going:
+        return Plan()
     bound = {a.key: a for a in (*desired.strays, *observed.attachments)}
     resting = {c.address for c in observed.cooling}
-    outlived = observed.outlived
-    for intent in observed.intents:
+    for intent in going:
         is_released = intent.state is IntentState.RELEASED
-        if not is_released and intent.key not in outlived:
-            continue
         attachment = bound.get(intent.key)
         if attachment is not None:
             if attachment.key not in desired.clear:
@@ -235,10 +236,16 @@ def _release(desired: Allocation, observed: Records) -> Plan:
     return Plan(tuple(actions))
 
 
-def _bind(desired: Allocation, observed: Records) -> Plan:
+def _bind(desired: Allocation, observed: Records, intents: Iterable[Intent]) -> Plan:
     held = (*observed.attachments, *desired.strays, *(a for a, _ in desired.adoptions))
     bound = {a.key for a in held}
-    outlived = observed.outlived
+    wanted = [i for i in intents if i.state is IntentState.WANTED]
+    lost = [i for i in wanted if i.key in bound and not i.netns_alive]
+    replaced = [i for i in wanted if i.key in observed.outlived and i.netns_alive]
+    refusals = [*map(_netns_gone, lost), *map(_sandbox_replaced, replaced)]
+    new = [i for i in wanted if i.key not in bound]
+    if not new:
+        return Plan(refusals=tuple(refusals))
     taken = {address for a in held for address in a.addresses}
     taken |= {c.address for c in observed.cooling}
     taken |= desired.elsewhere | observed.doubtful(desired.now)
@@ -246,16 +253,7 @@ def _bind(desired: Allocation, observed: Records) -> Plan:
     veths = {a.veth: a.key for a in held}
     offers = _offers(desired, taken, [q.network for q in observed.quarantined])
     actions: list[Action] = []
-    refusals: list[Refusal] = []
-    for intent in observed.intents:
-        if intent.state is not IntentState.WANTED:
-            continue
-        if intent.key in bound:
-            if not intent.netns_alive:
-                refusals.append(_netns_gone(intent))
-            elif intent.key in outlived:
-                refusals.append(_sandbox_replaced(intent))
-            continue
+    for intent in new:
         netns = netns_identity(intent.netns, intent.netns_inode)
         veth = _veth(intent.key, intent.pod, desired)
         if not intent.netns_alive:

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import time
+from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -575,8 +576,10 @@ def _updated(
     before: Iterable[Any], keys: Collection[AttachmentKey], now: Iterable[Any]
 ) -> tuple[Any, ...]:
     """Put what was read of these keys into the place of what was read before."""
-    kept = [record for record in before if record.key not in keys]
-    return tuple(sorted([*kept, *now], key=BY_KEY))
+    updated = [record for record in before if record.key not in keys]
+    for record in now:
+        insort(updated, record, key=BY_KEY)
+    return tuple(updated)
 
 
 def _decode(file: IO[str], name: str) -> Any:

@@ -214,7 +214,7 @@ def _peer(lab: Lab, name: str, stack: ExitStack, *, masquerade: bool) -> Call:
 def _run(
     host: str, program: Path, config: Mapping[str, object], verb: str, name: str, where: str
 ) -> None:
-    """Run an executable once on a host, as a runtime does."""
+    """Run an executable once on a host, as a runtime does that runs there."""
     environment = {
         "PATH": os.environ["PATH"],
         "CNI_COMMAND": verb,
@@ -223,14 +223,15 @@ def _run(
         "CNI_IFNAME": "eth0",
         "CNI_PATH": str(PLUGINS),
     }
-    done = subprocess.run(
-        ["nsenter", f"--net={netns.path(host)}", "--", str(program)],
-        input=json.dumps(config),
-        env=environment,
-        text=True,
-        check=False,
-        capture_output=True,
-    )
+    with netns.inside(host):
+        done = subprocess.run(
+            [str(program)],
+            input=json.dumps(config),
+            env=environment,
+            text=True,
+            check=False,
+            capture_output=True,
+        )
     if done.returncode != 0:
         raise RuntimeError(f"{program.name} {verb} {name}: {done.stdout}{done.stderr}")
 

@@ -396,9 +396,8 @@ class LocalNode:
         domain = Domain("attachment", attachment.desire, plan, state)
         with self._binding:
             outcomes = converge([domain], inputs)
-        records = self._records_after(outcomes)
-        concerned = tuple(a for a in records.attachments if a.key in keys)
-        living = tuple(a for a in concerned if a.key not in records.released)
+        asked = self._records_after(outcomes).among(keys)
+        concerned, living = asked.attachments, asked.living
         looked_at = time.monotonic()
         inputs = replace(inputs, attachments=living, pods=inputs.pods & keys, visit=None)
         # Of a pod that leaves only the host's objects: its own go with its link.
@@ -408,12 +407,12 @@ class LocalNode:
         outcomes |= kernel
         told = [a for a in concerned if a not in living or a in inputs.visited]
         done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
-        going = done.keys() & records.released
+        going = done.keys() & asked.released
         if going and not outcomes["attachment"].errors:
             with self._binding:
                 outcomes |= converge([domain], replace(inputs, clear=frozenset(going)))
-            records = self._records_after(outcomes)
-        self._prove(records, living, done)
+        records = self._records_after(outcomes)
+        self._proven = self._proven - keys | done.keys() & {a.key for a in living}
         waiting = _waiting(outcomes["attachment"]) | _occupied(living, outcomes["link"])
         here = {a.key: a for a in living if a.key in done}
         return Pass(outcomes, looked_at, records, inputs, here, waiting, asked=keys)

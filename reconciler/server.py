@@ -14,6 +14,7 @@ import socketserver
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from cni import protocol
@@ -41,6 +42,9 @@ MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 LOGGED = {do: f"{do} answered" for do in ("add", "del", "check", "release")}
 """What a pod's way is followed by, in the log, by question."""
+
+SPARE_THREADS = 4
+"""Threads that are kept for the next connections."""
 
 SPEAK_S = 10.0
 """Seconds in which the other side must have asked, and then taken its answer."""
@@ -82,10 +86,50 @@ class Server:
         self._path.unlink(missing_ok=True)
 
 
-class _Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
+class _Unix(socketserver.UnixStreamServer):
+    """Gives each connection a thread, of which a few are kept for the next ones.
+
+    A pod waits for a thread to start as long as for a link of its to be made.
+    """
+
     request_queue_size = 512  # a node's worth of pods may ask at once
     agent: Agent
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._accepted: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hand a connection to a thread that is idle, or to a new one."""
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._work, name="exchange", daemon=True).start()
+        self._accepted.put((request, client_address))
+
+    def server_close(self) -> None:
+        """Close the socket, and end the threads that are idle."""
+        super().server_close()
+        with self._lock:
+            for _ in range(self._idle):
+                self._accepted.put(None)
+            self._idle = 0
+
+    def _work(self) -> None:
+        while (accepted := self._accepted.get()) is not None:
+            try:
+                self.finish_request(*accepted)
+            except Exception:  # noqa: BLE001 - as socketserver does: one connection is not all
+                self.handle_error(*accepted)
+            finally:
+                self.shutdown_request(accepted[0])
+            with self._lock:
+                if self._idle >= SPARE_THREADS:
+                    return
+                self._idle += 1
 
 
 class _Exchange(socketserver.StreamRequestHandler):

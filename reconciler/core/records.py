@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
+from typing import TypeVar
 
 from reconciler.core.attachment import (
     Attachment,
@@ -21,6 +25,12 @@ from reconciler.core.release import Quarantine
 DOUBT_S = 600.0
 """Seconds for which an address that a torn record names is given to nobody: longer than any
 cooldown, and than conntrack remembers what is not an open connection."""
+
+
+R = TypeVar("R", Intent, Attachment)
+
+BY_KEY = attrgetter("key")
+"""The order in which records are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,14 @@ class Records:
     creations: tuple[Creation, ...] = ()
     unreadable: tuple[str, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
+
+    def among(self, keys: Collection[AttachmentKey]) -> Records:
+        """Return the same with the intents and attachments of some keys only."""
+        return replace(
+            self,
+            intents=_found(self.intents, keys),
+            attachments=_found(self.attachments, keys),
+        )
 
     def doubtful(self, now: float) -> frozenset[IpAddress]:
         """Addresses that a torn record names, and that nobody may be given yet.
@@ -101,3 +119,8 @@ class Records:
         assigned = sum(any(map(is_counted, a.addresses)) for a in self.attachments)
         cooling = sum(is_counted(c.address) for c in self.cooling)
         return Demand(assigned, cooling, len(waiting))
+
+
+def _found(records: tuple[R, ...], keys: Collection[AttachmentKey]) -> tuple[R, ...]:
+    places = ((key, bisect_left(records, key, key=BY_KEY)) for key in sorted(keys))
+    return tuple(records[p] for key, p in places if p < len(records) and records[p].key == key)

@@ -97,8 +97,8 @@ def plan(desired: Allocation, observed: Records) -> Plan:
         + _adopt(desired, observed)
         + _expire(desired, observed)
         + _end_cooldowns(desired, observed)
-        + _release(desired, observed, observed.intents)
-        + _bind(desired, observed, observed.intents)
+        + _release(desired, observed)
+        + _bind(desired, observed, observed)
         + _keep(desired, observed)
         + _leave_out(observed)
     )
@@ -106,8 +106,8 @@ def plan(desired: Allocation, observed: Records) -> Plan:
 
 def plan_pods(keys: Collection[AttachmentKey], desired: Allocation, observed: Records) -> Plan:
     """What these pods wait for: bind what is wanted, release what was given back."""
-    intents = [i for i in observed.intents if i.key in keys]
-    return _release(desired, observed, intents) + _bind(desired, observed, intents)
+    asked = observed.among(keys)
+    return _release(desired, asked) + _bind(desired, asked, observed)
 
 
 def find_strays(
@@ -208,11 +208,11 @@ def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
     )
 
 
-def _release(desired: Allocation, observed: Records, intents: Iterable[Intent]) -> Plan:
+def _release(desired: Allocation, observed: Records) -> Plan:
     """Cooldown first, then the binding, then the intent: at every point the address is held."""
     actions: list[Action] = []
     outlived = observed.outlived
-    going = [i for i in intents if i.state is IntentState.RELEASED or i.key in outlived]
+    going = [i for i in observed.intents if i.state is IntentState.RELEASED or i.key in outlived]
     if not going:
         return Plan()
     bound = {a.key: a for a in (*desired.strays, *observed.attachments)}
@@ -236,16 +236,17 @@ def _release(desired: Allocation, observed: Records, intents: Iterable[Intent]) 
     return Plan(tuple(actions))
 
 
-def _bind(desired: Allocation, observed: Records, intents: Iterable[Intent]) -> Plan:
-    held = (*observed.attachments, *desired.strays, *(a for a, _ in desired.adoptions))
-    bound = {a.key for a in held}
-    wanted = [i for i in intents if i.state is IntentState.WANTED]
+def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
+    others = (*desired.strays, *(a for a, _ in desired.adoptions))
+    bound = {a.key for a in (*asked.attachments, *others)}
+    wanted = [i for i in asked.intents if i.state is IntentState.WANTED]
     lost = [i for i in wanted if i.key in bound and not i.netns_alive]
-    replaced = [i for i in wanted if i.key in observed.outlived and i.netns_alive]
+    replaced = [i for i in wanted if i.key in asked.outlived and i.netns_alive]
     refusals = [*map(_netns_gone, lost), *map(_sandbox_replaced, replaced)]
     new = [i for i in wanted if i.key not in bound]
     if not new:
         return Plan(refusals=tuple(refusals))
+    held = (*observed.attachments, *others)
     taken = {address for a in held for address in a.addresses}
     taken |= {c.address for c in observed.cooling}
     taken |= desired.elsewhere | observed.doubtful(desired.now)

@@ -53,6 +53,7 @@ from reconciler.targets.rtnetlink import (
     NEIGHBOURS,
     ROUTES,
     RULES,
+    Attributes,
     Facts,
     Memory,
     Rtnetlink,
@@ -389,7 +390,7 @@ def _observe_places(
     names: dict[int, str] = {}
     places = [o for o in places if not getattr(o, "netns", "")]
     for name in {o.name for o in places if isinstance(o, Veth)}:
-        message = _get(host, LINKS, [("IFLA_IFNAME", name)])
+        message = _get(host, LINKS, (("IFLA_IFNAME", name),))
         if message is None or (link := _decode_link(message, {name})) is None:
             continue
         names[message["index"]] = name
@@ -403,7 +404,7 @@ def _observe_places(
         message = _get(
             host,
             ROUTES,
-            [("RTA_DST", str(route.destination.network_address))],
+            (("RTA_DST", str(route.destination.network_address)),),
             family=AF[_family_name(route.destination.version)],
             dst_len=route.destination.prefixlen,
             flags=RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH,
@@ -416,9 +417,7 @@ def _observe_places(
     return objects, pairs
 
 
-def _get(
-    host: Rtnetlink, table: Table, attributes: Iterable[tuple[str, str]], **fields: int
-) -> Facts | None:
+def _get(host: Rtnetlink, table: Table, attributes: Attributes, **fields: int) -> Facts | None:
     """Read one entry; None if there is no such thing."""
     try:
         return host.get(table, attributes, **fields)

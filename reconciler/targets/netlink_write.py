@@ -101,7 +101,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
         case Veth() as veth:
             _apply_veth(sessions, action.verb, veth)
         case PodLink() as link if deleting:
-            sessions(link.netns).change(LINKS, How.DELETE, [("IFLA_IFNAME", link.name)])
+            sessions(link.netns).change(LINKS, How.DELETE, (("IFLA_IFNAME", link.name),))
         case PodLink() as link:
             settings = ("IFLA_ADDRESS", link.mac), ("IFLA_MTU", link.mtu)
             _set_link(sessions(link.netns), link.name, link.up, *settings)
@@ -111,7 +111,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
             sessions(neighbour.netns).change(
                 NEIGHBOURS,
                 How.DELETE if deleting else How.REPLACE,
-                [("NDA_DST", str(neighbour.address)), ("NDA_LLADDR", neighbour.mac)],
+                (("NDA_DST", str(neighbour.address)), ("NDA_LLADDR", neighbour.mac)),
                 family=_family(neighbour.address),
                 ifindex=sessions.index(neighbour.netns, neighbour.device),
                 state=NUD_PERMANENT,
@@ -124,7 +124,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
 
 def _set_link(where: Rtnetlink, name: str, up: bool, *settings: tuple[str, Any]) -> None:
     flags = IFF_UP if up else 0
-    attributes = [("IFLA_IFNAME", name), *settings]
+    attributes = (("IFLA_IFNAME", name), *settings)
     where.change(LINKS, How.SET, attributes, flags=flags, change=IFF_UP)
 
 
@@ -132,22 +132,22 @@ def _apply_veth(sessions: Sessions, verb: Verb, veth: Veth) -> None:
     host = sessions("")
     sessions.forget()
     if verb is Verb.DELETE:
-        host.change(LINKS, How.DELETE, [("IFLA_IFNAME", veth.name)])
+        host.change(LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
         return
     settings = ("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu)
     if verb is Verb.CREATE:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
         fd = open_namespace(veth.pod_netns)
         try:
-            peer = [
+            peer = (
                 ("IFLA_IFNAME", veth.pod_name),
                 ("IFLA_ADDRESS", veth.pod_mac),
                 ("IFLA_MTU", veth.mtu),
                 ("IFLA_NET_NS_FD", fd),
-            ]
-            data = {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]}
-            kind = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}
-            attributes = [("IFLA_IFNAME", veth.name), *settings, ("IFLA_LINKINFO", kind)]
+            )
+            data = ("IFLA_INFO_DATA", (("VETH_INFO_PEER", peer),))
+            kind = ("IFLA_LINKINFO", (("IFLA_INFO_KIND", "veth"), data))
+            attributes = (("IFLA_IFNAME", veth.name), *settings, kind)
             host.change(LINKS, How.CREATE, attributes)
         finally:
             os.close(fd)
@@ -159,7 +159,7 @@ def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None
     own = str(address.address)
     flags = 0 if address.connected_route else IFA_F_NOPREFIXROUTE
     flags |= IFA_F_NODAD if address.address.version == 6 else 0
-    attributes: Attributes = [("IFA_LOCAL", own), ("IFA_ADDRESS", own), ("IFA_FLAGS", flags)]
+    attributes: Attributes = (("IFA_LOCAL", own), ("IFA_ADDRESS", own), ("IFA_FLAGS", flags))
     fields = {
         "family": _family(address.address),
         "prefixlen": address.prefix_length,
@@ -174,11 +174,11 @@ def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None
 
 def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
     where = sessions(route.netns)
-    attributes: Attributes = [("RTA_TABLE", route.table)]
+    attributes: Attributes = (("RTA_TABLE", route.table),)
     if route.destination.prefixlen:
-        attributes.append(("RTA_DST", str(route.destination.network_address)))
+        attributes += (("RTA_DST", str(route.destination.network_address)),)
     if route.metric:
-        attributes.append(("RTA_PRIORITY", route.metric))
+        attributes += (("RTA_PRIORITY", route.metric),)
     fields = {
         "family": _family(route.destination.network_address),
         "dst_len": route.destination.prefixlen,
@@ -189,25 +189,25 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
         # Without a scope the kernel would look for one of scope "universe" only.
         where.change(ROUTES, How.DELETE, attributes, scope=SCOPE_NOWHERE, **fields)
         return
-    attributes.append(("RTA_OIF", sessions.index(route.netns, route.device)))
+    attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
     if route.gateway:
-        attributes.append(("RTA_GATEWAY", str(route.gateway)))
+        attributes += (("RTA_GATEWAY", str(route.gateway)),)
     scope = SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
     where.change(ROUTES, How.REPLACE, attributes, scope=scope, type=RTN_UNICAST, **fields)
 
 
 def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
-    attributes: Attributes = [
+    attributes: Attributes = (
         ("FRA_PRIORITY", rule.priority),
         ("FRA_TABLE", rule.table),
         ("FRA_PROTOCOL", rule.protocol),
-    ]
+    )
     told = dict(word.partition("=")[::2] for word in rule.extra.split(","))
     fields = {"family": AF[rule.family], "action": int(told.get("action", FR_ACT_TO_TBL))}
     if rule.mark is not None:
-        attributes += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask)]
+        attributes += (("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask))
     if rule.source is not None:
-        attributes.append(("FRA_SRC", str(rule.source.network_address)))
+        attributes += (("FRA_SRC", str(rule.source.network_address)),)
         fields["src_len"] = rule.source.prefixlen
     try:
         how = How.DELETE if deleting else How.CREATE

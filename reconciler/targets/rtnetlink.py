@@ -12,9 +12,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
@@ -62,8 +62,8 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
 
 
-Attributes = list[tuple[str, Any]]
-"""Attributes of a request, by pyroute2's names."""
+Attributes = tuple[tuple[str, Any], ...]
+"""Attributes of a request, by pyroute2's names; a tuple is what is inside of one."""
 
 
 class How(Enum):
@@ -159,7 +159,8 @@ class Rtnetlink:
         """
         for _ in range(DUMP_ATTEMPTS):
             try:
-                answer = self._ask(_dump_request(table, **fields), NLM_F_DUMP)
+                request = _request(table, NLM_F_DUMP, tuple(fields.items()), ())
+                answer = self._ask(request, NLM_F_DUMP)
                 return tuple(_wanted(table, c) for c in answer if _is_wanted(table, c))
             except NetlinkDumpInterrupted:
                 continue
@@ -175,13 +176,13 @@ class Rtnetlink:
         self._memory[what] = now
         return [now[content] for content in told]
 
-    def get(self, table: Table, attributes: Iterable[tuple[str, Any]], **fields: int) -> Facts:
+    def get(self, table: Table, attributes: Attributes, **fields: int) -> Facts:
         """Read one entry.
 
         Raises:
             NetlinkError: the kernel has no such entry, or refused.
         """
-        for content in self._ask(_request(table, 0, fields, attributes), 0):
+        for content in self._ask(_request(table, 0, tuple(fields.items()), attributes), 0):
             return _decode(table, _wanted(table, content))
         raise NetlinkError(errno.ENODATA, f"no answer about {table.name}")
 
@@ -192,7 +193,8 @@ class Rtnetlink:
             NetlinkError: the kernel refused.
         """
         flags = how.flags | NLM_F_ACK
-        for _ in self._ask(_request(table, flags, fields, attributes, how.offset), flags):
+        request = _request(table, flags, tuple(fields.items()), attributes, how.offset)
+        for _ in self._ask(request, flags):
             pass
 
     def close(self) -> None:
@@ -221,27 +223,28 @@ class Rtnetlink:
                 return
 
 
-@cache
-def _dump_request(table: Table, **fields: int) -> bytes:
-    """Return one of the dozen requests that are sent for every pod."""
-    return _request(table, NLM_F_DUMP, fields, ())
-
-
+@lru_cache(512)
 def _request(
     table: Table,
     flags: int,
-    fields: Mapping[str, int],
-    attributes: Iterable[tuple[str, Any]],
+    fields: tuple[tuple[str, int], ...],
+    attributes: Attributes,
     offset: int = 0,
 ) -> bytes:
+    """Return a request; many are the same for every pod, and for a pod at every look."""
     request = table.message()
     request["header"]["type"] = table.get + offset
     request["header"]["flags"] = flags | NLM_F_REQUEST
-    for name, value in fields.items():
+    for name, value in fields:
         request[name] = value
-    request["attrs"] = list(attributes)
+    request["attrs"] = _spelt(attributes)
     request.encode()
     return bytes(request.data)
+
+
+def _spelt(attributes: Attributes) -> list[tuple[str, Any]]:
+    """Return attributes as pyroute2 wants them."""
+    return [(n, {"attrs": _spelt(v)} if isinstance(v, tuple) else v) for n, v in attributes]
 
 
 def _raise_refusal(content: bytes) -> None:

@@ -13,13 +13,12 @@ import os
 import re
 import stat
 import time
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from ipaddress import ip_address, ip_network
-from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -37,7 +36,7 @@ from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Node
 from reconciler.core.plan import Change, Verb
-from reconciler.core.records import Records, SetAside
+from reconciler.core.records import BY_KEY, Records, SetAside
 from reconciler.core.release import Quarantine
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
 from reconciler.targets.look import decode_look, encode_look
@@ -569,14 +568,15 @@ def _check_version(body: object) -> None:
         raise ValueError(f"no record of schema version {VERSION}, the one this release reads")
 
 
-BY_KEY = attrgetter("key")
-
-
 def _updated(
     before: Iterable[Any], keys: Collection[AttachmentKey], now: Iterable[Any]
 ) -> tuple[Any, ...]:
     """Put what was read of these keys into the place of what was read before."""
-    updated = [record for record in before if record.key not in keys]
+    updated = list(before)
+    for key in keys:
+        place = bisect_left(updated, key, key=BY_KEY)
+        if place < len(updated) and updated[place].key == key:
+            del updated[place]
     for record in now:
         insort(updated, record, key=BY_KEY)
     return tuple(updated)

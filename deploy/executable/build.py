@@ -24,6 +24,7 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 built_in, frozen, files = sys.meta_path
 sys.meta_path = [built_in, files, frozen]  # a stand-in goes before what CPython has frozen
+del sys.modules["codecs"], sys.modules["encodings"]  # this interpreter has started with them
 for name in sys.argv[3:]:
     __import__(name)
 import json  # not before: what it imports shall be the stand-in
@@ -94,6 +95,19 @@ environ = {name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surro
            for name, value in posix.environ.items()}
 '''
 
+CODECS = '''\
+"""In place of ``codecs``: the marks that ``json`` looks for in bytes, of which it is given none.
+
+"""
+BOM_UTF8 = b"\\xef\\xbb\\xbf"
+BOM_UTF16_LE, BOM_UTF16_BE = b"\\xff\\xfe", b"\\xfe\\xff"
+BOM_UTF32_LE, BOM_UTF32_BE = BOM_UTF16_LE + b"\\0\\0", b"\\0\\0" + BOM_UTF16_BE
+'''
+
+ENCODINGS = '''\
+"""In place of ``encodings``: UTF-8, all there is to read and write, is the interpreter's own."""
+'''
+
 INITIALISERS = {
     "sys": "NULL",
     "builtins": "NULL",
@@ -112,9 +126,11 @@ def main(output: Path) -> None:
         (work / "re.py").write_text(RE % python(PATTERNS))
         (work / "socket.py").write_text(SOCKET)
         (work / "os.py").write_text(OS)
+        (work / "codecs.py").write_text(CODECS)
+        (work / "encodings.py").write_text(ENCODINGS)
         places = [str(work), str(ROOT)]
-        # The interpreter itself needs what any interpreter has when it has started.
-        specs = json.loads(python(IMPORT, *places, PROGRAM, "encodings.utf_8"))
+        # What is wrong in UTF-8 is told by way of the registry of codecs, which imports these.
+        specs = json.loads(python(IMPORT, *places, PROGRAM, "encodings"))
         (work / "modules.c").write_text(modules(specs))
         link([HERE / "main.c", work / "modules.c"], work / output.name)
         (work / output.name).rename(output)

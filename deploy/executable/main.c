@@ -3,9 +3,26 @@
  * Source: CPython, "Python Initialization Configuration" (PEP 587) and Include/cpython/import.h.
  */
 #include <Python.h>
+#include <malloc.h>
 #include <signal.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* linux/mman.h, Linux 5.14 */
+#endif
 
 extern const struct _frozen node_network_modules[];
+extern char __data_start[], _end[]; /* of writable data, by the linker (end(3)) */
+
+/* The interpreter writes to nearly every page of its data when it starts. Had one by one, each is a
+ * fault, and all of them a tenth of the time that the executable runs. Older kernels refuse. */
+static void prepare_memory(void)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = (uintptr_t)__data_start & ~(page - 1);
+    madvise((void *)begin, (uintptr_t)_end - begin, MADV_POPULATE_WRITE);
+    mallopt(M_TOP_PAD, 512 * 1024); /* bytes of heap to ask the kernel for at a time */
+}
 
 static void check(PyStatus status)
 {
@@ -41,6 +58,7 @@ static void configure(void)
 
 int main(void)
 {
+    prepare_memory();
     /* A peer or a runtime that is gone is an error to be told, not the end: what was recorded has
      * to be taken back. An isolated interpreter leaves signals alone. */
     signal(SIGPIPE, SIG_IGN);

@@ -472,7 +472,6 @@ class Agent:
             return False
         telemetry.PASS_SECONDS.observe(time.monotonic() - started)
         self._publish(result, started)
-        time.sleep(ANSWER_S)
         self._drift.book_pods(result.outcomes)
         self._tell_pool(result)
         return result.settled
@@ -587,6 +586,8 @@ class Agent:
             }
             self._withdrawn = dict.fromkeys(self._asked.keys() - asked.keys(), started)
             self._changed.notify_all()
+        if asked:
+            time.sleep(ANSWER_S)
         for key, intent in asked.items():
             if attachment := result.done.get(key):
                 log.info(

@@ -341,26 +341,30 @@ def _offers(
     All addresses of a pod are of one ENI, so that it leaves by the same in every family.
     """
     local = [_free(_hosts(FAMILIES[name].node_local), taken) for name in desired.egress]
-    seen: set[IpAddress | IpNetwork] = set()
-    for eni in desired.enis:
-        # During a move two ENIs may show the same. Looked through only as far as they are asked
-        # for: an ENI may hold hundreds, and mostly one of the first is free.
-        whole = [n for n in eni.boundless if n not in seen and n not in leaving]
+    for place, eni in enumerate(desired.enis):
+        earlier = desired.enis[:place]
+        others = {n for e in earlier for n in e.boundless} | set(leaving)
+        whole = [n for n in eni.boundless if n not in others]
         streams = [
-            _free(_held(name, _staying(eni.pod_addresses, seen, leaving), whole), taken)
+            _staying(_free(_held(name, eni.pod_addresses, whole), taken), earlier, leaving)
             for name in desired.families
         ]
         for addresses in zip(*streams, *local, strict=False):
             yield eni, addresses
-        seen |= {*eni.pod_addresses, *eni.boundless}
 
 
 def _staying(
-    addresses: Iterable[IpAddress], seen: Collection[object], leaving: Collection[IpNetwork]
-) -> Iterable[IpAddress]:
-    if not seen and not leaving:
-        return addresses
-    return (a for a in addresses if a not in seen and not any(a in n for n in leaving))
+    free: Iterable[IpAddress], earlier: Collection[Eni], leaving: Collection[IpNetwork]
+) -> Iterator[IpAddress]:
+    """Leave out what goes, and what was offered: during a move two ENIs may show the same.
+
+    An ENI may hold hundreds; they are looked through only as far as they are asked for.
+    """
+    return (
+        a
+        for a in free
+        if not any(a in n for n in leaving) and not any(e.holds(a) for e in earlier)
+    )
 
 
 def _held(

@@ -25,6 +25,7 @@ from reconciler.targets.rtnetlink import (
     NEIGHBOURS,
     NUD_PERMANENT,
     ROUTES,
+    RTN_UNICAST,
     RULES,
     Attributes,
     How,
@@ -36,7 +37,6 @@ KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 IFF_UP = 0x1
 IFA_F_NODAD = 0x02
 IFA_F_NOPREFIXROUTE = 0x200
-RTN_UNICAST = 1
 FR_ACT_TO_TBL = 1
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 

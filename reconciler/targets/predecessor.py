@@ -39,9 +39,9 @@ from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.iptables import Iptables
 from reconciler.targets.namespaces import entered_by
 from reconciler.targets.netlink import GONE, KNOWN_RULE_FIELDS
-from reconciler.targets.netlink_write import FR_ACT_TO_TBL, RTN_UNICAST, SCOPE_NOWHERE
+from reconciler.targets.netlink_write import FR_ACT_TO_TBL, SCOPE_NOWHERE
 from reconciler.targets.nft import StockTables
-from reconciler.targets.rtnetlink import LINKS, ROUTES, RULES, Facts, Rtnetlink
+from reconciler.targets.rtnetlink import LINKS, ROUTES, RTN_UNICAST, RULES, Facts, Rtnetlink
 
 DIRECTORY = Path("/var/run/aws-node")
 """Where its daemon keeps its checkpoint and its socket (amazon-vpc-cni-k8s ``ipamd.go``)."""

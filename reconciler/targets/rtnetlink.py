@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from reconciler.core.datapath import PROTOCOL
 from reconciler.errors import ObserveError
 
 Facts = Any
@@ -52,7 +53,7 @@ ATTRIBUTE = struct.Struct("=HH")
 NLA_TYPE_MASK = 0x3FFF
 
 NUD_PERMANENT = 0x80
-"""Of ``ndm_state`` (linux/neighbour.h): the others come and go with traffic."""
+RTN_UNICAST = 1
 
 U16 = struct.Struct("=H")
 
@@ -95,16 +96,26 @@ class Table(NamedTuple):
         message: pyroute2's class for its entries.
         get: the request (linux/rtnetlink.h).
         attributes: those that are wanted, of nested ones the way; all, if none are named.
-        flags: an entry is wanted if it has one of these; every entry, if this is 0.
-        flags_at: where they are, in bytes from the header's end; a ``u16``.
+        takes: whether an entry is wanted, by its message; all are, if this is None.
     """
 
     name: str
     message: Any
     get: int
     attributes: tuple[str | tuple[str, str], ...] = ()
-    flags: int = 0
-    flags_at: int = 0
+    takes: Callable[[bytes], bool] | None = None
+
+
+def _is_of_somebody(route: bytes) -> bool:
+    """Leave out what the kernel keeps for itself: routes to its own addresses, broadcasts."""
+    protocol, kind = route[HEADER.size + 5], route[HEADER.size + 7]  # ``struct rtmsg``
+    return kind == RTN_UNICAST or protocol == PROTOCOL
+
+
+def _is_permanent(neighbour: bytes) -> bool:
+    """Leave out what comes and goes with traffic."""
+    (state,) = U16.unpack_from(neighbour, HEADER.size + 8)  # ``struct ndmsg``
+    return bool(state & NUD_PERMANENT)
 
 
 LINKS = Table(
@@ -114,8 +125,14 @@ LINKS = Table(
     ("ifname", "address", "mtu", "link", "ifalias", "link_netnsid", ("linkinfo", "kind")),
 )
 ADDRESSES = Table("addresses", ifaddrmsg, 22, ("local", "address", "flags"))
-ROUTES = Table("routes", rtmsg, 26, ("dst", "gateway", "table", "oif", "priority", "metrics"))
-NEIGHBOURS = Table("permanent neighbours", ndmsg, 30, ("dst", "lladdr"), NUD_PERMANENT, 8)
+ROUTES = Table(
+    "routes",
+    rtmsg,
+    26,
+    ("dst", "gateway", "table", "oif", "priority", "metrics"),
+    _is_of_somebody,
+)
+NEIGHBOURS = Table("permanent neighbours", ndmsg, 30, ("dst", "lladdr"), _is_permanent)
 RULES = Table("rules", fibmsg, 34)
 
 
@@ -161,7 +178,8 @@ class Rtnetlink:
             try:
                 request = _request(table, NLM_F_DUMP, tuple(fields.items()), ())
                 answer = self._ask(request, NLM_F_DUMP)
-                return tuple(_wanted(table, c) for c in answer if _is_wanted(table, c))
+                wanted = filter(table.takes, answer) if table.takes else answer
+                return tuple(_wanted(table, content) for content in wanted)
             except NetlinkDumpInterrupted:
                 continue
         raise ObserveError(table.name, f"it changed during each of {DUMP_ATTEMPTS} dumps")
@@ -263,13 +281,6 @@ def _layout(table: Table) -> tuple[int, frozenset[int]]:
     prefix = len(table.message.prefix)
     numbered = enumerate(table.message.nla_map) if names else ()
     return start, frozenset(n for n, (name, _) in numbered if name[prefix:].lower() in names)
-
-
-def _is_wanted(table: Table, content: bytes) -> bool:
-    if not table.flags:
-        return True
-    (flags,) = U16.unpack_from(content, HEADER.size + table.flags_at)
-    return bool(flags & table.flags)
 
 
 def _wanted(table: Table, content: bytes) -> bytes:

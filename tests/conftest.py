@@ -20,6 +20,7 @@ import botocore.session
 import pytest
 from botocore.config import Config
 from hypothesis import HealthCheck, settings
+from pyroute2 import IPRoute
 from werkzeug.serving import make_server
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fakes, builders and strategies
@@ -93,6 +94,15 @@ def namespace(hint: str = "t") -> Iterator[str]:
         yield name
     finally:
         netns.remove(name)
+
+
+def plug(mac: str, name: str, far: str) -> None:
+    """What attaching an ENI does: a link appears, down, with its own MAC."""
+    with netns.path(far).open() as other, IPRoute() as ip:
+        peer = {"ifname": f"x{name}", "net_ns_fd": other.fileno()}
+        ip.link("add", ifname=name, kind="veth", address=mac, mtu=1500, peer=peer)
+    with netns.inside(far), IPRoute() as ip:
+        ip.link("set", index=ip.link_lookup(ifname=f"x{name}")[0], state="up")
 
 
 @pytest.fixture

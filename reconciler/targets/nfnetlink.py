@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from reconciler.errors import ObserveError
 
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_GETCHAIN, NFT_MSG_GETSETELEM, NFT_MSG_GETGEN = 4, 13, 16
+NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETSETELEM, NFT_MSG_GETGEN = 1, 4, 13, 16
 NLM_F_REQUEST, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x10, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 
+NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY = 1, 3, 4, 5
 NFTA_HOOK_HOOKNUM, NFTA_GEN_ID = 1, 1
 NF_INET_FORWARD, NF_DROP = 2, 0
@@ -61,56 +63,110 @@ class Chain:
     drops: bool = False
 
 
-def generation() -> int:
-    """Return a number that every change of any ruleset in this namespace changes.
+class Nfnetlink:
+    """A socket into the namespace its thread was in when it was made; it stays there for life."""
 
-    Raises:
-        ObserveError: the kernel refused.
-    """
-    with _socket() as s:
-        (message,) = _ask(s, NFT_MSG_GETGEN, 0)
-    return int.from_bytes(dict(_attributes(message[HEADERS:]))[NFTA_GEN_ID], "big")
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+        )
+        weakref.finalize(self, self._socket.close)
+        self._sequence = 0
 
+    def generation(self) -> int:
+        """Return a number that every change of any ruleset in this namespace changes.
 
-def list_chains() -> list[Chain]:
-    """List every chain of this namespace.
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        with _observing():
+            (message,) = self._ask(NFT_MSG_GETGEN, 0)
+        return int.from_bytes(dict(_attributes(message[HEADERS:]))[NFTA_GEN_ID], "big")
 
-    Raises:
-        ObserveError: the kernel refused, or never held still.
-    """
-    with _socket() as s:
-        for _ in range(ATTEMPTS):
-            messages = _ask(s, NFT_MSG_GETCHAIN, NLM_F_DUMP)
-            if not any(struct.unpack_from("H", m, 6)[0] & NLM_F_DUMP_INTR for m in messages):
-                return [_decode(m) for m in messages]
-    raise ObserveError("nftables' chains", f"they changed during each of {ATTEMPTS} dumps")
+    def list_tables(self, family: str) -> frozenset[str]:
+        """Name the tables of a family, whoever owns them.
 
+        libnftables 1.0.6 prints no JSON for a table that has flags, as firewalld's may have.
 
-def find_elements(table: str, keys: Iterable[tuple[str, bytes]]) -> list[str | None]:
-    """Look for single elements of sets without ranges, of a table of family ``inet``.
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        found = [(FAMILIES.get(m[16], ""), m) for m in self._dump(NFT_MSG_GETTABLE, "tables")]
+        return frozenset(
+            dict(_attributes(message[HEADERS:]))[NFTA_TABLE_NAME][:-1].decode()
+            for its_family, message in found
+            if its_family == family
+        )
 
-    Args:
-        table: the table's name.
-        keys: of each element the set, or verdict map, and its key as the kernel has it: an address
-            in network order.
+    def list_chains(self) -> list[Chain]:
+        """List every chain of this namespace.
 
-    Returns:
-        For each the chain that its verdict names, or "" if it has none; None if there is no such
-        element, table or set.
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        return [_decode(m) for m in self._dump(NFT_MSG_GETCHAIN, "chains")]
 
-    Raises:
-        ObserveError: the kernel refused.
-    """
-    found: list[str | None] = []
-    with _socket() as s:
-        for name, key in keys:
-            try:
-                (message,) = _ask(s, NFT_MSG_GETSETELEM, 0, _element(table, name, key))
-            except FileNotFoundError:
-                found.append(None)
-            else:
-                found.append(_verdict(message))
-    return found
+    def find_elements(self, table: str, keys: Iterable[tuple[str, bytes]]) -> list[str | None]:
+        """Look for single elements of sets without ranges, of a table of family ``inet``.
+
+        Args:
+            table: the table's name.
+            keys: of each element the set, or verdict map, and its key as the kernel has it: an
+                address in network order.
+
+        Returns:
+            For each the chain that its verdict names, or "" if it has none; None if there is no
+            such element, table or set.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        found: list[str | None] = []
+        with _observing():
+            for name, key in keys:
+                try:
+                    (message,) = self._ask(NFT_MSG_GETSETELEM, 0, _element(table, name, key))
+                except FileNotFoundError:
+                    found.append(None)
+                else:
+                    found.append(_verdict(message))
+        return found
+
+    def _dump(self, kind: int, what: str) -> list[bytes]:
+        with _observing():
+            for _ in range(ATTEMPTS):
+                messages = self._ask(kind, NLM_F_DUMP)
+                if not any(struct.unpack_from("H", m, 6)[0] & NLM_F_DUMP_INTR for m in messages):
+                    return messages
+        raise ObserveError(f"nftables' {what}", f"changed during each of {ATTEMPTS} dumps")
+
+    def _ask(self, kind: int, flags: int, body: bytes = b"") -> list[bytes]:
+        """Send a request and return its answers; a single one if it is no dump.
+
+        Raises:
+            OSError: what the kernel answered instead.
+        """
+        kind |= NFNL_SUBSYS_NFTABLES << 8
+        flags |= NLM_F_REQUEST
+        # What is asked for single things is asked of tables of family inet; dumps are of all.
+        family = NFPROTO_INET if body else 0
+        self._sequence = self._sequence % 0xFFFFFFFF + 1
+        length, number = HEADERS + len(body), self._sequence
+        self._socket.send(struct.pack("IHHIIB3x", length, kind, flags, number, 0, family) + body)
+        answers: list[bytes] = []
+        while True:
+            for message in _messages(self._socket.recv(BUFFER)):
+                answer, _, its_number = struct.unpack_from("HHI", message, 4)
+                if its_number != number:
+                    continue  # left of a question whose answer was not read to its end
+                if answer == NLMSG_DONE:
+                    return answers
+                if answer == NLMSG_ERROR:
+                    (error,) = struct.unpack_from("i", message, 16)
+                    raise OSError(-error, os.strerror(-error))
+                answers.append(message)
+            if answers and not flags & NLM_F_DUMP:
+                return answers
 
 
 def _element(table: str, name: str, key: bytes) -> bytes:
@@ -138,39 +194,11 @@ def _verdict(message: bytes) -> str:
 
 
 @contextmanager
-def _socket() -> Iterator[socket.socket]:
+def _observing() -> Iterator[None]:
     try:
-        with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-        ) as s:
-            yield s
+        yield
     except OSError as error:
         raise ObserveError("nftables", str(error)) from error
-
-
-def _ask(s: socket.socket, kind: int, flags: int, body: bytes = b"") -> list[bytes]:
-    """Send a request and return its answers; a single one if it is no dump.
-
-    Raises:
-        OSError: what the kernel answered instead.
-    """
-    kind |= NFNL_SUBSYS_NFTABLES << 8
-    # What is asked for single things is asked of tables of family inet; dumps are of all.
-    family = NFPROTO_INET if body else 0
-    length = HEADERS + len(body)
-    s.send(struct.pack("IHHIIB3x", length, kind, NLM_F_REQUEST | flags, 0, 0, family) + body)
-    answers: list[bytes] = []
-    while True:
-        for message in _messages(s.recv(BUFFER)):
-            (answer,) = struct.unpack_from("H", message, 4)
-            if answer == NLMSG_DONE:
-                return answers
-            if answer == NLMSG_ERROR:
-                (number,) = struct.unpack_from("i", message, 16)
-                raise OSError(-number, os.strerror(-number))
-            answers.append(message)
-        if not flags:
-            return answers
 
 
 def _messages(data: bytes) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ from reconciler.domains.nat import (
     canonical,
 )
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.nfnetlink import Chain, find_elements, generation, list_chains
+from reconciler.targets.nfnetlink import Chain, Nfnetlink
 
 Json = dict[str, Any]
 
@@ -46,6 +46,7 @@ class Nft:
         self._nft = nftables.Nftables()
         self._nft.set_json_output(True)
         self._nft.set_handle_output(False)
+        self.kernel = Nfnetlink()
         self._seen: tuple[int, frozenset[NftObject]] | None = None
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
@@ -55,14 +56,14 @@ class Nft:
             ObserveError: the kernel or libnftables refused.
         """
         del desired  # the whole table is always looked at
-        now = generation()
+        now = self.kernel.generation()
         if self._seen is None or self._seen[0] != now:
             # A change that comes in between has a later number, and is seen next time.
             self._seen = now, self._observe_anew()
         return self._seen[1]
 
     def _observe_anew(self) -> frozenset[NftObject]:
-        if TABLE not in self.names("inet"):
+        if TABLE not in self.kernel.list_tables("inet"):
             return frozenset()
         command = f"list table inet {TABLE}"
         code, output, error = self._nft.cmd(command)
@@ -77,7 +78,7 @@ class Nft:
             ObserveError: the kernel refused.
         """
         places = list(places)
-        verdicts = find_elements(TABLE, [(e.set, e.first.packed) for e in places])
+        verdicts = self.kernel.find_elements(TABLE, [(e.set, e.first.packed) for e in places])
         return frozenset(
             replace(element, goto=verdict)
             for element, verdict in zip(places, verdicts, strict=True)
@@ -87,15 +88,6 @@ class Nft:
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
         return self.commit(encode(actions), actions)
-
-    def names(self, family: str) -> frozenset[str]:
-        """List the tables of a family, whoever owns them.
-
-        Raises:
-            ObserveError: libnftables refused.
-        """
-        entries = self.listing(f"list tables {family}")
-        return frozenset(e["table"]["name"] for e in entries if "table" in e)
 
     def commit(self, commands: list[Json], actions: Sequence[object]) -> tuple[ApplyError, ...]:
         """Run commands as one transaction, on behalf of these actions."""
@@ -114,7 +106,10 @@ class Nft:
         code, output, error = self._nft.cmd(command)
         if code != 0:
             raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
-        listing: list[Json] = json.loads(output)["nftables"] if output else []
+        try:
+            listing: list[Json] = json.loads(output)["nftables"] if output else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise ObserveError("nftables", f"{command}: no JSON: {error}") from error
         return listing
 
     def rules(self, family: str, table: str, chain: str) -> list[Json]:
@@ -151,7 +146,7 @@ class KubeProxyTable:
         Raises:
             ObserveError: libnftables refused.
         """
-        if KUBE_PROXY not in self._nft.names(family):
+        if KUBE_PROXY not in self._nft.kernel.list_tables(family):
             return []
         listing = self._nft.listing(f"list map {family} {KUBE_PROXY} service-ips")
         return [x for e in listing if "map" in e for x in e["map"].get("elem", [])]
@@ -207,14 +202,16 @@ class ForwardRules:
 
     def _look(self) -> Seen:
         """Look at everything, unless no ruleset has changed since the last look."""
-        now = generation()
+        now = self._nft.kernel.generation()
         if self._seen is None or self._seen[0] != now:
             # A change that comes in between has a later number, and is seen next time.
             self._seen = (now, self._look_anew())
         return self._seen[1]
 
     def _look_anew(self) -> Seen:
-        others = [c for c in list_chains() if (c.family, c.table) != ("inet", TABLE)]
+        others = [
+            c for c in self._nft.kernel.list_chains() if (c.family, c.table) != ("inet", TABLE)
+        ]
         chains: list[ForwardChain] = []
         handles: dict[ForwardAccept, tuple[int, ...]] = {}
         for chain in others:
@@ -517,7 +514,7 @@ class StockTables:
         Raises:
             ObserveError: libnftables refused.
         """
-        return self._nft.names("ip")
+        return self._nft.kernel.list_tables("ip")
 
     def apply(self, actions: Sequence[Change[StockTable]]) -> tuple[ApplyError, ...]:
         """Delete tables, all or none."""

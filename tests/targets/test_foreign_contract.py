@@ -31,7 +31,7 @@ from reconciler.targets.foreign import Surroundings
 from reconciler.targets.host import ROOT, HostFiles
 from reconciler.targets.legacy import LegacyTables
 from reconciler.targets.netlink import Netlink
-from reconciler.targets.nfnetlink import list_chains
+from reconciler.targets.nfnetlink import Nfnetlink
 from reconciler.targets.nft import ForwardRules
 
 pytestmark = pytest.mark.kernel
@@ -173,7 +173,7 @@ def test_every_chain_is_listed_whatever_its_number(home: str) -> None:
         run("nft", "add table bridge b; add chain bridge b f { type filter hook forward "
             "priority 0; policy drop; }")  # fmt: skip
         listed = json.loads(run("nft", "-j", "list", "chains"))["nftables"][1:]
-        seen = list_chains()
+        seen = Nfnetlink().list_chains()
     assert len(seen) > 4500
     assert {(c.family, c.table, c.name) for c in seen} == {
         tuple(e["chain"][k] for k in ("family", "table", "name")) for e in listed

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from builders import attachment, inputs
-from conftest import namespace
+from conftest import namespace, plug
 from fakes import FakeNetlink
 from pyroute2 import IPRoute
 
@@ -73,15 +73,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         for index in (0, 1):
             plug(f"02:aa:00:00:00:0{index}", f"eth{index}", vpc)
         yield World(Netlink(), str(netns.path(pod)), is_real=True)
-
-
-def plug(mac: str, name: str, far: str) -> None:
-    """What attaching an ENI does: a link appears, down, with its own MAC."""
-    with netns.path(far).open() as other, IPRoute() as ip:
-        peer = {"ifname": f"x{name}", "net_ns_fd": other.fileno()}
-        ip.link("add", ifname=name, kind="veth", address=mac, mtu=1500, peer=peer)
-    with netns.inside(far), IPRoute() as ip:
-        ip.link("set", index=ip.link_lookup(ifname=f"x{name}")[0], state="up")
 
 
 def test_an_eni_link_is_found_by_mac_and_brought_up(world: World) -> None:

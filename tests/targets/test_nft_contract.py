@@ -267,3 +267,18 @@ def test_a_look_at_places_shows_those_elements_and_no_others(target: Any) -> Non
 
 def test_a_look_at_places_of_a_table_that_is_not_there_is_empty(target: Any) -> None:
     assert target.observe_at(nat.desire_pods(inputs(1, (attachment(1),)))) == frozenset()
+
+
+@pytest.mark.kernel
+def test_a_foreign_table_that_this_libnftables_cannot_print_hides_nothing() -> None:
+    """1.0.6 prints no JSON, or nonsense, for a table with flags."""
+    with namespace("nft") as name, netns.inside(name):
+        target = Nft()
+        now = inputs(2)
+        for family in ("inet", "ip"):
+            command = ["nft", f"add table {family} firewall {{ flags dormant; }}"]
+            subprocess.run(command, check=True)
+        reach(target, now)
+        assert target.observe() == nat.desire(now)
+        assert target.kernel.list_tables("inet") == {"firewall", "node_network"}
+        assert target.kernel.list_tables("ip6") == frozenset()

@@ -121,9 +121,7 @@ class _Unix(socketserver.UnixStreamServer):
     def _work(self) -> None:
         while (accepted := self._accepted.get()) is not None:
             try:
-                self.finish_request(*accepted)
-            except Exception:  # noqa: BLE001 - as socketserver does: one connection is not all
-                self.handle_error(*accepted)
+                self.finish_request(*accepted)  # an error of ours ends this thread, and no other
             finally:
                 self.shutdown_request(accepted[0])
             with self._lock:

@@ -16,6 +16,7 @@ from fate import Life
 
 from reconciler.core.audit import contradictions
 from reconciler.core.cloud import Cloud
+from reconciler.core.datapath import host_network
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftTable
 
@@ -64,7 +65,7 @@ class Hour:
         getattr(self, name)()
         self.seen[name] += 1
         self.life.work(self.chance.choice([0.5, 3.0, 11.0, 31.0]))
-        self.life.ec2.lag = 0  # EC2 is late by seconds
+        self.life.ec2.lag, self.life.ec2.hidden = 0, set()  # EC2 is late by seconds
         if self.chance.random() < 0.2:  # not every hint arrives, but the clock goes on
             self.life.tick(1.0)
         records = self.life.disk.observe()
@@ -94,6 +95,15 @@ class Hour:
 
     def let_looks_be_old(self) -> None:
         self.life.ec2.lag = self.chance.randint(1, 4)
+
+    def let_looks_have_holes(self) -> None:
+        shown = [
+            network
+            for e in self.life.ec2.enis
+            for network in (*map(host_network, e.secondaries), *e.prefixes, *e.boundless)
+        ]
+        lost = self.chance.sample(shown, min(len(shown), self.chance.randint(1, 6)))
+        self.life.ec2.hidden = set(lost)
 
     def let_metadata_be_back(self) -> None:
         self.life.imds.empty = False
@@ -147,7 +157,7 @@ def test_no_fault_and_no_hour_of_them_breaks_an_invariant(number: int) -> None:
     while hour.life.now < 1000.0 + HOUR_S:
         hour.step()
     assert hour.life.deaths > 0
-    assert len(hour.seen) == 14, hour.seen
+    assert len(hour.seen) == 15, hour.seen
     hour.let_everything_be_well_again()
     for seconds in (70.0, 70.0, 70.0, 70.0, 70.0, 3700.0, 70.0, 70.0, 70.0, 70.0, 70.0, 70.0):
         hour.life.tick(seconds)

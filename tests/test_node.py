@@ -20,10 +20,12 @@ from fakes import (
     FakeSysctl,
 )
 
-from reconciler.core.attachment import Intent, IntentState
+from reconciler.core.attachment import Cooling, Intent, IntentState
 from reconciler.core.cloud import Limits
+from reconciler.core.datapath import host_network
 from reconciler.core.plan import Change, Refusal, Verb
 from reconciler.domains.link import PodLink, Veth
+from reconciler.domains.route import Route
 from reconciler.engine import actions_of
 from reconciler.errors import NotReadyError
 from reconciler.node import LocalNode, Pass, World
@@ -112,6 +114,46 @@ def test_46_hours_of_a_short_list_release_nothing_and_are_one_condition(source: 
     assert len(sim.ec2.enis[0].prefixes) <= 3
     living = {own for a in sim.state.observe().attachments for own in a.addresses}
     assert living <= sim.ec2.holds()
+
+
+@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("witness", ["a record", "a route", "a rest", "a connection"])
+def test_what_any_one_witness_says_is_used_is_not_given_back(witness: str, which: int) -> None:
+    """Each alone: a pod just bound has no route yet, a lost record still has one, and so on."""
+    sim = Simulation(warmPool={"addresses": {"warm": 2, "surplus": 0}, "cooldown": "10s"})
+    for number in range(6):
+        sim.start_pod(number)
+    for _ in range(3):
+        sim.turn(1.0)
+    held = sim.state.observe().attachments
+    assert len(held) == 6
+    (own,) = held[which].addresses
+    kernel = [
+        o
+        for o in sim.netlink.observe([])
+        if witness != "a route"
+        or not (
+            (isinstance(o, Veth) and o.name == held[which].veth)
+            or (isinstance(o, Route) and o.destination == host_network(own))
+        )
+    ]
+    state: list[Any] = [*held, *(intent(number) for number in range(6))]
+    sim.netlink.apply([Change(Verb.DELETE, o, "test") for o in kernel])
+    sim.state.apply([Change(Verb.DELETE, o, "test") for o in state])
+    match witness:
+        case "a record":
+            sim.state.apply([Change(Verb.CREATE, held[which], "test")])
+        case "a rest":
+            rest = Cooling(own, sim.now + HOUR_S)
+            sim.state.apply([Change(Verb.CREATE, rest, "test")])
+        case "a connection":
+            sim.conntrack.addresses = {own}
+            sim.conntrack.apply = lambda _: ()  # type: ignore[method-assign]
+    for _ in range(8):
+        sim.turn_pool()
+        sim.now += 300.0
+    assert len(sim.ec2.holds()) < 8, "what nobody uses goes"
+    assert own in sim.ec2.holds()
 
 
 def test_an_address_rests_until_no_connection_is_left() -> None:

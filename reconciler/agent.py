@@ -493,19 +493,9 @@ class Agent:
                 self._changed.notify_all()
 
     def _full_pass(self, *, audit: bool) -> float:
-        """Run one pass over everything; return seconds until the next is due without a hint.
-
-        What it makes lives until its end and dies then, so nobody looks for cycles meanwhile.
-        """
-        gc.disable()
-        try:
-            return self._look_at_everything(audit=audit)
-        finally:
-            gc.enable()
-            self._untidy = True
-
-    def _look_at_everything(self, *, audit: bool) -> float:
+        """Run one pass over everything; return seconds until the next is due without a hint."""
         assert self._document is not None
+        self._untidy = True
         self._full_pass_at = started = time.monotonic()
         try:
             with self.watchdog.over("the pass over everything"):

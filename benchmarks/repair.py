@@ -202,7 +202,7 @@ def measure() -> list[str]:
         f"From the end of the command that breaks it until the kernel holds what it held before, "
         f"as another process sees it; {PODS} pods, {SAMPLES} times each. For the swaps, from the "
         "last one until its document is in force; for an ENI, until the node has as many again, "
-        "each with its link, rules and routes, of the lab's EC2, where attaching takes a second. "
+        "each with its link, rules and routes; the lab's EC2 attaches one in a moment. "
         f"It was attached more than {TRUST_S:.0f} s ago: so long is EC2's answer believed in, and "
         "one that goes sooner is missed later by that. All is counted in "
         "`node_network_drift_repaired_total` and logged as `drift repaired`, with what was found "

@@ -8,10 +8,12 @@ import time
 from typing import Any
 
 from reconciler import telemetry
+from reconciler.core.call import AttachEni, DetachEni
+from reconciler.core.cloud import Cloud
 from reconciler.core.plan import Action, Verb
 from reconciler.core.struggle import Struggles
 from reconciler.domains.link import Veth
-from reconciler.engine import Outcomes, actions_of
+from reconciler.engine import Outcome, Outcomes, actions_of
 from reconciler.suspects import Suspects
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class Accounts:
     def __init__(self, suspects: Suspects) -> None:
         self._settled: dict[str, set[Any]] = {}
         self._booked: Booked = []
+        self._attached: set[str] = set()
         self._suspects = suspects
         self.struggles = Struggles()
 
@@ -51,6 +54,8 @@ class Accounts:
             everything: whether the pass looked into every pod.
         """
         self._count_all(outcomes)
+        for outcome in outcomes.values():
+            self._follow_enis(outcome)
         booked: Booked = [
             (name, outcome.desired)
             for name, outcome in outcomes.items()
@@ -80,6 +85,13 @@ class Accounts:
                 else (self._settled[name].add)
             )
             change(getattr(action, "object", None))
+
+    def _follow_enis(self, outcome: Outcome) -> None:
+        """Remember which ENIs are attached by our will."""
+        if isinstance(outcome.observed, Cloud):
+            now = {e.eni_id for e in outcome.observed.enis if e.status == "attached"}
+            ended = {a.eni_id for a in outcome.plan.actions if isinstance(a, DetachEni)}
+            self._attached = (self._attached | now) - ended
 
     def _count_all(self, outcomes: Outcomes) -> None:
         now, suspects = time.monotonic(), self._suspects.lately()
@@ -112,6 +124,8 @@ class Accounts:
         )
 
     def _is_drift(self, name: str, action: Action) -> bool:
+        if isinstance(action, AttachEni):
+            return action.eni_id in self._attached
         settled = self._settled.get(name)
         if settled is None:
             return False

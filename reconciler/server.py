@@ -214,7 +214,8 @@ def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
     budget_s = float(question.get("budgetSeconds", 30))
     if not 0 < budget_s <= LONGEST_BUDGET_S:
         raise ValueError(f"budgetSeconds {budget_s}")
-    if question.get("netnsInode") == Path("/proc/self/ns/net").stat().st_ino:
+    # Of this thread: the one that the process is known by is in a pod's namespace now and then.
+    if question.get("netnsInode") == Path("/proc/thread-self/ns/net").stat().st_ino:
         why = "the host would lose its own network"
         return _refuse(
             protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the reconciler's own namespace", why

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from reconciler.core.plan import Action, Plan, merge
+from reconciler.core.remembered import Remembered
 from reconciler.errors import ApplyError, ReconcilerError
 
 MAX_ROUNDS = 4
@@ -87,20 +88,6 @@ class Outcome:
     def settled(self) -> bool:
         """The world holds what is desired and this was seen, not assumed."""
         return not self.remaining.actions and not self.remaining.resting and not self.errors
-
-
-class Remembered:
-    """A pure function of frozen arguments that does not work out its last answer again."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._last: tuple[tuple[Any, ...], Any] | None = None
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Return what the function returns; raise what it raises."""
-        if self._last is None or self._last[0] != arguments:
-            self._last = arguments, self._function(*arguments)
-        return self._last[1]
 
 
 def lasting(domain: Domain) -> Domain:

@@ -29,6 +29,7 @@ from reconciler.core.datapath import (
 from reconciler.core.inputs import Links
 from reconciler.core.lookup import Found, Packet
 from reconciler.core.plan import Change, Verb
+from reconciler.core.remembered import Remembered
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.foreign import ForeignRule
 from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_unfinished
@@ -150,8 +151,8 @@ class Netlink:
         self._memory: Memory = {}
         self._pods_memory: Memory = {}
         """One for all: what it saves is above all the loopback link, which all have alike."""
-        self._seen_links: tuple[list[Facts], Links] | None = None
-        self._seen_host: tuple[Any, tuple[frozenset[KernelObject], Pairs]] | None = None
+        self._tell_apart = Remembered(_tell_apart)
+        self._decode_host = Remembered(_decode_host)
         self._seen_pods: dict[str, SeenPod] = {}
 
     def _host(self) -> Rtnetlink:
@@ -165,9 +166,8 @@ class Netlink:
         """
         with _reading("links"), self._host() as host:
             messages = host.dump(LINKS)
-        if self._seen_links is None or self._seen_links[0] != messages:
-            self._seen_links = messages, _tell_apart(messages)
-        return self._seen_links[1]
+        links: Links = self._tell_apart(messages)
+        return links
 
     def foreign_rules(self) -> tuple[ForeignRule, ...]:
         """Return the ``ip rule``s of other owners, the kernel's own three left out.
@@ -259,11 +259,9 @@ class Netlink:
         pods = {o.pod_netns for o in desired if isinstance(o, Veth)}
         self._seen_pods = {path: seen for path, seen in self._seen_pods.items() if path in pods}
         with _reading("the host's links, addresses, routes and rules"), self._host() as host:
-            question = _read_host(host, neighbours=neighbours), veths, places
-            if self._seen_host is None or self._seen_host[0] != question:
-                self._seen_host = question, _decode_host(*question)
-        objects, pairs = self._seen_host[1]
-        return objects | self._observe_pods(desired, pairs)
+            tables = _read_host(host, neighbours=neighbours)
+            objects, pairs = self._decode_host(tables, veths, places)
+        return frozenset(objects | self._observe_pods(desired, pairs))
 
     def observe_at(self, places: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read what stands in the places of these objects of pods, and their namespaces.

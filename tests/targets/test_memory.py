@@ -14,9 +14,10 @@ from damage import FOREIGN, HOST, IN_POD, POD_ON_HOST, run
 from lab import netns
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Change, Verb
+from reconciler.core.remembered import Remembered
 from reconciler.domains import address, link, nat, neighbour, route, rule
 from reconciler.domains.link import EniLink
-from reconciler.engine import Domain, Remembered, converge, lasting
+from reconciler.engine import Domain, converge, lasting
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
 

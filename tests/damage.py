@@ -1,6 +1,7 @@
 """What somebody with root can do to a node: commands for a shell, by where they are run.
 
-In braces: a pod's ``address``, and ``veth``, the host end of its link.
+In braces: a pod's ``address``, and ``veth``, the host end of its link. Missing is what is not
+mended: a permanent neighbour with a wrong MAC for a pod's IPv4 address, on the host.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ POD_ON_HOST = [
     "ip link set {veth} name stolen0",
     "nft delete element inet node_network pods_ipv4 {{ {address} }}",
     "nft delete element inet node_network pod_eni_ipv4 {{ {address} }}",
-    "ip neighbour add {address} dev {veth} lladdr 02:00:00:00:00:78 nud permanent",
     "ip address add 198.51.100.9/32 dev {veth}",
 ]
 IN_POD = [

@@ -8,12 +8,11 @@ not ready, or a target that cannot be read, takes nobody else down.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
 from reconciler.core.plan import Action, Plan, merge
-from reconciler.core.remembered import Remembered
 from reconciler.errors import ApplyError, ReconcilerError
 
 MAX_ROUNDS = 4
@@ -88,16 +87,6 @@ class Outcome:
     def settled(self) -> bool:
         """The world holds what is desired and this was seen, not assumed."""
         return not self.remaining.actions and not self.remaining.resting and not self.errors
-
-
-def lasting(domain: Domain) -> Domain:
-    """Return the domain for many passes over what seldom changes."""
-    return replace(
-        domain,
-        desire=Remembered(domain.desire),
-        plan=Remembered(lambda desired, seen: domain.plan(desired, domain.sift(seen))),
-        kinds=(),
-    )
 
 
 Outcomes = dict[str, Outcome]

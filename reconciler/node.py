@@ -54,7 +54,7 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.domains.sysctl import Sysctl
-from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run, lasting
+from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
 from reconciler.errors import (
     ApplyError,
     ConflictError,
@@ -814,7 +814,7 @@ class LocalNode:
 
 def _kernel_domains(world: World, kernel: Kernel) -> tuple[Domain, ...]:
     """In the order in which they build upon each other."""
-    domains = (
+    return (
         Domain("sysctl", sysctl.desire, sysctl.plan, world.sysctl),
         Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
         Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
@@ -824,7 +824,6 @@ def _kernel_domains(world: World, kernel: Kernel) -> tuple[Domain, ...]:
         Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
         Domain("nat", nat.desire, nat.plan, world.nft, atomic=True),
     )
-    return tuple(map(lasting, domains))
 
 
 class _Places:

@@ -77,8 +77,7 @@ class Inputs:
         enis: in device order, unattached last.
         links: interface name in the host namespace by MAC, for links that are no veth of ours.
         attachments: bound pods, those being released left out.
-        now: seconds since the epoch, from the wall clock. It alone makes no other inputs: only
-            who gives addresses away asks for the time.
+        now: seconds since the epoch, from the wall clock.
         demand: what the pool must cover.
         clear: attachments of which a look at the kernel has found nothing left.
         flows: addresses that conntrack still has connections of.
@@ -98,7 +97,7 @@ class Inputs:
     enis: tuple[Eni, ...]
     links: Mapping[str, str]
     attachments: tuple[Attachment, ...] = ()
-    now: float = field(default=0.0, compare=False)
+    now: float = 0.0
     demand: Demand = NO_DEMAND
     clear: frozenset[AttachmentKey] = frozenset()
     visit: frozenset[AttachmentKey] | None = None

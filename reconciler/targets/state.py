@@ -86,7 +86,6 @@ class StateDirectory:
         self._parsed: dict[str, dict[str, tuple[Version, Any]]] = {}
         self._unreadable: dict[str, str] = {}
         self._handed_over: dict[AttachmentKey, str] = {}
-        self._latest = Records()
 
     @property
     def intents(self) -> Path:
@@ -153,7 +152,7 @@ class StateDirectory:
         if self.root.exists() and not self.root.is_dir():
             raise ObserveError(f"state directory {self.root}", "it is no directory")
         is_alive = cache(_is_alive)  # an intent and its attachment ask for the same
-        found = Records(
+        return Records(
             intents=self._intents(None, is_alive),
             attachments=self._load("attachments", _parse_attachment, None, is_alive),
             cooling=self._load("cooling", _parse_cooling),
@@ -162,11 +161,6 @@ class StateDirectory:
             unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
             set_aside=self._read_set_aside(),
         )
-        latest = self._latest  # two threads look
-        if found == latest:
-            return latest  # it knows already what follows from it
-        self._latest = found
-        return found
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
         """Read the records of these attachments, and those that are no pod's.

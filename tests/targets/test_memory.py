@@ -17,7 +17,7 @@ from reconciler.core.plan import Change, Verb
 from reconciler.core.remembered import Remembered
 from reconciler.domains import address, link, nat, neighbour, route, rule
 from reconciler.domains.link import EniLink
-from reconciler.engine import Domain, converge, lasting
+from reconciler.engine import Domain, converge
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import Nft
 
@@ -125,14 +125,3 @@ def test_what_has_changed_is_decided_anew_and_nothing_else() -> None:
     remembered = Remembered(add)
     assert [remembered(1, 2), remembered(1, 2), remembered(2, 2), remembered(1, 2)] == [3, 3, 4, 3]
     assert asked == [(1, 2), (2, 2), (1, 2)]
-
-
-def test_inputs_that_differ_in_anything_but_the_time_are_others() -> None:
-    now = inputs(2, document=document())
-    domain = lasting(Domain("rule", rule.desire, rule.plan, None))
-    first = domain.desire(now)
-    assert domain.desire(now) is first
-    assert domain.desire(inputs(3, document=document())) == rule.desire(
-        inputs(3, document=document())
-    )
-    assert domain.desire(now) is not first

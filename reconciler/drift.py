@@ -19,10 +19,6 @@ from reconciler.suspects import Suspects
 log = logging.getLogger(__name__)
 
 
-Booked = list[tuple[str, frozenset[Any]]]
-"""What each domain of a pass desired that was settled."""
-
-
 class Accounts:
     """What each domain desired when it was last seen settled, and what did not stay so.
 
@@ -35,7 +31,6 @@ class Accounts:
 
     def __init__(self, suspects: Suspects) -> None:
         self._settled: dict[str, set[Any]] = {}
-        self._booked: Booked = []
         self._attached: set[str] = set()
         self._suspects = suspects
         self.struggles = Struggles()
@@ -43,7 +38,6 @@ class Accounts:
     def clear(self) -> None:
         """Forget it: the document has changed, and with it what is asked for."""
         self._settled.clear()
-        self._booked = []
         self.struggles = Struggles()
 
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
@@ -56,26 +50,18 @@ class Accounts:
         self._count_all(outcomes)
         for outcome in outcomes.values():
             self._follow_enis(outcome)
-        booked: Booked = [
-            (name, outcome.desired)
-            for name, outcome in outcomes.items()
-            if outcome.settled and isinstance(outcome.desired, frozenset)
-        ]
-        if booked == self._booked:
-            return
-        self._booked = booked
         links = outcomes["link"].desired if "link" in outcomes else None
         pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
-        for name, desired in booked:
-            # A pass that looked into some pods only says nothing about the others.
-            known = () if everything else self._settled.get(name, ())
-            inside = {o for o in known if getattr(o, "netns", "") in pods - {""}}
-            self._settled[name] = set(desired) | inside
+        for name, outcome in outcomes.items():
+            if outcome.settled and isinstance(outcome.desired, frozenset):
+                # A pass that looked into some pods only says nothing about the others.
+                known = () if everything else self._settled.get(name, ())
+                inside = {o for o in known if getattr(o, "netns", "") in pods - {""}}
+                self._settled[name] = set(outcome.desired) | inside
 
     def book_pods(self, outcomes: Outcomes) -> None:
         """Log and count what a pass over some pods alone has done."""
         self._count_all(outcomes)
-        self._booked = []
         for name, action in actions_of(outcomes):
             if action in outcomes[name].remaining.actions or name not in self._settled:
                 continue

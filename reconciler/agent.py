@@ -574,7 +574,8 @@ class Agent:
                 for i in result.records.intents
                 if i.key in self._asked and i.state is IntentState.WANTED
             }
-            self._withdrawn = dict.fromkeys(self._asked.keys() - asked.keys(), started)
+            if not result.outcomes["attachment"].errors:  # or else nobody knows
+                self._withdrawn = dict.fromkeys(self._asked.keys() - asked.keys(), started)
             self._changed.notify_all()
         if asked:
             time.sleep(ANSWER_S)

@@ -57,6 +57,9 @@ Version = tuple[int, int, int]
 MAX_RECORD_BYTES = 65536
 """Of one record; ours have a tenth of it at most."""
 
+ASIDE = ".aside"
+"""How the name of an intent ends that is being removed."""
+
 WRITING_S = 60.0
 """Seconds after which nobody is still writing a temporary file."""
 
@@ -135,6 +138,8 @@ class StateDirectory:
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         self._lock = fd
+        for path in self.intents.glob(f".*{ASIDE}"):
+            path.unlink()  # whoever was killed over it had nothing left to do for it
 
     def observe(self, desired: Iterable[object] = ()) -> Records:
         """Read all records, each kind in key order; a missing directory holds none.
@@ -195,12 +200,11 @@ class StateDirectory:
             path = self._path(action.object)
             try:
                 seen = action.was or action.object
-                if isinstance(seen, Intent):
-                    self._check_unchanged(path, seen)
                 if action.verb is Verb.DELETE:
-                    path.unlink(missing_ok=True)
-                    _sync_directory(path.parent)
+                    self._remove(path, seen)
                 else:
+                    if isinstance(seen, Intent):
+                        self._check_unchanged(path, seen)
                     body = _encode(action.object)
                     write_atomically(path, _foreign_fields(path, body) | body)
             except OSError as error:
@@ -290,6 +294,31 @@ class StateDirectory:
         if self._handed_over.get(intent.key) == intent.attempt:
             return replace(intent, state=IntentState.RELEASED)
         return intent
+
+    def _remove(self, path: Path, seen: Record) -> None:
+        """Unlink a record, unless it is an intent that the executable has replaced.
+
+        An intent is looked at in a place where nobody else writes: between a look at its own place
+        and the unlink, a container may be started again.
+
+        Raises:
+            OSError: it was replaced, and stays; or the disk refuses.
+        """
+        if isinstance(seen, Intent):
+            aside = path.with_name(f".{path.name}{ASIDE}")
+            with suppress(FileNotFoundError):
+                path.rename(aside)
+                try:
+                    self._check_unchanged(aside, seen)
+                except OSError:
+                    with suppress(FileExistsError):  # one that is newer still counts
+                        os.link(aside, path)
+                    raise
+                finally:
+                    aside.unlink()
+        else:
+            path.unlink(missing_ok=True)
+        _sync_directory(path.parent)
 
     def _check_unchanged(self, path: Path, seen: Intent) -> None:
         """Refuse to replace an intent that the executable has replaced since it was seen.

@@ -64,7 +64,7 @@ def test_a_new_sandbox_of_a_pod_waits_for_the_old_ones_end(town: Any) -> None:
     assert veths == {"default/web-0": calico_name("web-0")}
     with Receiver(town.lab.names.namespace("vpchost")):
         assert probe(namespace, VPC_HOST).source == new.address
-    assert not refused(town)
+    until(lambda: not refused(town), "that nothing is refused any more")
     town.delete(new)
 
 

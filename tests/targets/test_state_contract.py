@@ -305,6 +305,32 @@ def test_an_intent_that_was_replaced_meanwhile_is_neither_forgotten_nor_changed(
     assert json.loads(path.read_text())["attempt"] == "two"
 
 
+def test_an_intent_that_is_replaced_while_it_is_removed_is_there_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at the file, and then the unlink, would take what was put there in between."""
+    state = directory(tmp_path)
+    path = write_intent(state, state="released")
+    (seen,) = state.observe().intents
+    check = StateDirectory._check_unchanged
+
+    def replaced_after(self: StateDirectory, where: Path, intent: Any) -> None:
+        check(self, where, intent)
+        write_intent(state, attempt="two")
+
+    monkeypatch.setattr(StateDirectory, "_check_unchanged", replaced_after)
+    state.apply([Change(Verb.DELETE, seen, "done")])
+    assert json.loads(path.read_text())["attempt"] == "two"
+    assert [p.name for p in state.intents.iterdir()] == [path.name]
+
+
+def test_what_a_killed_reconciler_had_put_aside_is_gone_with_the_next_one(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    (state.intents / ".a:b.json.aside").write_text("{}")
+    state.lock()
+    assert not list(state.intents.iterdir())
+
+
 def test_a_release_that_could_not_be_written_is_written_or_remembered(tmp_path: Path) -> None:
     state = directory(tmp_path)
     path = write_intent(state)

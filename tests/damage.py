@@ -1,7 +1,6 @@
 """What somebody with root can do to a node: commands for a shell, by where they are run.
 
-In braces: a pod's ``address``, and ``veth``, the host end of its link. Missing is what is not
-mended: a permanent neighbour with a wrong MAC for a pod's IPv4 address, on the host.
+In braces: a pod's ``address``, and ``veth``, the host end of its link.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ POD_ON_HOST = [
     "nft delete element inet node_network pods_ipv4 {{ {address} }}",
     "nft delete element inet node_network pod_eni_ipv4 {{ {address} }}",
     "ip address add 198.51.100.9/32 dev {veth}",
+    "ip neighbour replace {address} dev {veth} lladdr 02:00:00:00:00:78 nud permanent",
+    "ip neighbour flush dev {veth} nud permanent",
 ]
 IN_POD = [
     "ip route delete default",
@@ -34,6 +35,7 @@ IN_POD = [
     "ip route flush dev eth0",
     "ip address flush dev eth0",
     "ip address add 192.0.2.9/32 dev eth0",
+    "ip address flush dev eth0; ip address add 192.0.2.9/32 dev eth0",
     "ip neighbour flush dev eth0 nud permanent",
     "ip link set eth0 mtu 1400",
     "ip link set eth0 address 02:00:00:00:00:79",

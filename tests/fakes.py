@@ -159,6 +159,10 @@ class FakeNetlink:
                     raise RefusedError("ENETDOWN")
                 if route.gateway and not self._is_on_link(route):
                     raise RefusedError("ENETUNREACH")
+                if route.source and not self._find(
+                    LinkAddress, netns=route.netns, address=route.source
+                ):
+                    raise RefusedError("EINVAL")
             case EniLink() as link:
                 if not self._find(EniLink, mac=link.mac):
                     raise RefusedError("ENODEV")

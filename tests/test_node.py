@@ -262,7 +262,7 @@ def test_a_pass_for_some_pods_leaves_nothing_to_do_for_them_and_touches_no_other
     sim.end_pod(1)
     # Somebody breaks the second one; who only serves the first neither sees nor mends it.
     veth = sim.netlink.links().pods[key(2)]
-    (route,) = (o for o in sim.netlink.observe([]) if getattr(o, "device", "") == veth)
+    (route,) = (o for o in sim.netlink.observe([]) if isinstance(o, Route) and o.device == veth)
     sim.netlink.apply([Change(Verb.DELETE, route, "test")])
     sim.node.pods_pass(frozenset({key(1)}))
     assert key(1) not in sim.netlink.links().pods

@@ -118,6 +118,11 @@ class Attachment:
         """MAC of the pod's end."""
         return self.kept_macs[1] or stable_mac(str(self.key), "pod")
 
+    @property
+    def is_pod_mac_known(self) -> bool:
+        """Not if its record was rebuilt from a host end that is not of our making."""
+        return not self.kept_macs[0] or bool(self.kept_macs[1])
+
     def command(self, verb: Verb) -> str:
         """What is done to the record."""
         what = " and ".join(map(str, self.addresses))

@@ -94,8 +94,6 @@ class Family:
         gateway_route: the kernel wants a route to that next hop before a route may name it. A
             link-local IPv6 one is on every link by itself.
         metric: what the kernel makes of "no metric" (IPv6: IP6_RT_PRIO_USER, linux/ipv6_route.h).
-        host_neighbour: the host is told its pods' MACs. What it would ask with is an address of
-            its end of the link, which is tentative for a second or two (RFC 4862 section 5.4).
         private: its addresses mean nothing beyond the VPC and its peers, so that the world must
             see the node's.
         everything: the default route's destination.
@@ -115,7 +113,6 @@ class Family:
     gateway: IpAddress
     gateway_route: bool
     metric: int
-    host_neighbour: bool
     private: bool
     everything: IpNetwork
     router: IpAddress | None
@@ -133,7 +130,6 @@ FAMILIES = {
         gateway=ip_address("169.254.1.1"),
         gateway_route=True,
         metric=0,
-        host_neighbour=False,
         private=True,
         everything=ip_network("0.0.0.0/0"),
         router=None,
@@ -149,7 +145,6 @@ FAMILIES = {
         gateway=ip_address("fe80::1"),
         gateway_route=False,
         metric=1024,
-        host_neighbour=True,
         private=False,
         everything=ip_network("::/0"),
         router=ip_address("fe80:ec2::1"),

@@ -1,7 +1,10 @@
-"""Neighbours: each pod's permanent entry for its gateway, and the host's for a pod.
+"""Neighbours: each pod's permanent entry for its gateway, and the host's for each pod.
 
 The gateway address exists nowhere; the entry gives it the host veth's MAC, so a pod never asks
-and nobody has to answer. Of IPv6 the host does not ask either.
+and nobody has to answer. The host does not ask either: of IPv6 it would do so with an address of
+its end of the link, which is tentative for a second or two (RFC 4862 section 5.4); and what is
+permanent is neither counted nor thrown out when its table is full ("neighbour table overflow",
+``gc_thresh3`` in ip-sysctl).
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Neighbour:
 
 
 def desire(inputs: Inputs) -> frozenset[Neighbour]:
-    """One for each visited attachment and family, and the host's where it needs one."""
+    """One for each visited attachment and family, and the host's for each whose MAC is known."""
     pods = {
         Neighbour(a.netns, a.key.ifname, family_of(address).gateway, a.host_mac)
         for a in inputs.visited
@@ -55,7 +58,7 @@ def desire(inputs: Inputs) -> frozenset[Neighbour]:
         Neighbour("", a.veth, address, a.pod_mac)
         for a in inputs.placed
         for address in a.addresses
-        if family_of(address).host_neighbour
+        if a.is_pod_mac_known
     }
     return frozenset(pods | host)
 

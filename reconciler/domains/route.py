@@ -37,6 +37,8 @@ class Route:
         tos: of packets that it is for, alone; routes of different ones stand side by side, and
             ours are for all.
         options: metrics that somebody has given it; ours have none.
+        source: what packets come from that name none (``rtm_prefsrc``); in a pod its own address,
+            or else the kernel would take the first one on the link, whoever has put it there.
     """
 
     kind: ClassVar[str] = "route"
@@ -49,6 +51,7 @@ class Route:
     protocol: int = PROTOCOL
     tos: int = 0
     options: str = ""
+    source: IpAddress | None = None
 
     @property
     def key(self) -> Key:
@@ -66,10 +69,11 @@ class Route:
         word = "delete" if verb is Verb.DELETE else "replace"
         metric = f" metric {self.metric}" if self.metric else ""
         metric += f" tos {self.tos:#x}" if self.tos else ""
+        source = f" src {self.source}" if self.source else ""
         scope = "" if self.gateway or verb is Verb.DELETE else " scope link"
         return (
             f"{where}ip route {word} {self.destination}{via} dev {self.device}"
-            f"{scope}{metric}{table} proto {self.protocol}"
+            f"{scope}{source}{metric}{table} proto {self.protocol}"
         )
 
 
@@ -96,18 +100,27 @@ def desire_pods(inputs: Inputs) -> frozenset[Route]:
             metric = family_of(address).metric
             routes.add(Route("", PODS_TABLE, host_network(address), a.veth, metric=metric))
     for a in inputs.visited:
-        for family in map(family_of, a.addresses):
-            routes.update(_default(a.netns, MAIN_TABLE, family, a.key.ifname, family.gateway))
+        for address in a.addresses:
+            family = family_of(address)
+            way = a.netns, MAIN_TABLE, family, a.key.ifname, family.gateway
+            routes.update(_default(*way, source=address))
     return frozenset(routes)
 
 
 def _default(
-    netns: str, table: int, family: Family, device: str, gateway: IpAddress
+    netns: str,
+    table: int,
+    family: Family,
+    device: str,
+    gateway: IpAddress,
+    *,
+    source: IpAddress | None = None,
 ) -> Iterator[Route]:
     """A default route, after the one to its next hop if the kernel wants that."""
     if family.gateway_route:
         yield Route(netns, table, host_network(gateway), device, metric=family.metric)
-    yield Route(netns, table, family.everything, device, gateway, family.metric)
+    metric = family.metric
+    yield Route(netns, table, family.everything, device, gateway, metric, source=source)
 
 
 def is_owned(route: Route) -> bool:
@@ -118,11 +131,11 @@ def is_owned(route: Route) -> bool:
 def plan(desired: Iterable[Route], observed: Iterable[Route]) -> Plan:
     """Compare; routes of other protocols are foreign.
 
-    But for those in a pod that say the very same and that nobody stamped: the stock plugin made
-    them, and only the stamp is new.
+    But for those in a pod that lead the very same way and that nobody stamped: the stock plugin
+    made them, and only stamp and source are new.
     """
     desired = list(desired)
-    ways = {replace(o, protocol=BOOT) for o in desired if o.netns}
+    ways = {replace(o, protocol=BOOT, source=None) for o in desired if o.netns}
 
     def owned(route: Route) -> bool:
         return is_owned(route) or route in ways

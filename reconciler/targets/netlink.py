@@ -255,11 +255,10 @@ class Netlink:
         desired = list(desired)
         veths = {o.name for o in desired if isinstance(o, Veth)}
         places = {o.key for o in desired if isinstance(o, Route)}
-        neighbours = any(isinstance(o, Neighbour) and not o.netns for o in desired)
         pods = {o.pod_netns for o in desired if isinstance(o, Veth)}
         self._seen_pods = {path: seen for path, seen in self._seen_pods.items() if path in pods}
         with _reading("the host's links, addresses, routes and rules"), self._host() as host:
-            tables = _read_host(host, neighbours=neighbours)
+            tables = _read_host(host)
             objects, pairs = self._decode_host(tables, veths, places)
         return frozenset(objects | self._observe_pods(desired, pairs))
 
@@ -344,12 +343,12 @@ def _tell_apart(messages: Iterable[Facts]) -> Links:
     return Links(names, pods, macs)
 
 
-def _read_host(host: Rtnetlink, *, neighbours: bool) -> HostTables:
+def _read_host(host: Rtnetlink) -> HostTables:
     return HostTables(
         links=host.dump(LINKS),
         routes=list(_all_routes(host)),
         addresses=host.dump(ADDRESSES),
-        neighbours=host.dump(NEIGHBOURS) if neighbours else [],
+        neighbours=host.dump(NEIGHBOURS),
         rules=list(_all_rules(host)),
     )
 
@@ -386,12 +385,14 @@ def _observe_places(
     objects: set[KernelObject] = set()
     pairs: Pairs = {}
     names: dict[int, str] = {}
+    indices: dict[str, int] = {}
     places = [o for o in places if not getattr(o, "netns", "")]
     for name in {o.name for o in places if isinstance(o, Veth)}:
         message = _get(host, LINKS, (("IFLA_IFNAME", name),))
         if message is None or (link := _decode_link(message, {name})) is None:
             continue
         names[message["index"]] = name
+        indices[name] = message["index"]
         objects.add(link)
         if isinstance(link, Veth) and is_owned(link):
             pairs[message["index"], message.get("link")] = name
@@ -410,8 +411,16 @@ def _observe_places(
         found = message and _decode_route(message, "", names)
         if found and found.key == route.key:
             objects.add(found)
-    if any(isinstance(o, Neighbour) for o in places):
-        objects |= _permanent_neighbours(host.dump(NEIGHBOURS), "", names)
+    for neighbour in (o for o in places if isinstance(o, Neighbour) and o.device in indices):
+        # A single one can be asked for since Linux 5.1 (RTM_GETNEIGH without NLM_F_DUMP).
+        message = _get(
+            host,
+            NEIGHBOURS,
+            (("NDA_DST", str(neighbour.address)),),
+            family=AF[_family_name(neighbour.address.version)],
+            ifindex=indices[neighbour.device],
+        )
+        objects |= _permanent_neighbours([message] if message else [], "", names)
     return objects, pairs
 
 
@@ -532,7 +541,7 @@ def _decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | N
         return None
     family = FAMILIES["ipv4" if message["family"] == AF["ipv4"] else "ipv6"]
     destination = message.get("dst")
-    gateway = message.get("gateway")
+    gateway, source = message.get("gateway"), message.get("prefsrc")
     return Route(
         netns=path,
         table=message.get("table"),
@@ -545,6 +554,7 @@ def _decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | N
         protocol=message["proto"],
         tos=message["tos"],
         options=_options(message),
+        source=ip_address(source) if source else None,
     )
 
 

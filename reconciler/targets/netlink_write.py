@@ -192,6 +192,8 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
     attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
     if route.gateway:
         attributes += (("RTA_GATEWAY", str(route.gateway)),)
+    if route.source:
+        attributes += (("RTA_PREFSRC", str(route.source)),)
     scope = SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
     where.change(ROUTES, How.REPLACE, attributes, scope=scope, type=RTN_UNICAST, **fields)
 

@@ -129,7 +129,7 @@ ROUTES = Table(
     "routes",
     rtmsg,
     26,
-    ("dst", "gateway", "table", "oif", "priority", "metrics"),
+    ("dst", "gateway", "table", "oif", "priority", "metrics", "prefsrc"),
     _is_of_somebody,
 )
 NEIGHBOURS = Table("permanent neighbours", ndmsg, 30, ("dst", "lladdr"), _is_permanent)
@@ -201,8 +201,9 @@ class Rtnetlink:
             NetlinkError: the kernel has no such entry, or refused.
         """
         for content in self._ask(_request(table, 0, tuple(fields.items()), attributes), 0):
-            return _decode(table, _wanted(table, content))
-        raise NetlinkError(errno.ENODATA, f"no answer about {table.name}")
+            if table.takes is None or table.takes(content):
+                return _decode(table, _wanted(table, content))
+        raise NetlinkError(errno.ENOENT, f"nothing of {table.name}")
 
     def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
         """Make, change or delete one entry.

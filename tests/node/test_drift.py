@@ -63,6 +63,13 @@ HOST = {
         "-c",
         "ip link set $(ls /proc/sys/net/ipv4/conf | grep ^nn | head -1) address 02:00:00:00:00:77",
     ],
+    "the host's neighbour": [
+        "sh",
+        "-c",
+        "v=$(ls /proc/sys/net/ipv4/conf | grep ^nn | head -1); "
+        "a=$(ip -o route show table 512 dev $v | cut -d' ' -f1); "
+        "ip neighbour replace $a dev $v lladdr 02:00:00:00:00:78 nud permanent",
+    ],
     "a host veth": [
         "sh",
         "-c",
@@ -74,6 +81,11 @@ POD = {
     "the pod's default route": ["ip", "route", "delete", "default"],
     "the pod's neighbour": ["ip", "neighbour", "flush", "dev", "eth0", "nud", "permanent"],
     "the pod's address": ["ip", "address", "flush", "dev", "eth0"],
+    "the pod's address, with another in its place": [
+        "sh",
+        "-c",
+        "ip address flush dev eth0; ip address add 192.0.2.9/32 dev eth0",
+    ],
     "the pod's MTU": ["ip", "link", "set", "eth0", "mtu", "1400"],
     "the pod's link": ["ip", "link", "delete", "eth0"],
     "the pod's link's name": ["sh", "-c", "ip link set eth0 down; ip link set eth0 name eth9"],
@@ -86,12 +98,13 @@ def repaired(cluster: Any, before: float) -> None:
 
 @pytest.mark.parametrize("what", HOST)
 def test_what_is_broken_on_the_host_is_put_right(cluster: Any, what: str) -> None:
-    with cluster.pods(1), Receiver(cluster.lab.names.namespace("vpchost")):
+    with cluster.pods(1) as (one,), Receiver(cluster.lab.names.namespace("vpchost")):
         before = cluster.drift()
         done = cluster.lab.run("node1", HOST[what])
         assert done.returncode == 0, done.stderr
         repaired(cluster, before)
         assert cluster.diff().stdout == ""
+        assert probe(one.namespace, VPC_HOST).source == one.address
     assert "drift repaired" in (cluster.state() / "log").read_text()
 
 

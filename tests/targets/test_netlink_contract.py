@@ -185,6 +185,25 @@ def test_routes_are_seen_as_they_were_written(world: World) -> None:
     assert not set(wanted) & world.see()
 
 
+def test_a_source_is_seen_as_it_was_written_and_must_be_an_address_of_the_namespace(
+    world: World,
+) -> None:
+    host, pod = world.veth()
+    gateway, own = ip_address("169.254.1.1"), ip_address("10.0.1.9")
+    next_hop = Route(world.pod, 254, ip_network("169.254.1.1/32"), "eth0")
+    default = Route(world.pod, 254, ip_network("0.0.0.0/0"), "eth0", gateway, source=own)
+    world.put(host, pod, next_hop)
+    (failure,) = world.target.apply([Change(Verb.CREATE, default, "test")])
+    assert failure.reason == "EINVAL"
+    world.put(LinkAddress(world.pod, "eth0", own, 32), replace(default, source=None))
+    seen = [o for o in world.see() if isinstance(o, Route)]
+    (change,) = route.plan([next_hop, default], seen).actions
+    assert change.verb is Verb.UPDATE, "a pod keeps its way out meanwhile"
+    assert world.target.apply([change]) == ()
+    assert {next_hop, default} <= world.see()
+    assert replace(default, source=None) not in world.see()
+
+
 def test_a_gateway_that_cannot_be_reached_is_refused_by_name(world: World) -> None:
     world.put(EniLink(ENI_MAC, "eth1", 9001))
     lost = Route("", 1537, ip_network("0.0.0.0/0"), "eth1", ip_address("10.0.1.1"))
@@ -490,10 +509,16 @@ def test_a_look_at_places_shows_what_stands_in_them_and_nothing_of_other_pods(
         pod,
         LinkAddress(world.pod, "eth0", ip_address("10.0.1.9"), 32),
         Neighbour(world.pod, "eth0", ip_address("169.254.1.1"), HOST_MAC),
+        Neighbour("", "nnveth", ip_address("10.0.1.9"), POD_MAC),
         Route(world.pod, 254, ip_network("169.254.1.1/32"), "eth0"),
         Route("", 512, ip_network("10.0.1.9/32"), "nnveth"),
     ]
-    theirs = [other, Route("", 512, ip_network("10.0.1.10/32"), "nnother")]
+    theirs = [
+        other,
+        Neighbour("", "nnother", ip_address("10.0.1.9"), POD_MAC),
+        Neighbour("", "nnveth", ip_address("10.0.1.10"), POD_MAC),
+        Route("", 512, ip_network("10.0.1.10/32"), "nnother"),
+    ]
     world.put(*mine, *theirs)
     # One route is asked for by the packet that would take it.
     world.put(Rule("ipv4", 512, 512))

@@ -58,11 +58,18 @@ class Domain:
     kinds: tuple[type, ...] = ()
     atomic: bool = False
 
-    def sift(self, observed: Any) -> Any:
-        """Return what of an observation this domain plans on."""
+    def sift(self, observed: Any, desired: Any, others: frozenset[Any]) -> Any:
+        """Return what of an observation this domain plans on.
+
+        Args:
+            observed: what the target shows.
+            desired: by this domain.
+            others: what is observed, and desired by no domain of the target.
+        """
         if not self.kinds:
             return observed
-        return frozenset(o for o in observed if isinstance(o, self.kinds))
+        # Not "all of these kinds": that would be asked, and hashed, for thousands each time.
+        return (desired & observed).union(o for o in others if isinstance(o, self.kinds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +169,20 @@ def _look(
             outcomes[domain.name] = Outcome(errors=(error,))
     if not desired:
         return outcomes, Plan()
-    everything = [o for d in desired.values() for o in (d if isinstance(d, frozenset) else (d,))]
+    objects: frozenset[Any] = frozenset().union(
+        *(d for d in desired.values() if isinstance(d, frozenset))
+    )
+    values = [d for d in desired.values() if not isinstance(d, frozenset)]
     try:
-        observed = target.observe(everything)
+        observed = target.observe([*objects, *values])
     except ReconcilerError as error:
         return {d.name: Outcome(errors=(error,)) for d in domains}, Plan()
     plans: dict[str, Plan] = {}
+    others = observed - objects if isinstance(observed, frozenset) else frozenset()
     for domain in domains:
         if domain.name in desired:
-            plan = domain.plan(desired[domain.name], domain.sift(observed))
+            want = desired[domain.name]
+            plan = domain.plan(want, domain.sift(observed, want, others))
             plan, errors = hold(domain, plan)
             plans[domain.name] = plan
             outcomes[domain.name] = Outcome(desired[domain.name], observed, plan, plan, errors)

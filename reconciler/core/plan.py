@@ -162,7 +162,8 @@ def compare(
     """Say what turns ``observed`` into ``desired``.
 
     Additions, then changes, each in key order; then removals in reverse key order, so that what
-    was built last is taken down first.
+    was built last is taken down first. What is on both sides, nearly always nearly all, is left
+    out first: sets know the hashes of what is in them, and keys have to be made.
 
     Args:
         desired: no two objects of one key.
@@ -170,8 +171,9 @@ def compare(
         owned: whether an observed object is ours. A foreign object is never changed or deleted:
             one that is in the way of a desired object becomes a refusal.
     """
-    want = {_identity(o): o for o in desired}
-    have = {_identity(o): o for o in observed}
+    desired, observed = frozenset(desired), frozenset(observed)
+    want = {_identity(o): o for o in desired - observed}
+    have = {_identity(o): o for o in observed - desired}
     create: list[Action] = []
     update: list[Action] = []
     refusals: list[Refusal] = []

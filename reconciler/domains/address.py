@@ -73,7 +73,7 @@ def desire_pods(inputs: Inputs) -> frozenset[LinkAddress]:
 
 def plan(desired: Iterable[LinkAddress], observed: Iterable[LinkAddress]) -> Plan:
     """Compare; an address that somebody else put on a link is foreign."""
-    desired = list(desired)
+    desired = frozenset(desired)
     # Ours are those that EC2 gave to this ENI or pod, whatever their prefix length has become.
     ours = {(o.netns, o.device, o.address) for o in desired}
 

@@ -193,7 +193,9 @@ def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
     moved or renamed: only a new pair can bring it back. For the same reason no pod's end is ever
     deleted by itself.
     """
-    desired, observed = list(desired), list(observed)
+    desired, observed = frozenset(desired), frozenset(observed)
+    if desired <= observed and not any(isinstance(o, Veth) for o in observed - desired):
+        return Plan()
     wanted = {(o.kind, o.key) for o in desired}
     # An ENI that is not ours, or not yet ready, keeps whatever settings it has; and what else a
     # pod's namespace holds is the pod's, or another plugin's.

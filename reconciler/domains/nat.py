@@ -230,14 +230,15 @@ def plan(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
     Everything in the table is ours: the table is. A set's type and a chain's hook are fixed for
     life, and a set that rules use cannot be deleted, so a wrong one means starting over.
     """
-    desired, observed = list(desired), list(observed)
-    have = {(o.kind, o.key): o for o in observed}
-    for want in desired:
+    desired, observed = frozenset(desired), frozenset(observed)
+    missing, others = desired - observed, observed - desired
+    have = {(o.kind, o.key): o for o in others}
+    for want in missing:
         existing = have.get((want.kind, want.key))
         if existing is not None and _shape(existing) != _shape(want):
             remove = Change(Verb.DELETE, NftTable(), f"{want.key[0]} has another shape")
             return Plan((remove,)) + _compare(desired, ())
-    return _compare(desired, observed)
+    return _compare(missing, others)
 
 
 def _compare(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:

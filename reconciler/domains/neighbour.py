@@ -68,6 +68,6 @@ def plan(desired: Iterable[Neighbour], observed: Iterable[Neighbour]) -> Plan:
 
     None is ever deleted: an entry goes with its link.
     """
-    desired = list(desired)
-    keys = {o.key for o in desired}
-    return compare(desired, [o for o in observed if o.key in keys])
+    missing = frozenset(desired).difference(observed)
+    keys = {o.key for o in missing}
+    return compare(missing, [o for o in observed if o.key in keys] if keys else ())

@@ -134,7 +134,7 @@ def plan(desired: Iterable[Route], observed: Iterable[Route]) -> Plan:
     But for those in a pod that lead the very same way and that nobody stamped: the stock plugin
     made them, and only stamp and source are new.
     """
-    desired = list(desired)
+    desired = frozenset(desired)
     ways = {replace(o, protocol=BOOT, source=None) for o in desired if o.netns}
 
     def owned(route: Route) -> bool:

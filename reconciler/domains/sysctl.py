@@ -115,7 +115,7 @@ def plan(desired: Iterable[Sysctl], observed: Iterable[Sysctl]) -> Plan:
     advertisement, but for those of links that say ``accept_ra=2`` by then
     (``rt6_purge_dflt_routers`` in net/ipv6/route.c).
     """
-    desired = list(desired)
-    keys = {o.key for o in desired}
-    whole = compare(desired, [o for o in observed if o.key in keys])
+    missing = frozenset(desired).difference(observed)
+    keys = {o.key for o in missing}
+    whole = compare(missing, [o for o in observed if o.key in keys] if keys else ())
     return Plan(tuple(sorted(whole.actions, key=lambda a: a.key[-1] == FORWARDING)))

@@ -31,6 +31,8 @@ class Accounts:
 
     def __init__(self, suspects: Suspects) -> None:
         self._settled: dict[str, set[Any]] = {}
+        self._inside: dict[str, set[Any]] = {}
+        """The same of pods' namespaces, also of those that the last pass did not look into."""
         self._attached: set[str] = set()
         self._suspects = suspects
         self.struggles = Struggles()
@@ -38,6 +40,7 @@ class Accounts:
     def clear(self) -> None:
         """Forget it: the document has changed, and with it what is asked for."""
         self._settled.clear()
+        self._inside.clear()
         self.struggles = Struggles()
 
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
@@ -55,9 +58,11 @@ class Accounts:
         for name, outcome in outcomes.items():
             if outcome.settled and isinstance(outcome.desired, frozenset):
                 # A pass that looked into some pods only says nothing about the others.
-                known = () if everything else self._settled.get(name, ())
-                inside = {o for o in known if getattr(o, "netns", "") in pods - {""}}
-                self._settled[name] = set(outcome.desired) | inside
+                inside = set() if everything else self._inside.get(name, set())
+                inside.difference_update([o for o in inside if o.netns not in pods])
+                inside.update(o for o in outcome.desired if getattr(o, "netns", ""))
+                self._inside[name] = inside
+                self._settled[name] = set(outcome.desired)
 
     def book_pods(self, outcomes: Outcomes) -> None:
         """Log and count what a pass over some pods alone has done."""
@@ -65,12 +70,13 @@ class Accounts:
         for name, action in actions_of(outcomes):
             if action in outcomes[name].remaining.actions or name not in self._settled:
                 continue
-            change = (
-                self._settled[name].discard
-                if action.verb is Verb.DELETE
-                else (self._settled[name].add)
-            )
-            change(getattr(action, "object", None))
+            target = getattr(action, "object", None)
+            if action.verb is Verb.DELETE:
+                self._settled[name].discard(target)
+                self._inside[name].discard(target)
+            else:
+                books = self._inside if getattr(target, "netns", "") else self._settled
+                books[name].add(target)
 
     def _follow_enis(self, outcome: Outcome) -> None:
         """Remember which ENIs are attached by our will."""
@@ -116,4 +122,5 @@ class Accounts:
         if settled is None:
             return False
         target = getattr(action, "object", None)
-        return (target not in settled) if action.verb is Verb.DELETE else (target in settled)
+        is_known = target in settled or target in self._inside[name]
+        return is_known is not (action.verb is Verb.DELETE)

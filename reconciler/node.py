@@ -350,7 +350,7 @@ class LocalNode:
             orphans = self._orphans(self._records, inputs)
             inputs = replace(inputs, flows=flows, orphans=orphans)
             with self._binding:
-                outcomes = dict(converge([self._attachment_domain()], inputs))
+                outcomes = dict(converge([self._attachment_domain(self._records)], inputs))
             outcomes |= quiet
         records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=records.living)
@@ -796,8 +796,9 @@ class LocalNode:
             o.settled and not o.remaining.refusals for o in ours
         )
 
-    def _attachment_domain(self) -> Domain:
-        return Domain("attachment", attachment.desire, attachment.plan, self.state)
+    def _attachment_domain(self, before: Records | None = None) -> Domain:
+        state = self.state if before is None else _JustRead(self.state, before)
+        return Domain("attachment", attachment.desire, attachment.plan, state)
 
     def _pod_domains(self, places: frozenset[Any]) -> list[Domain]:
         """The same, for what some pods have and for nothing else."""
@@ -837,6 +838,29 @@ class _Places:
     def observe(self, desired: Iterable[Any]) -> Any:
         del desired  # what is not wanted any more has its place as well
         return self._target.observe_at(self._places)
+
+
+class _JustRead:
+    """The state directory, of which intents and attachments were read a moment ago.
+
+    What is written by others of this process meanwhile, the pool's records, is read again.
+    """
+
+    def __init__(self, state: Any, records: Records) -> None:
+        self._state = state
+        self._records: Records | None = records
+
+    def observe(self, desired: Iterable[Any]) -> Records:
+        del desired
+        before, self._records = self._records, None
+        seen: Records = (
+            self._state.observe_at((), before) if before is not None else self._state.observe()
+        )
+        return seen
+
+    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+        failures: tuple[ApplyError, ...] = self._state.apply(actions)
+        return failures
 
 
 class _Asked:

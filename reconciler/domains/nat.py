@@ -287,9 +287,16 @@ class Sets:
     by_main: str
 
 
+SETS = {
+    name: Sets(*(f"{noun}_{name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
+    for name in FAMILIES
+}
+"""By family."""
+
+
 def sets_of(family: Family) -> Sets:
     """Name a family's sets."""
-    return Sets(*(f"{noun}_{family.name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
+    return SETS[family.name]
 
 
 def _family_sets(family: Family) -> set[NftObject]:

@@ -65,6 +65,9 @@ from reconciler.targets.rtnetlink import (
 Pairs = dict[tuple[int | None, int | None], str]
 """Name of each host veth of ours by (its index, its pod end's index)."""
 
+Connected = set[tuple[str, IpNetwork]]
+"""Networks that the kernel has made a route for by itself, with the device."""
+
 RTPROT_KERNEL = 2
 RTM_F_LOOKUP_TABLE = 0x1000
 RTM_F_FIB_MATCH = 0x2000
@@ -111,6 +114,20 @@ class HostTables(NamedTuple):
     rules: list[tuple[Facts, str]]
 
 
+class HostLinks(NamedTuple):
+    """What was made of the host's links.
+
+    Attributes:
+        names: by index.
+        objects: those that are ENIs' or pods', by index.
+        pairs: host ends of ours, by their own index and their pod's.
+    """
+
+    names: dict[int, str]
+    objects: dict[int, Link]
+    pairs: Pairs
+
+
 class PodTables(NamedTuple):
     """What a pod's tables say, not decoded; routes by family."""
 
@@ -152,7 +169,9 @@ class Netlink:
         self._pods_memory: Memory = {}
         """One for all: what it saves is above all the loopback link, which all have alike."""
         self._tell_apart = Remembered(_tell_apart)
-        self._decode_host = Remembered(_decode_host)
+        self._decode_links = Remembered(_decode_links)
+        self._decode_routes = Remembered(_decode_routes)
+        self._decode_neighbours = Remembered(_decode_neighbours)
         self._seen_pods: dict[str, SeenPod] = {}
 
     def _host(self) -> Rtnetlink:
@@ -259,8 +278,20 @@ class Netlink:
         self._seen_pods = {path: seen for path, seen in self._seen_pods.items() if path in pods}
         with _reading("the host's links, addresses, routes and rules"), self._host() as host:
             tables = _read_host(host)
-            objects, pairs = self._decode_host(tables, veths, places)
-        return frozenset(objects | self._observe_pods(desired, pairs))
+        links: HostLinks = self._decode_links(tables.links, veths)
+        routes, connected = self._decode_routes(tables.routes, links.names, places)
+        objects: set[KernelObject] = set(links.objects.values())
+        objects |= routes
+        objects |= self._decode_neighbours(tables.neighbours, "", links.names)
+        objects |= {
+            _decode_address(m, "", links.names, connected)
+            for m in tables.addresses
+            if isinstance(links.objects.get(m["index"]), EniLink)
+        }
+        objects |= {
+            _decode_rule(m, family) for m, family in tables.rules if m.get("protocol") == PROTOCOL
+        }
+        return frozenset(objects | self._observe_pods(desired, links.pairs))
 
     def observe_at(self, places: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read what stands in the places of these objects of pods, and their namespaces.
@@ -353,30 +384,24 @@ def _read_host(host: Rtnetlink) -> HostTables:
     )
 
 
-def _decode_host(
-    tables: HostTables, veths: set[str], places: set[tuple[int | str, ...]]
-) -> tuple[frozenset[KernelObject], Pairs]:
-    names = {m["index"]: m.get("ifname") for m in tables.links}
-    links = {m["index"]: found for m in tables.links if (found := _decode_link(m, veths))}
+def _decode_links(messages: Iterable[Facts], veths: set[str]) -> HostLinks:
+    names = {m["index"]: m.get("ifname") for m in messages}
+    links = {m["index"]: found for m in messages if (found := _decode_link(m, veths))}
     pairs = {
         (m["index"], m.get("link")): link.name
-        for m in tables.links
+        for m in messages
         if isinstance(link := links.get(m["index"]), Veth) and is_owned(link)
     }
-    objects: set[KernelObject] = set(links.values())
-    routes = [_decode_route(m, "", names) for m in tables.routes]
-    connected = _connected(routes)
-    for message in tables.addresses:
-        if isinstance(links.get(message["index"]), EniLink):
-            objects.add(_decode_address(message, "", names, connected))
-    objects |= _permanent_neighbours(tables.neighbours, "", names)
-    for route in routes:
-        if route and (route.protocol == PROTOCOL or route.key in places):
-            objects.add(route)
-    objects |= {
-        _decode_rule(m, family) for m, family in tables.rules if m.get("protocol") == PROTOCOL
-    }
-    return frozenset(objects), pairs
+    return HostLinks(names, links, pairs)
+
+
+def _decode_routes(
+    messages: Iterable[Facts], names: dict[int, str], places: set[tuple[int | str, ...]]
+) -> tuple[frozenset[Route], Connected]:
+    """Return our routes and those in some places, and what the kernel has made by itself."""
+    routes = [_decode_route(m, "", names) for m in messages]
+    ours = frozenset(r for r in routes if r and (r.protocol == PROTOCOL or r.key in places))
+    return ours, _connected(routes)
 
 
 def _observe_places(
@@ -420,7 +445,7 @@ def _observe_places(
             family=AF[_family_name(neighbour.address.version)],
             ifindex=indices[neighbour.device],
         )
-        objects |= _permanent_neighbours([message] if message else [], "", names)
+        objects |= _decode_neighbours([message] if message else [], "", names)
     return objects, pairs
 
 
@@ -484,10 +509,10 @@ def _decode_pod(
         if route and route.table == MAIN_TABLE:
             objects.add(route)
     neighbours = inside.decode(NEIGHBOURS, tables.neighbours)
-    return tuple(ends), frozenset(objects | _permanent_neighbours(neighbours, path, names))
+    return tuple(ends), frozenset(objects | _decode_neighbours(neighbours, path, names))
 
 
-def _permanent_neighbours(
+def _decode_neighbours(
     messages: Iterable[Facts], path: str, names: Mapping[int, str]
 ) -> set[KernelObject]:
     found: set[KernelObject] = set()
@@ -509,13 +534,12 @@ def _decode_link(message: Facts, veths: set[str]) -> Link | None:
     return EniLink(mac, name, mtu, up)
 
 
-def _connected(routes: Iterable[Route | None]) -> set[tuple[str, IpNetwork]]:
-    """Return the networks that the kernel has made a route for by itself, with the device."""
+def _connected(routes: Iterable[Route | None]) -> Connected:
     return {(r.device, r.destination) for r in routes if r and r.protocol == RTPROT_KERNEL}
 
 
 def _decode_address(
-    message: Facts, path: str, names: dict[int, str], connected: set[tuple[str, IpNetwork]]
+    message: Facts, path: str, names: dict[int, str], connected: Connected
 ) -> LinkAddress:
     """Return an address; what counts is not its flag, but whether the route is there.
 

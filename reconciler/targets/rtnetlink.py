@@ -1,8 +1,9 @@
-"""rtnetlink's answers, decoded by pyroute2, without its event loop: a door to ``pyroute2``.
+"""rtnetlink by pyroute2's tables of attributes, without its event loop: a door to ``pyroute2``.
 
 ``IPRoute`` runs an event loop for each message it reads, and decodes some forty attributes of each
 link. Both are paid for every pod on the node at every look. Here one plain socket is asked, and
-what is told in the same bytes as before is not decoded again. Counters and ages are cut out of it.
+what is told in the same bytes as before is not decoded again. Counters and ages are cut out of it,
+and what is plain is packed and read here (decision 20).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
@@ -53,6 +56,19 @@ ATTRIBUTE = struct.Struct("=HH")
 """``struct nlattr``: length, type."""
 
 NLA_TYPE_MASK = 0x3FFF
+
+WIDTHS = {"uint8": 1, "uint16": 2, "uint32": 4, "netns_fd": 4}
+"""Bytes of a number, by pyroute2's word for its kind."""
+
+INNER = {
+    "IFLA_INFO_KIND": (1, "asciiz"),
+    "IFLA_INFO_DATA": (2, "nested"),
+    "VETH_INFO_PEER": (1, "nested"),
+}
+"""Numbers of attributes inside of others (linux/if_link.h, linux/veth.h)."""
+
+PEER_HEADER = bytes(16)
+"""The other end of a veth is described by a whole message, of which this is the beginning."""
 
 RTEXT_FILTER_SKIP_STATS = 0x8
 """Without IPv6's counters, a third of each message (linux/rtnetlink.h, Linux 4.4)."""
@@ -189,7 +205,7 @@ class Rtnetlink:
         """
         for _ in range(DUMP_ATTEMPTS):
             try:
-                request = _request(table, NLM_F_DUMP, tuple(fields.items()), table.asks)
+                request = _request(table, NLM_F_DUMP, fields, table.asks)
                 answer = self._ask(request, NLM_F_DUMP)
                 wanted = filter(table.takes, answer) if table.takes else answer
                 if table.is_restless:
@@ -216,7 +232,7 @@ class Rtnetlink:
         Raises:
             NetlinkError: the kernel has no such entry, or refused.
         """
-        for content in self._ask(_request(table, 0, tuple(fields.items()), attributes), 0):
+        for content in self._ask(_request(table, 0, fields, attributes), 0):
             if table.takes is None or table.takes(content):
                 return _decode(table, _wanted(table, content))
         raise NetlinkError(errno.ENOENT, f"nothing of {table.name}")
@@ -228,7 +244,7 @@ class Rtnetlink:
             NetlinkError: the kernel refused.
         """
         flags = how.flags | NLM_F_ACK
-        request = _request(table, flags, tuple(fields.items()), attributes, how.offset)
+        request = _request(table, flags, fields, attributes, how.offset)
         for _ in self._ask(request, flags):
             pass
 
@@ -258,28 +274,53 @@ class Rtnetlink:
                 return
 
 
-@lru_cache(512)
 def _request(
-    table: Table,
-    flags: int,
-    fields: tuple[tuple[str, int], ...],
-    attributes: Attributes,
-    offset: int = 0,
+    table: Table, flags: int, fields: Mapping[str, int], attributes: Attributes, offset: int = 0
 ) -> bytes:
-    """Return a request; many are the same for every pod, and for a pod at every look."""
-    request = table.message()
-    request["header"]["type"] = table.get + offset
-    request["header"]["flags"] = flags | NLM_F_REQUEST
-    for name, value in fields:
-        request[name] = value
-    request["attrs"] = _spelt(attributes)
-    request.encode()
-    return bytes(request.data)
+    form, names = _fields(table.message)
+    body = form.pack(*(fields.get(name, 0) for name in names))
+    body += _pack(attributes, _numbers(table.message))
+    return (
+        HEADER.pack(HEADER.size + len(body), table.get + offset, flags | NLM_F_REQUEST, 0, 0)
+        + body
+    )
 
 
-def _spelt(attributes: Attributes) -> list[tuple[str, Any]]:
-    """Return attributes as pyroute2 wants them."""
-    return [(n, {"attrs": _spelt(v)} if isinstance(v, tuple) else v) for n, v in attributes]
+def _pack(attributes: Attributes, numbers: Mapping[str, tuple[int, str]]) -> bytes:
+    """Return attributes as the kernel reads them, each filled up to four bytes (netlink(7))."""
+    packed = []
+    for name, value in attributes:
+        number, kind = numbers[name]
+        match value:
+            case tuple():
+                payload = PEER_HEADER if name == "VETH_INFO_PEER" else b""
+                payload += _pack(value, numbers)
+            case int():
+                payload = value.to_bytes(WIDTHS[kind], sys.byteorder)
+            case _ if kind == "asciiz":
+                payload = value.encode() + b"\0"
+            case _ if kind in ("l2addr", "lladdr"):
+                payload = bytes.fromhex(value.replace(":", ""))
+            case _:
+                payload = ip_address(value).packed
+        length = ATTRIBUTE.size + len(payload)
+        packed += [ATTRIBUTE.pack(length, number), payload, bytes(-length % 4)]
+    return b"".join(packed)
+
+
+@cache
+def _fields(message: Any) -> tuple[struct.Struct, tuple[str, ...]]:
+    """Return what a message begins with, and the names of what is in it."""
+    form = struct.Struct("=" + "".join(form for _, form in message.fields))
+    return form, tuple(name for name, form in message.fields if not form.endswith("x"))
+
+
+@cache
+def _numbers(message: Any) -> Mapping[str, tuple[int, str]]:
+    """Return number and kind of each attribute, by its name."""
+    listed = message.nla_map
+    numbered = listed if len(listed[0]) == 3 else [(n, *named) for n, named in enumerate(listed)]
+    return {name: (number, kind) for number, name, kind in numbered} | INNER
 
 
 def _raise_refusal(content: bytes) -> None:
@@ -322,10 +363,8 @@ def _wanted(table: Table, content: bytes) -> bytes:
 
 def _lay_out(table: Table, content: bytes) -> _Layout:
     """Go from attribute to attribute."""
-    numbers = _numbers(table)
-    start = position = HEADER.size + sum(
-        struct.calcsize(f"={form}") for _, form in table.message.fields
-    )
+    numbers = _wanted_numbers(table)
+    start = position = HEADER.size + _fields(table.message)[0].size
     form = f"=4xH{start - KIND_END}x"
     kept = [slice(HEADER.size, start if numbers else len(content))]
     while position < len(content):
@@ -342,15 +381,33 @@ def _lay_out(table: Table, content: bytes) -> _Layout:
 
 
 @cache
-def _numbers(table: Table) -> frozenset[int]:
-    """Return the numbers of the attributes that are wanted; none for all."""
-    names = {way if isinstance(way, str) else way[0] for way in table.attributes}
-    prefix = len(table.message.prefix)
-    numbered = enumerate(table.message.nla_map) if names else ()
-    return frozenset(n for n, (name, _) in numbered if name[prefix:].lower() in names)
+def _wanted_numbers(table: Table) -> Mapping[int, tuple[str, str]]:
+    """Return what wanted attributes are called in ``Facts``, and their kind, by number."""
+    found = {}
+    for way in table.attributes:
+        outer, name = (way, way) if isinstance(way, str) else way
+        number, kind = _numbers(table.message)[f"{table.message.prefix}{outer.upper()}"]
+        found[number] = (name, kind)
+    return found
 
 
 def _decode(table: Table, content: bytes) -> Facts:
+    """Decode what is wanted of a message; all of it, and all that is not plain, by pyroute2."""
+    form, names = _fields(table.message)
+    facts = dict(zip(names, form.unpack_from(content, HEADER.size), strict=True))
+    position = HEADER.size + form.size
+    wanted = _wanted_numbers(table)
+    while position < len(content):
+        length, number = ATTRIBUTE.unpack_from(content, position)
+        name, kind = wanted.get(number & NLA_TYPE_MASK, ("", ""))
+        if kind not in READERS:
+            return _decode_whole(table, content)
+        facts[name] = READERS[kind](content[position + ATTRIBUTE.size : position + length])
+        position += length + 3 & ~3
+    return facts
+
+
+def _decode_whole(table: Table, content: bytes) -> Facts:
     message = table.message(content)
     message.decode()
     facts: dict[str, Any] = {name: message[name] for name, _ in table.message.fields}
@@ -362,3 +419,43 @@ def _decode(table: Table, content: bytes) -> Facts:
         if (value := message.get(way)) is not None:
             facts[way if isinstance(way, str) else way[-1]] = value
     return facts
+
+
+def _read_text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")  # an alias may be anything
+
+
+def _read_number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)
+
+
+def _read_signed(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder, signed=True)
+
+
+def _read_mac(value: bytes) -> str:
+    return value.hex(":")
+
+
+def _read_address(value: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
+
+
+def _read_link_kind(value: bytes) -> str:
+    """Return ``IFLA_INFO_KIND``, which comes first; what is only another's port has none."""
+    length, number = ATTRIBUTE.unpack_from(value)
+    is_kind = number == INNER["IFLA_INFO_KIND"][0]
+    return _read_text(value[ATTRIBUTE.size : length]) if is_kind else ""
+
+
+READERS: Mapping[str, Callable[[bytes], int | str]] = {
+    "asciiz": _read_text,
+    "int32": _read_signed,
+    "uint32": _read_number,
+    "l2addr": _read_mac,
+    "lladdr": _read_mac,
+    "ipaddr": _read_address,
+    "target": _read_address,
+    "ifinfo": _read_link_kind,
+}
+"""By pyroute2's word for a kind of attribute."""

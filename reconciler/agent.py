@@ -569,11 +569,8 @@ class Agent:
             self._done |= {key: (a, started) for key, a in result.done.items()}
             self._waiting = dict(result.waiting)
             self._published_at = started
-            asked = {
-                i.key: i
-                for i in result.records.intents
-                if i.key in self._asked and i.state is IntentState.WANTED
-            }
+            intents = result.records.among(self._asked).intents
+            asked = {i.key: i for i in intents if i.state is IntentState.WANTED}
             if not result.outcomes["attachment"].errors:  # or else nobody knows
                 self._withdrawn = dict.fromkeys(self._asked.keys() - asked.keys(), started)
             self._changed.notify_all()
@@ -599,7 +596,7 @@ class Agent:
         looked_for = result.asked
         if looked_for is None:
             looked_for = frozenset(self._done.keys() | self._answered.keys())
-        present = {a.key for a in result.records.attachments if a.key in looked_for}
+        present = {a.key for a in result.records.among(looked_for).attachments}
         for key in looked_for - present:
             self._done.pop(key, None)
             self._answered.pop(key, None)

@@ -191,22 +191,20 @@ class FakeEc2:
                     self._change(eni.eni_id, boundless=(*eni.boundless, fresh))
                 self._learn(action.eni_id, added=frozenset({fresh}))
             case ReleaseAddresses():
-                with self._call("UnassignPrivateIpAddresses"):
+                gone = frozenset(map(host_network, action.addresses))
+                with self._releasing(action.eni_id, gone):
                     eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
                     if not set(action.addresses) <= set(eni.secondaries):
                         raise RefusedError("UnassignPrivateIpAddresses", "InvalidParameterValue")
                     left = tuple(a for a in eni.secondaries if a not in action.addresses)
                     self._change(eni.eni_id, secondaries=left)
-                gone = frozenset(map(host_network, action.addresses))
-                self._learn(action.eni_id, removed=gone)
             case ReleasePrefixes():
-                with self._call("UnassignPrivateIpAddresses"):
+                with self._releasing(action.eni_id, frozenset(action.prefixes)):
                     eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
                     if not set(action.prefixes) <= set(eni.prefixes):
                         raise RefusedError("UnassignPrivateIpAddresses", "InvalidParameterValue")
                     left = tuple(p for p in eni.prefixes if p not in action.prefixes)
                     self._change(eni.eni_id, prefixes=left)
-                self._learn(action.eni_id, removed=frozenset(action.prefixes))
             case DetachEni():
                 with self._call("DetachNetworkInterface"):
                     self._get(action.eni_id, "DetachNetworkInterface")
@@ -237,6 +235,18 @@ class FakeEc2:
         if when == "after":
             raise RefusedError(name, "AnswerLost")
         self._successes.append(name)
+
+    @contextmanager
+    def _releasing(self, eni_id: str, gone: frozenset[Any]) -> Iterator[None]:
+        """A release; without an answer it may have happened."""
+        try:
+            with self._call("UnassignPrivateIpAddresses"):
+                yield
+        except RefusedError as error:
+            if error.args[1] == "AnswerLost":
+                self._learn(eni_id, removed=gone)
+            raise
+        self._learn(eni_id, removed=gone)
 
     def _create(self, action: AddEni) -> str:
         creation = action.creation

@@ -248,7 +248,7 @@ class Ec2:
                 **wanted,
             )
         except Ec2CallError as error:
-            if error.refused and budget.classify(error.code) is not budget.Failure.LOST:
+            if not _may_have_happened(error):
                 self._journal.forget(creation)
             raise
         interface = answer["NetworkInterface"]
@@ -328,12 +328,19 @@ class Ec2:
 
     def _release(self, eni_id: str, **what: Sequence[Any]) -> None:
         ((name, items),) = what.items()
-        self._call(
-            "unassign_private_ip_addresses",
-            NetworkInterfaceId=eni_id,
-            **{name: [str(i) for i in items]},
-        )
-        self._learn(eni_id, removed=frozenset(ip_network(str(i)) for i in items))
+        gone = frozenset(ip_network(str(i)) for i in items)
+        try:
+            self._call(
+                "unassign_private_ip_addresses",
+                NetworkInterfaceId=eni_id,
+                **{name: [str(i) for i in items]},
+            )
+        except Ec2CallError as error:
+            # An earlier answer, or a late look, would show them as ours, and a pod get one.
+            if _may_have_happened(error):
+                self._learn(eni_id, removed=gone)
+            raise
+        self._learn(eni_id, removed=gone)
 
     def _remove(self, action: DetachEni | DeleteEni) -> None:
         match action:
@@ -454,6 +461,11 @@ class Ec2:
 
 def _operation(method: str) -> str:
     return "".join(word.capitalize() for word in method.split("_"))
+
+
+def _may_have_happened(error: Ec2CallError) -> bool:
+    """Whether a call that failed may have had its effect: nobody knows what was not answered."""
+    return not error.refused or budget.classify(error.code) is budget.Failure.LOST
 
 
 def _subnet(action: Ec2Action) -> str:

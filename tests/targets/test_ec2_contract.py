@@ -283,6 +283,29 @@ def test_a_creation_whose_answer_was_lost_makes_one_eni(ec2: Any) -> None:
     assert len(ec2.cloud.enis()) == 2
 
 
+def test_what_may_have_been_given_back_is_not_shown_as_ours(ec2: Any) -> None:
+    """Not even by the answer that gave it, a moment before: a pod would get what is gone."""
+    world = over_http(ec2, clock=lambda: 0.0)
+    (only,) = world.cloud().enis
+    world.apply(AssignAddresses(only.eni_id, only.subnet_id, "test", 3))
+    held = world.cloud().enis[0].secondaries
+    gone = held[-1:]
+    lost = {"action": "UnassignPrivateIpAddresses", "code": None, "when": "after"}
+    ec2.cloud.faults.set(errors=[lost])
+    assert world.apply(ReleaseAddresses(only.eni_id, gone, "test")) != []
+    assert world.cloud().enis[0].secondaries == held[:-1]
+
+
+def test_what_was_certainly_not_given_back_is_still_ours(ec2: Any) -> None:
+    world = over_http(ec2, clock=lambda: 0.0)
+    (only,) = world.cloud().enis
+    world.apply(AssignAddresses(only.eni_id, only.subnet_id, "test", 3))
+    held = world.cloud().enis[0].secondaries
+    ec2.cloud.faults.set(denied=["UnassignPrivateIpAddresses"])
+    assert world.apply(ReleaseAddresses(only.eni_id, held[-1:], "test")) != []
+    assert world.cloud().enis[0].secondaries == held
+
+
 def test_an_attachment_that_failed_is_finished_not_repeated(ec2: Any) -> None:
     world = over_http(ec2)
     broken = {"action": "AttachNetworkInterface", "code": "InternalError", "when": "before"}

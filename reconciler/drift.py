@@ -54,6 +54,8 @@ class Accounts:
         for outcome in outcomes.values():
             self._follow_enis(outcome)
         links = outcomes["link"].desired if "link" in outcomes else None
+        if links is not None:  # a look at the kernel, and it could plan
+            self.struggles = self.struggles.asked_for(o.plan for o in outcomes.values())
         pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
         for name, outcome in outcomes.items():
             if outcome.settled and isinstance(outcome.desired, frozenset):

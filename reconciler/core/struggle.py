@@ -107,6 +107,16 @@ class Struggles:
         kept = {k: s for k, s in self.known.items() if k not in done or s.repairs}
         return Struggles(kept) if len(kept) < len(self.known) else self
 
+    def asked_for(self, plans: Iterable[Plan]) -> Struggles:
+        """Forget failures of what a look at everything did not ask for.
+
+        It is in its place, or nobody wants it any more. A container that is started again has the
+        same link as before, which must not wait for what became of the first one.
+        """
+        asked = {(a.kind, a.key) for p in plans for a in (*p.actions, *p.resting)}
+        kept = {k: s for k, s in self.known.items() if k in asked or s.repairs}
+        return Struggles(kept) if len(kept) < len(self.known) else self
+
     def since(self, now: float) -> Struggles:
         """Forget what is long over."""
         kept = {k: s for k, s in self.known.items() if not s.is_over(now)}

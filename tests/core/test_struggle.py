@@ -114,3 +114,19 @@ def test_what_is_long_over_is_forgotten() -> None:
     struggles = after_repairs(*range(REPAIRS))
     assert struggles.since(REPAIRS + 1.0) is struggles
     assert struggles.since(REPAIRS + REST_S[0] + WINDOW_S + 1).known == {}
+
+
+def test_a_failure_is_forgotten_when_nobody_asks_for_the_object_any_more() -> None:
+    """A container that is started again has the same link, which would rest for the first one."""
+    struggles = Struggles()
+    for now in range(8):
+        struggles = struggles.after_failure(put_back(1), now, "ENOENT", 1.0)
+    assert struggles.hold(PLAN, 8, atomic=False).resting == (put_back(1),)
+    held = struggles.hold(PLAN, 8, atomic=False)
+    assert struggles.asked_for([held]) == struggles, "what rests is asked for"
+    assert struggles.asked_for([Plan((put_back(2),))]).hold(PLAN, 8, atomic=False) == PLAN
+
+
+def test_a_fight_is_not_forgotten_because_the_object_is_in_its_place() -> None:
+    struggles = after_repairs(*range(REPAIRS))
+    assert struggles.asked_for([Plan()]) == struggles

@@ -8,7 +8,7 @@ document, starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,8 +104,7 @@ class Struggles:
     def after_success(self, actions: Iterable[Action]) -> Struggles:
         """Forget failures of what has worked, and was no drift."""
         done = {(a.kind, a.key) for a in actions} & self.known.keys()
-        kept = {k: s for k, s in self.known.items() if k not in done or s.repairs}
-        return Struggles(kept) if len(kept) < len(self.known) else self
+        return self._only(lambda identity, s: identity not in done or bool(s.repairs))
 
     def asked_for(self, plans: Iterable[Plan]) -> Struggles:
         """Forget failures of what a look at everything did not ask for.
@@ -114,12 +113,15 @@ class Struggles:
         same link as before, which must not wait for what became of the first one.
         """
         asked = {(a.kind, a.key) for p in plans for a in (*p.actions, *p.resting)}
-        kept = {k: s for k, s in self.known.items() if k in asked or s.repairs}
-        return Struggles(kept) if len(kept) < len(self.known) else self
+        return self._only(lambda identity, s: identity in asked or bool(s.repairs))
 
     def since(self, now: float) -> Struggles:
         """Forget what is long over."""
-        kept = {k: s for k, s in self.known.items() if not s.is_over(now)}
+        return self._only(lambda _, s: not s.is_over(now))
+
+    def _only(self, keep: Callable[[Identity, Struggle], bool]) -> Struggles:
+        """Return those that are kept; itself, if all are."""
+        kept = {k: s for k, s in self.known.items() if keep(k, s)}
         return Struggles(kept) if len(kept) < len(self.known) else self
 
     def hold(self, plan: Plan, now: float, *, atomic: bool) -> Plan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from reconciler.client import ask
 
 PLUGINS = Path("/usr/lib/cni")
 ROUNDS = 40
+"""Half of them while pods come, half while they go: a machine that gets slower or faster all the
+time must not look like what more pods cost."""
+
 STARTS = 100
 CROWDS = (0, 100, 250)
 """Pods that are there already."""
@@ -59,16 +63,23 @@ def measure() -> list[str]:
             MASQ: _peer(lab, "masq", stack, masquerade=True),
             PLAIN: _peer(lab, "plain", stack, masquerade=False),
         }
-        crowded: dict[int, Times] = {}
+        crowded: dict[int, Times] = {
+            size: {(side, verb): [] for side in sides for verb in ("ADD", "DEL")}
+            for size in CROWDS
+        }
         there = 0
         for size in CROWDS:
             for side, call in sides.items():
                 crowd(lab, side, call, range(there, size))
             there = size
-            settle(lab)
-            crowded[size] = _rounds(lab, sides, size)
+            _rounds(lab, sides, size, crowded[size], range(ROUNDS // 2))
         bursts = {side: burst(lab, side, call) for side, call in sides.items()}
         memory_mib = _resident_mib(pid)
+        for size in reversed(CROWDS):
+            for side, call in sides.items():
+                disperse(lab, side, call, range(size, there))
+            there = size
+            _rounds(lab, sides, size, crowded[size], range(ROUNDS // 2, ROUNDS))
     return [
         *_pods_table(crowded),
         "",
@@ -76,25 +87,48 @@ def measure() -> list[str]:
         "",
         *_start_table(_starts()),
         "",
-        f"The reconciler's resident memory after all of that: {memory_mib:.0f} MiB.",
+        f"The reconciler's resident memory right after that burst: {memory_mib:.0f} MiB; once it "
+        "rests, see below.",
     ]
 
 
-def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
-    times: Times = {(side, verb): [] for side in sides for verb in ("ADD", "DEL")}
-    for i in range(ROUNDS):
+def _rounds(lab: Lab, sides: dict[str, Call], crowd: int, times: Times, numbers: range) -> None:
+    """Let one pod after the other come and go on each side, once the node is at rest.
+
+    Whoever is next starts when what the one before him has left is gone: links that go later
+    than their DEL, and namespaces, of which the kernel cleans up behind everybody's back.
+    """
+    # Runtimes give no name twice. The next namespace may well have the same inode.
+    places = {
+        (side, i): lab.names.namespace(f"pod-{short(side)}r{crowd}x{i}")
+        for side in sides
+        for i in numbers
+    }
+    for where in places.values():
+        netns.make(where)
+    settle(lab)
+    for i in numbers:
         print(f"\r{crowd} pods, round {i + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
         for side, call in sides.items():
-            # Runtimes give no name twice. The next namespace may well have the same inode.
-            where = lab.names.namespace(f"pod-{short(side)}r{crowd}x{i}")
-            netns.make(where)
+            where = places[side, i]
             for verb in ("ADD", "DEL"):
                 began = time.perf_counter()
                 call(verb, f"r{crowd}-{i}", where)
                 times[side, verb].append(1000 * (time.perf_counter() - began))
-            netns.remove(where)
+            _await_end(where)
+    for where in places.values():
+        netns.remove(where)
     print(file=sys.stderr)
-    return times
+
+
+def _await_end(where: str) -> None:
+    """Wait until a namespace has no interface of a pod's any more."""
+    deadline = time.monotonic() + SETTLE_LIMIT_S
+    with netns.inside(where):
+        while any(name == "eth0" for _, name in socket.if_nameindex()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the pod in {where} does not end")
+            time.sleep(0.001)
 
 
 def crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
@@ -107,6 +141,18 @@ def crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
 
     with ThreadPoolExecutor(4) as workers:
         list(workers.map(come, numbers))
+
+
+def disperse(lab: Lab, side: str, call: Call, numbers: range) -> None:
+    """Let pods of a crowd go."""
+
+    def go(number: int) -> None:
+        where = lab.names.namespace(f"pod-{short(side)}{number}")
+        call("DEL", f"c{number}", where)
+        netns.remove(where)
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(go, numbers))
 
 
 def burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:

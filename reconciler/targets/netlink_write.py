@@ -134,7 +134,7 @@ def _apply_veth(sessions: Sessions, verb: Verb, veth: Veth) -> None:
     if verb is Verb.DELETE:
         host.change(LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
         return
-    settings = ("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu)
+    settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
     if verb is Verb.CREATE:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
         fd = open_namespace(veth.pod_netns)
@@ -151,7 +151,12 @@ def _apply_veth(sessions: Sessions, verb: Verb, veth: Veth) -> None:
             host.change(LINKS, How.CREATE, attributes)
         finally:
             os.close(fd)
-    _set_link(host, veth.name, veth.up, *settings, ("IFLA_IFALIAS", veth.alias))
+        # By a message of its own, before the link is up: a new alias of a link that is up makes
+        # the kernel go through every IPv6 route there is (NETDEV_CHANGE, rt6_sync_down_dev).
+        settings = ()
+    alias = (("IFLA_IFNAME", veth.name), *settings, ("IFLA_IFALIAS", veth.alias))
+    host.change(LINKS, How.SET, alias)
+    _set_link(host, veth.name, veth.up)
 
 
 def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None:

@@ -103,7 +103,8 @@ class FakeNetlink:
     def observe(self, desired: Iterable[Any]) -> frozenset[Any]:
         desired = list(desired)
         places = {o.key for o in desired if isinstance(o, Route)}
-        visited = {o.netns for o in desired if isinstance(o, PodLink)} | {""}
+        asked = {(o.netns, o.address) for o in desired if isinstance(o, Neighbour)}
+        visited = {o.netns for o in desired if isinstance(o, PodLink | Neighbour)} | {""}
         for netns in sorted(visited - self.namespaces - {""}):
             raise NamespaceError(netns, "No such file or directory")
         return frozenset(
@@ -113,6 +114,7 @@ class FakeNetlink:
             and not (
                 isinstance(o, Route) and not o.netns and o.protocol != 201 and o.key not in places
             )
+            and not (isinstance(o, Neighbour) and o.netns and (o.netns, o.address) not in asked)
         )
 
     def observe_at(self, places: Iterable[Any]) -> frozenset[Any]:

@@ -60,6 +60,8 @@ from reconciler.targets.rtnetlink import (
     Rtnetlink,
     Table,
     Told,
+    decode_message,
+    index_of,
 )
 
 Pairs = dict[tuple[int | None, int | None], str]
@@ -72,6 +74,8 @@ RTPROT_KERNEL = 2
 RTM_F_LOOKUP_TABLE = 0x1000
 RTM_F_FIB_MATCH = 0x2000
 ARPHRD_ETHER = 1
+LOOPBACK_INDEX = 1
+"""In each namespace (LOOPBACK_IFINDEX, net/flow.h)."""
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
 """What the kernel answers when a thing to delete does not exist: the wish is fulfilled."""
@@ -308,18 +312,27 @@ class Netlink:
         return frozenset(objects | self._observe_pods(places, pairs))
 
     def _observe_pods(self, desired: Iterable[KernelObject], pairs: Pairs) -> set[KernelObject]:
+        gateways: dict[str, set[IpAddress]] = {}
+        for o in desired:
+            if isinstance(o, PodLink):
+                gateways.setdefault(o.netns, set())
+            elif isinstance(o, Neighbour):
+                gateways.setdefault(o.netns, set()).add(o.address)
+        gateways.pop("", None)
         objects: set[KernelObject] = set()
-        for path in sorted({o.netns for o in desired if isinstance(o, PodLink)}):
+        for path in sorted(gateways):
             try:
                 with self._inside(path) as inside:
-                    objects |= self._observe_pod(inside, path, pairs)
+                    tables = _read_pod(inside, gateways[path])
+                    objects |= self._recognise(inside, tables, path, pairs)
             except (NetlinkError, OSError, KeyError, ValueError) as error:
                 # Whoever owns the pod may change it while we read: an entry without its link.
                 raise NamespaceError(path, str(error)) from error
         return objects
 
-    def _observe_pod(self, inside: Rtnetlink, path: str, pairs: Pairs) -> frozenset[KernelObject]:
-        tables = _read_pod(inside)
+    def _recognise(
+        self, inside: Rtnetlink, tables: PodTables, path: str, pairs: Pairs
+    ) -> frozenset[KernelObject]:
         digest, seen = tables.digest, self._seen_pods.get(path)
         if (
             seen is None
@@ -437,25 +450,29 @@ def _observe_places(
         if found and found.key == route.key:
             objects.add(found)
     for neighbour in (o for o in places if isinstance(o, Neighbour) and o.device in indices):
-        # A single one can be asked for since Linux 5.1 (RTM_GETNEIGH without NLM_F_DUMP).
-        message = _get(
-            host,
-            NEIGHBOURS,
-            (("NDA_DST", str(neighbour.address)),),
-            family=AF[_family_name(neighbour.address.version)],
-            ifindex=indices[neighbour.device],
-        )
-        objects |= _decode_neighbours([message] if message else [], "", names)
+        told = _read_neighbour(host, neighbour.address, indices[neighbour.device])
+        objects |= _decode_neighbours([decode_message(NEIGHBOURS, m) for m in told], "", names)
     return objects, pairs
 
 
 def _get(host: Rtnetlink, table: Table, attributes: Attributes, **fields: int) -> Facts | None:
     """Read one entry; None if there is no such thing."""
+    told = _read_one(host, table, attributes, **fields)
+    return decode_message(table, told[0]) if told else None
+
+
+def _read_neighbour(where: Rtnetlink, address: IpAddress, link: int) -> Told:
+    """Read a single neighbour, which is possible since Linux 5.1 (RTM_GETNEIGH, no dump)."""
+    family = AF[_family_name(address.version)]
+    return _read_one(where, NEIGHBOURS, (("NDA_DST", str(address)),), family=family, ifindex=link)
+
+
+def _read_one(where: Rtnetlink, table: Table, attributes: Attributes, **fields: int) -> Told:
     try:
-        return host.get(table, attributes, **fields)
+        return where.read_one(table, attributes, **fields)
     except NetlinkError as error:
         if error.code in GONE or error.code in UNREACHABLE:
-            return None
+            return ()
         raise
 
 
@@ -470,12 +487,21 @@ def _all_routes(where: Rtnetlink) -> Iterator[Facts]:
         yield from where.dump(ROUTES, family=number)
 
 
-def _read_pod(inside: Rtnetlink) -> PodTables:
+def _read_pod(inside: Rtnetlink, gateways: Iterable[IpAddress]) -> PodTables:
     links = inside.read(LINKS)
     if len(links) <= 1:  # the loopback link: nothing of what we look for can be without another
         return PodTables((), (), (), ())
     routes = tuple(inside.read(ROUTES, family=number) for number in AF.values())
-    return PodTables(links, routes, inside.read(ADDRESSES), inside.read(NEIGHBOURS))
+    # Asked for one by one: the kernel keeps all neighbours of all namespaces in one table, and a
+    # dump in one of them goes through those of all (``neigh_dump_table``).
+    neighbours = tuple(
+        told
+        for link in links
+        if index_of(link) != LOOPBACK_INDEX
+        for gateway in gateways
+        for told in _read_neighbour(inside, gateway, index_of(link))
+    )
+    return PodTables(links, routes, inside.read(ADDRESSES), neighbours)
 
 
 def _decode_pod(

@@ -8,7 +8,6 @@ and what is plain is packed and read here (decision 20).
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -77,6 +76,7 @@ NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 
 U16 = struct.Struct("=H")
+I32 = struct.Struct("=i")
 
 AF = {"ipv4": 2, "ipv6": 10}
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -135,6 +135,12 @@ def _is_of_somebody(route: bytes) -> bool:
     """Leave out what the kernel keeps for itself: routes to its own addresses, broadcasts."""
     protocol, kind = route[HEADER.size + 5], route[HEADER.size + 7]  # ``struct rtmsg``
     return kind == RTN_UNICAST or protocol == PROTOCOL
+
+
+def index_of(link: bytes) -> int:
+    """Return a link's index, by its message."""
+    index: int = I32.unpack_from(link, HEADER.size + 4)[0]  # ``struct ifinfomsg``
+    return index
 
 
 def _is_permanent(neighbour: bytes) -> bool:
@@ -219,23 +225,23 @@ class Rtnetlink:
     def decode(self, table: Table, told: Told, **fields: int) -> list[Facts]:
         """Decode what was read; the same message twice is decoded once."""
         if self._memory is None:
-            return [_decode(table, _wanted(table, content)) for content in told]
+            return [decode_message(table, _wanted(table, content)) for content in told]
         what = f"{table.name} {fields}"
         before = self._memory.get(what, {})
-        now = {c: before[c] if c in before else _decode(table, _wanted(table, c)) for c in told}
+        now = {
+            c: before[c] if c in before else decode_message(table, _wanted(table, c)) for c in told
+        }
         self._memory[what] = now
         return [now[content] for content in told]
 
-    def get(self, table: Table, attributes: Attributes, **fields: int) -> Facts:
-        """Read one entry.
+    def read_one(self, table: Table, attributes: Attributes, **fields: int) -> Told:
+        """Read one entry, to be decoded; nothing if it is none of those that are wanted.
 
         Raises:
             NetlinkError: the kernel has no such entry, or refused.
         """
-        for content in self._ask(_request(table, 0, fields, attributes), 0):
-            if table.takes is None or table.takes(content):
-                return _decode(table, _wanted(table, content))
-        raise NetlinkError(errno.ENOENT, f"nothing of {table.name}")
+        answer = self._ask(_request(table, 0, fields, attributes), 0)
+        return tuple(_wanted(table, c) for c in answer if not table.takes or table.takes(c))
 
     def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
         """Make, change or delete one entry.
@@ -391,7 +397,7 @@ def _wanted_numbers(table: Table) -> Mapping[int, tuple[str, str]]:
     return found
 
 
-def _decode(table: Table, content: bytes) -> Facts:
+def decode_message(table: Table, content: bytes) -> Facts:
     """Decode what is wanted of a message; all of it, and all that is not plain, by pyroute2."""
     form, names = _fields(table.message)
     facts = dict(zip(names, form.unpack_from(content, HEADER.size), strict=True))

@@ -86,7 +86,9 @@ def test_traffic_and_its_neighbours_make_no_look_anew(monkeypatch: pytest.Monkey
         target = Netlink()
         wanted = [EniLink(eni(0).mac, "eth0", 1500)]
         before = target.observe(wanted)
-        monkeypatch.setattr("reconciler.targets.rtnetlink._decode", lambda *_: pytest.fail("anew"))
+        monkeypatch.setattr(
+            "reconciler.targets.rtnetlink.decode_message", lambda *_: pytest.fail("anew")
+        )
         assert run(home, "bash -c 'echo > /dev/udp/192.0.2.2/9'")
         assert run(home, "ip neighbour show dev eth0 | grep -q lladdr")
         assert target.observe(wanted) == before

@@ -131,9 +131,9 @@ def test_deleting_the_host_end_takes_everything_of_the_pod_with_it(world: World)
         Route(world.pod, 254, ip_network("169.254.1.1/32"), "eth0"),
     ]
     world.put(host, pod, *extras)
-    assert set(extras) <= world.see()
+    assert set(extras) <= world.see(*extras)
     assert world.remove(host) == ()
-    assert not {host, pod, *extras} & world.see()
+    assert not {host, pod, *extras} & world.see(*extras)
 
 
 def test_deleting_what_is_gone_is_done(world: World) -> None:
@@ -242,7 +242,7 @@ def test_everything_a_node_desires_comes_back_as_it_was_written(world: World) ->
         seen = [o for o in world.target.observe(wanted) if type(o) in kinds]
         assert world.target.apply(module.plan(wanted, seen).actions) == ()
     for module in (link, address, neighbour, route, rule):
-        assert module.desire(now) <= world.target.observe(link.desire(now))
+        assert module.desire(now) <= see_all(world, now)
 
 
 def converged(world: World) -> Any:
@@ -253,10 +253,14 @@ def converged(world: World) -> Any:
     return now
 
 
+def see_all(world: World, now: Any) -> frozenset[Any]:
+    return world.target.observe([o for module in KERNEL for o in module.desire(now)])
+
+
 def plan(world: World, module: Any, now: Any) -> Plan:
     wanted = module.desire(now)
     kinds = {EniLink, Veth, PodLink} if module is link else {type(o) for o in wanted}
-    seen = world.target.observe(link.desire(now))
+    seen = see_all(world, now)
     planned: Plan = module.plan(wanted, [o for o in seen if type(o) in kinds])
     return planned
 
@@ -291,6 +295,19 @@ def test_what_others_put_into_a_pods_namespace_is_in_no_plan(world: World) -> No
         inside(world, *words)
     inside(world, "route", "add", "203.0.113.0/24", "dev", "net1", "proto", "static")
     assert [plan(world, module, now) for module in KERNEL] == [Plan()] * len(KERNEL)
+
+
+def test_a_pods_neighbours_are_shown_only_where_they_are_asked_for(world: World) -> None:
+    """The kernel has one table for all namespaces: a dump in each pod would read it every time."""
+    wanted = Neighbour(world.pod, "eth0", ip_address("169.254.1.1"), HOST_MAC)
+    other = Neighbour(world.pod, "eth0", ip_address("192.0.2.1"), HOST_MAC)
+    world.put(*world.veth(), wanted, other)
+    assert {o for o in world.see(wanted) if isinstance(o, Neighbour)} == {wanted}
+    changed = replace(wanted, mac=POD_MAC)
+    world.target.apply([Change(Verb.UPDATE, changed, "by somebody", wanted)])
+    assert {o for o in world.see(wanted) if isinstance(o, Neighbour)} == {changed}
+    world.remove(changed)
+    assert not [o for o in world.see(wanted) if isinstance(o, Neighbour)]
 
 
 @pytest.mark.kernel

@@ -103,7 +103,7 @@ def test_an_answer_says_what_pyroute2_reads_in_it() -> None:
                 told = [rtnetlink._wanted(table, c) for c in host.read(table, **fields)]
                 assert len(told) > 1
                 for content in told:
-                    ours = rtnetlink._decode(table, content)
+                    ours = rtnetlink.decode_message(table, content)
                     read = rtnetlink._decode_whole(table, content)
                     read = {k: v for k, v in read.items() if not k.startswith("__")}
                     if "metrics" in read:  # not plain: read by pyroute2

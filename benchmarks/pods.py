@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -26,26 +27,29 @@ from lab.lifecycle import EXECUTABLE, Lab
 from reconciler.client import ask
 
 PLUGINS = Path("/usr/lib/cni")
-ROUNDS = 40
-"""Half of them while pods come, half while they go: a machine that gets slower or faster all the
-time must not look like what more pods cost."""
-
+ROUNDS = 100
 STARTS = 100
 CROWDS = (0, 100, 250)
 """Pods that are there already."""
 
 AT_ONCE = 100
+MOST = max(CROWDS) + AT_ONCE + 32
+"""Addresses that are enough for all."""
+
 SETTLE_LIMIT_S = 90.0
 TYPE = "m5.4xlarge"
-DOCUMENT = f"""\
+DOCUMENT = """\
 apiVersion: node-network/v1alpha1
 kind: NodeNetwork
-warmPool: {{addresses: {{warm: 16, minimum: {max(CROWDS) + AT_ONCE + 32}}}, cooldown: 0s}}
+warmPool: {{addresses: {{warm: 16, minimum: {minimum}}}, cooldown: 0s}}
 eni: {{allocate: prefixes, subnetTags: {{role: pods}}}}
 """
 """Addresses are there before pods ask, and need no rest: EC2 is not what is measured."""
 
 OURS, MASQ, PLAIN = "node-network", "ptp + ipMasq", "ptp"
+EMPTY = "node-network with none"
+"""Ours on a second node that has no other pods, in every round: what more pods cost is seen beside
+it, because a machine gets slower and faster meanwhile by more than that."""
 
 Call = Callable[[str, str, str], None]
 """Runs an executable once: verb, container, namespace."""
@@ -57,29 +61,23 @@ Times = dict[tuple[str, str], list[float]]
 def measure() -> list[str]:
     """Return the tables in Markdown."""
     with ExitStack() as stack:
-        lab, pid = stack.enter_context(node())
+        lab, pids = stack.enter_context(_nodes({"node1": MOST, "node2": AT_ONCE + 32}))
         sides: dict[str, Call] = {
             OURS: partial(call_ours, lab),
             MASQ: _peer(lab, "masq", stack, masquerade=True),
             PLAIN: _peer(lab, "plain", stack, masquerade=False),
         }
-        crowded: dict[int, Times] = {
-            size: {(side, verb): [] for side in sides for verb in ("ADD", "DEL")}
-            for size in CROWDS
-        }
+        others: dict[str, Call] = {EMPTY: partial(call_ours, lab, node="node2")}
+        crowded: dict[int, Times] = {}
         there = 0
         for size in CROWDS:
             for side, call in sides.items():
                 crowd(lab, side, call, range(there, size))
             there = size
-            _rounds(lab, sides, size, crowded[size], range(ROUNDS // 2))
+            settle(lab)
+            crowded[size] = _rounds(lab, sides | others, size)
         bursts = {side: burst(lab, side, call) for side, call in sides.items()}
-        memory_mib = _resident_mib(pid)
-        for size in reversed(CROWDS):
-            for side, call in sides.items():
-                disperse(lab, side, call, range(size, there))
-            there = size
-            _rounds(lab, sides, size, crowded[size], range(ROUNDS // 2, ROUNDS))
+        memory_mib = _resident_mib(pids["node1"])
     return [
         *_pods_table(crowded),
         "",
@@ -92,33 +90,37 @@ def measure() -> list[str]:
     ]
 
 
-def _rounds(lab: Lab, sides: dict[str, Call], crowd: int, times: Times, numbers: range) -> None:
-    """Let one pod after the other come and go on each side, once the node is at rest.
+def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
+    """Let one pod after the other come and go on each side.
 
     Whoever is next starts when what the one before him has left is gone: links that go later
-    than their DEL, and namespaces, of which the kernel cleans up behind everybody's back.
+    than their DEL, and namespaces, of which the kernel cleans up behind everybody's back. Who that
+    is changes from round to round, for something of him may still go on.
     """
+    order, chance = list(sides), random.Random(ROUNDS)
+    times: Times = {(side, verb): [] for side in sides for verb in ("ADD", "DEL")}
     # Runtimes give no name twice. The next namespace may well have the same inode.
     places = {
         (side, i): lab.names.namespace(f"pod-{short(side)}r{crowd}x{i}")
         for side in sides
-        for i in numbers
+        for i in range(ROUNDS)
     }
     for where in places.values():
         netns.make(where)
-    settle(lab)
-    for i in numbers:
+    for i in range(ROUNDS):
         print(f"\r{crowd} pods, round {i + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
-        for side, call in sides.items():
+        chance.shuffle(order)
+        for side in order:
             where = places[side, i]
             for verb in ("ADD", "DEL"):
                 began = time.perf_counter()
-                call(verb, f"r{crowd}-{i}", where)
+                sides[side](verb, f"r{crowd}-{i}", where)
                 times[side, verb].append(1000 * (time.perf_counter() - began))
             _await_end(where)
     for where in places.values():
         netns.remove(where)
     print(file=sys.stderr)
+    return times
 
 
 def _await_end(where: str) -> None:
@@ -141,18 +143,6 @@ def crowd(lab: Lab, side: str, call: Call, numbers: range) -> None:
 
     with ThreadPoolExecutor(4) as workers:
         list(workers.map(come, numbers))
-
-
-def disperse(lab: Lab, side: str, call: Call, numbers: range) -> None:
-    """Let pods of a crowd go."""
-
-    def go(number: int) -> None:
-        where = lab.names.namespace(f"pod-{short(side)}{number}")
-        call("DEL", f"c{number}", where)
-        netns.remove(where)
-
-    with ThreadPoolExecutor(4) as workers:
-        list(workers.map(go, numbers))
 
 
 def burst(lab: Lab, side: str, call: Call) -> tuple[float, list[float]]:
@@ -206,34 +196,55 @@ def _starts() -> dict[str, list[float]]:
 @contextmanager
 def node() -> Iterator[tuple[Lab, int]]:
     """A lab with a reconciler on one large node, and that one's process."""
+    with _nodes({"node1": MOST}) as (lab, pids):
+        yield lab, pids["node1"]
+
+
+@contextmanager
+def _nodes(minima: Mapping[str, int]) -> Iterator[tuple[Lab, dict[str, int]]]:
+    """A lab with a reconciler on each of some large nodes, and their processes.
+
+    Args:
+        minima: addresses that a node shall have, by its name.
+    """
     name = "bench"
     lifecycle.down(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
-        config = Path(directory) / "node-network.yaml"
-        config.write_text(DOCUMENT)
-        lab = lifecycle.up(name, types={"node1": TYPE})
-        state = lab.names.node_state("node1")
+        lab = lifecycle.up(name, types=dict.fromkeys(minima, TYPE))
         try:
-            with _tmpfs(state), (Path(directory) / "log").open("w") as log:
-                argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
-                process = lab.start("node1", argv, stderr=log)
-                settle(lab)
-                yield lab, process.pid  # nsenter has become the reconciler by exec
-                process.terminate()
-                process.wait()
+            with ExitStack() as stack:
+                pids = {
+                    node: stack.enter_context(_reconciler(lab, node, minimum, Path(directory)))
+                    for node, minimum in minima.items()
+                }
+                for node in minima:
+                    settle(lab, node)
+                yield lab, pids
         finally:
             lifecycle.down(name)
 
 
-def call_ours(lab: Lab, verb: str, name: str, where: str) -> None:
+@contextmanager
+def _reconciler(lab: Lab, node: str, minimum: int, directory: Path) -> Iterator[int]:
+    config = directory / f"{node}.yaml"
+    config.write_text(DOCUMENT.format(minimum=minimum))
+    argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
+    with _tmpfs(lab.names.node_state(node)), (directory / f"{node}.log").open("w") as log:
+        process = lab.start(node, argv, stderr=log)
+        yield process.pid  # nsenter has become the reconciler by exec
+        process.terminate()
+        process.wait()
+
+
+def call_ours(lab: Lab, verb: str, name: str, where: str, *, node: str = "node1") -> None:
     """Run our executable once."""
     config = {
         "cniVersion": "1.0.0",
         "name": "node-network",
         "type": "node-network",
-        "stateDir": str(lab.names.node_state("node1")),
+        "stateDir": str(lab.names.node_state(node)),
     }
-    _run(lab.names.namespace("node1"), EXECUTABLE, config, verb, name, where)
+    _run(lab.names.namespace(node), EXECUTABLE, config, verb, name, where)
 
 
 def _peer(lab: Lab, name: str, stack: ExitStack, *, masquerade: bool) -> Call:
@@ -291,9 +302,9 @@ def _tmpfs(directory: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def settle(lab: Lab) -> None:
-    """Wait until the node is as it should be, with addresses for all that is to come."""
-    path = lab.names.node_state("node1") / "node-network.sock"
+def settle(lab: Lab, node: str = "node1") -> None:
+    """Wait until a node is as it should be, with addresses for all that is to come."""
+    path = lab.names.node_state(node) / "node-network.sock"
     deadline = time.monotonic() + SETTLE_LIMIT_S
     while True:
         if path.exists():
@@ -301,7 +312,7 @@ def settle(lab: Lab) -> None:
             if status["settled"] and status["pool"].get("allocatable", 0) >= AT_ONCE:
                 return
         if time.monotonic() > deadline:
-            raise TimeoutError("the node did not settle")
+            raise TimeoutError(f"{node} did not settle")
         time.sleep(0.1)
 
 
@@ -314,20 +325,17 @@ def _resident_mib(pid: int) -> float:
 
 
 def _pods_table(crowded: dict[int, Times]) -> list[str]:
-    none = min(crowded)
+    sides = (OURS, MASQ, PLAIN, EMPTY)
     lines = [
-        f"| one pod, end to end; ms, p50 / p99 of {ROUNDS} | {OURS} | {MASQ} | {PLAIN} "
+        f"| one pod, end to end; ms, p50 / p99 of {ROUNDS} | {' | '.join(sides)} "
         f"| ours : {MASQ} | ours : {PLAIN} | ours : ours with none |",
-        "|---|---|---|---|---|---|---|",
+        f"|{'---|' * (2 * len(sides))}",
     ]
     for verb in ("ADD", "DEL"):
         for crowd, times in crowded.items():
-            cells = " | ".join(_spell(times[side, verb]) for side in (OURS, MASQ, PLAIN))
+            cells = " | ".join(_spell(times[side, verb]) for side in sides)
             ours = _p(times[OURS, verb], 50)
-            ratios = [
-                ours / _p(other, 50)
-                for other in (times[MASQ, verb], times[PLAIN, verb], crowded[none][OURS, verb])
-            ]
+            ratios = [ours / _p(times[side, verb], 50) for side in sides[1:]]
             spelt = " | ".join(f"{ratio:.2f}" for ratio in ratios)
             lines.append(f"| {verb}, {crowd} pods there | {cells} | {spelt} |")
     return lines

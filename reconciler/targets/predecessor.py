@@ -38,7 +38,8 @@ from reconciler.core.predecessor import (
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.iptables import Iptables
 from reconciler.targets.namespaces import entered_by
-from reconciler.targets.netlink import GONE, KNOWN_RULE_FIELDS
+from reconciler.targets.netlink import GONE
+from reconciler.targets.netlink_decode import KNOWN_RULE_FIELDS
 from reconciler.targets.netlink_write import FR_ACT_TO_TBL, SCOPE_NOWHERE
 from reconciler.targets.nft import StockTables
 from reconciler.targets.rtnetlink import LINKS, ROUTES, RTN_UNICAST, RULES, Facts, Rtnetlink

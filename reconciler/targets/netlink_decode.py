@@ -1,0 +1,320 @@
+"""What the kernel's tables say, as the objects of the domains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from reconciler.core.attachment import AttachmentKey, alias_key
+from reconciler.core.datapath import ALIAS, FAMILIES, MAIN_TABLE, PROTOCOL, IpAddress, IpNetwork
+from reconciler.core.inputs import Links
+from reconciler.domains.address import LinkAddress
+from reconciler.domains.foreign import ForeignRule
+from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_unfinished
+from reconciler.domains.neighbour import Neighbour
+from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
+from reconciler.targets.netlink_write import (
+    FR_ACT_TO_TBL,
+    IFA_F_NOPREFIXROUTE,
+    IFF_UP,
+    KernelObject,
+)
+from reconciler.targets.rtnetlink import (
+    ADDRESSES,
+    AF,
+    LINKS,
+    NEIGHBOURS,
+    ROUTES,
+    RTN_UNICAST,
+    Facts,
+    Rtnetlink,
+    Told,
+)
+
+RTPROT_KERNEL = 2
+ARPHRD_ETHER = 1
+
+STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
+"""Links that copy the MAC of an interface below them, and so are not the ENI."""
+
+NOTHING = 0xFFFFFFFF
+FIB_RULE_INVERT = 0x2
+
+KNOWN_RULE_FIELDS = {
+    "FRA_TABLE",
+    "FRA_PRIORITY",
+    "FRA_PROTOCOL",
+    "FRA_FWMARK",
+    "FRA_FWMASK",
+    "FRA_SRC",
+    "FRA_SUPPRESS_PREFIXLEN",
+}
+
+Pairs = dict[tuple[int | None, int | None], str]
+"""Name of each host veth of ours by (its index, its pod end's index)."""
+
+Connected = set[tuple[str, IpNetwork]]
+"""Networks that the kernel has made a route for by itself, with the device."""
+
+Ends = tuple[tuple[tuple[int | None, int | None], str], ...]
+"""What was taken for the other end of each link of a pod."""
+
+
+class HostLinks(NamedTuple):
+    """What was made of the host's links.
+
+    Attributes:
+        names: by index.
+        objects: those that are ENIs' or pods', by index.
+        pairs: host ends of ours, by their own index and their pod's.
+    """
+
+    names: dict[int, str]
+    objects: dict[int, Link]
+    pairs: Pairs
+
+
+class PodTables(NamedTuple):
+    """What a pod's tables say, not decoded; routes by family."""
+
+    links: Told
+    routes: tuple[Told, ...]
+    addresses: Told
+    neighbours: Told
+
+    @property
+    def digest(self) -> bytes:
+        """Sixteen bytes that are others when anything is."""
+        found = blake2b(digest_size=16)
+        for told in (self.links, *self.routes, self.addresses, self.neighbours):
+            for message in told:  # each begins with its length and kind
+                found.update(message)
+        return found.digest()
+
+
+def tell_apart(messages: Iterable[Facts]) -> Links:
+    """Tell ENIs' links, by MAC, from pods', by attachment; leave out what is neither."""
+    names: dict[str, str] = {}
+    pods: dict[AttachmentKey, str] = {}
+    macs: dict[str, str] = {}
+    for message in messages:
+        name, alias = message.get("ifname"), message.get("ifalias") or ""
+        if alias.startswith(f"{ALIAS}:"):
+            if key := alias_key(alias):
+                pods[key] = name
+                macs[name] = message.get("address")
+        elif is_unfinished(name, message.get("address") or ""):
+            continue
+        elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
+            names.setdefault(message.get("address"), name)
+    return Links(names, pods, macs)
+
+
+def decode_links(messages: Iterable[Facts], veths: set[str]) -> HostLinks:
+    """Make objects of the host's links.
+
+    Args:
+        messages: links.
+        veths: names that host ends have whatever their alias says.
+    """
+    names = {m["index"]: m.get("ifname") for m in messages}
+    links = {m["index"]: found for m in messages if (found := decode_link(m, veths))}
+    pairs = {
+        (m["index"], m.get("link")): link.name
+        for m in messages
+        if isinstance(link := links.get(m["index"]), Veth) and is_owned(link)
+    }
+    return HostLinks(names, links, pairs)
+
+
+def decode_link(message: Facts, veths: set[str]) -> Link | None:
+    """Return a pod's host end or an ENI's link; None for what is neither."""
+    name, alias = message.get("ifname"), message.get("ifalias") or ""
+    mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
+    ours = alias.startswith(f"{ALIAS}:") or is_unfinished(name, mac or "")
+    if ours or name in veths:
+        return Veth(name, mac, mtu, alias, up)
+    if message["ifi_type"] != ARPHRD_ETHER or _link_kind(message) in STACKED:
+        return None
+    return EniLink(mac, name, mtu, up)
+
+
+def decode_routes(
+    messages: Iterable[Facts], names: dict[int, str], places: set[tuple[int | str, ...]]
+) -> tuple[frozenset[Route], Connected]:
+    """Return our routes and those in some places, and what the kernel has made by itself."""
+    routes = [decode_route(m, "", names) for m in messages]
+    ours = frozenset(r for r in routes if r and (r.protocol == PROTOCOL or r.key in places))
+    return ours, find_connected(routes)
+
+
+def decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | None:
+    """Return the route; None for those the kernel keeps for itself (local, broadcast, ...)."""
+    if message["type"] != RTN_UNICAST and message["proto"] != PROTOCOL:
+        return None
+    family = FAMILIES["ipv4" if message["family"] == AF["ipv4"] else "ipv6"]
+    destination = message.get("dst")
+    gateway, source = message.get("gateway"), message.get("prefsrc")
+    return Route(
+        netns=path,
+        table=message.get("table"),
+        destination=_network(destination, message["dst_len"])
+        if destination
+        else family.everything,
+        device=names.get(message.get("oif") or 0, ""),
+        gateway=ip_address(gateway) if gateway else None,
+        metric=message.get("priority") or 0,
+        protocol=message["proto"],
+        tos=message["tos"],
+        options=_options(message),
+        source=ip_address(source) if source else None,
+    )
+
+
+def _options(message: Facts) -> str:
+    """Spell a route's metrics (``RTA_METRICS``), as ``mtu 1300 advmss 1260``."""
+    metrics = message.get("metrics")
+    pairs = metrics["attrs"] if metrics else ()
+    return " ".join(f"{name.removeprefix('RTAX_').lower()} {value}" for name, value in pairs)
+
+
+@lru_cache(4096)
+def _network(address: str, length: int) -> IpNetwork:
+    """Parse a network; the same ones come with every look."""
+    return ip_network((address, length), strict=False)
+
+
+def find_connected(routes: Iterable[Route | None]) -> Connected:
+    """Return what the kernel has made a route for because of an address."""
+    return {(r.device, r.destination) for r in routes if r and r.protocol == RTPROT_KERNEL}
+
+
+def decode_pod(
+    inside: Rtnetlink, tables: PodTables, path: str, pairs: Pairs
+) -> tuple[Ends, frozenset[KernelObject]]:
+    """Make objects of a pod's tables; say what was taken for the other ends of its links.
+
+    Args:
+        inside: the socket they were read by, which remembers what it has decoded.
+        tables: as read.
+        path: identity of the pod's namespace.
+        pairs: the host's ends.
+    """
+    objects: set[KernelObject] = set()
+    names: dict[int, str] = {}
+    ends = []
+    for message in inside.decode(LINKS, tables.links):
+        name = message.get("ifname")
+        names[message["index"]] = name
+        if name != "lo":
+            # Each end names the other by index (IFLA_LINK).
+            end = message.get("link"), message["index"]
+            veth, mac, mtu = pairs.get(end, ""), message.get("address"), message.get("mtu")
+            objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
+            ends.append((end, veth))
+    routes = [
+        decode_route(message, path, names)
+        for number, told in zip(AF.values(), tables.routes, strict=False)
+        for message in inside.decode(ROUTES, told, family=number)
+    ]
+    connected = find_connected(routes)
+    for message in inside.decode(ADDRESSES, tables.addresses):
+        found = decode_address(message, path, names, connected)
+        # fe80::/10 is the kernel's own business; 169.254.0.0/16 is nobody's but who puts it there.
+        by_itself = found.address.version == 6 and found.address.is_link_local
+        if found.device != "lo" and not by_itself:
+            objects.add(found)
+    for route in routes:
+        if route and route.table == MAIN_TABLE:
+            objects.add(route)
+    neighbours = inside.decode(NEIGHBOURS, tables.neighbours)
+    return tuple(ends), frozenset(objects | decode_neighbours(neighbours, path, names))
+
+
+def decode_neighbours(
+    messages: Iterable[Facts], path: str, names: Mapping[int, str]
+) -> set[KernelObject]:
+    """Make objects of permanent neighbours; leave out those without a MAC."""
+    found: set[KernelObject] = set()
+    for message in messages:
+        device, mac = names.get(message["ifindex"]), message.get("lladdr")
+        if device and mac:
+            found.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
+    return found
+
+
+def decode_address(
+    message: Facts, path: str, names: dict[int, str], connected: Connected
+) -> LinkAddress:
+    """Return an address; what counts is not its flag, but whether the route is there.
+
+    The stock plugin adds it without the flag and deletes the route. To set the flag the address
+    would have to go, and with a link's last address the kernel drops every route over the link.
+    """
+    address: IpAddress = ip_address(message.get("local") or message.get("address"))
+    flags = message.get("flags") or 0
+    device, length = names.get(message["index"], ""), message["prefixlen"]
+    network = ip_network((address, length), strict=False)
+    return LinkAddress(
+        netns=path,
+        device=device,
+        address=address,
+        prefix_length=length,
+        connected_route=not flags & IFA_F_NOPREFIXROUTE and (device, network) in connected,
+    )
+
+
+def decode_rule(message: Facts, family: str) -> Rule:
+    """Return a rule; what we never ask for is spelt in its ``extra``."""
+    source = message.get("src")
+    mark = message.get("fwmark")
+    others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in KNOWN_RULE_FIELDS)
+    # Always there; all ones stand for "suppress nothing" (linux/fib_rules.h).
+    suppressed = message.get("suppress_prefixlen")
+    if suppressed not in (None, NOTHING, -1):
+        others.append(f"suppress_prefixlen={suppressed}")
+    if message["flags"] & FIB_RULE_INVERT:
+        others.append("not")
+    if message["action"] != FR_ACT_TO_TBL:
+        others.append(f"action={message['action']}")
+    return Rule(
+        family=family,
+        priority=message.get("priority") or 0,
+        table=message.get("table"),
+        mark=mark,
+        mask=(message.get("fwmask") or 0) if mark is not None else 0,
+        source=ip_network((source, message["src_len"]), strict=False) if source else None,
+        protocol=message.get("protocol") or 0,
+        extra=",".join(others),
+    )
+
+
+def decode_foreign_rule(message: Facts, family: str) -> ForeignRule:
+    """Return what of another owner's rule can hurt us."""
+    rule = decode_rule(message, family)
+    return ForeignRule(
+        family=family,
+        priority=rule.priority,
+        table=rule.table or 0,
+        mark=rule.mark or 0,
+        mask=rule.mask,
+        source=rule.source,
+        narrow=rule.extra != "",
+    )
+
+
+def _is_up(message: Facts) -> bool:
+    return bool(message["flags"] & IFF_UP)
+
+
+def _link_kind(message: Facts) -> str:
+    return message.get("kind") or ""
+
+
+def family_name(version: int) -> str:
+    """Return what an IP version is called."""
+    return "ipv4" if version == 4 else "ipv6"

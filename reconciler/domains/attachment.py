@@ -247,9 +247,10 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
     if not new:
         return Plan(refusals=tuple(refusals))
     held = (*observed.attachments, *others)
-    taken = {address for a in held for address in a.addresses}
-    taken |= {c.address for c in observed.cooling}
-    taken |= desired.elsewhere | observed.doubtful(desired.now)
+    # By number: an address computes its hash anew each time, and each pod looks at all there are.
+    taken = {int(address) for a in held for address in a.addresses}
+    taken.update(int(c.address) for c in observed.cooling)
+    taken.update(map(int, desired.elsewhere | observed.doubtful(desired.now)))
     namespaces = {a.netns: a.key for a in held}
     veths = {a.veth: a.key for a in held}
     offers = _offers(desired, taken, [q.network for q in observed.quarantined])
@@ -334,20 +335,19 @@ def _veth(key: AttachmentKey, pod: str, desired: Allocation) -> str:
 
 
 def _offers(
-    desired: Allocation, taken: Collection[IpAddress], leaving: Collection[IpNetwork]
+    desired: Allocation, taken: Collection[int], leaving: Collection[IpNetwork]
 ) -> Iterator[tuple[Eni, tuple[IpAddress, ...]]]:
     """Yield what a pod can get, lowest first: an ENI, and one address of each family.
 
     All addresses of a pod are of one ENI, so that it leaves by the same in every family.
     """
-    local = [_free(_hosts(FAMILIES[name].node_local), taken) for name in desired.egress]
+    local = [_hosts(FAMILIES[name].node_local, taken) for name in desired.egress]
     for place, eni in enumerate(desired.enis):
         earlier = desired.enis[:place]
         others = {n for e in earlier for n in e.boundless} | set(leaving)
         whole = [n for n in eni.boundless if n not in others]
         streams = [
-            _staying(_free(_held(name, eni.pod_addresses, whole), taken), earlier, leaving)
-            for name in desired.families
+            _staying(_held(name, eni, whole, taken), earlier, leaving) for name in desired.families
         ]
         for addresses in zip(*streams, *local, strict=False):
             yield eni, addresses
@@ -368,21 +368,26 @@ def _staying(
 
 
 def _held(
-    family: str, single: Iterable[IpAddress], whole: Iterable[IpNetwork]
+    family: str, eni: Eni, whole: Iterable[IpNetwork], taken: Collection[int]
 ) -> Iterator[IpAddress]:
-    """Yield what there is of a family: single addresses, then those of prefixes."""
+    """Yield what an ENI has free of a family: single addresses, then those of prefixes."""
     version = FAMILIES[family].version
-    networks = (_hosts(n) for n in whole if n.version == version)
-    return chain((a for a in single if a.version == version), *networks)
+    single = (a for a in eni.secondaries if int(a) not in taken and a.version == version)
+    prefixes = (_free(p, taken) for p in eni.prefixes if p.version == version)
+    networks = (_hosts(n, taken) for n in whole if n.version == version)
+    return chain(single, *prefixes, *networks)
 
 
-def _free(addresses: Iterable[IpAddress], taken: Collection[IpAddress]) -> Iterator[IpAddress]:
-    return (a for a in addresses if a not in taken)
+def _free(network: IpNetwork, taken: Collection[int], spared: int = 0) -> Iterator[IpAddress]:
+    """Yield a network's addresses, but for some at both ends; never all of them at once."""
+    first = int(network.network_address)
+    numbers = range(first + spared, first + network.num_addresses - spared)
+    return (network[number - first] for number in numbers if number not in taken)
 
 
-def _hosts(network: IpNetwork) -> Iterator[IpAddress]:
-    """Yield addresses of a network, never all of them at once; its first and last are none."""
-    return (network[number] for number in range(1, network.num_addresses - 1))
+def _hosts(network: IpNetwork, taken: Collection[int]) -> Iterator[IpAddress]:
+    """Leave out the first and the last, which are no host's."""
+    return _free(network, taken, spared=1)
 
 
 def _binding(

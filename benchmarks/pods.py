@@ -27,7 +27,7 @@ from lab.lifecycle import EXECUTABLE, Lab
 from reconciler.client import ask
 
 PLUGINS = Path("/usr/lib/cni")
-ROUNDS = 100
+ROUNDS = 200
 STARTS = 100
 CROWDS = (0, 100, 250)
 """Pods that are there already."""

@@ -26,8 +26,9 @@ from reconciler.core.attachment import Attachment, AttachmentKey, netns_identity
 from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.facts import Eni, Node
 from reconciler.core.plan import Change, Verb
-from reconciler.node import LocalNode, World
+from reconciler.node import LocalNode
 from reconciler.targets.state import StateDirectory
+from reconciler.world import World
 from schemas.document import NodeNetwork
 
 ENIS = 15

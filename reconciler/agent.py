@@ -29,12 +29,14 @@ from reconciler.drift import Accounts
 from reconciler.engine import Outcome
 from reconciler.errors import InternalError, ObserveError, ReconcilerError
 from reconciler.memory import give_back
-from reconciler.node import LocalNode, Pass, World
+from reconciler.node import LocalNode
+from reconciler.result import Pass
 from reconciler.suspects import Suspects
 from reconciler.targets.files import INTERIM
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
 from reconciler.watchdog import Stuck, Watchdog
+from reconciler.world import World
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, load, read
 

@@ -10,50 +10,38 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.core.audit import contradictions
-from reconciler.core.call import Creation
 from reconciler.core.cloud import Cloud, retain
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Action, Plan, Refusal
+from reconciler.core.plan import Plan, Refusal
 from reconciler.core.predecessor import OWNER, Predecessor
 from reconciler.core.records import Records
 from reconciler.core.struggle import Struggles
 from reconciler.domains import (
-    address,
     attachment,
     conflist,
     conntrack,
     executable,
     foreign,
     forward,
-    link,
     nat,
-    neighbour,
     route,
     rule,
-    sysctl,
     takeover,
 )
 from reconciler.domains import eni as eni_domain
-from reconciler.domains.address import LinkAddress
 from reconciler.domains.conflist import Conflist, OtherConf, Plugins
 from reconciler.domains.conntrack import Silence
 from reconciler.domains.executable import Executable
-from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftElement
-from reconciler.domains.neighbour import Neighbour
-from reconciler.domains.route import Route
-from reconciler.domains.rule import Rule
-from reconciler.domains.sysctl import Sysctl
 from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
 from reconciler.errors import (
     ApplyError,
@@ -64,20 +52,21 @@ from reconciler.errors import (
     ReconcilerError,
 )
 from reconciler.keeper import Keeper
+from reconciler.lineup import kernel_domains, pod_domains, pod_objects
+from reconciler.narrow import Asked, JustRead
+from reconciler.result import (
+    Pass,
+    find_difference,
+    find_occupied,
+    find_waiting,
+    touched_pods,
+    undone,
+    withhold,
+)
 from reconciler.successor import Successor
-from reconciler.targets.conntrack import Conntrack
-from reconciler.targets.ec2 import Ec2, Journal
-from reconciler.targets.ec2_caller import Subprocess
-from reconciler.targets.files import HostDirectories
-from reconciler.targets.foreign import Surroundings
-from reconciler.targets.imds import Imds
 from reconciler.targets.kernel import Kernel
-from reconciler.targets.netlink import Netlink
-from reconciler.targets.nft import Nft
-from reconciler.targets.predecessor import DIRECTORY, Remains
-from reconciler.targets.services import Services
-from reconciler.targets.sysctl import SysctlTree
 from reconciler.trace import Query, Trace, compare, make_tables, trace
+from reconciler.world import World
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
 from schemas.resolve import resolve
@@ -86,44 +75,6 @@ NO_STRUGGLES = Struggles()
 
 TRANSITIONS = {"attaching", "detaching", "pending"}
 """EC2's words for an attachment that is about to change by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What one pass over the kernel did.
-
-    Attributes:
-        looked_at: monotonic seconds at which it began to look: older hints are answered.
-        records: intents and attachments after it.
-        inputs: what was last planned on.
-        done: attachments of which every object was seen in its place.
-        waiting: why each wanted intent has no attachment yet.
-        findings: what other owners have that hurts us; None if nobody looked.
-        asked: the attachments that were looked at alone; None for a look at everything.
-    """
-
-    outcomes: Outcomes
-    looked_at: float
-    records: Records
-    inputs: Inputs
-    done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
-    waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
-    findings: tuple[Finding, ...] | None = None
-    asked: frozenset[AttachmentKey] | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Nothing is left to do, and this was seen.
-
-        What was bound after the kernel was converged, because something else was released first,
-        is for the next pass.
-        """
-        planned = {a.key: a for a in self.inputs.attachments}
-        return all(o.settled for o in self.outcomes.values()) and all(
-            planned.get(a.key) == a
-            for a in self.records.living
-            if self.asked is None or a.key in self.asked
-        )
 
 
 class Traced(NamedTuple):
@@ -137,47 +88,6 @@ class Traced(NamedTuple):
     planned: Trace
     differences: tuple[str, ...]
 
-
-def _remains() -> Remains:
-    return Remains(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """Everything outside: the targets and the sources of one node.
-
-    Attributes:
-        make_ec2: from instance id, region and journal; called once metadata has answered.
-        remains: what the stock plugin has left.
-        files: the container runtime's directories; by default nothing is installed into them.
-        now: seconds since the epoch.
-        node_name: what the cluster calls the node; "" if nobody said.
-    """
-
-    imds: Any = field(default_factory=Imds)
-    make_ec2: Callable[[str, str, Journal], Any] = Ec2
-    netlink: Any = field(default_factory=Netlink)
-    nft: Any = field(default_factory=Nft)
-    sysctl: Any = field(default_factory=SysctlTree)
-    conntrack: Any = field(default_factory=Conntrack)
-    surroundings: Any = field(default_factory=Surroundings)
-    services: Any = field(default_factory=Services)
-    remains: Any = field(default_factory=_remains)
-    files: Any = field(default_factory=HostDirectories)
-    now: Callable[[], float] = time.time
-    node_name: str = ""
-
-
-POD_DOMAINS: tuple[tuple[str, Callable[[Inputs], Any], Callable[..., Plan], tuple[type, ...]], ...]
-POD_DOMAINS = (
-    ("link", link.desire_pods, link.plan, (EniLink, Veth, PodLink)),
-    ("link-sysctl", sysctl.desire_pods, sysctl.plan, (Sysctl,)),
-    ("address", address.desire_pods, address.plan, (LinkAddress,)),
-    ("neighbour", neighbour.desire, neighbour.plan, (Neighbour,)),
-    ("route", route.desire_pods, route.plan, (Route,)),
-    ("nat", nat.desire_pods, nat.plan, (NftElement,)),
-)
-"""Name, desire, plan and kinds of what pods have; each builds upon those before it."""
 
 ORPHAN_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
@@ -200,7 +110,7 @@ class LocalNode:
         self.cloud: Cloud | None = self._remembered[1]
         self._netlink = self._world.netlink
         self._kernel = Kernel(self._world.netlink, self._world.sysctl)
-        self._kernel_domains = _kernel_domains(self._world, self._kernel)
+        self._kernel_domains = kernel_domains(self._kernel, self._world.sysctl, self._world.nft)
         self._ec2: Any = None
         self._keeper: Keeper | None = None
         self._records: Records | None = None
@@ -373,7 +283,7 @@ class LocalNode:
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         self._prove(records, visited, done)
-        waiting = _waiting(outcomes["attachment"]) | _occupied(visited, outcomes["link"])
+        waiting = find_waiting(outcomes["attachment"]) | find_occupied(visited, outcomes["link"])
         return Pass(outcomes, looked_at, records, inputs, done, waiting)
 
     def pods_pass(
@@ -391,7 +301,7 @@ class LocalNode:
         """
         inputs, before = self._surveyed()
         inputs = replace(inputs, now=self._world.now())
-        state = _Asked(self.state, keys, before)
+        state = Asked(self.state, keys, before)
         plan = partial(attachment.plan_pods, keys)
         domain = Domain("attachment", attachment.desire, plan, state)
         with self._binding:
@@ -402,7 +312,7 @@ class LocalNode:
         inputs = replace(inputs, attachments=living, pods=inputs.pods & keys, visit=None)
         # Of a pod that leaves only the host's objects: its own go with its link.
         visit = frozenset(a.key for a in living)
-        places = _pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
+        places = pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
         inputs, kernel = self._converge_kernel(inputs, struggles, places)
         outcomes |= kernel
         told = [a for a in concerned if a not in living or a in inputs.visited]
@@ -413,7 +323,7 @@ class LocalNode:
                 outcomes |= converge([domain], replace(inputs, clear=frozenset(going)))
         records = self._records_after(outcomes)
         self._proven = self._proven - keys | done.keys() & {a.key for a in living}
-        waiting = _waiting(outcomes["attachment"]) | _occupied(living, outcomes["link"])
+        waiting = find_waiting(outcomes["attachment"]) | find_occupied(living, outcomes["link"])
         here = {a.key: a for a in living if a.key in done}
         return Pass(outcomes, looked_at, records, inputs, here, waiting, asked=keys)
 
@@ -436,9 +346,9 @@ class LocalNode:
         if not attachment.netns_alive:
             return Refusal(f"namespace {attachment.netns}", "Differs", "it is gone")
         inputs = _alone(attachment, survey)
-        outcomes = dry_run(self._pod_domains(_pod_objects(inputs)), inputs)
+        outcomes = dry_run(pod_domains(self._kernel, self._world.nft, pod_objects(inputs)), inputs)
         for outcome in outcomes.values():
-            if difference := _first_difference(outcome):
+            if difference := find_difference(outcome):
                 return difference
         return attachment
 
@@ -483,7 +393,7 @@ class LocalNode:
         self._can_serve = self._can_serve or self._serves_pods(result)
         outcomes = self._install(result.inputs, dry=not self._can_serve)
         if not self._can_serve:
-            outcomes = {name: _withheld(outcome) for name, outcome in outcomes.items()}
+            outcomes = {name: withhold(outcome) for name, outcome in outcomes.items()}
         found = tuple(f for o in outcomes.values() for f in o.remaining.findings)
         return replace(
             result,
@@ -511,7 +421,7 @@ class LocalNode:
         node = replace(inputs, attachments=(), visit=frozenset())
         outcomes = [result.outcomes[d.name] for d in self._kernel_domains]
         errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
-        left = {(a.kind, a.key) for o in outcomes for a in _undone(o)}
+        left = {(a.kind, a.key) for o in outcomes for a in undone(o)}
         left |= {about for o in outcomes for r in o.remaining.refusals if (about := r.about)}
         shared = {(o.kind, o.key) for d in self._kernel_domains for o in d.desire(node)}
         return (
@@ -603,7 +513,7 @@ class LocalNode:
         troubles: tuple[ReconcilerError, ...] = ()
         domains: Sequence[Domain] = self._kernel_domains
         if places is not None:
-            domains = self._pod_domains(places)
+            domains = pod_domains(self._kernel, self._world.nft, places)
         earlier: Outcomes = {}
         while True:
             outcomes = converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
@@ -618,7 +528,7 @@ class LocalNode:
                 if isinstance(e, NamespaceError)
             }
             blind = {a.key for a in inputs.visited if a.netns in unread}
-            touched = _touched(inputs, outcomes["link"])
+            touched = touched_pods(inputs, outcomes["link"])
             if not blind and not touched:
                 at_links = outcomes["link"]
                 outcomes["link"] = replace(at_links, errors=(*at_links.errors, *troubles))
@@ -781,12 +691,12 @@ class LocalNode:
         errors = [e for r in results for e in r.errors]
         if any(not isinstance(e, ApplyError | NamespaceError) for e in errors):
             return []
-        left = {(a.kind, a.key) for r in results for a in _undone(r)}
+        left = {(a.kind, a.key) for r in results for a in undone(r)}
         left |= {about for r in results for f in r.remaining.refusals if (about := f.about)}
         return [
             a
             for a in attachments
-            if not left or not left & {(o.kind, o.key) for o in _pod_objects(_alone(a, inputs))}
+            if not left or not left & {(o.kind, o.key) for o in pod_objects(_alone(a, inputs))}
         ]
 
     def _all_in_place(self, outcomes: Outcomes) -> bool:
@@ -797,90 +707,8 @@ class LocalNode:
         )
 
     def _attachment_domain(self, before: Records | None = None) -> Domain:
-        state = self.state if before is None else _JustRead(self.state, before)
+        state = self.state if before is None else JustRead(self.state, before)
         return Domain("attachment", attachment.desire, attachment.plan, state)
-
-    def _pod_domains(self, places: frozenset[Any]) -> list[Domain]:
-        """The same, for what some pods have and for nothing else."""
-        elements = frozenset(o for o in places if isinstance(o, NftElement))
-        kernel = _Places(self._kernel, places - elements)
-        nft = _Places(self._world.nft, elements)
-        return [
-            Domain(name, desire, plan, nft, kinds, atomic=True)
-            if NftElement in kinds
-            else Domain(name, desire, plan, kernel, kinds)
-            for name, desire, plan, kinds in POD_DOMAINS
-        ]
-
-
-def _kernel_domains(world: World, kernel: Kernel) -> tuple[Domain, ...]:
-    """In the order in which they build upon each other."""
-    return (
-        Domain("sysctl", sysctl.desire, sysctl.plan, world.sysctl),
-        Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
-        Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
-        Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
-        Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
-        Domain("route", route.desire, route.plan, kernel, (Route,)),
-        Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
-        Domain("nat", nat.desire, nat.plan, world.nft, atomic=True),
-    )
-
-
-class _Places:
-    """A target that looks only where some objects live."""
-
-    def __init__(self, target: Any, places: frozenset[Any]) -> None:
-        self._target = target
-        self._places = places
-        self.apply = target.apply
-
-    def observe(self, desired: Iterable[Any]) -> Any:
-        del desired  # what is not wanted any more has its place as well
-        return self._target.observe_at(self._places)
-
-
-class _JustRead:
-    """The state directory, of which intents and attachments were read a moment ago.
-
-    What is written by others of this process meanwhile, the pool's records, is read again.
-    """
-
-    def __init__(self, state: Any, records: Records) -> None:
-        self._state = state
-        self._records: Records | None = records
-
-    def observe(self, desired: Iterable[Any]) -> Records:
-        del desired
-        before, self._records = self._records, None
-        seen: Records = (
-            self._state.observe_at((), before) if before is not None else self._state.observe()
-        )
-        return seen
-
-    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
-        failures: tuple[ApplyError, ...] = self._state.apply(actions)
-        return failures
-
-
-class _Asked:
-    """The state directory, of which only some attachments' records are read again."""
-
-    def __init__(self, state: Any, keys: frozenset[AttachmentKey], before: Records) -> None:
-        self._state = state
-        self._keys = keys
-        self._records = before
-        self.apply = state.apply
-
-    def observe(self, desired: Iterable[Any]) -> Records:
-        del desired
-        self._records = self._state.observe_at(self._keys, self._records)
-        return self._records
-
-
-def _pod_objects(inputs: Inputs) -> frozenset[Any]:
-    """Every object in the kernel that pods have, on the host and in their namespaces."""
-    return frozenset().union(*(desire(inputs) for _, desire, _, _ in POD_DOMAINS))
 
 
 def _hold(
@@ -891,91 +719,7 @@ def _hold(
     return held, struggles.explain(held)
 
 
-def _undone(outcome: Outcome) -> tuple[Action, ...]:
-    """What is left to do, now or later."""
-    return (*outcome.remaining.actions, *outcome.remaining.resting)
-
-
-def _touched(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
-    """Name the pods whose host end was changed or made anew, and whose namespace was left out."""
-    names = {a.key[0] for a in links.plan.actions if a.kind == Veth.kind}
-    visited = set(inputs.visited)
-    return (
-        frozenset(
-            a.key for a in inputs.placed if a.veth in names and a.netns_alive and a not in visited
-        )
-        - inputs.blind
-    )
-
-
-def _withheld(outcome: Outcome) -> Outcome:
-    """What becomes of a plan that must wait: nothing was done, and why is said."""
-    plan = conflist.withhold(outcome.remaining)
-    return replace(outcome, desired=None, plan=plan, remaining=plan)
-
-
 def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:
     """Inputs of which everything but this attachment is left out."""
     key = frozenset({attachment.key})
     return replace(inputs, attachments=(attachment,), visit=key, pods=key)
-
-
-def _waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
-    """Why wanted intents are not served, by key."""
-    refusals = {r.subject: r for r in outcome.remaining.refusals}
-    records = outcome.observed
-    if not refusals or not isinstance(records, Records):
-        return {}
-    return {
-        i.key: refusals[f"intent {i.key}"]
-        for i in records.intents
-        if f"intent {i.key}" in refusals
-    }
-
-
-def _occupied(attachments: Iterable[Attachment], links: Outcome) -> dict[AttachmentKey, Refusal]:
-    """Name the pods in whose namespace another owner's link has the name of ours."""
-    foreign = {f.about for f in links.remaining.refusals}
-    return {
-        a.key: Refusal(
-            f"intent {a.key}",
-            "InterfaceExists",
-            f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace",
-        )
-        for a in attachments
-        if (PodLink.kind, (a.netns, a.key.ifname)) in foreign
-    }
-
-
-def _first_difference(outcome: Outcome) -> Refusal | None:
-    for error in outcome.errors:
-        return Refusal("kernel", type(error).__name__.removesuffix("Error"), str(error))
-    for refusal in outcome.plan.refusals:
-        return refusal
-    for action in outcome.plan.actions:
-        what = " ".join(map(str, action.key))
-        return Refusal(f"{action.kind} {what}", "Differs", f"{action.reason}; to do: {action}")
-    return None
-
-
-def apart(instance_id: str, region: str, journal: Journal) -> Ec2:
-    """Return EC2 for a process that lives long: the calls are made by another, which does not."""
-    return Ec2(instance_id, region, journal, caller=Subprocess(region))
-
-
-def collector() -> Ec2:
-    """Return EC2 for whoever collects leaked ENIs; it creates none, so it keeps no journal.
-
-    Raises:
-        ObserveError: instance metadata does not answer.
-    """
-    imds = Imds()
-    return Ec2(imds.node().instance_id, imds.region(), _NoJournal())
-
-
-class _NoJournal:
-    def record(self, creation: Creation) -> None:
-        raise AssertionError("a collector creates nothing")
-
-    def forget(self, creation: Creation) -> None:
-        raise AssertionError("a collector creates nothing")

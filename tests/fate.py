@@ -44,7 +44,8 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.nat import NftElement
 from reconciler.domains.route import Route
 from reconciler.errors import ReconcilerError
-from reconciler.node import LocalNode, World
+from reconciler.node import LocalNode
+from reconciler.world import World
 
 CIDR = next(SUBNET.subnets(new_prefix=26))
 """Small, because the fake counts what is free with each look."""

@@ -28,7 +28,8 @@ from lab import netns
 from lab.traffic import Receiver, Stream
 from reconciler.core.attachment import IntentState
 from reconciler.core.cloud import Limits
-from reconciler.node import LocalNode, World
+from reconciler.node import LocalNode
+from reconciler.world import World
 
 RUNS = int(os.environ.get("STORM_RUNS", "3"))
 STEPS = int(os.environ.get("STORM_STEPS", "12"))

@@ -28,9 +28,11 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.engine import actions_of
 from reconciler.errors import NotReadyError
-from reconciler.node import LocalNode, Pass, World
+from reconciler.node import LocalNode
+from reconciler.result import Pass
 from reconciler.targets.ec2 import Ec2
 from reconciler.targets.ec2_caller import InProcess
+from reconciler.world import World
 
 HOUR_S = 3600.0
 

@@ -33,7 +33,8 @@ from reconciler.core.cloud import Limits
 from reconciler.core.position import locate
 from reconciler.core.release import unit_networks
 from reconciler.errors import ReconcilerError
-from reconciler.node import LocalNode, World
+from reconciler.node import LocalNode
+from reconciler.world import World
 
 STEPS = int(os.environ.get("MODEL_STEPS", "50"))
 RUNS = int(os.environ.get("MODEL_RUNS", "50"))

@@ -33,7 +33,8 @@ from reconciler.core.predecessor import (
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.errors import ApplyError
-from reconciler.node import LocalNode, World
+from reconciler.node import LocalNode
+from reconciler.world import World
 
 POD, VETH, NETNS = SUBNET[19], "eni0123456789a", "/run/netns/x@7"
 KEY = AttachmentKey("c0ffee", "eth0")

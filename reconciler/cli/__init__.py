@@ -38,11 +38,12 @@ from reconciler.domains import conflist
 from reconciler.engine import Outcome
 from reconciler.errors import ReconcilerError
 from reconciler.health import HealthServer
-from reconciler.node import LocalNode, World, apart, collector
+from reconciler.node import LocalNode
 from reconciler.server import Server
 from reconciler.targets.files import HostDirectories
 from reconciler.targets.state import DEFAULT, StateDirectory
 from reconciler.trace import Query, find_pod
+from reconciler.world import World, apart, collector
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, Problem, dump, load, read
 from schemas.resolve import resolve

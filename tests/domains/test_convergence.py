@@ -31,23 +31,9 @@ from reconciler.domains.nat import NftChain, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.domains.sysctl import Sysctl
-from reconciler.engine import Domain, Target, converge, dry_run
+from reconciler.engine import Domain, converge, dry_run
+from reconciler.lineup import kernel_domains
 from reconciler.targets.kernel import Kernel
-
-
-def kernel_domains(netlink: Target, nft: Target, settings: Target) -> list[Domain]:
-    kernel = Kernel(netlink, settings)
-    return [
-        Domain("sysctl", sysctl.desire, sysctl.plan, settings),
-        Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
-        Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
-        Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
-        Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
-        Domain("route", route.desire, route.plan, kernel, (Route,)),
-        Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
-        Domain("nat", nat.desire, nat.plan, nft),
-    ]
 
 
 def everything(value: Inputs) -> set[Any]:
@@ -135,7 +121,7 @@ def test_applying_a_plan_for_the_kernel_leaves_nothing_to_plan(
         world.plug(mac, name)
     nft = FakeNft(nat.desire(before))
     settings = FakeSysctl({s.name: "0" for s in sysctl.desire(now)})
-    domains = kernel_domains(world, nft, settings)
+    domains = kernel_domains(Kernel(world, settings), settings, nft)
     converge(domains, now)
     after = dry_run(domains, now)
     assert [str(a) for o in after.values() for a in o.plan.actions] == []

@@ -1,0 +1,117 @@
+"""What a pass over the kernel has done, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.finding import Finding
+from reconciler.core.inputs import Inputs
+from reconciler.core.plan import Action, Refusal
+from reconciler.core.records import Records
+from reconciler.domains import conflist
+from reconciler.domains.link import PodLink, Veth
+from reconciler.engine import Outcome, Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over the kernel did.
+
+    Attributes:
+        looked_at: monotonic seconds at which it began to look: older hints are answered.
+        records: intents and attachments after it.
+        inputs: what was last planned on.
+        done: attachments of which every object was seen in its place.
+        waiting: why each wanted intent has no attachment yet.
+        findings: what other owners have that hurts us; None if nobody looked.
+        asked: the attachments that were looked at alone; None for a look at everything.
+    """
+
+    outcomes: Outcomes
+    looked_at: float
+    records: Records
+    inputs: Inputs
+    done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
+    waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
+    findings: tuple[Finding, ...] | None = None
+    asked: frozenset[AttachmentKey] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is left to do, and this was seen.
+
+        What was bound after the kernel was converged, because something else was released first,
+        is for the next pass.
+        """
+        planned = {a.key: a for a in self.inputs.attachments}
+        return all(o.settled for o in self.outcomes.values()) and all(
+            planned.get(a.key) == a
+            for a in self.records.living
+            if self.asked is None or a.key in self.asked
+        )
+
+
+def undone(outcome: Outcome) -> tuple[Action, ...]:
+    """What is left to do, now or later."""
+    return (*outcome.remaining.actions, *outcome.remaining.resting)
+
+
+def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
+    """Name the pods whose host end was changed or made anew, and whose namespace was left out."""
+    names = {a.key[0] for a in links.plan.actions if a.kind == Veth.kind}
+    visited = set(inputs.visited)
+    return (
+        frozenset(
+            a.key for a in inputs.placed if a.veth in names and a.netns_alive and a not in visited
+        )
+        - inputs.blind
+    )
+
+
+def withhold(outcome: Outcome) -> Outcome:
+    """What becomes of a plan that must wait: nothing was done, and why is said."""
+    plan = conflist.withhold(outcome.remaining)
+    return replace(outcome, desired=None, plan=plan, remaining=plan)
+
+
+def find_waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
+    """Why wanted intents are not served, by key."""
+    refusals = {r.subject: r for r in outcome.remaining.refusals}
+    records = outcome.observed
+    if not refusals or not isinstance(records, Records):
+        return {}
+    return {
+        i.key: refusals[f"intent {i.key}"]
+        for i in records.intents
+        if f"intent {i.key}" in refusals
+    }
+
+
+def find_occupied(
+    attachments: Iterable[Attachment], links: Outcome
+) -> dict[AttachmentKey, Refusal]:
+    """Name the pods in whose namespace another owner's link has the name of ours."""
+    foreign = {f.about for f in links.remaining.refusals}
+    return {
+        a.key: Refusal(
+            f"intent {a.key}",
+            "InterfaceExists",
+            f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace",
+        )
+        for a in attachments
+        if (PodLink.kind, (a.netns, a.key.ifname)) in foreign
+    }
+
+
+def find_difference(outcome: Outcome) -> Refusal | None:
+    """Say what is the first thing that a domain has found to differ; None if nothing does."""
+    for error in outcome.errors:
+        return Refusal("kernel", type(error).__name__.removesuffix("Error"), str(error))
+    for refusal in outcome.plan.refusals:
+        return refusal
+    for action in outcome.plan.actions:
+        what = " ".join(map(str, action.key))
+        return Refusal(f"{action.kind} {what}", "Differs", f"{action.reason}; to do: {action}")
+    return None

@@ -226,7 +226,31 @@ class Kubelet:
         """End what it did not ask for, or has asked to end, as far as the runtime knows of it."""
         with Cri(self._containerd.socket) as cri:
             for each in cri.sandboxes().keys() - self.living.values():
+                remove_torn_results(each)
                 end(cri, each)
+
+
+def remove_torn_results(sandbox: str) -> None:
+    """Do what an operator has to do if containerd died while it kept a result.
+
+    libcni writes it in place, and of half a file it says "unexpected end of JSON input" for ever.
+    """
+    for path in CNI_CACHE.glob(f"*{sandbox}*"):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            path.unlink()
+
+
+def test_a_result_that_containerd_has_half_written_is_removed_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "CNI_CACHE", tmp_path)
+    for name, text in (("n-a1-eth0", ""), ("n-a2-eth0", "{}"), ("n-b1-eth0", '{"kind')):
+        (tmp_path / name).write_text(text)
+    remove_torn_results("a1")
+    remove_torn_results("a2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["n-a2-eth0", "n-b1-eth0"]
 
 
 @pytest.mark.timeout(60 + KILLS * 20)

@@ -1,8 +1,9 @@
 """ADD and DEL end to end, beside the reference plugins ``ptp`` with ``host-local``.
 
-Each side is a host of its own with as many pods as the other, and both keep their records on a
-tmpfs, as ``/run`` is on a host. Rounds are interleaved, so that whatever else the machine does
-touches all. What travels to other machines is the ratio, not the milliseconds.
+Each side is a host of its own with as many pods as the others, but for one that has none, and all
+keep their records on a tmpfs, as ``/run`` is on a host. Rounds are interleaved, so that whatever
+else the machine does touches all. What travels to other machines is the ratio, not the
+milliseconds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from reconciler.client import ask
 
 PLUGINS = Path("/usr/lib/cni")
 ROUNDS = 200
+CLEANUP_S = 10.0
+"""Seconds that the kernel is given to clean up namespaces; nothing tells when it has done so."""
+
 STARTS = 100
 CROWDS = (0, 100, 250)
 """Pods that are there already."""
@@ -93,13 +97,13 @@ def measure() -> list[str]:
 def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
     """Let one pod after the other come and go on each side.
 
-    Whoever is next starts when what the one before him has left is gone: links that go later
-    than their DEL, and namespaces, of which the kernel cleans up behind everybody's back. Who that
-    is changes from round to round, for something of him may still go on.
+    Whoever is next starts when the links of the one before him are gone, some of which go later
+    than their DEL; who that is changes from round to round, for something of him may still go on.
+    Namespaces are made before and removed after: the kernel cleans up behind everybody's back.
     """
     order, chance = list(sides), random.Random(ROUNDS)
     times: Times = {(side, verb): [] for side in sides for verb in ("ADD", "DEL")}
-    # Runtimes give no name twice. The next namespace may well have the same inode.
+    # Runtimes give no name twice.
     places = {
         (side, i): lab.names.namespace(f"pod-{short(side)}r{crowd}x{i}")
         for side in sides
@@ -119,6 +123,7 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
             _await_end(where)
     for where in places.values():
         netns.remove(where)
+    time.sleep(CLEANUP_S)
     print(file=sys.stderr)
     return times
 

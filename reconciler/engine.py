@@ -28,7 +28,8 @@ class Target(Protocol):
 
         Args:
             desired: the union of what the target's domains desire, so that it looks at least
-                where those objects live. What is returned never depends on it otherwise.
+                where those objects live. Beyond that it may leave out what nobody desires and
+                what is not ours.
 
         Raises:
             ObserveError: it could not be read; never returns a guess.

@@ -31,7 +31,7 @@ POD_DOMAINS = (
 
 
 def kernel_domains(kernel: Target, settings: Target, nft: Target) -> tuple[Domain, ...]:
-    """Return all; those of a target are neighbours."""
+    """Return all; those that share a target stand side by side."""
     return (
         Domain("sysctl", sysctl.desire, sysctl.plan, settings),
         Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),

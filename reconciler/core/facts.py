@@ -104,5 +104,5 @@ class Eni:
 
 @lru_cache(4096)
 def _addresses(prefix: IpNetwork) -> tuple[IpAddress, ...]:
-    """Return a prefix's addresses: sixteen, and the same ones are asked for with every pod."""
+    """Return a prefix's addresses: sixteen, and the same ones are asked for with every look."""
     return tuple(prefix)

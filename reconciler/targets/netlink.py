@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -217,7 +218,8 @@ class Netlink:
     def observe(self, desired: Iterable[KernelObject]) -> frozenset[KernelObject]:
         """Read the host's objects, and those of every pod namespace a desired object lives in.
 
-        Of other owners' routes only those in the place of a desired one are shown.
+        Of other owners' routes only those in the place of a desired one are shown, and of a pod's
+        neighbours only those of desired addresses.
 
         Raises:
             NamespaceError: a pod's namespace is gone, or could not be read.
@@ -271,7 +273,7 @@ class Netlink:
         for path in sorted(gateways):
             try:
                 with self._inside(path) as inside:
-                    tables = _read_pod(inside, gateways[path])
+                    tables = _read_pod(inside, sorted(gateways[path], key=attrgetter("version")))
                     objects |= self._recognise(inside, tables, path, pairs)
             except (NetlinkError, OSError, KeyError, ValueError) as error:
                 # Whoever owns the pod may change it while we read: an entry without its link.
@@ -368,21 +370,30 @@ def _observe_places(
 
 def _get(host: Rtnetlink, table: Table, attributes: Attributes, **fields: int) -> Facts | None:
     """Read one entry; None if there is no such thing."""
-    told = _read_one(host, table, attributes, **fields)
+    told = _read_one(host, table, attributes, GONE | UNREACHABLE, **fields)
     return decode_message(table, told[0]) if told else None
 
 
 def _read_neighbour(where: Rtnetlink, address: IpAddress, link: int) -> Told:
-    """Read a single neighbour, which is possible since Linux 5.1 (RTM_GETNEIGH, no dump)."""
-    family = AF[family_name(address.version)]
-    return _read_one(where, NEIGHBOURS, (("NDA_DST", str(address)),), family=family, ifindex=link)
+    """Read a single neighbour, which is possible since Linux 5.0 (RTM_GETNEIGH, no dump)."""
+    return _read_one(
+        where,
+        NEIGHBOURS,
+        (("NDA_DST", str(address)),),
+        GONE | {errno.EAFNOSUPPORT},  # a kernel without IPv6 has none
+        family=AF[family_name(address.version)],
+        ifindex=link,
+    )
 
 
-def _read_one(where: Rtnetlink, table: Table, attributes: Attributes, **fields: int) -> Told:
+def _read_one(
+    where: Rtnetlink, table: Table, attributes: Attributes, absent: set[int], **fields: int
+) -> Told:
+    """Read one entry; nothing if the kernel's answer is one of those that stand for absence."""
     try:
         return where.read_one(table, attributes, **fields)
     except NetlinkError as error:
-        if error.code in GONE or error.code in UNREACHABLE:
+        if error.code in absent:
             return ()
         raise
 

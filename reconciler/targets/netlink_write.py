@@ -151,9 +151,9 @@ def _apply_veth(sessions: Sessions, verb: Verb, veth: Veth) -> None:
             host.change(LINKS, How.CREATE, attributes)
         finally:
             os.close(fd)
-        # By a message of its own, before the link is up: a new alias of a link that is up makes
-        # the kernel go through every IPv6 route there is (NETDEV_CHANGE, rt6_sync_down_dev).
-        settings = ()
+        settings = ()  # given at its creation
+    # By a message of its own: a new link is not up yet, and a new alias of one that is up makes
+    # the kernel go through every IPv6 route there is (NETDEV_CHANGE, rt6_sync_down_dev).
     alias = (("IFLA_IFNAME", veth.name), *settings, ("IFLA_IFALIAS", veth.alias))
     host.change(LINKS, How.SET, alias)
     _set_link(host, veth.name, veth.up)

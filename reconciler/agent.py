@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -318,7 +319,8 @@ class Agent:
             if failing:
                 return Refusal("node", "NotAvailable", self._troubles("no pass succeeds"))
             if self._limited_since is not None and now - self._limited_since > PATIENCE_S:
-                return Refusal("node", "Limited", self._troubles("rules or settings are missing"))
+                why = self._troubles("rules or settings are missing", HOST_WIDE)
+                return Refusal("node", "Limited", why)
         return None
 
     def take_over(self, release: dict[str, Any]) -> None:
@@ -384,9 +386,9 @@ class Agent:
                 "metrics": telemetry.exposition(),
             }
 
-    def _troubles(self, instead: str) -> str:
+    def _troubles(self, instead: str, of: Iterable[str] = ("node", "eni")) -> str:
         """What is wrong with the node, or a word for it if nobody knows more."""
-        texts = [text for name in ("node", "eni") for text in self._conditions.texts(name)]
+        texts = [text for name in of for text in self._conditions.texts(name)]
         return ("; ".join(texts) or instead)[: telemetry.FOREIGN_TEXT * 2]
 
     def _note_stuck(self, stuck: Stuck | None) -> None:

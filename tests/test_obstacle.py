@@ -1,0 +1,113 @@
+"""STATUS: what the daemon says when what all pods share cannot be put in place."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import SUBNET, eni, node
+from fake_cloud import FakeEc2, FakeImds
+from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeRemains, FakeSurroundings, FakeSysctl
+from waiting import until
+
+from cni import protocol
+from reconciler import agent as daemon
+from reconciler.agent import Agent
+from reconciler.core.cloud import Limits
+from reconciler.core.plan import Change
+from reconciler.errors import ApplyError
+from reconciler.server import Server
+from reconciler.targets.state import StateDirectory
+from reconciler.world import World
+
+DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
+
+
+class Refusing(FakeNft):
+    """A kernel that takes no rules while ``refuses``."""
+
+    refuses = False
+
+    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+        if self.refuses:
+            return tuple(ApplyError(str(a), "EPERM", "not permitted") for a in actions)
+        return super().apply(actions)
+
+
+@pytest.fixture
+def nft() -> Refusing:
+    return Refusing()
+
+
+@pytest.fixture
+def answers(tmp_path: Path, nft: Refusing, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return what asks the daemon, which has two tenths of a second of patience."""
+    monkeypatch.setattr(daemon, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(daemon, "RETRY_S", 0.05)
+    state = StateDirectory(tmp_path / "run")
+    state.prepare()
+    state.lock()
+    first = eni(0, 0, primary=SUBNET[10])
+    ec2 = FakeEc2([first], Limits(3, 10), SUBNET, journal=state)
+    netlink = FakeNetlink()
+    netlink.plug(first.mac, "eth0")
+    (tmp_path / "node-network.yaml").write_text(DOCUMENT)
+    world = World(
+        imds=FakeImds(node(), ec2),
+        make_ec2=lambda *_: ec2,
+        netlink=netlink,
+        nft=nft,
+        sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
+        conntrack=FakeConntrack(),
+        surroundings=FakeSurroundings(),
+        remains=FakeRemains(),
+    )
+    agent = Agent(tmp_path / "node-network.yaml", state, world, events=False)
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    server = Server(state.root / "node-network.sock", agent)
+    server.start()
+    try:
+        yield partial(status, state.root)
+    finally:
+        server.stop()
+        agent.stop()
+        thread.join()
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def status(root: Path) -> dict[str, Any]:
+    """Run the executable for STATUS; return its error, empty if there is none."""
+    config = {"cniVersion": "1.1.0", "name": "n", "type": "node-network", "stateDir": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "cni"],
+        input=json.dumps(config),
+        env={"CNI_COMMAND": "STATUS", "CNI_PATH": "/opt/cni/bin"},
+        text=True,
+        check=False,
+        capture_output=True,
+    )
+    error: dict[str, Any] = json.loads(done.stdout or "{}")
+    return error
+
+
+def test_rules_that_the_kernel_refuses_limit_the_node_after_a_while_and_until_it_takes_them(
+    answers: Any, nft: Refusing
+) -> None:
+    nft.refuses = True
+    error = until(lambda: e if (e := answers()).get("code") == protocol.LIMITED else None)
+    assert error["msg"].startswith("Limited:")
+    assert "not permitted" in error["msg"] + error["details"]
+    nft.refuses = False
+    until(lambda: answers() == {}, "the end of it")

@@ -62,6 +62,16 @@ TROUBLES = [
     "crash in a write",
 ]
 
+LIES = {
+    "answer lost",
+    "stale",
+    "truncated",
+    "metadata empty",
+    "crash in a call",
+    "crash in a write",
+}
+"""Troubles by which the node does not hear what it has, or forgets it."""
+
 POOLS: list[dict[str, Any]] = [
     {"warmPool": {"addresses": {"warm": 2, "minimum": 6, "surplus": 2}, "cooldown": "30s"}},
     {"warmPool": {"addresses": {"warm": 0, "minimum": 0, "surplus": 0}, "cooldown": "0s"}},
@@ -109,6 +119,7 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(parts=st.sampled_from(POOLS), full=st.sampled_from([0, 0, 200, 240]))
     def begin(self, parts: dict[str, Any], full: int) -> None:
         self.time = 1000.0
+        self.lies = 0
         self.parts = parts
         self.document = document(**parts)
         self.state = FakeState()
@@ -219,6 +230,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(TROUBLES), code=st.sampled_from(CODES), data=st.data())
     def trouble(self, kind: str, code: str, data: Any) -> None:
+        self.lies += kind in LIES
         networks = sorted({n for e in self.ec2.enis for n in unit_networks(e)}, key=str)
         attached = [e.eni_id for e in self.ec2.enis if e.device_index]
         match kind:
@@ -310,9 +322,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert not lost or told
         assert not outcome.desired.doubts
         if outcome.desired.delegates:
-            # A lost answer and an old look may together bring one too many, never many.
+            # What was not told, or not truly, may bring one too many, and no more.
             count = [len(e.boundless) for e in at.enis if e.eni_id in at.needed]
-            assert (count and all(0 < n <= 3 for n in count)) or reasons
+            assert (count and all(0 < n <= 1 + self.lies for n in count)) or reasons
         for a in records.attachments:
             of_vpc = a.vpc_addresses
             assert [e for e in here if all(e.holds(own) for own in of_vpc)] or told

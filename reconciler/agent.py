@@ -437,7 +437,7 @@ class Agent:
         Each pod's links make the kernel notify us, so pods bring as many hints to look at
         everything as there are pods. Those that wait come first, but not for long.
         """
-        if not hints <= {"kernel", "pool"} or self._waiting:
+        if not hints <= {"kernel", "pool", "files"} or self._waiting:
             return 0.0
         quiet_at = min(self._pods_at + QUIET_S, self._full_pass_at + FULL_PASS_S)
         rested_at = self._full_pass_at + PASS_SHARE * self._full_pass_s
@@ -522,7 +522,9 @@ class Agent:
         self._publish(result, started)
         # After the pods that wait were answered.
         with self.watchdog.over("the look at other owners"):
-            result = self._node.install(self._node.look_around(result))
+            struggles = self._drift.struggles
+            result = self._node.look_around(result, struggles=struggles)
+            result = self._node.install(result, struggles=struggles)
         self._conditions.note("foreign", result.findings or ())
         limited = any(result.outcomes[name].errors for name in HOST_WIDE)
         with self._changed:

@@ -90,8 +90,12 @@ class Accounts:
     def _count_all(self, outcomes: Outcomes) -> None:
         now, suspects = time.monotonic(), self._suspects.lately()
         done = []
+        reverted = {(a.kind, a.key) for o in outcomes.values() for a in o.reverted}
         for name, action in actions_of(outcomes):
             outcome = outcomes[name]
+            if (action.kind, action.key) in reverted:
+                self.struggles = self.struggles.after_repair(action, now, suspects)
+                continue
             if action in outcome.remaining.actions:  # it failed: a condition
                 for error in outcome.errors:
                     if getattr(error, "action", "") == str(action):

@@ -82,6 +82,8 @@ class Outcome:
         observed: what the target showed at the last look, shared by all its domains.
         plan: what the first look asked for.
         remaining: what the last look still asks for.
+        reverted: what was applied last, without an error, and is asked for again by the look
+            after it.
         errors: what went wrong on the way, the last round's only.
     """
 
@@ -89,6 +91,7 @@ class Outcome:
     observed: Any = None
     plan: Plan = field(default_factory=Plan)
     remaining: Plan = field(default_factory=Plan)
+    reverted: tuple[Action, ...] = ()
     errors: tuple[ReconcilerError, ...] = ()
 
     @property
@@ -137,10 +140,11 @@ def _converge_target(
     first, merged = _look(target, domains, inputs, hold)
     latest = first
     failures: tuple[ApplyError, ...] = ()
+    applied: tuple[Action, ...] = ()
     for _ in range(max_rounds):
         if not merged.actions:
             break
-        before = merged.actions
+        before = applied = merged.actions
         failures = target.apply(merged.actions)
         latest, merged = _look(target, domains, inputs, hold)
         if merged.actions == before:
@@ -151,6 +155,7 @@ def _converge_target(
             observed=latest[name].observed,
             plan=first[name].plan,
             remaining=latest[name].plan,
+            reverted=_reverted(latest[name].plan, applied, failures),
             errors=latest[name].errors + _failures_of(latest[name].plan, failures),
         )
         for name in first
@@ -186,7 +191,9 @@ def _look(
             plan = domain.plan(want, domain.sift(observed, want, others))
             plan, errors = hold(domain, plan)
             plans[domain.name] = plan
-            outcomes[domain.name] = Outcome(desired[domain.name], observed, plan, plan, errors)
+            outcomes[domain.name] = Outcome(
+                desired[domain.name], observed, plan, plan, errors=errors
+            )
     return outcomes, merge(plans)
 
 
@@ -194,6 +201,16 @@ def _failures_of(remaining: Plan, failures: Iterable[ApplyError]) -> tuple[Apply
     """Keep the failures whose action is still wanted; the others healed by the next look."""
     wanted = {str(action) for action in remaining.actions}
     return tuple(f for f in failures if f.action in wanted)
+
+
+def _reverted(
+    remaining: Plan, applied: Iterable[Action], failures: Iterable[ApplyError]
+) -> tuple[Action, ...]:
+    """Name what the target did without complaint, and somebody has undone before we looked."""
+    failed = {f.action for f in failures}
+    # By their objects: whoever undoes it may leave something else there each time.
+    wanted = {(a.kind, a.key) for a in remaining.actions}
+    return tuple(a for a in applied if (a.kind, a.key) in wanted and str(a) not in failed)
 
 
 def _by_target(domains: Sequence[Domain]) -> list[tuple[Target, list[Domain]]]:

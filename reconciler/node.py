@@ -373,25 +373,25 @@ class LocalNode:
         bound = {a.key for a in records.attachments}
         self._proven = (self._proven - doubted | done.keys()) & bound - records.released
 
-    def look_around(self, result: Pass) -> Pass:
+    def look_around(self, result: Pass, *, struggles: Struggles = NO_STRUGGLES) -> Pass:
         """Look at other owners after a pass over the kernel; say what of theirs hurts us.
 
         Puts rules of ours into their forward chains if the document asks for it. No pod waits for
         this: it is answered by the pass itself.
         """
-        outcomes, findings = self._look_around(result.inputs)
+        outcomes, findings = self._look_around(result.inputs, struggles=struggles)
         if takeover := result.outcomes.get("takeover"):
             findings += takeover.remaining.findings
         return replace(result, outcomes=result.outcomes | outcomes, findings=findings)
 
-    def install(self, result: Pass) -> Pass:
+    def install(self, result: Pass, *, struggles: Struggles = NO_STRUGGLES) -> Pass:
         """Give the container runtime the CNI executable and configuration, after a full pass.
 
         Not before pods can be served for the first time; what an earlier process has installed
         stays as it is until then, because without it a runtime could not even end pods.
         """
         self._can_serve = self._can_serve or self._serves_pods(result)
-        outcomes = self._install(result.inputs, dry=not self._can_serve)
+        outcomes = self._install(result.inputs, dry=not self._can_serve, struggles=struggles)
         if not self._can_serve:
             outcomes = {name: withhold(outcome) for name, outcome in outcomes.items()}
         found = tuple(f for o in outcomes.values() for f in o.remaining.findings)
@@ -401,7 +401,9 @@ class LocalNode:
             findings=(*(result.findings or ()), *found),
         )
 
-    def _install(self, inputs: Inputs, *, dry: bool) -> Outcomes:
+    def _install(
+        self, inputs: Inputs, *, dry: bool, struggles: Struggles = NO_STRUGGLES
+    ) -> Outcomes:
         files = self._world.files
         domains = [
             Domain("executable", executable.desire, executable.plan, files, (Executable,)),
@@ -410,7 +412,7 @@ class LocalNode:
             ),
         ]
         inputs = replace(inputs, installation=files.places)
-        return (dry_run if dry else converge)(domains, inputs)
+        return dry_run(domains, inputs) if dry else converge_held(domains, inputs, struggles)
 
     def _serves_pods(self, result: Pass) -> bool:
         """Whether a new pod would get addresses, and find everything that all pods share.
@@ -437,7 +439,7 @@ class LocalNode:
         )
 
     def _look_around(
-        self, inputs: Inputs, *, dry: bool = False
+        self, inputs: Inputs, *, dry: bool = False, struggles: Struggles = NO_STRUGGLES
     ) -> tuple[Outcomes, tuple[Finding, ...]]:
         surroundings = self._world.surroundings
         seen = surroundings.observe()
@@ -445,7 +447,9 @@ class LocalNode:
         if seen.forward is not None:
             inputs = replace(inputs, forward=seen.forward)
             domain = Domain("forward", forward.desire, forward.plan, surroundings.forward)
-            outcomes = (dry_run if dry else converge)([domain], inputs)
+            outcomes = (
+                dry_run([domain], inputs) if dry else converge_held([domain], inputs, struggles)
+            )
             if outcomes["forward"].plan.actions and not dry:
                 seen = surroundings.observe()
         return outcomes, foreign.judge(seen, foreign.desire(inputs))
@@ -516,7 +520,7 @@ class LocalNode:
             domains = pod_domains(self._kernel, self._world.nft, places)
         earlier: Outcomes = {}
         while True:
-            outcomes = converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
+            outcomes = converge_held(domains, inputs, struggles)
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
                 for name, o in outcomes.items()
@@ -709,6 +713,11 @@ class LocalNode:
     def _attachment_domain(self, before: Records | None = None) -> Domain:
         state = self.state if before is None else JustRead(self.state, before)
         return Domain("attachment", attachment.desire, attachment.plan, state)
+
+
+def converge_held(domains: Sequence[Domain], inputs: Inputs, struggles: Struggles) -> Outcomes:
+    """Converge what was not in vain lately."""
+    return converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
 
 
 def _hold(

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from builders import eni
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from builders import eni, inputs
+from fakes import FakeDirectories
 
 from reconciler import telemetry
 from reconciler.core.call import AttachEni, DetachEni
 from reconciler.core.cloud import Cloud, Limits
-from reconciler.core.plan import Plan
+from reconciler.core.installation import Installation
+from reconciler.core.plan import Change, Plan
+from reconciler.core.struggle import REPAIRS
+from reconciler.domains import conflist
+from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
 from reconciler.drift import Accounts
-from reconciler.engine import Outcome
+from reconciler.engine import MAX_ROUNDS, Domain, Outcome
+from reconciler.errors import ApplyError
+from reconciler.node import converge_held
 from reconciler.suspects import Suspects
 
 LIMITS = Limits(3, 10)
+PLACES = Installation("/etc/cni/net.d", "/opt/cni/bin", "/opt/shipped", "/run/node-network")
 
 
 def look(*devices: int | None, plan: Plan | None = None) -> dict[str, Outcome]:
@@ -47,3 +60,45 @@ def test_an_eni_that_we_detached_ourselves_is_none() -> None:
     attach = Plan((AttachEni("i-1", "eni-1", 1, "attached to nothing"),))
     accounts.book(look(0, 1, plan=attach), everything=True)
     assert attached_again() == before
+
+
+class Mesh(FakeDirectories):
+    """A service mesh: it adds its plugin to our file as soon as the file is written."""
+
+    def __init__(self, *, quick: bool) -> None:
+        super().__init__(PLACES, {"/opt/cni/bin/portmap": ("", "0755")})
+        self.quick = quick
+        self.undone = 0
+
+    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+        failures = super().apply(actions)
+        if self.quick:
+            self.rewrite()
+        return failures
+
+    def rewrite(self) -> None:
+        for path, (content, mode) in self.files.items():
+            if path.endswith(NAME) and "istio-cni" not in content:
+                body = json.loads(content)
+                body["plugins"].append({"type": "istio-cni", "at": self.undone})
+                self.files[path] = (json.dumps(body), mode)
+                self.undone += 1
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["after our look", "before our look"])
+def test_whoever_rewrites_our_conflist_is_in_a_fight_like_everybody_else(quick: bool) -> None:
+    """At 787f3aa it was undone 182 times in 75 s, and nothing was said."""
+    mesh, accounts = Mesh(quick=quick), Accounts(Suspects())
+    conf = Domain("conflist", conflist.desire, conflist.plan, mesh, (Conflist, Plugins, OtherConf))
+    now = inputs(installation=PLACES)
+    for _ in range(50):
+        outcomes = converge_held([conf], now, accounts.struggles)
+        accounts.book(outcomes, everything=True)
+        mesh.rewrite()
+    assert mesh.undone <= (REPAIRS + 1) * (MAX_ROUNDS if quick else 1)
+    (error,) = outcomes["conflist"].errors
+    assert isinstance(error, ApplyError)
+    assert error.reason == "OwnershipFight"
+    assert "istio-cni" in str(error), "what it has added"
+    assert "Put the plugin into cni.chain" in str(error)
+    assert "nobody who could be seen" not in str(error), "notifications tell nothing of files"

@@ -143,3 +143,12 @@ def test_a_domain_that_is_not_ready_takes_its_neighbour_not_down() -> None:
     assert [type(e) for e in outcomes["low"].errors] == [NotReadyError]
     assert outcomes["low"].plan == Plan()
     assert shelf.things == {Low("mine"), High("b")}
+
+
+def test_what_is_undone_before_the_second_look_is_told_from_what_was_refused() -> None:
+    shelf = Shelf(refuse={"b"}, deaf=True)
+    outcome = converge([domain(Low, shelf, "a", "b")], None)["low"]
+    assert [str(a) for a in outcome.reverted] == ["low + a"]
+    assert [e.action for e in outcome.errors if isinstance(e, ApplyError)] == ["low + b"]
+    assert converge([domain(Low, Shelf(), "a")], None)["low"].reverted == ()
+    assert dry_run([domain(Low, shelf, "a")], None)["low"].reverted == ()

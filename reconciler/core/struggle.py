@@ -188,9 +188,18 @@ def _text(members: list[tuple[Action, Struggle]]) -> str:
     if not struggle.is_fight:
         return f"{struggle.error}{more}; it has failed {struggle.failures} times in a row"
     span_s = struggle.repairs[-1] - struggle.repairs[0]
-    others = ", ".join(struggle.suspects) or "nobody who could be seen"
     return (
         f"it was put back {REPAIRS} times within {span_s:.0f} s and is changed once more "
-        f"({action.reason}){more}; lately the network was changed by: {others}. It is put back "
+        f"({action.reason}){more}; {_advice(struggle)}"
+    )
+
+
+def _advice(struggle: Struggle) -> str:
+    """Say what to do; the kernel's notifications tell nothing about who writes a file."""
+    if advice := getattr(struggle.object, "in_a_fight", ""):
+        return f"it is put back less often now; {advice}"
+    others = ", ".join(struggle.suspects) or "nobody who could be seen"
+    return (
+        f"lately the network was changed by: {others}. It is put back "
         "less often now; end what the other side does, or take what it wants out of the document"
     )

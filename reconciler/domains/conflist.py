@@ -20,6 +20,10 @@ from schemas.cni import TYPE, VERSIONS, Cni
 NAME = "10-node-network.conflist"
 MODE = "0644"
 
+REASON_CHARS = 512
+"""Characters of a difference that are printed: what stands in the file is another program's, up to
+a megabyte of it, and goes into the log and into a condition."""
+
 SUFFIXES = (".conf", ".conflist", ".json")
 """Files that runtimes take for configurations (go-cni and ocicni, calling libcni's ConfFiles)."""
 
@@ -35,6 +39,11 @@ class Conflist:
     """
 
     kind: ClassVar[str] = "conflist"
+    in_a_fight: ClassVar[str] = (
+        "another program rewrites this file, as service meshes do to add a plugin: pods that "
+        "start while our version stands are started without that plugin. Put the plugin into "
+        "cni.chain, or make that program leave this file alone"
+    )
     path: str
     content: str
     mode: str = MODE
@@ -229,7 +238,8 @@ def _reason(action: Change[Conflist]) -> str:
         return "what is there is no JSON"
     parts = _differences("", json.loads(was.content), json.loads(now.content))
     mode = [f"mode {was.mode} -> {now.mode}"] if was.mode != now.mode else []
-    return ", ".join([*parts, *mode])
+    text = ", ".join([*parts, *mode])
+    return text if len(text) <= REASON_CHARS else f"{text[:REASON_CHARS]}..."
 
 
 def _differences(path: str, was: Any, now: Any) -> Iterator[str]:

@@ -24,6 +24,10 @@ class Executable:
     """
 
     kind: ClassVar[str] = "executable"
+    in_a_fight: ClassVar[str] = (
+        "another program installs a file of that name; end it, or start this reconciler without "
+        "--cni-bin-dir, so that it leaves the file alone"
+    )
     path: str
     copy_of: str
     mode: str = MODE

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import until
+
+from reconciler.domains.conflist import NAME
 
 pytestmark = pytest.mark.lab
 
@@ -76,3 +80,43 @@ def test_whoever_flushes_the_ruleset_for_ever_is_named_by_process(cluster: Any) 
     until(lambda: not cluster.status()["conditions"], cluster.log, patience_s=5)
     assert cluster.diff().returncode == 0
     cluster.config.write_text(text)
+
+
+@contextmanager
+def mesh(file: Path) -> Iterator[list[int]]:
+    """A service mesh's installer: it adds its plugin whenever it is missing from our file."""
+    ended, times = threading.Event(), [0]
+
+    def add() -> None:
+        while not ended.wait(0.02):
+            body = json.loads(file.read_text())
+            if len(body["plugins"]) == 2:
+                body["plugins"].append({"type": "loopback"})
+                fresh = file.with_name("mesh.tmp")
+                fresh.write_text(json.dumps(body))
+                fresh.replace(file)
+                times[0] += 1
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        yield times
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_mesh_that_rewrites_our_conflist_is_named_and_told_of_cni_chain(cluster: Any) -> None:
+    file: Path = cluster.lab.names.configurations("node1") / NAME
+    before = json.loads(file.read_text())
+    assert len(before["plugins"]) == 2
+    with mesh(file) as times:
+        (found,) = until(lambda: fights(cluster), cluster.log)
+        assert "cni.chain" in found["text"]
+        assert "loopback" in found["text"]
+        fought = times[0]
+        with cluster.pods(1):
+            pass
+        assert times[0] <= fought + 2, "it slows down"
+    until(lambda: json.loads(file.read_text()) == before, cluster.log, patience_s=35)
+    until(lambda: not cluster.status()["conditions"], cluster.log)

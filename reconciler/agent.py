@@ -27,8 +27,9 @@ from reconciler.core.plan import Plan, Refusal
 from reconciler.core.pool import Demand
 from reconciler.core.records import Records
 from reconciler.drift import Accounts
+from reconciler.duty import Duties
 from reconciler.engine import Outcome
-from reconciler.errors import InternalError, ObserveError, ReconcilerError
+from reconciler.errors import InternalError, ReconcilerError, boundary
 from reconciler.memory import give_back
 from reconciler.node import LocalNode
 from reconciler.result import Pass
@@ -93,6 +94,10 @@ HOST_WIDE = ("sysctl", "rule", "nat")
 HOPELESS = {"InterfaceExists"}
 """Reasons for which no waiting helps an ADD."""
 
+FULL_PASS, PODS_PASS = "the pass over everything", "the pass over some pods"
+POOL_PASS, READING = "the pass over the pool", "reading the document"
+"""Duties, as conditions, metrics and the watchdog name them."""
+
 TRANSITION_S = 0.5
 """Seconds between looks at EC2 while an ENI is being attached: it takes EC2 one to ten."""
 
@@ -111,7 +116,8 @@ class Agent:
             the clock alone.
 
     Attributes:
-        watchdog: knows whether the kernel loop ticks.
+        watchdog: knows whether every thread goes on.
+        duties: runs what the daemon does, each duty by itself.
     """
 
     def __init__(
@@ -153,13 +159,16 @@ class Agent:
         self._pods_at = self._full_pass_at = self._audit_at = float("-inf")
         self._full_pass_s = 0.0
         self._untidy = True
-        self._broken = False
+        self._hints = frozenset({"start"})
+        self._wait_s = 0.0
+        self._pool_failures = 0
         self._transitions = 0
         self._pool_demand: Demand | None = None
         self._pool_fails = False
         self._taking_over = False
         self._linkless: frozenset[str] = frozenset()
         self.watchdog = Watchdog(self._note_stuck)
+        self.duties = Duties(self._conditions, self.watchdog)
 
     def run(self) -> None:
         """Reconcile until ``stop`` is called.
@@ -175,7 +184,7 @@ class Agent:
         for watch in self._watches:
             watch.start()
         self.watchdog.start()
-        pool = threading.Thread(target=self._run_pool, name="pool", daemon=True)
+        pool = threading.Thread(target=self._pool_loop, name="pool", daemon=True)
         pool.start()
         log.info("started", extra={"document": self._path, "state": self._node.state.root})
         try:
@@ -188,8 +197,6 @@ class Agent:
             self.watchdog.stop()
             pool.join(timeout=5)
             log.info("stopped")
-        if self._broken:
-            raise InternalError("the pool loop ended by an error of ours; see the traceback above")
 
     def _make_watches(self, suspects: Suspects) -> tuple[FileWatch | KernelWatch, ...]:
         # A directory that is missing is made with the first file, and looked at by the clock.
@@ -202,7 +209,7 @@ class Agent:
 
     def _recall_answered(self) -> None:
         """Take what is bound for answered: whoever asked has lost its connection by now."""
-        with suppress(ObserveError):  # the first pass reports it
+        with suppress(ReconcilerError), boundary("recall"):  # the first pass reports it
             records = self._node.state.observe()
             bound = {a.key for a in records.attachments}
             self._answered = {i.key: i.attempt for i in records.intents if i.key in bound}
@@ -398,30 +405,34 @@ class Agent:
     # -- the kernel loop ------------------------------------------------------------------
 
     def _kernel_loop(self) -> None:
-        hints = frozenset({"start"})
-        wait_s = 0.0
-        while not self._stopping.is_set():
-            if "intent" in hints and self._latest is not None:
-                hints -= {"intent"} if self._pods_pass() else set()
-                self._pods_at = time.monotonic()
-                self._untidy = True
-            if "document" in hints:
-                # Whatever else happens in its directory is no reason to look at every pod.
-                hints -= {"document"}
-                hints |= {"edited"} if self._read_document() else frozenset()
-            overdue = time.monotonic() - self._full_pass_at >= wait_s
-            if overdue or (hints and self._put_off_s(hints) <= 0):
-                # Not only when told: a directory that was replaced is watched no more.
-                hints |= {"edited"} if self._read_document() else frozenset()
-                wait_s = self._full_pass(audit=self._is_audit_due(hints))
-                hints = frozenset()
-            due_s = self._full_pass_at + wait_s - time.monotonic()
-            if not hints and self._untidy:
-                due_s = min(due_s, TIDY_S)
-            told = self._triggers.wait(min(due_s, self._put_off_s(hints)) if hints else due_s)
-            if self._untidy and not hints and not told:
+        self.duties.forever("the kernel loop", self._kernel_turn, self._stopping)
+
+    def _kernel_turn(self) -> None:
+        """Do what hints ask for, and what is due; then wait for more."""
+        hints = self._hints
+        if "intent" in hints and self._latest is not None:
+            hints -= {"intent"} if self._pods_pass() else set()
+            self._pods_at = time.monotonic()
+            self._untidy = True
+        if "document" in hints:
+            # Whatever else happens in its directory is no reason to look at every pod.
+            hints -= {"document"}
+            hints |= {"edited"} if self._read_document() else frozenset()
+        overdue = time.monotonic() - self._full_pass_at >= self._wait_s
+        if overdue or (hints and self._put_off_s(hints) <= 0):
+            # Not only when told: a directory that was replaced is watched no more.
+            hints |= {"edited"} if self._read_document() else frozenset()
+            self._wait_s = self._full_pass(audit=self._is_audit_due(hints))
+            hints = frozenset()
+        self._hints = hints
+        due_s = self._full_pass_at + self._wait_s - time.monotonic()
+        if not hints and self._untidy:
+            due_s = min(due_s, TIDY_S)
+        told = self._triggers.wait(min(due_s, self._put_off_s(hints)) if hints else due_s)
+        if self._untidy and not hints and not told:
+            with self.duties.over("tidying up"):
                 self._tidy()
-            hints |= told
+        self._hints |= told
 
     def _tidy(self) -> None:
         """Give back the memory that a burst of work has left, now that nobody waits."""
@@ -469,16 +480,26 @@ class Agent:
 
     def _serve(self, keys: frozenset[AttachmentKey], started: float) -> bool:
         try:
-            with self.watchdog.over("the pass over some pods"):
+            with self.watchdog.over(PODS_PASS), boundary(PODS_PASS):
                 result = self._node.pods_pass(keys, struggles=self._drift.struggles)
         except ReconcilerError as error:
             log.warning("pods were not served alone", extra={"error": str(error)})
+            self._report_pods(error)
             return False
         telemetry.PASS_SECONDS.observe(time.monotonic() - started)
-        self._publish(result, started)
-        self._drift.book_pods(result.outcomes)
-        self._tell_pool(result)
+        with self.duties.over("the answers to pods"):
+            self._publish(result, started)
+        self._report_pods(*(e for o in result.outcomes.values() for e in o.errors))
+        with self.duties.over("the books of drift"):
+            self._drift.book_pods(result.outcomes)
+        with self.duties.over("waking the pool"):
+            self._tell_pool(result)
         return result.settled
+
+    def _report_pods(self, *errors: ReconcilerError) -> None:
+        """Say what no code expects of a pass over some pods; all else is for the full pass."""
+        unforeseen = [e for e in errors if isinstance(e, InternalError)]
+        self.duties.report(PODS_PASS, *unforeseen)
 
     def _run_checks(self) -> None:
         with self._changed:
@@ -488,9 +509,10 @@ class Agent:
             looked_at = time.monotonic()
             verdict: Attachment | Refusal
             try:
-                with self.watchdog.over(f"the check of {key}"):
+                with self.watchdog.over(f"the check of {key}"), boundary("check"):
                     verdict = self._node.check(key)
             except ReconcilerError as error:
+                self.duties.report("check", *([error] if isinstance(error, InternalError) else []))
                 verdict = Refusal(f"attachment {key}", "NotSettled", str(error))
             with self._changed:
                 self._checked[key] = (verdict, looked_at)
@@ -502,7 +524,7 @@ class Agent:
         self._untidy = True
         self._full_pass_at = started = time.monotonic()
         try:
-            with self.watchdog.over("the pass over everything"):
+            with self.watchdog.over(FULL_PASS), boundary(FULL_PASS):
                 result = self._node.kernel_pass(
                     self._document, audit=audit, struggles=self._drift.struggles
                 )
@@ -519,23 +541,32 @@ class Agent:
         if result.settled:
             self._triggers.forget("kernel", before=result.looked_at)
         self._conditions.report("node", Outcome())
-        self._publish(result, started)
+        with self.duties.over("the answers to pods"):
+            self._publish(result, started)
         # After the pods that wait were answered.
-        with self.watchdog.over("the look at other owners"):
-            struggles = self._drift.struggles
+        struggles = self._drift.struggles
+        with self.duties.over("the look at other owners"):
             result = self._node.look_around(result, struggles=struggles)
+        with self.duties.over("the installation"):
             result = self._node.install(result, struggles=struggles)
-        self._conditions.note("foreign", result.findings or ())
         limited = any(result.outcomes[name].errors for name in HOST_WIDE)
         with self._changed:
             self._latest, self._passed_generation = result, self._generation
             self._failing_since, self._has_converged = None, True
             self._limited_since = (self._limited_since or started) if limited else None
-        self._drift.book(result.outcomes, everything=audit)
-        for name, outcome in result.outcomes.items():
-            self._conditions.report(name, outcome)
-        self._tell_pool(result)
-        return self._due(result)
+        with self.duties.over("the books of drift"):
+            self._drift.book(result.outcomes, everything=audit)
+        with self.duties.over("the conditions"):
+            if result.findings is not None:
+                self._conditions.note("foreign", result.findings)
+            for name, outcome in result.outcomes.items():
+                self._conditions.report(name, outcome)
+        due_s = RETRY_S
+        with self.duties.over("the next pass's time"):
+            due_s = self._due(result)
+        with self.duties.over("waking the pool"):
+            self._tell_pool(result)
+        return due_s
 
     def _tell_pool(self, result: Pass) -> None:
         """Wake the pool's loop if there is something for it."""
@@ -624,23 +655,15 @@ class Agent:
 
     # -- the pool loop --------------------------------------------------------------------
 
-    def _run_pool(self) -> None:
-        """End the process when this thread ends unasked: half a daemon is worse than none."""
-        try:
-            self._pool_loop()
-        finally:
-            if not self._stopping.is_set():
-                self._broken = True
-                self.stop()
-
     def _pool_loop(self) -> None:
-        failures = 0
-        while not self._stopping.is_set():
-            wait_s, failures = self._pool_pass(failures)
-            hints = self._await_pool_hint(wait_s)
-            if failures and "stop" not in hints:
-                # New demand does not make a failing EC2 answer: wait out the rest.
-                self._stopping.wait(wait_s if hints else 0)
+        self.duties.forever("the pool loop", self._pool_turn, self._stopping)
+
+    def _pool_turn(self) -> None:
+        wait_s, self._pool_failures = self._pool_pass(self._pool_failures)
+        hints = self._await_pool_hint(wait_s)
+        if self._pool_failures and "stop" not in hints:
+            # New demand does not make a failing EC2 answer: wait out the rest.
+            self._stopping.wait(wait_s if hints else 0)
 
     def _await_pool_hint(self, wait_s: float) -> frozenset[str]:
         """Wait for a hint or the time; follow the VPC's CIDRs meanwhile.
@@ -657,7 +680,7 @@ class Agent:
                 self._let_pods_go_first()
                 return hints
             before = self._node.facts
-            with suppress(ObserveError):
+            with suppress(ReconcilerError), boundary("learn"):
                 if self._node.learn() != before:
                     self._triggers.mark("pool")
         return frozenset()
@@ -682,21 +705,23 @@ class Agent:
         demand: Demand | None = None
         moving = False
         try:
-            self._node.state.sweep()
-            demand = self._node.state.observe().demand
-            outcome = self._node.pool_pass(self._document)
-            moving = bool(outcome.remaining.actions) or self._node.in_transition
+            with self.watchdog.over(POOL_PASS, slow=True), boundary(POOL_PASS):
+                self._node.state.sweep()
+                demand = self._node.state.observe().demand
+                outcome = self._node.pool_pass(self._document)
+                moving = bool(outcome.remaining.actions) or self._node.in_transition
         except ReconcilerError as error:
             outcome = Outcome(errors=(error,))
         self._conditions.report("eni", outcome)
         for name, count in self._node.ec2_calls.items():
             telemetry.EC2_CALLS.labels(name).set(count)
-        self._drift.book({"eni": outcome}, everything=True)
+        with self.duties.over("the pool's books of drift"):
+            self._drift.book({"eni": outcome}, everything=True)
         self._triggers.mark("pool")
         self._pool_fails = bool(outcome.errors)
         if outcome.errors:
             first, longest = POOL_BACKOFF_S
-            ceiling = min(first * 2**failures, longest)
+            ceiling = min(first * 2.0 ** min(failures, 16), longest)
             return random.uniform(0, ceiling), failures + 1
         self._pool_demand = demand
         if moving:
@@ -712,13 +737,17 @@ class Agent:
     def _read_document(self, *, first: bool = False) -> bool:
         """Take over a changed document, and say so; keep the last good one if it is invalid."""
         try:
-            text = read(self._path)
-            # An invalid edit that was taken back changes nothing.
-            document = None if text == self._document_text else load(text, str(self._path))
-        except DocumentError as error:
+            with self.watchdog.over(READING), boundary(READING):
+                text, document, refused = self._look_at_document()
+        except InternalError as error:
             if first:
                 raise
-            self._refuse_document(error)
+            self._conditions.report("document", Outcome(errors=(error,)))
+            return False
+        if refused:
+            if first:
+                raise refused
+            self._refuse_document(refused)
             return False
         self._refused = None
         self._conditions.report("document", Outcome())
@@ -730,6 +759,17 @@ class Agent:
         self._pool_triggers.mark("pool")
         log.info("document accepted", extra={"generation": self._generation})
         return True
+
+    def _look_at_document(self) -> tuple[str, NodeNetwork | None, DocumentError | None]:
+        """Return the document's text, and what it says if that is new; or why it is refused."""
+        text = ""
+        try:
+            text = read(self._path)
+            # An invalid edit that was taken back changes nothing.
+            unchanged = text == self._document_text
+            return text, None if unchanged else load(text, str(self._path)), None
+        except DocumentError as error:
+            return text, None, error
 
     def _refuse_document(self, error: DocumentError) -> None:
         if self._refused != str(error):

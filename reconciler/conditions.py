@@ -11,8 +11,12 @@ from typing import Any
 from reconciler import telemetry
 from reconciler.core.finding import Finding
 from reconciler.engine import Outcome
+from reconciler.errors import InternalError
 
 log = logging.getLogger(__name__)
+
+MOST_TRACED = 256
+"""Distinct failures of which the traceback was logged; beyond that the log would have no end."""
 
 Condition = dict[str, Any]
 """Subject, reason, text, and since when, as ``status`` prints it."""
@@ -24,10 +28,24 @@ class Conditions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, dict[str, Condition]] = {}
+        self._traced: set[tuple[str, str]] = set()
 
     def report(self, domain: str, outcome: Outcome) -> None:
         """Take over a domain's troubles; log when one comes and when it goes."""
+        for error in outcome.errors:
+            if isinstance(error, InternalError):
+                self._trace(error)
         self._take(domain, dict(_troubles(outcome)))
+
+    def _trace(self, error: InternalError) -> None:
+        """Count a failure that no code expects; log its traceback, once for each distinct one."""
+        telemetry.INTERNAL_ERRORS.labels(error.what).inc()
+        distinct = error.what, error.place
+        with self._lock:
+            if distinct in self._traced or len(self._traced) >= MOST_TRACED:
+                return
+            self._traced.add(distinct)
+        log.error("internal error in %s; its traceback, once:\n%s", error.what, error.trace)
 
     def note(self, domain: str, findings: Iterable[Finding]) -> None:
         """Take over what was found of other owners; likewise."""

@@ -2,7 +2,8 @@
 
 Domains that share a target are planned on one observation and applied in one go, so that a
 target with transactions gets one and a pod's namespace is entered once. A domain whose desire is
-not ready, or a target that cannot be read, takes nobody else down.
+not ready, or a target that cannot be read, takes nobody else down. Each call of a domain or a
+target is a boundary: whatever it raises fails that domain, or the domains of that target, alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from reconciler.core.plan import Action, Plan, merge
-from reconciler.errors import ApplyError, ReconcilerError
+from reconciler.errors import ApplyError, ReconcilerError, boundary
 
 MAX_ROUNDS = 4
 """Rounds until a target must hold what is desired: one to apply, one to see, and two in which
@@ -114,10 +115,7 @@ def hold_nothing(domain: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ..
 
 def dry_run(domains: Sequence[Domain], inputs: Any) -> Outcomes:
     """Plan every domain; apply nothing."""
-    outcomes: Outcomes = {}
-    for target, group in _by_target(domains):
-        outcomes |= _look(target, group, inputs)[0]
-    return outcomes
+    return _by_each_target(domains, lambda target, group: _look(target, group, inputs)[0])
 
 
 def converge(
@@ -128,9 +126,23 @@ def converge(
     hold: Hold = hold_nothing,
 ) -> Outcomes:
     """Run rounds over each target until nothing is left to do, or rounds stop helping."""
+    return _by_each_target(
+        domains,
+        lambda target, group: _converge_target(target, group, inputs, max_rounds, hold),
+    )
+
+
+def _by_each_target(
+    domains: Sequence[Domain], do: Callable[[Target, Sequence[Domain]], Outcomes]
+) -> Outcomes:
+    """Do something with each target and its domains; those of one may fail alone."""
     outcomes: Outcomes = {}
     for target, group in _by_target(domains):
-        outcomes |= _converge_target(target, group, inputs, max_rounds, hold)
+        try:
+            with boundary(f"round of {_names(group)}"):
+                outcomes |= do(target, group)
+        except ReconcilerError as error:
+            outcomes |= {d.name: Outcome(errors=(error,)) for d in group}
     return outcomes
 
 
@@ -141,11 +153,18 @@ def _converge_target(
     latest = first
     failures: tuple[ApplyError, ...] = ()
     applied: tuple[Action, ...] = ()
+    whole: tuple[ReconcilerError, ...] = ()
     for _ in range(max_rounds):
         if not merged.actions:
             break
         before = applied = merged.actions
-        failures = target.apply(merged.actions)
+        try:
+            whole = ()
+            with boundary(f"apply of {_names(domains)}"):
+                failures = target.apply(merged.actions)
+        except ReconcilerError as error:
+            # How far it came is seen by the next look.
+            failures, applied, whole = (), (), (error,)
         latest, merged = _look(target, domains, inputs, hold)
         if merged.actions == before:
             break  # the same again: another round cannot help, a later pass may
@@ -156,7 +175,9 @@ def _converge_target(
             plan=first[name].plan,
             remaining=latest[name].plan,
             reverted=_reverted(latest[name].plan, applied, failures),
-            errors=latest[name].errors + _failures_of(latest[name].plan, failures),
+            errors=latest[name].errors
+            + _failures_of(latest[name].plan, failures)
+            + (whole if first[name].plan.actions or latest[name].plan.actions else ()),
         )
         for name in first
     }
@@ -170,7 +191,8 @@ def _look(
     outcomes: Outcomes = {}
     for domain in domains:
         try:
-            desired[domain.name] = domain.desire(inputs)
+            with boundary(f"desire of {domain.name}"):
+                desired[domain.name] = domain.desire(inputs)
         except ReconcilerError as error:
             outcomes[domain.name] = Outcome(errors=(error,))
     if not desired:
@@ -180,21 +202,30 @@ def _look(
     )
     values = [d for d in desired.values() if not isinstance(d, frozenset)]
     try:
-        observed = target.observe([*objects, *values])
+        with boundary(f"observe of {_names(domains)}"):
+            observed = target.observe([*objects, *values])
     except ReconcilerError as error:
-        return {d.name: Outcome(errors=(error,)) for d in domains}, Plan()
+        return {d.name: Outcome(errors=(error,)) for d in domains} | outcomes, Plan()
     plans: dict[str, Plan] = {}
     others = observed - objects if isinstance(observed, frozenset) else frozenset()
     for domain in domains:
         if domain.name in desired:
             want = desired[domain.name]
-            plan = domain.plan(want, domain.sift(observed, want, others))
-            plan, errors = hold(domain, plan)
+            try:
+                with boundary(f"plan of {domain.name}"):
+                    plan, errors = hold(
+                        domain, domain.plan(want, domain.sift(observed, want, others))
+                    )
+            except ReconcilerError as error:
+                outcomes[domain.name] = Outcome(want, observed, errors=(error,))
+                continue
             plans[domain.name] = plan
-            outcomes[domain.name] = Outcome(
-                desired[domain.name], observed, plan, plan, errors=errors
-            )
+            outcomes[domain.name] = Outcome(want, observed, plan, plan, errors=errors)
     return outcomes, merge(plans)
+
+
+def _names(domains: Sequence[Domain]) -> str:
+    return ", ".join(d.name for d in domains)
 
 
 def _failures_of(remaining: Plan, failures: Iterable[ApplyError]) -> tuple[ApplyError, ...]:

@@ -8,19 +8,29 @@
     │   └── NamespaceError   one pod's namespace could not be
     ├── ApplyError       one action failed: the next round plans it again
     ├── StateError       the state directory cannot be used: the operator must act
-    ├── InternalError    a bug of ours: please report it
+    ├── InternalError    what no code expected: a bug of ours, please report it
     ├── ConflictError    overrides of the document contradict each other on this node
     ├── UnknownPodError  no pod of this node is meant: name another
     ├── LockedError      another reconciler holds this node
     └── UnansweredError  no reconciler runs here, or it refuses to answer
 
 A wrong document is ``schemas.load.DocumentError``: it is raised below this layer.
-Library exceptions end at the doors in ``targets``: each is translated once, with its cause.
+Library exceptions end at the doors in ``targets``: each is translated once, with its cause. What
+passes a door untranslated becomes an ``InternalError`` at the next ``boundary``.
 """
 
 from __future__ import annotations
 
 import errno
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FOREIGN_TEXT = 256
+"""Characters kept of the text of an exception that is not ours."""
+
+FRAMES = 24
+"""Innermost frames kept of an unexpected exception's traceback: an endless recursion has 1,000."""
 
 
 class ReconcilerError(Exception):
@@ -85,7 +95,48 @@ class StateError(ReconcilerError):
 
 
 class InternalError(ReconcilerError):
-    """A bug of ours ended something; the traceback is in the log."""
+    """Something raised what no code expected; only this one thing fails by it.
+
+    Attributes:
+        what: what was done, from a small fixed set of texts.
+        place: file, line and function that raised, and the exception's type: which failure it is.
+        trace: the traceback, as text: an exception would keep all that its frames hold.
+    """
+
+    reason = "InternalError"
+
+    def __init__(self, what: str, cause: BaseException) -> None:
+        frames = traceback.extract_tb(cause.__traceback__)[-FRAMES:]
+        at = frames[-1] if frames else None
+        where = f"{at.filename.rpartition('/')[2]}:{at.lineno} {at.name}" if at else "?"
+        # Of another's making, it may fail even at saying what it is; this survives that.
+        said = "".join(traceback.format_exception_only(cause)).strip()[:FOREIGN_TEXT]
+        super().__init__(
+            f"{what} failed in a way that node-network does not know: {said}, at {where}; it is "
+            "tried again, and everything else goes on. Please report it with its traceback, which "
+            "is in the log"
+        )
+        self.what = what
+        self.place = f"{where} {type(cause).__name__}"
+        self.trace = "".join(traceback.format_list(frames)) + said
+
+
+@contextmanager
+def boundary(what: str) -> Iterator[None]:
+    """Turn whatever is raised, unless it is ours already, into an ``InternalError``.
+
+    The only place that catches everything. Around it is ``except ReconcilerError``, by whoever
+    knows what may go on without it.
+
+    Args:
+        what: is done; it stands in the condition and in the metric.
+    """
+    try:
+        yield
+    except ReconcilerError:
+        raise
+    except Exception as error:
+        raise InternalError(what, error) from error
 
 
 class ConflictError(ReconcilerError):

@@ -50,6 +50,7 @@ from reconciler.errors import (
     NotReadyError,
     ObserveError,
     ReconcilerError,
+    boundary,
 )
 from reconciler.keeper import Keeper
 from reconciler.lineup import kernel_domains, pod_domains, pod_objects
@@ -247,8 +248,9 @@ class LocalNode:
         """
         self._need_look()
         try:
-            self._records = self.state.observe()
-        except ObserveError as error:
+            with boundary("observe of attachment"):
+                self._records = self.state.observe()
+        except ReconcilerError as error:
             if self._records is None:
                 raise
             # Repair goes on with what was last read; nobody gets or loses an address meanwhile.

@@ -36,6 +36,12 @@ FAILURES = Counter(
     ["domain", "reason"],
     registry=REGISTRY,
 )
+INTERNAL_ERRORS = Counter(
+    "node_network_internal_errors",
+    "What failed in a way that no code expects, each time",
+    ["what"],
+    registry=REGISTRY,
+)
 EC2_CALLS = Gauge(
     "node_network_ec2_calls",
     "EC2 calls since the start",

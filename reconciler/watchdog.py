@@ -1,7 +1,8 @@
-"""Notices a pass that does not end, and says where it stands.
+"""Notices a thread that does not go on, and says where it stands.
 
-The loop is alive if it waits, or if the pass it is in has begun not long ago. A thread looks at
-that from outside, because a thread that is stuck in a system call can say nothing itself.
+A thread that works in passes is alive if it waits, or if the pass it is in has begun not long ago.
+One that waits for others all its life is alive if it has lately said so. A thread of its own looks
+at that from outside, because a thread that is stuck in a system call can say nothing itself.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ DEAD_S = 60.0
 EVERY_S = 2.0
 """Seconds between looks."""
 
+SLOW_STUCK_S, SLOW_DEAD_S = 120.0, 600.0
+"""The same for what waits for EC2: a call may take 40 s (``ec2_caller.ANSWER_S``), and a pass over
+the pool makes several."""
+
 FRAMES = 12
 """Of the stack, innermost: enough to name the target and its system call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """A pass that does not end.
+    """A pass that does not end, or a thread that says nothing any more.
 
     Attributes:
-        what: which pass.
-        seconds: since it began.
+        what: which pass, or which thread.
+        seconds: since it began, or was last heard of.
         where: the innermost line of ours that it stands in.
     """
 
@@ -49,17 +54,48 @@ class Stuck:
         return f"{self.what} has not ended for {self.seconds:.0f} s; it stands at {self.where}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What is watched of one thread.
+
+    Attributes:
+        what: its pass, or its own name.
+        since: monotonic seconds at which that began, or it was last heard of.
+        thread: its identifier.
+        slow: whether it may wait for EC2.
+    """
+
+    what: str
+    since: float
+    thread: int
+    slow: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.seconds >= (SLOW_STUCK_S if self.slow else STUCK_S)
+
+    @property
+    def is_dead(self) -> bool:
+        return self.seconds >= (SLOW_DEAD_S if self.slow else DEAD_S)
+
+
 class Watchdog:
-    """Watches the passes of one thread.
+    """Watches all threads of the daemon.
 
     Args:
-        tell: hears of a pass that does not end, again with each look, and of nothing once it has.
+        tell: hears of what is stuck, the longest first, again with each look, and of nothing once
+            nothing is.
     """
 
     def __init__(self, tell: Callable[[Stuck | None], None]) -> None:
         self._tell = tell
-        self._pass: tuple[str, float, int] | None = None
-        self._logged: tuple[str, float, int] | None = None
+        self._passes: dict[int, _Watched] = {}
+        self._heard: dict[int, _Watched] = {}
+        self._logged: _Watched | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -73,45 +109,72 @@ class Watchdog:
         self._thread.join()
 
     @contextmanager
-    def over(self, what: str) -> Iterator[None]:
-        """Watch a pass of the calling thread.
+    def over(self, what: str, *, slow: bool = False) -> Iterator[None]:
+        """Watch a pass of the calling thread; within another one, it is watched in its place.
 
         Args:
             what: which pass, as the log and the condition name it.
+            slow: whether it may wait for EC2.
         """
-        self._pass = (what, time.monotonic(), threading.get_ident())
+        thread = threading.get_ident()
+        around = self._passes.get(thread)
+        self._passes[thread] = _Watched(what, time.monotonic(), thread, slow)
         try:
             yield
         finally:
-            self._pass = None
+            if around is None:
+                del self._passes[thread]
+            else:
+                self._passes[thread] = around
+
+    def hear(self, what: str) -> None:
+        """Note that the calling thread is alive; from now on it must say so every few seconds.
+
+        Args:
+            what: what the thread does.
+        """
+        thread = threading.get_ident()
+        self._heard[thread] = _Watched(what, time.monotonic(), thread)
+
+    def let_go(self) -> None:
+        """Expect nothing more from the calling thread: it ends as it should."""
+        self._heard.pop(threading.get_ident(), None)
 
     @property
     def stuck(self) -> Stuck | None:
-        """The pass that does not end, if there is one."""
-        watched = self._pass
-        if watched is None or (seconds := time.monotonic() - watched[1]) < STUCK_S:
+        """What is stuck, the longest if several are; None if nothing is."""
+        watched = self._find_stuck()
+        if watched is None:
             return None
-        stack = _stack(watched[2])
-        return Stuck(watched[0], seconds, stack[-1] if stack else "its thread has ended")
+        stack = _stack(watched.thread)
+        return Stuck(
+            watched.what, watched.seconds, stack[-1] if stack else "the end of its thread"
+        )
 
     @property
     def is_alive(self) -> bool:
-        """Whether the loop ticks: it waits, or its pass began less than a minute ago."""
-        watched = self._pass
-        return watched is None or time.monotonic() - watched[1] < DEAD_S
+        """Whether every thread waits, or went on less than a minute ago."""
+        return not any(w.is_dead for w in self._all())
+
+    def _all(self) -> list[_Watched]:
+        return [*self._passes.copy().values(), *self._heard.copy().values()]
+
+    def _find_stuck(self) -> _Watched | None:
+        stuck = [w for w in self._all() if w.is_stuck]
+        return min(stuck, key=lambda w: w.since, default=None)
 
     def _watch(self) -> None:
         while not self._ended.wait(EVERY_S):
-            watched, stuck = self._pass, self.stuck
-            self._tell(stuck)
-            if stuck and watched and watched != self._logged:
+            self._tell(self.stuck)
+            watched = self._find_stuck()
+            if watched and watched != self._logged:
                 self._logged = watched  # once for each pass
                 log.error(
                     "a pass does not end",
                     extra={
-                        "pass": stuck.what,
-                        "seconds": round(stuck.seconds),
-                        "stack": " < ".join(reversed(_stack(watched[2]))),
+                        "pass": watched.what,
+                        "seconds": round(watched.seconds),
+                        "stack": " < ".join(reversed(_stack(watched.thread))),
                     },
                 )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
+
+import pytest
 
 from reconciler.core.plan import Change, Key, Plan, Verb, compare
 from reconciler.engine import Domain, actions_of, converge, dry_run
-from reconciler.errors import ApplyError, NotReadyError, ObserveError
+from reconciler.errors import ApplyError, InternalError, NotReadyError, ObserveError
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +154,91 @@ def test_what_is_undone_before_the_second_look_is_told_from_what_was_refused() -
     assert [e.action for e in outcome.errors if isinstance(e, ApplyError)] == ["low + b"]
     assert converge([domain(Low, Shelf(), "a")], None)["low"].reverted == ()
     assert dry_run([domain(Low, shelf, "a")], None)["low"].reverted == ()
+
+
+SURPRISES = [
+    KeyError("CidrBlock"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    RecursionError("maximum recursion depth exceeded"),
+    MemoryError(),
+    AssertionError(),
+]
+
+
+class UnspeakableError(Exception):
+    """It fails even at saying what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def raising(surprise: Exception, from_call: int = 0) -> Callable[..., Any]:
+    calls = iter(range(1000))
+
+    def call(*_: Any) -> Any:
+        if next(calls) >= from_call:
+            raise surprise
+        return ()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "surprise", [*SURPRISES, UnspeakableError()], ids=lambda s: type(s).__name__
+)
+@pytest.mark.parametrize("call", ["desire", "plan"])
+def test_a_domain_that_raises_anything_fails_alone_even_beside_others_of_its_target(
+    call: str, surprise: Exception
+) -> None:
+    shelf, another = Shelf(Low("mine")), Shelf()
+    broken = replace(domain(Low, shelf, "a"), **{call: raising(surprise)})
+    outcomes = converge([broken, domain(High, shelf, "b"), domain(High, another, "c")], None)
+    (error,) = outcomes["low"].errors
+    assert isinstance(error, InternalError)
+    assert error.what == f"{call} of low"
+    assert type(surprise).__name__ in str(error)
+    assert "test_engine.py" in error.place
+    assert shelf.things == {Low("mine"), High("b")}  # nothing of its own is touched
+    assert another.things == {High("c")}
+
+
+@pytest.mark.parametrize(
+    "surprise", [*SURPRISES, UnspeakableError()], ids=lambda s: type(s).__name__
+)
+@pytest.mark.parametrize(("call", "before"), [("observe", 0), ("observe", 1), ("apply", 0)])
+def test_a_target_that_raises_anything_fails_alone(
+    call: str, before: int, surprise: Exception
+) -> None:
+    shelf, another = Shelf(Low("old")), Shelf()
+    was = getattr(shelf, call)
+    fails = raising(surprise, before)
+    setattr(shelf, call, lambda *a: fails() or was(*a))
+    outcomes = converge([domain(Low, shelf, "a"), domain(High, another, "b")], None)
+    (error,) = outcomes["low"].errors
+    assert isinstance(error, InternalError)
+    assert error.what == f"{call} of low"
+    assert not outcomes["low"].settled
+    assert outcomes["high"].settled
+    assert another.things == {High("b")}
+
+
+def test_what_an_application_did_before_it_raised_was_seen() -> None:
+    shelf = Shelf(Low("old"))
+
+    def apply(actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+        Shelf.apply(shelf, actions[:1])
+        raise KeyError("after the first")
+
+    shelf.apply = apply  # type: ignore[method-assign]
+    outcome = converge([domain(Low, shelf, "a", "b")], None)["low"]
+    assert Low("a") in shelf.things
+    assert outcome.observed == frozenset(shelf.things)
+    assert [type(e) for e in outcome.errors] == [InternalError]
+
+
+def test_a_dry_run_survives_a_domain_that_raises() -> None:
+    shelf = Shelf()
+    broken = replace(domain(Low, Shelf(), "a"), plan=raising(KeyError("x")))
+    outcomes = dry_run([broken, domain(High, shelf, "b")], None)
+    assert [type(e) for e in outcomes["low"].errors] == [InternalError]
+    assert [str(a) for _, a in actions_of(outcomes)] == ["high + b"]

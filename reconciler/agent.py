@@ -592,7 +592,7 @@ class Agent:
         if not result.settled:
             return RETRY_S
         ends = [c.until - time.time() for c in result.records.cooling]
-        ends += [until - time.time() for until in self._node.orphans_until]
+        ends += [until - time.monotonic() for until in self._node.orphans_until]
         resync = self._document.reconcile.resync.total_seconds()
         return max(min([resync * random.uniform(0.9, 1.0), *ends]), 0.05)
 

@@ -55,6 +55,7 @@ class Keeper:
     conntrack: Target
     binding: AbstractContextManager[Any]
     now: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
     nonce: Callable[[], str] = secrets.token_hex
     doubts: Doubts = NO_DOUBTS
@@ -102,7 +103,7 @@ class Keeper:
     @property
     def due_s(self) -> float | None:
         """Seconds until something can be tried again, or proved; None if nothing waits."""
-        now = self.now()
+        now = self.clock()
         waits = [r.until - now for r in self.rests.by_scope.values() if r.until > now]
         if self.doubts.missing:
             waits.append(CONFIRM_S)
@@ -149,7 +150,12 @@ class Keeper:
             nonce=self.nonce(),
         )
         return replace(
-            inputs, now=self.now(), attachments=records.attachments, demand=demand, ec2=ec2
+            inputs,
+            now=self.now(),
+            clock=self.clock(),
+            attachments=records.attachments,
+            demand=demand,
+            ec2=ec2,
         )
 
     def _weigh(
@@ -170,7 +176,7 @@ class Keeper:
             expected=frozenset(expected),
             shown=shown,
             metadata=confirmed,
-            now=self.now(),
+            now=self.clock(),
         )
 
     def _book(self, picks: frozenset[IpNetwork], cloud: Cloud) -> Records:
@@ -200,7 +206,7 @@ class Keeper:
             self.rests = self.rests.after_success(call)
         for f in failures:
             self.rests = self.rests.after_failure(
-                f.scope, f.code, f.message, now=self.now(), chance=self.chance()
+                f.scope, f.code, f.message, now=self.clock(), chance=self.chance()
             )
 
 

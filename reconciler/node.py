@@ -140,7 +140,7 @@ class LocalNode:
 
     @property
     def orphans_until(self) -> tuple[float, ...]:
-        """When pods that were seen dead are released if no DEL comes; seconds since the epoch."""
+        """When pods that were seen dead are released if no DEL comes; monotonic seconds."""
         return tuple(since + ORPHAN_S for since in self._dead_since.values())
 
     @property
@@ -168,6 +168,7 @@ class LocalNode:
                 conntrack=world.conntrack,
                 binding=self._binding,
                 now=world.now,
+                clock=world.clock,
             )
         return self.facts
 
@@ -302,7 +303,7 @@ class LocalNode:
             ObserveError: a record of these pods cannot be read.
         """
         inputs, before = self._surveyed()
-        inputs = replace(inputs, now=self._world.now())
+        inputs = replace(inputs, now=self._world.now(), clock=self._world.clock())
         state = Asked(self.state, keys, before)
         plan = partial(attachment.plan_pods, keys)
         domain = Domain("attachment", attachment.desire, plan, state)
@@ -485,7 +486,7 @@ class LocalNode:
 
         Whether an intent still wants them, or nobody does: then no DEL will ever come.
         """
-        now = inputs.now
+        now = inputs.clock
         dead = {
             i.key
             for i in records.intents
@@ -675,13 +676,14 @@ class LocalNode:
             links=links.names,
             attachments=records.living,
             now=self._world.now(),
+            clock=self._world.clock(),
             demand=records.demand,
             pods=frozenset(links.pods),
             strays=attachment.find_strays(
                 unexplained, addresses, enis, records.intents, links.macs
             ),
             predecessor=self._successor.consider(
-                records, enis, asked=document.take_over == OWNER, now=self._world.now()
+                records, enis, asked=document.take_over == OWNER, now=self._world.clock()
             ),
         )
 

@@ -28,7 +28,7 @@ class _Look:
 
     Attributes:
         asked: the document asked for the take-over then; None before there was a look.
-        at: when it was, in seconds since the epoch.
+        at: when it was, in monotonic seconds.
         good_s: seconds for which it is good enough.
         whole: the next one is at iptables, too: while there is something to be seen.
     """
@@ -66,7 +66,7 @@ class Successor:
             records: intents and attachments.
             enis: what EC2 last showed.
             asked: the document asks for the take-over.
-            now: seconds since the epoch.
+            now: monotonic seconds.
 
         Raises:
             ObserveError: the node could not be looked at.

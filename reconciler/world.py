@@ -35,7 +35,8 @@ class World:
         make_ec2: from instance id, region and journal; called once metadata has answered.
         remains: what the stock plugin has left.
         files: the container runtime's directories; by default nothing is installed into them.
-        now: seconds since the epoch.
+        now: seconds since the epoch; for what outlives a restart.
+        clock: monotonic seconds; for all that lives in memory, because the wall clock may step.
         node_name: what the cluster calls the node; "" if nobody said.
     """
 
@@ -50,6 +51,7 @@ class World:
     remains: Any = field(default_factory=_remains)
     files: Any = field(default_factory=HostDirectories)
     now: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
     node_name: str = ""
 
 

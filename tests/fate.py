@@ -375,6 +375,7 @@ class Life:
     stock: bool = False
     running: set[int] = field(default_factory=set)
     now: float = 1000.0
+    skew: float = 0.0
     deaths: int = 0
     _held: frozenset[Any] = frozenset()
     _bound: frozenset[str] = frozenset()
@@ -414,7 +415,8 @@ class Life:
             surroundings=others,
             remains=DoomedRemains(self.remains, self._fate),
             files=Doomed(FakeDirectories(PLACES, dict(PORTMAP)), self._fate),
-            now=lambda: self.now,
+            now=lambda: self.now + self.skew,
+            clock=lambda: self.now,
         )
         self._links: set[str] = set()
         self.start()

@@ -21,7 +21,12 @@ from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftTable
 
 HOURS = int(os.environ.get("FAULT_HOURS", "1"))
+CLOCK_HOURS = int(os.environ.get("CLOCK_HOURS", "1"))
 HOUR_S = 3600.0
+OFF_S = 1800.0
+"""Seconds the wall clock may be off, either way."""
+
+CLOCK_STEPS_S = [0.0, 0.5, -0.5, 30.0, -30.0, 1200.0, -1200.0]
 MOST_PODS = 9
 SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(10**6)))
 
@@ -71,7 +76,7 @@ class Hour:
         records = self.life.disk.observe()
         ec2 = self.life.ec2
         truth = Cloud(tuple(ec2.enis), ec2.limits, {})  # and not what a look would show
-        found = contradictions(records, truth, self.life.now)
+        found = contradictions(records, truth, self.life.now + self.life.skew)
         assert [str(f) for f in found if f.reason in NEVER] == []
 
     def let_pods_come(self) -> None:
@@ -118,6 +123,9 @@ class Hour:
             self.life.fate.counts["effect"] + self.chance.randint(0, 12),
         )
 
+    def let_the_clock_step(self) -> None:
+        self.life.skew = self.chance.choice([-OFF_S, 0.0, OFF_S])
+
     def let_it_be_killed(self) -> None:
         self.life.start()
 
@@ -149,6 +157,13 @@ class Hour:
         life.edit()
 
 
+def end_well(hour: Hour) -> None:
+    hour.let_everything_be_well_again()
+    for seconds in (70.0, 70.0, 70.0, 70.0, 70.0, 3700.0, 70.0, 70.0, 70.0, 70.0, 70.0, 70.0):
+        hour.life.tick(seconds)
+    hour.life.check_end()
+
+
 @pytest.mark.timeout(120 + 120 * HOURS)
 @pytest.mark.parametrize("number", range(HOURS))
 def test_no_fault_and_no_hour_of_them_breaks_an_invariant(number: int) -> None:
@@ -157,8 +172,17 @@ def test_no_fault_and_no_hour_of_them_breaks_an_invariant(number: int) -> None:
     while hour.life.now < 1000.0 + HOUR_S:
         hour.step()
     assert hour.life.deaths > 0
-    assert len(hour.seen) == 15, hour.seen
-    hour.let_everything_be_well_again()
-    for seconds in (70.0, 70.0, 70.0, 70.0, 70.0, 3700.0, 70.0, 70.0, 70.0, 70.0, 70.0, 70.0):
-        hour.life.tick(seconds)
-    hour.life.check_end()
+    assert len(hour.seen) == 16, hour.seen
+    end_well(hour)
+
+
+@pytest.mark.timeout(120 + 120 * CLOCK_HOURS)
+@pytest.mark.parametrize("number", range(CLOCK_HOURS))
+def test_an_hour_whose_clock_never_goes_on_as_it_should_breaks_no_invariant(number: int) -> None:
+    print(f"FAULT_SEED={SEED}")  # noqa: T201 - shown if it fails
+    hour = Hour(SEED + number)
+    while hour.life.now < 1000.0 + HOUR_S:
+        step = hour.chance.choice(CLOCK_STEPS_S)
+        hour.life.skew = min(max(hour.life.skew + step, -OFF_S), OFF_S)
+        hour.step()
+    end_well(hour)

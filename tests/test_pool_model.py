@@ -65,6 +65,9 @@ TROUBLES = [
 LIES = {"answer lost", "stale", "crash in a call"}
 """Troubles by which the node does not hear what it was given; so is a list that hides it."""
 
+SKEWS = [0.0, 3600.0, -3600.0]
+"""What the wall clock may be off by, in seconds: a step is up to two hours either way."""
+
 POOLS: list[dict[str, Any]] = [
     {"warmPool": {"addresses": {"warm": 2, "minimum": 6, "surplus": 2}, "cooldown": "30s"}},
     {"warmPool": {"addresses": {"warm": 0, "minimum": 0, "surplus": 0}, "cooldown": "0s"}},
@@ -112,6 +115,7 @@ class PoolMachine(RuleBasedStateMachine):
     @initialize(parts=st.sampled_from(POOLS), full=st.sampled_from([0, 0, 200, 240]))
     def begin(self, parts: dict[str, Any], full: int) -> None:
         self.time = 1000.0
+        self.skew = 0.0
         self.lies = 0
         self.parts = parts
         self.document = document(**parts)
@@ -148,7 +152,8 @@ class PoolMachine(RuleBasedStateMachine):
                 conntrack=self.conntrack,
                 surroundings=FakeSurroundings(),
                 remains=FakeRemains(),
-                now=lambda: self.time,
+                now=lambda: self.time + self.skew,
+                clock=lambda: self.time,
             ),
         )
 
@@ -193,6 +198,11 @@ class PoolMachine(RuleBasedStateMachine):
             self._kernel_pass(kind)
         self.time += seconds
         self.ec2.settle()
+
+    @rule(skew=st.sampled_from(SKEWS))
+    def step_clock(self, skew: float) -> None:
+        """Somebody sets the wall clock, or a time service does; what has passed is the same."""
+        self.skew = skew
 
     def _kernel_pass(self, kind: str = "audit") -> None:
         self._plug()

@@ -103,6 +103,7 @@ class Taken:
                 surroundings=FakeSurroundings(),
                 remains=self.remains,
                 now=lambda: self.now,
+                clock=lambda: self.now,
             ),
         )
 

@@ -100,7 +100,7 @@ class Rest:
     """Why an action is not called for now.
 
     Attributes:
-        until: seconds since the epoch.
+        until: monotonic seconds.
         failures: in a row.
     """
 
@@ -131,7 +131,7 @@ class Rests:
             scope: what failed.
             code: EC2's.
             message: EC2's.
-            now: seconds since the epoch.
+            now: monotonic seconds.
             chance: a random number from 0 to 1.
         """
         failure = classify(code)

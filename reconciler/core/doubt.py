@@ -29,8 +29,8 @@ class Doubts:
     """What is not known for sure.
 
     Attributes:
-        missing: items that EC2 does not show and that are not proved lost; since when, in seconds
-            since the epoch.
+        missing: items that EC2 does not show and that are not proved lost; since when, in
+            monotonic seconds.
         unconfirmed: items that EC2 shows and metadata does not, since when.
         lost: items that neither shows any more.
     """
@@ -44,7 +44,7 @@ class Doubts:
 
     @property
     def since(self) -> float:
-        """When the oldest began, in seconds since the epoch; 0 without any."""
+        """When the oldest began, in monotonic seconds; 0 without any."""
         return min([*self.missing.values(), *self.unconfirmed.values()], default=0.0)
 
 
@@ -72,7 +72,7 @@ def weigh(
             what was given back.
         shown: what EC2 shows.
         metadata: what instance metadata shows.
-        now: seconds since the epoch.
+        now: monotonic seconds.
     """
     missing: dict[Item, float] = {}
     lost = set()

@@ -77,7 +77,8 @@ class Inputs:
         enis: in device order, unattached last.
         links: interface name in the host namespace by MAC, for links that are no veth of ours.
         attachments: bound pods, those being released left out.
-        now: seconds since the epoch, from the wall clock.
+        now: seconds since the epoch, from the wall clock; for records only.
+        clock: monotonic seconds; for all that lives in memory.
         demand: what the pool must cover.
         clear: attachments of which a look at the kernel has found nothing left.
         flows: addresses that conntrack still has connections of.
@@ -98,6 +99,7 @@ class Inputs:
     links: Mapping[str, str]
     attachments: tuple[Attachment, ...] = ()
     now: float = 0.0
+    clock: float = 0.0
     demand: Demand = NO_DEMAND
     clear: frozenset[AttachmentKey] = frozenset()
     visit: frozenset[AttachmentKey] | None = None

@@ -39,7 +39,8 @@ class Pool:
         limits: the document's, in place of EC2's.
         creations: records of this and earlier passes.
         nonce: what makes new tokens new; text.
-        now: seconds since the epoch.
+        now: seconds since the epoch; for records, and what EC2 says of time.
+        clock: monotonic seconds; for rests and doubts, which live in memory.
         take_over: the stock plugin's ENIs shall become ours.
         families: those that pods get addresses of from EC2.
     """
@@ -65,6 +66,7 @@ class Pool:
     rests: Rests
     nonce: str
     now: float
+    clock: float
     take_over: bool = False
     families: tuple[str, ...] = ("ipv4",)
 
@@ -222,7 +224,7 @@ def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
 
 
 def _space(desired: Pool, known: Subnet) -> Space:
-    no_blocks = desired.rests.of(f"prefixes:{known.subnet_id}", desired.now)
-    full = desired.rests.of(f"addresses:{known.subnet_id}", desired.now)
+    no_blocks = desired.rests.of(f"prefixes:{known.subnet_id}", desired.clock)
+    full = desired.rests.of(f"addresses:{known.subnet_id}", desired.clock)
     blocks = 0 if no_blocks or not desired.prefixes else known.blocks or 0
     return Space(0 if full else known.free, blocks)

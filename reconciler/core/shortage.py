@@ -127,7 +127,7 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
                 f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move "
                 f"it; it goes when its {used} addresses in use are free: drain the node to hasten",
             )
-    if desired.doubts and desired.now - desired.doubts.since >= REPORT_S:
+    if desired.doubts and desired.clock - desired.doubts.since >= REPORT_S:
         yield _disagreement(desired)
 
 
@@ -171,7 +171,7 @@ def _disagreement(desired: Pool) -> Refusal:
     return Refusal(
         f"pool of {desired.node.instance_id}",
         "SourcesDisagree",
-        f"for {desired.now - doubts.since:.0f} s {' and '.join(parts)}; nothing is given back "
+        f"for {desired.clock - doubts.since:.0f} s {' and '.join(parts)}; nothing is given back "
         "until they agree",
     )
 

@@ -25,12 +25,19 @@ class Seen:
 
 
 def plan(desired: Seen, observed: Records) -> Plan:
-    """Finish the records of ENIs that were seen; forget those that are old."""
+    """Finish the records of ENIs that were seen; forget those that are old.
+
+    A record from the future was written before the clock was set back. It counts from now on, or
+    else it would forbid creations until the clock is there again.
+    """
     actions: list[Action] = []
     for record in observed.creations:
         if desired.now - record.at >= WINDOW_S:
             actions.append(Change(Verb.DELETE, record, "an hour old"))
         elif record.token in desired.tokens and not record.done:
-            done = replace(record, done=True)
+            done = replace(record, done=True, at=min(record.at, desired.now))
             actions.append(Change(Verb.UPDATE, done, "its ENI was seen", record))
+        elif record.at > desired.now:
+            moved = replace(record, at=desired.now)
+            actions.append(Change(Verb.UPDATE, moved, "the clock was set back", record))
     return Plan(tuple(actions))

@@ -78,6 +78,7 @@ def desire(inputs: Inputs) -> Pool:
         rests=ec2.rests,
         nonce=ec2.nonce,
         now=inputs.now,
+        clock=inputs.clock,
         take_over=inputs.predecessor.taking_over,
         families=document.families,
     )
@@ -346,12 +347,12 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
     """Take out what rests after a failure; the reason stands in its place."""
     actions, refusals = [], list(whole.refusals)
     for action in whole.actions:
-        rests = (desired.rests.of(call, desired.now) for call in action.calls)
+        rests = (desired.rests.of(call, desired.clock) for call in action.calls)
         rest = next((r for r in rests if r), None)
         if rest is None:
             actions.append(action)
         else:
-            wait_s = rest.until - desired.now
+            wait_s = rest.until - desired.clock
             refusals.append(
                 shortage.hold_back(action, rest.code, rest.failure, rest.message, wait_s)
             )
@@ -381,4 +382,5 @@ def _free_indices(observed: Cloud, at: Position) -> list[int]:
 
 
 def _is_old(eni: Eni, now: float) -> bool:
-    return eni.created_at is None or now - eni.created_at >= MIN_ENI_AGE_S
+    """Whether an ENI may go; one from the future was made before the clock was set back."""
+    return eni.created_at is None or not 0 <= now - eni.created_at < MIN_ENI_AGE_S

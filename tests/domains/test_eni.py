@@ -218,7 +218,7 @@ def test_a_disagreement_is_told_once_it_lasts() -> None:
     item = {("eni-9", ip_network("10.0.1.77/32")): 990.0}
     doubts = Ec2Inputs(doubts=Doubts(item, {}, frozenset()))
     assert domain.plan(pool(9, ec2=doubts), cloud(eni(0, 9))).refusals == ()
-    (told,) = domain.plan(pool(9, ec2=doubts, now=2000.0), cloud(eni(0, 9))).refusals
+    (told,) = domain.plan(replace(pool(9, ec2=doubts), clock=2000.0), cloud(eni(0, 9))).refusals
     assert (told.reason, "for 1010 s" in told.message) == ("SourcesDisagree", True)
 
 
@@ -302,7 +302,7 @@ def test_security_groups_change_in_place_and_subnets_do_not() -> None:
 
 def test_a_denied_action_disables_only_what_needs_it() -> None:
     rests = Rests().after_failure(
-        "CreateNetworkInterface", "UnauthorizedOperation", "no", now=1000.0, chance=1.0
+        "CreateNetworkInterface", "UnauthorizedOperation", "no", now=0.0, chance=1.0
     )
     plan = domain.plan(pool(18, ec2=Ec2Inputs(rests=rests)), cloud(eni(0, 2)))
     assert [type(a) for a in plan.actions] == [AssignAddresses]

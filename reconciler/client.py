@@ -25,10 +25,19 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
             with s.makefile("rwb") as stream:
                 stream.write(json.dumps(question).encode() + b"\n")
                 stream.flush()
-                answer: dict[str, Any] = json.loads(stream.readline())
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                answer = json.loads(stream.readline())
+    except PermissionError as error:
+        raise UnansweredError(f"{path}: {error.strerror}; run as root") from error
+    except TimeoutError as error:
+        why = f"no answer within {TIMEOUT_S:g} s"
+        raise UnansweredError(f"{path}: {why}; the reconciler is there: see its log") from error
+    except OSError as error:
+        why = error.strerror or str(error)
         raise UnansweredError(f"{path}: {why}; is 'node-network run' running?") from error
-    if not answer.get("ok"):
-        raise UnansweredError(f"{path}: {answer.get('msg')}")
+    except (ValueError, RecursionError) as error:
+        why = "the answer ended early, or is no JSON"
+        raise UnansweredError(f"{path}: {why}; see the reconciler's log") from error
+    if not isinstance(answer, dict) or not answer.get("ok"):
+        why = answer.get("msg") if isinstance(answer, dict) else "the answer is no JSON object"
+        raise UnansweredError(f"{path}: {why}")
     return answer

@@ -1,7 +1,7 @@
 """``node-network``: run, diff, apply, validate, status, lab.
 
 Exit codes: 0 done or in sync; 1 differs, or refused; 2 the document, the usage or the world
-stands in the way.
+stands in the way; 128 and the signal's number for what was interrupted, or has lost its reader.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from reconciler.core.leak import judge
 from reconciler.core.position import locate
 from reconciler.domains import conflist
 from reconciler.engine import Outcome
-from reconciler.errors import ReconcilerError
+from reconciler.errors import ReconcilerError, StateError
 from reconciler.health import HealthServer
 from reconciler.node import LocalNode
 from reconciler.server import Server
@@ -53,14 +53,20 @@ CONFIG = "/etc/node-network/node-network.yaml"
 PROGRAM = "/opt/node-network/bin/node-network-cni"
 """Where the image has it."""
 
+NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
+"""Exit codes of what did not come to its end, as shells have them. 1 would say "it differs"."""
+
 SETTLE_LIMIT_S = 60.0
 """Seconds ``apply`` gives EC2 to attach what it asked for."""
+
+PATH = click.Path(path_type=Path, readable=False)
+"""What cannot be read is said by whoever reads it, with what to do; click calls it wrong usage."""
 
 config_option = click.option(
     "-f",
     "--config",
     "config",
-    type=click.Path(path_type=Path),
+    type=PATH,
     envvar="NODE_NETWORK_CONFIG",
     show_envvar=True,
     default=CONFIG,
@@ -70,7 +76,7 @@ config_option = click.option(
 state_option = click.option(
     "--state-dir",
     "state_dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     envvar="NODE_NETWORK_STATE_DIR",
     show_envvar=True,
     default=DEFAULT,
@@ -86,7 +92,7 @@ def install_options(command: Command) -> Command:
         click.option(
             "--cni-executable",
             "program",
-            type=click.Path(path_type=Path),
+            type=PATH,
             envvar="NODE_NETWORK_CNI_EXECUTABLE",
             show_envvar=True,
             default=PROGRAM,
@@ -139,6 +145,15 @@ class _WithLab(click.Group):
         from lab.cli import lab
 
         return lab
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click would exit 1 for one whose output nobody reads any more."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What Python still has in its buffer would fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(NO_READER)
 
 
 @click.group(cls=_WithLab, context_settings={"help_option_names": ["-h", "--help"]})
@@ -216,7 +231,7 @@ def diff(
     Exit status: 0 in sync, 1 something differs, 2 an error.
     """
     document = _document(config, output)
-    state = StateDirectory(state_dir)
+    state = _readable(state_dir)
     node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
     try:
         outcomes = node.diff(document)
@@ -267,7 +282,7 @@ def audit(
     Exit status: 0 all agree, 1 they do not, 2 an error.
     """
     document = _document(config, output)
-    state = StateDirectory(state_dir)
+    state = _readable(state_dir)
     node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
     try:
         found = node.audit(document)
@@ -329,7 +344,7 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @output_option
 def validate(file: Path, output: str) -> None:
     """Check a document without touching anything.
@@ -391,7 +406,7 @@ def pool(config: Path, state_dir: Path) -> None:
     """Print the pool's arithmetic and name the term that binds."""
     document = _document(config)
     try:
-        outcome = LocalNode(StateDirectory(state_dir)).pool_pass(document, dry=True)
+        outcome = LocalNode(_readable(state_dir)).pool_pass(document, dry=True)
     except ReconcilerError as error:
         _fail(error)
     if outcome.errors:
@@ -499,7 +514,7 @@ def trace_connection(
     if at and not inbound:
         raise click.UsageError("--at is about connections from outside; add --inbound")
     document = _document(config, output)
-    node = LocalNode(StateDirectory(state_dir))
+    node = LocalNode(_readable(state_dir))
     try:
         ends: tuple[IpAddress | None, ...] = (endpoint,)
         if port and not endpoint and not inbound:
@@ -540,6 +555,21 @@ def _world(state: StateDirectory, conf_dir: str, bin_dir: str, program: Path) ->
     return World(files=HostDirectories(places), node_name=os.environ.get("NODE_NAME", ""))
 
 
+def _readable(state_dir: Path) -> StateDirectory:
+    """Open the records for a look.
+
+    They are root's: whoever may not list them would otherwise see a node without any.
+    """
+    try:
+        os.listdir(state_dir)  # noqa: PTH208 - for the errno
+    except FileNotFoundError:
+        pass  # no reconciler has run here yet: there are no records
+    except OSError as error:
+        cure = "run as root" if isinstance(error, PermissionError) else "see --state-dir"
+        _fail(StateError(f"cannot read the records in {state_dir}: {error.strerror}; {cure}"))
+    return StateDirectory(state_dir)
+
+
 def _document(path: Path, output: str = "text") -> NodeNetwork:
     try:
         return load(read(path), str(path))
@@ -563,9 +593,21 @@ def run_command_line() -> None:
 
     Python exits 1 after an uncaught exception, which is what ``diff`` says when something differs.
     """
+    code: Any
     try:
-        main(prog_name="node-network")
+        code = main(prog_name="node-network", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        code = INTERRUPTED
+    except OSError as error:
+        # The world's doing: a disk that is full, output that cannot be written.
+        click.echo(f"node-network: cannot go on: {error}", err=True)
+        code = 2
     except Exception:  # noqa: BLE001 - the top level: the traceback is all there is to say
         traceback.print_exc()
         click.echo("node-network: internal error; please report it with the lines above", err=True)
-        sys.exit(2)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)

@@ -125,7 +125,8 @@ class StateDirectory:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateError(f"cannot open {path}: {error.strerror}") from error
+            cure = "run as root" if error.errno == errno.EACCES else "see to the directory"
+            raise StateError(f"cannot open {path}: {error.strerror}; {cure}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -154,8 +155,12 @@ class StateDirectory:
                 somebody else.
         """
         del desired
-        if self.root.exists() and not self.root.is_dir():
-            raise ObserveError(f"state directory {self.root}", "it is no directory")
+        try:
+            if self.root.exists() and not self.root.is_dir():
+                raise ObserveError(f"state directory {self.root}", "it is no directory")
+        except PermissionError as error:
+            why = f"{error.strerror}; run as root"
+            raise ObserveError(f"state directory {self.root}", why) from error
         is_alive = cache(_is_alive)  # an intent and its attachment ask for the same
         return Records(
             intents=self._intents(None, is_alive),

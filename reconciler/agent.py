@@ -35,6 +35,7 @@ from reconciler.node import LocalNode
 from reconciler.result import Pass
 from reconciler.suspects import Suspects
 from reconciler.targets.files import INTERIM
+from reconciler.targets.mount import is_mounted_alone
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
 from reconciler.watchdog import Stuck, Watchdog
@@ -93,6 +94,12 @@ HOST_WIDE = ("sysctl", "rule", "nat")
 
 HOPELESS = {"InterfaceExists"}
 """Reasons for which no waiting helps an ADD."""
+
+NEVER_CHANGES = (
+    "it is a mount of its own, as subPath makes it: a ConfigMap's next version never arrives "
+    "here, and neither does a file that an editor renames into its place; mount the whole "
+    "ConfigMap as a directory, without subPath, and start this reconciler anew"
+)
 
 FULL_PASS, PODS_PASS = "the pass over everything", "the pass over some pods"
 POOL_PASS, READING = "the pass over the pool", "reading the document"
@@ -763,6 +770,8 @@ class Agent:
     def _look_at_document(self) -> tuple[str, NodeNetwork | None, DocumentError | None]:
         """Return the document's text, and what it says if that is new; or why it is refused."""
         text = ""
+        fixed = Finding(str(self._path), "DocumentNeverChanges", NEVER_CHANGES)
+        self._conditions.note("mount", [fixed] if is_mounted_alone(self._path) else [])
         try:
             text = read(self._path)
             # An invalid edit that was taken back changes nothing.
@@ -778,7 +787,8 @@ class Agent:
         self._refused = str(error)
         message = f"{error}; the last good one stays in force"
         refusal = Refusal(str(self._path), "DocumentRefused", message)
-        self._conditions.report("document", Outcome(remaining=Plan(refusals=(refusal,))))
+        outcome = Outcome(remaining=Plan(refusals=(refusal,)))
+        self._conditions.report("document", outcome, is_logged=True)
 
     def _explain(self, key: AttachmentKey) -> Refusal:
         """Say why a pod has not got its attachment, and what stands behind it."""

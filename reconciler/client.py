@@ -38,6 +38,6 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
         why = "the answer ended early, or is no JSON"
         raise UnansweredError(f"{path}: {why}; see the reconciler's log") from error
     if not isinstance(answer, dict) or not answer.get("ok"):
-        why = answer.get("msg") if isinstance(answer, dict) else "the answer is no JSON object"
-        raise UnansweredError(f"{path}: {why}")
+        said = answer.get("msg") if isinstance(answer, dict) else "the answer is no JSON object"
+        raise UnansweredError(f"{path}: {said}")
     return answer

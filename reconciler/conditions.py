@@ -30,12 +30,18 @@ class Conditions:
         self._known: dict[str, dict[str, Condition]] = {}
         self._traced: set[tuple[str, str]] = set()
 
-    def report(self, domain: str, outcome: Outcome) -> None:
-        """Take over a domain's troubles; log when one comes and when it goes."""
+    def report(self, domain: str, outcome: Outcome, *, is_logged: bool = False) -> None:
+        """Take over a domain's troubles; log when one comes and when it goes.
+
+        Args:
+            domain: whose troubles.
+            outcome: all of them.
+            is_logged: what they say is in the log already.
+        """
         for error in outcome.errors:
             if isinstance(error, InternalError):
                 self._trace(error)
-        self._take(domain, dict(_troubles(outcome)))
+        self._take(domain, dict(_troubles(outcome)), is_logged=is_logged)
 
     def _trace(self, error: InternalError) -> None:
         """Count a failure that no code expects; log its traceback, once for each distinct one."""
@@ -61,7 +67,9 @@ class Conditions:
             },
         )
 
-    def _take(self, domain: str, current: dict[str, Condition]) -> None:
+    def _take(
+        self, domain: str, current: dict[str, Condition], *, is_logged: bool = False
+    ) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._lock:
             known = self._known.get(domain, {})
@@ -70,7 +78,8 @@ class Conditions:
             for key, body in current.items():
                 if key not in known:
                     telemetry.FAILURES.labels(domain, body["reason"]).inc()
-                    log.warning("condition began", extra={"domain": domain, **body})
+                    shown = {k: v for k, v in body.items() if k != "text" or not is_logged}
+                    log.warning("condition began", extra={"domain": domain, **shown})
                 body["since"] = known.get(key, {}).get("since", now)
             self._known[domain] = current
 

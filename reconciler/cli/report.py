@@ -179,12 +179,12 @@ def _trace_body(traced: Traced) -> dict[str, Any]:
 def status_text(body: Mapping[str, Any]) -> str:
     """What ``status`` prints."""
     document = body["document"]
+    # The condition below says what is wrong with it.
+    refused = "; the file has changed since and is refused" if document["refused"] else ""
     lines = [
-        f"document     {document['path']} (generation {document['generation']})",
+        f"document     {document['path']} (generation {document['generation']}{refused})",
         f"settled      {'yes' if body['settled'] else 'no'}",
     ]
-    if document["refused"]:
-        lines.append(f"refused      {document['refused']}")
     pool = body["pool"]
     lines.append(f"pool         {', '.join(f'{count} {state}' for state, count in pool.items())}")
     for eni in body["enis"]:
@@ -200,10 +200,18 @@ def status_text(body: Mapping[str, Any]) -> str:
     if body["cooling"]:
         lines.append(f"cooling      {', '.join(body['cooling'])}")
     lines += [
-        f"condition    {c['reason']} since {c['since']}: {c['subject']}: {c['text']}"
+        f"condition    {c['reason']} since {c['since']}: {c['subject']}: {_condition_text(c)}"
         for c in body["conditions"]
     ]
     return "\n".join(lines)
+
+
+def _condition_text(condition: Mapping[str, Any]) -> str:
+    """Leave out what the line has said already: an action's error begins with both."""
+    text = str(condition["text"])
+    for said in (condition["subject"], condition["reason"]):
+        text = text.removeprefix(f"{said}: ")
+    return text
 
 
 def _refusals(outcomes: Mapping[str, Outcome]) -> Iterator[str]:

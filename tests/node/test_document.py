@@ -58,6 +58,34 @@ def test_a_configmaps_swap_of_its_data_link_is_followed(idle: Any, tmp_path: Pat
     until(lambda: excluded(idle, "192.0.2.0/24"))
 
 
+def test_a_document_that_never_changes_because_it_is_a_mount_is_a_condition(
+    idle: Any, tmp_path: Path
+) -> None:
+    """As subPath mounts it: the kubelet writes a new file, and this one stays what it was."""
+    alone, outside = tmp_path / "alone.yaml", tmp_path / "outside.yaml"
+    outside.write_text(idle.config.read_text())
+    alone.touch()
+    subprocess.run(["mount", "--bind", str(outside), str(alone)], check=True)
+    try:
+        idle.config = alone
+        idle.launch()
+        until(idle.answers, "an answer")
+        (found,) = until(lambda: fixed(idle), idle.log)
+        assert found["subject"] == str(alone)
+        assert "subPath" in found["text"]
+        assert "mount the whole ConfigMap as a directory" in found["text"]
+        assert idle.command("node1", "status").returncode == 1
+    finally:
+        subprocess.run(["umount", "--lazy", str(alone)], check=True)
+    alone.write_text(outside.read_text())
+    until(lambda: not fixed(idle), "its end")
+
+
+def fixed(cluster: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cluster.status()["conditions"]
+    return [c for c in found if c["reason"] == "DocumentNeverChanges"]
+
+
 def test_an_invalid_edit_is_refused_shown_and_changes_nothing(cluster: Any) -> None:
     before = cluster.config.read_text()
     ruleset = cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
@@ -66,7 +94,11 @@ def test_an_invalid_edit_is_refused_shown_and_changes_nothing(cluster: Any) -> N
     where = f"{cluster.config}:5:9: snat.mode"
     until(lambda: where in (cluster.status()["document"]["refused"] or ""))
     assert cluster.status()["document"]["generation"] == generation
-    assert "refused" in cluster.command("node1", "status").stdout
+    shown = cluster.command("node1", "status").stdout
+    assert "; the file has changed since and is refused)" in shown
+    assert shown.count(where) == 1, "what is wrong with it is said once"
+    log = (cluster.state() / "log").read_text()
+    assert log.count(where) == 1, "and logged once"
     assert cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout == ruleset
     with cluster.pods(1):
         pass  # the last good document still serves pods

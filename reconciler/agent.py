@@ -61,7 +61,7 @@ at most goes to somebody who changes the kernel without end."""
 POOL_PASS_S = 2.0
 """Seconds that they may put off a look at EC2, unless one waits for what it would bring."""
 
-LIGHT = {"intent", "kernel", "pool", "files"}
+LIGHT = {"intent", "kernel", "pool", "cooldown", "files"}
 """Hints for which no pod's namespace needs a look, unless something of the pod is new: what
 changes in there notifies nobody outside."""
 
@@ -103,6 +103,7 @@ NEVER_CHANGES = (
 
 FULL_PASS, PODS_PASS = "the pass over everything", "the pass over some pods"
 POOL_PASS, READING = "the pass over the pool", "reading the document"
+COOLDOWNS = "ending the connections of addresses that cool"
 """Duties, as conditions, metrics and the watchdog name them."""
 
 TRANSITION_S = 0.5
@@ -193,12 +194,16 @@ class Agent:
         self.watchdog.start()
         pool = threading.Thread(target=self._pool_loop, name="pool", daemon=True)
         pool.start()
+        self._node.cooldowns.apart = True
+        cooldowns = threading.Thread(target=self._cooldown_loop, name="cooldowns", daemon=True)
+        cooldowns.start()
         log.info("started", extra={"document": self._path, "state": self._node.state.root})
         try:
             self._kernel_loop()
         finally:
             self._stopping.set()
             self._pool_triggers.mark("stop")
+            self._node.cooldowns.stop()
             for watch in self._watches:
                 watch.stop()
             self.watchdog.stop()
@@ -455,7 +460,7 @@ class Agent:
         Each pod's links make the kernel notify us, so pods bring as many hints to look at
         everything as there are pods. Those that wait come first, but not for long.
         """
-        if not hints <= {"kernel", "pool", "files"} or self._waiting:
+        if not hints <= {"kernel", "pool", "cooldown", "files"} or self._waiting:
             return 0.0
         quiet_at = min(self._pods_at + QUIET_S, self._full_pass_at + FULL_PASS_S)
         rested_at = self._full_pass_at + PASS_SHARE * self._full_pass_s
@@ -598,8 +603,7 @@ class Agent:
             return max(min(rests) - time.monotonic(), RETRY_S)
         if not result.settled:
             return RETRY_S
-        ends = [c.until - time.time() for c in result.records.cooling]
-        ends += [until - time.monotonic() for until in self._node.orphans_until]
+        ends = [until - time.monotonic() for until in self._node.orphans_until]
         resync = self._document.reconcile.resync.total_seconds()
         return max(min([resync * random.uniform(0.9, 1.0), *ends]), 0.05)
 
@@ -659,6 +663,18 @@ class Agent:
             "cooling": len(cooling),
             "quarantined": len(quarantined),
         }
+
+    # -- the cooldowns' loop --------------------------------------------------------------
+
+    def _cooldown_loop(self) -> None:
+        self.duties.forever("the cooldowns' loop", self._cooldown_turn, self._stopping)
+
+    def _cooldown_turn(self) -> None:
+        with self.watchdog.over(COOLDOWNS, slow=True):
+            has_news = self._node.cooldowns.turn()
+        if has_news:
+            self._triggers.mark("cooldown")
+        self._node.cooldowns.wait()
 
     # -- the pool loop --------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reconciler.cooldown import Cooldowns
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.core.audit import contradictions
 from reconciler.core.cloud import Cloud, retain
@@ -29,7 +30,6 @@ from reconciler.core.struggle import Struggles
 from reconciler.domains import (
     attachment,
     conflist,
-    conntrack,
     executable,
     foreign,
     forward,
@@ -40,7 +40,6 @@ from reconciler.domains import (
 )
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.conflist import Conflist, OtherConf, Plugins
-from reconciler.domains.conntrack import Silence
 from reconciler.domains.executable import Executable
 from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
 from reconciler.errors import (
@@ -101,6 +100,7 @@ class LocalNode:
     Attributes:
         facts: identity and VPC CIDRs; None until IMDS has answered once.
         cloud: the last look at EC2, also of an earlier process; None until there was one.
+        cooldowns: what is known of connections of addresses that cool.
     """
 
     def __init__(self, state: Any, world: World | None = None) -> None:
@@ -116,6 +116,7 @@ class LocalNode:
         self._keeper: Keeper | None = None
         self._records: Records | None = None
         self._binding = threading.RLock()
+        self.cooldowns = Cooldowns(self._world.conntrack, self._world.now)
         self._dead_since: dict[AttachmentKey, float] = {}
         self._survey: Inputs | None = None
         self._proven: frozenset[AttachmentKey] = frozenset()
@@ -259,12 +260,12 @@ class LocalNode:
             inputs = self._inputs(document, self._records)
         else:
             inputs = self._inputs(document, self._records)
-            flows, quiet = self._quieten(self._records)
+            flows, ended = self.cooldowns.review(self._records.cooling)
             orphans = self._orphans(self._records, inputs)
             inputs = replace(inputs, flows=flows, orphans=orphans)
             with self._binding:
                 outcomes = dict(converge([self._attachment_domain(self._records)], inputs))
-            outcomes |= quiet
+            outcomes["conntrack"] = ended
         records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=records.living)
         looked_at = time.monotonic()
@@ -467,19 +468,6 @@ class LocalNode:
             return ()
         inputs = self._inputs(document, self.state.observe())
         return self._look_around(inputs, dry=True)[1]
-
-    def _quieten(self, records: Records) -> tuple[frozenset[IpAddress], Outcomes]:
-        """End the connections of addresses that rest; return those that have any left."""
-        resting = frozenset(c.address for c in records.cooling)
-        if not resting:
-            return frozenset(), {}
-        silence = Silence(resting)
-        domain = Domain("conntrack", lambda _: silence, conntrack.plan, self._world.conntrack)
-        outcome = converge([domain], None)["conntrack"]
-        if outcome.observed is None:
-            return resting, {"conntrack": outcome}  # nobody knows: they rest on
-        left = frozenset(a.key for a in outcome.remaining.actions)
-        return frozenset(a for a in resting if (a.version, int(a)) in left), {"conntrack": outcome}
 
     def _orphans(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
         """Tell attachments of which namespace and link have been gone for a while.

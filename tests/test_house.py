@@ -42,7 +42,6 @@ DOORS = {
     "pyroute2": {
         f"reconciler/targets/{door}.py"
         for door in (
-            "conntrack",
             "namespaces",
             "netlink",
             "netlink_write",

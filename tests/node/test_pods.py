@@ -7,12 +7,14 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import until
 
-from lab import netns, pod
+from lab import flows, netns, pod
 from lab.pod import PodError
 from lab.traffic import Receiver, Stream, probe
 
@@ -195,3 +197,46 @@ def test_metrics_count_addresses_by_state_and_calls_by_action(cluster: Any) -> N
         cluster.delete(one)
         until(lambda: addresses("cooling") == 1, "one address cooling")
     assert metrics()['node_network_ec2_calls{action="CreateNetworkInterface"}'] == 2
+
+
+def test_a_pod_with_50000_connections_leaves_while_others_come(cluster: Any) -> None:
+    """The table is the kernel's: the daemon reads none of it, and pods do not wait for it."""
+    node = cluster.lab.names.namespace("node1")
+    memory = Memory(cluster._running["node1"].pid)
+    with cluster.pods(1) as (neighbour,):
+        one = cluster.add()
+        with netns.inside(node):
+            before = flows.count()
+            flows.open_many(ip_address(neighbour.address), 500)
+            flows.open_many(ip_address(one.address), 50_000)
+        memory.reset()
+        pod.delete(cluster.lab, "node1", one.name)
+        with cluster.pods(4):
+            pass
+        until(
+            lambda: one.address not in [r["address"] for r in cluster.records("cooling")], "rest"
+        )
+        with netns.inside(node):
+            assert 500 <= flows.count() < before + 5_000, "its own have ended, and no others"
+        assert memory.growth_mib() < 8
+    with netns.inside(node):
+        flows.close_all()
+
+
+class Memory:
+    """How much a process has ever had resident, since it was last reset."""
+
+    def __init__(self, pid: int) -> None:
+        self._proc = Path(f"/proc/{pid}")
+        self._before = 0.0
+
+    def reset(self) -> None:
+        (self._proc / "clear_refs").write_text("5")
+        self._before = self._peak_mib()
+
+    def growth_mib(self) -> float:
+        return self._peak_mib() - self._before
+
+    def _peak_mib(self) -> float:
+        lines = (self._proc / "status").read_text().splitlines()
+        return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 1024

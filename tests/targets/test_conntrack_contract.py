@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
+import tracemalloc
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import namespace
 from fakes import FakeConntrack
 
-from lab import netns
+from lab import flows, netns
 from reconciler.core.plan import Change, Verb
 from reconciler.domains import conntrack
 from reconciler.domains.conntrack import Flow, Silence
 from reconciler.engine import Domain, converge
+from reconciler.targets import conntrack as targets_conntrack
 from reconciler.targets.conntrack import Conntrack
+from reconciler.targets.nfnetlink import Channel, attributes
 
 ONE, OTHER, QUIET = (ip_address(f"127.0.0.{n}") for n in (2, 3, 4))
 SIX = ip_address("::1")
@@ -87,3 +92,132 @@ def test_connections_of_ipv6_are_seen_and_ended_too(target: Any) -> None:
     assert seen(target, SIX, QUIET) == {SIX}
     assert target.apply([Change(Verb.DELETE, Flow(SIX), "test")]) == ()
     assert seen(target, SIX, ONE) == {ONE}
+
+
+@pytest.fixture
+def table() -> Iterator[None]:
+    with namespace("ct") as name, netns.inside(name):
+        yield
+
+
+BY_KERNEL, BY_ENTRY, BY_STREAM = (
+    "the kernel filters",
+    "it filters looks only",
+    "it filters nothing",
+)
+
+
+@pytest.fixture(params=[BY_KERNEL, BY_ENTRY, BY_STREAM])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, table: None) -> Conntrack:
+    """Each way to the same end: what kernels before 6.11 and 5.8 make of a filter included."""
+    monkeypatch.setattr(targets_conntrack, "ENTRIES_PER_ADDRESS", 0)
+    if request.param == BY_ENTRY:
+        refusal = OSError(errno.EINVAL, "an incomplete tuple")
+        monkeypatch.setattr(targets_conntrack, "_flush", Mock(side_effect=refusal))
+    if request.param == BY_STREAM:
+        monkeypatch.setattr(targets_conntrack, "_filters", lambda _: iter([b""]))
+        monkeypatch.setattr(targets_conntrack, "_flush", Mock(side_effect=AssertionError))
+        target = Conntrack()
+        target._filters_deletions = False
+        return target
+    return Conntrack()
+
+
+POD, NEIGHBOUR, PEER = ip_address("10.0.1.7"), ip_address("10.0.1.8"), ip_address("198.18.0.0")
+POD_SIX, NEIGHBOUR_SIX = ip_address("2001:db8::7"), ip_address("2001:db8::8")
+
+
+@pytest.mark.kernel
+def test_every_way_ends_all_connections_of_an_address_and_no_others(way: Conntrack) -> None:
+    """Both families, both directions, every zone."""
+    for address in (POD, NEIGHBOUR, POD_SIX, NEIGHBOUR_SIX):
+        flows.open_many(address, 300)
+        flows.open_many(address, 300, incoming=True)
+        flows.open_many(address, 3, zone=7)
+    assert seen(way, POD, POD_SIX, QUIET) == {POD, POD_SIX}
+    assert way.apply([Change(Verb.DELETE, Flow(a), "test") for a in (POD, POD_SIX, QUIET)]) == ()
+    assert seen(way, POD, POD_SIX, NEIGHBOUR, NEIGHBOUR_SIX) == {NEIGHBOUR, NEIGHBOUR_SIX}
+    assert flows.count() == 2 * 603
+
+
+@pytest.mark.kernel
+def test_both_ends_of_one_connection_are_seen(way: Conntrack) -> None:
+    flows.open_many(POD, 1)
+    assert seen(way, POD, PEER) == {POD, PEER}
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of everything the kernel tells."""
+    told: list[int] = []
+    stream = Channel.stream
+
+    def counted(*args: Any, **kwargs: Any) -> Iterator[bytes]:
+        for message in stream(*args, **kwargs):
+            told.append(len(message))
+            yield message
+
+    monkeypatch.setattr(Channel, "stream", counted)
+    return told
+
+
+@pytest.mark.kernel
+def test_a_full_table_costs_an_address_without_connections_nothing(
+    table: None, messages: list[int]
+) -> None:
+    flows.open_many(NEIGHBOUR, targets_conntrack.ENTRIES_PER_ADDRESS + 500)
+    assert seen(Conntrack(), POD) == set()
+    assert Conntrack().apply([Change(Verb.DELETE, Flow(POD), "test")]) == ()
+    assert len(messages) == 2, "how many entries there are, twice"
+
+
+@pytest.mark.kernel
+def test_ten_thousand_connections_of_one_pod_are_ended_without_being_read(
+    table: None, messages: list[int]
+) -> None:
+    flows.open_many(POD, 10_000)
+    domain = Domain("conntrack", lambda _: Silence(frozenset({POD})), conntrack.plan, Conntrack())
+    assert converge([domain], None)["conntrack"].settled
+    assert flows.count() == 0
+    assert len(messages) < 10
+
+
+@pytest.mark.kernel
+def test_no_entry_becomes_an_object(way: Conntrack) -> None:
+    """A table of any size takes the memory of one answer of the kernel's."""
+    flows.open_many(POD, 5_000)
+    tracemalloc.start()
+    try:
+        assert seen(way, POD, QUIET) == {POD}
+        assert way.apply([Change(Verb.DELETE, Flow(POD), "test")]) == ()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert flows.count() == 0
+    assert peak < 1 << 20
+
+
+@pytest.mark.kernel
+def test_addresses_that_cool_together_share_one_walk(table: None, messages: list[int]) -> None:
+    """Or else a hundred pods that end at once would have the kernel walk its table 400 times."""
+    flows.open_many(NEIGHBOUR, 50)
+    many = [POD + n for n in range(2, 102)]
+    assert seen(Conntrack(), *many) == set()
+    assert len(messages) == 1 + 50
+
+
+def test_a_deletion_always_names_an_address() -> None:
+    """A kernel that knows no filter would take one without a tuple for "delete everything"."""
+    for address in (POD, POD_SIX):
+        for body in targets_conntrack._filters(address):
+            (kind, content), _ = attributes(body)
+            assert kind in (1, 2)
+            assert address.packed in content
+
+
+def test_an_unknown_form_of_an_entry_is_no_guess() -> None:
+    message = bytes(16) + bytes([socket.AF_INET]) + bytes(99)
+    with pytest.raises(OSError, match="do not come first"):
+        targets_conntrack._ends(message)
+    with pytest.raises(OSError, match="without two tuples"):
+        targets_conntrack._ends(message[:24])

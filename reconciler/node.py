@@ -24,7 +24,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Plan, Refusal
-from reconciler.core.predecessor import OWNER, Predecessor
+from reconciler.core.predecessor import OWNER
 from reconciler.core.records import Records
 from reconciler.core.struggle import Struggles
 from reconciler.domains import (
@@ -276,7 +276,8 @@ class LocalNode:
             going = [a for a in records.attachments if a.key in records.released]
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             # What was rebuilt has its record by now, and the kernel has changed since.
-            leaving = replace(inputs, clear=clear, strays=(), predecessor=Predecessor())
+            predecessor = replace(inputs.predecessor, adoptions=())
+            leaving = replace(inputs, clear=clear, strays=(), predecessor=predecessor)
             with self._binding:
                 outcomes |= converge([self._attachment_domain()], leaving)
             records = self._records_after(outcomes)
@@ -446,7 +447,8 @@ class LocalNode:
         self, inputs: Inputs, *, dry: bool = False, struggles: Struggles = NO_STRUGGLES
     ) -> tuple[Outcomes, tuple[Finding, ...]]:
         surroundings = self._world.surroundings
-        seen = surroundings.observe()
+        with boundary("observe of forward"):
+            seen = surroundings.observe()
         outcomes: Outcomes = {}
         if seen.forward is not None:
             inputs = replace(inputs, forward=seen.forward)

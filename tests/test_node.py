@@ -24,6 +24,7 @@ from reconciler.core.attachment import Cooling, Intent, IntentState
 from reconciler.core.cloud import Limits
 from reconciler.core.datapath import host_network
 from reconciler.core.plan import Change, Refusal, Verb
+from reconciler.core.predecessor import Sighting, StockRoute, StockRule
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.engine import actions_of
@@ -51,6 +52,7 @@ class Simulation:
         self.imds = FakeImds(node(), self.ec2)
         self.netlink = FakeNetlink()
         self.conntrack = FakeConntrack()
+        self.remains = FakeRemains()
         self.netlink.plug(first.mac, "eth0")
         self.node = LocalNode(
             self.state,
@@ -62,7 +64,7 @@ class Simulation:
                 sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
                 conntrack=self.conntrack,
                 surroundings=FakeSurroundings(),
-                remains=FakeRemains(),
+                remains=self.remains,
                 now=lambda: self.now + self.skew,
                 clock=lambda: self.now,
             ),
@@ -460,3 +462,22 @@ def test_creations_of_a_clock_that_was_ahead_forbid_none_for_longer_than_an_hour
     for _ in range(14):
         sim.turn(300.0)
     assert sim.state.observe().creations == ()
+
+
+def test_an_address_of_the_stock_plugins_pod_is_not_given_while_another_is_released() -> None:
+    """The release comes after a second look at the records, which binds as well."""
+    first = replace(eni(0, 3, primary=SUBNET[10]))
+    sim = Simulation(FakeEc2([first], Limits(1, 4), SUBNET))
+    taken = host_network(first.secondaries[0])
+    sim.remains.sighting = Sighting(
+        rules=(StockRule(512, 254, destination=taken),),
+        routes=(StockRoute(254, taken, "eni0123456789a"),),
+    )
+    sim.start_pod(1)
+    sim.start_pod(2)
+    sim.turn()
+    sim.end_pod(1)
+    sim.start_pod(3)
+    sim.turn()
+    bound = {own: a.key for a in sim.state.observe().attachments for own in a.addresses}
+    assert bound == {first.secondaries[2]: key(2)}

@@ -96,7 +96,9 @@ class Cooldowns:
         domain = Domain("conntrack", lambda _: silence, conntrack.plan, self._target)
         outcome = converge([domain], None)["conntrack"]
         left = {a.key for a in outcome.remaining.actions}
-        gone = {c for c in due if outcome.observed is not None and c.key not in left}
+        # Without a plan nothing is left to do, and nothing is known either.
+        known = outcome.observed is not None and (left or not outcome.errors)
+        gone = {c for c in due if known and c.key not in left}
         quiet = {c for c in gone if c.until <= now}
         with self._changed:
             self._ended |= {c: True for c in gone if c in self._ended}

@@ -25,7 +25,7 @@ from reconciler.core.records import Records
 from reconciler.domains import creation, eni, quarantine
 from reconciler.domains.conntrack import Silence
 from reconciler.engine import Domain, Outcome, Target, converge
-from reconciler.errors import ObserveError
+from reconciler.errors import ReconcilerError, boundary
 
 
 class Evidence(Protocol):
@@ -61,6 +61,8 @@ class Keeper:
     doubts: Doubts = NO_DOUBTS
     rests: Rests = NO_RESTS
     _expected: frozenset[Item] = frozenset()
+    _errors: tuple[ReconcilerError, ...] = ()
+    """Of the pass under way, beside those of EC2 itself."""
 
     def run(self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]) -> Outcome:
         """Look at EC2, bring the pool to its target, and look again.
@@ -72,6 +74,7 @@ class Keeper:
         Raises:
             ObserveError: the kernel or the state directory could not be read.
         """
+        self._errors = ()
         try:
             inputs, cloud, picks = self._look(inputs, metadata)
         except _UnreadableError as error:
@@ -83,7 +86,7 @@ class Keeper:
         self._take_note()
         if isinstance(outcome.observed, Cloud):
             self._expected = items(outcome.observed.enis) | self.doubts.missing.keys()
-        return outcome
+        return replace(outcome, errors=(*self._errors, *outcome.errors))
 
     def rehearse(self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]) -> Outcome:
         """Say what ``run`` would do, as if what it would quarantine were so already.
@@ -116,8 +119,9 @@ class Keeper:
         records = self.state.observe()
         inputs = self._completed(inputs, records)
         try:
-            cloud: Cloud = self.ec2.observe([eni.desire(inputs)])
-        except ObserveError as error:
+            with boundary("observe of eni"):
+                cloud: Cloud = self.ec2.observe([eni.desire(inputs)])
+        except ReconcilerError as error:
             raise _UnreadableError(error) from error
         self._weigh(records, cloud, metadata)
         inputs = self._completed(inputs, records, cloud.enis)
@@ -125,9 +129,11 @@ class Keeper:
         fresh = picks - inputs.ec2.quarantined
         # Of a prefix that nobody can spell out, ``used`` alone says what is used.
         doomed = frozenset(a for n in fresh if family_of(n).counted for a in n)
-        if doomed and (flows := self._flows(doomed)):
+        if doomed and (flows := self._find_flows(doomed)):
             inputs = replace(inputs, ec2=replace(inputs.ec2, used=inputs.ec2.used | flows))
             picks = eni.quarantine(eni.desire(inputs), cloud)
+        if inputs.predecessor.unread:
+            picks = frozenset()  # a pod of the stock plugin's may use any of them
         return inputs, cloud, picks
 
     def _completed(self, inputs: Inputs, records: Records, enis: Iterable[Eni] = ()) -> Inputs:
@@ -193,11 +199,19 @@ class Keeper:
                 ],
                 None,
             )
+        self._errors += tuple(e for o in outcomes.values() for e in o.errors)
         observed = outcomes["quarantine"].observed
         return observed if isinstance(observed, Records) else self.state.observe()
 
-    def _flows(self, addresses: frozenset[IpAddress]) -> frozenset[IpAddress]:
-        return frozenset(flow.address for flow in self.conntrack.observe([Silence(addresses)]))
+    def _find_flows(self, addresses: frozenset[IpAddress]) -> frozenset[IpAddress]:
+        """Return those that conntrack has connections of; if it cannot be read, all may have."""
+        try:
+            with boundary("observe of conntrack"):
+                flows = self.conntrack.observe([Silence(addresses)])
+                return frozenset(flow.address for flow in flows)
+        except ReconcilerError as error:
+            self._errors += (error,)
+            return addresses
 
     def _take_note(self) -> None:
         """Let what failed rest, and forget the failures of what succeeded."""
@@ -213,7 +227,7 @@ class Keeper:
 class _UnreadableError(Exception):
     """EC2 could not be read; the error is the outcome of the pass."""
 
-    def __init__(self, cause: ObserveError) -> None:
+    def __init__(self, cause: ReconcilerError) -> None:
         super().__init__(str(cause))
         self.cause = cause
 

@@ -13,6 +13,7 @@ from reconciler.core.predecessor import PodEnd, Predecessor, Sighting
 from reconciler.core.records import Records
 from reconciler.domains import takeover
 from reconciler.engine import Domain, Outcome, converge, dry_run
+from reconciler.errors import ReconcilerError, boundary
 from reconciler.keeper import Seen
 
 REMAINS_S = 60.0
@@ -55,6 +56,7 @@ class Successor:
         self._remains = remains
         self._lock = threading.Lock()
         self._look = _Look()
+        self._unseen: tuple[ReconcilerError, ...] = ()
         self.taking_over = False
 
     def consider(
@@ -62,20 +64,27 @@ class Successor:
     ) -> Predecessor:
         """Look for the stock plugin's pods, and say what becomes of them.
 
+        A look that fails leaves the last one in force, and nothing of the stock plugin's is
+        removed meanwhile.
+
         Args:
             records: intents and attachments.
             enis: what EC2 last showed.
             asked: the document asks for the take-over.
             now: monotonic seconds.
-
-        Raises:
-            ObserveError: the node could not be looked at.
         """
         with self._lock:
             look = self._look
             if now - look.at >= look.good_s or look.asked != asked:
-                look = self._renew(look, records, asked=asked, now=now)
-                self._look = look
+                try:
+                    with boundary("observe of takeover"):
+                        look = self._renew(look, records, asked=asked, now=now)
+                except ReconcilerError as error:
+                    self._unseen = (error,)
+                    if look.asked is None:
+                        return Predecessor(unread=True)
+                else:
+                    self._look, self._unseen = look, ()
         found = takeover.consider(look.seen, look.ends, asked=asked, enis=enis, records=records)
         self.taking_over = found.taking_over
         return found
@@ -92,6 +101,7 @@ class Successor:
             look = self._look
             ready = (
                 in_place
+                and not self._unseen
                 and inputs.predecessor.taking_over
                 and not inputs.predecessor.refusals
                 and not takeover.unexplained(look.seen, records)
@@ -109,7 +119,7 @@ class Successor:
                 good_s = 0.0
             whole = bool(outcome.plan or outcome.plan.foreign)
             self._look = replace(look, seen=seen, good_s=good_s, whole=whole)
-        return outcome
+            return replace(outcome, errors=(*outcome.errors, *self._unseen))
 
     def _renew(self, look: _Look, records: Records, *, asked: bool, now: float) -> _Look:
         if look.whole or look.asked != asked:

@@ -242,12 +242,14 @@ class Predecessor:
         held: addresses of its pods that no attachment of ours explains.
         adoptions: those pods as attachments and intents of ours; all of them, or none yet.
         refusals: why its objects may not go, although the document asks for it.
+        unread: the node could not be looked at, and never was: no address is known to be free.
     """
 
     taking_over: bool = False
     held: frozenset[IpAddress] = frozenset()
     adoptions: tuple[tuple[Attachment, Intent], ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    unread: bool = False
 
 
 NO_PREDECESSOR = Predecessor()

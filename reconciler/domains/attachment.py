@@ -48,6 +48,7 @@ class Allocation:
         strays: attachments that only the kernel remembers.
         adoptions: pods of the stock plugin's that become ours, each with its intent.
         elsewhere: addresses that pods of the stock plugin's hold.
+        unread: which those are is not known, so nothing is given.
         clear: attachments of which nothing is left in the kernel.
         cooldown_s: seconds a released address rests.
         now: seconds since the epoch.
@@ -68,6 +69,7 @@ class Allocation:
     now: float
     families: tuple[str, ...] = ("ipv4",)
     egress: tuple[str, ...] = ()
+    unread: bool = False
 
 
 def desire(inputs: Inputs) -> Allocation:
@@ -87,6 +89,7 @@ def desire(inputs: Inputs) -> Allocation:
         now=inputs.now,
         families=inputs.document.families,
         egress=inputs.egress,
+        unread=inputs.predecessor.unread,
     )
 
 
@@ -264,6 +267,8 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
             refusals.append(_netns_taken(intent, namespaces[netns]))
         elif veth in veths:
             refusals.append(_veth_taken(intent, veth, veths[veth]))
+        elif desired.unread:
+            refusals.append(_unread(intent))
         elif offer := next(offers, None):
             actions.append(_binding(intent, *offer, veth=veth))
             namespaces[netns] = veths[veth] = intent.key
@@ -431,6 +436,15 @@ def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusa
         message=f"no address is free: {len(held)} held on {len(desired.enis)} ENIs, "
         f"{len(observed.attachments)} assigned, {len(observed.cooling)} cooling{quarantined}; "
         "it is served as soon as the pool has grown or an address has cooled",
+    )
+
+
+def _unread(intent: Intent) -> Refusal:
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="AddressesUnknown",
+        message="the routes of pods that amazon-vpc-cni-k8s may have left could not be read since "
+        "the start, so no address is known to be free; it is served once they can be",
     )
 
 

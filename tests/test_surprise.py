@@ -1,0 +1,326 @@
+"""Anything may raise anything: the daemon goes on, and everything else is put right.
+
+One daemon over the fakes, without threads: its passes are called one by one. Every call that a
+target or a domain offers is broken in turn, in a daemon that runs and in one that starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import SUBNET, eni, intent, node
+from fake_cloud import FakeEc2, FakeImds, follow_attachments
+from fakes import (
+    FakeConntrack,
+    FakeDirectories,
+    FakeNetlink,
+    FakeNft,
+    FakeRemains,
+    FakeState,
+    FakeSurroundings,
+    FakeSysctl,
+)
+from fate import DROPPING, PLACES, PORTMAP
+
+from reconciler import agent as daemon
+from reconciler import cooldown, engine, keeper, lineup, successor
+from reconciler import node as local
+from reconciler.agent import Agent
+from reconciler.core.attachment import Attachment, Cooling
+from reconciler.core.cloud import Limits
+from reconciler.core.datapath import MAIN_TABLE
+from reconciler.core.predecessor import Sighting, StockRule
+from reconciler.domains.foreign import Foreign
+from reconciler.domains.route import Route
+from reconciler.telemetry import exposition
+from reconciler.world import World
+
+DOCUMENT = """\
+apiVersion: node-network/v1alpha1
+kind: NodeNetwork
+takeOver: amazon-vpc-cni
+routing: {acceptForwarded: true}
+warmPool: {addresses: {warm: 1, minimum: 1, surplus: 0}, cooldown: 10s}
+"""
+
+LEFT = Sighting(rules=(StockRule(1024, MAIN_TABLE, mark=0x80, mask=0x80),))
+RESTING = SUBNET[200]
+
+
+class Records(FakeState):
+    """Records, of which the daemon asks a little more."""
+
+    root = Path("/run/node-network")
+
+    def sweep(self) -> None:
+        """Nobody dies here while writing."""
+
+
+class House:
+    """A node with everything that is ever put right, and its daemon."""
+
+    def __init__(self, directory: Path) -> None:
+        self.now = 1000.0
+        self.state = Records()
+        first = eni(0, 0, primary=SUBNET[10])
+        self.ec2 = FakeEc2(
+            [first], Limits(3, 10), SUBNET, journal=self.state, clock=lambda: self.now
+        )
+        self.netlink = FakeNetlink()
+        self.netlink.plug(first.mac, "eth0")
+        self.nft = FakeNft()
+        self.sysctl = FakeSysctl({"net/ipv4/ip_forward": "0"})
+        self.conntrack = FakeConntrack()
+        self.surroundings = FakeSurroundings(Foreign(forward=(DROPPING,)))
+        self.remains = FakeRemains()
+        self.files = FakeDirectories(PLACES, dict(PORTMAP))
+        self._path = directory / "node-network.yaml"
+        self._path.write_text(DOCUMENT)
+        self._links: set[str] = set()
+        self._pods = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start a daemon; what it knew before is in the records."""
+        world = World(
+            imds=FakeImds(node(), self.ec2),
+            make_ec2=lambda *_: self.ec2,
+            netlink=self.netlink,
+            nft=self.nft,
+            sysctl=self.sysctl,
+            conntrack=self.conntrack,
+            surroundings=self.surroundings,
+            remains=self.remains,
+            files=self.files,
+            now=lambda: self.now,
+            clock=lambda: self.now,
+        )
+        self.agent = Agent(self._path, self.state, world, events=False)  # type: ignore[arg-type]
+        self.agent._read_document(first=True)
+
+    def work(self) -> None:
+        """Let the daemon have two passes of each kind."""
+        for _ in range(2):
+            self.agent._pods_pass()
+            self.agent._pool_pass(0)
+            self._links = follow_attachments(self.netlink, self.ec2, self._links)
+            self.agent._full_pass(audit=True)
+            self.now += 100.0  # what was looked at is looked at again
+
+    def begin_pod(self) -> None:
+        self._pods += 1
+        self.netlink.namespaces.add(f"/run/netns/pod{self._pods}@1")
+        self.state.put(intent(self._pods))
+        self.agent._asked[intent(self._pods).key] = 0.0
+
+    def disturb(self) -> None:
+        """Take away what is ours everywhere, and give everybody something to do."""
+        self.nft._objects.clear()
+        self.sysctl.values["", "net/ipv4/ip_forward"] = "0"
+        objects = self.netlink._objects
+        for place in [k for k, o in objects.items() if isinstance(o, Route)]:
+            del objects[place]
+        self.files.files = dict(PORTMAP)
+        self.surroundings.rules.clear()
+        self.state.put(Cooling(RESTING, self.now + 10_000))
+        self.conntrack.addresses.add(RESTING)
+        self.remains.sighting = LEFT
+        self.held = len(self.ec2.holds())
+        self.begin_pod()
+        self.begin_pod()
+
+    def restored(self) -> set[str]:
+        """Name the targets that are as the document wants them."""
+        bound = {k for kind, k in self.state._records if kind == Attachment.kind}
+        routes = [o for o in self.netlink._objects.values() if isinstance(o, Route)]
+        facts = {
+            "nft": bool(self.nft._objects),
+            "sysctl": self.sysctl.values["", "net/ipv4/ip_forward"] == "1",
+            "kernel": bool(routes),
+            "files": len(self.files.files) == len(PORTMAP) + 2,
+            "surroundings": bool(self.surroundings.rules),
+            "state": intent(self._pods).key in bound,
+            "conntrack": not self.conntrack.addresses,
+            "remains": not self.remains.sighting.rules,
+            "ec2": len(self.ec2.holds()) > self.held,
+        }
+        return {name for name, holds in facts.items() if holds}
+
+    def errors(self) -> set[str]:
+        """Name the subjects of internal errors."""
+        conditions = self.agent._conditions.all()
+        return {str(c["subject"]) for c in conditions if c["reason"] == "InternalError"}
+
+
+EVERYTHING = {
+    "nft",
+    "sysctl",
+    "kernel",
+    "files",
+    "surroundings",
+    "state",
+    "conntrack",
+    "remains",
+    "ec2",
+}
+
+TARGETS = {
+    "netlink": ("kernel", "link"),
+    "nft": ("nft", "nat"),
+    "sysctl": ("sysctl", "sysctl"),
+    "conntrack": ("conntrack", "conntrack"),
+    "surroundings": ("surroundings", ""),
+    "forward": ("surroundings", "forward"),
+    "remains": ("remains", "takeover"),
+    "files": ("files", "executable"),
+    "state": ("state", "attachment"),
+    "ec2": ("ec2", "eni"),
+}
+"""By the fake's name: the target, and a domain of it, as the condition names it."""
+
+DOMAINS = {
+    "attachment": "state",
+    "conntrack": "conntrack",
+    "sysctl": "sysctl",
+    "link": "kernel",
+    "link-sysctl": "kernel",
+    "address": "kernel",
+    "neighbour": "kernel",
+    "route": "kernel",
+    "rule": "kernel",
+    "nat": "nft",
+    "forward": "surroundings",
+    "executable": "files",
+    "conflist": "files",
+    "takeover": "remains",
+    "eni": "ec2",
+    "quarantine": "",
+    "creation": "",
+}
+"""By name: the target that its failure leaves as it was."""
+
+NEEDED_BY = {
+    "state": {"conntrack", "remains", "ec2"},
+    "kernel": {"remains"},
+    "nft": {"remains"},
+    "sysctl": {"remains", "kernel"},
+    "ec2": {"state"},
+}
+"""What a target is needed by: nothing rests or is asked of EC2 without records, the stock plugin's
+things go only when all of ours is in its place, links have settings, and a second pod may need an
+address that EC2 has not given yet."""
+
+NEEDED_AT_FIRST: dict[Any, set[str]] = {
+    **{name: {"files"} for name in ("kernel", "nft", "sysctl", "state")},
+    ("remains", "observe"): {"files", "state"},
+    ("state", "observe"): EVERYTHING,
+}
+"""The same of a daemon that has just started. A runtime is told of it once pods can be served. An
+address may be in use by the stock plugin's pods until these were looked at once. And before the
+records were read once, whatever the kernel has of pods would seem to be nobody's."""
+
+CASES = [
+    *((name, call) for name in TARGETS for call in ("observe", "apply")),
+    *((name, call) for name in DOMAINS for call in ("desire", "plan")),
+]
+
+
+def left_alone(target: str) -> set[str]:
+    """Return what must be put right whatever becomes of a target."""
+    return EVERYTHING - {target} - NEEDED_BY.get(target, set())
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise KeyError("CidrBlock")
+
+
+def break_target(house: House, name: str, call: str) -> None:
+    fake = house.surroundings if name == "forward" else getattr(house, name)
+    if name == "forward" or (name, call) == ("surroundings", "apply"):
+        # One fake is both: who asks says what is desired.
+        real = getattr(fake, call)
+        setattr(fake, call, lambda *a: fail() if a else real(*a))
+    elif (name, call) == ("surroundings", "observe"):
+        real = fake.observe
+        fake.observe = lambda *a: real(*a) if a else fail()
+    else:
+        setattr(fake, call, fail)
+    if call == "observe":
+        for also in ("observe_at", "glance"):
+            if hasattr(fake, also):
+                setattr(fake, also, fail)
+
+
+Breaker = Callable[[House, str, str], None]
+
+
+@pytest.fixture
+def seen() -> set[str]:
+    """The names of all domains that were ever made."""
+    return set()
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, str]:
+    """Which call of which domain raises; may be filled at any time."""
+    which: dict[str, str] = {}
+
+    def make(name: str, *parts: Any, **options: Any) -> engine.Domain:
+        seen.add(name)
+        made = engine.Domain(name, *parts, **options)
+
+        def call(kind: str) -> Callable[..., Any]:
+            real = getattr(made, kind)
+            return lambda *a: fail() if which.get(name) == kind else real(*a)
+
+        return engine.Domain(
+            name, call("desire"), call("plan"), made.target, made.kinds, made.atomic
+        )
+
+    for module in (cooldown, local, keeper, lineup, successor):
+        monkeypatch.setattr(module, "Domain", make)
+    return which
+
+
+@pytest.fixture
+def house(tmp_path: Path, broken: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.setattr(daemon, "ANSWER_S", 0.0)
+    made = House(tmp_path)
+    made.begin_pod()
+    made.work()
+    return made
+
+
+def test_without_a_surprise_everything_is_put_right(house: House, seen: set[str]) -> None:
+    """And these are all the domains there are."""
+    house.disturb()
+    house.work()
+    assert house.restored() == EVERYTHING
+    assert house.errors() == set()
+    assert seen == DOMAINS.keys()
+
+
+@pytest.mark.parametrize("start", ["running", "starting"])
+@pytest.mark.parametrize(("name", "call"), CASES)
+def test_whatever_raises_everything_else_is_put_right_and_a_condition_names_it(
+    house: House, broken: dict[str, str], name: str, call: str, start: str
+) -> None:
+    house.disturb()
+    if call in ("observe", "apply"):
+        target, domain = TARGETS[name]
+        break_target(house, name, call)
+    else:
+        target, domain = DOMAINS[name], name
+        broken[name] = call
+    if start == "starting":
+        house.start()
+    house.work()
+    expected = left_alone(target)
+    if start == "starting":
+        expected -= NEEDED_AT_FIRST.get((target, call), set()) | NEEDED_AT_FIRST.get(target, set())
+    assert expected - house.restored() == set()
+    assert [e for e in house.errors() if f"{call} of" in e and domain in e], house.errors()
+    assert "node_network_internal_errors_total{" in exposition()

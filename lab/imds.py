@@ -22,6 +22,15 @@ MAX_TTL_S = 21600
 
 ROLE = "node-network-lab"
 
+TOKEN_PATH = "/latest/api/token"
+
+TTL_HEADER = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+"""Real metadata repeats a token's life in its answer, and SDKs take no token without it
+(aws-sdk-go-v2 ``feature/ec2/imds``)."""
+
+TTL_VARIABLE = "HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS"
+"""The same header of a request, as WSGI calls it."""
+
 Tree = dict[str, Any]
 
 
@@ -40,15 +49,15 @@ class Imds:
         status, body = self._answer(environ)
         content = body.encode()
         headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(content)))]
+        if environ["PATH_INFO"] == TOKEN_PATH and status.startswith("200"):
+            headers.append((TTL_HEADER, environ[TTL_VARIABLE]))
         start_response(status, headers)
         return [content]
 
     def _answer(self, environ: dict[str, Any]) -> tuple[str, str]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-        if path == "/latest/api/token":
-            return self._token(
-                method, environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS", "")
-            )
+        if path == TOKEN_PATH:
+            return self._token(method, environ.get(TTL_VARIABLE, ""))
         if method != "GET":
             return "405 Method Not Allowed", ""
         if not self._is_valid(environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN", "")):

@@ -17,9 +17,16 @@ class Caller:
         self._app = Imds(ec2.cloud)
         self._source = source
         self.token = ""
+        self.headers: dict[str, str] = {}
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
         status: list[str] = []
+        told: list[tuple[str, str]] = []
+
+        def start(line: str, headers: list[tuple[str, str]]) -> None:
+            status.append(line)
+            told.extend(headers)
+
         environ = {
             "PATH_INFO": path,
             "REQUEST_METHOD": method,
@@ -27,7 +34,8 @@ class Caller:
             "wsgi.input": io.BytesIO(),
             "HTTP_X_AWS_EC2_METADATA_TOKEN": self.token,
         } | headers
-        body = b"".join(self._app(environ, lambda s, _: status.append(s)))
+        body = b"".join(self._app(environ, start))
+        self.headers = dict(told)
         return int(status[0].split()[0]), body.decode()
 
     def sign_in(self, ttl: str = "60") -> tuple[int, str]:
@@ -55,6 +63,14 @@ def test_nothing_is_told_without_a_token(ec2: Any) -> None:
 @pytest.mark.parametrize("ttl", ["", "0", "21601", "x"])
 def test_a_token_needs_a_life(ec2: Any, ttl: str) -> None:
     assert Caller(ec2).sign_in(ttl)[0] == 400
+
+
+def test_a_token_s_life_is_told_as_sdks_want_it(ec2: Any) -> None:
+    caller = Caller(ec2)
+    caller.sign_in("77")
+    assert caller.headers["X-Aws-Ec2-Metadata-Token-Ttl-Seconds"] == "77"
+    caller.ask("/latest/meta-data/mac")
+    assert "X-Aws-Ec2-Metadata-Token-Ttl-Seconds" not in caller.headers
 
 
 def test_what_does_not_exist_is_404(imds: Caller) -> None:

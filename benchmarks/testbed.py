@@ -267,6 +267,7 @@ def _eni(device: int) -> Eni:
         secondaries=tuple(first + 1 + i for i in range(PER_ENI - 1)),
         security_groups=("sg-1",),
         attachment_id=f"eni-attach-{device}",
+        is_primary=device == 0,
     )
 
 

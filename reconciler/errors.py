@@ -45,12 +45,16 @@ class ObserveError(ReconcilerError):
     """The world could not be read.
 
     An empty observation is a value; a failed one is this exception, and no plan is made from it.
+
+    Attributes:
+        reason: stable CamelCase word: an EC2 error code, or ``Observe``.
     """
 
-    def __init__(self, what: str, why: str) -> None:
+    def __init__(self, what: str, why: str, *, reason: str = "Observe") -> None:
         super().__init__(f"cannot read {what}: {why}; nothing is changed until it can be read")
         self.what = what
         self.why = why
+        self.reason = reason
 
 
 class NamespaceError(ObserveError):
@@ -61,7 +65,7 @@ class NamespaceError(ObserveError):
     """
 
     def __init__(self, netns: str, why: str) -> None:
-        super().__init__(f"the pod in {netns}", why)
+        super().__init__(f"the pod in {netns}", why, reason="Namespace")
         self.netns = netns
 
 

@@ -177,11 +177,14 @@ class Keeper:
             (a.eni_id, own) for a in records.attachments if a.eni_id for own in a.vpc_addresses
         ]
         expected |= {_item(eni_id, address, shown | known) for eni_id, address in bound}
+        # What an ENI holds that cannot be read is not known, so none of it is lost.
+        unread = {u.name for u in cloud.unread_enis}
+        kept = frozenset(i for i in expected if unread and ("" in unread or i[0] in unread))
         self.doubts = weigh(
             self.doubts,
             expected=frozenset(expected),
             shown=shown,
-            metadata=confirmed,
+            metadata=confirmed | kept,
             now=self.clock(),
         )
 

@@ -267,7 +267,9 @@ def _disagreement(decision: Decision, answer: Found) -> str:
 def trace(query: Query, inputs: Inputs, tables: Tables) -> Trace:
     """Follow a connection through desired or observed tables."""
     version = query.peer.version
-    primary = next(e for e in inputs.enis if e.device_index == 0)
+    primary = inputs.primary
+    if primary is None:
+        return Trace((), query.peer, None, ("no look at EC2 has shown the primary ENI yet",))
     host = primary.host_address(version)
     own = query.pod.addresses if query.pod else (host,) if host else ()
     home = next((a for a in own if a.version == version), None)

@@ -55,6 +55,7 @@ def eni(index: int | None = 0, secondaries: int = 9, **fields: Any) -> Eni:
         "secondaries": tuple(SUBNET[first + 1 + i] for i in range(secondaries)),
         "security_groups": ("sg-1",),
         "attachment_id": f"eni-attach-{number}" if index is not None else None,
+        "is_primary": index == 0,
     }
     return Eni(**(values | fields))
 

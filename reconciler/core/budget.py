@@ -37,6 +37,7 @@ class Failure(StrEnum):
     LIMIT = "limit reached"
     NOT_FOUND = "not found"
     LOST = "answer lost"
+    UNKNOWN_TYPE = "not known"
     OTHER = "failed"
 
 
@@ -58,6 +59,9 @@ LIMIT = {
     "NetworkInterfaceLimitExceeded",
     "PrivateIpAddressLimitExceeded",
 }
+UNKNOWN_TYPE = {"InvalidInstanceType"}
+"""EC2 does not know an instance type, which a region may learn of any day."""
+
 LOST = {"AnswerLost", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable"}
 """After these the call may have had its effect."""
 
@@ -68,6 +72,7 @@ REST_S = {
     Failure.LIMIT: (30.0, 120.0),
     Failure.NOT_FOUND: (1.0, 30.0),
     Failure.LOST: (1.0, 30.0),
+    Failure.UNKNOWN_TYPE: (60.0, 3600.0),
     Failure.OTHER: (1.0, 60.0),
 }
 """First and longest ceiling in seconds of a failed action's rest; doubled each time in a row."""
@@ -155,6 +160,7 @@ def classify(code: str) -> Failure:
         (Failure.EXHAUSTED, EXHAUSTED),
         (Failure.LIMIT, LIMIT),
         (Failure.LOST, LOST),
+        (Failure.UNKNOWN_TYPE, UNKNOWN_TYPE),
     ):
         if code in codes:
             return failure

@@ -61,20 +61,49 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """What EC2 showed and could not be read. It is there, and that is all that is known of it.
+
+    Attributes:
+        kind: "eni", "subnet" or "instance-type".
+        name: its id; "" if not even that could be read.
+        why: what could not be read.
+        device_index: of an ENI, if it could be read.
+    """
+
+    kind: str
+    name: str
+    why: str
+    device_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Cloud:
     """One look at EC2.
 
     Attributes:
         enis: attached to this instance or ours; device order, unattached last.
-        limits: None if EC2 does not know the instance type.
+        limits: None if EC2 does not tell, or does not know the instance type.
         subnets: by id: those of the ENIs, and those that the document names.
         behind: EC2 does not list yet, or any more, what it answered moments ago.
+        unread: what it listed and could not be read.
     """
 
     enis: tuple[Eni, ...]
     limits: Limits | None
     subnets: Mapping[str, Subnet]
     behind: bool = False
+    unread: tuple[Unread, ...] = ()
+
+    @property
+    def primary(self) -> Eni | None:
+        """The ENI that the instance began with; None if EC2 does not show it."""
+        return next((e for e in self.enis if e.is_primary), None)
+
+    @property
+    def unread_enis(self) -> tuple[Unread, ...]:
+        """ENIs of which nothing is known but that they are there."""
+        return tuple(u for u in self.unread if u.kind == "eni")
 
 
 def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:

@@ -32,7 +32,8 @@ class Eni:
     """One elastic network interface as EC2 describes it.
 
     Attributes:
-        device_index: place on the instance, 0 for the primary; None while not attached.
+        device_index: place on the first network card, the only one that is used; None while not
+            attached.
         status: EC2's word for the attachment (attaching, attached, detaching) or "available".
         primary: the address EC2 calls primary; it belongs to the host.
         secondaries: single addresses for pods, ascending.
@@ -40,6 +41,8 @@ class Eni:
         boundless: the same, of a family whose prefixes no node can use up (an IPv6 /80); they are
             not counted, never spelt out, and only go with the ENI.
         host_addresses: what belongs to the host beside ``primary``: single IPv6 addresses.
+        is_primary: the ENI that the instance began with, by its MAC. Device index 0 does not tell:
+            each further network card may have one too.
         owned: carries our tag for this instance, or is the primary.
         creation: the token it was created with, "" if we did not create it.
         created_at: seconds since the epoch, None if nobody wrote it down.
@@ -66,6 +69,7 @@ class Eni:
     stock_tags: tuple[str, ...] = ()
     boundless: tuple[IpNetwork, ...] = ()
     host_addresses: tuple[IpAddress, ...] = ()
+    is_primary: bool = False
 
     @property
     def pod_addresses(self) -> tuple[IpAddress, ...]:

@@ -114,9 +114,14 @@ class Inputs:
     installation: Installation = NOWHERE
 
     @property
+    def primary(self) -> Eni | None:
+        """The primary ENI; None if no look has shown it."""
+        return next((e for e in self.enis if e.is_primary), None)
+
+    @property
     def egress(self) -> tuple[str, ...]:
         """Families of which pods get an address for egress: those the node itself has one of."""
-        primary = next((e for e in self.enis if e.device_index == 0), None)
+        primary = self.primary
         return tuple(
             name
             for name in self.document.egress_families

@@ -9,7 +9,7 @@ from reconciler.core import pool, subnet
 from reconciler.core.attachment import Attachment
 from reconciler.core.budget import Rests
 from reconciler.core.call import Creation
-from reconciler.core.cloud import Cloud, Limits
+from reconciler.core.cloud import Cloud, Limits, Unread
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.core.doubt import Doubts
 from reconciler.core.facts import Eni, Node
@@ -104,6 +104,7 @@ class Position:
             is counted the first one does, because its prefix serves every pod.
         foreign: attached ENIs that are not ours.
         subnets: by id, as EC2 showed them.
+        unread: what EC2 listed and could not be read.
     """
 
     limits: Limits | None
@@ -118,6 +119,7 @@ class Position:
     foreign: int
     needed: frozenset[str] = frozenset()
     subnets: Mapping[str, Subnet] = field(default_factory=dict)
+    unread: tuple[Unread, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -145,7 +147,7 @@ class Position:
 def locate(desired: Pool, observed: Cloud) -> Position:
     """Measure one look against what is wanted."""
     limits = desired.limits or observed.limits
-    primary = next((e for e in observed.enis if e.device_index == 0), None)
+    primary = observed.primary
     choice = subnet.choose(
         observed.subnets,
         zone=desired.node.availability_zone,
@@ -193,6 +195,7 @@ def locate(desired: Pool, observed: Cloud) -> Position:
         if not c.done and c.token not in tokens and desired.now - c.at < CREATION_TRUST_S
     )
     attached = sum(1 for e in observed.enis if e.device_index is not None)
+    attached += len(observed.unread_enis)
     foreign = sum(1 for e in observed.enis if e.device_index is not None and not e.owned)
     limit = limits.enis if limits else 0
     if desired.max_enis is not None:
@@ -211,12 +214,13 @@ def locate(desired: Pool, observed: Cloud) -> Position:
         foreign,
         needed,
         observed.subnets,
+        observed.unread,
     )
 
 
 def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
     """Whether the document wants this ENI's addresses for pods."""
-    if eni.device_index == 0:
+    if eni.is_primary:
         home = observed.subnets.get(eni.subnet_id)
         able = home is None or set(desired.families) <= set(home.families)
         return desired.use_primary and able

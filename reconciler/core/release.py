@@ -117,7 +117,7 @@ def take_stock(
         return (
             not unwanted(unit),
             unit.is_prefix == prefixes,
-            index == 0,
+            unit.eni.is_primary,
             pods[unit.eni.eni_id],
             -index,
             -int(unit.network.network_address),

@@ -5,10 +5,11 @@ The reasons are stable words; the CNI error, ``status``, the log and the metrics
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.capacity import overcommitted
+from reconciler.core.cloud import Unread
 from reconciler.core.datapath import FAMILIES, IpAddress
 from reconciler.core.doubt import REPORT_S
 from reconciler.core.facts import Node
@@ -16,25 +17,47 @@ from reconciler.core.plan import Action, Refusal
 from reconciler.core.pool import Growth
 from reconciler.core.position import Pool, Position
 
+MAX_UNREAD = 8
+"""Objects that are named one by one when an answer of EC2 cannot be read."""
+
 
 def no_primary(node: Node) -> Refusal:
     """EC2 does not show the ENI that new ones take after."""
     return Refusal(
         subject=f"pool of {node.instance_id}",
         reason="PrimaryEniUnknown",
-        message="EC2 shows no ENI at device index 0, whose subnet and security groups new ENIs "
-        "take; check that DescribeNetworkInterfaces sees this instance",
+        message=f"EC2 shows no ENI with the MAC {node.primary_mac}, the primary's by instance "
+        "metadata, whose subnet and security groups new ENIs take; check that "
+        "DescribeNetworkInterfaces sees this instance",
     )
 
 
-def no_limits(node: Node) -> Refusal:
-    """Nobody knows what the instance type allows."""
+def no_limits(node: Node, unread: Iterable[Unread]) -> Refusal:
+    """The instance type's limits are not known."""
+    why = next((u.why for u in unread if u.kind == "instance-type"), "EC2 does not tell")
     return Refusal(
         subject=f"pool of {node.instance_id}",
         reason="InstanceTypeUnknown",
-        message=f"EC2 does not know what {node.instance_type} allows, so the pool does not grow; "
-        "name its limits in instanceTypes",
+        message=f"what {node.instance_type} allows is not known, so the pool neither grows nor "
+        f"gives back: {why}; it is asked for again, or name its limits in instanceTypes",
     )
+
+
+def unread(found: Sequence[Unread]) -> Iterator[Refusal]:
+    """What EC2 listed and could not be read, the first few by name."""
+    told = [u for u in found if u.kind != "instance-type"]
+    more = f" (and {len(told) - MAX_UNREAD} more)" if len(told) > MAX_UNREAD else ""
+    for entry in told[:MAX_UNREAD]:
+        effect = (
+            "it counts as attached, and nothing is given back until it can be read"
+            if entry.kind == "eni"
+            else "no ENI is made there until it can be read"
+        )
+        yield Refusal(
+            f"{entry.kind} {entry.name or 'without an id'}",
+            "AnswerUnreadable",
+            f"EC2 lists it, but {entry.why}; {effect}{more}",
+        )
 
 
 def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -> Refusal:
@@ -116,11 +139,12 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
         )
         if told:
             yield Refusal(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
+    yield from unread(at.unread)
     yield from _without_block(desired, at)
     yield from _without_egress(desired, at)
     for eni in at.enis:
         used = sum(eni.holds(a) for a in desired.used)
-        if eni.device_index and eni.eni_id not in at.fitting and used:
+        if not eni.is_primary and eni.eni_id not in at.fitting and used:
             yield Refusal(
                 f"eni {eni.eni_id}",
                 "SubnetImmutable",
@@ -133,7 +157,7 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
 
 def _without_egress(desired: Pool, at: Position) -> Iterator[Refusal]:
     """The node itself has no address of a family that pods shall reach hosts in."""
-    primary = next((e for e in at.enis if e.device_index == 0), None)
+    primary = next((e for e in at.enis if e.is_primary), None)
     for name in desired.document.egress_families:
         if primary is not None and primary.host_address(FAMILIES[name].version) is None:
             yield Refusal(
@@ -148,7 +172,7 @@ def _without_block(desired: Pool, at: Position) -> Iterator[Refusal]:
     """The primary ENI's subnet lacks a family that pods shall have."""
     for eni in at.enis:
         home = at.subnets.get(eni.subnet_id)
-        if eni.device_index or home is None or not desired.use_primary:
+        if not eni.is_primary or home is None or not desired.use_primary:
             continue
         if missing := [f for f in desired.families if f not in home.families]:
             yield Refusal(

@@ -23,6 +23,7 @@ class Subnet:
         blocks: whole aligned /28 blocks left; None while nobody has counted them.
         tags: pairs in key order.
         families: those it has a CIDR block of.
+        vpc_id: of its VPC; "" in a look of an earlier release.
     """
 
     subnet_id: str
@@ -32,6 +33,7 @@ class Subnet:
     blocks: int | None = None
     tags: tuple[tuple[str, str], ...] = ()
     families: tuple[str, ...] = ("ipv4",)
+    vpc_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,9 @@ def choose(
 ) -> Choice:
     """Say where new ENIs may go.
 
-    An ENI can only be attached in its instance's zone (EC2 user guide, "Elastic network
-    interfaces"). A selector's subnets are tried in the order of their free space, most first.
+    An ENI can only be attached in its instance's zone and VPC (EC2 user guide, "Elastic network
+    interfaces"), and the host's own address on it is of IPv4. A selector's subnets are tried in
+    the order of their free space, most first.
 
     Args:
         known: every subnet that EC2 showed, by id.
@@ -94,14 +97,18 @@ def choose(
         names = tuple(s.subnet_id for s in order)
     else:
         names = listed or (primary,)
+    home = known.get(primary)
+    needed = dict.fromkeys(("ipv4", *families))
     chosen, rejected = [], []
-    for name in names:
+    for name in filter(None, names):
         subnet = known.get(name)
         if subnet is None:
             rejected.append((name, "EC2 does not know it"))
+        elif home is not None and subnet.vpc_id != home.vpc_id:
+            rejected.append((name, f"in VPC {subnet.vpc_id}, the node is in {home.vpc_id}"))
         elif subnet.zone != zone:
             rejected.append((name, f"in zone {subnet.zone}, the node is in {zone}"))
-        elif missing := [f for f in families if f not in subnet.families]:
+        elif missing := [f for f in needed if f not in subnet.families]:
             rejected.append((name, f"it has no CIDR block of {' and '.join(missing)}"))
         else:
             chosen.append(name)

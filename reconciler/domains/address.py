@@ -57,7 +57,7 @@ def desire(inputs: Inputs) -> frozenset[LinkAddress]:
     enis = {
         LinkAddress("", name, eni.primary, eni.subnet_cidr.prefixlen)
         for eni, name in inputs.pod_enis
-        if eni.device_index
+        if not eni.is_primary
     }
     return frozenset(enis | desire_pods(inputs))
 

@@ -76,7 +76,7 @@ def desire(inputs: Inputs) -> Allocation:
     """Addresses of ENIs that EC2 and the kernel both show; lowest device first."""
     use_primary = inputs.document.eni.use_primary
     return Allocation(
-        enis=tuple(eni for eni, _ in inputs.pod_enis if eni.device_index or use_primary),
+        enis=tuple(eni for eni, _ in inputs.pod_enis if not eni.is_primary or use_primary),
         veth_prefix=inputs.document.pods.veth_prefix,
         veth_of_pod=inputs.document.pods.veth_name == "pod",
         flows=inputs.flows,

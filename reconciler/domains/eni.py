@@ -105,7 +105,7 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
 def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: Position) -> bool:
     """Whether an ENI goes whole, so that no pod may get an address of its prefix any more."""
     counted = counted_networks(eni)
-    emptied = eni.device_index and all(n in leaving for n in counted)
+    emptied = not eni.is_primary and all(n in leaving for n in counted)
     useless = not counted and eni.eni_id not in at.needed
     return bool(emptied and (counted or useless)) and not holds_used(eni, desired.used)
 
@@ -113,8 +113,9 @@ def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: Position) 
 def plan(desired: Pool, observed: Cloud) -> Plan:
     """Finish what was begun, cure what was lost, then grow or give back."""
     at = locate(desired, observed)
-    if not any(e.device_index == 0 for e in observed.enis):
-        return Plan(refusals=(shortage.no_primary(desired.node),))
+    if observed.primary is None:
+        unread = tuple(shortage.unread(observed.unread))
+        return Plan(refusals=(shortage.no_primary(desired.node), *unread))
     adoptions = Plan(tuple(_adopt(desired, observed)))
     if _to_adopt(desired, observed):
         # Without them the pool seems to lack what it has: they come first.
@@ -127,7 +128,7 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
         cure,
         _grow(desired, observed, at)
         if at.limits
-        else Plan(refusals=(shortage.no_limits(desired.node),)),
+        else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),)),
         _delegate(desired, observed, at, asked=asked),
         Plan() if _doubtful(desired, observed) else _give_back(desired, at),
         Plan(refusals=tuple(shortage.notices(desired, at))),
@@ -137,8 +138,13 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
 
 
 def _doubtful(desired: Pool, observed: Cloud) -> bool:
-    """Nothing is given back on the word of a list that lacks what it should have."""
-    return bool(desired.doubts) or observed.behind
+    """Nothing is given back on the word of a list that lacks what it should have.
+
+    An ENI that cannot be read may be ours; without the type's limits, what is too much is not
+    known.
+    """
+    limited = desired.limits or observed.limits
+    return bool(desired.doubts or observed.unread_enis or not limited) or observed.behind
 
 
 def adopted(eni: Eni) -> Eni:
@@ -200,12 +206,12 @@ def _to_attach(desired: Pool, observed: Cloud, at: Position) -> dict[int, Eni]:
 def _settings(desired: Pool, observed: Cloud, at: Position) -> Iterator[Ec2Action]:
     """What can be changed of an ENI in place."""
     for eni in observed.enis:
-        tied = eni.delete_on_termination or not eni.device_index
+        tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
             yield TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
     wanted = tuple(sorted(desired.security_groups))
     for eni in at.enis:
-        if wanted and eni.device_index and eni.security_groups != wanted:
+        if wanted and not eni.is_primary and eni.security_groups != wanted:
             reason = f"security groups {' '.join(eni.security_groups)}"
             yield SetSecurityGroups(eni.eni_id, wanted, reason)
 
@@ -322,7 +328,7 @@ def _give_back(desired: Pool, at: Position) -> Plan:
     for eni in at.enis:
         networks = counted_networks(eni)
         mine = [n for n in networks if (eni.eni_id, n) in leaving]
-        emptied = eni.device_index and eni.attachment_id and len(mine) == len(networks)
+        emptied = not eni.is_primary and eni.attachment_id and len(mine) == len(networks)
         if eni.boundless and emptied:
             # No pod can get an address of its prefix any more, and none has.
             emptied = desired.quarantined.issuperset(eni.boundless)
@@ -360,14 +366,14 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
 
 
 def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> Creation:
-    primary = next(e for e in observed.enis if e.device_index == 0)
+    groups = observed.primary.security_groups if observed.primary else ()
     text = f"{desired.nonce}/{desired.node.instance_id}/{index}"
     token = hashlib.sha256(text.encode()).hexdigest()[:32]
     return Creation(
         token=token,
         device_index=index,
         subnet_id=share.subnet_id,
-        security_groups=tuple(sorted(desired.security_groups or primary.security_groups)),
+        security_groups=tuple(sorted(desired.security_groups or groups)),
         addresses=share.addresses,
         prefixes=share.prefixes,
         tags=tuple(sorted((*desired.tags, (CREATION_TAG, token)))),
@@ -378,6 +384,7 @@ def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> 
 
 def _free_indices(observed: Cloud, at: Position) -> list[int]:
     used = {e.device_index for e in observed.enis} | {c.device_index for c in at.pending}
+    used |= {u.device_index for u in observed.unread_enis}
     return [i for i in range(1, MAX_DEVICE_INDEX + 1) if i not in used]
 
 

@@ -148,7 +148,7 @@ def desire(inputs: Inputs) -> Ours:
         families=frozenset(FAMILIES[name].nft for name in inputs.families),
         mark_mask=inputs.document.routing.mark_mask,
         patterns=inputs.veth_patterns,
-        eni_links=frozenset(name for eni, name in inputs.pod_enis if eni.device_index),
+        eni_links=frozenset(name for eni, name in inputs.pod_enis if not eni.is_primary),
         sources=frozenset(host_network(x) for a in inputs.attachments for x in a.addresses),
         accept_forwarded=inputs.document.routing.accept_forwarded,
     )

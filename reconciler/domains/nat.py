@@ -184,7 +184,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     Raises:
         NotReadyError: the primary ENI's link is not known yet.
     """
-    primary = next((e for e in inputs.enis if e.mac == inputs.node.primary_mac), None)
+    primary = inputs.primary
     link = inputs.links.get(inputs.node.primary_mac)
     if primary is None or link is None:
         raise NotReadyError(f"no link has the primary ENI's MAC {inputs.node.primary_mac}")
@@ -208,7 +208,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
 def desire_pods(inputs: Inputs) -> frozenset[NftElement]:
     """The pods' part of it: elements of sets."""
     # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
-    primary = {e.eni_id: 0 for e in inputs.enis if e.device_index == 0}
+    primary = {e.eni_id: 0 for e in inputs.enis if e.is_primary}
     devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
     elements: set[NftElement] = set()
     for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):

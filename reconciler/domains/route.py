@@ -86,7 +86,7 @@ def desire(inputs: Inputs) -> frozenset[Route]:
     routes: set[Route] = set()
     for eni, name in inputs.pod_enis:
         for family in inputs.families_of(eni):
-            if eni.device_index:
+            if eni.device_index and not eni.is_primary:
                 table, router = eni_table(eni.device_index), eni.router(family)
                 routes.update(_default("", table, family, name, router))
     return frozenset(routes | desire_pods(inputs))

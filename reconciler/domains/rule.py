@@ -85,7 +85,7 @@ def desire(inputs: Inputs) -> frozenset[Rule]:
         rules.add(Rule(name, PODS_PRIORITY, PODS_TABLE))
         rules.add(Rule(name, PRIMARY_PRIORITY, MAIN_TABLE, marks.of(0), marks.mask))
     for eni, _ in inputs.pod_enis:
-        if not eni.device_index:
+        if eni.is_primary or not eni.device_index:
             continue
         k, own = eni.device_index, family_of(eni.primary).name
         table = eni_table(k)

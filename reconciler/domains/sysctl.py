@@ -58,12 +58,12 @@ def desire(inputs: Inputs) -> frozenset[Sysctl]:
     settings |= {
         Sysctl(f"net/ipv4/conf/{name}/rp_filter", "2")
         for eni, name in inputs.pod_enis
-        if eni.device_index
+        if not eni.is_primary
     }
     if IPV6 in inputs.families:
         settings.add(Sysctl(FORWARDING, "1"))
         for eni, name in inputs.pod_enis:
-            settings |= _of_eni(name, primary=not eni.device_index)
+            settings |= _of_eni(name, primary=eni.is_primary)
     return frozenset(settings)
 
 

@@ -169,7 +169,7 @@ def recognise(
     ways = {
         e.device_index + 1: (links[e.mac], e.gateway)
         for e in enis
-        if e.device_index and e.mac in links
+        if e.device_index and not e.is_primary and e.mac in links
     }
     found: set[Leftover] = {r for r in seen.rules if is_stock_rule(r)}
     found |= set(pod_routes(seen))

@@ -6,13 +6,15 @@ whether a call whose answer was lost has happened. Who makes the calls is ``ec2_
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Protocol
+from ipaddress import ip_network
+from typing import Any, Protocol
 
 from reconciler.core import budget
 from reconciler.core.answer import TRUST_S, Answer, is_behind, overlay
@@ -37,21 +39,35 @@ from reconciler.core.cloud import (
     CREATED_TAG,
     CREATION_TAG,
     INSTANCE_TAG,
-    STOCK_INSTANCE_TAG,
-    UNMANAGED_TAG,
     Cloud,
     Limits,
-    is_stock_tag,
+    Unread,
 )
-from reconciler.core.datapath import IpNetwork, host_network
 from reconciler.core.facts import Eni
 from reconciler.core.position import Pool
 from reconciler.core.subnet import Subnet, free_blocks
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.ec2_caller import Caller, Ec2CallError, InProcess
+from reconciler.targets.ec2_caller import ANSWER_LOST, Caller, Ec2CallError, InProcess
+from reconciler.targets.ec2_decode import (
+    TOKEN,
+    Listed,
+    MalformedError,
+    Object,
+    decode_assigned,
+    decode_delegated,
+    decode_interface,
+    decode_limits,
+    decode_subnet,
+    entries,
+    inner,
+    place,
+    taken_numbers,
+    text,
+    unread_interface,
+    unread_subnet,
+)
 
-if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import NetworkInterfaceTypeDef, SubnetTypeDef
+log = logging.getLogger(__name__)
 
 PAGE_SIZE = 100
 """Items per page: unpaginated DescribeNetworkInterfaces is blocked in large accounts
@@ -61,8 +77,28 @@ NO_PREFIXES = "InsufficientCidrBlocks"
 """EC2's code where a subnet has room but no whole block. Where it has no room either, the answer
 is a bare InvalidParameterValue that says so in words (cilium/cilium#31016)."""
 
-NO_IP_TYPES = {"efa-only", "trunk", "branch"}
-"""Interface types that carry no addresses for pods: never ours, whatever their tags say."""
+MAX_ENIS = 500
+"""ENIs that are attached to the instance, on all network cards, or ours and free; no instance type
+has more than 128, and ours are deleted while there are few."""
+
+MAX_SUBNETS = 500
+"""Subnets of one question: a selector can find all of a VPC (quota: 200, can be raised)."""
+
+MAX_NEIGHBOURS = 5000
+"""ENIs in the subnets that blocks are counted in. Pages beyond it would use up the node's budget
+of calls for a look."""
+
+MAX_LEAKED = 5000
+"""ENIs that ``gc`` looks at in one run."""
+
+MAX_VALUES = 200
+"""Values of one filter (EC2 API reference, "List and filter resources": at most 200)."""
+
+TOO_MANY = "AnswerTooLong"
+"""The code of a list that does not end."""
+
+UNKNOWN_TYPE = "InvalidInstanceType"
+"""EC2's code of an instance type that it does not know."""
 
 
 class Journal(Protocol):
@@ -117,7 +153,7 @@ class Ec2:
         self._caller = caller or InProcess(region)
         self._journal = journal
         self._clock = clock
-        self._limits: dict[str, Limits | None] = {}
+        self._limits: dict[str, Limits] = {}
         self._answers: list[Answer] = []
         self._failures: list[CallFailure] = []
         self._successes: list[str] = []
@@ -135,20 +171,25 @@ class Ec2:
         """
         pool = next(iter(desired))
         try:
-            interfaces = self._interfaces()
-            subnets = self._subnets(pool, interfaces)
-            limits = pool.limits or self._instance_limits(pool.node.instance_type)
+            interfaces, unread = self._interfaces(pool)
+            subnets, unread_subnets = self._subnets(pool, interfaces)
+            limits, unread_type = (pool.limits, []) if pool.limits else self._instance_limits(pool)
         except Ec2CallError as error:
-            raise ObserveError("EC2", str(error)) from error
-        try:
-            enis = [_decode(i, subnets[i["SubnetId"]].cidr, self._instance_id) for i in interfaces]
-        except (LookupError, ValueError) as error:
-            # Half an answer is none: eventual consistency can show an ENI before its subnet.
-            raise ObserveError("EC2", f"its answer lacks {error}") from error
+            raise ObserveError("EC2", str(error), reason=error.code) from error
+        except MalformedError as error:
+            raise ObserveError("EC2", f"its answer cannot be read: {error}") from error
+        enis = []
+        for listed in interfaces.values():
+            try:
+                enis.append(_placed(listed.eni, subnets))
+            except MalformedError as error:
+                unread.append(_unread(listed.eni, str(error)))
         oldest = self._clock() - TRUST_S
         self._answers = [a for a in self._answers if a.at >= oldest]
-        told = overlay(enis, self._answers)
-        return Cloud(told, limits, subnets, is_behind(enis, told))
+        names = {u.name for u in unread}
+        told = overlay(enis, [a for a in self._answers if a.eni_id not in names])
+        whole = (*unread, *unread_subnets, *unread_type)
+        return Cloud(told, limits, subnets, is_behind(enis, told), whole)
 
     def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
         """Carry out actions in order; one that fails does not stop the others."""
@@ -186,11 +227,18 @@ class Ec2:
         ]
         if vpc_id:
             filters.append({"Name": "vpc-id", "Values": [vpc_id]})
+        found = []
         try:
-            found = self._describe_interfaces(filters)
+            for body in self._describe_interfaces(filters, most=MAX_LEAKED):
+                try:
+                    listed = decode_interface(body, self._instance_id)
+                except MalformedError as error:
+                    log.warning("an ENI is left alone", extra={"why": str(error)})
+                else:
+                    found += [listed.eni] if listed else []
         except Ec2CallError as error:
-            raise ObserveError("EC2", str(error)) from error
-        return [_decode(i, ip_network("0.0.0.0/0"), self._instance_id) for i in found]
+            raise ObserveError("EC2", str(error), reason=error.code) from error
+        return found
 
     # -- changes --------------------------------------------------------------------------
 
@@ -251,9 +299,12 @@ class Ec2:
             if not _may_have_happened(error):
                 self._journal.forget(creation)
             raise
-        interface = answer["NetworkInterface"]
         # The subnet's CIDR is not in the answer; the next look has it, and nobody needs it before.
-        eni = _decode(interface, ip_network("0.0.0.0/0"), self._instance_id)
+        with _reading("create_network_interface"):
+            listed = decode_interface(inner(answer, "NetworkInterface"), self._instance_id)
+            if listed is None:
+                raise MalformedError("NetworkInterface", None, "attached to nothing")
+        eni = listed.eni
         tagged = {INSTANCE_TAG: self._instance_id, CREATION_TAG: creation.token}
         owned = tagged.items() <= dict(creation.tags).items()
         self._learn(
@@ -276,7 +327,8 @@ class Ec2:
             InstanceId=instance_id,
             DeviceIndex=device_index,
         )
-        attachment = str(answer["AttachmentId"])
+        with _reading("attach_network_interface"):
+            attachment = text(answer, "AttachmentId")
         self._learn(eni_id, attached=(device_index, attachment))
         return attachment
 
@@ -313,17 +365,16 @@ class Ec2:
         answer = self._call(
             "assign_private_ip_addresses", NetworkInterfaceId=action.eni_id, **arguments
         )
-        addresses = answer.get("AssignedPrivateIpAddresses", [])
-        prefixes = answer.get("AssignedIpv4Prefixes", [])
-        added = {host_network(ip_address(a["PrivateIpAddress"])) for a in addresses}
-        added |= {ip_network(p["Ipv4Prefix"]) for p in prefixes}
-        self._learn(action.eni_id, added=frozenset(added))
+        with _reading("assign_private_ip_addresses"):
+            added = decode_assigned(answer)
+        self._learn(action.eni_id, added=added)
 
     def _delegate(self, action: DelegatePrefix) -> None:
         named = action.prefix
         what: dict[str, Any] = {"Ipv6Prefixes": [str(named)]} if named else {"Ipv6PrefixCount": 1}
         answer = self._call("assign_ipv6_addresses", NetworkInterfaceId=action.eni_id, **what)
-        added = frozenset(ip_network(p) for p in answer.get("AssignedIpv6Prefixes", []))
+        with _reading("assign_ipv6_addresses"):
+            added = decode_delegated(answer)
         self._learn(action.eni_id, added=added)
 
     def _release(self, eni_id: str, **what: Sequence[Any]) -> None:
@@ -356,83 +407,150 @@ class Ec2:
 
     # -- looks ----------------------------------------------------------------------------
 
-    def _interfaces(self) -> list[NetworkInterfaceTypeDef]:
-        """Two questions, because EC2 joins filters by AND: attached here, or ours and free."""
-        attached = self._describe_interfaces(
-            [{"Name": "attachment.instance-id", "Values": [self._instance_id]}]
-        )
-        free = self._describe_interfaces(
-            [
-                {"Name": f"tag:{INSTANCE_TAG}", "Values": [self._instance_id]},
-                {"Name": "status", "Values": ["available"]},
-            ]
-        )
-        return list({i["NetworkInterfaceId"]: i for i in [*free, *attached]}.values())
+    def _interfaces(self, pool: Pool) -> tuple[dict[str, Listed], list[Unread]]:
+        """Two questions, because EC2 joins filters by AND: attached here, or ours and free.
 
-    def _describe_interfaces(self, filters: list[Any]) -> list[NetworkInterfaceTypeDef]:
-        return self._pages("describe_network_interfaces", "NetworkInterfaces", Filters=filters)
-
-    def _subnets(self, pool: Pool, interfaces: list[NetworkInterfaceTypeDef]) -> dict[str, Subnet]:
-        """Describe the subnets of the ENIs, and those that the document names."""
-        found: list[SubnetTypeDef] = []
-        wanted = {i["SubnetId"] for i in interfaces} | set(pool.subnets)
-        if pool.selector and interfaces:
-            filters = [{"Name": f"tag:{key}", "Values": [value]} for key, value in pool.selector]
-            filters.append({"Name": "vpc-id", "Values": [interfaces[0]["VpcId"]]})
-            found = self._pages("describe_subnets", "Subnets", Filters=filters)
-            wanted -= {s["SubnetId"] for s in found}
-        if wanted:
-            # By filter, not by id: one id that does not exist would fail the whole call.
-            filters = [{"Name": "subnet-id", "Values": sorted(wanted)}]
-            found = [*found, *self._pages("describe_subnets", "Subnets", Filters=filters)]
-        blocks = self._free_blocks(found) if pool.prefixes else {}
-        return {s["SubnetId"]: _decode_subnet(s, blocks.get(s["SubnetId"])) for s in found}
-
-    def _free_blocks(self, subnets: list[SubnetTypeDef]) -> dict[str, int]:
-        """Count whole free blocks; EC2 has no figure for it, so every ENI there is looked at."""
-        ids = sorted(s["SubnetId"] for s in subnets)
-        taken: dict[str, set[int]] = {subnet_id: set() for subnet_id in ids}
-        for interface in self._describe_interfaces([{"Name": "subnet-id", "Values": ids}]):
-            numbers = taken[interface["SubnetId"]]
-            for address in interface.get("PrivateIpAddresses", []):
-                numbers.add(int(ip_address(address["PrivateIpAddress"])))
-            for prefix in interface.get("Ipv4Prefixes", []):
-                numbers.update(map(int, ip_network(prefix["Ipv4Prefix"])))
-        return {
-            s["SubnetId"]: free_blocks(ip_network(s["CidrBlock"]), taken[s["SubnetId"]])
-            for s in subnets
-        }
-
-    def _instance_limits(self, instance_type: str) -> Limits | None:
-        """Ask once: the limits of a type never change. None if EC2 does not know it."""
-        if instance_type not in self._limits:
+        Raises:
+            MalformedError: not even a list of those that are attached can be read.
+        """
+        mac = pool.node.primary_mac
+        attached = [{"Name": "attachment.instance-id", "Values": [self._instance_id]}]
+        free = [
+            {"Name": f"tag:{INSTANCE_TAG}", "Values": [self._instance_id]},
+            {"Name": "status", "Values": ["available"]},
+        ]
+        found: dict[str, Listed] = {}
+        unread: list[Unread] = []
+        seen: set[str] = set()
+        for body, here in self._here_and_free(attached, free, unread):
             try:
-                answer = self._call("describe_instance_types", InstanceTypes=[instance_type])
+                listed = decode_interface(body, self._instance_id, mac, attached=here)
+            except MalformedError as error:
+                unread.append(unread_interface(body, str(error)))
+                seen.add(unread[-1].name)
+                continue
+            if listed is not None and listed.eni.eni_id not in seen | found.keys():
+                found[listed.eni.eni_id] = listed
+        return found, [*unread, *_doubles(found)]
+
+    def _here_and_free(
+        self, attached: list[Any], free: list[Any], unread: list[Unread]
+    ) -> Iterator[tuple[Object, bool]]:
+        """Yield ENIs, and whether they were asked for as attached here.
+
+        Those that are attached are all there or none; of free ones a part is good enough.
+        """
+        for body in self._describe_interfaces(attached, most=MAX_ENIS):
+            yield body, True
+        try:
+            for body in self._describe_interfaces(free, most=MAX_ENIS):
+                yield body, False
+        except Ec2CallError as error:
+            if error.code != TOO_MANY:
+                raise
+            unread.append(Unread("eni", "", str(error)))
+
+    def _describe_interfaces(self, filters: list[Any], *, most: int) -> Iterator[Object]:
+        what = "describe_network_interfaces", "NetworkInterfaces"
+        return self._pages(*what, most=most, Filters=filters)
+
+    def _subnets(
+        self, pool: Pool, interfaces: Mapping[str, Listed]
+    ) -> tuple[dict[str, Subnet], list[Unread]]:
+        """Describe the subnets of the ENIs, and those that the document names.
+
+        A selector asks in the primary ENI's VPC only: no other can be attached here.
+        """
+        primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
+        questions: list[list[Any]] = []
+        if pool.selector and primary:
+            filters = [{"Name": f"tag:{key}", "Values": [value]} for key, value in pool.selector]
+            questions.append([*filters, {"Name": "vpc-id", "Values": [primary.vpc_id]}])
+        wanted = sorted({i.eni.subnet_id for i in interfaces.values()} | set(pool.subnets))
+        # By filter, not by id: one id that does not exist would fail the whole call.
+        questions += [[{"Name": "subnet-id", "Values": ids}] for ids in _parts(wanted)]
+        found: dict[str, Subnet] = {}
+        unread: list[Unread] = []
+        for filters in questions:
+            for body in self._pages(
+                "describe_subnets", "Subnets", most=MAX_SUBNETS, Filters=filters
+            ):
+                try:
+                    subnet = decode_subnet(body)
+                except MalformedError as error:
+                    unread.append(unread_subnet(body, str(error)))
+                else:
+                    found[subnet.subnet_id] = subnet
+        if pool.prefixes:
+            found, unknown = self._count_blocks(found)
+            unread += unknown
+        return found, unread
+
+    def _count_blocks(
+        self, subnets: Mapping[str, Subnet]
+    ) -> tuple[dict[str, Subnet], list[Unread]]:
+        """Count whole free blocks; EC2 has no figure for it, so every ENI there is looked at.
+
+        Of a subnet with an ENI that cannot be read, or with too many, the number is not known.
+        """
+        taken: dict[str, set[int]] = {name: set() for name in subnets}
+        unknown: dict[str, Unread] = {}
+        for ids in _parts(sorted(subnets)):
+            filters = [{"Name": "subnet-id", "Values": ids}]
+            try:
+                for body in self._describe_interfaces(filters, most=MAX_NEIGHBOURS):
+                    _count(body, taken, unknown)
             except Ec2CallError as error:
-                if error.code not in {"InvalidInstanceType", "InvalidParameterValue"}:
+                if error.code != TOO_MANY:
                     raise
-                self._limits[instance_type] = None
-                return None
-            info = answer["InstanceTypes"][0]["NetworkInfo"]
-            self._limits[instance_type] = Limits(
-                enis=int(info["MaximumNetworkInterfaces"]),
-                addresses_per_eni=int(info["Ipv4AddressesPerInterface"]),
+                unknown |= {name: Unread("subnet", name, str(error)) for name in ids}
+        counted = {n: replace(s, blocks=free_blocks(s.cidr, taken[n])) for n, s in subnets.items()}
+        return counted | {n: subnets[n] for n in unknown}, list(unknown.values())
+
+    def _instance_limits(self, pool: Pool) -> tuple[Limits | None, list[Unread]]:
+        """Ask until EC2 has told: the limits of a type never change.
+
+        What failed rests like any other call, and costs no more than that the pool stays as it is.
+        """
+        kind = pool.node.instance_type
+        if kind in self._limits:
+            return self._limits[kind], []
+        method = "describe_instance_types"
+        if rest := pool.rests.of(_operation(method), pool.clock):
+            return None, [Unread("instance-type", kind, f"{rest.code}: {rest.message}")]
+        try:
+            answer = self._call(method, InstanceTypes=[kind])
+            (info,) = entries(answer, "InstanceTypes", 1, required=True) or [{}]
+            self._limits[kind] = decode_limits(info)
+        except (Ec2CallError, MalformedError) as error:
+            code = error.code if isinstance(error, Ec2CallError) else ANSWER_LOST
+            known = code not in {UNKNOWN_TYPE, "InvalidParameterValue"}
+            self._failures.append(
+                CallFailure(_operation(method), code if known else UNKNOWN_TYPE, str(error))
             )
-        return self._limits[instance_type]
+            return None, [Unread("instance-type", kind, str(error))]
+        return self._limits[kind], []
 
     # -- calls ----------------------------------------------------------------------------
 
-    def _pages(self, method: str, result: str, **arguments: Any) -> list[Any]:
-        items: list[Any] = []
-        token: dict[str, str] = {}
-        while True:
-            answer = self._call(method, MaxResults=PAGE_SIZE, **arguments, **token)
-            items += answer[result]
-            if not answer.get("NextToken"):
-                return items
-            token = {"NextToken": answer["NextToken"]}
+    def _pages(self, method: str, result: str, *, most: int, **arguments: Any) -> Iterator[Object]:
+        """Yield what all pages have, one page in memory at a time.
 
-    def _call(self, method: str, **arguments: Any) -> Any:
+        Raises:
+            Ec2CallError: a page cannot be had, or there are more than may be.
+        """
+        token: dict[str, str] = {}
+        for _ in range(most // PAGE_SIZE):
+            answer = self._call(method, MaxResults=PAGE_SIZE, **arguments, **token)
+            with _reading(method):
+                yield from entries(answer, result, PAGE_SIZE, required=True)
+                if answer.get("NextToken") in (None, ""):
+                    return
+                token = {"NextToken": text(answer, "NextToken", TOKEN)}
+        why = f"its list of {result} does not end, or has more than {most}"
+        raise Ec2CallError(_operation(method), TOO_MANY, why)
+
+    def _call(self, method: str, **arguments: Any) -> Object:
         action = _operation(method)
         bucket, granted = budget.take(self._buckets.get(action), action, self._clock())
         self._buckets[action] = bucket
@@ -441,6 +559,8 @@ class Ec2:
             raise Ec2CallError(action, "BudgetExhausted", why, refused=True)
         self.calls[action] += 1
         answer = self._caller(action, method, arguments)
+        if not isinstance(answer, Mapping):
+            raise Ec2CallError(action, ANSWER_LOST, "its answer is no object")
         self._successes.append(action)
         return answer
 
@@ -478,68 +598,53 @@ def _subnet(action: Ec2Action) -> str:
             return ""
 
 
-def _decode(interface: NetworkInterfaceTypeDef, cidr: IpNetwork, instance_id: str) -> Eni:
-    attachment = interface.get("Attachment")
-    here = attachment if attachment and attachment.get("InstanceId") == instance_id else None
-    index = here["DeviceIndex"] if here else None
-    tags = {t["Key"]: t["Value"] for t in interface.get("TagSet", [])}
-    usable = (
-        interface.get("InterfaceType") not in NO_IP_TYPES and tags.get(UNMANAGED_TAG) != "true"
-    )
-    addresses = interface.get("PrivateIpAddresses", [])
-    prefixes = interface.get("Ipv4Prefixes", [])
-    return Eni(
-        eni_id=interface["NetworkInterfaceId"],
-        mac=interface["MacAddress"].lower(),
-        device_index=index,
-        status=here["Status"] if here else interface["Status"],
-        subnet_id=interface["SubnetId"],
-        subnet_cidr=cidr,
-        primary=ip_address(interface.get("PrivateIpAddress", "0.0.0.0")),
-        secondaries=tuple(
-            sorted(ip_address(a["PrivateIpAddress"]) for a in addresses if not a.get("Primary"))
-        ),
-        security_groups=tuple(sorted(g["GroupId"] for g in interface.get("Groups", []))),
-        attachment_id=here["AttachmentId"] if here else None,
-        delete_on_termination=bool(attachment and attachment.get("DeleteOnTermination")),
-        # The primary is part of the instance; nobody else can own it.
-        owned=(tags.get(INSTANCE_TAG) == instance_id and usable) or index == 0,
-        prefixes=tuple(sorted(ip_network(p["Ipv4Prefix"]) for p in prefixes)),
-        creation=tags.get(CREATION_TAG, ""),
-        created_at=_moment(tags.get(CREATED_TAG, "")),
-        stock=tags.get(STOCK_INSTANCE_TAG) == instance_id and usable,
-        stock_tags=tuple(sorted(filter(is_stock_tag, tags))),
-        boundless=tuple(
-            sorted(ip_network(p["Ipv6Prefix"]) for p in interface.get("Ipv6Prefixes", []))
-        ),
-        host_addresses=tuple(
-            ip_address(a["Ipv6Address"]) for a in interface.get("Ipv6Addresses", [])
-        ),
-    )
-
-
-def _decode_subnet(subnet: SubnetTypeDef, blocks: int | None) -> Subnet:
-    tags = sorted((t["Key"], t["Value"]) for t in subnet.get("Tags", []))
-    return Subnet(
-        subnet_id=subnet["SubnetId"],
-        zone=subnet["AvailabilityZone"],
-        cidr=ip_network(subnet["CidrBlock"]),
-        free=int(subnet["AvailableIpAddressCount"]),
-        blocks=blocks,
-        tags=tuple(tags),
-        families=("ipv4", "ipv6") if _has_ipv6(subnet) else ("ipv4",),
-    )
-
-
-def _has_ipv6(subnet: SubnetTypeDef) -> bool:
-    blocks = subnet.get("Ipv6CidrBlockAssociationSet", [])
-    states = (b.get("Ipv6CidrBlockState", {}).get("State") for b in blocks)
-    return "associated" in states
-
-
-def _moment(text: str) -> float | None:
-    """Return an RFC 3339 time in seconds since the epoch; None if it is no such time."""
+@contextmanager
+def _reading(method: str) -> Iterator[None]:
+    """An answer that cannot be read is as good as none: whether it has happened, a look tells."""
     try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
+        yield
+    except MalformedError as error:
+        why = f"its answer cannot be read: {error}"
+        raise Ec2CallError(_operation(method), ANSWER_LOST, why) from error
+
+
+def _placed(eni: Eni, subnets: Mapping[str, Subnet]) -> Eni:
+    """Put an ENI into its subnet; eventual consistency can show an ENI before that.
+
+    Raises:
+        MalformedError: the subnet cannot be read, or the ENI holds what is not of it.
+    """
+    if eni.subnet_id not in subnets:
+        raise MalformedError(f"its subnet {eni.subnet_id}", None, "among the subnets")
+    return place(eni, subnets[eni.subnet_id])
+
+
+def _count(body: Object, taken: dict[str, set[int]], unknown: dict[str, Unread]) -> None:
+    """Count one ENI's addresses as taken in its subnet."""
+    try:
+        name, numbers = taken_numbers(body)
+    except MalformedError as error:
+        entry = unread_subnet(body, f"its free blocks cannot be counted: {error}")
+        names = [entry.name] if entry.name in taken else taken
+        unknown.update({name: replace(entry, name=name) for name in names})
+    else:
+        taken.get(name, set()).update(numbers)
+
+
+def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Split what does not go into one filter."""
+    for start in range(0, len(names), MAX_VALUES):
+        yield names[start : start + MAX_VALUES]
+
+
+def _unread(eni: Eni, why: str) -> Unread:
+    return Unread("eni", eni.eni_id, why, eni.device_index)
+
+
+def _doubles(found: dict[str, Listed]) -> list[Unread]:
+    """Take out ENIs with the same MAC: each is known to the kernel by it, and one is wrong."""
+    count = Counter(i.eni.mac for i in found.values())
+    same = [i.eni for i in found.values() if count[i.eni.mac] > 1]
+    for eni in same:
+        del found[eni.eni_id]
+    return [_unread(e, f"another ENI has its MAC {e.mac} too") for e in same]

@@ -32,7 +32,7 @@ def decode_look(body: Json) -> tuple[Node, Cloud]:
     node = body["node"]
     subnets = [_decode_subnet(s) for s in body["subnets"]]
     cloud = Cloud(
-        enis=tuple(_decode_eni(e) for e in body["enis"]),
+        enis=tuple(_decode_eni(e, node["primary_mac"]) for e in body["enis"]),
         limits=Limits(**body["limits"]) if body["limits"] else None,
         subnets={s.subnet_id: s for s in subnets},
     )
@@ -58,8 +58,10 @@ def _encode_eni(eni: Eni) -> Json:
     }
 
 
-def _decode_eni(body: Json) -> Eni:
+def _decode_eni(body: Json, primary_mac: str) -> Eni:
     parsed = {
+        # A look of an earlier release does not say it.
+        "is_primary": body["mac"] == primary_mac,
         "subnet_cidr": ip_network(body["subnet_cidr"]),
         "primary": ip_address(body["primary"]),
         "secondaries": tuple(ip_address(a) for a in body["secondaries"]),

@@ -86,7 +86,9 @@ class World:
 def over_http(ec2: Any, **options: Any) -> World:
     journal = Journal()
     target = Ec2(ec2.instance_id, "us-east-1", journal, caller=InProcess("us-east-1"), **options)
-    return World(target, inputs(1, node=node(instance_id=ec2.instance_id)), journal)
+    mac = next(e.mac for e in ec2.cloud.enis() if e.device_index == 0)
+    facts = node(instance_id=ec2.instance_id, primary_mac=mac)
+    return World(target, inputs(1, node=facts), journal)
 
 
 @pytest.fixture(params=["fake", "http"])

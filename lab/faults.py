@@ -23,6 +23,7 @@ SWITCHES: dict[str, Any] = {
     "truncateEc2": None,
     "truncateImds": None,
     "emptyImds": False,
+    "hostileImds": "",
 }
 """Every switch with its resting value.
 
@@ -35,6 +36,8 @@ SWITCHES: dict[str, Any] = {
   of an ENI, and so many of its prefixes, of IPv6 as of IPv4; filters still see all.
 * ``truncateImds``: lists of addresses end after so many entries, the primary among them.
 * ``emptyImds``: metadata tells of the instance, and of no interface.
+* ``hostileImds``: metadata's answers are "endless", or "slow": a byte a second; or "headers": have
+  more of them than anything reads.
 """
 
 THROTTLED = "RequestLimitExceeded"

@@ -9,7 +9,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from typing import Any
@@ -46,6 +46,8 @@ class Imds:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Answer one request."""
+        if how := self._cloud.faults.get("hostileImds"):
+            return _misbehave(how, start_response)
         status, body = self._answer(environ)
         content = body.encode()
         headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(content)))]
@@ -125,6 +127,16 @@ class Imds:
                 }
             },
         }
+
+
+def _misbehave(how: str, start_response: Callable[..., Any]) -> Iterator[bytes]:
+    """Answer with more than anybody can take, or more slowly than anybody can wait."""
+    length = [("Content-Length", str(10**12))]
+    filler = [(f"X-{number}", "x" * 60_000) for number in range(90)]
+    start_response("200 OK", filler if how == "headers" else length)
+    while True:
+        time.sleep(1.0 if how == "slow" else 0.0)
+        yield b"x" * (1 if how == "slow" else 1 << 16)
 
 
 def _interface(eni: EniView, instance: InstanceView, limit: int | None) -> Tree:

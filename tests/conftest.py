@@ -25,6 +25,8 @@ from werkzeug.serving import make_server
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fakes, builders and strategies
 
+import cgroup
+
 from lab import lifecycle, netns
 from lab.ec2 import Cloud
 from lab.faults import Faults
@@ -83,6 +85,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             lifecycle.down(lab)
     for name in netns.names(f"nnt-{RUN}-"):
         netns.remove(name)
+    cgroup.remove_left(RUN)
 
 
 @contextmanager

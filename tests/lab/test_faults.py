@@ -197,6 +197,7 @@ def test_clearing_puts_every_switch_to_rest_and_fills_the_buckets(faults):
         "truncateEc2": 1,
         "truncateImds": 1,
         "emptyImds": True,
+        "hostileImds": "slow",
     }
     assert switches.keys() == SWITCHES.keys()
     faults.set(**switches)

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
@@ -50,6 +50,8 @@ class Cluster:
         self.config = directory / "node-network.yaml"
         self.config.write_text(DOCUMENT)
         self.least = 24
+        self.prefix: Sequence[str] = ()
+        """Words before the command that starts a reconciler."""
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._numbers = iter(range(10_000))
 
@@ -71,7 +73,7 @@ class Cluster:
     def launch(self, node: str = "node1", *more: str) -> None:
         """Start a reconciler."""
         log = (self.lab.names.node_state(node) / "log").open("a")
-        argv = [*PROGRAM, "run", "-f", str(self.config), *more]
+        argv = [*self.prefix, *PROGRAM, "run", "-f", str(self.config), *more]
         with log:
             self._running[node] = self.lab.start(node, argv, stderr=log)
 
@@ -81,6 +83,10 @@ class Cluster:
             return bool(self.status(node))
         except UnansweredError:
             return False
+
+    def process(self, node: str = "node1") -> subprocess.Popen[str]:
+        """Return the reconciler that was started last."""
+        return self._running[node]
 
     def stop(self, node: str = "node1", number: int = signal.SIGTERM) -> None:
         process = self._running.pop(node)

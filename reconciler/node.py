@@ -258,8 +258,11 @@ class LocalNode:
             # Repair goes on with what was last read; nobody gets or loses an address meanwhile.
             outcomes = {"attachment": Outcome(errors=(error,))}
             inputs = self._inputs(document, self._records)
+            self._records = self._records.joined(inputs.strays)
         else:
             inputs = self._inputs(document, self._records)
+            self.state.hold(inputs.strays)
+            self._records = self._records.joined(inputs.strays)
             flows, ended = self.cooldowns.review(self._records.cooling)
             orphans = self._orphans(self._records, inputs)
             inputs = replace(inputs, flows=flows, orphans=orphans)
@@ -275,9 +278,9 @@ class LocalNode:
         if records.released and not outcomes["attachment"].errors:
             going = [a for a in records.attachments if a.key in records.released]
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
-            # What was rebuilt has its record by now, and the kernel has changed since.
+            # What was adopted has its record by now, and the kernel has changed since.
             predecessor = replace(inputs.predecessor, adoptions=())
-            leaving = replace(inputs, clear=clear, strays=(), predecessor=predecessor)
+            leaving = replace(inputs, clear=clear, predecessor=predecessor)
             with self._binding:
                 outcomes |= converge([self._attachment_domain()], leaving)
             records = self._records_after(outcomes)
@@ -546,10 +549,11 @@ class LocalNode:
             return outcomes  # it says why EC2 could not be read
         records = self.state.observe()
         inputs = self._inputs(document, records, rehearsal=True)
+        self.state.hold(inputs.strays)
         inputs = replace(inputs, clear=records.released)
         outcomes |= dry_run([self._attachment_domain()], inputs)
         adopted = [a for a, _ in inputs.predecessor.adoptions if a not in inputs.attachments]
-        everybody = (*inputs.attachments, *inputs.strays, *adopted)
+        everybody = (*inputs.attachments, *adopted)
         inputs = replace(inputs, attachments=everybody)
         outcomes |= dry_run(self._kernel_domains, inputs)
         last = Domain("takeover", takeover.desire, takeover.plan, self._world.remains)
@@ -656,6 +660,8 @@ class LocalNode:
         known = {a.key for a in records.attachments}
         unexplained = {key: veth for key, veth in links.pods.items() if key not in known}
         addresses = self._netlink.pod_addresses() if unexplained else {}
+        strays = attachment.find_strays(unexplained, addresses, enis, records.intents, links.macs)
+        records = records.joined(strays)
         document = self.resolve(document)
         if rehearsal and document.take_over == OWNER:
             enis = tuple(eni_domain.adopted(e) if e.is_adoptable else e for e in enis)
@@ -669,9 +675,7 @@ class LocalNode:
             clock=self._world.clock(),
             demand=records.demand,
             pods=frozenset(links.pods),
-            strays=attachment.find_strays(
-                unexplained, addresses, enis, records.intents, links.macs
-            ),
+            strays=strays,
             predecessor=self._successor.consider(
                 records, enis, asked=document.take_over == OWNER, now=self._world.clock()
             ),

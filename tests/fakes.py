@@ -324,15 +324,28 @@ class FakeState:
         )
         self._records = {(r.kind, r.key): r for r in everything}
         self._look: Any = None
+        self._unwritten: dict[Any, Any] = {}
         self.crash_in: int | None = None
 
+    def restart(self) -> None:
+        """Another process: it knows only what was written."""
+        self._unwritten = {}
+
+    def hold(self, attachments: Iterable[Attachment]) -> None:
+        for a in attachments:
+            if (a.kind, a.key) not in self._records:
+                self._unwritten[a.kind, a.key] = a
+
     def observe(self, desired: Iterable[object] = ()) -> Records:
+        everything = self._unwritten | self._records
+
         def of(kind: type) -> tuple[Any, ...]:
-            found = [r for r in self._records.values() if isinstance(r, kind)]
+            found = [r for r in everything.values() if isinstance(r, kind)]
             return tuple(sorted(found, key=lambda r: r.key))
 
         kinds = (Intent, Attachment, Cooling, Quarantine, Creation)
-        return Records(*(of(kind) for kind in kinds))
+        unwritten = frozenset(self._unwritten.keys() - self._records.keys())
+        return Records(*(of(kind) for kind in kinds), unwritten=unwritten)
 
     def observe_at(self, keys: Collection[Any], before: Records) -> Records:
         now = self.observe()
@@ -375,6 +388,7 @@ class FakeState:
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         for action in actions:
+            self._unwritten.pop((action.object.kind, action.object.key), None)
             if action.verb is Verb.DELETE:
                 self._records.pop((action.object.kind, action.object.key), None)
             else:

@@ -452,6 +452,7 @@ class Life:
     def start(self) -> None:
         """Another process; all it has is what outlived the one before."""
         self.ec2.restart()
+        self.disk.restart()
         self.node = LocalNode(self.state, self.world)
 
     # -- what happens to the node ----------------------------------------------------------

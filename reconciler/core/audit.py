@@ -65,7 +65,19 @@ def _of_records(records: Records, now: float) -> Iterator[Finding]:
                 "AssignedAndQuarantined",
                 f"{holders[address].key} uses it, and it is about to be given back to EC2; {DO}",
             )
+    yield from _of_lost(records)
     yield from _of_intents(records, now)
+
+
+def _of_lost(records: Records) -> Iterator[Finding]:
+    """Name what is known and has no record: a restart would have to find it out anew."""
+    for record in records.lost:
+        yield Finding(
+            f"{record.kind} {' '.join(map(str, record.key))}",
+            "RecordLost",
+            "its record is not on disk; what the kernel has of it is kept, and the reconciler "
+            "writes it again as soon as its state directory takes it",
+        )
 
 
 def _of_intents(records: Records, now: float) -> Iterator[Finding]:

@@ -76,7 +76,7 @@ class Inputs:
     Attributes:
         enis: in device order, unattached last.
         links: interface name in the host namespace by MAC, for links that are no veth of ours.
-        attachments: bound pods, those being released left out.
+        attachments: bound pods, those being released left out; strays included.
         now: seconds since the epoch, from the wall clock; for records only.
         clock: monotonic seconds; for all that lives in memory.
         demand: what the pool must cover.

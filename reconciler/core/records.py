@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from reconciler.core.attachment import (
     Attachment,
@@ -19,6 +19,7 @@ from reconciler.core.attachment import (
 )
 from reconciler.core.call import Creation
 from reconciler.core.datapath import IpAddress, is_counted
+from reconciler.core.plan import Key, Verb
 from reconciler.core.pool import Demand
 from reconciler.core.release import Quarantine
 
@@ -32,20 +33,37 @@ R = TypeVar("R", Intent, Attachment)
 BY_KEY = attrgetter("key")
 """The order in which records are."""
 
+Identity = tuple[str, Key]
+"""Kind and key of a record."""
+
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A record that could not be read, and was put where nobody plans on it.
+    """A record of ours that could not be read, and that nothing is planned on.
 
     Attributes:
         path: where it is now.
         since: seconds since the epoch.
         addresses: what of it could be made out, its name included.
+        attachment: whose it was, by its name, if it was an attachment's: until its file is taken
+            away, or a DEL has released that pod, nothing new is bound to it.
     """
 
+    kind: ClassVar[str] = "unreadable-record"
     path: str
     since: float
     addresses: frozenset[IpAddress] = frozenset()
+    attachment: AttachmentKey | None = None
+
+    @property
+    def key(self) -> Key:
+        """The path."""
+        return (self.path,)
+
+    def command(self, verb: Verb) -> str:
+        """What is done to the file."""
+        del verb  # it is only ever put away
+        return f"mv {self.path} {self.path}.released"
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,8 @@ class Records:
         unreadable: intents that cannot be understood, each with the reason. Whoever writes them is
             another program; what they might have wanted, nobody knows.
         set_aside: records of ours that could not be read. What can be is rebuilt from the kernel.
+        unwritten: those of the records above that are known, but not on disk: their files were
+            lost, or could not be written. They count as any other, and are written again.
     """
 
     intents: tuple[Intent, ...] = ()
@@ -65,6 +85,23 @@ class Records:
     creations: tuple[Creation, ...] = ()
     unreadable: tuple[str, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
+    unwritten: frozenset[Identity] = frozenset()
+
+    def joined(self, found: Iterable[Attachment]) -> Records:
+        """Return the same with attachments that only the kernel has shown.
+
+        Absence is no release: what of a pod is in the kernel is kept whether its record can be
+        written or not.
+        """
+        known = {a.key for a in self.attachments}
+        new = [a for a in found if a.key not in known]
+        if not new:
+            return self
+        return replace(
+            self,
+            attachments=tuple(sorted((*self.attachments, *new), key=BY_KEY)),
+            unwritten=self.unwritten | {(a.kind, a.key) for a in new},
+        )
 
     def among(self, keys: Collection[AttachmentKey]) -> Records:
         """Return the same with the intents and attachments of some keys only."""
@@ -82,6 +119,24 @@ class Records:
         """
         fresh = (s for s in self.set_aside if now - s.since < DOUBT_S)
         return frozenset(address for record in fresh for address in record.addresses)
+
+    @property
+    def lost(self) -> tuple[Attachment | Cooling | Quarantine | Creation, ...]:
+        """Records that are known, and not on disk."""
+        ours: tuple[Attachment | Cooling | Quarantine | Creation, ...] = (
+            *self.attachments,
+            *self.cooling,
+            *self.quarantined,
+            *self.creations,
+        )
+        return (
+            tuple(r for r in ours if (r.kind, r.key) in self.unwritten) if self.unwritten else ()
+        )
+
+    @property
+    def undecided(self) -> dict[AttachmentKey, SetAside]:
+        """Attachments whose record cannot be read: what they have been given is not known."""
+        return {s.attachment: s for s in self.set_aside if s.attachment is not None}
 
     @cached_property
     def released(self) -> frozenset[AttachmentKey]:

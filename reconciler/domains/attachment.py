@@ -33,7 +33,10 @@ from reconciler.core.facts import Eni
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
-from reconciler.core.records import DOUBT_S, Records
+from reconciler.core.records import DOUBT_S, Records, SetAside
+
+MAX_NAMED = 20
+"""Unreadable records that get a condition of their own each; the others are counted in one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,6 @@ class Allocation:
         veth_of_pod: host veths are called after their pods, not after their sandboxes.
         flows: addresses that conntrack still has connections of.
         orphans: attachments whose namespace is gone for so long that no DEL will come.
-        strays: attachments that only the kernel remembers.
         adoptions: pods of the stock plugin's that become ours, each with its intent.
         elsewhere: addresses that pods of the stock plugin's hold.
         unread: which those are is not known, so nothing is given.
@@ -61,7 +63,6 @@ class Allocation:
     veth_of_pod: bool
     flows: frozenset[IpAddress]
     orphans: frozenset[AttachmentKey]
-    strays: tuple[Attachment, ...]
     adoptions: tuple[tuple[Attachment, Intent], ...]
     elsewhere: frozenset[IpAddress]
     clear: frozenset[AttachmentKey]
@@ -81,7 +82,6 @@ def desire(inputs: Inputs) -> Allocation:
         veth_of_pod=inputs.document.pods.veth_name == "pod",
         flows=inputs.flows,
         orphans=inputs.orphans,
-        strays=inputs.strays,
         adoptions=inputs.predecessor.adoptions,
         elsewhere=inputs.predecessor.held,
         clear=inputs.clear,
@@ -96,7 +96,7 @@ def desire(inputs: Inputs) -> Allocation:
 def plan(desired: Allocation, observed: Records) -> Plan:
     """Bind what is wanted, release what was given back, end what has cooled."""
     return (
-        _rebuild(desired, observed)
+        _rewrite(observed)
         + _adopt(desired, observed)
         + _expire(desired, observed)
         + _end_cooldowns(desired, observed)
@@ -145,6 +145,7 @@ def find_strays(
             Attachment(
                 key=key,
                 netns=paths.get(key, ""),
+                netns_alive=key in paths,
                 addresses=found,
                 eni_id=eni.eni_id if eni else "",
                 veth=veth,
@@ -154,11 +155,17 @@ def find_strays(
     return tuple(strays)
 
 
-def _rebuild(desired: Allocation, observed: Records) -> Plan:
-    bound = {a.key for a in observed.attachments}
-    reason = "its record is lost, but its link is there"
+def _rewrite(observed: Records) -> Plan:
+    """Write again what is known and not on disk, of every kind.
+
+    Nothing waits for it: until it is written the record counts as it is known, and each pass tries
+    again.
+    """
     return Plan(
-        tuple(Change(Verb.CREATE, a, reason) for a in desired.strays if a.key not in bound)
+        tuple(
+            Change(Verb.CREATE, record, "it is known, but its record is not on disk")
+            for record in observed.lost
+        )
     )
 
 
@@ -218,8 +225,9 @@ def _release(desired: Allocation, observed: Records) -> Plan:
     going = [i for i in observed.intents if i.state is IntentState.RELEASED or i.key in outlived]
     if not going:
         return Plan()
-    bound = {a.key: a for a in (*desired.strays, *observed.attachments)}
+    bound = {a.key: a for a in observed.attachments}
     resting = {c.address for c in observed.cooling}
+    undecided = observed.undecided
     for intent in going:
         is_released = intent.state is IntentState.RELEASED
         attachment = bound.get(intent.key)
@@ -234,13 +242,33 @@ def _release(desired: Allocation, observed: Records) -> Plan:
             ]
             reason = "the runtime gave it back" if is_released else "its sandbox is no more"
             actions.append(Change(Verb.DELETE, attachment, reason))
+        if (record := undecided.get(intent.key)) is not None and is_released:
+            actions += _put_away(record, attachment, resting, desired)
         if is_released:
             actions.append(Change(Verb.DELETE, intent, "done"))
     return Plan(tuple(actions))
 
 
+def _put_away(
+    record: SetAside,
+    attachment: Attachment | None,
+    resting: Collection[IpAddress],
+    desired: Allocation,
+) -> Iterator[Action]:
+    """End what an unreadable record stands for; what it seems to name rests as if it had held it.
+
+    Without the cooldown its addresses would be free at once: it is the record that kept them.
+    """
+    until = desired.now + desired.cooldown_s
+    known = set(attachment.addresses) if attachment else set()
+    for address in sorted(record.addresses - known, key=lambda a: (a.version, int(a))):
+        if address not in resting and desired.cooldown_s > 0:
+            yield Change(Verb.CREATE, Cooling(address, until), "released, by a torn record")
+    yield Change(Verb.DELETE, record, "the runtime gave back what it was about")
+
+
 def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
-    others = (*desired.strays, *(a for a, _ in desired.adoptions))
+    others = [a for a, _ in desired.adoptions]
     bound = {a.key for a in (*asked.attachments, *others)}
     wanted = [i for i in asked.intents if i.state is IntentState.WANTED]
     lost = [i for i in wanted if i.key in bound and not i.netns_alive]
@@ -256,6 +284,7 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
     taken.update(map(int, desired.elsewhere | observed.doubtful(desired.now)))
     namespaces = {a.netns: a.key for a in held}
     veths = {a.veth: a.key for a in held}
+    undecided = observed.undecided
     offers = _offers(desired, taken, [q.network for q in observed.quarantined])
     actions: list[Action] = []
     for intent in new:
@@ -263,6 +292,8 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
         veth = _veth(intent.key, intent.pod, desired)
         if not intent.netns_alive:
             refusals.append(_netns_gone(intent))
+        elif intent.key in undecided:
+            refusals.append(_undecided(intent, undecided[intent.key]))
         elif netns in namespaces:
             refusals.append(_netns_taken(intent, namespaces[netns]))
         elif veth in veths:
@@ -319,11 +350,20 @@ def _leave_out(observed: Records) -> Plan:
             subject=f"record {record.path}",
             reason="RecordUnreadable",
             message="it could not be read and was set aside; what the kernel has of it is kept, "
-            f"and nobody is given {_spell(record.addresses)} for {DOUBT_S / 60:.0f} minutes; look "
+            f"and no pod is given {_spell(record.addresses)} for {DOUBT_S / 60:.0f} minutes; look "
             "why, then remove the file",
         )
-        for record in observed.set_aside
+        for record in observed.set_aside[:MAX_NAMED]
     ]
+    if (more := len(observed.set_aside) - MAX_NAMED) > 0:
+        records.append(
+            Refusal(
+                subject="records",
+                reason="RecordUnreadable",
+                message=f"{more} more could not be read and were set aside beside "
+                f"{observed.set_aside[0].path}; look why, then remove the files",
+            )
+        )
     return Plan(refusals=(*intents, *records))
 
 
@@ -453,6 +493,16 @@ def _lacking(desired: Allocation) -> str:
     held = {family_of(n).name for e in desired.enis for n in e.boundless}
     missing = [n for n in desired.families if not FAMILIES[n].counted and n not in held]
     return " and ".join(missing)
+
+
+def _undecided(intent: Intent, record: SetAside) -> Refusal:
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="RecordUnreadable",
+        message=f"what it was given is in {record.path}, which cannot be read, and the kernel has "
+        "no link of it: nothing new is bound to it, because its pod may run with the old address; "
+        "a DEL for this container, or removing that file, ends this",
+    )
 
 
 def _netns_taken(intent: Intent, holder: AttachmentKey) -> Refusal:

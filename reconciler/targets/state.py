@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import stat
+import threading
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from reconciler.core.attachment import (
     Attachment,
@@ -36,10 +38,12 @@ from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Node
 from reconciler.core.plan import Change, Verb
-from reconciler.core.records import BY_KEY, Records, SetAside
+from reconciler.core.records import BY_KEY, DOUBT_S, Records, SetAside
 from reconciler.core.release import Quarantine
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
 from reconciler.targets.look import decode_look, encode_look
+
+log = logging.getLogger(__name__)
 
 DEFAULT = Path("/run/node-network")
 """Where the CNI executable looks as well, unless its configuration says otherwise."""
@@ -51,11 +55,35 @@ LOOK = "look.json"
 """The last look at EC2."""
 
 Record = Intent | Attachment | Cooling | Quarantine | Creation
+OurRecord = Attachment | Cooling | Quarantine | Creation
 Version = tuple[int, int, int]
 """Inode, time of modification in nanoseconds, size in bytes."""
 
 MAX_RECORD_BYTES = 65536
-"""Of one record; ours have a tenth of it at most."""
+"""Of one record; ours have a tenth of it at most. What is larger is not read."""
+
+MAX_RECORDS = 10_000
+"""Files of one kind that are looked at: more than ten times the pods of the largest node. Whoever
+else puts files into these directories makes nothing slower than that."""
+
+MAX_SET_ASIDE = 1000
+"""Records that are put aside, and whose content is searched for addresses. Beyond it they stay
+where they are, and only their names say what they were about."""
+
+MAX_UNREADABLE = 20
+"""Intents that cannot be understood, each named; the others are counted."""
+
+MAX_TEXT = 4096
+"""Characters of one text in a record: PATH_MAX, and more than any name Kubernetes allows."""
+
+MAX_POD_ADDRESSES = 8
+"""Addresses of one attachment: one of each family, and one for egress, are four at most."""
+
+OURS = ("attachments", "cooling", "quarantine", "creations")
+"""Kinds of records that nobody but the reconciler writes."""
+
+OUT_OF_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""What fails for this process, or this host, and says nothing about the file."""
 
 ASIDE = ".aside"
 """How the name of an intent ends that is being removed."""
@@ -63,7 +91,17 @@ ASIDE = ".aside"
 WRITING_S = 60.0
 """Seconds after which nobody is still writing a temporary file."""
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+"""What reading a record may raise, whatever is in its place."""
 
 IsAlive = Callable[[str, int], bool]
 """Whether the path of a namespace still leads to it, by its inode; 0 if that is not known."""
@@ -71,7 +109,10 @@ IsAlive = Callable[[str, int], bool]
 R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
 
 SET_ASIDE = "unreadable"
-"""Directory of records that could not be read; nobody but people take anything out of it."""
+"""Directory of records that could not be read; only people take anything out of it."""
+
+RELEASED = ".released"
+"""How the name of such a record ends once the pod it was about has ended."""
 
 ADDRESS = re.compile(r"[0-9a-f.:]{7,39}", re.IGNORECASE)
 """What may be an address in a torn record."""
@@ -81,13 +122,26 @@ KINDS = ("intents", "attachments", "cooling", "quarantine", "creations")
 
 
 class StateDirectory:
-    """The records below one directory, and the lock that makes one reconciler its only writer."""
+    """The records below one directory, and the lock that makes one reconciler its only writer.
+
+    Whoever holds the lock knows every record of ours, because nobody else writes them. A record
+    that is not on disk any more, or cannot be read, is therefore not gone: what is known of it
+    counts until the reconciler itself removes it, and is told as unwritten until it is on disk.
+    """
 
     def __init__(self, root: Path = DEFAULT) -> None:
         self.root = root
         self._lock: int | None = None
         self._parsed: dict[str, dict[str, tuple[Version, Any]]] = {}
+        self._broken: dict[str, dict[str, tuple[Version, str]]] = {}
         self._unreadable: dict[str, str] = {}
+        self._memory = threading.RLock()
+        self._known: dict[str, dict[str, Any]] = {kind: {} for kind in OURS}
+        self._unwritten: dict[str, set[str]] = {kind: set() for kind in OURS}
+        self._overruled: dict[tuple[str, str], Version | None] = {}
+        self._left: dict[str, SetAside] = {}
+        self._crowded: dict[str, int] = {}
+        self._aside: dict[str, tuple[Version, SetAside]] = {}
         self._handed_over: dict[AttachmentKey, str] = {}
 
     @property
@@ -107,8 +161,11 @@ class StateDirectory:
             StateError: the file system refuses.
         """
         try:
-            for kind in KINDS:
-                (self.root / kind).mkdir(parents=True, exist_ok=True, mode=0o700)
+            for kind in (*KINDS, SET_ASIDE):
+                path = self.root / kind
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if path.stat().st_mode & 0o077:
+                    path.chmod(0o700)
         except OSError as error:
             cure = "run as root" if error.errno == errno.EACCES else "free or remount it"
             why = f"{error.strerror}; {cure}"
@@ -146,13 +203,12 @@ class StateDirectory:
         """Read all records, each kind in key order; a missing directory holds none.
 
         What cannot be understood is left out and named. An intent comes from outside, and no
-        address hangs on it. A record of ours is set aside: what the kernel has of it explains it
-        again, and the addresses that can still be made out in it are named with it.
+        address hangs on it. A record of ours is set aside: what this process, or the kernel, knows
+        of it explains it again, and the addresses that can still be made out in it are named.
 
         Raises:
-            ObserveError: it is no directory, or another record exists and the disk does not give
-                it. Nothing is planned then: an address without its witness must not be given to
-                somebody else.
+            ObserveError: it is no directory, a directory cannot be listed, or this process has not
+                the means to read. Nothing is planned then.
         """
         del desired
         try:
@@ -162,15 +218,11 @@ class StateDirectory:
             why = f"{error.strerror}; run as root"
             raise ObserveError(f"state directory {self.root}", why) from error
         is_alive = cache(_is_alive)  # an intent and its attachment ask for the same
-        return Records(
-            intents=self._intents(None, is_alive),
-            attachments=self._load("attachments", _parse_attachment, None, is_alive),
-            cooling=self._load("cooling", _parse_cooling),
-            quarantined=self._load("quarantine", _parse_quarantine),
-            creations=self._load("creations", _parse_creation),
-            unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
-            set_aside=self._read_set_aside(),
-        )
+        intents = self._intents(None, is_alive)
+        with self._memory:
+            return self._with_others(
+                intents, self._load("attachments", _parse_attachment, None, is_alive)
+            )
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
         """Read the records of these attachments, and those that are no pod's.
@@ -185,41 +237,135 @@ class StateDirectory:
         names = sorted(map(_file_name, keys))
         is_alive = cache(_is_alive)
         intents = self._intents(names, is_alive)
-        attachments = self._load("attachments", _parse_attachment, names, is_alive)
+        with self._memory:
+            attachments = self._load("attachments", _parse_attachment, names, is_alive)
+            return self._with_others(
+                _updated(before.intents, keys, intents),
+                _updated(before.attachments, keys, attachments),
+            )
+
+    def _with_others(
+        self, intents: tuple[Intent, ...], attachments: tuple[Attachment, ...]
+    ) -> Records:
+        """Add the records that are no pod's."""
+        cooling = self._load("cooling", _parse_cooling)
+        quarantined = self._load("quarantine", _parse_quarantine)
+        creations = self._load("creations", _parse_creation)
+        ours: dict[str, tuple[OurRecord, ...]] = {
+            "attachments": attachments,
+            "cooling": cooling,
+            "quarantine": quarantined,
+            "creations": creations,
+        }
+        unwritten = {
+            (record.kind, record.key)
+            for kind, names in self._unwritten.items()
+            if names
+            for record in ours[kind]
+            if self._path(record).name in names
+        }
         return Records(
-            intents=_updated(before.intents, keys, intents),
-            attachments=_updated(before.attachments, keys, attachments),
-            cooling=self._load("cooling", _parse_cooling),
-            quarantined=self._load("quarantine", _parse_quarantine),
-            creations=self._load("creations", _parse_creation),
-            unreadable=tuple(self._unreadable[name] for name in sorted(self._unreadable)),
+            intents=intents,
+            attachments=attachments,
+            cooling=cooling,
+            quarantined=quarantined,
+            creations=creations,
+            unreadable=self._name_unreadable(),
             set_aside=self._read_set_aside(),
+            unwritten=frozenset(unwritten),
         )
 
-    def apply(self, actions: Sequence[Change[Record]]) -> tuple[ApplyError, ...]:
+    def hold(self, attachments: Iterable[Attachment]) -> None:
+        """Know attachments that only the kernel remembers, until they are written and removed.
+
+        Whoever does not hold the lock forgets them with the next ones: another process may write
+        and remove them meanwhile.
+        """
+        with self._memory:
+            known = self._known["attachments"]
+            if self._lock is None:
+                known.clear()
+            for attachment in attachments:
+                known.setdefault(self._path(attachment).name, attachment)
+
+    def apply(self, actions: Sequence[Change[Record | SetAside]]) -> tuple[ApplyError, ...]:
         """Write and unlink records, in order.
 
-        The first failure stops the rest: later actions rely on the records of earlier ones.
+        What fails stops the later actions on the same attachment or address, because they rely on
+        it, and no others.
         """
-        for position, action in enumerate(actions):
-            path = self._path(action.object)
-            try:
-                seen = action.was or action.object
-                if action.verb is Verb.DELETE:
-                    self._remove(path, seen)
+        failures: list[ApplyError] = []
+        stopped: dict[object, ApplyError] = {}
+        for action in actions:
+            subjects = _subjects(action.object)
+            if earlier := next((stopped[s] for s in subjects if s in stopped), None):
+                failure = ApplyError(str(action), earlier.reason, earlier.message)
+            elif (refused := self._carry_out(action)) is None:
+                continue
+            else:
+                failure = refused
+            failures.append(failure)
+            stopped |= dict.fromkeys(subjects, failure)
+        return tuple(failures)
+
+    def _carry_out(self, action: Change[Record | SetAside]) -> ApplyError | None:
+        if isinstance(action.object, SetAside):
+            return self._put_away(action)
+        path, seen = self._path(action.object), action.was or action.object
+        assert not isinstance(seen, SetAside)
+        try:
+            if action.verb is Verb.DELETE:
+                self._remove(path, seen)
+            else:
+                if isinstance(seen, Intent):
+                    self._check_unchanged(path, seen)
+                self._write(path, action.object)
+        except OSError as error:
+            if action.verb is Verb.UPDATE:
+                self._overrule(path, action.object)
+            why = f"{path}: {error.strerror}"
+            return ApplyError.from_errno(str(action), error.errno or 0, why, error)
+        return None
+
+    def _put_away(self, action: Change[Any]) -> ApplyError | None:
+        """Keep a record that could not be read for people, and plan on it no more."""
+        path = action.object.path
+        try:
+            with suppress(FileNotFoundError):
+                os.rename(path, f"{path}{RELEASED}")  # noqa: PTH104 - it may have any name
+        except OSError as error:
+            why = f"{path}: {error.strerror}"
+            return ApplyError.from_errno(str(action), error.errno or 0, why, error)
+        with self._memory:
+            self._left.pop(path, None)
+        return None
+
+    def _write(self, path: Path, record: Record) -> None:
+        body = _encode(record)
+        kind, name = path.parent.name, path.name
+        with self._memory:
+            write_atomically(path, _foreign_fields(path, body) | body)
+            if kind in OURS:
+                if self._lock is None:
+                    self._known[kind].pop(name, None)
                 else:
-                    if isinstance(seen, Intent):
-                        self._check_unchanged(path, seen)
-                    body = _encode(action.object)
-                    write_atomically(path, _foreign_fields(path, body) | body)
-            except OSError as error:
-                return tuple(
-                    ApplyError.from_errno(
-                        str(a), error.errno or 0, f"{path}: {error.strerror}", error
-                    )
-                    for a in actions[position:]
-                )
-        return ()
+                    self._known[kind][name] = record
+                self._unwritten[kind].discard(name)
+                self._overruled.pop((kind, name), None)
+                self._left.pop(str(path), None)
+
+    def _overrule(self, path: Path, record: Record) -> None:
+        """Count with a change of ours that the disk has not taken, until it takes it."""
+        kind, name = path.parent.name, path.name
+        if kind not in OURS or self._lock is None:
+            return
+        with self._memory:
+            try:
+                version: Version | None = _version(str(path))
+            except (OSError, ValueError):
+                version = None
+            self._known[kind][name] = record
+            self._overruled[kind, name] = version
 
     def take_over(self, release: Mapping[str, Any]) -> None:
         """Take a release that the executable could not write down.
@@ -256,11 +402,13 @@ class StateDirectory:
         Raises:
             OSError: it cannot be written.
         """
-        write_atomically(self._path(creation), _encode(creation))
+        self._write(self._path(creation), creation)
 
     def forget(self, creation: Creation) -> None:
         """Take out a creation that has certainly not happened."""
-        self._path(creation).unlink(missing_ok=True)
+        with self._memory:
+            self._path(creation).unlink(missing_ok=True)
+            self._known["creations"].pop(self._path(creation).name, None)
 
     def remember(self, node: Node, cloud: Cloud) -> None:
         """Keep a look at EC2, so that a restart does not have to wait for the next one.
@@ -322,8 +470,13 @@ class StateDirectory:
                 finally:
                     aside.unlink()
         else:
-            path.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+            with self._memory:
+                path.unlink(missing_ok=True)
+                self._known[path.parent.name].pop(path.name, None)
+                self._unwritten[path.parent.name].discard(path.name)
+                self._overruled.pop((path.parent.name, path.name), None)
+        with suppress(FileNotFoundError):
+            _sync_directory(path.parent)
 
     def _check_unchanged(self, path: Path, seen: Intent) -> None:
         """Refuse to replace an intent that the executable has replaced since it was seen.
@@ -332,8 +485,10 @@ class StateDirectory:
             OSError: it has; the next look will see what it is now.
         """
         try:
-            now = self._as_told(_parse_intent(json.loads(path.read_bytes())))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
+            now = self._as_told(_parse_intent(json.loads(_read(str(path)))))
+        except FileNotFoundError:
+            return
+        except UNREADABLE:
             return
         if replace(now, netns_alive=seen.netns_alive) != seen:
             raise OSError(errno.EAGAIN, "it was replaced meanwhile")
@@ -346,76 +501,210 @@ class StateDirectory:
         is_alive: IsAlive | None = None,
     ) -> tuple[R, ...]:
         """Read all records of a kind, or those of these names; parse only what has changed."""
-        directory = self.root / kind
-        known = self._parsed.get(kind, {})
+        before = self._parsed.get(kind, {})
+        everything = names is None
+        names = self._list(kind) if names is None else list(names)
         parsed: dict[str, tuple[Version, R]] = {}
-        unreadable: dict[str, str] = {}
-        names = self._list(directory) if (everything := names is None) else list(names)
+        broken: dict[str, tuple[Version, str]] = {}
+        alive = is_alive or _is_alive
         for name in names:
-            path = f"{directory}/{name}"
             try:
-                version = _version(path)
-                before = known.get(name)
-                if before is not None and before[0] == version:
-                    parsed[name] = (version, _again(before[1], is_alive or _is_alive))
+                version = _version(f"{self.root}/{kind}/{name}")
+                if (earlier := before.get(name)) is not None and earlier[0] == version:
+                    parsed[name] = (version, _again(earlier[1], alive))
+                elif (known := self._broken.get(kind, {}).get(name)) and known[0] == version:
+                    broken[name] = known
                 else:
-                    with open(path) as f:  # noqa: PTH123 - there are hundreds
-                        parsed[name] = (version, parse(_decode(f, name)))
+                    self._look_at(kind, name, version, parse, parsed, broken)
             except FileNotFoundError:
                 continue  # unlinked since the directory was listed
             except UNREADABLE as error:
-                if kind == "intents":
-                    unreadable[name] = f"{path}: {type(error).__name__}: {error}"
-                elif isinstance(error, OSError):
-                    raise ObserveError(
-                        f"record {path}", f"{type(error).__name__}: {error}"
-                    ) from error
-                else:
-                    self._set_aside(kind, name)
-        if kind == "intents":
-            others = {} if everything else self._unreadable.keys() - names
-            self._unreadable = {n: self._unreadable[n] for n in others} | unreadable
+                _raise_for_means(f"{self.root}/{kind}/{name}", error)
+                broken[name] = (NO_FILE, _why(error))
+        self._keep_broken(kind, names, broken, everything=everything)
+        if kind in OURS:
+            self._recall_lost(kind, names, parsed, alive, everything=everything)
         # Another thread may have read meanwhile; what it has parsed is then parsed once more.
-        self._parsed[kind] = parsed if everything else known | parsed
+        self._parsed[kind] = parsed if everything else before | parsed
         return tuple(sorted((record for _, record in parsed.values()), key=BY_KEY))
 
-    def _set_aside(self, kind: str, name: str) -> None:
-        """Put a record that cannot be read where it is kept and not planned on.
-
-        Only whoever holds the lock does: others just leave it out.
+    def _look_at(
+        self,
+        kind: str,
+        name: str,
+        version: Version,
+        parse: Callable[[dict[str, Any]], R],
+        parsed: dict[str, tuple[Version, R]],
+        broken: dict[str, tuple[Version, str]],
+    ) -> None:
+        """Read one file.
 
         Raises:
-            ObserveError: it cannot be moved.
+            FileNotFoundError: it is gone.
+            ObserveError: this process has not the means to read it.
         """
-        if self._lock is None:
-            return
-        source, target = self.root / kind / name, self.root / SET_ASIDE / f"{kind}-{name}"
+        path = f"{self.root}/{kind}/{name}"
         try:
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            os.utime(source)  # from now on it is set aside
-            source.rename(target)
-            _sync_directory(target.parent)
-        except OSError as error:
-            raise ObserveError(f"record {source}", f"it cannot be set aside: {error}") from error
+            parsed[name] = (version, parse(_decode(path, name)))
+        except FileNotFoundError:
+            raise
+        except UNREADABLE as error:
+            _raise_for_means(path, error)
+            broken[name] = (version, _why(error))
+
+    def _keep_broken(
+        self,
+        kind: str,
+        names: Collection[str],
+        broken: dict[str, tuple[Version, str]],
+        *,
+        everything: bool,
+    ) -> None:
+        """Name what could not be read; put aside what is ours of it."""
+        if kind in OURS:
+            for name in names if self._left else ():
+                if name not in broken:
+                    self._left.pop(f"{self.root}/{kind}/{name}", None)
+            for name in list(broken):
+                if self._set_aside(kind, name, broken[name][1]):
+                    del broken[name]
+        known = {} if everything else self._broken.get(kind, {})
+        self._broken[kind] = {n: why for n, why in known.items() if n not in names} | broken
+        if kind == "intents":
+            self._unreadable = {
+                name: f"{_printable(f'{self.root}/{kind}/{name}')}: {why}"
+                for name, (_, why) in self._broken[kind].items()
+            }
+
+    def _recall_lost(
+        self,
+        kind: str,
+        names: Collection[str],
+        parsed: dict[str, tuple[Version, R]],
+        is_alive: IsAlive,
+        *,
+        everything: bool,
+    ) -> None:
+        """Add what is known and not on disk, or newer than what is there."""
+        known = self._known[kind]
+        if self._lock is not None:
+            for (of, name), version in list(self._overruled.items()):
+                if of == kind and name in parsed and parsed[name][0] != version:
+                    del self._overruled[of, name]  # somebody has written it since: that counts
+            known |= {
+                name: record
+                for name, (_, record) in parsed.items()
+                if (kind, name) not in self._overruled
+            }
+        asked = known.keys() if everything else known.keys() & set(names)
+        lost = {n for n in asked if n not in parsed or (kind, n) in self._overruled}
+        for name in lost:
+            parsed[name] = (NO_FILE, _again(known[name], is_alive))
+        others = set() if everything else self._unwritten[kind] - set(names)
+        self._unwritten[kind] = others | lost
+
+    def _set_aside(self, kind: str, name: str, why: str) -> bool:
+        """Put a record that cannot be read where it is kept and not planned on.
+
+        Only whoever holds the lock moves it. What cannot be moved is planned on as little, and
+        named where it is. What its name says of it is known from now on.
+
+        Returns:
+            Whether it was moved.
+        """
+        source = f"{self.root}/{kind}/{name}"
+        since = time.time()
+        self._known_by_name(kind, name, since)
+        target = f"{self.root}/{SET_ASIDE}/{kind}-{name}"
+        if self._lock is not None and len(self._aside) < MAX_SET_ASIDE:
+            try:
+                os.makedirs(f"{self.root}/{SET_ASIDE}", mode=0o700, exist_ok=True)  # noqa: PTH103
+                os.utime(source, follow_symlinks=False)  # from now on it is set aside
+                os.rename(source, target)  # noqa: PTH104
+                _sync_directory(self.root / SET_ASIDE)
+            except OSError as error:
+                log.warning(
+                    "a record that cannot be read cannot be moved",
+                    extra={"path": _printable(source), "error": str(error)},
+                )
+            else:
+                self._left.pop(source, None)
+                return True
+        if source not in self._left:
+            addresses = frozenset(_addresses(f"{name.removesuffix('.json')} {_glimpse(source)}"))
+            record = SetAside(source, since, addresses, _attachment_of(f"{kind}-{name}"))
+            self._left[source] = record
+            log.warning("a record cannot be read", extra={"path": _printable(source), "why": why})
+        return False
+
+    def _known_by_name(self, kind: str, name: str, since: float) -> None:
+        """Know of a record what its name says, if nothing else is known of it.
+
+        It counts from now: that is the longest it can have to wait.
+        """
+        if self._lock is None or name in self._known.get(kind, {}):
+            return
+        with suppress(ValueError):
+            address, _, length = name.removesuffix(".json").partition("-")
+            if kind == "cooling":
+                self._known[kind][name] = Cooling(ip_address(address), since + DOUBT_S)
+            elif kind == "quarantine":
+                self._known[kind][name] = Quarantine(ip_network(f"{address}/{length}"), since)
 
     def _read_set_aside(self) -> tuple[SetAside, ...]:
-        directory = self.root / SET_ASIDE
-        found = []
-        for name in sorted(self._list(directory)):
-            path = directory / name
+        """Describe what is set aside; what has not changed is not read again."""
+        found: dict[str, tuple[Version, SetAside]] = {}
+        for name in sorted(self._list(SET_ASIDE)):
+            path = f"{self.root}/{SET_ASIDE}/{name}"
             with suppress(OSError):  # people take them away
-                text = f"{path.stem} {path.read_bytes()[:MAX_RECORD_BYTES].decode('latin-1')}"
-                addresses = frozenset(_addresses(text))
-                found.append(SetAside(str(path), path.stat().st_mtime, addresses))
+                status = os.lstat(path)
+                version = (status.st_ino, status.st_mtime_ns, status.st_size)
+                known = self._aside.get(name)
+                if known is None or known[0] != version:
+                    text = name.removesuffix(".json")
+                    if len(found) < MAX_SET_ASIDE:
+                        text += f" {_glimpse(path)}"
+                    # A file of the future, by a clock that was set back, counts from now.
+                    since = min(status.st_mtime, time.time())
+                    aside = SetAside(
+                        path, since, frozenset(_addresses(text)), _attachment_of(name)
+                    )
+                    known = (version, aside)
+                found[name] = known
+        self._aside = found
+        left = {p: r for p, r in self._left.items() if os.path.lexists(p)}
+        self._left = left
+        return (*(record for _, record in found.values()), *left.values())
+
+    def _name_unreadable(self) -> tuple[str, ...]:
+        """Name intents that cannot be understood: some of them, and how many there are."""
+        names = sorted(self._unreadable)
+        found = [self._unreadable[name] for name in names[:MAX_UNREADABLE]]
+        if (more := len(names) - MAX_UNREADABLE) > 0:
+            found.append(f"{self.intents}: {more} more cannot be understood")
+        for kind, count in sorted(self._crowded.items()):
+            found.append(
+                f"{self.root / kind}: {count} files, of which {MAX_RECORDS} are looked at: remove "
+                "what no runtime has put there"
+            )
         return tuple(found)
 
-    def _list(self, directory: Path) -> list[str]:
+    def _list(self, kind: str) -> list[str]:
+        """List a directory's records, not more than are looked at; known ones come first."""
+        directory = self.root / kind
         try:
-            return [name for name in os.listdir(directory) if name.endswith(".json")]  # noqa: PTH208 - there are hundreds
+            names = [name for name in os.listdir(directory) if name.endswith(".json")]  # noqa: PTH208 - there are hundreds
         except FileNotFoundError:
-            return []
+            names = []
         except OSError as error:
             raise ObserveError(f"{directory}", str(error)) from error
+        self._crowded.pop(kind, None)
+        if len(names) > MAX_RECORDS:
+            self._crowded[kind] = len(names)
+            known = self._parsed.get(kind, {})
+            names.sort(key=lambda name: (name not in known, name))
+            del names[MAX_RECORDS:]
+        return names
 
     def _path(self, record: Record) -> Path:
         match record:
@@ -432,6 +721,80 @@ class StateDirectory:
                 return self.root / "creations" / f"{token}.json"
 
 
+def _subjects(record: Record | SetAside) -> tuple[object, ...]:
+    """What a record is about: later actions on the same rely on it."""
+    match record:
+        case Attachment():
+            return (record.key, *record.addresses)
+        case Cooling(address):
+            return (address,)
+        case SetAside():
+            return (record.path,) if record.attachment is None else (record.attachment,)
+        case _:
+            return (record.key,)
+
+
+def _attachment_of(name: str) -> AttachmentKey | None:
+    """Return whose attachment a record that was set aside is, by its name."""
+    kind, _, rest = name.partition("-")
+    container_id, colon, ifname = rest.removesuffix(".json").rpartition(":")
+    if kind != "attachments" or not colon:
+        return None
+    return AttachmentKey(_printable(container_id), _printable(ifname))
+
+
+def _printable(text: str) -> str:
+    """Return a file's name as it can be printed: it need not be UTF-8."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _why(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_WHY]
+
+
+def _raise_for_means(path: str, error: BaseException) -> None:
+    """Tell what this process lacks from what is wrong with a file.
+
+    Raises:
+        ObserveError: it lacks file descriptors or memory.
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in OUT_OF_MEANS:
+        raise ObserveError(f"record {_printable(path)}", _why(error)) from error
+
+
+def _glimpse(path: str) -> str:
+    """Return what can be read of a file that is no record, to search it for addresses."""
+    try:
+        return _read(path, cut=True).decode("latin-1")
+    except (OSError, ValueError):
+        return ""
+
+
+def _read(path: str, *, cut: bool = False) -> bytes:
+    """Read a record's file, and nothing else that may stand in its place.
+
+    A FIFO would be waited for, and a link leads elsewhere.
+
+    Args:
+        path: of the file.
+        cut: return its beginning if it is too large.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file, or too large.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no file")
+        content = os.read(fd, MAX_RECORD_BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(content) > MAX_RECORD_BYTES and not cut:
+        raise ValueError(f"it has more than {MAX_RECORD_BYTES} bytes")
+    return content[:MAX_RECORD_BYTES]
+
+
 def _addresses(text: str) -> Iterator[IpAddress]:
     for word in ADDRESS.findall(text):
         with suppress(ValueError):
@@ -440,10 +803,12 @@ def _addresses(text: str) -> Iterator[IpAddress]:
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
     """Replace a file so that a crash leaves the old content or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(content, sort_keys=True)
+    # Of this thread alone: two of them may write the same record at once.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("w") as f:
-            json.dump(content, f, sort_keys=True)
+            f.write(text)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
@@ -497,6 +862,12 @@ def _encode(record: Record) -> dict[str, Any]:
     return {"version": VERSION} | body
 
 
+MAX_WHY = 200
+"""Characters of an error's text in a condition."""
+
+NO_FILE: Version = (0, 0, 0)
+"""Of what stands on no disk, or cannot be told from another content."""
+
 OPTIONAL = {"macs", "address"}
 """Fields of ours that a record may do without, or had in an earlier release."""
 
@@ -504,7 +875,7 @@ OPTIONAL = {"macs", "address"}
 def _foreign_fields(path: Path, body: dict[str, Any]) -> dict[str, Any]:
     """Return what another release, or the executable, has written into a record beside ours."""
     try:
-        before = json.loads(path.read_bytes())
+        before = json.loads(_read(str(path)))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(before, dict):
@@ -519,8 +890,8 @@ def _file_name(key: AttachmentKey) -> str:
 
 def _parse_intent(body: dict[str, Any]) -> Intent:
     _check_version(body)
-    netns, inode = str(body.get("netns", "")), int(body.get("netnsInode", 0))
-    pod = f"{body.get('podNamespace', '')}/{body.get('podName', '')}".strip("/")
+    netns, inode = _text(body.get("netns", "")), int(body.get("netnsInode", 0))
+    pod = f"{_text(body.get('podNamespace', ''))}/{_text(body.get('podName', ''))}".strip("/")
     return Intent(
         key=_parse_key(body),
         state=IntentState(body["state"]),
@@ -528,22 +899,22 @@ def _parse_intent(body: dict[str, Any]) -> Intent:
         netns_inode=inode,
         netns_alive=_is_alive(netns, inode),
         pod=pod,
-        attempt=str(body.get("attempt", "")),
+        attempt=_text(body.get("attempt", "")),
         trace=str(body.get("traceparent", ""))[3:35],
     )
 
 
 def _parse_attachment(body: dict[str, Any]) -> Attachment:
     _check_version(body)
-    netns = str(body["netns"])
+    netns = _text(body.get("netns", ""))
     return Attachment(
         key=_parse_key(body),
         netns=netns,
         netns_alive=_is_alive(netns_path(netns), netns_inode(netns)),
         addresses=_parse_addresses(body),
-        eni_id=str(body["eniID"]),
-        veth=str(body["veth"]),
-        pod=str(body.get("pod", "")),
+        eni_id=_text(body["eniID"]),
+        veth=_text(body["veth"]),
+        pod=_text(body.get("pod", "")),
         kept_macs=_parse_macs(body.get("macs", ("", ""))),
     )
 
@@ -553,7 +924,21 @@ def _parse_addresses(body: dict[str, Any]) -> tuple[IpAddress, ...]:
     texts = body["addresses"] if "addresses" in body else [body["address"]]
     if not texts or not isinstance(texts, list):
         raise ValueError("an attachment has at least one address")
+    if len(texts) > MAX_POD_ADDRESSES:
+        raise ValueError(f"{len(texts)} addresses, of {MAX_POD_ADDRESSES} at most")
     return tuple(ip_address(text) for text in texts)
+
+
+def _text(value: object) -> str:
+    """Return a text of a record.
+
+    Raises:
+        ValueError: it is longer than any can be.
+    """
+    text = str(value)
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"a text of {len(text)} characters, of {MAX_TEXT} at most")
+    return text
 
 
 def _parse_macs(body: Any) -> tuple[str, str]:
@@ -582,7 +967,7 @@ def _parse_creation(body: dict[str, Any]) -> Creation:
         prefixes=int(body["prefixes"]),
         tags=tuple((key, value) for key, value in body["tags"]),
         at=float(body["at"]),
-        done=bool(body["done"]),
+        done=bool(body.get("done", False)),
         ipv6_prefixes=int(body.get("ipv6_prefixes", 0)),
     )
 
@@ -610,17 +995,30 @@ def _updated(
     return tuple(updated)
 
 
-def _decode(file: IO[str], name: str) -> Any:
-    """Read a record; its name must be the one of what it is about."""
-    body = json.loads(file.read(MAX_RECORD_BYTES))
-    if isinstance(body, dict) and "containerID" in body and _file_name(_parse_key(body)) != name:
-        raise ValueError("it is about another attachment than its name says")
+def _decode(path: str, name: str) -> Any:
+    """Read a record; its name must be the one of what it is about.
+
+    Raises:
+        OSError, ValueError, RecursionError: it cannot be read, or is no JSON.
+    """
+    body = json.loads(_read(path))
+    if isinstance(body, dict):
+        container_id, colon, ifname = name.removesuffix(".json").rpartition(":")
+        if colon:
+            body = {"containerID": container_id, "ifname": ifname} | body
+        if "containerID" in body and _file_name(_parse_key(body)) != name:
+            raise ValueError("it is about another attachment than its name says")
     return body
 
 
 def _version(path: str) -> Version:
-    """Tell one content of a file from every other."""
-    found = os.stat(path)  # noqa: PTH116 - there are hundreds
+    """Tell one content of a file from every other.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is no file.
+    """
+    found = os.lstat(path)
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("it is no file")
     return found.st_ino, found.st_mtime_ns, found.st_size

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,8 +28,13 @@ from reconciler.core.plan import Change, Verb
 from reconciler.core.records import DOUBT_S, Records
 from reconciler.core.release import Quarantine
 from reconciler.core.subnet import Subnet
-from reconciler.errors import LockedError, ObserveError, StateError
-from reconciler.targets.state import StateDirectory
+from reconciler.errors import LockedError, StateError
+from reconciler.targets.state import (
+    MAX_RECORDS,
+    MAX_UNREADABLE,
+    StateDirectory,
+    write_atomically,
+)
 
 
 @pytest.fixture(params=["fake", "disk"])
@@ -141,12 +149,196 @@ def test_addresses_that_can_be_made_out_in_a_torn_record_are_named(tmp_path: Pat
     assert records.doubtful(since + DOUBT_S + 60) == frozenset()
 
 
-def test_a_record_that_the_disk_does_not_give_stops_all_planning(tmp_path: Path) -> None:
-    """An address without its witness must not be given to somebody else."""
+IN_PLACE: dict[str, Any] = {
+    "symlink": lambda path: path.symlink_to("/dev/zero"),
+    "symlink to itself": lambda path: path.symlink_to(path.name),
+    "symlink to a file": lambda path: path.symlink_to("/etc/passwd"),
+    "hard link": lambda path: path.hardlink_to(_elsewhere(path)),
+    "fifo": os.mkfifo,
+    "directory": lambda path: path.mkdir(),
+    "socket": lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK),
+    "device": lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5)),
+    "endless": lambda path: path.write_text('{"padding": "' + "x" * 1_000_000),
+    "nested": lambda path: path.write_text("[" * 10_000),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe{"),
+    "an array": lambda path: path.write_text("[1]"),
+    "lists for texts": lambda path: path.write_text('{"version": 1, "addresses": [[]]}'),
+    "endless texts": lambda path: path.write_text(
+        json.dumps({"version": 1, "addresses": ["10.0.1.9"], "eniID": "e" * 5000, "veth": "v"})
+    ),
+    "a later schema": lambda path: path.write_text('{"version": 2}'),
+}
+
+
+def _elsewhere(path: Path) -> Path:
+    other = path.with_name("other")
+    other.write_text("another program's")
+    return other
+
+
+@pytest.mark.parametrize("kind", ["intents", "attachments", "cooling", "quarantine", "creations"])
+@pytest.mark.parametrize("what", IN_PLACE)
+def test_whatever_stands_in_the_place_of_a_record_concerns_its_own_object_only(
+    tmp_path: Path, kind: str, what: str
+) -> None:
+    """It is never waited for, nor followed, nor read beyond a record's size."""
     state = directory(tmp_path)
-    (state.root / "attachments" / "pod1:eth0.json").symlink_to("pod1:eth0.json")
-    with pytest.raises(ObserveError, match=r"pod1:eth0\.json"):
-        state.observe()
+    state.lock()
+    others = (*RECORDS, intent(5, netns_alive=False))
+    put(state, *others)
+    names = {"cooling": "10.0.1.50", "quarantine": "10.0.1.64-28", "creations": "t"}
+    path = state.root / kind / f"{names.get(kind, 'pod9:eth0')}.json"
+    IN_PLACE[what](path)
+    records = state.observe()
+    assert {a.key for a in records.attachments} == {a.key for a in RECORDS[:2]} | {RECORDS[4].key}
+    assert [i.key for i in records.intents] == [intent(5).key]
+    if kind == "intents":
+        assert len(records.unreadable) == 1
+        return
+    (aside,) = records.set_aside
+    assert not os.path.lexists(path)
+    assert os.path.lexists(aside.path)
+    told = {"cooling": ip_address("10.0.1.50"), "quarantine": ip_network("10.0.1.64/28")}
+    known = [*(c.address for c in records.cooling), *(q.network for q in records.quarantined)]
+    assert (told.get(kind) in known) == (kind in told), "its name says what it was about"
+    assert aside.attachment == (AttachmentKey("pod9", "eth0") if kind == "attachments" else None)
+
+
+def test_a_record_that_is_lost_is_known_and_written_again(tmp_path: Path) -> None:
+    """Nobody else writes it: whoever removed it has released nothing."""
+    state = directory(tmp_path)
+    state.lock()
+    creation = Creation("t1", 1, "subnet-1", ("sg-1",), 9, 0, (), 7.0)
+    everything = (*RECORDS, Quarantine(ip_network("10.0.1.16/28"), 6.5), creation)
+    put(state, *everything)
+    before = state.observe()
+    shutil.rmtree(state.root)
+    lost = state.observe()
+    assert replace(lost, unwritten=frozenset()) == before
+    assert set(lost.lost) == set(everything)
+    again = [Change(Verb.CREATE, r, "lost") for r in lost.lost]
+    assert len(state.apply(again)) == len(again), "its directory is not there"
+    assert state.observe() == lost
+    state.prepare()
+    assert state.apply(again) == ()
+    assert state.observe() == before
+    put_away = [Change(Verb.DELETE, r, "done") for r in everything]
+    assert state.apply(put_away) == ()
+    assert state.observe() == Records(), "what the reconciler removes is gone"
+
+
+def test_only_the_one_writer_knows_what_is_lost(tmp_path: Path) -> None:
+    """For whoever only looks, a record that went between two looks was released."""
+    state = directory(tmp_path)
+    put(state, *RECORDS)
+    assert state.observe().attachments
+    shutil.rmtree(state.root)
+    assert state.observe() == Records()
+
+
+def test_a_record_that_another_one_replaced_by_hand_counts_as_it_is_on_disk(
+    tmp_path: Path,
+) -> None:
+    state = directory(tmp_path)
+    state.lock()
+    put(state, attachment(1))
+    path = state.root / "attachments" / "pod1:eth0.json"
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body | {"addresses": ["10.0.1.200"]}))
+    (seen,) = state.observe().attachments
+    assert [str(a) for a in seen.addresses] == ["10.0.1.200"]
+
+
+def test_a_change_that_the_disk_does_not_take_counts_and_is_tried_again(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    state.lock()
+    put(state, Cooling(SUBNET[9], 1e10))
+    (before,) = state.observe().cooling
+    after = replace(before, until=5.0)
+    with nothing_more():
+        assert state.apply([Change(Verb.UPDATE, after, "the clock was set back", before)])
+    records = state.observe()
+    assert records.cooling == (after,)
+    assert records.lost == (after,)
+    put(state, after)
+    assert state.observe() == Records(cooling=(after,))
+
+
+def test_what_cannot_be_written_stops_what_relies_on_it_and_no_other(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    one, two = attachment(1), attachment(2)
+    put(state, one, two)
+    (state.root / "cooling" / f"{one.addresses[0]}.json").mkdir()
+    failures = state.apply(
+        [
+            Change(Verb.CREATE, Cooling(one.addresses[0], 1.0), "released"),
+            Change(Verb.DELETE, one, "given back"),
+            Change(Verb.CREATE, Cooling(two.addresses[0], 1.0), "released"),
+            Change(Verb.DELETE, two, "given back"),
+        ]
+    )
+    assert [f.reason for f in failures] == ["EISDIR", "EISDIR"]
+    assert state.observe().attachments == (one,)
+
+
+def test_a_hundred_thousand_files_of_another_are_counted_and_pods_found_by_name(
+    tmp_path: Path,
+) -> None:
+    state = directory(tmp_path)
+    put(state, intent(1, netns_alive=False))
+    assert len(state.observe().intents) == 1
+    junk = state.intents / "junk:eth0.json"
+    junk.touch()
+    for number in range(MAX_RECORDS + 500):
+        os.link(junk, state.intents / f"a{number}:eth0.json")
+    put(state, intent(2, netns_alive=False))
+    records = state.observe()
+    assert intent(1).key in {i.key for i in records.intents}
+    assert len(records.unreadable) == MAX_UNREADABLE + 2
+    assert any(f"of which {MAX_RECORDS}" in text for text in records.unreadable)
+    assert intent(2).key in {i.key for i in state.observe_at({intent(2).key}, records).intents}
+
+
+def test_two_threads_that_write_one_record_do_not_write_one_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: set[str] = set()
+    rename = Path.replace
+
+    def noted(self: Path, target: Any) -> Path:
+        names.add(self.name)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    path = tmp_path / "x.json"
+    write_atomically(path, {})
+    other = threading.Thread(target=write_atomically, args=(path, {}))
+    other.start()
+    other.join()
+    assert len(names) == 2
+
+
+def test_a_name_that_is_not_utf8_is_told_so_that_it_can_be_printed(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    state.lock()
+    for kind in ("intents", "attachments"):
+        with open(os.fsencode(state.root / kind) + b"/\xff:eth0.json", "wb") as f:  # noqa: PTH123
+            f.write(b"{")
+    records = state.observe()
+    (intent_text,) = records.unreadable
+    (aside,) = records.set_aside
+    for text in (intent_text, str(aside.attachment)):
+        assert "\\xff" in text
+        text.encode()
+
+
+def test_directories_that_others_may_enter_are_closed(tmp_path: Path) -> None:
+    made = StateDirectory(tmp_path / "run")
+    (made.root / "intents").mkdir(parents=True)
+    (made.root / "intents").chmod(0o777)
+    made.prepare()
+    assert (made.root / "intents").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_record_of_a_release_before_ipv6_is_read_with_its_one_address(tmp_path: Path) -> None:

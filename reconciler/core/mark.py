@@ -56,6 +56,12 @@ MARK_USERS = (
 """Istio's 0x539 is not here: it marks inside pods' namespaces, which have marks of their own."""
 
 
+def sign_of(chain: str) -> str:
+    """Return the beginning by which a chain's name tells who marks packets; "" if it does not."""
+    signs = (sign for user in MARK_USERS for sign in user.chains)
+    return next((sign for sign in signs if chain.startswith(sign)), "")
+
+
 def users_of(
     chains: Iterable[str], tables: Iterable[str], mask: int
 ) -> list[tuple[MarkUser, str]]:

@@ -45,6 +45,7 @@ class Surroundings:
         nothing: Chains = (frozenset(), None)
         no_rules: tuple[ForeignRule, ...] = ()
         nft_chains, nft_forward = tried(self.forward.chains, nothing)
+        unread += tried(self.forward.unread, ())
         legacy_chains, legacy_forward = tried(self._legacy.observe, nothing)
         return Foreign(
             chains=frozenset(name for _, name in nft_chains) | legacy_chains,

@@ -13,23 +13,31 @@ import os
 import socket
 import struct
 import weakref
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Self, TypeVar
 
 from reconciler.errors import ObserveError
 
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_NFTABLES = 1, 10
 NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETSETELEM, NFT_MSG_GETGEN = 1, 4, 13, 16
+NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+NLM_F_CREATE, NLM_F_APPEND = 0x400, 0x800
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 
 NFTA_TABLE_NAME = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY = 1, 3, 4, 5
-NFTA_HOOK_HOOKNUM, NFTA_GEN_ID = 1, 1
-NF_INET_FORWARD, NF_DROP = 2, 0
+NFTA_CHAIN_TYPE = 7
+NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_GEN_ID = 1, 2, 1
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN = 1, 2
+NF_DROP = 0
+HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA = 1, 1, 2
@@ -38,6 +46,7 @@ NLA_F_NESTED = 1 << 15
 
 NFPROTO_INET = 1
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+NUMBERS = {name: number for number, name in FAMILIES.items()}
 ROUTED = {"inet", "ip", "ip6"}
 """Families whose packets are routed; the numbers of a bridge's or netdev's hooks mean others."""
 
@@ -54,6 +63,15 @@ when this one was read, so a dump of any size takes this much memory."""
 SILENCE_S = 10
 """Seconds without an answer after which a question is given up; the kernel answers in
 milliseconds, and a walk over a conntrack table of a million entries in half a second."""
+
+
+SO_SNDBUFFORCE = 32
+"""Of asm-generic/socket.h; Python has no name for it. Goes beyond net.core.wmem_max."""
+
+T = TypeVar("T")
+
+Request = tuple[int, int, bytes]
+"""Kind, flags and attributes of a message."""
 
 
 class Channel:
@@ -73,6 +91,8 @@ class Channel:
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", SILENCE_S, 0)
         )
         self._sequence = 0
+        self._room = 1 << 17
+        """Bytes that can be sent at once; the default of Linux is 208 KiB."""
 
     def __enter__(self) -> Self:
         return self
@@ -112,20 +132,74 @@ class Channel:
             if answered and not flags & (NLM_F_DUMP | NLM_F_ACK):
                 return
 
-    def tell(self, requests: Iterable[tuple[int, int, bytes]], family: int = 0) -> None:
-        """Send requests (kind, flags, body) at once; only what fails is answered.
+    def tell(self, requests: Iterable[Request], family: int = 0) -> None:
+        """Send requests at once; only what fails is answered.
 
         Raises:
             OSError: they could not be sent.
         """
-        data = b""
-        for kind, flags, body in requests:
-            kind |= self._subsystem << 8
-            self._sequence = self._sequence % 0xFFFFFFFF + 1
-            length = HEADERS + len(body)
-            header = (length, kind, flags | NLM_F_REQUEST, self._sequence, 0, family)
-            data += struct.pack("IHHIIB3x", *header) + body + bytes(-length % 4)
+        self._socket.send(
+            b"".join(
+                self._message(self._subsystem << 8 | kind, flags, body, family)
+                for kind, flags, body in requests
+            )
+        )
+
+    def commit(self, requests: Iterable[Request], family: int) -> None:
+        """Carry out requests as one transaction: all of them, or none.
+
+        Raises:
+            OSError: what the kernel has answered to the first that it refused.
+        """
+        requests = list(requests)
+        if not requests:
+            return
+        # The acknowledgement of the last one comes once all have been tried.
+        kind, flags, body = requests[-1]
+        requests[-1] = (kind, flags | NLM_F_ACK, body)
+        first = self._sequence + 1
+        parts = [self._message(NFNL_MSG_BATCH_BEGIN, 0, b"", 0, self._subsystem)]
+        parts += [
+            self._message(self._subsystem << 8 | kind, flags, body, family)
+            for kind, flags, body in requests
+        ]
+        last = self._sequence
+        parts.append(self._message(NFNL_MSG_BATCH_END, 0, b"", 0, self._subsystem))
+        data = b"".join(parts)
+        self._make_room(len(data))
         self._socket.send(data)
+        refused: OSError | None = None
+        while True:
+            for message in _messages(self._socket.recv(BUFFER)):
+                answer, _, number = struct.unpack_from("HHI", message, 4)
+                if answer != NLMSG_ERROR or not first <= number <= last:
+                    continue
+                (error,) = struct.unpack_from("i", message, 16)
+                if error and refused is None:
+                    refused = OSError(-error, os.strerror(-error))
+                if number in (first, last):
+                    if refused:
+                        raise refused
+                    return
+
+    def _make_room(self, size: int) -> None:
+        """Let a message of this many bytes be sent at once, as a transaction has to be."""
+        if size > self._room:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * size)
+            self._room = size
+
+    def _message(
+        self, kind: int, flags: int, body: bytes, family: int, resource: int = 0
+    ) -> bytes:
+        self._sequence = self._sequence % 0xFFFFFFFF + 1
+        length = HEADERS + len(body)
+        header = (length, kind, flags | NLM_F_REQUEST, self._sequence, 0, family, 0)
+        return (
+            struct.pack("IHHIIBB", *header)
+            + struct.pack(">H", resource)
+            + body
+            + bytes(-length % 4)
+        )
 
     def errors(self) -> Iterator[OSError]:
         """Return what the kernel has answered to what was told; do not wait for more."""
@@ -146,18 +220,28 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain of any table.
+    """A chain of any table. Names can be printed; they may be of bytes that are no text.
 
     Attributes:
-        forwards: routed packets that are not for the host pass it.
+        hook: where routed packets enter it; "" if only other chains lead here.
+        type: filter, nat or route; "" as above.
         drops: its policy is to drop.
+        place: table and name as the kernel has them.
     """
 
     family: str
     table: str
     name: str
-    forwards: bool = False
+    hook: str = ""
+    type: str = ""
+    priority: int = 0
     drops: bool = False
+    place: tuple[bytes, bytes] = field(default=(b"", b""), compare=False, repr=False)
+
+    @property
+    def path(self) -> str:
+        """As ``nft`` names it."""
+        return f"{self.family} {self.table} {self.name}"
 
 
 class Nfnetlink:
@@ -185,20 +269,57 @@ class Nfnetlink:
         Raises:
             ObserveError: the kernel refused, or never held still.
         """
-        found = [(FAMILIES.get(m[16], ""), m) for m in self._dump(NFT_MSG_GETTABLE, "tables")]
-        return frozenset(
-            dict(attributes(message[HEADERS:]))[NFTA_TABLE_NAME][:-1].decode()
-            for its_family, message in found
-            if its_family == family
-        )
 
-    def list_chains(self) -> list[Chain]:
-        """List every chain of this namespace.
+        def names(messages: Iterable[bytes]) -> frozenset[str]:
+            return frozenset(
+                text(dict(attributes(m[HEADERS:]))[NFTA_TABLE_NAME][:-1])
+                for m in messages
+                if FAMILIES.get(m[16]) == family
+            )
+
+        return self._dump(NFT_MSG_GETTABLE, "tables", names)
+
+    def chains(self, choose: Callable[[Iterable[Chain]], T]) -> T:
+        """Go through every chain of this namespace, of which there may be very many.
+
+        Args:
+            choose: given them one by one, returns what is to be kept; again from the first one if
+                the ruleset changes meanwhile.
 
         Raises:
             ObserveError: the kernel refused, or never held still.
         """
-        return [_decode(m) for m in self._dump(NFT_MSG_GETCHAIN, "chains")]
+        return self._dump(NFT_MSG_GETCHAIN, "chains", lambda found: choose(map(_decode, found)))
+
+    def rules(self, chain: Chain, limit: int) -> list[bytes]:
+        """Return the rules of a chain in order, each as the attributes of its message.
+
+        Args:
+            chain: of any owner.
+            limit: number of rules; of a longer chain none is returned.
+
+        Raises:
+            ObserveError: the kernel refused, never held still, or the chain is longer.
+        """
+        table, name = chain.place
+        body = attribute(NFTA_RULE_TABLE, table) + attribute(NFTA_RULE_CHAIN, name)
+        what = f"chain {chain.path}"
+
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            return [m[HEADERS:] for m in islice(messages, limit + 1)]
+
+        found = self._dump(NFT_MSG_GETRULE, what, some, body, NUMBERS[chain.family])
+        if len(found) > limit:
+            raise ObserveError(what, f"it has more than {limit} rules, and is not looked at")
+        return found
+
+    def commit(self, requests: Iterable[Request], family: str) -> None:
+        """Carry out requests as one transaction: all of them, or none.
+
+        Raises:
+            OSError: what the kernel has answered to the first that it refused.
+        """
+        self._channel.commit(requests, NUMBERS[family])
 
     def find_elements(self, table: str, keys: Iterable[tuple[str, bytes]]) -> list[str | None]:
         """Look for single elements of sets without ranges, of a table of family ``inet``.
@@ -226,13 +347,31 @@ class Nfnetlink:
                     found.append(_verdict(message))
         return found
 
-    def _dump(self, kind: int, what: str) -> list[bytes]:
-        with _observing():
+    def _dump(
+        self,
+        kind: int,
+        what: str,
+        choose: Callable[[Iterable[bytes]], T],
+        body: bytes = b"",
+        family: int = 0,
+    ) -> T:
+        """Return what is chosen of a dump during which nothing has changed."""
+        with _observing(what):
             for _ in range(ATTEMPTS):
-                messages = self._ask(kind, NLM_F_DUMP)
-                if not any(struct.unpack_from("H", m, 6)[0] & NLM_F_DUMP_INTR for m in messages):
-                    return messages
-        raise ObserveError(f"nftables' {what}", f"changed during each of {ATTEMPTS} dumps")
+                flags = 0
+
+                def messages() -> Iterator[bytes]:
+                    nonlocal flags
+                    for message in self._channel.stream(kind, NLM_F_DUMP, body, family):
+                        flags |= struct.unpack_from("H", message, 6)[0]
+                        yield message
+
+                stream = messages()
+                chosen = choose(stream)
+                deque(stream, maxlen=0)  # the next question has to wait for its end
+                if not flags & NLM_F_DUMP_INTR:
+                    return chosen
+        raise ObserveError(what, f"changed during each of {ATTEMPTS} dumps")
 
     def _ask(self, kind: int, flags: int, body: bytes = b"") -> list[bytes]:
         """Send a request and return its answers; a single one if it is no dump.
@@ -269,12 +408,17 @@ def _verdict(message: bytes) -> str:
     return content[:-1].decode()
 
 
+def text(name: bytes) -> str:
+    """Return a name that can be printed, and compared with ours, whatever its bytes are."""
+    return name.decode(errors="backslashreplace")
+
+
 @contextmanager
-def _observing() -> Iterator[None]:
+def _observing(what: str = "nftables") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ObserveError("nftables", str(error)) from error
+        raise ObserveError(what, str(error)) from error
 
 
 def _messages(data: bytes) -> Iterator[bytes]:
@@ -308,15 +452,19 @@ def nested(kind: int, content: bytes) -> bytes:
 def _decode(message: bytes) -> Chain:
     family = FAMILIES.get(message[16], "")
     found = dict(attributes(message[HEADERS:]))
-    table, name = (found[k][:-1].decode() for k in (NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME))
+    place = found[NFTA_CHAIN_TABLE], found[NFTA_CHAIN_NAME]
+    table, name = (text(part[:-1]) for part in place)
     if NFTA_CHAIN_HOOK not in found or family not in ROUTED:
-        return Chain(family, table, name)
-    hook = dict(attributes(found[NFTA_CHAIN_HOOK]))[NFTA_HOOK_HOOKNUM]
+        return Chain(family, table, name, place=place)
+    hook = dict(attributes(found[NFTA_CHAIN_HOOK]))
     policy = found.get(NFTA_CHAIN_POLICY, b"\1")
     return Chain(
         family,
         table,
         name,
-        forwards=int.from_bytes(hook, "big") == NF_INET_FORWARD,
+        HOOKS.get(int.from_bytes(hook[NFTA_HOOK_HOOKNUM], "big"), ""),
+        text(found.get(NFTA_CHAIN_TYPE, b"")[:-1]),
+        int.from_bytes(hook[NFTA_HOOK_PRIORITY], "big", signed=True),
         drops=int.from_bytes(policy, "big") == NF_DROP,
+        place=place,
     )

@@ -1,13 +1,15 @@
 """nftables through libnftables' JSON binding: the door to ``nftables``.
 
-One transaction per plan. Of other owners' tables nothing is listed but the names of their chains
-and the few rules that stand in a chain with hook forward itself: more would cost what they have,
-and may hold expressions that this libnftables cannot print.
+One transaction per plan. Of other owners' tables nothing is looked at but the names of their
+chains and the few rules that stand in a chain with hook forward itself, and those are decoded as
+the kernel has them (``rules.py``): more would cost what they have, and libnftables must never see
+it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -17,6 +19,7 @@ import nftables
 
 from reconciler.core.datapath import ALIAS, TABLE, IpAddress
 from reconciler.core.forward import ForwardChain
+from reconciler.core.mark import sign_of
 from reconciler.core.plan import Change, Verb
 from reconciler.core.predecessor import StockTable
 from reconciler.core.ranges import as_network
@@ -30,7 +33,16 @@ from reconciler.domains.nat import (
     canonical,
 )
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.nfnetlink import Chain, Nfnetlink
+from reconciler.targets.nfnetlink import (
+    NFT_MSG_DELRULE,
+    NFT_MSG_NEWRULE,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    Chain,
+    Nfnetlink,
+    Request,
+)
+from reconciler.targets.rules import accept_link, decode_rule, identity
 
 Json = dict[str, Any]
 
@@ -161,70 +173,129 @@ class KubeProxyTable:
 
 
 NEVER_FIREWALLS = {TABLE, KUBE_PROXY}
-"""Tables whose forward chains drop nothing that others may have; not worth a look at their rules,
-which costs libnftables a look at all their chains."""
+"""Tables whose forward chains drop nothing that others may have; not worth a look at their
+rules."""
 
-Seen = tuple[frozenset[tuple[str, str]], tuple[ForwardChain, ...], frozenset[ForwardAccept]]
+MAX_NAMES = 5_000
+"""Names of chains that are kept of all there are; of later ones only those that are hooked, or
+that are the first to tell a program which marks packets. A cluster with 10,000 services has some
+60,000 chains on each node."""
+
+MAX_RULES, MAX_RULES_IN_ALL = 1_000, 10_000
+"""Rules that are looked at of one foreign chain, and of all. Whoever has more in a forward chain
+itself is told that it was not looked at; a rule costs 50 microseconds to decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of other owners.
+
+    Attributes:
+        names: (table, name) of their chains.
+        forward: their chains with hook forward, as far as they were looked at.
+        ours: our rules in them.
+        unread: what was not looked at, and why.
+    """
+
+    names: frozenset[tuple[str, str]]
+    forward: tuple[ForwardChain, ...]
+    ours: frozenset[ForwardAccept]
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 class ForwardRules:
     """Our rules in forward chains of other owners, in the namespace this object was made in."""
 
     def __init__(self) -> None:
-        self._nft = Nft()
+        self._kernel = Nfnetlink()
         self._seen: tuple[int, Seen] | None = None
 
     def chains(self) -> tuple[frozenset[tuple[str, str]], tuple[ForwardChain, ...]]:
-        """Return (table, name) of every chain that is not ours, and the forward chains of them.
+        """Return (table, name) of chains that are not ours, and the forward chains of them.
 
         Raises:
-            ObserveError: the kernel or libnftables refused.
+            ObserveError: the kernel refused.
         """
-        names, forward, _ = self._look()
-        return names, forward
+        seen = self._look()
+        return seen.names, seen.forward
+
+    def unread(self) -> tuple[tuple[str, str], ...]:
+        """Return the chains that are not looked at, each with the reason.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        return self._look().unread
 
     def observe(self, desired: Iterable[ForwardAccept] = ()) -> frozenset[ForwardAccept]:
         """List the rules that carry our comment.
 
         Raises:
-            ObserveError: the kernel or libnftables refused.
+            ObserveError: the kernel refused.
         """
         del desired  # a chain that is not desired any more has to be looked at as well
-        return self._look()[2]
+        return self._look().ours
 
     def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
         """Carry out actions, each a transaction: one chain's owner is not another's."""
-        return tuple(
-            failure
-            for action in actions
-            for failure in self._nft.commit(_accept_commands(action), [action])
-        )
+        failures = []
+        for action in actions:
+            try:
+                self._kernel.commit(_accept_requests(action), action.object.family)
+            except OSError as error:
+                number = error.errno or 0
+                failures.append(
+                    ApplyError.from_errno(str(action), number, os.strerror(number), error)
+                )
+        return tuple(failures)
 
     def _look(self) -> Seen:
         """Look at everything, unless no ruleset has changed since the last look."""
-        now = self._nft.kernel.generation()
+        now = self._kernel.generation()
         if self._seen is None or self._seen[0] != now:
             # A change that comes in between has a later number, and is seen next time.
             self._seen = (now, self._look_anew())
         return self._seen[1]
 
     def _look_anew(self) -> Seen:
-        others = [
-            c for c in self._nft.kernel.list_chains() if (c.family, c.table) != ("inet", TABLE)
-        ]
+        names, hooked = self._kernel.chains(_choose)
         chains: list[ForwardChain] = []
         handles: dict[ForwardAccept, tuple[int, ...]] = {}
-        for chain in others:
-            if not chain.forwards or chain.table in NEVER_FIREWALLS:
+        unread: list[tuple[str, str]] = []
+        left = MAX_RULES_IN_ALL
+        for chain in hooked:
+            if chain.hook != "forward" or chain.table in NEVER_FIREWALLS:
                 continue
-            rules = self._nft.rules(chain.family, chain.table, chain.name)
-            chains.append(_forward_chain(chain, [_body(r["expr"]) for r in rules]))
+            try:
+                rules = [decode_rule(r) for r in self._kernel.rules(chain, min(MAX_RULES, left))]
+            except ObserveError as error:
+                unread.append((error.what, error.why))
+                continue
+            left -= len(rules)
+            chains.append(_forward_chain(chain, [r.body for r in rules]))
             for rule in rules:
-                if rule.get("comment") == ALIAS:
-                    found = _our_accept(chain, _body(rule["expr"]))
-                    handles[found] = (*handles.get(found, ()), rule["handle"])
+                if rule.comment == ALIAS:
+                    found = _our_accept(chain, rule.body)
+                    handles[found] = (*handles.get(found, ()), rule.handle)
         ours = frozenset(replace(found, handles=h) for found, h in handles.items())
-        return frozenset((c.table, c.name) for c in others), tuple(chains), ours
+        return Seen(names, tuple(chains), ours, tuple(unread))
+
+
+def _choose(chains: Iterable[Chain]) -> tuple[frozenset[tuple[str, str]], list[Chain]]:
+    """Keep the names of other owners' chains, within bounds, and the chains that are hooked."""
+    names: set[tuple[str, str]] = set()
+    hooked: list[Chain] = []
+    told: set[str] = set()
+    for chain in chains:
+        if (chain.family, chain.table) == ("inet", TABLE):
+            continue
+        sign = sign_of(chain.name)
+        if len(names) < MAX_NAMES or chain.hook or (sign and sign not in told):
+            names.add((chain.table, chain.name))
+            told.add(sign)
+        if chain.hook:
+            hooked.append(chain)
+    return frozenset(names), hooked
 
 
 def _forward_chain(chain: Chain, bodies: Sequence[list[Json]]) -> ForwardChain:
@@ -243,11 +314,6 @@ def _our_accept(chain: Chain, body: list[Json]) -> ForwardAccept:
     """Return the rule; one that somebody has changed is none that is ever desired."""
     way, pattern = _accepted(body) or ("", canonical(body))
     return ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
-
-
-def _body(expressions: Sequence[Json]) -> list[Json]:
-    """Leave out what decides nothing."""
-    return [e for e in expressions if "counter" not in e]
 
 
 def _stops(body: list[Json]) -> bool:
@@ -270,14 +336,15 @@ def _accepted(body: list[Json]) -> tuple[str, str] | None:
     return None
 
 
-def _accept_commands(action: Change[ForwardAccept]) -> list[Json]:
+def _accept_requests(action: Change[ForwardAccept]) -> list[Request]:
     rule = action.object
-    place = {"family": rule.family, "table": rule.table, "chain": rule.chain}
     if action.verb is Verb.DELETE:
-        return [{"delete": {"rule": place | {"handle": h}}} for h in rule.handles]
-    match = {"op": "==", "left": {"meta": {"key": rule.way}}, "right": rule.pattern}
-    body = [{"match": match}, {"counter": None}, {"accept": None}]
-    return [{"add": {"rule": place | {"expr": body, "comment": ALIAS}}}]
+        return [
+            (NFT_MSG_DELRULE, 0, identity(rule.table, rule.chain, handle))
+            for handle in rule.handles
+        ]
+    body = accept_link(rule.table, rule.chain, rule.way, rule.pattern, ALIAS)
+    return [(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)]
 
 
 def encode(actions: Sequence[Change[NftObject]]) -> list[Json]:

@@ -73,8 +73,11 @@ PREFIX_LENGTH = 33 - PREFIX_SIZE.bit_length()
 PREFIX_LENGTH_IPV6 = 80
 """The same of IPv6."""
 
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""An id of EC2's, a zone, a type or a status."""
+ID = re.compile(r"(eni|eni-attach|subnet|sg|vpc)-[0-9A-Za-z-]{1,48}")
+"""An id of EC2's."""
+
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""A zone, a type or a status."""
 
 MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
@@ -273,18 +276,20 @@ def decode_interface(
     if attached and not here:
         raise MalformedError("Attachment.InstanceId", attachment.get("InstanceId"), instance_id)
     index = number(here, "DeviceIndex", 0, MAX_INDEX) if here else None
-    card = here.get("NetworkCardIndex")
-    if card is not None and number(here, "NetworkCardIndex", 0, MAX_INDEX):
-        return None
     mac = text(body, "MacAddress", MAC).lower()
     is_primary = bool(here) and mac == primary_mac
+    tags = _tags(body, "TagSet")
+    card = here.get("NetworkCardIndex")
+    if card is not None and (card := number(here, "NetworkCardIndex", 0, MAX_INDEX)):
+        if is_primary or tags.get(INSTANCE_TAG) == instance_id:
+            raise MalformedError("NetworkCardIndex", card, "0, of the only card that is used")
+        return None
     primary = _ipv4(body, "PrivateIpAddress") if body.get("PrivateIpAddress") else NO_ADDRESS
     if is_primary and primary == NO_ADDRESS:
         raise MalformedError("PrivateIpAddress", None, "an IPv4 address, which a node needs")
-    tags = _tags(body, "TagSet")
     kind = body.get("InterfaceType")
     usable = (
-        (kind is None or text(body, "InterfaceType") in SERVING_TYPES)
+        (kind is None or text(body, "InterfaceType", WORD) in SERVING_TYPES)
         and tags.get(UNMANAGED_TAG) != "true"
         and primary != NO_ADDRESS
         and (index is None or 0 < index <= MAX_DEVICE_INDEX)
@@ -293,7 +298,7 @@ def decode_interface(
         eni_id=eni_id,
         mac=mac,
         device_index=index,
-        status=text(here or body, "Status"),
+        status=text(here or body, "Status", WORD),
         subnet_id=text(body, "SubnetId"),
         subnet_cidr=ANYWHERE,
         primary=primary,
@@ -406,7 +411,7 @@ def decode_subnet(body: Object) -> Subnet:
         cidr = _network4(body, "CidrBlock", SUBNET_LENGTHS)
     return Subnet(
         subnet_id=text(body, "SubnetId"),
-        zone=text(body, "AvailabilityZone"),
+        zone=text(body, "AvailabilityZone", WORD),
         cidr=cidr,
         free=number(body, "AvailableIpAddressCount", 0, 1 << 16),
         tags=tuple(sorted(_tags(body, "Tags").items())),

@@ -55,7 +55,8 @@ def subnets(told: dict[str, Any]) -> list[Any]:
 def efa_only(**attachment: Any) -> dict[str, Any]:
     """As EC2 shows it: no address, and on each further card there may be one at index 0."""
     where = interface(3)["Attachment"] | {"DeviceIndex": 0, "NetworkCardIndex": 1} | attachment
-    body = interface(3, InterfaceType="efa-only", Attachment=where, PrivateIpAddresses=[])
+    fields = {"InterfaceType": "efa-only", "Attachment": where, "TagSet": []}
+    body = interface(3, PrivateIpAddresses=[], **fields)
     del body["PrivateIpAddress"]
     return body
 
@@ -94,6 +95,14 @@ def test_an_eni_on_another_card_takes_no_place_on_the_first() -> None:
     assert cloud.limits == Limits(3, 10)
     (creation,) = [a.creation for a in plan.actions if isinstance(a, AddEni)]
     assert creation.device_index == 2
+
+
+def test_an_eni_with_our_tag_on_another_card_is_named_and_kept() -> None:
+    told = answers()
+    enis(told)[1]["Attachment"]["NetworkCardIndex"] = 1
+    cloud, plan = look(told)
+    assert [e.eni_id for e in cloud.enis] == ["eni-0"]
+    assert [(r.subject, r.reason) for r in plan.refusals] == [("eni eni-1", "AnswerUnreadable")]
 
 
 @pytest.mark.parametrize("kind", ["trunk", "branch", "natGateway", "another"])

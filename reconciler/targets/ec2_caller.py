@@ -17,12 +17,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import resource
 import select
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -40,6 +43,26 @@ ANSWER_S = 40.0
 IDLE_S = 20.0
 """Seconds without a call after which the process ends: longer than what one growth of the pool
 pauses between two of its calls, and short beside the minutes between two looks."""
+
+MAX_ANSWER = 4 << 20
+"""Bytes of one answer. A page of 100 ENIs with 50 addresses and 50 tags each is half of it."""
+
+MAX_QUESTION = 48 << 10
+"""Bytes of one question: what an empty pipe takes at once (pipe(7): 64 KiB), so that asking never
+waits for a process that hangs."""
+
+MAX_DATA = 128 << 20
+"""Bytes of memory that the process may take for its data (``RLIMIT_DATA``). It needs 50 MB; an
+answer that takes more ends it, and not the daemon, which shares its cgroup."""
+
+END_S = 5.0
+"""Seconds for a killed process to be gone; it is left behind if it is not."""
+
+MAX_WORDS = 256
+"""Characters of what EC2 or the SDK says of a failure."""
+
+CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""EC2's codes are words, and so are reasons of conditions."""
 
 ANSWER_LOST = "AnswerLost"
 """The code of a call of which nobody knows whether it has happened."""
@@ -61,6 +84,9 @@ class Ec2CallError(Exception):
     def __init__(
         self, operation_name: str, code: str, message: str, *, refused: bool = False
     ) -> None:
+        code = code if CODE.fullmatch(code) else "Unknown"
+        operation_name = operation_name if CODE.fullmatch(operation_name) else ""
+        message = "".join(c if c.isprintable() else " " for c in message[:MAX_WORDS])
         super().__init__(f"{operation_name}: {code}: {message}")
         self.operation_name = operation_name
         self.code = code
@@ -126,11 +152,15 @@ class Subprocess:
         assert process.stdout is not None
         self._questions += 1
         question["number"] = self._questions
+        line = json.dumps(question).encode() + b"\n"
+        if len(line) > MAX_QUESTION:
+            why = f"a question of {len(line)} bytes, more than {MAX_QUESTION}, is not asked"
+            raise Ec2CallError(operation, "QuestionTooLong", why, refused=True)
         try:
-            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.write(line)
             process.stdin.flush()
             answer = _parse(_read_line(process.stdout), self._questions)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             # Killed, hung, or out of its mind: whether EC2 was asked, nobody knows.
             self._end()
             raise Ec2CallError(
@@ -170,17 +200,18 @@ class Subprocess:
             if stream is not None:
                 with suppress(OSError):  # what was still in its buffer concerns nobody
                     stream.close()
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):  # the kernel may be busy with its memory
+            process.wait(END_S)
 
 
 def _read_line(stream: IO[bytes]) -> bytes:
     """Return an answer: all that comes until a line is whole.
 
     Raises:
-        OSError: none came in time, or the process has ended.
+        OSError: none came in time, it has no end, or the process has ended.
     """
     deadline = time.monotonic() + ANSWER_S
-    line = b""
+    line = bytearray()
     while not line.endswith(b"\n"):
         # Not ``readline``: of a process that hangs within a line, that would wait for ever.
         if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -189,14 +220,16 @@ def _read_line(stream: IO[bytes]) -> bytes:
         if not part:
             raise ConnectionResetError("it ended without an answer")
         line += part
-    return line
+        if len(line) > MAX_ANSWER:
+            raise ConnectionAbortedError(f"its answer is longer than {MAX_ANSWER} bytes")
+    return bytes(line)
 
 
 def _parse(line: bytes, number: int) -> dict[str, Any]:
     """Return the answer to a question.
 
     Raises:
-        ValueError: it is none, or another question's.
+        ValueError, RecursionError: it is none, or another question's.
     """
     answer = json.loads(line)
     if not isinstance(answer, dict) or answer.get("number") != number:
@@ -238,7 +271,7 @@ class InProcess:
             raise Ec2CallError(
                 error.operation_name,
                 str(told.get("Code", "Unknown")),
-                str(told.get("Message", error))[:256],
+                str(told.get("Message", error)),
                 refused=True,
             ) from error
         except (BotoCoreError, ResponseParserError) as error:
@@ -246,10 +279,15 @@ class InProcess:
             # may have happened all the same; a look at EC2 tells.
             lost = isinstance(error, HTTPClientError | ResponseParserError)
             code = ANSWER_LOST if lost else type(error).__name__
-            raise Ec2CallError(operation, code, str(error)[:256]) from error
+            raise Ec2CallError(operation, code, str(error)) from error
         except (OSError, ValueError) as error:
             # What the SDK does not wrap: an endpoint that is no URL, a token that is not mounted.
-            raise Ec2CallError(operation, type(error).__name__, str(error)[:256]) from error
+            raise Ec2CallError(operation, type(error).__name__, str(error)) from error
+        except (MemoryError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            # An answer that the SDK's parser does not survive, or that takes more memory than
+            # there may be: the call may have happened.
+            why = f"{type(error).__name__}: {error}"
+            raise Ec2CallError(operation, ANSWER_LOST, why) from error
 
 
 def _make_client(region: str) -> EC2Client:
@@ -267,8 +305,18 @@ def _make_client(region: str) -> EC2Client:
     )
 
 
+def _be_the_first_to_go() -> None:
+    """Take no memory that the daemon needs, which is in the same cgroup (proc(5))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(OSError, ValueError):  # a lower limit that is set already stays
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA, hard))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def main(region: str) -> None:
     """Answer questions until there are no more: whoever asks them has ended, or wants none."""
+    _be_the_first_to_go()
     # Whatever else is printed here, by a library say, is for the log and no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

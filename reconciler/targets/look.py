@@ -61,7 +61,7 @@ def _encode_eni(eni: Eni) -> Json:
 def _decode_eni(body: Json, primary_mac: str) -> Eni:
     parsed = {
         # A look of an earlier release does not say it.
-        "is_primary": body["mac"] == primary_mac,
+        "is_primary": bool(body.get("is_primary", body["mac"] == primary_mac)),
         "subnet_cidr": ip_network(body["subnet_cidr"]),
         "primary": ip_address(body["primary"]),
         "secondaries": tuple(ip_address(a) for a in body["secondaries"]),

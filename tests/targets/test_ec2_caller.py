@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import until
+from werkzeug.serving import make_server
 
 from reconciler.targets import ec2_caller
 from reconciler.targets.ec2_caller import ANSWER_LOST, Ec2CallError, Subprocess
@@ -81,9 +84,25 @@ def test_a_process_that_fails_loses_one_answer_and_no_more(
         """echo '{"number": 1}'; exec sleep 100""",
         """echo '{"number": 7, "answer": {}}'; exec sleep 100""",
         """printf '{"number": 1, "answer":'; exec sleep 100""",
+        """head -c 200000 /dev/zero | tr '\\0' '['; echo; exec sleep 100""",
+        """yes '' | tr '\\n' 'x'""",
+        """printf '\\377\\376\\n'; exec sleep 100""",
+        """printf '{"number": 1, "answer": 1%0400000d}\\n' 0; exec sleep 100""",
         """printf '{"number": 1, "answer":'""",
     ],
-    ids=["no-json", "no-object", "no-number", "no-answer", "another's", "hangs-within", "half"],
+    ids=[
+        "no-json",
+        "no-object",
+        "no-number",
+        "no-answer",
+        "another's",
+        "hangs-within",
+        "nested",
+        "without-end",
+        "no-text",
+        "huge-number",
+        "half",
+    ],
 )
 def test_a_process_that_babbles_is_ended(
     caller: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, babble: str
@@ -97,6 +116,64 @@ def test_a_process_that_babbles_is_ended(
         caller(*DESCRIBE)
     assert (caught.value.code, caught.value.refused) == (ANSWER_LOST, False)
     assert caller._process is None  # so the next call starts another, as above
+
+
+def test_a_refusal_is_a_word_and_a_short_line_whatever_it_says(
+    caller: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"number": 1, "operation": 7, "code": "x" * 9999, "message": "\x1b[2J\n\ud800" * 9999}
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\ninput()\nprint({json.dumps(told | {'refused': 3})!r})\n"
+    )
+    python.chmod(0o700)
+    with monkeypatch.context() as another, pytest.raises(Ec2CallError) as caught:
+        another.setattr(sys, "executable", str(python))
+        caller(*DESCRIBE)
+    assert caught.value.code == "Unknown"
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
+
+
+def test_a_question_that_fills_the_pipe_is_not_asked(caller: Subprocess) -> None:
+    filters = [{"Name": "subnet-id", "Values": [f"subnet-{n:017x}" for n in range(4000)]}]
+    with pytest.raises(Ec2CallError) as caught:
+        caller(DESCRIBE[0], DESCRIBE[1], {"Filters": filters})
+    assert (caught.value.code, caught.value.refused) == ("QuestionTooLong", True)
+    assert caller(*DESCRIBE)["NetworkInterfaces"]
+
+
+def test_the_process_goes_before_the_daemon_when_memory_is_short(caller: Subprocess) -> None:
+    caller(*DESCRIBE)
+    proc = Path(f"/proc/{pid_of(caller)}")
+    assert (proc / "oom_score_adj").read_text() == "1000\n"
+    (line,) = [li for li in (proc / "limits").read_text().splitlines() if "Max data size" in li]
+    assert line.split()[3] == str(ec2_caller.MAX_DATA)
+
+
+def test_a_body_without_end_is_a_lost_answer_and_the_next_call_works(
+    caller: Subprocess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flood(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Type", "text/xml")])
+        part = b"<a>" * (1 << 18)
+        return (part for _ in range(1000))
+
+    server = make_server("127.0.0.1", 0, flood)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with monkeypatch.context() as another, pytest.raises(Ec2CallError) as caught:
+            another.setenv("AWS_ENDPOINT_URL_EC2", f"http://127.0.0.1:{server.port}")
+            caller(*DESCRIBE)
+        assert caught.value.code == ANSWER_LOST
+        assert "MemoryError" in caught.value.message  # of its own, long before the node's ends
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    caller.close()
+    assert caller(*DESCRIBE)["NetworkInterfaces"]
 
 
 def test_an_answer_nobody_asked_for_is_not_taken_for_the_next_question_s(

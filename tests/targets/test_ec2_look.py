@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -18,6 +19,7 @@ from reconciler.domains import eni as domain
 from reconciler.errors import ObserveError
 from reconciler.targets.ec2 import MAX_ENIS, PAGE_SIZE, Ec2
 from reconciler.targets.ec2_caller import Ec2CallError
+from reconciler.targets.look import decode_look, encode_look
 
 
 class Journal:
@@ -334,3 +336,14 @@ def test_an_eni_that_cannot_be_read_takes_a_place_and_its_index() -> None:
     enis(told).append(interface(3) | {"Groups": "x"})
     _, plan = look(told, 900)
     assert not [a for a in plan.actions if isinstance(a, AddEni)]
+
+
+def test_a_look_of_an_earlier_release_knows_its_primary_by_the_mac() -> None:
+    cloud, _ = look(answers())
+    body = json.loads(json.dumps(encode_look(wanted().node, cloud)))
+    for entry in body["enis"]:
+        del entry["is_primary"]
+    for entry in body["subnets"]:
+        del entry["vpc_id"]
+    _, known = decode_look(body)
+    assert [e.is_primary for e in known.enis] == [True, False]

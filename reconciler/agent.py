@@ -32,16 +32,16 @@ from reconciler.engine import Outcome
 from reconciler.errors import InternalError, ReconcilerError, boundary
 from reconciler.memory import give_back
 from reconciler.node import LocalNode
+from reconciler.reader import Reader, Reading
 from reconciler.result import Pass
 from reconciler.suspects import Suspects
 from reconciler.targets.files import INTERIM
-from reconciler.targets.mount import is_mounted_alone
 from reconciler.targets.state import StateDirectory
 from reconciler.triggers import FileWatch, KernelWatch, Triggers
 from reconciler.watchdog import Stuck, Watchdog
 from reconciler.world import World
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError, load, read
+from schemas.load import DocumentError
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,12 @@ POOL_PASS, READING = "the pass over the pool", "reading the document"
 COOLDOWNS = "ending the connections of addresses that cool"
 """Duties, as conditions, metrics and the watchdog name them."""
 
+READING_S = 60.0
+"""Seconds after which the document is read again, even if nothing has said that it changed."""
+
+MOST_PROBLEMS = 20
+"""Of a refused document that are told; ``validate`` tells all."""
+
 TRANSITION_S = 0.5
 """Seconds between looks at EC2 while an ENI is being attached: it takes EC2 one to ten."""
 
@@ -140,6 +146,7 @@ class Agent:
         self._node = LocalNode(state, world)
         self._triggers = Triggers()
         self._pool_triggers = Triggers()
+        self._reader = Reader(self._path, lambda: self._triggers.mark("document"))
         suspects = Suspects()
         self._watches = self._make_watches(suspects) if events else ()
         self._stopping = threading.Event()
@@ -187,13 +194,14 @@ class Agent:
         sys.setswitchinterval(SWITCH_S)
         gc.freeze()
         gc.set_threshold(*COLLECTIONS)
-        self._read_document(first=True)
+        self._accept_document(self._reader.look_first(), first=True)
         self._recall_answered()
         for watch in self._watches:
             watch.start()
         self.watchdog.start()
         pool = threading.Thread(target=self._pool_loop, name="pool", daemon=True)
         pool.start()
+        threading.Thread(target=self._reader_loop, name="reader", daemon=True).start()
         self._node.cooldowns.apart = True
         cooldowns = threading.Thread(target=self._cooldown_loop, name="cooldowns", daemon=True)
         cooldowns.start()
@@ -203,6 +211,7 @@ class Agent:
         finally:
             self._stopping.set()
             self._pool_triggers.mark("stop")
+            self._reader.hints.mark("stop")
             self._node.cooldowns.stop()
             for watch in self._watches:
                 watch.stop()
@@ -214,7 +223,7 @@ class Agent:
         # A directory that is missing is made with the first file, and looked at by the clock.
         directories = [d for d in self._node.runtime_directories if d.is_dir()]
         return (
-            FileWatch(self._path.parent, self._triggers, "document"),
+            FileWatch(self._path.parent, self._reader.hints, "document"),
             KernelWatch(self._triggers, suspects),
             *(FileWatch(d, self._triggers, "files", besides=INTERIM) for d in directories),
         )
@@ -427,13 +436,13 @@ class Agent:
             self._pods_at = time.monotonic()
             self._untidy = True
         if "document" in hints:
-            # Whatever else happens in its directory is no reason to look at every pod.
+            # That it was read is no reason to look at every pod.
             hints -= {"document"}
-            hints |= {"edited"} if self._read_document() else frozenset()
+            hints |= {"edited"} if self._take_document() else frozenset()
         overdue = time.monotonic() - self._full_pass_at >= self._wait_s
         if overdue or (hints and self._put_off_s(hints) <= 0):
             # Not only when told: a directory that was replaced is watched no more.
-            hints |= {"edited"} if self._read_document() else frozenset()
+            self._reader.hints.mark("document")
             self._wait_s = self._full_pass(audit=self._is_audit_due(hints))
             hints = frozenset()
         self._hints = hints
@@ -757,51 +766,48 @@ class Agent:
 
     # -- the document ---------------------------------------------------------------------
 
-    def _read_document(self, *, first: bool = False) -> bool:
-        """Take over a changed document, and say so; keep the last good one if it is invalid."""
-        try:
-            with self.watchdog.over(READING), boundary(READING):
-                text, document, refused = self._look_at_document()
-        except InternalError as error:
+    def _reader_loop(self) -> None:
+        self.duties.forever("the document's reader", self._reader_turn, self._stopping)
+
+    def _reader_turn(self) -> None:
+        self._reader.hints.wait(READING_S)
+        with self.duties.over(READING):
+            self._reader.look_again()
+
+    def _take_document(self) -> bool:
+        """Take over a changed document; return whether it was."""
+        reading = self._reader.take()
+        return reading is not None and self._accept_document(reading)
+
+    def _accept_document(self, reading: Reading, *, first: bool = False) -> bool:
+        """Take over a document, and say so; keep the last good one if it is invalid."""
+        fixed = Finding(str(self._path), "DocumentNeverChanges", NEVER_CHANGES)
+        self._conditions.note("mount", [fixed] if reading.fixed else [])
+        if reading.refused:
             if first:
-                raise
-            self._conditions.report("document", Outcome(errors=(error,)))
-            return False
-        if refused:
-            if first:
-                raise refused
-            self._refuse_document(refused)
+                raise reading.refused
+            self._refuse_document(reading.refused)
             return False
         self._refused = None
         self._conditions.report("document", Outcome())
-        if document is None:
-            return False
-        self._document_text, self._document = text, document
+        if reading.text == self._document_text:
+            return False  # an invalid edit that was taken back changes nothing
+        self._document_text, self._document = reading.text, reading.document
         self._generation += 1
         self._drift.clear()
         self._pool_triggers.mark("pool")
         log.info("document accepted", extra={"generation": self._generation})
         return True
 
-    def _look_at_document(self) -> tuple[str, NodeNetwork | None, DocumentError | None]:
-        """Return the document's text, and what it says if that is new; or why it is refused."""
-        text = ""
-        fixed = Finding(str(self._path), "DocumentNeverChanges", NEVER_CHANGES)
-        self._conditions.note("mount", [fixed] if is_mounted_alone(self._path) else [])
-        try:
-            text = read(self._path)
-            # An invalid edit that was taken back changes nothing.
-            unchanged = text == self._document_text
-            return text, None if unchanged else load(text, str(self._path)), None
-        except DocumentError as error:
-            return text, None, error
-
     def _refuse_document(self, error: DocumentError) -> None:
-        if self._refused != str(error):
-            for problem in error.problems:
+        said = "\n".join(map(str, error.problems[:MOST_PROBLEMS]))
+        if more := len(error.problems) - MOST_PROBLEMS:
+            said += f"\nand {more} more" if more > 0 else ""
+        if self._refused != said:
+            for problem in said.splitlines():
                 log.error("document refused, the last good one stays", extra={"problem": problem})
-        self._refused = str(error)
-        message = f"{error}; the last good one stays in force"
+        self._refused = said
+        message = f"{said}; the last good one stays in force"
         refusal = Refusal(str(self._path), "DocumentRefused", message)
         outcome = Outcome(remaining=Plan(refusals=(refusal,)))
         self._conditions.report("document", outcome, is_logged=True)

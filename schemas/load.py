@@ -8,7 +8,10 @@ it says it.
 
 from __future__ import annotations
 
+import errno
+import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +22,23 @@ from schemas.check import check
 from schemas.document import NodeNetwork
 from schemas.problem import DocumentError, Path, Place, Places, Problem, print_path
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "DocumentError", "Problem", "dump", "load", "read"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_VALUES",
+    "DocumentError",
+    "Problem",
+    "dump",
+    "load",
+    "read",
+]
 
 MAX_BYTES = 1 << 20
 """Kubernetes refuses ConfigMaps larger than this."""
+
+MAX_VALUES = 16_384
+"""Keys and values together. Twice the CIDRs that nftables takes in a second or so; reading as many
+takes some 3 s, and the loop that serves pods reads the document."""
 
 MAX_DEPTH = 32
 """Levels of nesting; the document has six, and a parser that recurses must end somewhere."""
@@ -35,19 +51,28 @@ OPENING = (
     yaml.FlowMappingStartToken,
     yaml.FlowSequenceStartToken,
 )
+COUNTED = (yaml.ScalarToken, *OPENING)
 CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+_OTHERS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 _QUOTES = ", or put text that begins with & or * in quotes"
 
 
 def read(path: pathlib.Path) -> str:
-    """Read a document's file.
+    """Read a document's file; nothing in its place can make this wait, or read without end.
 
     Raises:
-        DocumentError: it is not there, cannot be read, or is not UTF-8.
+        DocumentError: it is not there, is no file, is too large, cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = _read_file(path)
+        return content.decode("utf-8-sig")
     except OSError as error:
         message = f"cannot be read: {(error.strerror or str(error)).lower()}"
         raise DocumentError([Problem(str(path), 0, 0, "", message)]) from error
@@ -56,6 +81,29 @@ def read(path: pathlib.Path) -> str:
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         message = f"not UTF-8: byte {error.object[error.start]:#04x}"
         raise DocumentError([Problem(str(path), line, column, "", message)]) from error
+
+
+def _read_file(path: pathlib.Path) -> bytes:
+    """Read a regular file, and of it no more than it takes to see that it is too large.
+
+    A FIFO would wait for whoever writes into it, and to open some devices has effects, so what it
+    is is asked first, and again of what was opened.
+    """
+    what = path.stat()
+    if stat.S_ISREG(what.st_mode):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with open(fd, "rb") as f:  # noqa: PTH123 - of a descriptor
+            what = os.fstat(fd)
+            if stat.S_ISREG(what.st_mode):
+                content = f.read(MAX_BYTES + 1)
+                if len(content) > MAX_BYTES:
+                    raise _refused(str(path), None, f"larger than {MAX_BYTES} bytes")
+                return content
+    if stat.S_ISDIR(what.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    found = next((word for is_it, word in _OTHERS if is_it(what.st_mode)), "something else")
+    message = f"cannot be read: it is {found}; put a file in its place"
+    raise DocumentError([Problem(str(path), 0, 0, "", message)])
 
 
 def load(text: str, source: str) -> NodeNetwork:
@@ -111,8 +159,8 @@ def _parse(text: str, source: str) -> yaml.Node:
 
 
 def _check_tokens(text: str, source: str) -> None:
-    """Refuse what the composer would follow without end: aliases, and nesting beyond reason."""
-    depth = 0
+    """Refuse what the composer would follow without end: aliases, depth and number of values."""
+    depth = values = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
             message = f"anchors and aliases are not supported; write the value out{_QUOTES}"
@@ -120,6 +168,10 @@ def _check_tokens(text: str, source: str) -> None:
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
         if depth > MAX_DEPTH:
             message = f"nested more than {MAX_DEPTH} levels deep"
+            raise _refused(source, token.start_mark, message)
+        values += isinstance(token, COUNTED)
+        if values > MAX_VALUES:
+            message = f"more than {MAX_VALUES} keys and values; write CIDRs as fewer, larger ones"
             raise _refused(source, token.start_mark, message)
 
 

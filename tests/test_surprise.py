@@ -99,7 +99,7 @@ class House:
             clock=lambda: self.now,
         )
         self.agent = Agent(self._path, self.state, world, events=False)  # type: ignore[arg-type]
-        self.agent._read_document(first=True)
+        self.agent._accept_document(self.agent._reader.look_first(), first=True)
 
     def work(self) -> None:
         """Let the daemon have two passes of each kind."""

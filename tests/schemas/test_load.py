@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -204,6 +206,7 @@ def test_the_defaults_are_whole() -> None:
         ("warmPool: {cooldown: ٣s}\n", "3:22: warmPool.cooldown: '٣s' is no duration; write a number and a unit, as 30s, 2m or 1h"),
         ("maxPods: " + "9" * 5000 + "\n", "3:10: maxPods: a number of 5000 digits; nothing here is that large"),
         ("x: " + "[" * 3000 + "]" * 3000 + "\n", "3:35: nested more than 32 levels deep"),
+        ("x: [" + "a, " * 16400 + "]\n", "3:49136: more than 16384 keys and values; write CIDRs as fewer, larger ones"),
         ("snat: {<<: {mode: node}}\n", "3:8: snat: merge keys are not supported; write the values out"),
         ('"a\\nb": 1\n', "3:1: 'a\\nb': unknown key"),
         ("eni: {subnets: [null]}\n", "3:17: eni.subnets[0]: empty; remove the entry, or give it a value"),
@@ -301,6 +304,34 @@ def test_a_file_that_cannot_be_read_is_an_error_of_the_document(tmp_path: Path) 
         assert str(caught.value) == expected
     bad.write_bytes(b"\xef\xbb\xbf" + HEAD.replace("\n", "\r\n").encode())
     assert load(read(bad), "f.yaml") == load(HEAD, "f.yaml")
+
+
+def test_nothing_in_a_documents_place_makes_its_reader_wait_or_read_without_end(
+    tmp_path: Path,
+) -> None:
+    """Each of these has stopped the loop that serves pods, or eaten its memory."""
+    fifo, socket_, huge, endless = (tmp_path / n for n in ("fifo", "socket", "huge", "endless"))
+    os.mkfifo(fifo)
+    huge.touch()
+    os.truncate(huge, 1 << 40)
+    endless.symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_))
+        for path, expected in (
+            (fifo, f"{fifo}: cannot be read: it is a FIFO; put a file in its place"),
+            (socket_, f"{socket_}: cannot be read: it is a socket; put a file in its place"),
+            (endless, f"{endless}: cannot be read: it is a device; put a file in its place"),
+            (huge, f"{huge}:1:1: larger than 1048576 bytes"),
+        ):
+            with pytest.raises(DocumentError) as caught:
+                read(path)
+            assert str(caught.value) == expected
+
+
+def test_as_many_excluded_cidrs_as_nftables_takes_are_read() -> None:
+    cidrs = "".join(f"  - 10.{i >> 8}.{i & 255}.0/24\n" for i in range(9980))
+    document = load(HEAD + "snat:\n  excludeCIDRs:\n" + cidrs, "f.yaml")
+    assert len(document.snat.exclude_cidrs) == 9980
 
 
 def test_all_faults_are_named_at_once_in_the_order_of_the_file() -> None:

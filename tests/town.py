@@ -50,6 +50,10 @@ class Town:
     def reasons(self) -> set[str]:
         return {c["reason"] for c in self.cluster.status()["conditions"]}
 
+    def conditions(self) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = self.cluster.status()["conditions"]
+        return found
+
     def theirs(self) -> str:
         """Every ruleset on the node but our table."""
         text = rulesets.listing(self.node)

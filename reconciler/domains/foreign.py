@@ -7,8 +7,9 @@ ours have been tried beside and came to no harm, is none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from reconciler.core import filtering
 from reconciler.core.datapath import (
     ENI_PRIORITY,
     FAMILIES,
@@ -17,10 +18,14 @@ from reconciler.core.datapath import (
     IpNetwork,
     host_network,
 )
+from reconciler.core.filtering import Pod, Traffic, sample
 from reconciler.core.finding import Finding
 from reconciler.core.forward import ForwardChain, covers, is_ours_to_open
 from reconciler.core.inputs import Inputs
 from reconciler.core.mark import users_of
+from reconciler.core.ruleset import ChainId, Ruleset
+
+NO_RULES, NO_TRAFFIC = Ruleset(), Traffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,7 @@ class Foreign:
     Attributes:
         chains, tables: names of their chains and nftables tables, in all families.
         forward: their base chains with hook forward; None if nobody knows.
+        ruleset: the chains that packets from and to pods pass, rule by rule.
         firewalld_accepts: patterns of links that a zone of firewalld accepts, in both directions.
         networkd: None if it does not run.
         unread: what could not be looked at, and why.
@@ -113,6 +119,7 @@ class Foreign:
     chains: frozenset[str] = frozenset()
     tables: frozenset[str] = frozenset()
     forward: tuple[ForwardChain, ...] | None = ()
+    ruleset: Ruleset = NO_RULES
     rules: tuple[ForeignRule, ...] = ()
     firewalld_accepts: frozenset[str] = frozenset()
     networkd: Networkd | None = None
@@ -132,6 +139,7 @@ class Ours:
         eni_links: links of ENIs that we configure: all but the primary's.
         sources: pods' addresses, as networks of one.
         accept_forwarded: we add rules to chains that drop.
+        traffic: packets that have to pass.
     """
 
     families: frozenset[str]
@@ -140,6 +148,7 @@ class Ours:
     eni_links: frozenset[str]
     sources: frozenset[IpNetwork]
     accept_forwarded: bool = False
+    traffic: Traffic = NO_TRAFFIC
 
 
 def desire(inputs: Inputs) -> Ours:
@@ -151,6 +160,29 @@ def desire(inputs: Inputs) -> Ours:
         eni_links=frozenset(name for eni, name in inputs.pod_enis if not eni.is_primary),
         sources=frozenset(host_network(x) for a in inputs.attachments for x in a.addresses),
         accept_forwarded=inputs.document.routing.accept_forwarded,
+        traffic=_traffic(inputs),
+    )
+
+
+def _traffic(inputs: Inputs) -> Traffic:
+    links = {eni.eni_id: (eni, name) for eni, name in inputs.pod_enis}
+    pods = [
+        Pod(a.veth, own, links[a.eni_id][1])
+        for a in inputs.attachments
+        if a.eni_id in links
+        for own in a.vpc_addresses
+    ]
+    if not pods:
+        prefix = f"{inputs.document.pods.veth_prefix}*"
+        pods = [Pod(prefix, e.pod_addresses[0], n) for e, n in links.values() if e.pod_addresses]
+    hosts = (
+        e.host_address(FAMILIES[name].version) for name in inputs.families for e in inputs.enis[:1]
+    )
+    return Traffic(
+        pods=sample(pods),
+        hosts=tuple(h for h in hosts if h),
+        kept=(*inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs),
+        patterns=tuple(sorted(inputs.veth_patterns)),
     )
 
 
@@ -160,14 +192,23 @@ FIREWALLD = "firewalld"
 
 def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
     """Say what hurts, in the order in which an operator should look at it."""
+    named = tuple(_forwarding(foreign, ours))
+    subjects = {f.subject for f in named}
     return (
-        *_forwarding(foreign, ours),
+        *named,
+        *(f for f in filtered(foreign, ours) if f.subject not in subjects),
         *_networkd(foreign, ours),
         *_managers(foreign, ours),
         *_marks(foreign, ours),
         *_early_rules(foreign, ours),
         *(Finding(what, "ForeignUnread", why) for what, why in foreign.unread),
     )
+
+
+def filtered(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
+    """Say what becomes of pods' packets, rule by rule; of firewalld that is said elsewhere."""
+    bases = tuple(b for b in foreign.ruleset.bases if b.id.table != FIREWALLD)
+    return filtering.judge(replace(foreign.ruleset, bases=bases), ours.traffic)
 
 
 def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
@@ -180,7 +221,7 @@ def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
             for pattern in sorted(ours.patterns)
             if not all(_lets(chain.accepts, way, pattern) for way in ("iifname", "oifname"))
         ]
-        if shut:
+        if shut and not _accepted(foreign, chain, ours):
             yield _dropped(chain, shut, ours)
     if FIREWALLD in foreign.tables:
         shut = [
@@ -190,6 +231,12 @@ def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
         ]
         if shut:
             yield _rejected(shut)
+
+
+def _accepted(foreign: Foreign, chain: ForwardChain, ours: Ours) -> bool:
+    """Whether pods' packets are accepted by a rule in a chain that this one jumps to."""
+    there = ChainId(chain.backend, chain.family, chain.table, chain.name)
+    return filtering.lets_pass(foreign.ruleset, there, ours.traffic)
 
 
 def _lets(accepts: Iterable[tuple[str, str]], way: str, pattern: str) -> bool:

@@ -6,16 +6,24 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from reconciler.core.forward import ForwardChain
-from reconciler.domains.foreign import Foreign, ForeignRule
+from reconciler.core.ruleset import Ruleset
+from reconciler.domains.foreign import NO_RULES, Foreign, ForeignRule
 from reconciler.errors import ObserveError
 from reconciler.targets.host import HostFiles
 from reconciler.targets.legacy import LegacyTables
 from reconciler.targets.netlink import Netlink
-from reconciler.targets.nft import ForwardRules
+from reconciler.targets.nft import NEVER_FIREWALLS, ForwardRules
+from reconciler.targets.ruleset import ForeignChains
 
 T = TypeVar("T")
 
 Chains = tuple[frozenset[Any], tuple[ForwardChain, ...] | None]
+
+
+HOOKS = ("input", "forward", "postrouting")
+"""Where what becomes of pods' packets is looked at with every full pass."""
+
+LEGACY_TABLES = ("filter",)
 
 
 class Surroundings:
@@ -27,9 +35,19 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.forward = ForwardRules()
+        self._chains = ForeignChains()
+        self._merged: tuple[Ruleset, Ruleset, Ruleset] | None = None
         self._legacy = LegacyTables()
         self._netlink = Netlink()
         self._host = HostFiles()
+
+    def _merge(self, one: Ruleset, other: Ruleset) -> Ruleset:
+        """Join what both backends show; the same object as long as neither has changed."""
+        if self._merged is None or self._merged[0] is not one or self._merged[1] is not other:
+            bases = (*one.bases, *other.bases)
+            joined = Ruleset(bases, {**one.rules, **other.rules}, one.elements)
+            self._merged = (one, other, joined)
+        return self._merged[2]
 
     def observe(self) -> Foreign:
         """Look at everything; raise nothing: what cannot be read is named in the answer."""
@@ -50,6 +68,10 @@ class Surroundings:
         return Foreign(
             chains=frozenset(name for _, name in nft_chains) | legacy_chains,
             forward=None if nft_forward is None else (*nft_forward, *(legacy_forward or ())),
+            ruleset=self._merge(
+                tried(lambda: self._chains.observe(HOOKS, NEVER_FIREWALLS), NO_RULES),
+                tried(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES),
+            ),
             rules=tried(self._netlink.foreign_rules, no_rules),
             tables=frozenset(table for table, _ in nft_chains),
             firewalld_accepts=self._host.firewalld_accepts(),

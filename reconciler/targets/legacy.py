@@ -1,6 +1,7 @@
 """iptables' legacy tables, read as the kernel holds them: nftables does not show them.
 
-Only the filter table, which is short on every node; ``nat`` may hold tens of thousands of rules.
+They tell nobody when they change, so each full pass reads one: the filter table, which is short on
+every node; ``nat`` may hold tens of thousands of rules, and is read for ``trace`` alone.
 Structures: linux/netfilter_ipv4/ip_tables.h.
 """
 
@@ -10,10 +11,23 @@ import ctypes
 import os
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from reconciler.core.forward import ForwardChain
+from reconciler.core.ruleset import (
+    NF_INET_HOOKS,
+    BaseChain,
+    ChainId,
+    Expression,
+    FieldIs,
+    Rule,
+    Ruleset,
+    Unclear,
+    Verdict,
+)
 from reconciler.errors import ObserveError
+from reconciler.targets.xtables import decode_match, decode_target
 
 NAMES = Path("/proc/thread-self/net/ip_tables_names")
 """The legacy tables of this thread's namespace; asking for another one would make it."""
@@ -26,14 +40,27 @@ ENTRIES_HEADER = 40
 """``struct ipt_get_entries`` up to its entries."""
 
 ENTRY_SIZE, TARGET_HEADER, HOOK_FORWARD = 112, 32, 2
-ACCEPT, DROP = -2, -1
+ACCEPT, DROP, RETURN = -2, -1, -5
 """Verdicts of a standard target: minus the nf verdict, minus one."""
+
+MAX_TABLE_BYTES = 8 << 20
+"""Of one table, as the kernel has it: some 30,000 rules. A larger one is not read, and said so."""
+
+PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+NAT_SRC = 100
+"""Priorities of iptables' chains (linux/netfilter_ipv4.h); of nat's, those of the first hooks."""
+
+GOTO = 2
+"""IPT_F_GOTO."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LegacyTables:
-    """The filter table of the network namespace that a thread is in."""
+    """The tables of the network namespace that a thread is in."""
+
+    def __init__(self) -> None:
+        self._seen = Ruleset()
 
     def observe(self) -> tuple[frozenset[str], tuple[ForwardChain, ...]]:
         """Return the names of the users' chains, and the FORWARD chain if there is one.
@@ -41,22 +68,53 @@ class LegacyTables:
         Raises:
             ObserveError: the kernel refused.
         """
-        try:
-            if "filter" not in NAMES.read_text().split():
-                return frozenset(), ()
-        except FileNotFoundError:
-            return frozenset(), ()  # a kernel without legacy tables
-        except OSError as error:
-            raise ObserveError("legacy iptables", str(error)) from error
-        try:
-            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
-                info = _ask(s, SO_GET_INFO, INFO_SIZE, b"filter")
-                (size,) = struct.unpack_from("I", info, 80)
-                header = struct.pack("32sI4x", b"filter", size)
-                entries = _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header)[ENTRIES_HEADER:]
-        except OSError as error:
-            raise ObserveError("legacy iptables' filter table", str(error)) from error
-        return _decode(info, entries)
+        if "filter" not in _names():
+            return frozenset(), ()
+        found = _read("filter")
+        if found is None:
+            raise ObserveError("legacy iptables' filter table", TOO_LARGE)
+        return _decode(*found)
+
+    def ruleset(self, tables: Iterable[str]) -> Ruleset:
+        """Return the chains of some tables, rule by rule; one that is too large is not read.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        result = Ruleset()
+        for table in sorted(_names().intersection(tables)):
+            found = _read(table)
+            bases, rules = _chains(table, *found) if found else _unread(table)
+            result = Ruleset((*result.bases, *bases), {**result.rules, **rules}, result.elements)
+        if self._seen != result:
+            self._seen = result
+        return self._seen
+
+
+TOO_LARGE = f"it is larger than {MAX_TABLE_BYTES >> 20} MiB"
+
+
+def _names() -> frozenset[str]:
+    try:
+        return frozenset(NAMES.read_text().split())
+    except FileNotFoundError:
+        return frozenset()  # a kernel without legacy tables
+    except OSError as error:
+        raise ObserveError("legacy iptables", str(error)) from error
+
+
+def _read(table: str) -> tuple[bytes, bytes] | None:
+    """Return a table's info and entries; None if it is too large."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
+            info = _ask(s, SO_GET_INFO, INFO_SIZE, table.encode())
+            (size,) = struct.unpack_from("I", info, 80)
+            if size > MAX_TABLE_BYTES:
+                return None
+            header = struct.pack("32sI4x", table.encode(), size)
+            return info, _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header)[ENTRIES_HEADER:]
+    except OSError as error:
+        raise ObserveError(f"legacy iptables' {table} table", str(error)) from error
 
 
 def _ask(s: socket.socket, option: int, size: int, question: bytes) -> bytes:
@@ -130,3 +188,106 @@ def _pattern(name: bytes, mask: bytes) -> str:
 
 def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode(errors="replace")
+
+
+Chains = dict[ChainId, tuple[Rule, ...] | None]
+
+
+def _unread(table: str) -> tuple[tuple[BaseChain, ...], Chains]:
+    bases = tuple(_base(table, hook, drops=False) for hook in NF_INET_HOOKS)
+    return bases, {b.id: None for b in bases}
+
+
+def _base(table: str, hook: str, *, drops: bool) -> BaseChain:
+    source = table == "nat" and hook in ("input", "postrouting")
+    priority = NAT_SRC if source else PRIORITIES.get(table, 0)
+    kind = "nat" if table == "nat" else "filter"
+    return BaseChain(ChainId("legacy", "ip", table, hook.upper()), hook, kind, priority, drops)
+
+
+def _chains(table: str, info: bytes, entries: bytes) -> tuple[tuple[BaseChain, ...], Chains]:
+    """Cut a table's entries into chains: they follow each other, and jumps name offsets."""
+    valid, *starts = struct.unpack_from("6I", info, 32)
+    ends = struct.unpack_from("5I", info, 56)
+    hooks = {starts[n]: n for n in range(len(NF_INET_HOOKS)) if valid >> n & 1}
+    names = {offset: NF_INET_HOOKS[n].upper() for offset, n in hooks.items()}
+    listed = list(_entries(entries))
+    for _, after, name, target in listed:
+        if name == "ERROR":
+            names[after] = _text(entries[target + TARGET_HEADER : target + TARGET_HEADER + 30])
+    policies = {ends[n] for n in hooks.values()}
+    rules: dict[str, list[Rule]] = {name: [] for name in names.values()}
+    dropping: set[str] = set()
+    here = ""
+    for offset, after, name, target in listed:
+        here = names.get(offset, here)
+        if name == "ERROR" or not here:
+            continue
+        verdict = struct.unpack_from("i", entries, target + TARGET_HEADER)[0] if not name else 0
+        if offset in policies:
+            dropping |= {here} if verdict == DROP else set()
+            here = ""
+            continue
+        does = _standard(entries, offset, after, verdict, names) if not name else ()
+        if name:
+            info_at = target + TARGET_HEADER
+            does = decode_target(name, entries[target + 31], entries[info_at:after])
+        rules[here].append((*_asks(entries[offset:target]), *does))
+    bases = tuple(
+        _base(table, NF_INET_HOOKS[n], drops=NF_INET_HOOKS[n].upper() in dropping)
+        for n in hooks.values()
+    )
+    return bases, {ChainId("legacy", "ip", table, n): tuple(r) for n, r in rules.items()}
+
+
+def _entries(entries: bytes) -> Iterator[tuple[int, int, str, int]]:
+    """Yield where each entry and the one after it begin, its target's name, and where that is."""
+    offset = 0
+    while offset + ENTRY_SIZE <= len(entries):
+        to_target, length = struct.unpack_from("HH", entries, offset + 88)
+        if length < ENTRY_SIZE:
+            return
+        target = offset + to_target
+        yield offset, offset + length, _text(entries[target + 2 : target + 31]), target
+        offset += length
+
+
+def _standard(
+    entries: bytes, offset: int, after: int, verdict: int, names: dict[int, str]
+) -> tuple[Expression, ...]:
+    words = {ACCEPT: "accept", DROP: "drop", RETURN: "return"}
+    if verdict in words:
+        return (Verdict(words[verdict]),)
+    if verdict == after:
+        return ()  # a rule without a target
+    if verdict not in names:
+        return (Unclear("verdict", ends=True),)
+    word = "goto" if entries[offset + 82] & GOTO else "jump"
+    return (Verdict(word, names[verdict]),)
+
+
+def _asks(entry: bytes) -> tuple[Expression, ...]:
+    """Return what an entry asks for: addresses, links, the protocol, and its matches."""
+    flags, inverted = entry[82], entry[83]
+    found: list[Expression] = []
+    for field, at, value, mask, bit in (
+        ("network", 12, entry[0:4], entry[8:12], 8),
+        ("network", 16, entry[4:8], entry[12:16], 16),
+        ("iifname", 0, entry[16:32], entry[48:64], 1),
+        ("oifname", 0, entry[32:48], entry[64:80], 2),
+        ("l4proto", 0, entry[80:81], b"\xff" if any(entry[80:82]) else b"\0", 64),
+    ):
+        if any(mask):
+            wanted = bytes(v & m for v, m in zip(value, mask, strict=True))
+            found.append(FieldIs(field, at, mask, wanted, bool(inverted & bit)))
+    if flags & 1 or inverted & 4:
+        found.append(Unclear("fragments"))
+    offset = ENTRY_SIZE
+    while offset + TARGET_HEADER <= len(entry):
+        (size,) = struct.unpack_from("H", entry, offset)
+        if size < TARGET_HEADER:
+            break
+        name, revision = _text(entry[offset + 2 : offset + 31]), entry[offset + 31]
+        found += decode_match(name, revision, entry[offset + TARGET_HEADER : offset + size])
+        offset += size
+    return tuple(found)

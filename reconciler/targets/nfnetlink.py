@@ -25,6 +25,7 @@ from reconciler.errors import ObserveError
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_NFTABLES = 1, 10
 NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETSETELEM, NFT_MSG_GETGEN = 1, 4, 13, 16
+NFT_MSG_GETSET = 10
 NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
@@ -36,6 +37,7 @@ NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY = 1, 3, 4,
 NFTA_CHAIN_TYPE = 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_GEN_ID = 1, 2, 1
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN = 1, 2
+NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NF_DROP = 0
 HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 
@@ -312,6 +314,35 @@ class Nfnetlink:
         if len(found) > limit:
             raise ObserveError(what, f"it has more than {limit} rules, and is not looked at")
         return found
+
+    def elements(
+        self, family: str, table: bytes, name: bytes, limit: int
+    ) -> tuple[int, list[bytes]]:
+        """Return the flags of a set, and the messages that list its elements.
+
+        Args:
+            family: of its table.
+            table: as the kernel has it.
+            name: likewise.
+            limit: number of messages, each of some hundred elements; of a larger set none.
+
+        Raises:
+            ObserveError: the kernel refused, never held still, or the set is larger.
+        """
+        body = attribute(NFTA_SET_TABLE, table) + attribute(NFTA_SET_NAME, name)
+        what = f"set {family} {text(table[:-1])} {text(name[:-1])}"
+
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            return list(islice(messages, limit + 1))
+
+        # Both questions have the same attributes (NFTA_SET_ELEM_LIST_TABLE and _SET).
+        found = self._dump(NFT_MSG_GETSETELEM, what, some, body, NUMBERS[family])
+        if len(found) > limit:
+            raise ObserveError(what, "it has more elements than are looked at")
+        with _observing(what):
+            asked = self._channel.stream(NFT_MSG_GETSET, 0, body, NUMBERS[family])
+            flags = [dict(attributes(m[HEADERS:])).get(NFTA_SET_FLAGS, b"") for m in asked]
+        return int.from_bytes(flags[0] if flags else b"", "big"), found
 
     def commit(self, requests: Iterable[Request], family: str) -> None:
         """Carry out requests as one transaction: all of them, or none.

@@ -172,7 +172,7 @@ class KubeProxyTable:
         return [rule["expr"] for rule in self._nft.rules(family, KUBE_PROXY, chain)]
 
 
-NEVER_FIREWALLS = {TABLE, KUBE_PROXY}
+NEVER_FIREWALLS = frozenset({TABLE, KUBE_PROXY})
 """Tables whose forward chains drop nothing that others may have; not worth a look at their
 rules."""
 

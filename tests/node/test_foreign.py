@@ -170,6 +170,55 @@ def test_the_sets_and_rules_of_kube_proxys_mode_ipvs_are_in_nobodys_way(town: To
         assert town.theirs() == before
 
 
+JUMPS = """table inet guard {
+  chain shut { reject with icmpx admin-prohibited; }
+  chain pods { ct state established accept; goto shut; }
+  chain forward { type filter hook forward priority 5; policy accept;
+                  iifname "nn*" jump pods; oifname "nn*" jump pods; }
+}
+"""
+
+
+def test_a_chain_that_jumps_to_a_drop_stays_a_condition_whatever_the_document_accepts(
+    town: Town,
+) -> None:
+    """At 787f3aa it was not seen, and behind Docker's policy the condition ended."""
+    jumps = rulesets.Ruleset("guard", nft=JUMPS, tables=("inet guard",))
+    with rulesets.loaded(town.node, rulesets.docker(), jumps), document(town, *ACCEPT):
+        wait_for(town, {"ForwardingDropped"})
+        assert not any(flows(town))
+        condition = next(c for c in town.conditions() if "inet guard" in c["subject"])
+        assert "rule 1 of chain inet guard shut drops or rejects packets" in condition["text"]
+        until(lambda: len(town.conditions()) == 1, "Docker's chain to be open")
+    wait_for(town, set())
+
+
+INPUT = """table ip edge {
+  chain pods { drop; }
+  chain input { type filter hook input priority 0; policy accept; iifname "nn*" jump pods; }
+}
+"""
+
+
+def test_an_input_chain_that_drops_what_pods_answer_is_a_condition(town: Town) -> None:
+    edge = rulesets.Ruleset("edge", nft=INPUT, tables=("ip edge",))
+    one = town.client[0]
+    assert town.call(town.node, one.address).source == NODE, "as kubelet probes it"
+    with rulesets.loaded(town.node, edge):
+        wait_for(town, {"InputDropped"})
+        assert not town.call(town.node, one.address).source
+        assert "InputDropped: chain ip edge input: rule 1 of chain" in town.cluster.diff().stderr
+    wait_for(town, set())
+
+
+def test_a_masquerade_of_what_the_document_keeps_is_a_condition(town: Town) -> None:
+    text = "table ip m { chain c { type nat hook postrouting priority 0; masquerade; }; }"
+    with rulesets.loaded(town.node, rulesets.Ruleset("m", nft=text, tables=("ip m",))):
+        wait_for(town, {"SourceRewritten"})
+        assert town.call(town.client[0].namespace, VPC_HOST).source == NODE
+    wait_for(town, set())
+
+
 # -- tools and marks -----------------------------------------------------------------------------
 
 

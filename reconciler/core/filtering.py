@@ -1,0 +1,198 @@
+"""Chains of other owners that stop pods' packets, or rewrite where they come from.
+
+Judged by packets of some pods: what becomes of all of them, and for certain, hurts. A rule that
+stops one pod, or one destination, is somebody's policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.finding import Finding
+from reconciler.core.ruleset import BaseChain, ChainId, Ruleset
+from reconciler.core.walk import Fate, Hit, Passage, State, walk
+
+MAX_PODS = 2
+"""Pods of each ENI and family whose packets are followed: what stops one alone may be a policy."""
+
+MAX_LINKS = 4
+"""ENIs whose pods are tried."""
+
+MAX_KEPT = 4
+"""Networks for which pods' addresses must stay what they are, and are tried."""
+
+TCP = 6
+
+FELIX = "cali-"
+"""Chains of Calico's Felix, which drops the packets of links that it does not know as a pod's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod whose packets are followed.
+
+    Attributes:
+        veth: the host's end of its link; ``prefix*`` for a pod that may come.
+        link: of the ENI that its packets leave and come by.
+    """
+
+    veth: str
+    address: IpAddress
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What passes a node for its pods.
+
+    Attributes:
+        pods: those that are tried.
+        hosts: addresses of the host, one for each family.
+        kept: destinations that must see pods' own addresses.
+        patterns: names of pods' links, as nftables writes them.
+    """
+
+    pods: tuple[Pod, ...] = ()
+    hosts: tuple[IpAddress, ...] = ()
+    kept: tuple[IpNetwork, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+    def by_link(self, version: int) -> list[list[Pod]]:
+        """Return the pods of a family, those of one ENI together."""
+        groups: dict[str, list[Pod]] = {}
+        for pod in self.pods:
+            if pod.address.version == version:
+                groups.setdefault(pod.link, []).append(pod)
+        return list(groups.values())
+
+
+def sample(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    """Choose some pods of some ENIs."""
+    chosen: dict[tuple[str, int], list[Pod]] = {}
+    for pod in pods:
+        group = chosen.setdefault((pod.link, pod.address.version), [])
+        if len(group) < MAX_PODS:
+            group.append(pod)
+    links = list(dict.fromkeys(link for link, _ in chosen))[:MAX_LINKS]
+    return tuple(pod for (link, _), group in chosen.items() if link in links for pod in group)
+
+
+def judge(ruleset: Ruleset, traffic: Traffic) -> tuple[Finding, ...]:
+    """Say which chains stop pods' packets, and which could not be looked at."""
+    found = [*_forwarding(ruleset, traffic), *_input(ruleset, traffic), *_source(ruleset, traffic)]
+    return (*dict.fromkeys(found),)
+
+
+def lets_pass(ruleset: Ruleset, chain: ChainId, traffic: Traffic) -> bool:
+    """Whether a forward chain accepts packets from and to pods for certain."""
+    bases = [b for b in ruleset.bases if b.id == chain and b.hook == "forward"]
+    fates = [
+        walk(base, p, ruleset.rules_of, ruleset.elements_of)
+        for base in bases
+        for _, way in _directions(base, traffic)
+        for p in way
+    ]
+    return bool(fates) and all(f.surely("accept") for f in fates)
+
+
+def _directions(base: BaseChain, traffic: Traffic) -> Iterator[tuple[str, list[Passage]]]:
+    """Yield the first packets of connections from pods of an ENI, and of connections to them."""
+    for version in _versions(base):
+        for pods in traffic.by_link(version):
+            yield "from", [Passage(p.veth, p.link, p.address, None) for p in pods]
+            yield "to", [Passage(p.link, p.veth, None, p.address) for p in pods]
+
+
+def _versions(base: BaseChain) -> tuple[int, ...]:
+    return {"ip": (4,), "ip6": (6,), "inet": (4, 6)}.get(base.id.family, ())
+
+
+def _forwarding(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
+    for base in (b for b in ruleset.bases if b.hook == "forward"):
+        for direction, packets in _directions(base, traffic):
+            fates = [walk(base, p, ruleset.rules_of, ruleset.elements_of) for p in packets]
+            if hit := _stopped(fates, traffic):
+                yield Finding(
+                    f"chain {base.id}",
+                    "ForwardingDropped",
+                    f"{hit} drops or rejects packets {direction} pods, so they end there; "
+                    "accepting them in another table or at this chain's end does not help, "
+                    "because that rule comes first: change it, or put ahead of it one that "
+                    f"accepts what comes from, and goes to, {_links(traffic)}",
+                )
+            yield from _unread(base, fates)
+
+
+def _input(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
+    """Pods' answers to the node itself: kubelet's probes are connections that the node opens."""
+    for base in (b for b in ruleset.bases if b.hook == "input"):
+        for version in _versions(base):
+            hosts = [h for h in traffic.hosts if h.version == version]
+            packets = [
+                Passage(veth, "", own, host, TCP, state=State.ESTABLISHED, local=True)
+                for pods in traffic.by_link(version)
+                for veth, own in ((p.veth, p.address) for p in pods)
+                for host in hosts
+            ]
+            fates = [walk(base, p, ruleset.rules_of, ruleset.elements_of) for p in packets]
+            if hit := _stopped(fates, traffic):
+                yield Finding(
+                    f"chain {base.id}",
+                    "InputDropped",
+                    f"{hit} drops or rejects what pods answer to this node, so "
+                    "probes of kubelet fail, and nothing on the node reaches a pod; put ahead of "
+                    "it a rule that accepts established connections, or what comes from "
+                    f"{_links(traffic)}",
+                )
+            yield from _unread(base, fates)
+
+
+def _source(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
+    """Who rewrites the source of packets for which the document keeps it."""
+    for base in (b for b in ruleset.bases if b.hook == "postrouting" and b.type == "nat"):
+        for network in traffic.kept[:MAX_KEPT]:
+            if network.version not in _versions(base):
+                continue
+            far = network.network_address + (network.num_addresses - 1) // 2
+            packets = [
+                Passage("", p.link, p.address, far)
+                for pods in traffic.by_link(network.version)
+                for p in pods
+                if p.address != far
+            ]
+            fates = [walk(base, p, ruleset.rules_of, ruleset.elements_of) for p in packets]
+            if fates and all(f.surely("snat") for f in fates):
+                yield Finding(
+                    f"chain {base.id}",
+                    "SourceRewritten",
+                    f"{fates[0].hit('snat')} translates the source of pods' packets to {network}, "
+                    "whose receivers shall see pods' own addresses by this document; take pods "
+                    "out of that rule, or delete it",
+                )
+
+
+def _stopped(fates: list[Fate], traffic: Traffic) -> Hit | None:
+    """Return the rule that drops all of some packets for certain; None if none does."""
+    if not fates or not all(f.surely("drop") for f in fates):
+        return None
+    hit = fates[0].hit("drop")
+    may_come = any(p.veth.endswith("*") for p in traffic.pods)
+    return None if hit and may_come and hit.chain.name.startswith(FELIX) else hit
+
+
+def _links(traffic: Traffic) -> str:
+    return ", ".join(traffic.patterns) or "pods' links"
+
+
+def _unread(base: BaseChain, fates: list[Fate]) -> Iterator[Finding]:
+    hits = {h.chain: h for f in fates if len(f.words) > 1 for h in f.hits if h.what == "unread"}
+    for chain in hits:
+        yield Finding(
+            f"chain {chain}",
+            "ForeignUnread",
+            f"it has more rules than are read, or changes all the time, so whether "
+            f"{base.hook} packets of pods end in it is not known; 'node-network trace' asks for "
+            "one connection",
+        )

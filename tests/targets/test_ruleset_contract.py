@@ -1,0 +1,239 @@
+"""Others' chains, as the kernel keeps them: read rule by rule, and walked as the kernel does."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from lab import rulesets, services
+from lab.rulesets import Backend
+from reconciler.core.ruleset import NF_INET_HOOKS, ChainId, Ruleset
+from reconciler.core.walk import Fate, Mark, Passage, State, at_hook
+from reconciler.targets import ruleset as target
+from reconciler.targets.legacy import PRIORITIES, LegacyTables
+from reconciler.targets.ruleset import ForeignChains
+
+pytestmark = pytest.mark.kernel
+
+POD, FAR, HOST = map(ip_address, ("10.0.1.20", "198.51.100.7", "10.0.1.10"))
+OUT = Passage("nn1", "eth1", POD, FAR, 6, local=False, has_way_back=True, mark=Mark(0))
+BACK = Passage("eth1", "nn1", FAR, POD, 6, local=False, mark=Mark(0))
+PROBED = replace(OUT, outgoing="", destination=HOST, local=True, state=State.ESTABLISHED)
+
+
+def run(*argv: str, text: str | None = None) -> None:
+    subprocess.run(argv, input=text, capture_output=True, text=True, check=True)
+
+
+def read() -> Ruleset:
+    nft = ForeignChains().observe(NF_INET_HOOKS)
+    legacy = LegacyTables().ruleset(PRIORITIES)
+    return Ruleset((*nft.bases, *legacy.bases), {**nft.rules, **legacy.rules}, nft.elements)
+
+
+def fates(hook: str, passage: Passage, found: Ruleset | None = None) -> list[Fate]:
+    seen = found or read()
+    return list(at_hook(seen.bases, hook, passage, seen.rules_of, seen.elements_of))
+
+
+def words(hook: str, passage: Passage) -> set[str]:
+    return {w for f in fates(hook, passage) for w in f.words}
+
+
+def passes(*ways: tuple[str, Passage]) -> bool:
+    return all(words(hook, passage) <= {"accept"} for hook, passage in ways)
+
+
+EVERYWHERE = (
+    ("prerouting", replace(OUT, outgoing="")),
+    ("forward", OUT),
+    ("postrouting", replace(OUT, incoming="")),
+    ("prerouting", replace(BACK, outgoing="")),
+    ("forward", BACK),
+    ("postrouting", replace(BACK, incoming="")),
+    ("input", PROBED),
+)
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_lives_with_us_lets_pods_packets_pass_for_certain(
+    home: str, backend: Backend
+) -> None:
+    known = services.padding(30, node_ports=5)
+    proxy = services.kube_proxy("iptables", known, node=str(HOST), backend=backend)
+    ports = services.portmap([services.HostPort(8000, str(POD), 80)], backend=backend)
+    calico = rulesets.calico("nn", ["nn1"], backend=backend)
+    with rulesets.loaded(home, proxy, ports, calico):
+        assert passes(*EVERYWHERE)
+        stranger = replace(OUT, incoming="nn7")
+        (hit,) = [h for f in fates("forward", stranger) for h in f.hits]
+        assert "cali-from-wl-dispatch" in str(hit)
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_dockers_policy_is_seen_and_its_masquerade_is_of_its_own_bridge(
+    home: str, backend: Backend
+) -> None:
+    with rulesets.loaded(home, rulesets.docker(backend=backend)):
+        assert words("forward", OUT) == words("forward", BACK) == {"drop"}
+        assert passes(("postrouting", replace(OUT, incoming="")))
+        container = replace(OUT, incoming="", source=ip_address("172.17.0.2"))
+        assert words("postrouting", container) == {"snat"}
+        run(f"iptables-{backend}", "-A", "FORWARD", "-i", "nn+", "-j", "ACCEPT")
+        assert words("forward", OUT) == {"accept"}
+
+
+def test_firewalld_rejects_what_is_new_and_lets_probes_pass(home: str) -> None:
+    with rulesets.loaded(home, rulesets.firewalld()):
+        assert words("forward", OUT) == {"drop"}
+        assert passes(("input", PROBED))
+        assert words("input", replace(PROBED, state=State.NEW)) == {"drop"}
+    with rulesets.loaded(home, rulesets.firewalld(trusted=("nn+",))):
+        assert passes(*EVERYWHERE)
+
+
+NATIVE = """table inet fw {
+  set bad { type ipv4_addr; flags interval; elements = { 198.51.100.0/24, 192.0.2.1 } }
+  map ways { type ifname : verdict; elements = { "eth7" : jump a, "nn1" : jump b } }
+  chain a { accept; }
+  chain b { ct state vmap { established : accept, new : jump c }; }
+  chain c { ip saddr 10.0.1.0/24 ip daddr @bad tcp dport { 80, 1000-2000 } drop;
+            ip saddr != @bad meta mark set meta mark | 0x10000;
+            meta mark & 0x10000 == 0x10000 goto d; accept; }
+  chain d { fib daddr type local accept; reject with icmpx admin-prohibited; }
+  chain forward { type filter hook forward priority 5; iifname vmap @ways; }
+  chain nat { type nat hook postrouting priority 100;
+              ip saddr 10.0.0.0/8 ip daddr != 10.0.0.0/16 masquerade; }
+}
+"""
+
+
+def test_sets_maps_marks_and_prefixes_are_evaluated_as_the_kernel_does(home: str) -> None:
+    run("nft", "-f", "-", text=NATIVE)
+    for port in (80, 1500, 8080):
+        (fate,) = fates("forward", replace(OUT, port=port))
+        assert fate.surely("drop")
+        assert fate.hits[-1].chain.name == ("d" if port == 8080 else "c")
+    (unknown,) = fates("forward", OUT)
+    assert unknown.surely("drop"), "by one or the other"
+    assert words("forward", replace(OUT, state=State.ESTABLISHED)) == {"accept"}
+    assert words("forward", BACK) == {"accept"}
+    assert words("postrouting", OUT) == {"snat"}
+    assert words("postrouting", replace(OUT, destination=HOST)) == {"accept"}
+    run("nft", "flush", "set", "inet", "fw", "bad")
+    (fate,) = fates("forward", replace(OUT, port=80))
+    assert fate.hits[-1].chain.name == "d"
+
+
+MATCHES = (
+    ("-p tcp -m multiport --dports 25,100:200", 150, 201),
+    ("-p tcp --dport 1000:2000", 1500, 999),
+    ("-p udp --dport 53", None, 53),
+    ("-m conntrack --ctstate NEW,RELATED -m comment --comment x -p tcp --dport 7", 7, 8),
+    ("-m addrtype ! --dst-type LOCAL -p tcp --dport 7", 7, 8),
+    ("-s 10.0.0.0/8 ! -d 10.0.0.0/8 -i nn+ ! -o docker0 -p tcp --dport 7", 7, 8),
+    ("-m mark ! --mark 0x1/0x1 -p tcp --dport 7", 7, 8),
+)
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize(("match", "stopped", "passing"), MATCHES, ids=[m[0] for m in MATCHES])
+def test_matches_of_iptables_are_evaluated_in_both_backends(
+    home: str, backend: str, match: str, stopped: int | None, passing: int
+) -> None:
+    for rule in (["-N", "X"], ["-A", "FORWARD", "-g", "X"], ["-A", "X", *match.split(), "-j"]):
+        run(f"iptables-{backend}", *rule, *(["DROP"] if rule[-1] == "-j" else []))
+    if stopped is not None:
+        assert words("forward", replace(OUT, port=stopped)) == {"drop"}
+    assert words("forward", replace(OUT, port=passing)) == {"accept"}
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_is_not_evaluated_may_hold_and_is_named(home: str, backend: str) -> None:
+    match = ("-m", "statistic", "--mode", "random", "--probability", "0.5")
+    rule = ("-A", "FORWARD", *match, "-j", "DROP")
+    run(f"iptables-{backend}", *rule)
+    (fate,) = [f for f in fates("forward", OUT) if f.words != {"accept"}]
+    assert fate.words == {"accept", "drop"}
+    (hit,) = fate.hits
+    assert hit.asks == "statistic"
+
+
+def rules(backend: str, count: int) -> None:
+    lines = "\n".join(f"-A BIG -s 192.0.2.{n % 256} -j ACCEPT" for n in range(count))
+    text = f"*filter\n:BIG - [0:0]\n-A FORWARD -j BIG\n{lines}\nCOMMIT\n"
+    run(f"iptables-{backend}-restore", text=text)
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_a_chain_beyond_the_bound_is_not_read_and_said_not_to_have_been(
+    home: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "MAX_RULES", 400)
+    monkeypatch.setattr("reconciler.targets.legacy.MAX_TABLE_BYTES", 1 << 14)
+    rules(backend, 500)
+    fate = next(f for f in fates("forward", OUT) if f.base.id.backend == backend)
+    assert fate.words == {"accept", "drop"}
+    assert {h.what for h in fate.hits} >= {"unread"}
+
+
+def test_all_chains_together_have_a_bound_too(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules("nft", 500)
+    whole = read().rules[ChainId("nft", "ip", "filter", "BIG")]
+    assert whole is not None
+    assert len(whole) == 500
+    monkeypatch.setattr(target, "MAX_RULES_IN_ALL", 400)
+    assert read().rules[ChainId("nft", "ip", "filter", "BIG")] is None
+    monkeypatch.setattr(target, "MAX_CHAINS", 1)
+    assert None in _rules_of(read())
+
+
+def _rules_of(found: Ruleset) -> Iterable[object]:
+    return found.rules.values()
+
+
+def test_a_name_that_is_not_utf8_is_read_and_can_be_printed(home: str) -> None:
+    odd = b"\xff\xfe"
+    for argv in ([b"-N", odd], [b"-A", b"FORWARD", b"-j", odd], [b"-A", odd, b"-j", b"DROP"]):
+        subprocess.run([b"iptables-legacy", *argv], check=True)
+    (fate,) = fates("forward", OUT)
+    assert fate.surely("drop")
+    assert str(fate.hits[-1].chain).encode()
+
+
+def test_a_set_beyond_the_bound_may_hold_anything(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elements = ", ".join(f"192.0.{n // 256}.{n % 256}" for n in range(4000))
+    run(
+        "nft",
+        "-f",
+        "-",
+        text=f"""table ip t {{
+        set s {{ type ipv4_addr; elements = {{ {elements} }}; }}
+        chain c {{ type filter hook forward priority 0; ip daddr @s drop; }}
+    }}""",
+    )
+    assert words("forward", OUT) == {"accept"}
+    assert words("forward", replace(OUT, destination=ip_address("192.0.15.1"))) == {"drop"}
+    monkeypatch.setattr(target, "MAX_SET_MESSAGES", 1)
+    (fate,) = fates("forward", OUT)
+    assert fate.words == {"accept", "drop"}
+    assert fate.hits[0].asks == "set s"
+
+
+def test_an_unchanged_ruleset_is_not_read_again(home: str) -> None:
+    chains, legacy = ForeignChains(), LegacyTables()
+    rules("nft", 3)
+    rules("legacy", 3)
+    seen = chains.observe(("forward",)), legacy.ruleset(("filter",))
+    assert chains.observe(("forward",)) is seen[0]
+    assert legacy.ruleset(("filter",)) is seen[1], "though its counters have changed"
+    run("iptables-nft", "-F", "BIG")
+    run("iptables-legacy", "-F", "BIG")
+    assert chains.observe(("forward",)) is not seen[0]
+    assert legacy.ruleset(("filter",)) is not seen[1]

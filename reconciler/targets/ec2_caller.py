@@ -279,7 +279,9 @@ class InProcess:
             # may have happened all the same; a look at EC2 tells.
             lost = isinstance(error, HTTPClientError | ResponseParserError)
             code = ANSWER_LOST if lost else type(error).__name__
-            raise Ec2CallError(operation, code, str(error)) from error
+            # Some of the SDK's sentences end where the name of the cause would be.
+            cause = f" ({type(error.__context__).__name__})" if lost and error.__context__ else ""
+            raise Ec2CallError(operation, code, f"{error}{cause}") from error
         except (OSError, ValueError) as error:
             # What the SDK does not wrap: an endpoint that is no URL, a token that is not mounted.
             raise Ec2CallError(operation, type(error).__name__, str(error)) from error

@@ -38,16 +38,29 @@ def capacity(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> Capa
     if not any(FAMILIES[name].counted for name in document.families):
         more = f"{HOST_NETWORK_PODS} on the host's network"
         return Capacity(2**48 + HOST_NETWORK_PODS, f"one IPv6 prefix x 2^48 + {more}")
+    addresses, text = most_addresses(document, limits, foreign=foreign)
+    more = f"{HOST_NETWORK_PODS} on the host's network"
+    return Capacity(addresses + HOST_NETWORK_PODS, f"{text} + {more}")
+
+
+def most_addresses(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> tuple[int, str]:
+    """Return how many addresses for pods a node can hold, and how that comes about.
+
+    Args:
+        document: for this node: overrides are resolved.
+        limits: the instance type's.
+        foreign: ENIs on the instance that are not ours.
+    """
     most = document.eni.max
     enis = limits.enis if most is None else min(limits.enis, most)
     usable = max(enis - foreign - (not document.eni.use_primary), 0)
     prefixes = document.eni.allocate == "prefixes"
-    pods = usable * limits.slots * (PREFIX_SIZE if prefixes else 1) + HOST_NETWORK_PODS
     less = f" - {foreign} foreign" if foreign else ""
     less += "" if document.eni.use_primary else " - the primary"
     size = f" x {PREFIX_SIZE}" if prefixes else ""
-    more = f"{HOST_NETWORK_PODS} on the host's network"
-    return Capacity(pods, f"({enis} ENIs{less}) x {limits.slots}{size} + {more}")
+    count = usable * limits.slots * (PREFIX_SIZE if prefixes else 1)
+    held = f"({enis} ENIs{less})" if less else f"{enis} ENIs"
+    return count, f"{held} x {limits.slots}{size}"
 
 
 def overcommitted(

@@ -32,7 +32,7 @@ def explain_pool(desired: Pool, at: Position) -> list[str]:
             f"limits: {desired.node.instance_type} serves {found.pods} pods: {found.text}"
         )
     else:
-        lines.append(f"limits: nobody knows what {desired.node.instance_type} allows")
+        lines.append(f"limits: what {desired.node.instance_type} allows is not known")
     for name in at.choice.subnets:
         space = at.spaces[name]
         blocks = f", {space.blocks} whole /28" if desired.prefixes else ""
@@ -53,7 +53,9 @@ def _delegations(desired: Pool, at: Position) -> list[str]:
 def _verdict(at: Position) -> str:
     held, band = at.stock.held + at.coming, at.band
     if at.shortfall > 0:
-        return f"so: {held} < {band.low}: grow by {at.shortfall}"
+        less = held - at.counted
+        how = f"{held} - {less} to be exchanged = " if less else ""
+        return f"so: {how}{at.counted} < {band.low}: grow by {at.shortfall}"
     if held > band.high:
         return (
             f"so: {held} > {band.high}: give back down to {band.aim}, what is free and proved so"

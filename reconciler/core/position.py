@@ -132,10 +132,19 @@ class Position:
         return sum(c.addresses + c.prefixes * PREFIX_SIZE for c in self.pending)
 
     @property
+    def counted(self) -> int:
+        """Addresses that count for what is wanted: held or coming, and not to be exchanged."""
+        return self.stock.settled + self.coming
+
+    @property
+    def misplaced(self) -> tuple[Eni, ...]:
+        """Secondary ENIs that pods shall get no more addresses of, for where they are."""
+        return tuple(e for e in self.enis if not e.is_primary and e.eni_id not in self.fitting)
+
+    @property
     def shortfall(self) -> int:
         """Addresses to grow by; zero or less if there are enough."""
-        held = self.stock.settled + self.coming
-        return self.band.aim - held if held < self.band.low else 0
+        return self.band.aim - self.counted if self.counted < self.band.low else 0
 
     def free_slots(self, eni: Eni) -> int:
         """Addresses or prefixes that an ENI can still take."""

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from reconciler.core.attachment import Attachment
-from reconciler.core.capacity import overcommitted
+from reconciler.core.budget import Failure, Rest
+from reconciler.core.capacity import most_addresses, overcommitted
 from reconciler.core.cloud import Unread
 from reconciler.core.datapath import FAMILIES, IpAddress
 from reconciler.core.doubt import REPORT_S
 from reconciler.core.facts import Node
 from reconciler.core.plan import Action, Refusal
-from reconciler.core.pool import Growth
+from reconciler.core.pool import PREFIX_SIZE, Growth
 from reconciler.core.position import Pool, Position
 
-MAX_UNREAD = 8
-"""Objects that are named one by one when an answer of EC2 cannot be read."""
+MAX_NAMED = 8
+"""Objects of EC2 that are named one by one for one reason; of the others there is the number."""
 
 
 def no_primary(node: Node) -> Refusal:
@@ -46,8 +47,8 @@ def no_limits(node: Node, unread: Iterable[Unread]) -> Refusal:
 def unread(found: Sequence[Unread]) -> Iterator[Refusal]:
     """What EC2 listed and could not be read, the first few by name."""
     told = [u for u in found if u.kind != "instance-type"]
-    more = f" (and {len(told) - MAX_UNREAD} more)" if len(told) > MAX_UNREAD else ""
-    for entry in told[:MAX_UNREAD]:
+    more = f" (and {len(told) - MAX_NAMED} more)" if len(told) > MAX_NAMED else ""
+    for entry in told[:MAX_NAMED]:
         effect = (
             "it counts as attached, and nothing is given back until it can be read"
             if entry.kind == "eni"
@@ -80,7 +81,10 @@ def shortages(desired: Pool, at: Position, growth: Growth, *, capped: bool) -> I
     """What growth could not get, and why."""
     if growth.unmet <= 0:
         return
-    missing = f"{at.band.aim} addresses wanted, {at.stock.held} held, {growth.unmet} cannot be had"
+    missing = (
+        f"{at.band.aim} addresses wanted, {at.stock.held} held{_unusable(at)}, "
+        f"{growth.unmet} cannot be had"
+    )
     if capped and at.room_for_enis:
         yield Refusal(
             f"pool of {desired.node.instance_id}",
@@ -89,26 +93,47 @@ def shortages(desired: Pool, at: Position, growth: Growth, *, capped: bool) -> I
             "help; see what becomes of them in EC2",
         )
         return
-    for subnet_id, reason in growth.full:
-        yield Refusal(
-            f"subnet {subnet_id}",
-            "SubnetExhausted",
-            f"{missing}: {reason}; free addresses there, or name further subnets in eni.subnets",
-        )
-    for subnet_id, reason in at.choice.rejected:
-        yield Refusal(f"subnet {subnet_id}", "SubnetRejected", f"{missing}: {reason}")
-    if growth.full and at.room_for_enis and at.choice.subnets:
-        return
-    if at.room_for_enis and not at.choice.subnets:
-        return
-    yield _limit_reached(desired, at, missing)
+    advice = "free addresses there, or name further subnets in eni.subnets"
+    full = [(name, f"{missing}: {reason}; {advice}") for name, reason in growth.full]
+    yield from _of_subnets("SubnetExhausted", full)
+    if at.room_for_enis:
+        rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
+        yield from _of_subnets("SubnetRejected", rejected)
+        if growth.full or not at.choice.subnets:
+            return
+    if growth.unmet > _slots_left(desired, at, growth):
+        yield _limit_reached(desired, at, missing)
+
+
+def _of_subnets(reason: str, told: Sequence[tuple[str, str]]) -> Iterator[Refusal]:
+    """One reason of several subnets: a selector may find hundreds, and the first few tell."""
+    more = f" (and {len(told) - MAX_NAMED} more subnets)" if len(told) > MAX_NAMED else ""
+    for subnet_id, message in told[:MAX_NAMED]:
+        yield Refusal(f"subnet {subnet_id}", reason, message + more)
+
+
+def _slots_left(desired: Pool, at: Position, growth: Growth) -> int:
+    """Addresses that the ENIs there are could still take, if their subnets had them."""
+    taken = sum(s.addresses + s.prefixes for s in growth.shares)
+    left = sum(at.free_slots(e) for e in at.enis) - taken
+    return left * (PREFIX_SIZE if desired.prefixes else 1)
+
+
+def _unusable(at: Position) -> str:
+    """Say how many of the addresses that are held are in the wrong place."""
+    if not at.misplaced:
+        return ""
+    count = sum(len(e.pod_addresses) for e in at.misplaced)
+    where = ", ".join(sorted({e.subnet_id for e in at.misplaced}))
+    word = "ENI" if len(at.misplaced) == 1 else "ENIs"
+    return f" ({count} of them on {len(at.misplaced)} {word} in {where}, which shall not be used)"
 
 
 def no_way_in(desired: Pool, at: Position) -> Iterator[Refusal]:
     """No ENI may serve pods, and none can be made."""
     missing = "pods need an ENI with an IPv6 prefix, and there is none"
-    for subnet_id, reason in at.choice.rejected:
-        yield Refusal(f"subnet {subnet_id}", "SubnetRejected", f"{missing}: {reason}")
+    rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
+    yield from _of_subnets("SubnetRejected", rejected)
     if at.choice.subnets:
         yield Refusal(
             f"pool of {desired.node.instance_id}",
@@ -120,14 +145,24 @@ def no_way_in(desired: Pool, at: Position) -> Iterator[Refusal]:
 
 def _limit_reached(desired: Pool, at: Position, missing: str) -> Refusal:
     assert at.limits is not None
-    limit, source = at.limits.enis, desired.node.instance_type
-    if desired.max_enis is not None and desired.max_enis < limit:
-        limit, source = desired.max_enis, "eni.max"
+    by_type = desired.max_enis is None or desired.max_enis >= at.limits.enis
+    source = desired.node.instance_type if by_type else "eni.max"
+    foreign = at.foreign + sum(u.kind == "eni" for u in at.unread)
+    most, text = most_addresses(desired.document, at.limits, foreign=foreign)
+    if at.misplaced:
+        cure = "drain the node, so that what is in the wrong subnet can go"
+    elif desired.demand.total >= most:
+        # All of it is in use: less held ready would change nothing.
+        larger = "use a larger instance type" if by_type else "raise eni.max"
+        cure = f"pods use all of them: {larger}, or run fewer pods here (maxPods)"
+    else:
+        cure = "lower warmPool, or " + (
+            "use a larger instance type" if by_type else "raise eni.max"
+        )
     return Refusal(
         subject=f"pool of {desired.node.instance_id}",
         reason="PoolLimitReached",
-        message=f"{missing}: {source} allows {limit} ENIs x {at.slots} = {limit * at.slots}; "
-        "lower warmPool, or use a larger instance type",
+        message=f"{missing}: {source} allows {text} = {most}; {cure}",
     )
 
 
@@ -200,10 +235,11 @@ def _disagreement(desired: Pool) -> Refusal:
     )
 
 
-def hold_back(action: Action, reason: str, failure: str, message: str, wait_s: float) -> Refusal:
-    """An action that rests after a failure."""
+def hold_back(action: Action, call: str, rest: Rest, wait_s: float) -> Refusal:
+    """An action that rests after a call of it failed."""
+    cure = f"; allow ec2:{call} to the node's role" if rest.failure is Failure.DENIED else ""
     return Refusal(
         f"{action.kind} {action.key[0]}",
-        reason,
-        f"{failure}: {message}; again in {wait_s:.0f} s: {action}",
+        rest.code,
+        f"{call} {rest.failure}: {rest.message}{cure}; again in {wait_s:.0f} s: {action}",
     )

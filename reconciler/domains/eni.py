@@ -266,7 +266,9 @@ def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
         slots=at.slots,
         prefixes=desired.prefixes,
     )
-    why = f"pool holds {at.stock.held + at.coming} of {at.band.aim} addresses"
+    besides = at.stock.held + at.coming - at.counted
+    why = f"pool holds {at.counted} of {at.band.aim} addresses"
+    why += f" besides {besides} to be exchanged" if besides else ""
     actions: list[Ec2Action] = []
     for eni, share in zip(at.enis, growth.shares, strict=True):
         where, reason = eni.subnet_id, f"{why}; {eni.subnet_id}"
@@ -275,6 +277,7 @@ def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
         if share.addresses:
             actions.append(AssignAddresses(eni.eni_id, where, reason, count=share.addresses))
     lost = [f"{name}: {reason}" for name, reason in (*at.choice.rejected, *growth.full)]
+    lost[shortage.MAX_NAMED :] = ["others"] if lost[shortage.MAX_NAMED :] else []
     indices = [i for i in _free_indices(observed, at) if i not in back]
     for index, share in zip(indices, growth.creations, strict=False):
         chosen = f"{why}; {share.subnet_id}" + (f", not {', '.join(lost)}" if lost else "")
@@ -353,15 +356,12 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
     """Take out what rests after a failure; the reason stands in its place."""
     actions, refusals = [], list(whole.refusals)
     for action in whole.actions:
-        rests = (desired.rests.of(call, desired.clock) for call in action.calls)
-        rest = next((r for r in rests if r), None)
+        rests = ((call, desired.rests.of(call, desired.clock)) for call in action.calls)
+        call, rest = next(((c, r) for c, r in rests if r), ("", None))
         if rest is None:
             actions.append(action)
         else:
-            wait_s = rest.until - desired.clock
-            refusals.append(
-                shortage.hold_back(action, rest.code, rest.failure, rest.message, wait_s)
-            )
+            refusals.append(shortage.hold_back(action, call, rest, rest.until - desired.clock))
     return Plan(tuple(actions), tuple(refusals))
 
 

@@ -573,8 +573,11 @@ class Ec2:
         kind = "prefixes" if code == NO_PREFIXES else "addresses"
         scope = f"{kind}:{subnet_id}" if exhausted and subnet_id else call
         self._failures.append(CallFailure(scope, code, error.message))
-        retryable = budget.classify(code) is not budget.Failure.DENIED
-        failure = ApplyError(str(action), code, error.message, retryable=retryable)
+        denied = budget.classify(code) is budget.Failure.DENIED
+        cure = f"; allow ec2:{call} to the node's role" if denied else ""
+        # An action may make several calls: the one that failed is named.
+        why = f"{call}: {error.message}{cure}"
+        failure = ApplyError(str(action), code, why, retryable=not denied)
         failure.__cause__ = error
         return failure
 

@@ -295,5 +295,5 @@ def test_explain_pool_names_the_term_that_binds(idle: Any) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "5  minimum   <- binds" in shown.stdout
     assert "held: 5 = allocatable 5 + assigned 0 + cooling 0" in shown.stdout
-    assert "m5.large serves 29 pods: (3 ENIs) x 9 + 2 on the host's network" in shown.stdout
+    assert "m5.large serves 29 pods: 3 ENIs x 9 + 2 on the host's network" in shown.stdout
     assert "so: 5 <= 5 <= 5: nothing to do" in shown.stdout

@@ -14,6 +14,7 @@ from builders import SUBNET, document, eni, inputs, node
 from fake_cloud import FakeEc2
 from werkzeug.serving import make_server
 
+from reconciler.conditions import _troubles
 from reconciler.core.call import (
     AddEni,
     AdoptEni,
@@ -32,7 +33,7 @@ from reconciler.core.call import (
 from reconciler.core.cloud import CLUSTER_TAG, INSTANCE_TAG, STOCK_INSTANCE_TAG, Limits
 from reconciler.core.inputs import Inputs
 from reconciler.domains import eni as domain
-from reconciler.engine import Domain, converge
+from reconciler.engine import Domain, Outcome, converge
 from reconciler.errors import ObserveError
 from reconciler.targets.ec2 import Ec2
 from reconciler.targets.ec2_caller import InProcess
@@ -326,10 +327,12 @@ def test_an_attachment_that_failed_is_finished_not_repeated(ec2: Any) -> None:
 )
 def test_a_look_that_failed_is_no_look(ec2: Any, switch: dict[str, Any], reason: str) -> None:
     ec2.cloud.faults.set(**switch)
-    with pytest.raises(ObserveError, match=reason):
+    with pytest.raises(ObserveError, match=f"DescribeNetworkInterfaces: {reason}") as caught:
         Ec2(ec2.instance_id, "us-east-1", Journal(), caller=InProcess("us-east-1")).observe(
             [domain.desire(inputs(1))]
         )
+    # The condition's word is EC2's, and not "Observe".
+    assert [c["reason"] for _, c in _troubles(Outcome(errors=(caught.value,)))] == [reason]
 
 
 def test_a_denied_action_says_that_trying_again_does_not_help(ec2: Any) -> None:

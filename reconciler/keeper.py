@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from reconciler.core.budget import Rests
@@ -25,7 +26,7 @@ from reconciler.core.records import Records
 from reconciler.domains import creation, eni, quarantine
 from reconciler.domains.conntrack import Silence
 from reconciler.engine import Domain, Outcome, Target, converge
-from reconciler.errors import ReconcilerError, boundary
+from reconciler.errors import ApplyError, ReconcilerError, boundary
 
 
 class Evidence(Protocol):
@@ -81,7 +82,8 @@ class Keeper:
             return Outcome(errors=(error.cause,))
         records = self._book(picks, cloud)
         inputs = self._completed(inputs, records, cloud.enis)
-        domain = Domain("eni", eni.desire, eni.plan, Seen(self.ec2, cloud))
+        target = Seen(self.ec2, cloud, partial(self._write_down, cloud))
+        domain = Domain("eni", eni.desire, eni.plan, target)
         outcome = converge([domain], inputs, max_rounds=1)["eni"]
         self._take_note()
         if isinstance(outcome.observed, Cloud):
@@ -150,6 +152,7 @@ class Keeper:
             inputs.ec2,
             used=frozenset(used | elsewhere),
             quarantined=frozenset(q.network for q in records.quarantined),
+            resting=frozenset(q.network for q in records.quarantined if q.rests(self.now())),
             creations=records.creations,
             doubts=self.doubts,
             rests=self.rests,
@@ -206,6 +209,21 @@ class Keeper:
         observed = outcomes["quarantine"].observed
         return observed if isinstance(observed, Records) else self.state.observe()
 
+    def _write_down(self, cloud: Cloud, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+        """Record what EC2 is about to be asked to take back; return what must not be asked."""
+        networks = {str(a): eni.given_back(a, cloud) for a in actions}
+        asked = frozenset[IpNetwork]().union(*networks.values())
+        if not asked:
+            return ()
+        plan = quarantine.ask(asked, self.state.observe(), self.now())
+        failures = self.state.apply(plan.actions)
+        if not failures:
+            return ()
+        why = f"EC2 is not asked before this is recorded: {failures[0]}"
+        return tuple(
+            ApplyError(name, failures[0].reason, why) for name, given in networks.items() if given
+        )
+
     def _find_flows(self, addresses: frozenset[IpAddress]) -> frozenset[IpAddress]:
         """Return those that conntrack has connections of; if it cannot be read, all may have."""
         try:
@@ -236,20 +254,37 @@ class _UnreadableError(Exception):
 
 
 class Seen:
-    """A target that was looked at already: the first look costs nothing."""
+    """A target that was looked at already: the first look costs nothing.
 
-    def __init__(self, target: Any, seen: Any) -> None:
+    Args:
+        target: what is looked at and changed.
+        seen: the look.
+        before: called with the actions first; what it refuses is not done.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        seen: Any,
+        before: Callable[[Sequence[Any]], tuple[ApplyError, ...]] = lambda _: (),
+    ) -> None:
         self._target = target
         self._seen = seen
+        self._before = before
 
     def observe(self, desired: Iterable[Any]) -> Any:
         """Return what was seen; the next time, look."""
         seen, self._seen = self._seen, None
         return seen if seen is not None else self._target.observe(desired)
 
-    def apply(self, actions: Any) -> Any:
-        """Hand on."""
-        return self._target.apply(actions)
+    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+        """Hand on what may be done."""
+        refused = self._before(actions)
+        held = {failure.action for failure in refused}
+        done: tuple[ApplyError, ...] = self._target.apply(
+            [a for a in actions if str(a) not in held]
+        )
+        return (*refused, *done)
 
 
 def _item(eni_id: str, address: IpAddress, known: Iterable[Item]) -> Item:

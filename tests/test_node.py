@@ -11,6 +11,7 @@ import pytest
 from builders import SUBNET, document, eni, intent, key, node
 from fake_cloud import FakeEc2, FakeImds
 from fakes import (
+    CrashError,
     FakeConntrack,
     FakeNetlink,
     FakeNft,
@@ -54,22 +55,25 @@ class Simulation:
         self.conntrack = FakeConntrack()
         self.remains = FakeRemains()
         self.netlink.plug(first.mac, "eth0")
-        self.node = LocalNode(
-            self.state,
-            World(
-                imds=self.imds,
-                make_ec2=lambda *_: self.ec2,
-                netlink=self.netlink,
-                nft=FakeNft(),
-                sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
-                conntrack=self.conntrack,
-                surroundings=FakeSurroundings(),
-                remains=self.remains,
-                now=lambda: self.now + self.skew,
-                clock=lambda: self.now,
-            ),
+        self.world = World(
+            imds=self.imds,
+            make_ec2=lambda *_: self.ec2,
+            netlink=self.netlink,
+            nft=FakeNft(),
+            sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
+            conntrack=self.conntrack,
+            surroundings=FakeSurroundings(),
+            remains=self.remains,
+            now=lambda: self.now + self.skew,
+            clock=lambda: self.now,
         )
         self.refusals: Counter[str] = Counter()
+        self.start()
+
+    def start(self) -> None:
+        """Another process, which knows what the one before has written down."""
+        self.state.restart()
+        self.node = LocalNode(self.state, self.world)
 
     def turn(self, seconds: float = 300.0) -> None:
         self.turn_pool()
@@ -196,6 +200,45 @@ def test_what_was_released_is_not_bound_again_though_an_old_answer_shows_it() ->
     for number in range(6):
         sim.start_pod(number)
     sim.node.kernel_pass(sim.document)
+    bound = {own for a in sim.state.observe().attachments for own in a.addresses}
+    assert bound
+    assert not bound & released
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["answer heard", "answer lost"])
+def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other(
+    dies: bool,
+) -> None:
+    """Its quarantine is old when EC2 takes the addresses, and the next look is older than that."""
+    sim = Simulation(warmPool={"addresses": {"warm": 9, "surplus": 0}, "cooldown": "0s"})
+    for _ in range(2):
+        sim.turn()
+    before = set(sim.ec2.enis[0].secondaries)
+    sim.document = document(warmPool={"addresses": {"warm": 2, "surplus": 0}, "cooldown": "0s"})
+    for _ in range(12):
+        sim.ec2.fault = ("before", "RequestLimitExceeded")
+        sim.turn(300.0)
+    assert before == set(sim.ec2.enis[0].secondaries)
+    assert sim.state.observe().quarantined
+    if dies:
+        sim.ec2.fault = ("crash after", "")
+        with pytest.raises(CrashError):
+            sim.node.pool_pass(sim.document)
+    else:
+        sim.turn(1.0)
+        sim.turn(1.0)
+    released = before - set(sim.ec2.enis[0].secondaries)
+    assert released
+    sim.ec2.restart()  # another process, which was not told
+    sim.start()
+    sim.ec2.lag = 1
+    sim.document = document(warmPool={"addresses": {"warm": 9, "surplus": 0}, "cooldown": "0s"})
+    for _ in range(4):
+        sim.node.pool_pass(sim.document)
+        for number in range(6):
+            sim.start_pod(number)
+        sim.node.kernel_pass(sim.document)
+        sim.now += 25.0
     bound = {own for a in sim.state.observe().attachments for own in a.addresses}
     assert bound
     assert not bound & released

@@ -150,7 +150,8 @@ class Cooling:
 
     def command(self, verb: Verb) -> str:
         """What is done to the record."""
-        return f"{'end' if verb is Verb.DELETE else 'begin'} cooldown of {self.address}"
+        words = {Verb.CREATE: "begin", Verb.UPDATE: "shorten", Verb.DELETE: "end"}
+        return f"{words[verb]} cooldown of {self.address}"
 
 
 def netns_identity(path: str, inode: int) -> str:

@@ -34,6 +34,7 @@ class Ec2Inputs:
     Attributes:
         used: addresses that a pod, a rest, a route or a connection holds.
         quarantined: networks with a record: they are being given back, or were just now.
+        resting: those of them that EC2 may have taken back already, whatever it shows.
         creations: ENIs that were asked for in the last hour.
         doubts: where EC2 and metadata disagree.
         rests: EC2 actions that are not called for now.
@@ -42,6 +43,7 @@ class Ec2Inputs:
 
     used: frozenset[IpAddress] = frozenset()
     quarantined: frozenset[IpNetwork] = frozenset()
+    resting: frozenset[IpNetwork] = frozenset()
     creations: tuple[Creation, ...] = ()
     doubts: Doubts = NO_DOUBTS
     rests: Rests = NO_RESTS

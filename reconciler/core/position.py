@@ -35,6 +35,7 @@ class Pool:
         document: resolved for this node.
         used: addresses that a pod, a rest, a route or a connection holds.
         quarantined: networks with a record.
+        resting: those of them that EC2 may have taken back already, whatever it shows.
         max_enis: the document's limit; None leaves the instance type's.
         limits: the document's, in place of EC2's.
         creations: records of this and earlier passes.
@@ -69,6 +70,7 @@ class Pool:
     clock: float
     take_over: bool = False
     families: tuple[str, ...] = ("ipv4",)
+    resting: frozenset[IpNetwork] = frozenset()
 
     @property
     def counts(self) -> bool:

@@ -8,7 +8,7 @@ first recorded as quarantined, so that no pod can get it meanwhile; only then is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from reconciler.core.datapath import IpAddress, IpNetwork, host_network
@@ -17,8 +17,9 @@ from reconciler.core.plan import Key, Verb
 from reconciler.core.pool import PREFIX_SIZE, Band
 
 RELEASED_REST_S = 120.0
-"""Seconds for which an address that EC2 took back stays quarantined: an old answer of EC2 may
-still show it as ours (amazon-vpc-cni-k8s #3887)."""
+"""Seconds for which an address stays quarantined after EC2 was last asked to take it back, and
+after EC2 has stopped showing it: an old answer of EC2 may still show it as ours
+(amazon-vpc-cni-k8s #3887)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,34 @@ class Quarantine:
     Attributes:
         network: a single address as /32, or a prefix.
         since: seconds since the epoch.
+        asked: when EC2 was last asked to take it back, written down before the call: whether EC2
+            did may never be known. 0 if it was not asked.
+        gone: when a look at EC2 first lacked it; 0 while EC2 shows it.
     """
 
     kind: ClassVar[str] = "quarantine"
     network: IpNetwork
     since: float
+    asked: float = 0.0
+    gone: float = 0.0
+
+    def rests(self, now: float) -> bool:
+        """Whether a look that shows it may be older than EC2's taking it back.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        last = max(self.asked, self.gone)
+        return last > 0 and now - last < RELEASED_REST_S
+
+    def bounded(self, now: float) -> Quarantine:
+        """Return the same without times that have not come yet: the clock was set back."""
+        return replace(
+            self,
+            since=min(self.since, now),
+            asked=min(self.asked, now),
+            gone=min(self.gone, now),
+        )
 
     @property
     def key(self) -> Key:
@@ -42,7 +66,8 @@ class Quarantine:
 
     def command(self, verb: Verb) -> str:
         """What is done to the record."""
-        return f"{'end' if verb is Verb.DELETE else 'begin'} quarantine of {self.network}"
+        words = {Verb.CREATE: "begin", Verb.UPDATE: "go on with", Verb.DELETE: "end"}
+        return f"{words[verb]} quarantine of {self.network}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +170,12 @@ def holds_used(eni: Eni, used: Collection[IpAddress]) -> bool:
 
 
 def pick(
-    stock: Stock, band: Band, *, slots_needed: int = 0, growable: Collection[str] = ()
+    stock: Stock,
+    band: Band,
+    *,
+    slots_needed: int = 0,
+    growable: Collection[str] = (),
+    resting: Collection[IpNetwork] = (),
 ) -> frozenset[IpNetwork]:
     """Choose what shall be quarantined, given what is already.
 
@@ -158,13 +188,17 @@ def pick(
         band: how much should be.
         slots_needed: slots that units of the wanted kind need and no ENI has free.
         growable: ids of ENIs whose slots they could have.
+        resting: quarantined networks that EC2 may have taken back already, whatever it shows: they
+            do not come back yet.
     """
     chosen = list(stock.quarantined)
     held = stock.held
     if held < band.low:
-        chosen.sort(key=lambda u: (u.eni.device_index or 0, int(u.network.network_address)))
-        while chosen and held < band.aim:
-            held += chosen.pop(0).size
+        back = [u for u in chosen if u.network not in resting]
+        back.sort(key=lambda u: (u.eni.device_index or 0, int(u.network.network_address)))
+        while back and held < band.aim:
+            held += back[0].size
+            chosen.remove(back.pop(0))
         return frozenset(u.network for u in chosen)
     exchangeable = stock.exchangeable
     if exchangeable and stock.settled >= band.low:

@@ -207,15 +207,18 @@ def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
     """End a rest when its time is over and no connection of the old pod is left.
 
     A client that retries with the same ports would be sent the old pod's way for as long as
-    conntrack remembers it (amazon-vpc-cni-k8s #3634).
+    conntrack remembers it (amazon-vpc-cni-k8s #3634). None waits longer than a cooldown from now:
+    what says so was written before the clock was set back, or the document shortened it.
     """
-    return Plan(
-        tuple(
-            Change(Verb.DELETE, c, "cooldown over")
-            for c in observed.cooling
-            if c.until <= desired.now and c.address not in desired.flows
-        )
-    )
+    longest = desired.now + desired.cooldown_s
+    actions: list[Action] = []
+    for c in observed.cooling:
+        if c.until > longest:
+            reason = f"no cooldown is longer than {desired.cooldown_s:g} s"
+            actions.append(Change(Verb.UPDATE, replace(c, until=longest), reason, c))
+        elif c.until <= desired.now and c.address not in desired.flows:
+            actions.append(Change(Verb.DELETE, c, "cooldown over"))
+    return Plan(tuple(actions))
 
 
 def _release(desired: Allocation, observed: Records) -> Plan:

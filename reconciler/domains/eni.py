@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from reconciler.core import pool, shortage
 from reconciler.core.call import (
@@ -37,7 +38,7 @@ from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Plan, Refusal
 from reconciler.core.pool import PREFIX_SIZE, Place
 from reconciler.core.position import Pool, Position, locate
-from reconciler.core.release import counted_networks, holds_used, pick
+from reconciler.core.release import counted_networks, holds_used, pick, unit_networks
 
 MIN_ENI_AGE_S = 60.0
 """Seconds before a new ENI may go again (stock plugin: ``minENILifeTime``), so that a burst of
@@ -81,6 +82,7 @@ def desire(inputs: Inputs) -> Pool:
         clock=inputs.clock,
         take_over=inputs.predecessor.taking_over,
         families=document.families,
+        resting=ec2.resting,
     )
 
 
@@ -97,7 +99,13 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
     if desired.prefixes and at.shortfall > 0:
         slots = sum(at.free_slots(e) for e in at.enis)
         needed = max(-(-at.shortfall // PREFIX_SIZE) - slots - at.room_for_enis * at.slots, 0)
-    chosen = pick(at.stock, at.band, slots_needed=needed, growable=at.fitting)
+    chosen = pick(
+        at.stock,
+        at.band,
+        slots_needed=needed,
+        growable=at.fitting,
+        resting=desired.resting,
+    )
     chosen |= {n for e in at.enis if _goes(e, chosen, desired, at) for n in e.boundless}
     return chosen & desired.quarantined if _doubtful(desired, observed) else chosen
 
@@ -145,6 +153,20 @@ def _doubtful(desired: Pool, observed: Cloud) -> bool:
     """
     limited = desired.limits or observed.limits
     return bool(desired.doubts or observed.unread_enis or not limited) or observed.behind
+
+
+def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
+    """Return what an action asks EC2 to take from this instance; nothing of most actions."""
+    match action:
+        case ReleaseAddresses():
+            return frozenset(map(host_network, action.addresses))
+        case ReleasePrefixes():
+            return frozenset(action.prefixes)
+        case DetachEni():
+            enis = (e for e in observed.enis if e.eni_id == action.eni_id)
+            return frozenset(n for e in enis for n in unit_networks(e))
+        case _:
+            return frozenset()
 
 
 def adopted(eni: Eni) -> Eni:

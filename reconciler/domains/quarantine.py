@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 from reconciler.core.datapath import IpNetwork
 from reconciler.core.plan import Action, Change, Plan, Verb
 from reconciler.core.records import Records
-from reconciler.core.release import RELEASED_REST_S, Quarantine
+from reconciler.core.release import Quarantine
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,32 @@ def _begin(desired: Wanted, observed: Records) -> Iterator[Action]:
             yield Change(Verb.CREATE, Quarantine(network, desired.now), "not needed")
 
 
+def ask(networks: Collection[IpNetwork], observed: Records, now: float) -> Plan:
+    """Write down, before the call, that EC2 is asked to take networks back.
+
+    If the process dies before it hears the answer, a look that shows them again may be an old one.
+    """
+    return Plan(
+        tuple(
+            Change(Verb.UPDATE, replace(q, asked=now), "EC2 is asked to take it back", q)
+            for q in observed.quarantined
+            if q.network in networks
+        )
+    )
+
+
 def _end(desired: Wanted, observed: Records) -> Iterator[Action]:
     for record in observed.quarantined:
-        if record.network in desired.networks:
-            continue
-        if record.network in desired.held:
-            yield Change(Verb.DELETE, record, "needed again")
-        elif desired.now - record.since >= RELEASED_REST_S:
+        bounded = record.bounded(desired.now)
+        if bounded != record:
+            yield Change(Verb.UPDATE, bounded, "the clock was set back", record)
+        elif record.network in desired.held:
+            if record.network not in desired.networks and not record.rests(desired.now):
+                yield Change(Verb.DELETE, record, "needed again")
+        elif not record.gone:
+            gone = replace(record, gone=desired.now)
+            yield Change(Verb.UPDATE, gone, "EC2 shows it no more", record)
+        elif not record.rests(desired.now):
             yield Change(Verb.DELETE, record, "EC2 took it back")
 
 

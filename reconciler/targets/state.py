@@ -41,7 +41,7 @@ from reconciler.core.plan import Change, Verb
 from reconciler.core.records import BY_KEY, DOUBT_S, Records, SetAside
 from reconciler.core.release import Quarantine
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
-from reconciler.targets.look import decode_look, encode_look
+from reconciler.targets.look import MAX_LOOK_BYTES, decode_look, encode_look
 
 log = logging.getLogger(__name__)
 
@@ -427,10 +427,14 @@ class StateDirectory:
         It is a cache: the next look replaces it, whatever it holds.
         """
         try:
-            body = json.loads((self.root / LOOK).read_text())
+            body = json.loads(_read(str(self.root / LOOK), limit=MAX_LOOK_BYTES))
             _check_version(body)
             return decode_look(body)
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
+            return None
+        except UNREADABLE as error:
+            why = _why(error)
+            log.warning("the last look at EC2 cannot be read; another is made", extra={"why": why})
             return None
 
     def _intents(self, names: Iterable[str] | None, is_alive: IsAlive) -> tuple[Intent, ...]:
@@ -649,7 +653,8 @@ class StateDirectory:
             if kind == "cooling":
                 self._known[kind][name] = Cooling(ip_address(address), since + DOUBT_S)
             elif kind == "quarantine":
-                self._known[kind][name] = Quarantine(ip_network(f"{address}/{length}"), since)
+                network = ip_network(f"{address}/{length}")
+                self._known[kind][name] = Quarantine(network, since, asked=since)
 
     def _read_set_aside(self) -> tuple[SetAside, ...]:
         """Describe what is set aside; what has not changed is not read again."""
@@ -770,7 +775,7 @@ def _glimpse(path: str) -> str:
         return ""
 
 
-def _read(path: str, *, cut: bool = False) -> bytes:
+def _read(path: str, *, cut: bool = False, limit: int = MAX_RECORD_BYTES) -> bytes:
     """Read a record's file, and nothing else that may stand in its place.
 
     A FIFO would be waited for, and a link leads elsewhere.
@@ -778,6 +783,7 @@ def _read(path: str, *, cut: bool = False) -> bytes:
     Args:
         path: of the file.
         cut: return its beginning if it is too large.
+        limit: bytes.
 
     Raises:
         OSError: it cannot be read.
@@ -787,12 +793,12 @@ def _read(path: str, *, cut: bool = False) -> bytes:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("it is no file")
-        content = os.read(fd, MAX_RECORD_BYTES + 1)
+        content = os.read(fd, limit + 1)
     finally:
         os.close(fd)
-    if len(content) > MAX_RECORD_BYTES and not cut:
-        raise ValueError(f"it has more than {MAX_RECORD_BYTES} bytes")
-    return content[:MAX_RECORD_BYTES]
+    if len(content) > limit and not cut:
+        raise ValueError(f"it has more than {limit} bytes")
+    return content[:limit]
 
 
 def _addresses(text: str) -> Iterator[IpAddress]:
@@ -844,7 +850,12 @@ def _encode(record: Record) -> dict[str, Any]:
         case Cooling():
             body = {"address": str(record.address), "until": record.until}
         case Quarantine():
-            body = {"network": str(record.network), "since": record.since}
+            body = {
+                "network": str(record.network),
+                "since": record.since,
+                "asked": record.asked,
+                "gone": record.gone,
+            }
         case Creation():
             body = asdict(record)
         case Intent():
@@ -953,7 +964,10 @@ def _parse_cooling(body: dict[str, Any]) -> Cooling:
 
 def _parse_quarantine(body: dict[str, Any]) -> Quarantine:
     _check_version(body)
-    return Quarantine(ip_network(body["network"]), float(body["since"]))
+    since = float(body["since"])
+    # Releases that did not write it down may have asked at any time since then.
+    asked, gone = float(body.get("asked", since)), float(body.get("gone", 0.0))
+    return Quarantine(ip_network(body["network"]), since, asked, gone)
 
 
 def _parse_creation(body: dict[str, Any]) -> Creation:

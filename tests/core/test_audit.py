@@ -43,6 +43,7 @@ RECORDS = {
         HEALTHY, attachments=(*HEALTHY.attachments, attachment(3, netns_alive=False))
     ),
     "NeverFinished": replace(HEALTHY, creations=(replace(CREATION, at=NOW - CREATION_S - 1),)),
+    "RecordLost": replace(HEALTHY, unwritten=frozenset({("attachment", attachment(1).key)})),
     "AddressLost": replace(
         HEALTHY, attachments=(attachment(1), attachment(2, addresses=(SUBNET[200],)))
     ),

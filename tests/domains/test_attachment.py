@@ -18,7 +18,7 @@ from reconciler.core.attachment import (
     veth_name,
 )
 from reconciler.core.plan import Change
-from reconciler.core.records import Records
+from reconciler.core.records import Records, SetAside
 from reconciler.core.release import Quarantine
 from reconciler.domains import attachment as domain
 
@@ -261,7 +261,7 @@ def test_what_a_container_had_in_its_former_namespace_goes_before_it_gets_anythi
         f"release {old.addresses[0]} from pod1/eth0",
     ]
     (bound,) = domain.plan(
-        domain.desire(inputs(2)), Records((later(1),), (), (Cooling(old.addresses[0], 99.0),))
+        domain.desire(inputs(2)), Records((later(1),), (), (Cooling(old.addresses[0], 9.0),))
     ).actions
     assert isinstance(bound, Change)
     assert bound.object.netns == "/run/netns/later@2"
@@ -307,3 +307,58 @@ def test_intents_that_nobody_understands_are_named_and_others_served() -> None:
         "IntentUnreadable",
         "intent /run/x/intents/a.json",
     )
+
+
+HOUR_S, TEN_YEARS_S = 3600.0, 10 * 365 * 86400.0
+
+
+@pytest.mark.parametrize("back_s", [HOUR_S, TEN_YEARS_S])
+def test_a_clock_that_is_set_back_makes_no_cooldown_longer_than_its_time(back_s: float) -> None:
+    doc = document(warmPool={"cooldown": "30s"})
+    cooling = Cooling(SUBNET[11], 1030.0 + back_s)
+    made = domain.plan(
+        domain.desire(inputs(1, document=doc, now=1000.0)), Records((), (), (cooling,))
+    )
+    (action,) = made.actions
+    assert isinstance(action, Change)
+    assert action.object == Cooling(SUBNET[11], 1030.0), "from now on it is as any other"
+    after = Records((), (), (action.object,))
+    assert plan(after, document=doc, now=1029.0) == []
+    assert plan(after, document=doc, now=1030.0) == ["end cooldown of 10.0.1.11"]
+
+
+def test_what_is_known_and_not_on_disk_is_written_again() -> None:
+    records = Records((intent(1),), (), (Cooling(SUBNET[12], 9.0),)).joined([attachment(1)])
+    assert plan(records) == [f"bind {attachment(1).addresses[0]} on eni-0 to pod1/eth0"]
+    assert records.living == (attachment(1),)
+    assert records.demand.assigned == 1
+    assert records.joined([attachment(1)]) == records
+
+
+def torn(number: int, *addresses: Any) -> SetAside:
+    return SetAside("/run/x/unreadable/a.json", 0.0, frozenset(addresses), intent(number).key)
+
+
+def test_while_a_pods_record_cannot_be_read_nothing_new_is_bound_to_it() -> None:
+    """Its link is gone too; its pod may run with an address that only the record knew."""
+    records = Records((intent(1), intent(2)), set_aside=(torn(1),))
+    made = domain.plan(domain.desire(inputs(1, now=1e9)), records)
+    assert [a.key for a in made.actions] == [intent(2).key]
+    (refusal,) = (r for r in made.refusals if r.subject == f"intent {intent(1).key}")
+    assert refusal.reason == "RecordUnreadable"
+
+
+def test_a_del_ends_what_an_unreadable_record_stands_for_and_its_addresses_rest() -> None:
+    records = Records((intent(1, IntentState.RELEASED),), set_aside=(torn(1, SUBNET[13]),))
+    assert plan(records, now=1e9) == [
+        f"begin cooldown of {SUBNET[13]}",
+        "mv /run/x/unreadable/a.json /run/x/unreadable/a.json.released",
+        "forget released intent pod1/eth0",
+    ]
+
+
+def test_a_thousand_unreadable_records_are_not_a_thousand_conditions() -> None:
+    many = tuple(replace(torn(1), path=f"/run/x/{n}", attachment=None) for n in range(1000))
+    made = domain.plan(domain.desire(inputs(1, now=1e9)), Records(set_aside=many))
+    assert len(made.refusals) == domain.MAX_NAMED + 1
+    assert made.refusals[-1].message.startswith(f"{1000 - domain.MAX_NAMED} more")

@@ -92,6 +92,10 @@ pods taken out of every Service, though they run as before."""
 HOST_WIDE = ("sysctl", "rule", "nat")
 """Domains without whose objects no pod reaches what is beyond the node, running ones included."""
 
+MOST_HINTS = 1024
+"""DELs that are honoured one by one, in the order they came: more than an instance has pods. A
+full pass finds the rest, as it finds those whose hint never came."""
+
 HOPELESS = {"InterfaceExists"}
 """Reasons for which no waiting helps an ADD."""
 
@@ -362,8 +366,11 @@ class Agent:
     def release(self, key: AttachmentKey) -> None:
         """Take a hint that an attachment was given back; its intent says so."""
         with self._changed:
-            self._released[key] = None
-        self._triggers.mark("intent")
+            if len(self._released) < MOST_HINTS:
+                self._released[key] = None
+                self._triggers.mark("intent")
+            else:
+                self._triggers.mark("pool")  # a full pass finds all that was released
 
     def status(self) -> dict[str, Any]:
         """Describe the node: what is in force, what is held, what is wrong."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 from typing import Any
 
+from cni import exchange
 from reconciler.errors import UnansweredError
 
 TIMEOUT_S = 10.0
+"""Seconds until the whole answer must be here, however it trickles in."""
 
 
 def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
@@ -22,10 +23,7 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(TIMEOUT_S)
             s.connect(str(path))
-            with s.makefile("rwb") as stream:
-                stream.write(json.dumps(question).encode() + b"\n")
-                stream.flush()
-                answer = json.loads(stream.readline())
+            answer = exchange.ask(s, question, TIMEOUT_S)
     except PermissionError as error:
         raise UnansweredError(f"{path}: {error.strerror}; run as root") from error
     except TimeoutError as error:
@@ -34,10 +32,9 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         why = error.strerror or str(error)
         raise UnansweredError(f"{path}: {why}; is 'node-network run' running?") from error
-    except (ValueError, RecursionError) as error:
-        why = "the answer ended early, or is no JSON"
+    except ValueError as error:
+        why = f"this is no answer: {error}"
         raise UnansweredError(f"{path}: {why}; see the reconciler's log") from error
-    if not isinstance(answer, dict) or not answer.get("ok"):
-        said = answer.get("msg") if isinstance(answer, dict) else "the answer is no JSON object"
-        raise UnansweredError(f"{path}: {said}")
+    if not answer.get("ok"):
+        raise UnansweredError(f"{path}: {answer.get('msg')}")
     return answer

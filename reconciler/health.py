@@ -1,20 +1,25 @@
 """Health and metrics over HTTP, for kubelet's probes and for Prometheus.
 
-``/livez``: the loop ticks. ``/readyz``: pods can be served. ``/metrics``: all counters. All are
-answered from what is known, at once: none waits for EC2 or for a pass.
+``/livez``: every thread goes on. ``/readyz``: pods can be served. ``/metrics``: all counters. All
+are answered from what is known, at once: none waits for EC2 or for a pass. Whoever can reach the
+address may ask; ``listener`` bounds what that costs.
 """
 
 from __future__ import annotations
 
-import threading
+import socket
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from reconciler import telemetry
 from reconciler.agent import Agent
 from reconciler.errors import StateError
+from reconciler.listener import Bounds, Listener
 
 TEXT = "text/plain; charset=utf-8"
+
+BOUNDS = Bounds(connections=16, request_bytes=16384, request_s=5.0, answer_s=5.0, grace_s=0.0)
+"""Probes come one at a time, every few seconds, and wait for five at most; their headers are some
+hundred bytes. 16 KiB is what other servers take of a request's head."""
 
 
 class HealthServer:
@@ -25,70 +30,96 @@ class HealthServer:
         agent: whose health it is.
 
     Raises:
-        StateError: nobody can listen there.
+        StateError: nothing can listen there.
     """
 
     def __init__(self, listen: str, agent: Agent) -> None:
-        host, colon, port = listen.rpartition(":")
-        if not colon or not port.isdigit():
-            raise StateError(f"cannot listen on {listen!r}: it must be host:port")
-        try:
-            self._server = _Http((host.strip("[]"), int(port)), _Answer)
-        except (OSError, OverflowError) as error:
-            raise StateError(
-                f"cannot listen on {listen}: {error}; choose another with --listen"
-            ) from error
-        self._server.agent = agent
+        self._agent = agent
+        self._socket = _listen(listen)
+        self._listener = Listener(
+            "health",
+            self._socket,
+            BOUNDS,
+            lambda received: b"\r\n\r\n" in received or b"\n\n" in received,
+            lambda _, request: self._answer(request),
+            duties=agent.duties,
+            watchdog=agent.watchdog,
+        )
 
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        return int(self._server.server_address[1])
+        return int(self._socket.getsockname()[1])
 
     def start(self) -> None:
         """Begin to answer."""
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+        self._listener.start()
 
     def stop(self) -> None:
         """End answering."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._listener.stop()
 
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    agent: Agent
-
-
-class _Answer(BaseHTTPRequestHandler):
-    server: _Http
-    timeout = 5.0
-
-    def do_GET(self) -> None:
-        """Answer one question."""
-        agent = self.server.agent
-        match self.path.partition("?")[0]:
-            case "/livez":
-                self._say(agent.watchdog.is_alive, str(agent.watchdog.stuck or "ok"))
-            case "/readyz":
-                obstacle = agent.find_obstacle()
-                self._say(obstacle is None, str(obstacle or "ok"))
-            case "/metrics":
-                self._send(HTTPStatus.OK, telemetry.exposition(), telemetry.CONTENT_TYPE)
+    def _answer(self, request: bytes) -> bytes:
+        if len(request) > BOUNDS.request_bytes:
+            text = f"a request has at most {BOUNDS.request_bytes} bytes\n"
+            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        match request.split(b"\n", 1)[0].split():
+            case [b"GET", path, version] if version.startswith(b"HTTP/1."):
+                return self._answer_get(path.partition(b"?")[0])
+            case [_, _, version] if version.startswith(b"HTTP/1."):
+                return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", "Allow: GET\r\n")
             case _:
-                self._send(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n", TEXT)
+                return _response(HTTPStatus.BAD_REQUEST, "this is no HTTP/1 request\n")
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing: a probe every few seconds is no event."""
+    def _answer_get(self, path: bytes) -> bytes:
+        match path:
+            case b"/livez":
+                watchdog = self._agent.watchdog
+                return _health(str(watchdog.stuck or "ok"), is_well=watchdog.is_alive)
+            case b"/readyz":
+                obstacle = self._agent.find_obstacle()
+                return _health(str(obstacle or "ok"), is_well=obstacle is None)
+            case b"/metrics":
+                return _response(
+                    HTTPStatus.OK, telemetry.exposition(), kind=telemetry.CONTENT_TYPE
+                )
+            case _:
+                return _response(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n")
 
-    def _say(self, is_well: bool, text: str) -> None:
-        status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
-        self._send(status, f"{text}\n", TEXT)
 
-    def _send(self, status: HTTPStatus, text: str, kind: str) -> None:
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+def _listen(listen: str) -> socket.socket:
+    """Return a socket that listens; of both families if no host is named and there is IPv6."""
+    host, colon, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not port.isdecimal() or (":" in host and not bracketed):
+        raise StateError(
+            f"cannot listen on {listen!r}: it must be host:port, an IPv6 host in brackets"
+        )
+    host = host[1:-1] if bracketed else host
+    try:
+        if not host and socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        (family, _, _, _, address), *_ = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        # The port as it was asked for: a resolver may cut a number that is none.
+        return socket.create_server((address[0], int(port), *address[2:]), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise StateError(
+            f"cannot listen on {listen}: {error}; choose another with --listen"
+        ) from error
+
+
+def _health(text: str, *, is_well: bool) -> bytes:
+    return _response(HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE, f"{text}\n")
+
+
+def _response(status: HTTPStatus, text: str, more: str = "", *, kind: str = TEXT) -> bytes:
+    body = text.encode(errors="backslashreplace")
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n{more}\r\n"
+    )
+    return head.encode() + body

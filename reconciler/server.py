@@ -10,9 +10,11 @@ import contextlib
 import json
 import logging
 import os
-import socketserver
+import socket
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -23,6 +25,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
 from reconciler.core.datapath import family_of, host_network
 from reconciler.core.plan import Refusal
 from reconciler.errors import StateError
+from reconciler.listener import Bounds, Listener
 
 log = logging.getLogger(__name__)
 
@@ -43,113 +46,102 @@ MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 LOGGED = {do: f"{do} answered" for do in ("add", "del", "check", "release")}
 """What a pod's way is followed by, in the log, by question."""
 
+QUEUE = 512
+"""Connections that the kernel keeps for us; a node's worth of pods may ask at once."""
+
 SPARE_THREADS = 4
 """Threads that are kept for the next connections."""
 
-SPEAK_S = 10.0
-"""Seconds in which the other side must have asked, and then taken its answer."""
+BOUNDS = Bounds(connections=1024, request_bytes=65536, request_s=10.0, answer_s=10.0, grace_s=0.1)
+"""A node's pods may all ask at once, and each waits on its connection. The executable connects,
+writes its intent to the disk, and then asks, with some hundred bytes; ``release`` has an intent in
+it, of some kilobytes."""
 
-MAX_REQUEST_BYTES = 65536
+AT_ONCE = {"add": 512, "check": 64, "status": 4}
+"""Questions of a kind that may be under way, each in a thread of its own. Few instances have more
+pods than 512, and kubelet does not start all at once; an answer to ``status`` is the only large
+one."""
+
+OTHERS_AT_ONCE = 32
+"""The same for all other kinds together: they wait for nothing."""
+
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer: what the executable and ``node-network status`` read of one."""
+
 LONGEST_BUDGET_S = 110.0
 """Seconds; kubelet gives a sandbox two minutes."""
 
 
 class Server:
-    """Answers on one socket path, each connection in a thread of its own.
+    """Answers on one socket path, each question in a thread of its own.
+
+    Only root may connect: the socket's mode is 0600.
 
     Raises:
         StateError: the socket cannot be made.
     """
 
     def __init__(self, path: Path, agent: Agent) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # left by a process that was killed; the lock says it is gone
-        previous = os.umask(0o177)
-        try:
-            self._server = _Unix(str(path), _Exchange)
-        except OSError as error:
-            # AF_UNIX takes 107 bytes (unix(7)).
-            raise StateError(f"cannot listen on {path}: {error}; use another directory") from error
-        finally:
-            os.umask(previous)
-        self._server.agent = agent
+        self._agent = agent
         self._path = path
+        self._workers = _Workers()
+        self._listener = Listener(
+            "the socket",
+            _listen(path),
+            BOUNDS,
+            lambda received: b"\n" in received,
+            self._take,
+            duties=agent.duties,
+            watchdog=agent.watchdog,
+        )
 
     def start(self) -> None:
         """Begin to answer."""
-        threading.Thread(target=self._server.serve_forever, name="server", daemon=True).start()
+        self._listener.start()
 
     def stop(self) -> None:
         """End answering; what is under way is finished by its own thread."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._listener.stop()
+        self._workers.stop()
         self._path.unlink(missing_ok=True)
 
-
-class _Unix(socketserver.UnixStreamServer):
-    """Gives each connection a thread, of which a few are kept for the next ones.
-
-    A pod waits for a thread to start as long as for a link of its to be made.
-    """
-
-    request_queue_size = 512  # a node's worth of pods may ask at once
-    agent: Agent
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._lock = threading.Lock()
-        self._idle = 0
-        self._accepted: SimpleQueue[tuple[Any, Any] | None] = SimpleQueue()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hand a connection to a thread that is idle, or to a new one."""
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-            else:
-                threading.Thread(target=self._work, name="exchange", daemon=True).start()
-        self._accepted.put((request, client_address))
-
-    def server_close(self) -> None:
-        """Close the socket, and end the threads that are idle."""
-        super().server_close()
-        with self._lock:
-            for _ in range(self._idle):
-                self._accepted.put(None)
-            self._idle = 0
-
-    def _work(self) -> None:
-        while (accepted := self._accepted.get()) is not None:
-            try:
-                self.finish_request(*accepted)  # an error of ours ends this thread, and no other
-            finally:
-                self.shutdown_request(accepted[0])
-            with self._lock:
-                if self._idle >= SPARE_THREADS:
-                    return
-                self._idle += 1
-
-
-class _Exchange(socketserver.StreamRequestHandler):
-    server: _Unix
-    timeout = SPEAK_S
-
-    def handle(self) -> None:
-        """Read one question, write one answer."""
-        agent, began = self.server.agent, time.monotonic()
-        question: Any = None
+    def _take(self, connection: socket.socket, line: bytes) -> bytes | None:
+        """Give a question to a thread; refuse what is none, and what is too much at once."""
+        began = time.monotonic()
         try:
-            question = json.loads(self.rfile.readline(MAX_REQUEST_BYTES))
-            reply = _answer(agent, question)
+            if len(line) > BOUNDS.request_bytes:
+                raise ValueError(f"it has more than {BOUNDS.request_bytes} bytes")
+            question = json.loads(line)
+            do = str(question["do"])
+        except MALFORMED as error:
+            return _encode(
+                _refuse(protocol.DECODING_FAILURE, "the request cannot be understood", error)
+            )
+        kind, most = (do, AT_ONCE[do]) if do in AT_ONCE else ("other", OTHERS_AT_ONCE)
+
+        def exchange() -> None:
+            try:
+                with self._agent.duties.over("an answer on the socket", slow=True):
+                    self._exchange(connection, question, began)
+            finally:
+                self._listener.close(connection)
+
+        if self._workers.run(kind, most, exchange):
+            return None
+        message = f"{most} questions of this kind are under way"
+        return _encode(_refuse(protocol.TRY_AGAIN, message, do))
+
+    def _exchange(self, connection: socket.socket, question: dict[str, Any], began: float) -> None:
+        """Answer one question."""
+        try:
+            reply = _answer(self._agent, question)
         except MALFORMED as error:
             reply = _refuse(protocol.DECODING_FAILURE, "the request cannot be understood", error)
-        except OSError:
-            return  # nobody says anything any more
-        told = self._say(reply)
-        do = question.get("do") if isinstance(question, dict) else None
+        told = _say(connection, reply)
+        do = str(question["do"])
         if do == "add" and reply["ok"] and not told:
-            agent.disclaim(_key(question))
-        if isinstance(do, str) and do in LOGGED:
+            self._agent.disclaim(_key(question))
+        if do in LOGGED:
             # A DEL has left no more than a hint, and is gone.
             _log(
                 question,
@@ -158,16 +150,90 @@ class _Exchange(socketserver.StreamRequestHandler):
                 milliseconds=(time.monotonic() - began) * 1000,
             )
 
-    def _say(self, reply: dict[str, Any]) -> bool:
-        """Write the answer; return whether the other side was still there to take it.
 
-        If not, its intent says what it wanted.
-        """
-        try:
-            self.wfile.write(json.dumps(reply).encode() + b"\n")
-        except OSError:
-            return False
+class _Workers:
+    """Runs what waits in threads, so many of a kind at once, of which a few are kept for the next.
+
+    A pod waits for a thread to start as long as for a link of its to be made.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._busy: Counter[str] = Counter()
+        self._work: SimpleQueue[tuple[str, Callable[[], None]] | None] = SimpleQueue()
+
+    def run(self, kind: str, most: int, what: Callable[[], None]) -> bool:
+        """Have a thread do something; False if it does so much of this kind already."""
+        with self._lock:
+            if self._busy[kind] >= most:
+                return False
+            if self._idle:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._go, name="exchange", daemon=True).start()
+            self._busy[kind] += 1
+        self._work.put((kind, what))
         return True
+
+    def stop(self) -> None:
+        """End the threads that are idle."""
+        with self._lock:
+            for _ in range(self._idle):
+                self._work.put(None)
+            self._idle = 0
+
+    def _go(self) -> None:
+        while work := self._work.get():
+            kind, what = work
+            try:
+                what()  # an error of ours ends this thread, and no other
+            finally:
+                with self._lock:
+                    self._busy[kind] -= 1
+            with self._lock:
+                if self._idle >= SPARE_THREADS:
+                    return
+                self._idle += 1
+
+
+def _listen(path: Path) -> socket.socket:
+    """Return a listening socket that only root may connect to.
+
+    Raises:
+        StateError: it cannot be made.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()  # left by a process that was killed; the lock says it is gone
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+        listening.listen(QUEUE)
+    except OSError as error:
+        listening.close()
+        # AF_UNIX takes 107 bytes (unix(7)).
+        raise StateError(f"cannot listen on {path}: {error}; use another directory") from error
+    finally:
+        os.umask(previous)
+    return listening
+
+
+def _say(connection: socket.socket, reply: dict[str, Any]) -> bool:
+    """Write the answer; return whether the other side was still there to take it.
+
+    If not, its intent says what it wanted.
+    """
+    connection.settimeout(BOUNDS.answer_s)
+    try:
+        connection.sendall(_encode(reply))  # the timeout is for all of it
+    except OSError:
+        return False
+    return True
+
+
+def _encode(reply: dict[str, Any]) -> bytes:
+    return json.dumps(reply).encode() + b"\n"
 
 
 def _log(
@@ -204,7 +270,7 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
             obstacle = agent.find_obstacle()
             return _refuse_for(obstacle) if obstacle else {"ok": True}
         case "status":
-            return {"ok": True, "status": agent.status()}
+            return _within({"ok": True, "status": agent.status()})
         case other:
             return _refuse(protocol.DECODING_FAILURE, f"unknown request {other!r}", "")
 
@@ -229,6 +295,21 @@ def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
     if isinstance(outcome, Attachment) and not agent.claim(key, attempt):
         outcome = already
     return _result(outcome, agent.pod_mtu)
+
+
+def _within(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer to ``status`` that is not too long: the longest lists lose their ends.
+
+    Of what was left out, ``shortened`` has the number, by list.
+    """
+    status, shortened = dict(reply["status"]), {}
+    lists = {name: value for name, value in status.items() if isinstance(value, list)}
+    while lists and len(_encode(reply)) > MAX_ANSWER:
+        name = max(lists, key=lambda n: len(json.dumps(status[n])))
+        status[name] = status[name][: len(status[name]) // 2]
+        shortened[name] = len(lists[name]) - len(status[name])
+        reply = {"ok": True, "status": status | {"shortened": shortened}}
+    return reply
 
 
 def _refuse_for(refusal: Refusal) -> dict[str, Any]:

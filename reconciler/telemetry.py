@@ -54,6 +54,12 @@ ADDRESSES = Gauge(
     ["state"],
     registry=REGISTRY,
 )
+CONNECTIONS_CUT = Counter(
+    "node_network_connections_cut",
+    "Connections to this process that were closed before they had their answer",
+    ["listener", "why"],
+    registry=REGISTRY,
+)
 PASS_SECONDS = Histogram(
     "node_network_pass_seconds",
     "Duration of a pass over the node",

@@ -147,8 +147,8 @@ def test_output_that_cannot_be_written_is_said(place: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"", "the answer ended early"),
-        (b"[]\n", "no JSON object"),
+        (b"", "the connection was closed"),
+        (b"[]\n", "the answer is no object"),
         (b'{"ok": false, "msg": "busy"}\n', "busy"),
         (None, "interrupted"),
     ],

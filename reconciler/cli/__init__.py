@@ -171,7 +171,8 @@ def main() -> None:
     envvar="NODE_NETWORK_LISTEN",
     show_envvar=True,
     default="",
-    help="Serve /livez, /readyz and /metrics on host:port. Default: nobody does.",
+    help="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "
+    "address. Default: they are not served.",
 )
 @click.option(
     "--events/--no-events",

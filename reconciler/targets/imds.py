@@ -1,11 +1,9 @@
-"""The instance metadata service, version 2: what the node may know of itself for free.
-
-Standard library HTTP: a handful of small requests to a link-local address needs no client.
-"""
+"""The instance metadata service, version 2: what the node may know of itself for free."""
 
 from __future__ import annotations
 
 import http.client
+import os
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
@@ -13,9 +11,13 @@ from typing import TypeVar
 from reconciler.core.datapath import IpNetwork, host_network
 from reconciler.core.facts import Node
 from reconciler.errors import ObserveError
+from reconciler.targets.bounded_http import BoundedHttp, Bounds, MissingError
 
-ADDRESS = "169.254.169.254"
-"""Source: EC2 user guide, "Access instance metadata"; plain HTTP, port 80."""
+ADDRESSES = {"ipv4": "169.254.169.254", "ipv6": "fd00:ec2::254"}
+"""By the SDKs' AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, in lower case; IPv4 if it is not set.
+
+Source: EC2 user guide, "Access instance metadata"; plain HTTP, port 80.
+"""
 
 TOKEN_TTL_S = 300
 """Seconds a session token is good for; a token is used for one look and thrown away."""
@@ -23,15 +25,23 @@ TOKEN_TTL_S = 300
 Get = Callable[[str], str]
 T = TypeVar("T")
 
-TIMEOUT_S = 2.0
-"""Seconds for one request: it never leaves the host's hypervisor."""
+BOUNDS = Bounds(requests=512, total_bytes=1 << 20, body_bytes=1 << 16, total_s=10.0, request_s=2.0)
+"""A request never leaves the host's hypervisor, and answers have some hundred bytes: fifty
+addresses of sixteen bytes are the longest. A look makes a few requests for each ENI."""
+
+MACS = 128
+"""ENIs of an instance; the most that any type has are 64."""
+
+ENTRIES = 256
+"""Lines of one list: an ENI holds at most 50 addresses or prefixes, and a VPC 50 CIDRs."""
 
 
 class Imds:
     """Reads instance metadata."""
 
-    def __init__(self, address: str = ADDRESS, port: int = 80) -> None:
-        self._address = address
+    def __init__(self, address: str = "", port: int = 80) -> None:
+        mode = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower()
+        self._address = address or ADDRESSES.get(mode, ADDRESSES["ipv4"])
         self._port = port
 
     def node(self) -> Node:
@@ -62,7 +72,7 @@ class Imds:
 
     def _read(self, what: Callable[[Get], T]) -> T:
         """Open a session, read with it, close it."""
-        connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT_S)
+        connection = BoundedHttp(self._address, self._port, BOUNDS)
         try:
             return what(self._session(connection))
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -72,21 +82,21 @@ class Imds:
         finally:
             connection.close()
 
-    def _session(self, connection: http.client.HTTPConnection) -> Get:
+    def _session(self, connection: BoundedHttp) -> Get:
         """Open a session; the returned function reads one key below ``meta-data``."""
         ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
-        token = _request(connection, "PUT", "/latest/api/token", ttl)
+        token = connection.request("PUT", "/latest/api/token", ttl)
         header = {"X-aws-ec2-metadata-token": token}
-        return lambda key: _request(connection, "GET", f"/latest/meta-data/{key}", header)
+        return lambda key: connection.request("GET", f"/latest/meta-data/{key}", header)
 
 
 def _read_node(get: Get) -> Node:
     mac = get("mac").lower()
     base = f"network/interfaces/macs/{mac}"
-    cidrs = get(f"{base}/vpc-ipv4-cidr-blocks").split()
+    cidrs = _entries(get(f"{base}/vpc-ipv4-cidr-blocks"))
     if not cidrs:
         raise ValueError("the VPC is said to have no CIDR, which no VPC has")
-    cidrs += _optional(get, f"{base}/vpc-ipv6-cidr-blocks").split()
+    cidrs += _optional(get, f"{base}/vpc-ipv6-cidr-blocks")
     return Node(
         instance_id=get("instance-id"),
         instance_type=get("instance-type"),
@@ -98,37 +108,28 @@ def _read_node(get: Get) -> Node:
 
 def _read_interfaces(get: Get) -> frozenset[tuple[str, IpNetwork]]:
     held: set[tuple[str, IpNetwork]] = set()
-    for mac in get("network/interfaces/macs/").split():
+    for mac in _entries(get("network/interfaces/macs/"), MACS):
         mac = mac.rstrip("/").lower()
         base = f"network/interfaces/macs/{mac}"
-        _, *secondaries = _optional(get, f"{base}/local-ipv4s").split() or [""]
-        prefixes = _optional(get, f"{base}/ipv4-prefix").split()
-        prefixes += _optional(get, f"{base}/ipv6-prefix").split()
+        _, *secondaries = _optional(get, f"{base}/local-ipv4s") or [""]
+        prefixes = _optional(get, f"{base}/ipv4-prefix")
+        prefixes += _optional(get, f"{base}/ipv6-prefix")
         held |= {(mac, host_network(ip_address(a))) for a in secondaries}
         held |= {(mac, ip_network(p)) for p in prefixes}
     return frozenset(held)
 
 
-def _optional(get: Get, key: str) -> str:
-    """Read a key that may not exist: a list without entries has none."""
+def _optional(get: Get, key: str) -> list[str]:
+    """Read a list that may not exist: one without entries does not."""
     try:
-        return get(key)
-    except _MissingError:
-        return ""
+        return _entries(get(key))
+    except MissingError:
+        return []
 
 
-class _MissingError(ValueError):
-    """There is no such key."""
-
-
-def _request(
-    connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str]
-) -> str:
-    connection.request(method, path, headers=headers)
-    response = connection.getresponse()
-    body = response.read().decode()
-    if response.status == http.HTTPStatus.NOT_FOUND:
-        raise _MissingError(f"{method} {path}: HTTP {response.status}")
-    if response.status != http.HTTPStatus.OK:
-        raise ValueError(f"{method} {path}: HTTP {response.status}")
-    return body.strip()
+def _entries(text: str, most: int = ENTRIES) -> list[str]:
+    """Return a list's entries."""
+    entries = text.split()
+    if len(entries) > most:
+        raise ValueError(f"a list has {len(entries)} entries; at most {most} are believed")
+    return entries

@@ -128,6 +128,10 @@ class Neighbourhood:
             patience_s=RETURN_S,
         )
 
+    def complains_of(self, text: str) -> bool:
+        """Whether a condition has some text."""
+        return any(text in c["text"] for c in self.cluster.status()["conditions"])
+
     def links(self) -> dict[str, int]:
         """Return the index of each pod's link on the host; that of one made anew is another."""
         veths = {

@@ -7,9 +7,15 @@ memory is what it was when all is over (``Neighbourhood.lives_through``).
 
 from __future__ import annotations
 
+import socket
+import time
 from typing import Any
 
+import hostility
 import pytest
+from waiting import until
+
+from lab import netns
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -17,3 +23,63 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 def test_the_measure_itself_holds_while_nobody_is_hostile(neighbourhood: Any) -> None:
     with neighbourhood.lives_through():
         neighbourhood.serve()
+
+
+def test_connections_to_the_probes_address_that_say_nothing_or_too_much(
+    neighbourhood: Any,
+) -> None:
+    n = neighbourhood
+
+    def connect() -> socket.socket:
+        with netns.inside(n.node):
+            return socket.create_connection(("127.0.0.1", 61680), timeout=1)
+
+    header = b"X-Filler: " + b"x" * 60_000 + b"\r\n"
+    with (
+        n.lives_through(),
+        hostility.connections(300, connect, b""),
+        hostility.connections(300, connect, b"GET /metrics HTTP/1.1\r\n" + header),
+        hostility.in_background(lambda ended: flood(connect, header, ended)),
+    ):
+        n.serve()
+
+
+def flood(connect: Any, header: bytes, ended: Any) -> None:
+    """Send requests whose headers have no end, on one connection after the other."""
+    while not ended.is_set():
+        try:
+            with connect() as s:
+                s.sendall(b"GET /metrics HTTP/1.1\r\n" + header * 90)
+        except OSError:
+            time.sleep(0.01)  # refused or cut, as it should be
+
+
+@pytest.mark.parametrize("how", ["endless", "slow", "headers"])
+def test_metadata_whose_answers_have_no_end(neighbourhood: Any, how: str) -> None:
+    n = neighbourhood
+    with n.lives_through():
+        n.cluster.lab.ask("faults", set={"hostileImds": how})
+        try:
+            n.cluster.config.write_text(n.cluster.config.read_text() + "#\n")  # and it is asked
+            until(lambda: n.complains_of("instance metadata"), "a look at metadata")
+            n.serve()
+        finally:
+            n.cluster.lab.ask("faults", clear=True)
+
+
+def test_a_socket_full_of_idle_connections_and_64_descriptors(neighbourhood: Any) -> None:
+    n = neighbourhood
+
+    def connect() -> socket.socket:
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(1)
+        s.connect(str(n.cluster.socket()))
+        return s
+
+    with (
+        n.lives_through(),
+        n.few_descriptors(64),
+        hostility.connections(80, connect, b""),
+        hostility.connections(80, connect, b'{"do": "add", '),
+    ):
+        n.serve()

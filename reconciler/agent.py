@@ -233,11 +233,14 @@ class Agent:
         )
 
     def _recall_answered(self) -> None:
-        """Take what is bound for answered: whoever asked has lost its connection by now."""
+        """Take what was seen in place once for answered: who asked has lost its connection.
+
+        What is bound and unfinished was answered to nobody: whoever asks for it again is told.
+        """
         with suppress(ReconcilerError), boundary("recall"):  # the first pass reports it
             records = self._node.state.observe()
-            bound = {a.key for a in records.attachments}
-            self._answered = {i.key: i.attempt for i in records.intents if i.key in bound}
+            finished = {a.key for a in records.attachments if not a.unfinished}
+            self._answered = {i.key: i.attempt for i in records.intents if i.key in finished}
 
     def stop(self) -> None:
         """End ``run`` after the pass under way; pods are not touched."""
@@ -577,6 +580,8 @@ class Agent:
             result = self._node.look_around(result, struggles=struggles)
         with self.duties.over("the installation"):
             result = self._node.install(result, struggles=struggles)
+        with self.duties.over("the look into pods"):
+            self._conditions.note("pods", self._node.inspect(result, everyone=audit))
         limited = any(result.outcomes[name].errors for name in HOST_WIDE)
         with self._changed:
             self._latest, self._passed_generation = result, self._generation
@@ -620,6 +625,7 @@ class Agent:
         if not result.settled:
             return RETRY_S
         ends = [until - time.monotonic() for until in self._node.orphans_until]
+        ends += [until - time.monotonic() for until in self._node.readable_at(result.inputs)]
         resync = self._document.reconcile.resync.total_seconds()
         return max(min([resync * random.uniform(0.9, 1.0), *ends]), 0.05)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
+from reconciler.core.observed import readable, why_unread
 from reconciler.core.plan import Action, Plan, merge
 from reconciler.errors import ApplyError, ReconcilerError, boundary
 
@@ -31,6 +32,11 @@ class Target(Protocol):
             desired: the union of what the target's domains desire, so that it looks at least
                 where those objects live. Beyond that it may leave out what nobody desires and
                 what is not ours.
+
+        Returns:
+            What is there. An ``Observed`` names the kinds and pods' namespaces that could not be
+            read: the domains of those kinds fail, what is desired in there is not planned, and
+            all else goes on.
 
         Raises:
             ObserveError: it could not be read; never returns a guess.
@@ -210,7 +216,10 @@ def _look(
     others = observed - objects if isinstance(observed, frozenset) else frozenset()
     for domain in domains:
         if domain.name in desired:
-            want = desired[domain.name]
+            if unread := why_unread(observed, domain.kinds):
+                outcomes[domain.name] = Outcome(errors=(unread,))
+                continue
+            want = readable(desired[domain.name], observed)
             try:
                 with boundary(f"plan of {domain.name}"):
                     plan, errors = hold(

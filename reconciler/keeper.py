@@ -144,10 +144,14 @@ class Keeper:
         used |= {a for bound in records.attachments for a in bound.addresses}
         used |= {a for held in self.netlink.pod_addresses().values() for a in held}
         elsewhere = inputs.predecessor.held
+        bound = used
         # Those on ENIs that are not ours are neither held by us nor asked of us.
         ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
         demand = records.demand
-        demand = replace(demand, assigned=demand.assigned + len(elsewhere & ours))
+        # What the host takes for its own serves no pod, and somebody uses it.
+        occupied = {a for a in ours - bound if any(a in n for n in inputs.occupied)}
+        used |= occupied
+        demand = replace(demand, assigned=demand.assigned + len(elsewhere & ours | occupied))
         ec2 = replace(
             inputs.ec2,
             used=frozenset(used | elsewhere),

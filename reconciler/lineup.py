@@ -49,6 +49,11 @@ def pod_objects(inputs: Inputs) -> frozenset[Any]:
     return frozenset().union(*(desire(inputs) for _, desire, _, _ in POD_DOMAINS))
 
 
+def inside_objects(inputs: Inputs) -> frozenset[Any]:
+    """What of it is in pods' own namespaces."""
+    return frozenset(o for o in pod_objects(inputs) if getattr(o, "netns", ""))
+
+
 def pod_domains(kernel: Any, nft: Any, places: frozenset[Any]) -> list[Domain]:
     """Return the same, for what some pods have and for nothing else."""
     elements = frozenset(o for o in places if isinstance(o, NftElement))

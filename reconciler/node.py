@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,13 @@ from reconciler.core.cloud import Cloud, retain
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
-from reconciler.core.inputs import Inputs
+from reconciler.core.inputs import Inputs, Unexplained
+from reconciler.core.observed import unread_places
 from reconciler.core.plan import Plan, Refusal
 from reconciler.core.predecessor import OWNER
 from reconciler.core.records import Records
 from reconciler.core.struggle import Struggles
+from reconciler.core.unread import MAX_NAMED, Unread
 from reconciler.domains import (
     attachment,
     conflist,
@@ -52,7 +55,7 @@ from reconciler.errors import (
     boundary,
 )
 from reconciler.keeper import Keeper
-from reconciler.lineup import kernel_domains, pod_domains, pod_objects
+from reconciler.lineup import inside_objects, kernel_domains, pod_domains, pod_objects
 from reconciler.narrow import Asked, JustRead
 from reconciler.result import (
     Pass,
@@ -94,6 +97,11 @@ ORPHAN_S = 10.0
 without a DEL: between the two a runtime may have lost it for good."""
 
 
+INSPECT_S = 0.25
+"""Seconds of one look into the namespaces of pods whose ADD was answered: for hundreds of them, if
+nobody makes it slow. Pods that come meanwhile wait for it."""
+
+
 class LocalNode:
     """The node this process runs on, as far as it is known.
 
@@ -120,6 +128,9 @@ class LocalNode:
         self._dead_since: dict[AttachmentKey, float] = {}
         self._survey: Inputs | None = None
         self._proven: frozenset[AttachmentKey] = frozenset()
+        self._unread = Unread()
+        self._inspected: AttachmentKey | None = None
+        self._changed: dict[AttachmentKey, str] = {}
         self._successor = Successor(self._world.remains)
         self._can_serve = False
 
@@ -272,24 +283,30 @@ class LocalNode:
         records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=records.living)
         looked_at = time.monotonic()
-        visit = None if audit else frozenset(a.key for a in records.living) - self._proven
+        self._unread = self._unread.among(a.key for a in records.living)
+        visit = self._to_visit(inputs, audit=audit)
         inputs, kernel = self._converge_kernel(replace(inputs, visit=visit), struggles)
         outcomes |= kernel
-        if records.released and not outcomes["attachment"].errors:
+        visited = [a for a in inputs.visited if a in records.living]
+        done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
+        finished = records.unfinished & (self._proven | done.keys())
+        if (records.released or finished) and not outcomes["attachment"].errors:
             going = [a for a in records.attachments if a.key in records.released]
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             # What was adopted has its record by now, and the kernel has changed since.
             predecessor = replace(inputs.predecessor, adoptions=())
-            leaving = replace(inputs, clear=clear, predecessor=predecessor)
+            after = replace(inputs, clear=clear, finished=finished, predecessor=predecessor)
             with self._binding:
-                outcomes |= converge([self._attachment_domain()], leaving)
+                outcomes |= converge([self._attachment_domain()], after)
             records = self._records_after(outcomes)
         outcomes["takeover"] = self._successor.retire(
-            inputs, records, in_place=self._all_in_place(outcomes)
+            inputs,
+            records,
+            in_place=self._all_in_place(outcomes) and not self.readable_at(inputs),
         )
         self._survey = inputs
-        visited = [a for a in inputs.visited if a in records.living]
-        done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
+        visited = [a for a in visited if a in records.living]
+        done = {key: a for key, a in done.items() if a in records.living}
         self._prove(records, visited, done)
         waiting = find_waiting(outcomes["attachment"]) | find_occupied(visited, outcomes["link"])
         return Pass(outcomes, looked_at, records, inputs, done, waiting)
@@ -318,6 +335,7 @@ class LocalNode:
         concerned, living = asked.attachments, asked.living
         looked_at = time.monotonic()
         inputs = replace(inputs, attachments=living, pods=inputs.pods & keys, visit=None)
+        inputs = replace(inputs, blind=frozenset())  # some may be readable by now
         # Of a pod that leaves only the host's objects: its own go with its link.
         visit = frozenset(a.key for a in living)
         places = pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
@@ -325,10 +343,12 @@ class LocalNode:
         outcomes |= kernel
         told = [a for a in concerned if a not in living or a in inputs.visited]
         done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
-        going = done.keys() & asked.released
-        if going and not outcomes["attachment"].errors:
+        going = frozenset(done.keys() & asked.released)
+        finished = frozenset(done.keys() & asked.unfinished)
+        if (going or finished) and not outcomes["attachment"].errors:
             with self._binding:
-                outcomes |= converge([domain], replace(inputs, clear=frozenset(going)))
+                after = replace(inputs, clear=going, finished=finished)
+                outcomes |= converge([domain], after)
         records = self._records_after(outcomes)
         self._proven = self._proven - keys | done.keys() & {a.key for a in living}
         waiting = find_waiting(outcomes["attachment"]) | find_occupied(living, outcomes["link"])
@@ -353,8 +373,10 @@ class LocalNode:
             return Refusal(f"attachment {key}", "NotAttached", "nothing is bound to it")
         if not attachment.netns_alive:
             return Refusal(f"namespace {attachment.netns}", "Differs", "it is gone")
-        inputs = _alone(attachment, survey)
+        inputs = replace(_alone(attachment, survey), blind=frozenset())
         outcomes = dry_run(pod_domains(self._kernel, self._world.nft, pod_objects(inputs)), inputs)
+        for unread in unread_places(outcomes["link"].observed).values():
+            return Refusal(f"namespace {attachment.netns}", "NamespaceUnreadable", str(unread))
         for outcome in outcomes.values():
             if difference := find_difference(outcome):
                 return difference
@@ -507,36 +529,111 @@ class LocalNode:
     ) -> tuple[Inputs, Outcomes]:
         """Converge the kernel, or only what stands in some places.
 
-        Again without a pod whose namespace turns out to be unreadable; and again with one whose
-        link had to be touched, because its other end has not been looked at.
+        Again with a pod whose link had to be made anew, because its other end has not been looked
+        at. A pod whose namespace turns out to be unreadable is left out, and rests.
         """
-        troubles: tuple[ReconcilerError, ...] = ()
         domains: Sequence[Domain] = self._kernel_domains
         if places is not None:
             domains = pod_domains(self._kernel, self._world.nft, places)
+        inputs = replace(inputs, blind=inputs.blind | self._unread.blind(self._world.clock()))
         earlier: Outcomes = {}
         while True:
-            outcomes = converge_held(domains, inputs, struggles)
+            outcomes = converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
                 for name, o in outcomes.items()
             }
-            unread = {
-                e.netns: e
-                for o in outcomes.values()
-                for e in o.errors
-                if isinstance(e, NamespaceError)
-            }
-            blind = {a.key for a in inputs.visited if a.netns in unread}
+            unread = unread_places(outcomes["link"].observed)
+            failed = {a.key: unread[a.netns].why for a in inputs.visited if a.netns in unread}
+            looked = [a.key for a in inputs.visited]
+            self._unread = self._unread.after(looked, failed, self._world.clock())
+            inputs = replace(inputs, blind=inputs.blind | failed.keys())
             touched = touched_pods(inputs, outcomes["link"])
-            if not blind and not touched:
-                at_links = outcomes["link"]
-                outcomes["link"] = replace(at_links, errors=(*at_links.errors, *troubles))
+            if not touched:
                 return inputs, outcomes
-            troubles += tuple(unread.values())
             visit = None if inputs.visit is None else inputs.visit | touched
-            inputs = replace(inputs, blind=inputs.blind | blind, visit=visit)
+            inputs = replace(inputs, visit=visit)
             earlier = outcomes
+
+    def _to_visit(self, inputs: Inputs, *, audit: bool) -> frozenset[AttachmentKey] | None:
+        """Name the pods whose own namespace is put right; None for all of them.
+
+        Unless the document says otherwise, a namespace is the pod's own from the moment on at
+        which everything that ADD puts there was seen.
+        """
+        if inputs.document.pods.repair == "all":
+            living = frozenset(a.key for a in inputs.attachments)
+            return None if audit else living - self._proven
+        return frozenset(a.key for a in inputs.attachments if a.unfinished) - self._proven
+
+    def readable_at(self, inputs: Inputs) -> tuple[float, ...]:
+        """When unreadable namespaces that matter are tried again; monotonic seconds."""
+        waiting = {
+            a.key
+            for a in inputs.attachments
+            if a.unfinished or inputs.document.pods.repair == "all"
+        }
+        return tuple(f.until for k, f in self._unread.known.items() if k in waiting)
+
+    def inspect(self, result: Pass, *, everyone: bool) -> tuple[Finding, ...]:
+        """Look into the namespaces of pods whose ADD was answered; change nothing.
+
+        It is their own affair what is in there. So this comes last, takes ``INSPECT_S`` at most,
+        and goes on with the next pod when it is called again.
+
+        Args:
+            result: of a pass over everything.
+            everyone: or only those that could not be read the last time.
+
+        Returns:
+            What there is to say of all of them: those that differ from what ADD has left, and
+            those that could not be read.
+        """
+        inputs = result.inputs
+        if inputs.document.pods.repair == "none":
+            left_out = frozenset(a.key for a in inputs.visited)
+            self._inspect(
+                [
+                    a
+                    for a in inputs.attachments
+                    if a.key not in left_out and (everyone or a.key in self._unread.known)
+                ],
+                inputs,
+            )
+        else:
+            self._changed.clear()
+        living = {a.key: a for a in inputs.attachments}
+        self._changed = {k: kinds for k, kinds in self._changed.items() if k in living}
+        changed = [f"{living[k].pod or k} ({kinds})" for k, kinds in sorted(self._changed.items())]
+        return (*self._unread.findings(inputs.attachments), *_changed_by_pods(changed))
+
+    def _inspect(self, pods: Sequence[Attachment], inputs: Inputs) -> None:
+        deadline = time.monotonic() + INSPECT_S
+        start = bisect([a.key for a in pods], self._inspected) if self._inspected else 0
+        for pod in (*pods[start:], *pods[:start]):
+            if time.monotonic() > deadline:
+                return
+            self._inspected = pod.key
+            self._changed.pop(pod.key, None)
+            clock = self._world.clock()
+            if pod.netns_alive and pod.key not in self._unread.blind(clock):
+                why = self._inspect_one(pod, inputs)
+                failed = {pod.key: why} if why else {}
+                self._unread = self._unread.after([pod.key], failed, clock)
+
+    def _inspect_one(self, pod: Attachment, inputs: Inputs) -> str:
+        """Note what a pod has changed; return why that cannot be read, if so."""
+        wanted = inside_objects(replace(_alone(pod, inputs), blind=frozenset()))
+        try:
+            with boundary("the look into a pod"):
+                seen = self._kernel.observe_inside(wanted)
+        except ReconcilerError as error:
+            return str(error)
+        for unread in seen.unread_places.values():
+            return unread.why
+        if kinds := {o.kind for o in wanted.difference(seen)}:
+            self._changed[pod.key] = ", ".join(sorted(kinds))
+        return ""
 
     def diff(self, document: NodeNetwork) -> Outcomes:
         """Plan everything, change nothing.
@@ -555,7 +652,9 @@ class LocalNode:
         adopted = [a for a, _ in inputs.predecessor.adoptions if a not in inputs.attachments]
         everybody = (*inputs.attachments, *adopted)
         inputs = replace(inputs, attachments=everybody)
+        inputs = replace(inputs, visit=self._to_visit(inputs, audit=True))
         outcomes |= dry_run(self._kernel_domains, inputs)
+        outcomes["link"] = _with_unread(outcomes["link"], inputs)
         last = Domain("takeover", takeover.desire, takeover.plan, self._world.remains)
         outcomes |= dry_run([last], inputs)
         outcomes |= self._look_around(inputs, dry=True)[0]
@@ -586,7 +685,7 @@ class LocalNode:
         ]
         cloud = seen if isinstance(seen, Cloud) else None
         against = contradictions(self.state.observe(), cloud, self._world.now())
-        return (*against, *differing, *refused)
+        return (*against, *differing, *refused, *outcomes["link"].remaining.findings)
 
     def endpoints(self, address: IpAddress, protocol: str, port: int) -> tuple[IpAddress, ...]:
         """Return what others on the node translate a destination to; nothing if nobody does.
@@ -660,8 +759,12 @@ class LocalNode:
         known = {a.key for a in records.attachments}
         unexplained = {key: veth for key, veth in links.pods.items() if key not in known}
         addresses = self._netlink.pod_addresses() if unexplained else {}
+        dumb = [veth for veth in unexplained.values() if veth not in addresses]
+        if dumb:
+            addresses |= self._look_behind(dumb, enis, records, addresses)
         strays = attachment.find_strays(unexplained, addresses, enis, records.intents, links.macs)
         records = records.joined(strays)
+        released = records.released
         document = self.resolve(document)
         if rehearsal and document.take_over == OWNER:
             enis = tuple(eni_domain.adopted(e) if e.is_adoptable else e for e in enis)
@@ -676,10 +779,35 @@ class LocalNode:
             demand=records.demand,
             pods=frozenset(links.pods),
             strays=strays,
+            unexplained=tuple(
+                Unexplained(key, veth, links.macs.get(veth, ""))
+                for key, veth in sorted(unexplained.items())
+                if veth not in addresses and key not in released
+            ),
+            occupied=self._netlink.occupied(
+                {a for e in enis for a in e.pod_addresses}, {n for e in enis for n in e.boundless}
+            ),
             predecessor=self._successor.consider(
                 records, enis, asked=document.take_over == OWNER, now=self._world.clock()
             ),
         )
+
+    def _look_behind(
+        self,
+        links: Iterable[str],
+        enis: Iterable[Eni],
+        records: Records,
+        known: Mapping[str, tuple[IpAddress, ...]],
+    ) -> dict[str, tuple[IpAddress, ...]]:
+        """Find out which addresses pods have of which neither a record nor a route is left."""
+        taken = {own for a in records.attachments for own in a.addresses}
+        taken |= {own for addresses in known.values() for own in addresses}
+        found: dict[str, tuple[IpAddress, ...]] = {}
+        for link, candidates in self._netlink.addresses_behind(links).items():
+            if believed := attachment.believe(candidates, enis, taken):
+                found[link] = believed
+                taken.update(believed)
+        return found
 
     def _need_look(self) -> None:
         if self.cloud is None:
@@ -724,6 +852,29 @@ def _hold(
     """Leave out what was in vain lately, and say so."""
     held = struggles.hold(plan, now, atomic=domain.atomic)
     return held, struggles.explain(held)
+
+
+def _with_unread(links: Outcome, inputs: Inputs) -> Outcome:
+    """Add a word on each pod's namespace that a look could not read."""
+    places = unread_places(links.observed)
+    failed = {a.key: places[a.netns].why for a in inputs.attachments if a.netns in places}
+    found = tuple(Unread().after((), failed, 0.0).findings(inputs.attachments))
+    if not found:
+        return links
+    plan = replace(links.plan, findings=(*links.plan.findings, *found))
+    return replace(links, plan=plan, remaining=plan)
+
+
+def _changed_by_pods(pods: Sequence[str]) -> Iterator[Finding]:
+    if pods:
+        more = f" and {len(pods) - MAX_NAMED} more" if len(pods) > MAX_NAMED else ""
+        yield Finding(
+            "pods",
+            "ChangedByPod",
+            "what ADD has put into their own namespaces is not all there as it was: "
+            f"{', '.join(pods[:MAX_NAMED])}{more}; by pods.repair it is theirs, so nothing is put "
+            "back; if they should have it, restart them, or set pods.repair to all",
+        )
 
 
 def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Action, Refusal
+from reconciler.core.plan import Action, Refusal, Verb
 from reconciler.core.records import Records
 from reconciler.domains import conflist
 from reconciler.domains.link import PodLink, Veth
@@ -59,8 +59,15 @@ def undone(outcome: Outcome) -> tuple[Action, ...]:
 
 
 def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
-    """Name the pods whose host end was changed or made anew, and whose namespace was left out."""
-    names = {a.key[0] for a in links.plan.actions if a.kind == Veth.kind}
+    """Name the pods whose host end was made anew, and whose namespace was left out.
+
+    And those whose host end was changed, if what pods have in their namespaces is put right.
+    """
+    names = {
+        a.key[0]
+        for a in links.plan.actions
+        if a.kind == Veth.kind and (a.verb is Verb.CREATE or inputs.document.pods.repair == "all")
+    }
     visited = set(inputs.visited)
     return (
         frozenset(

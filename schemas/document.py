@@ -130,6 +130,14 @@ class Pods(Model):
         "for its policies beside this network; set Felix's InterfacePrefix to vethPrefix then. A "
         "change holds for pods that start after it.",
     )
+    repair: Literal["none", "all"] = Field(
+        default="none",
+        description="What is put back in pods' own namespaces after their ADD was answered. none: "
+        "nothing, for a sandbox such as gVisor takes the address off the link on purpose, and "
+        "putting it back would break it; a pod that differs is named in status. all: every link, "
+        "address, route and neighbour that ADD has made, at each reconcile.resync. What the host "
+        "has of a pod is always put back; a link that is gone is made anew, and is filled.",
+    )
 
 
 class Reconcile(Model):

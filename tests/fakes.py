@@ -16,10 +16,11 @@ from reconciler.core.call import (
     Creation,
 )
 from reconciler.core.cloud import Cloud
-from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE
+from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, host_network
 from reconciler.core.facts import Node
 from reconciler.core.inputs import Links
 from reconciler.core.installation import NOWHERE, Installation
+from reconciler.core.observed import Observed
 from reconciler.core.plan import Change, Verb
 from reconciler.core.predecessor import PodEnd, Sighting
 from reconciler.core.records import Records
@@ -100,28 +101,66 @@ class FakeNetlink:
             found[r.device] = (*found.get(r.device, ()), r.destination.network_address)
         return found
 
-    def observe(self, desired: Iterable[Any]) -> frozenset[Any]:
+    def addresses_behind(self, links: Iterable[str]) -> dict[str, Any]:
+        found = {}
+        for name in links:
+            of_host = [
+                o.address
+                for o in self._objects.values()
+                if isinstance(o, Neighbour) and (o.netns, o.device) == ("", name)
+            ]
+            ends = [o for o in self._objects.values() if isinstance(o, PodLink) and o.veth == name]
+            inside = [
+                o.address
+                for o in self._objects.values()
+                for end in ends
+                if isinstance(o, LinkAddress) and (o.netns, o.device) == (end.netns, end.name)
+            ]
+            found[name] = tuple(sorted(set(of_host or inside), key=lambda a: (a.version, int(a))))
+        return found
+
+    def occupied(self, addresses: Iterable[Any], networks: Iterable[Any]) -> dict[Any, str]:
+        addresses, networks = set(addresses), list(networks)
+        return {
+            host_network(o.address): f"it is on {o.device}"
+            for o in self._objects.values()
+            if isinstance(o, LinkAddress)
+            and not o.netns
+            and (o.address in addresses or any(o.address in n for n in networks))
+        }
+
+    def observe(self, desired: Iterable[Any]) -> Observed:
         desired = list(desired)
         places = {o.key for o in desired if isinstance(o, Route)}
         asked = {(o.netns, o.address) for o in desired if isinstance(o, Neighbour)}
         visited = {o.netns for o in desired if isinstance(o, PodLink | Neighbour)} | {""}
-        for netns in sorted(visited - self.namespaces - {""}):
-            raise NamespaceError(netns, "No such file or directory")
-        return frozenset(
-            o
-            for o in self._objects.values()
-            if getattr(o, "netns", "") in visited
-            and not (
-                isinstance(o, Route) and not o.netns and o.protocol != 201 and o.key not in places
-            )
-            and not (isinstance(o, Neighbour) and o.netns and (o.netns, o.address) not in asked)
+        gone = visited - self.namespaces - {""}
+        return Observed(
+            (
+                o
+                for o in self._objects.values()
+                if getattr(o, "netns", "") in visited - gone
+                and not (isinstance(o, Route) and o.protocol != 201 and o.key not in places)
+                and not (isinstance(o, Neighbour) and (o.netns, o.address) not in asked)
+            ),
+            unread_places={
+                netns: NamespaceError(netns, "No such file or directory") for netns in gone
+            },
         )
 
-    def observe_at(self, places: Iterable[Any]) -> frozenset[Any]:
+    def observe_inside(self, places: Iterable[Any]) -> Observed:
+        seen = self.observe(places)
+        return Observed(
+            (o for o in seen if getattr(o, "netns", "")), unread_places=seen.unread_places
+        )
+
+    def observe_at(self, places: Iterable[Any]) -> Observed:
         places = list(places)
         keys = {(type(o), o.key) for o in places}
-        return frozenset(
-            o for o in self.observe(places) if getattr(o, "netns", "") or (type(o), o.key) in keys
+        seen = self.observe(places)
+        return Observed(
+            (o for o in seen if getattr(o, "netns", "") or (type(o), o.key) in keys),
+            unread_places=seen.unread_places,
         )
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:

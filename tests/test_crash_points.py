@@ -135,9 +135,9 @@ SCENARIOS: dict[Scenario, tuple[int, int]] = {
     first_start: (40, 50),
     pods_come_and_go: (90, 70),
     the_document_changes: (60, 80),
-    families_change: (60, 80),
+    families_change: (60, 70),
     an_eni_is_added_and_given_back: (120, 80),
-    prefixes_take_over_from_single_addresses: (40, 80),
+    prefixes_take_over_from_single_addresses: (40, 70),
     records_are_lost: (50, 70),
     a_node_of_the_stock_plugin_is_taken_over: (55, 80),
 }

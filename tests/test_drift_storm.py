@@ -85,7 +85,8 @@ class StormMachine(RuleBasedStateMachine):
         ec2 = FakeEc2(self.enis, Limits(3, 10), SUBNET, journal=self.state)
         self.stack.enter_context(netns.inside(self.home))
         self.document = document(
-            warmPool={"addresses": {"warm": 1, "surplus": 30}, "cooldown": "0s"}
+            warmPool={"addresses": {"warm": 1, "surplus": 30}, "cooldown": "0s"},
+            pods={"repair": "all"},
         )
         self.node = LocalNode(
             self.state,

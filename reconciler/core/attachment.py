@@ -86,6 +86,8 @@ class Attachment:
         netns_alive: the namespace can be reached; read again with every observation.
         kept_macs: of the host's and the pod's end, where they do not follow from the key; "" for
             one that does.
+        unfinished: not everything of it was seen in place yet, so its ADD was not answered; or its
+            link is being made anew. What is in the pod's namespace is ours until then.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -97,6 +99,7 @@ class Attachment:
     pod: str = ""
     netns_alive: bool = field(default=True, compare=False)
     kept_macs: tuple[str, str] = ("", "")
+    unfinished: bool = field(default=False, compare=False)
 
     @property
     def vpc_addresses(self) -> tuple[IpAddress, ...]:
@@ -128,6 +131,8 @@ class Attachment:
         what = " and ".join(map(str, self.addresses))
         if verb is Verb.DELETE:
             return f"release {what} from {self.key}"
+        if verb is Verb.UPDATE:
+            return f"record {self.key} as {'un' if self.unfinished else ''}finished"
         return f"bind {what} on {self.eni_id} to {self.key}"
 
 

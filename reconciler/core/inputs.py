@@ -28,6 +28,19 @@ NO_RESTS = Rests()
 
 
 @dataclass(frozen=True, slots=True)
+class Unexplained:
+    """A host end of ours that no record explains, and of which no address is known.
+
+    Attributes:
+        mac: of the host end.
+    """
+
+    key: AttachmentKey
+    veth: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ec2Inputs:
     """What only the pool's planner looks at.
 
@@ -83,13 +96,17 @@ class Inputs:
         clock: monotonic seconds; for all that lives in memory.
         demand: what the pool must cover.
         clear: attachments of which a look at the kernel has found nothing left.
+        finished: attachments of which it has found everything in place.
         flows: addresses that conntrack still has connections of.
         orphans: attachments whose namespace is gone for so long that no DEL will come.
-        visit: the attachments whose own namespace is looked into; None means all of them. Host
-            objects are always compared in full.
-        blind: attachments whose namespace could not be read in this pass.
+        visit: the attachments whose own namespace is looked into, and put right; None means all of
+            them. Host objects are always compared in full.
+        blind: attachments whose namespace could not be read, now or a short while ago.
         pods: attachments that have a link on the host.
         strays: attachments that only the kernel remembers: their records were lost.
+        unexplained: links of ours of which not even the kernel says which address they have.
+        occupied: what the host takes for its own of the addresses that ENIs hold for pods, each
+            with where that is said.
         forward: forward chains of other owners.
         predecessor: what the stock plugin has left, and what becomes of it.
         installation: what of ours belongs on the host, and where.
@@ -104,10 +121,13 @@ class Inputs:
     clock: float = 0.0
     demand: Demand = NO_DEMAND
     clear: frozenset[AttachmentKey] = frozenset()
+    finished: frozenset[AttachmentKey] = frozenset()
     visit: frozenset[AttachmentKey] | None = None
     blind: frozenset[AttachmentKey] = frozenset()
     pods: frozenset[AttachmentKey] = frozenset()
     strays: tuple[Attachment, ...] = ()
+    unexplained: tuple[Unexplained, ...] = ()
+    occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
     flows: frozenset[IpAddress] = frozenset()
     orphans: frozenset[AttachmentKey] = frozenset()
     ec2: Ec2Inputs = NO_EC2

@@ -161,6 +161,11 @@ class Records:
         return tuple(a for a in self.attachments if a.key not in released)
 
     @cached_property
+    def unfinished(self) -> frozenset[AttachmentKey]:
+        """Keys of attachments of which not everything was seen in place yet."""
+        return frozenset(a.key for a in self.attachments if a.unfinished)
+
+    @cached_property
     def demand(self) -> Demand:
         """What the pool has to cover for these records."""
         bound = {a.key for a in self.attachments} - self.outlived

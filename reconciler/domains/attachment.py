@@ -8,7 +8,7 @@ leaves either the record or nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from reconciler.core.attachment import (
@@ -31,12 +31,16 @@ from reconciler.core.datapath import (
 )
 from reconciler.core.facts import Eni
 from reconciler.core.finding import Finding
-from reconciler.core.inputs import Inputs
+from reconciler.core.inputs import Inputs, Unexplained
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
 from reconciler.core.records import DOUBT_S, Records, SetAside
 
 MAX_NAMED = 20
 """Unreadable records that get a condition of their own each; the others are counted in one."""
+
+
+MAX_NAMED = 20
+"""Addresses on the host that get a refusal each; all others are counted in one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,11 @@ class Allocation:
         adoptions: pods of the stock plugin's that become ours, each with its intent.
         elsewhere: addresses that pods of the stock plugin's hold.
         unread: which those are is not known, so nothing is given.
+        unexplained: links of ours whose address nobody knows, so nothing is given either.
+        occupied: what the host takes for its own.
         clear: attachments of which nothing is left in the kernel.
+        finished: attachments of which everything was seen in place.
+        linked: attachments that have a link on the host.
         cooldown_s: seconds a released address rests.
         now: seconds since the epoch.
         families: of which each pod gets one address of its ENI, in this order.
@@ -71,6 +79,10 @@ class Allocation:
     families: tuple[str, ...] = ("ipv4",)
     egress: tuple[str, ...] = ()
     unread: bool = False
+    unexplained: tuple[Unexplained, ...] = ()
+    occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
+    finished: frozenset[AttachmentKey] = frozenset()
+    linked: frozenset[AttachmentKey] = frozenset()
 
 
 def desire(inputs: Inputs) -> Allocation:
@@ -90,6 +102,10 @@ def desire(inputs: Inputs) -> Allocation:
         families=inputs.document.families,
         egress=inputs.egress,
         unread=inputs.predecessor.unread,
+        unexplained=inputs.unexplained,
+        occupied=inputs.occupied,
+        finished=inputs.finished,
+        linked=inputs.pods,
     )
 
 
@@ -102,7 +118,11 @@ def plan(desired: Allocation, observed: Records) -> Plan:
         + _end_cooldowns(desired, observed)
         + _release(desired, observed)
         + _bind(desired, observed, observed)
+        + _finish(desired, observed)
+        + _begin_again(desired, observed)
         + _keep(desired, observed)
+        + _name_unexplained(desired)
+        + _name_occupied(desired, observed)
         + _leave_out(observed)
     )
 
@@ -110,7 +130,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
 def plan_pods(keys: Collection[AttachmentKey], desired: Allocation, observed: Records) -> Plan:
     """What these pods wait for: bind what is wanted, release what was given back."""
     asked = observed.among(keys)
-    return _release(desired, asked) + _bind(desired, asked, observed)
+    return _release(desired, asked) + _bind(desired, asked, observed) + _finish(desired, asked)
 
 
 def find_strays(
@@ -123,11 +143,11 @@ def find_strays(
     """Rebuild attachments from what the kernel has of them.
 
     Absence is no release: the state directory may have been wiped, or be another one than usual,
-    while pods run. A link without a route has no address to be known by, and is left out.
+    while pods run. A link of which no address is known is left out.
 
     Args:
         pods: host ends of links that no record explains.
-        addresses: where the routes over each host end lead.
+        addresses: of the pod behind each host end.
         enis: what EC2 last showed.
         intents: say where a pod's namespace is, if the runtime still asks for it.
         macs: of the host ends, by name: one without our stamp was kept in a take-over.
@@ -153,6 +173,31 @@ def find_strays(
             )
         )
     return tuple(strays)
+
+
+def believe(
+    addresses: Iterable[IpAddress], enis: Iterable[Eni], taken: Collection[IpAddress]
+) -> tuple[IpAddress, ...]:
+    """Return what a pod's own link says of its address; nothing if that is no proof.
+
+    A pod may put on its link whatever it likes. So it counts only if of each family exactly one
+    can be the pod's: one that an ENI holds, or that is good on this node only, and that no other
+    pod has.
+
+    Args:
+        addresses: that were read in the pod's namespace.
+        enis: what EC2 last showed.
+        taken: what others have.
+    """
+    enis = list(enis)
+    possible = [
+        a
+        for a in dict.fromkeys(addresses)
+        if a not in taken and (is_node_local(a) or any(e.holds(a) for e in enis))
+    ]
+    kinds = [(a.version, is_node_local(a)) for a in possible]
+    certain = len(set(kinds)) == len(kinds) and not all(map(is_node_local, possible))
+    return tuple(possible) if certain else ()
 
 
 def _rewrite(observed: Records) -> Plan:
@@ -288,7 +333,8 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
     namespaces = {a.netns: a.key for a in held}
     veths = {a.veth: a.key for a in held}
     undecided = observed.undecided
-    offers = _offers(desired, taken, [q.network for q in observed.quarantined])
+    leaving = [*(q.network for q in observed.quarantined), *desired.occupied]
+    offers = _offers(desired, taken, leaving)
     actions: list[Action] = []
     for intent in new:
         netns = netns_identity(intent.netns, intent.netns_inode)
@@ -303,12 +349,86 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
             refusals.append(_veth_taken(intent, veth, veths[veth]))
         elif desired.unread:
             refusals.append(_unread(intent))
+        elif desired.unexplained:
+            refusals.append(_unexplained(intent, desired.unexplained))
         elif offer := next(offers, None):
             actions.append(_binding(intent, *offer, veth=veth))
             namespaces[netns] = veths[veth] = intent.key
         else:
             refusals.append(_exhausted(intent, desired, observed))
     return Plan(tuple(actions), tuple(refusals))
+
+
+def _name_unexplained(desired: Allocation) -> Plan:
+    return Plan(
+        refusals=tuple(
+            Refusal(
+                subject=f"link {link.veth}",
+                reason="AddressUnknown",
+                message=f"it is of {link.key}, of which neither a record nor a route is left, and "
+                "which address it has could be read neither from the host's neighbours nor in its "
+                "namespace; it is kept, and no pod is given an address meanwhile; end that "
+                "container, or delete the link",
+            )
+            for link in desired.unexplained
+        )
+    )
+
+
+def _name_occupied(desired: Allocation, observed: Records) -> Plan:
+    """Say which addresses the host keeps from pods, and whom that cuts off."""
+    holders = {own: a for a in observed.living for own in a.addresses}
+    named = sorted(desired.occupied.items(), key=lambda o: (o[0].version, o[0]))
+    refusals = []
+    for network, where in named[:MAX_NAMED]:
+        pods = sorted(a.pod or str(a.key) for own, a in holders.items() if own in network)
+        hurt = f"packets for {', '.join(pods)} end at the host" if pods else "no pod is given it"
+        what = network.network_address if network.prefixlen == network.max_prefixlen else network
+        refusals.append(
+            Refusal(
+                subject=f"address {what}",
+                reason="AddressOnHost",
+                message=f"an ENI holds it for pods, but the host takes it for its own: {where}; "
+                f"{hurt}; remove it from there",
+            )
+        )
+    if len(named) > MAX_NAMED:
+        more = f"{len(named) - MAX_NAMED} more addresses for pods are on the host"
+        refusals.append(Refusal("addresses", "AddressOnHost", more))
+    return Plan(refusals=tuple(refusals))
+
+
+def _finish(desired: Allocation, observed: Records) -> Plan:
+    """Record that everything was seen in place, before the ADD is answered.
+
+    From then on the pod's namespace is the pod's: whoever starts next must know it.
+    """
+    return Plan(
+        tuple(
+            Change(Verb.UPDATE, replace(a, unfinished=False), "everything of it is in place", a)
+            for a in observed.living
+            if a.unfinished and a.key in desired.finished
+        )
+    )
+
+
+def _begin_again(desired: Allocation, observed: Records) -> Plan:
+    """Record that a link is gone and is made anew, with all that ADD would put into it.
+
+    Both of its ends are gone then, so nothing of the pod's own is in the way. Before it is made,
+    because a crash must not leave a link without an address.
+    """
+    adopted = {a.key for a, _ in desired.adoptions}
+    return Plan(
+        tuple(
+            Change(Verb.UPDATE, replace(a, unfinished=True), "its link is gone", a)
+            for a in observed.living
+            if not a.unfinished
+            and a.netns_alive
+            and a.key not in desired.linked | desired.finished
+            and a.key not in adopted
+        )
+    )
 
 
 def _keep(desired: Allocation, observed: Records) -> Plan:
@@ -448,6 +568,7 @@ def _binding(
         eni_id=eni.eni_id,
         veth=veth,
         pod=intent.pod,
+        unfinished=True,
     )
     return Change(Verb.CREATE, attachment, f"wanted by {intent.pod or intent.key}")
 
@@ -488,6 +609,16 @@ def _unread(intent: Intent) -> Refusal:
         reason="AddressesUnknown",
         message="the routes of pods that amazon-vpc-cni-k8s may have left could not be read since "
         "the start, so no address is known to be free; it is served once they can be",
+    )
+
+
+def _unexplained(intent: Intent, links: tuple[Unexplained, ...]) -> Refusal:
+    more = f" and of {len(links) - 1} more" if len(links) > 1 else ""
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="AddressesUnknown",
+        message=f"the address of link {links[0].veth}{more} is not known, so no address is known "
+        "to be free; it is served once that is known, or the link is gone",
     )
 
 

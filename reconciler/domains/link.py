@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reconciler.core.attachment import IFNAMSIZ, MAX_VETH_PREFIX, POD_DIGITS, netns_path
+from reconciler.core.attachment import (
+    IFNAMSIZ,
+    MAX_VETH_PREFIX,
+    POD_DIGITS,
+    link_alias,
+    netns_path,
+)
 from reconciler.core.datapath import ALIAS, MAC_STAMP
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare, merge
@@ -144,6 +150,9 @@ def desire_pods(inputs: Inputs) -> frozenset[Link]:
                 pod_mac=a.pod_mac,
             )
         )
+    # Whose address is not known is kept as it is: absence is no release.
+    for u in inputs.unexplained:
+        links.add(Veth(u.veth, u.mac, pod_mtu, link_alias(u.key)))
     for a in inputs.visited:
         links.add(PodLink(a.netns, a.key.ifname, a.pod_mac, pod_mtu, veth=a.veth))
     return frozenset(links)

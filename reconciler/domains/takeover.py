@@ -303,6 +303,7 @@ def _adoption(
         veth=route.device,
         pod=allocation.pod,
         kept_macs=(end.host_mac, end.mac),
+        unfinished=True,  # its routes get our stamp, once
     )
     return attachment, _intent(attachment)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from reconciler.core.observed import Observed
 from reconciler.core.plan import Change
 from reconciler.domains.sysctl import Sysctl
 from reconciler.errors import ApplyError
@@ -22,31 +23,31 @@ class Kernel:
         self._netlink = netlink
         self._sysctl = sysctl
 
-    def observe(self, desired: Iterable[Any]) -> frozenset[Any]:
+    def observe(self, desired: Iterable[Any]) -> Observed:
         """Look at both.
 
         Raises:
-            NamespaceError: a pod's namespace is gone, or could not be read.
             ObserveError: the kernel could not be read.
         """
         return self._look(self._netlink.observe, desired)
 
-    def observe_at(self, places: Iterable[Any]) -> frozenset[Any]:
+    def observe_at(self, places: Iterable[Any]) -> Observed:
         """Look where these objects of pods live, and nowhere else.
 
         Raises:
-            NamespaceError: a pod's namespace is gone, or could not be read.
             ObserveError: the kernel could not be read.
         """
         return self._look(self._netlink.observe_at, places)
 
-    def _look(
-        self, look: Callable[[list[Any]], frozenset[Any]], at: Iterable[Any]
-    ) -> frozenset[Any]:
+    def observe_inside(self, places: Iterable[Any]) -> Observed:
+        """Look into pods' namespaces only; raise nothing."""
+        return self._look(self._netlink.observe_inside, places)
+
+    def _look(self, look: Callable[[list[Any]], Iterable[Any]], at: Iterable[Any]) -> Observed:
         at = list(at)
         settings = [o for o in at if isinstance(o, Sysctl)]
-        objects = look([o for o in at if not isinstance(o, Sysctl)])
-        return objects | self._sysctl.observe(settings) if settings else objects
+        seen = Observed().with_these(look([o for o in at if not isinstance(o, Sysctl)]))
+        return seen.with_these(self._sysctl.observe(settings)) if settings else seen
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order."""

@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ipaddress import ip_address
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_address, ip_network
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from reconciler.core.datapath import (
+    ALIAS,
     FAMILIES,
+    MAC_STAMP,
+    MAIN_TABLE,
     PODS_TABLE,
     PROTOCOL,
     IpAddress,
+    IpNetwork,
+    host_network,
 )
 from reconciler.core.inputs import Links
 from reconciler.core.lookup import Found, Packet
-from reconciler.core.plan import Change, Verb
+from reconciler.core.observed import Observed
+from reconciler.core.plan import Change, Key, Verb
 from reconciler.core.remembered import Remembered
+from reconciler.domains.address import LinkAddress
 from reconciler.domains.foreign import ForeignRule
 from reconciler.domains.link import EniLink, PodLink, Veth, is_owned
 from reconciler.domains.neighbour import Neighbour
@@ -34,6 +46,7 @@ from reconciler.errors import ApplyError, NamespaceError, ObserveError
 from reconciler.targets.namespaces import entered
 from reconciler.targets.netlink_decode import (
     RTPROT_KERNEL,
+    Connected,
     Ends,
     HostLinks,
     Pairs,
@@ -52,6 +65,7 @@ from reconciler.targets.netlink_decode import (
     tell_apart,
 )
 from reconciler.targets.netlink_write import (
+    IFA_F_NOPREFIXROUTE,
     KernelObject,
     Sessions,
     apply_one,
@@ -59,24 +73,51 @@ from reconciler.targets.netlink_write import (
 from reconciler.targets.rtnetlink import (
     ADDRESSES,
     AF,
+    HEADER,
     LINKS,
+    LOCAL_ROUTES,
     NEIGHBOURS,
+    POD_BOUNDS,
     ROUTES,
+    RTN_UNICAST,
     RULES,
     Attributes,
+    Bounds,
     Facts,
     Memory,
     Rtnetlink,
     Table,
     Told,
+    attribute,
     decode_message,
     index_of,
 )
 
 RTM_F_LOOKUP_TABLE = 0x1000
 RTM_F_FIB_MATCH = 0x2000
-LOOPBACK_INDEX = 1
-"""In each namespace (LOOPBACK_IFINDEX, net/flow.h)."""
+ALIAS_START = f"{ALIAS}:".encode()
+STAMP = bytes.fromhex(MAC_STAMP.replace(":", ""))
+
+LINK_LOCAL = b"\xfe\x80"
+
+MAX_FOREIGN_RULES = 1000
+"""Other owners' ``ip rule``s that are looked at, of each family, the first ones first: the kernel
+tells them by priority, and what can hurt pods has to come before ours."""
+
+FIB_BOUNDS = Bounds(16 << 20, 30, 10.0)
+"""For who traces a connection, and needs whole tables: some 200,000 routes."""
+
+HOSTILE = (
+    NetlinkError,
+    ObserveError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    struct.error,
+)
+"""What may come of what a pod has in its own namespace; it concerns that pod alone."""
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
 """What the kernel answers when a thing to delete does not exist: the wish is fulfilled."""
@@ -93,14 +134,19 @@ class Fib(NamedTuple):
     addresses: frozenset[IpAddress]
 
 
-class HostTables(NamedTuple):
-    """What the host's tables say; rules with their family."""
+@dataclass
+class Inside:
+    """What is wanted in one pod's namespace.
 
-    links: list[Facts]
-    routes: list[Facts]
-    addresses: list[Facts]
-    neighbours: list[Facts]
-    rules: list[tuple[Facts, str]]
+    Attributes:
+        names: of links of ours; one, but for a moment.
+        gateways: addresses of neighbours.
+        routes: their keys.
+    """
+
+    names: set[str] = field(default_factory=set)
+    gateways: set[IpAddress] = field(default_factory=set)
+    routes: set[Key] = field(default_factory=set)
 
 
 class SeenPod(NamedTuple):
@@ -119,12 +165,10 @@ class Netlink:
 
     def __init__(self) -> None:
         self._memory: Memory = {}
-        self._pods_memory: Memory = {}
-        """One for all: what it saves is above all the loopback link, which all have alike."""
+        self._pairs: Pairs = {}
         self._tell_apart = Remembered(tell_apart)
         self._decode_links = Remembered(decode_links)
         self._decode_routes = Remembered(decode_routes)
-        self._decode_neighbours = Remembered(decode_neighbours)
         self._seen_pods: dict[str, SeenPod] = {}
 
     def _host(self) -> Rtnetlink:
@@ -144,16 +188,18 @@ class Netlink:
     def foreign_rules(self) -> tuple[ForeignRule, ...]:
         """Return the ``ip rule``s of other owners, the kernel's own three left out.
 
+        Not more than ``MAX_FOREIGN_RULES`` of a family.
+
         Raises:
             ObserveError: the kernel could not be read.
         """
         found: list[ForeignRule] = []
         with _reading("other owners' rules"), self._host() as host:
-            for family in FAMILIES.values():
+            for name in FAMILIES:
+                told = host.read(RULES, takes=_is_foreign, family=AF[name])[:MAX_FOREIGN_RULES]
                 found += [
-                    decode_foreign_rule(message, family.name)
-                    for message in host.dump(RULES, family=AF[family.name])
-                    if message.get("protocol") not in (PROTOCOL, RTPROT_KERNEL)
+                    decode_foreign_rule(message, name)
+                    for message in host.decode(RULES, told, ("foreign", name))
                 ]
         return tuple(found)
 
@@ -164,13 +210,75 @@ class Netlink:
             ObserveError: the kernel could not be read.
         """
         with _reading("the pods' routes"), self._host() as host:
-            names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
-            routes = [decode_route(m, "", names) for m in _all_routes(host)]
-        ours = [r for r in routes if r and r.table == PODS_TABLE and r.protocol == PROTOCOL]
+            filters = (("RTA_TABLE", PODS_TABLE),)
+            messages = [
+                m
+                for number in AF.values()
+                for m in host.decode(
+                    ROUTES,
+                    _routes_of(host, filters, family=number, proto=PROTOCOL),
+                    ("pods", number),
+                )
+            ]
+        names: dict[int, str] = {}
+        _learn_names(names, messages)
+        ours = decode_routes(messages, names)
         found: dict[str, tuple[IpAddress, ...]] = {}
         for route in sorted(ours, key=lambda r: r.key):
             held = found.get(route.device, ())
             found[route.device] = (*held, route.destination.network_address)
+        return found
+
+    def addresses_behind(self, links: Iterable[str]) -> dict[str, tuple[IpAddress, ...]]:
+        """Say which addresses the pods behind some host ends may have.
+
+        First by the host's own neighbours, then by the pod's own link. What is on that is up to
+        the pod; the kernel shows it by the number of the namespace (IFA_TARGET_NETNSID, Linux
+        4.20), so nobody needs to know where that is.
+
+        Raises:
+            ObserveError: the host's neighbours could not be read.
+        """
+        found: dict[str, tuple[IpAddress, ...]] = {}
+        for name in links:
+            with _reading(f"what is behind {name}"), self._host() as host:
+                link = _get(host, LINKS, (("IFLA_IFNAME", name),))
+                told = _neighbours_of(host, link["index"]) if link else ()
+            if not told and link:
+                told = _addresses_at(link)
+            found[name] = tuple(sorted(set(told), key=lambda a: (a.version, int(a))))
+        return found
+
+    def occupied(
+        self, addresses: Iterable[IpAddress], networks: Iterable[IpNetwork]
+    ) -> dict[IpNetwork, str]:
+        """Say which of these the host takes for its own, and where that is said.
+
+        Args:
+            addresses: of which each is looked for.
+            networks: in which any address is.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        sought = Sought.of(addresses, networks)
+        found: dict[IpNetwork, str] = {}
+        if not sought:
+            return found
+        with _reading("the host's own addresses"), self._host() as host:
+            for number in AF.values():
+                table = (("RTA_TABLE", LOCAL_TABLE),)
+                for message in host.read(LOCAL_ROUTES, table, sought.meets, family=number):
+                    network, kind = _local_network(message), message[HEADER.size + 7]
+                    found[network] = f"a route of type {ROUTE_TYPES[kind]} in table local"
+                for message in host.read(ADDRESSES, (), sought.has_address, family=number):
+                    facts = decode_message(ADDRESSES, message)
+                    own = ip_address(facts.get("local") or facts.get("address"))
+                    names: dict[int, str] = {}
+                    _learn_names(names, [{"oif": facts["index"]}])
+                    device = names.get(facts["index"], "a link that is gone by now")
+                    where = f"ip address delete {own}/{facts['prefixlen']} dev {device}"
+                    found[host_network(own)] = f"it is on {device} ({where})"
         return found
 
     def fib(self) -> Fib:
@@ -179,7 +287,10 @@ class Netlink:
         Raises:
             ObserveError: the kernel could not be read.
         """
-        with _reading("the host's rules, routes and addresses"), self._host() as host:
+        with (
+            _reading("the host's rules, routes and addresses"),
+            Rtnetlink(None, FIB_BOUNDS) as host,
+        ):
             names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
             rules = {decode_rule(m, family) for m, family in _all_rules(host)}
             routes = [decode_route(m, "", names) for m in _all_routes(host)]
@@ -215,92 +326,134 @@ class Netlink:
             via = ip_address(gateway) if gateway else None
             return Found(answer.get("table"), out.get("ifname"), via)
 
-    def observe(self, desired: Iterable[KernelObject]) -> frozenset[KernelObject]:
+    def observe(self, desired: Iterable[KernelObject]) -> Observed:
         """Read the host's objects, and those of every pod namespace a desired object lives in.
 
-        Of other owners' routes only those in the place of a desired one are shown, and of a pod's
-        neighbours only those of desired addresses.
+        Of ENIs' links and their addresses only those are shown that are desired, or over which
+        something desired leads; of other owners' routes only those in the place of a desired one;
+        and of neighbours only those of desired addresses.
 
         Raises:
-            NamespaceError: a pod's namespace is gone, or could not be read.
-            ObserveError: the kernel could not be read.
+            ObserveError: the host's links could not be read.
         """
         desired = list(desired)
-        veths = {o.name for o in desired if isinstance(o, Veth)}
-        places = {o.key for o in desired if isinstance(o, Route)}
-        pods = {o.pod_netns for o in desired if isinstance(o, Veth)}
-        self._seen_pods = {path: seen for path, seen in self._seen_pods.items() if path in pods}
-        with _reading("the host's links, addresses, routes and rules"), self._host() as host:
-            tables = _read_host(host)
-        links: HostLinks = self._decode_links(tables.links, veths)
-        routes, connected = self._decode_routes(tables.routes, links.names, places)
-        objects: set[KernelObject] = set(links.objects.values())
-        objects |= routes
-        objects |= self._decode_neighbours(tables.neighbours, "", links.names)
-        objects |= {
-            decode_address(m, "", links.names, connected)
-            for m in tables.addresses
-            if isinstance(links.objects.get(m["index"]), EniLink)
-        }
-        objects |= {
-            decode_rule(m, family) for m, family in tables.rules if m.get("protocol") == PROTOCOL
-        }
-        return frozenset(objects | self._observe_pods(desired, links.pairs))
+        with _reading("the host's links"), self._host() as host:
+            links = self._observe_links(host, desired)
+        self._pairs = links.pairs
+        seen = Observed(links.objects.values())
+        for kind, what, read in (
+            (LinkAddress, "the addresses of ENIs' links", _read_addresses),
+            (Neighbour, "the host's neighbours", _read_neighbours),
+            (Route, "the host's routes", self._read_routes),
+            (Rule, "the host's rules", _read_rules),
+        ):
+            try:
+                with _reading(what), self._host() as host:
+                    seen = seen.with_these(read(host, desired, links.names))
+            except ObserveError as error:
+                seen = seen.with_these(Observed(unread_kinds={kind: error}))
+        here = {o.pod_netns for o in desired if isinstance(o, Veth)}
+        self._seen_pods = {path: pod for path, pod in self._seen_pods.items() if path in here}
+        return seen.with_these(self._observe_pods(desired, links.pairs))
 
-    def observe_at(self, places: Iterable[KernelObject]) -> frozenset[KernelObject]:
+    def observe_at(self, places: Iterable[KernelObject]) -> Observed:
         """Read what stands in the places of these objects of pods, and their namespaces.
 
         Of the host nothing is dumped, so the cost does not grow with other pods.
 
         Raises:
-            NamespaceError: a pod's namespace is gone, or could not be read.
             ObserveError: the kernel could not be read.
         """
         places = list(places)
         with _reading("links and routes of single pods"), self._host() as host:
             objects, pairs = _observe_places(host, places)
-        return frozenset(objects | self._observe_pods(places, pairs))
+        return Observed(objects).with_these(self._observe_pods(places, pairs))
 
-    def _observe_pods(self, desired: Iterable[KernelObject], pairs: Pairs) -> set[KernelObject]:
-        gateways: dict[str, set[IpAddress]] = {}
+    def observe_inside(self, places: Iterable[KernelObject]) -> Observed:
+        """Read only pods' namespaces, by what the last look at the host has found of their links.
+
+        Raises nothing: each namespace that cannot be read is named in the answer.
+        """
+        return self._observe_pods(places, self._pairs)
+
+    def _observe_links(self, host: Rtnetlink, desired: Iterable[KernelObject]) -> HostLinks:
+        """Read ours, and those of which something is desired."""
+        veths = {o.name for o in desired if isinstance(o, Veth)}
+        enis = [o for o in desired if isinstance(o, EniLink)]
+        names = veths | {o.name for o in enis} | _devices(desired)
+        takes = partial(
+            _matters,
+            frozenset(name.encode() for name in names),
+            frozenset(bytes.fromhex(o.mac.replace(":", "")) for o in enis),
+        )
+        messages = host.decode(LINKS, host.read(LINKS, takes=takes), "ours")
+        links: HostLinks = self._decode_links(messages, veths)
+        return links
+
+    def _read_routes(
+        self, host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
+    ) -> frozenset[Route]:
+        """Read all with our stamp, and what stands in the place of one that is not among them."""
+        wanted = {o.key for o in desired if isinstance(o, Route) and not o.netns}
+        messages = [
+            m
+            for number in AF.values()
+            for m in host.decode(
+                ROUTES, _routes_of(host, (), family=number, proto=PROTOCOL), ("ours", number)
+            )
+        ]
+        known = dict(names)
+        _learn_names(known, messages)
+        ours: frozenset[Route] = self._decode_routes(messages, known)
+        missing = _places(wanted - {r.key for r in ours})
+        for where, told in _in_places(host, missing):
+            others = host.decode(ROUTES, told, ("in the way", where))
+            _learn_names(known, others)
+            ours |= {r for r in decode_routes(others, known) if r.key in wanted}
+        return ours
+
+    def _observe_pods(self, desired: Iterable[KernelObject], pairs: Pairs) -> Observed:
+        wanted: dict[str, Inside] = {}
         for o in desired:
-            if isinstance(o, PodLink):
-                gateways.setdefault(o.netns, set())
-            elif isinstance(o, Neighbour):
-                gateways.setdefault(o.netns, set()).add(o.address)
-        gateways.pop("", None)
+            match o:
+                case PodLink():
+                    wanted.setdefault(o.netns, Inside()).names.add(o.name)
+                case Neighbour():
+                    wanted.setdefault(o.netns, Inside()).gateways.add(o.address)
+                case Route():
+                    wanted.setdefault(o.netns, Inside()).routes.add(o.key)
+                case LinkAddress():
+                    wanted.setdefault(o.netns, Inside())
+                case _:
+                    pass
+        wanted.pop("", None)
         objects: set[KernelObject] = set()
-        for path in sorted(gateways):
+        unread: dict[str, NamespaceError] = {}
+        for path in sorted(wanted):
             try:
-                with self._inside(path) as inside:
-                    tables = _read_pod(inside, sorted(gateways[path], key=attrgetter("version")))
-                    objects |= self._recognise(inside, tables, path, pairs)
-            except (NetlinkError, OSError, KeyError, ValueError) as error:
-                # Whoever owns the pod may change it while we read: an entry without its link.
-                raise NamespaceError(path, str(error)) from error
-        return objects
+                with entered(path):
+                    inside = Rtnetlink(None, POD_BOUNDS)
+                with inside:
+                    tables = _read_pod(inside, wanted[path])
+                objects |= self._recognise(tables, path, pairs)
+            except HOSTILE as error:
+                # Whoever owns the pod may have anything in there, and change it while we read.
+                why = error.why if isinstance(error, ObserveError) else str(error)
+                what = f"its {error.what}: " if isinstance(error, ObserveError) else ""
+                unread[path] = NamespaceError(path, f"{what}{why or type(error).__name__}")
+                unread[path].__cause__ = error
+        return Observed(objects, unread_places=unread)
 
-    def _recognise(
-        self, inside: Rtnetlink, tables: PodTables, path: str, pairs: Pairs
-    ) -> frozenset[KernelObject]:
+    def _recognise(self, tables: PodTables, path: str, pairs: Pairs) -> frozenset[KernelObject]:
         digest, seen = tables.digest, self._seen_pods.get(path)
         if (
             seen is None
             or seen.digest != digest
             or any(pairs.get(end, "") != veth for end, veth in seen.ends)
         ):
-            ends, objects = decode_pod(inside, tables, path, pairs)
+            ends, objects = decode_pod(tables, path, pairs)
             seen = self._seen_pods[path] = SeenPod(digest, ends, objects)
         return seen.objects
-
-    def _inside(self, identity: str) -> Rtnetlink:
-        """Open a socket in a pod's namespace; the thread is back home afterwards.
-
-        Raises:
-            FileNotFoundError: there is no such namespace.
-        """
-        with entered(identity):
-            return Rtnetlink(self._pods_memory)
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order, each namespace entered once; return what failed."""
@@ -320,14 +473,279 @@ class Netlink:
         return tuple(failures)
 
 
-def _read_host(host: Rtnetlink) -> HostTables:
-    return HostTables(
-        links=host.dump(LINKS),
-        routes=list(_all_routes(host)),
-        addresses=host.dump(ADDRESSES),
-        neighbours=host.dump(NEIGHBOURS),
-        rules=list(_all_rules(host)),
+LOCAL_TABLE = 255
+"""linux/rtnetlink.h, RT_TABLE_LOCAL; the first rule leads there."""
+
+ROUTE_TYPES = {2: "local", 3: "broadcast", 4: "anycast", 6: "blackhole", 7: "unreachable"}
+"""What else but ``unicast`` ends a packet's way (linux/rtnetlink.h, RTN_*)."""
+
+
+class Sought(NamedTuple):
+    """Addresses that are looked for in the host's tables.
+
+    Attributes:
+        single: as the kernel says them.
+        networks: likewise: network, mask and length in bytes.
+    """
+
+    single: frozenset[bytes]
+    networks: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, addresses: Iterable[IpAddress], networks: Iterable[IpNetwork]) -> Sought:
+        """Pack them."""
+        spans = {(int(n.network_address), int(n.netmask), n.max_prefixlen // 8) for n in networks}
+        return cls(frozenset(a.packed for a in addresses), tuple(sorted(spans)))
+
+    def __bool__(self) -> bool:
+        return bool(self.single or self.networks)
+
+    def has(self, packed: bytes) -> bool:
+        """Whether an address is among them."""
+        number, size = int.from_bytes(packed, "big"), len(packed)
+        return packed in self.single or any(
+            size == length and number & mask == network for network, mask, length in self.networks
+        )
+
+    def has_address(self, message: bytes) -> bool:
+        """Whether an address of the host is."""
+        own = attribute(ADDRESSES, message, "IFA_LOCAL")
+        return self.has(own or attribute(ADDRESSES, message, "IFA_ADDRESS"))
+
+    def meets(self, route: bytes) -> bool:
+        """Whether a route of table local covers any of them."""
+        if route[HEADER.size + 7] not in ROUTE_TYPES:
+            return False
+        length, packed = route[HEADER.size + 1], attribute(ROUTES, route, "RTA_DST")
+        if length == 8 * len(packed):
+            return self.has(packed)
+        span = _local_network(route)
+        size, first, mask = span.max_prefixlen // 8, int(span.network_address), int(span.netmask)
+        return any(
+            len(s) == size and int.from_bytes(s, "big") & mask == first for s in self.single
+        ) or any(
+            length == size and (first & m == network or network & mask == first)
+            for network, m, length in self.networks
+        )
+
+
+def _local_network(route: bytes) -> IpNetwork:
+    """Return what a route leads to."""
+    length = route[HEADER.size + 1]
+    size = 4 if route[HEADER.size] == AF["ipv4"] else 16
+    packed = attribute(ROUTES, route, "RTA_DST").ljust(size, b"\0")
+    return ip_network((packed, length), strict=False)
+
+
+def _neighbours_of(host: Rtnetlink, link: int) -> list[IpAddress]:
+    """Return whom the host has a permanent neighbour for, on one link: we have made it."""
+    return [
+        ip_address(decode_message(NEIGHBOURS, m)["dst"])
+        for number in AF.values()
+        for m in host.read(NEIGHBOURS, (("NDA_IFINDEX", link),), family=number)
+    ]
+
+
+def _addresses_at(link: Facts) -> list[IpAddress]:
+    """Return the addresses of the other end of a link, but for the kernel's own of IPv6."""
+    nsid, index = link.get("link_netnsid"), link.get("link")
+    if nsid is None or index is None:
+        return []
+    filters = (("IFA_TARGET_NETNSID", nsid),)
+    try:
+        with Rtnetlink(None, POD_BOUNDS) as host:
+            told = [
+                decode_message(ADDRESSES, m)
+                for number in AF.values()
+                for m in host.read(ADDRESSES, filters, family=number, index=index)
+            ]
+        found = [ip_address(m.get("local") or m.get("address")) for m in told]
+    except HOSTILE:
+        return []  # then it is not known
+    return [a for a in found if not (a.version == 6 and a.is_link_local)]
+
+
+def _devices(desired: Iterable[KernelObject]) -> set[str]:
+    """Name the host's links that desired addresses, neighbours and routes are of."""
+    kinds = LinkAddress | Neighbour | Route
+    return {o.device for o in desired if isinstance(o, kinds) and not o.netns}
+
+
+def _matters(names: frozenset[bytes], macs: frozenset[bytes], link: bytes) -> bool:
+    """Whether a link is ours, or one of those that are asked for."""
+    if ALIAS_START in link or STAMP in link:  # perhaps; who decodes it looks closer
+        return True
+    name = attribute(LINKS, link, "IFLA_IFNAME").rstrip(b"\0")
+    return name in names or attribute(LINKS, link, "IFLA_ADDRESS") in macs
+
+
+def _is_foreign(rule: bytes) -> bool:
+    """Whether a rule is neither ours nor one of the kernel's own."""
+    return _rule_protocol(rule) not in (PROTOCOL, RTPROT_KERNEL)
+
+
+def _is_stamped(rule: bytes) -> bool:
+    return _rule_protocol(rule) == PROTOCOL
+
+
+def _rule_protocol(rule: bytes) -> int:
+    return int.from_bytes(attribute(RULES, rule, "FRA_PROTOCOL"), "big")  # a single byte
+
+
+def _read_rules(
+    host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
+) -> frozenset[Rule]:
+    del desired, names
+    return frozenset(
+        decode_rule(message, name)
+        for name in FAMILIES
+        for message in host.decode(
+            RULES, host.read(RULES, takes=_is_stamped, family=AF[name]), ("ours", name)
+        )
     )
+
+
+def _read_neighbours(
+    host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
+) -> set[KernelObject]:
+    """Ask for them one by one: there may be as many others as somebody likes."""
+    indices = {name: index for index, name in names.items()}
+    wanted = [o for o in desired if isinstance(o, Neighbour) and not o.netns]
+    told = [
+        message
+        for o in wanted
+        if o.device in indices
+        for message in _read_neighbour(host, o.address, indices[o.device])
+    ]
+    return decode_neighbours(host.decode(NEIGHBOURS, tuple(told)), "", names)
+
+
+def _read_addresses(
+    host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
+) -> set[KernelObject]:
+    """Read those of the links of ENIs."""
+    devices = {o.name for o in desired if isinstance(o, EniLink)}
+    devices |= {o.device for o in desired if isinstance(o, LinkAddress) and not o.netns}
+    objects: set[KernelObject] = set()
+    for index in (i for i, name in names.items() if name in devices):
+        told = _addresses_of(host, index)
+        connected: Connected = set()
+        if any(map(_may_have_route, told)):
+            connected = find_connected(
+                decode_route(decode_message(ROUTES, m), "", names)
+                for told_routes in _connected_of(host, index)
+                for m in told_routes
+            )
+        objects |= {
+            decode_address(m, "", names, connected) for m in host.decode(ADDRESSES, told, index)
+        }
+    return objects
+
+
+def _addresses_of(where: Rtnetlink, link: int) -> Told:
+    """Read a link's addresses, of both families; none if it is gone by now."""
+    try:
+        return tuple(
+            m for number in AF.values() for m in where.read(ADDRESSES, family=number, index=link)
+        )
+    except NetlinkError as error:
+        if error.code in GONE:
+            return ()
+        raise
+
+
+def _may_have_route(address: bytes) -> bool:
+    """Whether the kernel may have made a route for an address by itself, and it matters."""
+    family, length = address[HEADER.size], address[HEADER.size + 1]  # ``struct ifaddrmsg``
+    if (family, length) == (AF["ipv4"], 32):
+        return False  # ``fib_add_ifaddr`` makes none
+    if attribute(ADDRESSES, address, "IFA_ADDRESS").startswith(LINK_LOCAL):
+        return False
+    flags = attribute(ADDRESSES, address, "IFA_FLAGS")
+    return not int.from_bytes(flags, sys.byteorder) & IFA_F_NOPREFIXROUTE
+
+
+def _connected_of(where: Rtnetlink, link: int) -> tuple[Told, ...]:
+    """Read the routes that the kernel has made by itself for a link's addresses."""
+    filters = (("RTA_TABLE", MAIN_TABLE), ("RTA_OIF", link))
+    return tuple(
+        _routes_of(where, filters, family=number, proto=RTPROT_KERNEL, type=RTN_UNICAST)
+        for number in AF.values()
+    )
+
+
+def _routes_of(where: Rtnetlink, filters: Attributes, **fields: int) -> Told:
+    """Read routes; none if there is no such table, or no such link."""
+    try:
+        return where.read(ROUTES, filters, None, **fields)
+    except NetlinkError as error:
+        if error.code in GONE:
+            return ()
+        raise
+
+
+Place = tuple[int, bytes, int, int]
+"""A route's length, network (nothing stands for zeroes), metric and TOS."""
+
+
+def _place_of(route: bytes) -> Place:
+    _, length, _, tos = route[HEADER.size : HEADER.size + 4]  # ``struct rtmsg``
+    metric = attribute(ROUTES, route, "RTA_PRIORITY")
+    network = attribute(ROUTES, route, "RTA_DST")
+    return length, network, int.from_bytes(metric, sys.byteorder), tos
+
+
+def _places(keys: Iterable[Key]) -> dict[tuple[int, int], set[Place]]:
+    """Return the places that are named by routes' keys, by family and table."""
+    found: dict[tuple[int, int], set[Place]] = {}
+    for _, table, version, negative_length, network, metric, tos in keys:
+        length, size = -int(negative_length), 4 if version == 4 else 16
+        packed = int(network).to_bytes(size, "big") if length else b""
+        place = length, packed, int(metric), int(tos)
+        found.setdefault((AF[family_name(int(version))], int(table)), set()).add(place)
+    return found
+
+
+def _in_places(
+    where: Rtnetlink, places: Mapping[tuple[int, int], set[Place]]
+) -> Iterator[tuple[tuple[int, int], Told]]:
+    """Go through tables for what stands in some places, whoever put it there."""
+    for (family, table), wanted in sorted(places.items()):
+        filters = (("RTA_TABLE", table),)
+        takes = partial(_stands_in, wanted, frozenset(length for length, *_ in wanted))
+        try:
+            told = where.read(ROUTES, filters, takes, family=family)
+        except NetlinkError as error:
+            if error.code not in GONE:
+                raise
+        else:
+            yield (family, table), told
+
+
+def _stands_in(places: set[Place], lengths: frozenset[int], route: bytes) -> bool:
+    return route[HEADER.size + 1] in lengths and _place_of(route) in places
+
+
+def _read_pods_routes(inside: Rtnetlink, keys: Iterable[Key]) -> tuple[Told, ...]:
+    """Read ours, and what stands in the place of one that is not among them."""
+    filters = (("RTA_TABLE", MAIN_TABLE),)
+    places = _places(keys)
+    ours = []
+    for number in AF.values():
+        told = _routes_of(inside, filters, family=number, proto=PROTOCOL)
+        places.get((number, MAIN_TABLE), set()).difference_update(map(_place_of, told))
+        ours.append(told)
+    missing = {where: wanted for where, wanted in places.items() if wanted}
+    return (*ours, *(told for _, told in _in_places(inside, missing)))
+
+
+def _learn_names(names: dict[int, str], routes: Iterable[Facts]) -> None:
+    """Add the names of the links over which routes lead."""
+    for index in {m.get("oif") for m in routes} - names.keys() - {None}:
+        try:
+            names[index] = socket.if_indextoname(index)
+        except OSError:
+            continue  # it is gone by now, and its routes are
 
 
 def _observe_places(
@@ -409,21 +827,32 @@ def _all_routes(where: Rtnetlink) -> Iterator[Facts]:
         yield from where.dump(ROUTES, family=number)
 
 
-def _read_pod(inside: Rtnetlink, gateways: Iterable[IpAddress]) -> PodTables:
-    links = inside.read(LINKS)
-    if len(links) <= 1:  # the loopback link: nothing of what we look for can be without another
-        return PodTables((), (), (), ())
-    routes = tuple(inside.read(ROUTES, family=number) for number in AF.values())
-    # Asked for one by one: the kernel keeps all neighbours of all namespaces in one table, and a
-    # dump in one of them goes through those of all (``neigh_dump_table``).
-    neighbours = tuple(
-        told
-        for link in links
-        if index_of(link) != LOOPBACK_INDEX
-        for gateway in gateways
-        for told in _read_neighbour(inside, gateway, index_of(link))
+def _read_pod(inside: Rtnetlink, wanted: Inside) -> PodTables:
+    """Ask for what is ours in a pod, and for nothing else: all the rest is up to the pod."""
+    link = tuple(
+        message
+        for name in sorted(wanted.names)
+        for message in _read_one(inside, LINKS, (("IFLA_IFNAME", name), *LINKS.asks), GONE)
     )
-    return PodTables(links, routes, inside.read(ADDRESSES), neighbours)
+    if not link:  # nothing of what we look for can be without it
+        return PodTables()
+    indices = [index_of(message) for message in link]
+    addresses = tuple(m for index in indices for m in _addresses_of(inside, index))
+    needed = any(map(_may_have_route, addresses))
+    return PodTables(
+        link,
+        _read_pods_routes(inside, wanted.routes),
+        tuple(t for i in indices for t in _connected_of(inside, i)) if needed else (),
+        addresses,
+        # Asked for one by one: the kernel keeps all neighbours of all namespaces in one table,
+        # and a dump in one of them goes through those of all (``neigh_dump_table``).
+        tuple(
+            told
+            for index in indices
+            for gateway in sorted(wanted.gateways, key=attrgetter("version"))
+            for told in _read_neighbour(inside, gateway, index)
+        ),
+    )
 
 
 @contextmanager

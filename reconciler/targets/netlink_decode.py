@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from reconciler.core.attachment import AttachmentKey, alias_key
-from reconciler.core.datapath import ALIAS, FAMILIES, MAIN_TABLE, PROTOCOL, IpAddress, IpNetwork
+from reconciler.core.datapath import ALIAS, FAMILIES, PROTOCOL, IpAddress, IpNetwork
 from reconciler.core.inputs import Links
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.foreign import ForeignRule
@@ -31,8 +31,8 @@ from reconciler.targets.rtnetlink import (
     ROUTES,
     RTN_UNICAST,
     Facts,
-    Rtnetlink,
     Told,
+    decode_message,
 )
 
 RTPROT_KERNEL = 2
@@ -79,18 +79,26 @@ class HostLinks(NamedTuple):
 
 
 class PodTables(NamedTuple):
-    """What a pod's tables say, not decoded; routes by family."""
+    """What a pod's tables say of what is ours in there, not decoded.
 
-    links: Told
-    routes: tuple[Told, ...]
-    addresses: Told
-    neighbours: Told
+    Attributes:
+        link: the one that has the name of ours; nothing if there is none.
+        routes: by family: ours, and what else stands in the place of one.
+        connected: routes that the kernel made by itself, by family; nothing if nobody needs them.
+    """
+
+    link: Told = ()
+    routes: tuple[Told, ...] = ()
+    connected: tuple[Told, ...] = ()
+    addresses: Told = ()
+    neighbours: Told = ()
 
     @property
     def digest(self) -> bytes:
         """Sixteen bytes that are others when anything is."""
         found = blake2b(digest_size=16)
-        for told in (self.links, *self.routes, self.addresses, self.neighbours):
+        # What is in which table is told by each message's kind, and its family.
+        for told in (self.link, *self.routes, *self.connected, self.addresses, self.neighbours):
             for message in told:  # each begins with its length and kind
                 found.update(message)
         return found.digest()
@@ -143,13 +151,9 @@ def decode_link(message: Facts, veths: set[str]) -> Link | None:
     return EniLink(mac, name, mtu, up)
 
 
-def decode_routes(
-    messages: Iterable[Facts], names: dict[int, str], places: set[tuple[int | str, ...]]
-) -> tuple[frozenset[Route], Connected]:
-    """Return our routes and those in some places, and what the kernel has made by itself."""
-    routes = [decode_route(m, "", names) for m in messages]
-    ours = frozenset(r for r in routes if r and (r.protocol == PROTOCOL or r.key in places))
-    return ours, find_connected(routes)
+def decode_routes(messages: Iterable[Facts], names: dict[int, str]) -> frozenset[Route]:
+    """Return the host's routes, but for those that the kernel keeps for itself."""
+    return frozenset(r for m in messages if (r := decode_route(m, "", names)))
 
 
 def decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | None:
@@ -193,13 +197,10 @@ def find_connected(routes: Iterable[Route | None]) -> Connected:
     return {(r.device, r.destination) for r in routes if r and r.protocol == RTPROT_KERNEL}
 
 
-def decode_pod(
-    inside: Rtnetlink, tables: PodTables, path: str, pairs: Pairs
-) -> tuple[Ends, frozenset[KernelObject]]:
-    """Make objects of a pod's tables; say what was taken for the other ends of its links.
+def decode_pod(tables: PodTables, path: str, pairs: Pairs) -> tuple[Ends, frozenset[KernelObject]]:
+    """Make objects of a pod's tables; say what was taken for the other end of its link.
 
     Args:
-        inside: the socket they were read by, which remembers what it has decoded.
         tables: as read.
         path: identity of the pod's namespace.
         pairs: the host's ends.
@@ -207,31 +208,26 @@ def decode_pod(
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
     ends = []
-    for message in inside.decode(LINKS, tables.links):
+    for message in (decode_message(LINKS, m) for m in tables.link):
         name = message.get("ifname")
         names[message["index"]] = name
-        if name != "lo":
-            # Each end names the other by index (IFLA_LINK).
-            end = message.get("link"), message["index"]
-            veth, mac, mtu = pairs.get(end, ""), message.get("address"), message.get("mtu")
-            objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
-            ends.append((end, veth))
-    routes = [
-        decode_route(message, path, names)
-        for number, told in zip(AF.values(), tables.routes, strict=False)
-        for message in inside.decode(ROUTES, told, family=number)
-    ]
-    connected = find_connected(routes)
-    for message in inside.decode(ADDRESSES, tables.addresses):
-        found = decode_address(message, path, names, connected)
+        # Each end names the other by index (IFLA_LINK).
+        end = message.get("link"), message["index"]
+        veth, mac, mtu = pairs.get(end, ""), message.get("address"), message.get("mtu")
+        objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
+        ends.append((end, veth))
+
+    def routes(read: Iterable[Told]) -> list[Route | None]:
+        return [decode_route(decode_message(ROUTES, m), path, names) for t in read for m in t]
+
+    connected = find_connected(routes(tables.connected))
+    for message in tables.addresses:
+        found = decode_address(decode_message(ADDRESSES, message), path, names, connected)
         # fe80::/10 is the kernel's own business; 169.254.0.0/16 is nobody's but who puts it there.
-        by_itself = found.address.version == 6 and found.address.is_link_local
-        if found.device != "lo" and not by_itself:
+        if not (found.address.version == 6 and found.address.is_link_local):
             objects.add(found)
-    for route in routes:
-        if route and route.table == MAIN_TABLE:
-            objects.add(route)
-    neighbours = inside.decode(NEIGHBOURS, tables.neighbours)
+    objects.update(r for r in routes(tables.routes) if r)
+    neighbours = [decode_message(NEIGHBOURS, m) for m in tables.neighbours]
     return tuple(ends), frozenset(objects | decode_neighbours(neighbours, path, names))
 
 

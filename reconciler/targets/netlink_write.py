@@ -30,6 +30,7 @@ from reconciler.targets.rtnetlink import (
     Attributes,
     How,
     Rtnetlink,
+    decode_message,
 )
 
 KernelObject = Link | LinkAddress | Neighbour | Route | Rule
@@ -99,7 +100,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
         case EniLink() as link:
             _set_link(sessions(""), link.name, link.up, ("IFLA_MTU", link.mtu))
         case Veth() as veth:
-            _apply_veth(sessions, action.verb, veth)
+            _apply_veth(sessions, action.verb, veth, action.was)
         case PodLink() as link if deleting:
             sessions(link.netns).change(LINKS, How.DELETE, (("IFLA_IFNAME", link.name),))
         case PodLink() as link:
@@ -128,13 +129,17 @@ def _set_link(where: Rtnetlink, name: str, up: bool, *settings: tuple[str, Any])
     where.change(LINKS, How.SET, attributes, flags=flags, change=IFF_UP)
 
 
-def _apply_veth(sessions: Sessions, verb: Verb, veth: Veth) -> None:
+def _apply_veth(
+    sessions: Sessions, verb: Verb, veth: Veth, was: KernelObject | None = None
+) -> None:
     host = sessions("")
     sessions.forget()
     if verb is Verb.DELETE:
         host.change(LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
         return
     settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
+    if isinstance(was, Veth) and was.mtu != veth.mtu:
+        _set_peers_mtu(sessions, veth)
     if verb is Verb.CREATE:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
         fd = open_namespace(veth.pod_netns)
@@ -157,6 +162,17 @@ def _apply_veth(sessions: Sessions, verb: Verb, veth: Veth) -> None:
     alias = (("IFLA_IFNAME", veth.name), *settings, ("IFLA_IFALIAS", veth.alias))
     host.change(LINKS, How.SET, alias)
     _set_link(host, veth.name, veth.up)
+
+
+def _set_peers_mtu(sessions: Sessions, veth: Veth) -> None:
+    """Give the pod's end the same MTU, whatever the pod calls it by now.
+
+    An MTU is the pair's: what is longer than the receiving end's is dropped without a word
+    (``is_skb_forwardable``).
+    """
+    for told in sessions("").read_one(LINKS, (("IFLA_IFNAME", veth.name),)):
+        peer = decode_message(LINKS, told).get("link")
+        sessions(veth.pod_netns).change(LINKS, How.SET, (("IFLA_MTU", veth.mtu),), index=peer)
 
 
 def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None:

@@ -4,6 +4,10 @@
 link. Both are paid for every pod on the node at every look. Here one plain socket is asked, and
 what is told in the same bytes as before is not decoded again. Counters and ages are cut out of it,
 and what is plain is packed and read here (decision 20).
+
+How much is in a table is up to whoever writes into it. So the kernel is asked with filters
+(NETLINK_GET_STRICT_CHK, Linux 4.20), its answer is looked at message by message, and what is not
+wanted is never kept; bytes, tries and time of each question have a bound (decision 21).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import cache
@@ -41,6 +46,32 @@ Told = tuple[bytes, ...]
 DUMP_ATTEMPTS = 30
 """A dump the kernel marks as interrupted (NLM_F_DUMP_INTR) is not the truth. Cilium settled on
 30 tries (cilium/cilium#35614)."""
+
+UNITED_ATTEMPTS = 3
+"""Tries after which what several interrupted dumps have shown together is taken for the whole,
+where one entry too many does no harm (``Table.identity``)."""
+
+
+class Bounds(NamedTuple):
+    """How much of one table is read at most.
+
+    Attributes:
+        size: bytes of the kernel's answers to one question, over all tries.
+        attempts: tries of a dump that the kernel marks as interrupted.
+        seconds: over all tries.
+    """
+
+    size: int
+    attempts: int
+    seconds: float
+
+
+HOST_BOUNDS = Bounds(256 << 20, DUMP_ATTEMPTS, 5.0)
+"""For the host's tables: 200,000 routes are some 15 MB, and a dump of them takes half a second.
+Nothing of it is kept but what is wanted."""
+
+POD_BOUNDS = Bounds(1 << 20, 5, 1.0)
+"""For one question to a pod's namespace: some 10,000 entries. What we put there is a handful."""
 
 RECEIVE_BYTES = 1 << 17
 """The kernel fills as much of a dump into one answer as the reader has room for, up to 32 KiB."""
@@ -82,6 +113,7 @@ AF = {"ipv4": 2, "ipv6": 10}
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10
+SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 
 
 Attributes = tuple[tuple[str, Any], ...]
@@ -120,6 +152,8 @@ class Table(NamedTuple):
         takes: whether an entry is wanted, by its message; all are, if this is None.
         asks: attributes of a request for the whole table.
         is_restless: its entries have counters or ages, which change by themselves.
+        identity: tells entries apart, by their messages, where a dump may be put together from
+            interrupted ones: such an entry is there if any of them has shown it.
     """
 
     name: str
@@ -129,6 +163,7 @@ class Table(NamedTuple):
     takes: Callable[[bytes], bool] | None = None
     asks: Attributes = ()
     is_restless: bool = False
+    identity: Callable[[bytes], object] | None = None
 
 
 def _is_of_somebody(route: bytes) -> bool:
@@ -156,8 +191,11 @@ LINKS = Table(
     ("ifname", "address", "mtu", "link", "ifalias", "link_netnsid", ("linkinfo", "kind")),
     asks=(("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS),),
     is_restless=True,
+    identity=index_of,
 )
-ADDRESSES = Table("addresses", ifaddrmsg, 22, ("local", "address", "flags"))
+ADDRESSES = Table(
+    "addresses", ifaddrmsg, 22, ("local", "address", "flags"), identity=lambda address: address
+)
 ROUTES = Table(
     "routes",
     rtmsg,
@@ -165,6 +203,8 @@ ROUTES = Table(
     ("dst", "gateway", "table", "oif", "priority", "metrics", "prefsrc"),
     _is_of_somebody,
 )
+LOCAL_ROUTES = ROUTES._replace(name="the local table", takes=None, identity=lambda entry: entry)
+"""What the host takes for its own: the kernel asks this table before all rules."""
 NEIGHBOURS = Table(
     "permanent neighbours", ndmsg, 30, ("dst", "lladdr"), _is_permanent, is_restless=True
 )
@@ -175,15 +215,18 @@ class Rtnetlink:
     """A socket into the namespace its thread was in when it was made; it stays there for life.
 
     Args:
-        memory: shared by the sockets into one namespace, or into those that have much in common;
-            without it everything is decoded.
+        memory: shared by the sockets into one namespace; without it everything is decoded.
+        bounds: of each question. A question that goes beyond them leaves the socket of no use.
     """
 
-    def __init__(self, memory: Memory | None = None) -> None:
+    def __init__(self, memory: Memory | None = None, bounds: Bounds = HOST_BOUNDS) -> None:
         self._memory = memory
+        self._bounds = bounds
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
+        # Without it the kernel takes no notice of a filter, and shows the whole table.
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
 
     def __enter__(self) -> Rtnetlink:
         return self
@@ -191,42 +234,75 @@ class Rtnetlink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def dump(self, table: Table, **fields: int) -> list[Facts]:
-        """Read a whole table, again if the kernel says that it changed meanwhile.
+    def dump(self, table: Table, filters: Attributes = (), **fields: int) -> list[Facts]:
+        """Read a table, again if the kernel says that it changed meanwhile.
 
         Of routes and rules without a ``family`` the kernel shows those of one family only.
 
-        Raises:
-            NetlinkError: the kernel refused.
-            ObserveError: the table never stood still.
-        """
-        return self.decode(table, self.read(table, **fields), **fields)
-
-    def read(self, table: Table, **fields: int) -> Told:
-        """Read a whole table as ``dump`` does, for ``decode`` to make sense of.
+        Args:
+            table: which.
+            filters: what entries must have, where the kernel can tell.
+            fields: the same, of what an entry's message begins with.
 
         Raises:
             NetlinkError: the kernel refused.
-            ObserveError: the table never stood still.
+            ObserveError: the table never stood still, or is beyond the bounds.
         """
-        for _ in range(DUMP_ATTEMPTS):
+        told = self.read(table, filters, None, **fields)
+        return self.decode(table, told, (filters, *sorted(fields.items())))
+
+    def read(
+        self,
+        table: Table,
+        filters: Attributes = (),
+        takes: Callable[[bytes], bool] | None = None,
+        **fields: int,
+    ) -> Told:
+        """Read a table as ``dump`` does, for ``decode`` to make sense of.
+
+        Args:
+            table: which.
+            filters: what entries must have, where the kernel can tell.
+            takes: whether an entry is wanted, where only we can; it is given what of its message
+                ``decode`` would be given.
+            fields: what an entry's message must begin with.
+
+        Raises:
+            NetlinkError: the kernel refused.
+            ObserveError: the table never stood still, or is beyond the bounds.
+        """
+        request = _request(table, NLM_F_DUMP, fields, table.asks + filters)
+        meter = _Meter(table.name, self._bounds)
+        united: dict[object, bytes] = {}
+        attempts = min(self._bounds.attempts, UNITED_ATTEMPTS if table.identity else DUMP_ATTEMPTS)
+        for _ in range(attempts):
+            told: list[bytes] = []
             try:
-                request = _request(table, NLM_F_DUMP, fields, table.asks)
-                answer = self._ask(request, NLM_F_DUMP)
-                wanted = filter(table.takes, answer) if table.takes else answer
-                if table.is_restless:
-                    return tuple(_wanted(table, content) for content in wanted)
-                # Who asked is in the header, and no two sockets have the same number.
-                return tuple(c[:KIND_END] + NOBODY + c[HEADER.size :] for c in wanted)
+                for content in self._ask(request, NLM_F_DUMP, meter):
+                    if table.takes is None or table.takes(content):
+                        entry = _cut(table, content)
+                        if takes is None or takes(entry):
+                            told.append(entry)
             except NetlinkDumpInterrupted:
+                if table.identity:
+                    united |= {table.identity(entry): entry for entry in told}
                 continue
-        raise ObserveError(table.name, f"it changed during each of {DUMP_ATTEMPTS} dumps")
+            return tuple(told)
+        if table.identity:
+            return tuple(united.values())
+        raise ObserveError(table.name, f"they changed during each of {attempts} dumps")
 
-    def decode(self, table: Table, told: Told, **fields: int) -> list[Facts]:
-        """Decode what was read; the same message twice is decoded once."""
+    def decode(self, table: Table, told: Told, question: object = None) -> list[Facts]:
+        """Decode what was read; the same message twice is decoded once.
+
+        Args:
+            table: which.
+            told: as read.
+            question: tells it from others about the same table.
+        """
         if self._memory is None:
             return [decode_message(table, _wanted(table, content)) for content in told]
-        what = f"{table.name} {fields}"
+        what = f"{table.name} {question}"
         before = self._memory.get(what, {})
         now = {
             c: before[c] if c in before else decode_message(table, _wanted(table, c)) for c in told
@@ -240,7 +316,8 @@ class Rtnetlink:
         Raises:
             NetlinkError: the kernel has no such entry, or refused.
         """
-        answer = self._ask(_request(table, 0, fields, attributes), 0)
+        request = _request(table, 0, fields, attributes)
+        answer = self._ask(request, 0, _Meter(table.name, self._bounds))
         return tuple(_wanted(table, c) for c in answer if not table.takes or table.takes(c))
 
     def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
@@ -251,33 +328,75 @@ class Rtnetlink:
         """
         flags = how.flags | NLM_F_ACK
         request = _request(table, flags, fields, attributes, how.offset)
-        for _ in self._ask(request, flags):
+        for _ in self._ask(request, flags, _Meter(table.name, self._bounds)):
             pass
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
-    def _ask(self, request: bytes, flags: int) -> Iterator[bytes]:
-        """Yield the answer's messages."""
+    def _ask(self, request: bytes, flags: int, meter: _Meter) -> Iterator[bytes]:
+        """Yield the answer's messages.
+
+        Raises:
+            NetlinkError: the kernel refused.
+            NetlinkDumpInterrupted: what was told is not of one moment.
+            ObserveError: it is more than the bounds allow.
+        """
         self._socket.send(request)
         interrupted = False
+        pieces = 0
         while True:
             answer = self._socket.recv(RECEIVE_BYTES)
+            meter.count(len(answer))
             position = 0
             while position < len(answer):
                 length, kind, its_flags, _, _ = HEADER.unpack_from(answer, position)
+                if not HEADER.size <= length <= len(answer) - position:
+                    raise ObserveError(meter.what, f"a message of {length} bytes is cut off")
                 content = answer[position : position + length]
                 position += (length + 3) & ~3
                 interrupted |= bool(its_flags & NLM_F_DUMP_INTR)
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
                     _raise_refusal(content)
-                    if interrupted:
+                    # What came in one piece is of one moment, whatever changed until the kernel
+                    # found that there is no more (``netlink_dump_done``).
+                    if interrupted and pieces > 1:
                         raise NetlinkDumpInterrupted
                     return
+                pieces += position == (length + 3) & ~3
                 yield content
             if not flags & (NLM_F_DUMP | NLM_F_ACK):
                 return
+
+
+class _Meter:
+    """Counts what one question costs.
+
+    Args:
+        what: is asked for.
+        bounds: of it.
+    """
+
+    def __init__(self, what: str, bounds: Bounds) -> None:
+        self.what = what
+        self._bounds = bounds
+        self._size = 0
+        self._until = time.monotonic() + bounds.seconds
+
+    def count(self, size: int) -> None:
+        """Add an answer's bytes.
+
+        Raises:
+            ObserveError: they are too many, or it takes too long.
+        """
+        self._size += size
+        if self._size > self._bounds.size:
+            limit = self._bounds.size >> 20
+            raise ObserveError(self.what, f"they are more than {limit} MiB, the most that is read")
+        if time.monotonic() > self._until:
+            limit_s = self._bounds.seconds
+            raise ObserveError(self.what, f"reading them took longer than {limit_s:.0f} s")
 
 
 def _request(
@@ -367,6 +486,14 @@ def _wanted(table: Table, content: bytes) -> bytes:
     return layout.header + b"".join([content[part] for part in layout.kept])
 
 
+def _cut(table: Table, content: bytes) -> bytes:
+    """Leave out who asked, and of a restless table all that is not wanted."""
+    if table.is_restless:
+        return _wanted(table, content)
+    # Who asked is in the header, and no two sockets have the same number.
+    return content[:KIND_END] + NOBODY + content[HEADER.size :]
+
+
 def _lay_out(table: Table, content: bytes) -> _Layout:
     """Go from attribute to attribute."""
     numbers = _wanted_numbers(table)
@@ -425,6 +552,18 @@ def _decode_whole(table: Table, content: bytes) -> Facts:
         if (value := message.get(way)) is not None:
             facts[way if isinstance(way, str) else way[-1]] = value
     return facts
+
+
+def attribute(table: Table, content: bytes, name: str) -> bytes:
+    """Return an attribute of a message, not decoded; nothing if it has none of that name."""
+    wanted, _ = _numbers(table.message)[name]
+    position = HEADER.size + _fields(table.message)[0].size
+    while position + ATTRIBUTE.size <= len(content):
+        length, number = ATTRIBUTE.unpack_from(content, position)
+        if number & NLA_TYPE_MASK == wanted:
+            return content[position + ATTRIBUTE.size : position + length]
+        position += max(length, ATTRIBUTE.size) + 3 & ~3
+    return b""
 
 
 def _read_text(value: bytes) -> str:

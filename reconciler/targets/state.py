@@ -847,6 +847,8 @@ def _encode(record: Record) -> dict[str, Any]:
             }
             if any(record.kept_macs):
                 body["macs"] = list(record.kept_macs)
+            if record.unfinished:
+                body["unfinished"] = True
         case Cooling():
             body = {"address": str(record.address), "until": record.until}
         case Quarantine():
@@ -879,7 +881,7 @@ MAX_WHY = 200
 NO_FILE: Version = (0, 0, 0)
 """Of what stands on no disk, or cannot be told from another content."""
 
-OPTIONAL = {"macs", "address"}
+OPTIONAL = {"macs", "address", "unfinished"}
 """Fields of ours that a record may do without, or had in an earlier release."""
 
 
@@ -927,6 +929,7 @@ def _parse_attachment(body: dict[str, Any]) -> Attachment:
         veth=_text(body["veth"]),
         pod=_text(body.get("pod", "")),
         kept_macs=_parse_macs(body.get("macs", ("", ""))),
+        unfinished=bool(body.get("unfinished", False)),
     )
 
 

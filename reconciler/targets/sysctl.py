@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from reconciler.core.observed import Observed
 from reconciler.core.plan import Change
 from reconciler.domains.sysctl import Sysctl
 from reconciler.errors import ApplyError, NamespaceError, ObserveError
@@ -15,6 +16,9 @@ from reconciler.targets.namespaces import entered
 
 PROC_SYS = Path("/proc/sys")
 """``/proc/sys/net`` shows the namespace of the thread that opens it (proc(5))."""
+
+MAX_VALUE_BYTES = 4096
+"""Of one setting; those that are ours have one digit."""
 
 
 class SysctlTree:
@@ -27,21 +31,20 @@ class SysctlTree:
     def __init__(self, root: Path = PROC_SYS) -> None:
         self.root = root
 
-    def observe(self, desired: Iterable[Sysctl]) -> frozenset[Sysctl]:
+    def observe(self, desired: Iterable[Sysctl]) -> Observed:
         """Read the desired settings; one whose file does not exist is left out.
 
-        Raises:
-            NamespaceError: a pod's namespace is gone, or could not be entered.
-            ObserveError: a file exists and cannot be read.
+        Raises nothing: what cannot be read is named in the answer.
         """
-        found: set[Sysctl] = set()
+        seen = Observed()
         for netns, settings in groupby(sorted(desired, key=lambda s: s.key), lambda s: s.netns):
             try:
                 with _inside(netns):
-                    found |= {s for wanted in settings if (s := self._read(wanted))}
-            except OSError as error:
-                raise NamespaceError(netns, str(error)) from error
-        return frozenset(found)
+                    seen = seen.with_these([s for wanted in settings if (s := self._read(wanted))])
+            except (OSError, ObserveError) as error:
+                unread = _unread(netns, error)
+                seen = seen.with_these(unread)
+        return seen
 
     def apply(self, actions: Sequence[Change[Sysctl]]) -> tuple[ApplyError, ...]:
         """Write each setting."""
@@ -57,11 +60,22 @@ class SysctlTree:
 
     def _read(self, wanted: Sysctl) -> Sysctl | None:
         try:
-            return replace(wanted, value=(self.root / wanted.name).read_text().strip())
+            with (self.root / wanted.name).open("rb") as f:
+                value = f.read(MAX_VALUE_BYTES)
+            return replace(wanted, value=value.decode(errors="replace").strip())
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ObserveError(f"sysctl {wanted.name}", str(error)) from error
+
+
+def _unread(netns: str, error: OSError | ObserveError) -> Observed:
+    """Say what could not be read: one pod's settings, or the host's."""
+    if netns:
+        return Observed(unread_places={netns: NamespaceError(netns, str(error))})
+    if isinstance(error, OSError):
+        error = ObserveError("the host's sysctls", str(error))
+    return Observed(unread_kinds={Sysctl: error})
 
 
 def _inside(netns: str) -> AbstractContextManager[None]:

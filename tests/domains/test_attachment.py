@@ -17,7 +17,7 @@ from reconciler.core.attachment import (
     is_outlived,
     veth_name,
 )
-from reconciler.core.plan import Change
+from reconciler.core.plan import Change, Verb
 from reconciler.core.records import Records, SetAside
 from reconciler.core.release import Quarantine
 from reconciler.domains import attachment as domain
@@ -59,7 +59,8 @@ def test_nothing_is_released_while_the_kernel_still_has_it() -> None:
 
 def test_an_attachment_without_an_intent_is_kept() -> None:
     """Nothing is released on absence: a wiped directory of intents is no proof."""
-    assert plan(Records((), (attachment(1),)), clear=frozenset({attachment(1).key})) == []
+    here = frozenset({attachment(1).key})
+    assert plan(Records((), (attachment(1),)), clear=here, pods=here) == []
 
 
 def test_a_crash_between_cooling_and_release_does_not_start_the_rest_anew() -> None:
@@ -171,7 +172,7 @@ BLOCK = ip_network("2001:db8:1:0:7::/80")
 def bound(records: Records, **fields: Any) -> list[tuple[str, tuple[str, ...]]]:
     """Return ENI and addresses of each binding."""
     actions = domain.plan(domain.desire(inputs(2, **fields)), records).actions
-    made = [a.object for a in actions if isinstance(a, Change)]
+    made = [a.object for a in actions if isinstance(a, Change) and a.verb is Verb.CREATE]
     return [(a.eni_id, tuple(map(str, a.addresses))) for a in made if isinstance(a, Attachment)]
 
 
@@ -329,7 +330,9 @@ def test_a_clock_that_is_set_back_makes_no_cooldown_longer_than_its_time(back_s:
 
 def test_what_is_known_and_not_on_disk_is_written_again() -> None:
     records = Records((intent(1),), (), (Cooling(SUBNET[12], 9.0),)).joined([attachment(1)])
-    assert plan(records) == [f"bind {attachment(1).addresses[0]} on eni-0 to pod1/eth0"]
+    here = frozenset({attachment(1).key})
+    written = f"bind {attachment(1).addresses[0]} on eni-0 to pod1/eth0"
+    assert plan(records, pods=here) == [written]
     assert records.living == (attachment(1),)
     assert records.demand.assigned == 1
     assert records.joined([attachment(1)]) == records

@@ -112,7 +112,7 @@ def test_what_is_broken_on_the_host_is_put_right(cluster: Any, what: str) -> Non
 def test_what_is_broken_in_a_pod_is_put_right_by_the_next_full_look(idle: Any, what: str) -> None:
     """No notification leaves a pod's namespace: the timer finds it, here every second."""
     text = idle.config.read_text()
-    idle.config.write_text(text + "reconcile: {resync: 1s}\n")
+    idle.config.write_text(text + "reconcile: {resync: 1s}\npods: {repair: all}\n")
     idle.start()
     one = idle.add()
     before = idle.drift()

@@ -99,8 +99,10 @@ def test_check_names_each_object_that_was_broken_by_hand(cluster: Any) -> None:
     try:
         told = list(break_one_by_one(cluster, one))
     finally:
-        cluster.start()
-    cluster.delete(one)
+        cluster.launch()
+        until(cluster.answers, "an answer")
+        cluster.delete(one)  # what it lacks of its own is nobody's to put back
+        until(cluster.is_settled, cluster.log)
     assert [text for name, text in told if name.strip() not in text] == []
 
 

@@ -12,7 +12,6 @@ from fakes import FakeSysctl
 from lab import netns
 from reconciler.core.plan import Change, Verb
 from reconciler.domains.sysctl import Sysctl
-from reconciler.errors import NamespaceError
 from reconciler.targets.sysctl import SysctlTree
 
 FORWARD = "net/ipv4/ip_forward"
@@ -63,5 +62,7 @@ def test_a_pods_settings_are_its_own(target: Any, pod: str) -> None:
 @pytest.mark.kernel
 def test_a_pod_that_is_gone_is_named(home: str) -> None:
     del home
-    with pytest.raises(NamespaceError, match="/run/netns/nobody"):
-        SysctlTree().observe([Sysctl(NO_IPV6, "0", "/run/netns/nobody")])
+    lost, here = Sysctl(NO_IPV6, "0", "/run/netns/nobody"), Sysctl("net/ipv4/ip_forward", "1")
+    seen = SysctlTree().observe([lost, here])
+    assert seen.unread_places.keys() == {"/run/netns/nobody"}
+    assert {o.name for o in seen} == {here.name}, "all others are read"

@@ -1,0 +1,364 @@
+"""What others put into a namespace, a pod's or the host's, in masses or without end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import attachment, inputs
+from conftest import namespace, plug
+from damage import run
+
+from lab import netns
+from reconciler.core.datapath import MAIN_TABLE
+from reconciler.core.plan import Change, Verb
+from reconciler.domains import address, link, neighbour, route, rule
+from reconciler.domains.address import LinkAddress
+from reconciler.domains.link import PodLink, Veth
+from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
+from reconciler.errors import ObserveError
+from reconciler.targets import rtnetlink
+from reconciler.targets.netlink import MAX_FOREIGN_RULES, Netlink
+from reconciler.targets.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, Rtnetlink
+
+pytestmark = pytest.mark.kernel
+
+MANY = 30_000
+"""Routes of others: more than are read of a pod."""
+
+
+@dataclass
+class Node:
+    """A host with two ENIs and two pods, all in place."""
+
+    target: Netlink
+    home: str
+    pods: tuple[str, str]
+    wanted: frozenset[Any]
+
+    def of(self, pod: int) -> set[Any]:
+        """What is wanted in a pod's namespace."""
+        path = str(netns.path(self.pods[pod]))
+        return {o for o in self.wanted if getattr(o, "netns", "") == path}
+
+    def on_host(self) -> set[Any]:
+        return {o for o in self.wanted if not getattr(o, "netns", "")}
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with (
+        namespace("home") as home,
+        namespace("poda") as one,
+        namespace("podb") as other,
+        namespace("vpc") as vpc,
+        netns.inside(home),
+    ):
+        for index in (0, 1):
+            plug(f"02:aa:00:00:00:0{index}", f"eth{index}", vpc)
+        bound = tuple(
+            attachment(n, 1, netns=str(netns.path(p))) for n, p in ((1, one), (2, other))
+        )
+        now = inputs(2, bound)
+        target = Netlink()
+        for domain in (link, address, neighbour, route, rule):
+            wanted = domain.desire(now)
+            assert (
+                target.apply(
+                    [
+                        Change(Verb.CREATE, o, "test")
+                        for o in sorted(wanted, key=lambda o: (o.kind != Veth.kind, o.key))
+                    ]
+                )
+                == ()
+            )
+        everything = frozenset(
+            o for d in (link, address, neighbour, route, rule) for o in d.desire(now)
+        )
+        yield Node(target, home, (one, other), everything)
+
+
+def batch(where: str, lines: list[str]) -> None:
+    """Have ``ip`` carry out many commands at once."""
+    argv = ["ip", "-netns", where, "-force", "-batch", "-"]
+    done = subprocess.run(
+        argv, input="\n".join(lines), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+@contextmanager
+def loop(where: str, *commands: str) -> Iterator[None]:
+    """Somebody who does the same again and again, as fast as it goes."""
+    lines = "\\n".join(commands * 50)
+    script = f"while :; do printf '{lines}\\n'; done | ip -netns {where} -force -batch - >&2"
+    with subprocess.Popen(
+        ["sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def routes(count: int, device: str, words: str) -> list[str]:
+    return [
+        f"route add 198.{18 + n // 65536}.{n // 256 % 256}.{n % 256}/32 dev {device} {words}"
+        for n in range(count)
+    ]
+
+
+def test_a_pods_own_routes_are_not_read_while_ours_are_there(node: Node) -> None:
+    batch(node.pods[0], routes(MANY, "eth0", ""))
+    seen = node.target.observe(node.wanted)
+    assert node.wanted <= seen
+    assert not seen.unread_places
+    assert len(seen) < len(node.wanted) + 10
+
+
+def test_a_pod_that_cannot_be_read_within_its_bounds_fails_alone(node: Node) -> None:
+    batch(node.pods[0], routes(MANY, "eth0", ""))
+    run(node.pods[0], "ip route delete default")  # who stands in its place is among thousands
+    tracemalloc.start()
+    try:
+        seen = node.target.observe(node.wanted)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20
+    (unread,) = seen.unread_places.values()
+    assert unread.netns == str(netns.path(node.pods[0]))
+    assert unread.why.startswith("its routes: ")
+    assert node.of(1) | node.on_host() <= seen
+    assert node.target.observe_inside(node.wanted).unread_places.keys() == {unread.netns}
+    at = node.target.observe_at(node.wanted)
+    assert at.unread_places.keys() == {unread.netns}
+    assert node.of(1) <= at
+
+
+def test_links_that_a_pod_makes_are_not_read(node: Node) -> None:
+    batch(node.pods[0], [f"link add v{n} type veth peer name w{n}" for n in range(200)])
+    seen = node.target.observe(node.wanted)
+    assert node.wanted <= seen
+    assert len([o for o in seen if isinstance(o, PodLink)]) == 2
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ("address add 192.0.2.9/32 dev eth0", "address delete 192.0.2.9/32 dev eth0"),
+        ("address add 192.0.2.9/32 dev lo", "address delete 192.0.2.9/32 dev lo"),
+        ("route add 192.0.2.0/24 dev eth0", "route delete 192.0.2.0/24 dev eth0"),
+        ("link add v0 type veth peer name v1", "link delete v0"),
+    ],
+)
+def test_a_pod_that_changes_its_namespace_without_end_is_read_all_the_same(
+    node: Node, commands: tuple[str, str]
+) -> None:
+    with loop(node.pods[0], *commands):
+        for _ in range(30):
+            seen = node.target.observe(node.wanted)
+            assert node.of(1) | node.on_host() <= seen
+            assert not seen.unread_kinds
+            assert not seen.unread_places
+            assert node.of(0) <= seen
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a file", "nothing", "a directory", "a loop"])
+def test_whatever_stands_in_a_namespaces_path_concerns_that_pod_alone(
+    node: Node, tmp_path: Path, what: str
+) -> None:
+    place = tmp_path / "netns"
+    match what:
+        case "a pipe":
+            os.mkfifo(place)
+        case "a file":
+            place.write_text("x")
+        case "a directory":
+            place.mkdir()
+        case "a loop":
+            place.symlink_to(place)
+    lost = PodLink(str(place), "eth0", "", 0)
+    seen = node.target.observe([*node.wanted, lost])
+    assert seen.unread_places.keys() == {str(place)}
+    assert node.wanted <= seen
+
+
+def test_links_of_any_name_are_read(node: Node) -> None:
+    """A name is bytes: neither text nor without spaces as far as the kernel is concerned."""
+    for where in (node.home, node.pods[0]):
+        assert run(where, "ip link add \"$(printf 'v\\377b')\" type veth peer name v1")
+    seen = node.target.observe(node.wanted)
+    assert node.wanted <= seen
+    assert not seen.unread_places
+    assert len(node.target.links().names) >= 2
+
+
+# -- the host -----------------------------------------------------------------------------
+
+
+def test_routes_of_a_routing_daemon_are_never_kept(node: Node) -> None:
+    """As with BGP's: whatever there is of them, in ``main`` or in a table of their own."""
+    batch(node.home, routes(MANY, "eth0", "proto bird"))
+    batch(node.home, [f"route add 2001:db8:{n:x}::/48 dev lo proto bird" for n in range(2000)])
+    node.target.observe(node.wanted)
+    tracemalloc.start()
+    try:
+        seen = node.target.observe(node.wanted)
+        pods = node.target.pod_addresses()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert node.wanted <= seen
+    assert len(pods) == 2
+    assert peak < 2 << 20
+
+
+def test_a_foreign_route_in_the_place_of_ours_is_found_among_thousands(node: Node) -> None:
+    (ours,) = [
+        o
+        for o in node.on_host()
+        if isinstance(o, Route)
+        and o.destination.prefixlen == 32
+        and o.table == 512
+        and o.device == attachment(1, 1).veth
+    ]
+    run(node.home, f"ip route delete {ours.destination} table 512")
+    batch(node.home, routes(3000, "eth0", "table 512 proto static"))
+    batch(node.home, [f"route add {ours.destination} dev eth0 table 512 proto static"])
+    seen = node.target.observe(node.wanted)
+    (there,) = [o for o in seen if isinstance(o, Route) and o.key == ours.key]
+    assert (there.device, route.is_owned(there)) == ("eth0", False)
+    assert len([o for o in seen if isinstance(o, Route)]) < 30
+
+
+def test_rules_of_others_are_not_decoded_and_the_first_ones_are_judged(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = MAX_FOREIGN_RULES + 50
+    batch(
+        node.home,
+        [
+            f"rule add from 198.18.{n // 256}.{n % 256} lookup main priority {100 + n}"
+            for n in range(count)
+        ],
+    )
+    decoded: list[bytes] = []
+    decode = rtnetlink.decode_message
+
+    def counting(table: Any, content: bytes) -> Any:
+        decoded.append(content)
+        return decode(table, content)
+
+    monkeypatch.setattr(rtnetlink, "decode_message", counting)
+    assert node.wanted <= node.target.observe(node.wanted)
+    assert len(decoded) < 100
+    found = node.target.foreign_rules()
+    assert len(found) == MAX_FOREIGN_RULES
+    assert found[0].priority == 100
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ("address add 192.0.2.9/32 dev lo", "address delete 192.0.2.9/32 dev lo"),
+        ("rule add priority 77 lookup main", "rule delete priority 77"),
+        ("link add v0 type veth peer name v1", "link delete v0"),
+        (
+            "neighbour add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0",
+            "neighbour delete 192.0.2.9 dev eth0",
+        ),
+    ],
+)
+def test_somebody_who_changes_the_host_without_end_hides_nothing(
+    node: Node, commands: tuple[str, str]
+) -> None:
+    """Enough is there that each table is told in several pieces, between which it changes."""
+    batch(
+        node.home, [f"rule add from 198.18.{n // 256}.{n % 256} lookup main" for n in range(600)]
+    )
+    batch(node.home, [f"address add 198.18.{n // 256}.{n % 256}/32 dev lo" for n in range(600)])
+    with loop(node.home, *commands):
+        for _ in range(20):
+            seen = node.target.observe(node.wanted)
+            assert not {k: str(e) for k, e in seen.unread_kinds.items() if k is not Rule}
+            assert {o for o in node.wanted if not isinstance(o, Rule)} <= seen
+            assert node.target.links().pods.keys() == {
+                a.key for a in (attachment(1), attachment(2))
+            }
+
+
+@pytest.mark.parametrize("table", [RULES, ADDRESSES])
+def test_a_table_that_never_stands_still_fails_alone(
+    node: Node, monkeypatch: pytest.MonkeyPatch, table: Any
+) -> None:
+    kind = {RULES: Rule, ADDRESSES: LinkAddress}[table]
+    read = Rtnetlink.read
+
+    def interrupted(self: Any, which: Any, *words: Any, **more: Any) -> Any:
+        if which is table and self._bounds is rtnetlink.HOST_BOUNDS:
+            raise ObserveError(which.name, "they changed during each of 30 dumps")
+        return read(self, which, *words, **more)
+
+    monkeypatch.setattr(Rtnetlink, "read", interrupted)
+    seen = node.target.observe(node.wanted)
+    assert seen.unread_kinds.keys() == {kind}
+    assert {o for o in node.wanted if not isinstance(o, kind) or getattr(o, "netns", "")} <= seen
+
+
+def test_the_kernel_filters(node: Node) -> None:
+    """Without NETLINK_GET_STRICT_CHK it would take no notice of what is asked for."""
+    with Rtnetlink() as host:
+        (lo,) = host.dump(ADDRESSES, family=2, index=1) or [{"index": 1}]
+        assert lo["index"] == 1
+        stamped = host.dump(rtnetlink.ROUTES, family=2, proto=201)
+        assert {m["proto"] for m in stamped} == {201}
+        table = host.dump(rtnetlink.ROUTES, (("RTA_TABLE", MAIN_TABLE),), family=2)
+        assert {m.get("table") for m in table} <= {MAIN_TABLE}
+
+
+@pytest.mark.parametrize("bounds", [Bounds(100, 5, 60.0), Bounds(1 << 20, 5, 0.0)])
+def test_each_bound_ends_a_question(node: Node, bounds: Bounds) -> None:
+    with Rtnetlink(None, bounds) as host, pytest.raises(ObserveError, match=r"MiB|longer than"):
+        host.dump(LINKS)
+
+
+def test_a_dump_that_came_in_one_piece_counts_whatever_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without that, a pod that changes its addresses could keep us from reading one."""
+    entry, done = _message(20, 0, bytes(8)), _message(3, 0x10, bytes(4))
+    assert _dumped(monkeypatch, [entry, done]) == 1
+    with pytest.raises(ObserveError, match="30 dumps"):
+        _dumped(monkeypatch, [entry, entry, done] * 30)
+
+
+def _dumped(monkeypatch: pytest.MonkeyPatch, answers: list[bytes]) -> int:
+    left = list(answers)
+
+    class Socket:
+        def send(self, request: bytes) -> None:
+            del request
+
+        def recv(self, size: int) -> bytes:
+            assert size
+            return left.pop(0)
+
+    one = Rtnetlink()
+    one.close()
+    monkeypatch.setattr(one, "_socket", Socket())
+    return len(one.read(RULES._replace(takes=None), family=2))
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return rtnetlink.HEADER.pack(16 + len(body), kind, flags, 0, 0) + body

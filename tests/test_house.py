@@ -38,7 +38,7 @@ LAYERS = ["schemas", "errors", "core", "domains", "engine", "targets", "outside"
 DOORS = {
     "boto3": {"reconciler/targets/ec2_caller.py"},
     "botocore": {"reconciler/targets/ec2_caller.py"},
-    "nftables": {"reconciler/targets/nft.py"},
+    "nftables": {"reconciler/targets/compiler.py"},
     "pyroute2": {
         f"reconciler/targets/{door}.py"
         for door in (

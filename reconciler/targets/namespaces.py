@@ -2,11 +2,12 @@
 
 A socket belongs for life to the namespace its thread was in when it was made, which is how the
 namespaces of pods are entered: setns, open, setns back; no process, no thread. Only for setns a
-door to ``pyroute2``: Python has it from 3.12 on.
+door to ``pyroute2``: Python has it, and unshare, from 3.12 on.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from contextlib import contextmanager
 from pyroute2.netns import setns
 
 from reconciler.core.attachment import netns_inode, netns_path
+
+CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_namespace(identity: str) -> int:
@@ -51,6 +56,26 @@ def entered(identity: str) -> Iterator[None]:
         raise
     finally:
         os.close(target)
+
+
+@contextmanager
+def empty_namespace() -> Iterator[None]:
+    """Put this thread into a network namespace that is made for it, and goes when it leaves.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        try:
+            yield
+        finally:
+            setns(home)
+    finally:
+        os.close(home)
 
 
 @contextmanager

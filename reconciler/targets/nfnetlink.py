@@ -25,25 +25,29 @@ from reconciler.errors import ObserveError
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_NFTABLES = 1, 10
 NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETSETELEM, NFT_MSG_GETGEN = 1, 4, 13, 16
-NFT_MSG_GETSET = 10
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN = 0, 2, 3, 5
+NFT_MSG_NEWSET, NFT_MSG_GETSET, NFT_MSG_DELSET = 9, 10, 11
+NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 12, 14
+NFT_MSG_GETOBJ, NFT_MSG_GETFLOWTABLE = 19, 23
 NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 NLM_F_CREATE, NLM_F_APPEND = 0x400, 0x800
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 
-NFTA_TABLE_NAME = 1
+NFTA_TABLE_NAME, NFTA_TABLE_FLAGS = 1, 2
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY = 1, 3, 4, 5
 NFTA_CHAIN_TYPE = 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_GEN_ID = 1, 2, 1
-NFTA_RULE_TABLE, NFTA_RULE_CHAIN = 1, 2
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NF_DROP = 0
 HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA = 1, 1, 2
-NFTA_DATA_VALUE, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN = 1, 2, 2
+NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
+NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN = 1, 2
 NLA_F_NESTED = 1 << 15
 
 NFPROTO_INET = 1
@@ -57,6 +61,10 @@ HEADERS = 20
 
 ATTEMPTS = 30
 """Of a dump that the kernel marks as interrupted; as in the rtnetlink target."""
+
+MAX_OBJECTS = 10_000
+"""Rules, sets or objects that are kept of one table of ours; it has fewer than a hundred, and one
+with more is made anew."""
 
 BUFFER = 1 << 18
 """Bytes for one answer: the kernel sends a dump in pieces of 32 KiB at most, and the next one only
@@ -260,7 +268,7 @@ class Nfnetlink:
             ObserveError: the kernel refused.
         """
         with _observing():
-            (message,) = self._ask(NFT_MSG_GETGEN, 0)
+            (message,) = self._channel.stream(NFT_MSG_GETGEN, 0)
         return int.from_bytes(dict(attributes(message[HEADERS:]))[NFTA_GEN_ID], "big")
 
     def list_tables(self, family: str) -> frozenset[str]:
@@ -292,6 +300,88 @@ class Nfnetlink:
             ObserveError: the kernel refused, or never held still.
         """
         return self._dump(NFT_MSG_GETCHAIN, "chains", lambda found: choose(map(_decode, found)))
+
+    def table_flags(self, family: str, table: str) -> int | None:
+        """Return a table's flags; None if there is no such table.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        with _observing():
+            try:
+                (message,) = self._channel.stream(
+                    NFT_MSG_GETTABLE, 0, _string(NFTA_TABLE_NAME, table), NUMBERS[family]
+                )
+            except FileNotFoundError:
+                return None
+        flags = dict(attributes(message[HEADERS:])).get(NFTA_TABLE_FLAGS, b"")
+        return int.from_bytes(flags, "big")
+
+    def table_chains(self, family: str, table: str) -> list[Chain]:
+        """List the chains of one table; those of others are not decoded.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        start = _string(NFTA_CHAIN_TABLE, table)
+        place, number = slice(HEADERS, HEADERS + len(start)), NUMBERS[family]
+
+        def ours(messages: Iterable[bytes]) -> list[Chain]:
+            return [_decode(m) for m in messages if m[16] == number and m[place] == start]
+
+        return self._dump(NFT_MSG_GETCHAIN, "chains", ours)
+
+    def table_rules(self, family: str, table: str) -> list[tuple[bytes, bytes]]:
+        """List the rules of one table in order: the name of its chain, and its expressions.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+
+        def split(messages: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+            found = (dict(attributes(m[HEADERS:])) for m in islice(messages, MAX_OBJECTS))
+            return [(f[NFTA_RULE_CHAIN][:-1], f.get(NFTA_RULE_EXPRESSIONS, b"")) for f in found]
+
+        return self._dump(
+            NFT_MSG_GETRULE, "rules", split, _string(NFTA_RULE_TABLE, table), NUMBERS[family]
+        )
+
+    def table_parts(self, kind: int, family: str, table: str) -> list[dict[int, bytes]]:
+        """List a table's sets, objects or flowtables, each by its attributes.
+
+        Args:
+            kind: NFT_MSG_GETSET, NFT_MSG_GETOBJ or NFT_MSG_GETFLOWTABLE.
+            family: of the table.
+            table: its name.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+
+        def some(messages: Iterable[bytes]) -> list[dict[int, bytes]]:
+            return [dict(attributes(m[HEADERS:])) for m in islice(messages, MAX_OBJECTS)]
+
+        return self._dump(kind, "tables", some, _string(1, table), NUMBERS[family])
+
+    def table_elements(self, family: str, table: str, name: bytes, limit: int) -> list[bytes]:
+        """List a set's elements, each as its attributes; no more than the limit.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            found = (
+                content
+                for message in messages
+                for kind, part in attributes(message[HEADERS:])
+                if kind == NFTA_SET_ELEM_LIST_ELEMENTS
+                for _, content in attributes(part)
+            )
+            return list(islice(found, limit))
+
+        body = _string(NFTA_SET_ELEM_LIST_TABLE, table) + attribute(NFTA_SET_ELEM_LIST_SET, name)
+        return self._dump(NFT_MSG_GETSETELEM, "elements", some, body, NUMBERS[family])
 
     def rules(self, chain: Chain, limit: int) -> list[bytes]:
         """Return the rules of a chain in order, each as the attributes of its message.
@@ -352,11 +442,14 @@ class Nfnetlink:
         """
         self._channel.commit(requests, NUMBERS[family])
 
-    def find_elements(self, table: str, keys: Iterable[tuple[str, bytes]]) -> list[str | None]:
-        """Look for single elements of sets without ranges, of a table of family ``inet``.
+    def find_elements(
+        self, table: str, keys: Iterable[tuple[str, bytes]], family: str = "inet"
+    ) -> list[str | None]:
+        """Look for single elements of sets without ranges.
 
         Args:
             table: the table's name.
+            family: of the table.
             keys: of each element the set, or verdict map, and its key as the kernel has it: an
                 address in network order.
 
@@ -371,7 +464,9 @@ class Nfnetlink:
         with _observing():
             for name, key in keys:
                 try:
-                    (message,) = self._ask(NFT_MSG_GETSETELEM, 0, _element(table, name, key))
+                    (message,) = self._channel.stream(
+                        NFT_MSG_GETSETELEM, 0, _element(table, name, key), NUMBERS[family]
+                    )
                 except FileNotFoundError:
                     found.append(None)
                 else:
@@ -404,16 +499,6 @@ class Nfnetlink:
                     return chosen
         raise ObserveError(what, f"changed during each of {ATTEMPTS} dumps")
 
-    def _ask(self, kind: int, flags: int, body: bytes = b"") -> list[bytes]:
-        """Send a request and return its answers; a single one if it is no dump.
-
-        Raises:
-            OSError: what the kernel answered instead.
-        """
-        # What is asked for single things is asked of tables of family inet; dumps are of all.
-        family = NFPROTO_INET if body else 0
-        return list(self._channel.stream(kind, flags, body, family))
-
 
 def _element(table: str, name: str, key: bytes) -> bytes:
     """Return a request's body: which element of which set is meant."""
@@ -426,17 +511,20 @@ def _element(table: str, name: str, key: bytes) -> bytes:
 
 
 def _verdict(message: bytes) -> str:
-    way = (
-        NFTA_SET_ELEM_LIST_ELEMENTS,
-        NFTA_LIST_ELEM,
-        NFTA_SET_ELEM_DATA,
-        NFTA_DATA_VERDICT,
-        NFTA_VERDICT_CHAIN,
-    )
-    content = message[HEADERS:]
-    for kind in way:
-        content = dict(attributes(content)).get(kind, b"")
-    return content[:-1].decode()
+    found = dict(attributes(message[HEADERS:]))
+    ((_, element),) = attributes(found[NFTA_SET_ELEM_LIST_ELEMENTS])
+    return verdict_of(element)
+
+
+def verdict_of(element: bytes) -> str:
+    """Return the chain that an element's verdict names; "" if it has none."""
+    for kind in (NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN):
+        element = dict(attributes(element)).get(kind, b"")
+    return text(element[:-1])
+
+
+def _string(kind: int, content: str) -> bytes:
+    return attribute(kind, content.encode() + b"\0")
 
 
 def text(name: bytes) -> str:

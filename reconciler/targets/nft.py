@@ -1,4 +1,4 @@
-"""nftables through libnftables' JSON binding: the door to ``nftables``.
+"""nftables: our table, our rules in chains of others, and what of others concerns us.
 
 One transaction per plan. Of other owners' tables nothing is looked at but the names of their
 chains and the few rules that stand in a chain with hook forward itself, and those are decoded as
@@ -8,39 +8,36 @@ it.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from ipaddress import ip_address, ip_network
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-import nftables
 
 from reconciler.core.datapath import ALIAS, TABLE, IpAddress
 from reconciler.core.forward import ForwardChain
 from reconciler.core.mark import sign_of
 from reconciler.core.plan import Change, Verb
 from reconciler.core.predecessor import StockTable
-from reconciler.core.ranges import as_network
 from reconciler.domains.forward import ForwardAccept
-from reconciler.domains.nat import (
-    NftChain,
-    NftElement,
-    NftObject,
-    NftSet,
-    NftTable,
-    canonical,
-)
+from reconciler.domains.nat import NftChain, NftElement, NftObject, canonical
 from reconciler.errors import ApplyError, ObserveError
+from reconciler.targets import table
+from reconciler.targets.compiler import CompileError, Compiler
+from reconciler.targets.elements import Reader
 from reconciler.targets.nfnetlink import (
     NFT_MSG_DELRULE,
+    NFT_MSG_DELTABLE,
     NFT_MSG_NEWRULE,
+    NFT_MSG_NEWTABLE,
+    NFTA_TABLE_NAME,
     NLM_F_APPEND,
     NLM_F_CREATE,
     Chain,
     Nfnetlink,
     Request,
+    attribute,
+    verdict_of,
 )
 from reconciler.targets.rules import accept_link, decode_rule, identity
 
@@ -48,40 +45,43 @@ Json = dict[str, Any]
 
 
 class Nft:
-    """Our table in the network namespace this object was made in.
-
-    libnftables opens its netlink socket when the context is made, and a socket belongs to its
-    namespace for life.
-    """
+    """Our table in the network namespace this object was made in."""
 
     def __init__(self) -> None:
-        self._nft = nftables.Nftables()
-        self._nft.set_json_output(True)
-        self._nft.set_handle_output(False)
         self.kernel = Nfnetlink()
+        self._compiler = Compiler()
+        self._elements = Reader()
+        self._texts: Mapping[bytes, str] = {}
         self._seen: tuple[int, frozenset[NftObject]] | None = None
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
-        """List our table, unless no ruleset has changed since; the empty set if there is none.
+        """Read our table, unless no ruleset has changed since; the empty set if there is none.
+
+        The whole table is always looked at; of what is desired the rules are, to know them again.
 
         Raises:
-            ObserveError: the kernel or libnftables refused.
+            ObserveError: the kernel refused.
         """
-        del desired  # the whole table is always looked at
+        is_new = self._learn(o for o in desired if isinstance(o, NftChain))
         now = self.kernel.generation()
-        if self._seen is None or self._seen[0] != now:
+        if self._seen is None or self._seen[0] != now or is_new:
             # A change that comes in between has a later number, and is seen next time.
-            self._seen = now, self._observe_anew()
+            self._seen = now, table.read(self.kernel, self._texts, self._elements)
         return self._seen[1]
 
-    def _observe_anew(self) -> frozenset[NftObject]:
-        if TABLE not in self.kernel.list_tables("inet"):
-            return frozenset()
-        command = f"list table inet {TABLE}"
-        code, output, error = self._nft.cmd(command)
-        if code != 0:
-            raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
-        return _decode_text(output)
+    def _learn(self, chains: Iterable[NftChain]) -> bool:
+        """Know rules by their bytes; say whether there are any that were not known."""
+        try:
+            compiled = self._compiler.compile(chains)
+        except CompileError:
+            return False  # nothing will be like it, and applying it will say why
+        texts = {
+            raw: rule
+            for chain, raws in compiled.items()
+            for raw, rule in zip(raws, chain.rules, strict=True)
+        }
+        before, self._texts = self._texts, texts
+        return not texts.keys() <= before.keys()
 
     def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]:
         """Read single elements of sets without ranges; the cost does not grow with the sets.
@@ -99,48 +99,28 @@ class Nft:
 
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
-        return self.commit(encode(actions), actions)
-
-    def commit(self, commands: list[Json], actions: Sequence[object]) -> tuple[ApplyError, ...]:
-        """Run commands as one transaction, on behalf of these actions."""
-        code, _, error = self._nft.json_cmd({"nftables": commands})
-        if code == 0:
-            return ()
-        why = str(error).strip()[:256]
-        return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
-
-    def listing(self, command: str) -> list[Json]:
-        """Return what a list command says.
-
-        Raises:
-            ObserveError: libnftables refused.
-        """
-        code, output, error = self._nft.cmd(command)
-        if code != 0:
-            raise ObserveError("nftables", f"{command}: {str(error).strip()[:256]}")
+        chains = [
+            a.object
+            for a in actions
+            if isinstance(a.object, NftChain) and a.verb is not Verb.DELETE
+        ]
         try:
-            listing: list[Json] = json.loads(output)["nftables"] if output else []
-        except (ValueError, KeyError, TypeError) as error:
-            raise ObserveError("nftables", f"{command}: no JSON: {error}") from error
-        return listing
-
-    def rules(self, family: str, table: str, chain: str) -> list[Json]:
-        """List the rules of another owner's chain.
-
-        Raises:
-            ObserveError: libnftables refused.
-        """
-        # As JSON: the names are other people's, and text would have to be quoted.
-        where = {"family": family, "table": table, "name": chain}
-        command = {"list": {"chain": where}}
-        code, output, error = self._nft.json_cmd({"nftables": [command]})
-        if code != 0:
-            raise ObserveError("other owners' chains", str(error).strip()[:256])
-        return [entry["rule"] for entry in (output or {}).get("nftables", []) if "rule" in entry]
+            compiled = self._compiler.compile(chains) if chains else {}
+            self.kernel.commit(table.requests(actions, compiled), "inet")
+        except (CompileError, OSError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
+        return ()
 
 
 KUBE_PROXY = "kube-proxy"
 """Its table in mode nftables, one for each family."""
+
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+MAX_ENDPOINTS = 5_000
+"""Of one service; EndpointSlices of a service that large are more than anybody has."""
 
 
 class KubeProxyTable:
@@ -150,26 +130,43 @@ class KubeProxyTable:
     """
 
     def __init__(self) -> None:
-        self._nft = Nft()
+        self._kernel = Nfnetlink()
 
-    def services(self, family: str) -> list[Json]:
-        """Return the elements of the map of services of a family; none if there is no such map.
+    def service(
+        self, family: str, address: IpAddress, protocol: str, port: int
+    ) -> list[Json | list[Json]]:
+        """Return the element of the map of services that is of this one; nothing if there is none.
 
         Raises:
-            ObserveError: libnftables refused.
+            ObserveError: the kernel refused.
         """
-        if KUBE_PROXY not in self._nft.kernel.list_tables(family):
+        parts = (address.packed, bytes([PROTOCOLS[protocol]]), struct.pack(">H", port))
+        key = b"".join(part + bytes(-len(part) % 4) for part in parts)
+        (chain,) = self._kernel.find_elements(KUBE_PROXY, [("service-ips", key)], family)
+        if not chain:
             return []
-        listing = self._nft.listing(f"list map {family} {KUBE_PROXY} service-ips")
-        return [x for e in listing if "map" in e for x in e["map"].get("elem", [])]
+        return [[{"concat": [str(address), protocol, port]}, {"goto": {"target": chain}}]]
 
     def rules(self, family: str, chain: str) -> list[Json]:
-        """Return the expressions of each rule of a chain.
+        """Return the expressions of each rule of a chain, and where its maps lead.
 
         Raises:
-            ObserveError: libnftables refused.
+            ObserveError: the kernel refused, or the chain is longer than any of kube-proxy's.
         """
-        return [rule["expr"] for rule in self._nft.rules(family, KUBE_PROXY, chain)]
+        place = KUBE_PROXY.encode() + b"\0", chain.encode() + b"\0"
+        there = Chain(family, KUBE_PROXY, chain, place=place)
+        bodies = [decode_rule(r).body for r in self._kernel.rules(there, MAX_RULES)]
+        return [part for body in bodies for part in (*body, *self._choices(family, body))]
+
+    def _choices(self, family: str, body: list[Json]) -> Iterator[Json]:
+        """Spell out the verdicts among which a rule chooses."""
+        for part in body:
+            if isinstance(vmap := part.get("vmap"), dict):
+                name = str(vmap["data"]["set"]).encode() + b"\0"
+                for element in self._kernel.table_elements(
+                    family, KUBE_PROXY, name, MAX_ENDPOINTS
+                ):
+                    yield {"goto": {"target": verdict_of(element)}}
 
 
 NEVER_FIREWALLS = frozenset({TABLE, KUBE_PROXY})
@@ -347,245 +344,30 @@ def _accept_requests(action: Change[ForwardAccept]) -> list[Request]:
     return [(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)]
 
 
-def encode(actions: Sequence[Change[NftObject]]) -> list[Json]:
-    """Return the transaction, in the order the kernel's references demand.
-
-    Rules name sets and chains, map elements name chains. So: unhook first (rules and elements
-    away), then define, then fill, then connect, and only then drop what nothing names any more.
-    """
-    stages = _Stages()
-    for action in actions:
-        if action.verb is Verb.DELETE:
-            stages.remove(action.object)
-        else:
-            stages.put(action.object, action.was)
-    return _joined(stages.commands())
-
-
-@dataclass(slots=True)
-class _Stages:
-    """The parts of a transaction, by when they must happen."""
-
-    unhook: list[Json] = field(default_factory=list)
-    define: list[Json] = field(default_factory=list)
-    fill: list[Json] = field(default_factory=list)
-    connect: list[Json] = field(default_factory=list)
-    drop: list[Json] = field(default_factory=list)
-
-    def commands(self) -> list[Json]:
-        """All commands in order; the table first, for a chain to be added to."""
-        filled = [*self.define, *self.fill, *self.connect]
-        return [*self.unhook, {"add": _table()}, *filled, *self.drop]
-
-    def remove(self, obj: NftObject) -> None:
-        match obj:
-            case NftTable():
-                # "add" first, so that deleting a table that is already gone is no error.
-                self.unhook += [{"add": _table()}, {"delete": _table()}]
-            case NftChain():
-                self.unhook.append({"flush": {"chain": _named(obj.name)}})
-                self.drop.append({"delete": {"chain": _named(obj.name)}})
-            case NftSet():
-                self.drop.append({"delete": {_noun(obj): _named(obj.name)}})
-            case NftElement():
-                self.unhook.append({"delete": {"element": _element(obj)}})
-
-    def put(self, obj: NftObject, was: NftObject | None) -> None:
-        match obj:
-            case NftTable():
-                pass  # always there: see commands()
-            case NftChain():
-                if was is not None:
-                    self.unhook.append({"flush": {"chain": _named(obj.name)}})
-                self.define.append({"add": {"chain": _chain(obj)}})
-                self.connect += [{"add": {"rule": _rule(obj.name, text)}} for text in obj.rules]
-            case NftSet():
-                self.define.append({"add": {_noun(obj): _set(obj)}})
-            case NftElement():
-                if isinstance(was, NftElement):
-                    self.unhook.append({"delete": {"element": _element(was)}})
-                self.fill.append({"add": {"element": _element(obj)}})
-
-
-def _decode_text(text: str) -> frozenset[NftObject]:
-    try:
-        return decode(json.loads(text)["nftables"])
-    except (KeyError, TypeError, ValueError):
-        # Somebody put in what we never write; the table is ours, and is made anew.
-        return frozenset({NftTable(readable=False)})
-
-
-def decode(listing: Iterable[Json]) -> frozenset[NftObject]:
-    """Return the objects of a listing of our table."""
-    objects: set[NftObject] = set()
-    chains: dict[str, Json] = {}
-    rules: dict[str, list[str]] = {}
-    for entry in listing:
-        match entry:
-            case {"table": table}:
-                flags = table.get("flags", [])
-                flags = (flags,) if isinstance(flags, str) else tuple(sorted(flags))
-                objects.add(NftTable(table["name"], flags))
-            case {"chain": chain}:
-                chains[chain["name"]] = chain
-            case {"rule": rule}:
-                rules.setdefault(rule["chain"], []).append(canonical(_normal(rule["expr"])))
-            case {"set": body} | {"map": body}:
-                objects |= _decode_set(body)
-            case {"metainfo": _}:
-                pass
-            case _:
-                raise ValueError(f"not ours: {entry}")
-    for name, chain in chains.items():
-        objects.add(
-            NftChain(
-                name,
-                tuple(rules.get(name, ())),
-                chain.get("type", ""),
-                chain.get("hook", ""),
-                chain.get("prio", 0),
-                chain.get("policy", "").removeprefix("accept"),
-            )
-        )
-    return frozenset(objects)
-
-
-def _normal(value: Any) -> Any:
-    """Undo the liberties that listings take.
-
-    The kernel keeps ``(x & mask) ^ bits``. To print it as ``(x & m) | bits``, some releases list
-    ``m`` with the bits that are or-ed anyway (nftables 1.0.6), some without. And a mask of the
-    highest bits is listed as a prefix, as if a mark were an address.
-    """
-    match value:
-        case {
-            "match": {
-                "op": str(op),
-                "left": {"ct": _} as left,
-                "right": {"prefix": {"addr": int(bits), "len": int(length)}},
-            }
-        }:
-            masked = {"&": [left, 0xFFFFFFFF << (32 - length) & 0xFFFFFFFF]}
-            return {"match": {"op": op, "left": masked, "right": bits}}
-        case {"|": [{"&": [operand, int(mask)]}, int(bits)]}:
-            return {"|": [{"&": [_normal(operand), mask & ~bits]}, bits]}
-        case dict():
-            return {key: _normal(inner) for key, inner in value.items()}
-        case list():
-            return [_normal(inner) for inner in value]
-        case _:
-            return value
-
-
-def _decode_set(body: Json) -> set[NftObject]:
-    name = body["name"]
-    flags = body.get("flags", [])
-    # A single flag is listed as a plain word by newer releases of libnftables.
-    interval = "interval" in ([flags] if isinstance(flags, str) else flags)
-    objects: set[NftObject] = {
-        NftSet(name, body["type"], interval=interval, verdicts=body.get("map") == "verdict")
-    }
-    for element in body.get("elem", []):
-        match element:
-            case [value, {"goto": {"target": str(goto)}}]:
-                first, last = _decode_range(value)
-                objects.add(NftElement(name, first, last, goto))
-            case _:
-                first, last = _decode_range(element)
-                objects.add(NftElement(name, first, last))
-    return objects
-
-
-def _decode_range(value: Any) -> tuple[IpAddress, IpAddress]:
-    match value:
-        case str():
-            return ip_address(value), ip_address(value)
-        case {"prefix": {"addr": addr, "len": length}}:
-            network = ip_network((addr, length))
-            return network.network_address, network.broadcast_address
-        case {"range": [first, last]}:
-            return ip_address(first), ip_address(last)
-        case _:
-            raise ValueError(f"element {value!r}")
-
-
-def _joined(commands: list[Json]) -> list[Json]:
-    """Join neighbouring commands on elements of one set: the cost is per command."""
-    joined: list[Json] = []
-    for command in commands:
-        ((verb, body),) = command.items()
-        previous = joined[-1].get(verb, {}) if joined else {}
-        if (
-            "element" in body
-            and previous.get("element", {}).get("name") == body["element"]["name"]
-        ):
-            previous["element"]["elem"] += body["element"]["elem"]
-        else:
-            joined.append(command)
-    return joined
-
-
-def _table() -> Json:
-    return {"table": {"family": "inet", "name": TABLE}}
-
-
-def _named(name: str) -> Json:
-    return {"family": "inet", "table": TABLE, "name": name}
-
-
-def _noun(obj: NftSet) -> str:
-    return "map" if obj.verdicts else "set"
-
-
-def _chain(obj: NftChain) -> Json:
-    if not obj.hook:
-        return _named(obj.name)
-    hook = {"type": obj.type, "hook": obj.hook, "prio": obj.priority, "policy": "accept"}
-    return _named(obj.name) | hook
-
-
-def _set(obj: NftSet) -> Json:
-    body = _named(obj.name) | {"type": obj.type}
-    if obj.interval:
-        body["flags"] = ["interval"]
-    if obj.verdicts:
-        body["map"] = "verdict"
-    return body
-
-
-def _rule(chain: str, text: str) -> Json:
-    return {"family": "inet", "table": TABLE, "chain": chain, "expr": json.loads(text)}
-
-
-def _element(obj: NftElement) -> Json:
-    value: Any
-    if obj.first == obj.last:
-        value = str(obj.first)
-    elif network := as_network(obj.first, obj.last):
-        value = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-    else:
-        value = {"range": [str(obj.first), str(obj.last)]}
-    entry = [value, {"goto": {"target": obj.goto}}] if obj.goto else value
-    return _named(obj.set) | {"elem": [entry]}
-
-
 class StockTables:
     """Tables of family ip that other owners have: their names, and how to be rid of one."""
 
     def __init__(self) -> None:
-        self._nft = Nft()
+        self._kernel = Nfnetlink()
 
     def observe(self) -> frozenset[str]:
         """List the names.
 
         Raises:
-            ObserveError: libnftables refused.
+            ObserveError: the kernel refused.
         """
-        return self._nft.kernel.list_tables("ip")
+        return self._kernel.list_tables("ip")
 
     def apply(self, actions: Sequence[Change[StockTable]]) -> tuple[ApplyError, ...]:
         """Delete tables, all or none."""
-        tables = [{"family": "ip", "name": a.object.name} for a in actions]
-        # "add" first, so that deleting a table that is already gone is no error.
-        commands = [{verb: {"table": t}} for t in tables for verb in ("add", "delete")]
-        return self._nft.commit(commands, actions) if actions else ()
+        requests: list[Request] = []
+        for action in actions:
+            name = attribute(NFTA_TABLE_NAME, action.object.name.encode() + b"\0")
+            # Made first, so that deleting a table that is already gone is no error.
+            requests += [(NFT_MSG_NEWTABLE, NLM_F_CREATE, name), (NFT_MSG_DELTABLE, 0, name)]
+        try:
+            self._kernel.commit(requests, "ip")
+        except OSError as error:
+            why = error.strerror or str(error)
+            return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
+        return ()

@@ -21,7 +21,10 @@ from reconciler.targets.nfnetlink import (
     NFTA_DATA_VERDICT,
     NFTA_LIST_ELEM,
     NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS,
     NFTA_RULE_TABLE,
+    NFTA_VERDICT_CHAIN,
+    NFTA_VERDICT_CODE,
     attribute,
     attributes,
     nested,
@@ -30,12 +33,11 @@ from reconciler.targets.nfnetlink import (
 
 Json = dict[str, Any]
 
-NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 3, 4, 7
+NFTA_RULE_HANDLE, NFTA_RULE_USERDATA = 3, 7
 NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
 COMMENT = 0
 """Kind of a rule's user data (libnftnl's NFTNL_UDATA_RULE_COMMENT): kind, length, text, NUL."""
 
-NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN = 1, 2
 VERDICT_REGISTER, REGISTER = 0, 1
 VERDICTS = {-5: "return", -4: "goto", -3: "jump", -1: "continue", 0: "drop", 1: "accept"}
 META = {3: "mark", 6: "iifname", 7: "oifname", 15: "nfproto", 16: "l4proto"}
@@ -219,8 +221,8 @@ class _Decoder:
         name, left = text(data[1].rstrip(b"\0")), self._registers.get(_number(data[2]))
         if 3 in data:
             if _number(data[3]) == VERDICT_REGISTER:
-                return [{"vmap": {"key": left, "data": f"@{name}"}}]
-            return self._load(data[3], {"map": {"key": left, "data": f"@{name}"}})
+                return [{"vmap": {"key": left, "data": {"set": name}}}]
+            return self._load(data[3], {"map": {"key": left, "data": {"set": name}}})
         inverted = 5 in data and _number(data[5]) & 1
         return [_match(left, {"set": name}, "!=" if inverted else "==")]
 

@@ -33,7 +33,7 @@ class Services:
         family = family_of(address).nft
         rules_of = partial(self._proxy.rules, family)
         found = endpoints_in_nftables(
-            self._proxy.services(family), rules_of, address, protocol, port
+            self._proxy.service(family, address, protocol, port), rules_of, address, protocol, port
         )
         if found or address.version != 4:
             return found

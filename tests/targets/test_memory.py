@@ -64,12 +64,12 @@ def test_after_any_damage_a_look_shows_what_one_without_memory_shows(seed: int) 
             converge([tables], now)
             for _ in range(2):  # the second one remembers
                 netlink.observe(everything(now))
-                nft.observe()
+                nft.observe(nat.desire(now))
             where = pod if inside else home
             done += run(where, command.format(address=ADDRESS, veth=only.veth))
             assert netlink.observe(everything(now)) == Netlink().observe(everything(now)), command
             assert netlink.links() == Netlink().links(), command
-            assert nft.observe() == Nft().observe(), command
+            assert nft.observe(nat.desire(now)) == Nft().observe(nat.desire(now)), command
     assert done > len(damage) // 2
 
 
@@ -101,9 +101,9 @@ def test_a_ruleset_that_nobody_has_changed_is_not_listed_again(
         target = Nft()
         now = inputs(1, document=document())
         converge([Domain("nat", nat.desire, nat.plan, target)], now)
-        seen = target.observe()
-        monkeypatch.setattr(target, "_observe_anew", lambda: pytest.fail("listed"))
-        assert target.observe() is seen
+        seen = target.observe(nat.desire(now))
+        monkeypatch.setattr("reconciler.targets.table.read", lambda *_: pytest.fail("read"))
+        assert target.observe(nat.desire(now)) is seen
 
 
 def test_a_target_looks_at_its_own_namespace_wherever_the_thread_is() -> None:

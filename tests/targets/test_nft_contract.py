@@ -15,13 +15,15 @@ from builders import attachment, document, eni, inputs
 from conftest import namespace
 from fakes import FakeNft
 
-from lab import netns
+from lab import netns, wild
 from reconciler.core.plan import Change, Verb
 from reconciler.domains import nat, rule
 from reconciler.domains.nat import NftChain, NftElement, NftSet, NftTable
 from reconciler.domains.rule import Rule
 from reconciler.engine import Domain, converge
+from reconciler.targets import compiler as targets_compiler
 from reconciler.targets.netlink import Netlink
+from reconciler.targets.nfnetlink import Nfnetlink
 from reconciler.targets.nft import Nft
 
 
@@ -218,8 +220,15 @@ def nft(*words: str) -> str:
         "add table inet node_network { flags dormant; }",
         "add chain inet node_network route_mark "
         "{ type filter hook prerouting priority -89; policy drop; }",
+        "add set inet node_network ports { type inet_service; elements = { 80 }; }",
+        "add set inet node_network late { type ipv4_addr; flags timeout; }",
+        "add set inet node_network both { type ipv4_addr . inet_service; }",
+        "add rule inet node_network route_mark iifname { a, b } meta cpu 1 drop",
+        "insert rule inet node_network arrival drop comment mine",
+        "add chain inet node_network other { type filter hook input priority 0; policy drop; }",
+        "add element inet node_network pod_eni_ipv4 { 192.0.2.1 : drop }",
+        "delete element inet node_network no_snat_ipv4 { 10.0.0.0/16 }",
     ],
-    ids=["comment", "map", "counter", "dormant", "policy"],
 )
 def test_whatever_somebody_puts_into_our_table_is_undone(command: str) -> None:
     with namespace("nft") as name, netns.inside(name):
@@ -230,6 +239,91 @@ def test_whatever_somebody_puts_into_our_table_is_undone(command: str) -> None:
         assert target.observe() != nat.desire(now)
         reach(target, now)
         assert target.observe() == nat.desire(now)
+
+
+FOREIGN_BYTES = b"\xff\xfe"
+OURS = b"node_network"
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("what", ["fatal set", "chain", "rule", "many"])
+def test_what_no_program_would_write_into_our_table_is_undone_too(what: str) -> None:
+    """Bytes that are no text, what ends libnftables, and more than is worth reading."""
+    with namespace("nft") as name, netns.inside(name):
+        target, now = Nft(), inputs(2, (attachment(1, 1),))
+        reach(target, now)
+        match what:
+            case "fatal set":
+                wild.make_fatal_set(target.kernel, OURS, "inet")
+            case "chain":
+                wild.make_chain(target.kernel, OURS, FOREIGN_BYTES, hook=2, family="inet")
+                wild.make_rule(target.kernel, OURS, FOREIGN_BYTES, family="inet")
+            case "rule":
+                wild.make_rule(target.kernel, OURS, b"arrival", comment=b"\xff", family="inet")
+            case "many":
+                pods = (f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(100_000))
+                elements = [NftElement("pods_ipv4", a, a) for a in map(ip_address, pods)]
+                assert target.apply([Change(Verb.CREATE, e, "test") for e in elements]) == ()
+        assert target.observe(nat.desire(now)) != nat.desire(now)
+        reach(target, now)
+        assert target.observe() == nat.desire(now)
+
+
+@pytest.mark.kernel
+def test_libnftables_sees_nothing_of_other_owners(home: str) -> None:
+    """It would load their sets to write one element of ours, and this one is the end of it."""
+    wild.make_table(Nfnetlink(), b"t")
+    wild.make_fatal_set(Nfnetlink(), b"t")
+    done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=False)
+    assert done.returncode < 0, "or else this test shows nothing"
+    target = Nft()
+    for now in (inputs(2, (attachment(1, 1),)), inputs(3), inputs(1)):
+        reach(target, now)
+        assert target.observe() == nat.desire(now)
+
+
+@pytest.mark.kernel
+def test_what_is_written_lists_as_if_libnftables_had_written_it(home: str) -> None:
+    """For those who look at our table with nft."""
+    reach(
+        Nft(),
+        inputs(2, (attachment(1, 1),), document=document(snat={"excludeCIDRs": ["192.0.2.0/24"]})),
+    )
+    listed = nft("list", "table", "inet", "node_network")
+    subprocess.run(["nft", "delete table inet node_network"], check=True)
+    subprocess.run(["nft", "-f", "-"], input=listed, text=True, check=True)
+    assert nft("list", "table", "inet", "node_network") == listed
+    assert "unknown" not in listed
+
+
+@pytest.mark.kernel
+def test_a_change_of_policy_leaves_no_moment_without_one(home: str) -> None:
+    """Every change is one transaction: the ruleset's number goes up by one."""
+    target = Nft()
+    many = [f"172.{n >> 8}.{n & 255}.0/25" for n in range(3_000)]
+    for cidrs in ([], many, many[:10], []):
+        now = inputs(2, document=document(snat={"excludeCIDRs": cidrs}))
+        plan = nat.plan(nat.desire(now), target.observe(nat.desire(now)))
+        before = target.kernel.generation()
+        assert target.apply(plan.actions) == ()
+        assert target.kernel.generation() == before + 1
+        assert target.observe(nat.desire(now)) == nat.desire(now)
+
+
+@pytest.mark.kernel
+def test_a_pod_is_written_without_libnftables_and_without_a_look_at_anything(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs the same whatever others have."""
+    target, now = Nft(), inputs(2)
+    reach(target, now)
+    monkeypatch.setattr(targets_compiler, "_compile", lambda _: pytest.fail("compiled"))
+    monkeypatch.setattr(Nfnetlink, "_dump", lambda *_: pytest.fail("dumped"))
+    new = nat.desire_pods(inputs(2, (attachment(1, 1),)))
+    assert target.apply([Change(Verb.CREATE, o, "test") for o in new]) == ()
+    assert target.observe_at(new) == new
+    assert target.apply([Change(Verb.DELETE, o, "test") for o in new]) == ()
+    assert target.observe_at(new) == frozenset()
 
 
 def test_both_families_and_egress_are_seen_as_they_were_written(target: Any) -> None:

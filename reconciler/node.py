@@ -57,6 +57,7 @@ from reconciler.errors import (
 from reconciler.keeper import Keeper
 from reconciler.lineup import inside_objects, kernel_domains, pod_domains, pod_objects
 from reconciler.narrow import Asked, JustRead
+from reconciler.passage import find_obstacles
 from reconciler.result import (
     Pass,
     find_difference,
@@ -86,10 +87,14 @@ class Traced(NamedTuple):
     Attributes:
         planned: as desired.
         differences: where node or kernel would not do it so.
+        obstacles: what other owners' chains do, or may do, against it.
+        hints: what else of theirs decides.
     """
 
     planned: Trace
     differences: tuple[str, ...]
+    obstacles: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 ORPHAN_S = 10.0
@@ -726,14 +731,30 @@ class LocalNode:
             fib.addresses,
         )
         there = make_tables(fib.rules, fib.routes, self._world.nft.observe(), fib.addresses)
-        return tuple(
-            self._verified(trace(q, inputs, desired), trace(q, inputs, there)) for q in queries
-        )
+        others, unread = self._world.surroundings.chains()
+        found = []
+        for query in queries:
+            planned, actual = trace(query, inputs, desired), trace(query, inputs, there)
+            met = find_obstacles(query, planned, inputs, others)
+            not_seen = [
+                f"{what}: {why}"
+                for version, what, why in unread
+                if version in (0, query.peer.version)
+            ]
+            found.append(
+                Traced(
+                    planned,
+                    self._differences(planned, actual),
+                    tuple(dict.fromkeys((*met.sure, *not_seen))),
+                    tuple(dict.fromkeys(met.hints)),
+                )
+            )
+        return tuple(found)
 
-    def _verified(self, planned: Trace, actual: Trace) -> Traced:
+    def _differences(self, planned: Trace, actual: Trace) -> tuple[str, ...]:
         packets = [packet for leg in planned.legs for packet, _ in leg.lookups]
         answers = [self._netlink.look_up(packet) for packet in packets]
-        return Traced(planned, compare(planned, actual, answers))
+        return compare(planned, actual, answers)
 
     @property
     def in_transition(self) -> bool:

@@ -57,6 +57,8 @@ class Query:
         at: the address of this node that the peer connects to (NodePort, hostPort); None if it
             connects to the pod itself.
         endpoint: what a service address is translated to before we decide; None if it is none.
+        protocol: its number; None if any is meant.
+        port: that the peer, or who connects, addresses; likewise.
     """
 
     pod: Attachment | None
@@ -64,6 +66,8 @@ class Query:
     inbound: bool = False
     at: IpAddress | None = None
     endpoint: IpAddress | None = None
+    protocol: int | None = None
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from reconciler.core.plan import Change, Verb
 from reconciler.core.predecessor import PodEnd, Sighting
 from reconciler.core.records import Records
 from reconciler.core.release import Quarantine
+from reconciler.core.ruleset import Ruleset
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conflist import (
     NAME,
@@ -443,6 +444,9 @@ class FakeSurroundings:
         self.seen = seen
         self.forward = self
         self.rules: set[ForwardAccept] = set()
+
+    def chains(self) -> tuple[Ruleset, tuple[tuple[int, str, str], ...]]:
+        return self.seen.ruleset, ()
 
     def observe(self, desired: Iterable[ForwardAccept] | None = None) -> Any:
         return self.seen if desired is None else frozenset(self.rules)

@@ -473,13 +473,18 @@ class _Address(click.ParamType[IpAddress]):
         return address
 
 
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
 @main.command(name="trace")
 @click.argument("pod")
 @click.argument("peer", type=_Address(), metavar="DESTINATION")
-@click.option("--port", type=click.IntRange(1, 65535), help="Of a service, to find its endpoints.")
 @click.option(
-    "--protocol", type=click.Choice(["tcp", "udp", "sctp"]), default="tcp", show_default=True
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="That is connected to; of a service, to find its endpoints.",
 )
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="tcp", show_default=True)
 @click.option(
     "--endpoint", type=_Address(), help="What a service is translated to; else all are traced."
 )
@@ -507,7 +512,8 @@ def trace_connection(
 ) -> None:
     """Say how a pod's packets to DESTINATION find their way, and the answers back.
 
-    No packet is sent: what is desired is walked, and the kernel is asked the same questions.
+    No packet is sent: what is desired is walked, the kernel is asked the same questions, and other
+    owners' chains are followed rule by rule, in nftables and iptables.
     POD is namespace/name, a name, an address, a container ID, or host.
 
     Exit status: 0 it works as far as the node can know, 1 something is against it, 2 an error.
@@ -523,14 +529,15 @@ def trace_connection(
 
         def make(inputs: Inputs) -> list[Query]:
             who = find_pod(inputs.attachments, pod)
-            return [Query(who, peer, inbound, at, end) for end in ends]
+            number = PROTOCOLS[protocol]
+            return [Query(who, peer, inbound, at, end, number, port) for end in ends]
 
         traces = node.trace(document, make)
     except ReconcilerError as error:
         _fail(error)
     text = report.traces_json(traces) if output == "json" else report.traces_text(traces)
     click.echo(text, nl=False)
-    sys.exit(1 if any(t.planned.troubles or t.differences for t in traces) else 0)
+    sys.exit(1 if any(t.planned.troubles or t.differences or t.obstacles for t in traces) else 0)
 
 
 @main.command()

@@ -143,9 +143,10 @@ def _trace_lines(traced: Traced) -> Iterator[str]:
     for leg in traced.planned.legs:
         yield leg.name
         yield from (f"  {step.about:<10} {step.text}" for step in leg.steps)
-    yield from (f"! {text}" for text in (*traced.planned.troubles, *traced.differences))
-    yield from (f"note: {text}" for text in traced.planned.hints)
-    if traced.planned.legs and not traced.differences:
+    against = (*traced.planned.troubles, *traced.differences, *traced.obstacles)
+    yield from (f"! {text}" for text in against)
+    yield from (f"note: {text}" for text in (*traced.planned.hints, *traced.hints))
+    if traced.planned.legs and not traced.differences and not traced.obstacles:
         yield "the kernel agrees with every step"
 
 
@@ -172,7 +173,8 @@ def _trace_body(traced: Traced) -> dict[str, Any]:
         ],
         "troubles": list(planned.troubles),
         "differences": list(traced.differences),
-        "hints": list(planned.hints),
+        "obstacles": list(traced.obstacles),
+        "hints": [*planned.hints, *traced.hints],
     }
 
 

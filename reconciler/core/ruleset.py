@@ -224,3 +224,12 @@ class Ruleset:
     def elements_of(self, family: str, table: str, name: str) -> Elements | None:
         """Return what a set has; None if nobody knows."""
         return self.elements.get((family, table, name))
+
+
+def joined(one: Ruleset, other: Ruleset) -> Ruleset:
+    """Return the chains of both backends."""
+    return Ruleset(
+        (*one.bases, *other.bases),
+        {**one.rules, **other.rules},
+        {**one.elements, **other.elements},
+    )

@@ -185,7 +185,8 @@ class Hit:
     def __str__(self) -> str:
         if self.what == "unread":
             return f"chain {self.chain}, which was not read"
-        return f"rule {self.number} of chain {self.chain}" if self.number else "its policy"
+        what = f"rule {self.number}" if self.number else "the policy"
+        return f"{what} of chain {self.chain}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,8 @@ class _Way:
     elements_of: ElementsOf
     hits: list[Hit] = field(default_factory=list)
     steps: int = 0
+    asked: tuple[str, ...] = ()
+    """What the jumps on the way here have asked for that could not be evaluated."""
 
     def chain(self, name: ChainId, mark: Mark, depth: int) -> tuple[set[str], Mark]:
         """Return what may become of the packet in a chain; "through" if it comes out again."""
@@ -294,12 +297,16 @@ class _Way:
     ) -> tuple[set[str], Mark]:
         possible: set[str] = set() if found.verdicts and found.truth else {"through"}
         mark = found.mark
+        before = self.asked
+        self.asked = (*before, found.asks) if found.asks else before
         for verdict in found.verdicts:
             words, after = self._verdict(verdict, name, found.mark, depth)
             possible |= words
             mark = mark.joined(after) if len(found.verdicts) > 1 else after
             if verdict.word in ("drop", "snat", "dnat"):
-                self.hits.append(Hit(name, number, verdict.word, found.asks))
+                asks = ", ".join(dict.fromkeys(self.asked))
+                self.hits.append(Hit(name, number, verdict.word, asks))
+        self.asked = before
         return possible, mark
 
     def _verdict(
@@ -341,6 +348,7 @@ class _Evaluation:
         self._value = bytearray(REGISTERS)
         self._known = bytearray(REGISTERS)
         self._asks: list[str] = []
+        self._loaded: dict[int, str] = {}
 
     def of(self, rule: Rule) -> _Found:
         truth: bool | None = True
@@ -373,7 +381,7 @@ class _Evaluation:
                 return True
             case Within(register, low, high, negated):
                 holds = _between(*self._at(register, len(low)), low, high)
-                return self._asked("a value that is not known", holds, negated)
+                return self._asked(self._loaded.get(register, "a value"), holds, negated)
             case FieldIs(name, at, mask, value, negated):
                 bits, known = self._read(name, at, len(mask))
                 wanted = bytes(k & m for k, m in zip(known, mask, strict=True))
@@ -403,6 +411,7 @@ class _Evaluation:
     def _move(self, expression: Load | Constant | Masked | SetMark | StoreMark) -> None:
         match expression:
             case Load(name, at, length, register):
+                self._loaded[register] = name
                 self._put(register, *self._read(name, at, length))
             case Constant(register, value):
                 self._put(register, value, b"\xff" * len(value))
@@ -412,6 +421,7 @@ class _Evaluation:
                 known = bytes(k | ~m & 0xFF for k, m in zip(known, mask, strict=True))
                 value = bytes(v & m ^ x for v, m, x in zip(value, mask, xor, strict=True))
                 self._put(register, value, known)
+                self._loaded[register] = self._loaded.get(source, "a value")
             case SetMark(mask_bits, bits, known_bits):
                 changed = self._mark.changed(mask_bits, bits)
                 kept = changed.known if known_bits else changed.known & ~mask_bits

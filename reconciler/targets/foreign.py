@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from reconciler.core.forward import ForwardChain
-from reconciler.core.ruleset import Ruleset
+from reconciler.core.ruleset import NF_INET_HOOKS, Ruleset, joined
 from reconciler.domains.foreign import NO_RULES, Foreign, ForeignRule
 from reconciler.errors import ObserveError
 from reconciler.targets.host import HostFiles
-from reconciler.targets.legacy import LegacyTables
+from reconciler.targets.legacy import PRIORITIES, LegacyTables
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nft import NEVER_FIREWALLS, ForwardRules
 from reconciler.targets.ruleset import ForeignChains
@@ -44,10 +44,29 @@ class Surroundings:
     def _merge(self, one: Ruleset, other: Ruleset) -> Ruleset:
         """Join what both backends show; the same object as long as neither has changed."""
         if self._merged is None or self._merged[0] is not one or self._merged[1] is not other:
-            bases = (*one.bases, *other.bases)
-            joined = Ruleset(bases, {**one.rules, **other.rules}, one.elements)
-            self._merged = (one, other, joined)
+            self._merged = (one, other, joined(one, other))
         return self._merged[2]
+
+    def chains(self) -> tuple[Ruleset, tuple[tuple[int, str, str], ...]]:
+        """Read every chain of others that a packet may pass, but kube-proxy's own table.
+
+        Returns:
+            The chains; and what could not be looked at, each with the number of the family whose
+            packets it is about, 0 for all.
+        """
+        unread: list[tuple[int, str, str]] = []
+
+        def tried(version: int, read: Callable[[], Ruleset]) -> Ruleset:
+            try:
+                return read()
+            except ObserveError as error:
+                unread.append((version, error.what, f"they were not looked at: {error.why}"))
+                return NO_RULES
+
+        nft = tried(0, lambda: ForeignChains().observe(NF_INET_HOOKS, NEVER_FIREWALLS))
+        legacy = tried(4, lambda: LegacyTables().ruleset(PRIORITIES))
+        tried(6, _refuse_ipv6_tables)
+        return joined(nft, legacy), tuple(unread)
 
     def observe(self) -> Foreign:
         """Look at everything; raise nothing: what cannot be read is named in the answer."""
@@ -80,3 +99,12 @@ class Surroundings:
             tools=self._host.tools(),
             unread=tuple(unread),
         )
+
+
+def _refuse_ipv6_tables() -> Ruleset:
+    if tables := LegacyTables().ipv6_tables():
+        names = ", ".join(sorted(tables))
+        raise ObserveError(
+            f"tables {names} of ip6tables-legacy", "only iptables-legacy's are read"
+        )
+    return NO_RULES

@@ -32,6 +32,8 @@ from reconciler.targets.xtables import decode_match, decode_target
 NAMES = Path("/proc/thread-self/net/ip_tables_names")
 """The legacy tables of this thread's namespace; asking for another one would make it."""
 
+NAMES_IPV6 = Path("/proc/thread-self/net/ip6_tables_names")
+
 SO_GET_INFO, SO_GET_ENTRIES = 64, 65
 INFO_SIZE = 84
 """``struct ipt_getinfo``: the table's name, hooks, entry and policy offsets, count and size."""
@@ -75,6 +77,14 @@ class LegacyTables:
             raise ObserveError("legacy iptables' filter table", TOO_LARGE)
         return _decode(*found)
 
+    def ipv6_tables(self) -> frozenset[str]:
+        """Name the tables of ip6tables-legacy, which are not read.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        return _names(NAMES_IPV6)
+
     def ruleset(self, tables: Iterable[str]) -> Ruleset:
         """Return the chains of some tables, rule by rule; one that is too large is not read.
 
@@ -94,9 +104,9 @@ class LegacyTables:
 TOO_LARGE = f"it is larger than {MAX_TABLE_BYTES >> 20} MiB"
 
 
-def _names() -> frozenset[str]:
+def _names(path: Path = NAMES) -> frozenset[str]:
     try:
-        return frozenset(NAMES.read_text().split())
+        return frozenset(path.read_text().split())
     except FileNotFoundError:
         return frozenset()  # a kernel without legacy tables
     except OSError as error:

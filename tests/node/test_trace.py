@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lab import rulesets, services
 from lab.pod import Pod
 from lab.topology import PEER_CIDR, PEER_HOST
 from lab.traffic import PORT, Receiver, probe
+from reconciler.targets.ruleset import MAX_RULES
 
 pytestmark = pytest.mark.lab
 
@@ -25,6 +27,17 @@ def one(idle: Any) -> Iterator[Pod]:
     made = idle.add()
     idle.stop()
     yield made
+
+
+@pytest.fixture(scope="module")
+def still(
+    tmp_path_factory: pytest.TempPathFactory, make_cluster: Any
+) -> Iterator[tuple[Any, Pod]]:
+    """The same, for tests that break nothing of ours and clear up after themselves."""
+    with make_cluster(tmp_path_factory.mktemp("still"), "node1") as made:
+        pod = made.add()
+        made.stop("node1")
+        yield made, pod
 
 
 def trace(cluster: Any, *words: str) -> Any:
@@ -83,6 +96,103 @@ def test_every_endpoint_of_a_service_is_traced(idle: Any, one: Pod, mode: servic
     traces = json.loads(done.stdout)["traces"]
     assert [t["source"] for t in traces] == [one.address, NODE]
     assert done.returncode == 0
+
+
+NFT = """table inet guard {{
+  chain shut {{ {verdict}; }}
+  chain base {{ type {hook} priority 5; policy accept; {match} jump shut; }}
+}}
+"""
+
+
+@contextmanager
+def guarded(cluster: Any, hook: str, verdict: str, match: str = "") -> Iterator[None]:
+    text = NFT.format(hook=hook, verdict=verdict, match=match)
+    ruleset = rulesets.Ruleset("guard", nft=text, tables=("inet guard",))
+    with rulesets.loaded(cluster.lab.names.namespace("node1"), ruleset):
+        yield
+
+
+AGREES = "the kernel agrees with every step"
+
+
+FORWARD, INPUT = "filter hook forward", "filter hook input"
+DROPS = "{} drops or rejects it at hook"
+
+
+@pytest.mark.parametrize(
+    ("hook", "verdict", "match", "peer", "said"),
+    [
+        (FORWARD, "drop", "", VPC_HOST, f"request: {DROPS} forward"),
+        (FORWARD, "reject", 'oifname "nn*"', f"from {VPC_HOST}", f"request: {DROPS} forward"),
+        (FORWARD, "drop", "ct state established", VPC_HOST, f"reply: {DROPS} forward"),
+        (INPUT, "drop", 'iifname "nn*"', NODE, f"request: {DROPS} input"),
+        ("nat hook postrouting", "masquerade", "", VPC_HOST, "request: {} translates its source"),
+        ("nat hook prerouting", "dnat ip to 192.0.2.1", "", VPC_HOST, "{} translates its dest"),
+        ("filter hook prerouting", "drop", "", VPC_HOST, f"request: {DROPS} prerouting"),
+        (FORWARD, "drop", "tcp dport 25", VPC_HOST, "{} may drop or reject it at hook forward"),
+        (FORWARD, "drop", "tcp dport 25", VPC_HOST, "it asks for the protocol, the port"),
+        (FORWARD, "drop", "meta cpu 0", VPC_HOST, "request: {} may drop or reject it"),
+    ],
+)
+def test_what_other_owners_chains_do_to_it_is_named(
+    still: Any, hook: str, verdict: str, match: str, peer: str, said: str
+) -> None:
+    cluster, one = still
+    address, inbound = peer.removeprefix("from "), peer.startswith("from ")
+    with guarded(cluster, hook, verdict, match):
+        traced = cluster.trace(one.address, address, inbound=inbound)
+    wanted = said.format("rule 1 of chain inet guard shut")
+    assert any(wanted in text for text in traced.obstacles), traced.obstacles
+    assert cluster.trace(one.address, address, inbound=inbound).obstacles == ()
+
+
+@pytest.mark.parametrize(
+    ("hook", "verdict"), [(FORWARD, "drop"), ("nat hook postrouting", "masquerade")]
+)
+def test_it_never_agrees_with_what_others_do_against_it(
+    still: Any, hook: str, verdict: str
+) -> None:
+    cluster, one = still
+    with guarded(cluster, hook, verdict):
+        done = trace(cluster, one.address, VPC_HOST)
+    assert done.returncode == 1
+    assert AGREES not in done.stdout
+    assert "! request: rule 1 of chain inet guard shut" in done.stdout
+
+
+def test_chains_of_iptables_are_followed_in_both_backends(still: Any) -> None:
+    idle, one = still
+    node = idle.lab.names.namespace("node1")
+    for backend in ("nft", "legacy"):
+        with rulesets.loaded(node, rulesets.docker(backend=backend)):  # type: ignore[arg-type]
+            done = trace(idle, one.address, VPC_HOST)
+            assert done.returncode == 1
+            assert "the policy of chain ip filter FORWARD" in done.stdout
+        assert AGREES in trace(idle, one.address, VPC_HOST).stdout
+
+
+def test_the_port_that_is_named_decides_about_a_rule_that_asks_for_it(
+    still: Any,
+) -> None:
+    idle, one = still
+    with guarded(idle, "filter hook forward", "drop", "tcp dport 25"):
+        mail = trace(idle, one.address, VPC_HOST, "--port", "25")
+        web = trace(idle, one.address, VPC_HOST, "--port", "80")
+    assert "drops or rejects it at hook forward" in mail.stdout
+    assert (mail.returncode, web.returncode) == (1, 0)
+
+
+def test_a_ruleset_that_is_too_large_is_said_not_to_have_been_looked_at(
+    still: Any,
+) -> None:
+    idle, one = still
+    rules = "\n".join(f"ip saddr 192.0.2.{n % 256} accept" for n in range(MAX_RULES + 1))
+    with guarded(idle, "filter hook forward", rules):
+        done = trace(idle, one.address, VPC_HOST)
+    assert done.returncode == 1
+    assert "chain inet guard shut was not looked at" in done.stdout
+    assert AGREES not in done.stdout
 
 
 def test_what_is_no_pod_or_no_address_is_said_with_what_there_is(idle: Any, one: Pod) -> None:

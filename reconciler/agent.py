@@ -110,6 +110,9 @@ POOL_PASS, READING = "the pass over the pool", "reading the document"
 COOLDOWNS = "ending the connections of addresses that cool"
 """Duties, as conditions, metrics and the watchdog name them."""
 
+WATCHES_S = 10.0
+"""Seconds between looks whether all that should be watched is."""
+
 READING_S = 60.0
 """Seconds after which the document is read again, even if nothing has said that it changed."""
 
@@ -152,7 +155,6 @@ class Agent:
         self._pool_triggers = Triggers()
         self._reader = Reader(self._path, lambda: self._triggers.mark("document"))
         suspects = Suspects()
-        self._watches = self._make_watches(suspects) if events else ()
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._asked: dict[AttachmentKey, float] = {}
@@ -188,6 +190,7 @@ class Agent:
         self._linkless: frozenset[str] = frozenset()
         self.watchdog = Watchdog(self._note_stuck)
         self.duties = Duties(self._conditions, self.watchdog)
+        self._watches = self._make_watches(suspects) if events else ()
 
     def run(self) -> None:
         """Reconcile until ``stop`` is called.
@@ -200,12 +203,12 @@ class Agent:
         gc.set_threshold(*COLLECTIONS)
         self._accept_document(self._reader.look_first(), first=True)
         self._recall_answered()
-        for watch in self._watches:
-            watch.start()
         self.watchdog.start()
         pool = threading.Thread(target=self._pool_loop, name="pool", daemon=True)
         pool.start()
         threading.Thread(target=self._reader_loop, name="reader", daemon=True).start()
+        watches = threading.Thread(target=self._watches_loop, name="watches", daemon=True)
+        watches.start()
         self._node.cooldowns.apart = True
         cooldowns = threading.Thread(target=self._cooldown_loop, name="cooldowns", daemon=True)
         cooldowns.start()
@@ -217,6 +220,7 @@ class Agent:
             self._pool_triggers.mark("stop")
             self._reader.hints.mark("stop")
             self._node.cooldowns.stop()
+            watches.join(timeout=5)
             for watch in self._watches:
                 watch.stop()
             self.watchdog.stop()
@@ -224,13 +228,24 @@ class Agent:
             log.info("stopped")
 
     def _make_watches(self, suspects: Suspects) -> tuple[FileWatch | KernelWatch, ...]:
-        # A directory that is missing is made with the first file, and looked at by the clock.
-        directories = [d for d in self._node.runtime_directories if d.is_dir()]
         return (
             FileWatch(self._path.parent, self._reader.hints, "document"),
-            KernelWatch(self._triggers, suspects),
-            *(FileWatch(d, self._triggers, "files", besides=INTERIM) for d in directories),
+            KernelWatch(self._triggers, suspects, self.duties, self.watchdog),
+            *(
+                FileWatch(directory, self._triggers, "files", besides=INTERIM)
+                for directory in self._node.runtime_directories
+            ),
         )
+
+    def _watches_loop(self) -> None:
+        self.duties.forever("the watches' loop", self._keep_watches, self._stopping)
+
+    def _keep_watches(self) -> None:
+        """See to it that everything is watched, and look after it from time to time."""
+        for watch in self._watches:
+            with self.duties.over(watch.name):
+                watch.keep()
+        self._stopping.wait(WATCHES_S)
 
     def _recall_answered(self) -> None:
         """Take what was seen in place once for answered: who asked has lost its connection.
@@ -442,13 +457,15 @@ class Agent:
         """Do what hints ask for, and what is due; then wait for more."""
         hints = self._hints
         if "intent" in hints and self._latest is not None:
-            hints -= {"intent"} if self._pods_pass() else set()
+            with self.duties.over("serving pods"):
+                hints -= {"intent"} if self._pods_pass() else set()
             self._pods_at = time.monotonic()
             self._untidy = True
         if "document" in hints:
             # That it was read is no reason to look at every pod.
             hints -= {"document"}
-            hints |= {"edited"} if self._take_document() else frozenset()
+            with self.duties.over("taking over the document"):
+                hints |= {"edited"} if self._take_document() else frozenset()
         overdue = time.monotonic() - self._full_pass_at >= self._wait_s
         if overdue or (hints and self._put_off_s(hints) <= 0):
             # Not only when told: a directory that was replaced is watched no more.
@@ -749,9 +766,10 @@ class Agent:
         resync_s = self._document.reconcile.ec2_resync.total_seconds()
         demand: Demand | None = None
         moving = False
+        with self.duties.over("sweeping the records"):
+            self._node.state.sweep()
         try:
             with self.watchdog.over(POOL_PASS, slow=True), boundary(POOL_PASS):
-                self._node.state.sweep()
                 demand = self._node.state.observe().demand
                 outcome = self._node.pool_pass(self._document)
                 moving = bool(outcome.remaining.actions) or self._node.in_transition

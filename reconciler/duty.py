@@ -19,7 +19,7 @@ from reconciler.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S = (0.5, 10.0)
+BACKOFF_S = (0.5, 5.0)
 """First and longest wait, in seconds, after a turn of a loop has failed; doubled each time. Each
 turn serves pods first, so they wait no longer than this."""
 

@@ -7,6 +7,7 @@
     ├── ObserveError     the world could not be read: nothing may be deleted on it
     │   └── NamespaceError   one pod's namespace could not be
     ├── ApplyError       one action failed: the next round plans it again
+    ├── WatchError       a change is not noticed at once, but by the clock
     ├── StateError       the state directory cannot be used: the operator must act
     ├── InternalError    what no code expected: a bug of ours, please report it
     ├── ConflictError    overrides of the document contradict each other on this node
@@ -92,6 +93,21 @@ class ApplyError(ReconcilerError):
         failure = cls(action, errno.errorcode.get(number, f"errno {number}"), message)
         failure.__cause__ = cause
         return failure
+
+
+class WatchError(ReconcilerError):
+    """Something cannot be watched: what happens there is seen later, and nothing else is lost.
+
+    Attributes:
+        what: cannot be watched.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(
+            f"cannot watch {what}: {why}; changes there are seen by the clock, every "
+            "reconcile.resync, and it is tried again"
+        )
+        self.what = what
 
 
 class StateError(ReconcilerError):

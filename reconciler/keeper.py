@@ -85,7 +85,11 @@ class Keeper:
         target = Seen(self.ec2, cloud, partial(self._write_down, cloud))
         domain = Domain("eni", eni.desire, eni.plan, target)
         outcome = converge([domain], inputs, max_rounds=1)["eni"]
-        self._take_note()
+        try:
+            with boundary("taking note of EC2's answers"):
+                self._take_note()
+        except ReconcilerError as error:  # what was seen is seen
+            self._errors += (error,)
         if isinstance(outcome.observed, Cloud):
             self._expected = items(outcome.observed.enis) | self.doubts.missing.keys()
         return replace(outcome, errors=(*self._errors, *outcome.errors))

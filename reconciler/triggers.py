@@ -1,23 +1,30 @@
 """Triggers: hints that something may have changed. They carry no content.
 
-The loop looks for itself; losing every trigger costs latency, never correctness. This is the door
-to ``watchdog``.
+The loop looks for itself; losing every trigger costs latency, never correctness. So a watch that
+cannot be had, or is lost, is a condition and no more, and is tried again. This is the door to
+``watchdog``.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
 import socket
 import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from reconciler.duty import Duties
+from reconciler.errors import WatchError
 from reconciler.suspects import Suspects
+from reconciler.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +40,9 @@ SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
 
 SETTLE_S = 0.02
 """Seconds a burst of hints is given to end before the loop looks once for all of them."""
+
+ALIVE_S = 2.0
+"""Seconds after which the thread that listens to the kernel says that it is alive."""
 
 BURST_S = 0.01
 """Seconds between two readings of the kernel's notifications; each reading marks at once."""
@@ -87,10 +97,13 @@ class FileWatch:
     editors replace files by renaming.
 
     Args:
-        directory: it must be there.
+        directory: until it is there, nothing is marked.
         triggers: where to mark.
         what: what to mark.
         besides: names of files that tell nothing.
+
+    Attributes:
+        name: what is watched, for a condition.
     """
 
     def __init__(
@@ -101,18 +114,68 @@ class FileWatch:
         *,
         besides: frozenset[str] = frozenset(),
     ) -> None:
-        self._observer = Observer()
-        handler = _Mark(triggers, what, besides | {directory.name} if besides else besides)
-        self._observer.schedule(handler, str(directory), recursive=False)
+        self.name = f"the watch of {directory}"
+        self._directory = directory
+        self._triggers = triggers
+        self._what = what
+        self._handler = _Mark(triggers, what, besides | {directory.name} if besides else besides)
+        self._observer: Any = None
+        self._inode = 0
 
-    def start(self) -> None:
-        """Begin to watch."""
-        self._observer.start()
+    def keep(self) -> None:
+        """Begin to watch; or begin anew, if the watch was lost or the directory replaced.
+
+        Raises:
+            WatchError: it cannot be watched now.
+        """
+        try:
+            inode = self._directory.stat().st_ino
+        except OSError:
+            inode = 0  # it is looked at by the clock until it is there
+        if self._is_watching(inode):
+            return
+        self.stop()
+        if not inode:
+            return
+        try:
+            observer = Observer()  # takes one of fs.inotify.max_user_instances
+        except OSError as error:
+            raise WatchError(str(self._directory), _why(error)) from error
+        try:
+            observer.schedule(self._handler, str(self._directory), recursive=False)
+            observer.start()
+        except OSError as error:
+            observer.stop()
+            raise WatchError(str(self._directory), _why(error)) from error
+        self._observer, self._inode = observer, inode
+        self._triggers.mark(self._what)  # something may have happened meanwhile
+
+    def _is_watching(self, inode: int) -> bool:
+        observer = self._observer
+        return (
+            observer is not None
+            and inode == self._inode
+            and observer.is_alive()
+            and all(emitter.is_alive() for emitter in observer.emitters)
+        )
 
     def stop(self) -> None:
         """End watching."""
-        self._observer.stop()
-        self._observer.join()
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            observer.join()
+
+
+def _why(error: OSError) -> str:
+    """Say what to do about it, where that is known (inotify_init(2), inotify_add_watch(2))."""
+    cure = {
+        errno.EMFILE: "all inotify instances of this user, or descriptors of this process, are in "
+        "use; raise fs.inotify.max_user_instances",
+        errno.ENOSPC: "all inotify watches of this user are in use; raise "
+        "fs.inotify.max_user_watches",
+    }.get(error.errno or 0)
+    return f"{error.strerror or error}" + (f" ({cure})" if cure else "")
 
 
 class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind this door
@@ -134,37 +197,86 @@ class KernelWatch:
     Args:
         triggers: where to mark.
         suspects: hears them.
+        duties: reports what fails.
+        watchdog: hears that the thread is alive.
+
+    Attributes:
+        name: what is watched, for a condition.
     """
 
-    def __init__(self, triggers: Triggers, suspects: Suspects) -> None:
-        self._triggers = triggers
-        self._suspects = suspects
-        self._stop, self._wake = socket.socketpair()
-        self._sockets = [_rtnetlink(), _nftables()]
-        self._thread = threading.Thread(target=self._watch, name="kernel-watch", daemon=True)
+    name = "the watch of the kernel"
 
-    def start(self) -> None:
-        """Begin to listen."""
-        self._thread.start()
+    def __init__(
+        self, triggers: Triggers, suspects: Suspects, duties: Duties, watchdog: Watchdog
+    ) -> None:
+        self._triggers, self._suspects = triggers, suspects
+        self._duties, self._watchdog = duties, watchdog
+        self._ended = threading.Event()
+        self._stop, self._wake = socket.socketpair()
+        self._sockets: list[socket.socket] = []
+        self._thread: threading.Thread | None = None
+
+    def keep(self) -> None:
+        """Begin to listen; from then on the thread sees to itself."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="kernel-watch", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
         """End listening."""
+        self._ended.set()
         self._wake.close()
-        self._thread.join()
-        for s in (*self._sockets, self._stop):
-            s.close()
+        if self._thread is not None:
+            self._thread.join()
+        self._close()
+        self._stop.close()
 
     def _watch(self) -> None:
-        while True:
-            ready, _, _ = select.select([self._stop, *self._sockets], [], [])
+        try:
+            self._duties.forever(self.name, self._turn, self._ended)
+        finally:
+            self._watchdog.let_go()
+
+    def _turn(self) -> None:
+        """Wait for notifications for a while, and mark; open what they come by, if that is due."""
+        self._watchdog.hear(self.name)
+        with ExitStack() as undo:
+            undo.callback(self._close)  # if anything fails, the next turn opens them anew
+            if not self._sockets:
+                self._open()
+            if not (ready := _ready([self._stop, *self._sockets], ALIVE_S)):
+                undo.pop_all()
+                return
             if self._stop in ready:
                 return
             self._triggers.mark("kernel")
             for s in ready:
                 _drain(s, self._suspects)
-            # More of the same burst come together: each by itself would stop a pass of ours.
-            if select.select([self._stop], [], [], BURST_S)[0]:
-                return
+            undo.pop_all()
+        # More of the same burst come together: each by itself would stop a pass of ours.
+        _ready([self._stop], BURST_S)
+
+    def _open(self) -> None:
+        try:
+            self._sockets.append(_rtnetlink())
+            self._sockets.append(_nftables())
+        except OSError as error:
+            raise WatchError("the kernel's networking", error.strerror or str(error)) from error
+        self._triggers.mark("kernel")  # something may have happened meanwhile
+
+    def _close(self) -> None:
+        while self._sockets:
+            with suppress(OSError):
+                self._sockets.pop().close()
+
+
+def _ready(sockets: list[socket.socket], timeout_s: float) -> list[socket.socket]:
+    """Wait until some can be read; not by select(2), which knows descriptors below 1,024 only."""
+    poll = select.poll()
+    for s in sockets:
+        poll.register(s, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(timeout_s * 1000)}
+    return [s for s in sockets if s.fileno() in ready]
 
 
 def _drain(s: socket.socket, suspects: Suspects) -> None:
@@ -175,7 +287,9 @@ def _drain(s: socket.socket, suspects: Suspects) -> None:
     except BlockingIOError:
         return
     except OSError as error:
-        # ENOBUFS: notifications were lost. What we know is the same: look.
+        if error.errno != errno.ENOBUFS:
+            raise
+        # Notifications were lost. What we know is the same: look.
         log.debug("kernel notifications lost", extra={"error": str(error)})
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from reconciler.errors import ReconcilerError, boundary
+
 log = logging.getLogger(__name__)
 
 STUCK_S = 10.0
@@ -165,18 +167,25 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(EVERY_S):
-            self._tell(self.stuck)
-            watched = self._find_stuck()
-            if watched and watched != self._logged:
-                self._logged = watched  # once for each pass
-                log.error(
-                    "a pass does not end",
-                    extra={
-                        "pass": watched.what,
-                        "seconds": round(watched.seconds),
-                        "stack": " < ".join(reversed(_stack(watched.thread))),
-                    },
-                )
+            try:
+                with boundary("the watchdog"):
+                    self._look()
+            except ReconcilerError as error:  # a later look may see what this one could not
+                log.exception("the watchdog failed", extra={"error": error})
+
+    def _look(self) -> None:
+        self._tell(self.stuck)
+        watched = self._find_stuck()
+        if watched and watched != self._logged:
+            self._logged = watched  # once for each pass
+            log.error(
+                "a pass does not end",
+                extra={
+                    "pass": watched.what,
+                    "seconds": round(watched.seconds),
+                    "stack": " < ".join(reversed(_stack(watched.thread))),
+                },
+            )
 
 
 def _stack(thread: int) -> list[str]:

@@ -6,7 +6,12 @@ target or a domain offers is broken in turn, in a daemon that runs and in one th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import gc
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +29,10 @@ from fakes import (
     FakeSysctl,
 )
 from fate import DROPPING, PLACES, PORTMAP
+from waiting import until
 
 from reconciler import agent as daemon
-from reconciler import cooldown, engine, keeper, lineup, successor
+from reconciler import cooldown, duty, engine, keeper, lineup, successor, triggers
 from reconciler import node as local
 from reconciler.agent import Agent
 from reconciler.core.attachment import Attachment, Cooling
@@ -43,7 +49,7 @@ apiVersion: node-network/v1alpha1
 kind: NodeNetwork
 takeOver: amazon-vpc-cni
 routing: {acceptForwarded: true}
-warmPool: {addresses: {warm: 1, minimum: 1, surplus: 0}, cooldown: 10s}
+warmPool: {addresses: {warm: 3, minimum: 1, surplus: 0}, cooldown: 10s}
 """
 
 LEFT = Sighting(rules=(StockRule(1024, MAIN_TABLE, mark=0x80, mask=0x80),))
@@ -83,7 +89,7 @@ class House:
         self._pods = 0
         self.start()
 
-    def start(self) -> None:
+    def start(self, *, events: bool = False) -> None:
         """Start a daemon; what it knew before is in the records."""
         world = World(
             imds=FakeImds(node(), self.ec2),
@@ -98,7 +104,7 @@ class House:
             now=lambda: self.now,
             clock=lambda: self.now,
         )
-        self.agent = Agent(self._path, self.state, world, events=False)  # type: ignore[arg-type]
+        self.agent = Agent(self._path, self.state, world, events=events)  # type: ignore[arg-type]
         self.agent._accept_document(self.agent._reader.look_first(), first=True)
 
     def work(self) -> None:
@@ -324,3 +330,143 @@ def test_whatever_raises_everything_else_is_put_right_and_a_condition_names_it(
     assert expected - house.restored() == set()
     assert [e for e in house.errors() if f"{call} of" in e and domain in e], house.errors()
     assert "node_network_internal_errors_total{" in exposition()
+
+
+# -- with its threads ---------------------------------------------------------------------
+
+ESSENTIAL = ["agent._publish", "agent._triggers.wait"]
+"""Steps without which no new pod can be served."""
+
+STEPS = [
+    "agent._pods_pass",
+    "agent._serve",
+    "agent._full_pass",
+    "agent._put_off_s",
+    "agent._is_audit_due",
+    "agent._due",
+    "agent._take_document",
+    "agent._run_checks",
+    "agent._tell_pool",
+    "agent._tidy",
+    "agent._pool_pass",
+    "agent._await_pool_hint",
+    "agent._reader.look_again",
+    "agent._pool_triggers.wait",
+    "agent._drift.book",
+    "agent._drift.book_pods",
+    "node.kernel_pass",
+    "node.pods_pass",
+    "node.look_around",
+    "node.install",
+    "node.pool_pass",
+    "node.cooldowns.turn",
+    "node.cooldowns.wait",
+    "state.sweep",
+    "ec2.drain",
+]
+"""All others that the threads of the daemon take."""
+
+
+@pytest.fixture
+def running(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """The same daemon, in its threads."""
+    for module, name, value in (
+        (duty, "BACKOFF_S", (0.001, 0.01)),
+        (daemon, "RETRY_S", 0.05),
+        (daemon, "POOL_BACKOFF_S", (0.001, 0.01)),
+        (daemon, "TIDY_S", 0.05),
+        (daemon, "WATCHES_S", 0.05),
+        (daemon, "READING_S", 0.05),
+    ):
+        monkeypatch.setattr(module, name, value)
+    house.start()
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    thread = threading.Thread(target=house.agent.run)
+    thread.start()
+    try:
+        yield house
+    finally:
+        house.agent.stop()
+        thread.join()
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def find(house: House, path: str) -> tuple[Any, str]:
+    first, *parts, name = path.split(".")
+    owner = {"agent": house.agent, "node": house.agent._node}.get(first) or getattr(house, first)
+    for part in parts:
+        owner = getattr(owner, part)
+    return owner, name
+
+
+def is_served(house: House) -> bool:
+    house.begin_pod()
+    outcome = house.agent.await_attachment(intent(house._pods).key, 10.0)
+    return isinstance(outcome, Attachment)
+
+
+def stir(house: House) -> bool:
+    """Bring about every duty there is."""
+    house.agent._reader.hints.mark("document")
+    house._path.write_text(f"{DOCUMENT}# {time.monotonic()}\n")
+    house.agent._node.cooldowns.review([Cooling(RESTING, time.monotonic())])
+    house.agent._to_mend.add(intent(house._pods).key)
+    house.agent._to_check.add(intent(house._pods).key)
+    for hint in ("kernel", "intent"):
+        house.agent._triggers.mark(hint)
+    house.agent._pool_triggers.mark("pool")
+    return True
+
+
+@pytest.mark.parametrize("path", [*ESSENTIAL, *STEPS])
+def test_whatever_a_duty_raises_no_thread_ends_and_a_condition_names_it_until_it_is_over(
+    running: House, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_served(running)
+    threads = {t for t in threading.enumerate() if t.name in THREADS}
+    owner, name = find(running, path)
+    calls: list[None] = []
+
+    def is_stirred() -> bool:
+        return path == "agent._tidy" or stir(running)  # that is done once it is calm
+
+    def raising(*_: Any, **__: Any) -> Any:
+        calls.append(None)
+        time.sleep(0.001)  # the interpreter is for the others, too
+        raise KeyError(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, raising)
+        stir(running)
+        if path in STEPS:
+            assert is_served(running)
+        until(lambda: is_stirred() and calls, "a call")
+        until(lambda: any(path in c["text"] for c in running.agent._conditions.all()))
+        assert all(t.is_alive() for t in threads)
+    until(lambda: is_stirred() and not running.errors())
+    assert is_served(running)
+    assert all(t.is_alive() for t in threads)
+
+
+THREADS = {"pool", "reader", "watches", "cooldowns", "watchdog"}
+
+
+def test_no_free_inotify_instance_is_a_condition_and_the_daemon_serves_pods(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Any:
+        raise OSError(errno.EMFILE, "inotify instance limit reached")
+
+    monkeypatch.setattr(triggers, "Observer", refuse)
+    house.start(events=True)
+    thread = threading.Thread(target=house.agent.run)
+    thread.start()
+    try:
+        assert is_served(house)
+        until(lambda: "Watch" in {c["reason"] for c in house.agent._conditions.all()})
+    finally:
+        house.agent.stop()
+        thread.join()
+        gc.unfreeze()

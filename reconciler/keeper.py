@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,6 +27,9 @@ from reconciler.domains import creation, eni, quarantine
 from reconciler.domains.conntrack import Silence
 from reconciler.engine import Domain, Outcome, Target, converge
 from reconciler.errors import ApplyError, ReconcilerError, boundary
+
+Witness = frozenset[tuple[str, IpNetwork]] | None
+"""What instance metadata shows, by MAC; None if it cannot be read, which proves nothing."""
 
 
 class Evidence(Protocol):
@@ -62,15 +65,17 @@ class Keeper:
     doubts: Doubts = NO_DOUBTS
     rests: Rests = NO_RESTS
     _expected: frozenset[Item] = frozenset()
+    _macs: Mapping[str, str] = field(default_factory=dict)
+    """ENIs by MAC, as metadata names them: also those that EC2 does not show any more."""
     _errors: tuple[ReconcilerError, ...] = ()
     """Of the pass under way, beside those of EC2 itself."""
 
-    def run(self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]) -> Outcome:
+    def run(self, inputs: Inputs, metadata: Witness) -> Outcome:
         """Look at EC2, bring the pool to its target, and look again.
 
         Args:
             inputs: the document, the node, its links.
-            metadata: what instance metadata shows, by MAC.
+            metadata: what instance metadata shows, by MAC; None if it cannot be read.
 
         Raises:
             ObserveError: the kernel or the state directory could not be read.
@@ -94,7 +99,7 @@ class Keeper:
             self._expected = items(outcome.observed.enis) | self.doubts.missing.keys()
         return replace(outcome, errors=(*self._errors, *outcome.errors))
 
-    def rehearse(self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]) -> Outcome:
+    def rehearse(self, inputs: Inputs, metadata: Witness) -> Outcome:
         """Say what ``run`` would do, as if what it would quarantine were so already.
 
         Raises:
@@ -119,7 +124,7 @@ class Keeper:
         return max(min(waits), 1.0) if waits else None
 
     def _look(
-        self, inputs: Inputs, metadata: frozenset[tuple[str, IpNetwork]]
+        self, inputs: Inputs, metadata: Witness
     ) -> tuple[Inputs, Cloud, frozenset[IpNetwork]]:
         """One look at everything that counts, and what it says should be given back."""
         records = self.state.observe()
@@ -175,12 +180,10 @@ class Keeper:
             ec2=ec2,
         )
 
-    def _weigh(
-        self, records: Records, cloud: Cloud, metadata: frozenset[tuple[str, IpNetwork]]
-    ) -> None:
+    def _weigh(self, records: Records, cloud: Cloud, metadata: Witness) -> None:
         shown = items(cloud.enis)
-        macs = {e.mac: e.eni_id for e in cloud.enis}
-        confirmed = frozenset((macs[mac], n) for mac, n in metadata if mac in macs)
+        macs = {**self._macs, **{e.mac: e.eni_id for e in cloud.enis}}
+        confirmed = frozenset((macs[mac], n) for mac, n in metadata or () if mac in macs)
         released = {q.network for q in records.quarantined}
         known = self._expected | self.doubts.missing.keys()
         expected = {i for i in known if i[1] not in released}
@@ -188,15 +191,20 @@ class Keeper:
             (a.eni_id, own) for a in records.attachments if a.eni_id for own in a.vpc_addresses
         ]
         expected |= {_item(eni_id, address, shown | known) for eni_id, address in bound}
-        # What an ENI holds that cannot be read is not known, so none of it is lost.
+        holders = {eni_id for eni_id, _ in expected}
+        self._macs = {mac: eni_id for mac, eni_id in macs.items() if eni_id in holders}
+        # What an ENI holds that cannot be read is not known, so none of it is lost; nor is
+        # anything while there is no second witness.
         unread = {u.name for u in cloud.unread_enis}
-        kept = frozenset(i for i in expected if unread and ("" in unread or i[0] in unread))
+        everything = metadata is None or "" in unread
+        kept = frozenset(i for i in expected if everything or i[0] in unread)
         self.doubts = weigh(
             self.doubts,
             expected=frozenset(expected),
             shown=shown,
-            metadata=confirmed | kept,
+            metadata=confirmed,
             now=self.clock(),
+            unread=kept,
         )
 
     def _book(self, picks: frozenset[IpNetwork], cloud: Cloud) -> Records:

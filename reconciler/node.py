@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from reconciler.cooldown import Cooldowns
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.core.audit import contradictions
-from reconciler.core.cloud import Cloud, retain
-from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.cloud import Cloud, is_whole, retain
+from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs, Unexplained
@@ -54,7 +54,7 @@ from reconciler.errors import (
     ReconcilerError,
     boundary,
 )
-from reconciler.keeper import Keeper
+from reconciler.keeper import Keeper, Witness
 from reconciler.lineup import inside_objects, kernel_domains, pod_domains, pod_objects
 from reconciler.narrow import Asked, JustRead
 from reconciler.passage import find_obstacles
@@ -217,19 +217,21 @@ class LocalNode:
         """
         metadata, errors = self._ask_metadata()
         assert self._keeper is not None
-        inputs = self._inputs(document, self.state.observe())
+        records = self.state.observe()
+        inputs = self._inputs(document, records)
         turn = self._keeper.rehearse if dry else self._keeper.run
         outcome = turn(inputs, metadata)
         outcome = replace(outcome, errors=(*outcome.errors, *errors))
-        if isinstance(outcome.observed, Cloud):
-            before = self.cloud or outcome.observed
-            self.cloud = retain(before, outcome.observed, inputs.links.keys())
+        holders = {a.eni_id for a in records.attachments if a.eni_id}
+        seen = outcome.observed
+        if isinstance(seen, Cloud) and (self.cloud or is_whole(seen, holders)):
+            self.cloud = retain(self.cloud or seen, seen, inputs.links.keys())
             if not dry and self._remembered != (self.facts, self.cloud):
                 self.state.remember(inputs.node, self.cloud)
                 self._remembered = (self.facts, self.cloud)
         return outcome
 
-    def _ask_metadata(self) -> tuple[frozenset[tuple[str, IpNetwork]], tuple[ObserveError, ...]]:
+    def _ask_metadata(self) -> tuple[Witness, tuple[ObserveError, ...]]:
         """Read metadata; what the node knew of itself already stays true without it.
 
         Raises:
@@ -241,8 +243,8 @@ class LocalNode:
         except ObserveError as error:
             if self._keeper is None:
                 raise
-            # Confirms nothing: so nothing is given back.
-            return frozenset(), (error,)
+            # Confirms nothing, so nothing is given back, and proves nothing lost.
+            return None, (error,)
 
     def kernel_pass(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -22,7 +23,7 @@ from fakes import (
 )
 
 from reconciler.core.attachment import Cooling, Intent, IntentState
-from reconciler.core.cloud import Limits
+from reconciler.core.cloud import Limits, Unread
 from reconciler.core.datapath import host_network
 from reconciler.core.plan import Change, Refusal, Verb
 from reconciler.core.predecessor import Sighting, StockRoute, StockRule
@@ -524,3 +525,41 @@ def test_an_address_of_the_stock_plugins_pod_is_not_given_while_another_is_relea
     sim.turn()
     bound = {own: a.key for a in sim.state.observe().attachments for own in a.addresses}
     assert bound == {first.secondaries[2]: key(2)}
+
+
+@pytest.mark.parametrize("trouble", ["no primary", "a pod's ENI cannot be read"])
+def test_a_first_look_that_lacks_what_pods_need_is_none(trouble: str) -> None:
+    """The daemon starts without a look of before: no route of a running pod goes for it."""
+    sim = Simulation(warmPool={"addresses": {"warm": 0, "minimum": 12, "surplus": 0}})
+    for _ in range(3):
+        sim.turn()
+    sim.netlink.plug(sim.ec2.enis[1].mac, "eth1")
+    for number in range(12):
+        sim.start_pod(number)
+    sim.turn(1.0)
+    pods = sim.state.observe().attachments
+    assert {a.eni_id for a in pods} == {e.eni_id for e in sim.ec2.enis}
+    before = sim.netlink.observe(())
+    whole = sim.ec2.observe
+    first, second = sim.ec2.enis
+
+    def partly(desired: Any = ()) -> Any:
+        cloud = whole(desired)
+        if trouble == "no primary":
+            return replace(cloud, enis=tuple(e for e in cloud.enis if not e.is_primary))
+        left = tuple(e for e in cloud.enis if e.is_primary)
+        return replace(cloud, enis=left, unread=(Unread("eni", second.eni_id, "test"),))
+
+    sim.ec2.observe = partly  # type: ignore[method-assign]
+    sim.state._look = None
+    sim.start()
+    for _ in range(3):
+        sim.node.pool_pass(sim.document)
+        with suppress(NotReadyError):
+            sim.node.kernel_pass(sim.document)
+        sim.now += 60.0
+    assert sim.netlink.observe(()) == before
+    del sim.ec2.observe
+    sim.turn(1.0)
+    assert sim.netlink.observe(()) == before
+    assert first.eni_id in {e.eni_id for e in sim.node.cloud.enis}

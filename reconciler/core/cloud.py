@@ -106,6 +106,20 @@ class Cloud:
         return tuple(u for u in self.unread if u.kind == "eni")
 
 
+def is_whole(cloud: Cloud, holders: Container[str]) -> bool:
+    """Whether a first look is good enough to plan the kernel on.
+
+    Without the primary ENI there is no datapath, and without an ENI that pods have addresses of,
+    their routes and rules would be taken down.
+
+    Args:
+        cloud: the look.
+        holders: ids of ENIs that pods have addresses of.
+    """
+    unread = cloud.unread_enis
+    return cloud.primary is not None and not any(u.name in holders or not u.name for u in unread)
+
+
 def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
     """Keep ENIs that served pods and do not by this look, while their links are on the node.
 

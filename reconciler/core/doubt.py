@@ -63,6 +63,7 @@ def weigh(
     shown: frozenset[Item],
     metadata: frozenset[Item],
     now: float,
+    unread: frozenset[Item] = frozenset(),
 ) -> Doubts:
     """Compare the sources with each other and with what was expected.
 
@@ -73,6 +74,7 @@ def weigh(
         shown: what EC2 shows.
         metadata: what instance metadata shows.
         now: monotonic seconds.
+        unread: what is expected where a source could not be read; it is never proved lost.
     """
     missing: dict[Item, float] = {}
     lost = set()
@@ -82,7 +84,8 @@ def weigh(
         if item not in expected:
             continue  # nobody expects it any more: it was given back
         since = before.missing.get(item, now)
-        if item in before.lost or (item not in metadata and now - since >= CONFIRM_S):
+        known = item not in metadata and item not in unread
+        if item in before.lost or (known and now - since >= CONFIRM_S):
             lost.add(item)
         else:
             missing[item] = since

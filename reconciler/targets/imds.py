@@ -5,13 +5,19 @@ from __future__ import annotations
 import http.client
 import os
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
-from reconciler.core.datapath import IpNetwork, host_network
+from reconciler.core.datapath import IpNetwork
 from reconciler.core.facts import Node
 from reconciler.errors import ObserveError
-from reconciler.targets.bounded_http import BoundedHttp, Bounds, MissingError
+from reconciler.targets.bounded_http import BoundedHttp, Bounds
+from reconciler.targets.imds_answers import (
+    Get,
+    read_interfaces,
+    read_node,
+    read_region,
+    read_token,
+)
 
 ADDRESSES = {"ipv4": "169.254.169.254", "ipv6": "fd00:ec2::254"}
 """By the SDKs' AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, in lower case; IPv4 if it is not set.
@@ -22,18 +28,11 @@ Source: EC2 user guide, "Access instance metadata"; plain HTTP, port 80.
 TOKEN_TTL_S = 300
 """Seconds a session token is good for; a token is used for one look and thrown away."""
 
-Get = Callable[[str], str]
 T = TypeVar("T")
 
 BOUNDS = Bounds(requests=512, total_bytes=1 << 20, body_bytes=1 << 16, total_s=10.0, request_s=2.0)
 """A request never leaves the host's hypervisor, and answers have some hundred bytes: fifty
 addresses of sixteen bytes are the longest. A look makes a few requests for each ENI."""
-
-MACS = 128
-"""ENIs of an instance; the most that any type has are 64."""
-
-ENTRIES = 256
-"""Lines of one list: an ENI holds at most 50 addresses or prefixes, and a VPC 50 CIDRs."""
 
 
 class Imds:
@@ -50,7 +49,7 @@ class Imds:
         Raises:
             ObserveError: the service did not answer, or a key is missing.
         """
-        return self._read(_read_node)
+        return self._read(read_node)
 
     def interfaces(self) -> frozenset[tuple[str, IpNetwork]]:
         """Read what every interface holds: (MAC, address as /32 or prefix), primaries left out.
@@ -60,7 +59,7 @@ class Imds:
         Raises:
             ObserveError: the service did not answer.
         """
-        return self._read(_read_interfaces)
+        return self._read(read_interfaces)
 
     def region(self) -> str:
         """Read the region the instance runs in.
@@ -68,7 +67,7 @@ class Imds:
         Raises:
             ObserveError: the service did not answer.
         """
-        return self._read(lambda get: get("placement/region"))
+        return self._read(read_region)
 
     def _read(self, what: Callable[[Get], T]) -> T:
         """Open a session, read with it, close it."""
@@ -85,51 +84,6 @@ class Imds:
     def _session(self, connection: BoundedHttp) -> Get:
         """Open a session; the returned function reads one key below ``meta-data``."""
         ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
-        token = connection.request("PUT", "/latest/api/token", ttl)
+        token = read_token(connection.request("PUT", "/latest/api/token", ttl))
         header = {"X-aws-ec2-metadata-token": token}
         return lambda key: connection.request("GET", f"/latest/meta-data/{key}", header)
-
-
-def _read_node(get: Get) -> Node:
-    mac = get("mac").lower()
-    base = f"network/interfaces/macs/{mac}"
-    cidrs = _entries(get(f"{base}/vpc-ipv4-cidr-blocks"))
-    if not cidrs:
-        raise ValueError("the VPC is said to have no CIDR, which no VPC has")
-    cidrs += _optional(get, f"{base}/vpc-ipv6-cidr-blocks")
-    return Node(
-        instance_id=get("instance-id"),
-        instance_type=get("instance-type"),
-        availability_zone=get("placement/availability-zone"),
-        primary_mac=mac,
-        vpc_cidrs=tuple(sorted((ip_network(c) for c in cidrs), key=lambda n: (n.version, n))),
-    )
-
-
-def _read_interfaces(get: Get) -> frozenset[tuple[str, IpNetwork]]:
-    held: set[tuple[str, IpNetwork]] = set()
-    for mac in _entries(get("network/interfaces/macs/"), MACS):
-        mac = mac.rstrip("/").lower()
-        base = f"network/interfaces/macs/{mac}"
-        _, *secondaries = _optional(get, f"{base}/local-ipv4s") or [""]
-        prefixes = _optional(get, f"{base}/ipv4-prefix")
-        prefixes += _optional(get, f"{base}/ipv6-prefix")
-        held |= {(mac, host_network(ip_address(a))) for a in secondaries}
-        held |= {(mac, ip_network(p)) for p in prefixes}
-    return frozenset(held)
-
-
-def _optional(get: Get, key: str) -> list[str]:
-    """Read a list that may not exist: one without entries does not."""
-    try:
-        return _entries(get(key))
-    except MissingError:
-        return []
-
-
-def _entries(text: str, most: int = ENTRIES) -> list[str]:
-    """Return a list's entries."""
-    entries = text.split()
-    if len(entries) > most:
-        raise ValueError(f"a list has {len(entries)} entries; at most {most} are believed")
-    return entries

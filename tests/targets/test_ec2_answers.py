@@ -317,3 +317,25 @@ def test_an_answer_to_a_change_that_cannot_be_read_may_have_happened() -> None:
     (failure,) = target.apply([AssignPrefixes("eni-1", "subnet-a", "test", 1)])
     assert failure.reason == "AnswerLost"
     assert failure.retryable
+
+
+def test_an_eni_that_ec2_leaves_out_is_not_lost_while_metadata_shows_it() -> None:
+    life = Life()
+    life.caller.told["describe_network_interfaces"]["NetworkInterfaces"].pop()
+    for later in (1.0, 40.0, 200.0):
+        life.now += later
+        check(life, life.look(), "an ENI is left out")
+    assert {n for _, n in life.keeper.doubts.missing}
+    assert not life.keeper.doubts.lost
+
+
+def test_nothing_is_lost_while_metadata_cannot_be_read() -> None:
+    life = Life()
+    ours = life.caller.told["describe_network_interfaces"]["NetworkInterfaces"][1]
+    ours["PrivateIpAddresses"] = ours["PrivateIpAddresses"][:1]
+    for witness, lost in ((None, 0), (frozenset(), 2)):
+        life.metadata = witness
+        for later in (1.0, 40.0):
+            life.now += later
+            life.look()
+        assert len(life.keeper.doubts.lost) == lost

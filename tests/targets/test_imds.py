@@ -16,7 +16,8 @@ import pytest
 
 from reconciler.errors import ObserveError
 from reconciler.targets import imds
-from reconciler.targets.imds import ADDRESSES, BOUNDS, ENTRIES, MACS, Imds
+from reconciler.targets.imds import ADDRESSES, BOUNDS, Imds
+from reconciler.targets.imds_answers import MAX_INTERFACES, MAX_ITEMS
 
 MAC = "02:00:00:00:00:01"
 BASE = f"/latest/meta-data/network/interfaces/macs/{MAC}"
@@ -221,12 +222,12 @@ def test_a_service_that_accepts_and_says_nothing_is_an_error() -> None:
 
 def test_no_more_interfaces_are_asked_for_than_an_instance_can_have() -> None:
     macs = "\n".join(
-        f"02:00:00:00:{i // 256:02x}:{i % 256:02x}/" for i in range(MACS + 1)
+        f"02:00:00:00:{i // 256:02x}:{i % 256:02x}/" for i in range(MAX_INTERFACES + 1)
     ).encode()
     answer = [OK + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(macs), macs]
     with (
         serving(instead("/macs/", lambda: answer)) as (service, target),
-        pytest.raises(ObserveError, match="a list has 129 entries; at most 128"),
+        pytest.raises(ObserveError, match="has more than 128 entries"),
     ):
         target.interfaces()
     assert len(service.requests) == 2
@@ -234,11 +235,11 @@ def test_no_more_interfaces_are_asked_for_than_an_instance_can_have() -> None:
 
 @pytest.mark.parametrize("key", ["/local-ipv4s", "/ipv4-prefix", "/vpc-ipv4-cidr-blocks"])
 def test_no_list_is_longer_than_anything_can_hold(key: str) -> None:
-    body = b"10.0.1.10\n" * (ENTRIES + 1)
+    body = b"10.0.1.10\n" * (MAX_ITEMS + 1)
     answer = [OK + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body), body]
     with (
         serving(instead(key, lambda: answer)) as (_, target),
-        pytest.raises(ObserveError, match="a list has 257 entries"),
+        pytest.raises(ObserveError, match="has more than 256 entries"),
     ):
         target.node() if key.startswith("/vpc") else target.interfaces()
 

@@ -81,7 +81,8 @@ class Listener:
         name: what it is, for the log, the metric and the thread.
         listening: bound and listening already; it is closed by ``stop``.
         bounds: what others may cost.
-        is_whole: whether what has come so far is a whole request.
+        is_whole: whether what has come so far is a whole request; what came before the other side
+            stopped talking is one, too.
         take: called with each request in the listener's own thread, so it must not wait.
         duties: reports what fails.
         watchdog: hears that the thread is alive.
@@ -238,9 +239,6 @@ class Listener:
             return
         if len(received) > most:
             telemetry.CONNECTIONS_CUT.labels(self._name, "too long").inc()
-        if not received:
-            self._end(connection)
-            return
         self._hand_over(connection)
 
     def _hand_over(self, connection: _Connection) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import hostility
@@ -23,6 +24,49 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 def test_the_measure_itself_holds_while_nobody_is_hostile(neighbourhood: Any) -> None:
     with neighbourhood.lives_through():
         neighbourhood.serve()
+
+
+def test_a_pod_with_50000_flows_that_ends(neighbourhood: Any) -> None:
+    n = neighbourhood
+    with n.lives_through(), hostility.long_lived_flows(n.node, 300):
+        one = n.cluster.add()
+        hostility.open_flows(one.namespace, 50_000)
+        assert hostility.tracked(n.node) >= 50_000
+        n.delete(one)
+        n.serve()
+        until(
+            lambda: hostility.tracked(n.node) < 10_000,
+            lambda: f"the ended pod's flows deleted, {hostility.tracked(n.node)} left",
+            patience_s=60,
+        )
+
+
+def test_a_connection_table_with_100000_flows_of_living_pods(neighbourhood: Any) -> None:
+    n = neighbourhood
+    with n.lives_through(), hostility.long_lived_flows(n.node, 300):
+        for one in n.pods[:2]:
+            hostility.open_flows(one.namespace, 50_000)
+        assert hostility.tracked(n.node) >= 100_000
+        n.serve()
+        assert hostility.tracked(n.node) >= 100_000, "flows of living pods were deleted"
+
+
+def test_a_pod_with_150000_routes(neighbourhood: Any) -> None:
+    n = neighbourhood
+    with n.lives_through():
+        one = n.cluster.add()
+        with hostility.routes(one.namespace, "eth0", 150_000, IPv4Address("172.16.0.0")):
+            n.serve()
+        n.delete(one)
+
+
+def test_a_pod_that_adds_and_deletes_addresses_without_end(neighbourhood: Any) -> None:
+    n = neighbourhood
+    with n.lives_through():
+        one = n.cluster.add()
+        with hostility.churning_addresses(one.namespace, "eth0", IPv4Network("192.0.2.0/25")):
+            n.serve()
+        n.delete(one)
 
 
 def test_connections_to_the_probes_address_that_say_nothing_or_too_much(
@@ -82,4 +126,16 @@ def test_a_socket_full_of_idle_connections_and_64_descriptors(neighbourhood: Any
         hostility.connections(80, connect, b""),
         hostility.connections(80, connect, b'{"do": "add", '),
     ):
+        n.serve()
+
+
+def test_5000_links_of_somebody_else(neighbourhood: Any) -> None:
+    n = neighbourhood
+    with n.lives_through(), hostility.links(n.node, 5_000):
+        n.serve()
+
+
+def test_100000_routes_of_somebody_else_on_the_host(neighbourhood: Any) -> None:
+    n = neighbourhood
+    with n.lives_through(), hostility.routes(n.node, "eth0", 100_000, IPv4Address("172.16.0.0")):
         n.serve()

@@ -25,7 +25,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs, Unexplained
 from reconciler.core.observed import unread_places
-from reconciler.core.plan import Plan, Refusal
+from reconciler.core.plan import Change, Plan, Refusal
 from reconciler.core.predecessor import OWNER
 from reconciler.core.records import Records
 from reconciler.core.struggle import Struggles
@@ -416,7 +416,9 @@ class LocalNode:
         Puts rules of ours into their forward chains if the document asks for it. No pod waits for
         this: it is answered by the pass itself.
         """
-        outcomes, findings = self._look_around(result.inputs, struggles=struggles)
+        outcomes, findings = self._look_around(
+            result.inputs, struggles=struggles, leaving=_leaving(result.outcomes)
+        )
         if takeover := result.outcomes.get("takeover"):
             findings += takeover.remaining.findings
         return replace(result, outcomes=result.outcomes | outcomes, findings=findings)
@@ -476,7 +478,12 @@ class LocalNode:
         )
 
     def _look_around(
-        self, inputs: Inputs, *, dry: bool = False, struggles: Struggles = NO_STRUGGLES
+        self,
+        inputs: Inputs,
+        *,
+        dry: bool = False,
+        struggles: Struggles = NO_STRUGGLES,
+        leaving: frozenset[Any] = frozenset(),
     ) -> tuple[Outcomes, tuple[Finding, ...]]:
         surroundings = self._world.surroundings
         with boundary("observe of forward"):
@@ -490,10 +497,14 @@ class LocalNode:
             )
             if outcomes["forward"].plan.actions and not dry:
                 seen = surroundings.observe()
-        return outcomes, foreign.judge(seen, foreign.desire(inputs))
+        return outcomes, foreign.judge(foreign.without(seen, leaving), foreign.desire(inputs))
 
-    def findings(self, document: NodeNetwork) -> tuple[Finding, ...]:
+    def findings(self, document: NodeNetwork, outcomes: Outcomes) -> tuple[Finding, ...]:
         """Say what other owners have that hurts us; nothing if EC2 was never looked at.
+
+        Args:
+            document: what is desired.
+            outcomes: of ``diff``: what it plans to remove hurts no more.
 
         Raises:
             ObserveError, NotReadyError: as for the passes.
@@ -501,7 +512,7 @@ class LocalNode:
         if self.cloud is None:
             return ()
         inputs = self._inputs(document, self.state.observe())
-        return self._look_around(inputs, dry=True)[1]
+        return self._look_around(inputs, dry=True, leaving=_leaving(outcomes))[1]
 
     def _orphans(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
         """Tell attachments of which namespace and link have been gone for a while.
@@ -862,6 +873,13 @@ class LocalNode:
     def _attachment_domain(self, before: Records | None = None) -> Domain:
         state = self.state if before is None else JustRead(self.state, before)
         return Domain("attachment", attachment.desire, attachment.plan, state)
+
+
+def _leaving(outcomes: Outcomes) -> frozenset[Any]:
+    """Return what the stock plugin has left and is about to be removed."""
+    last = outcomes.get("takeover")
+    actions = last.remaining.actions if last else ()
+    return frozenset(a.object for a in actions if isinstance(a, Change))
 
 
 def converge_held(domains: Sequence[Domain], inputs: Inputs, struggles: Struggles) -> Outcomes:

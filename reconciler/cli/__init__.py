@@ -236,7 +236,7 @@ def diff(
     node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
     try:
         outcomes = node.diff(document)
-        findings = [*node.findings(document), *report.findings(outcomes)]
+        findings = [*node.findings(document, outcomes), *report.findings(outcomes)]
     except ReconcilerError as error:
         _fail(error)
     if output == "json":

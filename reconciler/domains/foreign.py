@@ -23,6 +23,7 @@ from reconciler.core.finding import Finding
 from reconciler.core.forward import ForwardChain, covers, is_ours_to_open
 from reconciler.core.inputs import Inputs
 from reconciler.core.mark import users_of
+from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.core.ruleset import ChainId, Ruleset
 
 NO_RULES, NO_TRAFFIC = Ruleset(), Traffic()
@@ -183,6 +184,30 @@ def _traffic(inputs: Inputs) -> Traffic:
         hosts=tuple(h for h in hosts if h),
         kept=(*inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs),
         patterns=tuple(sorted(inputs.veth_patterns)),
+    )
+
+
+def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
+    """Leave out what a plan of ours is about to remove: there is nothing to be done about it.
+
+    Args:
+        foreign: a look at other owners.
+        leaving: what the plan removes, with everything it knows it by.
+    """
+    rules = {
+        (o.priority, o.table, o.mark or 0, o.mask, o.source)
+        for o in leaving
+        if isinstance(o, StockRule)
+    }
+    return replace(
+        foreign,
+        chains=foreign.chains - {o.name for o in leaving if isinstance(o, IptablesChain)},
+        tables=foreign.tables - {o.name for o in leaving if isinstance(o, StockTable)},
+        rules=tuple(
+            r
+            for r in foreign.rules
+            if r.narrow or (r.priority, r.table, r.mark, r.mask, r.source) not in rules
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reconciler.core.forward import ForwardChain, covers
 from reconciler.core.mark import MARK_USERS
 from reconciler.core.plan import Verb
+from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.domains import foreign, forward
 from reconciler.domains.foreign import (
     NETWORK_MANAGER,
@@ -161,6 +162,30 @@ def test_a_foreign_rule_conflicts_when_its_mask_holds_our_bits() -> None:
     assert "ip rule 5000: from all fwmark 0x1/0xffffffff lookup 100" in text(
         Foreign(rules=(ours,))
     )
+
+
+def test_what_a_take_over_is_about_to_remove_is_no_finding() -> None:
+    """With ``takeOver`` the plan removes these itself, and there is nothing for an operator."""
+    pod = ip_network("100.64.1.7/32")
+    seen = Foreign(
+        chains=frozenset({"AWS-SNAT-CHAIN-0"}),
+        tables=frozenset({"aws-cni"}),
+        rules=(
+            ForeignRule("ipv4", 1024, 254, 0x80, 0x80),
+            ForeignRule("ipv4", 1536, 2, source=pod),
+        ),
+    )
+    assert reasons(seen) == ["MarkConflict", "MarkConflict", "RuleBeforeOurs"]
+    leaving: frozenset[Leftover] = frozenset(
+        {
+            IptablesChain("nft", "nat", "AWS-SNAT-CHAIN-0"),
+            StockTable(),
+            StockRule(1024, 254, mark=0x80, mask=0x80),
+            StockRule(1536, 2, source=pod),
+        }
+    )
+    assert reasons(foreign.without(seen, leaving)) == []
+    assert reasons(foreign.without(seen, frozenset({StockTable()}))) == reasons(seen)
 
 
 def test_a_rule_that_chooses_before_ours_is_a_finding_and_many_are_one() -> None:

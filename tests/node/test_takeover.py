@@ -322,6 +322,8 @@ def test_thirty_pods_are_taken_over_and_no_connection_is_cut(
         old.ask_for_takeover()
         shown = cluster.diff()
         assert shown.returncode == 1, shown.stderr
+        assert "MarkConflict" not in shown.stderr, "about what the plan itself removes"
+        assert "RuleBeforeOurs" not in shown.stderr
         steps = shown.stdout
         for one in old.pods:
             assert f"bind {one.address} on " in steps

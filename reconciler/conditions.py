@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from reconciler import telemetry
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 MOST_TRACED = 256
 """Distinct failures of which the traceback was logged; beyond that the log would have no end."""
+
+MOST_OF_ONE = 50
+"""Conditions that are kept of one domain."""
 
 Condition = dict[str, Any]
 """Subject, reason, text, and since when, as ``status`` prints it."""
@@ -71,6 +75,7 @@ class Conditions:
         self, domain: str, current: dict[str, Condition], *, is_logged: bool = False
     ) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        current = _bounded(current)
         with self._lock:
             known = self._known.get(domain, {})
             for key in known.keys() - current.keys():
@@ -103,3 +108,20 @@ def _troubles(outcome: Outcome) -> Iterator[tuple[str, Condition]]:
         reason = getattr(error, "reason", type(error).__name__.removesuffix("Error"))
         subject = getattr(error, "action", getattr(error, "what", "node"))
         yield f"{subject}/{reason}", {"subject": subject, "reason": reason, "text": str(error)}
+
+
+def _bounded(current: dict[str, Condition]) -> dict[str, Condition]:
+    """Keep the first ones, and say how many there are more.
+
+    A transaction of ten thousand actions that is refused is as many troubles.
+    """
+    if len(current) <= MOST_OF_ONE:
+        return current
+    kept = dict(islice(current.items(), MOST_OF_ONE))
+    body = {
+        "subject": "conditions",
+        "reason": "MoreOfThem",
+        "text": f"{len(current) - MOST_OF_ONE} more, not listed; "
+        "those that are listed come first in the plan, so start with them",
+    }
+    return kept | {"conditions/MoreOfThem": body}

@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import random
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from reconciler import telemetry
 from reconciler.core.call import AttachEni, DetachEni
 from reconciler.core.cloud import Cloud
-from reconciler.core.plan import Action, Verb
+from reconciler.core.plan import Action, Key, Verb
 from reconciler.core.struggle import Struggles
 from reconciler.domains.link import Veth
 from reconciler.engine import Outcome, Outcomes, actions_of
 from reconciler.suspects import Suspects
 
 log = logging.getLogger(__name__)
+
+LINES = 20
+"""Actions of one domain, kind and verb that a pass logs one by one; of more the first one with the
+number of those like it. An edit of the document can ask for 20,000."""
 
 
 class Accounts:
@@ -89,37 +94,31 @@ class Accounts:
 
     def _count_all(self, outcomes: Outcomes) -> None:
         now, suspects = time.monotonic(), self._suspects.lately()
-        done = []
+        done: list[Action] = []
+        repaired: list[Action] = []
+        failed: list[tuple[Action, str]] = []
+        groups: dict[_Group, list[Action]] = {}
         reverted = {(a.kind, a.key) for o in outcomes.values() for a in o.reverted}
-        for name, action in actions_of(outcomes):
-            outcome = outcomes[name]
-            if (action.kind, action.key) in reverted:
-                self.struggles = self.struggles.after_repair(action, now, suspects)
-                continue
-            if action in outcome.remaining.actions:  # it failed: a condition
-                for error in outcome.errors:
-                    if getattr(error, "action", "") == str(action):
-                        self.struggles = self.struggles.after_failure(
-                            action, now, getattr(error, "message", str(error)), random.random()
-                        )
-                continue
-            done.append(action)
-            drift = self._is_drift(name, action)
-            self._count(name, action, drift=drift)
-            if drift:
-                self.struggles = self.struggles.after_repair(action, now, suspects)
-        self.struggles = self.struggles.after_success(done).since(now)
-
-    def _count(self, name: str, action: Action, *, drift: bool) -> None:
-        labels = (name, action.kind, action.verb.name.lower())
-        telemetry.ACTIONS.labels(*labels).inc()
-        if drift:
-            telemetry.DRIFT.labels(*labels).inc()
-        log.log(
-            logging.WARNING if drift else logging.INFO,
-            "drift repaired" if drift else "action applied",
-            extra={"domain": name, "action": str(action), "reason": action.reason},
-        )
+        for name, outcome in outcomes.items():
+            left = _Left(outcome)
+            for action in outcome.plan.actions:
+                if (action.kind, action.key) in reverted:
+                    repaired.append(action)
+                    continue
+                if action in left:  # it failed: a condition
+                    failed += left.error_of(action)
+                    continue
+                done.append(action)
+                drift = self._is_drift(name, action)
+                group = _Group(name, action.kind, action.verb, drift)
+                groups.setdefault(group, []).append(action)
+                if drift:
+                    repaired.append(action)
+        for group, actions in groups.items():
+            _tell(group, actions)
+        struggles = self.struggles.after_failures(failed, now, random.random())
+        struggles = struggles.after_repairs(repaired, now, suspects)
+        self.struggles = struggles.after_success(done).since(now)
 
     def _is_drift(self, name: str, action: Action) -> bool:
         if isinstance(action, AttachEni):
@@ -130,3 +129,50 @@ class Accounts:
         target = getattr(action, "object", None)
         is_known = target in settled or target in self._inside[name]
         return is_known is not (action.verb is Verb.DELETE)
+
+
+class _Group(NamedTuple):
+    """What is counted, and said, together."""
+
+    domain: str
+    kind: str
+    verb: Verb
+    is_drift: bool
+
+
+class _Left:
+    """What of one domain's plan is left, and why; asked for each of very many actions."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._actions: dict[tuple[str, Key], list[Action]] = {}
+        for action in outcome.remaining.actions:
+            self._actions.setdefault((action.kind, action.key), []).append(action)
+        self._errors = {getattr(e, "action", ""): e for e in outcome.errors}
+
+    def __contains__(self, action: Action) -> bool:
+        return action in self._actions.get((action.kind, action.key), ())
+
+    def error_of(self, action: Action) -> list[tuple[Action, str]]:
+        """Return the action with what was answered to it; nothing if that is not known."""
+        error = self._errors.get(str(action))
+        return [(action, getattr(error, "message", str(error)))] if error else []
+
+
+def _tell(group: _Group, actions: Sequence[Action]) -> None:
+    """Count what was done and say it: one by one, or if it is much, in one line."""
+    labels = (group.domain, group.kind, group.verb.name.lower())
+    telemetry.ACTIONS.labels(*labels).inc(len(actions))
+    if group.is_drift:
+        telemetry.DRIFT.labels(*labels).inc(len(actions))
+    level = logging.WARNING if group.is_drift else logging.INFO
+    message = "drift repaired" if group.is_drift else "action applied"
+    shown = actions if len(actions) <= LINES else actions[:1]
+    for action in shown:
+        told: dict[str, Any] = {
+            "domain": group.domain,
+            "action": str(action),
+            "reason": action.reason,
+        }
+        if len(shown) < len(actions):
+            told["alike"] = len(actions) - 1
+        log.log(level, message, extra=told)

@@ -46,6 +46,13 @@ __all__ = [
 ]
 
 
+MAX_CIDRS = 10_000
+"""CIDRs in one list. More would fit into a ConfigMap; a change of so many takes a second or two,
+for which pods that start meanwhile wait."""
+
+SomeCidrs = Annotated[tuple[Cidr, ...], Field(min_length=1, max_length=MAX_CIDRS)]
+
+
 class Snat(Model):
     """Whose address the world outside the VPC sees."""
 
@@ -54,7 +61,7 @@ class Snat(Model):
         description="node: what a pod sends out of the VPC carries the node's primary address. "
         "external: it carries the pod's own, and a NAT gateway or router does the rest.",
     )
-    exclude_cidrs: tuple[Cidr, ...] = Field(
+    exclude_cidrs: Annotated[tuple[Cidr, ...], Field(max_length=MAX_CIDRS)] = Field(
         default=(),
         alias="excludeCIDRs",
         description="Destinations beyond the VPC that see pod addresses all the same: peered "
@@ -62,7 +69,7 @@ class Snat(Model):
         "adjacent entries are merged; a bare address means that address alone, and bits beyond "
         "the length are cut off.",
     )
-    only_cidrs: Annotated[tuple[Cidr, ...], Field(min_length=1)] | None = Field(
+    only_cidrs: SomeCidrs | None = Field(
         default=None,
         alias="onlyCIDRs",
         description="The only destinations that see the node's address; all others see the pod's. "
@@ -90,7 +97,7 @@ class Snat(Model):
 class Routing(Model):
     """How packets find their ENI."""
 
-    external_service_cidrs: tuple[Cidr, ...] = Field(
+    external_service_cidrs: Annotated[tuple[Cidr, ...], Field(max_length=MAX_CIDRS)] = Field(
         default=(),
         alias="externalServiceCIDRs",
         description="Service addresses that other software on the node answers for: what pods "

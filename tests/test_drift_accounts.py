@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -11,13 +13,15 @@ from builders import eni, inputs
 from fakes import FakeDirectories
 
 from reconciler import telemetry
+from reconciler.conditions import MOST_OF_ONE, Conditions
 from reconciler.core.call import AttachEni, DetachEni
 from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.installation import Installation
-from reconciler.core.plan import Change, Plan
+from reconciler.core.plan import Change, Plan, Verb
 from reconciler.core.struggle import REPAIRS
 from reconciler.domains import conflist
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
+from reconciler.domains.nat import NftElement
 from reconciler.drift import Accounts
 from reconciler.engine import MAX_ROUNDS, Domain, Outcome
 from reconciler.errors import ApplyError
@@ -102,3 +106,66 @@ def test_whoever_rewrites_our_conflist_is_in_a_fight_like_everybody_else(quick: 
     assert "istio-cni" in str(error), "what it has added"
     assert "Put the plugin into cni.chain" in str(error)
     assert "nobody who could be seen" not in str(error), "notifications tell nothing of files"
+
+
+MANY = tuple(
+    NftElement("no_snat_ipv4", address, address)
+    for address in (ip_address("172.16.0.0") + 2 * n for n in range(10_000))
+)
+
+
+def edit(verb: Verb, *objects: NftElement, left: bool = False) -> dict[str, Outcome]:
+    """A pass that has put, or taken away, what is in the set; or could not."""
+    plan = Plan(tuple(Change(verb, o, "missing") for o in objects))
+    errors = tuple(ApplyError(str(a), "TransactionRefused", "EPERM") for a in plan.actions)
+    desired = frozenset(objects) if verb is Verb.CREATE else frozenset[NftElement]()
+    if left:
+        return {"nat": Outcome(desired=desired, plan=plan, remaining=plan, errors=errors)}
+    return {"nat": Outcome(desired=desired, plan=plan), "link": Outcome(desired=frozenset())}
+
+
+def test_an_edit_of_20000_elements_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    accounts = Accounts(Suspects())
+    before = telemetry.ACTIONS.labels("nat", "nft-element", "create")._value.get()
+    for verb in (Verb.CREATE, Verb.DELETE):
+        accounts.clear()
+        accounts.book(edit(verb, *MANY), everything=True)
+    said = [(r.getMessage(), getattr(r, "alike", None)) for r in caplog.records]
+    assert said == [("action applied", 9_999)] * 2
+    after = telemetry.ACTIONS.labels("nat", "nft-element", "create")._value.get()
+    assert after == before + 10_000, "all are counted"
+
+
+def test_few_actions_are_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    Accounts(Suspects()).book(edit(Verb.CREATE, *MANY[:20]), everything=True)
+    assert [r.getMessage() for r in caplog.records] == ["action applied"] * 20
+    assert {getattr(r, "action", "") for r in caplog.records} == {
+        o.command(Verb.CREATE) for o in MANY[:20]
+    }
+
+
+def test_a_set_that_somebody_has_flushed_is_one_line_and_each_element_is_remembered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It took time that grew with the square of their number: ten thousand were minutes."""
+    accounts = Accounts(Suspects())
+    accounts.book(edit(Verb.CREATE, *MANY), everything=True)
+    caplog.clear()
+    accounts.book(edit(Verb.CREATE, *MANY), everything=True)
+    assert [(r.getMessage(), r.levelname) for r in caplog.records] == [
+        ("drift repaired", "WARNING")
+    ]
+    assert len(accounts.struggles.known) == len(MANY)
+
+
+def test_a_transaction_of_10000_that_is_refused_costs_each_of_them_one_look() -> None:
+    accounts, conditions = Accounts(Suspects()), Conditions()
+    outcomes = edit(Verb.CREATE, *MANY, left=True)
+    accounts.book(outcomes, everything=True)
+    assert {s.error for s in accounts.struggles.known.values()} == {"EPERM"}
+    assert len(accounts.struggles.known) == len(MANY)
+    conditions.report("nat", outcomes["nat"])
+    assert len(conditions.all()) == MOST_OF_ONE + 1
+    assert "9950 more" in " ".join(conditions.texts("nat"))

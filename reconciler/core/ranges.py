@@ -20,11 +20,15 @@ def coalesce(networks: Iterable[IpNetwork]) -> tuple[Range, ...]:
 def unite(ranges: Iterable[Range]) -> tuple[Range, ...]:
     """Merge ranges that overlap or touch."""
     merged: list[Range] = []
-    for first, last in sorted(ranges, key=lambda r: (int(r[0]), int(r[1]))):
-        if merged and int(first) <= int(merged[-1][1]) + 1:
-            merged[-1] = (merged[-1][0], max(last, merged[-1][1], key=int))
+    end = -1
+    # Numbers, because addresses compare ten times slower, and there may be 10,000.
+    for first, last, range_ in sorted((int(r[0]), int(r[1]), r) for r in ranges):
+        if merged and first <= end + 1:
+            if last > end:
+                merged[-1], end = (merged[-1][0], range_[1]), last
         else:
-            merged.append((first, last))
+            merged.append(range_)
+            end = last
     return tuple(merged)
 
 

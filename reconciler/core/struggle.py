@@ -70,36 +70,55 @@ class Struggles:
 
     def after_repair(self, action: Action, now: float, suspects: tuple[str, ...]) -> Struggles:
         """Note that drift of an object was put right."""
-        before = self._of(action)
-        after = replace(
-            before,
-            repairs=(*before.repairs, now)[-REPAIRS:],
-            failures=0,
-            error="",
-            suspects=suspects or before.suspects,
-        )
-        if after.is_fight:
-            after = replace(after, rests=before.rests + 1, until=now + _rest_s(before.rests))
-        return self._with(action, after)
+        return self.after_repairs([action], now, suspects)
+
+    def after_repairs(
+        self, actions: Iterable[Action], now: float, suspects: tuple[str, ...]
+    ) -> Struggles:
+        """Note that drift of objects was put right.
+
+        All at once: whoever flushes a set takes ten thousand.
+        """
+        changed: dict[Identity, Struggle] = {}
+        for action in actions:
+            before = self._of(action)
+            after = replace(
+                before,
+                repairs=(*before.repairs, now)[-REPAIRS:],
+                failures=0,
+                error="",
+                suspects=suspects or before.suspects,
+            )
+            if after.is_fight:
+                after = replace(after, rests=before.rests + 1, until=now + _rest_s(before.rests))
+            changed[action.kind, action.key] = after
+        return self._with(changed)
 
     def after_failure(self, action: Action, now: float, error: str, chance: float) -> Struggles:
-        """Note that an action failed; the first failure is tried again at once.
+        """Note that an action failed; the first failure is tried again at once."""
+        return self.after_failures([(action, error)], now, chance)
+
+    def after_failures(
+        self, failures: Iterable[tuple[Action, str]], now: float, chance: float
+    ) -> Struggles:
+        """Note that actions failed; the first failure of each is tried again at once.
 
         Args:
-            action: what was tried.
+            failures: what was tried, and what the kernel answered.
             now: monotonic seconds.
-            error: what the kernel answered.
             chance: a random number from 0 to 1, so that nodes do not go in step.
         """
-        before = self._of(action)
-        rest_s = _rest_s(before.failures - 1) * (0.5 + chance / 2) if before.failures else 0.0
-        after = replace(
-            before,
-            failures=before.failures + 1,
-            error=error,
-            until=max(before.until, now + rest_s),
-        )
-        return self._with(action, after)
+        changed: dict[Identity, Struggle] = {}
+        for action, error in failures:
+            before = self._of(action)
+            rest_s = _rest_s(before.failures - 1) * (0.5 + chance / 2) if before.failures else 0.0
+            changed[action.kind, action.key] = replace(
+                before,
+                failures=before.failures + 1,
+                error=error,
+                until=max(before.until, now + rest_s),
+            )
+        return self._with(changed)
 
     def after_success(self, actions: Iterable[Action]) -> Struggles:
         """Forget failures of what has worked, and was no drift."""
@@ -137,9 +156,8 @@ class Struggles:
             return plan
         if atomic:
             return replace(plan, actions=(), resting=plan.actions)
-        return replace(
-            plan, actions=tuple(a for a in plan.actions if a not in resting), resting=resting
-        )
+        going = tuple(a for a in plan.actions if not self._rests(a, now))
+        return replace(plan, actions=going, resting=resting)
 
     def explain(self, plan: Plan) -> tuple[ApplyError, ...]:
         """Say why what rests in a plan does: once for each kind and reason, however many rest."""
@@ -170,8 +188,8 @@ class Struggles:
             return known
         return Struggle(_object(action))
 
-    def _with(self, action: Action, struggle: Struggle) -> Struggles:
-        return Struggles({**self.known, (action.kind, action.key): struggle})
+    def _with(self, changed: Mapping[Identity, Struggle]) -> Struggles:
+        return Struggles({**self.known, **changed}) if changed else self
 
 
 def _object(action: Action) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from reconciler.core.datapath import (
@@ -17,6 +18,7 @@ from reconciler.core.datapath import (
     TABLE,
     Family,
     IpAddress,
+    IpNetwork,
     Marks,
     family_of,
     is_node_local,
@@ -24,7 +26,7 @@ from reconciler.core.datapath import (
 from reconciler.core.facts import Eni
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Change, Key, Plan, Verb, compare, merge
-from reconciler.core.ranges import coalesce, print_range
+from reconciler.core.ranges import Range, coalesce, print_range
 from reconciler.core.snat import untranslated
 from reconciler.errors import NotReadyError
 
@@ -157,6 +159,10 @@ class NftElement:
     first: IpAddress
     last: IpAddress
     goto: str = ""
+
+    def __hash__(self) -> int:
+        # By numbers: an address makes text of itself to compute its hash.
+        return hash((self.set, int(self.first), int(self.last), self.goto))
 
     @property
     def key(self) -> Key:
@@ -309,15 +315,23 @@ def _family_sets(family: Family) -> set[NftObject]:
     }
 
 
-def _cidrs(inputs: Inputs, family: Family) -> set[NftObject]:
-    sets = sets_of(family)
+def _cidrs(inputs: Inputs, family: Family) -> frozenset[NftObject]:
     cidrs = inputs.document.routing.external_service_cidrs
-    by_main = coalesce(c for c in cidrs if c.version == family.version)
-    return {
+    return _ranges(untranslated(inputs, family), cidrs, family)
+
+
+@lru_cache(maxsize=4)
+def _ranges(
+    kept: tuple[Range, ...], by_main: tuple[IpNetwork, ...], family: Family
+) -> frozenset[NftObject]:
+    """Remembered: objects that are the same are compared with no look into them."""
+    sets = sets_of(family)
+    mained = coalesce(c for c in by_main if c.version == family.version)
+    return frozenset(
         NftElement(name, first, last)
-        for name, ranges in ((sets.no_snat, untranslated(inputs, family)), (sets.by_main, by_main))
+        for name, ranges in ((sets.no_snat, kept), (sets.by_main, mained))
         for first, last in ranges
-    }
+    )
 
 
 def chain_of(device_index: int) -> str:

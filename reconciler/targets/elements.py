@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby, islice
 
@@ -132,7 +133,22 @@ class Reader:
         return element
 
 
+def _plain(size: int) -> tuple[bytes, int]:
+    """Return how an element without verdict begins in the kernel's answers, and its length."""
+    begin = attribute(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, bytes(size)))
+    return begin[:-size], len(begin)
+
+
+PLAIN = dict(_plain(size) for size in (4, 16))
+END = attribute(NFTA_SET_ELEM_FLAGS, struct.pack(">I", INTERVAL_END))
+
+
 def _decode(content: bytes) -> _Part:
+    length = PLAIN.get(content[:8])
+    if length == len(content):
+        return content[8:], False, ""
+    if length and content[length:] == END:
+        return content[8:length], True, ""
     found = dict(attributes(content))
     if not found.keys() <= {NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS}:
         raise UnknownError
@@ -191,5 +207,16 @@ def _encode(element: NftElement, *, is_interval: bool) -> Iterator[bytes]:
 
 
 def _part(key: IpAddress, more: bytes) -> bytes:
-    keyed = nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key.packed))
-    return nested(NFTA_LIST_ELEM, keyed + more)
+    packed = key.packed
+    return _head(len(packed), len(more)) + packed + more
+
+
+@lru_cache(maxsize=64)
+def _head(key: int, more: int) -> bytes:
+    """Return what stands before a key: the attributes that it is nested in."""
+    shape = nested(NFTA_LIST_ELEM, _keyed(bytes(key)) + bytes(more))
+    return shape[: len(shape) - key - more]
+
+
+def _keyed(key: bytes) -> bytes:
+    return nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key))

@@ -130,6 +130,7 @@ def test_the_defaults_are_whole() -> None:
         ("warmPool: {enis: {}, prefixes: {}, addresses: {}}\n", "3:18: warmPool.enis: addresses and enis and prefixes are given, but one strategy decides; remove all but one"),
         ("warmPool: {prefixes: {}}\n", "3:22: warmPool.prefixes: counts /28 prefixes, but eni.allocate is addresses; set it to prefixes, or choose addresses or enis here"),
         ("maxPods: 0\n", "3:10: maxPods: 0: must be at least 1"),
+        (f"snat: {{excludeCIDRs: [{', '.join(['10.0.0.1'] * 10_001)}]}}\n", "3:22: snat.excludeCIDRs: 10001 entries: must be at most 10000"),
         ("maxPods: 1001\n", "3:10: maxPods: 1001: must be at most 1000"),
         ("cluster: a_b\n", "3:10: cluster: 'a_b': must be 1 to 100 letters, digits and hyphens"),
         (f"cluster: {'a' * 101}\n", f"3:10: cluster: '{'a' * 101}': must be 1 to 100 letters, digits and hyphens"),

@@ -7,6 +7,7 @@ as long as it lives. Both are hints for people, never grounds to act on.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import threading
@@ -27,6 +28,10 @@ RECENT_S = 10.0
 """Seconds for which somebody who has changed something is remembered."""
 
 MOST = 8
+"""Names that are told."""
+
+MAX_AUTHORS = 64
+"""Of one notification, and names that are remembered; whoever changes something does so again."""
 
 
 class Suspects:
@@ -39,11 +44,15 @@ class Suspects:
 
     def hear(self, notifications: bytes) -> None:
         """Remember who is behind some notifications; what cannot be understood tells nothing."""
-        names = {name or _name(pid) for pid, name in _authors(notifications) if pid != self._own}
+        authors = set(itertools.islice(_authors(notifications), MAX_AUTHORS))
+        names = {name or _name(pid) for pid, name in authors if pid != self._own}
         if names:
             now = time.monotonic()
             with self._lock:
                 self._seen |= dict.fromkeys(names, now)
+                if len(self._seen) > MAX_AUTHORS:
+                    latest = sorted(self._seen, key=self._seen.__getitem__)[-MOST:]
+                    self._seen = {name: self._seen[name] for name in latest}
 
     def lately(self) -> tuple[str, ...]:
         """Return who it was in the last seconds, the latest first, as ``name (pid 1234)``."""

@@ -48,6 +48,10 @@ BURST_S = 0.01
 """Seconds between two readings of the kernel's notifications; each reading marks at once."""
 
 
+MAX_READ = 256
+"""Notifications that are read of one burst and socket: that many in each ``BURST_S``."""
+
+
 class Triggers:
     """What may have changed since the loop last asked."""
 
@@ -280,9 +284,13 @@ def _ready(sockets: list[socket.socket], timeout_s: float) -> list[socket.socket
 
 
 def _drain(s: socket.socket, suspects: Suspects) -> None:
-    """Read all notifications there are; what they are about is looked at elsewhere."""
+    """Read notifications; what they are about is looked at elsewhere.
+
+    Not for as long as there are any: whoever makes them without end must not keep this thread from
+    marking the next burst. What is left is read then, or lost, which says as much.
+    """
     try:
-        while True:
+        for _ in range(MAX_READ):
             suspects.hear(s.recv(65536, socket.MSG_DONTWAIT))
     except BlockingIOError:
         return

@@ -92,7 +92,8 @@ class FakeNetlink:
         objects = list(self._objects.values())
         names = {o.mac: o.name for o in objects if isinstance(o, EniLink)}
         veths = {alias_key(o.alias): o.name for o in objects if isinstance(o, Veth)}
-        return Links(names, {key: name for key, name in veths.items() if key})
+        macs = {o.name: o.mac for o in objects if isinstance(o, Veth)}
+        return Links(names, {key: name for key, name in veths.items() if key}, macs)
 
     def pod_addresses(self) -> dict[str, Any]:
         routes = [o for o in self._objects.values() if isinstance(o, Route)]

@@ -560,7 +560,7 @@ def _addresses_at(link: Facts) -> list[IpAddress]:
                 for m in host.read(ADDRESSES, filters, family=number, index=index)
             ]
         found = [ip_address(m.get("local") or m.get("address")) for m in told]
-    except HOSTILE:
+    except (NetlinkError, ObserveError, OSError, ValueError):
         return []  # then it is not known
     return [a for a in found if not (a.version == 6 and a.is_link_local)]
 

@@ -421,7 +421,8 @@ def _pack(attributes: Attributes, numbers: Mapping[str, tuple[int, str]]) -> byt
                 payload = PEER_HEADER if name == "VETH_INFO_PEER" else b""
                 payload += _pack(value, numbers)
             case int():
-                payload = value.to_bytes(WIDTHS[kind], sys.byteorder)
+                # Four, if it is taken for something else: IFA_TARGET_NETNSID is.
+                payload = value.to_bytes(WIDTHS.get(kind, 4), sys.byteorder)
             case _ if kind == "asciiz":
                 payload = value.encode() + b"\0"
             case _ if kind in ("l2addr", "lladdr"):

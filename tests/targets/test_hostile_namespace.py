@@ -8,7 +8,8 @@ import subprocess
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +363,75 @@ def _dumped(monkeypatch: pytest.MonkeyPatch, answers: list[bytes]) -> int:
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
     return rtnetlink.HEADER.pack(16 + len(body), kind, flags, 0, 0) + body
+
+
+# -- the host's own addresses, and what is behind a link ----------------------------------
+
+FREE = {ip_address(f"10.0.1.{n}") for n in range(11, 20)}
+BLOCK = ip_network("2001:db8:1:0:7::/80")
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        ("ip address add 10.0.1.12/24 dev eth0", "10.0.1.12/32"),
+        ("ip address add 10.0.1.12/24 dev eth0; ip link set eth0 down", "10.0.1.12/32"),
+        ("ip link add br0 type bridge; ip address add 10.0.1.12/32 dev br0", "10.0.1.12/32"),
+        ("ip address add 10.0.1.12/32 dev lo", "10.0.1.12/32"),
+        ("ip address add 192.0.2.1 peer 10.0.1.12 dev eth0", ""),
+        ("ip route add local 10.0.1.12 dev lo", "10.0.1.12/32"),
+        ("ip route add local 10.0.1.8/29 dev lo", "10.0.1.8/29"),
+        ("ip address add 10.0.1.13/30 dev eth0", "10.0.1.13/32 10.0.1.15/32"),
+        ("ip route add blackhole 10.0.1.12 table local", "10.0.1.12/32"),
+        ("ip address add 2001:db8:1:0:7::9/64 dev eth0 nodad", "2001:db8:1:0:7::9/128"),
+        ("ip route add local 2001:db8:1::/64 dev lo", "2001:db8:1::/64"),
+        ("ip route add local 2001:db8:1:0:7::8/126 dev lo", "2001:db8:1:0:7::8/126"),
+        ("ip address add 192.0.2.12/24 dev eth0; ip address add fd00::1/64 dev eth0", ""),
+        ("ip route add 10.0.1.12 dev eth0", ""),
+    ],
+)
+def test_an_address_for_pods_that_the_host_takes_for_its_own_is_found(
+    node: Node, command: str, where: str
+) -> None:
+    assert node.target.occupied(FREE, [BLOCK]) == {}
+    assert run(node.home, command)
+    found = node.target.occupied(FREE, [BLOCK])
+    # A broadcast address is no host's either; the kernel has made it a route of its own.
+    assert {str(n) for n in found} == set(where.split())
+    assert all(found.values())
+
+
+def test_many_addresses_of_the_host_that_are_no_pods_are_never_kept(node: Node) -> None:
+    batch(node.home, [f"address add 198.18.{n // 256}.{n % 256}/32 dev lo" for n in range(2000)])
+    with loop(node.home, "address add 192.0.2.9/32 dev lo", "address delete 192.0.2.9/32 dev lo"):
+        for _ in range(5):
+            assert node.target.occupied(FREE, [BLOCK]) == {}
+    assert run(node.home, "ip address add 10.0.1.12/32 dev lo")
+    with loop(node.home, "address add 192.0.2.9/32 dev lo", "address delete 192.0.2.9/32 dev lo"):
+        for _ in range(5):
+            assert node.target.occupied(FREE, [BLOCK]).keys() == {ip_network("10.0.1.12/32")}
+
+
+def test_what_is_behind_a_link_is_told_by_neighbours_and_then_by_the_pods_own_link(
+    node: Node,
+) -> None:
+    """Nobody needs to know where the pod's namespace is; the fake's contract is the same."""
+    pods = [attachment(n, 1) for n in (1, 2)]
+    names = [p.veth for p in pods]
+    assert node.target.addresses_behind(names) == {p.veth: p.addresses for p in pods}
+    run(node.home, f"ip neighbour flush dev {names[0]} nud permanent")
+    assert node.target.addresses_behind(names) == {p.veth: p.addresses for p in pods}
+    batch(node.pods[0], [f"address add 198.18.0.{n}/32 dev eth0" for n in range(20)])
+    assert len(node.target.addresses_behind(names)[names[0]]) == 21
+    run(node.pods[0], "ip address flush dev eth0")
+    assert node.target.addresses_behind([names[0], "nnnone"]) == {names[0]: (), "nnnone": ()}
+
+
+def test_a_changed_mtu_holds_for_both_ends_whatever_the_pod_calls_its_own(node: Node) -> None:
+    """What is longer than the receiving end's is dropped without a word."""
+    (veth,) = [o for o in node.wanted if isinstance(o, Veth) and o.name == attachment(1).veth]
+    assert run(node.pods[0], "ip link set eth0 down; ip link set eth0 name net9")
+    smaller = replace(veth, mtu=1400)
+    assert node.target.apply([Change(Verb.UPDATE, smaller, "the document", veth)]) == ()
+    for where, name in ((node.home, veth.name), (node.pods[0], "net9")):
+        assert run(where, f"ip link show {name} | grep -q 'mtu 1400'")

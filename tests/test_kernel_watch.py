@@ -18,8 +18,11 @@ from waiting import until
 from lab import netns
 from reconciler import suspects as heard
 from reconciler import triggers as told
+from reconciler.conditions import Conditions
+from reconciler.duty import Duties
 from reconciler.suspects import MAX_AUTHORS, MOST, Suspects
 from reconciler.triggers import KernelWatch, Triggers
+from reconciler.watchdog import Watchdog
 
 
 class Endless:
@@ -68,13 +71,23 @@ def flood(where: str) -> Iterator[None]:
 
 
 @pytest.mark.kernel
-def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing() -> None:
+def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = told._rtnetlink
+
+    def soon_full() -> socket.socket:
+        s = small()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # ENOBUFS
+        return s
+
+    monkeypatch.setattr(told, "_rtnetlink", soon_full)
+    conditions = Conditions()
+    dog = Watchdog(lambda *_: None)
     with namespace("home") as home, netns.inside(home):
         marks = Triggers()
-        watch = KernelWatch(marks, Suspects())
-        for s in watch._sockets:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # soon full: ENOBUFS
-        watch.start()
+        watch = KernelWatch(marks, Suspects(), Duties(conditions, dog), dog)
+        watch.keep()
         try:
             with flood(home):
                 for _ in range(20):
@@ -83,6 +96,7 @@ def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing() -> None
                 pass
             subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
             until(lambda: bool(marks.wait(0.1)), "a mark after the flood")
+            assert conditions.all() == []
         finally:
             watch.stop()
 

@@ -12,7 +12,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from reconciler.core.records import Records
 from reconciler.drift import Accounts
 from reconciler.duty import Duties
 from reconciler.engine import Outcome
-from reconciler.errors import InternalError, ReconcilerError, boundary
+from reconciler.errors import InternalError, LockedError, ReconcilerError, boundary
 from reconciler.memory import give_back
 from reconciler.node import LocalNode
 from reconciler.reader import Reader, Reading
@@ -137,6 +137,8 @@ class Agent:
             the clock alone.
 
     Attributes:
+        upkeep: what each pass over everything looks at first: whether the directory, its lock and
+            the socket are still this process's own. Each makes again what it can.
         watchdog: knows whether every thread goes on.
         duties: runs what the daemon does, each duty by itself.
     """
@@ -188,6 +190,8 @@ class Agent:
         self._pool_fails = False
         self._taking_over = False
         self._linkless: frozenset[str] = frozenset()
+        self.upkeep: list[Callable[[], tuple[Finding, ...]]] = [state.reclaim]
+        self._displaced: LockedError | None = None
         self.watchdog = Watchdog(self._note_stuck)
         self.duties = Duties(self._conditions, self.watchdog)
         self._watches = self._make_watches(suspects) if events else ()
@@ -197,6 +201,7 @@ class Agent:
 
         Raises:
             DocumentError: the document is invalid and there is no earlier one to keep.
+            LockedError: another reconciler has taken the node over.
         """
         sys.setswitchinterval(SWITCH_S)
         gc.freeze()
@@ -226,6 +231,8 @@ class Agent:
             self.watchdog.stop()
             pool.join(timeout=5)
             log.info("stopped")
+        if self._displaced is not None:
+            raise self._displaced
 
     def _make_watches(self, suspects: Suspects) -> tuple[FileWatch | KernelWatch, ...]:
         return (
@@ -571,6 +578,8 @@ class Agent:
         assert self._document is not None
         self._untidy = True
         self._full_pass_at = started = time.monotonic()
+        if not self._keep_own():
+            return RETRY_S
         try:
             with self.watchdog.over(FULL_PASS), boundary(FULL_PASS):
                 result = self._node.kernel_pass(
@@ -617,6 +626,25 @@ class Agent:
         with self.duties.over("waking the pool"):
             self._tell_pool(result)
         return due_s
+
+    def _keep_own(self) -> bool:
+        """Make again what others have taken of ours; return whether this node is still ours.
+
+        Raises nothing: what cannot be made again is a condition, and tried with the next pass.
+        """
+        found: list[Finding] = []
+        with self.duties.over("keeping the state directory"):
+            try:
+                for look in self.upkeep:
+                    found += look()
+            except LockedError as error:
+                log.error("another reconciler has taken over", extra={"error": str(error)})
+                self._displaced = error
+                self.stop()
+                return False
+        with self.duties.over("the conditions"):
+            self._conditions.note("state directory", found)
+        return True
 
     def _tell_pool(self, result: Pass) -> None:
         """Wake the pool's loop if there is something for it."""

@@ -673,6 +673,7 @@ class LocalNode:
         outcomes = {"eni": self.pool_pass(document, dry=True)}
         if self.cloud is None:
             return outcomes  # it says why EC2 could not be read
+        self.state.hold(())  # what an earlier look of this process has found in the kernel
         records = self.state.observe()
         inputs = self._inputs(document, records, rehearsal=True)
         self.state.hold(inputs.strays)

@@ -23,6 +23,7 @@ from cni import protocol
 from reconciler.agent import Agent
 from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
 from reconciler.core.datapath import family_of, host_network
+from reconciler.core.finding import Finding
 from reconciler.core.plan import Refusal
 from reconciler.errors import StateError
 from reconciler.listener import Bounds, Listener
@@ -85,27 +86,60 @@ class Server:
         self._agent = agent
         self._path = path
         self._workers = _Workers()
-        self._listener = Listener(
+        self._listener, self._place = self._open()
+
+    def _open(self) -> tuple[Listener, Place]:
+        listener: Listener
+
+        def take(connection: socket.socket, line: bytes) -> bytes | None:
+            return self._take(listener, connection, line)
+
+        listener = Listener(
             "the socket",
-            _listen(path),
+            _listen(self._path),
             BOUNDS,
             lambda received: b"\n" in received,
-            self._take,
-            duties=agent.duties,
-            watchdog=agent.watchdog,
+            take,
+            duties=self._agent.duties,
+            watchdog=self._agent.watchdog,
         )
+        return listener, _place(self._path)
 
     def start(self) -> None:
         """Begin to answer."""
         self._listener.start()
 
+    def reclaim(self) -> tuple[Finding, ...]:
+        """Listen again if the socket's path leads here no more; say so.
+
+        The lock must be held: another reconciler's socket would be taken away.
+
+        Raises:
+            StateError: the socket cannot be made.
+        """
+        if _place(self._path) == self._place:
+            return ()
+        before = self._listener
+        self._listener, self._place = self._open()
+        self.start()
+        before.stop()
+        return (
+            Finding(
+                f"socket {self._path}",
+                "SocketReplaced",
+                "it was removed or replaced by another program, so that no pod could ask for its "
+                "network; it is made again. Find out who removes it",
+            ),
+        )
+
     def stop(self) -> None:
         """End answering; what is under way is finished by its own thread."""
         self._listener.stop()
         self._workers.stop()
-        self._path.unlink(missing_ok=True)
+        if _place(self._path) == self._place:  # or else it is another reconciler's
+            self._path.unlink(missing_ok=True)
 
-    def _take(self, connection: socket.socket, line: bytes) -> bytes | None:
+    def _take(self, listener: Listener, connection: socket.socket, line: bytes) -> bytes | None:
         """Give a question to a thread; refuse what is none, and what is too much at once."""
         began = time.monotonic()
         try:
@@ -124,7 +158,7 @@ class Server:
                 with self._agent.duties.over("an answer on the socket", slow=True):
                     self._exchange(connection, question, began)
             finally:
-                self._listener.close(connection)
+                listener.close(connection)
 
         if self._workers.run(kind, most, exchange):
             return None
@@ -195,6 +229,18 @@ class _Workers:
                 if self._idle >= SPARE_THREADS:
                     return
                 self._idle += 1
+
+
+Place = tuple[int, int] | None
+"""Device and inode of a path; None if there is nothing."""
+
+
+def _place(path: Path) -> Place:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _listen(path: Path) -> socket.socket:

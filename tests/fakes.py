@@ -372,6 +372,9 @@ class FakeState:
         """Another process: it knows only what was written."""
         self._unwritten = {}
 
+    def reclaim(self) -> tuple[()]:
+        return ()
+
     def hold(self, attachments: Iterable[Attachment]) -> None:
         for a in attachments:
             if (a.kind, a.key) not in self._records:

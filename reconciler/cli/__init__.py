@@ -41,6 +41,7 @@ from reconciler.health import HealthServer
 from reconciler.node import LocalNode
 from reconciler.server import Server
 from reconciler.targets.files import HostDirectories
+from reconciler.targets.lock import NamespaceLock
 from reconciler.targets.state import DEFAULT, StateDirectory
 from reconciler.trace import Query, find_pod
 from reconciler.world import World, apart, collector
@@ -199,9 +200,13 @@ def run(
     try:
         state.prepare()
         state.lock()
+        namespace = NamespaceLock()
+        namespace.take()
         world = replace(_world(state, conf_dir, bin_dir, program), make_ec2=apart)
         agent = Agent(config, state, world, events=events)
-        servers: list[Server | HealthServer] = [Server(state.socket, agent)]
+        door = Server(state.socket, agent)
+        agent.upkeep += [namespace.take, door.reclaim]
+        servers: list[Server | HealthServer] = [door]
         if listen:
             servers.append(HealthServer(listen, agent))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -318,6 +323,8 @@ def apply(
     try:
         state.prepare()
         state.lock()
+        namespace = NamespaceLock()
+        namespace.take()
         outcomes = _settle(LocalNode(state, _world(state, conf_dir, bin_dir, program)), document)
     except ReconcilerError as error:
         _fail(error)

@@ -91,7 +91,8 @@ def _of_intents(records: Records, now: float) -> Iterator[Finding]:
                 f"intent {intent.key}", "NotForgotten", f"it was released and is done; {DO}"
             )
     for a in records.attachments:
-        if a.key not in asked and not a.netns_alive:
+        # Of one that was rebuilt from the kernel, the namespace is not known.
+        if a.key not in asked and a.netns and not a.netns_alive:
             yield Finding(
                 f"attachment {a.key}",
                 "WantedByNobody",

@@ -37,6 +37,7 @@ from reconciler.core.call import Creation
 from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Node
+from reconciler.core.finding import Finding
 from reconciler.core.plan import Change, Verb
 from reconciler.core.records import BY_KEY, DOUBT_S, Records, SetAside
 from reconciler.core.release import Quarantine
@@ -161,11 +162,14 @@ class StateDirectory:
             StateError: the file system refuses.
         """
         try:
-            for kind in (*KINDS, SET_ASIDE):
+            for kind in KINDS:
                 path = self.root / kind
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if path.stat().st_mode & 0o077:
-                    path.chmod(0o700)
+                    with suppress(OSError):  # a read-only disk does not keep pods from starting
+                        path.chmod(0o700)
+            with suppress(OSError):  # what cannot be read then stays where it is
+                (self.root / SET_ASIDE).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             cure = "run as root" if error.errno == errno.EACCES else "free or remount it"
             why = f"{error.strerror}; {cure}"
@@ -178,26 +182,79 @@ class StateDirectory:
             LockedError: another process is.
             StateError: the lock's file cannot be opened.
         """
+        try:
+            self._lock = self._take_lock()
+        except BlockingIOError as error:
+            raise LockedError(
+                f"process {error.strerror} already reconciles this node ({self.root}); it applies "
+                "what differs by itself: use 'node-network diff' or 'node-network status'"
+            ) from error
+        for path in self.intents.glob(f".*{ASIDE}"):
+            with suppress(OSError):  # a read-only disk: the next process comes back to it
+                path.unlink()  # whoever was killed over it had nothing left to do for it
+
+    def _take_lock(self) -> int:
+        """Return the descriptor that holds the lock's file.
+
+        Raises:
+            BlockingIOError: another process has it; its text is that process's number.
+            StateError: the file cannot be opened.
+        """
         path = self.root / "lock"
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(path, flags, 0o600)
         except OSError as error:
             cure = "run as root" if error.errno == errno.EACCES else "see to the directory"
             raise StateError(f"cannot open {path}: {error.strerror}; {cure}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
             os.close(fd)
-            raise LockedError(
-                f"process {holder or '?'} already reconciles this node ({self.root}); it applies "
-                "what differs by itself: use 'node-network diff' or 'node-network status'"
-            ) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
-        self._lock = fd
-        for path in self.intents.glob(f".*{ASIDE}"):
-            path.unlink()  # whoever was killed over it had nothing left to do for it
+            raise BlockingIOError(errno.EAGAIN, holder) from error
+        with suppress(OSError):  # a full disk: who holds it is not told then
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        return fd
+
+    def reclaim(self) -> tuple[Finding, ...]:
+        """Make again what others have removed of the directory, its lock included.
+
+        A second reconciler could take a lock whose file is another one than is held here.
+
+        Returns:
+            What was made again.
+
+        Raises:
+            LockedError: another process has locked the directory since: it is not ours any more.
+            StateError: the file system refuses.
+        """
+        if self._lock is None:
+            return ()
+        missing = [k for k in KINDS if not (self.root / k).is_dir()]
+        self.prepare()
+        if not _is_same(self._lock, self.root / "lock"):
+            missing.append("lock")
+            try:
+                fd = self._take_lock()
+            except BlockingIOError as error:
+                raise LockedError(
+                    f"process {error.strerror} has taken over {self.root}, which was removed or "
+                    "replaced; it reconciles this node now, and this process ends"
+                ) from error
+            os.close(self._lock)
+            self._lock = fd
+        if not missing:
+            return ()
+        return (
+            Finding(
+                f"state directory {self.root}",
+                "DirectoryReplaced",
+                f"{', '.join(missing)} were removed by another program and are made again; what "
+                "this process knows of the records is written again. Find out who removes them",
+            ),
+        )
 
     def observe(self, desired: Iterable[object] = ()) -> Records:
         """Read all records, each kind in key order; a missing directory holds none.
@@ -724,6 +781,15 @@ class StateDirectory:
                 return self.root / "quarantine" / name
             case Creation(token):
                 return self.root / "creations" / f"{token}.json"
+
+
+def _is_same(fd: int, path: Path) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        there, held = path.lstat(), os.fstat(fd)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
 
 def _subjects(record: Record | SetAside) -> tuple[object, ...]:

@@ -1,0 +1,129 @@
+"""One reconciler for each network namespace, whatever its state directory is called.
+
+Two of them take each other's addresses, routes and nftables table for garbage. The lock is an
+abstract Unix socket: its name belongs to the network namespace, and the kernel frees it when its
+process ends, however that comes about (unix(7), "Abstract sockets").
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from reconciler.core.finding import Finding
+from reconciler.errors import LockedError, StateError
+
+NAME = "\0node-network/lock"
+"""A leading NUL makes it abstract."""
+
+CREDENTIALS = struct.Struct("=iII")
+"""``struct ucred`` of linux/socket.h: process, user, group."""
+
+ANSWER_S = 1.0
+"""Seconds in which the kernel must connect us to the holder; its queue may be full."""
+
+CAP_NET_ADMIN = 12
+"""Of linux/capability.h: without it nothing of the network can be changed."""
+
+MAX_COMMAND = 200
+"""Characters of the holder's command line that are told."""
+
+
+class NamespaceLock:
+    """The lock of this network namespace.
+
+    Anybody in the namespace may bind the name. A process that cannot be a reconciler, because it
+    has not the rights of one, keeps none from starting; it is told as a finding.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def take(self) -> tuple[Finding, ...]:
+        """Become the only reconciler of the namespace, until the process ends.
+
+        Returns:
+            Who has the name without being a reconciler.
+
+        Raises:
+            LockedError: another reconciler is, or may be, here.
+            StateError: the kernel refuses for another reason.
+        """
+        if self._socket is not None:
+            return ()
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            s.bind(NAME)
+            s.listen(8)  # whoever finds it taken asks who holds it
+        except OSError as error:
+            s.close()
+            return self._judge_holder(error)
+        self._socket = s
+        return ()
+
+    def release(self) -> None:
+        """Let another reconciler begin."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _judge_holder(self, refusal: OSError) -> tuple[Finding, ...]:
+        try:
+            process, user = _find_holder()
+        except ConnectionRefusedError:
+            process, user = 0, 0  # bound, and not listening yet, or any more
+        except OSError as error:
+            raise StateError(
+                f"cannot lock this network namespace: {refusal.strerror}, and its holder cannot "
+                f"be asked: {error.strerror}"
+            ) from error
+        who = f"process {process or '?'} of user {user}{_command(process)}"
+        if user == 0 and _may_administer(process):
+            raise LockedError(
+                f"{who} already reconciles this network namespace, with a state directory of its "
+                "own: end it, or start this one with the same --state-dir"
+            )
+        return (
+            Finding(
+                "network namespace",
+                "LockOccupied",
+                f"{who} holds {NAME[1:]} and cannot be a reconciler; without the lock a second "
+                "reconciler with another --state-dir would not be noticed: end that process",
+            ),
+        )
+
+
+def _find_holder() -> tuple[int, int]:
+    """Return process (0 if it cannot be seen from here) and user of whoever listens.
+
+    Raises:
+        OSError: it cannot be asked.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+        s.settimeout(ANSWER_S)
+        s.connect(NAME)
+        found = s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    process, user, _ = CREDENTIALS.unpack(found)
+    return process, user
+
+
+def _may_administer(process: int) -> bool:
+    """Whether a process may change the network; one that cannot be seen is taken for able."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        (line,) = (x for x in status.splitlines() if x.startswith("CapEff:"))
+        return bool(int(line.split()[1], 16) >> CAP_NET_ADMIN & 1)
+    except (OSError, ValueError, IndexError):
+        return True
+
+
+def _command(process: int) -> str:
+    """Return a process's command line in brackets; nothing if it cannot be read."""
+    with suppress(OSError):
+        with Path(f"/proc/{process}/cmdline").open("rb") as f:
+            words = f.read(MAX_COMMAND).split(b"\0")
+        text = " ".join(w.decode(errors="backslashreplace") for w in words if w)
+        return f" ({text})" if text else ""
+    return ""

@@ -1,0 +1,140 @@
+"""The daemon's directory, lock and socket: what it does when others take them away."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import SUBNET, eni, node
+from fake_cloud import FakeEc2, FakeImds
+from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeRemains, FakeSurroundings, FakeSysctl
+from waiting import until
+
+from reconciler.agent import Agent
+from reconciler.client import ask
+from reconciler.core.cloud import Limits
+from reconciler.errors import LockedError, UnansweredError
+from reconciler.server import Server
+from reconciler.targets.state import StateDirectory
+from reconciler.world import World
+
+DOCUMENT = """\
+apiVersion: node-network/v1alpha1
+kind: NodeNetwork
+reconcile: {resync: 1s}
+"""
+
+
+class Daemon:
+    """A daemon in this process, whose state directory is reached by a symbolic link."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.place = tmp_path / "a"
+        self.place.mkdir()
+        (tmp_path / "run").symlink_to(self.place)
+        self.state = StateDirectory(tmp_path / "run")
+        self.state.prepare()
+        self.state.lock()
+        first = eni(0, 0, primary=SUBNET[10])
+        ec2 = FakeEc2([first], Limits(3, 10), SUBNET, journal=self.state)
+        netlink = FakeNetlink()
+        netlink.plug(first.mac, "eth0")
+        (tmp_path / "node-network.yaml").write_text(DOCUMENT)
+        world = World(
+            imds=FakeImds(node(), ec2),
+            make_ec2=lambda *_: ec2,
+            netlink=netlink,
+            nft=FakeNft(),
+            sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
+            conntrack=FakeConntrack(),
+            surroundings=FakeSurroundings(),
+            remains=FakeRemains(),
+        )
+        self.agent = Agent(tmp_path / "node-network.yaml", self.state, world, events=False)
+        self.ended: BaseException | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.server = Server(self.state.socket, self.agent)
+        self.agent.upkeep.append(self.server.reclaim)
+        self.server.start()
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.agent.run()
+        except LockedError as error:
+            self.ended = error
+
+    def answers(self) -> Any:
+        with suppress(UnansweredError):
+            return ask(self.state.socket, {"do": "status"})["status"]
+        return None
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    made = Daemon(tmp_path)
+    try:
+        until(lambda: (s := made.answers()) and s["settled"], "a settled daemon")
+        yield made
+    finally:
+        made.agent.stop()
+        made.thread.join()
+        made.server.stop()
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def conditions(daemon: Daemon) -> set[str]:
+    return {c["reason"] for c in (daemon.answers() or {"conditions": ()})["conditions"]}
+
+
+def test_a_directory_that_is_removed_is_made_again_with_its_lock_and_socket(
+    daemon: Daemon,
+) -> None:
+    shutil.rmtree(daemon.place, ignore_errors=True)
+    daemon.place.mkdir(exist_ok=True)
+    seen: set[str] = set()
+
+    def is_told() -> bool:
+        seen.update(conditions(daemon))
+        return seen >= {"DirectoryReplaced", "SocketReplaced"}
+
+    until(is_told, lambda: f"both conditions, not only {seen}")
+    until(lambda: not conditions(daemon), "their end")
+    assert all((daemon.place / kind).is_dir() for kind in ("intents", "attachments", "cooling"))
+    with pytest.raises(LockedError, match=str(os.getpid())):
+        StateDirectory(daemon.state.root).lock()
+    assert daemon.thread.is_alive()
+
+
+def test_a_socket_of_which_only_the_path_is_gone_is_made_again(daemon: Daemon) -> None:
+    daemon.state.socket.unlink()
+    assert daemon.answers() is None
+    until(daemon.answers, "an answer")
+
+
+def test_whoever_has_locked_the_directory_since_has_the_node_and_this_one_steps_back(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    other = StateDirectory(tmp_path / "b")
+    other.prepare()
+    other.lock()
+    other.socket.write_text("another daemon's")
+    (tmp_path / "next").symlink_to(tmp_path / "b")
+    (tmp_path / "next").replace(tmp_path / "run")
+    daemon.thread.join(timeout=15)
+    assert not daemon.thread.is_alive()
+    assert isinstance(daemon.ended, LockedError)
+    assert "has taken over" in str(daemon.ended)
+    daemon.server.stop()
+    assert other.socket.read_text() == "another daemon's", "its socket is not ours to remove"

@@ -49,6 +49,9 @@ DENIED = {
     "OptInRequired",
     "AccessDenied",
 }
+NOT_ALLOWED = {"UnauthorizedOperation", "AccessDenied"}
+"""Of those that deny, the ones that a change of the role's policy cures."""
+
 EXHAUSTED = {
     "InsufficientFreeAddressesInSubnet",
     "InsufficientCidrBlocks",
@@ -150,6 +153,11 @@ class Rests:
     def after_success(self, scope: str) -> Rests:
         """Forget a scope's failures."""
         return Rests({k: v for k, v in self.by_scope.items() if k != scope})
+
+
+def cure(call: str, code: str) -> str:
+    """Say what a call needs that the role does not allow; "" of any other failure."""
+    return f"; allow ec2:{call} to the node's role" if code in NOT_ALLOWED else ""
 
 
 def classify(code: str) -> Failure:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from reconciler.core import budget
 from reconciler.core.attachment import Attachment
-from reconciler.core.budget import Failure, Rest
+from reconciler.core.budget import Rest
 from reconciler.core.capacity import most_addresses, overcommitted
 from reconciler.core.cloud import Unread
 from reconciler.core.datapath import FAMILIES, IpAddress
@@ -237,7 +238,7 @@ def _disagreement(desired: Pool) -> Refusal:
 
 def hold_back(action: Action, call: str, rest: Rest, wait_s: float) -> Refusal:
     """An action that rests after a call of it failed."""
-    cure = f"; allow ec2:{call} to the node's role" if rest.failure is Failure.DENIED else ""
+    cure = budget.cure(call, rest.code)
     return Refusal(
         f"{action.kind} {action.key[0]}",
         rest.code,

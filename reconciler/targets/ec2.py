@@ -77,9 +77,9 @@ NO_PREFIXES = "InsufficientCidrBlocks"
 """EC2's code where a subnet has room but no whole block. Where it has no room either, the answer
 is a bare InvalidParameterValue that says so in words (cilium/cilium#31016)."""
 
-MAX_ENIS = 500
+MAX_ENIS = 200
 """ENIs that are attached to the instance, on all network cards, or ours and free; no instance type
-has more than 128, and ours are deleted while there are few."""
+has more than 64, and ours are deleted while there are few."""
 
 MAX_SUBNETS = 500
 """Subnets of one question: a selector can find all of a VPC (quota: 200, can be raised)."""
@@ -175,9 +175,8 @@ class Ec2:
             subnets, unread_subnets = self._subnets(pool, interfaces)
             limits, unread_type = (pool.limits, []) if pool.limits else self._instance_limits(pool)
         except Ec2CallError as error:
-            raise ObserveError("EC2", str(error), reason=error.code) from error
-        except MalformedError as error:
-            raise ObserveError("EC2", f"its answer cannot be read: {error}") from error
+            why = f"{error}{budget.cure(error.operation_name, error.code)}"
+            raise ObserveError("EC2", why, reason=error.code) from error
         enis = []
         for listed in interfaces.values():
             try:
@@ -408,11 +407,7 @@ class Ec2:
     # -- looks ----------------------------------------------------------------------------
 
     def _interfaces(self, pool: Pool) -> tuple[dict[str, Listed], list[Unread]]:
-        """Two questions, because EC2 joins filters by AND: attached here, or ours and free.
-
-        Raises:
-            MalformedError: not even a list of those that are attached can be read.
-        """
+        """Two questions, because EC2 joins filters by AND: attached here, or ours and free."""
         mac = pool.node.primary_mac
         attached = [{"Name": "attachment.instance-id", "Values": [self._instance_id]}]
         free = [
@@ -472,19 +467,30 @@ class Ec2:
         found: dict[str, Subnet] = {}
         unread: list[Unread] = []
         for filters in questions:
-            for body in self._pages(
-                "describe_subnets", "Subnets", most=MAX_SUBNETS, Filters=filters
-            ):
-                try:
-                    subnet = decode_subnet(body)
-                except MalformedError as error:
-                    unread.append(unread_subnet(body, str(error)))
-                else:
-                    found[subnet.subnet_id] = subnet
+            try:
+                self._list_subnets(filters, pool, found, unread)
+            except Ec2CallError as error:
+                if error.code != TOO_MANY:
+                    raise
+                # Those that were listed do; an ENI whose subnet is not among them is unread.
+                unread.append(Unread("subnet", "", str(error)))
         if pool.prefixes:
             found, unknown = self._count_blocks(found)
             unread += unknown
         return found, unread
+
+    def _list_subnets(
+        self, filters: list[Any], pool: Pool, found: dict[str, Subnet], unread: list[Unread]
+    ) -> None:
+        for body in self._pages("describe_subnets", "Subnets", most=MAX_SUBNETS, Filters=filters):
+            try:
+                subnet = decode_subnet(body)
+            except MalformedError as error:
+                unread.append(unread_subnet(body, str(error)))
+            else:
+                # A subnet's other tags are nothing to us, and may be many.
+                tags = tuple(t for t in subnet.tags if t in pool.selector)
+                found[subnet.subnet_id] = replace(subnet, tags=tags)
 
     def _count_blocks(
         self, subnets: Mapping[str, Subnet]
@@ -573,11 +579,10 @@ class Ec2:
         kind = "prefixes" if code == NO_PREFIXES else "addresses"
         scope = f"{kind}:{subnet_id}" if exhausted and subnet_id else call
         self._failures.append(CallFailure(scope, code, error.message))
-        denied = budget.classify(code) is budget.Failure.DENIED
-        cure = f"; allow ec2:{call} to the node's role" if denied else ""
         # An action may make several calls: the one that failed is named.
-        why = f"{call}: {error.message}{cure}"
-        failure = ApplyError(str(action), code, why, retryable=not denied)
+        why = f"{call}: {error.message}{budget.cure(call, code)}"
+        retryable = budget.classify(code) is not budget.Failure.DENIED
+        failure = ApplyError(str(action), code, why, retryable=retryable)
         failure.__cause__ = error
         return failure
 

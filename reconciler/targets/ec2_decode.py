@@ -33,11 +33,11 @@ from reconciler.core.subnet import Subnet
 Object = Mapping[str, Any]
 """An object of an answer, as the SDK gives it."""
 
-MAX_ADDRESSES = 256
+MAX_ADDRESSES = 128
 """Addresses, or prefixes, of one ENI; the largest instance types allow 64 (EC2 user guide,
 "Maximum IP addresses per network interface")."""
 
-MAX_TAGS = 256
+MAX_TAGS = 100
 """Tags of one object; EC2 allows 50, those of AWS's own services not counted."""
 
 MAX_TAG_TEXT = 256
@@ -52,8 +52,8 @@ MAX_CARDS = 64
 MAX_BLOCKS = 64
 """IPv6 CIDR blocks of one subnet; EC2 allows one that is associated, and lists earlier ones."""
 
-MAX_INDEX = 1 << 16
-"""Device index, or index of a network card; those that cannot be used are seen all the same."""
+MAX_CARD_INDEX = 1 << 16
+"""Index of a network card; those that are not used are seen all the same."""
 
 MAX_TYPE_ENIS = 128
 """ENIs on one network card of an instance type: as many as there are marks for."""
@@ -275,15 +275,15 @@ def decode_interface(
     here = attachment if attachment.get("InstanceId") == instance_id else {}
     if attached and not here:
         raise MalformedError("Attachment.InstanceId", attachment.get("InstanceId"), instance_id)
-    index = number(here, "DeviceIndex", 0, MAX_INDEX) if here else None
     mac = text(body, "MacAddress", MAC).lower()
     is_primary = bool(here) and mac == primary_mac
     tags = _tags(body, "TagSet")
     card = here.get("NetworkCardIndex")
-    if card is not None and (card := number(here, "NetworkCardIndex", 0, MAX_INDEX)):
+    if card is not None and (card := number(here, "NetworkCardIndex", 0, MAX_CARD_INDEX)):
         if is_primary or tags.get(INSTANCE_TAG) == instance_id:
             raise MalformedError("NetworkCardIndex", card, "0, of the only card that is used")
         return None
+    index = number(here, "DeviceIndex", 0, MAX_DEVICE_INDEX) if here else None
     primary = _ipv4(body, "PrivateIpAddress") if body.get("PrivateIpAddress") else NO_ADDRESS
     if is_primary and primary == NO_ADDRESS:
         raise MalformedError("PrivateIpAddress", None, "an IPv4 address, which a node needs")
@@ -292,7 +292,7 @@ def decode_interface(
         (kind is None or text(body, "InterfaceType", WORD) in SERVING_TYPES)
         and tags.get(UNMANAGED_TAG) != "true"
         and primary != NO_ADDRESS
-        and (index is None or 0 < index <= MAX_DEVICE_INDEX)
+        and (index is None or index > 0)
     )
     eni = Eni(
         eni_id=eni_id,

@@ -331,6 +331,8 @@ def test_a_look_that_failed_is_no_look(ec2: Any, switch: dict[str, Any], reason:
         Ec2(ec2.instance_id, "us-east-1", Journal(), caller=InProcess("us-east-1")).observe(
             [domain.desire(inputs(1))]
         )
+    denied = reason == "UnauthorizedOperation"
+    assert ("allow ec2:DescribeNetworkInterfaces" in str(caught.value)) == denied
     # The condition's word is EC2's, and not "Observe".
     assert [c["reason"] for _, c in _troubles(Outcome(errors=(caught.value,)))] == [reason]
 

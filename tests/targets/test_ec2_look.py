@@ -12,12 +12,12 @@ from answers import MACS, Scripted, answers, interface, merged
 from builders import document, inputs, node
 
 from reconciler.core.budget import Rests
-from reconciler.core.call import AddEni
+from reconciler.core.call import AddEni, AssignAddresses
 from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.inputs import Inputs
 from reconciler.domains import eni as domain
 from reconciler.errors import ObserveError
-from reconciler.targets.ec2 import MAX_ENIS, PAGE_SIZE, Ec2
+from reconciler.targets.ec2 import MAX_ENIS, MAX_NEIGHBOURS, MAX_SUBNETS, PAGE_SIZE, Ec2
 from reconciler.targets.ec2_caller import Ec2CallError
 from reconciler.targets.look import decode_look, encode_look
 
@@ -255,13 +255,92 @@ class Endless(Scripted):
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["new-tokens", "one-token"])
-@pytest.mark.parametrize("method", ["describe_network_interfaces", "describe_subnets"])
-def test_a_list_that_does_not_end_is_no_look(method: str, fresh: bool) -> None:
+def test_a_list_of_enis_that_does_not_end_is_no_look(fresh: bool) -> None:
+    method = "describe_network_interfaces"
     caller = Endless(answers(), method, fresh=fresh)
     with pytest.raises(ObserveError, match="does not end") as caught:
         target(caller).observe([domain.desire(wanted())])
     assert caught.value.reason == "AnswerTooLong"
-    assert caller.asked[method] <= MAX_ENIS // PAGE_SIZE + 2
+    assert caller.asked[method] <= MAX_ENIS // PAGE_SIZE
+
+
+def test_a_list_of_subnets_that_does_not_end_is_as_good_as_what_it_had() -> None:
+    caller = Endless(answers(), "describe_subnets", fresh=True)
+    cloud = target(caller).observe([domain.desire(wanted())])
+    assert [e.eni_id for e in cloud.enis] == ["eni-0", "eni-1"]
+    assert caller.asked["describe_subnets"] <= MAX_SUBNETS // PAGE_SIZE
+    plan = domain.plan(domain.desire(wanted()), cloud)
+    assert "does not end" in plan.refusals[0].message
+
+
+def test_more_enis_in_a_subnet_than_can_be_counted_leave_its_blocks_unknown() -> None:
+    """A page more for each 100 of them would use up the node's budget of calls for the look."""
+
+    class Crowded(Scripted):
+        def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
+            answer = super().__call__(operation, method, arguments)
+            if "subnet-id" not in str(arguments.get("Filters")) or method == "describe_subnets":
+                return answer
+            return answer | {"NextToken": f"t{sum(self.asked.values())}"}
+
+    caller = Crowded(answers())
+    desired = domain.desire(wanted(90, eni={"allocate": "prefixes"}))
+    cloud = target(caller).observe([desired])
+    assert caller.asked["describe_network_interfaces"] <= MAX_NEIGHBOURS // PAGE_SIZE + 2
+    assert cloud.subnets["subnet-a"].blocks is None
+    plan = domain.plan(desired, cloud)
+    told = next(r for r in plan.refusals if r.reason == "AnswerUnreadable")
+    assert (told.subject, "does not end" in told.message) == ("subnet subnet-a", True)
+    # Single addresses stand in, and nothing that is held is exchanged for them.
+    assert [a for a in plan.actions if isinstance(a, AssignAddresses)]
+    assert domain.quarantine(desired, cloud) == frozenset()
+
+
+def test_an_eni_of_others_that_cannot_be_read_leaves_its_subnet_s_blocks_unknown() -> None:
+    told = answers()
+    told["describe_network_interfaces"]["NetworkInterfaces"].append(
+        interface(3, Ipv4Prefixes=[{"Ipv4Prefix": "0.0.0.0/0"}])
+    )
+    cloud, _ = look(told, 30, eni={"allocate": "prefixes"})
+    assert cloud.subnets["subnet-a"].blocks is None
+
+
+def test_a_vpc_full_of_subnets_and_tags_is_a_small_look() -> None:
+    """Of a subnet's tags only those of the selector are kept."""
+    told = answers()
+    tags = [{"Key": f"{n:03}" + "k" * 120, "Value": "v" * 256} for n in range(50)]
+    pods = {"Key": "pods", "Value": "yes"}
+
+    class Pages(Scripted):
+        def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
+            answer = super().__call__(operation, method, arguments)
+            if "pods" not in str(arguments.get("Filters")):
+                return answer
+            page = int(arguments.get("NextToken", "0"))
+            found = [
+                merged(subnets(told)[0], {"SubnetId": f"subnet-{page}-{n}", "Tags": [*tags, pods]})
+                for n in range(PAGE_SIZE)
+            ]
+            return {"Subnets": found} | ({"NextToken": str(page + 1)} if page < 4 else {})
+
+    desired = domain.desire(wanted(90, eni={"subnetTags": {"pods": "yes"}}))
+    cloud = target(Pages(told)).observe([desired])
+    assert len(cloud.subnets) == 501
+    body = encode_look(wanted().node, cloud)
+    assert len(json.dumps(body)) < 1 << 18
+    assert body["subnets"]
+    plan = domain.plan(desired, cloud)
+    assert [a.creation.subnet_id for a in plan.actions if isinstance(a, AddEni)]
+    assert all(len(str(a)) + len(a.reason) < 4000 for a in plan.actions)
+
+
+def test_more_subnets_than_the_document_may_name_in_one_filter_are_asked_for_in_parts() -> None:
+    """EC2 takes 200 values for a filter, and refuses the whole look for one more."""
+    caller = Scripted(answers())
+    names = [f"subnet-{n:03}" for n in range(450)] + ["subnet-a"]
+    target(caller).observe([domain.desire(wanted(0, eni={"subnets": names}))])
+    asked = [f["Values"] for f in caller.filters if f["Name"] == "subnet-id"]
+    assert [len(values) for values in asked] == [200, 200, 51]
 
 
 def test_a_thousand_free_enis_with_our_tag_take_no_look_away() -> None:

@@ -91,7 +91,7 @@ class Imds:
         views = self._cloud.enis(lag_s=faults.get("staleImdsSeconds"))
         enis = [e for e in views if e.instance_id == instance_id and e.status == "attached"]
         instance = self._cloud.instance(instance_id)
-        primary = next((e for e in enis if e.device_index == 0), None)
+        primary = next((e for e in enis if e.device_index == 0 and not e.network_card), None)
         if primary is None:
             return {}
         limit = faults.get("truncateImds")
@@ -144,7 +144,7 @@ def _interface(eni: EniView, instance: InstanceView, limit: int | None) -> Tree:
         "device-number": str(eni.device_index),
         "interface-id": eni.eni_id,
         "mac": eni.mac,
-        "network-card": "0",
+        "network-card": str(eni.network_card),
         "owner-id": eni.owner_id,
         "security-group-ids": "\n".join(eni.groups),
         "subnet-id": eni.subnet_id,

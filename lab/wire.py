@@ -40,6 +40,7 @@ class EniView:
     attachment_id: str | None = None
     delete_on_termination: bool = False
     interface_type: str = "interface"
+    network_card: int = 0
 
     def holds(self, address: IPv4Address) -> bool:
         """Whether a packet with this source may leave by this ENI."""

@@ -25,6 +25,10 @@ from lab.wire import EniView, Wire, WireError
 
 DEFAULT_LIMITS = (2, 2)
 
+CARD_PLACES = 1000
+"""Apart from each other: the places of two network cards among an instance's interfaces, which
+moto keeps by one number."""
+
 EFA_ONLY = "efa-only"
 """Type of an ENI without a network device, hence without addresses and link (EC2 user guide,
 "Elastic Fabric Adapter")."""
@@ -45,6 +49,7 @@ class Interface(NetworkInterface):  # type: ignore[misc]
         self.ipv4_prefixes: list[dict[str, str]] = []
         self.ipv6_prefixes: list[dict[str, str]] = []
         self.attachment_status = "attached"
+        self.network_card = 0
         interface_type = kwargs.pop("interface_type", "interface")
         count = int(kwargs.pop("secondary_ips_count", 0) or 0)
         requested = _requested(private_ip_address, private_ip_addresses or [])
@@ -105,6 +110,7 @@ class Interface(NetworkInterface):  # type: ignore[misc]
             attachment_id=self.attachment_id,
             delete_on_termination=bool(self.delete_on_termination),
             interface_type=self.interface_type,
+            network_card=self.network_card,
         )
 
     def delete(self) -> None:
@@ -137,13 +143,16 @@ class LabInstance(Instance):  # type: ignore[misc]
         for nic in self.nics.values():
             nic.delete_on_termination = True
 
-    def attach_eni(self, eni: Interface, device_index: int) -> str:
+    def attach_eni(self, eni: Interface, device_index: int, network_card: int = 0) -> str:
         """Attach, if EC2 would; the link is there before the status says so.
+
+        Each network card counts its device indices anew. The lab's further cards take EFA-only
+        ENIs, which have no link.
 
         Kinder than EC2 in one thing: it attaches an EFA to a stopped instance only (EC2 user
         guide, "Create and attach an Elastic Fabric Adapter"), and the lab's are never stopped.
         """
-        index = int(device_index)
+        place = network_card * CARD_PLACES + int(device_index)
         backend = self.ec2_backend
         if self._state.name == "terminated":
             message = f"The terminated instance '{self.id}' is not in a valid state."
@@ -156,20 +165,23 @@ class LabInstance(Instance):  # type: ignore[misc]
                 f"same availability zone ({eni.id})"
             )
             raise EC2ClientError("InvalidParameterCombination", message)
-        if index in self.nics:
-            where = f"device index '{index}'"
+        if network_card and eni.has_link:
+            message = "The lab has EFA-only network interfaces on further network cards only."
+            raise EC2ClientError("Unsupported", message)
+        if place in self.nics:
+            where = f"device index '{device_index}'"
             message = f"Instance '{self.id}' already has an interface attached at {where}."
             raise EC2ClientError("InvalidParameterValue", message)
         enis, per_eni = limits(self.instance_type)
-        if len(self.nics) >= enis:
-            message = (
-                f"Interface count {len(self.nics) + 1} exceeds the limit for {self.instance_type}"
-            )
+        count = sum(nic.network_card == network_card for nic in self.nics.values())
+        if count >= enis:
+            message = f"Interface count {count + 1} exceeds the limit for {self.instance_type}"
             raise EC2ClientError("AttachmentLimitExceeded", message)
         if len(eni.addresses) + len(eni.prefixes) > per_eni:
             raise private_address_limit()
-        attachment_id: str = super().attach_eni(eni, index)
-        delay = backend.faults.get("attachDelaySeconds") if index else 0
+        attachment_id: str = super().attach_eni(eni, place)
+        eni.device_index, eni.network_card = int(device_index), network_card
+        delay = backend.faults.get("attachDelaySeconds") if place else 0
         if delay:
             eni.attachment_status = "attaching"
             backend.later(delay, lambda: backend.finish_attach(eni, attachment_id))
@@ -180,8 +192,14 @@ class LabInstance(Instance):  # type: ignore[misc]
     def detach_eni(self, eni: Interface) -> None:
         """Detach at once: the link goes first."""
         self.ec2_backend.wire.unplug(eni.view())
-        super().detach_eni(eni)
+        self.let_go(eni)
         eni.attachment_status = "attached"
+
+    def let_go(self, eni: Interface) -> None:
+        """Forget an attachment."""
+        eni.device_index += eni.network_card * CARD_PLACES  # where moto has put it
+        eni.network_card = 0
+        super().detach_eni(eni)
 
     def terminate(self) -> Any:
         """End the instance; an ENI without DeleteOnTermination becomes available."""
@@ -189,7 +207,7 @@ class LabInstance(Instance):  # type: ignore[misc]
             keep = not nic.delete_on_termination
             self.ec2_backend.wire.unplug(nic.view())
             if keep:
-                super().detach_eni(nic)
+                self.let_go(nic)
         return super().terminate()
 
 
@@ -237,7 +255,7 @@ class Backend(EC2Backend):  # type: ignore[misc]
         if eni is None or eni.instance is None:
             message = f"The attachment '{attachment_id}' does not exist"
             raise EC2ClientError("InvalidAttachmentID.NotFound", message)
-        if eni.device_index == 0:
+        if eni.device_index == 0 and eni.network_card == 0:
             message = "The network interface at device index 0 cannot be detached."
             raise EC2ClientError("OperationNotPermitted", message)
         delay = self.faults.get("detachDelaySeconds")
@@ -255,7 +273,7 @@ class Backend(EC2Backend):  # type: ignore[misc]
             if eni.has_link:
                 self.wire.plug(eni.view())
         except WireError as error:
-            Instance.detach_eni(eni.instance, eni)
+            eni.instance.let_go(eni)
             raise EC2ClientError("Unsupported", str(error)) from error
         eni.attachment_status = "attached"
 
@@ -365,6 +383,12 @@ def limits(instance_type: str) -> tuple[int, int]:
         int(card.get("MaximumNetworkInterfaces", DEFAULT_LIMITS[0])),
         int(info.get("Ipv4AddressesPerInterface", DEFAULT_LIMITS[1])),
     )
+
+
+def cards(instance_type: str) -> int:
+    """Return how many network cards a type has."""
+    info = INSTANCE_TYPES.get(instance_type, {}).get("NetworkInfo", {})
+    return max(len(info.get("NetworkCards", [])), 1)
 
 
 def private_address_limit() -> EC2ClientError:

@@ -14,7 +14,7 @@ from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import add_tag_specification
 
-from lab.ec2.model import EFA_ONLY, Interface, limits, private_address_limit
+from lab.ec2.model import EFA_ONLY, Interface, cards, limits, private_address_limit
 from lab.faults import THROTTLED, Injected
 from lab.wire import EniView
 
@@ -184,14 +184,15 @@ class Response(EC2Response):  # type: ignore[misc]
         return EmptyResult()
 
     def attach_network_interface(self) -> ActionResult:
-        """Attach to network card 0, the only one the lab has."""
+        """Attach to a network card, the first one unless another is named."""
         self.error_on_dryrun()
-        if int(self._get_param("NetworkCardIndex") or 0):
-            raise EC2ClientError("InvalidParameterValue", "The network card index is invalid")
+        card = int(self._get_param("NetworkCardIndex") or 0)
         eni = self.ec2_backend.get_network_interface(self._get_param("NetworkInterfaceId"))
         instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
-        attachment_id = instance.attach_eni(eni, self._get_param("DeviceIndex"))
-        return ActionResult({"AttachmentId": attachment_id, "NetworkCardIndex": 0})
+        if not 0 <= card < cards(instance.instance_type):
+            raise EC2ClientError("InvalidParameterValue", "The network card index is invalid")
+        attachment_id = instance.attach_eni(eni, self._get_param("DeviceIndex"), card)
+        return ActionResult({"AttachmentId": attachment_id, "NetworkCardIndex": card})
 
     def modify_network_interface_attribute(self) -> EmptyResult:
         """Change groups, description, source check, or whether the ENI dies with its instance."""
@@ -365,7 +366,7 @@ def describe(view: EniView) -> dict[str, Any]:
             "InstanceId": view.instance_id,
             "InstanceOwnerId": view.owner_id,
             "DeviceIndex": view.device_index,
-            "NetworkCardIndex": 0,
+            "NetworkCardIndex": view.network_card,
             "Status": view.status,
             "DeleteOnTermination": view.delete_on_termination,
         }

@@ -260,7 +260,7 @@ def test_the_texts_of_refusals_are_ec2s(ec2):
     assert message == "The networkInterface ID 'eni-00000000000000000' does not exist"
 
 
-def test_only_network_card_0_is_there(ec2):
+def test_a_type_with_one_network_card_has_no_other(ec2):
     request = {"InstanceId": ec2.instance_id, "DeviceIndex": 1}
     eni = create(ec2)
     call = ec2.client.attach_network_interface

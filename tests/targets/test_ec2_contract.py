@@ -309,6 +309,39 @@ def test_what_was_certainly_not_given_back_is_still_ours(ec2: Any) -> None:
     assert world.cloud().enis[0].secondaries == held
 
 
+def test_an_efa_only_eni_at_index_0_of_another_card_is_asked_for_nothing(ec2: Any) -> None:
+    """It was taken for the primary, and the pool stood still while it was asked for addresses."""
+    made = ec2.client.run_instances(
+        ImageId="ami-1",
+        InstanceType="p4d.24xlarge",
+        MinCount=1,
+        MaxCount=1,
+        NetworkInterfaces=[{"DeviceIndex": 0, "SubnetId": ec2.subnets["nodes-a"]}],
+    )
+    ec2.instance_id = made["Instances"][0]["InstanceId"]
+    for card in (1, 2, 3):
+        efa = ec2.client.create_network_interface(
+            SubnetId=ec2.subnets["nodes-a"], InterfaceType="efa-only"
+        )["NetworkInterface"]["NetworkInterfaceId"]
+        ec2.client.attach_network_interface(
+            NetworkInterfaceId=efa,
+            InstanceId=ec2.instance_id,
+            DeviceIndex=0,
+            NetworkCardIndex=card,
+        )
+    mine = [e for e in ec2.cloud.enis() if e.instance_id == ec2.instance_id]
+    mac = next(e.mac for e in mine if e.network_card == 0)
+    journal = Journal()
+    target = Ec2(ec2.instance_id, "us-east-1", journal, caller=InProcess("us-east-1"))
+    facts = node(instance_id=ec2.instance_id, instance_type="p4d.24xlarge", primary_mac=mac)
+    world = World(target, inputs(1, node=facts), journal)
+    assert world.cloud().limits == Limits(15, 50)
+    outcome = world.reach(60)
+    assert outcome.settled, outcome.errors
+    assert [(e.device_index, len(e.secondaries)) for e in world.cloud().enis] == [(0, 49), (1, 11)]
+    assert world.reach(60).plan.actions == ()
+
+
 def test_an_attachment_that_failed_is_finished_not_repeated(ec2: Any) -> None:
     world = over_http(ec2)
     broken = {"action": "AttachNetworkInterface", "code": "InternalError", "when": "before"}

@@ -112,10 +112,17 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
 
 def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: Position) -> bool:
     """Whether an ENI goes whole, so that no pod may get an address of its prefix any more."""
+    if _stays(eni, desired, at):
+        return False
     counted = counted_networks(eni)
     emptied = not eni.is_primary and all(n in leaving for n in counted)
     useless = not counted and eni.eni_id not in at.needed
     return bool(emptied and (counted or useless)) and not holds_used(eni, desired.used)
+
+
+def _stays(eni: Eni, desired: Pool, at: Position) -> bool:
+    """Whether an ENI stays for its prefix alone: pods need it, and it would be attached again."""
+    return not desired.counts and eni.eni_id in at.needed
 
 
 def plan(desired: Pool, observed: Cloud) -> Plan:
@@ -359,7 +366,7 @@ def _give_back(desired: Pool, at: Position) -> Plan:
             emptied = desired.quarantined.issuperset(eni.boundless)
             emptied = emptied and not holds_used(eni, desired.used)
         useless = not networks and eni.eni_id not in at.needed
-        if emptied and (mine or useless):
+        if emptied and (mine or useless) and not _stays(eni, desired, at):
             if not _is_old(eni, desired.now):
                 continue  # whole, and soon enough
             count = len(eni.pod_addresses)

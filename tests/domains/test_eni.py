@@ -395,6 +395,17 @@ def test_a_node_of_ipv6_alone_gives_back_what_it_held_of_ipv4_by_the_usual_proof
     assert release.startswith("aws ec2 unassign-private-ip-addresses")
 
 
+def test_the_eni_whose_prefix_serves_every_pod_stays_when_its_addresses_go() -> None:
+    """It was detached for having none left, and attached again because pods need its prefix."""
+    v6 = {"families": ["ipv6"], "eni": {"usePrimary": False}}
+    held = eni(1, 3, boundless=(BLOCK,))
+    units = frozenset(map(host_network, held.secondaries))
+    assert domain.quarantine(pool(0, **v6), dual(eni(0, 0), held)) == units
+    gone = Ec2Inputs(quarantined=units)
+    plan = domain.plan(pool(0, ec2=gone, **v6), dual(eni(0, 0), held))
+    assert [type(a) for a in plan.actions] == [ReleaseAddresses]
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_an_eni_goes_only_if_no_pod_has_an_address_of_its_prefix(used: bool) -> None:
     first, second = eni(0, 9, boundless=(ip_network("2001:db8::/80"),)), eni(1, 1)

@@ -119,9 +119,6 @@ READING_S = 60.0
 MOST_PROBLEMS = 20
 """Of a refused document that are told; ``validate`` tells all."""
 
-TRANSITION_S = 0.5
-"""Seconds between looks at EC2 while an ENI is being attached: it takes EC2 one to ten."""
-
 POOL_BACKOFF_S = (1.0, 60.0)
 """First and longest wait, in seconds, after EC2 failed; doubled each time, with full jitter."""
 
@@ -185,11 +182,12 @@ class Agent:
         self._hints = frozenset({"start"})
         self._wait_s = 0.0
         self._pool_failures = 0
-        self._transitions = 0
+        self._pool_hints = frozenset({"start"})
+        self._owes_look = False
         self._pool_demand: Demand | None = None
         self._pool_fails = False
         self._taking_over = False
-        self._linkless: frozenset[str] = frozenset()
+        self._linked: frozenset[str] = frozenset()
         self.upkeep: list[Callable[[], tuple[Finding, ...]]] = [state.reclaim]
         self._displaced: LockedError | None = None
         self.watchdog = Watchdog(self._note_stuck)
@@ -648,18 +646,19 @@ class Agent:
 
     def _tell_pool(self, result: Pass) -> None:
         """Wake the pool's loop if there is something for it."""
-        inputs = result.inputs
         if result.records.demand != self._pool_demand:
             self._pool_triggers.mark("pool")
         if self._node.taking_over and not self._taking_over:
             self._pool_triggers.mark("pool")  # ENIs come first
         self._taking_over = self._node.taking_over
-        linkless = frozenset(
-            e.eni_id for e in inputs.enis if e.serves_pods and e.mac not in inputs.links
-        )
-        if linkless - self._linkless:
-            self._pool_triggers.mark("pool")  # EC2 says nothing when somebody detaches an ENI
-        self._linkless = linkless
+        inputs = result.inputs
+        attached = frozenset(e.eni_id for e in inputs.enis if e.owned and e.device_index)
+        linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
+        if linked - self._linked:
+            self._pool_triggers.mark("pool")  # an attachment is done
+        if self._linked & attached - linked:
+            self._pool_triggers.mark("look")  # EC2 says nothing when somebody detaches an ENI
+        self._linked = linked
 
     def _due(self, result: Pass) -> float:
         assert self._document is not None
@@ -749,17 +748,18 @@ class Agent:
         self.duties.forever("the pool loop", self._pool_turn, self._stopping)
 
     def _pool_turn(self) -> None:
-        wait_s, self._pool_failures = self._pool_pass(self._pool_failures)
-        hints = self._await_pool_hint(wait_s)
-        if self._pool_failures and "stop" not in hints:
+        look = self._owes_look or not self._pool_hints <= {"pool"}
+        wait_s, self._pool_failures = self._pool_pass(self._pool_failures, look=look)
+        self._pool_hints = self._await_pool_hint(wait_s)
+        if self._pool_failures and "stop" not in self._pool_hints:
             # New demand does not make a failing EC2 answer: wait out the rest.
-            self._stopping.wait(wait_s if hints else 0)
+            self._stopping.wait(wait_s if self._pool_hints else 0)
 
     def _await_pool_hint(self, wait_s: float) -> frozenset[str]:
-        """Wait for a hint or the time; follow the VPC's CIDRs meanwhile.
+        """Wait for a hint or the time; read metadata meanwhile.
 
-        Metadata tells them for nothing, so they need not wait for the next look at EC2. If it does
-        not answer, that is for the next pool pass to report.
+        It costs nothing, so what it shows need not wait for the next look at EC2. If it does not
+        answer, that is for the next pool pass to report.
         """
         assert self._document is not None
         deadline = time.monotonic() + wait_s
@@ -769,10 +769,10 @@ class Agent:
             if hints:
                 self._let_pods_go_first()
                 return hints
-            before = self._node.facts
-            with suppress(ReconcilerError), boundary("learn"):
-                if self._node.learn() != before:
+            with suppress(ReconcilerError), boundary("hear"):
+                if self._node.hear():
                     self._triggers.mark("pool")
+                    return frozenset({"look"})
         return frozenset()
 
     def _let_pods_go_first(self) -> None:
@@ -788,40 +788,40 @@ class Agent:
                     return
                 self._changed.wait(left)
 
-    def _pool_pass(self, failures: int) -> tuple[float, int]:
-        """Run one pass; return seconds until the next, and failures in a row."""
+    def _pool_pass(self, failures: int, *, look: bool = True) -> tuple[float, int]:
+        """Run one pass; return seconds until the next, and failures in a row.
+
+        Args:
+            failures: before it, in a row.
+            look: at EC2, whatever follows; or else only if something follows from the last look.
+        """
         assert self._document is not None
-        resync_s = self._document.reconcile.ec2_resync.total_seconds()
         demand: Demand | None = None
-        moving = False
+        cloud, calls = self._node.cloud, self._node.ec2_calls
         with self.duties.over("sweeping the records"):
             self._node.state.sweep()
         try:
             with self.watchdog.over(POOL_PASS, slow=True), boundary(POOL_PASS):
                 demand = self._node.state.observe().demand
-                outcome = self._node.pool_pass(self._document)
-                moving = bool(outcome.remaining.actions) or self._node.in_transition
+                outcome = self._node.pool_pass(self._document, look=look)
+            self._owes_look = False
         except ReconcilerError as error:
-            outcome = Outcome(errors=(error,))
+            outcome, self._owes_look = Outcome(errors=(error,)), look
         self._conditions.report("eni", outcome)
         for name, count in self._node.ec2_calls.items():
             telemetry.EC2_CALLS.labels(name).set(count)
         with self.duties.over("the pool's books of drift"):
             self._drift.book({"eni": outcome}, everything=True)
-        self._triggers.mark("pool")
+        if self._node.cloud is not cloud or self._node.ec2_calls != calls:
+            self._triggers.mark("pool")
         self._pool_fails = bool(outcome.errors)
         if outcome.errors:
             first, longest = POOL_BACKOFF_S
             ceiling = min(first * 2.0 ** min(failures, 16), longest)
             return random.uniform(0, ceiling), failures + 1
         self._pool_demand = demand
-        if moving:
-            # An ENI whose link never comes must not have us ask EC2 twice a second for ever.
-            self._transitions += 1
-            return min(TRANSITION_S * 1.2 ** max(self._transitions - 20, 0), resync_s), 0
-        self._transitions = 0
         due_s = self._node.pool_due_s
-        return resync_s if due_s is None else min(due_s, resync_s), 0
+        return self._document.reconcile.ec2_resync.total_seconds() if due_s is None else due_s, 0
 
     # -- the document ---------------------------------------------------------------------
 
@@ -854,7 +854,7 @@ class Agent:
         self._document_text, self._document = reading.text, reading.document
         self._generation += 1
         self._drift.clear()
-        self._pool_triggers.mark("pool")
+        self._pool_triggers.mark("look")
         log.info("document accepted", extra={"generation": self._generation})
         return True
 

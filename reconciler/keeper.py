@@ -1,8 +1,10 @@
-"""The pool's keeper: one pass over EC2, from the look to the calls and the next look.
+"""The pool's keeper: one pass over EC2, from the look to the calls.
 
-It holds what must be remembered between looks: where the sources disagreed, which calls rest.
-What shall be given back is recorded as quarantined first, under the lock that binding takes, so
-that no pod can get it meanwhile.
+It holds what must be remembered between looks: the last one, where the sources disagreed, which
+calls rest. A change of demand is planned on the last look first, which costs nothing; EC2 is
+looked at when something follows from it, or when a look is due. What shall be given back is
+recorded as quarantined first, under the lock that binding takes, so that no pod can get it
+meanwhile.
 """
 
 from __future__ import annotations
@@ -10,18 +12,28 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 from reconciler.core.budget import Rests
-from reconciler.core.cloud import Cloud
+from reconciler.core.cloud import Cloud, arrived
 from reconciler.core.datapath import IpAddress, IpNetwork, family_of, unit_of
 from reconciler.core.doubt import CONFIRM_S, NO_DOUBTS, Doubts, Item, items, weigh
 from reconciler.core.facts import Eni
 from reconciler.core.inputs import NO_RESTS, Inputs
+from reconciler.core.pace import (
+    NOTHING_LEFT,
+    UNFINISHED_S,
+    Left,
+    held_by_mac,
+    is_changing,
+    look_after_s,
+)
+from reconciler.core.plan import Plan
+from reconciler.core.position import Pool
 from reconciler.core.records import Records
 from reconciler.domains import creation, eni, quarantine
 from reconciler.domains.conntrack import Silence
@@ -69,9 +81,19 @@ class Keeper:
     """ENIs by MAC, as metadata names them: also those that EC2 does not show any more."""
     _errors: tuple[ReconcilerError, ...] = ()
     """Of the pass under way, beside those of EC2 itself."""
+    _cloud: Cloud | None = None
+    _looked_at: float = 0.0
+    _left: Left = NOTHING_LEFT
+    _failed: bool = False
+    _unfinished: bool = False
+    _resync_s: float = 0.0
+    _differing: frozenset[tuple[str, IpNetwork]] = frozenset()
 
     def run(self, inputs: Inputs, metadata: Witness) -> Outcome:
-        """Look at EC2, bring the pool to its target, and look again.
+        """Look at EC2, and bring the pool to its target.
+
+        What EC2 answers to the calls is trusted, and a later look must show it; only if one failed
+        EC2 is looked at again, for nobody knows then what has happened.
 
         Args:
             inputs: the document, the node, its links.
@@ -84,10 +106,11 @@ class Keeper:
         try:
             inputs, cloud, picks = self._look(inputs, metadata)
         except _UnreadableError as error:
+            self._failed = True
             return Outcome(errors=(error.cause,))
         records = self._book(picks, cloud)
         inputs = self._completed(inputs, records, cloud.enis)
-        target = Seen(self.ec2, cloud, partial(self._write_down, cloud))
+        target = Answered(self.ec2, cloud, partial(self._write_down, cloud))
         domain = Domain("eni", eni.desire, eni.plan, target)
         outcome = converge([domain], inputs, max_rounds=1)["eni"]
         try:
@@ -95,9 +118,57 @@ class Keeper:
                 self._take_note()
         except ReconcilerError as error:  # what was seen is seen
             self._errors += (error,)
-        if isinstance(outcome.observed, Cloud):
-            self._expected = items(outcome.observed.enis) | self.doubts.missing.keys()
+        self._failed = not isinstance(outcome.observed, Cloud)
+        if isinstance(outcome.observed, Cloud) and isinstance(outcome.desired, Pool):
+            self._remember(inputs, cloud, outcome)
+            if outcome.plan.actions:
+                converge([self._creations(outcome.observed)], None)
         return replace(outcome, errors=(*self._errors, *outcome.errors))
+
+    def foresee(self, inputs: Inputs) -> Outcome | None:
+        """Plan on the last look; None if EC2 must be looked at, because something follows.
+
+        Args:
+            inputs: the document, the node, its links.
+
+        Raises:
+            ObserveError: the kernel or the state directory could not be read.
+        """
+        self._errors = ()
+        if self._cloud is None or self._failed:
+            return None
+        cloud = arrived(self._cloud, inputs.links)
+        changing = _may_change(cloud, inputs.links)
+        left = replace(self._left, changing=changing)
+        resync_s = inputs.document.reconcile.ec2_resync.total_seconds()
+        if self.clock() >= self._looked_at + look_after_s(left, resync_s):
+            return None
+        records = self.state.observe()
+        inputs = self._completed(inputs, records, cloud.enis)
+        inputs, picks = self._pick(inputs, cloud)
+        desired = eni.desire(inputs)
+        plan = eni.plan(desired, cloud)
+        if plan.actions or quarantine.plan(self._wanted(picks, cloud), records).actions:
+            return None
+        self._differing |= held_by_mac(cloud) ^ held_by_mac(self._cloud)
+        self._left = replace(left, **_lack(desired, plan))
+        self._cloud, self._resync_s = cloud, resync_s
+        return Outcome(desired, cloud, plan, plan, self._errors)
+
+    def hear(self, metadata: Witness) -> bool:
+        """Compare metadata with the last look; say whether it shows a change.
+
+        Args:
+            metadata: what instance metadata shows, by MAC.
+        """
+        if self._cloud is None:
+            return True
+        differing = held_by_mac(self._cloud) ^ (metadata or frozenset())
+        known, self._differing = self._differing, differing
+        if not differing and not self.doubts.missing:
+            self.doubts = replace(self.doubts, unconfirmed={})
+            self._left = replace(self._left, disagreeing=False)
+        return not differing <= known
 
     def rehearse(self, inputs: Inputs, metadata: Witness) -> Outcome:
         """Say what ``run`` would do, as if what it would quarantine were so already.
@@ -115,13 +186,40 @@ class Keeper:
         return Outcome(desired, cloud, plan, plan)
 
     @property
-    def due_s(self) -> float | None:
-        """Seconds until something can be tried again, or proved; None if nothing waits."""
+    def due_s(self) -> float:
+        """Seconds until a look is due, or something can be tried again."""
         now = self.clock()
         waits = [r.until - now for r in self.rests.by_scope.values() if r.until > now]
-        if self.doubts.missing:
-            waits.append(CONFIRM_S)
-        return max(min(waits), 1.0) if waits else None
+        waits.append(self._looked_at + look_after_s(self._left, self._resync_s) - now)
+        if self._unfinished:
+            waits.append(UNFINISHED_S)
+        return max(min(waits), 1.0)
+
+    def _remember(self, inputs: Inputs, before: Cloud, outcome: Outcome) -> None:
+        """Keep what a look has shown and the calls have changed, and what they have left open."""
+        cloud: Cloud = outcome.observed
+        desired = replace(outcome.desired, rests=self.rests)
+        plan = eni.plan(desired, cloud)  # what has just failed rests now
+        self._expected = items(cloud.enis) | self.doubts.missing.keys()
+        # What metadata does not show yet of our own calls is no news.
+        self._differing |= held_by_mac(cloud) ^ held_by_mac(before)
+        changing = _may_change(cloud, inputs.links)
+        unfinished = bool(plan.actions)
+        oldest = self.clock() - 2 * CONFIRM_S
+        self._left = Left(
+            unfinished=unfinished,
+            changing=changing,
+            times=self._left.times + 1 if changing or unfinished else 0,
+            behind=cloud.behind,
+            missing=any(since > oldest for since in self.doubts.missing.values()),
+            disagreeing=bool(self.doubts),
+            **_lack(desired, plan),
+        )
+        self._unfinished = bool(inputs.ec2.quarantined) or any(
+            e.owned and e.device_index is None for e in cloud.enis
+        )
+        self._cloud, self._looked_at = cloud, self.clock()
+        self._resync_s = inputs.document.reconcile.ec2_resync.total_seconds()
 
     def _look(
         self, inputs: Inputs, metadata: Witness
@@ -131,11 +229,17 @@ class Keeper:
         inputs = self._completed(inputs, records)
         try:
             with boundary("observe of eni"):
-                cloud: Cloud = self.ec2.observe([eni.desire(inputs)])
+                cloud = arrived(self.ec2.observe([eni.desire(inputs)]), inputs.links)
         except ReconcilerError as error:
             raise _UnreadableError(error) from error
         self._weigh(records, cloud, metadata)
+        self._differing = held_by_mac(cloud) ^ (metadata or frozenset())
         inputs = self._completed(inputs, records, cloud.enis)
+        inputs, picks = self._pick(inputs, cloud)
+        return inputs, cloud, picks
+
+    def _pick(self, inputs: Inputs, cloud: Cloud) -> tuple[Inputs, frozenset[IpNetwork]]:
+        """Choose what should be given back; the inputs then say what conntrack has of it."""
         picks = eni.quarantine(eni.desire(inputs), cloud)
         fresh = picks - inputs.ec2.quarantined
         # Of a prefix that nobody can spell out, ``used`` alone says what is used.
@@ -145,7 +249,7 @@ class Keeper:
             picks = eni.quarantine(eni.desire(inputs), cloud)
         if inputs.predecessor.unread:
             picks = frozenset()  # a pod of the stock plugin's may use any of them
-        return inputs, cloud, picks
+        return inputs, picks
 
     def _completed(self, inputs: Inputs, records: Records, enis: Iterable[Eni] = ()) -> Inputs:
         """Add to the inputs what only the pool's planner looks at."""
@@ -209,15 +313,12 @@ class Keeper:
 
     def _book(self, picks: frozenset[IpNetwork], cloud: Cloud) -> Records:
         """Record what is to be given back and what became of creations; return all records."""
-        held = frozenset(n for _, n in items(cloud.enis))
-        tokens = frozenset(e.creation for e in cloud.enis if e.creation)
-        wanted = quarantine.Wanted(picks, held, self.now())
-        seen = creation.Seen(tokens, self.now())
+        wanted = self._wanted(picks, cloud)
         with self.binding:
             outcomes = converge(
                 [
                     Domain("quarantine", lambda _: wanted, quarantine.plan, self.state),
-                    Domain("creation", lambda _: seen, creation.plan, self.state),
+                    self._creations(cloud),
                 ],
                 None,
             )
@@ -239,6 +340,14 @@ class Keeper:
         return tuple(
             ApplyError(name, failures[0].reason, why) for name, given in networks.items() if given
         )
+
+    def _wanted(self, picks: frozenset[IpNetwork], cloud: Cloud) -> quarantine.Wanted:
+        held = frozenset(n for _, n in items(cloud.enis))
+        return quarantine.Wanted(picks, held, self.now())
+
+    def _creations(self, cloud: Cloud) -> Domain:
+        seen = creation.Seen(frozenset(e.creation for e in cloud.enis if e.creation), self.now())
+        return Domain("creation", lambda _: seen, creation.plan, self.state)
 
     def _find_flows(self, addresses: frozenset[IpAddress]) -> frozenset[IpAddress]:
         """Return those that conntrack has connections of; if it cannot be read, all may have."""
@@ -301,6 +410,37 @@ class Seen:
             [a for a in actions if str(a) not in held]
         )
         return (*refused, *done)
+
+
+class Answered(Seen):
+    """EC2 after a look: what it answers to the calls that follow needs no look of its own."""
+
+    def __init__(
+        self, ec2: Any, seen: Cloud, before: Callable[[Sequence[Any]], tuple[ApplyError, ...]]
+    ) -> None:
+        super().__init__(ec2, seen, before)
+        self._is_told = False
+
+    def observe(self, desired: Iterable[Any]) -> Any:
+        """Return what was seen; after calls that all succeeded, what they have made of it."""
+        return self._target.told() if self._is_told else super().observe(desired)
+
+    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+        """Hand on what may be done."""
+        failures = super().apply(actions)
+        self._is_told = not failures
+        return failures
+
+
+def _may_change(cloud: Cloud, macs: Container[str]) -> bool:
+    """Whether the next look may show more by itself; so may one of what could not be read."""
+    return cloud.primary is None or bool(cloud.unread) or is_changing(cloud, macs)
+
+
+def _lack(desired: Pool, plan: Plan) -> dict[str, bool]:
+    """Say whether room in a subnet is what the pool waits for."""
+    short = any(r.reason in {"SubnetExhausted", "SubnetRejected"} for r in plan.refusals)
+    return {"short": short, "waiting": desired.demand.waiting > 0}
 
 
 def _item(eni_id: str, address: IpAddress, known: Iterable[Item]) -> Item:

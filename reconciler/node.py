@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 from reconciler.cooldown import Cooldowns
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.core.audit import contradictions
-from reconciler.core.cloud import Cloud, is_whole, retain
+from reconciler.core.cloud import Cloud, arrived, is_whole, retain
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs, Unexplained
 from reconciler.core.observed import unread_places
+from reconciler.core.pace import is_changing
 from reconciler.core.plan import Change, Plan, Refusal
 from reconciler.core.predecessor import OWNER
 from reconciler.core.records import Records
@@ -76,9 +77,6 @@ from schemas.load import DocumentError
 from schemas.resolve import resolve
 
 NO_STRUGGLES = Struggles()
-
-TRANSITIONS = {"attaching", "detaching", "pending"}
-"""EC2's words for an attachment that is about to change by itself."""
 
 
 class Traced(NamedTuple):
@@ -143,6 +141,7 @@ class LocalNode:
         self._changed: dict[AttachmentKey, str] = {}
         self._successor = Successor(self._world.remains)
         self._can_serve = False
+        self._is_deaf = False
 
     @property
     def ec2_calls(self) -> Mapping[str, int]:
@@ -167,8 +166,21 @@ class LocalNode:
 
     @property
     def pool_due_s(self) -> float | None:
-        """Seconds until the pool has something to try again; None if nothing waits."""
+        """Seconds until the next pass over the pool is due; None if nobody knows."""
         return self._keeper.due_s if self._keeper else None
+
+    def hear(self) -> bool:
+        """Read metadata again; say whether EC2 should be looked at, because of what it shows.
+
+        Raises:
+            ObserveError: it does not answer.
+        """
+        before = self.facts
+        metadata, errors = self._ask_metadata()
+        for error in errors:
+            raise error
+        assert self._keeper is not None
+        return self._keeper.hear(metadata) or self.facts != before
 
     def learn(self) -> Node:
         """Read the node's identity and VPC CIDRs again.
@@ -219,13 +231,21 @@ class LocalNode:
         self._resolved = document, facts, resolved
         return resolved
 
-    def pool_pass(self, document: NodeNetwork, *, dry: bool = False) -> Outcome:
+    def pool_pass(self, document: NodeNetwork, *, dry: bool = False, look: bool = True) -> Outcome:
         """Look at EC2 and bring the pool to its target.
+
+        Args:
+            document: what is desired.
+            dry: change nothing.
+            look: at EC2, whatever follows; or else only if a look is due, or something follows
+                from the last one.
 
         Raises:
             ObserveError: IMDS or the state directory cannot be read.
             StateError: the look cannot be kept.
         """
+        if not look and (foreseen := self._foresee(document)):
+            return foreseen
         metadata, errors = self._ask_metadata()
         assert self._keeper is not None
         records = self.state.observe()
@@ -234,13 +254,31 @@ class LocalNode:
         outcome = turn(inputs, metadata)
         outcome = replace(outcome, errors=(*outcome.errors, *errors))
         holders = {a.eni_id for a in records.attachments if a.eni_id}
+        links = self._netlink.links().names  # of what was just attached, too
         seen = outcome.observed
         if isinstance(seen, Cloud) and (self.cloud or is_whole(seen, holders)):
-            self.cloud = retain(self.cloud or seen, seen, inputs.links.keys())
+            seen = arrived(seen, links)
+            self.cloud = retain(self.cloud or seen, seen, links)
             if not dry and self._remembered != (self.facts, self.cloud):
                 self.state.remember(inputs.node, self.cloud)
                 self._remembered = (self.facts, self.cloud)
         return outcome
+
+    def _foresee(self, document: NodeNetwork) -> Outcome | None:
+        """Plan the pool on the last look; None if EC2 must be looked at."""
+        errors: tuple[ObserveError, ...] = ()
+        if self._keeper is None or self.cloud is None:
+            return None
+        if self._is_deaf:
+            errors = self._ask_metadata()[1]
+            if not errors:
+                return None
+        inputs = self._inputs(document, self.state.observe())
+        outcome = self._keeper.foresee(inputs)
+        if outcome is None:
+            return None
+        self.cloud = arrived(self.cloud, inputs.links)
+        return replace(outcome, errors=(*outcome.errors, *errors))
 
     def _ask_metadata(self) -> tuple[Witness, tuple[ObserveError, ...]]:
         """Read metadata; what the node knew of itself already stays true without it.
@@ -250,8 +288,11 @@ class LocalNode:
         """
         try:
             self.learn()
-            return self._world.imds.interfaces(), ()
+            metadata = self._world.imds.interfaces()
+            self._is_deaf = False
+            return metadata, ()
         except ObserveError as error:
+            self._is_deaf = True
             if self._keeper is None:
                 raise
             # Confirms nothing, so nothing is given back, and proves nothing lost.
@@ -784,11 +825,7 @@ class LocalNode:
     @property
     def in_transition(self) -> bool:
         """Whether EC2 is about to change something by itself, or a link has yet to appear."""
-        if self.cloud is None:
-            return True
-        ours = [e for e in self.cloud.enis if e.owned]
-        links = self._netlink.links().names
-        return any(e.status in TRANSITIONS or (e.serves_pods and e.mac not in links) for e in ours)
+        return self.cloud is None or is_changing(self.cloud, self._netlink.links().names)
 
     def _inputs(
         self,

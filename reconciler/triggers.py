@@ -63,7 +63,7 @@ class Triggers:
         """Say that ``what`` may have changed.
 
         Args:
-            what: "intent", "kernel", "document", "pool", "files" or "stop".
+            what: "intent", "kernel", "document", "pool", "look", "files" or "stop".
         """
         with self._condition:
             self._marks[what] = time.monotonic()

@@ -73,6 +73,7 @@ class FakeEc2:
         self._answers: list[Answer] = []
         self._failures: list[CallFailure] = []
         self._successes: list[str] = []
+        self._last_look = Cloud((), None, {})
         self._made = 0
         self._delegated = count(1)
         self.families: tuple[str, ...] = ("ipv4", "ipv6")
@@ -83,8 +84,6 @@ class FakeEc2:
         now = list(self.enis)
         past = [*self._history, now][-1 - min(self.lag, len(self._history))]
         seen = [self._as_shown(e) for e in past]
-        oldest = self._clock() - TRUST_S
-        self._answers = [a for a in self._answers if a.at >= oldest]
         name = self.enis[0].subnet_id
         blocks = free_blocks(self._cidr, {int(a) for a in self._used()})
         subnet = Subnet(
@@ -95,8 +94,14 @@ class FakeEc2:
             blocks if pool and pool.prefixes else None,
             families=self.families,
         )
-        told = overlay(seen, self._answers)
-        return Cloud(told, self.limits, {name: subnet}, is_behind(seen, told))
+        self._last_look = Cloud(tuple(seen), self.limits, {name: subnet})
+        return self.told()
+
+    def told(self) -> Cloud:
+        oldest = self._clock() - TRUST_S
+        self._answers = [a for a in self._answers if a.at >= oldest]
+        told = overlay(self._last_look.enis, self._answers)
+        return replace(self._last_look, enis=told, behind=is_behind(self._last_look.enis, told))
 
     def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
         failures = []

@@ -368,6 +368,7 @@ class Life:
         stock: the stock plugin has had the node, and has started a pod.
         running: numbers of the pods that run.
         deaths: how often the process died.
+        look: events have EC2 looked at, whether something follows from the last look or not.
     """
 
     strike: Point | None = None
@@ -376,6 +377,7 @@ class Life:
     running: set[int] = field(default_factory=set)
     now: float = 1000.0
     skew: float = 0.0
+    look: bool = True
     deaths: int = 0
     _held: frozenset[Any] = frozenset()
     _bound: frozenset[str] = frozenset()
@@ -500,7 +502,7 @@ class Life:
             return
         keys = frozenset(i.key for i in self.disk.observe().intents)
         self._pass(lambda: self.node.pods_pass(keys))
-        self._pass(lambda: self.node.pool_pass(self.document))
+        self._pass(lambda: self.node.pool_pass(self.document, look=self.look))
         self._pass(lambda: self._full_pass(audit=False))
         self._let_pass(seconds)
 

@@ -69,6 +69,7 @@ class Hour:
         name = self.chance.choice(names)
         getattr(self, name)()
         self.seen[name] += 1
+        self.life.look = self.chance.random() < 0.5
         self.life.work(self.chance.choice([0.5, 3.0, 11.0, 31.0]))
         self.life.ec2.lag, self.life.ec2.hidden = 0, set()  # EC2 is late by seconds
         if self.chance.random() < 0.2:  # not every hint arrives, but the clock goes on

@@ -33,8 +33,6 @@ from reconciler.engine import actions_of
 from reconciler.errors import NotReadyError
 from reconciler.node import LocalNode
 from reconciler.result import Pass
-from reconciler.targets.ec2 import Ec2
-from reconciler.targets.ec2_caller import InProcess
 from reconciler.world import World
 
 HOUR_S = 3600.0
@@ -243,43 +241,6 @@ def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other
     bound = {own for a in sim.state.observe().attachments for own in a.addresses}
     assert bound
     assert not bound & released
-
-
-@pytest.mark.parametrize("allocate", ["addresses", "prefixes"])
-def test_an_idle_hour_costs_at_most_60_looks(ec2: Any, allocate: str) -> None:
-    """EC2 over HTTP, the daemon's own intervals, an hour of its clock."""
-    parts = {"warmPool": {"addresses": {"warm": 4}}, "eni": {"allocate": allocate}}
-    sim = Simulation(**parts)
-    caller = InProcess("us-east-1")
-    target = Ec2(ec2.instance_id, "us-east-1", sim.state, clock=lambda: sim.now, caller=caller)
-    sim.imds = FakeImds(node(instance_id=ec2.instance_id), sim.ec2)
-    sim.node = LocalNode(
-        sim.state,
-        World(
-            imds=sim.imds,
-            make_ec2=lambda *_: target,
-            netlink=sim.netlink,
-            nft=FakeNft(),
-            sysctl=FakeSysctl({}),
-            conntrack=sim.conntrack,
-            surroundings=FakeSurroundings(),
-            remains=FakeRemains(),
-            now=lambda: sim.now,
-            clock=lambda: sim.now,
-        ),
-    )
-    primary = next(e for e in ec2.cloud.enis() if e.device_index == 0)
-    sim.netlink.plug(primary.mac, "eth1")
-    sim.turn_pool()
-    end, looks = sim.now + HOUR_S, Counter(target.calls)
-    while sim.now < end:
-        sim.turn_pool()
-        due_s = sim.node.pool_due_s
-        resync_s = sim.document.reconcile.ec2_resync.total_seconds()
-        sim.now += resync_s if due_s is None else min(due_s, resync_s)
-    spent = target.calls - looks
-    assert {name for name in spent if not name.startswith("Describe")} == set()
-    assert 12 <= sum(spent.values()) <= 60
 
 
 def test_a_subnet_given_to_prefixes_falls_back_and_returns() -> None:

@@ -190,10 +190,11 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         seconds=st.sampled_from([0.1, 5.0, 31.0, 61.0, 121.0, 700.0]),
         passes=st.sampled_from([(), ("pods",), ("kernel",), ("pods", "kernel"), ("audit",)]),
+        look=st.booleans(),
     )
-    def turn(self, seconds: float, passes: tuple[str, ...]) -> None:
+    def turn(self, seconds: float, passes: tuple[str, ...], look: bool = True) -> None:
         """The daemon works, and time goes by."""
-        self._pool_pass()
+        self._pool_pass(look=look)
         for kind in passes:
             self._kernel_pass(kind)
         self.time += seconds
@@ -219,10 +220,10 @@ class PoolMachine(RuleBasedStateMachine):
         for a in self.state.observe().attachments:
             self.conntrack.addresses.update(a.addresses)
 
-    def _pool_pass(self) -> Any:
+    def _pool_pass(self, *, look: bool = True) -> Any:
         self._plug()
         try:
-            return self.node.pool_pass(self.document)
+            return self.node.pool_pass(self.document, look=look)
         except ReconcilerError:
             return None
         except CrashError:

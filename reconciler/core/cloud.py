@@ -120,6 +120,23 @@ def is_whole(cloud: Cloud, holders: Container[str]) -> bool:
     return cloud.primary is not None and not any(u.name in holders or not u.name for u in unread)
 
 
+def arrived(cloud: Cloud, macs: Container[str]) -> Cloud:
+    """Take an attachment for done once its link is on the node.
+
+    EC2's list says so seconds later, and asking for it costs a call. The link is the better
+    witness: without it nothing can be sent, and with it everything.
+
+    Args:
+        cloud: a look at EC2.
+        macs: of the links that are on the node.
+    """
+    enis = tuple(
+        replace(e, status="attached") if e.status == "attaching" and e.mac in macs else e
+        for e in cloud.enis
+    )
+    return replace(cloud, enis=enis) if enis != cloud.enis else cloud
+
+
 def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
     """Keep ENIs that served pods and do not by this look, while their links are on the node.
 

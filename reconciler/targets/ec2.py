@@ -44,7 +44,7 @@ from reconciler.core.cloud import (
     Unread,
 )
 from reconciler.core.facts import Eni
-from reconciler.core.position import Pool
+from reconciler.core.position import Pool, needs_room
 from reconciler.core.subnet import Subnet, free_blocks
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.ec2_caller import ANSWER_LOST, Caller, Ec2CallError, InProcess
@@ -97,6 +97,10 @@ MAX_VALUES = 200
 TOO_MANY = "AnswerTooLong"
 """The code of a list that does not end."""
 
+SUBNETS_S = 3 * 3600.0
+"""Seconds for which a subnet's zone, CIDRs and tags are taken for what they were. How much room it
+has is asked anew whenever the pool has to grow."""
+
 UNKNOWN_TYPE = "InvalidInstanceType"
 """EC2's code of an instance type that it does not know."""
 
@@ -115,6 +119,23 @@ class Journal(Protocol):
     def forget(self, creation: Creation) -> None:
         """Take it out: it has certainly not happened."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """Subnets as they were described.
+
+    Attributes:
+        at: monotonic seconds.
+        asked: what decides which are described, and how.
+        subnets: by id, of those that could be read.
+        unread: those that could not.
+    """
+
+    at: float
+    asked: tuple[object, ...]
+    subnets: dict[str, Subnet]
+    unread: tuple[Unread, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +175,8 @@ class Ec2:
         self._journal = journal
         self._clock = clock
         self._limits: dict[str, Limits] = {}
+        self._described: _Described | None = None
+        self._shown = Cloud((), None, {})
         self._answers: list[Answer] = []
         self._failures: list[CallFailure] = []
         self._successes: list[str] = []
@@ -164,7 +187,7 @@ class Ec2:
         """Describe the instance's ENIs, those of ours that are attached to nothing, and subnets.
 
         What EC2 has answered to our own calls within the last minute is in the look, even if this
-        answer of EC2 lacks it.
+        answer of EC2 lacks it. Subnets are described anew only if the plan depends on their room.
 
         Raises:
             ObserveError: EC2 did not answer, or refused.
@@ -172,23 +195,26 @@ class Ec2:
         pool = next(iter(desired))
         try:
             interfaces, unread = self._interfaces(pool)
-            subnets, unread_subnets = self._subnets(pool, interfaces)
+            described, is_fresh = self._known_subnets(pool, interfaces)
             limits, unread_type = (pool.limits, []) if pool.limits else self._instance_limits(pool)
+            unread += unread_type
+            self._shown = _arrange(interfaces, unread, limits, described)
+            if not is_fresh and needs_room(pool, self.told()):
+                described = self._describe_subnets(pool, interfaces)
+                self._shown = _arrange(interfaces, unread, limits, described)
         except Ec2CallError as error:
             why = f"{error}{budget.cure(error.operation_name, error.code)}"
             raise ObserveError("EC2", why, reason=error.code) from error
-        enis = []
-        for listed in interfaces.values():
-            try:
-                enis.append(_placed(listed.eni, subnets))
-            except MalformedError as error:
-                unread.append(_unread(listed.eni, str(error)))
+        return self.told()
+
+    def told(self) -> Cloud:
+        """Return the last look with what EC2 has answered since; without a call."""
         oldest = self._clock() - TRUST_S
         self._answers = [a for a in self._answers if a.at >= oldest]
-        names = {u.name for u in unread}
-        told = overlay(enis, [a for a in self._answers if a.eni_id not in names])
-        whole = (*unread, *unread_subnets, *unread_type)
-        return Cloud(told, limits, subnets, is_behind(enis, told), whole)
+        shown = self._shown
+        names = {u.name for u in shown.unread}
+        told = overlay(shown.enis, [a for a in self._answers if a.eni_id not in names])
+        return replace(shown, enis=told, behind=is_behind(shown.enis, told))
 
     def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
         """Carry out actions in order; one that fails does not stop the others."""
@@ -298,12 +324,13 @@ class Ec2:
             if not _may_have_happened(error):
                 self._journal.forget(creation)
             raise
-        # The subnet's CIDR is not in the answer; the next look has it, and nobody needs it before.
         with _reading("create_network_interface"):
             listed = decode_interface(inner(answer, "NetworkInterface"), self._instance_id)
             if listed is None:
                 raise MalformedError("NetworkInterface", None, "attached to nothing")
-        eni = listed.eni
+        # The subnet's CIDR is not in the answer; the look that chose the subnet has it.
+        known = self._shown.subnets.get(creation.subnet_id)
+        eni = replace(listed.eni, subnet_cidr=known.cidr) if known else listed.eni
         tagged = {INSTANCE_TAG: self._instance_id, CREATION_TAG: creation.token}
         owned = tagged.items() <= dict(creation.tags).items()
         self._learn(
@@ -448,6 +475,26 @@ class Ec2:
     def _describe_interfaces(self, filters: list[Any], *, most: int) -> Iterator[Object]:
         what = "describe_network_interfaces", "NetworkInterfaces"
         return self._pages(*what, most=most, Filters=filters)
+
+    def _known_subnets(
+        self, pool: Pool, interfaces: Mapping[str, Listed]
+    ) -> tuple[_Described, bool]:
+        """Return the subnets as last described, if that is good enough; and whether it was now."""
+        known = self._described
+        good = known is not None and (
+            known.asked == _asked(pool, interfaces)
+            and known.subnets.keys() >= {i.eni.subnet_id for i in interfaces.values()}
+            and self._clock() - known.at < SUBNETS_S
+        )
+        if known is not None and good:
+            return known, False
+        return self._describe_subnets(pool, interfaces), True
+
+    def _describe_subnets(self, pool: Pool, interfaces: Mapping[str, Listed]) -> _Described:
+        at = self._clock()
+        subnets, unread = self._subnets(pool, interfaces)
+        self._described = _Described(at, _asked(pool, interfaces), subnets, tuple(unread))
+        return self._described
 
     def _subnets(
         self, pool: Pool, interfaces: Mapping[str, Listed]
@@ -594,6 +641,28 @@ def _operation(method: str) -> str:
 def _may_have_happened(error: Ec2CallError) -> bool:
     """Whether a call that failed may have had its effect: nobody knows what was not answered."""
     return not error.refused or budget.classify(error.code) is budget.Failure.LOST
+
+
+def _asked(pool: Pool, interfaces: Mapping[str, Listed]) -> tuple[object, ...]:
+    ids = frozenset(i.eni.subnet_id for i in interfaces.values())
+    return (ids, pool.subnets, pool.selector, pool.prefixes)
+
+
+def _arrange(
+    interfaces: Mapping[str, Listed],
+    unread: Sequence[Unread],
+    limits: Limits | None,
+    described: _Described,
+) -> Cloud:
+    """Put what was read into one look, beside what could not be."""
+    enis, more = [], list(unread)
+    for listed in interfaces.values():
+        try:
+            enis.append(_placed(listed.eni, described.subnets))
+        except MalformedError as error:
+            more.append(_unread(listed.eni, str(error)))
+    whole = (*more, *described.unread)
+    return Cloud(tuple(enis), limits, described.subnets, unread=whole)
 
 
 def _subnet(action: Ec2Action) -> str:

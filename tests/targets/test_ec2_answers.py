@@ -151,10 +151,11 @@ class Life:
         self._expected = self.keeper._expected
 
     def begin_anew(self) -> None:
-        """All was well a moment ago, and the type's limits have not been asked for yet."""
+        """All was well a moment ago, and neither limits nor subnets have been asked for yet."""
         self.keeper.doubts, self.keeper.rests = NO_DOUBTS, NO_RESTS
         self.keeper._expected = self._expected
         self.target._limits.clear()
+        self.target._described = None
         self.caller.asked.clear()
 
     def look(self) -> Outcome:

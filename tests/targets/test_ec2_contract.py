@@ -113,6 +113,18 @@ def test_an_instance_is_seen_with_its_limits_and_its_subnet(world: World) -> Non
     assert (subnet.zone, subnet.cidr, subnet.free) == ("us-east-1a", SUBNET, 250)
 
 
+def test_what_ec2_has_answered_is_told_without_a_look_as_the_next_look_shows_it(
+    world: World,
+) -> None:
+    (only,) = world.cloud().enis
+    world.apply(AssignAddresses(only.eni_id, only.subnet_id, "test", 2))
+    told, seen = world.target.told(), world.cloud()
+    assert told.behind
+    assert not seen.behind
+    assert (told.enis, told.limits) == (seen.enis, seen.limits)
+    assert len(told.enis[0].secondaries) == 2
+
+
 def test_a_pool_is_filled_and_spread_over_enis(world: World) -> None:
     outcome = world.reach(24)
     assert outcome.settled

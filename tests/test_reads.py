@@ -1,0 +1,307 @@
+"""What a node asks of EC2, counted by EC2 over HTTP: every action, reads and writes alike.
+
+The node is driven as the daemon drives it, on a clock that a test moves: a change of demand plans
+on the last look, metadata is read every resync, links come with attachments, and a pass over the
+pool is run when it is due.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from builders import document, intent, node
+from fakes import (
+    FakeConntrack,
+    FakeNetlink,
+    FakeNft,
+    FakeRemains,
+    FakeState,
+    FakeSurroundings,
+    FakeSysctl,
+)
+
+from reconciler.core.attachment import IntentState
+from reconciler.core.datapath import host_network
+from reconciler.core.facts import Node
+from reconciler.errors import ObserveError
+from reconciler.node import LocalNode
+from reconciler.targets.ec2 import Ec2
+from reconciler.targets.ec2_caller import InProcess
+from reconciler.world import World
+
+HOUR_S = 3600.0
+
+
+class Metadata:
+    """Instance metadata of EC2's instance.
+
+    Attributes:
+        is_down: it does not answer.
+    """
+
+    def __init__(self, ec2: Any) -> None:
+        self.is_down = False
+        self._ec2 = ec2
+
+    def node(self) -> Node:
+        if self.is_down:
+            raise ObserveError("instance metadata", "it does not answer")
+        seen = self._ec2.cloud.instance(self._ec2.instance_id)
+        primary = next(e for e in self._ec2.cloud.enis() if e.device_index == 0)
+        return node(
+            instance_id=self._ec2.instance_id,
+            instance_type=seen.instance_type,
+            primary_mac=primary.mac,
+            vpc_cidrs=tuple(ip_network(c) for c in seen.vpc_cidrs),
+        )
+
+    def region(self) -> str:
+        return "us-east-1"
+
+    def interfaces(self) -> frozenset[Any]:
+        enis = (e for e in self._ec2.cloud.enis() if e.instance_id)
+        return frozenset(
+            (e.mac, n)
+            for e in enis
+            for n in (*map(host_network, e.addresses[1:]), *e.prefixes, *e.ipv6_prefixes)
+        )
+
+
+class Metered:
+    """A node whose EC2 counts what it is asked."""
+
+    def __init__(self, ec2: Any, **parts: Any) -> None:
+        self.now = 1000.0
+        self.document = document(**parts)
+        self.state = FakeState()
+        self.netlink = FakeNetlink()
+        self.metadata = Metadata(ec2)
+        self.hold_links = False
+        self.told: set[str] = set()
+        self._ec2 = ec2
+        self._linked: set[str] = set()
+        self._heard_at = self.now
+        self._due_at = self.now
+        clock = {"clock": lambda: self.now, "caller": InProcess("us-east-1")}
+        target = Ec2(ec2.instance_id, "us-east-1", self.state, **clock)
+        self.node = LocalNode(
+            self.state,
+            World(
+                imds=self.metadata,
+                make_ec2=lambda *_: target,
+                netlink=self.netlink,
+                nft=FakeNft(),
+                sysctl=FakeSysctl({}),
+                conntrack=FakeConntrack(),
+                surroundings=FakeSurroundings(),
+                remains=FakeRemains(),
+                now=lambda: self.now,
+                clock=lambda: self.now,
+            ),
+        )
+        self.plug()
+
+    def plug(self) -> None:
+        """Links come and go with attachments."""
+        here = {e.mac: e.device_index for e in self._ec2.cloud.enis() if e.instance_id}
+        for mac in self._linked - here.keys():
+            self.netlink.unplug(mac)
+        for mac in here.keys() - self._linked:
+            self.netlink.plug(mac, f"eth{here[mac]}")
+        self._linked = set(here)
+
+    def pool_pass(self, *, look: bool = False) -> Any:
+        outcome = self.node.pool_pass(self.document, look=look)
+        self.told |= {r.reason for r in outcome.remaining.refusals}
+        due_s = self.node.pool_due_s
+        assert due_s is not None
+        self._due_at = self.now + due_s
+        return outcome
+
+    def work(self) -> None:
+        """What an event brings about."""
+        if not self.hold_links:
+            self.plug()
+        if self.node.cloud is None:
+            self.pool_pass(look=True)
+        self.node.kernel_pass(self.document)
+        self.pool_pass()
+        self.node.kernel_pass(self.document)
+
+    def live(self, seconds: float) -> None:
+        """Let time go by."""
+        end = self.now + seconds
+        resync_s = self.document.reconcile.resync.total_seconds()
+        while self.now < end:
+            cooling = [c.until for c in self.state.observe().cooling]
+            self.now = min([end, self._due_at, self._heard_at + resync_s, *cooling])
+            if self.now >= self._heard_at + resync_s:
+                self._heard_at = self.now
+                try:
+                    if self.node.hear():
+                        self.pool_pass(look=True)
+                except ObserveError:
+                    pass  # the next pass says so
+            self.work()
+
+    def start_pod(self, number: int) -> None:
+        self.netlink.namespaces.add(f"/run/netns/pod{number}@1")
+        self.state.put(intent(number))
+        self.work()
+
+    def end_pod(self, number: int) -> None:
+        self.netlink.lose_namespace(f"/run/netns/pod{number}@1")
+        self.state.put(intent(number, IntentState.RELEASED))
+        self.work()
+
+    @property
+    def bound(self) -> int:
+        return len(self.state.observe().attachments)
+
+    def spent(self) -> Counter[str]:
+        """Return the calls since this was last asked, by action."""
+        made = Counter(self._ec2.cloud.faults.calls())
+        self._ec2.cloud.faults.reset_calls()
+        return made
+
+
+@pytest.fixture(params=["addresses", "prefixes"])
+def metered(ec2: Any, request: pytest.FixtureRequest) -> Metered:
+    """A node that has all it needs."""
+    pool = {"addresses": {"warm": 4}, "cooldown": "30s"}
+    made = Metered(ec2, warmPool=pool, eni={"allocate": request.param})
+    made.work()
+    made.live(120.0)
+    made.spent()
+    return made
+
+
+def test_a_pods_life_costs_no_call(metered: Metered) -> None:
+    """One ADD, DEL and cooldown have cost 10 DescribeNetworkInterfaces and 5 DescribeSubnets."""
+    metered.start_pod(1)
+    assert metered.bound == 1
+    metered.live(60.0)
+    metered.end_pod(1)
+    metered.live(60.0)
+    assert metered.bound == 0
+    assert metered.state.observe().cooling == ()
+    assert metered.spent() == {}
+
+
+def test_many_pods_in_sequence_cost_no_call_while_the_pool_has_room(metered: Metered) -> None:
+    for number in range(20):
+        metered.start_pod(number)
+        assert metered.bound == 1
+        metered.live(1.0)
+        metered.end_pod(number)
+        metered.live(31.0)
+    reads = metered.spent()
+    assert {name for name in reads if not name.startswith("Describe")} == set()
+    assert sum(reads.values()) <= 6, "what an idle hour costs"
+
+
+def test_an_idle_hour_costs_at_most_six_reads(metered: Metered) -> None:
+    metered.live(HOUR_S)
+    reads = metered.spent()
+    assert {name for name in reads if not name.startswith("Describe")} == set()
+    assert 0 < sum(reads.values()) <= 6
+
+
+def test_a_boot_costs_at_most_two_reads_per_eni(ec2: Any) -> None:
+    made = Metered(ec2, warmPool={"addresses": {"warm": 0, "minimum": 27, "surplus": 0}})
+    made.work()
+    made.live(120.0)
+    enis = [e for e in ec2.cloud.enis() if e.instance_id]
+    assert len(enis) == 3
+    spent = made.spent()
+    reads = {name: n for name, n in spent.items() if name.startswith("Describe")}
+    known = {"DescribeInstanceTypes": 1, "DescribeSubnets": 1}
+    assert {name: reads[name] for name in known} == known
+    assert sum(reads.values()) <= 2 * len(enis)
+
+
+def test_the_link_serves_pods_before_ec2_calls_its_attachment_done(ec2: Any) -> None:
+    pool = {"addresses": {"warm": 0, "minimum": 12, "surplus": 0}}
+    made = Metered(ec2, warmPool=pool)
+    made.hold_links = True
+    made.work()
+    assert made.node.in_transition
+    made.spent()
+    made.hold_links = False
+    made.work()
+    assert not made.node.in_transition
+    for number in range(12):
+        made.start_pod(number)
+    assert made.bound == 12
+    assert made.spent() == {}
+
+
+def test_what_metadata_shows_is_looked_at_at_once_and_once(ec2: Any) -> None:
+    made = Metered(ec2, warmPool={"addresses": {"warm": 4}})
+    made.work()
+    made.live(120.0)
+    (only,) = [e for e in ec2.cloud.enis() if e.instance_id]
+    ec2.client.assign_private_ip_addresses(
+        NetworkInterfaceId=only.eni_id, SecondaryPrivateIpAddressCount=1
+    )
+    made.spent()
+    made.live(61.0)
+    assert made.spent() == {"DescribeNetworkInterfaces": 2}
+    made.live(300.0)
+    assert made.spent() == {}
+
+
+def test_an_address_that_is_taken_away_is_missed_within_two_minutes(ec2: Any) -> None:
+    """Metadata tells it within a resync, and the second look confirms it."""
+    made = Metered(ec2, warmPool={"addresses": {"warm": 2}})
+    made.work()
+    made.start_pod(1)
+    made.live(300.0)
+    (held,) = made.state.observe().attachments
+    own = str(held.vpc_addresses[0])
+    ec2.client.unassign_private_ip_addresses(
+        NetworkInterfaceId=held.eni_id, PrivateIpAddresses=[own]
+    )
+    made.told.clear()
+    made.live(60.0)
+    assert made.told == set(), "not on one witness's word, nor at once"
+    made.live(60.0)
+    assert made.told == {"AddressLost"}
+
+
+def test_metadata_that_is_away_costs_no_storm_of_looks(metered: Metered) -> None:
+    metered.metadata.is_down = True
+    metered.live(HOUR_S)
+    assert sum(metered.spent().values()) <= 3 * HOUR_S / 300.0
+    (error,) = metered.pool_pass().errors
+    assert "it does not answer" in str(error)
+
+
+def test_room_in_a_subnet_is_asked_for_while_pods_wait_for_it(ec2: Any) -> None:
+    made = Metered(ec2, warmPool={"addresses": {"warm": 0, "surplus": 0}})
+    made.work()
+    made.live(120.0)
+    (only,) = [e for e in ec2.cloud.enis() if e.instance_id]
+    free = ec2.client.describe_subnets(SubnetIds=[only.subnet_id])["Subnets"][0]
+    others = []
+    left = free["AvailableIpAddressCount"]
+    while left > 0:
+        count = min(left, 50)
+        one = ec2.client.create_network_interface(
+            SubnetId=only.subnet_id,
+            **({"SecondaryPrivateIpAddressCount": count - 1} if count > 1 else {}),
+        )
+        others.append(one["NetworkInterface"]["NetworkInterfaceId"])
+        left -= count
+    made.spent()
+    made.start_pod(1)
+    made.live(200.0)
+    assert made.bound == 0
+    assert sum(made.spent().values()) <= 5 * 3 + 2
+    for eni_id in others:
+        ec2.client.delete_network_interface(NetworkInterfaceId=eni_id)
+    made.live(200.0)
+    assert made.bound == 1

@@ -109,7 +109,8 @@ def test_check_names_each_object_that_was_broken_by_hand(cluster: Any) -> None:
 def break_one_by_one(cluster: Any, one: Pod) -> Iterator[tuple[str, str]]:
     """Yield what was broken, and what CHECK says of it."""
     key = AttachmentKey(f"{cluster.lab.names.lab}-{one.name}", "eth0")
-    document = load(cluster.config.read_text(), str(cluster.config))
+    text = cluster.config.read_text() + "pods: {repair: all}\n"
+    document = load(text, str(cluster.config))
     home = cluster.lab.names.namespace("node1")
     with netns.inside(home):
         node = LocalNode(StateDirectory(cluster.state()))

@@ -79,16 +79,21 @@ def _hooks(
     query: Query, leg: Leg, packet: Packet, passage: Passage
 ) -> Iterator[tuple[str, Passage]]:
     """Yield the hooks that a packet passes, each with what it looks like there."""
+    sent = _before_translation(query, leg, passage)
     if packet.link:
-        yield "prerouting", replace(_before_translation(query, leg, passage), outgoing="")
+        arriving = replace(sent, outgoing="")
+        yield "ingress", replace(arriving, state=None)
+        yield "prerouting", arriving
     else:
-        yield "output", replace(_before_translation(query, leg, passage), incoming="")
+        yield "output", replace(sent, incoming="")
     if passage.local:
         yield "input", replace(passage, outgoing="")
         return
     if packet.link:
         yield "forward", passage
-    yield "postrouting", replace(passage, incoming="")
+    leaving = replace(passage, incoming="")
+    yield "postrouting", leaving
+    yield "egress", replace(leaving, state=None)
 
 
 def _before_translation(query: Query, leg: Leg, passage: Passage) -> Passage:

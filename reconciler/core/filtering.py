@@ -81,7 +81,7 @@ def sample(pods: Iterable[Pod]) -> tuple[Pod, ...]:
 
 def judge(ruleset: Ruleset, traffic: Traffic) -> tuple[Finding, ...]:
     """Say which chains stop pods' packets, and which could not be looked at."""
-    found = [*_forwarding(ruleset, traffic), *_input(ruleset, traffic), *_source(ruleset, traffic)]
+    found = [*_forwarding(ruleset, traffic), *_host(ruleset, traffic), *_source(ruleset, traffic)]
     return (*dict.fromkeys(found),)
 
 
@@ -101,16 +101,41 @@ def _directions(base: BaseChain, traffic: Traffic) -> Iterator[tuple[str, list[P
     """Yield the first packets of connections from pods of an ENI, and of connections to them."""
     for version in _versions(base):
         for pods in traffic.by_link(version):
-            yield "from", [Passage(p.veth, p.link, p.address, None) for p in pods]
-            yield "to", [Passage(p.link, p.veth, None, p.address) for p in pods]
+            yield "from", [p for pod in pods for p in _sent(base, pod)]
+            yield "to", [p for pod in pods for p in _received(base, pod)]
+
+
+def _sent(base: BaseChain, pod: Pod) -> Iterator[Passage]:
+    """What a pod sends beyond the node, as it is at a chain's hook."""
+    match base.hook:
+        case "prerouting":
+            yield Passage(pod.veth, "", pod.address, None, has_way_back=True)
+        case "forward":
+            yield Passage(pod.veth, pod.link, pod.address, None)
+        case "postrouting":
+            yield Passage("", pod.link, pod.address, None)
+        case "egress" if pod.link in base.devices:
+            yield Passage("", pod.link, pod.address, None, state=None)
+
+
+def _received(base: BaseChain, pod: Pod) -> Iterator[Passage]:
+    match base.hook:
+        case "prerouting":
+            yield Passage(pod.link, "", None, pod.address)
+        case "forward":
+            yield Passage(pod.link, pod.veth, None, pod.address)
+        case "postrouting":
+            yield Passage("", pod.veth, None, pod.address)
+        case "ingress" if pod.link in base.devices:
+            yield Passage(pod.link, "", None, pod.address, state=None)
 
 
 def _versions(base: BaseChain) -> tuple[int, ...]:
-    return {"ip": (4,), "ip6": (6,), "inet": (4, 6)}.get(base.id.family, ())
+    return {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6)}.get(base.id.family, ())
 
 
 def _forwarding(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
-    for base in (b for b in ruleset.bases if b.hook == "forward"):
+    for base in (b for b in ruleset.bases if b.type != "nat"):
         for direction, packets in _directions(base, traffic):
             fates = [walk(base, p, ruleset.rules_of, ruleset.elements_of) for p in packets]
             if hit := _stopped(fates, traffic):
@@ -125,28 +150,46 @@ def _forwarding(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
             yield from _unread(base, fates)
 
 
-def _input(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
-    """Pods' answers to the node itself: kubelet's probes are connections that the node opens."""
-    for base in (b for b in ruleset.bases if b.hook == "input"):
-        for version in _versions(base):
-            hosts = [h for h in traffic.hosts if h.version == version]
-            packets = [
-                Passage(veth, "", own, host, TCP, state=State.ESTABLISHED, local=True)
-                for pods in traffic.by_link(version)
-                for veth, own in ((p.veth, p.address) for p in pods)
-                for host in hosts
-            ]
-            fates = [walk(base, p, ruleset.rules_of, ruleset.elements_of) for p in packets]
-            if hit := _stopped(fates, traffic):
-                yield Finding(
-                    f"chain {base.id}",
-                    "InputDropped",
-                    f"{hit} drops or rejects what pods answer to this node, so "
-                    "probes of kubelet fail, and nothing on the node reaches a pod; put ahead of "
-                    "it a rule that accepts established connections, or what comes from "
-                    f"{_links(traffic)}",
-                )
-            yield from _unread(base, fates)
+HOST = {
+    "input": (
+        "InputDropped",
+        "what pods answer to this node, so probes of kubelet fail, and nothing on the node "
+        "reaches a pod; put ahead of it a rule that accepts established connections, or what "
+        "comes from",
+    ),
+    "output": (
+        "OutputDropped",
+        "what this node sends to pods, so probes of kubelet fail, and nothing on the node reaches "
+        "a pod; put ahead of it a rule that accepts what goes to",
+    ),
+}
+"""Hook: the reason, and what it means."""
+
+
+def _host(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
+    """Pods and the node itself: kubelet's probes are connections that the node opens."""
+    for base in (b for b in ruleset.bases if b.hook in HOST and b.type != "nat"):
+        fates = [
+            walk(base, _probe(base.hook, pod, host), ruleset.rules_of, ruleset.elements_of)
+            for version in _versions(base)
+            for pods in traffic.by_link(version)
+            for pod in pods
+            for host in traffic.hosts
+            if host.version == version
+        ]
+        if hit := _stopped(fates, traffic):
+            reason, text = HOST[base.hook]
+            yield Finding(
+                f"chain {base.id}", reason, f"{hit} drops or rejects {text} {_links(traffic)}"
+            )
+        yield from _unread(base, fates)
+
+
+def _probe(hook: str, pod: Pod, host: IpAddress) -> Passage:
+    if hook == "output":
+        return Passage("", pod.veth, host, pod.address, TCP, local=False)
+    state = State.ESTABLISHED
+    return Passage(pod.veth, "", pod.address, host, TCP, state=state, local=True)
 
 
 def _source(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:

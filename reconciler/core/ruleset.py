@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 NF_INET_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """By number (linux/netfilter.h)."""
 
+OF_LINKS = ("ingress", "egress")
+"""Hooks of single links, before and after all others."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ChainId:
@@ -40,10 +43,11 @@ class BaseChain:
     """A chain that packets come to by themselves.
 
     Attributes:
-        hook: prerouting, input, forward, output or postrouting.
+        hook: prerouting, input, forward, output or postrouting; ingress or egress of links.
         type: filter, nat or route.
         priority: chains of a hook are asked in its order.
         drops: its policy is to drop what no rule decides about.
+        devices: names of links, for a hook of links.
     """
 
     id: ChainId
@@ -51,6 +55,7 @@ class BaseChain:
     type: str = "filter"
     priority: int = 0
     drops: bool = False
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

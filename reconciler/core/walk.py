@@ -13,6 +13,7 @@ from enum import IntFlag
 
 from reconciler.core.datapath import IpAddress
 from reconciler.core.ruleset import (
+    OF_LINKS,
     BaseChain,
     ChainId,
     Constant,
@@ -240,8 +241,11 @@ def at_hook(
     Chains of type nat see the first packet of a connection only, and one translation is all.
     """
     fates: list[Fate] = []
-    families = {"inet", "ip" if passage.version == 4 else "ip6"}
+    families = {"inet", "netdev", "ip" if passage.version == 4 else "ip6"}
     here = [b for b in bases if b.hook == hook and b.id.family in families]
+    if hook in OF_LINKS:
+        device = passage.incoming if hook == "ingress" else passage.outgoing
+        here = [b for b in here if device in b.devices]
     for base in sorted(here, key=lambda b: (b.priority, b.id)):
         if base.type == "nat" and passage.state is not State.NEW:
             continue

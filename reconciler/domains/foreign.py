@@ -256,6 +256,8 @@ def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
         ]
         if shut:
             yield _rejected(shut)
+        elif _stops(foreign, ours):
+            yield _rejected(sorted(ours.patterns), RELOAD)
 
 
 def _accepted(foreign: Foreign, chain: ForwardChain, ours: Ours) -> bool:
@@ -304,7 +306,18 @@ def _opening(chain: ForwardChain, shut: list[str], ours: Ours) -> str:
     return "set routing.acceptForwarded, or let its owner accept them"
 
 
-def _rejected(shut: list[str]) -> Finding:
+RELOAD = ("firewall-cmd --reload",)
+"""What brings into force what the permanent configuration says already."""
+
+
+def _stops(foreign: Foreign, ours: Ours) -> bool:
+    """Whether firewalld's rules, as they are now, reject pods' packets."""
+    bases = tuple(b for b in foreign.ruleset.bases if b.id.table == FIREWALLD)
+    found = filtering.judge(replace(foreign.ruleset, bases=bases), ours.traffic)
+    return any(f.reason == "ForwardingDropped" for f in found)
+
+
+def _rejected(shut: list[str], only: tuple[str, ...] = ()) -> Finding:
     interfaces = " ".join(f"--add-interface={p.replace('*', '+')}" for p in shut)
     commands = (
         f"firewall-cmd --permanent --zone=trusted {interfaces}",
@@ -317,7 +330,7 @@ def _rejected(shut: list[str]) -> Finding:
         "table inet firewalld",
         "ForwardingDropped",
         "firewalld rejects what no zone forwards, packets from and to pods among them, and no "
-        f"rule of ours can override that; run: {'; '.join(commands)}",
+        f"rule of ours can override that; run: {'; '.join(only or commands)}",
     )
 
 

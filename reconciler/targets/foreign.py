@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from reconciler.core.forward import ForwardChain
-from reconciler.core.ruleset import NF_INET_HOOKS, Ruleset, joined
+from reconciler.core.ruleset import Ruleset, joined
 from reconciler.domains.foreign import NO_RULES, Foreign, ForeignRule
 from reconciler.errors import ObserveError
 from reconciler.targets.host import HostFiles
@@ -20,10 +20,8 @@ T = TypeVar("T")
 Chains = tuple[frozenset[Any], tuple[ForwardChain, ...] | None]
 
 
-HOOKS = ("input", "forward", "postrouting")
-"""Where what becomes of pods' packets is looked at with every full pass."""
-
-LEGACY_TABLES = ("filter",)
+LEGACY_TABLES = ("filter", "mangle", "raw")
+"""Those that are looked at with every full pass."""
 
 
 class Surroundings:
@@ -35,7 +33,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.forward = ForwardRules()
-        self._chains = ForeignChains()
+        self._chains = ForeignChains(NEVER_FIREWALLS, translations=False)
         self._merged: tuple[Ruleset, Ruleset, Ruleset] | None = None
         self._legacy = LegacyTables()
         self._netlink = Netlink()
@@ -63,7 +61,7 @@ class Surroundings:
                 unread.append((version, error.what, f"they were not looked at: {error.why}"))
                 return NO_RULES
 
-        nft = tried(0, lambda: ForeignChains().observe(NF_INET_HOOKS, NEVER_FIREWALLS))
+        nft = tried(0, lambda: ForeignChains(NEVER_FIREWALLS).observe())
         legacy = tried(4, lambda: LegacyTables().ruleset(PRIORITIES))
         tried(6, _refuse_ipv6_tables)
         return joined(nft, legacy), tuple(unread)
@@ -88,7 +86,7 @@ class Surroundings:
             chains=frozenset(name for _, name in nft_chains) | legacy_chains,
             forward=None if nft_forward is None else (*nft_forward, *(legacy_forward or ())),
             ruleset=self._merge(
-                tried(lambda: self._chains.observe(HOOKS, NEVER_FIREWALLS), NO_RULES),
+                tried(self._chains.observe, NO_RULES),
                 tried(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES),
             ),
             rules=tried(self._netlink.foreign_rules, no_rules),

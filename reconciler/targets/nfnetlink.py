@@ -42,7 +42,9 @@ NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_GEN_ID = 1, 2, 1
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NF_DROP = 0
-HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting", 5: "ingress"}
+HOOKS_OF_NETDEV = {0: "ingress", 1: "egress"}
+NFTA_HOOK_DEV, NFTA_HOOK_DEVS = 3, 4
 
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA = 1, 1, 2
@@ -236,6 +238,7 @@ class Chain:
         hook: where routed packets enter it; "" if only other chains lead here.
         type: filter, nat or route; "" as above.
         drops: its policy is to drop.
+        devices: links by which packets come to it, for hooks ingress and egress.
         place: table and name as the kernel has them.
     """
 
@@ -246,6 +249,7 @@ class Chain:
     type: str = ""
     priority: int = 0
     drops: bool = False
+    devices: tuple[str, ...] = ()
     place: tuple[bytes, bytes] = field(default=(b"", b""), compare=False, repr=False)
 
     @property
@@ -573,17 +577,21 @@ def _decode(message: bytes) -> Chain:
     found = dict(attributes(message[HEADERS:]))
     place = found[NFTA_CHAIN_TABLE], found[NFTA_CHAIN_NAME]
     table, name = (text(part[:-1]) for part in place)
-    if NFTA_CHAIN_HOOK not in found or family not in ROUTED:
+    if NFTA_CHAIN_HOOK not in found or family not in ROUTED | {"netdev"}:
         return Chain(family, table, name, place=place)
     hook = dict(attributes(found[NFTA_CHAIN_HOOK]))
     policy = found.get(NFTA_CHAIN_POLICY, b"\1")
+    hooks = HOOKS_OF_NETDEV if family == "netdev" else HOOKS
+    devices = [hook[NFTA_HOOK_DEV]] if NFTA_HOOK_DEV in hook else []
+    devices += [name for _, name in attributes(hook.get(NFTA_HOOK_DEVS, b""))]
     return Chain(
         family,
         table,
         name,
-        HOOKS.get(int.from_bytes(hook[NFTA_HOOK_HOOKNUM], "big"), ""),
+        hooks.get(int.from_bytes(hook[NFTA_HOOK_HOOKNUM], "big"), ""),
         text(found.get(NFTA_CHAIN_TYPE, b"")[:-1]),
         int.from_bytes(hook[NFTA_HOOK_PRIORITY], "big", signed=True),
         drops=int.from_bytes(policy, "big") == NF_DROP,
         place=place,
+        devices=tuple(dict.fromkeys(text(name[:-1]) for name in devices)),
     )

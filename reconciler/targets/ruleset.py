@@ -77,38 +77,40 @@ class ForeignChains:
     """nftables chains that are not ours, iptables-nft's among them.
 
     Args:
-        kernel: a socket into the namespace.
+        besides: tables that are left out.
+        translations: also those that may translate a destination. They are most of all there are
+            where services are: kube-proxy has a few for each.
     """
 
-    def __init__(self, kernel: Nfnetlink | None = None) -> None:
-        self._kernel = kernel or Nfnetlink()
-        self._seen: tuple[int, Iterable[str], Ruleset] | None = None
+    def __init__(
+        self, besides: frozenset[str] = frozenset(), *, translations: bool = True
+    ) -> None:
+        self._besides = besides
+        self._translations = translations
+        self._kernel = Nfnetlink()
+        self._seen: tuple[int, Ruleset] | None = None
 
-    def observe(self, hooks: Iterable[str], besides: frozenset[str] = frozenset()) -> Ruleset:
-        """Read all chains that packets can come to from some hooks.
-
-        Args:
-            hooks: names of hooks.
-            besides: tables that are left out.
+    def observe(self) -> Ruleset:
+        """Read all chains that routed packets come to.
 
         Raises:
             ObserveError: the kernel refused, or never held still.
         """
-        hooks = tuple(hooks)
         now = self._kernel.generation()
-        if self._seen is None or self._seen[:2] != (now, hooks):
-            self._seen = (now, hooks, self._observe(hooks, besides))
-        return self._seen[2]
+        if self._seen is None or self._seen[0] != now:
+            self._seen = (now, self._observe())
+        return self._seen[1]
 
-    def _observe(self, hooks: tuple[str, ...], besides: frozenset[str]) -> Ruleset:
+    def _is_wanted(self, chain: Chain) -> bool:
+        if not chain.hook or chain.table in self._besides:
+            return False
+        translates = chain.type == "nat" and chain.hook != "postrouting"
+        ours = (chain.family, chain.table) == ("inet", TABLE)
+        return not ours and (self._translations or not translates)
+
+    def _observe(self) -> Ruleset:
         def choose(chains: Iterable[Chain]) -> list[Chain]:
-            return [
-                c
-                for c in chains
-                if c.hook in hooks
-                and c.table not in besides
-                and (c.family, c.table) != ("inet", TABLE)
-            ]
+            return [c for c in chains if self._is_wanted(c)]
 
         found = self._kernel.chains(choose)
         if len(found) > MAX_BASES:
@@ -116,7 +118,12 @@ class ForeignChains:
             raise ObserveError("other owners' chains", why)
         bases = tuple(
             BaseChain(
-                ChainId("nft", c.family, *map(_name, c.place)), c.hook, c.type, c.priority, c.drops
+                ChainId("nft", c.family, *map(_name, c.place)),
+                c.hook,
+                c.type,
+                c.priority,
+                c.drops,
+                c.devices,
             )
             for c in found
         )

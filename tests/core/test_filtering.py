@@ -189,6 +189,24 @@ def test_an_input_chain_that_drops_what_pods_answer_fails_probes_and_is_named() 
     assert reasons(firewall) == []
 
 
+@pytest.mark.parametrize(
+    ("hook", "rule", "reason"),
+    [
+        ("output", (link("oifname", "nn*"), DROP), "OutputDropped"),
+        ("prerouting", (link("iifname", "nn*"), DROP), "ForwardingDropped"),
+        ("postrouting", (link("oifname", "nn*"), DROP), "ForwardingDropped"),
+        ("egress", (DROP,), "ForwardingDropped"),
+    ],
+)
+def test_a_drop_at_any_other_hook_on_pods_way_is_found(hook: str, rule: Rule, reason: str) -> None:
+    here = replace(base(hook), devices=("eth1",) if hook == "egress" else ())
+    (found,) = judge(rules((here,), {hook: (rule,)}), TRAFFIC)
+    assert found.reason == reason
+    elsewhere = replace(here, devices=("eth7",))
+    if hook == "egress":
+        assert reasons(rules((elsewhere,), {hook: (rule,)})) == []
+
+
 def test_a_masquerade_of_what_the_document_keeps_is_named() -> None:
     nat = base("postrouting", kind="nat")
     found = rules((nat,), {"postrouting": ((link("oifname", "eth*"), Verdict("snat")),)})

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from builders import attachment, document, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.core.filtering import Pod, Traffic
 from reconciler.core.forward import ForwardChain, covers
 from reconciler.core.mark import MARK_USERS
 from reconciler.core.plan import Verb
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
+from reconciler.core.ruleset import BaseChain, ChainId, Ruleset, Verdict
 from reconciler.domains import foreign, forward
 from reconciler.domains.foreign import (
     NETWORK_MANAGER,
@@ -106,6 +108,19 @@ def test_firewalld_is_a_finding_until_a_zone_accepts_pods() -> None:
         reasons(Foreign(tables=frozenset({"firewalld"}), firewalld_accepts=frozenset({"nn*"})))
         == []
     )
+
+
+def test_firewalld_is_a_finding_while_its_rules_reject_whatever_is_configured() -> None:
+    """A zone that was edited for good, and never loaded."""
+    chain = ChainId("nft", "inet", "firewalld", "filter_FORWARD")
+    ruleset = Ruleset((BaseChain(chain, "forward"),), {chain: ((Verdict("drop"),),)})
+    pods = (Pod("nn1", ip_address("100.64.1.7"), "eth1"),)
+    ours = replace(OURS, traffic=Traffic(pods, patterns=("nn*",)))
+    tables, accepts = frozenset({"firewalld"}), frozenset({"nn*"})
+    seen = Foreign(tables=tables, firewalld_accepts=accepts, ruleset=ruleset)
+    assert text(seen, ours).endswith("run: firewall-cmd --reload")
+    loaded = replace(seen, ruleset=replace(ruleset, rules={chain: ((Verdict("accept"),),)}))
+    assert reasons(loaded, ours) == []
 
 
 def test_networkd_is_a_finding_by_what_its_configuration_says_in_the_end() -> None:

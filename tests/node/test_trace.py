@@ -132,6 +132,7 @@ DROPS = "{} drops or rejects it at hook"
         ("filter hook prerouting", "drop", "", VPC_HOST, f"request: {DROPS} prerouting"),
         (FORWARD, "drop", "tcp dport 25", VPC_HOST, "{} may drop or reject it at hook forward"),
         (FORWARD, "drop", "tcp dport 25", VPC_HOST, "it asks for the protocol, the port"),
+        ('filter hook ingress device "eth0"', "drop", "", VPC_HOST, f"reply: {DROPS} ingress"),
         (FORWARD, "drop", "meta cpu 0", VPC_HOST, "request: {} may drop or reject it"),
     ],
 )

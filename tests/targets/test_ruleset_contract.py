@@ -11,7 +11,7 @@ import pytest
 
 from lab import rulesets, services
 from lab.rulesets import Backend
-from reconciler.core.ruleset import NF_INET_HOOKS, ChainId, Ruleset
+from reconciler.core.ruleset import ChainId, Ruleset
 from reconciler.core.walk import Fate, Mark, Passage, State, at_hook
 from reconciler.targets import ruleset as target
 from reconciler.targets.legacy import PRIORITIES, LegacyTables
@@ -30,7 +30,7 @@ def run(*argv: str, text: str | None = None) -> None:
 
 
 def read() -> Ruleset:
-    nft = ForeignChains().observe(NF_INET_HOOKS)
+    nft = ForeignChains().observe()
     legacy = LegacyTables().ruleset(PRIORITIES)
     return Ruleset((*nft.bases, *legacy.bases), {**nft.rules, **legacy.rules}, nft.elements)
 
@@ -230,10 +230,10 @@ def test_an_unchanged_ruleset_is_not_read_again(home: str) -> None:
     chains, legacy = ForeignChains(), LegacyTables()
     rules("nft", 3)
     rules("legacy", 3)
-    seen = chains.observe(("forward",)), legacy.ruleset(("filter",))
-    assert chains.observe(("forward",)) is seen[0]
+    seen = chains.observe(), legacy.ruleset(("filter",))
+    assert chains.observe() is seen[0]
     assert legacy.ruleset(("filter",)) is seen[1], "though its counters have changed"
     run("iptables-nft", "-F", "BIG")
     run("iptables-legacy", "-F", "BIG")
-    assert chains.observe(("forward",)) is not seen[0]
+    assert chains.observe() is not seen[0]
     assert legacy.ruleset(("filter",)) is not seen[1]

@@ -39,6 +39,9 @@ VETH = re.compile(r"eni[0-9a-f]{11}")
 CHAIN = re.compile(r"AWS-(SNAT|CONNMARK)-CHAIN-[0-9]+")
 """Its chains in iptables (``network.go``, ``iptables_connmark.go``)."""
 
+SIGN = "AWS"
+"""Stands in the name of every chain of its, and so in what jumps there, and in its comments."""
+
 CONNMARK_COMMENTS = {"nat": {"AWS, CONNMARK"}, "mangle": {"AWS, primary ENI"}}
 """By table, comments of the CONNMARK rules that it puts into PREROUTING itself."""
 

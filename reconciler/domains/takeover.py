@@ -265,7 +265,10 @@ def _iptables(backend: str, table: str, lines: Iterable[str]) -> Iterator[Leftov
 
 def _is_stock_text(table: str, chain: str, text: str) -> bool:
     """Whether a rule leads into a chain of the stock plugin's, or is one of its CONNMARKs."""
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return False  # quotes that the stock plugin does not write
     options = dict(pairwise(words))
     target = options.get("-j", "")
     if CHAIN.fullmatch(target):

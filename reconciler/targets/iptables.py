@@ -6,10 +6,14 @@ not see. Only what another plugin left is ever removed; nothing is added.
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
+import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from reconciler.core.plan import Change
@@ -27,6 +31,16 @@ LOCK_S = 5
 """Seconds to wait for the lock that every other program of iptables holds for milliseconds."""
 
 TIMEOUT_S = 20
+"""Seconds for one program: with tens of thousands of rules it takes some."""
+
+MAX_LINES = 300_000
+"""Lines that are kept of one table: 10,000 services make half as many."""
+
+MAX_LINE = 1 << 16
+"""Bytes of one line; a rule's text has a few hundred."""
+
+MAX_MEMORY = 256 << 20
+"""Bytes that a program may allocate. If memory runs out all the same, it is the first to go."""
 
 Place = tuple[str, str]
 """Backend and table."""
@@ -36,12 +50,14 @@ class Iptables:
     """The nat and mangle tables of this network namespace, in both backends."""
 
     def observe(
-        self, nft_tables: Collection[str]
+        self, nft_tables: Collection[str], telling: str = "", limit: int = MAX_LINES
     ) -> tuple[Mapping[Place, tuple[str, ...]], Mapping[Place, str]]:
         """Read chains and rules, by backend and table, as ``iptables-save`` writes them.
 
         Args:
             nft_tables: names of nftables tables of family ip; iptables-nft keeps its own there.
+            telling: only lines with this in them are kept.
+            limit: a table with more of them is not read.
 
         Returns:
             the lines; and for tables that could not be read, why.
@@ -56,12 +72,11 @@ class Iptables:
             if shutil.which(program) is None:
                 unlisted[backend, table] = f"there is no {program}"
                 continue
-            done = _run([program, "-t", table])
-            if done.returncode != 0:
-                unlisted[backend, table] = _words(done)
-                continue
-            lines = done.stdout.splitlines()
-            saved[backend, table] = tuple(x for x in lines if x.startswith((":", "-A ")))
+            lines, why = _list([program, "-t", table], telling.encode(), limit)
+            if why:
+                unlisted[backend, table] = why
+            else:
+                saved[backend, table] = lines
         return saved, unlisted
 
     def apply(
@@ -88,7 +103,7 @@ class Iptables:
         wait = ["-w", str(LOCK_S)]
         done = _run([program, "--noflush", *wait], "\n".join(_script(table, actions)))
         if done.returncode != 0:
-            why = _words(done)
+            why = _words(done.stderr)
             yield from (ApplyError(str(a), "TransactionRefused", why) for a in actions)
 
 
@@ -114,14 +129,52 @@ def _script(table: str, actions: Sequence[Change[IptablesRule | IptablesChain]])
     yield "COMMIT\n"
 
 
-def _run(argv: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+def _list(argv: list[str], telling: bytes, limit: int) -> tuple[tuple[str, ...], str]:
+    """Run a program that lists a table; return lines of it, or why not."""
+    kept: list[str] = []
+    with tempfile.TemporaryFile() as said:
+        try:
+            program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said)
+        except OSError as error:
+            return (), str(error)
+        # Its end closes the pipe, so that reading ends as well.
+        timer = threading.Timer(TIMEOUT_S, program.kill)
+        timer.start()
+        try:
+            _restrict(program.pid)
+            assert program.stdout is not None
+            with program.stdout as lines:
+                while (line := lines.readline(MAX_LINE)) and len(kept) <= limit:
+                    if line.startswith((b":", b"-A ")) and telling in line:
+                        kept.append(line.decode(errors="backslashreplace").rstrip("\n"))
+                if line:
+                    program.kill()
+        finally:
+            code = program.wait()
+            timer.cancel()
+        if len(kept) > limit:
+            return (), f"it has more than {limit} lines"
+        if code != 0:
+            said.seek(0)
+            return (), _words(said.read(MAX_LINE)) or f"{argv[0]} ended with {code}"
+    return tuple(kept), ""
+
+
+def _restrict(pid: int) -> None:
+    """Let a program have no more than it needs; one that has ended needs nothing."""
+    with suppress(OSError):
+        resource.prlimit(pid, resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+
+
+def _run(argv: list[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(
-            argv, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            argv, input=text.encode(), capture_output=True, timeout=TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(argv, 1, "", str(error))
+        return subprocess.CompletedProcess(argv, 1, b"", str(error).encode())
 
 
-def _words(done: subprocess.CompletedProcess[str]) -> str:
-    return " ".join(done.stderr.split())[:256]
+def _words(said: bytes) -> str:
+    return " ".join(said.decode(errors="backslashreplace").split())[:256]

@@ -350,6 +350,23 @@ class Nfnetlink:
             NFT_MSG_GETRULE, "rules", split, _string(NFTA_RULE_TABLE, table), NUMBERS[family]
         )
 
+    def mentions(self, family: str, table: str, word: bytes) -> bool:
+        """Whether a word stands anywhere in a table's rules, or in a chain's name.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        body, number = _string(NFTA_RULE_TABLE, table), NUMBERS[family]
+        place = slice(HEADERS, HEADERS + len(body))
+
+        def any_of(messages: Iterable[bytes]) -> bool:
+            return any(word in m for m in messages if m[16] == number and m[place] == body)
+
+        return any(
+            self._dump(kind, "rules", any_of, body, number)
+            for kind in (NFT_MSG_GETCHAIN, NFT_MSG_GETRULE)
+        )
+
     def table_parts(self, kind: int, family: str, table: str) -> list[dict[int, bytes]]:
         """List a table's sets, objects or flowtables, each by its attributes.
 

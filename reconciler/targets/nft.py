@@ -132,6 +132,14 @@ class KubeProxyTable:
     def __init__(self) -> None:
         self._kernel = Nfnetlink()
 
+    def tables(self, family: str) -> frozenset[str]:
+        """Name the tables of a family, whoever owns them.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        return self._kernel.list_tables(family)
+
     def service(
         self, family: str, address: IpAddress, protocol: str, port: int
     ) -> list[Json | list[Json]]:
@@ -357,6 +365,14 @@ class StockTables:
             ObserveError: the kernel refused.
         """
         return self._kernel.list_tables("ip")
+
+    def mentions(self, table: str, word: str) -> bool:
+        """Whether a word stands in a chain's name or a rule of a table of family ip.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        return self._kernel.mentions("ip", table, word.encode())
 
     def apply(self, actions: Sequence[Change[StockTable]]) -> tuple[ApplyError, ...]:
         """Delete tables, all or none."""

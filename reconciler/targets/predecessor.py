@@ -25,6 +25,7 @@ from reconciler.core.attachment import AttachmentKey, netns_identity
 from reconciler.core.datapath import PROTOCOL, IpAddress, IpNetwork
 from reconciler.core.plan import Change
 from reconciler.core.predecessor import (
+    SIGN,
     Allocation,
     IptablesChain,
     IptablesRule,
@@ -36,7 +37,7 @@ from reconciler.core.predecessor import (
     StockTable,
 )
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.iptables import Iptables
+from reconciler.targets.iptables import TABLES, Iptables
 from reconciler.targets.namespaces import entered_by
 from reconciler.targets.netlink import GONE
 from reconciler.targets.netlink_decode import KNOWN_RULE_FIELDS
@@ -51,6 +52,9 @@ VERSION = "vpc-cni-ipam/1"
 """Of the checkpoint (``pkg/ipamd/datastore/data_store.go``)."""
 
 SOCKET_TIMEOUT_S = 0.5
+
+MAX_LEFT = 2_000
+"""Lines of one of iptables' tables that may be the stock plugin's: some ten for each CIDR."""
 
 AF_INET = socket.AF_INET
 NETNSA_NSID, NETNSA_FD = 1, 3
@@ -79,7 +83,9 @@ class Remains:
         """
         del desired
         seen = self.glance()
-        saved, unlisted = self._iptables.observe(seen.tables)
+        # With thousands of services iptables-nft-save takes seconds: only where something is.
+        telling = {t for t in TABLES if t in seen.tables and self._tables.mentions(t, SIGN)}
+        saved, unlisted = self._iptables.observe(telling, SIGN, MAX_LEFT)
         return replace(seen, saved=saved, unlisted=unlisted)
 
     def glance(self) -> Sighting:

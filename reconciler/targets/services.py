@@ -6,6 +6,7 @@ from functools import partial
 
 from reconciler.core.datapath import IpAddress, family_of
 from reconciler.core.service import endpoints_in_iptables, endpoints_in_nftables
+from reconciler.errors import ObserveError
 from reconciler.targets.iptables import Iptables
 from reconciler.targets.nft import KubeProxyTable
 
@@ -37,6 +38,9 @@ class Services:
         )
         if found or address.version != 4:
             return found
-        saved, _ = self._iptables.observe({"nat"})
+        saved, unlisted = self._iptables.observe({"nat"} & self._proxy.tables(family))
+        for (backend, table), why in unlisted.items():
+            if table == "nat":
+                raise ObserveError(f"iptables-{backend}'s table nat", why)
         lines = [line for (_, table), text in saved.items() if table == "nat" for line in text]
         return endpoints_in_iptables(lines, address, protocol, port)

@@ -15,7 +15,7 @@ import pytest
 from builders import eni
 from conftest import namespace
 
-from lab import netns, stock
+from lab import netns, stock, wild
 from lab.stock import Connmark, Iptables, StockEni, StockNode, StockPod
 from reconciler.core.attachment import AttachmentKey
 from reconciler.core.plan import Change, Verb
@@ -29,6 +29,7 @@ from reconciler.core.predecessor import (
 )
 from reconciler.domains import takeover
 from reconciler.targets import iptables
+from reconciler.targets.nfnetlink import Nfnetlink
 from reconciler.targets.predecessor import Remains
 
 pytestmark = pytest.mark.kernel
@@ -328,3 +329,47 @@ def test_a_removal_that_is_refused_is_reported_by_its_command(home: str, tmp_pat
     (failure,) = Remains(tmp_path).apply([Change(Verb.DELETE, gone, "test")])
     assert failure.action == "iptables-nft -t nat -D POSTROUTING -j AWS-SNAT-CHAIN-0"
     assert failure.reason == "TransactionRefused"
+
+
+def test_without_a_trace_of_the_stock_plugin_no_program_lists_iptables(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 10,000 services it would take seconds of each of the first passes."""
+    many = "".join(f":KUBE-SVC-{n} - [0:0]\n" for n in range(300))
+    run("iptables-nft-restore", "--noflush", text=f"*nat\n{many}COMMIT\n")
+    monkeypatch.setattr(iptables, "_list", lambda *_: pytest.fail("listed"))
+    seen = Remains(tmp_path).observe()
+    assert (dict(seen.saved), dict(seen.unlisted)) == ({}, {})
+    assert "nat" in seen.tables
+
+
+def test_of_a_table_only_what_may_be_the_stock_plugins_is_kept(home: str, tmp_path: Path) -> None:
+    """And a comment that is no text, or has no end of its quotes, hides nothing."""
+    chains = "".join(f":KUBE-SVC-{n} - [0:0]\n" for n in range(300))
+    rules = '-A PREROUTING -m comment --comment "AWS \\" x" -j ACCEPT\n'
+    rules += "-A POSTROUTING -j AWS-SNAT-CHAIN-0\n"
+    text = f"*nat\n:AWS-SNAT-CHAIN-0 - [0:0]\n{chains}{rules}COMMIT\n"
+    run("iptables-nft-restore", "--noflush", text=text)
+    wild.make_rule(Nfnetlink(), b"nat", b"PREROUTING", comment=b"AWS \xff")
+    seen = Remains(tmp_path).observe()
+    assert len(seen.saved["nft", "nat"]) < 6
+    found = takeover.plan(takeover.Retirement(True, (), FACTS, LINKS), seen).actions
+    assert {type(a.object) for a in found} == {IptablesChain, IptablesRule}  # type: ignore[attr-defined]
+
+
+def test_a_table_with_too_many_lines_is_not_read_and_said_so(home: str) -> None:
+    many = "".join(f":KUBE-SVC-{n} - [0:0]\n" for n in range(300))
+    run("iptables-nft-restore", "--noflush", text=f"*nat\n{many}COMMIT\n")
+    saved, unlisted = iptables.Iptables().observe({"nat"}, limit=100)
+    assert dict(saved) == {}
+    assert dict(unlisted) == {("nft", "nat"): "it has more than 100 lines"}
+
+
+def test_a_program_that_never_ends_is_ended(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "endless"
+    program.write_text("#!/bin/sh\nprintf 'x'; exec sleep 3600\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(iptables, "TIMEOUT_S", 0.1)
+    assert iptables._list([str(program)], b"", 9) == ((), f"{program} ended with -9")

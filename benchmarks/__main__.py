@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from benchmarks import calls, forwarding, idle, pods, repair
+from benchmarks import calls, connections, forwarding, idle, pods, repair
 
 RESULTS = Path(__file__).with_name("results.md")
 
@@ -31,6 +31,7 @@ def main() -> None:
     lines = [*head, *pods.measure(), "", "## EC2 calls", "", *calls.table(calls.measure()), ""]
     RESULTS.write_text("\n".join(lines) + "\n")
     repair.write(RESULTS)
+    connections.write(RESULTS)
     idle.write(RESULTS)
     forwarding.write(RESULTS)
     print(RESULTS.read_text())

@@ -45,7 +45,7 @@ TYPE = "m5.4xlarge"
 DOCUMENT = """\
 apiVersion: node-network/v1alpha1
 kind: NodeNetwork
-warmPool: {{addresses: {{warm: 16, minimum: {minimum}}}, cooldown: 0s}}
+warmPool: {{addresses: {{warm: 16, minimum: {minimum}}}, cooldown: {cooldown}}}
 eni: {{allocate: prefixes, subnetTags: {{role: pods}}}}
 """
 """Addresses are there before pods ask, and need no rest: EC2 is not what is measured."""
@@ -65,7 +65,7 @@ Times = dict[tuple[str, str], list[float]]
 def measure() -> list[str]:
     """Return the tables in Markdown."""
     with ExitStack() as stack:
-        lab, pids = stack.enter_context(_nodes({"node1": MOST, "node2": AT_ONCE + 32}))
+        lab, pids = stack.enter_context(nodes({"node1": MOST, "node2": AT_ONCE + 32}))
         sides: dict[str, Call] = {
             OURS: partial(call_ours, lab),
             MASQ: _peer(lab, "masq", stack, masquerade=True),
@@ -201,16 +201,17 @@ def _starts() -> dict[str, list[float]]:
 @contextmanager
 def node() -> Iterator[tuple[Lab, int]]:
     """A lab with a reconciler on one large node, and that one's process."""
-    with _nodes({"node1": MOST}) as (lab, pids):
+    with nodes({"node1": MOST}) as (lab, pids):
         yield lab, pids["node1"]
 
 
 @contextmanager
-def _nodes(minima: Mapping[str, int]) -> Iterator[tuple[Lab, dict[str, int]]]:
+def nodes(minima: Mapping[str, int], cooldown: str = "0s") -> Iterator[tuple[Lab, dict[str, int]]]:
     """A lab with a reconciler on each of some large nodes, and their processes.
 
     Args:
         minima: addresses that a node shall have, by its name.
+        cooldown: of addresses; those of a pod that has left can be given out again at once.
     """
     name = "bench"
     lifecycle.down(name)
@@ -219,8 +220,9 @@ def _nodes(minima: Mapping[str, int]) -> Iterator[tuple[Lab, dict[str, int]]]:
         try:
             with ExitStack() as stack:
                 pids = {
-                    node: stack.enter_context(_reconciler(lab, node, minimum, Path(directory)))
+                    node: stack.enter_context(_reconciler(lab, node, text, Path(directory)))
                     for node, minimum in minima.items()
+                    for text in [DOCUMENT.format(minimum=minimum, cooldown=cooldown)]
                 }
                 for node in minima:
                     settle(lab, node)
@@ -230,9 +232,9 @@ def _nodes(minima: Mapping[str, int]) -> Iterator[tuple[Lab, dict[str, int]]]:
 
 
 @contextmanager
-def _reconciler(lab: Lab, node: str, minimum: int, directory: Path) -> Iterator[int]:
+def _reconciler(lab: Lab, node: str, document: str, directory: Path) -> Iterator[int]:
     config = directory / f"{node}.yaml"
-    config.write_text(DOCUMENT.format(minimum=minimum))
+    config.write_text(document)
     argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
     with _tmpfs(lab.names.node_state(node)), (directory / f"{node}.log").open("w") as log:
         process = lab.start(node, argv, stderr=log)

@@ -197,3 +197,25 @@ def test_problems_of_a_document_can_be_read_by_programs(cluster: Any, tmp_path: 
         assert (problem["file"], problem["line"], problem["path"]) == (str(broken), line, "x")
     done = cluster.command("node1", "validate", str(cluster.config), "-o", "json")
     assert json.loads(done.stdout) == {"errors": []}
+
+
+def test_10000_cidrs_come_and_go_while_pods_do(cluster: Any) -> None:
+    """Libnftables deletes so many in three minutes, and every action was a line of the log."""
+    before = cluster.config.read_text()
+    many = "\n".join(f"  - 172.{16 + (n >> 8)}.{n & 255}.0/25" for n in range(9_980))
+    log = cluster.state() / "log"
+    lines = len(log.read_text().splitlines())
+    try:
+        for text in (before.replace("excludeCIDRs: []", f"excludeCIDRs:\n{many}"), before):
+            generation = cluster.status()["document"]["generation"]
+            cluster.config.write_text(text)
+            with cluster.pods(4):
+                pass
+            until(lambda g=generation: cluster.status()["document"]["generation"] > g)  # type: ignore[misc]
+            until(cluster.is_settled, "the edit", patience_s=60)
+    finally:
+        cluster.config.write_text(before)
+        until(cluster.is_settled)
+    said = log.read_text().splitlines()[lines:]
+    assert len([x for x in said if "no_snat_ipv4" in x]) == 2, "one line for each edit"
+    assert any("alike=9979" in x for x in said)

@@ -1,0 +1,154 @@
+"""Pods on a node whose connection table is full of others', beside one whose table is empty.
+
+Two nodes of one lab, in every round, in changing order: what the table costs is seen beside a node
+that has none, because a machine gets slower and faster meanwhile by more than that.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import time
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pods
+from lab import flows, netns
+from lab.lifecycle import Lab
+from reconciler.client import ask
+
+RESULTS = Path(__file__).with_name("results.md")
+TITLE = "## Connections"
+
+ENTRIES = 100_000
+"""Half of them of one pod, which leaves in the end."""
+
+ROUNDS = int(os.environ.get("CONNECTION_ROUNDS", "200"))
+GOAL = 1.2
+FULL, EMPTY = "node1", "node2"
+COOLDOWN = "2s"
+"""So that addresses cool, and are asked for, all the time."""
+
+
+def measure() -> list[str]:
+    """Return the section in Markdown."""
+    minimum = pods.AT_ONCE + 32
+    with pods.nodes({FULL: minimum, EMPTY: minimum}, cooldown=COOLDOWN) as (lab, pids):
+        greedy = lab.names.namespace("pod-greedy")
+        netns.make(greedy)
+        pods.call_ours(lab, "ADD", "greedy", greedy)
+        ((address,),) = (a["addresses"] for a in _status(lab, FULL)["attachments"])
+        with netns.inside(lab.names.namespace(FULL)):
+            flows.open_many(ip_address(address), ENTRIES // 2)
+            flows.open_many(ip_address("198.51.100.1"), ENTRIES // 2)
+        before = {node: _passes(lab, node) for node in (FULL, EMPTY)}
+        times = _rounds(lab)
+        passes = {node: _mean_pass_ms(before[node], _passes(lab, node)) for node in before}
+        left_s, growth_mib = _leave(lab, pids[FULL], greedy, address)
+    return [
+        TITLE,
+        "",
+        "Written by `make bench`; this section alone by `python -m benchmarks.connections`. "
+        f"Addresses cool for {COOLDOWN}, so that conntrack is asked about each of them.",
+        "",
+        f"| {ROUNDS} pods come and go; ms | {ENTRIES:,} entries | none | ratio, at most {GOAL} |",
+        "|---|---|---|---|",
+        *_rows(times),
+        f"| a pass of the loop that serves pods, mean | {passes[FULL]:.2f} | {passes[EMPTY]:.2f} "
+        f"| {passes[FULL] / passes[EMPTY]:.2f} |",
+        "",
+        f"The pod with {ENTRIES // 2:,} entries leaves: {left_s:.1f} s after its DEL was answered "
+        f"none of them is left; the reconciler's resident memory has grown by {growth_mib:.1f} "
+        "MiB at most meanwhile.",
+    ]
+
+
+def _rounds(lab: Lab) -> pods.Times:
+    """Let one pod after the other come and go on each node."""
+    chance, order = random.Random(ROUNDS), [FULL, EMPTY]
+    calls = {node: partial(pods.call_ours, lab, node=node) for node in order}
+    times: pods.Times = {(node, verb): [] for node in order for verb in ("ADD", "DEL")}
+    for number in range(ROUNDS):
+        print(f"\rconnections: {number + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
+        chance.shuffle(order)
+        for node in order:
+            where = lab.names.namespace(f"pod-{node}x{number}")
+            netns.make(where)
+            for verb in ("ADD", "DEL"):
+                began = time.perf_counter()
+                calls[node](verb, f"x{number}", where)
+                times[node, verb].append(1000 * (time.perf_counter() - began))
+            netns.remove(where)
+    print(file=sys.stderr)
+    return times
+
+
+def _leave(lab: Lab, pid: int, where: str, address: str) -> tuple[float, float]:
+    """End the pod that has very many; return seconds until all are gone, and MiB of growth."""
+    proc = Path(f"/proc/{pid}")
+    (proc / "clear_refs").write_text("5")
+    before = _peak_mib(proc)
+    pods.call_ours(lab, "DEL", "greedy", where)
+    netns.remove(where)
+    began = time.perf_counter()
+    with netns.inside(lab.names.namespace(FULL)):
+        while flows.count() > ENTRIES // 2 + 1_000:
+            if time.perf_counter() - began > pods.SETTLE_LIMIT_S:
+                raise TimeoutError(f"connections of {address} do not end")
+            time.sleep(0.01)
+    return time.perf_counter() - began, _peak_mib(proc) - before
+
+
+def _rows(times: pods.Times) -> list[str]:
+    rows = []
+    for verb in ("ADD", "DEL"):
+        full, empty = times[FULL, verb], times[EMPTY, verb]
+        for name, percent in (("p50", 50), ("p99", 99)):
+            pair = [statistics.quantiles(v, n=100, method="inclusive")[percent - 1]
+                    for v in (full, empty)]  # fmt: skip
+            rows.append(
+                f"| {verb}, {name} | {pair[0]:.1f} | {pair[1]:.1f} | {pair[0] / pair[1]:.2f} |"
+            )
+    return rows
+
+
+def _status(lab: Lab, node: str) -> dict[str, Any]:
+    body: dict[str, Any] = ask(lab.names.node_state(node) / "node-network.sock", {"do": "status"})[
+        "status"
+    ]
+    return body
+
+
+def _passes(lab: Lab, node: str) -> tuple[float, float]:
+    """Return the seconds of all passes, and their number."""
+    lines = str(_status(lab, node)["metrics"]).splitlines()
+    found = [
+        float(x.split()[1])
+        for word in ("sum", "count")
+        for x in lines
+        if x.startswith(f"node_network_pass_seconds_{word} ")
+    ]
+    return found[0], found[1]
+
+
+def _mean_pass_ms(before: tuple[float, float], after: tuple[float, float]) -> float:
+    return 1000 * (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _peak_mib(proc: Path) -> float:
+    lines = (proc / "status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 1024
+
+
+def write(path: Path = RESULTS) -> None:
+    """Measure, and put the result in place of this section of a file."""
+    pods.replace_section(path, TITLE, measure())
+
+
+if __name__ == "__main__":
+    write()
+    print(RESULTS.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reconciler.core import shortage
 from reconciler.core.capacity import capacity
 from reconciler.core.position import Pool, Position
 
@@ -38,6 +39,7 @@ def explain_pool(desired: Pool, at: Position) -> list[str]:
         blocks = f", {space.blocks} whole /28" if desired.prefixes else ""
         lines.append(f"subnet {name}: {space.free} free{blocks}")
     lines += [f"subnet {name}: not used: {reason}" for name, reason in at.choice.rejected]
+    lines += [f"{r.subject}: {r.message}" for r in shortage.unread(at.unread)]
     lines += _delegations(desired, at)
     return [*lines, _verdict(at)]
 

@@ -122,12 +122,18 @@ def _slots_left(desired: Pool, at: Position, growth: Growth) -> int:
 
 def _unusable(at: Position) -> str:
     """Say how many of the addresses that are held are in the wrong place."""
-    if not at.misplaced:
-        return ""
-    count = sum(len(e.pod_addresses) for e in at.misplaced)
-    where = ", ".join(sorted({e.subnet_id for e in at.misplaced}))
-    word = "ENI" if len(at.misplaced) == 1 else "ENIs"
-    return f" ({count} of them on {len(at.misplaced)} {word} in {where}, which shall not be used)"
+    parts = []
+    if at.misplaced:
+        count = sum(len(e.pod_addresses) for e in at.misplaced)
+        where = ", ".join(sorted({e.subnet_id for e in at.misplaced}))
+        word = "ENI" if len(at.misplaced) == 1 else "ENIs"
+        parts.append(f"{count} of them on {len(at.misplaced)} {word} in {where}, not to be used")
+    parts += [
+        f"{len(e.pod_addresses)} of them on the primary ENI, not to be used"
+        for e in at.enis
+        if e.is_primary and e.eni_id not in at.fitting and e.pod_addresses
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def no_way_in(desired: Pool, at: Position) -> Iterator[Refusal]:

@@ -252,18 +252,25 @@ class Ec2:
         ]
         if vpc_id:
             filters.append({"Name": "vpc-id", "Values": [vpc_id]})
-        found = []
+        found: list[Eni] = []
         try:
             for body in self._describe_interfaces(filters, most=MAX_LEAKED):
-                try:
-                    listed = decode_interface(body, self._instance_id)
-                except MalformedError as error:
-                    log.warning("an ENI is left alone", extra={"why": str(error)})
-                else:
-                    found += [listed.eni] if listed else []
+                found += self._free(body)
         except Ec2CallError as error:
-            raise ObserveError("EC2", str(error), reason=error.code) from error
+            if error.code != TOO_MANY:
+                why = f"{error}{budget.cure(error.operation_name, error.code)}"
+                raise ObserveError("EC2", why, reason=error.code) from error
+            log.warning("the rest is the next run's turn", extra={"why": str(error)})
         return found
+
+    def _free(self, body: Object) -> list[Eni]:
+        """Read an ENI that is attached to nothing; one that cannot be read is left alone."""
+        try:
+            listed = decode_interface(body, self._instance_id)
+        except MalformedError as error:
+            log.warning("an ENI is left alone", extra={"why": str(error)})
+            return []
+        return [listed.eni] if listed and listed.eni.status == "available" else []
 
     # -- changes --------------------------------------------------------------------------
 
@@ -576,7 +583,7 @@ class Ec2:
             (info,) = entries(answer, "InstanceTypes", 1, required=True) or [{}]
             self._limits[kind] = decode_limits(info)
         except (Ec2CallError, MalformedError) as error:
-            code = error.code if isinstance(error, Ec2CallError) else ANSWER_LOST
+            code = error.code if isinstance(error, Ec2CallError) else UNKNOWN_TYPE
             known = code not in {UNKNOWN_TYPE, "InvalidParameterValue"}
             self._failures.append(
                 CallFailure(_operation(method), code if known else UNKNOWN_TYPE, str(error))

@@ -105,8 +105,14 @@ def test_addresses_in_the_wrong_subnet_are_said_to_be_there() -> None:
     desired = wanted(24, Demand(18), eni={"subnets": ["subnet-b"]})
     observed = cloud(eni(0, 0), eni(1, 9), eni(2, 9), subnets=both)
     told = refusals(desired, observed)["PoolLimitReached"]
-    assert "18 held (18 of them on 2 ENIs in subnet-a, which shall not be used)" in told.message
+    assert "18 held (18 of them on 2 ENIs in subnet-a, not to be used)" in told.message
     assert "drain the node" in told.message
+
+
+def test_addresses_on_a_primary_that_pods_may_not_use_are_said_to_be_there() -> None:
+    desired = wanted(27, Demand(18), eni={"usePrimary": False})
+    told = refusals(desired, cloud(eni(0, 4), eni(1, 9), eni(2, 9)))["PoolLimitReached"]
+    assert "22 held (4 of them on the primary ENI, not to be used)" in told.message
 
 
 def test_a_denied_call_is_named_with_what_the_role_needs() -> None:

@@ -14,7 +14,9 @@ from builders import document, inputs, node
 from reconciler.core.budget import Rests
 from reconciler.core.call import AddEni, AssignAddresses
 from reconciler.core.cloud import Cloud, Limits
+from reconciler.core.explain import explain_pool
 from reconciler.core.inputs import Inputs
+from reconciler.core.position import locate
 from reconciler.domains import eni as domain
 from reconciler.errors import ObserveError
 from reconciler.targets.ec2 import MAX_ENIS, MAX_NEIGHBOURS, MAX_SUBNETS, PAGE_SIZE, Ec2
@@ -426,3 +428,27 @@ def test_a_look_of_an_earlier_release_knows_its_primary_by_the_mac() -> None:
         del entry["vpc_id"]
     _, known = decode_look(body)
     assert [e.is_primary for e in known.enis] == [True, False]
+
+
+def test_what_gc_cannot_read_or_sees_in_use_it_leaves_alone() -> None:
+    class Free(Scripted):
+        def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
+            free = {"Attachment": None, "Status": "available"}
+            bodies = [
+                interface(1, **free),
+                interface(2, **free) | {"TagSet": 3},
+                interface(3, **free) | {"Status": "in-use"},
+            ]
+            return {"NetworkInterfaces": bodies, "NextToken": f"t{len(self.filters)}"}
+
+    found = target(Free({})).leaked({"a": "b"})
+    assert {e.eni_id for e in found} == {"eni-1"}
+
+
+def test_explain_names_what_could_not_be_read() -> None:
+    told = answers()
+    enis(told)[1]["Groups"] = "x"
+    desired = domain.desire(wanted())
+    cloud = target(Scripted(told)).observe([desired])
+    lines = explain_pool(desired, locate(desired, cloud))
+    assert [li for li in lines if "eni eni-1" in li and "Groups is 'x'" in li]

@@ -24,6 +24,7 @@ SWITCHES: dict[str, Any] = {
     "truncateImds": None,
     "emptyImds": False,
     "hostileImds": "",
+    "hostileEc2": "",
 }
 """Every switch with its resting value.
 
@@ -38,6 +39,8 @@ SWITCHES: dict[str, Any] = {
 * ``emptyImds``: metadata tells of the instance, and of no interface.
 * ``hostileImds``: metadata's answers are "endless", or "slow": a byte a second; or "headers": have
   more of them than anything reads.
+* ``hostileEc2``: DescribeNetworkInterfaces answers "fields" that hold what they cannot; "endless":
+  a full page, and always one more; or "flood": a body without an end.
 """
 
 THROTTLED = "RequestLimitExceeded"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from itertools import repeat
 from typing import Any
 
 import moto.ec2.models.amis as moto_amis
@@ -21,10 +22,13 @@ from moto.ec2.models import ec2_backends
 from moto.moto_server.werkzeug_app import create_backend_app
 
 from lab.ec2.model import Backend, Interface, LabInstance, LabSubnet
-from lab.ec2.response import LostAnswerError, Response
+from lab.ec2.response import FloodError, LostAnswerError, Response
 from lab.faults import Faults
 from lab.topology import IPV6_POOL, VPC_IPV6_CIDR
 from lab.wire import EniView, Wire
+
+FLOOD_PARTS = 8000
+"""Of 256 KiB each: a body of 2 GB is without an end to whoever has less memory."""
 
 HISTORY_S = 120.0
 """Seconds of past that stale reads can reach back to."""
@@ -79,6 +83,9 @@ class Cloud:
             if connection is not None:
                 connection.shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError("the answer is lost on purpose") from None
+        except FloodError:
+            start_response("200 OK", [("Content-Type", "text/xml")])
+            return repeat(b"<a>" * 87_381, FLOOD_PARTS)
         return answer
 
     def enis(self, *, lag_s: float = 0.0) -> tuple[EniView, ...]:

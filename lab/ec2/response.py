@@ -45,6 +45,10 @@ class LostAnswerError(Exception):
     """The call had its effect; the connection must drop instead of answering."""
 
 
+class FloodError(Exception):
+    """The answer's body has no end."""
+
+
 class Response(EC2Response):  # type: ignore[misc]
     """EC2's front door.
 
@@ -85,6 +89,8 @@ class Response(EC2Response):  # type: ignore[misc]
 
     def describe_network_interfaces(self) -> ActionResult:
         """Answer from what was so many seconds ago, if the lab says so."""
+        if how := self.cloud.faults.get("hostileEc2"):
+            return _misbehave(how, self.cloud.enis())
         views = self.cloud.enis(lag_s=self.cloud.faults.get("staleEc2Seconds"))
         ids = self._get_param("NetworkInterfaceIds", [])
         for eni_id in ids:
@@ -371,6 +377,22 @@ def describe(view: EniView) -> dict[str, Any]:
             "DeleteOnTermination": view.delete_on_termination,
         }
     return body
+
+
+def _misbehave(how: str, views: tuple[EniView, ...]) -> ActionResult:
+    """Answer what EC2 never would."""
+    if how == "flood":
+        raise FloodError
+    if how == "fields":
+        wrong = {
+            "PrivateIpAddress": "x" * 100_000,
+            "Ipv4Prefixes": [{"Ipv4Prefix": "0.0.0.0/0"}],
+            "TagSet": [{"Key": "\u202e", "Value": "y" * 10_000}] * 100,
+        }
+        return ActionResult({"NetworkInterfaces": [describe(v) | wrong for v in views]})
+    addresses = tuple(views[0].subnet_cidr.hosts())[:50]
+    full = describe(replace(views[0], addresses=addresses))
+    return ActionResult({"NetworkInterfaces": [full] * 100, "NextToken": "and-one-more"})
 
 
 def _truncated(view: EniView, limit: int) -> EniView:

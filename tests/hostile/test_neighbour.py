@@ -111,6 +111,19 @@ def test_metadata_whose_answers_have_no_end(neighbourhood: Any, how: str) -> Non
             n.cluster.lab.ask("faults", clear=True)
 
 
+@pytest.mark.parametrize("how", ["fields", "endless", "flood"])
+def test_ec2_whose_answers_hold_what_they_cannot(neighbourhood: Any, how: str) -> None:
+    n = neighbourhood
+    with n.lives_through():
+        n.cluster.lab.ask("faults", set={"hostileEc2": how})
+        try:
+            n.cluster.config.write_text(n.cluster.config.read_text() + "#\n")  # and it is asked
+            until(lambda: n.complains_of("EC2"), "a look at EC2", patience_s=60)
+            n.serve()
+        finally:
+            n.cluster.lab.ask("faults", clear=True)
+
+
 def test_a_socket_full_of_idle_connections_and_64_descriptors(neighbourhood: Any) -> None:
     n = neighbourhood
 

@@ -198,6 +198,7 @@ def test_clearing_puts_every_switch_to_rest_and_fills_the_buckets(faults):
         "truncateImds": 1,
         "emptyImds": True,
         "hostileImds": "slow",
+        "hostileEc2": "fields",
     }
     assert switches.keys() == SWITCHES.keys()
     faults.set(**switches)

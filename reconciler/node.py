@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ from reconciler.errors import (
     boundary,
 )
 from reconciler.keeper import Keeper, Witness
+from reconciler.leaving import Leaving
 from reconciler.lineup import inside_objects, kernel_domains, pod_domains, pod_objects
 from reconciler.narrow import Asked, JustRead
 from reconciler.passage import find_obstacles
@@ -608,7 +609,9 @@ class LocalNode:
         inputs = replace(inputs, blind=inputs.blind | self._unread.blind(self._world.clock()))
         earlier: Outcomes = {}
         while True:
-            outcomes = converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
+            leaving = Leaving(inputs, self._look_again)
+            hold = partial(_hold, struggles, time.monotonic(), leaving)
+            outcomes = converge(domains, inputs, hold=hold)
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
                 for name, o in outcomes.items()
@@ -624,6 +627,12 @@ class LocalNode:
             visit = None if inputs.visit is None else inputs.visit | touched
             inputs = replace(inputs, visit=visit)
             earlier = outcomes
+
+    def _look_again(self, keys: Collection[AttachmentKey]) -> Records:
+        """Read the records of some pods again, in the middle of a pass."""
+        assert self._records is not None
+        records: Records = self.state.observe_at(frozenset(keys), self._records)
+        return records
 
     def _to_visit(self, inputs: Inputs, *, audit: bool) -> frozenset[AttachmentKey] | None:
         """Name the pods whose own namespace is put right; None for all of them.
@@ -933,13 +942,16 @@ def _leaving(outcomes: Outcomes) -> frozenset[Any]:
 
 def converge_held(domains: Sequence[Domain], inputs: Inputs, struggles: Struggles) -> Outcomes:
     """Converge what was not in vain lately."""
-    return converge(domains, inputs, hold=partial(_hold, struggles, time.monotonic()))
+    hold = partial(_hold, struggles, time.monotonic(), None)
+    return converge(domains, inputs, hold=hold)
 
 
 def _hold(
-    struggles: Struggles, now: float, domain: Domain, plan: Plan
+    struggles: Struggles, now: float, leaving: Leaving | None, domain: Domain, plan: Plan
 ) -> tuple[Plan, tuple[ApplyError, ...]]:
-    """Leave out what was in vain lately, and say so."""
+    """Leave out what is of pods that leave; and what was in vain lately, and say so."""
+    if leaving is not None:
+        plan = leaving.left_out(domain, plan)
     held = struggles.hold(plan, now, atomic=domain.atomic)
     return held, struggles.explain(held)
 

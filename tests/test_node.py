@@ -29,6 +29,7 @@ from reconciler.core.plan import Change, Refusal, Verb
 from reconciler.core.predecessor import Sighting, StockRoute, StockRule
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
 from reconciler.engine import actions_of
 from reconciler.errors import NotReadyError
 from reconciler.node import LocalNode
@@ -524,3 +525,49 @@ def test_a_first_look_that_lacks_what_pods_need_is_none(trouble: str) -> None:
     sim.turn(1.0)
     assert sim.netlink.observe(()) == before
     assert first.eni_id in {e.eni_id for e in sim.node.cloud.enis}
+
+
+@pytest.mark.parametrize("look", [0, 1])
+@pytest.mark.parametrize("is_told", [True, False], ids=["by a DEL", "without a DEL"])
+def test_a_pod_that_leaves_during_a_pass_is_not_rebuilt_and_raises_no_alarm(
+    look: int, is_told: bool
+) -> None:
+    """The pass has read that it is wanted; then its namespace goes, and the link with it."""
+    sim = Simulation(warmPool={"addresses": {"warm": 3}}, pods={"repair": "all"})
+    for number in (1, 2):
+        sim.start_pod(number)
+    sim.turn()
+    sim.turn()
+    sim.netlink._objects = {
+        k: o for k, o in sim.netlink._objects.items() if not isinstance(o, Rule)
+    }  # so that there is a second look
+    looks = iter(range(99))
+    observe = sim.netlink.observe
+
+    def leave(desired: Any) -> Any:
+        if next(looks) == look:
+            if is_told:
+                sim.end_pod(1)
+            else:
+                sim.netlink.lose_namespace("/run/netns/pod1@1")
+                (record,) = [a for a in sim.state.observe().attachments if a.key == key(1)]
+                sim.state.put(replace(record, netns_alive=False))
+        return observe(desired)
+
+    sim.netlink.observe = leave  # type: ignore[method-assign]
+    result = sim.node.kernel_pass(sim.document)
+    assert next(looks) > look
+    assert [e for o in result.outcomes.values() for e in o.errors] == []
+    made = [str(a) for _, a in actions_of(result.outcomes) if a.kind != Rule.kind]
+    assert made == []
+    assert {a.key for a in result.records.living} >= {key(2)}
+
+
+def test_a_link_that_somebody_took_from_a_pod_that_stays_is_made_anew() -> None:
+    sim = Simulation(warmPool={"addresses": {"warm": 3}})
+    sim.start_pod(1)
+    sim.turn()
+    (veth,) = [o for o in sim.netlink._objects.values() if isinstance(o, Veth)]
+    sim.netlink._remove(veth)
+    sim.turn()
+    assert veth in sim.netlink._objects.values()

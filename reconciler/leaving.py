@@ -1,0 +1,90 @@
+"""Pods that leave while a pass is under way: nothing of theirs is made anew.
+
+A pass plans on records that it has read at its beginning. A DEL is answered at once, and the
+runtime then takes the namespace away, and the link with it: to the look that follows, the pod
+seems to lack everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from typing import Any
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.inputs import Inputs
+from reconciler.core.plan import Plan, Verb
+from reconciler.core.records import Records
+from reconciler.domains.link import Veth
+from reconciler.engine import Domain
+from reconciler.errors import ReconcilerError, boundary
+from reconciler.lineup import pod_objects
+
+Look = Callable[[Collection[AttachmentKey]], Records]
+"""Reads the records of some pods again."""
+
+
+class Leaving:
+    """Takes what would be made for a leaving pod out of the plans of one pass.
+
+    Args:
+        inputs: what the pass plans on.
+        look: reads records again; only those of pods for which something would be made.
+    """
+
+    def __init__(self, inputs: Inputs, look: Look) -> None:
+        self._inputs = inputs
+        self._look = look
+        self._known: dict[AttachmentKey, bool] = {}
+        self._lost: frozenset[str] = frozenset()
+
+    def left_out(self, domain: Domain, plan: Plan) -> Plan:
+        """Return a plan without what would be made for pods that leave."""
+        made = [a for a in plan.actions if a.verb is not Verb.DELETE]
+        if domain.atomic or not made:
+            return plan
+        if domain.name == "link":
+            # The first domain of each look.
+            created = [a for a in made if a.verb is Verb.CREATE and a.kind == Veth.kind]
+            self._known, self._lost = {}, frozenset(str(a.key[0]) for a in created)
+        going = self._going(self._concerned(getattr(a, "object", None) for a in made))
+        if not going:
+            return plan
+        theirs = {
+            (o.kind, o.key)
+            for o in pod_objects(
+                replace(
+                    self._inputs,
+                    attachments=going,
+                    visit=None,
+                    pods=frozenset(a.key for a in going),
+                )
+            )
+        }
+        kept = [a for a in plan.actions if a.verb is Verb.DELETE or (a.kind, a.key) not in theirs]
+        return replace(plan, actions=tuple(kept))
+
+    def _concerned(self, objects: Iterable[Any]) -> list[Attachment]:
+        """Return the pods that these objects are of: in their namespaces, or on their links."""
+        places: set[str] = set()
+        devices: set[str] = set()
+        for o in objects:
+            if netns := getattr(o, "netns", ""):
+                places.add(netns)
+            else:
+                devices.add(getattr(o, "device", "") or getattr(o, "name", ""))
+        return [a for a in self._inputs.attachments if a.netns in places or a.veth in devices]
+
+    def _going(self, attachments: list[Attachment]) -> tuple[Attachment, ...]:
+        asked = frozenset(a.key for a in attachments if a.key not in self._known)
+        if asked:
+            try:
+                with boundary("observe of attachment"):
+                    now = self._look(asked)
+            except ReconcilerError:
+                return ()  # the pass has its own look at them, and says so
+            now = now.among(asked)
+            # Without its namespace no link can be made; one that is there is kept.
+            gone = {a.key for a in now.attachments if not a.netns_alive and a.veth in self._lost}
+            self._known |= {key: key in gone or key in now.released for key in asked}
+        return tuple(a for a in attachments if self._known[a.key])

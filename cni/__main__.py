@@ -34,10 +34,11 @@ def main() -> int:
     answer: Object | None = None
     problem: CniError | None = None
     try:
-        config = _read_config()
         if os.environ.get("CNI_COMMAND") == "VERSION":
+            config = _read_asked_version()
             answer = protocol.versions(config)
         else:
+            config = _read_config()
             call = Call(dict(os.environ), config)
             call.check()
             answer = VERBS[call.verb](call)
@@ -75,6 +76,17 @@ def _read_config() -> Object:
     if not isinstance(config, dict):
         raise CniError(protocol.DECODING_FAILURE, "standard input is no JSON object")
     return config
+
+
+def _read_asked_version() -> Object:
+    """Read what VERSION is asked by; nothing, or what is no configuration, asks as well.
+
+    The reference plugins' ``skel.go`` does not look at standard input for VERSION either.
+    """
+    try:
+        return _read_config()
+    except CniError:
+        return {}
 
 
 def _print(answer: Object) -> bool:

@@ -31,6 +31,12 @@ KERNEL_DIFFERS = 103
 RESULT_DIFFERS = 104
 """CHECK: prevResult is not what the pod was given."""
 
+NETNS_TAKEN = 105
+"""ADD: the namespace has an interface of ours already, of another container or name."""
+
+OBJECT_EXISTS = 106
+"""ADD: another owner's address, route or neighbour is in the place of one that the pod needs."""
+
 MAX_CODE = 998
 """Of an error; 999 is what the reference library makes of one without a code (``skel.go``)."""
 
@@ -40,6 +46,7 @@ SINCE = {"ADD": 0, "DEL": 0, "CHECK": 1, "GC": 3, "STATUS": 3}
 MAX_CONTAINER_ID = 200
 """Characters; with interface name and suffix it must fit into a file name (NAME_MAX, 255)."""
 
+LOOPBACK = "lo"
 IFNAMSIZ = 15
 MAX_TEXT = 253
 """Characters that an intent keeps of a name; a pod's has no more (RFC 1123 subdomain)."""
@@ -156,6 +163,12 @@ class Call:
         if self.verb == "CHECK" and self.previous is None:
             raise CniError(INVALID_CONFIG, "prevResult is missing: CHECK is about what ADD gave")
         if self.verb == "ADD":
+            if self.ifname == LOOPBACK:
+                raise CniError(
+                    INTERFACE_EXISTS,
+                    f"CNI_IFNAME is {LOOPBACK}, which every namespace has from its beginning",
+                    "name the pod's interface otherwise, as eth0",
+                )
             self._check_wishes()
 
     def _check_wishes(self) -> None:

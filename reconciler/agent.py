@@ -96,8 +96,8 @@ MOST_HINTS = 1024
 """DELs that are honoured one by one, in the order they came: more than an instance has pods. A
 full pass finds the rest, as it finds those whose hint never came."""
 
-HOPELESS = {"InterfaceExists"}
-"""Reasons for which no waiting helps an ADD."""
+HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken"}
+"""Reasons for which no waiting helps an ADD: what is in the way is another's."""
 
 NEVER_CHANGES = (
     "it is a mount of its own, as subPath makes it: a ConfigMap's next version never arrives "
@@ -501,11 +501,16 @@ class Agent:
         Each pod's links make the kernel notify us, so pods bring as many hints to look at
         everything as there are pods. Those that wait come first, but not for long.
         """
-        if not hints <= {"kernel", "pool", "cooldown", "files"} or self._waiting:
+        if not hints <= {"kernel", "pool", "cooldown", "files"} or self._is_awaited():
             return 0.0
         quiet_at = min(self._pods_at + QUIET_S, self._full_pass_at + FULL_PASS_S)
         rested_at = self._full_pass_at + PASS_SHARE * self._full_pass_s
         return max(quiet_at, rested_at) - time.monotonic()
+
+    def _is_awaited(self) -> bool:
+        """Whether an ADD waits for what a pass could not give it."""
+        with self._changed:
+            return not self._asked.keys().isdisjoint(self._waiting)
 
     def _is_audit_due(self, hints: frozenset[str]) -> bool:
         assert self._document is not None
@@ -782,7 +787,7 @@ class Agent:
         """
         deadline = time.monotonic() + POOL_PASS_S
         with self._changed:
-            while not self._waiting and not self._stopping.is_set():
+            while not self._is_awaited() and not self._stopping.is_set():
                 left = min(self._pods_at + QUIET_S, deadline) - time.monotonic()
                 if left <= 0:
                     return

@@ -368,7 +368,7 @@ class LocalNode:
         visited = [a for a in visited if a in records.living]
         done = {key: a for key, a in done.items() if a in records.living}
         self._prove(records, visited, done)
-        waiting = find_waiting(outcomes["attachment"]) | find_occupied(visited, outcomes["link"])
+        waiting = find_waiting(outcomes["attachment"]) | find_occupied(visited, outcomes)
         return Pass(outcomes, looked_at, records, inputs, done, waiting)
 
     def pods_pass(
@@ -411,7 +411,7 @@ class LocalNode:
                 outcomes |= converge([domain], after)
         records = self._records_after(outcomes)
         self._proven = self._proven - keys | done.keys() & {a.key for a in living}
-        waiting = find_waiting(outcomes["attachment"]) | find_occupied(living, outcomes["link"])
+        waiting = find_waiting(outcomes["attachment"]) | find_occupied(living, outcomes)
         here = {a.key: a for a in living if a.key in done}
         return Pass(outcomes, looked_at, records, inputs, here, waiting, asked=keys)
 

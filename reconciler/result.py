@@ -96,19 +96,38 @@ def find_waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
     }
 
 
+IN_PODS = ("link", "address", "neighbour", "route")
+"""Domains that have objects in pods' namespaces; each builds upon those before it."""
+
+
 def find_occupied(
-    attachments: Iterable[Attachment], links: Outcome
+    attachments: Iterable[Attachment], outcomes: Outcomes
 ) -> dict[AttachmentKey, Refusal]:
-    """Name the pods in whose namespace another owner's link has the name of ours."""
-    foreign = {f.about for f in links.remaining.refusals}
-    return {
+    """Name the pods in whose namespace another owner has something in the place of ours."""
+    links = {f.about for f in outcomes["link"].remaining.refusals}
+    others = {
+        str(f.about[1][0]): f
+        for name in reversed(IN_PODS[1:])
+        for f in outcomes[name].remaining.refusals
+        if f.about and f.about[1] and f.about[1][0]
+    }
+    found = {
+        a.key: Refusal(
+            f"intent {a.key}",
+            "ObjectExists",
+            f"{others[a.netns].subject}: {others[a.netns].message}",
+        )
+        for a in attachments
+        if a.netns in others
+    }
+    return found | {
         a.key: Refusal(
             f"intent {a.key}",
             "InterfaceExists",
             f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace",
         )
         for a in attachments
-        if (PodLink.kind, (a.netns, a.key.ifname)) in foreign
+        if (PodLink.kind, (a.netns, a.key.ifname)) in links
     }
 
 

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CODES = {
     "AlreadyAttached": protocol.ALREADY_ATTACHED,
     "InterfaceExists": protocol.INTERFACE_EXISTS,
+    "ObjectExists": protocol.OBJECT_EXISTS,
+    "NetnsTaken": protocol.NETNS_TAKEN,
     "NotAttached": protocol.UNKNOWN_CONTAINER,
     "Differs": protocol.KERNEL_DIFFERS,
     "ForeignObject": protocol.KERNEL_DIFFERS,

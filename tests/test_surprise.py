@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,15 @@ from fate import DROPPING, PLACES, PORTMAP
 from waiting import until
 
 from reconciler import agent as daemon
-from reconciler import cooldown, duty, engine, keeper, lineup, successor, triggers
+from reconciler import cooldown, duty, engine, keeper, lineup, server, successor, triggers
 from reconciler import node as local
 from reconciler.agent import Agent
-from reconciler.core.attachment import Attachment, Cooling
+from reconciler.core.attachment import Attachment, AttachmentKey, Cooling
 from reconciler.core.cloud import Limits
 from reconciler.core.datapath import MAIN_TABLE
 from reconciler.core.predecessor import Sighting, StockRule
 from reconciler.domains.foreign import Foreign
+from reconciler.domains.link import PodLink
 from reconciler.domains.route import Route
 from reconciler.telemetry import exposition
 from reconciler.world import World
@@ -448,6 +451,55 @@ def test_whatever_a_duty_raises_no_thread_ends_and_a_condition_names_it_until_it
     until(lambda: is_stirred() and not running.errors())
     assert is_served(running)
     assert all(t.is_alive() for t in threads)
+
+
+def share_a_namespace(house: House) -> AttachmentKey:
+    """Ask for a second interface in the namespace of the pod that was served last."""
+    house.begin_pod()
+    late = intent(house._pods)
+    house.state.put(replace(late, netns=intent(house._pods - 1).netns))
+    return late.key
+
+
+def lead_elsewhere(house: House) -> AttachmentKey:
+    """Ask for an interface in a namespace that has another owner's default route."""
+    house.begin_pod()
+    late = intent(house._pods)
+    netns = f"{late.netns}@1"
+    house.netlink.replace(Route(netns, MAIN_TABLE, ip_network("0.0.0.0/0"), "net1", protocol=3))
+    return late.key
+
+
+def occupy_the_name(house: House) -> AttachmentKey:
+    """Ask for an interface that another owner has put there already."""
+    house.begin_pod()
+    late = intent(house._pods)
+    house.netlink.replace(PodLink(f"{late.netns}@1", "eth0", "02:11::2", 1500))
+    return late.key
+
+
+@pytest.mark.parametrize(
+    ("ask", "reason", "code"),
+    [
+        (share_a_namespace, "NetnsTaken", 105),
+        (lead_elsewhere, "ObjectExists", 106),
+        (occupy_the_name, "InterfaceExists", 102),
+    ],
+)
+def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
+    running: House, ask: Callable[[House], AttachmentKey], reason: str, code: int
+) -> None:
+    assert is_served(running)
+    key = ask(running)
+    told: list[Any] = []
+    waits = threading.Thread(
+        target=lambda: told.append(running.agent.await_attachment(key, 110.0)), daemon=True
+    )
+    waits.start()
+    until(lambda: told)
+    assert told[0].reason == reason
+    assert server._result(told[0], 1500)["code"] == code
+    assert is_served(running)
 
 
 THREADS = {"pool", "reader", "watches", "cooldowns", "watchdog"}

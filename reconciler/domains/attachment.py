@@ -344,7 +344,9 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
         elif intent.key in undecided:
             refusals.append(_undecided(intent, undecided[intent.key]))
         elif netns in namespaces:
-            refusals.append(_netns_taken(intent, namespaces[netns]))
+            holder = namespaces[netns]
+            is_leaving = holder in observed.released
+            refusals.append((_netns_leaving if is_leaving else _netns_taken)(intent, holder))
         elif veth in veths:
             refusals.append(_veth_taken(intent, veth, veths[veth]))
         elif desired.unread:
@@ -636,6 +638,15 @@ def _undecided(intent: Intent, record: SetAside) -> Refusal:
         message=f"what it was given is in {record.path}, which cannot be read, and the kernel has "
         "no link of it: nothing new is bound to it, because its pod may run with the old address; "
         "a DEL for this container, or removing that file, ends this",
+    )
+
+
+def _netns_leaving(intent: Intent, holder: AttachmentKey) -> Refusal:
+    return Refusal(
+        subject=f"intent {intent.key}",
+        reason="NetnsStillTaken",
+        message=f"{intent.netns} has {holder} until that is released, which is under way; it is "
+        "served as soon as nothing of it is left",
     )
 
 

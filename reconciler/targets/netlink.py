@@ -834,8 +834,8 @@ def _read_pod(inside: Rtnetlink, wanted: Inside) -> PodTables:
         for name in sorted(wanted.names)
         for message in _read_one(inside, LINKS, (("IFLA_IFNAME", name), *LINKS.asks), GONE)
     )
-    if not link:  # nothing of what we look for can be without it
-        return PodTables()
+    if not link:  # nothing of ours can be without it, but what stands in the place of ours can
+        return PodTables(routes=_read_pods_routes(inside, wanted.routes))
     indices = [index_of(message) for message in link]
     addresses = tuple(m for index in indices for m in _addresses_of(inside, index))
     needed = any(map(_may_have_route, addresses))

@@ -169,6 +169,26 @@ def test_version_needs_nothing_else() -> None:
     assert answer["supportedVersions"] == ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 
 
+@pytest.mark.parametrize("stdin", ["", "{", "[]", "3", b"\xff\xfe"])
+def test_version_is_answered_whatever_is_on_standard_input(stdin: Any) -> None:
+    """As the reference plugins answer it: people ask by ``CNI_COMMAND=VERSION ... </dev/null``."""
+    code, answer = run(Path("/nonexistent"), "VERSION", stdin=stdin)
+    assert code == 0
+    assert answer == {
+        "cniVersion": "1.1.0",
+        "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+    }
+
+
+def test_an_interface_that_every_namespace_has_is_refused_at_once_and_given_back_by_del(
+    state: Path,
+) -> None:
+    code, error = run(state, CNI_IFNAME="lo")
+    assert (code, error["code"]) == (1, 102)
+    assert intents(state) == {}
+    assert run(state, "DEL", CNI_IFNAME="lo")[0] == 0
+
+
 def test_what_is_imported_fits_the_budget() -> None:
     """Each of these costs more than the executable's own work."""
     program = "import sys; import cni.__main__; print(*sys.modules)"

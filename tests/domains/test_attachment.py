@@ -108,6 +108,16 @@ def test_demand_counts_what_waits_and_not_what_is_dead() -> None:
     assert [a.key.container_id for a in records.living] == ["pod2"]
 
 
+def test_a_namespace_whose_pod_is_being_released_is_waited_for() -> None:
+    """And one whose pod stays is not: no waiting would help."""
+    second = replace(intent(2), netns=intent(1).netns)
+    for state, reason in ((IntentState.RELEASED, "NetnsStillTaken"), ("wanted", "NetnsTaken")):
+        first = intent(1, IntentState(state))
+        records = Records((first, second), (attachment(1, netns=f"{first.netns}@1"),))
+        plan = domain.plan(domain.desire(inputs(1)), records)
+        assert [r.reason for r in plan.refusals] == [reason]
+
+
 def test_one_namespace_has_one_way_out() -> None:
     first, second = intent(1), replace(intent(2), netns=intent(1).netns)
     plan = domain.plan(domain.desire(inputs(1)), Records((first, second)))

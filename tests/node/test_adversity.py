@@ -77,18 +77,59 @@ def ruleset(cluster: Any) -> str:
     return str(cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout)
 
 
-def test_an_object_in_the_way_fails_the_pod_with_that_reason(cluster: Any) -> None:
+IN_THE_WAY = {
+    "a link": (102, "InterfaceExists", ("link add eth0 type veth peer name far0",)),
+    "a default route": (
+        106,
+        "ObjectExists",
+        (
+            "link add net1 type veth peer name far0",
+            "address add 192.0.2.2/24 dev net1",
+            "link set net1 up",
+            "route add default via 192.0.2.1",
+        ),
+    ),
+}
+"""By what another owner has put into a pod's namespace: code, reason, and how it was put there."""
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_an_object_in_the_way_fails_the_pod_at_once_with_a_code_of_its_own(
+    cluster: Any, what: str
+) -> None:
+    code, reason, commands = IN_THE_WAY[what]
     number = next(cluster._numbers)
     namespace = cluster.lab.names.namespace(f"pod-p{number}")
     netns.make(namespace)
     try:
-        argv = ["nsenter", f"--net={netns.path(namespace)}", "ip", "link", "add", "eth0"]
-        subprocess.run([*argv, "type", "veth", "peer", "name", "far0"], check=True)
-        with pytest.raises(PodError, match=r"InterfaceExists: .* another owner"):
-            pod.call(cluster.lab, "node1", f"p{number}", "ADD", budget_s=3)
+        for command in commands:
+            argv = ["nsenter", f"--net={netns.path(namespace)}", "ip", *command.split()]
+            subprocess.run(argv, check=True)
+        # Longer than the test has: 11 after that time would not be heard.
+        with pytest.raises(PodError, match=rf"{reason}: .* another owner") as caught:
+            pod.call(cluster.lab, "node1", f"p{number}", "ADD", budget_s=110)
+        assert caught.value.error["code"] == code
     finally:
         netns.remove(namespace)
     until(lambda: cluster.status()["settled"] and not cluster.status()["conditions"], "calm")
+
+
+def test_a_second_interface_in_a_pod_is_refused_at_once_and_the_first_goes_on(
+    cluster: Any,
+) -> None:
+    with cluster.pods(1) as (one,):
+        with pytest.raises(PodError, match="NetnsTaken: ") as caught:
+            pod.call(
+                cluster.lab,
+                "node1",
+                one.name,
+                "ADD",
+                budget_s=110,
+                environ={"CNI_IFNAME": "net1"},
+            )
+        assert caught.value.error["code"] == 105
+        pod.call(cluster.lab, "node1", one.name, "DEL", environ={"CNI_IFNAME": "net1"})
+        assert one.address in cluster.ip("route", "show", "table", "all")
 
 
 def test_a_route_in_the_way_fails_the_pod_with_that_reason(idle: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -40,13 +41,16 @@ class Accounts:
         """The same of pods' namespaces, also of those that the last pass did not look into."""
         self._attached: set[str] = set()
         self._suspects = suspects
+        self._lock = threading.Lock()
+        """Both loops book, and each books on what the other has booked."""
         self.struggles = Struggles()
 
     def clear(self) -> None:
         """Forget it: the document has changed, and with it what is asked for."""
-        self._settled.clear()
-        self._inside.clear()
-        self.struggles = Struggles()
+        with self._lock:
+            self._settled.clear()
+            self._inside.clear()
+            self.struggles = Struggles()
 
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what was done.
@@ -55,6 +59,15 @@ class Accounts:
             outcomes: of one pass.
             everything: whether the pass looked into every pod.
         """
+        with self._lock:
+            self._book(outcomes, everything=everything)
+
+    def book_pods(self, outcomes: Outcomes) -> None:
+        """Log and count what a pass over some pods alone has done."""
+        with self._lock:
+            self._book_pods(outcomes)
+
+    def _book(self, outcomes: Outcomes, *, everything: bool) -> None:
         self._count_all(outcomes)
         for outcome in outcomes.values():
             self._follow_enis(outcome)
@@ -71,8 +84,7 @@ class Accounts:
                 self._inside[name] = inside
                 self._settled[name] = set(outcome.desired)
 
-    def book_pods(self, outcomes: Outcomes) -> None:
-        """Log and count what a pass over some pods alone has done."""
+    def _book_pods(self, outcomes: Outcomes) -> None:
         self._count_all(outcomes)
         for name, action in actions_of(outcomes):
             if action in outcomes[name].remaining.actions or name not in self._settled:

@@ -71,6 +71,7 @@ class Baton:
         while self._thread is not None and not self._is_over:
             self._switch()
         if self._thread is None and died is None:
+            self._at = -1
             self._second()
         if self._error is not None:
             raise self._error

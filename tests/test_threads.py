@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +24,18 @@ from fakes import (
     FakeSysctl,
 )
 
+from reconciler import drift
+from reconciler.agent import Agent
 from reconciler.core.attachment import IntentState
 from reconciler.core.cloud import Limits
+from reconciler.core.plan import Change, Plan, Verb
+from reconciler.domains.sysctl import Sysctl
+from reconciler.drift import Accounts
+from reconciler.engine import Outcome
+from reconciler.errors import ApplyError
 from reconciler.node import LocalNode
+from reconciler.suspects import Suspects
+from reconciler.targets.state import StateDirectory
 from reconciler.world import World
 
 MANY = {"addresses": {"warm": 0, "minimum": 2, "surplus": 0}, "cooldown": "0s"}
@@ -163,3 +173,66 @@ def test_no_pod_gets_what_the_pools_thread_gives_back(happening: Any, serve: str
             if back is not None and back >= baton.calls[1]:
                 break
     assert len(walked) > 30
+
+
+# -- what both loops book ------------------------------------------------------------------
+
+
+def refused(name: str) -> dict[str, Outcome]:
+    """A pass that could not set something."""
+    action = Change(Verb.UPDATE, Sysctl(name, "1"), "it is 0")
+    plan = Plan((action,))
+    error = ApplyError(str(action), "EPERM", "no")
+    return {"sysctl": Outcome(plan=plan, remaining=plan, errors=(error,))}
+
+
+def test_what_two_threads_book_at_once_is_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    accounts, lock = Accounts(Suspects()), Lock()
+    accounts._lock = lock  # type: ignore[assignment]
+    both = ("net/ipv4/ip_forward", "net/ipv4/conf/eth1/rp_filter")
+    baton = Baton(lambda: accounts.book(refused(both[1]), everything=False), at=0)
+    lock.baton = baton
+
+    def chance() -> float:
+        baton.point()  # the one has read what is known, and has not written yet
+        return 0.5
+
+    monkeypatch.setattr(drift.random, "random", chance)
+    accounts.book_pods(refused(both[0]))
+    baton.finish()
+    assert {name for _, (_, name) in accounts.struggles.known} == set(both)
+
+
+# -- the right to answer -------------------------------------------------------------------
+
+
+class Answers(dict[Any, Any]):
+    """What was answered; each question to it is a moment at which the other thread goes on."""
+
+    def __init__(self, point: Callable[[], None]) -> None:
+        super().__init__()
+        self._point = point
+
+    def get(self, *arguments: Any) -> Any:
+        found = super().get(*arguments)
+        self._point()
+        return found
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["meanwhile", "afterwards"])
+def test_of_two_calls_of_one_attempt_one_is_told_what_the_pod_was_given(
+    tmp_path: Path, at: int
+) -> None:
+    agent = Agent(tmp_path / "document", StateDirectory(tmp_path), events=False)
+    lock = Lock()
+    agent._changed = lock  # type: ignore[assignment]
+    told: list[bool] = []
+    baton = lock.baton = Baton(lambda: told.append(agent.claim(key(1), "a")), at)
+    agent._answered = Answers(baton.point)
+    told.append(agent.claim(key(1), "a"))
+    baton.finish()
+    assert sorted(told) == [False, True]
+    assert agent.claim(key(1), "b"), "another attempt"
+    agent.disclaim(key(1))
+    assert agent.claim(key(1), "b"), "nobody heard it"
+    assert not agent.claim(key(1), "b")

@@ -1,16 +1,18 @@
 """The pool against everything at once: pods, faults, stale and short looks, hands, restarts.
 
-One process, no clock and no kernel of its own: the fakes have signed their targets' contracts. The
-code under test is what the daemon runs, from the state directory to the calls.
+One process of two threads, no clock and no kernel of its own: the fakes have signed their targets'
+contracts. The code under test is what the daemon runs, from the state directory to the calls.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from baton import Baton, Lock, Told
 from builders import SUBNET, document, eni, intent, node
 from fake_cloud import FakeEc2, FakeImds, follow_attachments
 from fakes import (
@@ -136,16 +138,19 @@ class PoolMachine(RuleBasedStateMachine):
         self.links: set[str] = set()
         self.number = 0
         self.running: set[int] = set()
+        self.baton: Baton | None = None
         self.restart()
 
     def restart(self) -> None:
         """The daemon dies and another one starts; only records outlive it."""
         self.ec2.restart()
+        self.lock = Lock()
+        ec2 = Told(self.ec2, self._point)
         self.node = LocalNode(
-            self.state,
+            Told(self.state, self._point),
             World(
                 imds=self.imds,
-                make_ec2=lambda *_: self.ec2,
+                make_ec2=lambda *_: ec2,
                 netlink=self.netlink,
                 nft=FakeNft(),
                 sysctl=FakeSysctl({}),
@@ -156,6 +161,12 @@ class PoolMachine(RuleBasedStateMachine):
                 clock=lambda: self.time,
             ),
         )
+
+        self.node._binding = self.lock  # type: ignore[assignment]
+
+    def _point(self) -> None:
+        if self.baton is not None:
+            self.baton.point()
 
     # Few rules that do much: Hypothesis leaves some out of each run.
 
@@ -191,10 +202,21 @@ class PoolMachine(RuleBasedStateMachine):
         seconds=st.sampled_from([0.1, 5.0, 31.0, 61.0, 121.0, 700.0]),
         passes=st.sampled_from([(), ("pods",), ("kernel",), ("pods", "kernel"), ("audit",)]),
         look=st.booleans(),
+        within=st.none() | st.tuples(st.integers(0, 14), st.none() | st.integers(0, 9)),
     )
-    def turn(self, seconds: float, passes: tuple[str, ...], look: bool = True) -> None:
-        """The daemon works, and time goes by."""
-        self._pool_pass(look=look)
+    def turn(
+        self,
+        seconds: float,
+        passes: tuple[str, ...],
+        look: bool = True,
+        within: tuple[int, int | None] | None = None,
+    ) -> None:
+        """The daemon works, and time goes by; one pass may come within the other thread's."""
+        if within is not None and passes:
+            self._both(passes[0], within, look=look)
+            passes = passes[1:]
+        else:
+            self._pool_pass(look=look)
         for kind in passes:
             self._kernel_pass(kind)
         self.time += seconds
@@ -205,18 +227,39 @@ class PoolMachine(RuleBasedStateMachine):
         """Somebody sets the wall clock, or a time service does; what has passed is the same."""
         self.skew = skew
 
+    def _both(self, kind: str, within: tuple[int, int | None], *, look: bool) -> None:
+        """A pass over the kernel by the other thread, within one over the pool."""
+        self._plug()
+        baton = self.baton = self.lock.baton = Baton(lambda: self._serve(kind), *within)
+        try:
+            with suppress(ReconcilerError):
+                self.node.pool_pass(self.document, look=look)
+            baton.finish()
+        except CrashError as error:
+            with suppress(CrashError):
+                baton.finish(died=error)
+            self.restart()
+        finally:
+            self.baton = self.lock.baton = None
+        self._plug()
+        self._talk()
+
     def _kernel_pass(self, kind: str = "audit") -> None:
         self._plug()
         try:
+            self._serve(kind)
+        except CrashError:
+            self.restart()
+        self._talk()
+
+    def _serve(self, kind: str) -> None:
+        with suppress(ReconcilerError):
             if kind == "pods":
                 self.node.pods_pass(frozenset(i.key for i in self.state.observe().intents))
             else:
                 self.node.kernel_pass(self.document, audit=kind == "audit")
-        except ReconcilerError:
-            return
-        except CrashError:
-            self.restart()
-            return
+
+    def _talk(self) -> None:
         for a in self.state.observe().attachments:
             self.conntrack.addresses.update(a.addresses)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,15 @@ from reconciler.client import ask
 
 TYPE = "m5.4xlarge"
 LIMIT_S = 90.0
+BOOT_ENIS, PER_ENI = 6, 29
+ATTACH_S = 2
+"""Seconds of an attachment: EC2 takes one to ten."""
+
+BOOT_S = 35
+"""Seconds after which EC2 has shown what it answered."""
+
+LOOKS_AN_HOUR = 2
+SEQUENCE = int(os.environ.get("SEQUENCE", "1000"))
 HEAD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 Row = tuple[str, Counter[str], str]
 
@@ -27,7 +37,9 @@ def measure() -> list[Row]:
     return [
         _fill("single addresses", ""),
         _fill("prefixes", "eni: {allocate: prefixes}\n"),
+        _boot(),
         *_rest(),
+        _sequence(SEQUENCE),
         _burst(100),
     ]
 
@@ -38,28 +50,62 @@ def _fill(name: str, more: str) -> Row:
         return f"from nothing to 48 allocatable, {name}", _calls(lab), f"{took:.1f} s"
 
 
+def _boot() -> Row:
+    """A node's first minute, with five attachments that take as long as EC2's do."""
+    pool = f"warmPool: {{addresses: {{minimum: {BOOT_ENIS * PER_ENI}, surplus: 0}}}}\n"
+    slow = {"attachDelaySeconds": ATTACH_S}
+    with _node(pool, settle=BOOT_ENIS * PER_ENI, faults=slow) as (lab, took):
+        time.sleep(BOOT_S)  # the look that confirms what EC2 has answered
+        made = _calls(lab)
+    reads = sum(n for name, n in made.items() if name.startswith("Describe"))
+    remark = f"{took:.1f} s; {reads} reads for {BOOT_ENIS} ENIs in its first {BOOT_S} s and more"
+    return f"a boot that attaches {BOOT_ENIS - 1} ENIs, {ATTACH_S} s each", made, remark
+
+
 def _rest() -> Iterator[Row]:
     """What a node costs that has all it needs."""
-    pool = "warmPool: {addresses: {warm: 4}, cooldown: 1s}\nreconcile: {ec2Resync: 10s}\n"
+    pool = "warmPool: {addresses: {warm: 4}, cooldown: 1s}\n"
     with _node(pool) as (lab, _):
+        time.sleep(BOOT_S)
         pod.add(lab, "node1", "a")
         _until(lambda: _pool(lab).get("assigned") == 1)
-        time.sleep(12)  # whatever the first pod led to is over
+        time.sleep(BOOT_S)  # whatever the first pod led to is over
         lab.ask("calls", reset=True)
         pod.delete(lab, "node1", "a")
         pod.add(lab, "node1", "b")
         _until(lambda: _pool(lab).get("cooling") == 0)
-        replaced = {k: v for k, v in _calls(lab).items() if not k.startswith("Describe")}
-        yield "one pod replaced", Counter(replaced), "looks left out"
+        time.sleep(3)
+        yield "a pod's life: DEL, ADD and cooldown, with room in the pool", _calls(lab), ""
+        lab.ask("calls", reset=True)
+        time.sleep(65)
+        yield "65 s idle, as the document's defaults are", _calls(lab), "more than one resync"
+    with _node(pool + "reconcile: {ec2Resync: 10s}\n") as (lab, _):
+        time.sleep(BOOT_S)
         lab.ask("calls", reset=True)
         time.sleep(31)
-        look = round(sum(_calls(lab).values()) / 3)
-        hour = Counter({"Describe*": look * 12})
+        looked = Counter({name: round(n / 3) for name, n in _calls(lab).items()})
+        hour = Counter({name: n * LOOKS_AN_HOUR for name, n in looked.items()})
+        hour["DescribeSubnets"] += 1  # every three hours
+        each = sum(looked.values())
         yield (
             "an hour idle",
             hour,
-            f"12 looks, one every 5 minutes; {look} calls each, counted over 3",
+            f"computed: {LOOKS_AN_HOUR} looks, one every 30 minutes, of {each} calls each, "
+            "counted over three that were 10 s apart; in tests/test_reads.py an hour of a "
+            "simulated clock goes by",
         )
+
+
+def _sequence(count: int) -> Row:
+    """Pods that come and go one after the other, faster than their addresses cool."""
+    with _node("warmPool: {addresses: {warm: 4}}\n") as (lab, _):
+        began = time.monotonic()
+        for number in range(count):
+            pod.add(lab, "node1", f"s{number}")
+            pod.delete(lab, "node1", f"s{number}")
+        took = time.monotonic() - began
+        made = _calls(lab)
+    return f"{count:,} pods in sequence, cooldown 30 s", made, f"{took:.0f} s"
 
 
 def _burst(count: int) -> Row:
@@ -75,21 +121,28 @@ def _burst(count: int) -> Row:
 
 def table(rows: list[Row]) -> list[str]:
     """Return the rows in Markdown."""
-    lines = [f"| EC2 calls of one {TYPE} | mutating | by action | |", "|---|---|---|---|"]
+    lines = [
+        f"| EC2 calls of one {TYPE} | reads | writes | by action | |",
+        "|---|---|---|---|---|",
+    ]
     for what, calls, remark in rows:
         mutating = sum(n for name, n in calls.items() if not name.startswith("Describe"))
         spelt = ", ".join(f"{n} {name}" for name, n in sorted(calls.items())) or "none"
-        lines.append(f"| {what} | {mutating} | {spelt} | {remark} |")
+        reads = sum(calls.values()) - mutating
+        lines.append(f"| {what} | {reads} | {mutating} | {spelt} | {remark} |")
     return lines
 
 
 @contextmanager
-def _node(document: str, *, settle: int = 4) -> Iterator[tuple[Lab, float]]:
+def _node(
+    document: str, *, settle: int = 4, faults: Mapping[str, float] | None = None
+) -> Iterator[tuple[Lab, float]]:
     """A lab with a reconciler on one large node; and how long it took to settle, in seconds.
 
     Args:
         document: without its first two lines.
         settle: allocatable addresses to wait for; 0 waits for nothing.
+        faults: the lab's switches that are set.
     """
     name = "calls"
     lifecycle.down(name)
@@ -98,6 +151,7 @@ def _node(document: str, *, settle: int = 4) -> Iterator[tuple[Lab, float]]:
         config.write_text(HEAD + document)
         try:
             lab = lifecycle.up(name, types={"node1": TYPE})
+            lab.ask("faults", set=faults or {})
             lab.ask("calls", reset=True)
             argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
             with (lab.names.node_state("node1") / "log").open("w") as log:
@@ -136,3 +190,7 @@ def _until(holds: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the node did not get there")
         time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    print("\n".join(table(measure())))

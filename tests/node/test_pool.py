@@ -18,6 +18,7 @@ from waiting import until
 from lab import netns
 from lab.traffic import Receiver, probe
 from reconciler.core.cloud import CLUSTER_TAG, CREATED_TAG, INSTANCE_TAG
+from reconciler.core.pace import CHECK_S
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -230,6 +231,22 @@ def test_pain_39_a_constant_demand_reaches_a_fixed_point(idle: Any) -> None:
         until(lambda: not idle.records("cooling"), "the cooldown")
     looked_twice(idle)
     assert mutating(idle) == {}
+
+
+def test_a_pods_life_costs_no_call_of_any_kind_while_the_pool_has_room(idle: Any) -> None:
+    """It has cost 10 DescribeNetworkInterfaces and 5 DescribeSubnets."""
+    configure(idle, "addresses: {warm: 3, surplus: 4}")
+    idle.config.write_text(idle.config.read_text().replace("{ec2Resync: 10s}", "{resync: 2s}"))
+    start(idle)
+    calls(idle, reset=True)
+    seen = "the look that shows what EC2 has answered"
+    until(lambda: calls(idle).get(LOOKS, 0) >= 2, seen, patience_s=2 * CHECK_S)
+    calls(idle, reset=True)
+    for _ in range(3):
+        idle.delete(idle.add())
+        until(lambda: not idle.records("cooling"), "the cooldown")
+    until(lambda: idle.status()["settled"], "calm")
+    assert calls(idle) == {}
 
 
 def test_pain_40_what_never_works_is_not_tried_without_end(idle: Any) -> None:

@@ -113,6 +113,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
     """Bind what is wanted, release what was given back, end what has cooled."""
     return (
         _rewrite(observed)
+        + _complete(observed)
         + _adopt(desired, observed)
         + _expire(desired, observed)
         + _end_cooldowns(desired, observed)
@@ -212,6 +213,28 @@ def _rewrite(observed: Records) -> Plan:
             for record in observed.lost
         )
     )
+
+
+def _complete(observed: Records) -> Plan:
+    """Tell a rebuilt attachment where its pod is, once an intent says it.
+
+    The kernel does not know the path. An intent that could not be read when the attachment was
+    rebuilt, because another release wrote it, may be readable by now.
+    """
+    nameless = {a.key: a for a in observed.attachments if not a.netns}
+    if not nameless:
+        return Plan()
+    taken = {a.netns for a in observed.attachments}
+    actions: list[Action] = []
+    for intent in observed.intents:
+        before = nameless.get(intent.key)
+        netns = netns_identity(intent.netns, intent.netns_inode)
+        wanted = intent.state is IntentState.WANTED and intent.netns_alive
+        if before is not None and wanted and netns not in taken:
+            taken.add(netns)
+            after = replace(before, netns=netns, pod=before.pod or intent.pod, netns_alive=True)
+            actions.append(Change(Verb.UPDATE, after, "its intent says where it is", before))
+    return Plan(tuple(actions))
 
 
 def _adopt(desired: Allocation, observed: Records) -> Plan:

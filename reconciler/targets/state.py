@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -764,7 +765,7 @@ class StateDirectory:
         if len(names) > MAX_RECORDS:
             self._crowded[kind] = len(names)
             known = self._parsed.get(kind, {})
-            names.sort(key=lambda name: (name not in known, name))
+            names.sort(key=lambda name: (name not in known, not _is_plausible(kind, name), name))
             del names[MAX_RECORDS:]
         return names
 
@@ -781,6 +782,16 @@ class StateDirectory:
                 return self.root / "quarantine" / name
             case Creation(token):
                 return self.root / "creations" / f"{token}.json"
+
+
+def _is_plausible(kind: str, name: str) -> bool:
+    """Whether a file is called as a record of its kind would be."""
+    stem = name.removesuffix(".json")
+    if kind in ("intents", "attachments"):
+        return ":" in stem
+    with suppress(ValueError):
+        return kind == "creations" or bool(ip_address(stem.partition("-")[0]))
+    return False
 
 
 def _is_same(fd: int, path: Path) -> bool:
@@ -1009,6 +1020,18 @@ def _parse_addresses(body: dict[str, Any]) -> tuple[IpAddress, ...]:
     return tuple(ip_address(text) for text in texts)
 
 
+def _seconds(value: Any) -> float:
+    """Return a time of a record.
+
+    Raises:
+        ValueError: it is none: JSON may say NaN, which is neither before nor after anything.
+    """
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{value} is no time")
+    return seconds
+
+
 def _text(value: object) -> str:
     """Return a text of a record.
 
@@ -1028,14 +1051,14 @@ def _parse_macs(body: Any) -> tuple[str, str]:
 
 def _parse_cooling(body: dict[str, Any]) -> Cooling:
     _check_version(body)
-    return Cooling(ip_address(body["address"]), float(body["until"]))
+    return Cooling(ip_address(body["address"]), _seconds(body["until"]))
 
 
 def _parse_quarantine(body: dict[str, Any]) -> Quarantine:
     _check_version(body)
-    since = float(body["since"])
+    since = _seconds(body["since"])
     # Releases that did not write it down may have asked at any time since then.
-    asked, gone = float(body.get("asked", since)), float(body.get("gone", 0.0))
+    asked, gone = _seconds(body.get("asked", since)), _seconds(body.get("gone", 0.0))
     return Quarantine(ip_network(body["network"]), since, asked, gone)
 
 
@@ -1049,7 +1072,7 @@ def _parse_creation(body: dict[str, Any]) -> Creation:
         addresses=int(body["addresses"]),
         prefixes=int(body["prefixes"]),
         tags=tuple((key, value) for key, value in body["tags"]),
-        at=float(body["at"]),
+        at=_seconds(body["at"]),
         done=bool(body.get("done", False)),
         ipv6_prefixes=int(body.get("ipv6_prefixes", 0)),
     )

@@ -375,3 +375,18 @@ def test_a_thousand_unreadable_records_are_not_a_thousand_conditions() -> None:
     made = domain.plan(domain.desire(inputs(1, now=1e9)), Records(set_aside=many))
     assert len(made.refusals) == domain.MAX_NAMED + 1
     assert made.refusals[-1].message.startswith(f"{1000 - domain.MAX_NAMED} more")
+
+
+def test_a_rebuilt_attachment_learns_where_its_pod_is_when_an_intent_says_it() -> None:
+    """An intent of another release could not be read when the kernel was asked."""
+    rebuilt = attachment(1, pod="", netns_alive=False)
+    rebuilt = replace(rebuilt, netns="")
+    records = Records((replace(intent(1), pod="default/web-0"),), (rebuilt,))
+    linked = frozenset({intent(1).key, intent(2).key})
+    (action,) = domain.plan(domain.desire(inputs(1, pods=linked)), records).actions
+    assert isinstance(action, Change)
+    assert (action.object.netns, action.object.pod) == ("/run/netns/pod1@1", "default/web-0")
+    taken = attachment(2, netns="/run/netns/pod1@1")
+    assert plan(replace(records, attachments=(rebuilt, taken)), pods=linked) == []
+    gone = replace(records, intents=(intent(1, netns_alive=False),))
+    assert plan(gone, pods=linked) == []

@@ -163,6 +163,10 @@ IN_PLACE: dict[str, Any] = {
     "zeros": lambda path: path.write_bytes(bytes(4096)),
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe{"),
     "an array": lambda path: path.write_text("[1]"),
+    "no time": lambda path: path.write_text(
+        '{"version": 1, "address": "10.0.1.50", "until": NaN, "network": "10.0.1.64/28", '
+        '"since": Infinity}'
+    ),
     "lists for texts": lambda path: path.write_text('{"version": 1, "addresses": [[]]}'),
     "endless texts": lambda path: path.write_text(
         json.dumps({"version": 1, "addresses": ["10.0.1.9"], "eniID": "e" * 5000, "veth": "v"})

@@ -95,6 +95,7 @@ def _author_of(attributes: bytes) -> Iterator[tuple[int, str]]:
 
 def _name(pid: int) -> str:
     try:
-        return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
+        name = Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").strip()
     except OSError:
         return f"a process that has ended (pid {pid})"
+    return f"{name} (pid {pid})"

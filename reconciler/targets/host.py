@@ -20,6 +20,7 @@ from reconciler.domains.foreign import (
     Setting,
     Tool,
 )
+from reconciler.targets.bounded_file import list_files, read_file
 
 ROOT = "NODE_NETWORK_HOST_ROOT"
 """Environment variable: where the host's root is mounted. Default: /."""
@@ -35,6 +36,13 @@ TRUE = {"1", "yes", "y", "true", "t", "on"}
 
 NET_UTILS_RULES = ("99-vpc-policy-routes.rules", "53-ec2-network-interfaces.rules")
 """udev rules of amazon-ec2-net-utils 2.x and ec2-net-utils 1.x: they start it for each ENI."""
+
+
+MAX_BYTES = 1 << 18
+"""Of one file; the largest that programs here are known to have is of some KiB."""
+
+MAX_FILES = 1_000
+"""Of one directory; systemd-networkd has a file for each link, and a node 250 of pods."""
 
 
 class HostFiles:
@@ -67,7 +75,7 @@ class HostFiles:
 
         def of_links(directory: str) -> Iterator[tuple[str, Path]]:
             # What there is a file of, and not the other way round: each pod has a link.
-            for path in _files(self.root / directory):
+            for path in list_files(self.root / directory, "*", MAX_FILES):
                 with suppress(ValueError, OverflowError, OSError):  # of no link, or a gone one
                     yield socket.if_indextoname(int(path.name)), path
 
@@ -128,7 +136,7 @@ class HostFiles:
         units = ("nm-cloud-setup.timer", "nm-cloud-setup.service")
         system = self.root / "etc/systemd/system"
         # An enabled unit is a link to a path on the host, which leads nowhere from a container.
-        wants = sorted(system.glob("*.wants"))
+        wants = list_files(system, "*.wants", MAX_FILES)
         enabled = [p for unit in units for d in wants if os.path.lexists(p := d / unit)]
         masked = [u for u in units if _is_masked(system / u)]
         if not enabled or len(masked) == len(units):
@@ -148,7 +156,7 @@ class HostFiles:
         """Return files by name, each from the first directory that has it; masked ones go."""
         found: dict[str, Path] = {}
         for directory in directories:
-            for path in (self.root / directory).glob(pattern):
+            for path in list_files(self.root / directory, pattern, MAX_FILES):
                 found.setdefault(path.name, path)
         return [found[name] for name in sorted(found) if not _is_masked(found[name])]
 
@@ -156,15 +164,16 @@ class HostFiles:
         places = [f"etc/firewalld/{what}", *(f"{d}/firewalld/{what}" for d in VENDORS)]
         for path in self._merged(places, "*.xml"):
             try:
-                root = ET.parse(path).getroot()
-            except (ET.ParseError, OSError):
+                root = ET.fromstring(read_file(path, MAX_BYTES))
+            except (ET.ParseError, OSError, ValueError, LookupError):
                 continue  # firewalld does not read it either
             root.set("file", path.stem)
             yield root
 
     def _name(self, path: Path) -> str:
         """Return the path as the host's operator knows it."""
-        return f"/{path.relative_to(self.root)}"
+        name = str(path.relative_to(self.root))
+        return "/" + name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _is_masked(path: Path) -> bool:
@@ -189,16 +198,8 @@ def _assignments(text: str) -> Iterator[tuple[str, str]]:
             yield name.strip(), value.strip()
 
 
-def _files(directory: Path) -> list[Path]:
-    """List a directory in order; one that is not there, or not ours to read, has no files."""
-    try:
-        return sorted(directory.iterdir())
-    except OSError:
-        return []
-
-
 def _text(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        return read_file(path, MAX_BYTES).decode(errors="replace")
     except OSError:
         return ""  # gone, or no file: it says nothing

@@ -37,6 +37,7 @@ from reconciler.core.predecessor import (
     StockTable,
 )
 from reconciler.errors import ApplyError, ObserveError
+from reconciler.targets.bounded_file import read_file
 from reconciler.targets.iptables import TABLES, Iptables
 from reconciler.targets.namespaces import entered_by
 from reconciler.targets.netlink import GONE
@@ -50,6 +51,12 @@ DIRECTORY = Path("/var/run/aws-node")
 
 VERSION = "vpc-cni-ipam/1"
 """Of the checkpoint (``pkg/ipamd/datastore/data_store.go``)."""
+
+MAX_CHECKPOINT_BYTES = 1 << 22
+"""Of the checkpoint: an allocation has some 300 bytes, and a node a few hundred of them."""
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a checkpoint that is none may raise; the last one if it is nested very deep."""
 
 SOCKET_TIMEOUT_S = 0.5
 
@@ -146,11 +153,11 @@ class Remains:
         """Read the checkpoint; say why, if it tells nothing."""
         path = self._directory / "ipam.json"
         try:
-            body = json.loads(path.read_text())
+            body = json.loads(read_file(path, MAX_CHECKPOINT_BYTES))
             if body["version"] != VERSION:
                 return {}, f"{path} is of version {str(body['version'])[:64]}, not {VERSION}"
             found = [_allocation(a) for a in body["allocations"] or () if a.get("ipv4")]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             return {}, f"{path} cannot be read ({type(error).__name__}: {str(error)[:128]})"
         return {a.address: a for a in found}, ""
 

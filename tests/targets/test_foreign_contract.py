@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -583,3 +584,49 @@ def test_what_the_stock_plugin_left_is_found_whichever_iptables_it_used(
     } <= found
     by_chain = {("MarkConflict", "chain AWS-SNAT-CHAIN-0")}
     assert found >= by_chain or iptables is stock.Iptables.LEGACY
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "etc/systemd/networkd.conf.d/50-x.conf",
+        "run/systemd/netif/links/1",
+        "run/NetworkManager/devices/1",
+        "etc/firewalld/zones/x.xml",
+        "etc/systemd/system/nm-cloud-setup.service.d/x.conf",
+    ],
+)
+@pytest.mark.parametrize("what", ["fifo", "bytes", "large", "nested", "directory", "bomb"])
+def test_whatever_stands_in_a_files_place_says_nothing_and_stops_nothing(
+    home: str, tmp_path: Path, name: str, what: str
+) -> None:
+    put(tmp_path, "run/systemd/netif/state")
+    wants = tmp_path / "etc/systemd/system/timers.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "nm-cloud-setup.timer").symlink_to("/nowhere")
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match what:
+        case "fifo":
+            os.mkfifo(path)
+        case "bytes":
+            path.write_bytes(bytes(range(256)) * 9)
+        case "large":
+            path.write_bytes(b"[Network]\nManageForeignRoutes=no\n" + b"#" * (1 << 19))
+        case "nested":
+            path.write_text("<x>" * 50_000)
+        case "directory":
+            path.mkdir()
+        case "bomb":
+            path.write_text('<?xml version="1.0" encoding="no-such"?><zone target="ACCEPT"/>')
+    host = HostFiles(tmp_path)
+    running = host.networkd()
+    assert running is not None
+    assert running.routes == Setting(True)
+    assert (host.managers(), host.tools(), host.firewalld_accepts()) == ((), (), frozenset())
+
+
+def test_a_directory_without_end_is_read_as_far_as_its_bound(tmp_path: Path) -> None:
+    for number in range(1_200):
+        put(tmp_path, f"etc/firewalld/zones/{number}.xml", "<zone/>")
+    assert len(list(HostFiles(tmp_path)._firewalld("zones"))) == 1_000

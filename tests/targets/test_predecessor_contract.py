@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -373,3 +374,24 @@ def test_a_program_that_never_ends_is_ended(
     program.chmod(0o755)
     monkeypatch.setattr(iptables, "TIMEOUT_S", 0.1)
     assert iptables._list([str(program)], b"", 9) == ((), f"{program} ended with -9")
+
+
+@pytest.mark.parametrize("what", ["fifo", "bytes", "large", "nested", "directory"])
+def test_whatever_stands_in_the_checkpoints_place_is_said_to_be_unreadable(
+    home: str, tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / "ipam.json"
+    match what:
+        case "fifo":
+            os.mkfifo(path)
+        case "bytes":
+            path.write_bytes(bytes(range(256)))
+        case "large":
+            path.write_bytes(b" " * (1 << 23))
+        case "nested":
+            path.write_text("[" * 100_000)
+        case "directory":
+            path.mkdir()
+    seen = Remains(tmp_path).observe()
+    assert dict(seen.allocations) == {}
+    assert "cannot be read" in seen.unread

@@ -11,8 +11,10 @@ import os
 import re
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,18 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETNSID, RTM_NEWNSID
 
 from reconciler.core.attachment import AttachmentKey, netns_identity
-from reconciler.core.datapath import PROTOCOL, IpAddress, IpNetwork
+from reconciler.core.datapath import MAIN_TABLE, PROTOCOL, IpAddress, IpNetwork
 from reconciler.core.plan import Change
 from reconciler.core.predecessor import (
+    ENI_TABLES,
+    FROM_ENI,
+    FROM_POD,
+    FWMARK,
+    PROTOCOLS,
+    SERVICE_CIDR,
     SIGN,
+    TO_POD,
+    VETH,
     Allocation,
     IptablesChain,
     IptablesRule,
@@ -44,7 +54,16 @@ from reconciler.targets.netlink import GONE
 from reconciler.targets.netlink_decode import KNOWN_RULE_FIELDS
 from reconciler.targets.netlink_write import FR_ACT_TO_TBL, SCOPE_NOWHERE
 from reconciler.targets.nft import StockTables
-from reconciler.targets.rtnetlink import LINKS, ROUTES, RTN_UNICAST, RULES, Facts, Rtnetlink
+from reconciler.targets.rtnetlink import (
+    HEADER,
+    LINKS,
+    POD_BOUNDS,
+    ROUTES,
+    RULES,
+    Facts,
+    Rtnetlink,
+    attribute,
+)
 
 DIRECTORY = Path("/var/run/aws-node")
 """Where its daemon keeps its checkpoint and its socket (amazon-vpc-cni-k8s ``ipamd.go``)."""
@@ -62,6 +81,9 @@ SOCKET_TIMEOUT_S = 0.5
 
 MAX_LEFT = 2_000
 """Lines of one of iptables' tables that may be the stock plugin's: some ten for each CIDR."""
+
+PLACES_OF_RULES = {TO_POD, FWMARK, SERVICE_CIDR, FROM_POD, FROM_ENI}
+OUR_PROTOCOL = bytes([PROTOCOL])
 
 AF_INET = socket.AF_INET
 NETNSA_NSID, NETNSA_FD = 1, 3
@@ -184,17 +206,43 @@ def _allocation(body: dict[str, Any]) -> Allocation:
 
 
 def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
+    """Read what may be of the stock plugin's, message by message; others may have any number."""
     with Rtnetlink() as host:
-        names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
-        rules = host.dump(RULES, family=AF_INET)
-        routes = host.dump(ROUTES, family=AF_INET)
-    return (
-        tuple(_decode_rule(m) for m in rules if m.get("protocol") != PROTOCOL),
-        tuple(
-            _decode_route(m, names)
-            for m in routes
-            if m["type"] == RTN_UNICAST and m["proto"] != PROTOCOL
-        ),
+        told = host.read(RULES, takes=_may_be_its_rule, family=AF_INET)
+        rules = tuple(_decode_rule(m) for m in host.decode(RULES, told))
+        links = host.decode(LINKS, host.read(LINKS, takes=_may_be_its_link))
+        veths = {m["index"] for m in links if VETH.fullmatch(m.get("ifname") or "")}
+        pods = {
+            r.destination.network_address.packed
+            for r in rules
+            if r.priority == TO_POD and r.destination
+        }
+        takes = partial(_may_be_its_route, frozenset(veths), frozenset(pods))
+        routes = host.decode(ROUTES, host.read(ROUTES, takes=takes, family=AF_INET))
+    names = dict(socket.if_nameindex()) if routes else {}
+    return rules, tuple(_decode_route(m, names) for m in routes)
+
+
+def _may_be_its_rule(rule: bytes) -> bool:
+    """Whether a rule stands in one of its places; those of others there may hide its own."""
+    priority = int.from_bytes(attribute(RULES, rule, "FRA_PRIORITY"), sys.byteorder)
+    return priority in PLACES_OF_RULES and attribute(RULES, rule, "FRA_PROTOCOL") != OUR_PROTOCOL
+
+
+def _may_be_its_link(link: bytes) -> bool:
+    return attribute(LINKS, link, "IFLA_IFNAME").startswith(b"eni")
+
+
+def _may_be_its_route(veths: frozenset[int], pods: frozenset[bytes], route: bytes) -> bool:
+    """Whether a route is in an ENI's table, or leads to one address, over such a link or ruled."""
+    _, length, _, _, table, protocol = route[HEADER.size : HEADER.size + 6]  # ``struct rtmsg``
+    if protocol not in PROTOCOLS:
+        return False
+    if table in ENI_TABLES:
+        return True
+    link = int.from_bytes(attribute(ROUTES, route, "RTA_OIF"), sys.byteorder)
+    return (table, length) == (MAIN_TABLE, 32) and (
+        link in veths or attribute(ROUTES, route, "RTA_DST") in pods
     )
 
 
@@ -315,7 +363,8 @@ def _look_into(
 ) -> None:
     """Add what one namespace holds of the ends that are looked for."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Whatever somebody has put there, a pipe for one: opening it must not wait.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return  # a process that has ended, or a mount that is being made
     try:
@@ -327,16 +376,25 @@ def _look_into(
         if ends is None:
             return
         with entered_by(fd):
-            inner = Rtnetlink()
+            inner = Rtnetlink(None, POD_BOUNDS)
         with inner:
-            links = {m["index"]: m for m in inner.dump(LINKS)}
-        for index, (veth, host_mac) in ends.items():
-            if index in links:
-                name, mac = links[index].get("ifname"), links[index].get("address")
-                identity = netns_identity(str(path), inode)
-                found[veth] = PodEnd(identity, name, host_mac, mac)
+            for index, (veth, host_mac) in ends.items():
+                for link in _link_at(inner, index):
+                    identity = netns_identity(str(path), inode)
+                    end = PodEnd(identity, link.get("ifname"), host_mac, link.get("address"))
+                    found[veth] = end
     finally:
         os.close(fd)
+
+
+def _link_at(inner: Rtnetlink, index: int) -> list[Facts]:
+    """Read one link by its index: how many more there are is up to the pod."""
+    try:
+        return inner.decode(LINKS, inner.read_one(LINKS, LINKS.asks, index=index))
+    except NetlinkError as error:
+        if error.code in GONE:
+            return []
+        raise
 
 
 def _nsid(fd: int) -> int:

@@ -27,8 +27,9 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ObserveError
-from reconciler.targets import rtnetlink
+from reconciler.targets import predecessor, rtnetlink
 from reconciler.targets.netlink import MAX_FOREIGN_RULES, Netlink
+from reconciler.targets.predecessor import Remains
 from reconciler.targets.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, Rtnetlink
 
 pytestmark = pytest.mark.kernel
@@ -435,3 +436,40 @@ def test_a_changed_mtu_holds_for_both_ends_whatever_the_pod_calls_its_own(node: 
     assert node.target.apply([Change(Verb.UPDATE, smaller, "the document", veth)]) == ()
     for where, name in ((node.home, veth.name), (node.pods[0], "net9")):
         assert run(where, f"ip link show {name} | grep -q 'mtu 1400'")
+
+
+def test_what_others_have_is_no_part_of_what_the_stock_plugin_has_left(
+    node: Node, tmp_path: Path
+) -> None:
+    many = [f"198.18.{n // 256}.{n % 256}" for n in range(3000)]
+    assert run(node.home, "ip link add eni0123456789a type veth; ip link set eni0123456789a up")
+    batch(node.home, [f"route add {own} dev eth0" for own in many])
+    batch(node.home, [f"rule add from {own} lookup main priority 99" for own in many[:1500]])
+    batch(
+        node.home,
+        [
+            "route add 10.0.1.70 dev eni0123456789a",
+            "route add 10.0.1.71 dev eth0",
+            "rule add to 10.0.1.71 lookup main priority 512",
+            "route add 10.0.1.1 dev eth1 table 2 scope link",
+            "rule add from 10.0.1.71 lookup 2 priority 1536",
+        ],
+    )
+    seen = Remains(tmp_path).glance()
+    assert {str(r.destination) for r in seen.routes} == {
+        "10.0.1.70/32", "10.0.1.71/32", "10.0.1.1/32"
+    }  # fmt: skip
+    assert sorted(r.priority for r in seen.rules) == [512, 1536]
+
+
+def test_a_pipe_among_the_namespaces_keeps_nobody_from_looking(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "apipe")
+    (tmp_path / "pod").symlink_to(netns.path(node.pods[0]))
+    batch(node.pods[0], [f"link add v{n} type veth peer name w{n}" for n in range(50)])
+    monkeypatch.setattr(predecessor, "PLACES", (f"{str(tmp_path)[1:]}/*",))
+    veth = attachment(1).veth
+    found = Remains(tmp_path).find_ends([veth])
+    assert found.keys() == {veth}
+    assert found[veth].name == "eth0"

@@ -12,6 +12,7 @@ from fakes import CrashError
 from test_node import Simulation
 
 from reconciler.core.attachment import IntentState
+from reconciler.core.observed import Observed
 from reconciler.core.plan import Verb
 from reconciler.core.records import Records
 from reconciler.domains import attachment as domain
@@ -19,7 +20,9 @@ from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
 from reconciler.engine import actions_of
+from reconciler.errors import ObserveError
 
 POD = "/run/netns/pod1@1"
 INSIDE = (LinkAddress, Route, Neighbour, PodLink)
@@ -132,16 +135,20 @@ def test_a_crash_while_a_link_is_made_anew_leaves_nothing_half_done(kind: type) 
     assert house.objects(inside=True) == before
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["full pass", "pass for pods"])
 @pytest.mark.parametrize("kind", [PodLink, LinkAddress, Route, Neighbour])
 def test_a_crash_between_binding_and_answer_leaves_an_add_that_is_finished_later(
-    kind: type,
+    kind: type, *, whole: bool
 ) -> None:
     sim = Simulation()
-    sim.turn_pool()
+    sim.turn()
     sim.start_pod(1)
     dying(sim, kind)
     with pytest.raises(CrashError):
-        sim.node.kernel_pass(sim.document)
+        if whole:
+            sim.node.kernel_pass(sim.document)
+        else:
+            sim.node.pods_pass(frozenset({key(1)}))
     (bound,) = sim.state.observe().attachments
     assert bound.unfinished
     sim.start()
@@ -206,6 +213,45 @@ def test_a_pod_that_cannot_be_read_is_named_and_holds_up_nobody() -> None:
     house.netlink.namespaces.add(POD)
     house.now += 100.0
     assert house.findings() == {}
+
+
+def test_in_a_namespace_that_cannot_be_read_nothing_is_planned() -> None:
+    """Not to be able to look is not to see nothing."""
+    house = House(pods={"repair": "all"})
+    inside = house.objects(inside=True)
+    house.netlink.namespaces.discard(POD)
+    result = house.look()
+    assert actions_of(result.outcomes) == []
+    assert house.objects(inside=True) == inside
+    assert house.findings().keys() == {"NamespaceUnreadable"}
+
+
+@pytest.mark.parametrize("kind", [Route, LinkAddress, Neighbour, Rule])
+def test_a_table_that_cannot_be_read_fails_its_domain_alone(kind: type) -> None:
+    house = House(pods={"repair": "all"})
+    observe = house.netlink.observe
+    house.take_away(Route, Neighbour, LinkAddress, inside=False)
+    for identity, o in list(house.netlink._objects.items()):
+        if isinstance(o, Rule):
+            del house.netlink._objects[identity]
+
+    def partly(desired: Any) -> Observed:
+        seen = observe(desired)
+        kept = [o for o in seen if not isinstance(o, kind)]
+        return Observed(
+            kept, unread_kinds={kind: ObserveError(f"the {kind.kind}s", "they change")}
+        )
+
+    house.netlink.observe = partly  # type: ignore[method-assign]
+    outcomes = house.look().outcomes
+    failed = {name for name, o in outcomes.items() if o.errors}
+    assert failed == {kind.kind}  # a domain has its kind's name
+    done = {a.kind for _, a in actions_of(outcomes)}
+    assert kind.kind not in done
+    assert done | {kind.kind} >= {"route", "neighbour", "rule"}
+    house.netlink.observe = observe  # type: ignore[method-assign]
+    house.look()
+    assert house.look().settled
 
 
 def test_an_add_whose_namespace_cannot_be_read_rests_and_is_finished_when_it_can_be() -> None:
@@ -305,6 +351,8 @@ def test_status_diff_and_audit_name_an_address_on_the_host_and_the_pool_makes_up
         r.reason == "AddressOnHost"
         for r in sim.node.diff(sim.document)["attachment"].plan.refusals
     )
+    sim.turn()
+    assert len(sim.ec2.enis[0].secondaries) == 4, "two are as good as gone"
     sim.start_pod(1)
     for _ in range(3):
         sim.turn()

@@ -24,6 +24,7 @@ from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs, Unexplained
+from reconciler.core.lookup import Packet
 from reconciler.core.observed import unread_places
 from reconciler.core.pace import is_changing
 from reconciler.core.plan import Change, Plan, Refusal
@@ -71,7 +72,7 @@ from reconciler.result import (
 )
 from reconciler.successor import Successor
 from reconciler.targets.kernel import Kernel
-from reconciler.trace import Query, Trace, compare, make_tables, trace
+from reconciler.trace import Query, Trace, compare, compare_inside, make_tables, trace
 from reconciler.world import World
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
@@ -819,17 +820,24 @@ class LocalNode:
             found.append(
                 Traced(
                     planned,
-                    self._differences(planned, actual),
+                    self._differences(query, planned, actual),
                     tuple(dict.fromkeys((*met.sure, *not_seen))),
                     tuple(dict.fromkeys(met.hints)),
                 )
             )
         return tuple(found)
 
-    def _differences(self, planned: Trace, actual: Trace) -> tuple[str, ...]:
+    def _differences(self, query: Query, planned: Trace, actual: Trace) -> tuple[str, ...]:
         packets = [packet for leg in planned.legs for packet, _ in leg.lookups]
         answers = [self._netlink.look_up(packet) for packet in packets]
-        return compare(planned, actual, answers)
+        found = compare(planned, actual, answers)
+        if query.pod is None or not packets:
+            return found
+        try:
+            way = self._netlink.look_up(Packet(None, query.peer), query.pod.netns)
+        except ObserveError as error:
+            return (*found, f"the pod's own namespace was not asked: {error.why}")
+        return (*found, *compare_inside(query.pod, query.peer, way))
 
     @property
     def in_transition(self) -> bool:

@@ -257,6 +257,25 @@ def compare(planned: Trace, actual: Trace, answers: Iterable[Found]) -> tuple[st
     return tuple(differences)
 
 
+def compare_inside(pod: Attachment, peer: IpAddress, answer: Found) -> tuple[str, ...]:
+    """Say where a pod's own kernel sends its packets, if not to the host.
+
+    Args:
+        pod: whose namespace was asked.
+        peer: where to.
+        answer: the kernel's.
+    """
+    gateway, device = family_of(peer).gateway, pod.key.ifname
+    if not answer.refusal and (answer.device, answer.gateway) == (device, gateway):
+        return ()
+    via = f" via {answer.gateway}" if answer.gateway else ""
+    says = f"'{answer.refusal}'" if answer.refusal else f"dev {answer.device}{via}"
+    return (
+        f"in the pod, {Packet(None, peer).command}: the kernel says {says}, not dev {device} via "
+        f"{gateway}; somebody in the pod has changed it (a sandbox such as gVisor does)",
+    )
+
+
 def _disagreement(decision: Decision, answer: Found) -> str:
     if answer.refusal:
         return "" if decision.rule is None else f"'{answer.refusal}'"

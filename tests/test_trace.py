@@ -21,6 +21,7 @@ from reconciler.trace import (
     Tables,
     Trace,
     compare,
+    compare_inside,
     find_pod,
     make_tables,
     trace,
@@ -115,6 +116,16 @@ def test_where_the_kernel_differs_the_command_to_ask_it_is_given() -> None:
     assert first.startswith(f"ip route get 10.0.9.10 from {now.attachments[1].addresses[0]} iif")
     assert "Invalid cross-device link" in first
     assert "the kernel says table 300 dev eth9" in second
+
+
+def test_a_pod_that_sends_its_packets_elsewhere_is_told_with_what_its_kernel_says() -> None:
+    pod = node().attachments[1]
+    right = Found(254, pod.key.ifname, ip_address("169.254.1.1"))
+    assert compare_inside(pod, PEER, right) == ()
+    (lost,) = compare_inside(pod, PEER, Found(0, "", refusal="Network is unreachable"))
+    assert lost.startswith(f"in the pod, ip route get {PEER}: the kernel says 'Network is unr")
+    (other,) = compare_inside(pod, PEER, Found(254, "net1", ip_address("192.0.2.1")))
+    assert "dev net1 via 192.0.2.1, not dev eth0 via 169.254.1.1" in other
 
 
 def test_a_connection_by_a_port_of_the_node_is_answered_by_the_eni_it_came_by() -> None:

@@ -255,6 +255,8 @@ def diff(
             click.echo(line, err=True)
     if summary := report.summary(outcomes):
         click.echo(summary, err=True)
+    for cure in {_cure(e) for o in outcomes.values() for e in o.errors} - {""}:
+        click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
     sys.exit(report.exit_code(outcomes))
 
 
@@ -599,8 +601,19 @@ def _refuse(error: DocumentError, output: str) -> NoReturn:
 
 
 def _fail(error: Exception) -> NoReturn:
-    click.echo(str(error), err=True)
+    click.echo(f"{error}{_cure(error)}", err=True)
     sys.exit(2)
+
+
+def _cure(error: Exception) -> str:
+    """Say what a user without rights can do, if the error itself does not."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, PermissionError):
+        cause = cause.__cause__
+    return "" if cause is None or "run as root" in str(error) else f"; {NEEDS}"
+
+
+NEEDS = "run as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
 
 
 def run_command_line() -> None:

@@ -226,7 +226,7 @@ def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
         *_managers(foreign, ours),
         *_marks(foreign, ours),
         *_early_rules(foreign, ours),
-        *(Finding(what, "ForeignUnread", why) for what, why in foreign.unread),
+        *(Finding(what, "ForeignUnread", why) for what, why in dict.fromkeys(foreign.unread)),
     )
 
 

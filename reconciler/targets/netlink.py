@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -302,8 +302,12 @@ class Netlink:
             frozenset(a.address for a in addresses),
         )
 
-    def look_up(self, packet: Packet) -> Found:
+    def look_up(self, packet: Packet, netns: str = "") -> Found:
         """Ask the kernel where a packet would go, as ``ip route get`` does.
+
+        Args:
+            packet: what is sent.
+            netns: identity of the namespace that is asked; "" for the host's.
 
         Raises:
             ObserveError: it could not be asked.
@@ -314,7 +318,8 @@ class Netlink:
         words: dict[str, Any] = {"dst": str(packet.destination), "mark": packet.mark}
         if packet.source is not None:
             words["src"] = str(packet.source)
-        with _reading(f"the answer to '{packet.command}'"), IPRoute() as ip:
+        inside = entered(netns) if netns else nullcontext()
+        with _reading(f"the answer to '{packet.command}'"), inside, IPRoute() as ip:
             if packet.link:
                 words["iif"] = next(iter(ip.link_lookup(ifname=packet.link)), 0)
             try:

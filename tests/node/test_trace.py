@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from lab import rulesets, services
+from lab import netns, rulesets, services
 from lab.pod import Pod
 from lab.topology import PEER_CIDR, PEER_HOST
 from lab.traffic import PORT, Receiver, probe
@@ -160,6 +161,19 @@ def test_it_never_agrees_with_what_others_do_against_it(
     assert done.returncode == 1
     assert AGREES not in done.stdout
     assert "! request: rule 1 of chain inet guard shut" in done.stdout
+
+
+def test_a_pod_without_its_own_route_is_not_agreed_with(still: Any) -> None:
+    cluster, one = still
+    inside = ["nsenter", f"--net={netns.path(one.namespace)}", "ip", "route"]
+    subprocess.run([*inside, "delete", "default"], check=True)
+    try:
+        (said,) = cluster.trace(one.address, VPC_HOST).differences
+    finally:
+        route = ["default", "via", "169.254.1.1", "dev", "eth0", "src", one.address, "onlink"]
+        subprocess.run([*inside, "add", *route], check=True)
+    assert "in the pod, ip route get 10.0.9.10: the kernel says 'Network is unreachable'" in said
+    assert cluster.trace(one.address, VPC_HOST).differences == ()
 
 
 def test_chains_of_iptables_are_followed_in_both_backends(still: Any) -> None:

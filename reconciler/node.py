@@ -812,16 +812,11 @@ class LocalNode:
         for query in queries:
             planned, actual = trace(query, inputs, desired), trace(query, inputs, there)
             met = find_obstacles(query, planned, inputs, others)
-            not_seen = [
-                f"{what}: {why}"
-                for version, what, why in unread
-                if version in (0, query.peer.version)
-            ]
             found.append(
                 Traced(
                     planned,
                     self._differences(query, planned, actual),
-                    tuple(dict.fromkeys((*met.sure, *not_seen))),
+                    tuple(dict.fromkeys((*met.sure, *unread))),
                     tuple(dict.fromkeys(met.hints)),
                 )
             )

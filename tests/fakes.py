@@ -449,7 +449,7 @@ class FakeSurroundings:
         self.forward = self
         self.rules: set[ForwardAccept] = set()
 
-    def chains(self) -> tuple[Ruleset, tuple[tuple[int, str, str], ...]]:
+    def chains(self) -> tuple[Ruleset, tuple[str, ...]]:
         return self.seen.ruleset, ()
 
     def observe(self, desired: Iterable[ForwardAccept] | None = None) -> Any:

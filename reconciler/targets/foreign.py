@@ -45,25 +45,23 @@ class Surroundings:
             self._merged = (one, other, joined(one, other))
         return self._merged[2]
 
-    def chains(self) -> tuple[Ruleset, tuple[tuple[int, str, str], ...]]:
+    def chains(self) -> tuple[Ruleset, tuple[str, ...]]:
         """Read every chain of others that a packet may pass, but kube-proxy's own table.
 
         Returns:
-            The chains; and what could not be looked at, each with the number of the family whose
-            packets it is about, 0 for all.
+            The chains; and what could not be looked at, with the reason.
         """
-        unread: list[tuple[int, str, str]] = []
+        unread: list[str] = []
 
-        def tried(version: int, read: Callable[[], Ruleset]) -> Ruleset:
+        def tried(read: Callable[[], Ruleset]) -> Ruleset:
             try:
                 return read()
             except ObserveError as error:
-                unread.append((version, error.what, f"they were not looked at: {error.why}"))
+                unread.append(f"{error.what}: not looked at: {error.why}")
                 return NO_RULES
 
-        nft = tried(0, lambda: ForeignChains(NEVER_FIREWALLS).observe())
-        legacy = tried(4, lambda: LegacyTables().ruleset(PRIORITIES))
-        tried(6, _refuse_ipv6_tables)
+        nft = tried(lambda: ForeignChains(NEVER_FIREWALLS).observe())
+        legacy = tried(lambda: LegacyTables().ruleset(PRIORITIES))
         return joined(nft, legacy), tuple(unread)
 
     def observe(self) -> Foreign:
@@ -97,12 +95,3 @@ class Surroundings:
             tools=self._host.tools(),
             unread=tuple(unread),
         )
-
-
-def _refuse_ipv6_tables() -> Ruleset:
-    if tables := LegacyTables().ipv6_tables():
-        names = ", ".join(sorted(tables))
-        raise ObserveError(
-            f"tables {names} of ip6tables-legacy", "only iptables-legacy's are read"
-        )
-    return NO_RULES

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.core.forward import ForwardChain
@@ -25,6 +26,7 @@ from reconciler.core.ruleset import (
     Ruleset,
     Unclear,
     Verdict,
+    joined,
 )
 from reconciler.errors import ObserveError
 from reconciler.targets.xtables import decode_match, decode_target
@@ -52,8 +54,37 @@ PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security":
 NAT_SRC = 100
 """Priorities of iptables' chains (linux/netfilter_ipv4.h); of nat's, those of the first hooks."""
 
-GOTO = 2
-"""IPT_F_GOTO."""
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A family's structures (linux/netfilter_ipv4/ip_tables.h, netfilter_ipv6/ip6_tables.h).
+
+    Attributes:
+        width: bytes of an address. An entry begins with source, destination and their masks, then
+            come the links' names and masks.
+        protocol, flags: where they are in an entry; ``offsets``: of the target and the next one.
+        goto: the flag of a rule that does not return.
+        size: of an entry up to its matches.
+        header: where source and destination are in a packet.
+    """
+
+    family: str
+    names: Path
+    domain: int
+    level: int
+    width: int
+    protocol: int
+    flags: int
+    goto: int
+    offsets: int
+    size: int
+    header: tuple[int, int]
+
+
+IPV4 = Layout("ip", NAMES, socket.AF_INET, socket.IPPROTO_IP, 4, 80, 82, 2, 88, 112, (12, 16))
+IPV6 = Layout(
+    "ip6", NAMES_IPV6, socket.AF_INET6, socket.IPPROTO_IPV6, 16, 128, 131, 4, 140, 168, (8, 24)
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,25 +108,18 @@ class LegacyTables:
             raise ObserveError("legacy iptables' filter table", TOO_LARGE)
         return _decode(*found)
 
-    def ipv6_tables(self) -> frozenset[str]:
-        """Name the tables of ip6tables-legacy, which are not read.
-
-        Raises:
-            ObserveError: the kernel refused.
-        """
-        return _names(NAMES_IPV6)
-
     def ruleset(self, tables: Iterable[str]) -> Ruleset:
         """Return the chains of some tables, rule by rule; one that is too large is not read.
 
         Raises:
             ObserveError: the kernel refused.
         """
-        result = Ruleset()
-        for table in sorted(_names().intersection(tables)):
-            found = _read(table)
-            bases, rules = _chains(table, *found) if found else _unread(table)
-            result = Ruleset((*result.bases, *bases), {**result.rules, **rules}, result.elements)
+        result, wanted = Ruleset(), frozenset(tables)
+        for layout in (IPV4, IPV6):
+            for table in sorted(_names(layout) & wanted):
+                found = _read(table, layout)
+                bases, rules = _chains(table, layout, *found) if found else _unread(table, layout)
+                result = joined(result, Ruleset(bases, rules))
         if self._seen != result:
             self._seen = result
         return self._seen
@@ -104,34 +128,36 @@ class LegacyTables:
 TOO_LARGE = f"it is larger than {MAX_TABLE_BYTES >> 20} MiB"
 
 
-def _names(path: Path = NAMES) -> frozenset[str]:
+def _names(layout: Layout = IPV4) -> frozenset[str]:
     try:
-        return frozenset(path.read_text().split())
+        return frozenset(layout.names.read_text().split())
     except FileNotFoundError:
         return frozenset()  # a kernel without legacy tables
     except OSError as error:
         raise ObserveError("legacy iptables", str(error)) from error
 
 
-def _read(table: str) -> tuple[bytes, bytes] | None:
+def _read(table: str, layout: Layout = IPV4) -> tuple[bytes, bytes] | None:
     """Return a table's info and entries; None if it is too large."""
+    level = layout.level
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
-            info = _ask(s, SO_GET_INFO, INFO_SIZE, table.encode())
+        with socket.socket(layout.domain, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
+            info = _ask(s, SO_GET_INFO, INFO_SIZE, table.encode(), level)
             (size,) = struct.unpack_from("I", info, 80)
             if size > MAX_TABLE_BYTES:
                 return None
             header = struct.pack("32sI4x", table.encode(), size)
-            return info, _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header)[ENTRIES_HEADER:]
+            entries = _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header, level)
+            return info, entries[ENTRIES_HEADER:]
     except OSError as error:
         raise ObserveError(f"legacy iptables' {table} table", str(error)) from error
 
 
-def _ask(s: socket.socket, option: int, size: int, question: bytes) -> bytes:
+def _ask(s: socket.socket, option: int, size: int, question: bytes, level: int) -> bytes:
     # By libc: Python's own getsockopt hands the kernel no question.
     buffer = ctypes.create_string_buffer(question, size)
     length = ctypes.c_uint(size)
-    code = _libc.getsockopt(s.fileno(), socket.IPPROTO_IP, option, buffer, ctypes.byref(length))
+    code = _libc.getsockopt(s.fileno(), level, option, buffer, ctypes.byref(length))
     if code != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -203,25 +229,28 @@ def _text(raw: bytes) -> str:
 Chains = dict[ChainId, tuple[Rule, ...] | None]
 
 
-def _unread(table: str) -> tuple[tuple[BaseChain, ...], Chains]:
-    bases = tuple(_base(table, hook, drops=False) for hook in NF_INET_HOOKS)
+def _unread(table: str, layout: Layout) -> tuple[tuple[BaseChain, ...], Chains]:
+    bases = tuple(_base(table, layout, hook, drops=False) for hook in NF_INET_HOOKS)
     return bases, {b.id: None for b in bases}
 
 
-def _base(table: str, hook: str, *, drops: bool) -> BaseChain:
+def _base(table: str, layout: Layout, hook: str, *, drops: bool) -> BaseChain:
     source = table == "nat" and hook in ("input", "postrouting")
     priority = NAT_SRC if source else PRIORITIES.get(table, 0)
     kind = "nat" if table == "nat" else "filter"
-    return BaseChain(ChainId("legacy", "ip", table, hook.upper()), hook, kind, priority, drops)
+    place = ChainId("legacy", layout.family, table, hook.upper())
+    return BaseChain(place, hook, kind, priority, drops)
 
 
-def _chains(table: str, info: bytes, entries: bytes) -> tuple[tuple[BaseChain, ...], Chains]:
+def _chains(
+    table: str, layout: Layout, info: bytes, entries: bytes
+) -> tuple[tuple[BaseChain, ...], Chains]:
     """Cut a table's entries into chains: they follow each other, and jumps name offsets."""
     valid, *starts = struct.unpack_from("6I", info, 32)
     ends = struct.unpack_from("5I", info, 56)
     hooks = {starts[n]: n for n in range(len(NF_INET_HOOKS)) if valid >> n & 1}
     names = {offset: NF_INET_HOOKS[n].upper() for offset, n in hooks.items()}
-    listed = list(_entries(entries))
+    listed = list(_entries(entries, layout))
     for _, after, name, target in listed:
         if name == "ERROR":
             names[after] = _text(entries[target + TARGET_HEADER : target + TARGET_HEADER + 30])
@@ -238,24 +267,25 @@ def _chains(table: str, info: bytes, entries: bytes) -> tuple[tuple[BaseChain, .
             dropping |= {here} if verdict == DROP else set()
             here = ""
             continue
-        does = _standard(entries, offset, after, verdict, names) if not name else ()
+        is_goto = bool(entries[offset + layout.flags] & layout.goto)
+        does = _standard(after, verdict, names, is_goto=is_goto) if not name else ()
         if name:
             info_at = target + TARGET_HEADER
             does = decode_target(name, entries[target + 31], entries[info_at:after])
-        rules[here].append((*_asks(entries[offset:target]), *does))
+        rules[here].append((*_asks(entries[offset:target], layout), *does))
     bases = tuple(
-        _base(table, NF_INET_HOOKS[n], drops=NF_INET_HOOKS[n].upper() in dropping)
+        _base(table, layout, NF_INET_HOOKS[n], drops=NF_INET_HOOKS[n].upper() in dropping)
         for n in hooks.values()
     )
-    return bases, {ChainId("legacy", "ip", table, n): tuple(r) for n, r in rules.items()}
+    return bases, {ChainId("legacy", layout.family, table, n): tuple(r) for n, r in rules.items()}
 
 
-def _entries(entries: bytes) -> Iterator[tuple[int, int, str, int]]:
+def _entries(entries: bytes, layout: Layout) -> Iterator[tuple[int, int, str, int]]:
     """Yield where each entry and the one after it begin, its target's name, and where that is."""
     offset = 0
-    while offset + ENTRY_SIZE <= len(entries):
-        to_target, length = struct.unpack_from("HH", entries, offset + 88)
-        if length < ENTRY_SIZE:
+    while offset + layout.size <= len(entries):
+        to_target, length = struct.unpack_from("HH", entries, offset + layout.offsets)
+        if length < layout.size:
             return
         target = offset + to_target
         yield offset, offset + length, _text(entries[target + 2 : target + 31]), target
@@ -263,7 +293,7 @@ def _entries(entries: bytes) -> Iterator[tuple[int, int, str, int]]:
 
 
 def _standard(
-    entries: bytes, offset: int, after: int, verdict: int, names: dict[int, str]
+    after: int, verdict: int, names: dict[int, str], *, is_goto: bool
 ) -> tuple[Expression, ...]:
     words = {ACCEPT: "accept", DROP: "drop", RETURN: "return"}
     if verdict in words:
@@ -272,27 +302,33 @@ def _standard(
         return ()  # a rule without a target
     if verdict not in names:
         return (Unclear("verdict", ends=True),)
-    word = "goto" if entries[offset + 82] & GOTO else "jump"
-    return (Verdict(word, names[verdict]),)
+    return (Verdict("goto" if is_goto else "jump", names[verdict]),)
 
 
-def _asks(entry: bytes) -> tuple[Expression, ...]:
+def _asks(entry: bytes, layout: Layout) -> tuple[Expression, ...]:
     """Return what an entry asks for: addresses, links, the protocol, and its matches."""
-    flags, inverted = entry[82], entry[83]
+    inverted = entry[layout.flags + 1]
+    protocol, width = entry[layout.protocol : layout.protocol + 2], layout.width
+    source, destination, source_mask, destination_mask = (
+        entry[n * width : (n + 1) * width] for n in range(4)
+    )
+    incoming, outgoing, incoming_mask, outgoing_mask = (
+        entry[4 * width + n * 16 : 4 * width + (n + 1) * 16] for n in range(4)
+    )
     found: list[Expression] = []
     for field, at, value, mask, bit in (
-        ("network", 12, entry[0:4], entry[8:12], 8),
-        ("network", 16, entry[4:8], entry[12:16], 16),
-        ("iifname", 0, entry[16:32], entry[48:64], 1),
-        ("oifname", 0, entry[32:48], entry[64:80], 2),
-        ("l4proto", 0, entry[80:81], b"\xff" if any(entry[80:82]) else b"\0", 64),
+        ("network", layout.header[0], source, source_mask, 8),
+        ("network", layout.header[1], destination, destination_mask, 16),
+        ("iifname", 0, incoming, incoming_mask, 1),
+        ("oifname", 0, outgoing, outgoing_mask, 2),
+        ("l4proto", 0, protocol[:1], b"\xff" if any(protocol) else b"\0", 64),
     ):
         if any(mask):
             wanted = bytes(v & m for v, m in zip(value, mask, strict=True))
             found.append(FieldIs(field, at, mask, wanted, bool(inverted & bit)))
-    if flags & 1 or inverted & 4:
-        found.append(Unclear("fragments"))
-    offset = ENTRY_SIZE
+    if entry[layout.flags] & ~(layout.goto | OF_PROTOCOL[layout.family]) or inverted & 0x24:
+        found.append(Unclear("fragments or TOS"))
+    offset = layout.size
     while offset + TARGET_HEADER <= len(entry):
         (size,) = struct.unpack_from("H", entry, offset)
         if size < TARGET_HEADER:
@@ -301,3 +337,7 @@ def _asks(entry: bytes) -> tuple[Expression, ...]:
         found += decode_match(name, revision, entry[offset + TARGET_HEADER : offset + size])
         offset += size
     return tuple(found)
+
+
+OF_PROTOCOL = {"ip": 0, "ip6": 1}
+"""The flag that says that an entry asks for a protocol (IP6T_F_PROTO); IPv4's has none."""

@@ -87,6 +87,21 @@ def test_dockers_policy_is_seen_and_its_masquerade_is_of_its_own_bridge(
         assert words("forward", OUT) == {"accept"}
 
 
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_ip6tables_of_both_backends_are_followed(home: str, backend: str) -> None:
+    own, far = ip_address("2001:db8::20"), ip_address("2001:db8:1::7")
+    out = replace(OUT, source=own, destination=far, port=80)
+    program = f"ip6tables-{backend}"
+    run(program, "-N", "X")
+    run(program, "-A", "FORWARD", "-s", "2001:db8::/64", "!", "-o", "docker0", "-g", "X")
+    run(program, "-A", "X", "-p", "tcp", "--dport", "25", "-j", "ACCEPT")
+    run(program, "-A", "X", "-i", "nn+", "-m", "conntrack", "--ctstate", "NEW", "-j", "REJECT")
+    assert words("forward", out) == {"drop"}
+    assert words("forward", replace(out, port=25)) == {"accept"}
+    assert words("forward", replace(out, source=far)) == {"accept"}
+    assert words("forward", OUT) <= {"accept"}, "of IPv4 nothing is asked"
+
+
 def test_firewalld_rejects_what_is_new_and_lets_probes_pass(home: str) -> None:
     with rulesets.loaded(home, rulesets.firewalld()):
         assert words("forward", OUT) == {"drop"}

@@ -155,11 +155,12 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
 def _doubtful(desired: Pool, observed: Cloud) -> bool:
     """Nothing is given back on the word of a list that lacks what it should have.
 
-    An ENI that cannot be read may be ours; without the type's limits, what is too much is not
-    known.
+    An ENI that cannot be read may be ours. Without the primary ENI it is not known where ENIs
+    should be, nor without the type's limits what is too much.
     """
     limited = desired.limits or observed.limits
-    return bool(desired.doubts or observed.unread_enis or not limited) or observed.behind
+    known = limited and observed.primary and not observed.unread_enis
+    return bool(desired.doubts or not known) or observed.behind
 
 
 def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:

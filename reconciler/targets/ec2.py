@@ -490,6 +490,7 @@ class Ec2:
         known = self._described
         good = known is not None and (
             known.asked == _asked(pool, interfaces)
+            and not known.unread
             and known.subnets.keys() >= {i.eni.subnet_id for i in interfaces.values()}
             and self._clock() - known.at < SUBNETS_S
         )
@@ -652,7 +653,8 @@ def _may_have_happened(error: Ec2CallError) -> bool:
 
 def _asked(pool: Pool, interfaces: Mapping[str, Listed]) -> tuple[object, ...]:
     ids = frozenset(i.eni.subnet_id for i in interfaces.values())
-    return (ids, pool.subnets, pool.selector, pool.prefixes)
+    vpc = next((i.vpc_id for i in interfaces.values() if i.eni.is_primary), "")
+    return (ids, vpc, pool.subnets, pool.selector, pool.prefixes)
 
 
 def _arrange(

@@ -177,10 +177,12 @@ def test_a_look_without_the_primary_eni_changes_nothing_and_says_so() -> None:
     told = answers()
     del enis(told)[0]
     for parts in ({}, {"eni": {"allocate": "prefixes"}}, {"eni": {"subnetTags": {"a": "b"}}}):
-        cloud, plan = look(told, 30, **parts)
-        assert domain.quarantine(domain.desire(wanted(30, **parts)), cloud) == frozenset()
-        assert plan.actions == ()
-        assert [r.reason for r in plan.refusals] == ["PrimaryEniUnknown"]
+        for minimum in (0, 30):
+            cloud, plan = look(told, minimum, **parts)
+            desired = domain.desire(wanted(minimum, **parts))
+            assert domain.quarantine(desired, cloud) == frozenset()
+            assert plan.actions == ()
+            assert [r.reason for r in plan.refusals] == ["PrimaryEniUnknown"]
 
 
 def test_two_enis_with_one_mac_are_both_left_alone() -> None:
@@ -452,3 +454,24 @@ def test_explain_names_what_could_not_be_read() -> None:
     cloud = target(Scripted(told)).observe([desired])
     lines = explain_pool(desired, locate(desired, cloud))
     assert [li for li in lines if "eni eni-1" in li and "Groups is 'x'" in li]
+
+
+def test_what_was_unread_of_a_subnet_is_not_believed_for_hours() -> None:
+    caller = Scripted(answers())
+    ec2, desired = target(caller), domain.desire(wanted(0, eni={"subnets": ["subnet-a"]}))
+    caller.told["describe_subnets"]["Subnets"].append({"SubnetId": "subnet-b"})
+    assert [u.name for u in ec2.observe([desired]).unread] == ["subnet-b"]
+    caller.told = answers()
+    assert ec2.observe([desired]).unread == ()
+
+
+def test_a_selector_is_asked_about_as_soon_as_the_vpc_is_known() -> None:
+    caller = Scripted(answers())
+    ec2, desired = target(caller), domain.desire(wanted(0, eni={"subnetTags": {"pods": "yes"}}))
+    (primary,) = [e for e in enis(caller.told) if e["NetworkInterfaceId"] == "eni-0"]
+    enis(caller.told).remove(primary)
+    ec2.observe([desired])
+    assert not [f for f in caller.filters if f["Name"] == "vpc-id"]
+    enis(caller.told).append(primary)
+    ec2.observe([desired])
+    assert [f["Values"] for f in caller.filters if f["Name"] == "vpc-id"] == [["vpc-1"]]

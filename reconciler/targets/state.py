@@ -276,8 +276,8 @@ class StateDirectory:
             why = f"{error.strerror}; run as root"
             raise ObserveError(f"state directory {self.root}", why) from error
         is_alive = cache(_is_alive)  # an intent and its attachment ask for the same
-        intents = self._intents(None, is_alive)
         with self._memory:
+            intents = self._intents(None, is_alive)
             return self._with_others(
                 intents, self._load("attachments", _parse_attachment, None, is_alive)
             )
@@ -294,8 +294,8 @@ class StateDirectory:
         """
         names = sorted(map(_file_name, keys))
         is_alive = cache(_is_alive)
-        intents = self._intents(names, is_alive)
         with self._memory:
+            intents = self._intents(names, is_alive)
             attachments = self._load("attachments", _parse_attachment, names, is_alive)
             return self._with_others(
                 _updated(before.intents, keys, intents),
@@ -444,7 +444,8 @@ class StateDirectory:
         try:
             write_atomically(path, dict(release))
         except OSError:
-            self._handed_over[intent.key] = intent.attempt
+            with self._memory:  # another thread may be looking, and would lose or miss it
+                self._handed_over[intent.key] = intent.attempt
 
     def sweep(self) -> None:
         """Remove what killed writers have left half-written."""
@@ -981,7 +982,7 @@ def _file_name(key: AttachmentKey) -> str:
 def _parse_intent(body: dict[str, Any]) -> Intent:
     _check_version(body)
     netns, inode = _text(body.get("netns", "")), int(body.get("netnsInode", 0))
-    pod = f"{_text(body.get('podNamespace', ''))}/{_text(body.get('podName', ''))}".strip("/")
+    pod = f"{_shown(body.get('podNamespace', ''))}/{_shown(body.get('podName', ''))}".strip("/")
     return Intent(
         key=_parse_key(body),
         state=IntentState(body["state"]),
@@ -989,8 +990,8 @@ def _parse_intent(body: dict[str, Any]) -> Intent:
         netns_inode=inode,
         netns_alive=_is_alive(netns, inode),
         pod=pod,
-        attempt=_text(body.get("attempt", "")),
-        trace=str(body.get("traceparent", ""))[3:35],
+        attempt=_shown(body.get("attempt", "")),
+        trace=_shown(body.get("traceparent", ""))[3:35],
     )
 
 
@@ -1004,7 +1005,7 @@ def _parse_attachment(body: dict[str, Any]) -> Attachment:
         addresses=_parse_addresses(body),
         eni_id=_text(body["eniID"]),
         veth=_text(body["veth"]),
-        pod=_text(body.get("pod", "")),
+        pod=_shown(body.get("pod", "")),
         kept_macs=_parse_macs(body.get("macs", ("", ""))),
         unfinished=bool(body.get("unfinished", False)),
     )
@@ -1044,6 +1045,15 @@ def _text(value: object) -> str:
     return text
 
 
+def _shown(value: object) -> str:
+    """Return a text that is shown, hashed and written again.
+
+    A runtime may say anything in CNI_ARGS, bytes that are not UTF-8 as well; Python has these as
+    lone surrogates, and JSON may spell such: neither can be encoded.
+    """
+    return _text(value).encode(errors="backslashreplace").decode()
+
+
 def _parse_macs(body: Any) -> tuple[str, str]:
     host, pod = body
     return str(host), str(pod)
@@ -1079,7 +1089,9 @@ def _parse_creation(body: dict[str, Any]) -> Creation:
 
 
 def _parse_key(body: dict[str, Any]) -> AttachmentKey:
-    return AttachmentKey(str(body["containerID"]), str(body["ifname"]))
+    key = AttachmentKey(str(body["containerID"]), str(body["ifname"]))
+    str(key).encode()  # it goes to the kernel; raises a ValueError if it never could
+    return key
 
 
 def _check_version(body: object) -> None:

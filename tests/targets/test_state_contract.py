@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import SUBNET, attachment, eni, intent, node
+from builders import SUBNET, attachment, document, eni, inputs, intent, node
 from fakes import FakeState
 
 from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
@@ -28,7 +29,9 @@ from reconciler.core.plan import Change, Verb
 from reconciler.core.records import DOUBT_S, Records
 from reconciler.core.release import Quarantine
 from reconciler.core.subnet import Subnet
+from reconciler.domains import attachment as attachment_domain
 from reconciler.errors import LockedError, StateError
+from reconciler.targets import state as state_module
 from reconciler.targets.state import (
     MAX_RECORDS,
     MAX_UNREADABLE,
@@ -544,6 +547,81 @@ def test_a_release_that_could_not_be_written_is_written_or_remembered(tmp_path: 
     assert state.observe().intents[0].state is IntentState.WANTED, "another ADD is another wish"
     state.take_over(released | {"attempt": "two"})
     assert json.loads(path.read_text())["state"] == "released"
+
+
+def test_releases_that_are_handed_over_while_others_look_are_neither_lost_nor_in_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look walks what was handed over; a release that comes in between waits for its end."""
+    state = directory(tmp_path)
+    write_intent(state)
+    (wanted,) = state.observe().intents
+    with nothing_more():
+        state.take_over(WANTED | {"state": "released"})
+    late = WANTED | {"state": "released", "containerID": "late"}
+    (state.intents / "late:b.json").write_text(json.dumps(WANTED | {"containerID": "late"}))
+    comes: list[threading.Thread] = []
+
+    class Walked(dict[Any, Any]):
+        def items(self) -> Any:
+            for item in list(super().items()):
+                yield item
+                if not comes:
+                    comes.append(threading.Thread(target=state.take_over, args=(late,)))
+                    comes[0].start()
+                    comes[0].join(0.2)
+
+    monkeypatch.setattr(state_module, "write_atomically", refuse)
+    state._handed_over = Walked(state._handed_over)
+    state.observe()
+    comes[0].join()
+    assert {i.state for i in state.observe().intents} == {IntentState.RELEASED}
+    assert {i.key.container_id for i in state.observe().intents} == {
+        wanted.key.container_id,
+        "late",
+    }
+
+
+def refuse(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+ODD = ["\udcff", "\ud800", "a\udfff\ud800b"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_lone_surrogate_in_a_pods_name_is_spelt_out_wherever_it_goes(
+    tmp_path: Path, odd: str
+) -> None:
+    """It has ended the daemon: the link's name is a hash of the pod's, and a hash is of bytes."""
+    state = directory(tmp_path)
+    told = {"podNamespace": "n", "podName": odd, "attempt": odd, "traceparent": f"00-{odd}"}
+    write_intent(state, netns=str(tmp_path), netnsInode=tmp_path.stat().st_ino, **told)
+    records = state.observe()
+    (read,) = records.intents
+    assert read.pod.startswith("n/")
+    for text in (read.pod, read.attempt, read.trace):
+        text.encode()
+    desired = attachment_domain.desire(inputs(2, document=document(pods={"vethName": "pod"})))
+    plan = attachment_domain.plan(desired, records)
+    assert state.apply(plan.actions) == ()
+    (bound,) = state.observe().attachments
+    assert bound.pod == read.pod
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_key_that_no_kernel_could_be_told_concerns_its_own_intent_alone(
+    tmp_path: Path, odd: str
+) -> None:
+    state = directory(tmp_path)
+    write_intent(state)
+    body = json.dumps(WANTED | {"containerID": odd})
+    name = f"{odd}:b.json" if odd == "\udcff" else "x:b.json"  # a file's name can be so, or not
+    (state.intents / name).write_text(body)
+    records = state.observe()
+    assert [i.key.container_id for i in records.intents] == [WANTED["containerID"]]
+    (told,) = records.unreadable
+    told.encode()
 
 
 @contextmanager

@@ -43,8 +43,9 @@ class Conditions:
             is_logged: what they say is in the log already.
         """
         for error in outcome.errors:
-            if isinstance(error, InternalError):
-                self._trace(error)
+            surprise = error if isinstance(error, InternalError) else error.__cause__
+            if isinstance(surprise, InternalError):
+                self._trace(surprise)
         self._take(domain, dict(_troubles(outcome)), is_logged=is_logged)
 
     def _trace(self, error: InternalError) -> None:

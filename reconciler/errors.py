@@ -94,6 +94,13 @@ class ApplyError(ReconcilerError):
         failure.__cause__ = cause
         return failure
 
+    @classmethod
+    def from_surprise(cls, action: str, cause: InternalError) -> ApplyError:
+        """Say that an action failed in a way that no code expects; ``cause`` has the traceback."""
+        failure = cls(action, cause.reason, str(cause))
+        failure.__cause__ = cause
+        return failure
+
 
 class WatchError(ReconcilerError):
     """Something cannot be watched: what happens there is seen later, and nothing else is lost.

@@ -37,13 +37,16 @@ from reconciler import agent as daemon
 from reconciler import cooldown, duty, engine, keeper, lineup, server, successor, triggers
 from reconciler import node as local
 from reconciler.agent import Agent
+from reconciler.conditions import Conditions
 from reconciler.core.attachment import Attachment, AttachmentKey, Cooling
 from reconciler.core.cloud import Limits
 from reconciler.core.datapath import MAIN_TABLE
+from reconciler.core.plan import Change, Verb
 from reconciler.core.predecessor import Sighting, StockRule
 from reconciler.domains.foreign import Foreign
 from reconciler.domains.link import PodLink
 from reconciler.domains.route import Route
+from reconciler.targets import netlink
 from reconciler.telemetry import exposition
 from reconciler.world import World
 
@@ -333,6 +336,31 @@ def test_whatever_raises_everything_else_is_put_right_and_a_condition_names_it(
     assert expected - house.restored() == set()
     assert [e for e in house.errors() if f"{call} of" in e and domain in e], house.errors()
     assert "node_network_internal_errors_total{" in exposition()
+
+
+def test_an_object_that_cannot_be_put_into_the_kernel_for_no_known_reason_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one pod: all others' objects are in the same list."""
+    done: list[Any] = []
+
+    def apply_one(_: Any, action: Change[Any]) -> None:
+        if action.object.device == "odd":
+            raise KeyError("device")
+        done.append(action.object.device)
+
+    monkeypatch.setattr(netlink, "apply_one", apply_one)
+    network = ip_network("10.0.1.9/32")
+    actions = [
+        Change(Verb.CREATE, Route("", MAIN_TABLE, network, device), "test")
+        for device in ("first", "odd", "last")
+    ]
+    (failure,) = netlink.Netlink().apply(actions)
+    assert done == ["first", "last"]
+    assert (failure.action, failure.reason) == (str(actions[1]), "InternalError")
+    before = exposition().count("apply of a kernel object")
+    Conditions().report("route", engine.Outcome(errors=(failure,)))
+    assert exposition().count("apply of a kernel object") > before
 
 
 # -- with its threads ---------------------------------------------------------------------

@@ -42,7 +42,7 @@ from reconciler.domains.link import EniLink, PodLink, Veth, is_owned
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.errors import ApplyError, NamespaceError, ObserveError
+from reconciler.errors import ApplyError, InternalError, NamespaceError, ObserveError, boundary
 from reconciler.targets.namespaces import entered
 from reconciler.targets.netlink_decode import (
     RTPROT_KERNEL,
@@ -466,16 +466,22 @@ class Netlink:
         with Sessions() as sessions:
             for action in actions:
                 try:
-                    apply_one(sessions, action)
-                except NetlinkError as error:
-                    if action.verb is Verb.DELETE and error.code in GONE:
-                        continue
-                    why = os.strerror(error.code)
-                    failures.append(ApplyError.from_errno(str(action), error.code, why, error))
-                except OSError as error:
-                    number = error.errno or 0
-                    failures.append(ApplyError.from_errno(str(action), number, str(error), error))
+                    with boundary("apply of a kernel object"):
+                        failures += _attempt(sessions, action)
+                except InternalError as error:  # of this object: no other waits for it
+                    failures.append(ApplyError.from_surprise(str(action), error))
         return tuple(failures)
+
+
+def _attempt(sessions: Sessions, action: Change[KernelObject]) -> Iterator[ApplyError]:
+    """Carry out one action; yield what failed."""
+    try:
+        apply_one(sessions, action)
+    except NetlinkError as error:
+        if action.verb is not Verb.DELETE or error.code not in GONE:
+            yield ApplyError.from_errno(str(action), error.code, os.strerror(error.code), error)
+    except OSError as error:
+        yield ApplyError.from_errno(str(action), error.errno or 0, str(error), error)
 
 
 LOCAL_TABLE = 255

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import logging
-import math
 import os
 import re
 import stat
@@ -43,6 +42,7 @@ from reconciler.core.plan import Change, Verb
 from reconciler.core.records import BY_KEY, DOUBT_S, Records, SetAside
 from reconciler.core.release import Quarantine
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
+from reconciler.targets.clock import Clock, boot_id, clock_offset, seconds_of, shift
 from reconciler.targets.look import MAX_LOOK_BYTES, decode_look, encode_look
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,15 @@ class StateDirectory:
     counts until the reconciler itself removes it, and is told as unwritten until it is on disk.
     """
 
-    def __init__(self, root: Path = DEFAULT) -> None:
+    def __init__(self, root: Path = DEFAULT, *, offset: Callable[[], float] | None = None) -> None:
+        """Know of the directory; nothing is read or made yet.
+
+        Args:
+            root: where it is.
+            offset: returns seconds from boot's clock to the wall clock's; it changes with a step.
+        """
         self.root = root
+        self._clock = Clock(boot_id(), offset or clock_offset)
         self._lock: int | None = None
         self._parsed: dict[str, dict[str, tuple[Version, Any]]] = {}
         self._broken: dict[str, dict[str, tuple[Version, str]]] = {}
@@ -306,9 +313,11 @@ class StateDirectory:
         self, intents: tuple[Intent, ...], attachments: tuple[Attachment, ...]
     ) -> Records:
         """Add the records that are no pod's."""
-        cooling = self._load("cooling", _parse_cooling)
-        quarantined = self._load("quarantine", _parse_quarantine)
-        creations = self._load("creations", _parse_creation)
+        self._follow_clock()
+        shifted = self._clock.shifted
+        cooling = self._load("cooling", lambda body: shifted(_parse_cooling(body), body))
+        quarantined = self._load("quarantine", lambda body: shifted(_parse_quarantine(body), body))
+        creations = self._load("creations", lambda body: shifted(_parse_creation(body), body))
         ours: dict[str, tuple[OurRecord, ...]] = {
             "attachments": attachments,
             "cooling": cooling,
@@ -332,6 +341,21 @@ class StateDirectory:
             set_aside=self._read_set_aside(),
             unwritten=frozenset(unwritten),
         )
+
+    def _follow_clock(self) -> None:
+        """Move what is known with the clock, if it was set, so that nothing waits another time."""
+        delta = self._clock.follow()
+        if not delta:
+            return
+        log.warning("the clock was set", extra={"seconds": round(delta, 1)})
+        for kind in ("cooling", "quarantine", "creations"):
+            parsed, known = self._parsed.get(kind, {}), self._known[kind]
+            self._parsed[kind] = {n: (v, shift(r, delta)) for n, (v, r) in parsed.items()}
+            self._known[kind] = {n: shift(r, delta) for n, r in known.items()}
+        self._aside = {
+            n: (v, replace(r, since=r.since + delta)) for n, (v, r) in self._aside.items()
+        }
+        self._left = {p: replace(r, since=r.since + delta) for p, r in self._left.items()}
 
     def hold(self, attachments: Iterable[Attachment]) -> None:
         """Know attachments that only the kernel remembers, until they are written and removed.
@@ -400,6 +424,8 @@ class StateDirectory:
 
     def _write(self, path: Path, record: Record) -> None:
         body = _encode(record)
+        if isinstance(record, Cooling | Quarantine | Creation):
+            body["clock"] = self._clock.stamp()
         kind, name = path.parent.name, path.name
         with self._memory:
             write_atomically(path, _foreign_fields(path, body) | body)
@@ -1021,18 +1047,6 @@ def _parse_addresses(body: dict[str, Any]) -> tuple[IpAddress, ...]:
     return tuple(ip_address(text) for text in texts)
 
 
-def _seconds(value: Any) -> float:
-    """Return a time of a record.
-
-    Raises:
-        ValueError: it is none: JSON may say NaN, which is neither before nor after anything.
-    """
-    seconds = float(value)
-    if not math.isfinite(seconds):
-        raise ValueError(f"{value} is no time")
-    return seconds
-
-
 def _text(value: object) -> str:
     """Return a text of a record.
 
@@ -1061,14 +1075,14 @@ def _parse_macs(body: Any) -> tuple[str, str]:
 
 def _parse_cooling(body: dict[str, Any]) -> Cooling:
     _check_version(body)
-    return Cooling(ip_address(body["address"]), _seconds(body["until"]))
+    return Cooling(ip_address(body["address"]), seconds_of(body["until"]))
 
 
 def _parse_quarantine(body: dict[str, Any]) -> Quarantine:
     _check_version(body)
-    since = _seconds(body["since"])
+    since = seconds_of(body["since"])
     # Releases that did not write it down may have asked at any time since then.
-    asked, gone = _seconds(body.get("asked", since)), _seconds(body.get("gone", 0.0))
+    asked, gone = seconds_of(body.get("asked", since)), seconds_of(body.get("gone", 0.0))
     return Quarantine(ip_network(body["network"]), since, asked, gone)
 
 
@@ -1082,7 +1096,7 @@ def _parse_creation(body: dict[str, Any]) -> Creation:
         addresses=int(body["addresses"]),
         prefixes=int(body["prefixes"]),
         tags=tuple((key, value) for key, value in body["tags"]),
-        at=_seconds(body["at"]),
+        at=seconds_of(body["at"]),
         done=bool(body.get("done", False)),
         ipv6_prefixes=int(body.get("ipv6_prefixes", 0)),
     )

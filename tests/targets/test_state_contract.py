@@ -739,3 +739,59 @@ def test_a_namespace_that_ends_is_noticed_though_its_record_is_the_same(tmp_path
     assert directory.observe().intents[0].netns_alive
     here.unlink()
     assert not directory.observe().intents[0].netns_alive
+
+
+HOUR_S, TEN_YEARS_S = 3600.0, 10 * 365 * 86400.0
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["process lives", "another process"])
+@pytest.mark.parametrize("step_s", [-TEN_YEARS_S, -HOUR_S, HOUR_S, TEN_YEARS_S])
+def test_what_waits_waits_no_other_time_though_the_clock_is_set(
+    tmp_path: Path, step_s: float, restart: bool
+) -> None:
+    """Neither longer nor shorter: the time since boot tells how much the clock was set."""
+    steps = [0.0]
+    state = StateDirectory(tmp_path / "run", offset=lambda: 1e9 + steps[0])
+    state.prepare()
+    state.lock()
+    rest = Cooling(SUBNET[9], 1030.0)
+    leaving = Quarantine(ip_network("10.0.1.7/32"), 1000.0, asked=0.0, gone=1010.0)
+    begun = Creation("t1", 1, "subnet-1", ("sg-1",), 9, 0, (), 1000.0)
+    put(state, rest, leaving, begun)
+    assert state.observe().cooling == (rest,)
+    with nothing_more():
+        changed = replace(leaving, asked=1020.0)
+        assert state.apply([Change(Verb.UPDATE, changed, "test", leaving)])
+    steps[0] = step_s
+    if restart:
+        assert state._lock is not None
+        os.close(state._lock)
+        state = StateDirectory(tmp_path / "run", offset=lambda: 1e9 + steps[0])
+        state.lock()
+    for _ in range(2):
+        records = state.observe()
+        assert records.cooling == (Cooling(SUBNET[9], 1030.0 + step_s),)
+        (moved,) = records.quarantined
+        assert (moved.since, moved.gone) == (1000.0 + step_s, 1010.0 + step_s)
+        assert moved.asked == (0.0 if restart else 1020.0 + step_s)
+        assert records.creations == (replace(begun, at=1000.0 + step_s),)
+    put(state, *records.cooling)
+    assert state.observe().cooling == records.cooling, "it is written by the clock of now"
+    steps[0] = step_s + 0.4
+    assert state.observe().cooling == records.cooling, "a clock that is slewed was not set"
+
+
+def test_after_a_boot_only_the_wall_clock_is_left(tmp_path: Path) -> None:
+    state = directory(tmp_path)
+    put(state, Cooling(SUBNET[9], 1030.0))
+    (path,) = (state.root / "cooling").iterdir()
+    body = json.loads(path.read_text())
+    for clock in (
+        {"boot": "another", "offset": 5.0},
+        {},
+        [],
+        "x",
+        {"boot": body["clock"]["boot"]},
+    ):
+        path.write_text(json.dumps(body | {"clock": clock}))
+        assert StateDirectory(state.root).observe().cooling == (Cooling(SUBNET[9], 1030.0),)

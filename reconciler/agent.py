@@ -859,7 +859,8 @@ class Agent:
         self._document_text, self._document = reading.text, reading.document
         self._generation += 1
         self._drift.clear()
-        self._pool_triggers.mark("look")
+        if not first:  # or else the pool's loop begins with a look anyway
+            self._pool_triggers.mark("look")
         log.info("document accepted", extra={"generation": self._generation})
         return True
 

@@ -238,6 +238,9 @@ def test_a_pods_life_costs_no_call_of_any_kind_while_the_pool_has_room(idle: Any
     configure(idle, "addresses: {warm: 3, surplus: 4}")
     idle.config.write_text(idle.config.read_text().replace("{ec2Resync: 10s}", "{resync: 2s}"))
     start(idle)
+    boot = {k: n for k, n in calls(idle).items() if k.startswith("Describe")}
+    one_look = {LOOKS: 2, "DescribeSubnets": 1, "DescribeInstanceTypes": 1}
+    assert boot == one_look
     calls(idle, reset=True)
     seen = "the look that shows what EC2 has answered"
     until(lambda: calls(idle).get(LOOKS, 0) >= 2, seen, patience_s=2 * CHECK_S)

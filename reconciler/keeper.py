@@ -31,6 +31,7 @@ from reconciler.core.pace import (
     held_by_mac,
     is_changing,
     look_after_s,
+    plan_after_s,
 )
 from reconciler.core.plan import Plan
 from reconciler.core.position import Pool
@@ -86,6 +87,7 @@ class Keeper:
     _left: Left = NOTHING_LEFT
     _failed: bool = False
     _unfinished: bool = False
+    _has_called: bool = False
     _resync_s: float = 0.0
     _differing: frozenset[tuple[str, IpNetwork]] = frozenset()
 
@@ -152,7 +154,7 @@ class Keeper:
             return None
         self._differing |= held_by_mac(cloud) ^ held_by_mac(self._cloud)
         self._left = replace(left, **_lack(desired, plan))
-        self._cloud, self._resync_s = cloud, resync_s
+        self._cloud, self._resync_s, self._has_called = cloud, resync_s, False
         return Outcome(desired, cloud, plan, plan, self._errors)
 
     def hear(self, metadata: Witness) -> bool:
@@ -193,6 +195,8 @@ class Keeper:
         waits.append(self._looked_at + look_after_s(self._left, self._resync_s) - now)
         if self._unfinished:
             waits.append(UNFINISHED_S)
+        if self._has_called:
+            waits.append(self._looked_at + plan_after_s(self._left) - now)
         return max(min(waits), 1.0)
 
     def _remember(self, inputs: Inputs, before: Cloud, outcome: Outcome) -> None:
@@ -205,11 +209,13 @@ class Keeper:
         self._differing |= held_by_mac(cloud) ^ held_by_mac(before)
         changing = _may_change(cloud, inputs.links)
         unfinished = bool(plan.actions)
+        self._has_called = bool(outcome.plan.actions)
+        again = changing or unfinished or self._has_called
         oldest = self.clock() - 2 * CONFIRM_S
         self._left = Left(
             unfinished=unfinished,
             changing=changing,
-            times=self._left.times + 1 if changing or unfinished else 0,
+            times=self._left.times + 1 if again else 0,
             behind=cloud.behind,
             missing=any(since > oldest for since in self.doubts.missing.values()),
             disagreeing=bool(self.doubts),

@@ -46,7 +46,7 @@ class Left:
     Attributes:
         unfinished: the plan has actions left.
         changing: an attachment changes by itself, or its link has yet to come or go.
-        times: looks in a row after which either was so.
+        times: looks in a row after which either was so, or that led to calls.
         behind: EC2 has answered what no look has shown yet.
         missing: EC2 no longer shows something since moments ago; the next look may confirm it.
         disagreeing: EC2 and metadata differ.
@@ -74,17 +74,22 @@ def look_after_s(left: Left, resync_s: float) -> float:
         left: what the last one has left open.
         resync_s: the document's ``reconcile.ec2Resync``.
     """
-    doubling = 2.0 ** min(max(left.times - 1, 0), 16)
+    step_s = plan_after_s(left)
     waits = [
         resync_s,
-        STEP_S * doubling if left.unfinished else resync_s,
-        CHANGE_S * doubling if left.changing else resync_s,
+        step_s if left.unfinished else resync_s,
+        CHANGE_S / STEP_S * step_s if left.changing else resync_s,
         CHECK_S if left.behind else resync_s,
         CONFIRM_S if left.missing else resync_s,
         DISAGREEING_S if left.disagreeing or left.short else resync_s,
         WAITING_S if left.short and left.waiting else resync_s,
     ]
     return min(waits)
+
+
+def plan_after_s(left: Left) -> float:
+    """Return how many seconds after calls it is planned again, which needs no look."""
+    return STEP_S * 2.0 ** min(max(left.times - 1, 0), 16)
 
 
 def is_changing(cloud: Cloud, macs: Container[str]) -> bool:

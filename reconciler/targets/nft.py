@@ -106,8 +106,8 @@ class Nft:
         ]
         try:
             compiled = self._compiler.compile(chains) if chains else {}
-            self.kernel.commit(table.requests(actions, compiled), "inet")
-        except (CompileError, OSError) as error:
+            self.kernel.commit_ours(table.requests(actions, compiled))
+        except (CompileError, OSError, ObserveError) as error:
             why = getattr(error, "strerror", None) or str(error)
             return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
         return ()
@@ -256,7 +256,7 @@ class ForwardRules:
 
     def _look(self) -> Seen:
         """Look at everything, unless no ruleset has changed since the last look."""
-        now = self._kernel.generation()
+        now = self._kernel.foreign_generation()
         if self._seen is None or self._seen[0] != now:
             # A change that comes in between has a later number, and is seen next time.
             self._seen = (now, self._look_anew())

@@ -96,7 +96,7 @@ class ForeignChains:
         Raises:
             ObserveError: the kernel refused, or never held still.
         """
-        now = self._kernel.generation()
+        now = self._kernel.foreign_generation()
         if self._seen is None or self._seen[0] != now:
             self._seen = (now, self._observe())
         return self._seen[1]
@@ -112,7 +112,7 @@ class ForeignChains:
         def choose(chains: Iterable[Chain]) -> list[Chain]:
             return [c for c in chains if self._is_wanted(c)]
 
-        found = self._kernel.chains(choose)
+        found = self._kernel.chains(choose, hooked=True)
         if len(found) > MAX_BASES:
             why = f"there are {len(found)}, and {MAX_BASES} at most are looked at"
             raise ObserveError("other owners' chains", why)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import attachment, inputs
 from fakes import FakeSurroundings
 
 from lab import rulesets, services, stock, wild
 from reconciler.core.forward import ForwardChain
 from reconciler.core.plan import Change, Verb
+from reconciler.domains import nat
 from reconciler.domains.foreign import (
     NETWORK_MANAGER,
     NETWORKD,
@@ -29,13 +31,14 @@ from reconciler.domains.foreign import (
     judge,
 )
 from reconciler.domains.forward import ForwardAccept
+from reconciler.engine import Domain, converge
 from reconciler.targets import nft as targets_nft
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.host import ROOT, HostFiles
 from reconciler.targets.legacy import LegacyTables
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nfnetlink import Chain, Nfnetlink
-from reconciler.targets.nft import ForwardRules
+from reconciler.targets.nft import ForwardRules, Nft
 from reconciler.targets.rules import decode_rule
 
 pytestmark = pytest.mark.kernel
@@ -630,3 +633,34 @@ def test_a_directory_without_end_is_read_as_far_as_its_bound(tmp_path: Path) -> 
     for number in range(1_200):
         put(tmp_path, f"etc/firewalld/zones/{number}.xml", "<zone/>")
     assert len(list(HostFiles(tmp_path)._firewalld("zones"))) == 1_000
+
+
+def test_a_pod_that_comes_is_no_reason_to_read_what_others_have(
+    home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each is a change of a ruleset, ours; beside 60,000 chains a look takes half a second."""
+    monkeypatch.setenv(ROOT, str(tmp_path))
+    with rulesets.loaded(home, rulesets.docker()):
+        ours, around = Nft(), Surroundings()
+        now = inputs(2)
+        assert converge([Domain("nat", nat.desire, nat.plan, ours)], now)["nat"].settled
+        seen = around.observe()
+        looks: list[int] = []
+        chains = Nfnetlink.chains
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            looks.append(1)
+            return chains(*args, **kwargs)
+
+        monkeypatch.setattr(Nfnetlink, "chains", counted)
+        for number in range(3):
+            pods = nat.desire_pods(inputs(2, (attachment(number),)))
+            assert ours.apply([Change(Verb.CREATE, o, "test") for o in pods]) == ()
+            assert around.observe() == seen
+        assert looks == []
+        run("nft", "add chain ip filter other")
+        assert "other" in around.observe().chains, "but another's change is"
+        assert len(looks) == 2
+        around.forward.apply([change(Verb.CREATE, FROM)])
+        assert around.forward.observe() == {FROM}, "and ours in another's chain"
+        assert len(looks) == 3

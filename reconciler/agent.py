@@ -99,6 +99,10 @@ full pass finds the rest, as it finds those whose hint never came."""
 HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken"}
 """Reasons for which no waiting helps an ADD: what is in the way is another's."""
 
+NO_CAUSE = frozenset({"foreign", "mount", "document", "forward", "executable", "conflist"})
+"""Domains whose conditions are never why a pod's objects are not in place: other owners' doings,
+and what belongs on the host. They would stand ahead of the cause in a runtime's error."""
+
 NEVER_CHANGES = (
     "it is a mount of its own, as subPath makes it: a ConfigMap's next version never arrives "
     "here, and neither does a file that an editor renames into its place; mount the whole "
@@ -881,7 +885,8 @@ class Agent:
         """Say why a pod has not got its attachment, and what stands behind it."""
         refusal = self._waiting.get(key)
         if refusal is None:
-            troubles = [f"{c['subject']}: {c['text']}" for c in self._conditions.all()]
+            known = self._conditions.all(besides=NO_CAUSE)
+            troubles = [f"{c['subject']}: {c['text']}" for c in known]
             text = "; ".join(troubles) or "its objects were not seen in place within the budget"
             return Refusal(f"intent {key}", "NotSettled", text[: telemetry.FOREIGN_TEXT * 2])
         causes = self._conditions.texts("eni")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -89,10 +89,15 @@ class Conditions:
                 body["since"] = known.get(key, {}).get("since", now)
             self._known[domain] = current
 
-    def all(self) -> list[Condition]:
-        """Return every condition, by subject."""
+    def all(self, *, besides: Collection[str] = ()) -> list[Condition]:
+        """Return every condition, by subject; those of some domains are left out."""
         with self._lock:
-            found = [c for conditions in self._known.values() for c in conditions.values()]
+            found = [
+                c
+                for domain, conditions in self._known.items()
+                if domain not in besides
+                for c in conditions.values()
+            ]
         return sorted(found, key=lambda c: str(c["subject"]))
 
     def texts(self, domain: str) -> list[str]:

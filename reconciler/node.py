@@ -741,15 +741,21 @@ class LocalNode:
         outcomes |= self._look_around(inputs, dry=True)[0]
         return outcomes | self._install(inputs, dry=True)
 
-    def audit(self, document: NodeNetwork) -> tuple[Finding, ...]:
+    def audit(
+        self, document: NodeNetwork, outcomes: Outcomes | None = None
+    ) -> tuple[Finding, ...]:
         """Compare document, intents, records, kernel, nftables and EC2; change nothing.
 
         What is just being done disagrees for a moment; only what a second look confirms is wrong.
 
+        Args:
+            document: what is desired.
+            outcomes: of ``diff``; looked at anew if there are none.
+
         Raises:
             ObserveError, NotReadyError: as for the passes.
         """
-        outcomes = self.diff(document)
+        outcomes = outcomes or self.diff(document)
         for outcome in outcomes.values():
             for error in outcome.errors:
                 raise error

@@ -21,9 +21,12 @@ from waiting import until
 from cni import protocol
 from reconciler import agent as daemon
 from reconciler.agent import Agent
+from reconciler.core.attachment import AttachmentKey
 from reconciler.core.cloud import Limits
-from reconciler.core.plan import Change
-from reconciler.errors import ApplyError
+from reconciler.core.finding import Finding
+from reconciler.core.plan import Change, Refusal
+from reconciler.engine import Outcome
+from reconciler.errors import ApplyError, ObserveError
 from reconciler.server import Server
 from reconciler.targets.state import StateDirectory
 from reconciler.world import World
@@ -40,6 +43,25 @@ class Refusing(FakeNft):
         if self.refuses:
             return tuple(ApplyError(str(a), "EPERM", "not permitted") for a in actions)
         return super().apply(actions)
+
+
+def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Path) -> None:
+    """They came first by name, and an error of a runtime has room for 512 characters."""
+    state = StateDirectory(tmp_path / "run")
+    agent = Agent(tmp_path / "node-network.yaml", state, World(), events=False)
+    key = AttachmentKey("c1", "eth0")
+    docker = Finding("chain ip filter FORWARD", "ForwardingDropped", "its policy is drop")
+    agent._conditions.note("foreign", [docker])
+    agent._conditions.note("mount", [Finding("/etc/x", "DocumentNeverChanges", "by subPath")])
+    told = agent.await_attachment(key, 0.0)
+    assert isinstance(told, Refusal)
+    assert told.message == "its objects were not seen in place within the budget"
+    broken = ObserveError("the host's routes", "no memory")
+    agent._conditions.report("route", Outcome(errors=(broken,)))
+    told = agent.await_attachment(key, 0.0)
+    assert isinstance(told, Refusal)
+    assert told.message.startswith("the host's routes: cannot read the host's routes: no memory")
+    assert "its policy is drop" not in told.message
 
 
 @pytest.fixture

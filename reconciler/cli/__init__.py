@@ -286,6 +286,7 @@ def audit(
     Unlike diff, it also looks for what must never be, whatever the planner thinks of it: an
     address that two pods have, or that rests while it is used, or that EC2 has taken away.
     Nothing is changed. What is just being done disagrees for a moment, so it looks twice.
+    What other owners have on the node that hurts us is said on stderr, and changes no exit status.
 
     Exit status: 0 all agree, 1 they do not, 2 an error.
     """
@@ -293,7 +294,9 @@ def audit(
     state = _readable(state_dir)
     node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
     try:
-        found = node.audit(document)
+        outcomes = node.diff(document)
+        found = node.audit(document, outcomes)
+        others = (*node.findings(document, outcomes), *report.findings(outcomes))
         if found:
             time.sleep(apart_s)
             before = {(f.subject, f.reason) for f in found}
@@ -305,6 +308,8 @@ def audit(
     else:
         for finding in found:
             click.echo(f"! {finding}")
+    for finding in dict.fromkeys(f for f in others if f not in found):
+        click.echo(f"! {finding}", err=True)
     sys.exit(1 if found else 0)
 
 

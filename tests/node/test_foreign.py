@@ -208,6 +208,9 @@ def test_an_input_chain_that_drops_what_pods_answer_is_a_condition(town: Town) -
         wait_for(town, {"InputDropped"})
         assert not town.call(town.node, one.address).source
         assert "InputDropped: chain ip edge input: rule 1 of chain" in town.cluster.diff().stderr
+        done = town.cluster.command("node1", "audit", "-f", str(town.cluster.config))
+        assert (done.returncode, done.stdout) == (0, ""), "nothing of ours differs"
+        assert "InputDropped: chain ip edge input" in done.stderr, "and yet it is said"
     wait_for(town, set())
 
 

@@ -107,16 +107,10 @@ tells them by priority, and what can hurt pods has to come before ours."""
 FIB_BOUNDS = Bounds(16 << 20, 30, 10.0)
 """For who traces a connection, and needs whole tables: some 200,000 routes."""
 
-HOSTILE = (
-    NetlinkError,
-    ObserveError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    struct.error,
-)
+MALFORMED = (LookupError, ValueError, TypeError, OverflowError, struct.error)
+"""What may come of an entry that nobody here has foreseen."""
+
+HOSTILE = (NetlinkError, ObserveError, OSError, *MALFORMED)
 """What may come of what a pod has in its own namespace; it concerns that pod alone."""
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
@@ -357,6 +351,10 @@ class Netlink:
                     seen = seen.with_these(read(host, desired, links.names))
             except ObserveError as error:
                 seen = seen.with_these(Observed(unread_kinds={kind: error}))
+            except MALFORMED as error:
+                unread = ObserveError(what, f"{type(error).__name__}: {error}")
+                unread.__cause__ = error
+                seen = seen.with_these(Observed(unread_kinds={kind: unread}))
         here = {o.pod_netns for o in desired if isinstance(o, Veth)}
         self._seen_pods = {path: pod for path, pod in self._seen_pods.items() if path in here}
         return seen.with_these(self._observe_pods(desired, links.pairs))
@@ -487,7 +485,14 @@ def _attempt(sessions: Sessions, action: Change[KernelObject]) -> Iterator[Apply
 LOCAL_TABLE = 255
 """linux/rtnetlink.h, RT_TABLE_LOCAL; the first rule leads there."""
 
-ROUTE_TYPES = {2: "local", 3: "broadcast", 4: "anycast", 6: "blackhole", 7: "unreachable"}
+ROUTE_TYPES = {
+    2: "local",
+    3: "broadcast",
+    4: "anycast",
+    6: "blackhole",
+    7: "unreachable",
+    8: "prohibit",
+}
 """What else but ``unicast`` ends a packet's way (linux/rtnetlink.h, RTN_*)."""
 
 

@@ -138,7 +138,7 @@ def _apply_veth(
         host.change(LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
         return
     settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
-    if isinstance(was, Veth) and was.mtu != veth.mtu:
+    if isinstance(was, Veth) and was.mtu != veth.mtu and veth.pod_netns:
         _set_peers_mtu(sessions, veth)
     if verb is Verb.CREATE:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.

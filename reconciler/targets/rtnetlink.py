@@ -142,6 +142,11 @@ class How(Enum):
         return self.value[1]
 
 
+CHANGE_BOUNDS = Bounds(RECEIVE_BYTES, 1, float("inf"))
+"""For the answer to one change. It may take as long as others hold the kernel's lock: what has
+become of a change that is not waited for, nobody knows."""
+
+
 class Table(NamedTuple):
     """One of the kernel's tables.
 
@@ -328,7 +333,7 @@ class Rtnetlink:
         """
         flags = how.flags | NLM_F_ACK
         request = _request(table, flags, fields, attributes, how.offset)
-        for _ in self._ask(request, flags, _Meter(table.name, self._bounds)):
+        for _ in self._ask(request, flags, _Meter(table.name, CHANGE_BOUNDS)):
             pass
 
     def close(self) -> None:

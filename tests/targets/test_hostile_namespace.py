@@ -27,10 +27,11 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ObserveError
+from reconciler.targets import netlink as kernel
 from reconciler.targets import predecessor, rtnetlink
 from reconciler.targets.netlink import MAX_FOREIGN_RULES, Netlink
 from reconciler.targets.predecessor import Remains
-from reconciler.targets.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, Rtnetlink
+from reconciler.targets.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, How, Rtnetlink
 
 pytestmark = pytest.mark.kernel
 
@@ -384,6 +385,7 @@ BLOCK = ip_network("2001:db8:1:0:7::/80")
         ("ip route add local 10.0.1.8/29 dev lo", "10.0.1.8/29"),
         ("ip address add 10.0.1.13/30 dev eth0", "10.0.1.13/32 10.0.1.15/32"),
         ("ip route add blackhole 10.0.1.12 table local", "10.0.1.12/32"),
+        ("ip route add prohibit 10.0.1.12 table local", "10.0.1.12/32"),
         ("ip address add 2001:db8:1:0:7::9/64 dev eth0 nodad", "2001:db8:1:0:7::9/128"),
         ("ip route add local 2001:db8:1::/64 dev lo", "2001:db8:1::/64"),
         ("ip route add local 2001:db8:1:0:7::8/126 dev lo", "2001:db8:1:0:7::8/126"),
@@ -473,3 +475,37 @@ def test_a_pipe_among_the_namespaces_keeps_nobody_from_looking(
     found = Remains(tmp_path).find_ends([veth])
     assert found.keys() == {veth}
     assert found[veth].name == "eth0"
+
+
+@pytest.mark.parametrize("error", [KeyError("FRA_X"), ValueError("no address"), TypeError("None")])
+def test_an_entry_that_cannot_be_understood_fails_its_domain_alone(
+    node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def surprised(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(kernel, "decode_rule", surprised)
+    seen = node.target.observe(node.wanted)
+    assert seen.unread_kinds.keys() == {Rule}
+    assert {o for o in node.wanted if not isinstance(o, Rule)} <= seen
+
+
+def test_the_mtu_of_a_link_whose_pod_is_not_known_changes_no_link_of_the_host(node: Node) -> None:
+    """The other end's index is one of another namespace."""
+    (veth,) = [o for o in node.wanted if isinstance(o, Veth) and o.name == attachment(1).veth]
+    before = subprocess.run(["ip", "-o", "link"], capture_output=True, check=True).stdout
+    change = Change(Verb.UPDATE, replace(veth, mtu=1400, pod_netns=""), "the document", veth)
+    assert node.target.apply([change]) == ()
+    after = subprocess.run(["ip", "-o", "link"], capture_output=True, check=True).stdout
+    changed = set(after.splitlines()) - set(before.splitlines())
+    assert [line.split()[1].partition(b"@")[0].decode() for line in changed] == [veth.name]
+
+
+def test_a_change_is_waited_for_however_long_others_hold_the_kernels_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rtnetlink.CHANGE_BOUNDS.seconds == float("inf")
+    monkeypatch.setattr(rtnetlink, "HOST_BOUNDS", Bounds(1, 1, 0.0))
+    with namespace("home") as home, netns.inside(home), Rtnetlink(None, Bounds(1, 1, 0.0)) as host:
+        host.change(LINKS, How.SET, (("IFLA_IFNAME", "lo"),), flags=0, change=1)
+    assert home

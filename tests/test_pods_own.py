@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from builders import SUBNET, attachment, document, eni, inputs, intent, key
 from fakes import CrashError
 from test_node import Simulation
 
+from reconciler.agent import Agent
 from reconciler.core.attachment import IntentState
 from reconciler.core.observed import Observed
 from reconciler.core.plan import Verb
@@ -187,6 +189,19 @@ def test_that_an_add_is_finished_is_on_record_before_it_is_answered(*, whole: bo
     assert result.done.keys() == {key(1)}
     (bound,) = sim.state.observe().attachments
     assert not bound.unfinished
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_restarted_daemon_knows_which_adds_were_answered(
+    tmp_path: Path, *, finished: bool
+) -> None:
+    """Who was told comes to no second answer; who was not is told when it asks again."""
+    house = House()
+    house.state.put(replace(intent(1), attempt="first"))
+    house.state.put(replace(house.pod, unfinished=not finished))
+    agent = Agent(tmp_path / "none.yaml", house.state, house.node._world, events=False)  # type: ignore[arg-type]
+    agent._recall_answered()
+    assert agent.was_answered(key(1), "first") is finished
 
 
 def test_an_add_that_comes_again_is_given_everything_again() -> None:
@@ -448,3 +463,16 @@ def test_what_a_pod_says_of_its_address_counts_only_if_it_can_be_no_other() -> N
     assert domain.believe([one], enis, {one}) == ()
     assert domain.believe([stranger], enis, ()) == ()
     assert domain.believe([local], enis, ()) == ()
+
+
+def test_an_address_on_the_host_is_not_given_back_to_ec2() -> None:
+    """Somebody uses it; EC2 would drop their packets."""
+    sim = Simulation(warmPool={"addresses": {"warm": 4, "surplus": 0}, "cooldown": "0s"})
+    sim.turn()
+    taken = set(sorted(sim.ec2.enis[0].secondaries)[-2:])
+    for own in taken:
+        sim.netlink.replace(LinkAddress("", "br0", own, 32))
+    sim.document = document(warmPool={"addresses": {"warm": 0, "surplus": 0}, "cooldown": "0s"})
+    for _ in range(4):
+        sim.turn()
+    assert set(sim.ec2.enis[0].secondaries) == taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,20 +25,31 @@ LEGACY_TABLES = ("filter", "mangle", "raw")
 """Those that are looked at with every full pass."""
 
 
+QUICK_S, REST_SHARE = 0.25, 5
+"""Seconds up to which a look may follow another at once; a longer one is good for so many times as
+long as it took. 10,000 rules of others take half a second, and somebody may change them without
+end."""
+
+
 class Surroundings:
     """The namespace this object was made in, and the host's files.
+
+    Args:
+        clock: monotonic seconds.
 
     Attributes:
         forward: our rules in other owners' chains.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.forward = ForwardRules()
         self._chains = ForeignChains(NEVER_FIREWALLS, translations=False)
         self._merged: tuple[Ruleset, Ruleset, Ruleset] | None = None
         self._legacy = LegacyTables()
         self._netlink = Netlink()
         self._host = HostFiles()
+        self._clock = clock
+        self._last: tuple[Foreign | None, float] = (None, 0.0)
 
     def _merge(self, one: Ruleset, other: Ruleset) -> Ruleset:
         """Join what both backends show; the same object as long as neither has changed."""
@@ -65,7 +77,20 @@ class Surroundings:
         return joined(nft, legacy), tuple(unread)
 
     def observe(self) -> Foreign:
-        """Look at everything; raise nothing: what cannot be read is named in the answer."""
+        """Look at everything; raise nothing: what cannot be read is named in the answer.
+
+        A look that takes long is not repeated at once: the loop that serves pods waits for it.
+        """
+        started = self._clock()
+        seen, good_until = self._last
+        if seen is None or started >= good_until:
+            seen = self._observe()
+            ended = self._clock()
+            rest_s = REST_SHARE * (ended - started) if ended - started > QUICK_S else 0.0
+            self._last = seen, ended + rest_s
+        return seen
+
+    def _observe(self) -> Foreign:
         unread: list[tuple[str, str]] = []
 
         def tried(read: Callable[[], T], otherwise: T) -> T:

@@ -664,3 +664,32 @@ def test_a_pod_that_comes_is_no_reason_to_read_what_others_have(
         around.forward.apply([change(Verb.CREATE, FROM)])
         assert around.forward.observe() == {FROM}, "and ours in another's chain"
         assert len(looks) == 3
+
+
+class Slow(Surroundings):
+    """Each look takes as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.now, self.takes, self.looks = 100.0, 0.0, 0
+        super().__init__(lambda: self.now)
+
+    def _observe(self) -> Foreign:
+        self.now += self.takes
+        self.looks += 1
+        return Foreign(tables=frozenset({str(self.looks)}))
+
+
+def test_a_look_that_takes_long_is_good_for_a_while(home: str) -> None:
+    """Pods wait for it, and others may change their rules without end."""
+    around = Slow()
+    for _ in range(3):
+        around.observe()
+    assert around.looks == 3
+    around.takes = 0.5
+    seen = around.observe()
+    for _ in range(10):
+        assert around.observe() == seen
+        around.now += 0.24
+    assert around.looks == 4
+    around.now += 0.2
+    assert around.observe() != seen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.finding import Finding
@@ -22,6 +23,10 @@ MAX_LINKS = 4
 
 MAX_KEPT = 4
 """Networks for which pods' addresses must stay what they are, and are tried."""
+
+MAX_STEPS, MAX_STEPS_IN_ALL = 5_000, 30_000
+"""Rules that are looked at for one packet in one chain, and for all of a ruleset; one costs some
+ten microseconds, and pods wait meanwhile. Beyond it a chain is said not to have been read."""
 
 TCP = 6
 
@@ -79,22 +84,49 @@ def sample(pods: Iterable[Pod]) -> tuple[Pod, ...]:
     return tuple(pod for (link, _), group in chosen.items() if link in links for pod in group)
 
 
-def judge(ruleset: Ruleset, traffic: Traffic) -> tuple[Finding, ...]:
-    """Say which chains stop pods' packets, and which could not be looked at."""
-    found = [*_forwarding(ruleset, traffic), *_host(ruleset, traffic), *_source(ruleset, traffic)]
+@lru_cache(maxsize=2)
+def judge(
+    ruleset: Ruleset, traffic: Traffic, tables: frozenset[str] = frozenset(), *, only: bool = False
+) -> tuple[Finding, ...]:
+    """Say which chains stop pods' packets, and which could not be looked at.
+
+    Remembered for the same look at chains and the same pods: most passes change neither.
+
+    Args:
+        ruleset: other owners' chains.
+        traffic: what has to pass.
+        tables: whose chains are left out.
+        only: whose chains are looked at instead.
+    """
+    bases = [b for b in ruleset.bases if (b.id.table in tables) is only]
+    trial = _Trial(ruleset, traffic)
+    found = [*_forwarding(bases, trial), *_host(bases, trial), *_source(bases, trial)]
     return (*dict.fromkeys(found),)
 
 
+@lru_cache(maxsize=4)
 def lets_pass(ruleset: Ruleset, chain: ChainId, traffic: Traffic) -> bool:
     """Whether a forward chain accepts packets from and to pods for certain."""
+    trial = _Trial(ruleset, traffic)
     bases = [b for b in ruleset.bases if b.id == chain and b.hook == "forward"]
-    fates = [
-        walk(base, p, ruleset.rules_of, ruleset.elements_of)
-        for base in bases
-        for _, way in _directions(base, traffic)
-        for p in way
-    ]
+    fates = [trial.walk(b, p) for b in bases for _, way in _directions(b, traffic) for p in way]
     return bool(fates) and all(f.surely("accept") for f in fates)
+
+
+class _Trial:
+    """Packets that are sent through a ruleset, until too many rules were looked at."""
+
+    def __init__(self, ruleset: Ruleset, traffic: Traffic) -> None:
+        self.traffic = traffic
+        self._ruleset = ruleset
+        self._left = MAX_STEPS_IN_ALL
+
+    def walk(self, base: BaseChain, passage: Passage) -> Fate:
+        known = self._ruleset
+        most = min(MAX_STEPS, self._left)
+        fate = walk(base, passage, known.rules_of, known.elements_of, most)
+        self._left -= fate.steps
+        return fate
 
 
 def _directions(base: BaseChain, traffic: Traffic) -> Iterator[tuple[str, list[Passage]]]:
@@ -134,10 +166,11 @@ def _versions(base: BaseChain) -> tuple[int, ...]:
     return {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6)}.get(base.id.family, ())
 
 
-def _forwarding(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
-    for base in (b for b in ruleset.bases if b.type != "nat"):
+def _forwarding(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
+    traffic = trial.traffic
+    for base in (b for b in bases if b.type != "nat"):
         for direction, packets in _directions(base, traffic):
-            fates = [walk(base, p, ruleset.rules_of, ruleset.elements_of) for p in packets]
+            fates = [trial.walk(base, p) for p in packets]
             if hit := _stopped(fates, traffic):
                 yield Finding(
                     f"chain {base.id}",
@@ -166,11 +199,12 @@ HOST = {
 """Hook: the reason, and what it means."""
 
 
-def _host(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
+def _host(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
     """Pods and the node itself: kubelet's probes are connections that the node opens."""
-    for base in (b for b in ruleset.bases if b.hook in HOST and b.type != "nat"):
+    traffic = trial.traffic
+    for base in (b for b in bases if b.hook in HOST and b.type != "nat"):
         fates = [
-            walk(base, _probe(base.hook, pod, host), ruleset.rules_of, ruleset.elements_of)
+            trial.walk(base, _probe(base.hook, pod, host))
             for version in _versions(base)
             for pods in traffic.by_link(version)
             for pod in pods
@@ -192,9 +226,10 @@ def _probe(hook: str, pod: Pod, host: IpAddress) -> Passage:
     return Passage(pod.veth, "", pod.address, host, TCP, state=state, local=True)
 
 
-def _source(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
+def _source(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
     """Who rewrites the source of packets for which the document keeps it."""
-    for base in (b for b in ruleset.bases if b.hook == "postrouting" and b.type == "nat"):
+    traffic = trial.traffic
+    for base in (b for b in bases if b.hook == "postrouting" and b.type == "nat"):
         for network in traffic.kept[:MAX_KEPT]:
             if network.version not in _versions(base):
                 continue
@@ -205,7 +240,7 @@ def _source(ruleset: Ruleset, traffic: Traffic) -> Iterator[Finding]:
                 for p in pods
                 if p.address != far
             ]
-            fates = [walk(base, p, ruleset.rules_of, ruleset.elements_of) for p in packets]
+            fates = [trial.walk(base, p) for p in packets]
             if fates and all(f.surely("snat") for f in fates):
                 yield Finding(
                     f"chain {base.id}",

@@ -208,9 +208,9 @@ class Elements:
     whole: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ruleset:
-    """Chains of other owners.
+    """Chains of other owners: one look at them, and equal to no other one.
 
     Attributes:
         bases: those that packets come to by themselves.
@@ -221,6 +221,14 @@ class Ruleset:
     bases: tuple[BaseChain, ...] = ()
     rules: Mapping[ChainId, tuple[Rule, ...] | None] = field(default_factory=dict)
     elements: Mapping[tuple[str, str, str], Elements | None] = field(default_factory=dict)
+
+    def has_same(self, other: Ruleset) -> bool:
+        """Whether another look has shown the same."""
+        return (self.bases, self.rules, self.elements) == (
+            other.bases,
+            other.rules,
+            other.elements,
+        )
 
     def rules_of(self, chain: ChainId) -> tuple[Rule, ...] | None:
         """Return the rules of a chain; None if nobody knows."""

@@ -198,12 +198,14 @@ class Fate:
         words: accept, drop, snat, dnat; more than one if it is not certain.
         hits: rules that do, or may do, anything but accept.
         mark: as the chain leaves it.
+        steps: rules that were looked at.
     """
 
     base: BaseChain
     words: frozenset[str]
     hits: tuple[Hit, ...] = ()
     mark: Mark = UNKNOWN_MARK
+    steps: int = 0
 
     def surely(self, word: str) -> bool:
         """Whether this and nothing else becomes of it."""
@@ -218,15 +220,21 @@ RulesOf = Callable[[ChainId], tuple[Rule, ...] | None]
 ElementsOf = Callable[[str, str, str], Elements | None]
 
 
-def walk(base: BaseChain, passage: Passage, rules_of: RulesOf, elements_of: ElementsOf) -> Fate:
-    """Follow a packet through one base chain and all that it jumps to."""
-    way = _Way(passage, rules_of, elements_of)
+def walk(
+    base: BaseChain,
+    passage: Passage,
+    rules_of: RulesOf,
+    elements_of: ElementsOf,
+    most: int = MAX_STEPS,
+) -> Fate:
+    """Follow a packet through one base chain and all that it jumps to, over so many rules."""
+    way = _Way(passage, rules_of, elements_of, most)
     words, mark = way.chain(base.id, passage.mark, 0)
     if "through" in words:
         words = words - {"through"} | {"drop" if base.drops else "accept"}
         if base.drops:
             way.hits.append(Hit(base.id, 0, "drop"))
-    return Fate(base, frozenset(words), tuple(dict.fromkeys(way.hits)), mark)
+    return Fate(base, frozenset(words), tuple(dict.fromkeys(way.hits)), mark, way.steps)
 
 
 def at_hook(
@@ -262,6 +270,7 @@ class _Way:
     passage: Passage
     rules_of: RulesOf
     elements_of: ElementsOf
+    most: int
     hits: list[Hit] = field(default_factory=list)
     steps: int = 0
     asked: tuple[str, ...] = ()
@@ -269,7 +278,7 @@ class _Way:
 
     def chain(self, name: ChainId, mark: Mark, depth: int) -> tuple[set[str], Mark]:
         """Return what may become of the packet in a chain; "through" if it comes out again."""
-        rules = self.rules_of(name) if depth <= MAX_DEPTH and self.steps < MAX_STEPS else None
+        rules = self.rules_of(name) if depth <= MAX_DEPTH and self.steps < self.most else None
         if rules is None:
             self.hits.append(Hit(name, 0, "unread"))
             return {"accept", "drop", "through"}, UNKNOWN_MARK

@@ -212,6 +212,7 @@ def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
 
 
 FIREWALLD = "firewalld"
+OF_FIREWALLD = frozenset({FIREWALLD})
 """The table of firewalld's nftables backend."""
 
 
@@ -232,8 +233,7 @@ def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
 
 def filtered(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
     """Say what becomes of pods' packets, rule by rule; of firewalld that is said elsewhere."""
-    bases = tuple(b for b in foreign.ruleset.bases if b.id.table != FIREWALLD)
-    return filtering.judge(replace(foreign.ruleset, bases=bases), ours.traffic)
+    return filtering.judge(foreign.ruleset, ours.traffic, OF_FIREWALLD)
 
 
 def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
@@ -312,8 +312,7 @@ RELOAD = ("firewall-cmd --reload",)
 
 def _stops(foreign: Foreign, ours: Ours) -> bool:
     """Whether firewalld's rules, as they are now, reject pods' packets."""
-    bases = tuple(b for b in foreign.ruleset.bases if b.id.table == FIREWALLD)
-    found = filtering.judge(replace(foreign.ruleset, bases=bases), ours.traffic)
+    found = filtering.judge(foreign.ruleset, ours.traffic, OF_FIREWALLD, only=True)
     return any(f.reason == "ForwardingDropped" for f in found)
 
 

@@ -120,7 +120,7 @@ class LegacyTables:
                 found = _read(table, layout)
                 bases, rules = _chains(table, layout, *found) if found else _unread(table, layout)
                 result = joined(result, Ruleset(bases, rules))
-        if self._seen != result:
+        if not self._seen.has_same(result):
             self._seen = result
         return self._seen
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.core.filtering import MAX_LINKS, MAX_PODS, Pod, Traffic, judge, lets_pass, sample
+from reconciler.core.filtering import (
+    MAX_LINKS,
+    MAX_PODS,
+    MAX_STEPS_IN_ALL,
+    Pod,
+    Traffic,
+    judge,
+    lets_pass,
+    sample,
+)
 from reconciler.core.ruleset import (
     BaseChain,
     ChainId,
@@ -240,6 +249,31 @@ def test_chains_that_branch_without_bound_end_as_not_read() -> None:
     assert "unread" in {h.what for h in hits}
     around = rules((base(),), {"forward": ((Verdict("jump", "forward"),),)})
     assert {h.what for h in fate(around).hits} == {"unread"}
+
+
+def test_all_packets_together_look_at_so_many_rules_and_each_look_is_judged_once() -> None:
+    """Whatever somebody lays out, pods wait for no longer than that."""
+    looked_at = [0]
+
+    class Counted(Mapping[ChainId, tuple[Rule, ...] | None]):
+        def __getitem__(self, key: ChainId) -> tuple[Rule, ...]:
+            looked_at[0] += 1
+            return ((Unclear("random"), Verdict("jump", "next")),) * 3
+
+        def __iter__(self) -> Iterator[ChainId]:
+            return iter(())
+
+        def __len__(self) -> int:
+            return 0
+
+    bases = tuple(replace(base(), id=chain(f"base{n}")) for n in range(50))
+    found = Ruleset(bases, Counted())
+    said = judge(found, TRAFFIC)
+    assert {f.reason for f in said} == {"ForeignUnread"}
+    assert looked_at[0] <= MAX_STEPS_IN_ALL + len(bases)
+    before = looked_at[0]
+    assert judge(found, replace(TRAFFIC)) is said
+    assert looked_at[0] == before
 
 
 def test_maps_lead_where_the_packet_says_and_an_unknown_key_may_lead_anywhere() -> None:

@@ -11,10 +11,13 @@ import pytest
 
 from lab import rulesets, services
 from lab.rulesets import Backend
+from reconciler.core.plan import Change, Verb
 from reconciler.core.ruleset import ChainId, Ruleset
 from reconciler.core.walk import Fate, Mark, Passage, State, at_hook
+from reconciler.domains.nat import NftTable
 from reconciler.targets import ruleset as target
 from reconciler.targets.legacy import PRIORITIES, LegacyTables
+from reconciler.targets.nft import Nft
 from reconciler.targets.ruleset import ForeignChains
 
 pytestmark = pytest.mark.kernel
@@ -248,6 +251,8 @@ def test_an_unchanged_ruleset_is_not_read_again(home: str) -> None:
     seen = chains.observe(), legacy.ruleset(("filter",))
     assert chains.observe() is seen[0]
     assert legacy.ruleset(("filter",)) is seen[1], "though its counters have changed"
+    assert Nft().apply([Change(Verb.CREATE, NftTable(), "missing")]) == ()
+    assert chains.observe() is seen[0], "only ours has changed"
     run("iptables-nft", "-F", "BIG")
     run("iptables-legacy", "-F", "BIG")
     assert chains.observe() is not seen[0]

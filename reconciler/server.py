@@ -25,7 +25,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
 from reconciler.core.datapath import family_of, host_network
 from reconciler.core.finding import Finding
 from reconciler.core.plan import Refusal
-from reconciler.errors import StateError
+from reconciler.errors import InternalError, ReconcilerError, StateError, boundary
 from reconciler.listener import Bounds, Listener
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ CODES = {
 
 MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 """What a question raises that is none."""
+
+ANSWERING = "an answer on the socket"
+"""The duty, as conditions and the watchdog name it."""
 
 LOGGED = {do: f"{do} answered" for do in ("add", "del", "check", "release")}
 """What a pod's way is followed by, in the log, by question."""
@@ -157,7 +160,7 @@ class Server:
 
         def exchange() -> None:
             try:
-                with self._agent.duties.over("an answer on the socket", slow=True):
+                with self._agent.duties.over(ANSWERING, slow=True):
                     self._exchange(connection, question, began)
             finally:
                 listener.close(connection)
@@ -168,11 +171,20 @@ class Server:
         return _encode(_refuse(protocol.TRY_AGAIN, message, do))
 
     def _exchange(self, connection: socket.socket, question: dict[str, Any], began: float) -> None:
-        """Answer one question."""
+        """Answer one question; also if that fails in a way that no code expects."""
+        surprise: InternalError | None = None
         try:
-            reply = _answer(self._agent, question)
+            _check(question)
         except MALFORMED as error:
             reply = _refuse(protocol.DECODING_FAILURE, "the request cannot be understood", error)
+        else:
+            try:
+                with boundary(ANSWERING):
+                    reply = _answer(self._agent, question)
+            except ReconcilerError as error:
+                surprise = error if isinstance(error, InternalError) else None
+                reason = type(error).__name__
+                reply = _refuse_for(Refusal("the reconciler", reason, str(error)))
         told = _say(connection, reply)
         do = str(question["do"])
         if do == "add" and reply["ok"] and not told:
@@ -185,6 +197,8 @@ class Server:
                 told=told or do == "del",
                 milliseconds=(time.monotonic() - began) * 1000,
             )
+        if surprise is not None:
+            raise surprise  # to be a condition
 
 
 class _Workers:
@@ -308,7 +322,10 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
             agent.release(_key(question))  # it is on disk: there is nothing to wait for
             return {"ok": True}
         case "release":
-            agent.take_over(question["intent"])
+            try:
+                agent.take_over(question["intent"])
+            except MALFORMED as error:
+                return _refuse(protocol.DECODING_FAILURE, "it is no release", error)
             agent.release(_key(question))
             return {"ok": True}
         case "check":
@@ -323,11 +340,28 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
             return _refuse(protocol.DECODING_FAILURE, f"unknown request {other!r}", "")
 
 
-def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
-    key, attempt = _key(question), str(question.get("attempt", ""))
+def _check(question: dict[str, Any]) -> None:
+    """Refuse a question that cannot be understood; what fails later is no fault of it.
+
+    Raises:
+        ValueError, KeyError, TypeError: it lacks something, or has it wrong.
+    """
+    if question["do"] in LOGGED:
+        _key(question)
+    if question["do"] == "add":
+        _budget_s(question)
+
+
+def _budget_s(question: dict[str, Any]) -> float:
     budget_s = float(question.get("budgetSeconds", 30))
     if not 0 < budget_s <= LONGEST_BUDGET_S:
         raise ValueError(f"budgetSeconds {budget_s}")
+    return budget_s
+
+
+def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
+    key, attempt = _key(question), str(question.get("attempt", ""))
+    budget_s = _budget_s(question)
     # Of this thread: the one that the process is known by is in a pod's namespace now and then.
     if question.get("netnsInode") == Path("/proc/thread-self/ns/net").stat().st_ino:
         why = "the host would lose its own network"

@@ -18,6 +18,7 @@ from builders import attachment
 from conftest import namespace
 from waiting import until
 
+from cni import protocol
 from lab import netns
 from reconciler import client, server
 from reconciler.client import ask
@@ -238,3 +239,26 @@ def test_a_reconciler_that_answers_without_end_is_listened_to_for_a_bounded_time
         finally:
             ended.set()
             thread.join()
+
+
+@pytest.mark.parametrize(
+    ("do", "method"), [("add", "await_attachment"), ("del", "release"), ("status", "status")]
+)
+def test_an_answer_that_fails_for_no_known_reason_is_told_as_that_and_is_a_condition(
+    path: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch, do: str, method: str
+) -> None:
+    """Not as a question that cannot be understood: whoever asked has done nothing wrong."""
+
+    def fail(*_: Any) -> Any:
+        raise KeyError("surprise")
+
+    question = json.dumps({"do": do, "containerID": "c", "ifname": "eth0"}).encode() + b"\n"
+    with monkeypatch.context() as broken:
+        broken.setattr(agent, method, fail)
+        answer = say(path, question)
+    assert (answer["ok"], answer["code"]) == (False, protocol.TRY_AGAIN)
+    assert answer["msg"].startswith("InternalError: ")
+    assert "surprise" in answer["msg"]
+    until(lambda: [c["reason"] for c in agent.conditions.all()] == ["InternalError"])
+    assert say(path, question)["ok"]
+    until(lambda: agent.conditions.all() == [], "its end")

@@ -45,10 +45,10 @@ class Conditions:
         for error in outcome.errors:
             surprise = error if isinstance(error, InternalError) else error.__cause__
             if isinstance(surprise, InternalError):
-                self._trace(surprise)
+                self.trace(surprise)
         self._take(domain, dict(_troubles(outcome)), is_logged=is_logged)
 
-    def _trace(self, error: InternalError) -> None:
+    def trace(self, error: InternalError) -> None:
         """Count a failure that no code expects; log its traceback, once for each distinct one."""
         telemetry.INTERNAL_ERRORS.labels(error.what).inc()
         distinct = error.what, error.place

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from reconciler.conditions import Conditions
 from reconciler.engine import Outcome
-from reconciler.errors import ReconcilerError, boundary
+from reconciler.errors import InternalError, ReconcilerError, boundary
 from reconciler.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ class Duties:
                 self._conditions.report(name, Outcome(errors=errors))
         except ReconcilerError as failure:  # then the log is all there is
             log.exception("conditions are not kept", extra={"error": failure, "duty": name})
+
+    def note_end(self, ended: threading.ExceptHookArgs) -> None:
+        """Take note of a thread of a library that has ended by an exception (``threading``)."""
+        if ended.exc_value is not None:
+            self._conditions.trace(InternalError("a thread of a library", ended.exc_value))
 
     def forever(self, name: str, turn: Callable[[], None], stopping: threading.Event) -> None:
         """Take turns until told to stop; after one that fails, wait a while.

@@ -97,3 +97,18 @@ def test_conditions_that_cannot_be_kept_end_nothing(
     fail(duties, KeyError("x"))
     with duties.over("a duty"):
         pass
+
+
+def test_the_end_of_a_librarys_thread_is_counted_and_logged(
+    duties: Duties, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", duties.note_end)
+
+    def end() -> None:
+        raise KeyError("event")
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
+    (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert "KeyError: 'event'" in told

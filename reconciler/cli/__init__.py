@@ -10,9 +10,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from ipaddress import IPv6Address, ip_address
@@ -36,7 +37,7 @@ from reconciler.core.leak import judge
 from reconciler.core.position import locate
 from reconciler.domains import conflist
 from reconciler.engine import Outcome
-from reconciler.errors import ReconcilerError, StateError
+from reconciler.errors import InternalError, ReconcilerError, StateError
 from reconciler.health import HealthServer
 from reconciler.node import LocalNode
 from reconciler.server import Server
@@ -209,6 +210,7 @@ def run(
         servers: list[Server | HealthServer] = [door]
         if listen:
             servers.append(HealthServer(listen, agent))
+        threading.excepthook = agent.duties.note_end
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
         for server in servers:
@@ -255,6 +257,7 @@ def diff(
             click.echo(line, err=True)
     if summary := report.summary(outcomes):
         click.echo(summary, err=True)
+    _tell_traces(outcomes)
     for cure in {_cure(e) for o in outcomes.values() for e in o.errors} - {""}:
         click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
     sys.exit(report.exit_code(outcomes))
@@ -338,6 +341,7 @@ def apply(
     click.echo(
         report.as_json(outcomes) if output == "json" else report.remaining_text(outcomes), nl=False
     )
+    _tell_traces(outcomes)
     sys.exit(report.exit_code(outcomes, remaining=True))
 
 
@@ -606,8 +610,17 @@ def _refuse(error: DocumentError, output: str) -> NoReturn:
 
 
 def _fail(error: Exception) -> NoReturn:
+    if isinstance(error, InternalError):
+        click.echo(error.trace, err=True)
     click.echo(f"{error}{_cure(error)}", err=True)
     sys.exit(2)
+
+
+def _tell_traces(outcomes: Mapping[str, Outcome]) -> None:
+    """Print the traceback of each failure that no code expects, as the daemon logs it."""
+    errors = [e for o in outcomes.values() for e in o.errors]
+    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
+        click.echo(trace, err=True)
 
 
 def _cure(error: Exception) -> str:

@@ -109,10 +109,18 @@ def _of_intents(records: Records, now: float) -> Iterator[Finding]:
 
 def _of_addresses(records: Records, cloud: Cloud) -> Iterator[Finding]:
     here = [e for e in cloud.enis if e.device_index is not None]
+    unread = {u.name for u in cloud.unread_enis}
     for a in records.living:
         for own in a.vpc_addresses:
             holders = [e.eni_id for e in here if e.holds(own)]
-            if not holders:
+            if not holders and ("" in unread or a.eni_id in unread):
+                yield Finding(
+                    f"attachment {a.key}",
+                    "AddressUnknown",
+                    f"it uses {own} of {a.eni_id}, and what EC2 says of an ENI cannot be read; "
+                    "'node-network explain pool' says why",
+                )
+            elif not holders:
                 yield Finding(
                     f"attachment {a.key}",
                     "AddressLost",

@@ -11,7 +11,7 @@ from builders import SUBNET, attachment, eni, intent
 from reconciler.core.attachment import Cooling, IntentState
 from reconciler.core.audit import CREATION_S, contradictions
 from reconciler.core.call import Creation
-from reconciler.core.cloud import Cloud, Limits
+from reconciler.core.cloud import Cloud, Limits, Unread
 from reconciler.core.leak import GRACE_S
 from reconciler.core.records import Records
 from reconciler.core.release import Quarantine
@@ -106,3 +106,11 @@ def test_an_eni_with_more_addresses_than_its_type_takes_is_named() -> None:
 )
 def test_what_is_on_its_way_is_none(records: Records, cloud: Cloud | None) -> None:
     assert contradictions(records, cloud, NOW) == ()
+
+
+@pytest.mark.parametrize("name", ["eni-0", ""], ids=["by-id", "not-even-an-id"])
+def test_a_pod_of_an_eni_that_cannot_be_read_is_not_said_to_be_lost(name: str) -> None:
+    cloud = replace(CLOUD, enis=(eni(1),), unread=(Unread("eni", name, "test"),))
+    assert {f.reason for f in contradictions(HEALTHY, cloud, NOW)} == {"AddressUnknown"}
+    gone = replace(cloud, unread=())
+    assert {f.reason for f in contradictions(HEALTHY, gone, NOW)} == {"AddressLost"}

@@ -80,7 +80,9 @@ class ApplyError(ReconcilerError):
     """
 
     def __init__(self, action: str, reason: str, message: str, *, retryable: bool = True) -> None:
-        outlook = "it is tried again" if retryable else "it is not tried until something changes"
+        outlook = (
+            "it is tried again" if retryable else "only a change helps, so it is tried seldom"
+        )
         super().__init__(f"{action}: {reason}: {message}; {outlook}")
         self.action = action
         self.reason = reason

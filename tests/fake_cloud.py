@@ -28,12 +28,12 @@ from reconciler.core.call import (
     SetSecurityGroups,
     TieToInstance,
 )
-from reconciler.core.cloud import INSTANCE_TAG, Cloud, Limits
+from reconciler.core.cloud import INSTANCE_TAG, Cloud, Limits, Unread
 from reconciler.core.datapath import host_network
 from reconciler.core.facts import Eni, Node
 from reconciler.core.release import unit_networks
 from reconciler.core.subnet import Subnet, free_blocks
-from reconciler.errors import ApplyError
+from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.ec2 import CallFailure
 
 
@@ -45,6 +45,8 @@ class FakeEc2:
             the death of the caller: "crash before", "crash after".
         lag: looks show the world as it was so many calls ago.
         hidden: networks that looks leave out.
+        unreadable: ids of ENIs of which looks can tell no more than that they are there.
+        knows_type: whether it tells what the instance type allows.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class FakeEc2:
         self.fault: tuple[str, str] | None = None
         self.lag = 0
         self.hidden: set[Any] = set()
+        self.unreadable: set[str] = set()
+        self.knows_type = True
         self.calls: Counter[str] = Counter()
         self.log: list[str] = []
         self._cidr = cidr
@@ -83,7 +87,8 @@ class FakeEc2:
         self._count("DescribeNetworkInterfaces")
         now = list(self.enis)
         past = [*self._history, now][-1 - min(self.lag, len(self._history))]
-        seen = [self._as_shown(e) for e in past]
+        seen = [self._as_shown(e) for e in past if e.eni_id not in self.unreadable]
+        unread = [e for e in past if e.eni_id in self.unreadable]
         name = self.enis[0].subnet_id
         blocks = free_blocks(self._cidr, {int(a) for a in self._used()})
         subnet = Subnet(
@@ -94,13 +99,20 @@ class FakeEc2:
             blocks if pool and pool.prefixes else None,
             families=self.families,
         )
-        self._last_look = Cloud(tuple(seen), self.limits, {name: subnet})
+        self._last_look = Cloud(
+            tuple(seen),
+            self.limits if self.knows_type else None,
+            {name: subnet},
+            unread=tuple(Unread("eni", e.eni_id, "test", e.device_index) for e in unread),
+        )
         return self.told()
 
     def told(self) -> Cloud:
         oldest = self._clock() - TRUST_S
         self._answers = [a for a in self._answers if a.at >= oldest]
-        told = overlay(self._last_look.enis, self._answers)
+        names = {u.name for u in self._last_look.unread}
+        answers = [a for a in self._answers if a.eni_id not in names]
+        told = overlay(self._last_look.enis, answers)
         return replace(self._last_look, enis=told, behind=is_behind(self._last_look.enis, told))
 
     def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
@@ -408,10 +420,12 @@ class FakeImds:
 
     Attributes:
         empty: it shows no interface at all.
+        unreadable: it answers what cannot be read.
     """
 
     def __init__(self, node: Node, ec2: FakeEc2) -> None:
         self.empty = False
+        self.unreadable = False
         self._node = node
         self._ec2 = ec2
 
@@ -422,6 +436,8 @@ class FakeImds:
         return "us-east-1"
 
     def interfaces(self) -> frozenset[Any]:
+        if self.unreadable:
+            raise ObserveError("instance metadata", "test")
         if self.empty:
             return frozenset()
         attached = [e for e in self._ec2.enis if e.status == "attached"]

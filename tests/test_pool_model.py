@@ -303,9 +303,25 @@ class PoolMachine(RuleBasedStateMachine):
             case _:
                 self._calm()
 
+    @rule(what=st.sampled_from(["an ENI", "every ENI", "the type", "metadata"]), data=st.data())
+    def garble(self, what: str, data: Any) -> None:
+        """Something of what is answered cannot be read, until all is calm again."""
+        names = [e.eni_id for e in self.ec2.enis]
+        match what:
+            case "an ENI":
+                self.ec2.unreadable = {data.draw(st.sampled_from(names))}
+            case "every ENI":
+                self.ec2.unreadable = set(names)
+            case "the type":
+                self.ec2.knows_type = False
+            case _:
+                self.imds.unreadable = True
+
     def _calm(self) -> None:
         self.ec2.fault, self.ec2.lag, self.ec2.hidden = None, 0, set()
-        self.imds.empty, self.state.crash_in = False, None
+        self.ec2.unreadable, self.ec2.knows_type = set(), True
+        self.imds.empty = self.imds.unreadable = False
+        self.state.crash_in = None
 
     # -- what must hold at every moment ---------------------------------------------------
 

@@ -12,12 +12,12 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from reconciler import telemetry
 from reconciler.conditions import Conditions
@@ -127,6 +127,24 @@ POOL_BACKOFF_S = (1.0, 60.0)
 """First and longest wait, in seconds, after EC2 failed; doubled each time, with full jitter."""
 
 
+class Property(Protocol):
+    """What this process has on the host, and others can take away."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it still is this process's."""
+        ...
+
+    def reclaim(self) -> tuple[Finding, ...]:
+        """Make again what is gone, and say so.
+
+        Raises:
+            LockedError: another reconciler has it.
+            StateError: it cannot be made.
+        """
+        ...
+
+
 class Agent:
     """The daemon's state: everything in it is rebuilt by looking again.
 
@@ -192,7 +210,7 @@ class Agent:
         self._pool_fails = False
         self._taking_over = False
         self._linked: frozenset[str] = frozenset()
-        self.upkeep: list[Callable[[], tuple[Finding, ...]]] = [state.reclaim]
+        self.upkeep: list[Property] = [state]
         self._displaced: LockedError | None = None
         self.watchdog = Watchdog(self._note_stuck)
         self.duties = Duties(self._conditions, self.watchdog)
@@ -254,6 +272,9 @@ class Agent:
         for watch in self._watches:
             with self.duties.over(watch.name):
                 watch.keep()
+        with self.duties.over("keeping the state directory"):
+            if not all(each.is_own for each in self.upkeep):
+                self._triggers.mark("files")  # no pod can ask until it is made again
         self._stopping.wait(WATCHES_S)
 
     def _recall_answered(self) -> None:
@@ -642,8 +663,8 @@ class Agent:
         found: list[Finding] = []
         with self.duties.over("keeping the state directory"):
             try:
-                for look in self.upkeep:
-                    found += look()
+                for each in self.upkeep:
+                    found += each.reclaim()
             except LockedError as error:
                 log.error("another reconciler has taken over", extra={"error": str(error)})
                 self._displaced = error

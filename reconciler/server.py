@@ -114,6 +114,11 @@ class Server:
         """Begin to answer."""
         self._listener.start()
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the socket's path leads here."""
+        return _place(self._path) == self._place
+
     def reclaim(self) -> tuple[Finding, ...]:
         """Listen again if the socket's path leads here no more; say so.
 
@@ -122,7 +127,7 @@ class Server:
         Raises:
             StateError: the socket cannot be made.
         """
-        if _place(self._path) == self._place:
+        if self.is_own:
             return ()
         before = self._listener
         self._listener, self._place = self._open()
@@ -141,7 +146,7 @@ class Server:
         """End answering; what is under way is finished by its own thread."""
         self._listener.stop()
         self._workers.stop()
-        if _place(self._path) == self._place:  # or else it is another reconciler's
+        if self.is_own:  # or else it is another reconciler's
             self._path.unlink(missing_ok=True)
 
     def _take(self, listener: Listener, connection: socket.socket, line: bytes) -> bytes | None:

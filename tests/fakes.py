@@ -372,6 +372,8 @@ class FakeState:
         """Another process: it knows only what was written."""
         self._unwritten = {}
 
+    is_own = True
+
     def reclaim(self) -> tuple[()]:
         return ()
 

@@ -62,7 +62,7 @@ class Daemon:
         self.ended: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
         self.server = Server(self.state.socket, self.agent)
-        self.agent.upkeep.append(self.server.reclaim)
+        self.agent.upkeep.append(self.server)
         self.server.start()
         self.thread.start()
 

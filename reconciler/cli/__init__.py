@@ -206,7 +206,7 @@ def run(
         world = replace(_world(state, conf_dir, bin_dir, program), make_ec2=apart)
         agent = Agent(config, state, world, events=events)
         door = Server(state.socket, agent)
-        agent.upkeep += [namespace.take, door.reclaim]
+        agent.upkeep += [namespace, door]
         servers: list[Server | HealthServer] = [door]
         if listen:
             servers.append(HealthServer(listen, agent))

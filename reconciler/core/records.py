@@ -74,6 +74,7 @@ class Records:
         unreadable: intents that cannot be understood, each with the reason. Whoever writes them is
             another program; what they might have wanted, nobody knows.
         set_aside: records of ours that could not be read. What can be is rebuilt from the kernel.
+        crowded: directories with more files than are looked at, and how many there are.
         unwritten: those of the records above that are known, but not on disk: their files were
             lost, or could not be written. They count as any other, and are written again.
     """
@@ -86,6 +87,7 @@ class Records:
     unreadable: tuple[str, ...] = ()
     set_aside: tuple[SetAside, ...] = ()
     unwritten: frozenset[Identity] = frozenset()
+    crowded: tuple[tuple[str, str], ...] = ()
 
     def joined(self, found: Iterable[Attachment]) -> Records:
         """Return the same with attachments that only the kernel has shown.

@@ -512,7 +512,16 @@ def _leave_out(observed: Records) -> Plan:
                 f"{observed.set_aside[0].path}; look why, then remove the files",
             )
         )
-    return Plan(refusals=(*intents, *records))
+    crowded = [
+        Refusal(
+            subject=f"directory {path}",
+            reason="TooManyFiles",
+            message=f"{what}: pods that ask are served by name, and records that are known come "
+            "first; remove what neither a runtime nor the reconciler has put there",
+        )
+        for path, what in observed.crowded
+    ]
+    return Plan(refusals=(*intents, *records, *crowded))
 
 
 def _spell(addresses: frozenset[IpAddress]) -> str:

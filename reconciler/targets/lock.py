@@ -63,6 +63,11 @@ class NamespaceLock:
         self._socket = s
         return ()
 
+    is_own = True
+    """Nothing takes it away; whether it can be taken is asked with each full pass."""
+
+    reclaim = take
+
     def release(self) -> None:
         """Let another reconciler begin."""
         if self._socket is not None:

@@ -151,6 +151,7 @@ class StateDirectory:
         self._left: dict[str, SetAside] = {}
         self._crowded: dict[str, int] = {}
         self._aside: dict[str, tuple[Version, SetAside]] = {}
+        self._moved = 0
         self._handed_over: dict[AttachmentKey, str] = {}
 
     @property
@@ -226,6 +227,11 @@ class StateDirectory:
             os.pwrite(fd, str(os.getpid()).encode(), 0)
         return fd
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the lock's file is still the one that is held here."""
+        return self._lock is None or _is_same(self._lock, self.root / "lock")
+
     def reclaim(self) -> tuple[Finding, ...]:
         """Make again what others have removed of the directory, its lock included.
 
@@ -242,7 +248,7 @@ class StateDirectory:
             return ()
         missing = [k for k in KINDS if not (self.root / k).is_dir()]
         self.prepare()
-        if not _is_same(self._lock, self.root / "lock"):
+        if not self.is_own:
             missing.append("lock")
             try:
                 fd = self._take_lock()
@@ -338,6 +344,10 @@ class StateDirectory:
             quarantined=quarantined,
             creations=creations,
             unreadable=self._name_unreadable(),
+            crowded=tuple(
+                (f"{self.root / kind}", f"{count} files, of which {MAX_RECORDS} are looked at")
+                for kind, count in sorted(self._crowded.items())
+            ),
             set_aside=self._read_set_aside(),
             unwritten=frozenset(unwritten),
         )
@@ -705,18 +715,16 @@ class StateDirectory:
         since = time.time()
         self._known_by_name(kind, name, since)
         target = f"{self.root}/{SET_ASIDE}/{kind}-{name}"
-        if self._lock is not None and len(self._aside) < MAX_SET_ASIDE:
+        if self._lock is not None and self._moved < MAX_SET_ASIDE:
             try:
                 os.makedirs(f"{self.root}/{SET_ASIDE}", mode=0o700, exist_ok=True)  # noqa: PTH103
-                os.utime(source, follow_symlinks=False)  # from now on it is set aside
                 os.rename(source, target)  # noqa: PTH104
+                os.utime(target, follow_symlinks=False)  # from now on it is set aside
                 _sync_directory(self.root / SET_ASIDE)
             except OSError as error:
-                log.warning(
-                    "a record that cannot be read cannot be moved",
-                    extra={"path": _printable(source), "error": str(error)},
-                )
+                why = f"{why}; and it cannot be moved: {error.strerror}"
             else:
+                self._moved += 1
                 self._left.pop(source, None)
                 return True
         if source not in self._left:
@@ -744,7 +752,10 @@ class StateDirectory:
     def _read_set_aside(self) -> tuple[SetAside, ...]:
         """Describe what is set aside; what has not changed is not read again."""
         found: dict[str, tuple[Version, SetAside]] = {}
-        for name in sorted(self._list(SET_ASIDE)):
+        names: list[str] = []
+        with suppress(ObserveError):  # no address hangs on it that its records' names do not say
+            names = sorted(self._list(SET_ASIDE))
+        for name in names:
             path = f"{self.root}/{SET_ASIDE}/{name}"
             with suppress(OSError):  # people take them away
                 status = os.lstat(path)
@@ -761,7 +772,7 @@ class StateDirectory:
                     )
                     known = (version, aside)
                 found[name] = known
-        self._aside = found
+        self._aside, self._moved = found, len(found)
         left = {p: r for p, r in self._left.items() if os.path.lexists(p)}
         self._left = left
         return (*(record for _, record in found.values()), *left.values())
@@ -772,11 +783,6 @@ class StateDirectory:
         found = [self._unreadable[name] for name in names[:MAX_UNREADABLE]]
         if (more := len(names) - MAX_UNREADABLE) > 0:
             found.append(f"{self.intents}: {more} more cannot be understood")
-        for kind, count in sorted(self._crowded.items()):
-            found.append(
-                f"{self.root / kind}: {count} files, of which {MAX_RECORDS} are looked at: remove "
-                "what no runtime has put there"
-            )
         return tuple(found)
 
     def _list(self, kind: str) -> list[str]:
@@ -787,7 +793,11 @@ class StateDirectory:
         except FileNotFoundError:
             names = []
         except OSError as error:
-            raise ObserveError(f"{directory}", str(error)) from error
+            # What this process has read once it knows, whatever is in the directory's place.
+            was_read = self._lock is not None and kind in OURS and kind in self._parsed
+            if not was_read or error.errno in OUT_OF_MEANS:
+                raise ObserveError(f"{directory}", str(error)) from error
+            names = []
         self._crowded.pop(kind, None)
         if len(names) > MAX_RECORDS:
             self._crowded[kind] = len(names)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import SUBNET, attachment, document, eni, inputs, intent, node
+from builders import SUBNET, attachment, document, eni, inputs, intent, key, node
 from fakes import FakeState
 
 from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
@@ -30,7 +30,7 @@ from reconciler.core.records import DOUBT_S, Records
 from reconciler.core.release import Quarantine
 from reconciler.core.subnet import Subnet
 from reconciler.domains import attachment as attachment_domain
-from reconciler.errors import LockedError, StateError
+from reconciler.errors import LockedError, ObserveError, StateError
 from reconciler.targets import state as state_module
 from reconciler.targets.state import (
     MAX_RECORDS,
@@ -302,8 +302,10 @@ def test_a_hundred_thousand_files_of_another_are_counted_and_pods_found_by_name(
     put(state, intent(2, netns_alive=False))
     records = state.observe()
     assert intent(1).key in {i.key for i in records.intents}
-    assert len(records.unreadable) == MAX_UNREADABLE + 2
-    assert any(f"of which {MAX_RECORDS}" in text for text in records.unreadable)
+    assert len(records.unreadable) == MAX_UNREADABLE + 1
+    ((crowded, what),) = records.crowded
+    assert crowded == str(state.intents)
+    assert f"of which {MAX_RECORDS}" in what
     assert intent(2).key in {i.key for i in state.observe_at({intent(2).key}, records).intents}
 
 
@@ -795,3 +797,46 @@ def test_after_a_boot_only_the_wall_clock_is_left(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps(body | {"clock": clock}))
         assert StateDirectory(state.root).observe().cooling == (Cooling(SUBNET[9], 1030.0),)
+
+
+def test_what_cannot_be_moved_is_named_where_it_is_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk that is full, or read-only: others are served, and the log is not filled."""
+    state = directory(tmp_path)
+    state.lock()
+    put(state, attachment(2))
+    shutil.rmtree(state.root / "unreadable")
+    (state.root / "unreadable").touch()
+    path = state.root / "attachments" / "pod1:eth0.json"
+    path.write_text('{"version": 2, "addresses": ["10.0.1.77"]}')
+    for _ in range(3):
+        records = state.observe()
+        (aside,) = records.set_aside
+        assert (aside.path, aside.attachment) == (str(path), key(1))
+        assert records.attachments == (attachment(2),)
+    assert records.doubtful(aside.since) == {ip_address("10.0.1.77")}
+    assert len([r for r in caplog.records if "cannot be read" in r.message]) == 1
+    assert "cannot be moved" in caplog.records[-1].why  # type: ignore[attr-defined]
+    put(state, attachment(1))
+    assert state.observe() == Records(attachments=(attachment(1), attachment(2)))
+
+
+@pytest.mark.parametrize("kind", ["attachments", "cooling", "quarantine", "creations"])
+def test_what_was_read_once_is_known_whatever_is_in_its_directorys_place(
+    tmp_path: Path, kind: str
+) -> None:
+    state = directory(tmp_path)
+    put(state, *RECORDS, Quarantine(ip_network("10.0.1.16/28"), 6.5))
+    shutil.copytree(state.root, tmp_path / "another")
+    state.lock()
+    before = state.observe()
+    shutil.rmtree(state.root / kind)
+    (state.root / kind).touch()
+    assert replace(state.observe(), unwritten=frozenset()) == before
+    started = StateDirectory(tmp_path / "another")
+    started.lock()
+    shutil.rmtree(started.root / kind)
+    (started.root / kind).touch()
+    with pytest.raises(ObserveError, match=kind):
+        started.observe()

@@ -8,7 +8,11 @@ from __future__ import annotations
 import struct
 
 from reconciler.targets.nfnetlink import (
+    NFT_MSG_DELTABLE,
+    NFT_MSG_NEWCHAIN,
     NFT_MSG_NEWRULE,
+    NFT_MSG_NEWSET,
+    NFT_MSG_NEWTABLE,
     NLM_F_APPEND,
     NLM_F_CREATE,
     Nfnetlink,
@@ -16,7 +20,6 @@ from reconciler.targets.nfnetlink import (
     nested,
 )
 
-NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWSET = 0, 3, 9
 JUMP, DROP = -3, 0
 
 
@@ -67,6 +70,11 @@ def make_fatal_set(kernel: Nfnetlink, table: bytes, family: str = "ip") -> None:
     body += attribute(4, _be32(address_type)) + attribute(5, _be32(address_bytes))
     body += attribute(10, _be32(1)) + attribute(13, typeof)
     kernel.commit([(NFT_MSG_NEWSET, NLM_F_CREATE, body)], family)
+
+
+def remove_table(kernel: Nfnetlink, name: bytes, family: str = "ip") -> None:
+    """Delete a table; nft itself might not survive it."""
+    kernel.commit([(NFT_MSG_DELTABLE, 0, _name(1, name))], family)
 
 
 def _name(kind: int, name: bytes) -> bytes:

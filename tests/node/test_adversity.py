@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 from waiting import until
 
-from lab import netns, pod
+from lab import netns, pod, wild
 from lab.pod import PodError
 from lab.traffic import Receiver, Stream, probe
+from reconciler.domains.nat import NftElement
+from reconciler.targets.nfnetlink import Nfnetlink
+from reconciler.targets.nft import Nft
 
 pytestmark = pytest.mark.lab
 
@@ -258,3 +261,38 @@ def test_a_document_behind_a_link_or_in_a_new_directory_is_still_read(
     home.mkdir()
     moved.write_text(text.replace("excludeCIDRs: []", "excludeCIDRs: [198.51.100.0/24]"))
     until(lambda: "198.51.100.0/24" in ruleset(idle), "the edit in a new directory")
+
+
+def test_rulesets_that_no_program_would_write_end_nothing_and_hide_nothing(cluster: Any) -> None:
+    """Names that are no text, a set that is the end of libnftables, also in our own table."""
+    daemon = cluster._running["node1"]
+    with netns.inside(cluster.lab.names.namespace("node1")):
+        kernel = Nfnetlink()
+        for table in (b"fatal", b"\xff\xfe"):
+            wild.make_table(kernel, table)
+        wild.make_fatal_set(kernel, b"fatal")
+        wild.make_fatal_set(kernel, b"node_network", "inet")
+        wild.make_chain(kernel, b"\xff\xfe", b"\xfd", hook=2)
+        wild.make_rule(kernel, b"\xff\xfe", b"\xfd", comment=b"\xfc")
+    dropped = r"chain ip \xff\xfe \xfd"
+    try:
+        until(lambda: [c for c in cluster.status()["conditions"] if c["subject"] == dropped])
+        with cluster.pods(2):
+            pass
+        before = cluster.config.read_text()
+        cluster.config.write_text(before.replace("mode: node", "mode: external"))
+        until(lambda: "0.0.0.0/0" in map(str, kept(cluster)))
+        cluster.config.write_text(before)
+        until(lambda: "0.0.0.0/0" not in map(str, kept(cluster)))
+    finally:
+        for table in (b"fatal", b"\xff\xfe"):
+            wild.remove_table(kernel, table)
+    until(cluster.is_settled)
+    assert daemon.poll() is None, "the same process"
+    assert cluster.lab.run("node1", ["nft", "list", "ruleset"]).returncode == 0
+
+
+def kept(cluster: Any) -> list[str]:
+    """What sees pods' own addresses, by our own reading."""
+    with netns.inside(cluster.lab.names.namespace("node1")):
+        return [o.text for o in Nft().observe() if isinstance(o, NftElement)]

@@ -215,7 +215,7 @@ def test_an_add_that_comes_again_is_given_everything_again() -> None:
 # -- namespaces that cannot be read -------------------------------------------------------
 
 
-def test_a_pod_that_cannot_be_read_is_named_and_holds_up_nobody() -> None:
+def test_a_pod_that_cannot_be_read_is_named_and_holds_up_no_other() -> None:
     house = House()
     house.start_pod(2)
     house.netlink.namespaces.discard(POD)
@@ -376,7 +376,7 @@ def test_status_diff_and_audit_name_an_address_on_the_host_and_the_pool_makes_up
     assert held <= set(sim.ec2.enis[0].secondaries), "somebody uses them"
 
 
-# -- links that nobody explains -----------------------------------------------------------
+# -- links without a record ---------------------------------------------------------------
 
 
 class Lost(House):

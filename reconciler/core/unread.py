@@ -1,7 +1,7 @@
 """Pods' namespaces that could not be read: how long each is left alone, and what is said of it.
 
 What is in a pod's namespace is up to the pod. Whoever fills it, or changes it without end, shall
-cost the node one bounded look now and then, and nobody else anything.
+cost the node one bounded look now and then, and other pods nothing.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ FIB_BOUNDS = Bounds(16 << 20, 30, 10.0)
 """For who traces a connection, and needs whole tables: some 200,000 routes."""
 
 MALFORMED = (LookupError, ValueError, TypeError, OverflowError, struct.error)
-"""What may come of an entry that nobody here has foreseen."""
+"""What may come of an entry that has another form than is expected."""
 
 HOSTILE = (NetlinkError, ObserveError, OSError, *MALFORMED)
 """What may come of what a pod has in its own namespace; it concerns that pod alone."""
@@ -228,7 +228,7 @@ class Netlink:
 
         First by the host's own neighbours, then by the pod's own link. What is on that is up to
         the pod; the kernel shows it by the number of the namespace (IFA_TARGET_NETNSID, Linux
-        4.20), so nobody needs to know where that is.
+        4.20), so its path need not be known.
 
         Raises:
             ObserveError: the host's neighbours could not be read.

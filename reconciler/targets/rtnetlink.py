@@ -144,7 +144,7 @@ class How(Enum):
 
 CHANGE_BOUNDS = Bounds(RECEIVE_BYTES, 1, float("inf"))
 """For the answer to one change. It may take as long as others hold the kernel's lock: what has
-become of a change that is not waited for, nobody knows."""
+become of a change that is not waited for is not known."""
 
 
 class Table(NamedTuple):
@@ -483,11 +483,18 @@ _layouts: dict[tuple[int, int], _Layout] = {}
 in their numbers alone, and to go from attribute to attribute takes four times as long."""
 
 
+MAX_LAYOUTS = 1024
+"""Layouts that are remembered. A node has a handful; with each more name of a pod's link there
+is a message of one more length."""
+
+
 def _wanted(table: Table, content: bytes) -> bytes:
     """Leave out of a message whatever is not wanted, and who asked."""
     place = table.get, len(content)
     layout = _layouts.get(place)
     if layout is None or layout.headers.unpack(content) != layout.told:
+        if len(_layouts) >= MAX_LAYOUTS:
+            _layouts.clear()
         layout = _layouts[place] = _lay_out(table, content)
     return layout.header + b"".join([content[part] for part in layout.kept])
 

@@ -141,7 +141,7 @@ def test_an_address_that_somebody_puts_on_a_host_link_is_given_to_no_pod(watched
 
 
 def test_a_link_without_record_and_route_keeps_its_address(watched: Any) -> None:
-    """Its records are wiped while nobody looks, and its route as well; the pod runs on."""
+    """Its records are wiped while no daemon runs, and its route as well; the pod runs on."""
     with watched.pods(1) as (one,):
         watched.stop("node1")
         for kind in ("attachments", "intents"):

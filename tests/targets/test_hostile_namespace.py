@@ -418,7 +418,7 @@ def test_many_addresses_of_the_host_that_are_no_pods_are_never_kept(node: Node) 
 def test_what_is_behind_a_link_is_told_by_neighbours_and_then_by_the_pods_own_link(
     node: Node,
 ) -> None:
-    """Nobody needs to know where the pod's namespace is; the fake's contract is the same."""
+    """The path of the pod's namespace need not be known."""
     pods = [attachment(n, 1) for n in (1, 2)]
     names = [p.veth for p in pods]
     assert node.target.addresses_behind(names) == {p.veth: p.addresses for p in pods}
@@ -454,6 +454,7 @@ def test_what_others_have_is_no_part_of_what_the_stock_plugin_has_left(
             "route add 10.0.1.71 dev eth0",
             "rule add to 10.0.1.71 lookup main priority 512",
             "route add 10.0.1.1 dev eth1 table 2 scope link",
+            "route add 10.0.1.72 dev eth1 table 2 proto static",
             "rule add from 10.0.1.71 lookup 2 priority 1536",
         ],
     )
@@ -464,7 +465,7 @@ def test_what_others_have_is_no_part_of_what_the_stock_plugin_has_left(
     assert sorted(r.priority for r in seen.rules) == [512, 1536]
 
 
-def test_a_pipe_among_the_namespaces_keeps_nobody_from_looking(
+def test_a_pipe_among_the_namespaces_does_not_stop_the_search(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / "apipe")
@@ -509,3 +510,14 @@ def test_a_change_is_waited_for_however_long_others_hold_the_kernels_lock(
     with namespace("home") as home, netns.inside(home), Rtnetlink(None, Bounds(1, 1, 0.0)) as host:
         host.change(LINKS, How.SET, (("IFLA_IFNAME", "lo"),), flags=0, change=1)
     assert home
+
+
+def test_messages_of_ever_new_lengths_are_not_all_remembered(node: Node) -> None:
+    """A pod may give its link one more name before each look."""
+    with Rtnetlink() as host:
+        told = host.read(LINKS)
+        for number in range(rtnetlink.MAX_LAYOUTS + 10):
+            padding = rtnetlink.ATTRIBUTE.pack(4 + 4 * number, 99) + bytes(4 * number)
+            assert rtnetlink._wanted(LINKS, told[0] + padding)[16:] == told[0][16:]
+    assert len(rtnetlink._layouts) <= rtnetlink.MAX_LAYOUTS
+    assert node.wanted <= node.target.observe(node.wanted)

@@ -44,6 +44,8 @@ def find_obstacles(query: Query, traced: Trace, inputs: Inputs, ruleset: Ruleset
         mask = inputs.document.routing.mark_mask
         for packet, decision in leg.lookups:
             start = _passage(query, leg, packet, decision)
+            if any(a.veth == packet.link for a in inputs.attachments):
+                start = replace(start, has_way_back=True)  # of pods there is a route by each link
             mark = Mark(0)
             for hook, passage in _hooks(query, leg, packet, start):
                 at = replace(passage, mark=mark)
@@ -71,7 +73,6 @@ def _passage(query: Query, leg: Leg, packet: Packet, decision: Decision) -> Pass
         state=State.ESTABLISHED if is_reply else State.NEW,
         translated=bool(query.endpoint or query.at),
         local=local,
-        has_way_back=True if query.pod and packet.link == query.pod.veth else None,
     )
 
 

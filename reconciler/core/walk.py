@@ -506,6 +506,7 @@ WORDS = {
     "oifname": "the outgoing link",
     "mark": "the packet's mark",
     "state": "the connection's state",
+    "wayback": "whether a route leads back by the same link",
     "daddrtype": "whether the destination is the host's",
 }
 """What rules ask for, for people."""

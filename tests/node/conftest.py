@@ -159,7 +159,7 @@ class Cluster:
     def trace(self, pod: str, peer: str, *, node: str = "node1", **more: Any) -> Traced:
         """Trace a connection, in this process; ``pod`` is an address, or host."""
         document = load(self.config.read_text(), str(self.config))
-        words = {k: v if isinstance(v, bool) else ip_address(v) for k, v in more.items()}
+        words = {k: v if isinstance(v, int) else ip_address(v) for k, v in more.items()}
         with netns.inside(self.lab.names.namespace(node)):
             (traced,) = LocalNode(StateDirectory(self.state(node))).trace(
                 document,

@@ -149,6 +149,30 @@ def test_what_needs_no_service_goes_its_way(town: Town, style: str, device: int)
     assert town.call(client.namespace, str(INTERNET_HOST)).source == NODE
 
 
+def test_a_trace_follows_it_through_their_chains_and_finds_nothing_against_it(
+    town: Town, style: str
+) -> None:
+    """Every way of these tests: what went through is what is said to go through."""
+    one, server = town.client[1].address, town.server[0].address
+    remote = service(town, "far")
+    ways: list[tuple[str, str, dict[str, Any]]] = [
+        (one, VPC_HOST, {}),
+        (one, server, {}),
+        (one, str(INTERNET_HOST), {"protocol": 6, "port": 443}),
+        (one, NODE, {"protocol": 6, "port": 10250}),
+        (one, remote.address, {"endpoint": town.far.address, "protocol": 6, "port": 80}),
+        (server, VPC_HOST, {"inbound": True}),
+        (server, VPC_HOST, {"inbound": True, "at": NODE, "protocol": 6, "port": 8000}),
+        ("host", server, {"protocol": 6, "port": PORT}),
+        ("host", remote.address, {"endpoint": town.far.address, "protocol": 6, "port": 80}),
+    ]
+    for pod, peer, more in ways:
+        traced = town.cluster.trace(pod, peer, **more)
+        assert (traced.obstacles, traced.differences) == ((), ()), (pod, peer, more)
+    stopped = town.cluster.trace(town.stranger.address, VPC_HOST).obstacles
+    assert bool(stopped) is (style == "calico")
+
+
 def test_the_policy_engine_of_these_tests_bites(town: Town, style: str) -> None:
     """Calico drops what comes from a link that it knows no pod of."""
     seen = town.call(town.stranger.namespace, VPC_HOST)

@@ -26,11 +26,11 @@ def untranslated(inputs: Inputs, family: Family) -> tuple[Range, ...]:
     return _untranslated(kept, snat.only_cidrs, family)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _untranslated(
     cidrs: tuple[IpNetwork, ...], only: tuple[IpNetwork, ...] | None, family: Family
 ) -> tuple[Range, ...]:
-    """Remembered: each pass asks, and of 10,000 CIDRs it takes tenths of a second."""
+    """Remembered, those in force: each pass asks, and of 10,000 it takes tenths of a second."""
     kept = coalesce(c for c in cidrs if c.version == family.version)
     if only is None:
         return kept

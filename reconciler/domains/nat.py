@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from reconciler.core.datapath import (
@@ -27,6 +26,7 @@ from reconciler.core.facts import Eni
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.core.ranges import Range, coalesce, print_range
+from reconciler.core.remembered import Remembered
 from reconciler.core.snat import untranslated
 from reconciler.errors import NotReadyError
 
@@ -317,14 +317,13 @@ def _family_sets(family: Family) -> set[NftObject]:
 
 def _cidrs(inputs: Inputs, family: Family) -> frozenset[NftObject]:
     cidrs = inputs.document.routing.external_service_cidrs
-    return _ranges(untranslated(inputs, family), cidrs, family)
+    found: frozenset[NftObject] = RANGES[family.name](untranslated(inputs, family), cidrs, family)
+    return found
 
 
-@lru_cache(maxsize=4)
 def _ranges(
     kept: tuple[Range, ...], by_main: tuple[IpNetwork, ...], family: Family
 ) -> frozenset[NftObject]:
-    """Remembered: objects that are the same are compared with no look into them."""
     sets = sets_of(family)
     mained = coalesce(c for c in by_main if c.version == family.version)
     return frozenset(
@@ -332,6 +331,10 @@ def _ranges(
         for name, ranges in ((sets.no_snat, kept), (sets.by_main, mained))
         for first, last in ranges
     )
+
+
+RANGES = {name: Remembered(_ranges) for name in FAMILIES}
+"""Those in force, by family: objects that are the same are compared with no look into them."""
 
 
 def chain_of(device_index: int) -> str:

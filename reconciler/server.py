@@ -64,8 +64,9 @@ writes its intent to the disk, and then asks, with some hundred bytes; ``release
 it, of some kilobytes."""
 
 AT_ONCE = {"add": 768, "check": 64, "status": 4}
-"""Questions of a kind that may be under way, each in a thread of its own. No instance has more than
-737 pods, and 768 threads that wait take some 15 MB; an answer to ``status`` is the only large one."""
+"""Questions of a kind that may be under way, each in a thread of its own. No instance has more
+than 737 pods, and 768 threads that wait take some 15 MB; an answer to ``status`` is the only large
+one."""
 
 OTHERS_AT_ONCE = 32
 """The same for all other kinds together: they wait for nothing."""

@@ -5,10 +5,11 @@ The kernel is told by netlink messages in batches: a program for each would be t
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -134,6 +135,43 @@ def links(where: str, count: int) -> Iterator[None]:
         finally:
             with netns.inside(where), _rtnetlink() as send:
                 send(RTM_DELLINK, 0, bytes(16) + group)
+
+
+@contextmanager
+def files(places: Iterable[Path], count: int, ending: str = ".json") -> Iterator[None]:
+    """Put files into directories that are nothing of what is looked for there."""
+    made: list[Path] = []
+    for place in places:
+        made += [place / f"zz-{number}{ending}" for number in range(count)]
+        for path in made[-count:]:
+            path.write_text("{}")
+        fifo, deep, large = (place / f"zz-{odd}{ending}" for odd in ("fifo", "deep", "large"))
+        made += [fifo, deep, large]
+        os.mkfifo(fifo)
+        deep.write_text("[" * 10_000)
+        with large.open("wb") as file:
+            file.truncate(1 << 40)  # sparse
+    try:
+        yield
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)  # what is no record is set aside
+
+
+@contextmanager
+def churning_files(places: Sequence[Path]) -> Iterator[None]:
+    """Write, rename and remove files in directories without end."""
+
+    def churn(ended: threading.Event) -> None:
+        while not ended.is_set():
+            for place in places:
+                old, new = place / ".zz-old", place / "zz-new"
+                old.write_text("other")
+                old.rename(new)
+                new.unlink()
+
+    with in_background(churn):
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from conftest import RUN
 from node.conftest import Cluster, make_cluster
 from waiting import until
 
-from lab import netns
+from lab import netns, pod
 from lab.pod import Pod
 
 __all__ = ["make_cluster"]
@@ -90,14 +90,20 @@ class Neighbourhood:
             self.delete(one)
 
     def delete(self, one: Pod) -> None:
-        """End a pod without waiting for what the daemon does then."""
-        self.cluster.delete(one)
+        """End a pod, and wait until nothing of it is left."""
+        pod.delete(one.lab, one.node, one.name)
+        until(lambda: f"default/{one.name}" not in self.status_of_pods(), "the release")
+
+    def status_of_pods(self) -> dict[str, Any]:
+        """Return what the daemon says of each pod, by its name."""
+        return {a["pod"]: a for a in self.cluster.status()["attachments"]}
 
     @contextmanager
     def lives_through(self) -> Iterator[None]:
         """Check that what happens inside costs the node nothing that lasts."""
         self.await_rest()
         before_bytes, before_links, kills = self.anonymous_bytes, self.links(), self.group.kills
+        assert all(before_links.values()), "each pod has a link"
         yield
         assert self.group.kills == kills, "the kernel has killed somebody for memory"
         assert self.cluster.process().poll() is None, f"the daemon ended\n{self.cluster.log()}"
@@ -123,7 +129,7 @@ class Neighbourhood:
     def await_rest(self) -> None:
         """Wait until the node is as the document says and nothing is wrong with it."""
         until(
-            lambda: self.cluster.is_settled() and not self.cluster.records("cooling"),
+            lambda: self.cluster.is_settled() and not self.cluster.status()["cooling"],
             lambda: f"{self.cluster.status()['conditions']}\n{self.cluster.log()}",
             patience_s=RETURN_S,
         )
@@ -134,14 +140,11 @@ class Neighbourhood:
 
     def links(self) -> dict[str, int]:
         """Return the index of each pod's link on the host; that of one made anew is another."""
-        veths = {
-            a["addresses"][0]: a["veth"]
-            for a in self.cluster.status()["attachments"]
-            if a["addresses"]
-        }
+        told = self.status_of_pods()
         with netns.inside(self.node):
             indices = {name: index for index, name in socket.if_nameindex()}
-        return {p.address: indices.get(veths.get(p.address, ""), 0) for p in self.pods}
+        veths = {p.address: told.get(f"default/{p.name}", {}).get("veth", "") for p in self.pods}
+        return {address: indices.get(veth, 0) for address, veth in veths.items()}
 
     def reaches(self, one: Pod) -> bool:
         """Whether a pod's packets go out by its ENI and come back: a closed port refuses."""

@@ -16,7 +16,8 @@ import hostility
 import pytest
 from waiting import until
 
-from lab import netns
+from lab import netns, rulesets
+from lab.rulesets import Ruleset
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -142,6 +143,15 @@ def test_a_socket_full_of_idle_connections_and_64_descriptors(neighbourhood: Any
         n.serve()
 
 
+def test_somebody_elses_ruleset_of_20000_rules(neighbourhood: Any) -> None:
+    n = neighbourhood
+    rules = [f"ip saddr 192.0.{i // 250}.{i % 250} tcp dport {1 + i}\n" for i in range(20_000)]
+    chains = [f"chain c{c} {{\n{''.join(rules[c * 100 : c * 100 + 100])}}}\n" for c in range(200)]
+    text = f"table ip other {{\n{''.join(chains)}}}\n"
+    with n.lives_through(), rulesets.loaded(n.node, Ruleset("other", text, ("ip other",))):
+        n.serve()
+
+
 def test_5000_links_of_somebody_else(neighbourhood: Any) -> None:
     n = neighbourhood
     with n.lives_through(), hostility.links(n.node, 5_000):
@@ -151,4 +161,35 @@ def test_5000_links_of_somebody_else(neighbourhood: Any) -> None:
 def test_100000_routes_of_somebody_else_on_the_host(neighbourhood: Any) -> None:
     n = neighbourhood
     with n.lives_through(), hostility.routes(n.node, "eth0", 100_000, IPv4Address("172.16.0.0")):
+        n.serve()
+
+
+def test_addresses_of_somebody_else_on_the_host_that_come_and_go_without_end(
+    neighbourhood: Any,
+) -> None:
+    n = neighbourhood
+    others = hostility.churning_addresses(n.node, "eth0", IPv4Network("192.0.2.0/25"))
+    with n.lives_through(), others:
+        n.serve()
+
+
+def test_5000_files_among_the_records_and_some_that_are_none(neighbourhood: Any) -> None:
+    n = neighbourhood
+    root = n.cluster.state()
+    ours = [root / kind for kind in ("attachments", "cooling", "quarantine", "creations")]
+    with n.lives_through():
+        with hostility.files([root / "intents"], 5_000), hostility.files(ours, 20):
+            n.serve()
+        for path in (root / "unreadable").glob("*-zz-*"):
+            path.unlink()
+
+
+def test_files_of_somebody_else_beside_the_configuration_without_end(neighbourhood: Any) -> None:
+    n = neighbourhood
+    there = n.cluster.lab.names.configurations("node1")
+    with (
+        n.lives_through(),
+        hostility.files([there], 1_000, ending=".conflist"),
+        hostility.churning_files([there, n.cluster.config.parent]),
+    ):
         n.serve()

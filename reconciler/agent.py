@@ -753,8 +753,10 @@ class Agent:
         cooling = {c.address for c in records.cooling}
         leaving = [q.network for q in records.quarantined]
         quarantined = {a for a in held if any(a in network for network in leaving)}
+        occupied = self._latest.inputs.occupied if self._latest else ()
+        on_host = {a for a in held if any(a in network for network in occupied)}
         return {
-            "allocatable": len(held - assigned - cooling - quarantined),
+            "allocatable": len(held - assigned - cooling - quarantined - on_host),
             "assigned": len(assigned),
             "cooling": len(cooling),
             "quarantined": len(quarantined),

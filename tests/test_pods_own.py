@@ -476,3 +476,21 @@ def test_an_address_on_the_host_is_not_given_back_to_ec2() -> None:
     for _ in range(4):
         sim.turn()
     assert set(sim.ec2.enis[0].secondaries) == taken
+
+
+def test_an_exhausted_pool_says_how_many_addresses_are_on_the_host(tmp_path: Path) -> None:
+    where = dict.fromkeys((ip_network(a) for a in eni(0).secondaries[:2]), "it is on br0")
+    wanted = Records(tuple(intent(n) for n in range(9)))
+    plan = domain.plan(domain.desire(inputs(1, occupied=where)), wanted)
+    exhausted = [r.message for r in plan.refusals if r.reason == "AddressesExhausted"]
+    assert exhausted
+    assert all("9 held" in text and "2 on the host" in text for text in exhausted)
+    house = House()
+    agent = Agent(tmp_path / "none.yaml", house.state, house.node._world, events=False)  # type: ignore[arg-type]
+    agent._node = house.node
+    agent._latest = house.look()
+    free = agent._addresses(house.state.observe())["allocatable"]
+    (unused, *_) = set(house.ec2.enis[0].secondaries) - set(house.pod.addresses)
+    house.netlink.replace(LinkAddress("", "br0", unused, 32))
+    agent._latest = house.look()
+    assert agent._addresses(house.state.observe())["allocatable"] == free - 1

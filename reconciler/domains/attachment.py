@@ -628,6 +628,8 @@ def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusa
             "is served as soon as one has cooled",
         )
     quarantined = f", {len(leaving)} quarantined" if leaving else ""
+    on_host = sum(any(a in network for network in desired.occupied) for a in held)
+    quarantined += f", {on_host} on the host" if on_host else ""
     return Refusal(
         subject=f"intent {intent.key}",
         reason="AddressesExhausted",

@@ -261,6 +261,7 @@ class Keeper:
         """Add to the inputs what only the pool's planner looks at."""
         used = {c.address for c in records.cooling}
         used |= {a for bound in records.attachments for a in bound.addresses}
+        used |= records.doubtful(self.now())
         used |= {a for held in self.netlink.pod_addresses().values() for a in held}
         elsewhere = inputs.predecessor.held
         bound = used

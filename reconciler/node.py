@@ -190,8 +190,10 @@ class LocalNode:
         Raises:
             ObserveError: IMDS does not answer.
         """
-        world = self._world
+        world, before = self._world, self.facts
         self.facts = replace(world.imds.node(), name=world.node_name)
+        if before is not None and before.instance_id != self.facts.instance_id:
+            self.cloud = None  # an image was made of another instance, with its last look in it
         if self._keeper is None:
             region = world.imds.region()
             self._ec2 = world.make_ec2(self.facts.instance_id, region, self.state)

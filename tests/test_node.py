@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
@@ -23,10 +24,11 @@ from fakes import (
 )
 
 from reconciler.core.attachment import Cooling, Intent, IntentState
-from reconciler.core.cloud import Limits, Unread
+from reconciler.core.cloud import Cloud, Limits, Unread
 from reconciler.core.datapath import host_network
 from reconciler.core.plan import Change, Refusal, Verb
 from reconciler.core.predecessor import Sighting, StockRoute, StockRule
+from reconciler.core.records import SetAside
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
@@ -127,7 +129,9 @@ def test_46_hours_of_a_short_list_release_nothing_and_are_one_condition(source: 
 
 
 @pytest.mark.parametrize("which", range(6))
-@pytest.mark.parametrize("witness", ["a record", "a route", "a rest", "a connection"])
+@pytest.mark.parametrize(
+    "witness", ["a record", "a route", "a rest", "a connection", "a torn record"]
+)
 def test_what_any_one_witness_says_is_used_is_not_given_back(witness: str, which: int) -> None:
     """Each alone: a pod just bound has no route yet, a lost record still has one, and so on."""
     sim = Simulation(warmPool={"addresses": {"warm": 2, "surplus": 0}, "cooldown": "10s"})
@@ -156,6 +160,9 @@ def test_what_any_one_witness_says_is_used_is_not_given_back(witness: str, which
         case "a rest":
             rest = Cooling(own, sim.now + HOUR_S)
             sim.state.apply([Change(Verb.CREATE, rest, "test")])
+        case "a torn record":
+            torn = SetAside("/run/x/a.json", sim.now + HOUR_S, frozenset({own}))
+            sim.state.observe = partial(_with_torn, sim.state.observe, torn)  # type: ignore[method-assign]
         case "a connection":
             sim.conntrack.addresses = {own}
             sim.conntrack.apply = lambda _: ()  # type: ignore[method-assign]
@@ -164,6 +171,24 @@ def test_what_any_one_witness_says_is_used_is_not_given_back(witness: str, which
         sim.now += 300.0
     assert len(sim.ec2.holds()) < 8, "what nobody uses goes"
     assert own in sim.ec2.holds()
+
+
+def _with_torn(observe: Any, torn: SetAside, desired: Any = ()) -> Any:
+    return replace(observe(desired), set_aside=(torn,))
+
+
+def test_the_last_look_of_another_instance_is_none() -> None:
+    """A disk that was copied with an image has the records of the instance it was made of."""
+    sim = Simulation()
+    sim.state.remember(node(instance_id="i-another"), Cloud((eni(0), eni(1)), Limits(3, 10), {}))
+    sim.start()
+    assert sim.node.cloud is not None
+    sim.node.learn()
+    assert sim.node.cloud is None
+    with pytest.raises(NotReadyError):
+        sim.node.kernel_pass(sim.document)
+    sim.turn()
+    assert [e.eni_id for e in sim.node.cloud.enis] == ["eni-0"]
 
 
 def test_an_address_rests_until_no_connection_is_left() -> None:

@@ -30,7 +30,7 @@ from fakes import (
     FakeSurroundings,
     FakeSysctl,
 )
-from fate import DROPPING, PLACES, PORTMAP
+from fate import DROPPING, PLACES, PORTMAP, SETTINGS
 from waiting import until
 
 from reconciler import agent as daemon
@@ -84,7 +84,7 @@ class House:
         self.netlink = FakeNetlink()
         self.netlink.plug(first.mac, "eth0")
         self.nft = FakeNft()
-        self.sysctl = FakeSysctl({"net/ipv4/ip_forward": "0"})
+        self.sysctl = FakeSysctl(dict(SETTINGS))
         self.conntrack = FakeConntrack()
         self.surroundings = FakeSurroundings(Foreign(forward=(DROPPING,)))
         self.remains = FakeRemains()
@@ -336,6 +336,37 @@ def test_whatever_raises_everything_else_is_put_right_and_a_condition_names_it(
     assert expected - house.restored() == set()
     assert [e for e in house.errors() if f"{call} of" in e and domain in e], house.errors()
     assert "node_network_internal_errors_total{" in exposition()
+
+
+@pytest.mark.parametrize(("name", "call"), [c for c in CASES if c[1] in ("observe", "apply")])
+def test_one_surprise_at_whichever_call_leaves_nothing_behind(
+    house: House, name: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call, the second, and so on, until one is never reached."""
+    fake = house.surroundings if name == "forward" else getattr(house, name)
+    real = getattr(fake, call)
+    for number in range(MOST_CALLS):
+        house.disturb()
+        calls = iter(range(1000))
+
+        def once(*arguments: Any, now: Any = calls, at: int = number) -> Any:
+            if next(now) == at:
+                fail()
+            return real(*arguments)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(fake, call, once)
+            house.work()
+        house.agent._drift.clear()  # as if what rests by now had rested enough
+        house.work()
+        assert house.restored() == EVERYTHING, (number, house.restored())
+        assert house.errors() == set()
+        if next(calls) <= number:
+            return
+
+
+MOST_CALLS = 6
+"""How many of them are tried; later ones are like earlier ones."""
 
 
 def test_an_object_that_cannot_be_put_into_the_kernel_for_no_known_reason_holds_up_no_other(

@@ -73,6 +73,7 @@ SKEWS = [0.0, 3600.0, -3600.0]
 POOLS: list[dict[str, Any]] = [
     {"warmPool": {"addresses": {"warm": 2, "minimum": 6, "surplus": 2}, "cooldown": "30s"}},
     {"warmPool": {"addresses": {"warm": 0, "minimum": 0, "surplus": 0}, "cooldown": "0s"}},
+    {"warmPool": {"addresses": {"warm": 0, "minimum": 0, "surplus": 0}, "cooldown": "5s"}},
     {"warmPool": {"enis": {"warm": 1}}},
     {"warmPool": {"prefixes": {"warm": 1}}, "eni": {"allocate": "prefixes"}},
     {"warmPool": {"addresses": {"warm": 5}}, "eni": {"allocate": "prefixes"}, "maxPods": 20},
@@ -181,10 +182,13 @@ class PoolMachine(RuleBasedStateMachine):
             else:
                 self.state.put(intent(number, IntentState.RELEASED))
         for _ in range(start):
-            self.number += 1
-            self.netlink.namespaces.add(f"/run/netns/pod{self.number}@1")
-            self.state.put(intent(self.number))
-            self.running.add(self.number)
+            self._start()
+
+    def _start(self) -> None:
+        self.number += 1
+        self.netlink.namespaces.add(f"/run/netns/pod{self.number}@1")
+        self.state.put(intent(self.number))
+        self.running.add(self.number)
 
     @rule(change=st.sampled_from(FAMILIES), really=st.sampled_from([False, False, True]))
     def edit(self, change: dict[str, Any], really: bool) -> None:
@@ -202,7 +206,8 @@ class PoolMachine(RuleBasedStateMachine):
         seconds=st.sampled_from([0.1, 5.0, 31.0, 61.0, 121.0, 700.0]),
         passes=st.sampled_from([(), ("pods",), ("kernel",), ("pods", "kernel"), ("audit",)]),
         look=st.booleans(),
-        within=st.none() | st.tuples(st.integers(0, 14), st.none() | st.integers(0, 9)),
+        within=st.none() | st.tuples(st.integers(0, 9), st.none() | st.integers(0, 9)),
+        start=st.integers(1, 6),
     )
     def turn(
         self,
@@ -210,10 +215,15 @@ class PoolMachine(RuleBasedStateMachine):
         passes: tuple[str, ...],
         look: bool = True,
         within: tuple[int, int | None] | None = None,
+        start: int = 1,
     ) -> None:
         """The daemon works, and time goes by; one pass may come within the other thread's."""
         if within is not None and passes:
-            self._both(passes[0], within, look=look)
+            self.change_pods(0, len(self.running), silent=False)
+            for _ in range(2):
+                self._kernel_pass()
+                self.time += 31.0  # longer than any of these addresses cools
+            self._both(passes[0], within, start, look=look)
             passes = passes[1:]
         else:
             self._pool_pass(look=look)
@@ -227,10 +237,23 @@ class PoolMachine(RuleBasedStateMachine):
         """Somebody sets the wall clock, or a time service does; what has passed is the same."""
         self.skew = skew
 
-    def _both(self, kind: str, within: tuple[int, int | None], *, look: bool) -> None:
-        """A pass over the kernel by the other thread, within one over the pool."""
+    def _both(self, kind: str, within: tuple[int, int | None], start: int, *, look: bool) -> None:
+        """Pods come while the one thread gives back what others have left, and the other serves.
+
+        Args:
+            kind: of the pass that serves them.
+            within: at which call of the first thread it begins, and at which of its own it stops.
+            start: pods that come.
+            look: at EC2.
+        """
         self._plug()
-        baton = self.baton = self.lock.baton = Baton(lambda: self._serve(kind), *within)
+
+        def second() -> None:
+            for _ in range(start):
+                self._start()
+            self._serve(kind)
+
+        baton = self.baton = self.lock.baton = Baton(second, *within)
         try:
             with suppress(ReconcilerError):
                 self.node.pool_pass(self.document, look=look)
@@ -337,6 +360,8 @@ class PoolMachine(RuleBasedStateMachine):
         resting = {c.address for c in records.cooling}
         alive = {intent(n).key for n in self.running}
         assert not alive & {key for address, key in held.items() if address in resting}
+        leaving = [q.network for q in records.quarantined]
+        assert not [a for a in held if any(a in network for network in leaving)]
 
     @invariant()
     def no_limit_is_exceeded(self) -> None:

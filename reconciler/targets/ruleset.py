@@ -219,7 +219,7 @@ def _decode_expression(name: str, body: Attributes) -> tuple[Expression, ...]:
         return ()
     try:
         return DECODERS[name](body) if name in DECODERS else (Unclear(name, name in ENDING),)
-    except (KeyError, struct.error):
+    except (KeyError, IndexError, struct.error):
         return (Unclear(name),)  # of a kernel that says it otherwise
 
 

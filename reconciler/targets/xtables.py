@@ -38,7 +38,7 @@ def decode_match(name: str, revision: int, info: bytes) -> tuple[Expression, ...
     """Return what a match asks for."""
     try:
         return MATCHES[name](revision, info) if name in MATCHES else (Unclear(name),)
-    except struct.error:
+    except (struct.error, IndexError):
         return (Unclear(name),)
 
 
@@ -48,12 +48,15 @@ def decode_target(name: str, revision: int, info: bytes) -> tuple[Expression, ..
         return (Verdict(VERDICTS[name]),)
     if name in NEUTRAL:
         return ()
-    if name == "MARK" and revision == 2:
-        mark, mask = struct.unpack_from("II", info)
-        return (SetMark(mask, mark),)
-    if name == "CONNMARK" and revision >= 1:
-        nfmask, mode = struct.unpack_from("8xIB", info)
-        return (SetMark(nfmask, 0, known=False),) if mode == RESTORE else ()
+    try:
+        if name == "MARK" and revision == 2:
+            mark, mask = struct.unpack_from("II", info)
+            return (SetMark(mask, mark),)
+        if name == "CONNMARK" and revision >= 1:
+            nfmask, mode = struct.unpack_from("8xIB", info)
+            return (SetMark(nfmask, 0, known=False),) if mode == RESTORE else ()
+    except struct.error:
+        pass  # of a kernel that keeps it otherwise
     return (Unclear(name, ends=True),)
 
 

@@ -8,17 +8,21 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lab import rulesets, services
 from lab.rulesets import Backend
 from reconciler.core.plan import Change, Verb
-from reconciler.core.ruleset import ChainId, Ruleset
+from reconciler.core.ruleset import ChainId, Expression, Ruleset
 from reconciler.core.walk import Fate, Mark, Passage, State, at_hook
 from reconciler.domains.nat import NftTable
 from reconciler.targets import ruleset as target
 from reconciler.targets.legacy import PRIORITIES, LegacyTables
 from reconciler.targets.nft import Nft
 from reconciler.targets.ruleset import ForeignChains
+from reconciler.targets.xtables import MATCHES as MATCHES_OF_XT
+from reconciler.targets.xtables import decode_match, decode_target
 
 pytestmark = pytest.mark.kernel
 
@@ -257,3 +261,17 @@ def test_an_unchanged_ruleset_is_not_read_again(home: str) -> None:
     run("iptables-legacy", "-F", "BIG")
     assert chains.observe() is not seen[0]
     assert legacy.ruleset(("filter",)) is not seen[1]
+
+
+@given(
+    name=st.sampled_from([*MATCHES_OF_XT, "unknown"]),
+    revision=st.integers(0, 9),
+    info=st.binary(max_size=200),
+)
+def test_no_match_or_target_of_another_kernel_ends_the_look(
+    name: str, revision: int, info: bytes
+) -> None:
+    assert all(isinstance(e, Expression) for e in decode_match(name, revision, info))
+    for target_name in ("MARK", "CONNMARK", "REJECT", "SNAT", name):
+        found = decode_target(target_name, revision, info)
+        assert all(isinstance(e, Expression) for e in found)

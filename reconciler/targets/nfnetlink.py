@@ -355,7 +355,8 @@ class Nfnetlink:
         place, number = slice(HEADERS, HEADERS + len(start)), NUMBERS[family]
 
         def ours(messages: Iterable[bytes]) -> list[Chain]:
-            return [_decode(m) for m in messages if m[16] == number and m[place] == start]
+            found = (m for m in messages if m[16] == number and m[place] == start)
+            return [_decode(m) for m in islice(found, MAX_OBJECTS)]
 
         return self._dump(NFT_MSG_GETCHAIN, "chains", ours)
 

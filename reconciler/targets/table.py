@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.core.plan import Change, Verb
@@ -16,6 +17,7 @@ from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftT
 from reconciler.targets import elements
 from reconciler.targets.nfnetlink import (
     HOOKS,
+    MAX_OBJECTS,
     NFT_MSG_DELCHAIN,
     NFT_MSG_DELRULE,
     NFT_MSG_DELSET,
@@ -56,6 +58,8 @@ BIG_ENDIAN = bytes([0, 4]) + struct.pack("I", 2)
 TABLE_FLAGS = {1: "dormant", 2: "owner", 4: "persist"}
 ACCEPT = 1
 
+T = TypeVar("T")
+
 UNREADABLE = frozenset({NftTable(readable=False)})
 
 
@@ -88,11 +92,18 @@ def read(
 
 def _chains(kernel: Nfnetlink, texts: Mapping[bytes, str]) -> list[NftChain]:
     rules: dict[str, list[str]] = {}
-    for name, expressions in kernel.table_rules("inet", TABLE):
+    chains = _bounded(kernel.table_chains("inet", TABLE))
+    for name, expressions in _bounded(kernel.table_rules("inet", TABLE)):
         # What was never ours is told by its bytes, and is like no rule that is desired.
         known = texts.get(expressions) or f"unknown {expressions.hex()}"
         rules.setdefault(text(name), []).append(known)
-    return [_chain(c, rules.get(c.name, ())) for c in kernel.table_chains("inet", TABLE)]
+    return [_chain(c, rules.get(c.name, ())) for c in chains]
+
+
+def _bounded(found: list[T]) -> list[T]:
+    if len(found) >= MAX_OBJECTS:
+        raise _UnreadableError  # to make the table anew is cheaper than to take each of them away
+    return found
 
 
 def _chain(chain: Chain, rules: Sequence[str]) -> NftChain:
@@ -113,7 +124,7 @@ def _sets(kernel: Nfnetlink, reader: elements.Reader) -> Iterator[NftObject]:
         if kernel.table_parts(kind, "inet", TABLE):
             raise _UnreadableError
     reader.begin()
-    for found in kernel.table_parts(NFT_MSG_GETSET, "inet", TABLE):
+    for found in _bounded(kernel.table_parts(NFT_MSG_GETSET, "inet", TABLE)):
         numbers = {kind: int.from_bytes(found.get(kind, b""), "big") for kind in (3, 4, 6)}
         flags, data = numbers[NFTA_SET_FLAGS], numbers[NFTA_SET_DATA_TYPE]
         if flags & SET_ANONYMOUS:

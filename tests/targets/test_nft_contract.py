@@ -246,7 +246,7 @@ OURS = b"node_network"
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("what", ["fatal set", "chain", "rule", "many"])
+@pytest.mark.parametrize("what", ["fatal set", "chain", "rule", "many", "chains", "rules"])
 def test_what_no_program_would_write_into_our_table_is_undone_too(what: str) -> None:
     """Bytes that are no text, what ends libnftables, and more than is worth reading."""
     with namespace("nft") as name, netns.inside(name):
@@ -264,6 +264,14 @@ def test_what_no_program_would_write_into_our_table_is_undone_too(what: str) -> 
                 pods = (f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(100_000))
                 elements = [NftElement("pods_ipv4", a, a) for a in map(ip_address, pods)]
                 assert target.apply([Change(Verb.CREATE, e, "test") for e in elements]) == ()
+            case "chains" | "rules":
+                numbers = range(10_001)
+                inside = {
+                    "chains": "\n".join(f"chain x{n} {{ }}" for n in numbers),
+                    "rules": "chain x {\n" + "counter\n" * len(numbers) + "}",
+                }
+                script = f"table inet node_network {{\n{inside[what]}\n}}\n"
+                subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True)
         assert target.observe(nat.desire(now)) != nat.desire(now)
         reach(target, now)
         assert target.observe() == nat.desire(now)

@@ -436,6 +436,7 @@ def running(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         (duty, "BACKOFF_S", (0.001, 0.01)),
         (daemon, "RETRY_S", 0.05),
         (daemon, "POOL_BACKOFF_S", (0.001, 0.01)),
+        (daemon, "POOL_PASS_S", 0.05),
         (daemon, "TIDY_S", 0.05),
         (daemon, "WATCHES_S", 0.05),
         (daemon, "READING_S", 0.05),

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.finding import Finding
+from reconciler.core.remembered import Remembered
 from reconciler.core.ruleset import BaseChain, ChainId, Ruleset
 from reconciler.core.walk import Fate, Hit, Passage, State, walk
 
@@ -84,7 +85,6 @@ def sample(pods: Iterable[Pod]) -> tuple[Pod, ...]:
     return tuple(pod for (link, _), group in chosen.items() if link in links for pod in group)
 
 
-@lru_cache(maxsize=2)
 def judge(
     ruleset: Ruleset, traffic: Traffic, tables: frozenset[str] = frozenset(), *, only: bool = False
 ) -> tuple[Finding, ...]:
@@ -98,10 +98,21 @@ def judge(
         tables: whose chains are left out.
         only: whose chains are looked at instead.
     """
-    bases = [b for b in ruleset.bases if (b.id.table in tables) is only]
+    found: tuple[Finding, ...] = _JUDGES[only](ruleset, traffic, tables, only)
+    return found
+
+
+def _judge(
+    ruleset: Ruleset, traffic: Traffic, tables: frozenset[str], which: bool
+) -> tuple[Finding, ...]:
+    bases = [b for b in ruleset.bases if (b.id.table in tables) is which]
     trial = _Trial(ruleset, traffic)
     found = [*_forwarding(bases, trial), *_host(bases, trial), *_source(bases, trial)]
     return (*dict.fromkeys(found),)
+
+
+_JUDGES = {which: Remembered(_judge) for which in (False, True)}
+"""The last answers, and no earlier ones: traffic may name 10,000 CIDRs."""
 
 
 @lru_cache(maxsize=4)

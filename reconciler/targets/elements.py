@@ -70,9 +70,13 @@ class Reader:
         self._parts_before, self._known_before = self._parts, self._known
 
     def begin(self) -> None:
-        """Begin a look at all sets: what it does not meet is forgotten by the next one."""
+        """Begin a look at all sets."""
         self._parts_before, self._known_before = self._parts, self._known
         self._parts, self._known = {}, {}
+
+    def end(self) -> None:
+        """End it: what it has not met is forgotten, for the next look may be far away."""
+        self._parts_before, self._known_before = self._parts, self._known
 
     def read(
         self, kernel: Nfnetlink, name: bytes, key_type: str, *, is_interval: bool

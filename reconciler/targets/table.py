@@ -145,6 +145,7 @@ def _sets(kernel: Nfnetlink, reader: elements.Reader) -> Iterator[NftObject]:
             yield from reader.read(kernel, name, key_type, is_interval=interval)
         except elements.UnknownError as error:
             raise _UnreadableError from error
+    reader.end()
 
 
 @dataclass(slots=True)

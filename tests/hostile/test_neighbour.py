@@ -143,6 +143,30 @@ def test_a_socket_full_of_idle_connections_and_64_descriptors(neighbourhood: Any
         n.serve()
 
 
+def test_9980_excluded_cidrs_that_come_and_go(neighbourhood: Any) -> None:
+    """The second time: to parse such a document once makes the interpreter's arenas grow for good.
+
+    They hold what is allocated meanwhile and lives on, so that the C library gets few of them
+    back; nothing of the document itself is kept.
+    """
+    n = neighbourhood
+    cidrs = ", ".join(f"172.16.{i // 64}.{i % 64 * 4}/31" for i in range(9980 // 2))
+    cidrs += ", " + ", ".join(f"172.17.{i // 64}.{i % 64 * 4}/31" for i in range(9980 // 2))
+
+    def edit() -> None:
+        generation = n.cluster.status()["document"]["generation"]
+        with n.document(cidrs):
+            until(lambda: n.cluster.status()["document"]["generation"] > generation)
+            n.serve()
+            n.await_rest()
+        until(lambda: n.cluster.status()["document"]["generation"] > generation + 1)
+        n.serve()
+
+    edit()
+    with n.lives_through():
+        edit()
+
+
 def test_somebody_elses_ruleset_of_20000_rules(neighbourhood: Any) -> None:
     n = neighbourhood
     rules = [f"ip saddr 192.0.{i // 250}.{i % 250} tcp dport {1 + i}\n" for i in range(20_000)]

@@ -114,6 +114,7 @@ def test_a_burst_of_those_who_are_about_to_ask_cuts_none_of_its_own(tmp_path: Pa
     with served(tmp_path / "s", replace(BOUNDS, grace_s=30.0)) as server, ExitStack() as stack:
         burst = [stack.enter_context(server.connect()) for _ in range(2 * BOUNDS.connections)]
         burst[-1].sendall(b"hello\n")
+        until(lambda: server.listener._resume_at is not None, "a pause instead of a cut")
         for s in burst[:-1]:
             s.sendall(b"hello\n")
         assert [s.makefile("rb").read() for s in burst] == [b"hello\n"] * len(burst)

@@ -104,7 +104,7 @@ def serving(
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds of time that a test can wait out."""
-    monkeypatch.setattr(imds, "BOUNDS", replace(BOUNDS, total_s=1.0, request_s=0.4))
+    monkeypatch.setattr(imds, "BOUNDS", replace(BOUNDS, total_s=60.0, request_s=0.4))
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
@@ -200,8 +200,9 @@ def test_a_byte_now_and_then_does_not_prolong_a_requests_time(text: bytes) -> No
         target.region()
 
 
-@pytest.mark.usefixtures("patience")
-def test_all_requests_of_a_look_together_have_a_time() -> None:
+def test_all_requests_of_a_look_together_have_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imds, "BOUNDS", replace(BOUNDS, total_s=1.0))
+
     def slow(path: str) -> Iterator[bytes]:
         threading.Event().wait(0.3)
         yield from whole(path)

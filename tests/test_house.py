@@ -278,6 +278,18 @@ def test_the_daemonset_mounts_every_directory_that_it_names_to_the_reconciler() 
         assert f"- name: {volume}\n          hostPath: {{path: {directory}," in text
 
 
+def test_every_input_in_the_table_of_inputs_has_a_bound_and_a_test_that_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    section = text.split("## Inputs and their bounds\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    assert len(rows) > 30
+    assert {len(row) for row in rows[2:]} == {5}
+    for what, _, bound, _, tests in rows[2:]:
+        assert bound not in {"", "\N{EN DASH}"}, what
+        for test in re.findall(r"`(\S+\.py)`", tests):
+            assert (ROOT / "tests" / test).is_file(), f"{what}: {test}"
+
+
 def test_nothing_committed_names_a_package_index_or_this_machine() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -280,3 +280,5 @@ class Listener:
         self._selector.unregister(connection.socket)
         del self._held[connection.socket.fileno()]
         connection.socket.close()
+        if self._resume_at is not None:
+            self._resume_at = 0.0  # its place is free

@@ -7,7 +7,7 @@ set of fates: if there is one, it is certain.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 
@@ -198,7 +198,7 @@ class Fate:
         words: accept, drop, snat, dnat; more than one if it is not certain.
         hits: rules that do, or may do, anything but accept.
         mark: as the chain leaves it.
-        steps: rules that were looked at.
+        steps: rules that were looked at; a long one, or one with large sets, is several.
     """
 
     base: BaseChain
@@ -285,8 +285,14 @@ class _Way:
         words: set[str] = set()
         exits: list[Mark] = []
         for number, rule in enumerate(rules, 1):
-            self.steps += 1
-            found = _Evaluation(self.passage, mark, name, self.elements_of).of(rule)
+            if self.steps >= self.most:
+                self.hits.append(Hit(name, 0, "unread"))
+                words |= {"accept", "drop", "through"}
+                exits.append(UNKNOWN_MARK)
+                break
+            evaluation = _Evaluation(self.passage, mark, name, self.elements_of)
+            found = evaluation.of(rule)
+            self.steps += max(1, evaluation.work // STEP)
             if found.truth is False:
                 continue
             possible, after = self._verdicts(found, name, number, depth)
@@ -344,6 +350,11 @@ class _Found:
     asks: str = ""
 
 
+EXPRESSION, PARTLY_KNOWN, STEP = 64, 32, 256
+"""What an expression costs, and an element that is compared with a value known in part, in
+comparisons of an element with one known whole, which take 0.1 microseconds; and how many of these
+are a step."""
+
 MAX_VERDICTS = 64
 """Chains that one map may lead to when its key is not known; beyond it the rule is not walked."""
 
@@ -358,6 +369,7 @@ class _Evaluation:
         self._mark = mark
         self._chain = chain
         self._elements_of = elements_of
+        self.work = 0
         self._value = bytearray(REGISTERS)
         self._known = bytearray(REGISTERS)
         self._asks: list[str] = []
@@ -366,6 +378,7 @@ class _Evaluation:
     def of(self, rule: Rule) -> _Found:
         truth: bool | None = True
         for expression in rule:
+            self.work += EXPRESSION
             if isinstance(expression, Verdict):
                 return self._found(truth, (expression,))
             if isinstance(expression, InSet) and expression.verdicts:
@@ -472,20 +485,42 @@ class _Evaluation:
         if elements is None:
             return None
         maybe = not elements.whole
-        for first, last, _ in elements.ranges:
-            holds = _between(*self._at(register, len(first)), first, last)
+        for holds, _ in self._matching(register, elements):
             if holds:
                 return True
-            maybe = maybe or holds is None
+            maybe = True
         return None if maybe else False
+
+    def _matching(
+        self, register: int, elements: Elements
+    ) -> Iterator[tuple[bool | None, Verdict | None]]:
+        """Yield what has, or may have, what is in a register; and its verdict."""
+        if not elements.ranges:
+            return
+        size = len(elements.ranges[0][0])  # keys of a set are equally long
+        value, known = self._at(register, size)
+        self.work += len(elements.ranges)
+        if known == b"\xff" * size:
+            for first, last, verdict in elements.ranges:
+                if first <= value <= last:
+                    yield True, verdict
+        elif not any(known):
+            everything = bytes(size), b"\xff" * size
+            for first, last, verdict in elements.ranges:
+                yield True if (first, last) == everything else None, verdict
+        else:
+            self.work += PARTLY_KNOWN * len(elements.ranges)
+            for first, last, verdict in elements.ranges:
+                holds = _between(value, known, first, last)
+                if holds is not False:
+                    yield holds, verdict
 
     def _map(self, expression: InSet) -> tuple[tuple[Verdict, ...], bool]:
         """Return the verdicts that a map may give, and whether it is sure to give one of them."""
         elements = self._set(expression.set)
         may: dict[Verdict, None] = {}
-        for first, last, verdict in elements.ranges if elements else ():
-            holds = _between(*self._at(expression.register, len(first)), first, last)
-            if verdict is None or holds is False:
+        for holds, verdict in self._matching(expression.register, elements or Elements()):
+            if verdict is None:
                 continue
             if holds:
                 return (verdict,), True

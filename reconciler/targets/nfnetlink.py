@@ -68,6 +68,10 @@ MAX_OBJECTS = 10_000
 """Rules, sets or objects that are kept of one table of ours; it has fewer than a hundred, and one
 with more is made anew."""
 
+MAX_BYTES_OF_CHAIN = 4 << 20
+"""Bytes of a foreign chain's rules. One of nftables' has some 300, one of iptables' with a comment
+700; and one may have 128 expressions, each of which becomes an object."""
+
 BUFFER = 1 << 18
 """Bytes for one answer: the kernel sends a dump in pieces of 32 KiB at most, and the next one only
 when this one was read, so a dump of any size takes this much memory."""
@@ -429,12 +433,13 @@ class Nfnetlink:
         body = _string(NFTA_SET_ELEM_LIST_TABLE, table) + attribute(NFTA_SET_ELEM_LIST_SET, name)
         return self._dump(NFT_MSG_GETSETELEM, "elements", some, body, NUMBERS[family])
 
-    def rules(self, chain: Chain, limit: int) -> list[bytes]:
+    def rules(self, chain: Chain, limit: int, size: int = MAX_BYTES_OF_CHAIN) -> list[bytes]:
         """Return the rules of a chain in order, each as the attributes of its message.
 
         Args:
             chain: of any owner.
             limit: number of rules; of a longer chain none is returned.
+            size: bytes of all its rules, likewise.
 
         Raises:
             ObserveError: the kernel refused, never held still, or the chain is longer.
@@ -444,11 +449,22 @@ class Nfnetlink:
         what = f"chain {chain.path}"
 
         def some(messages: Iterable[bytes]) -> list[bytes]:
-            return [m[HEADERS:] for m in islice(messages, limit + 1)]
+            kept: list[bytes] = []
+            left = size
+            for message in islice(messages, limit + 1):
+                kept.append(message[HEADERS:])
+                left -= len(kept[-1])
+                if left < 0:
+                    break
+            return kept
 
         found = self._dump(NFT_MSG_GETRULE, what, some, body, NUMBERS[chain.family])
         if len(found) > limit:
             raise ObserveError(what, f"it has more than {limit} rules, and is not looked at")
+        if sum(map(len, found)) > size:
+            raise ObserveError(
+                what, f"its rules have more than {size} bytes, and are not looked at"
+            )
         return found
 
     def elements(

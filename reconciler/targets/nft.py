@@ -26,6 +26,7 @@ from reconciler.targets import table
 from reconciler.targets.compiler import CompileError, Compiler
 from reconciler.targets.elements import Reader
 from reconciler.targets.nfnetlink import (
+    MAX_BYTES_OF_CHAIN,
     NFT_MSG_DELRULE,
     NFT_MSG_DELTABLE,
     NFT_MSG_NEWRULE,
@@ -188,7 +189,8 @@ that are the first to tell a program which marks packets. A cluster with 10,000 
 
 MAX_RULES, MAX_RULES_IN_ALL = 1_000, 10_000
 """Rules that are looked at of one foreign chain, and of all. Whoever has more in a forward chain
-itself is told that it was not looked at; a rule costs 50 microseconds to decode."""
+itself is told that it was not looked at; a rule costs 50 microseconds to decode. All together
+have no more bytes than one chain may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,16 +269,18 @@ class ForwardRules:
         chains: list[ForwardChain] = []
         handles: dict[ForwardAccept, tuple[int, ...]] = {}
         unread: list[tuple[str, str]] = []
-        left = MAX_RULES_IN_ALL
+        left, left_bytes = MAX_RULES_IN_ALL, MAX_BYTES_OF_CHAIN
         for chain in hooked:
             if chain.hook != "forward" or chain.table in NEVER_FIREWALLS:
                 continue
             try:
-                rules = [decode_rule(r) for r in self._kernel.rules(chain, min(MAX_RULES, left))]
+                raw = self._kernel.rules(chain, min(MAX_RULES, left), left_bytes)
             except ObserveError as error:
                 unread.append((error.what, error.why))
                 continue
+            rules = [decode_rule(r) for r in raw]
             left -= len(rules)
+            left_bytes -= sum(map(len, raw))
             chains.append(_forward_chain(chain, [r.body for r in rules]))
             for rule in rules:
                 if rule.comment == ALIAS:

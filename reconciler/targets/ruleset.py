@@ -29,7 +29,7 @@ from reconciler.core.ruleset import (
     Within,
 )
 from reconciler.errors import ObserveError
-from reconciler.targets.nfnetlink import HEADERS, Chain, Nfnetlink, attributes
+from reconciler.targets.nfnetlink import HEADERS, MAX_BYTES_OF_CHAIN, Chain, Nfnetlink, attributes
 from reconciler.targets.xtables import decode_match, decode_target
 
 MAX_RULES, MAX_RULES_IN_ALL = 5_000, 20_000
@@ -39,7 +39,12 @@ longer chain is not read, and said not to have been."""
 MAX_SET_MESSAGES = 64
 """Answers in which the kernel lists a set: some 5,000 elements. A larger set may hold anything."""
 
-MAX_SETS = 1024
+MAX_SETS, MAX_ELEMENTS_IN_ALL = 1024, 50_000
+"""Sets, and elements of all of them, that are kept of one look; an element takes 150 to 400 bytes.
+Sets beyond it may hold anything."""
+
+MAX_BYTES_IN_ALL = 16 << 20
+"""Bytes of all rules in one look; as objects they take three times as many."""
 
 MAX_BASES = 256
 """Chains that packets come to by themselves; a node has some twenty."""
@@ -138,6 +143,8 @@ class _Reading:
     def __init__(self, kernel: Nfnetlink) -> None:
         self._kernel = kernel
         self._left = MAX_RULES_IN_ALL
+        self._left_bytes = MAX_BYTES_IN_ALL
+        self._left_elements = MAX_ELEMENTS_IN_ALL
         self.rules: dict[ChainId, tuple[Rule, ...] | None] = {}
         self.elements: dict[tuple[str, str, str], Elements | None] = {}
 
@@ -177,21 +184,26 @@ class _Reading:
         place = _raw(chain.table), _raw(chain.name)
         there = Chain(chain.family, chain.table, chain.name, place=place)
         try:
-            found = self._kernel.rules(there, min(MAX_RULES, self._left))
+            found = self._kernel.rules(
+                there, min(MAX_RULES, self._left), min(MAX_BYTES_OF_CHAIN, self._left_bytes)
+            )
         except ObserveError:
             return None  # it is longer than that, or never holds still: whoever walks here says so
         self._left -= len(found)
+        self._left_bytes -= sum(map(len, found))
         return tuple(map(_decode_rule, found))
 
     def _elements(self, family: str, table: str, name: str) -> Elements | None:
-        if len(self.elements) >= MAX_SETS:
+        if len(self.elements) >= MAX_SETS or self._left_elements <= 0:
             return None
         place = _raw(table), _raw(name)
         try:
             flags, messages = self._kernel.elements(family, *place, MAX_SET_MESSAGES)
         except ObserveError:
             return None
-        return _decode_elements(messages, is_interval=bool(flags & NFT_SET_INTERVAL))
+        found = _decode_elements(messages, is_interval=bool(flags & NFT_SET_INTERVAL))
+        self._left_elements -= len(found.ranges)
+        return found if self._left_elements >= 0 else None
 
 
 def _name(place: bytes) -> str:
@@ -399,7 +411,7 @@ def _joined(
     for number, (key, is_start, verdict) in enumerate(edges):
         if not is_start:
             continue
-        beyond = next((e[0] for e in edges[number + 1 :]), None)
+        beyond = edges[number + 1][0] if number + 1 < len(edges) else None
         if beyond is None:
             yield key, b"\xff" * len(key), verdict
         else:

@@ -17,9 +17,10 @@ from reconciler.core.plan import Change, Verb
 from reconciler.core.ruleset import ChainId, Expression, Ruleset
 from reconciler.core.walk import Fate, Mark, Passage, State, at_hook
 from reconciler.domains.nat import NftTable
+from reconciler.targets import nft
 from reconciler.targets import ruleset as target
 from reconciler.targets.legacy import PRIORITIES, LegacyTables
-from reconciler.targets.nft import Nft
+from reconciler.targets.nft import ForwardRules, Nft
 from reconciler.targets.ruleset import ForeignChains
 from reconciler.targets.xtables import MATCHES as MATCHES_OF_XT
 from reconciler.targets.xtables import decode_match, decode_target
@@ -246,6 +247,47 @@ def test_a_set_beyond_the_bound_may_hold_anything(
     (fate,) = fates("forward", OUT)
     assert fate.words == {"accept", "drop"}
     assert fate.hits[0].asks == "set s"
+
+
+def test_all_sets_and_all_rules_together_have_a_bound_too(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elements = ", ".join(f"192.0.{n // 256}.{n % 256}" for n in range(400))
+    sets = "".join(
+        f"set s{n} {{ type ipv4_addr; elements = {{ {elements} }}; }}\n" for n in range(3)
+    )
+    asks = "".join(f"ip daddr @s{n} drop\n" for n in range(3))
+    marks = "meta mark set 1 " * 50
+    run(
+        "nft",
+        "-f",
+        "-",
+        text=f"""table ip t {{
+        {sets}
+        chain c {{ type filter hook forward priority 0;
+            {asks}
+        }}
+        chain d {{ type filter hook forward priority 1;
+            {marks}
+        }}
+    }}""",
+    )
+    assert {e and len(e.ranges) for e in read().elements.values()} == {400}
+    forward = ForwardRules()
+    assert len(forward.chains()[1]) == 2
+    assert not forward.unread()
+    monkeypatch.setattr(target, "MAX_ELEMENTS_IN_ALL", 1000)
+    assert [e and len(e.ranges) for e in read().elements.values()] == [400, 400, None]
+    monkeypatch.setattr(target, "MAX_BYTES_IN_ALL", 2000)
+    found = read()
+    assert found.rules[ChainId("nft", "ip", "t", "c")]
+    assert found.rules[ChainId("nft", "ip", "t", "d")] is None
+    monkeypatch.setattr(nft, "MAX_BYTES_OF_CHAIN", 2000)
+    forward = ForwardRules()
+    assert [c.name for c in forward.chains()[1]] == ["c"]
+    ((what, why),) = forward.unread()
+    assert what == "chain ip t d"
+    assert "bytes" in why
 
 
 def test_an_unchanged_ruleset_is_not_read_again(home: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.finding import Finding
@@ -115,13 +114,32 @@ _JUDGES = {which: Remembered(_judge) for which in (False, True)}
 """The last answers, and no earlier ones: traffic may name 10,000 CIDRs."""
 
 
-@lru_cache(maxsize=4)
-def lets_pass(ruleset: Ruleset, chain: ChainId, traffic: Traffic) -> bool:
-    """Whether a forward chain accepts packets from and to pods for certain."""
+def accepting(
+    ruleset: Ruleset, traffic: Traffic, chains: frozenset[ChainId]
+) -> frozenset[ChainId]:
+    """Return which of some forward chains accept packets from and to pods for certain.
+
+    Remembered as ``judge`` is. All of them together look at so many rules; of those beyond it
+    nothing is certain.
+    """
+    found: frozenset[ChainId] = _ACCEPTING(ruleset, traffic, chains)
+    return found
+
+
+def _accepting(
+    ruleset: Ruleset, traffic: Traffic, chains: frozenset[ChainId]
+) -> frozenset[ChainId]:
     trial = _Trial(ruleset, traffic)
-    bases = [b for b in ruleset.bases if b.id == chain and b.hook == "forward"]
-    fates = [trial.walk(b, p) for b in bases for _, way in _directions(b, traffic) for p in way]
-    return bool(fates) and all(f.surely("accept") for f in fates)
+
+    def accepts(base: BaseChain) -> bool:
+        fates = [trial.walk(base, p) for _, way in _directions(base, traffic) for p in way]
+        return bool(fates) and all(f.surely("accept") for f in fates)
+
+    bases = (b for b in ruleset.bases if b.id in chains and b.hook == "forward")
+    return frozenset(b.id for b in bases if accepts(b))
+
+
+_ACCEPTING = Remembered(_accepting)
 
 
 class _Trial:

@@ -237,16 +237,13 @@ def filtered(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
 
 
 def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
-    for chain in foreign.forward or ():
-        served = chain.family == "inet" or chain.family in ours.families
-        if not (chain.drops or chain.shut) or not served or chain.table == FIREWALLD:
-            continue
-        shut = [
-            pattern
-            for pattern in sorted(ours.patterns)
-            if not all(_lets(chain.accepts, way, pattern) for way in ("iifname", "oifname"))
-        ]
-        if shut and not _accepted(foreign, chain, ours):
+    shutting = [*_shutting(foreign, ours)]
+    # Pods' packets may be accepted by a rule in a chain that such a one jumps to.
+    accepting = filtering.accepting(
+        foreign.ruleset, ours.traffic, frozenset(_id_of(chain) for chain, _ in shutting)
+    )
+    for chain, shut in shutting:
+        if _id_of(chain) not in accepting:
             yield _dropped(chain, shut, ours)
     if FIREWALLD in foreign.tables:
         shut = [
@@ -260,10 +257,23 @@ def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
             yield _rejected(sorted(ours.patterns), RELOAD)
 
 
-def _accepted(foreign: Foreign, chain: ForwardChain, ours: Ours) -> bool:
-    """Whether pods' packets are accepted by a rule in a chain that this one jumps to."""
-    there = ChainId(chain.backend, chain.family, chain.table, chain.name)
-    return filtering.lets_pass(foreign.ruleset, there, ours.traffic)
+def _shutting(foreign: Foreign, ours: Ours) -> Iterator[tuple[ForwardChain, list[str]]]:
+    """Yield chains that drop what none of their own rules accepts, and the links meant by it."""
+    for chain in foreign.forward or ():
+        served = chain.family == "inet" or chain.family in ours.families
+        if not (chain.drops or chain.shut) or not served or chain.table == FIREWALLD:
+            continue
+        shut = [
+            pattern
+            for pattern in sorted(ours.patterns)
+            if not all(_lets(chain.accepts, way, pattern) for way in ("iifname", "oifname"))
+        ]
+        if shut:
+            yield chain, shut
+
+
+def _id_of(chain: ForwardChain) -> ChainId:
+    return ChainId(chain.backend, chain.family, chain.table, chain.name)
 
 
 def _lets(accepts: Iterable[tuple[str, str]], way: str, pattern: str) -> bool:

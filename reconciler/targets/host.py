@@ -177,7 +177,9 @@ class HostFiles:
 
 
 def _is_masked(path: Path) -> bool:
-    return path.is_symlink() and path.readlink() == Path("/dev/null")
+    with suppress(OSError):  # no link, or gone since the directory was listed
+        return path.readlink() == Path("/dev/null")
+    return False
 
 
 def _section(path: Path, section: str) -> Iterator[tuple[str, str]]:

@@ -17,8 +17,8 @@ from reconciler.core.filtering import (
     MAX_STEPS_IN_ALL,
     Pod,
     Traffic,
+    accepting,
     judge,
-    lets_pass,
     sample,
 )
 from reconciler.core.ruleset import (
@@ -124,10 +124,11 @@ def test_what_accepts_pods_before_the_drop_ends_the_finding() -> None:
     }
     found = rules((base(drops=True),), chains)
     assert reasons(found) == []
-    assert lets_pass(found, chain("forward"), TRAFFIC)
+    forward = frozenset({chain("forward")})
+    assert accepting(found, TRAFFIC, forward) == forward
     half = rules((base(drops=True),), chains | {"a": ((link("iifname", "nn*"), ACCEPT),)})
     assert reasons(half) == ["ForwardingDropped"]
-    assert not lets_pass(half, chain("forward"), TRAFFIC)
+    assert not accepting(half, TRAFFIC, forward)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +277,13 @@ def test_all_packets_together_look_at_so_many_rules_and_each_look_is_judged_once
     assert looked_at[0] <= MAX_STEPS_IN_ALL + len(bases)
     before = looked_at[0]
     assert judge(found, replace(TRAFFIC)) is said
+    assert looked_at[0] == before
+    looked_at[0] = 0
+    dropping = frozenset(b.id for b in bases)
+    assert not accepting(found, TRAFFIC, dropping), "nothing of it is certain"
+    assert looked_at[0] <= MAX_STEPS_IN_ALL + len(bases) * MAX_PODS * 2
+    before = looked_at[0]
+    accepting(found, replace(TRAFFIC), dropping)
     assert looked_at[0] == before
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,16 @@ ANSWER_S = 1.0
 
 CAP_NET_ADMIN = 12
 """Of linux/capability.h: without it nothing of the network can be changed."""
+
+SOCK_DIAG = 4
+"""The netlink family of linux/sock_diag.h: it tells of sockets what nobody needs to answer for."""
+
+DIAG_ASK = struct.Struct("=IHHIIBBHIIIII")
+"""``struct nlmsghdr``, then ``struct unix_diag_req`` of linux/unix_diag.h: family, protocol,
+padding, states, inode, what to show, cookie."""
+
+SOCK_DIAG_BY_FAMILY, DUMP, SHOW_NAME, SHOW_USER = 20, 0x301, 0x01, 0x40
+DIAG_ANSWER, DIAG_NAME, DIAG_USER = 16, 0, 7
 
 MAX_COMMAND = 200
 """Characters of the holder's command line that are told."""
@@ -77,8 +88,9 @@ class NamespaceLock:
     def _judge_holder(self, refusal: OSError) -> tuple[Finding, ...]:
         try:
             process, user = _find_holder()
-        except ConnectionRefusedError:
-            process, user = 0, 0  # bound, and not listening yet, or any more
+        except (ConnectionRefusedError, BlockingIOError):
+            # Not listening yet, or any more; or its queue is full: only the kernel answers.
+            process, user = 0, _find_user()
         except OSError as error:
             raise StateError(
                 f"cannot lock this network namespace: {refusal.strerror}, and its holder cannot "
@@ -112,6 +124,46 @@ def _find_holder() -> tuple[int, int]:
         found = s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     process, user, _ = CREDENTIALS.unpack(found)
     return process, user
+
+
+def _find_user() -> int:
+    """Return the user whose socket has the name; 0, as a reconciler's, if that cannot be told."""
+    size = DIAG_ASK.size
+    ask = DIAG_ASK.pack(
+        size, SOCK_DIAG_BY_FAMILY, DUMP, 1, 0, socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0,
+        SHOW_NAME | SHOW_USER, 0, 0,
+    )  # fmt: skip
+    with (
+        suppress(OSError, struct.error),
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as s,
+    ):
+        s.settimeout(ANSWER_S)
+        s.send(ask)
+        while True:
+            answer = memoryview(s.recv(1 << 16))
+            while len(answer) >= 16:
+                length, kind = struct.unpack_from("=IH", answer)
+                if kind != SOCK_DIAG_BY_FAMILY:
+                    return 0  # the end, or a refusal
+                user = _user_of(answer[16:length])
+                if user is not None:
+                    return user
+                answer = answer[(length + 3) & ~3 :]
+    return 0
+
+
+def _user_of(found: memoryview) -> int | None:
+    """Return whose socket it is if it has the name; None if another has it, or it is not told."""
+    attributes: dict[int, bytes] = {}
+    rest = found[DIAG_ANSWER:]
+    while len(rest) >= 4:
+        length, kind = struct.unpack_from("=HH", rest)
+        attributes[kind] = bytes(rest[4:length])
+        rest = rest[max(4, (length + 3) & ~3) :]
+    if found[1] != socket.SOCK_STREAM or attributes.get(DIAG_NAME) != NAME.encode():
+        return None
+    user = attributes.get(DIAG_USER)
+    return int.from_bytes(user, sys.byteorder) if user else None
 
 
 def _may_administer(process: int) -> bool:

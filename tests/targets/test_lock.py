@@ -110,3 +110,43 @@ assert os.wait()[1] == 0
 """
     )
     assert text.startswith("LockOccupied process THAT ONE")
+
+
+@pytest.mark.parametrize("listening", [None, 0], ids=["bound only", "its queue is full"])
+def test_whoever_of_another_user_does_not_answer_keeps_none_from_starting(
+    listening: int | None,
+) -> None:
+    """It need not listen, and it may fill its queue: who holds the name is told all the same."""
+    text = run(
+        f"""
+listen = "" if {listening} is None else "s.listen({listening}); "
+full = "c = [socket.socket(socket.AF_UNIX) for _ in range(4)]; "
+full += "[x.setblocking(False) or x.connect_ex(s.getsockname()) for x in c]; "
+HOLD = HOLD.replace("s.listen(1); ", listen and listen + full)
+other = hold("setpriv", "--reuid=65534", "--clear-groups")
+try:
+    (found,) = NamespaceLock().take()
+    print(found.reason, found.message)
+finally:
+    other.kill()
+"""
+    )
+    assert text.startswith("LockOccupied")
+    assert "of user 65534" in text
+
+
+def test_a_reconciler_whose_queue_is_full_is_one_all_the_same() -> None:
+    run(
+        """
+lock = NamespaceLock()
+assert lock.take() == ()
+for _ in range(20):
+    if os.fork() == 0:
+        try:
+            NamespaceLock().take()
+        except LockedError:
+            os._exit(0)
+        os._exit(1)
+    assert os.wait()[1] == 0
+"""
+    )

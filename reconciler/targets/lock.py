@@ -28,6 +28,12 @@ ANSWER_S = 1.0
 CAP_NET_ADMIN = 12
 """Of linux/capability.h: without it nothing of the network can be changed."""
 
+SO_RCVBUFFORCE = 33
+PROOF = (1 << 30) - 1
+"""Bytes of the receive buffer that the lock's socket asks for, of which none is ever used. Only
+CAP_NET_ADMIN gets more than net.core.rmem_max, so the size, which sock_diag tells, proves it. What
+else could, the number of the process, is not told across namespaces of processes."""
+
 SOCK_DIAG = 4
 """The netlink family of linux/sock_diag.h: it tells of sockets what nobody needs to answer for."""
 
@@ -35,8 +41,8 @@ DIAG_ASK = struct.Struct("=IHHIIBBHIIIII")
 """``struct nlmsghdr``, then ``struct unix_diag_req`` of linux/unix_diag.h: family, protocol,
 padding, states, inode, what to show, cookie."""
 
-SOCK_DIAG_BY_FAMILY, DUMP, SHOW_NAME, SHOW_USER = 20, 0x301, 0x01, 0x40
-DIAG_ANSWER, DIAG_NAME, DIAG_USER = 16, 0, 7
+SOCK_DIAG_BY_FAMILY, DUMP, SHOW_NAME, SHOW_MEMORY, SHOW_USER = 20, 0x301, 0x01, 0x20, 0x40
+DIAG_ANSWER, DIAG_NAME, DIAG_MEMORY, DIAG_USER = 16, 0, 5, 7
 
 MAX_COMMAND = 200
 """Characters of the holder's command line that are told."""
@@ -65,12 +71,13 @@ class NamespaceLock:
         if self._socket is not None:
             return ()
         s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        can_prove = _prove(s)
         try:
             s.bind(NAME)
             s.listen(8)  # whoever finds it taken asks who holds it
         except OSError as error:
             s.close()
-            return self._judge_holder(error)
+            return self._judge_holder(error, can_prove=can_prove)
         self._socket = s
         return ()
 
@@ -85,19 +92,26 @@ class NamespaceLock:
             self._socket.close()
             self._socket = None
 
-    def _judge_holder(self, refusal: OSError) -> tuple[Finding, ...]:
+    def _judge_holder(self, refusal: OSError, *, can_prove: bool) -> tuple[Finding, ...]:
+        """Tell a reconciler from others.
+
+        Args:
+            refusal: by the kernel, of the name.
+            can_prove: a reconciler can prove here what it may; else root may be one.
+        """
+        process, user, proof = 0, *_find_owner()
         try:
             process, user = _find_holder()
         except (ConnectionRefusedError, BlockingIOError):
-            # Not listening yet, or any more; or its queue is full: only the kernel answers.
-            process, user = 0, _find_user()
+            pass  # not listening yet, or any more; or its queue is full: only the kernel answers
         except OSError as error:
             raise StateError(
                 f"cannot lock this network namespace: {refusal.strerror}, and its holder cannot "
                 f"be asked: {error.strerror}"
             ) from error
+        is_able = proof >= PROOF if can_prove and proof else _may_administer(process)
         who = f"process {process or '?'} of user {user}{_command(process)}"
-        if user == 0 and _may_administer(process):
+        if user == 0 and is_able:
             raise LockedError(
                 f"{who} already reconciles this network namespace, with a state directory of its "
                 "own: end it, or start this one with the same --state-dir"
@@ -126,13 +140,25 @@ def _find_holder() -> tuple[int, int]:
     return process, user
 
 
-def _find_user() -> int:
-    """Return the user whose socket has the name; 0, as a reconciler's, if that cannot be told."""
-    size = DIAG_ASK.size
+def _prove(s: socket.socket) -> bool:
+    """Show by a socket that this process may change the network; return whether it could be."""
+    try:
+        s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, PROOF)
+    except OSError:
+        return False
+    return True
+
+
+def _find_owner() -> tuple[int, int]:
+    """Return the user whose socket has the name, and its receive buffer's size in bytes.
+
+    Both are 0 if the kernel cannot tell: it may be a reconciler's.
+    """
+    show = SHOW_NAME | SHOW_MEMORY | SHOW_USER
+    unix, size = socket.AF_UNIX, DIAG_ASK.size
     ask = DIAG_ASK.pack(
-        size, SOCK_DIAG_BY_FAMILY, DUMP, 1, 0, socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0,
-        SHOW_NAME | SHOW_USER, 0, 0,
-    )  # fmt: skip
+        size, SOCK_DIAG_BY_FAMILY, DUMP, 1, 0, unix, 0, 0, 0xFFFFFFFF, 0, show, 0, 0
+    )
     with (
         suppress(OSError, struct.error),
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as s,
@@ -144,16 +170,16 @@ def _find_user() -> int:
             while len(answer) >= 16:
                 length, kind = struct.unpack_from("=IH", answer)
                 if kind != SOCK_DIAG_BY_FAMILY:
-                    return 0  # the end, or a refusal
-                user = _user_of(answer[16:length])
-                if user is not None:
-                    return user
+                    return 0, 0  # the end, or a refusal
+                owner = _owner_of(answer[16:length])
+                if owner is not None:
+                    return owner
                 answer = answer[(length + 3) & ~3 :]
-    return 0
+    return 0, 0
 
 
-def _user_of(found: memoryview) -> int | None:
-    """Return whose socket it is if it has the name; None if another has it, or it is not told."""
+def _owner_of(found: memoryview) -> tuple[int, int] | None:
+    """Return whose socket it is, and its buffer; None if it has another name or nobody has it."""
     attributes: dict[int, bytes] = {}
     rest = found[DIAG_ANSWER:]
     while len(rest) >= 4:
@@ -162,8 +188,11 @@ def _user_of(found: memoryview) -> int | None:
         rest = rest[max(4, (length + 3) & ~3) :]
     if found[1] != socket.SOCK_STREAM or attributes.get(DIAG_NAME) != NAME.encode():
         return None
-    user = attributes.get(DIAG_USER)
-    return int.from_bytes(user, sys.byteorder) if user else None
+    if DIAG_USER not in attributes:
+        return None
+    user, memory = attributes[DIAG_USER], attributes.get(DIAG_MEMORY, b"")
+    # SK_MEMINFO_RCVBUF is the second number.
+    return int.from_bytes(user, sys.byteorder), int.from_bytes(memory[4:8], sys.byteorder)
 
 
 def _may_administer(process: int) -> bool:

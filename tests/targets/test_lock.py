@@ -12,7 +12,9 @@ pytestmark = pytest.mark.kernel
 HEAD = """\
 import os, signal, socket, subprocess, sys, time
 from reconciler.errors import LockedError
-from reconciler.targets.lock import NAME, NamespaceLock
+from reconciler.targets.lock import NAME, PROOF, SO_RCVBUFFORCE, NamespaceLock
+
+PROVE = f"s.setsockopt(socket.SOL_SOCKET, {SO_RCVBUFFORCE}, {PROOF}); s.bind"
 
 HOLD = (
     "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); "
@@ -20,7 +22,9 @@ HOLD = (
 )
 
 def hold(*prefix):
-    argv = [*prefix, sys.executable, "-c", HOLD.replace("sys.argv[1]", repr(NAME)), "the holder"]
+    program = HOLD.replace("sys.argv[1]", repr(NAME))
+    program = program if prefix else program.replace("s.bind", PROVE)
+    argv = [*prefix, sys.executable, "-c", program, "the holder"]
     other = subprocess.Popen(argv, stdout=subprocess.PIPE)
     other.stdout.readline()
     return other
@@ -48,7 +52,7 @@ finally:
 """
     )
     assert "process THAT ONE of user 0" in text
-    assert "the holder" in text
+    assert "-c import socket" in text
     assert "--state-dir" in text
 
 
@@ -112,9 +116,10 @@ assert os.wait()[1] == 0
     assert text.startswith("LockOccupied process THAT ONE")
 
 
+@pytest.mark.parametrize("rights", ["--bounding-set=-net_admin", "--reuid=65534"])
 @pytest.mark.parametrize("listening", [None, 0], ids=["bound only", "its queue is full"])
-def test_whoever_of_another_user_does_not_answer_keeps_none_from_starting(
-    listening: int | None,
+def test_whoever_holds_the_name_without_answering_keeps_none_from_starting(
+    listening: int | None, rights: str
 ) -> None:
     """It need not listen, and it may fill its queue: who holds the name is told all the same."""
     text = run(
@@ -123,7 +128,7 @@ listen = "" if {listening} is None else "s.listen({listening}); "
 full = "c = [socket.socket(socket.AF_UNIX) for _ in range(4)]; "
 full += "[x.setblocking(False) or x.connect_ex(s.getsockname()) for x in c]; "
 HOLD = HOLD.replace("s.listen(1); ", listen and listen + full)
-other = hold("setpriv", "--reuid=65534", "--clear-groups")
+other = hold("setpriv", "{rights}", "--clear-groups")
 try:
     (found,) = NamespaceLock().take()
     print(found.reason, found.message)
@@ -132,7 +137,24 @@ finally:
 """
     )
     assert text.startswith("LockOccupied")
-    assert "of user 65534" in text
+    assert f"of user {65534 if 'reuid' in rights else 0} " in text
+
+
+def test_a_root_without_rights_whose_process_is_not_seen_keeps_none_from_starting() -> None:
+    """The daemon's container has processes of its own: those of the host have no number there."""
+    text = run(
+        """
+other = hold("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+seek = "from reconciler.targets.lock import *; print(NamespaceLock().take()[0])"
+try:
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", seek]
+    subprocess.run(argv, check=True)
+finally:
+    other.kill()
+"""
+    )
+    assert "process ? of user 0" in text
+    assert "cannot be a reconciler" in text
 
 
 def test_a_reconciler_whose_queue_is_full_is_one_all_the_same() -> None:

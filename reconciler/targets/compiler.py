@@ -16,6 +16,7 @@ import nftables
 
 from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.domains.nat import SETS, NftChain
+from reconciler.errors import ObserveError
 from reconciler.targets.namespaces import empty_namespace
 from reconciler.targets.nfnetlink import Nfnetlink, text
 
@@ -39,6 +40,7 @@ class Compiler:
 
         Raises:
             CompileError: one of them is refused.
+            ObserveError: there is no namespace to translate them in.
         """
         wanted = list(chains)
         if missing := [c for c in wanted if c not in self._known]:
@@ -56,7 +58,8 @@ def _compile(chains: list[NftChain]) -> dict[NftChain, tuple[bytes, ...]]:
                 raise CompileError(" ".join(str(error).split())[:256])
             made = Nfnetlink().table_rules("inet", TABLE)
     except OSError as error:
-        raise CompileError(f"no empty network namespace: {error}") from error
+        why = f"no empty network namespace to translate our rules in: {error}"
+        raise ObserveError("nftables", why) from error
     by_chain: dict[str, list[bytes]] = {}
     for name, expressions in made:
         by_chain.setdefault(text(name), []).append(expressions)

@@ -21,6 +21,7 @@ from reconciler.domains import nat, rule
 from reconciler.domains.nat import NftChain, NftElement, NftSet, NftTable
 from reconciler.domains.rule import Rule
 from reconciler.engine import Domain, converge
+from reconciler.errors import ObserveError
 from reconciler.targets import compiler as targets_compiler
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nfnetlink import Nfnetlink
@@ -175,6 +176,20 @@ def test_other_tables_are_neither_read_nor_touched(home: str) -> None:
     Nft().apply([Change(Verb.DELETE, NftTable(), "test")])
     after = nft("list", "table", "inet", "firewall") + nft("list", "table", "ip", "node_network")
     assert before == after
+
+
+@pytest.mark.kernel
+def test_rules_that_cannot_be_translated_are_not_said_to_differ(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Any:
+        raise PermissionError(1, "Operation not permitted")
+
+    target, now = Nft(), inputs(2)
+    reach(target, now)
+    monkeypatch.setattr(targets_compiler, "empty_namespace", refuse)
+    with pytest.raises(ObserveError, match="no empty network namespace to translate our rules"):
+        Nft().observe(nat.desire(now))
 
 
 @pytest.mark.kernel

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.datapath import IpAddress
 from reconciler.core.inputs import Inputs
 from reconciler.core.lookup import Packet
-from reconciler.core.ruleset import Ruleset
+from reconciler.core.ruleset import BaseChain, Ruleset
 from reconciler.core.walk import Fate, Mark, Passage, State, at_hook
+from reconciler.domains.nat import ROUTE_MARK_PRIORITY
 from reconciler.trace import Decision, Leg, Query, Trace
 
 CLIENT_PORT = 49152
 """What a client may connect from: the first port of IANA's dynamic range, within Linux' own."""
+
+
+CONNTRACK_PRIORITY = -200
+"""NF_IP_PRI_CONNTRACK: a packet that conntrack has seen stays seen, whatever ``notrack`` says."""
 
 
 @dataclass(slots=True)
@@ -48,14 +53,36 @@ def find_obstacles(query: Query, traced: Trace, inputs: Inputs, ruleset: Ruleset
                 start = replace(start, has_way_back=True)  # of pods there is a route by each link
             mark = Mark(0)
             for hook, passage in _hooks(query, leg, packet, start):
-                at = replace(passage, mark=mark)
-                fates = at_hook(ruleset.bases, hook, at, ruleset.rules_of, ruleset.elements_of)
-                for fate in fates:
-                    _tell(found, query, traced, leg, fate)
-                    mark = fate.mark
-                if hook in ("prerouting", "output"):
-                    mark = mark.changed(mask, packet.mark)  # what our own chains do there
+                for bases, is_late in _around_ours(ruleset.bases, hook):
+                    at = replace(passage, mark=mark)
+                    fates = at_hook(bases, hook, at, ruleset.rules_of, ruleset.elements_of)
+                    for fate in fates:
+                        _tell(found, query, traced, leg, fate)
+                        mark = fate.mark
+                        if is_late and (mark.value ^ packet.mark) & mark.known & mask:
+                            found.sure.append(_says_remarked(leg, fate, packet, mask))
+                            mark = mark.changed(mask, packet.mark)  # said once
+                    if not is_late and hook in ("prerouting", "output"):
+                        mark = mark.changed(mask, packet.mark)  # what our own chains do there
     return found
+
+
+def _around_ours(
+    bases: Iterable[BaseChain], hook: str
+) -> Iterator[tuple[tuple[BaseChain, ...], bool]]:
+    """Yield a hook's chains ahead of where we set the mark, and those after it."""
+    late = tuple(b for b in bases if hook == "prerouting" and b.priority > ROUTE_MARK_PRIORITY)
+    yield tuple(b for b in bases if b not in late), False
+    if late:
+        yield late, True
+
+
+def _says_remarked(leg: Leg, fate: Fate, packet: Packet, mask: int) -> str:
+    return (
+        f"{leg.name}: chain {fate.base.id} sets bits of the packet's mark to "
+        f"{fate.mark.value & mask:#x} that are {packet.mark & mask:#x} for its route; have it "
+        f"leave {mask:#x} alone, or choose another routing.markMask"
+    )
 
 
 def _passage(query: Query, leg: Leg, packet: Packet, decision: Decision) -> Passage:
@@ -129,12 +156,28 @@ def _tell(found: Obstacles, query: Query, traced: Trace, leg: Leg, fate: Fate) -
                 f"{leg.name}: {hit} {verb} its source (snat, masquerade), so that the receiver "
                 f"does not see {traced.source}{why}"
             )
+        elif hit.what == "notrack" and _is_translated(query, traced, fate.base):
+            verb = "may take" if hit.asks else "takes"
+            found.sure.append(
+                f"{leg.name}: {hit} {verb} it out of connection tracking (notrack), so that the "
+                f"receiver sees the pod's own address and not {traced.source}{why}"
+            )
         elif hit.what == "dnat" and leg.name == "request" and not (query.endpoint or query.at):
             text = (
                 f"{leg.name}: {hit} {may}translate{'' if may else 's'} its destination{why}; "
                 "name where it leads by --endpoint, and the port by --port"
             )
             (found.hints if may else found.sure).append(text)
+
+
+def _is_translated(query: Query, traced: Trace, base: BaseChain) -> bool:
+    """Whether conntrack, which comes after a chain, gives the connection the node's address."""
+    return (
+        base.priority < CONNTRACK_PRIORITY
+        and query.pod is not None
+        and not query.inbound
+        and traced.source not in (None, *query.pod.addresses)
+    )
 
 
 def _is_kept(query: Query, traced: Trace, leg: Leg) -> bool:

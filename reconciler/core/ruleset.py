@@ -166,6 +166,17 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """The packet goes on to what comes next, and something of it was changed for good.
+
+    Attributes:
+        what: notrack: conntrack does not see it.
+    """
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unclear:
     """An expression that is not evaluated: it may hold or not.
 
@@ -189,6 +200,7 @@ Expression = (
     | SetMark
     | StoreMark
     | Verdict
+    | Changes
     | Unclear
 )
 

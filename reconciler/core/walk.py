@@ -16,6 +16,7 @@ from reconciler.core.ruleset import (
     OF_LINKS,
     BaseChain,
     ChainId,
+    Changes,
     Constant,
     Elements,
     Expression,
@@ -174,7 +175,7 @@ class Hit:
 
     Attributes:
         number: of the rule in its chain, from 1; 0 for the chain's policy.
-        what: drop, snat, dnat, or "unread" for what could not be walked.
+        what: drop, snat, dnat, notrack, or "unread" for what could not be walked.
         asks: what could not be evaluated; "" if it decides for certain.
     """
 
@@ -295,6 +296,9 @@ class _Way:
             self.steps += max(1, evaluation.work // STEP)
             if found.truth is False:
                 continue
+            for what in found.changes:
+                asks = ", ".join(dict.fromkeys(a for a in (*self.asked, found.asks) if a))
+                self.hits.append(Hit(name, number, what, asks))
             possible, after = self._verdicts(found, name, number, depth)
             if "return" in possible:
                 exits.append(after)
@@ -348,6 +352,7 @@ class _Found:
     verdicts: tuple[Verdict, ...]
     mark: Mark
     asks: str = ""
+    changes: tuple[str, ...] = ()
 
 
 EXPRESSION, PARTLY_KNOWN, STEP = 64, 32, 256
@@ -373,6 +378,7 @@ class _Evaluation:
         self._value = bytearray(REGISTERS)
         self._known = bytearray(REGISTERS)
         self._asks: list[str] = []
+        self._changes: list[str] = []
         self._loaded: dict[int, str] = {}
 
     def of(self, rule: Rule) -> _Found:
@@ -397,7 +403,8 @@ class _Evaluation:
         return self._found(truth, ())
 
     def _found(self, truth: bool | None, verdicts: tuple[Verdict, ...]) -> _Found:
-        return _Found(truth, verdicts, self._mark, ", ".join(dict.fromkeys(self._asks)))
+        asks = ", ".join(dict.fromkeys(self._asks))
+        return _Found(truth, verdicts, self._mark, asks, tuple(self._changes))
 
     def _evaluate(self, expression: Expression) -> bool | None:
         """Carry out an expression; False ends the rule, None may."""
@@ -425,6 +432,9 @@ class _Evaluation:
             case Unclear(name):
                 self._known[:] = bytes(REGISTERS)
                 return self._asked(name, None, negated=False)
+            case Changes(what):
+                self._changes.append(what)
+                return True
             case Verdict():
                 return True
 

@@ -15,6 +15,7 @@ from reconciler.core.datapath import TABLE
 from reconciler.core.ruleset import (
     BaseChain,
     ChainId,
+    Changes,
     Constant,
     Elements,
     Expression,
@@ -70,7 +71,7 @@ FIELDS_OF_CT = {0: "state", 1: "direction", 2: "status"}
 BASES = {1: "network", 2: "transport"}
 
 VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
-NEUTRAL = {"counter", "log", "notrack", "last", "objref", "dup", "flow_offload"}
+NEUTRAL = {"counter", "log", "last", "objref", "dup", "flow_offload"}
 """Expressions after which the next one is asked, whatever they do."""
 
 ENDING = {"queue", "tproxy", "synproxy", "fwd"}
@@ -229,6 +230,8 @@ def _decode_rule(body: bytes) -> Rule:
 def _decode_expression(name: str, body: Attributes) -> tuple[Expression, ...]:
     if name in NEUTRAL:
         return ()
+    if name == "notrack":
+        return (Changes(name),)
     try:
         return DECODERS[name](body) if name in DECODERS else (Unclear(name, name in ENDING),)
     except (KeyError, IndexError, struct.error):

@@ -8,7 +8,15 @@ from __future__ import annotations
 import struct
 import sys
 
-from reconciler.core.ruleset import Expression, FieldIs, InRanges, SetMark, Unclear, Verdict
+from reconciler.core.ruleset import (
+    Changes,
+    Expression,
+    FieldIs,
+    InRanges,
+    SetMark,
+    Unclear,
+    Verdict,
+)
 
 HEADER = 32
 """``struct xt_entry_match`` and ``xt_entry_target``: size, name and revision."""
@@ -21,7 +29,7 @@ XT_CONNTRACK_STATE = 1
 
 NEUTRAL = {
     *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNSECMARK", "CT", "DSCP", "HL", "LED", "LOG", "NFLOG"),
-    *("NOTRACK", "RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TOS", "TRACE", "TTL"),
+    *("RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TOS", "TRACE", "TTL"),
 }
 """Targets after which a packet goes on to the next rule, unchanged in what rules here ask for."""
 
@@ -46,6 +54,8 @@ def decode_target(name: str, revision: int, info: bytes) -> tuple[Expression, ..
     """Return what a target does, but for the verdicts that are no extension."""
     if name in VERDICTS:
         return (Verdict(VERDICTS[name]),)
+    if name == "NOTRACK" or (name == "CT" and info[:1] and info[0] & 1):  # XT_CT_NOTRACK
+        return (Changes("notrack"),)
     if name in NEUTRAL:
         return ()
     try:

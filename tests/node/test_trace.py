@@ -163,6 +163,35 @@ def test_it_never_agrees_with_what_others_do_against_it(
     assert "! request: rule 1 of chain inet guard shut" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("priority", "statement", "peer", "said"),
+    [
+        (-300, "notrack", str(PEER_HOST), "it out of connection tracking (notrack)"),
+        (-300, "notrack", VPC_HOST, ""),  # nothing is translated there
+        (0, "notrack", str(PEER_HOST), ""),  # conntrack has seen it: the kernel does nothing then
+        (
+            0,
+            "meta mark set 0x55",
+            str(PEER_HOST),
+            "sets bits of the packet's mark to 0x55 that are 0x80",
+        ),
+        (0, "meta mark set mark or 0x4000", str(PEER_HOST), ""),
+    ],
+)
+def test_what_others_do_to_its_mark_and_its_tracking_is_named(
+    still: Any, priority: int, statement: str, peer: str, said: str
+) -> None:
+    cluster, one = still
+    text = f"""table inet guard {{
+      chain base {{ type filter hook prerouting priority {priority}; {statement}; }}
+    }}
+    """
+    ruleset = rulesets.Ruleset("guard", nft=text, tables=("inet guard",))
+    with rulesets.loaded(cluster.lab.names.namespace("node1"), ruleset):
+        found = cluster.trace(one.address, peer).obstacles
+    assert any(said in text for text in found) if said else found == (), found
+
+
 def test_a_pod_without_its_own_route_is_not_agreed_with(still: Any) -> None:
     cluster, one = still
     inside = ["nsenter", f"--net={netns.path(one.namespace)}", "ip", "route"]

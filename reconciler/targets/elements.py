@@ -42,9 +42,9 @@ GOTO = -4
 PER_MESSAGE = 500
 """Elements in one message: an attribute has 64 KiB at most, and an element 100 bytes."""
 
-MAX_ELEMENTS = 100_000
-"""Elements that are read of one set. A list of the document has 10,000 CIDRs at most, and each is
-two elements; a set with more is none of our making."""
+MAX_ELEMENTS = 50_000
+"""Elements that are read of all our sets. A document has 16,384 values at most, and each CIDR is
+two elements; more are none of our making. To read one and take it away takes half a KiB."""
 
 INTERVALS = frozenset(name for s in SETS.values() for name in (s.no_snat, s.by_main))
 ADDRESSES: dict[str, type[IPv4Address | IPv6Address]] = {
@@ -68,11 +68,13 @@ class Reader:
         self._parts: dict[bytes, _Part] = {}
         self._known: dict[tuple[bytes, bytes, bytes, str], NftElement] = {}
         self._parts_before, self._known_before = self._parts, self._known
+        self._left = MAX_ELEMENTS
 
     def begin(self) -> None:
         """Begin a look at all sets."""
         self._parts_before, self._known_before = self._parts, self._known
         self._parts, self._known = {}, {}
+        self._left = MAX_ELEMENTS
 
     def end(self) -> None:
         """End it: what it has not met is forgotten, for the next look may be far away."""
@@ -87,8 +89,9 @@ class Reader:
             ObserveError: the kernel refused, or never held still.
             UnknownError: one is of a form that we never write, or there are too many.
         """
-        found = kernel.table_elements("inet", TABLE, name, MAX_ELEMENTS)
-        if len(found) == MAX_ELEMENTS:
+        found = kernel.table_elements("inet", TABLE, name, self._left + 1)
+        self._left -= len(found)
+        if self._left < 0:
             raise UnknownError
         parts = [self._part(content) for content in found]
         if not is_interval:

@@ -68,9 +68,9 @@ MAX_OBJECTS = 10_000
 """Rules, sets or objects that are kept of one table of ours; it has fewer than a hundred, and one
 with more is made anew."""
 
-MAX_BYTES_OF_CHAIN = 4 << 20
-"""Bytes of a foreign chain's rules. One of nftables' has some 300, one of iptables' with a comment
-700; and one may have 128 expressions, each of which becomes an object."""
+MAX_BYTES_OF_RULES = 4 << 20
+"""Bytes of the rules of our table, or of a foreign chain. One of nftables' has some 300, one of
+iptables' with a comment 700; and one may have 128 expressions, each of which becomes an object."""
 
 BUFFER = 1 << 18
 """Bytes for one answer: the kernel sends a dump in pieces of 32 KiB at most, and the next one only
@@ -88,6 +88,10 @@ T = TypeVar("T")
 
 Request = tuple[int, int, bytes]
 """Kind, flags and attributes of a message."""
+
+
+class TooMuchError(Exception):
+    """A table of ours has more than we would ever put there."""
 
 
 class Channel:
@@ -186,7 +190,14 @@ class Channel:
         self._socket.send(data)
         refused: OSError | None = None
         while True:
-            for message in _messages(self._socket.recv(BUFFER)):
+            try:
+                answers = self._socket.recv(BUFFER)
+            except OSError as lost:
+                if lost.errno != errno.ENOBUFS:
+                    raise
+                # Each refusal has the whole message in it; the first ones are there.
+                raise next((r for r in self.errors() if r.errno), lost) from lost
+            for message in _messages(answers):
                 answer, _, number = struct.unpack_from("HHI", message, 4)
                 if answer != NLMSG_ERROR or not first <= number <= last:
                     continue
@@ -368,16 +379,21 @@ class Nfnetlink:
         """List the rules of one table in order: the name of its chain, and its expressions.
 
         Raises:
+            TooMuchError: there are more than are worth reading.
             ObserveError: the kernel refused, or never held still.
         """
 
-        def split(messages: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-            found = (dict(attributes(m[HEADERS:])) for m in islice(messages, MAX_OBJECTS))
-            return [(f[NFTA_RULE_CHAIN][:-1], f.get(NFTA_RULE_EXPRESSIONS, b"")) for f in found]
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            kept = _within(islice(messages, MAX_OBJECTS), MAX_BYTES_OF_RULES)
+            return [m[HEADERS:] for m in kept]
 
-        return self._dump(
-            NFT_MSG_GETRULE, "rules", split, _string(NFTA_RULE_TABLE, table), NUMBERS[family]
+        bodies = self._dump(
+            NFT_MSG_GETRULE, "rules", some, _string(NFTA_RULE_TABLE, table), NUMBERS[family]
         )
+        if len(bodies) == MAX_OBJECTS or sum(map(len, bodies)) > MAX_BYTES_OF_RULES:
+            raise TooMuchError
+        found = (dict(attributes(body)) for body in bodies)
+        return [(f[NFTA_RULE_CHAIN][:-1], f.get(NFTA_RULE_EXPRESSIONS, b"")) for f in found]
 
     def mentions(self, family: str, table: str, word: bytes) -> bool:
         """Whether a word stands anywhere in a table's rules, or in a chain's name.
@@ -433,7 +449,7 @@ class Nfnetlink:
         body = _string(NFTA_SET_ELEM_LIST_TABLE, table) + attribute(NFTA_SET_ELEM_LIST_SET, name)
         return self._dump(NFT_MSG_GETSETELEM, "elements", some, body, NUMBERS[family])
 
-    def rules(self, chain: Chain, limit: int, size: int = MAX_BYTES_OF_CHAIN) -> list[bytes]:
+    def rules(self, chain: Chain, limit: int, size: int = MAX_BYTES_OF_RULES) -> list[bytes]:
         """Return the rules of a chain in order, each as the attributes of its message.
 
         Args:
@@ -449,14 +465,7 @@ class Nfnetlink:
         what = f"chain {chain.path}"
 
         def some(messages: Iterable[bytes]) -> list[bytes]:
-            kept: list[bytes] = []
-            left = size
-            for message in islice(messages, limit + 1):
-                kept.append(message[HEADERS:])
-                left -= len(kept[-1])
-                if left < 0:
-                    break
-            return kept
+            return [m[HEADERS:] for m in _within(islice(messages, limit + 1), size)]
 
         found = self._dump(NFT_MSG_GETRULE, what, some, body, NUMBERS[chain.family])
         if len(found) > limit:
@@ -572,6 +581,15 @@ class Nfnetlink:
                 if not flags & NLM_F_DUMP_INTR:
                     return chosen
         raise ObserveError(what, f"changed during each of {ATTEMPTS} dumps")
+
+
+def _within(messages: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield messages until what their attributes have is more than so many bytes."""
+    for message in messages:
+        yield message
+        size -= len(message) - HEADERS
+        if size < 0:
+            return
 
 
 def _element(table: str, name: str, key: bytes) -> bytes:

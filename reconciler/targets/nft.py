@@ -26,7 +26,7 @@ from reconciler.targets import table
 from reconciler.targets.compiler import CompileError, Compiler
 from reconciler.targets.elements import Reader
 from reconciler.targets.nfnetlink import (
-    MAX_BYTES_OF_CHAIN,
+    MAX_BYTES_OF_RULES,
     NFT_MSG_DELRULE,
     NFT_MSG_DELTABLE,
     NFT_MSG_NEWRULE,
@@ -269,7 +269,7 @@ class ForwardRules:
         chains: list[ForwardChain] = []
         handles: dict[ForwardAccept, tuple[int, ...]] = {}
         unread: list[tuple[str, str]] = []
-        left, left_bytes = MAX_RULES_IN_ALL, MAX_BYTES_OF_CHAIN
+        left, left_bytes = MAX_RULES_IN_ALL, MAX_BYTES_OF_RULES
         for chain in hooked:
             if chain.hook != "forward" or chain.table in NEVER_FIREWALLS:
                 continue

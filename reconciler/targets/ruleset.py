@@ -30,7 +30,7 @@ from reconciler.core.ruleset import (
     Within,
 )
 from reconciler.errors import ObserveError
-from reconciler.targets.nfnetlink import HEADERS, MAX_BYTES_OF_CHAIN, Chain, Nfnetlink, attributes
+from reconciler.targets.nfnetlink import HEADERS, MAX_BYTES_OF_RULES, Chain, Nfnetlink, attributes
 from reconciler.targets.xtables import decode_match, decode_target
 
 MAX_RULES, MAX_RULES_IN_ALL = 5_000, 20_000
@@ -186,7 +186,7 @@ class _Reading:
         there = Chain(chain.family, chain.table, chain.name, place=place)
         try:
             found = self._kernel.rules(
-                there, min(MAX_RULES, self._left), min(MAX_BYTES_OF_CHAIN, self._left_bytes)
+                there, min(MAX_RULES, self._left), min(MAX_BYTES_OF_RULES, self._left_bytes)
             )
         except ObserveError:
             return None  # it is longer than that, or never holds still: whoever walks here says so

@@ -39,6 +39,7 @@ from reconciler.targets.nfnetlink import (
     Chain,
     Nfnetlink,
     Request,
+    TooMuchError,
     attribute,
     nested,
     text,
@@ -93,7 +94,11 @@ def read(
 def _chains(kernel: Nfnetlink, texts: Mapping[bytes, str]) -> list[NftChain]:
     rules: dict[str, list[str]] = {}
     chains = _bounded(kernel.table_chains("inet", TABLE))
-    for name, expressions in _bounded(kernel.table_rules("inet", TABLE)):
+    try:
+        found = kernel.table_rules("inet", TABLE)
+    except TooMuchError as error:
+        raise _UnreadableError from error
+    for name, expressions in found:
         # What was never ours is told by its bytes, and is like no rule that is desired.
         known = texts.get(expressions) or f"unknown {expressions.hex()}"
         rules.setdefault(text(name), []).append(known)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +28,7 @@ from reconciler.targets import compiler as targets_compiler
 from reconciler.targets.netlink import Netlink
 from reconciler.targets.nfnetlink import Nfnetlink
 from reconciler.targets.nft import Nft
+from reconciler.targets.table import UNREADABLE
 
 
 @pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])
@@ -261,7 +264,9 @@ OURS = b"node_network"
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("what", ["fatal set", "chain", "rule", "many", "chains", "rules"])
+@pytest.mark.parametrize(
+    "what", ["fatal set", "chain", "rule", "many", "many in all", "chains", "rules", "long rules"]
+)
 def test_what_no_program_would_write_into_our_table_is_undone_too(what: str) -> None:
     """Bytes that are no text, what ends libnftables, and more than is worth reading."""
     with namespace("nft") as name, netns.inside(name):
@@ -279,6 +284,17 @@ def test_what_no_program_would_write_into_our_table_is_undone_too(what: str) -> 
                 pods = (f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(100_000))
                 elements = [NftElement("pods_ipv4", a, a) for a in map(ip_address, pods)]
                 assert target.apply([Change(Verb.CREATE, e, "test") for e in elements]) == ()
+            case "many in all":
+                pods = [ip_address((11 << 24) + n) for n in range(26_000)]
+                elements = [NftElement("pods_ipv4", a, a) for a in pods]
+                elements += [NftElement("no_snat_ipv4", a, a) for a in pods[::2]]
+                assert target.apply([Change(Verb.CREATE, e, "test") for e in elements]) == ()
+                assert target.observe(nat.desire(now)) == UNREADABLE
+            case "long rules":
+                rules = ("meta mark set 1 " * 60 + "\n") * 1000
+                script = f"table inet node_network {{\nchain x {{\n{rules}}}\n}}\n"
+                subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True)
+                assert target.observe(nat.desire(now)) == UNREADABLE
             case "chains" | "rules":
                 numbers = range(10_001)
                 inside = {
@@ -290,6 +306,15 @@ def test_what_no_program_would_write_into_our_table_is_undone_too(what: str) -> 
         assert target.observe(nat.desire(now)) != nat.desire(now)
         reach(target, now)
         assert target.observe() == nat.desire(now)
+
+
+@pytest.mark.kernel
+def test_a_large_transaction_that_is_refused_says_what_the_kernel_said(home: str) -> None:
+    """It answers to each message with all that was in it, more than the socket holds."""
+    addresses = [ip_address((11 << 24) + n) for n in range(20_000)]
+    actions = [Change(Verb.CREATE, NftElement("pods_ipv4", a, a), "test") for a in addresses]
+    (why,) = {failure.message for failure in Nft().apply(actions)}
+    assert why == os.strerror(errno.ENOENT), "there is no such set"
 
 
 @pytest.mark.kernel

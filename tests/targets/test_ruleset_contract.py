@@ -282,7 +282,7 @@ def test_all_sets_and_all_rules_together_have_a_bound_too(
     found = read()
     assert found.rules[ChainId("nft", "ip", "t", "c")]
     assert found.rules[ChainId("nft", "ip", "t", "d")] is None
-    monkeypatch.setattr(nft, "MAX_BYTES_OF_CHAIN", 2000)
+    monkeypatch.setattr(nft, "MAX_BYTES_OF_RULES", 2000)
     forward = ForwardRules()
     assert [c.name for c in forward.chains()[1]] == ["c"]
     ((what, why),) = forward.unread()

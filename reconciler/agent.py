@@ -99,6 +99,9 @@ full pass finds the rest, as it finds those whose hint never came."""
 HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken"}
 """Reasons for which no waiting helps an ADD: what is in the way is another's."""
 
+ENDING = "the reconciler was told to end while it waited; it is served by the next one"
+"""What an ADD under way is told then, whatever its budget is."""
+
 NO_CAUSE = frozenset({"foreign", "mount", "document", "forward", "executable", "conflist"})
 """Domains whose conditions are never why a pod's objects are not in place: other owners' doings,
 and what belongs on the host. They would stand ahead of the cause in a runtime's error."""
@@ -272,7 +275,8 @@ class Agent:
         for watch in self._watches:
             with self.duties.over(watch.name):
                 watch.keep()
-        with self.duties.over("keeping the state directory"):
+        # By another name than the making: that it was looked for does not end what that failed by.
+        with self.duties.over("looking for the state directory"):
             if not all(each.is_own for each in self.upkeep):
                 self._triggers.mark("files")  # no pod can ask until it is made again
         self._stopping.wait(WATCHES_S)
@@ -322,8 +326,10 @@ class Agent:
                     refusal = self._waiting.get(key)
                     if refusal and refusal.reason in HOPELESS and self._published_at >= asked_at:
                         return refusal
+                    if self._stopping.is_set():
+                        return Refusal(f"intent {key}", "NotSettled", ENDING)
                     left = deadline - time.monotonic()
-                    if left <= 0 or self._stopping.is_set():
+                    if left <= 0:
                         return self._explain(key)
                     self._changed.wait(left)
             finally:
@@ -670,7 +676,7 @@ class Agent:
                 self._displaced = error
                 self.stop()
                 return False
-        with self.duties.over("the conditions"):
+        with self.duties.over("the conditions of the state directory"):
             self._conditions.note("state directory", found)
         return True
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import SUBNET, eni, node
+from builders import SUBNET, eni, key, node
 from fake_cloud import FakeEc2, FakeImds
 from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeRemains, FakeSurroundings, FakeSysctl
 from waiting import until
@@ -21,7 +21,9 @@ from waiting import until
 from reconciler.agent import Agent
 from reconciler.client import ask
 from reconciler.core.cloud import Limits
-from reconciler.errors import LockedError, UnansweredError
+from reconciler.core.finding import Finding
+from reconciler.core.plan import Refusal
+from reconciler.errors import LockedError, StateError, UnansweredError
 from reconciler.server import Server
 from reconciler.targets.state import StateDirectory
 from reconciler.world import World
@@ -138,3 +140,32 @@ def test_whoever_has_locked_the_directory_since_has_the_node_and_this_one_steps_
     assert "has taken over" in str(daemon.ended)
     daemon.server.stop()
     assert other.socket.read_text() == "another daemon's", "its socket is not ours to remove"
+
+
+class Refused:
+    """Something of the daemon's that is gone, and that the disk does not take again."""
+
+    is_own = False
+
+    def reclaim(self) -> tuple[Finding, ...]:
+        raise StateError("cannot make it: No space left on device")
+
+
+def test_what_cannot_be_made_again_is_a_condition_until_it_can(daemon: Daemon) -> None:
+    """Another thread looks whether it is there, which makes it no more so."""
+    daemon.agent.upkeep.append(Refused())
+    until(lambda: "State" in conditions(daemon), "the condition")
+    daemon.agent.stop()
+    daemon.thread.join()
+    daemon.agent._keep_watches()
+    assert "State" in {c["reason"] for c in daemon.agent._conditions.all()}
+
+
+def test_who_waits_while_the_daemon_ends_is_not_told_that_its_budget_is_over(
+    daemon: Daemon,
+) -> None:
+    daemon.agent.stop()
+    daemon.thread.join()
+    told = daemon.agent.await_attachment(key(1), 60.0)
+    assert isinstance(told, Refusal)
+    assert "told to end" in told.message

@@ -47,8 +47,9 @@ ENTRY_SIZE, TARGET_HEADER, HOOK_FORWARD = 112, 32, 2
 ACCEPT, DROP, RETURN = -2, -1, -5
 """Verdicts of a standard target: minus the nf verdict, minus one."""
 
-MAX_TABLE_BYTES = 8 << 20
-"""Of one table, as the kernel has it: some 30,000 rules. A larger one is not read, and said so."""
+MAX_TABLE_BYTES, MAX_BYTES_IN_ALL = 8 << 20, 16 << 20
+"""Of one table, as the kernel has it: some 20,000 rules; and of all in one look, which take three
+times as much as objects. What is larger is not read, and said so."""
 
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
 NAT_SRC = 100
@@ -115,9 +116,11 @@ class LegacyTables:
             ObserveError: the kernel refused.
         """
         result, wanted = Ruleset(), frozenset(tables)
+        left = MAX_BYTES_IN_ALL
         for layout in (IPV4, IPV6):
             for table in sorted(_names(layout) & wanted):
-                found = _read(table, layout)
+                found = _read(table, layout, left)
+                left -= len(found[1]) if found else 0
                 bases, rules = _chains(table, layout, *found) if found else _unread(table, layout)
                 result = joined(result, Ruleset(bases, rules))
         if not self._seen.has_same(result):
@@ -137,14 +140,16 @@ def _names(layout: Layout = IPV4) -> frozenset[str]:
         raise ObserveError("legacy iptables", str(error)) from error
 
 
-def _read(table: str, layout: Layout = IPV4) -> tuple[bytes, bytes] | None:
-    """Return a table's info and entries; None if it is too large."""
+def _read(
+    table: str, layout: Layout = IPV4, most: int = MAX_BYTES_IN_ALL
+) -> tuple[bytes, bytes] | None:
+    """Return a table's info and entries; None if these are more bytes than one table may have."""
     level = layout.level
     try:
         with socket.socket(layout.domain, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
             info = _ask(s, SO_GET_INFO, INFO_SIZE, table.encode(), level)
             (size,) = struct.unpack_from("I", info, 80)
-            if size > MAX_TABLE_BYTES:
+            if size > min(MAX_TABLE_BYTES, most):
                 return None
             header = struct.pack("32sI4x", table.encode(), size)
             entries = _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header, level)

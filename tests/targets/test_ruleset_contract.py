@@ -219,6 +219,17 @@ def _rules_of(found: Ruleset) -> Iterable[object]:
     return found.rules.values()
 
 
+def test_all_legacy_tables_together_have_a_bound(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("iptables-legacy", "ip6tables-legacy"):
+        run(command, "-P", "FORWARD", "ACCEPT")  # it makes the table
+    tables = [ChainId("legacy", family, "filter", "FORWARD") for family in ("ip", "ip6")]
+    assert [read().rules[t] for t in tables] == [(), ()]
+    monkeypatch.setattr("reconciler.targets.legacy.MAX_BYTES_IN_ALL", 1200)
+    assert [read().rules[t] for t in tables] == [(), None]
+
+
 def test_a_name_that_is_not_utf8_is_read_and_can_be_printed(home: str) -> None:
     odd = b"\xff\xfe"
     for argv in ([b"-N", odd], [b"-A", b"FORWARD", b"-j", odd], [b"-A", odd, b"-j", b"DROP"]):

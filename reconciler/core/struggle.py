@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from reconciler.core.plan import Action, Key, Plan
@@ -24,6 +25,11 @@ WINDOW_S = 60.0
 REST_S = (1.0, 30.0)
 """First and longest rest in seconds, doubled each time: what the other side breaks may be what
 pods need, so it is never left broken for long."""
+
+MAX_KNOWN = 40_000
+"""Objects that are remembered: twice what a document can have in our sets. Whoever puts other
+objects into our table each time would have us remember a million within ``WINDOW_S``, of half a
+KiB each. One that is forgotten does not rest."""
 
 Identity = tuple[str, Key]
 """An object's kind and key."""
@@ -189,7 +195,15 @@ class Struggles:
         return Struggle(_object(action))
 
     def _with(self, changed: Mapping[Identity, Struggle]) -> Struggles:
-        return Struggles({**self.known, **changed}) if changed else self
+        if not changed:
+            return self
+        known = {**self.known, **changed}
+        if len(known) > MAX_KNOWN:
+            # Those that changed now last: what has been known longest is forgotten.
+            earlier = {k: s for k, s in self.known.items() if k not in changed}
+            known = {**earlier, **changed}
+            known = dict(islice(known.items(), len(known) - MAX_KNOWN, None))
+        return Struggles(known)
 
 
 def _object(action: Action) -> Any:

@@ -130,3 +130,16 @@ def test_a_failure_is_forgotten_when_nobody_asks_for_the_object_any_more() -> No
 def test_a_fight_is_not_forgotten_because_the_object_is_in_its_place() -> None:
     struggles = after_repairs(*range(REPAIRS))
     assert struggles.asked_for([Plan()]) == struggles
+
+
+def test_objects_that_are_others_each_time_are_not_all_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("reconciler.core.struggle.MAX_KNOWN", 10)
+    struggles = Struggles()
+    for round_ in range(REPAIRS + 1):
+        others = [put_back(n) for n in range(2 + 8 * round_, 10 + 8 * round_)]
+        struggles = struggles.after_repairs([put_back(1), *others], float(round_), ())
+        assert len(struggles.known) <= 10
+    held = struggles.hold(PLAN, float(REPAIRS), atomic=False)
+    assert held.resting == (put_back(1),), "what is changed again and again is among the last"

@@ -205,7 +205,7 @@ def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
         actions.append(AddEni(instance_id, creation, reason))
     back = _to_attach(desired, observed, at)
     for index, eni in back.items():
-        reason = "ours, but attached to nothing: its creation was interrupted"
+        reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
         actions.append(AttachEni(instance_id, eni.eni_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
         used = holds_used(eni, desired.used)

@@ -38,6 +38,11 @@ from reconciler.targets.nfnetlink import (
 )
 
 NFTA_SET_ELEM_FLAGS, INTERVAL_END = 3, 1
+NFTA_SET_ELEM_USERDATA = 6
+OPEN_INTERVAL = bytes([1, 4]) + struct.pack("I", 1)
+"""What libnftables notes at a range without an end; earlier releases wrote by it, and the kernel
+gives it no meaning. To us the missing end says it."""
+
 GOTO = -4
 PER_MESSAGE = 500
 """Elements in one message: an attribute has 64 KiB at most, and an element 100 bytes."""
@@ -157,6 +162,8 @@ def _decode(content: bytes) -> _Part:
     if length and content[length:] == END:
         return content[8:length], True, ""
     found = dict(attributes(content))
+    if found.get(NFTA_SET_ELEM_USERDATA) == OPEN_INTERVAL:
+        del found[NFTA_SET_ELEM_USERDATA]
     if not found.keys() <= {NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS}:
         raise UnknownError
     try:

@@ -259,6 +259,28 @@ def test_whatever_somebody_puts_into_our_table_is_undone(command: str) -> None:
         assert target.observe() == nat.desire(now)
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    "words",
+    [
+        *({"snat": policy} for policy in POLICIES),
+        {"snat": {"excludeCIDRs": ["255.255.255.0/24", "0.0.0.0/8", "192.0.2.7"]}},
+        {"families": ["ipv4", "ipv6"]},
+        {"families": ["ipv6"], "egressFamilies": ["ipv4"]},
+    ],
+    ids=str,
+)
+def test_a_table_that_libnftables_has_written_is_as_ours(words: dict[str, Any]) -> None:
+    """Earlier releases wrote it so; an upgrade changes nothing of it."""
+    with namespace("nft") as name, netns.inside(name):
+        target, now = Nft(), inputs(2, (attachment(1, 1),), document=document(**words))
+        reach(target, now)
+        table = nft("-s", "list", "table", "inet", "node_network")
+        again = f"delete table inet node_network\n{table}"
+        subprocess.run(["nft", "-f", "-"], input=again, check=True, text=True)
+        assert target.observe() == nat.desire(now)
+
+
 FOREIGN_BYTES = b"\xff\xfe"
 OURS = b"node_network"
 

@@ -104,6 +104,10 @@ MAX_FOREIGN_RULES = 1000
 """Other owners' ``ip rule``s that are looked at, of each family, the first ones first: the kernel
 tells them by priority, and what can hurt pods has to come before ours."""
 
+MAX_OUR_RULES = 10_000
+"""Rules of our protocol that are decoded; 737 pods have some 1,500. One takes 4 KiB, so that
+40,000 that somebody else gave our protocol would end the daemon, and the next one at its start."""
+
 FIB_BOUNDS = Bounds(16 << 20, 30, 10.0)
 """For who traces a connection, and needs whole tables: some 200,000 routes."""
 
@@ -612,12 +616,17 @@ def _read_rules(
     host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
 ) -> frozenset[Rule]:
     del desired, names
+    told = {name: host.read(RULES, takes=_is_stamped, family=AF[name]) for name in FAMILIES}
+    if (count := sum(map(len, told.values()))) > MAX_OUR_RULES:
+        why = (
+            f"{count} have our protocol {PROTOCOL}, and {MAX_OUR_RULES} at most are read; remove "
+            "those that are not ours"
+        )
+        raise ObserveError("rules", why)
     return frozenset(
         decode_rule(message, name)
-        for name in FAMILIES
-        for message in host.decode(
-            RULES, host.read(RULES, takes=_is_stamped, family=AF[name]), ("ours", name)
-        )
+        for name, messages in told.items()
+        for message in host.decode(RULES, messages, ("ours", name))
     )
 
 

@@ -521,3 +521,20 @@ def test_messages_of_ever_new_lengths_are_not_all_remembered(node: Node) -> None
             assert rtnetlink._wanted(LINKS, told[0] + padding)[16:] == told[0][16:]
     assert len(rtnetlink._layouts) <= rtnetlink.MAX_LAYOUTS
     assert node.wanted <= node.target.observe(node.wanted)
+
+
+def test_rules_of_our_protocol_that_somebody_adds_have_a_bound(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40,000 such rules took so much memory that the daemon ended, again at each start."""
+    monkeypatch.setattr(kernel, "MAX_OUR_RULES", 30)
+    assert node.wanted <= node.target.observe(node.wanted)
+    batch(
+        node.home,
+        [f"rule add from 198.18.0.{n} lookup 77 priority 512 protocol 201" for n in range(31)],
+    )
+    seen = node.target.observe(node.wanted)
+    (unread,) = seen.unread_kinds.items()
+    assert unread[0] is Rule
+    assert "protocol 201" in str(unread[1])
+    assert {o for o in node.wanted if not isinstance(o, Rule)} <= seen

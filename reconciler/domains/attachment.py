@@ -36,11 +36,8 @@ from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
 from reconciler.core.records import DOUBT_S, Records, SetAside
 
 MAX_NAMED = 20
-"""Unreadable records that get a condition of their own each; the others are counted in one."""
-
-
-MAX_NAMED = 20
-"""Addresses on the host that get a refusal each; all others are counted in one more."""
+"""Unreadable records, and addresses on the host, that get a condition each; the others are counted
+in one more."""
 
 
 @dataclass(frozen=True, slots=True)

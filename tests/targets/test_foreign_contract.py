@@ -158,9 +158,9 @@ def test_a_large_foreign_ruleset_costs_little(home: str, monkeypatch: pytest.Mon
     asked: list[str] = []
     rules = Nfnetlink.rules
 
-    def counted(kernel: Nfnetlink, chain: Chain, limit: int) -> list[bytes]:
+    def counted(kernel: Nfnetlink, chain: Chain, limit: int, *more: int) -> list[bytes]:
         asked.append(chain.path)
-        return rules(kernel, chain, limit)
+        return rules(kernel, chain, limit, *more)
 
     monkeypatch.setattr(Nfnetlink, "rules", counted)
     with rulesets.loaded(home, services.kube_proxy("nftables", many, node="10.0.1.10")):

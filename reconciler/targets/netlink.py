@@ -95,6 +95,12 @@ from reconciler.targets.rtnetlink import (
 
 RTM_F_LOOKUP_TABLE = 0x1000
 RTM_F_FIB_MATCH = 0x2000
+
+MATCH_FLAGS = {4: RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH, 6: RTM_F_FIB_MATCH}
+"""By version: flags of the question which route a packet would take. IPv4's answer names the
+route's table only with RTM_F_LOOKUP_TABLE. IPv6's always does, and refuses that flag with EINVAL
+on a socket with strict checks (inet6_rtm_valid_getroute_req)."""
+
 ALIAS_START = f"{ALIAS}:".encode()
 STAMP = bytes.fromhex(MAC_STAMP.replace(":", ""))
 
@@ -800,7 +806,7 @@ def _observe_places(
             (("RTA_DST", str(route.destination.network_address)),),
             family=AF[family_name(route.destination.version)],
             dst_len=route.destination.prefixlen,
-            flags=RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH,
+            flags=MATCH_FLAGS[route.destination.version],
         )
         found = message and decode_route(message, "", names)
         if found and found.key == route.key:

@@ -548,6 +548,19 @@ def test_a_look_at_places_shows_what_stands_in_them_and_nothing_of_other_pods(
     assert not set(mine) & world.target.observe_at(mine)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_look_at_places_shows_the_route_to_a_pod_of_either_family(
+    world: World, version: int
+) -> None:
+    host, pod = world.veth()
+    wanted = {
+        4: Route("", 512, ip_network("10.0.1.9/32"), "nnveth"),
+        6: Route("", 512, ip_network("2001:db8::9/128"), "nnveth", metric=1024),
+    }[version]
+    world.put(host, pod, Rule(f"ipv{version}", 512, 512), wanted)
+    assert wanted in world.target.observe_at([host, wanted])
+
+
 def test_a_route_that_leads_elsewhere_is_shown_as_it_is(world: World) -> None:
     host, pod = world.veth()
     wanted = Route("", 512, ip_network("10.0.1.9/32"), "nnveth")

@@ -99,8 +99,9 @@ def _chains(kernel: Nfnetlink, texts: Mapping[bytes, str]) -> list[NftChain]:
     except TooMuchError as error:
         raise _UnreadableError from error
     for name, expressions in found:
-        # What was never ours is told by its bytes, and is like no rule that is desired.
-        known = texts.get(expressions) or f"unknown {expressions.hex()}"
+        # Like no rule that is desired, so it goes, whatever it is. Not its bytes: they hold its
+        # counters, which packets change, and may be long.
+        known = texts.get(expressions) or f"unknown, of {len(expressions)} bytes"
         rules.setdefault(text(name), []).append(known)
     return [_chain(c, rules.get(c.name, ())) for c in chains]
 

@@ -31,7 +31,7 @@ def configure(cluster: Any, pool: str, more: str = "") -> None:
         "apiVersion: node-network/v1alpha1\n"
         "kind: NodeNetwork\n"
         f"warmPool: {{{pool}, cooldown: 2s}}\n"
-        "reconcile: {ec2Resync: 10s}\n"
+        "reconcile: {ec2Resync: 10s, resync: 2s}\n"
         f"{more}"
     )
 
@@ -159,7 +159,7 @@ def test_pain_20_a_pod_that_died_without_a_del_gives_its_address_back(idle: Any)
     """#3109, #3113: one missed DEL was for ever."""
     configure(idle, "addresses: {warm: 2, surplus: 0}", more="")
     text = idle.config.read_text()
-    idle.config.write_text(text.replace("{ec2Resync: 10s}", "{ec2Resync: 10s, resync: 1s}"))
+    idle.config.write_text(text.replace("resync: 2s", "resync: 1s"))
     start(idle)
     one, other = idle.add(), idle.add()
     netns.remove(one.namespace)
@@ -236,7 +236,7 @@ def test_pain_39_a_constant_demand_reaches_a_fixed_point(idle: Any) -> None:
 def test_a_pods_life_costs_no_call_of_any_kind_while_the_pool_has_room(idle: Any) -> None:
     """It has cost 10 DescribeNetworkInterfaces and 5 DescribeSubnets."""
     configure(idle, "addresses: {warm: 3, surplus: 4}")
-    idle.config.write_text(idle.config.read_text().replace("{ec2Resync: 10s}", "{resync: 2s}"))
+    idle.config.write_text(idle.config.read_text().replace("ec2Resync: 10s, ", ""))
     start(idle)
     boot = {k: n for k, n in calls(idle).items() if k.startswith("Describe")}
     one_look = {LOOKS: 2, "DescribeSubnets": 1, "DescribeInstanceTypes": 1}

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from node.conftest import Cluster, make_cluster
+from node.conftest import DOCUMENT, Cluster, make_cluster
 
 from lab.lifecycle import EXECUTABLE
 
@@ -27,6 +27,8 @@ def cluster(
     types = getattr(request.module, "TYPES", {})
     directory = tmp_path_factory.mktemp("cluster")
     with make_cluster(directory, "node1", "node2", types=types) as made:
+        # EC2's answers are confirmed by a look, and metadata is read, within a test's time.
+        made.config.write_text(DOCUMENT + "reconcile: {ec2Resync: 10s, resync: 5s}\n")
         yield made
 
 

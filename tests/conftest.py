@@ -65,9 +65,18 @@ nursery = Nursery()
 """Where labs come from that are not themselves what a test is about."""
 
 
+LONGEST = ("test_pool.py", "test_neighbour.py", "test_takeover.py")
+"""Files that take minutes, because they wait for EC2's times or fill a node with pods."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long, lest one worker be left alone with it at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("lab") is None)
+    items.sort(
+        key=lambda item: (
+            not item.path.name.endswith(LONGEST),
+            item.get_closest_marker("lab") is None,
+        )
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

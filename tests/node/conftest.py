@@ -100,13 +100,8 @@ class Cluster:
     def is_settled(self, node: str = "node1") -> bool:
         """Whether the reconciler holds the document, the whole pool included."""
         status = self.status(node)
-        enough = self.held(node) >= self.least
-        return bool(status["settled"]) and enough and not status["conditions"]
-
-    def held(self, node: str = "node1") -> int:
-        """Count the addresses that the pool holds."""
-        enis = self.status(node)["enis"]
-        return sum(e["addresses"] for e in enis if e["status"] == "attached")
+        held = sum(e["addresses"] for e in status["enis"] if e["status"] == "attached")
+        return bool(status["settled"]) and held >= self.least and not status["conditions"]
 
     def status(self, node: str = "node1") -> dict[str, Any]:
         body: dict[str, Any] = ask(self.socket(node), {"do": "status"})["status"]

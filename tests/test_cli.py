@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,11 @@ def test_whatever_a_reconciler_answers_status_ends_with_a_sentence(
         listener.bind(str(tmp_path / "node-network.sock"))
         listener.listen()
         argv = [*PROGRAM, "status", "--state-dir", str(tmp_path)]
-        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        # A suite in the background has inherited that SIGINT is ignored; its commands would too.
+        at_first = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(
+            argv, stderr=subprocess.PIPE, text=True, preexec_fn=at_first
+        ) as process:
             connection, _ = listener.accept()
             with connection:
                 assert connection.recv(1 << 16)

@@ -28,8 +28,8 @@ def main() -> None:
         "on a tmpfs.",
         "",
     ]
-    lines = [*head, *pods.measure(), "", "## EC2 calls", "", *calls.table(calls.measure()), ""]
-    RESULTS.write_text("\n".join(lines) + "\n")
+    RESULTS.write_text("\n".join([*head, *pods.measure(), ""]) + "\n")
+    calls.write(RESULTS)
     repair.write(RESULTS)
     connections.write(RESULTS)
     idle.write(RESULTS)

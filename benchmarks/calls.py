@@ -13,9 +13,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from benchmarks import pods
 from lab import lifecycle, pod
 from lab.lifecycle import Lab
 from reconciler.client import ask
+
+RESULTS = Path(__file__).with_name("results.md")
+TITLE = "## EC2 calls"
 
 TYPE = "m5.4xlarge"
 LIMIT_S = 90.0
@@ -195,5 +199,12 @@ def _until(holds: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def write(path: Path = RESULTS) -> None:
+    """Measure, and put the result in place of this section of a file."""
+    by = "Written by `make bench`; this section alone by `python -m benchmarks.calls`."
+    pods.replace_section(path, TITLE, [TITLE, "", by, "", *table(measure()), ""])
+
+
 if __name__ == "__main__":
-    print("\n".join(table(measure())))
+    write()
+    print(RESULTS.read_text())

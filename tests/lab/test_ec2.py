@@ -287,7 +287,7 @@ def test_a_denied_action_is_denied_and_no_other(ec2: Any) -> None:
 
 
 def test_stale_reads_show_the_past_and_then_the_present(ec2: Any) -> None:
-    ec2.cloud.faults.set(staleEc2Seconds=0.2)
+    ec2.cloud.faults.set(staleEc2Seconds=1.0)
     eni = create(ec2)["NetworkInterfaceId"]
 
     def known() -> bool:

@@ -27,8 +27,7 @@ def cluster(
     types = getattr(request.module, "TYPES", {})
     directory = tmp_path_factory.mktemp("cluster")
     with make_cluster(directory, "node1", "node2", types=types) as made:
-        # EC2's answers are confirmed by a look, and metadata is read, within a test's time.
-        made.config.write_text(DOCUMENT + "reconcile: {ec2Resync: 10s, resync: 5s}\n")
+        made.config.write_text(DOCUMENT + getattr(request.module, "RECONCILE", ""))
         yield made
 
 

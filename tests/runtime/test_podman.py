@@ -21,6 +21,9 @@ from lab.traffic import Receiver, probe
 TYPES = {"node1": "m5.xlarge"}
 """Node 1 has room for 30 pods."""
 
+RECONCILE = "reconcile: {ec2Resync: 10s, resync: 5s}\n"
+"""EC2's answers are confirmed by a look, and metadata is read, within a test's time."""
+
 pytestmark = [pytest.mark.lab, pytest.mark.runtime]
 
 COUNT = 30

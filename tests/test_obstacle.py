@@ -20,7 +20,7 @@ from waiting import until
 
 from cni import protocol
 from reconciler import agent as daemon
-from reconciler.agent import Agent
+from reconciler.agent import MOST_HINTS, Agent
 from reconciler.core.attachment import AttachmentKey
 from reconciler.core.cloud import Limits
 from reconciler.core.finding import Finding
@@ -43,6 +43,21 @@ class Refusing(FakeNft):
         if self.refuses:
             return tuple(ApplyError(str(a), "EPERM", "not permitted") for a in actions)
         return super().apply(actions)
+
+
+def test_hints_of_released_pods_have_a_bound_and_then_a_full_pass_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    agent = Agent(
+        tmp_path / "node-network.yaml", StateDirectory(tmp_path / "run"), World(), events=False
+    )
+    for number in range(MOST_HINTS):
+        agent.release(AttachmentKey(f"c{number}", "eth0"))
+    assert agent._triggers.wait(0) == {"intent"}
+    for number in range(10):
+        agent.release(AttachmentKey(f"more{number}", "eth0"))
+    assert len(agent._released) == MOST_HINTS
+    assert agent._triggers.wait(0) == {"pool"}
 
 
 def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Path) -> None:

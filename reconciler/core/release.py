@@ -14,7 +14,7 @@ from typing import ClassVar
 from reconciler.core.datapath import IpAddress, IpNetwork, host_network
 from reconciler.core.facts import Eni
 from reconciler.core.plan import Key, Verb
-from reconciler.core.pool import PREFIX_SIZE, Band
+from reconciler.core.pool import Band
 
 RELEASED_REST_S = 120.0
 """Seconds for which an address stays quarantined after EC2 was last asked to take it back, and
@@ -215,9 +215,3 @@ def pick(
                 chosen.append(unit)
                 held -= unit.size
     return frozenset(u.network for u in chosen)
-
-
-def prefix_of(address: IpAddress) -> IpNetwork:
-    """Return the aligned /28 that holds an IPv4 address."""
-    network = host_network(address)
-    return network.supernet(new_prefix=address.max_prefixlen - PREFIX_SIZE.bit_length() + 1)

@@ -52,7 +52,6 @@ NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
 NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN = 1, 2
 NLA_F_NESTED = 1 << 15
 
-NFPROTO_INET = 1
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 NUMBERS = {name: number for number, name in FAMILIES.items()}
 ROUTED = {"inet", "ip", "ip6"}

@@ -27,7 +27,7 @@ TITLE = "## Connections"
 ENTRIES = 100_000
 """Half of them of one pod, which leaves in the end."""
 
-ROUNDS = int(os.environ.get("CONNECTION_ROUNDS", "200"))
+ROUNDS = int(os.environ.get("CONNECTION_ROUNDS", "600"))
 GOAL = 1.2
 FULL, EMPTY = "node1", "node2"
 COOLDOWN = "2s"

@@ -30,10 +30,11 @@ from reconciler.drift import Accounts
 from reconciler.duty import Duties
 from reconciler.engine import Outcome
 from reconciler.errors import InternalError, LockedError, ReconcilerError, boundary
+from reconciler.left_out import left_out
 from reconciler.memory import give_back
 from reconciler.node import LocalNode
 from reconciler.reader import Reader, Reading
-from reconciler.result import Pass
+from reconciler.result import Pass, undone
 from reconciler.suspects import Suspects
 from reconciler.targets.files import INTERIM
 from reconciler.targets.state import StateDirectory
@@ -47,6 +48,9 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """Seconds until the kernel loop looks again when something is left to do."""
+
+LEFT_OUT_S = 5.0
+"""The same when nothing is left to do, but for pods whose data makes a domain raise."""
 
 QUIET_S = 0.5
 """Seconds without a pod after which everything is looked at, if something asks for it."""
@@ -96,8 +100,8 @@ MOST_HINTS = 1024
 """DELs that are honoured one by one, in the order they came: more than an instance has pods. A
 full pass finds the rest, as it finds those whose hint never came."""
 
-HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken"}
-"""Reasons for which no waiting helps an ADD: what is in the way is another's."""
+HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken", InternalError.reason}
+"""Reasons for which no waiting helps an ADD: what is in the way is another's, or a bug of ours."""
 
 ENDING = "the reconciler was told to end while it waited; it is served by the next one"
 """What an ADD under way is told then, whatever its budget is."""
@@ -642,7 +646,7 @@ class Agent:
             result = self._node.install(result, struggles=struggles)
         with self.duties.over("the look into pods"):
             self._conditions.note("pods", self._node.inspect(result, everyone=audit))
-        limited = any(result.outcomes[name].errors for name in HOST_WIDE)
+        limited = any(result.outcomes[name].failed for name in HOST_WIDE)
         with self._changed:
             self._latest, self._passed_generation = result, self._generation
             self._failing_since, self._has_converged = None, True
@@ -702,6 +706,10 @@ class Agent:
         rests = [due for plan in left if (due := self._drift.struggles.due(plan)) is not None]
         if rests and not any(plan.actions for plan in left):
             return max(min(rests) - time.monotonic(), RETRY_S)
+        if left_out(result.outcomes) and not any(
+            o.failed or undone(o) for o in result.outcomes.values()
+        ):
+            return LEFT_OUT_S
         if not result.settled:
             return RETRY_S
         ends = [until - time.monotonic() for until in self._node.orphans_until]
@@ -721,7 +729,7 @@ class Agent:
             self._published_at = started
             intents = result.records.among(self._asked).intents
             asked = {i.key: i for i in intents if i.state is IntentState.WANTED}
-            if not result.outcomes["attachment"].errors:  # or else nobody knows
+            if not result.outcomes["attachment"].failed:  # or else nobody knows
                 self._withdrawn = dict.fromkeys(self._asked.keys() - asked.keys(), started)
             self._changed.notify_all()
         if asked:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from reconciler.core.observed import readable, why_unread
 from reconciler.core.plan import Action, Plan, merge
-from reconciler.errors import ApplyError, ReconcilerError, boundary
+from reconciler.errors import ApplyError, PodError, ReconcilerError, boundary
 
 MAX_ROUNDS = 4
 """Rounds until a target must hold what is desired: one to apply, one to see, and two in which
@@ -105,6 +105,11 @@ class Outcome:
     def settled(self) -> bool:
         """The world holds what is desired and this was seen, not assumed."""
         return not self.remaining.actions and not self.remaining.resting and not self.errors
+
+    @property
+    def failed(self) -> bool:
+        """Something went wrong that concerns more than single pods."""
+        return any(not isinstance(e, PodError) for e in self.errors)
 
 
 Outcomes = dict[str, Outcome]

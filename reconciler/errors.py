@@ -10,6 +10,7 @@
     ├── WatchError       a change is not noticed at once, but by the clock
     ├── StateError       the state directory cannot be used: the operator must act
     ├── InternalError    what no code expected: a bug of ours, please report it
+    ├── PodError         the same, and it concerns one pod alone
     ├── ConflictError    overrides of the document contradict each other on this node
     ├── UnknownPodError  no pod of this node is meant: name another
     ├── LockedError      another reconciler holds this node
@@ -26,6 +27,7 @@ import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 FOREIGN_TEXT = 256
 """Characters kept of the text of an exception that is not ours."""
@@ -148,6 +150,25 @@ class InternalError(ReconcilerError):
         self.what = what
         self.place = f"{where} {type(cause).__name__}"
         self.trace = "".join(traceback.format_list(frames)) + said
+
+
+class PodError(ReconcilerError):
+    """One pod's data makes a domain raise what no code expects: it is left out of that domain.
+
+    Attributes:
+        key: its attachment.
+        what: names the pod.
+    """
+
+    reason = InternalError.reason
+
+    def __init__(self, key: Any, pod: str, cause: InternalError) -> None:
+        super().__init__(
+            f"pod {pod} is left out, and what the node has of it is kept as it is: {cause}"
+        )
+        self.key = key
+        self.what = f"pod {pod}"
+        self.__cause__ = cause
 
 
 @contextmanager

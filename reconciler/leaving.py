@@ -8,12 +8,13 @@ seems to lack everything.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Plan, Verb
+from reconciler.core.plan import Key, Plan, Verb
 from reconciler.core.records import Records
 from reconciler.domains.link import Veth
 from reconciler.engine import Domain
@@ -50,17 +51,14 @@ class Leaving:
         going = self._going(self._concerned(getattr(a, "object", None) for a in made))
         if not going:
             return plan
-        theirs = {
-            (o.kind, o.key)
-            for o in pod_objects(
-                replace(
-                    self._inputs,
-                    attachments=going,
-                    visit=None,
-                    pods=frozenset(a.key for a in going),
-                )
+        theirs: set[tuple[str, Key]] = set()
+        for pod in going:
+            alone = replace(
+                self._inputs, attachments=(pod,), visit=None, pods=frozenset({pod.key})
             )
-        }
+            # Of one whose objects cannot be told nothing is made but by mistake, and that is seen.
+            with suppress(ReconcilerError), boundary("desire of one pod"):
+                theirs |= {(o.kind, o.key) for o in pod_objects(alone)}
         kept = [a for a in plan.actions if a.verb is Verb.DELETE or (a.kind, a.key) not in theirs]
         return replace(plan, actions=tuple(kept))
 

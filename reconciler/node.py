@@ -46,18 +46,20 @@ from reconciler.domains import (
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.conflist import Conflist, OtherConf, Plugins
 from reconciler.domains.executable import Executable
-from reconciler.engine import Domain, Outcome, Outcomes, converge, dry_run
+from reconciler.engine import Domain, Outcome, Outcomes
 from reconciler.errors import (
     ApplyError,
     ConflictError,
     NamespaceError,
     NotReadyError,
     ObserveError,
+    PodError,
     ReconcilerError,
     boundary,
 )
 from reconciler.keeper import Keeper, Witness
 from reconciler.leaving import Leaving
+from reconciler.left_out import converge, dry_run, left_out
 from reconciler.lineup import inside_objects, kernel_domains, pod_domains, pod_objects
 from reconciler.narrow import Asked, JustRead
 from reconciler.passage import find_obstacles
@@ -79,6 +81,10 @@ from schemas.load import DocumentError
 from schemas.resolve import resolve
 
 NO_STRUGGLES = Struggles()
+
+
+OF_ONE_POD = (ApplyError, NamespaceError, PodError)
+"""Errors that say nothing of any other pod than their own."""
 
 
 class Traced(NamedTuple):
@@ -353,7 +359,7 @@ class LocalNode:
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         finished = records.unfinished & (self._proven | done.keys())
-        if (records.released or finished) and not outcomes["attachment"].errors:
+        if (records.released or finished) and not outcomes["attachment"].failed:
             going = [a for a in records.attachments if a.key in records.released]
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             # What was adopted has its record by now, and the kernel has changed since.
@@ -371,7 +377,7 @@ class LocalNode:
         visited = [a for a in visited if a in records.living]
         done = {key: a for key, a in done.items() if a in records.living}
         self._prove(records, visited, done)
-        waiting = find_waiting(outcomes["attachment"]) | find_occupied(visited, outcomes)
+        waiting = find_waiting(outcomes) | find_occupied(visited, outcomes)
         return Pass(outcomes, looked_at, records, inputs, done, waiting)
 
     def pods_pass(
@@ -408,13 +414,13 @@ class LocalNode:
         done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
         going = frozenset(done.keys() & asked.released)
         finished = frozenset(done.keys() & asked.unfinished)
-        if (going or finished) and not outcomes["attachment"].errors:
+        if (going or finished) and not outcomes["attachment"].failed:
             with self._binding:
                 after = replace(inputs, clear=going, finished=finished)
                 outcomes |= converge([domain], after)
         records = self._records_after(outcomes)
         self._proven = self._proven - keys | done.keys() & {a.key for a in living}
-        waiting = find_waiting(outcomes["attachment"]) | find_occupied(living, outcomes)
+        waiting = find_waiting(outcomes) | find_occupied(living, outcomes)
         here = {a.key: a for a in living if a.key in done}
         return Pass(outcomes, looked_at, records, inputs, here, waiting, asked=keys)
 
@@ -522,7 +528,7 @@ class LocalNode:
         left |= {about for o in outcomes for r in o.remaining.refusals if (about := r.about)}
         shared = {(o.kind, o.key) for d in self._kernel_domains for o in d.desire(node)}
         return (
-            all(isinstance(e, ApplyError | NamespaceError) for e in errors)
+            all(isinstance(e, OF_ONE_POD) for e in errors)
             and not left & shared
             and all(
                 any(
@@ -610,11 +616,14 @@ class LocalNode:
         if places is not None:
             domains = pod_domains(self._kernel, self._world.nft, places)
         inputs = replace(inputs, blind=inputs.blind | self._unread.blind(self._world.clock()))
+        assert self._records is not None
+        released = self._records.released
+        going = [a for a in self._records.attachments if a.key in released]
         earlier: Outcomes = {}
         while True:
             leaving = Leaving(inputs, self._look_again)
             hold = partial(_hold, struggles, time.monotonic(), leaving)
-            outcomes = converge(domains, inputs, hold=hold)
+            outcomes = converge(domains, inputs, hold=hold, leaving=going)
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
                 for name, o in outcomes.items()
@@ -922,14 +931,15 @@ class LocalNode:
         """Return those of whose kernel objects none is left to do, and this was seen."""
         results = [outcomes[d.name] for d in self._kernel_domains if d.name in outcomes]
         errors = [e for r in results for e in r.errors]
-        if any(not isinstance(e, ApplyError | NamespaceError) for e in errors):
+        if any(not isinstance(e, OF_ONE_POD) for e in errors):
             return []
+        apart = left_out(outcomes)
         left = {(a.kind, a.key) for r in results for a in undone(r)}
         left |= {about for r in results for f in r.remaining.refusals if (about := f.about)}
         return [
             a
             for a in attachments
-            if not left or not left & {(o.kind, o.key) for o in pod_objects(_alone(a, inputs))}
+            if a.key not in apart and (not left or _lacks_nothing(a, inputs, left))
         ]
 
     def _all_in_place(self, outcomes: Outcomes) -> bool:
@@ -988,6 +998,16 @@ def _changed_by_pods(pods: Sequence[str]) -> Iterator[Finding]:
             f"{', '.join(pods[:MAX_NAMED])}{more}; by pods.repair it is theirs, so nothing is put "
             "back; if they should have it, restart them, or set pods.repair to all",
         )
+
+
+def _lacks_nothing(attachment: Attachment, inputs: Inputs, left: Collection[Any]) -> bool:
+    """Whether none of an attachment's objects is left to do; not if those cannot be told."""
+    try:
+        with boundary("desire of one pod"):
+            objects = pod_objects(_alone(attachment, inputs))
+    except ReconcilerError:
+        return False
+    return not any((o.kind, o.key) in left for o in objects)
 
 
 def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:

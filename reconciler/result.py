@@ -13,6 +13,7 @@ from reconciler.core.records import Records
 from reconciler.domains import conflist
 from reconciler.domains.link import PodLink, Veth
 from reconciler.engine import Outcome, Outcomes
+from reconciler.left_out import left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +84,17 @@ def withhold(outcome: Outcome) -> Outcome:
     return replace(outcome, desired=None, plan=plan, remaining=plan)
 
 
-def find_waiting(outcome: Outcome) -> dict[AttachmentKey, Refusal]:
+def find_waiting(outcomes: Outcomes) -> dict[AttachmentKey, Refusal]:
     """Why wanted intents are not served, by key."""
-    refusals = {r.subject: r for r in outcome.remaining.refusals}
-    records = outcome.observed
+    apart = {
+        key: Refusal(f"intent {key}", error.reason, str(error))
+        for key, error in left_out(outcomes).items()
+    }
+    refusals = {r.subject: r for r in outcomes["attachment"].remaining.refusals}
+    records = outcomes["attachment"].observed
     if not refusals or not isinstance(records, Records):
-        return {}
-    return {
+        return apart
+    return apart | {
         i.key: refusals[f"intent {i.key}"]
         for i in records.intents
         if f"intent {i.key}" in refusals

@@ -12,9 +12,10 @@ from reconciler.core.inputs import Inputs
 from reconciler.core.predecessor import PodEnd, Predecessor, Sighting
 from reconciler.core.records import Records
 from reconciler.domains import takeover
-from reconciler.engine import Domain, Outcome, converge, dry_run
+from reconciler.engine import Domain, Outcome
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.keeper import Seen
+from reconciler.left_out import converge, dry_run
 
 REMAINS_S = 60.0
 """Seconds between looks while nothing of the stock plugin's is to be done."""

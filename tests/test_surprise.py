@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from builders import SUBNET, eni, intent, node
@@ -38,13 +38,22 @@ from reconciler import cooldown, duty, engine, keeper, lineup, server, successor
 from reconciler import node as local
 from reconciler.agent import Agent
 from reconciler.conditions import Conditions
-from reconciler.core.attachment import Attachment, AttachmentKey, Cooling
+from reconciler.core.attachment import (
+    Attachment,
+    AttachmentKey,
+    Cooling,
+    IntentState,
+    veth_name,
+)
 from reconciler.core.cloud import Limits
 from reconciler.core.datapath import MAIN_TABLE
-from reconciler.core.plan import Change, Verb
+from reconciler.core.inputs import Inputs
+from reconciler.core.plan import Change, Refusal, Verb
 from reconciler.core.predecessor import Sighting, StockRule
+from reconciler.core.records import Records
 from reconciler.domains.foreign import Foreign
 from reconciler.domains.link import PodLink
+from reconciler.domains.nat import NftElement, NftTable
 from reconciler.domains.route import Route
 from reconciler.targets import netlink
 from reconciler.telemetry import exposition
@@ -62,7 +71,7 @@ LEFT = Sighting(rules=(StockRule(1024, MAIN_TABLE, mark=0x80, mask=0x80),))
 RESTING = SUBNET[200]
 
 
-class Records(FakeState):
+class Disk(FakeState):
     """Records, of which the daemon asks a little more."""
 
     root = Path("/run/node-network")
@@ -76,7 +85,7 @@ class House:
 
     def __init__(self, directory: Path) -> None:
         self.now = 1000.0
-        self.state = Records()
+        self.state = Disk()
         first = eni(0, 0, primary=SUBNET[10])
         self.ec2 = FakeEc2(
             [first], Limits(3, 10), SUBNET, journal=self.state, clock=lambda: self.now
@@ -269,6 +278,48 @@ def break_target(house: House, name: str, call: str) -> None:
 Breaker = Callable[[House, str, str], None]
 
 
+OF = "of"
+
+
+class Pod(NamedTuple):
+    """A pod, as what domains are given shows it."""
+
+    key: AttachmentKey
+    netns: str
+    veth: str
+    addresses: frozenset[Any]
+
+    @classmethod
+    def number(cls, number: int, house: House) -> Pod:
+        """Return one that is bound."""
+        bound = house.state._records[Attachment.kind, intent(number).key]
+        return cls(bound.key, bound.netns, bound.veth, frozenset(bound.addresses))
+
+    def is_in(self, *given: Any) -> bool:
+        """Whether what a domain's desire or plan is given has something of it."""
+        for each in given:
+            if isinstance(each, Inputs) and self.key in {a.key for a in each.attachments}:
+                return True
+            if isinstance(each, Records):
+                return self.key in {r.key for r in (*each.intents, *each.attachments)}
+            if isinstance(each, frozenset) and any(map(self.has, each)):
+                return True
+        return False
+
+    def has(self, o: Any) -> bool:
+        """Whether an object is its own."""
+        if netns := getattr(o, "netns", ""):
+            return bool(netns == self.netns)
+        if isinstance(o, NftElement):
+            return o.first in self.addresses
+        return self.veth in (getattr(o, "device", ""), *getattr(o, "name", "").split("/"))
+
+    def objects(self, house: House) -> set[Any]:
+        """Return what the kernel has of it."""
+        objects = (*house.netlink._objects.values(), *house.nft._objects)
+        return {o for o in objects if self.has(o)}
+
+
 @pytest.fixture
 def seen() -> set[str]:
     """The names of all domains that were ever made."""
@@ -276,9 +327,9 @@ def seen() -> set[str]:
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, str]:
-    """Which call of which domain raises; may be filled at any time."""
-    which: dict[str, str] = {}
+def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, Any]:
+    """Which call of which domain raises, and ``OF``, with which pod; may be filled at any time."""
+    which: dict[str, Any] = {}
 
     def make(name: str, *parts: Any, **options: Any) -> engine.Domain:
         seen.add(name)
@@ -286,7 +337,12 @@ def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, str]:
 
         def call(kind: str) -> Callable[..., Any]:
             real = getattr(made, kind)
-            return lambda *a: fail() if which.get(name) == kind else real(*a)
+
+            def called(*a: Any) -> Any:
+                is_meant = which.get(name) == kind and (OF not in which or which[OF].is_in(*a))
+                return fail() if is_meant else real(*a)
+
+            return called
 
         return engine.Domain(
             name, call("desire"), call("plan"), made.target, made.kinds, made.atomic
@@ -298,7 +354,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, str]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, broken: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> House:
+def house(tmp_path: Path, broken: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> House:
     monkeypatch.setattr(daemon, "ANSWER_S", 0.0)
     made = House(tmp_path)
     made.begin_pod()
@@ -318,7 +374,7 @@ def test_without_a_surprise_everything_is_put_right(house: House, seen: set[str]
 @pytest.mark.parametrize("start", ["running", "starting"])
 @pytest.mark.parametrize(("name", "call"), CASES)
 def test_whatever_raises_everything_else_is_put_right_and_a_condition_names_it(
-    house: House, broken: dict[str, str], name: str, call: str, start: str
+    house: House, broken: dict[str, Any], name: str, call: str, start: str
 ) -> None:
     house.disturb()
     if call in ("observe", "apply"):
@@ -336,6 +392,96 @@ def test_whatever_raises_everything_else_is_put_right_and_a_condition_names_it(
     assert expected - house.restored() == set()
     assert [e for e in house.errors() if f"{call} of" in e and domain in e], house.errors()
     assert "node_network_internal_errors_total{" in exposition()
+
+
+OF_PODS = sorted(DOMAINS.keys() - {"eni", "quarantine", "creation"})
+"""Domains of the loop that serves pods."""
+
+OWN = {"attachment", "link", "address", "neighbour", "route", "nat"}
+"""Those of them that have something of each pod of IPv4."""
+
+
+@pytest.mark.parametrize("call", ["desire", "plan"])
+@pytest.mark.parametrize("name", OF_PODS)
+def test_one_pods_data_that_makes_a_domain_raise_concerns_that_pod_alone(
+    house: House, broken: dict[str, Any], name: str, call: str
+) -> None:
+    """Of three that run: one leaves, one is repaired, a new one comes; the odd one is kept."""
+    house.begin_pod()
+    house.begin_pod()
+    house.work()
+    leaving, odd, other = (Pod.number(n, house) for n in (1, 2, 3))
+    before, whole = odd.objects(house), other.objects(house)
+    broken.update({name: call, OF: odd})
+    house.state.put(replace(intent(1), state=IntentState.RELEASED))
+    for o in whole:
+        if isinstance(o, Route) and not o.netns:
+            del house.netlink._objects[type(o), o.key]
+        if isinstance(o, NftElement):
+            house.nft._objects.remove(o)
+    house.nft._objects.remove(NftTable())
+    house.nft._objects.add(NftTable(flags=("dormant",)))  # it takes a new one
+    house.begin_pod()
+    house.work()
+    new = Pod.number(4, house)
+    assert odd.objects(house) == before
+    assert other.objects(house) == whole
+    assert len(new.objects(house)) == len(whole)
+    assert not leaving.objects(house)
+    assert (Attachment.kind, leaving.key) not in house.state._records
+    assert new.addresses.isdisjoint(odd.addresses | other.addresses)
+    assert house.agent._done[new.key][0].addresses == tuple(new.addresses)
+    assert house.errors() <= {f"pod {odd.key}"}
+    if name in OWN - {"address"}:  # that is in its namespace, which is not looked at any more
+        assert house.errors()
+    broken.clear()
+    house.work()
+    assert house.errors() == set()
+    assert odd.objects(house) == before
+
+
+@pytest.mark.parametrize("name", ["link", "neighbour", "route", "nat"])
+def test_one_that_leaves_and_makes_a_plan_raise_holds_up_no_other(
+    house: House, broken: dict[str, Any], name: str
+) -> None:
+    house.begin_pod()
+    house.work()
+    odd, other = (Pod.number(n, house) for n in (1, 2))
+    broken.update({name: "plan", OF: odd})
+    house.state.put(replace(intent(1), state=IntentState.RELEASED))
+    house.begin_pod()
+    house.work()
+    assert house.agent._done.keys() >= {other.key, Pod.number(3, house).key}
+    is_bound = (Attachment.kind, odd.key) in house.state._records
+    assert is_bound is bool(odd.objects(house))  # its address is free when nothing of it is left
+    broken.clear()
+    house.agent._drift.clear()
+    house.work()
+    assert not odd.objects(house)
+    assert house.errors() == set()
+
+
+@pytest.mark.parametrize("call", ["desire", "plan"])
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_an_add_whose_data_makes_a_domain_raise_is_told_why(
+    house: House, broken: dict[str, Any], name: str, call: str
+) -> None:
+    house.begin_pod()
+    key = intent(house._pods).key
+    veth = veth_name("nn", key)
+    addresses = frozenset(house.ec2.holds()) - Pod.number(1, house).addresses
+    broken.update({name: call, OF: Pod(key, f"/run/netns/pod{house._pods}@1", veth, addresses)})
+    house.work()
+    refusal = house.agent.await_attachment(key, 0.001)
+    if isinstance(refusal, Refusal):
+        assert refusal.reason == "InternalError"
+        assert f"{call} of {name}" in refusal.message
+    else:
+        assert (name, call) == ("attachment", "desire")  # it takes no pods
+    broken.clear()
+    house.work()
+    assert house.agent._done.keys() >= {key}
+    assert house.errors() == set()
 
 
 @pytest.mark.parametrize(("name", "call"), [c for c in CASES if c[1] in ("observe", "apply")])

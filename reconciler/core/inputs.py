@@ -92,6 +92,8 @@ class Inputs:
         enis: in device order, unattached last.
         links: interface name in the host namespace by MAC, for links that are no veth of ours.
         attachments: bound pods, those being released left out; strays included.
+        left_out: bound pods of which a domain must not see more than that they are there: their
+            data makes it raise.
         now: seconds since the epoch, from the wall clock; for records only.
         clock: monotonic seconds; for all that lives in memory.
         demand: what the pool must cover.
@@ -117,6 +119,7 @@ class Inputs:
     enis: tuple[Eni, ...]
     links: Mapping[str, str]
     attachments: tuple[Attachment, ...] = ()
+    left_out: tuple[Attachment, ...] = ()
     now: float = 0.0
     clock: float = 0.0
     demand: Demand = NO_DEMAND
@@ -151,12 +154,17 @@ class Inputs:
         )
 
     @property
+    def everybody(self) -> tuple[Attachment, ...]:
+        """All bound pods: what they share is kept for those that are left out, too."""
+        return (*self.attachments, *self.left_out)
+
+    @property
     def families(self) -> tuple[str, ...]:
         """Families there are packets of: the document's, and those that pods still have.
 
         A change of the document never takes an address from a running pod.
         """
-        held = sorted({family_of(a).name for pod in self.attachments for a in pod.addresses})
+        held = sorted({family_of(a).name for pod in self.everybody for a in pod.addresses})
         named = (*self.document.families, *self.document.egress_families)
         return tuple(dict.fromkeys((*named, *held)))
 
@@ -169,10 +177,7 @@ class Inputs:
     def local_families(self) -> tuple[str, ...]:
         """Families of which pods have, or shall get, addresses that mean something here only."""
         held = {
-            family_of(a).name
-            for pod in self.attachments
-            for a in pod.addresses
-            if is_node_local(a)
+            family_of(a).name for pod in self.everybody for a in pod.addresses if is_node_local(a)
         }
         return tuple(dict.fromkeys((*self.document.egress_families, *sorted(held))))
 
@@ -205,7 +210,7 @@ class Inputs:
         Links of pods that started under another prefix keep their names.
         """
         prefix = self.document.pods.veth_prefix
-        others = {a.veth for a in self.attachments if not a.veth.startswith(prefix)}
+        others = {a.veth for a in self.everybody if not a.veth.startswith(prefix)}
         return frozenset({f"{prefix}*"} | others)
 
     @property

@@ -113,6 +113,14 @@ class Records:
             attachments=_found(self.attachments, keys),
         )
 
+    def without(self, keys: Collection[AttachmentKey]) -> Records:
+        """Return the same without the intents and attachments of some keys."""
+        return replace(
+            self,
+            intents=tuple(i for i in self.intents if i.key not in keys),
+            attachments=tuple(a for a in self.attachments if a.key not in keys),
+        )
+
     def doubtful(self, now: float) -> frozenset[IpAddress]:
         """Addresses that a torn record names, and that nobody may be given yet.
 

@@ -343,7 +343,7 @@ class LocalNode:
             inputs = self._inputs(document, self._records)
             self.state.hold(inputs.strays)
             self._records = self._records.joined(inputs.strays)
-            flows, ended = self.cooldowns.review(self._records.cooling)
+            flows, ended = self.cooldowns.review(self._records.resting)
             orphans = self._orphans(self._records, inputs)
             inputs = replace(inputs, flows=flows, orphans=orphans)
             with self._binding:

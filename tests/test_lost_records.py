@@ -265,6 +265,31 @@ def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restar
     host.check()
 
 
+def test_no_connection_of_a_running_pod_ends_because_a_record_says_that_its_address_rests(
+    host: Node,
+) -> None:
+    """A backup was put back; or a DEL came for a torn record that names the address as well."""
+    (address,) = host.addresses["node-network:pod1/eth0"]
+    talking = host.world.conntrack.addresses
+    rest = {"version": 1, "address": str(address), "until": host.now + 20.0}
+    (host.root / "run/cooling" / f"{address}.json").write_text(json.dumps(rest))
+    talking.add(address)
+    host.full_pass()
+    assert talking == {address}
+    host.now += 30.0
+    host.full_pass()
+    assert not (host.root / "run/cooling" / f"{address}.json").exists()
+    (host.root / "run/attachments/pod9:eth0.json").write_text(f'{{"addresses": ["{address}"]')
+    host.full_pass()
+    (host.root / "pod9").touch()
+    host.end_pod(9)
+    for _ in range(3):
+        host.full_pass()
+        host.now += 15.0
+    assert talking == {address}
+    host.check()
+
+
 WORDS = ("RecordUnreadable", "IntentUnreadable", "RecordLost")
 
 

@@ -171,6 +171,15 @@ class Records:
         return tuple(a for a in self.attachments if a.key not in released)
 
     @cached_property
+    def resting(self) -> tuple[Cooling, ...]:
+        """Addresses that rest, and that no pod has: a record that was put back may say otherwise.
+
+        Whoever ends the connections of what rests would end those of a running pod.
+        """
+        held = {own for a in self.living for own in a.addresses}
+        return tuple(c for c in self.cooling if c.address not in held)
+
+    @cached_property
     def unfinished(self) -> frozenset[AttachmentKey]:
         """Keys of attachments of which not everything was seen in place yet."""
         return frozenset(a.key for a in self.attachments if a.unfinished)

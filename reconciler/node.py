@@ -869,7 +869,9 @@ class LocalNode:
         enis: tuple[Eni, ...] = self.cloud.enis if self.cloud else ()
         links = self._netlink.links()
         known = {a.key for a in records.attachments}
-        unexplained = {key: veth for key, veth in links.pods.items() if key not in known}
+        # A link that a record names is that record's, whatever somebody has made of its alias.
+        veths = {a.veth for a in records.attachments}
+        unexplained = {k: v for k, v in links.pods.items() if k not in known and v not in veths}
         addresses = self._netlink.pod_addresses() if unexplained else {}
         dumb = [veth for veth in unexplained.values() if veth not in addresses]
         if dumb:

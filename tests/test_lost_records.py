@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
 from itertools import combinations
@@ -288,6 +289,17 @@ def test_no_connection_of_a_running_pod_ends_because_a_record_says_that_its_addr
         host.now += 15.0
     assert talking == {address}
     host.check()
+
+
+def test_a_link_that_a_record_names_is_of_that_pod_whatever_its_alias_says(host: Node) -> None:
+    links = [o for o in host.kernel._objects.values() if isinstance(o, Veth)]
+    for other in ("node-network:other/eth0", "node-network:pod2/eth0", "node-network:", ""):
+        host.kernel.replace(replace(links[0], alias=other))
+        result = host.full_pass()
+        assert result is not None
+        assert {a.key for a in result.records.attachments} == set(map(key, RUNNING))
+        assert set(links) == {o for o in host.kernel._objects.values() if isinstance(o, Veth)}
+        host.check()
 
 
 WORDS = ("RecordUnreadable", "IntentUnreadable", "RecordLost")

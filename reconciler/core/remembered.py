@@ -7,7 +7,10 @@ from typing import Any
 
 
 class Remembered:
-    """A pure function of frozen arguments that does not work out its last answer again."""
+    """A pure function of frozen arguments that does not work out its last answer again.
+
+    Several threads may call it: what is remembered is one value, and looked at once in each call.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -15,6 +18,7 @@ class Remembered:
 
     def __call__(self, *arguments: Any) -> Any:
         """Return what the function returns; raise what it raises."""
-        if self._last is None or self._last[0] != arguments:
-            self._last = arguments, self._function(*arguments)
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != arguments:
+            last = self._last = arguments, self._function(*arguments)
+        return last[1]

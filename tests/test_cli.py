@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from reconciler import cli
 
 DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 PROGRAM = [sys.executable, "-m", "reconciler"]
@@ -179,3 +184,18 @@ def test_whatever_a_reconciler_answers_status_ends_with_a_sentence(
     assert words in err
     assert "Traceback" not in err
     assert process.returncode == (130 if answer is None else 2)
+
+
+def test_a_signal_ends_the_daemon_wherever_its_main_thread_is() -> None:
+    """Also while that thread has the lock by which it would be told."""
+    stopping = threading.Event()
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        cli._stop_when_told(SimpleNamespace(stop=stopping.set))  # type: ignore[arg-type]
+        with stopping._cond:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGTERM)
+        assert stopping.wait(15)
+    finally:
+        os.close(signal.set_wakeup_fd(-1))
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -211,8 +211,7 @@ def run(
         if listen:
             servers.append(HealthServer(listen, agent))
         threading.excepthook = agent.duties.note_end
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: agent.stop())
+        _stop_when_told(agent)
         for server in servers:
             server.start()
         try:
@@ -222,6 +221,25 @@ def run(
                 server.stop()
     except (ReconcilerError, DocumentError) as error:
         _fail(error)
+
+
+def _stop_when_told(agent: Agent) -> None:
+    """Have SIGTERM and SIGINT end the daemon.
+
+    Not from the handler itself: it runs between two steps of the main thread, which may be about
+    to wait, and would then not be woken, or hold the very lock that ``stop`` takes.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def listen() -> None:
+        os.read(told, 1)
+        agent.stop()
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
 
 
 @main.command()

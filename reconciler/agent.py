@@ -214,6 +214,8 @@ class Agent:
         self._pool_hints = frozenset({"start"})
         self._owes_look = False
         self._pool_demand: Demand | None = None
+        self._planned_for: Demand | None = None
+        """Likewise what the pool was last planned for, but None while its pass is under way."""
         self._pool_fails = False
         self._taking_over = False
         self._linked: frozenset[str] = frozenset()
@@ -293,7 +295,8 @@ class Agent:
         with suppress(ReconcilerError), boundary("recall"):  # the first pass reports it
             records = self._node.state.observe()
             finished = {a.key for a in records.attachments if not a.unfinished}
-            self._answered = {i.key: i.attempt for i in records.intents if i.key in finished}
+            with self._changed:  # the socket is open already
+                self._answered = {i.key: i.attempt for i in records.intents if i.key in finished}
 
     def stop(self) -> None:
         """End ``run`` after the pass under way; pods are not touched."""
@@ -686,7 +689,7 @@ class Agent:
 
     def _tell_pool(self, result: Pass) -> None:
         """Wake the pool's loop if there is something for it."""
-        if result.records.demand != self._pool_demand:
+        if result.records.demand != self._planned_for:
             self._pool_triggers.mark("pool")
         if self._node.taking_over and not self._taking_over:
             self._pool_triggers.mark("pool")  # ENIs come first
@@ -761,7 +764,8 @@ class Agent:
 
     def _addresses(self, records: Records) -> dict[str, int]:
         """Count pod addresses by state."""
-        enis = self._node.cloud.enis if self._node.cloud else ()
+        cloud = self._node.cloud
+        enis = cloud.enis if cloud else ()
         held = {a for e in enis if e.serves_pods for a in e.pod_addresses}
         assigned = {own for a in records.attachments for own in a.vpc_addresses}
         cooling = {c.address for c in records.cooling}
@@ -842,7 +846,8 @@ class Agent:
             look: at EC2, whatever follows; or else only if something follows from the last look.
         """
         assert self._document is not None
-        demand: Demand | None = None
+        demand, before = None, self._planned_for
+        self._planned_for = None  # whatever changes from here on is told, this pass may not see it
         cloud, calls = self._node.cloud, self._node.ec2_calls
         with self.duties.over("sweeping the records"):
             self._node.state.sweep()
@@ -861,6 +866,7 @@ class Agent:
         if self._node.cloud is not cloud or self._node.ec2_calls != calls:
             self._triggers.mark("pool")
         self._pool_fails = bool(outcome.errors)
+        self._planned_for = before if outcome.errors else demand
         if outcome.errors:
             first, longest = POOL_BACKOFF_S
             ceiling = min(first * 2.0 ** min(failures, 16), longest)

@@ -259,7 +259,7 @@ class LocalNode:
         metadata, errors = self._ask_metadata()
         assert self._keeper is not None
         records = self.state.observe()
-        inputs = self._inputs(document, records)
+        inputs = self._inputs(document, records, self.cloud)
         turn = self._keeper.rehearse if dry else self._keeper.run
         outcome = turn(inputs, metadata)
         outcome = replace(outcome, errors=(*outcome.errors, *errors))
@@ -283,7 +283,7 @@ class LocalNode:
             errors = self._ask_metadata()[1]
             if not errors:
                 return None
-        inputs = self._inputs(document, self.state.observe())
+        inputs = self._inputs(document, self.state.observe(), self.cloud)
         outcome = self._keeper.foresee(inputs)
         if outcome is None:
             return None
@@ -328,7 +328,7 @@ class LocalNode:
                 need none of their routes and rules.
             ObserveError: links or the state directory cannot be read.
         """
-        self._need_look()
+        cloud = self._need_look()
         try:
             with boundary("observe of attachment"):
                 self._records = self.state.observe()
@@ -337,10 +337,10 @@ class LocalNode:
                 raise
             # Repair goes on with what was last read; nobody gets or loses an address meanwhile.
             outcomes = {"attachment": Outcome(errors=(error,))}
-            inputs = self._inputs(document, self._records)
+            inputs = self._inputs(document, self._records, cloud)
             self._records = self._records.joined(inputs.strays)
         else:
-            inputs = self._inputs(document, self._records)
+            inputs = self._inputs(document, self._records, cloud)
             self.state.hold(inputs.strays)
             self._records = self._records.joined(inputs.strays)
             flows, ended = self.cooldowns.review(self._records.resting)
@@ -457,9 +457,10 @@ class LocalNode:
         Raises:
             NotReadyError: there was none yet.
         """
-        if self._survey is None or self._records is None or self.cloud is None:
+        cloud = self.cloud
+        if self._survey is None or self._records is None or cloud is None:
             raise NotReadyError("nothing was looked at yet")
-        return replace(self._survey, enis=self.cloud.enis), self._records
+        return replace(self._survey, enis=cloud.enis), self._records
 
     def _prove(
         self,
@@ -573,7 +574,7 @@ class LocalNode:
         """
         if self.cloud is None:
             return ()
-        inputs = self._inputs(document, self.state.observe())
+        inputs = self._inputs(document, self.state.observe(), self.cloud)
         return self._look_around(inputs, dry=True, leaving=_leaving(outcomes))[1]
 
     def _orphans(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
@@ -737,7 +738,7 @@ class LocalNode:
             return outcomes  # it says why EC2 could not be read
         self.state.hold(())  # what an earlier look of this process has found in the kernel
         records = self.state.observe()
-        inputs = self._inputs(document, records, rehearsal=True)
+        inputs = self._inputs(document, records, self.cloud, rehearsal=True)
         self.state.hold(inputs.strays)
         inputs = replace(inputs, clear=records.released)
         outcomes |= dry_run([self._attachment_domain()], inputs)
@@ -811,8 +812,8 @@ class LocalNode:
         """
         if self.facts is None:
             self.learn()
-        self._need_look()
-        inputs = self._inputs(document, self.state.observe())
+        cloud = self._need_look()
+        inputs = self._inputs(document, self.state.observe(), cloud)
         queries = make(inputs)
         fib = self._netlink.fib()
         rules = [r for r in fib.rules if not rule.is_owned(r)]
@@ -860,13 +861,17 @@ class LocalNode:
         self,
         document: NodeNetwork,
         records: Records,
+        cloud: Cloud | None,
         *,
         rehearsal: bool = False,
     ) -> Inputs:
-        """Gather the inputs; for a rehearsal, as if EC2 had done already what it will be asked."""
+        """Gather the inputs; for a rehearsal, as if EC2 had done already what it will be asked.
+
+        The last look is handed over: the pool's thread may replace it meanwhile.
+        """
         if self.facts is None:
             raise NotReadyError("instance metadata has not answered yet")
-        enis: tuple[Eni, ...] = self.cloud.enis if self.cloud else ()
+        enis: tuple[Eni, ...] = cloud.enis if cloud else ()
         links = self._netlink.links()
         known = {a.key for a in records.attachments}
         # A link that a record names is that record's, whatever somebody has made of its alias.
@@ -923,9 +928,10 @@ class LocalNode:
                 taken.update(believed)
         return found
 
-    def _need_look(self) -> None:
-        if self.cloud is None:
+    def _need_look(self) -> Cloud:
+        if (cloud := self.cloud) is None:
             raise NotReadyError("EC2 has not been looked at yet, so nobody knows the node's ENIs")
+        return cloud
 
     def _in_place(
         self, attachments: Iterable[Attachment], inputs: Inputs, outcomes: Outcomes

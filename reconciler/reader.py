@@ -5,7 +5,6 @@ Neither a file system that hangs nor a document that takes seconds to parse hold
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +55,10 @@ class Reader:
         self.hints = Triggers()
         self._path = path
         self._tell = tell
-        self._lock = threading.Lock()
         self._last: Reading | None = None
-        self._untaken: Reading | None = None
+        """Written by the thread that reads."""
+        self._taken: Reading | None = None
+        """Written by the thread that takes."""
 
     def look(self) -> Reading:
         """Read it; what was read before is not parsed again, however often it is refused."""
@@ -77,19 +77,20 @@ class Reader:
 
     def look_first(self) -> Reading:
         """Read it before anything else is done."""
-        self._last = self.look()
+        self._last = self._taken = self.look()
         return self._last
 
     def look_again(self) -> None:
         """Read it, and tell if there is something new."""
         reading = self.look()
         if not reading.is_like(self._last):
-            with self._lock:
-                self._last = self._untaken = reading
+            self._last = reading
             self._tell()
 
     def take(self) -> Reading | None:
         """Return the last reading if nobody has taken it yet."""
-        with self._lock:
-            reading, self._untaken = self._untaken, None
-            return reading
+        last = self._last
+        if last is self._taken:
+            return None
+        self._taken = last
+        return last

@@ -335,7 +335,7 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
             return {"ok": True}
         case "check":
             verdict = agent.check(_key(question))
-            return _result(verdict, agent.pod_mtu)
+            return _result(verdict, agent)
         case "ready":
             obstacle = agent.find_obstacle()
             return _refuse_for(obstacle) if obstacle else {"ok": True}
@@ -377,11 +377,11 @@ def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
     already = Refusal(f"attachment {key}", "AlreadyAttached", message)
     # First, for whoever hears of another failure takes back what the first ADD was given.
     if agent.was_answered(key, attempt):
-        return _result(already, agent.pod_mtu)
+        return _refuse_for(already)
     outcome = agent.await_attachment(key, budget_s)
     if isinstance(outcome, Attachment) and not agent.claim(key, attempt):
         outcome = already
-    return _result(outcome, agent.pod_mtu)
+    return _result(outcome, agent)
 
 
 def _within(reply: dict[str, Any]) -> dict[str, Any]:
@@ -405,10 +405,11 @@ def _refuse_for(refusal: Refusal) -> dict[str, Any]:
     return reply | {"reason": refusal.reason}
 
 
-def _result(attachment: Attachment | Refusal, mtu: int) -> dict[str, Any]:
+def _result(attachment: Attachment | Refusal, agent: Agent) -> dict[str, Any]:
     """Return what the pod was given, in the terms of a CNI result, or why it was not."""
     if isinstance(attachment, Refusal):
         return _refuse_for(attachment)
+    mtu = agent.pod_mtu  # whoever was given something was so by a document
     # kubelet takes the pod's addresses from here: only those that others can reach it by.
     addresses = attachment.vpc_addresses
     families = [family_of(a) for a in addresses]

@@ -86,9 +86,11 @@ class Successor:
                         return Predecessor(unread=True)
                 else:
                     self._look, self._unseen = look, ()
-        found = takeover.consider(look.seen, look.ends, asked=asked, enis=enis, records=records)
-        self.taking_over = found.taking_over
-        return found
+            found = takeover.consider(
+                look.seen, look.ends, asked=asked, enis=enis, records=records
+            )
+            self.taking_over = found.taking_over
+            return found
 
     def retire(self, inputs: Inputs, records: Records, *, in_place: bool) -> Outcome:
         """Remove what the stock plugin has left, or say what is there.

@@ -10,9 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 NLMSG_HEADER = struct.Struct("=IHHII")
@@ -38,8 +37,8 @@ class Suspects:
     """The others who lately changed something, by name; told by one thread, asked by any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seen: dict[str, float] = {}
+        self._seen: Mapping[str, float] = {}
+        """Replaced as a whole, by the thread that hears."""
         self._own = os.getpid()
 
     def hear(self, notifications: bytes) -> None:
@@ -47,19 +46,16 @@ class Suspects:
         authors = set(itertools.islice(_authors(notifications), MAX_AUTHORS))
         names = {name or _name(pid) for pid, name in authors if pid != self._own}
         if names:
-            now = time.monotonic()
-            with self._lock:
-                self._seen |= dict.fromkeys(names, now)
-                if len(self._seen) > MAX_AUTHORS:
-                    latest = sorted(self._seen, key=self._seen.__getitem__)[-MOST:]
-                    self._seen = {name: self._seen[name] for name in latest}
+            seen = {**self._seen, **dict.fromkeys(names, time.monotonic())}
+            if len(seen) > MAX_AUTHORS:
+                seen = {name: seen[name] for name in sorted(seen, key=seen.__getitem__)[-MOST:]}
+            self._seen = seen
 
     def lately(self) -> tuple[str, ...]:
         """Return who it was in the last seconds, the latest first, as ``name (pid 1234)``."""
-        now = time.monotonic()
-        with self._lock:
-            self._seen = {n: at for n, at in self._seen.items() if now - at <= RECENT_S}
-            return tuple(sorted(self._seen, key=self._seen.__getitem__, reverse=True)[:MOST])
+        since = time.monotonic() - RECENT_S
+        recent = {name: at for name, at in self._seen.items() if at >= since}
+        return tuple(sorted(recent, key=recent.__getitem__, reverse=True)[:MOST])
 
 
 def _authors(data: bytes) -> Iterator[tuple[int, str]]:

@@ -257,8 +257,8 @@ class StateDirectory:
                     f"process {error.strerror} has taken over {self.root}, which was removed or "
                     "replaced; it reconciles this node now, and this process ends"
                 ) from error
-            os.close(self._lock)
-            self._lock = fd
+            before, self._lock = self._lock, fd
+            os.close(before)
         if not missing:
             return ()
         return (
@@ -623,7 +623,6 @@ class StateDirectory:
         self._keep_broken(kind, names, broken, everything=everything)
         if kind in OURS:
             self._recall_lost(kind, names, parsed, alive, everything=everything)
-        # Another thread may have read meanwhile; what it has parsed is then parsed once more.
         self._parsed[kind] = parsed if everything else before | parsed
         return tuple(sorted((record for _, record in parsed.values()), key=BY_KEY))
 

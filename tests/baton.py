@@ -38,7 +38,7 @@ class Baton:
         self._first = threading.current_thread()
         self._thread: threading.Thread | None = None
         self._waiting = [False, False]
-        self._is_over = False
+        self._is_over = self._is_finishing = False
         self._died: BaseException | None = None
         self._error: BaseException | None = None
 
@@ -51,10 +51,8 @@ class Baton:
         me = self._me
         self.calls[me] += 1
         number = self.calls[me] - 1
-        if me == 0 and number == self._at:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-            self._await(0)
+        if me == 0 and number == self._at and self._thread is None:
+            self._begin()
         elif me == 1 and number == self._back:
             self._switch()
 
@@ -68,6 +66,7 @@ class Baton:
             BaseException: the second has failed.
         """
         self._died = died
+        self._is_finishing = True
         while self._thread is not None and not self._is_over:
             self._switch()
         if self._thread is None and died is None:
@@ -79,14 +78,28 @@ class Baton:
     def wait_for(self, is_free: Callable[[], bool]) -> None:
         """Leave the turn to the other until something is free."""
         while not is_free():
+            assert self._thread is None or not self._is_alone, "it would wait for ever"
             self._waiting[self._me] = True
-            self._switch()
+            if self._thread is None:
+                self._begin()
+            else:
+                self._switch()
         self._waiting[self._me] = False
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the other has come to its end."""
+        return self._is_finishing if self._me else self._is_over
 
     def released(self) -> None:
         """Let the other one go on, if it waits."""
         if self._waiting[1 - self._me] and self._died is None:
             self._switch()
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._await(0)
 
     def _run(self) -> None:
         try:
@@ -110,7 +123,7 @@ class Baton:
 
 
 class Lock:
-    """A reentrant lock, as far as two threads that take turns can tell.
+    """A reentrant lock or a condition, as far as two threads that take turns can tell.
 
     Attributes:
         baton: of the two threads; None while there is one only.
@@ -120,6 +133,7 @@ class Lock:
         self.baton: Baton | None = None
         self._owner: threading.Thread | None = None
         self._depth = 0
+        self._notices = 0
 
     def __enter__(self) -> None:
         me = threading.current_thread()
@@ -135,6 +149,52 @@ class Lock:
             self._owner = None
             if self.baton is not None and kind is not CrashError:
                 self.baton.released()
+
+    def notify_all(self) -> None:
+        """Wake the other, if it waits."""
+        self._notices += 1
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
+        """Wait until something holds; fail if nobody will ever say so."""
+        while not predicate() and timeout > 0:
+            assert self.baton is not None
+            self.baton.point()  # a condition that keeps nobody out loses what is said here
+            seen, depth, self._owner = self._notices, self._depth, None
+            self._depth = 0
+            self.baton.wait_for(lambda seen=seen: self._notices > seen and self._owner is None)
+            self._owner, self._depth = threading.current_thread(), depth
+
+
+class NoLock(Lock):
+    """A lock that keeps nobody out."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def expose(subject: object, point: Callable[[], None], *fields: str) -> None:
+    """Make each reading and each writing of some fields a moment at which the other takes over.
+
+    What was read may be old by the time that it is used.
+    """
+
+    def access(name: str) -> property:
+        def read(self: Any) -> Any:
+            value = self.__dict__[name]
+            point()
+            return value
+
+        def write(self: Any, value: Any) -> None:
+            point()
+            self.__dict__[name] = value
+
+        return property(read, write)
+
+    kind = type(subject)
+    subject.__class__ = type(kind.__name__, (kind,), {name: access(name) for name in fields})
 
 
 class Told:

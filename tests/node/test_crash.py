@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -114,8 +114,10 @@ class Crashes:
             self.cluster.stop(number=signal.SIGKILL)
             self.cluster.launch()
         until(self.cluster.answers, "the reconciler")
+        _, late = wait(work, timeout=60)
+        assert not late, self.cluster.status()["conditions"]
         for future in work:
-            future.result(timeout=60)
+            future.result()
 
     def end(self) -> None:
         self._workers.shutdown()

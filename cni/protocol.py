@@ -150,7 +150,7 @@ class Call:
     def _check_attachment(self) -> None:
         if not is_container_id(self.container_id):
             raise CniError(INVALID_ENVIRONMENT, "CNI_CONTAINERID is missing or malformed")
-        if not is_ifname(self.ifname):
+        if not is_ifname(self.ifname) or (self.verb == "ADD" and not is_link_name(self.ifname)):
             raise CniError(INVALID_ENVIRONMENT, "CNI_IFNAME is missing or malformed")
         if self.verb == "DEL":
             return  # whatever else is wrong, what was given can be given back
@@ -241,6 +241,15 @@ def is_ifname(text: str) -> bool:
         and text.isprintable()
         and not any(c.isspace() or c in "/:" for c in text)
     )
+
+
+def is_link_name(text: str) -> bool:
+    """Whether the kernel makes a link of that name and no other.
+
+    It puts a number in the place of ``%d`` (__dev_alloc_name), so that each try makes one more
+    link, and refuses what stands for all links in /proc/sys (devinet_sysctl_register).
+    """
+    return "%" not in text and text not in ("all", "default")
 
 
 def is_path(text: str) -> bool:

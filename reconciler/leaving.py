@@ -1,8 +1,11 @@
-"""Pods that leave while a pass is under way: nothing of theirs is made anew.
+"""What is left out of a pass's plans: pods that leave, and namespaces whose link is another's.
 
 A pass plans on records that it has read at its beginning. A DEL is answered at once, and the
 runtime then takes the namespace away, and the link with it: to the look that follows, the pod
 seems to lack everything.
+
+Where a link of another owner has the name of ours, nothing else is put into that namespace: it
+would give that owner's link our address, and its namespace our default route.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Plan, Verb
+from reconciler.core.plan import Action, Key, Plan, Verb
 from reconciler.core.records import Records
-from reconciler.domains.link import Veth
+from reconciler.domains.link import PodLink, Veth
 from reconciler.engine import Domain
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.lineup import pod_objects
@@ -26,7 +29,7 @@ Look = Callable[[Collection[AttachmentKey]], Records]
 
 
 class Leaving:
-    """Takes what would be made for a leaving pod out of the plans of one pass.
+    """Takes what would be made for such a pod out of the plans of one pass.
 
     Args:
         inputs: what the pass plans on.
@@ -38,9 +41,16 @@ class Leaving:
         self._look = look
         self._known: dict[AttachmentKey, bool] = {}
         self._lost: frozenset[str] = frozenset()
+        self._others: frozenset[str] = frozenset()
 
     def left_out(self, domain: Domain, plan: Plan) -> Plan:
-        """Return a plan without what would be made for pods that leave."""
+        """Return a plan without what would be made for pods that leave, or in another's place."""
+        if domain.name == "link":
+            refused = (r.about for r in plan.refusals if r.about)
+            self._others = frozenset(str(key[0]) for kind, key in refused if kind == PodLink.kind)
+        if self._others:
+            allowed = tuple(a for a in plan.actions if not self._is_another_s(a))
+            plan = replace(plan, actions=allowed)
         made = [a for a in plan.actions if a.verb is not Verb.DELETE]
         if domain.atomic or not made:
             return plan
@@ -61,6 +71,10 @@ class Leaving:
                 theirs |= {(o.kind, o.key) for o in pod_objects(alone)}
         kept = [a for a in plan.actions if a.verb is Verb.DELETE or (a.kind, a.key) not in theirs]
         return replace(plan, actions=tuple(kept))
+
+    def _is_another_s(self, action: Action) -> bool:
+        netns = getattr(getattr(action, "object", None), "netns", "")
+        return netns in self._others and action.verb is not Verb.DELETE
 
     def _concerned(self, objects: Iterable[Any]) -> list[Attachment]:
         """Return the pods that these objects are of: in their namespaces, or on their links."""

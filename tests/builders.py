@@ -81,7 +81,7 @@ def attachment(number: int, device: int = 0, netns: str = "", **fields: Any) -> 
 
 def intent(number: int, state: IntentState = IntentState.WANTED, **fields: Any) -> Intent:
     """What the runtime asked for a pod."""
-    values: dict[str, Any] = {"netns": f"/run/netns/pod{number}", "netns_inode": 1}
+    values: dict[str, Any] = {"netns": f"/run/netns/pod{number}", "netns_inode": number}
     return Intent(key(number), state, **(values | fields))
 
 

@@ -434,7 +434,7 @@ class Life:
     def _inherit(self) -> None:
         """What the stock plugin leaves of one pod: its link, route, rules, chain, and an entry."""
         one = intent(STOCK_POD)
-        netns, address = f"{one.netns}@1", STOCK_NETWORK.network_address
+        netns, address = f"{one.netns}@{one.netns_inode}", STOCK_NETWORK.network_address
         self.kernel.namespaces.add(netns)
         self.kernel.replace(Veth(STOCK_VETH, "02:11::1", 9001, ""))
         self.kernel.replace(PodLink(netns, "eth0", "02:11::2", 9001, True, STOCK_VETH))
@@ -465,7 +465,7 @@ class Life:
     def begin_pod(self, number: int) -> None:
         self.running.add(number)
         self.kernel.running.add(intent(number).key)
-        self.kernel.namespaces.add(f"/run/netns/pod{number}@1")
+        self.kernel.namespaces.add(f"/run/netns/pod{number}@{number}")
         self.disk.put(intent(number))
 
     def end_pod(self, number: int, *, silently: bool = False) -> None:
@@ -480,7 +480,7 @@ class Life:
         self.disk.put(replace(intent(number), netns_alive=False))
 
     def _lose_namespace(self, number: int) -> None:
-        self.kernel.lose_namespace(f"/run/netns/pod{number}@1")
+        self.kernel.lose_namespace(f"/run/netns/pod{number}@{number}")
         if self.stock and number == STOCK_POD:
             self.remains.sighting = replace(self.remains.sighting, routes=())
         for record in self.disk.observe().attachments:

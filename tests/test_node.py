@@ -88,11 +88,11 @@ class Simulation:
         return outcome
 
     def start_pod(self, number: int) -> None:
-        self.netlink.namespaces.add(f"/run/netns/pod{number}@1")
+        self.netlink.namespaces.add(f"/run/netns/pod{number}@{number}")
         self.state.put(intent(number))
 
     def end_pod(self, number: int) -> None:
-        self.netlink.lose_namespace(f"/run/netns/pod{number}@1")
+        self.netlink.lose_namespace(f"/run/netns/pod{number}@{number}")
         self.state.put(intent(number, IntentState.RELEASED))
 
 
@@ -383,6 +383,8 @@ def test_a_link_of_another_owner_in_the_pod_is_told_at_once(alone: bool) -> None
     seen = sim.node.pods_pass(keys) if alone else sim.node.kernel_pass(sim.document)
     assert seen.done == {}
     assert seen.waiting[key].reason == "InterfaceExists"
+    theirs = {o for o in sim.netlink._objects.values() if getattr(o, "netns", "") == netns}
+    assert {o.kind for o in theirs} == {PodLink.kind}, "nothing of ours beside their link"
 
 
 def test_a_check_changes_nothing_and_names_the_first_that_differs() -> None:

@@ -176,7 +176,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Pods come and go; some end without a DEL."""
         for number in sorted(self.running)[:end]:
             self.running.discard(number)
-            self.netlink.lose_namespace(f"/run/netns/pod{number}@1")
+            self.netlink.lose_namespace(f"/run/netns/pod{number}@{number}")
             if silent:
                 self._kill(number)
             else:
@@ -186,7 +186,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _start(self) -> None:
         self.number += 1
-        self.netlink.namespaces.add(f"/run/netns/pod{self.number}@1")
+        self.netlink.namespaces.add(f"/run/netns/pod{self.number}@{self.number}")
         self.state.put(intent(self.number))
         self.running.add(self.number)
 

@@ -148,12 +148,12 @@ class Metered:
             self.work()
 
     def start_pod(self, number: int) -> None:
-        self.netlink.namespaces.add(f"/run/netns/pod{number}@1")
+        self.netlink.namespaces.add(f"/run/netns/pod{number}@{number}")
         self.state.put(intent(number))
         self.work()
 
     def end_pod(self, number: int) -> None:
-        self.netlink.lose_namespace(f"/run/netns/pod{number}@1")
+        self.netlink.lose_namespace(f"/run/netns/pod{number}@{number}")
         self.state.put(intent(number, IntentState.RELEASED))
         self.work()
 

@@ -133,7 +133,7 @@ class House:
 
     def begin_pod(self) -> None:
         self._pods += 1
-        self.netlink.namespaces.add(f"/run/netns/pod{self._pods}@1")
+        self.netlink.namespaces.add(f"/run/netns/pod{self._pods}@{self._pods}")
         self.state.put(intent(self._pods))
         self.agent._asked[intent(self._pods).key] = 0.0
 
@@ -663,7 +663,8 @@ def share_a_namespace(house: House) -> AttachmentKey:
     """Ask for a second interface in the namespace of the pod that was served last."""
     house.begin_pod()
     late = intent(house._pods)
-    house.state.put(replace(late, netns=intent(house._pods - 1).netns))
+    first = intent(house._pods - 1)
+    house.state.put(replace(late, netns=first.netns, netns_inode=first.netns_inode))
     return late.key
 
 
@@ -671,7 +672,7 @@ def lead_elsewhere(house: House) -> AttachmentKey:
     """Ask for an interface in a namespace that has another owner's default route."""
     house.begin_pod()
     late = intent(house._pods)
-    netns = f"{late.netns}@1"
+    netns = f"{late.netns}@{late.netns_inode}"
     house.netlink.replace(Route(netns, MAIN_TABLE, ip_network("0.0.0.0/0"), "net1", protocol=3))
     return late.key
 
@@ -680,7 +681,7 @@ def occupy_the_name(house: House) -> AttachmentKey:
     """Ask for an interface that another owner has put there already."""
     house.begin_pod()
     late = intent(house._pods)
-    house.netlink.replace(PodLink(f"{late.netns}@1", "eth0", "02:11::2", 1500))
+    house.netlink.replace(PodLink(f"{late.netns}@{late.netns_inode}", "eth0", "02:11::2", 1500))
     return late.key
 
 

@@ -212,7 +212,7 @@ def test_whatever_is_not_in_its_place_keeps_all_that_is_the_stock_plugins(troubl
 def test_unasked_its_pods_addresses_are_neither_given_away_nor_given_back() -> None:
     taken = Taken(asked=False)
     for number in range(8):
-        taken.netlink.namespaces.add(f"/run/netns/pod{number}@1")
+        taken.netlink.namespaces.add(f"/run/netns/pod{number}@{number}")
         taken.state.put(intent(number))
     for _ in range(5):
         taken.turn()
@@ -220,7 +220,7 @@ def test_unasked_its_pods_addresses_are_neither_given_away_nor_given_back() -> N
     assert len(bound) == len(set(bound)) == 8
     assert POD not in bound
     for number in range(8):
-        taken.netlink.lose_namespace(f"/run/netns/pod{number}@1")
+        taken.netlink.lose_namespace(f"/run/netns/pod{number}@{number}")
         taken.state.put(intent(number, IntentState.RELEASED))
     for _ in range(40):
         taken.now += 300

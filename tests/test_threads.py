@@ -171,7 +171,7 @@ class Shared:
         self.document = document(warmPool=NONE)
 
     def want(self, number: int) -> None:
-        self.netlink.namespaces.add(f"/run/netns/pod{number}@1")
+        self.netlink.namespaces.add(f"/run/netns/pod{number}@{number}")
         self.state.put(intent(number))
 
     def release(self, number: int) -> None:

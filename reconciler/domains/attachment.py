@@ -18,6 +18,7 @@ from reconciler.core.attachment import (
     Intent,
     IntentState,
     netns_identity,
+    netns_inode,
     pod_veth_name,
     veth_name,
 )
@@ -350,7 +351,7 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
     taken = {int(address) for a in held for address in a.addresses}
     taken.update(int(c.address) for c in observed.cooling)
     taken.update(map(int, desired.elsewhere | observed.doubtful(desired.now)))
-    namespaces = {a.netns: a.key for a in held}
+    namespaces = _namespaces(held)
     veths = {a.veth: a.key for a in held}
     undecided = observed.undecided
     leaving = [*(q.network for q in observed.quarantined), *desired.occupied]
@@ -363,8 +364,7 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
             refusals.append(_netns_gone(intent))
         elif intent.key in undecided:
             refusals.append(_undecided(intent, undecided[intent.key]))
-        elif netns in namespaces:
-            holder = namespaces[netns]
+        elif holder := namespaces.get(netns) or namespaces.get(intent.netns_inode or netns):
             is_leaving = holder in observed.released
             refusals.append((_netns_leaving if is_leaving else _netns_taken)(intent, holder))
         elif veth in veths:
@@ -375,10 +375,23 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
             refusals.append(_unexplained(intent, desired.unexplained))
         elif offer := next(offers, None):
             actions.append(_binding(intent, *offer, veth=veth))
-            namespaces[netns] = veths[veth] = intent.key
+            namespaces[intent.netns_inode or netns] = veths[veth] = intent.key
         else:
             refusals.append(_exhausted(intent, desired, observed))
     return Plan(tuple(actions), tuple(refusals))
+
+
+def _namespaces(held: Iterable[Attachment]) -> dict[str | int, AttachmentKey]:
+    """Say whose each namespace is: by its identity, and by its inode while it lives.
+
+    A namespace has as many paths as somebody gives it. The inode of one that is gone is another
+    one's next.
+    """
+    held = list(held)
+    found: dict[str | int, AttachmentKey] = {a.netns: a.key for a in held}
+    found.update((netns_inode(a.netns), a.key) for a in held if a.netns_alive)
+    found.pop(0, None)  # of one whose inode is not known
+    return found
 
 
 def _name_unexplained(desired: Allocation) -> Plan:

@@ -100,6 +100,8 @@ def test_the_intent_holds_what_the_runtime_said() -> None:
         ({"CNI_IFNAME": ""}, {}, 4),
         ({"CNI_IFNAME": "sixteen-letters-"}, {}, 4),
         ({"CNI_IFNAME": ".."}, {}, 4),
+        ({"CNI_IFNAME": "eth%d"}, {}, 4),
+        ({"CNI_IFNAME": "all"}, {}, 4),
         ({"CNI_IFNAME": "eth/0"}, {}, 4),
         ({"CNI_IFNAME": "eth 0"}, {}, 4),
         ({"CNI_NETNS": ""}, {}, 4),

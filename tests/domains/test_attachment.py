@@ -110,7 +110,7 @@ def test_demand_counts_what_waits_and_not_what_is_dead() -> None:
 
 def test_a_namespace_whose_pod_is_being_released_is_waited_for() -> None:
     """And one whose pod stays is not: no waiting would help."""
-    second = replace(intent(2), netns=intent(1).netns)
+    second = replace(intent(2), netns=intent(1).netns, netns_inode=1)
     for state, reason in ((IntentState.RELEASED, "NetnsStillTaken"), ("wanted", "NetnsTaken")):
         first = intent(1, IntentState(state))
         records = Records((first, second), (attachment(1, netns=f"{first.netns}@1"),))
@@ -118,8 +118,26 @@ def test_a_namespace_whose_pod_is_being_released_is_waited_for() -> None:
         assert [r.reason for r in plan.refusals] == [reason]
 
 
+def test_another_path_to_a_namespace_that_is_taken_gets_no_second_way_out() -> None:
+    """A second interface would take the first one's default route, and so cut a running pod."""
+    first = intent(1, netns="/run/netns/pod1")
+    second = intent(2, netns="/var/run/netns/pod1", netns_inode=first.netns_inode)
+    held = attachment(1, netns="/run/netns/pod1@1")
+    for records in (Records((first, second), (held,)), Records((first, second))):
+        plan = domain.plan(domain.desire(inputs(1)), records)
+        assert [(r.reason, r.subject) for r in plan.refusals] == [
+            ("NetnsTaken", f"intent {second.key}")
+        ]
+
+
+def test_the_inode_of_a_namespace_that_is_gone_may_be_another_one_s() -> None:
+    gone = attachment(1, netns="/run/netns/pod1@2", netns_alive=False)
+    plan = domain.plan(domain.desire(inputs(1)), Records((intent(2),), (gone,)))
+    assert [a.key for a in plan.actions] == [intent(2).key]
+
+
 def test_one_namespace_has_one_way_out() -> None:
-    first, second = intent(1), replace(intent(2), netns=intent(1).netns)
+    first, second = intent(1), replace(intent(2), netns=intent(1).netns, netns_inode=1)
     plan = domain.plan(domain.desire(inputs(1)), Records((first, second)))
     assert [a.key for a in plan.actions] == [first.key]
     assert [(r.reason, r.subject) for r in plan.refusals] == [

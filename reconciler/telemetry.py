@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import threading
+import time
 from datetime import UTC, datetime
 
 from prometheus_client import (
@@ -15,6 +18,8 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+
+from reconciler.errors import ReconcilerError, boundary
 
 REGISTRY = CollectorRegistry()
 
@@ -67,6 +72,12 @@ PASS_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 
+LOG_DROPPED = Counter(
+    "node_network_log_lines_dropped",
+    "Lines of the log that were dropped, because those before could not be written",
+    registry=REGISTRY,
+)
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """Of ``exposition``."""
 
@@ -74,14 +85,103 @@ FOREIGN_TEXT = 256
 """Characters kept of text that others wrote."""
 
 
+MOST_WAITING = 1 << 20
+"""Bytes of lines that wait to be written, while nobody reads them or the disk is full: some hours
+of a node that is well, a second of one that is not."""
+
+AGAIN_S = 1.0
+"""Seconds until it is tried again after a line could not be written."""
+
+WRITE_BYTES = 4096
+"""Bytes that are written at once: a pipe takes as many whole (PIPE_BUF in pipe(7))."""
+
+STDERR = 2
+
+FLUSH_S = 1.0
+"""Seconds that the end of the process waits for what is not written yet."""
+
+
 def configure(*, verbose: bool = False) -> None:
-    """Send events to stderr, one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(KeyValue())
+    """Send events to stderr, one line each, in a thread of its own."""
+    while (unused := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass  # of a process without stderr the next file would get its number, and our lines
+    os.close(unused)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [LogWriter(STDERR)]
     root.setLevel(logging.WARNING)
     logging.getLogger("reconciler").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.captureWarnings(capture=True)
+    # Python would write to stderr by itself, and wait there.
+    sys.unraisablehook = lambda raised: logging.getLogger(__name__).error(
+        "an exception that nobody can catch: %r in %r", raised.exc_value, raised.object
+    )
+
+
+class LogWriter(logging.Handler):
+    """Writes lines in a thread of its own, so that whoever logs never waits.
+
+    What should read them may have stopped, or a disk is full. Then they wait, up to a limit. Those
+    beyond it are dropped and counted, until all that waits is written, which the next line says.
+
+    Args:
+        descriptor: of the open file that the lines go to.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.setFormatter(KeyValue())
+        self._descriptor = descriptor
+        self._changed = threading.Condition()
+        self._waiting: list[bytes] = []
+        self._bytes = self._dropped = 0
+        threading.Thread(target=self._write_on, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line, or drop it."""
+        try:
+            with boundary("a line of the log"):
+                text = self.format(record)
+        except ReconcilerError as error:
+            text = str(error)
+        line = f"{text}\n".encode(errors="backslashreplace")
+        with self._changed:
+            if self._dropped or self._bytes + len(line) > MOST_WAITING:
+                self._dropped += 1
+                LOG_DROPPED.inc()
+                return
+            self._waiting.append(line)
+            self._bytes += len(line)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all is written, but not for long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes, FLUSH_S)
+
+    def _write_on(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                lines = b"".join(self._waiting)
+                self._waiting.clear()
+            self._write(lines)
+            with self._changed:
+                self._bytes -= len(lines)
+                dropped = 0 if self._waiting else self._dropped
+                self._dropped -= dropped
+                self._changed.notify_all()
+            if dropped:
+                logging.getLogger(__name__).warning(
+                    "lines of this log were dropped, because those before could not be written",
+                    extra={"lines": dropped},
+                )
+
+    def _write(self, lines: bytes) -> None:
+        while lines:
+            try:
+                lines = lines[os.write(self._descriptor, lines[:WRITE_BYTES]) :]
+            except OSError:  # there is no other place to say it
+                time.sleep(AGAIN_S)
 
 
 def exposition() -> str:

@@ -29,7 +29,7 @@ from reconciler.core.observed import unread_places
 from reconciler.core.pace import is_changing
 from reconciler.core.plan import Change, Plan, Refusal
 from reconciler.core.predecessor import OWNER
-from reconciler.core.records import Records
+from reconciler.core.records import Records, find_copies
 from reconciler.core.struggle import Struggles
 from reconciler.core.unread import MAX_NAMED, Unread
 from reconciler.domains import (
@@ -350,7 +350,7 @@ class LocalNode:
                 outcomes = dict(converge([self._attachment_domain(self._records)], inputs))
             outcomes["conntrack"] = ended
         records = self._records_after(outcomes)
-        inputs = replace(inputs, attachments=records.living)
+        inputs = replace(inputs, attachments=_without_copies(records.living, inputs.pods))
         looked_at = time.monotonic()
         self._unread = self._unread.among(a.key for a in records.living)
         visit = self._to_visit(inputs, audit=audit)
@@ -892,7 +892,7 @@ class LocalNode:
             node=self.facts,
             enis=enis,
             links=links.names,
-            attachments=records.living,
+            attachments=_without_copies(records.living, links.pods),
             now=self._world.now(),
             clock=self._world.clock(),
             demand=records.demand,
@@ -1016,6 +1016,13 @@ def _lacks_nothing(attachment: Attachment, inputs: Inputs, left: Collection[Any]
     except ReconcilerError:
         return False
     return not any((o.kind, o.key) in left for o in objects)
+
+
+def _without_copies(
+    attachments: Sequence[Attachment], linked: Collection[AttachmentKey]
+) -> tuple[Attachment, ...]:
+    copies = find_copies(attachments, linked)
+    return tuple(a for a in attachments if a.key not in copies)
 
 
 def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:

@@ -302,6 +302,32 @@ def test_a_link_that_a_record_names_is_of_that_pod_whatever_its_alias_says(host:
         host.check()
 
 
+@pytest.mark.parametrize("name", ["AAA", "zzz"])
+@pytest.mark.parametrize("restart", [False, True], ids=["daemon runs", "daemon starts"])
+def test_a_record_that_was_copied_takes_nothing_from_the_pod_it_was_copied_from(
+    host: Node, restart: bool, name: str
+) -> None:
+    """Somebody has put a backup back under another name, that sorts before or after."""
+    before = set(host.kernel._objects.values())
+    for change in ({"veth": "nnother"}, {"addresses": ["10.0.1.17"]}, {}):
+        path = host.root / "run/attachments/pod1:eth0.json"
+        copy = json.loads(path.read_text()) | {"containerID": name} | change
+        path.with_name(f"{name}:eth0.json").write_text(json.dumps(copy))
+        if restart:
+            host.start()
+        for _ in range(3):
+            result = host.full_pass()
+            assert result is not None
+            assert before == set(host.kernel._objects.values())
+            host.check()
+        refusals = [str(r) for r in result.outcomes["attachment"].remaining.refusals]
+        assert any("AssignedTwice" in r and f"{name}/eth0" in r for r in refusals), refusals
+        said = host.audit()
+        assert "AssignedTwice" in said
+        assert "ip link" not in said
+        assert "ip route" not in said
+
+
 WORDS = ("RecordUnreadable", "IntentUnreadable", "RecordLost")
 
 

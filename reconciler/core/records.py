@@ -200,6 +200,27 @@ class Records:
         return Demand(assigned, cooling, len(waiting))
 
 
+def find_copies(
+    attachments: Iterable[Attachment], linked: Collection[AttachmentKey]
+) -> dict[AttachmentKey, AttachmentKey]:
+    """Return which attachments name a link or an address that another has, and which other.
+
+    Somebody has copied a record, or put an old one back. The one whose link is there counts: what
+    would be made for the other would be taken from a running pod.
+
+    Args:
+        attachments: in key order.
+        linked: those that have a link on the host.
+    """
+    holders: dict[str | IpAddress, AttachmentKey] = {}
+    copies = {}
+    for a in sorted(attachments, key=lambda a: a.key not in linked):
+        others = {holders.setdefault(what, a.key) for what in (a.veth, *a.addresses)} - {a.key}
+        if others:
+            copies[a.key] = min(others)
+    return copies
+
+
 def _found(records: tuple[R, ...], keys: Collection[AttachmentKey]) -> tuple[R, ...]:
     places = ((key, bisect_left(records, key, key=BY_KEY)) for key in sorted(keys))
     return tuple(records[p] for key, p in places if p < len(records) and records[p].key == key)

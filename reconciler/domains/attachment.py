@@ -34,7 +34,7 @@ from reconciler.core.facts import Eni
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs, Unexplained
 from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
-from reconciler.core.records import DOUBT_S, Records, SetAside
+from reconciler.core.records import DOUBT_S, Records, SetAside, find_copies
 
 MAX_NAMED = 20
 """Unreadable records, and addresses on the host, that get a condition each; the others are counted
@@ -122,6 +122,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
         + _keep(desired, observed)
         + _name_unexplained(desired)
         + _name_occupied(desired, observed)
+        + _name_copies(desired, observed)
         + _leave_out(observed)
     )
 
@@ -431,6 +432,22 @@ def _name_occupied(desired: Allocation, observed: Records) -> Plan:
         more = f"{len(named) - MAX_NAMED} more addresses for pods are on the host"
         refusals.append(Refusal("addresses", "AddressOnHost", more))
     return Plan(refusals=tuple(refusals))
+
+
+def _name_copies(desired: Allocation, observed: Records) -> Plan:
+    """Say for which records nothing is done, because what they name is another pod's."""
+    return Plan(
+        refusals=tuple(
+            Refusal(
+                subject=f"attachment {key}",
+                reason="AssignedTwice",
+                message=f"its record names a link or an address of {holder}, whose link is there; "
+                "nothing is made for it; if it was copied or put back by hand, it is released "
+                "once its namespace has ended, or else end one of these pods",
+            )
+            for key, holder in find_copies(observed.living, desired.linked).items()
+        )
+    )
 
 
 def _finish(desired: Allocation, observed: Records) -> Plan:

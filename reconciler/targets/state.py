@@ -689,6 +689,12 @@ class StateDirectory:
             for (of, name), version in list(self._overruled.items()):
                 if of == kind and name in parsed and parsed[name][0] != version:
                     del self._overruled[of, name]  # somebody has written it since: that counts
+            if kind == "attachments":  # but for what a pod runs with, which no edit changes
+                self._overruled |= {
+                    (kind, name): version
+                    for name, (version, record) in parsed.items()
+                    if known.get(name, record) != record
+                }
             known |= {
                 name: record
                 for name, (_, record) in parsed.items()

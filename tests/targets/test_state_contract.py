@@ -244,17 +244,28 @@ def test_only_the_one_writer_knows_what_is_lost(tmp_path: Path) -> None:
     assert state.observe() == Records()
 
 
-def test_a_record_that_another_one_replaced_by_hand_counts_as_it_is_on_disk(
-    tmp_path: Path,
-) -> None:
+def test_no_edit_of_a_record_gives_a_pod_that_runs_another_address(tmp_path: Path) -> None:
+    """What it was given is known, and is written again; without a reconciler an edit counts."""
     state = directory(tmp_path)
     state.lock()
-    put(state, attachment(1))
-    path = state.root / "attachments" / "pod1:eth0.json"
-    body = json.loads(path.read_text())
-    path.write_text(json.dumps(body | {"addresses": ["10.0.1.200"]}))
-    (seen,) = state.observe().attachments
+    given = attachment(1)
+    put(state, given, Cooling(SUBNET[9], 1e9))
+    for part in ({"addresses": ["10.0.1.200"]}, {"veth": "nnother"}, {"netns": "/proc/1/ns/net"}):
+        edit(state.root / "attachments" / "pod1:eth0.json", part)
+        for records in (state.observe(), state.observe_at({given.key}, Records())):
+            assert records.attachments == (given,)
+            assert records.lost == (given,)
+    put(state, given)
+    assert state.observe().lost == ()
+    edit(state.root / "cooling" / f"{SUBNET[9]}.json", {"until": 5.0})
+    assert [c.until for c in state.observe().cooling] == [5.0]
+    edit(state.root / "attachments" / "pod1:eth0.json", {"addresses": ["10.0.1.200"]})
+    (seen,) = directory(tmp_path).observe().attachments
     assert [str(a) for a in seen.addresses] == ["10.0.1.200"]
+
+
+def edit(path: Path, part: dict[str, Any]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | part))
 
 
 def test_a_change_that_the_disk_does_not_take_counts_and_is_tried_again(tmp_path: Path) -> None:

@@ -162,6 +162,13 @@ def _tell(found: Obstacles, query: Query, traced: Trace, leg: Leg, fate: Fate) -
                 f"{leg.name}: {hit} {verb} it out of connection tracking (notrack), so that the "
                 f"receiver sees the pod's own address and not {traced.source}{why}"
             )
+        elif hit.what == "rewrite":
+            verb = "may write" if hit.asks else "writes"
+            found.sure.append(
+                f"{leg.name}: {hit} {verb} another address or port into it at hook "
+                f"{fate.base.hook}, beside connection tracking{why}; what this trace says of it "
+                "from there on is about the packet as it was"
+            )
         elif hit.what == "dnat" and leg.name == "request" and not (query.endpoint or query.at):
             text = (
                 f"{leg.name}: {hit} {may}translate{'' if may else 's'} its destination{why}; "

@@ -12,6 +12,7 @@ from ipaddress import ip_network
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import (
+    LOCAL_TABLE,
     MAIN_TABLE,
     Family,
     IpAddress,
@@ -28,10 +29,6 @@ from reconciler.domains.nat import NftElement, NftObject, chain_of, sets_of
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import UnknownPodError
-
-LOCAL_TABLE = 255
-"""The kernel's table of the host's own addresses (``rt_tables``)."""
-
 
 PRIVATE = tuple(
     ip_network(cidr)

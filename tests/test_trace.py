@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from builders import attachment, document, inputs
 
+from reconciler.core.datapath import LOCAL_TABLE
 from reconciler.core.inputs import Inputs
 from reconciler.core.lookup import Found
 from reconciler.domains import nat, route, rule
@@ -16,7 +17,6 @@ from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import UnknownPodError
 from reconciler.trace import (
-    LOCAL_TABLE,
     Query,
     Tables,
     Trace,

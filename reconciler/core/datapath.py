@@ -34,6 +34,9 @@ PROTOCOL = 201
 Ours by choice: above 186-192, which iproute2's ``rt_protos`` gives to routing daemons.
 """
 
+LOCAL_TABLE = 255
+"""The kernel's table of the host's own addresses (``rt_tables``); its first rule leads there."""
+
 MAIN_TABLE = 254
 """The kernel's main table (``rt_tables``)."""
 

@@ -170,7 +170,7 @@ class Changes:
     """The packet goes on to what comes next, and something of it was changed for good.
 
     Attributes:
-        what: notrack: conntrack does not see it.
+        what: notrack: conntrack does not see it; rewrite: another address or port stands in it.
     """
 
     what: str

@@ -175,7 +175,7 @@ class Hit:
 
     Attributes:
         number: of the rule in its chain, from 1; 0 for the chain's policy.
-        what: drop, snat, dnat, notrack, or "unread" for what could not be walked.
+        what: drop, snat, dnat, notrack, rewrite, or "unread" for what could not be walked.
         asks: what could not be evaluated; "" if it decides for certain.
     """
 

@@ -13,6 +13,7 @@ from reconciler.core import filtering
 from reconciler.core.datapath import (
     ENI_PRIORITY,
     FAMILIES,
+    LOCAL_TABLE,
     MAIN_TABLE,
     MAX_DEVICE_INDEX,
     IpNetwork,
@@ -35,7 +36,8 @@ class ForeignRule:
 
     Attributes:
         mark, mask: of its fwmark; a mask of 0 is none.
-        narrow: it selects by something else as well: a link, a user, a destination.
+        narrow: it selects by something else as well: a link, a user.
+        does: what it does in place of looking the table up: prohibit, or goto and a priority.
     """
 
     family: str
@@ -45,13 +47,17 @@ class ForeignRule:
     mask: int = 0
     source: IpNetwork | None = None
     narrow: bool = False
+    destination: IpNetwork | None = None
+    does: str = ""
 
     def __str__(self) -> str:
         words = [f"ip rule {self.priority}: from {self.source or 'all'}"]
+        if self.destination:
+            words.append(f"to {self.destination}")
         if self.mask:
             words.append(f"fwmark {self.mark:#x}/{self.mask:#x}")
         table = "main" if self.table == MAIN_TABLE else self.table
-        return " ".join([*words, f"lookup {table}"])
+        return " ".join([*words, self.does or f"lookup {table}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +201,7 @@ def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
         leaving: what the plan removes, with everything it knows it by.
     """
     rules = {
-        (o.priority, o.table, o.mark or 0, o.mask, o.source)
+        (o.priority, o.table, o.mark or 0, o.mask, o.source, o.destination)
         for o in leaving
         if isinstance(o, StockRule)
     }
@@ -206,7 +212,8 @@ def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
         rules=tuple(
             r
             for r in foreign.rules
-            if r.narrow or (r.priority, r.table, r.mark, r.mask, r.source) not in rules
+            if r.narrow
+            or (r.priority, r.table, r.mark, r.mask, r.source, r.destination) not in rules
         ),
     )
 
@@ -439,22 +446,39 @@ def _marks(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
 def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
     """Rules that choose pods' route before ours do."""
     families = {f.name for f in FAMILIES.values() if f.nft in ours.families}
-    count: dict[tuple[int, int], list[ForeignRule]] = {}
+    count: dict[tuple[int, int, str], list[ForeignRule]] = {}
     for rule in foreign.rules:
-        early = 0 < rule.priority <= ENI_PRIORITY + MAX_DEVICE_INDEX
+        early = rule.priority <= ENI_PRIORITY + MAX_DEVICE_INDEX and rule.table != LOCAL_TABLE
         if not early or rule.mask or rule.narrow or rule.family not in families:
             continue
-        if _takes(rule.source, ours.sources):
-            count.setdefault((rule.priority, rule.table), []).append(rule)
-    for _, rules in sorted(count.items()):
+        if _takes(rule.source, ours.sources) and _leads_to(rule.destination, ours.sources):
+            count.setdefault((rule.priority, rule.table, rule.does), []).append(rule)
+    for (_, _, does), rules in sorted(count.items()):
         more = f", and {len(rules) - 1} more like it" if len(rules) > 1 else ""
+        harm = (
+            "it decides about pods' packets before our rules are asked, so they are dropped, or "
+            "find another route or none"
+            if does
+            else "it sends pods' packets to another table before our rules are asked, so they may "
+            "leave by an ENI that their address does not belong to"
+        )
         yield Finding(
             f"{rules[0]}{more}",
             "RuleBeforeOurs",
-            "it sends pods' packets to another table before our rules are asked, so they may "
-            "leave by an ENI that their address does not belong to; delete it, or give it a "
-            f"priority above {ENI_PRIORITY + MAX_DEVICE_INDEX}",
+            f"{harm}; delete it, or give it a priority above {ENI_PRIORITY + MAX_DEVICE_INDEX}",
         )
+
+
+def _leads_to(destination: IpNetwork | None, pods: frozenset[IpNetwork]) -> bool:
+    """Whether a rule's destination means pods.
+
+    Not a single address: such a rule, as the stock plugin's, leads to a route of its own.
+    """
+    if destination is None:
+        return True
+    return destination.prefixlen < destination.max_prefixlen and any(
+        p.version == destination.version and p.network_address in destination for p in pods
+    )
 
 
 def _takes(source: IpNetwork | None, pods: frozenset[IpNetwork]) -> bool:

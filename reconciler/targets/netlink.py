@@ -23,6 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from reconciler.core.datapath import (
     ALIAS,
     FAMILIES,
+    LOCAL_TABLE,
     MAC_STAMP,
     MAIN_TABLE,
     PODS_TABLE,
@@ -491,9 +492,6 @@ def _attempt(sessions: Sessions, action: Change[KernelObject]) -> Iterator[Apply
     except OSError as error:
         yield ApplyError.from_errno(str(action), error.errno or 0, str(error), error)
 
-
-LOCAL_TABLE = 255
-"""linux/rtnetlink.h, RT_TABLE_LOCAL; the first rule leads there."""
 
 ROUTE_TYPES = {
     2: "local",

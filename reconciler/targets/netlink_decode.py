@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from reconciler.core.attachment import AttachmentKey, alias_key
-from reconciler.core.datapath import ALIAS, FAMILIES, PROTOCOL, IpAddress, IpNetwork
+from reconciler.core.datapath import ALIAS, FAMILIES, PODS_PRIORITY, PROTOCOL, IpAddress, IpNetwork
 from reconciler.core.inputs import Links
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.foreign import ForeignRule
@@ -43,6 +43,10 @@ STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
 
 NOTHING = 0xFFFFFFFF
 FIB_RULE_INVERT = 0x2
+FR_ACT_GOTO = 2
+
+DEEDS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+"""What a rule does in place of looking a table up: FR_ACT_* of linux/fib_rules.h."""
 
 KNOWN_RULE_FIELDS = {
     "FRA_TABLE",
@@ -292,6 +296,12 @@ def decode_rule(message: Facts, family: str) -> Rule:
 def decode_foreign_rule(message: Facts, family: str) -> ForeignRule:
     """Return what of another owner's rule can hurt us."""
     rule = decode_rule(message, family)
+    destination = message.get("dst")
+    does = DEEDS.get(message["action"], "")
+    if message["action"] == FR_ACT_GOTO and (message.get("goto") or 0) > PODS_PRIORITY:
+        does = f"goto {message.get('goto')}"  # past ours
+    told = {word.partition("=")[0] for word in rule.extra.split(",") if word}
+    told -= {"FRA_DST"} | ({"action", "FRA_GOTO"} if does else set())
     return ForeignRule(
         family=family,
         priority=rule.priority,
@@ -299,7 +309,11 @@ def decode_foreign_rule(message: Facts, family: str) -> ForeignRule:
         mark=rule.mark or 0,
         mask=rule.mask,
         source=rule.source,
-        narrow=rule.extra != "",
+        narrow=bool(told),
+        destination=ip_network((destination, message["dst_len"]), strict=False)
+        if destination
+        else None,
+        does=does,
     )
 
 

@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import ClassVar, Self, TypeVar
 
@@ -36,6 +36,7 @@ NLM_F_CREATE, NLM_F_APPEND = 0x400, 0x800
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 
 NFTA_TABLE_NAME, NFTA_TABLE_FLAGS = 1, 2
+NFT_TABLE_F_DORMANT = 1
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY = 1, 3, 4, 5
 NFTA_CHAIN_TYPE = 7
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_GEN_ID = 1, 2, 1
@@ -267,6 +268,11 @@ class Chain:
     place: tuple[bytes, bytes] = field(default=(b"", b""), compare=False, repr=False)
 
     @property
+    def home(self) -> tuple[str, bytes]:
+        """Its family, and its table as the kernel has it."""
+        return self.family, self.place[0]
+
+    @property
     def path(self) -> str:
         """As ``nft`` names it."""
         return f"{self.family} {self.table} {self.name}"
@@ -335,13 +341,29 @@ class Nfnetlink:
         Raises:
             ObserveError: the kernel refused, or never held still.
         """
+        dormant = self._dormant()
 
         def some(messages: Iterable[bytes]) -> T:
             if hooked:
                 messages = (m for m in messages if _plain_chain(m) is None)
-            return choose(map(_decode, messages))
+            found = map(_decode, messages)
+            return choose(replace(c, hook="") if c.home in dormant else c for c in found)
 
         return self._dump(NFT_MSG_GETCHAIN, "chains", some)
+
+    def _dormant(self) -> frozenset[tuple[str, bytes]]:
+        """Return tables whose chains no packet enters, MAX_OBJECTS at most."""
+
+        def some(messages: Iterable[bytes]) -> frozenset[tuple[str, bytes]]:
+            tables = ((FAMILIES.get(m[16], ""), dict(attributes(m[HEADERS:]))) for m in messages)
+            found = (
+                (family, t[NFTA_TABLE_NAME])
+                for family, t in tables
+                if int.from_bytes(t.get(NFTA_TABLE_FLAGS, b""), "big") & NFT_TABLE_F_DORMANT
+            )
+            return frozenset(islice(found, MAX_OBJECTS))
+
+        return self._dump(NFT_MSG_GETTABLE, "tables", some)
 
     def table_flags(self, family: str, table: str) -> int | None:
         """Return a table's flags; None if there is no such table.

@@ -178,9 +178,9 @@ class KubeProxyTable:
                     yield {"goto": {"target": verdict_of(element)}}
 
 
-NEVER_FIREWALLS = frozenset({TABLE, KUBE_PROXY})
-"""Tables whose forward chains drop nothing that others may have; not worth a look at their
-rules."""
+NEVER_FIREWALLS = frozenset({("inet", TABLE), ("ip", KUBE_PROXY), ("ip6", KUBE_PROXY)})
+"""Families and tables whose forward chains drop nothing that others may have; not worth a look at
+their rules."""
 
 MAX_NAMES = 5_000
 """Names of chains that are kept of all there are; of later ones only those that are hooked, or
@@ -271,7 +271,7 @@ class ForwardRules:
         unread: list[tuple[str, str]] = []
         left, left_bytes = MAX_RULES_IN_ALL, MAX_BYTES_OF_RULES
         for chain in hooked:
-            if chain.hook != "forward" or chain.table in NEVER_FIREWALLS:
+            if chain.hook != "forward" or (chain.family, chain.table) in NEVER_FIREWALLS:
                 continue
             try:
                 raw = self._kernel.rules(chain, min(MAX_RULES, left), left_bytes)

@@ -70,8 +70,12 @@ FIELDS_OF_META = {
 FIELDS_OF_CT = {0: "state", 1: "direction", 2: "status"}
 BASES = {1: "network", 2: "transport"}
 
+REWRITTEN = {"network": (12, 40), "transport": (0, 4)}
+"""Where addresses are in the headers of IPv4 and IPv6, and where ports are: first byte, and beyond
+the last."""
+
 VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
-NEUTRAL = {"counter", "log", "last", "objref", "dup", "flow_offload"}
+NEUTRAL = {"counter", "log", "last", "dup", "flow_offload"}
 """Expressions after which the next one is asked, whatever they do."""
 
 ENDING = {"queue", "tproxy", "synproxy", "fwd"}
@@ -83,13 +87,13 @@ class ForeignChains:
     """nftables chains that are not ours, iptables-nft's among them.
 
     Args:
-        besides: tables that are left out.
+        besides: families and tables that are left out.
         translations: also those that may translate a destination. They are most of all there are
             where services are: kube-proxy has a few for each.
     """
 
     def __init__(
-        self, besides: frozenset[str] = frozenset(), *, translations: bool = True
+        self, besides: frozenset[tuple[str, str]] = frozenset(), *, translations: bool = True
     ) -> None:
         self._besides = besides
         self._translations = translations
@@ -108,7 +112,7 @@ class ForeignChains:
         return self._seen[1]
 
     def _is_wanted(self, chain: Chain) -> bool:
-        if not chain.hook or chain.table in self._besides:
+        if not chain.hook or (chain.family, chain.table) in self._besides:
             return False
         translates = chain.type == "nat" and chain.hook != "postrouting"
         ours = (chain.family, chain.table) == ("inet", TABLE)
@@ -261,10 +265,11 @@ def _meta(body: Attributes) -> tuple[Expression, ...]:
 
 
 def _payload(body: Attributes) -> tuple[Expression, ...]:
-    if 5 in body:
-        return ()  # it writes into the packet
     base = BASES.get(_number(body, 2), "link layer")
     at, length = _number(body, 3), _number(body, 4)
+    if 5 in body:  # it writes into the packet
+        first, beyond = REWRITTEN.get(base, (0, 0))
+        return (Changes("rewrite"),) if at < beyond and at + length > first else ()
     return (Load(base, at, length, _register(_number(body, 1))),)
 
 
@@ -332,6 +337,13 @@ def _ct(body: Attributes) -> tuple[Expression, ...]:
     return (Load(name, 0, length, _register(_number(body, 1))),)
 
 
+def _objref(body: Attributes) -> tuple[Expression, ...]:
+    if 1 not in body:
+        return (Unclear("an object of a map"),)
+    name = {2: "quota", 4: "limit", 10: "synproxy"}.get(_number(body, 1))  # NFT_OBJECT_*
+    return (Unclear(name, name in ENDING),) if name else ()
+
+
 def _nat(body: Attributes) -> tuple[Expression, ...]:
     return (Verdict("dnat" if _number(body, 1) else "snat"),)
 
@@ -368,6 +380,7 @@ DECODERS: dict[str, Callable[[Attributes], tuple[Any, ...]]] = {
     "immediate": _immediate,
     "ct": _ct,
     "nat": _nat,
+    "objref": _objref,
     "fib": _fib,
     "masq": _does("snat"),
     "redir": _does("dnat"),

@@ -208,14 +208,31 @@ def test_a_rule_that_chooses_before_ours_is_a_finding_and_many_are_one() -> None
     early = ForeignRule("ipv4", 1000, 2, source=pod)
     assert reasons(Foreign(rules=(early, replace(early, source=None)))) == ["RuleBeforeOurs"]
     harmless = (
-        replace(early, priority=0),
+        replace(early, priority=0, table=255, source=None),  # the kernel's own, moved or not
         replace(early, priority=10001),
+        replace(early, source=None, destination=pod),
+        replace(early, source=None, destination=ip_network("198.51.100.0/24")),
         replace(early, source=ip_network("10.0.1.10/32")),
         replace(early, narrow=True),
         replace(early, mark=0x200, mask=0xF00),
         replace(early, family="ipv6", source=None),
     )
     assert reasons(Foreign(rules=harmless)) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ForeignRule("ipv4", 0, 7),
+        ForeignRule("ipv4", 100, 0, does="prohibit"),
+        ForeignRule("ipv4", 100, 0, does="goto 32766"),
+        ForeignRule("ipv4", 100, 254, destination=ip_network("100.64.0.0/16")),
+    ],
+    ids=str,
+)
+def test_a_rule_that_drops_or_skips_or_is_for_pods_network_is_a_finding(rule: ForeignRule) -> None:
+    assert reasons(Foreign(rules=(rule,))) == ["RuleBeforeOurs"]
+    assert str(rule) in text(Foreign(rules=(rule,)))
 
 
 def test_what_could_not_be_read_is_said() -> None:

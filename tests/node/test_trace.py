@@ -176,6 +176,7 @@ def test_it_never_agrees_with_what_others_do_against_it(
             "sets bits of the packet's mark to 0x55 that are 0x80",
         ),
         (0, "meta mark set mark or 0x4000", str(PEER_HOST), ""),
+        (0, "ip daddr set 192.0.2.9", str(PEER_HOST), "writes another address or port into it"),
     ],
 )
 def test_what_others_do_to_its_mark_and_its_tracking_is_named(

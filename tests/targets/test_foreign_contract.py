@@ -375,12 +375,20 @@ def test_rules_of_others_are_told_from_the_kernels_and_from_ours(home: str) -> N
     run("ip", "rule", "add", "priority", "10", "from", "10.0.0.1", "lookup", "7")
     run("ip", "rule", "add", "priority", "11", "from", "10.0.0.1", "iif", "lo", "lookup", "7")
     run("ip", "rule", "add", "priority", "12", "to", "10.0.0.1", "lookup", "7")
+    run("ip", "rule", "add", "priority", "13", "prohibit")
+    run("ip", "rule", "add", "priority", "14", "goto", "32766")
+    run("ip", "rule", "add", "priority", "8", "goto", "9")
+    run("ip", "rule", "add", "priority", "15", "lookup", "7", "suppress_prefixlength", "0")
     source = ip_network("10.0.0.1/32")
     assert set(Netlink().foreign_rules()) == {
         ForeignRule("ipv4", 9, 2004, 0x200, 0xF00),
         ForeignRule("ipv4", 10, 7, source=source),
         ForeignRule("ipv4", 11, 7, source=source, narrow=True),
-        ForeignRule("ipv4", 12, 7, narrow=True),
+        ForeignRule("ipv4", 12, 7, destination=source),
+        ForeignRule("ipv4", 8, 0, narrow=True),
+        ForeignRule("ipv4", 13, 0, does="prohibit"),
+        ForeignRule("ipv4", 14, 0, does="goto 32766"),
+        ForeignRule("ipv4", 15, 7, narrow=True),
     }
 
 

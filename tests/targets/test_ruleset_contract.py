@@ -20,7 +20,7 @@ from reconciler.domains.nat import NftTable
 from reconciler.targets import nft
 from reconciler.targets import ruleset as target
 from reconciler.targets.legacy import PRIORITIES, LegacyTables
-from reconciler.targets.nft import ForwardRules, Nft
+from reconciler.targets.nft import NEVER_FIREWALLS, ForwardRules, Nft
 from reconciler.targets.ruleset import ForeignChains
 from reconciler.targets.xtables import MATCHES as MATCHES_OF_XT
 from reconciler.targets.xtables import decode_match, decode_target
@@ -150,6 +150,47 @@ def test_sets_maps_marks_and_prefixes_are_evaluated_as_the_kernel_does(home: str
     run("nft", "flush", "set", "inet", "fw", "bad")
     (fate,) = fates("forward", replace(OUT, port=80))
     assert fate.hits[-1].chain.name == "d"
+
+
+DROPPING = "chain forward { type filter hook forward priority 0; policy drop; }"
+
+
+def test_a_table_that_sleeps_drops_nothing(home: str) -> None:
+    run("nft", "-f", "-", text=f"table inet fw {{ flags dormant; {DROPPING}; }}\n")
+    assert read().bases == ()
+    assert [(c.drops, c.shut) for c in ForwardRules().chains()[1] or ()] == []
+    run("nft", "-f", "-", text="table inet fw { }\n")
+    assert words("forward", OUT) == {"drop"}
+    assert [c.drops for c in ForwardRules().chains()[1] or ()] == [True]
+
+
+def test_a_table_of_another_family_that_is_called_as_ours_is_not_ours(home: str) -> None:
+    for name in ("inet node_network", "ip node_network", "inet kube-proxy", "ip kube-proxy"):
+        run("nft", "-f", "-", text=f"table {name} {{ {DROPPING}; }}\n")
+    theirs = {("ip", "node_network"), ("inet", "kube-proxy")}
+    found = ForeignChains(NEVER_FIREWALLS).observe().bases
+    assert {(b.id.family, b.id.table) for b in found} == theirs
+    assert {(c.family, c.table) for c in ForwardRules().chains()[1] or ()} == theirs
+
+
+@pytest.mark.parametrize(
+    ("statement", "asks", "what"),
+    [
+        ("ip daddr set 192.0.2.9", "", "rewrite"),
+        ("udp dport 53 udp dport set 54", "", "rewrite"),
+        ("ip ttl set 64", None, ""),
+        ('quota name "q" drop', "quota", "drop"),
+        ('counter name "c" drop', "", "drop"),
+    ],
+)
+def test_what_writes_into_a_packet_or_counts_it_is_told_from_what_does_not(
+    home: str, statement: str, asks: str | None, what: str
+) -> None:
+    objects = "quota q { over 1 mbytes }; counter c { };"
+    chain = f"chain f {{ type filter hook forward priority 0; {statement}; }}"
+    run("nft", "-f", "-", text=f"table inet fw {{ {objects} {chain}; }}\n")
+    (fate,) = fates("forward", replace(OUT, protocol=17, port=53))
+    assert [(h.what, h.asks) for h in fate.hits] == ([] if asks is None else [(what, asks)])
 
 
 MATCHES = (

@@ -15,7 +15,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from benchmarks.burst import Aim, Burst
-from lab import netns
+from lab import netns, wild
+from reconciler.targets.nfnetlink import Nfnetlink
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21
@@ -135,6 +136,25 @@ def links(where: str, count: int) -> Iterator[None]:
         finally:
             with netns.inside(where), _rtnetlink() as send:
                 send(RTM_DELLINK, 0, bytes(16) + group)
+
+
+@contextmanager
+def wild_ruleset(where: str, hooks: int) -> Iterator[None]:
+    """Have a table of names that are no text, hooked chains, and a set that ends libnftables."""
+    table = b"\xff\xfe"
+    with netns.inside(where):
+        kernel = Nfnetlink()
+        wild.make_table(kernel, table)
+        wild.make_fatal_set(kernel, table)
+        wild.make_chain(kernel, table, b"\xfd")
+        wild.make_rule(kernel, table, b"\xfd", comment=b"\xfc")
+        for number in range(hooks):
+            wild.make_chain(kernel, table, b"\xfc%d" % number, hook=2)
+    try:
+        yield
+    finally:
+        with netns.inside(where):
+            wild.remove_table(kernel, table)
 
 
 @contextmanager

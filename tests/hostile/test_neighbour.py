@@ -167,12 +167,14 @@ def test_9980_excluded_cidrs_that_come_and_go(neighbourhood: Any) -> None:
         edit()
 
 
-def test_somebody_elses_ruleset_of_20000_rules(neighbourhood: Any) -> None:
+def test_somebody_elses_ruleset_of_20000_rules_and_1000_hooks(neighbourhood: Any) -> None:
+    """And what no program would write: names that are no text, a set of which libnftables dies."""
     n = neighbourhood
     rules = [f"ip saddr 192.0.{i // 250}.{i % 250} tcp dport {1 + i}\n" for i in range(20_000)]
     chains = [f"chain c{c} {{\n{''.join(rules[c * 100 : c * 100 + 100])}}}\n" for c in range(200)]
     text = f"table ip other {{\n{''.join(chains)}}}\n"
-    with n.lives_through(), rulesets.loaded(n.node, Ruleset("other", text, ("ip other",))):
+    large = Ruleset("other", text, ("ip other",))
+    with n.lives_through(), rulesets.loaded(n.node, large), hostility.wild_ruleset(n.node, 1_000):
         n.serve()
 
 

@@ -8,13 +8,13 @@ target is a boundary: whatever it raises fails that domain, or the domains of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
-from reconciler.core.observed import readable, why_unread
-from reconciler.core.plan import Action, Plan, merge
+from reconciler.core.observed import cut_kinds, readable, why_unread
+from reconciler.core.plan import Action, Plan, Refusal, merge
 from reconciler.errors import ApplyError, PodError, ReconcilerError, boundary
 
 MAX_ROUNDS = 4
@@ -177,8 +177,10 @@ def _converge_target(
             # How far it came is seen by the next look.
             failures, applied, whole = (), (), (error,)
         latest, merged = _look(target, domains, inputs, hold)
-        if merged.actions == before:
-            break  # the same again: another round cannot help, a later pass may
+        if merged.actions == before or any(cut_kinds(o.observed) for o in latest.values()):
+            # The same again: another round cannot help, a later pass may. Or somebody has made
+            # more than one look shows: the rest goes with later passes, between which pods come.
+            break
     return {
         name: Outcome(
             desired=latest[name].desired,
@@ -233,9 +235,17 @@ def _look(
             except ReconcilerError as error:
                 outcomes[domain.name] = Outcome(want, observed, errors=(error,))
                 continue
+            plan += Plan(refusals=tuple(_name_cut(domain, observed)))
             plans[domain.name] = plan
             outcomes[domain.name] = Outcome(want, observed, plan, plan, errors=errors)
     return outcomes, merge(plans)
+
+
+def _name_cut(domain: Domain, observed: Any) -> Iterator[Refusal]:
+    """Say of which kinds of a domain's objects the look has not shown all."""
+    for kind, text in cut_kinds(observed).items():
+        if kind in domain.kinds:
+            yield Refusal(f"{domain.name}s", "TooMany", text)
 
 
 def _names(domains: Sequence[Domain]) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.budget import Rests
 from reconciler.core.cloud import Cloud, arrived
 from reconciler.core.datapath import IpAddress, IpNetwork, family_of, unit_of
@@ -262,7 +263,8 @@ class Keeper:
         used = {c.address for c in records.cooling}
         used |= {a for bound in records.attachments for a in bound.addresses}
         used |= records.doubtful(self.now())
-        used |= {a for held in self.netlink.pod_addresses().values() for a in held}
+        routed = self.netlink.pod_addresses()
+        used |= {a for held in routed.values() for a in held}
         elsewhere = inputs.predecessor.held
         bound = used
         # Those on ENIs that are not ours are neither held by us nor asked of us.
@@ -271,6 +273,9 @@ class Keeper:
         # What the host takes for its own serves no pod, and somebody uses it.
         occupied = {a for a in ours - bound if any(a in n for n in inputs.occupied)}
         used |= occupied
+        if any(len(held) > MAX_POD_ADDRESSES for held in routed.values()):
+            # Somebody adds routes without end, so any may be in use: none is given back.
+            used |= ours | {n.network_address for e in enis for n in e.boundless}
         demand = replace(demand, assigned=demand.assigned + len(elsewhere & ours | occupied))
         ec2 = replace(
             inputs.ec2,

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reconciler.cooldown import Cooldowns
-from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
+from reconciler.core.attachment import (
+    MAX_POD_ADDRESSES,
+    Attachment,
+    AttachmentKey,
+    IntentState,
+)
 from reconciler.core.audit import contradictions
 from reconciler.core.cloud import Cloud, arrived, is_whole, retain
 from reconciler.core.datapath import IpAddress
@@ -25,7 +30,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.finding import Finding
 from reconciler.core.inputs import Inputs, Unexplained
 from reconciler.core.lookup import Packet
-from reconciler.core.observed import unread_places
+from reconciler.core.observed import cut_kinds, unread_places
 from reconciler.core.pace import is_changing
 from reconciler.core.plan import Change, Plan, Refusal
 from reconciler.core.predecessor import OWNER
@@ -361,6 +366,8 @@ class LocalNode:
         finished = records.unfinished & (self._proven | done.keys())
         if (records.released or finished) and not outcomes["attachment"].failed:
             going = [a for a in records.attachments if a.key in records.released]
+            if cut_kinds(outcomes["link"].observed):
+                going = []  # something of theirs may be among what was not shown
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
             # What was adopted has its record by now, and the kernel has changed since.
             predecessor = replace(inputs.predecessor, adoptions=())
@@ -826,6 +833,7 @@ class LocalNode:
         )
         there = make_tables(fib.rules, fib.routes, self._world.nft.observe(), fib.addresses)
         others, unread = self._world.surroundings.chains()
+        unread = (*unread, *(f"{what}: not read: {why}" for what, why in fib.unread))
         found = []
         for query in queries:
             planned, actual = trace(query, inputs, desired), trace(query, inputs, there)
@@ -878,6 +886,7 @@ class LocalNode:
         veths = {a.veth for a in records.attachments}
         unexplained = {k: v for k, v in links.pods.items() if k not in known and v not in veths}
         addresses = self._netlink.pod_addresses() if unexplained else {}
+        addresses = {veth: a for veth, a in addresses.items() if len(a) <= MAX_POD_ADDRESSES}
         dumb = [veth for veth in unexplained.values() if veth not in addresses]
         if dumb:
             addresses |= self._look_behind(dumb, enis, records, addresses)

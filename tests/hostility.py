@@ -21,12 +21,14 @@ from reconciler.targets.nfnetlink import Nfnetlink
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 NLM_F_REQUEST, NLM_F_ACK = 1, 4
 NLM_F_CREATE_EXCL = 0x600
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST = 254, 4, 253, 1
-RTA_DST, RTA_OIF = 1, 4
+RTA_DST, RTA_OIF, RTA_TABLE = 1, 4, 15
 IFA_LOCAL = 2
-IFLA_IFNAME, IFLA_LINKINFO, IFLA_GROUP, IFLA_INFO_KIND = 3, 18, 27, 1
+IFLA_IFNAME, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_INFO_KIND = 3, 18, 20, 27, 1
+FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL, FR_ACT_TO_TBL = 2, 6, 15, 21, 1
 BATCH = 1000
 """Messages in one system call: more do not fit into a socket's buffer (net.core.wmem_max)."""
 
@@ -80,17 +82,26 @@ def flush_connections() -> None:
 
 
 @contextmanager
-def routes(where: str, device: str, count: int, first: IPv4Address) -> Iterator[None]:
-    """Add host routes to a namespace's main table, and take them away again."""
+def routes(
+    where: str,
+    device: str,
+    count: int,
+    first: IPv4Address,
+    *,
+    table: int = RT_TABLE_MAIN,
+    protocol: int = RTPROT_STATIC,
+) -> Iterator[None]:
+    """Add host routes to a table of a namespace, and take them away again."""
 
     def send_all(send: Callable[[int, int, bytes], None], kind: int, flags: int) -> None:
         for number in range(count):
             head = struct.pack(
                 "=BBBBBBBBI",
                 socket.AF_INET, 32, 0, 0,
-                RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST, 0,
+                0, protocol, RT_SCOPE_LINK, RTN_UNICAST, 0,
             )  # fmt: skip
             body = _attribute(RTA_DST, (first + number).packed)
+            body += _attribute(RTA_TABLE, struct.pack("=I", table))
             send(kind, flags, head + body + link)
 
     with netns.inside(where):
@@ -102,6 +113,28 @@ def routes(where: str, device: str, count: int, first: IPv4Address) -> Iterator[
     finally:
         with netns.inside(where), _rtnetlink() as send:
             send_all(send, RTM_DELROUTE, 0)
+
+
+@contextmanager
+def rules(
+    where: str, count: int, first: IPv4Address, priority: int, protocol: int
+) -> Iterator[None]:
+    """Add rules for a source each, and take away again what is left of them."""
+
+    def send_all(kind: int, flags: int) -> None:
+        with netns.inside(where), _rtnetlink() as send:
+            head = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 32, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+            head += _attribute(FRA_PRIORITY, struct.pack("=I", priority))
+            head += _attribute(FRA_TABLE, struct.pack("=I", RT_TABLE_MAIN))
+            head += _attribute(FRA_PROTOCOL, bytes([protocol]))
+            for number in range(count):
+                send(kind, flags, head + _attribute(FRA_SRC, (first + number).packed))
+
+    send_all(RTM_NEWRULE, NLM_F_CREATE_EXCL)
+    try:
+        yield
+    finally:
+        send_all(RTM_DELRULE, 0)
 
 
 @contextmanager
@@ -122,8 +155,14 @@ def churning_addresses(where: str, device: str, network: IPv4Network) -> Iterato
 
 
 @contextmanager
-def links(where: str, count: int) -> Iterator[None]:
-    """Add links that nobody of ours knows; as pairs, which go fastest."""
+def links(where: str, count: int, alias: str = "") -> Iterator[None]:
+    """Add links that nobody of ours knows; as pairs, which go fastest.
+
+    Args:
+        where: they are to be.
+        count: of them.
+        alias: of every other one, its number added.
+    """
     pair = _attribute(IFLA_LINKINFO, _attribute(IFLA_INFO_KIND, b"veth\0"))
     group = _attribute(IFLA_GROUP, struct.pack("=I", GROUP))
     with netns.inside(where):
@@ -131,6 +170,9 @@ def links(where: str, count: int) -> Iterator[None]:
             for number in range(count // 2):
                 name = _attribute(IFLA_IFNAME, f"other{number}".encode() + b"\0")
                 send(RTM_NEWLINK, NLM_F_CREATE_EXCL, bytes(16) + name + group + pair)
+                if alias:
+                    named = _attribute(IFLA_IFALIAS, f"{alias}{number}/eth0".encode())
+                    send(RTM_NEWLINK, 0, bytes(16) + name + named)
         try:
             yield
         finally:

@@ -269,6 +269,27 @@ def test_a_table_that_cannot_be_read_fails_its_domain_alone(kind: type) -> None:
     assert house.look().settled
 
 
+def test_a_released_pod_keeps_its_address_while_a_look_does_not_show_all_that_is_there() -> None:
+    """Its link or route may be among what was not shown, and another pod be given its address."""
+    house = House()
+    observe = house.netlink.observe
+    hidden = {o for o in observe([]) if isinstance(o, Route | Veth)}
+    (bound,) = house.state.observe().attachments
+    house.end_pod(1)
+
+    def partly(desired: Any) -> Observed:
+        return Observed(observe(desired) - hidden, cut_kinds={Route: "999 routes"})
+
+    house.netlink.observe = partly  # type: ignore[method-assign]
+    for _ in range(3):
+        result = house.look()
+        assert house.state.observe().attachments == (bound,)
+    assert [f.reason for f in result.outcomes["route"].remaining.refusals] == ["TooMany"]
+    house.netlink.observe = observe  # type: ignore[method-assign]
+    house.look()
+    assert house.state.observe().attachments == ()
+
+
 def test_an_add_whose_namespace_cannot_be_read_rests_and_is_finished_when_it_can_be() -> None:
     sim = Simulation()
     sim.turn()

@@ -17,6 +17,10 @@ IFNAMSIZ = 15
 MAX_VETH_PREFIX = 4
 """Characters of ``pods.vethPrefix`` at most; the rest of a host veth's name is a hash."""
 
+MAX_POD_ADDRESSES = 8
+"""Addresses of a pod: it has one of each family, and one for egress. A record, the routes to a
+link or the host's neighbours on it that say more are not believed."""
+
 POD_DIGITS = 11
 """Hexadecimal digits in the name of a host veth that is called after its pod. Calico's choice, and
 the stock plugin's: libcalico-go ``VethNameForWorkload``."""

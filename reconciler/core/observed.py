@@ -18,10 +18,14 @@ class Observed(frozenset[Any]):
     Attributes:
         unread_kinds: classes of objects that could not be read at all, and why.
         unread_places: pods' namespaces that could not be, by identity, and why.
+        cut_kinds: classes of objects of which more were there than are shown, and what was left
+            out. All that is desired is shown if it is there; but what is not shown, and not
+            desired, may be there.
     """
 
     unread_kinds: Mapping[type, ObserveError]
     unread_places: Mapping[str, NamespaceError]
+    cut_kinds: Mapping[type, str]
 
     def __new__(
         cls,
@@ -29,11 +33,13 @@ class Observed(frozenset[Any]):
         *,
         unread_kinds: Mapping[type, ObserveError] | None = None,
         unread_places: Mapping[str, NamespaceError] | None = None,
+        cut_kinds: Mapping[type, str] | None = None,
     ) -> Observed:
-        """Keep both."""
+        """Keep all."""
         made = super().__new__(cls, objects)
         made.unread_kinds = unread_kinds or {}
         made.unread_places = unread_places or {}
+        made.cut_kinds = cut_kinds or {}
         return made
 
     def with_these(self, others: Iterable[Any]) -> Observed:
@@ -43,12 +49,18 @@ class Observed(frozenset[Any]):
             self.union(others),
             unread_kinds={**self.unread_kinds, **more.unread_kinds},
             unread_places={**self.unread_places, **more.unread_places},
+            cut_kinds={**self.cut_kinds, **more.cut_kinds},
         )
 
 
 def unread_places(observed: Any) -> Mapping[str, NamespaceError]:
     """Return the pods' namespaces that a look could not read."""
     return observed.unread_places if isinstance(observed, Observed) else {}
+
+
+def cut_kinds(observed: Any) -> Mapping[type, str]:
+    """Return the kinds of which a look has not shown all, and what it left out."""
+    return observed.cut_kinds if isinstance(observed, Observed) else {}
 
 
 def why_unread(observed: Any, kinds: tuple[type, ...]) -> ObserveError | None:

@@ -187,9 +187,9 @@ def compare(
             else:
                 refusals.append(_in_the_way(obj, existing))
     delete: list[Action] = [
-        Change(Verb.DELETE, have[identity], "not desired")
-        for identity in sorted(have, reverse=True)
-        if identity not in want and owned(have[identity])
+        Change(Verb.DELETE, obj, "not desired")
+        for obj in sorted(observed - desired, key=_identity, reverse=True)
+        if _identity(obj) not in want and owned(obj)
     ]
     return Plan((*create, *update, *delete), tuple(refusals))
 

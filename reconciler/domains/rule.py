@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from reconciler.core.datapath import (
@@ -25,6 +25,12 @@ from reconciler.core.datapath import (
 from reconciler.core.inputs import Inputs
 from reconciler.core.plan import Key, Plan, Verb, compare
 
+BAND = frozenset(
+    {PODS_PRIORITY, PRIMARY_PRIORITY, HOST_PRIORITY}
+    | set(range(ENI_PRIORITY, ENI_PRIORITY + MAX_DEVICE_INDEX + 1))
+)
+"""Priorities of our rules."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -36,6 +42,7 @@ class Rule:
         source: None if packets from anywhere match.
         protocol: who made it (``FRA_PROTOCOL``).
         extra: selectors that no rule of ours has (iif, dport, ...), as text; "" for ours.
+        told: what the kernel says of it, by which it deletes this one and no other.
     """
 
     kind: ClassVar[str] = "rule"
@@ -47,6 +54,7 @@ class Rule:
     source: IpNetwork | None = None
     protocol: int = PROTOCOL
     extra: str = ""
+    told: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def key(self) -> Key:
@@ -97,13 +105,7 @@ def desire(inputs: Inputs) -> frozenset[Rule]:
 
 def is_owned(rule: Rule) -> bool:
     """Ours carries our protocol number *and* stands in our band of priorities."""
-    band = {PODS_PRIORITY, PRIMARY_PRIORITY, HOST_PRIORITY}
-    per_eni = range(ENI_PRIORITY, ENI_PRIORITY + MAX_DEVICE_INDEX + 1)
-    return (
-        rule.family in FAMILIES
-        and rule.protocol == PROTOCOL
-        and (rule.priority in band or rule.priority in per_eni)
-    )
+    return rule.family in FAMILIES and rule.protocol == PROTOCOL and rule.priority in BAND
 
 
 def plan(desired: Iterable[Rule], observed: Iterable[Rule]) -> Plan:

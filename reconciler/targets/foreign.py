@@ -104,6 +104,8 @@ class Surroundings:
         no_rules: tuple[ForeignRule, ...] = ()
         nft_chains, nft_forward = tried(self.forward.chains, nothing)
         unread += tried(self.forward.unread, ())
+        rules = tried(self._netlink.foreign_rules, no_rules)
+        unread += self._netlink.unread_rules()
         legacy_chains, legacy_forward = tried(self._legacy.observe, nothing)
         return Foreign(
             chains=frozenset(name for _, name in nft_chains) | legacy_chains,
@@ -112,7 +114,7 @@ class Surroundings:
                 tried(self._chains.observe, NO_RULES),
                 tried(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES),
             ),
-            rules=tried(self._netlink.foreign_rules, no_rules),
+            rules=rules,
             tables=frozenset(table for table, _ in nft_chains),
             firewalld_accepts=self._host.firewalld_accepts(),
             networkd=self._host.networkd(),

@@ -10,9 +10,9 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from operator import attrgetter
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.datapath import (
     ALIAS,
     FAMILIES,
@@ -42,7 +43,7 @@ from reconciler.domains.foreign import ForeignRule
 from reconciler.domains.link import EniLink, PodLink, Veth, is_owned
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
-from reconciler.domains.rule import Rule
+from reconciler.domains.rule import BAND, Rule
 from reconciler.errors import ApplyError, InternalError, NamespaceError, ObserveError, boundary
 from reconciler.targets.namespaces import entered
 from reconciler.targets.netlink_decode import (
@@ -90,8 +91,11 @@ from reconciler.targets.rtnetlink import (
     Table,
     Told,
     attribute,
+    attributes,
     decode_message,
     index_of,
+    may_be_eni,
+    name_of,
 )
 
 RTM_F_LOOKUP_TABLE = 0x1000
@@ -111,9 +115,22 @@ MAX_FOREIGN_RULES = 1000
 """Other owners' ``ip rule``s that are looked at, of each family, the first ones first: the kernel
 tells them by priority, and what can hurt pods has to come before ours."""
 
-MAX_OUR_RULES = 10_000
-"""Rules of our protocol that are decoded; 737 pods have some 1,500. One takes 4 KiB, so that
-40,000 that somebody else gave our protocol would end the daemon, and the next one at its start."""
+MAX_SURPLUS = 1000
+"""Routes, and rules, that carry our protocol number and that nothing desires, in one look. They
+are removed, so the next look shows the next ones. With all of them at once, 80,000 that somebody
+else adds would end the daemon for memory, and the next one at its start; and pods would wait while
+they are removed."""
+
+MAX_IN_PLACE = 8
+"""Routes, or rules, that may stand in one place of ours before the others count as surplus: some
+of what tells them apart is looked at only when they are decoded."""
+
+MAX_SURPLUS_LINKS = 16
+"""The same of links: to delete a pair takes the kernel some 10 ms."""
+
+MAX_UNKNOWN = 32
+"""Links of ours of which no address can be found, in one look. One is enough for no pod to be
+given an address, so the links after them are not asked about until the next look."""
 
 FIB_BOUNDS = Bounds(16 << 20, 30, 10.0)
 """For who traces a connection, and needs whole tables: some 200,000 routes."""
@@ -137,6 +154,7 @@ class Fib(NamedTuple):
     rules: frozenset[Rule]
     routes: frozenset[Route]
     addresses: frozenset[IpAddress]
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -175,6 +193,7 @@ class Netlink:
         self._decode_links = Remembered(decode_links)
         self._decode_routes = Remembered(decode_routes)
         self._seen_pods: dict[str, SeenPod] = {}
+        self._unread_rules: tuple[tuple[str, str], ...] = ()
 
     def _host(self) -> Rtnetlink:
         return Rtnetlink(self._memory)
@@ -185,54 +204,75 @@ class Netlink:
         Raises:
             ObserveError: the kernel could not be read.
         """
+        others: dict[str, str] = {}
+
+        def is_ours(link: bytes) -> bool:
+            if _may_be_ours(link):
+                return True
+            if may_be_eni(link):  # there may be 20,000, so no more of them is looked at
+                mac = attribute(LINKS, link, "IFLA_ADDRESS").hex(":")
+                others.setdefault(mac, name_of(link).decode(errors="replace"))
+            return False
+
         with _reading("links"), self._host() as host:
-            messages = host.dump(LINKS)
+            messages = host.decode(LINKS, host.read(LINKS, takes=is_ours), "perhaps ours")
         links: Links = self._tell_apart(messages)
-        return links
+        return replace(links, names={**others, **links.names})
 
     def foreign_rules(self) -> tuple[ForeignRule, ...]:
         """Return the ``ip rule``s of other owners, the kernel's own three left out.
 
-        Not more than ``MAX_FOREIGN_RULES`` of a family.
+        Not more than ``MAX_FOREIGN_RULES`` of a family; ``unread_rules`` names the rest.
 
         Raises:
             ObserveError: the kernel could not be read.
         """
         found: list[ForeignRule] = []
+        first = {name: _Surplus(MAX_FOREIGN_RULES, lambda _: None) for name in FAMILIES}
         with _reading("other owners' rules"), self._host() as host:
-            for name in FAMILIES:
-                told = host.read(RULES, takes=_is_foreign, family=AF[name])[:MAX_FOREIGN_RULES]
+            for name, some in first.items():
+                told = host.read(RULES, takes=partial(_is_foreign_of, some), family=AF[name])
                 found += [
                     decode_foreign_rule(message, name)
                     for message in host.decode(RULES, told, ("foreign", name))
                 ]
+        self._unread_rules = tuple(_name_unread(first))
         return tuple(found)
+
+    def unread_rules(self) -> tuple[tuple[str, str], ...]:
+        """Say what ``foreign_rules`` has left out the last time, and why."""
+        return self._unread_rules
 
     def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]:
         """Where the pods' table leads: addresses by the host end of a pod's link, IPv4 first.
 
+        Of a link with more than ``MAX_POD_ADDRESSES``, one more than that.
+
         Raises:
             ObserveError: the kernel could not be read.
         """
+        found: dict[int, set[bytes]] = {}
+
+        def note(route: bytes) -> bool:
+            own, way = attributes(ROUTES, route, "RTA_DST", "RTA_OIF")
+            if route[HEADER.size + 1] == 8 * len(own):
+                device = int.from_bytes(way, sys.byteorder)
+                held = found.setdefault(device, set())
+                if len(held) <= MAX_POD_ADDRESSES:
+                    held.add(own)
+            return False
+
         with _reading("the pods' routes"), self._host() as host:
             filters = (("RTA_TABLE", PODS_TABLE),)
-            messages = [
-                m
-                for number in AF.values()
-                for m in host.decode(
-                    ROUTES,
-                    _routes_of(host, filters, family=number, proto=PROTOCOL),
-                    ("pods", number),
-                )
-            ]
+            for number in AF.values():
+                _routes_of(host, filters, note, family=number, proto=PROTOCOL)
         names: dict[int, str] = {}
-        _learn_names(names, messages)
-        ours = decode_routes(messages, names)
-        found: dict[str, tuple[IpAddress, ...]] = {}
-        for route in sorted(ours, key=lambda r: r.key):
-            held = found.get(route.device, ())
-            found[route.device] = (*held, route.destination.network_address)
-        return found
+        _learn_names(names, ({"oif": index} for index in found))
+        return {
+            names[index]: tuple(map(ip_address, sorted(held, key=lambda a: (len(a), a))))
+            for index, held in found.items()
+            if index in names
+        }
 
     def addresses_behind(self, links: Iterable[str]) -> dict[str, tuple[IpAddress, ...]]:
         """Say which addresses the pods behind some host ends may have.
@@ -245,12 +285,16 @@ class Netlink:
             ObserveError: the host's neighbours could not be read.
         """
         found: dict[str, tuple[IpAddress, ...]] = {}
+        unknown = 0
         for name in links:
+            if unknown == MAX_UNKNOWN:
+                break
             with _reading(f"what is behind {name}"), self._host() as host:
                 link = _get(host, LINKS, (("IFLA_IFNAME", name),))
                 told = _neighbours_of(host, link["index"]) if link else ()
-            if not told and link:
-                told = _addresses_at(link)
+            if not 0 < len(told) <= MAX_POD_ADDRESSES:
+                told = _addresses_at(link) if link else []
+            unknown += not told
             found[name] = tuple(sorted(set(told), key=lambda a: (a.version, int(a))))
         return found
 
@@ -287,7 +331,9 @@ class Netlink:
         return found
 
     def fib(self) -> Fib:
-        """Read every rule, unicast route and address of the host.
+        """Read every unicast route and address of the host, and its rules.
+
+        Of other owners' rules only those that ``foreign_rules`` reads; the rest is named.
 
         Raises:
             ObserveError: the kernel could not be read.
@@ -297,7 +343,14 @@ class Netlink:
             Rtnetlink(None, FIB_BOUNDS) as host,
         ):
             names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
-            rules = {decode_rule(m, family) for m, family in _all_rules(host)}
+            first = {name: _Surplus(MAX_FOREIGN_RULES, lambda _: None) for name in FAMILIES}
+            rules = {
+                decode_rule(m, name)
+                for name, some in first.items()
+                for m in host.decode(
+                    RULES, host.read(RULES, takes=partial(_is_walked, some), family=AF[name])
+                )
+            }
             routes = [decode_route(m, "", names) for m in _all_routes(host)]
             connected = find_connected(routes)
             addresses = [decode_address(m, "", names, connected) for m in host.dump(ADDRESSES)]
@@ -305,6 +358,7 @@ class Netlink:
             frozenset(rules),
             frozenset(r for r in routes if r),
             frozenset(a.address for a in addresses),
+            tuple(_name_unread(first)),
         )
 
     def look_up(self, packet: Packet, netns: str = "") -> Found:
@@ -348,9 +402,8 @@ class Netlink:
         """
         desired = list(desired)
         with _reading("the host's links"), self._host() as host:
-            links = self._observe_links(host, desired)
+            seen, links = self._observe_links(host, desired)
         self._pairs = links.pairs
-        seen = Observed(links.objects.values())
         for kind, what, read in (
             (LinkAddress, "the addresses of ENIs' links", _read_addresses),
             (Neighbour, "the host's neighbours", _read_neighbours),
@@ -390,30 +443,41 @@ class Netlink:
         """
         return self._observe_pods(places, self._pairs)
 
-    def _observe_links(self, host: Rtnetlink, desired: Iterable[KernelObject]) -> HostLinks:
-        """Read ours, and those of which something is desired."""
+    def _observe_links(
+        self, host: Rtnetlink, desired: Iterable[KernelObject]
+    ) -> tuple[Observed, HostLinks]:
+        """Read those of which something is desired, and some of ours besides."""
         veths = {o.name for o in desired if isinstance(o, Veth)}
         enis = [o for o in desired if isinstance(o, EniLink)]
         names = veths | {o.name for o in enis} | _devices(desired)
-        takes = partial(
-            _matters,
-            frozenset(name.encode() for name in names),
-            frozenset(bytes.fromhex(o.mac.replace(":", "")) for o in enis),
-        )
+        raw = frozenset(name.encode() for name in names)
+        macs = frozenset(bytes.fromhex(o.mac.replace(":", "")) for o in enis)
+        surplus = _Surplus(MAX_SURPLUS_LINKS, index_of)
+
+        def takes(link: bytes) -> bool:
+            is_wanted = name_of(link) in raw or attribute(LINKS, link, "IFLA_ADDRESS") in macs
+            return is_wanted or (_may_be_ours(link) and surplus(link))
+
         messages = host.decode(LINKS, host.read(LINKS, takes=takes), "ours")
         links: HostLinks = self._decode_links(messages, veths)
-        return links
+        return surplus.among(Veth, links.objects.values()), links
 
     def _read_routes(
         self, host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
-    ) -> frozenset[Route]:
-        """Read all with our stamp, and what stands in the place of one that is not among them."""
+    ) -> Observed:
+        """Read those with our stamp, and what stands in the place of one that is not among them.
+
+        Of those that nobody desires, not more than ``MAX_SURPLUS``.
+        """
         wanted = {o.key for o in desired if isinstance(o, Route) and not o.netns}
+        surplus = _Surplus(MAX_SURPLUS, _whole_place_of, _whole_places(wanted))
         messages = [
             m
             for number in AF.values()
             for m in host.decode(
-                ROUTES, _routes_of(host, (), family=number, proto=PROTOCOL), ("ours", number)
+                ROUTES,
+                _routes_of(host, (), surplus, family=number, proto=PROTOCOL),
+                ("ours", number),
             )
         ]
         known = dict(names)
@@ -424,7 +488,7 @@ class Netlink:
             others = host.decode(ROUTES, told, ("in the way", where))
             _learn_names(known, others)
             ours |= {r for r in decode_routes(others, known) if r.key in wanted}
-        return ours
+        return surplus.among(Route, ours)
 
     def _observe_pods(self, desired: Iterable[KernelObject], pairs: Pairs) -> Observed:
         wanted: dict[str, Inside] = {}
@@ -533,8 +597,7 @@ class Sought(NamedTuple):
 
     def has_address(self, message: bytes) -> bool:
         """Whether an address of the host is."""
-        own = attribute(ADDRESSES, message, "IFA_LOCAL")
-        return self.has(own or attribute(ADDRESSES, message, "IFA_ADDRESS"))
+        return self.has(_own_address(message))
 
     def meets(self, route: bytes) -> bool:
         """Whether a route of table local covers any of them."""
@@ -595,43 +658,129 @@ def _devices(desired: Iterable[KernelObject]) -> set[str]:
     return {o.device for o in desired if isinstance(o, kinds) and not o.netns}
 
 
-def _matters(names: frozenset[bytes], macs: frozenset[bytes], link: bytes) -> bool:
-    """Whether a link is ours, or one of those that are asked for."""
-    if ALIAS_START in link or STAMP in link:  # perhaps; who decodes it looks closer
+def _may_be_ours(link: bytes) -> bool:
+    """Whether a link is ours, perhaps: who decodes it looks closer."""
+    return ALIAS_START in link or STAMP in link
+
+
+class _Surplus:
+    """Takes what stands in the places of what is wanted, and the first ones of all else.
+
+    Args:
+        limit: how many it takes of all else.
+        place_of: where an entry stands.
+        wanted: those places.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        place_of: Callable[[bytes], Hashable],
+        wanted: Collection[Hashable] = (),
+    ) -> None:
+        self._limit = self._room = limit
+        self._place_of = place_of
+        self._left = dict.fromkeys(wanted, MAX_IN_PLACE)
+        self._taken: set[bytes] = set()
+        self._first = b""
+        self.left_out = 0
+
+    def __call__(self, entry: bytes) -> bool:
+        """Whether this one is taken; what was taken once is taken again, as dumps are repeated."""
+        body = entry[HEADER.size :]
+        if body in self._taken:
+            if body == self._first:
+                self.left_out = 0
+            return True
+        place = self._place_of(entry)
+        if self._left.get(place):
+            self._left[place] -= 1
+        elif self._room:
+            self._room -= 1
+        else:
+            self.left_out += 1
+            return False
+        self._first = self._first or body
+        self._taken.add(body)
         return True
-    name = attribute(LINKS, link, "IFLA_IFNAME").rstrip(b"\0")
-    return name in names or attribute(LINKS, link, "IFLA_ADDRESS") in macs
+
+    def among(self, kind: type[KernelObject], objects: Iterable[KernelObject]) -> Observed:
+        """Return what was made of those that were taken, and say so if there are more."""
+        if not self.left_out:
+            return Observed(objects)
+        why = (
+            f"{self._limit + self.left_out} {kind.kind}s are stamped as ours and nothing needs "
+            f"them; they are removed, {self._limit} with each look; find out who adds them"
+        )
+        return Observed(objects, cut_kinds={kind: why})
 
 
-def _is_foreign(rule: bytes) -> bool:
-    """Whether a rule is neither ours nor one of the kernel's own."""
-    return _rule_protocol(rule) not in (PROTOCOL, RTPROT_KERNEL)
+def _is_foreign_of(first: _Surplus, rule: bytes) -> bool:
+    """Whether a rule is neither ours nor one of the kernel's own, and among the first of those."""
+    (protocol,) = attributes(RULES, rule, "FRA_PROTOCOL")
+    return protocol != bytes([RTPROT_KERNEL]) and not _is_stamped(rule) and first(rule)
+
+
+def _is_walked(first: _Surplus, rule: bytes) -> bool:
+    """Whether a rule is ours, one of the kernel's own, or among the first of the others."""
+    (protocol,) = attributes(RULES, rule, "FRA_PROTOCOL")
+    return protocol in (bytes([RTPROT_KERNEL]), bytes([PROTOCOL])) or first(rule)
+
+
+def _name_unread(first: Mapping[str, _Surplus]) -> Iterator[tuple[str, str]]:
+    """Name the families of which there are more rules of others than are read."""
+    for name, some in first.items():
+        if some.left_out:
+            count = MAX_FOREIGN_RULES + some.left_out
+            why = (
+                f"there are {count}, and the first {MAX_FOREIGN_RULES} are read; what the other "
+                f"{some.left_out} do to pods' packets is not known; find out who adds them"
+            )
+            yield f"ip rules of others, {name}", why
 
 
 def _is_stamped(rule: bytes) -> bool:
-    return _rule_protocol(rule) == PROTOCOL
+    protocol, priority = attributes(RULES, rule, "FRA_PROTOCOL", "FRA_PRIORITY")
+    return protocol == bytes([PROTOCOL]) and int.from_bytes(priority, sys.byteorder) in BAND
 
 
-def _rule_protocol(rule: bytes) -> int:
-    return int.from_bytes(attribute(RULES, rule, "FRA_PROTOCOL"), "big")  # a single byte
+RulePlace = tuple[int, int, int, int, bytes]
+"""A rule's family, priority, table, mark and source: what tells ours from each other."""
+
+
+def _rule_place(rule: bytes) -> RulePlace:
+    *numbers, source = attributes(
+        RULES, rule, "FRA_PRIORITY", "FRA_TABLE", "FRA_FWMARK", "FRA_SRC"
+    )
+    priority, table, mark = (int.from_bytes(n, sys.byteorder) for n in numbers)
+    return rule[HEADER.size], priority, table, mark, source
 
 
 def _read_rules(
     host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
-) -> frozenset[Rule]:
-    del desired, names
-    told = {name: host.read(RULES, takes=_is_stamped, family=AF[name]) for name in FAMILIES}
-    if (count := sum(map(len, told.values()))) > MAX_OUR_RULES:
-        why = (
-            f"{count} have our protocol {PROTOCOL}, and {MAX_OUR_RULES} at most are read; remove "
-            "those that are not ours"
-        )
-        raise ObserveError("rules", why)
-    return frozenset(
-        decode_rule(message, name)
-        for name, messages in told.items()
-        for message in host.decode(RULES, messages, ("ours", name))
-    )
+) -> Observed:
+    """Read ours; of those that nobody desires, not more than ``MAX_SURPLUS``."""
+    del names
+    wanted = {
+        (AF[o.family], o.priority, o.table, o.mark or 0, _packed(o.source))
+        for o in desired
+        if isinstance(o, Rule)
+    }
+    surplus = _Surplus(MAX_SURPLUS, _rule_place, wanted)
+
+    def takes(rule: bytes) -> bool:
+        return _is_stamped(rule) and surplus(rule)
+
+    rules = set()
+    for name in FAMILIES:
+        told = host.read(RULES, takes=takes, family=AF[name])
+        for content, message in zip(told, host.decode(RULES, told, ("ours", name)), strict=True):
+            rules.add(replace(decode_rule(message, name), told=content[HEADER.size :]))
+    return surplus.among(Rule, rules)
+
+
+def _packed(network: IpNetwork | None) -> bytes:
+    return network.network_address.packed if network else b""
 
 
 def _read_neighbours(
@@ -652,17 +801,21 @@ def _read_neighbours(
 def _read_addresses(
     host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
 ) -> set[KernelObject]:
-    """Read those of the links of ENIs."""
-    devices = {o.name for o in desired if isinstance(o, EniLink)}
-    devices |= {o.device for o in desired if isinstance(o, LinkAddress) and not o.netns}
+    """Read the desired ones, whatever else others have put on those links."""
+    wanted: dict[str, set[bytes]] = {}
+    for o in desired:
+        if isinstance(o, LinkAddress) and not o.netns:
+            wanted.setdefault(o.device, set()).add(o.address.packed)
     objects: set[KernelObject] = set()
-    for index in (i for i, name in names.items() if name in devices):
-        told = _addresses_of(host, index)
+    for index, name in names.items():
+        if name not in wanted:
+            continue
+        told = _addresses_of(host, index, partial(_is_one_of, wanted[name]))
         connected: Connected = set()
         if any(map(_may_have_route, told)):
             connected = find_connected(
                 decode_route(decode_message(ROUTES, m), "", names)
-                for told_routes in _connected_of(host, index)
+                for told_routes in _connected_of(host, index, wanted[name])
                 for m in told_routes
             )
         objects |= {
@@ -671,11 +824,25 @@ def _read_addresses(
     return objects
 
 
-def _addresses_of(where: Rtnetlink, link: int) -> Told:
+def _is_one_of(wanted: Collection[bytes], address: bytes) -> bool:
+    return _own_address(address) in wanted
+
+
+def _own_address(message: bytes) -> bytes:
+    """Return what is the link's own of an address: the other may be the far end's."""
+    local = attribute(ADDRESSES, message, "IFA_LOCAL")
+    return local or attribute(ADDRESSES, message, "IFA_ADDRESS")
+
+
+def _addresses_of(
+    where: Rtnetlink, link: int, takes: Callable[[bytes], bool] | None = None
+) -> Told:
     """Read a link's addresses, of both families; none if it is gone by now."""
     try:
         return tuple(
-            m for number in AF.values() for m in where.read(ADDRESSES, family=number, index=link)
+            m
+            for number in AF.values()
+            for m in where.read(ADDRESSES, (), takes, family=number, index=link)
         )
     except NetlinkError as error:
         if error.code in GONE:
@@ -694,19 +861,40 @@ def _may_have_route(address: bytes) -> bool:
     return not int.from_bytes(flags, sys.byteorder) & IFA_F_NOPREFIXROUTE
 
 
-def _connected_of(where: Rtnetlink, link: int) -> tuple[Told, ...]:
-    """Read the routes that the kernel has made by itself for a link's addresses."""
+def _connected_of(
+    where: Rtnetlink, link: int, addresses: Collection[bytes] = ()
+) -> tuple[Told, ...]:
+    """Read the routes that the kernel has made by itself for a link's addresses.
+
+    Args:
+        where: it is.
+        link: its index.
+        addresses: all that matter; every one, if none are named.
+    """
     filters = (("RTA_TABLE", MAIN_TABLE), ("RTA_OIF", link))
+
+    def leads_to_one(route: bytes) -> bool:
+        network = _local_network(route)
+        return any(
+            len(a) == network.max_prefixlen // 8 and ip_address(a) in network for a in addresses
+        )
+
+    takes = leads_to_one if addresses else None
     return tuple(
-        _routes_of(where, filters, family=number, proto=RTPROT_KERNEL, type=RTN_UNICAST)
+        _routes_of(where, filters, takes, family=number, proto=RTPROT_KERNEL, type=RTN_UNICAST)
         for number in AF.values()
     )
 
 
-def _routes_of(where: Rtnetlink, filters: Attributes, **fields: int) -> Told:
+def _routes_of(
+    where: Rtnetlink,
+    filters: Attributes,
+    takes: Callable[[bytes], bool] | None = None,
+    **fields: int,
+) -> Told:
     """Read routes; none if there is no such table, or no such link."""
     try:
-        return where.read(ROUTES, filters, None, **fields)
+        return where.read(ROUTES, filters, takes, **fields)
     except NetlinkError as error:
         if error.code in GONE:
             return ()
@@ -718,10 +906,7 @@ Place = tuple[int, bytes, int, int]
 
 
 def _place_of(route: bytes) -> Place:
-    _, length, _, tos = route[HEADER.size : HEADER.size + 4]  # ``struct rtmsg``
-    metric = attribute(ROUTES, route, "RTA_PRIORITY")
-    network = attribute(ROUTES, route, "RTA_DST")
-    return length, network, int.from_bytes(metric, sys.byteorder), tos
+    return _whole_place_of(route)[1]
 
 
 def _places(keys: Iterable[Key]) -> dict[tuple[int, int], set[Place]]:
@@ -733,6 +918,17 @@ def _places(keys: Iterable[Key]) -> dict[tuple[int, int], set[Place]]:
         place = length, packed, int(metric), int(tos)
         found.setdefault((AF[family_name(int(version))], int(table)), set()).add(place)
     return found
+
+
+def _whole_place_of(route: bytes) -> tuple[tuple[int, int], Place]:
+    family, length, _, tos = route[HEADER.size : HEADER.size + 4]  # ``struct rtmsg``
+    network, table, metric = attributes(ROUTES, route, "RTA_DST", "RTA_TABLE", "RTA_PRIORITY")
+    number = int.from_bytes(table, sys.byteorder)
+    return (family, number), (length, network, int.from_bytes(metric, sys.byteorder), tos)
+
+
+def _whole_places(keys: Iterable[Key]) -> set[tuple[tuple[int, int], Place]]:
+    return {(where, place) for where, places in _places(keys).items() for place in places}
 
 
 def _in_places(
@@ -843,12 +1039,6 @@ def _read_one(
         if error.code in absent:
             return ()
         raise
-
-
-def _all_rules(host: Rtnetlink) -> Iterator[tuple[Facts, str]]:
-    for name in FAMILIES:
-        for message in host.dump(RULES, family=AF[name]):
-            yield message, name
 
 
 def _all_routes(where: Rtnetlink) -> Iterator[Facts]:

@@ -26,21 +26,18 @@ from reconciler.targets.netlink_write import (
 from reconciler.targets.rtnetlink import (
     ADDRESSES,
     AF,
+    ARPHRD_ETHER,
     LINKS,
     NEIGHBOURS,
     ROUTES,
     RTN_UNICAST,
+    STACKED,
     Facts,
     Told,
     decode_message,
 )
 
 RTPROT_KERNEL = 2
-ARPHRD_ETHER = 1
-
-STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
-"""Links that copy the MAC of an interface below them, and so are not the ENI."""
-
 NOTHING = 0xFFFFFFFF
 FIB_RULE_INVERT = 0x2
 FR_ACT_GOTO = 2
@@ -114,9 +111,10 @@ def tell_apart(messages: Iterable[Facts]) -> Links:
     pods: dict[AttachmentKey, str] = {}
     macs: dict[str, str] = {}
     for message in messages:
-        name, alias = message.get("ifname"), message.get("ifalias") or ""
-        if alias.startswith(f"{ALIAS}:"):
-            if key := alias_key(alias):
+        name = message.get("ifname")
+        if alias := _our_alias(message):
+            # Both ends on the host: there is no pod behind it, whatever its alias says.
+            if message.get("link_netnsid") is not None and (key := alias_key(alias)):
                 pods[key] = name
                 macs[name] = message.get("address")
         elif is_unfinished(name, message.get("address") or ""):
@@ -147,12 +145,18 @@ def decode_link(message: Facts, veths: set[str]) -> Link | None:
     """Return a pod's host end or an ENI's link; None for what is neither."""
     name, alias = message.get("ifname"), message.get("ifalias") or ""
     mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
-    ours = alias.startswith(f"{ALIAS}:") or is_unfinished(name, mac or "")
+    ours = _our_alias(message) or is_unfinished(name, mac or "")
     if ours or name in veths:
         return Veth(name, mac, mtu, alias, up)
     if message["ifi_type"] != ARPHRD_ETHER or _link_kind(message) in STACKED:
         return None
     return EniLink(mac, name, mtu, up)
+
+
+def _our_alias(message: Facts) -> str:
+    """Return a pair's alias if it is one of ours, or else nothing: all our links are pairs."""
+    alias = message.get("ifalias") or ""
+    return alias if alias.startswith(f"{ALIAS}:") and _link_kind(message) == "veth" else ""
 
 
 def decode_routes(messages: Iterable[Facts], names: dict[int, str]) -> frozenset[Route]:
@@ -279,6 +283,8 @@ def decode_rule(message: Facts, family: str) -> Rule:
         others.append(f"suppress_prefixlen={suppressed}")
     if message["flags"] & FIB_RULE_INVERT:
         others.append("not")
+    if message["tos"]:
+        others.append(f"tos={message['tos']:#x}")
     if message["action"] != FR_ACT_TO_TBL:
         others.append(f"action={message['action']}")
     return Rule(

@@ -207,7 +207,12 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
         "tos": route.tos,
     }
     if deleting:
-        # Without a scope the kernel would look for one of scope "universe" only.
+        # Without the way the first one in that place goes. Without a scope the kernel would look
+        # for one of scope "universe" only.
+        if route.device:
+            attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
+        if route.gateway:
+            attributes += (("RTA_GATEWAY", str(route.gateway)),)
         where.change(ROUTES, How.DELETE, attributes, scope=SCOPE_NOWHERE, **fields)
         return
     attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
@@ -220,6 +225,10 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
 
 
 def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
+    if deleting and rule.told:
+        # The first one goes that has what is named: with less than all it may be another one.
+        sessions("").delete(RULES, rule.told)
+        return
     attributes: Attributes = (
         ("FRA_PRIORITY", rule.priority),
         ("FRA_TABLE", rule.table),

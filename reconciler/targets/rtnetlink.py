@@ -103,6 +103,11 @@ PEER_HEADER = bytes(16)
 RTEXT_FILTER_SKIP_STATS = 0x8
 """Without IPv6's counters, a third of each message (linux/rtnetlink.h, Linux 4.4)."""
 
+ARPHRD_ETHER = 1
+
+STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
+"""Links that copy the MAC of an interface below them, and so are not the ENI."""
+
 NUD_PERMANENT = 0x80
 RTN_UNICAST = 1
 
@@ -181,6 +186,18 @@ def index_of(link: bytes) -> int:
     """Return a link's index, by its message."""
     index: int = I32.unpack_from(link, HEADER.size + 4)[0]  # ``struct ifinfomsg``
     return index
+
+
+def name_of(link: bytes) -> bytes:
+    """Return a link's name, by its message."""
+    return attribute(LINKS, link, "IFLA_IFNAME").rstrip(b"\0")
+
+
+def may_be_eni(link: bytes) -> bool:
+    """Whether a link is Ethernet, and not stacked on another, by its message."""
+    (kind,) = U16.unpack_from(link, HEADER.size + 2)  # ``struct ifinfomsg``
+    info = attribute(LINKS, link, "IFLA_LINKINFO")
+    return kind == ARPHRD_ETHER and not (info and _read_link_kind(info) in STACKED)
 
 
 def _is_permanent(neighbour: bytes) -> bool:
@@ -268,8 +285,7 @@ class Rtnetlink:
         Args:
             table: which.
             filters: what entries must have, where the kernel can tell.
-            takes: whether an entry is wanted, where only we can; it is given what of its message
-                ``decode`` would be given.
+            takes: whether an entry is wanted, where only we can; it is given its whole message.
             fields: what an entry's message must begin with.
 
         Raises:
@@ -284,10 +300,10 @@ class Rtnetlink:
             told: list[bytes] = []
             try:
                 for content in self._ask(request, NLM_F_DUMP, meter):
-                    if table.takes is None or table.takes(content):
-                        entry = _cut(table, content)
-                        if takes is None or takes(entry):
-                            told.append(entry)
+                    if table.takes is not None and not table.takes(content):
+                        continue
+                    if takes is None or takes(content):
+                        told.append(_cut(table, content))
             except NetlinkDumpInterrupted:
                 if table.identity:
                     united |= {table.identity(entry): entry for entry in told}
@@ -331,9 +347,19 @@ class Rtnetlink:
         Raises:
             NetlinkError: the kernel refused.
         """
-        flags = how.flags | NLM_F_ACK
-        request = _request(table, flags, fields, attributes, how.offset)
-        for _ in self._ask(request, flags, _Meter(table.name, CHANGE_BOUNDS)):
+        self._change(table, _request(table, how.flags | NLM_F_ACK, fields, attributes, how.offset))
+
+    def delete(self, table: Table, told: bytes) -> None:
+        """Delete the entry of which the kernel told this, its message without the header.
+
+        Raises:
+            NetlinkError: the kernel refused.
+        """
+        kind, flags = table.get + How.DELETE.offset, NLM_F_REQUEST | NLM_F_ACK
+        self._change(table, HEADER.pack(HEADER.size + len(told), kind, flags, 0, 0) + told)
+
+    def _change(self, table: Table, request: bytes) -> None:
+        for _ in self._ask(request, NLM_F_ACK, _Meter(table.name, CHANGE_BOUNDS)):
             pass
 
     def close(self) -> None:
@@ -569,14 +595,29 @@ def _decode_whole(table: Table, content: bytes) -> Facts:
 
 def attribute(table: Table, content: bytes, name: str) -> bytes:
     """Return an attribute of a message, not decoded; nothing if it has none of that name."""
-    wanted, _ = _numbers(table.message)[name]
-    position = HEADER.size + _fields(table.message)[0].size
-    while position + ATTRIBUTE.size <= len(content):
+    return attributes(table, content, name)[0]
+
+
+def attributes(table: Table, content: bytes, *names: str) -> list[bytes]:
+    """Return some attributes of a message, as ``attribute`` does."""
+    numbers, position = _numbers_of(table.message, names)
+    found = [b""] * len(names)
+    left, end = len(names), len(content) - ATTRIBUTE.size
+    while left and position <= end:
         length, number = ATTRIBUTE.unpack_from(content, position)
-        if number & NLA_TYPE_MASK == wanted:
-            return content[position + ATTRIBUTE.size : position + length]
-        position += max(length, ATTRIBUTE.size) + 3 & ~3
-    return b""
+        place = numbers.get(number & NLA_TYPE_MASK)
+        if place is not None:
+            found[place] = content[position + ATTRIBUTE.size : position + length]
+            left -= 1
+        position += (length + 3 & ~3) or ATTRIBUTE.size
+    return found
+
+
+@cache
+def _numbers_of(message: Any, names: tuple[str, ...]) -> tuple[Mapping[int, int], int]:
+    """Return the places of attributes by number, and where the first one begins."""
+    places = {_numbers(message)[name][0]: place for place, name in enumerate(names)}
+    return places, HEADER.size + _fields(message)[0].size
 
 
 def _read_text(value: bytes) -> str:

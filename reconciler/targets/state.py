@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reconciler.core.attachment import (
+    MAX_POD_ADDRESSES,
     Attachment,
     AttachmentKey,
     Cooling,
@@ -77,9 +78,6 @@ MAX_UNREADABLE = 20
 
 MAX_TEXT = 4096
 """Characters of one text in a record: PATH_MAX, and more than any name Kubernetes allows."""
-
-MAX_POD_ADDRESSES = 8
-"""Addresses of one attachment: one of each family, and one for egress, are four at most."""
 
 OURS = ("attachments", "cooling", "quarantine", "creations")
 """Kinds of records that nobody but the reconciler writes."""

@@ -190,6 +190,19 @@ def test_100000_routes_of_somebody_else_on_the_host(neighbourhood: Any) -> None:
         n.serve()
 
 
+def test_what_somebody_else_stamps_as_ours(neighbourhood: Any) -> None:
+    n = neighbourhood
+    first = IPv4Address("172.16.0.0")
+    with (
+        n.lives_through(),
+        hostility.routes(n.node, "eth0", 80_000, first, table=512, protocol=201),
+        hostility.rules(n.node, 10_000, first, priority=512, protocol=201),
+        hostility.links(n.node, 1_000, "node-network:"),
+    ):
+        until(lambda: n.complains_of("are stamped as ours"), "a look at them")
+        n.serve()
+
+
 def test_addresses_of_somebody_else_on_the_host_that_come_and_go_without_end(
     neighbourhood: Any,
 ) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from answers import MACS, Path, Scripted, answers, model
 from builders import attachment, document, inputs, node
 from fakes import FakeConntrack, FakeState
 
+from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.call import (
     AddEni,
     AssignAddresses,
@@ -342,3 +344,15 @@ def test_nothing_is_lost_while_metadata_cannot_be_read() -> None:
             life.now += later
             life.look()
         assert len(life.keeper.doubts.lost) == lost
+
+
+def test_while_routes_without_end_lead_to_one_link_every_address_counts_as_used() -> None:
+    """Any of them may be a pod's then, so none is given back."""
+    life = Life()
+    enis = life.before.observed.enis
+    ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
+    for count, is_endless in ((1, False), (MAX_POD_ADDRESSES + 1, True)):
+        routes = {"nnother": tuple(ip_address("192.0.2.1") + n for n in range(count))}
+        life.keeper.netlink = SimpleNamespace(pod_addresses=lambda r=routes: r)
+        after = life.keeper._completed(life.document, life.keeper.state.observe(), enis)
+        assert (ours <= after.ec2.used) is is_endless

@@ -19,17 +19,18 @@ from conftest import namespace, plug
 from damage import run
 
 from lab import netns
+from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.datapath import MAIN_TABLE
 from reconciler.core.plan import Change, Verb
 from reconciler.domains import address, link, neighbour, route, rule
 from reconciler.domains.address import LinkAddress
-from reconciler.domains.link import PodLink, Veth
+from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ObserveError
 from reconciler.targets import netlink as kernel
 from reconciler.targets import predecessor, rtnetlink
-from reconciler.targets.netlink import MAX_FOREIGN_RULES, Netlink
+from reconciler.targets.netlink import MAX_FOREIGN_RULES, MAX_IN_PLACE, Netlink
 from reconciler.targets.predecessor import Remains
 from reconciler.targets.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, How, Rtnetlink
 
@@ -269,6 +270,15 @@ def test_rules_of_others_are_not_decoded_and_the_first_ones_are_judged(
     found = node.target.foreign_rules()
     assert len(found) == MAX_FOREIGN_RULES
     assert found[0].priority == 100
+    ((what, why),) = node.target.unread_rules()
+    assert what == "ip rules of others, ipv4"
+    assert f"there are {count}, and the first {MAX_FOREIGN_RULES} are read" in why
+    assert "other 50" in why
+    assert node.target.fib().unread == ((what, why),)
+    batch(node.home, [f"rule delete priority {100 + n}" for n in range(50)])
+    assert len(node.target.foreign_rules()) == MAX_FOREIGN_RULES
+    assert node.target.unread_rules() == ()
+    assert node.target.fib().unread == ()
 
 
 @pytest.mark.parametrize(
@@ -523,18 +533,141 @@ def test_messages_of_ever_new_lengths_are_not_all_remembered(node: Node) -> None
     assert node.wanted <= node.target.observe(node.wanted)
 
 
-def test_rules_of_our_protocol_that_somebody_adds_have_a_bound(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+# -- what carries our stamp and is not ours -----------------------------------------------
+
+
+def clear_away(node: Node) -> int:
+    """Remove what is not desired, as the rounds do; return how many looks it took."""
+    for looks in range(1, 100):
+        seen = node.target.observe(node.wanted)
+        assert node.wanted <= seen
+        actions = [
+            action
+            for domain in (link, route, rule)
+            for action in domain.plan(
+                [o for o in node.wanted if type(o) in OF[domain]],
+                [o for o in seen if type(o) in OF[domain]],
+            ).actions
+        ]
+        assert not seen.cut_kinds or actions
+        if not actions:
+            return looks
+        assert node.target.apply(actions) == ()
+    pytest.fail("it never ends")
+
+
+OF: dict[Any, tuple[type, ...]] = {
+    link: (EniLink, Veth, PodLink),
+    route: (Route,),
+    rule: (Rule,),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (Route, "route add 198.18.{n}.1/32 dev eth0 table 512 proto 201"),
+        (Route, "route add 2001:db8:{n:x}::/48 dev eth0 table 77 proto 201"),
+        (Route, "route append 192.0.2.9/32 via 10.0.9.{n} onlink dev eth0 table 512 proto 201"),
+        (Rule, "rule add from 198.18.{n}.0/24 lookup 77 priority 512 protocol 201"),
+        (Rule, "rule add iif x{n} lookup 512 priority 512 protocol 201"),
+        (
+            Veth,
+            "link add z{n} type veth peer name y{n}\nlink set z{n} alias node-network:{n}/e",
+        ),
+    ],
+)
+def test_what_is_stamped_as_ours_by_others_is_removed_a_part_with_each_look(
+    node: Node, monkeypatch: pytest.MonkeyPatch, kind: Any, what: str
 ) -> None:
-    """40,000 such rules took so much memory that the daemon ended, again at each start."""
-    monkeypatch.setattr(kernel, "MAX_OUR_RULES", 30)
-    assert node.wanted <= node.target.observe(node.wanted)
+    """80,000 such routes, or 40,000 rules, took so much memory that the daemon ended."""
+    monkeypatch.setattr(kernel, "MAX_SURPLUS", 30)
+    monkeypatch.setattr(kernel, "MAX_SURPLUS_LINKS", 30)
+    before = node.target.observe(node.wanted)
+    assert not before.cut_kinds
+    batch(node.home, [what.format(n=n) for n in range(1, 101)])
+    seen = node.target.observe(node.wanted)
+    assert seen.cut_kinds.keys() == {kind}
+    assert "s are stamped as ours" in seen.cut_kinds[kind]
+    assert node.wanted <= seen
+    assert len(seen) <= len(before) + 30 + MAX_IN_PLACE
+    assert 3 < clear_away(node) < 6
+    assert node.target.observe(node.wanted) == before
+
+
+def test_a_rule_that_selects_more_than_ours_is_removed_and_ours_stays(node: Node) -> None:
+    """The kernel deletes the first rule that has what is named: without ``iif`` that is ours."""
     batch(
         node.home,
-        [f"rule add from 198.18.0.{n} lookup 77 priority 512 protocol 201" for n in range(31)],
+        [
+            "rule add iif eth7 lookup 512 priority 512 protocol 201",
+            "rule add not from all lookup 77 priority 512 protocol 201",
+            "rule add dport 80 ipproto tcp lookup 512 priority 512 protocol 201",
+            "rule add tos 0x10 lookup 512 priority 512 protocol 201",
+            "rule add blackhole priority 512 protocol 201",
+            "rule add lookup 512 suppress_prefixlength 0 priority 512 protocol 201",
+            "rule add to 192.0.2.0/24 lookup 512 priority 512 protocol 201",
+        ],
     )
-    seen = node.target.observe(node.wanted)
-    (unread,) = seen.unread_kinds.items()
-    assert unread[0] is Rule
-    assert "protocol 201" in str(unread[1])
-    assert {o for o in node.wanted if not isinstance(o, Rule)} <= seen
+    before = {o for o in node.wanted if isinstance(o, Rule)}
+    found = [o for o in node.target.observe(node.wanted) if isinstance(o, Rule)]
+    assert len(found) == len(before) + 7
+    for action in rule.plan(before, found).actions:
+        assert node.target.apply([action]) == ()
+        assert before <= node.target.observe(node.wanted), str(action)
+    assert before == {o for o in node.target.observe(node.wanted) if isinstance(o, Rule)}
+
+
+def test_routes_to_one_link_without_end_say_of_no_pod_which_address_it_has(node: Node) -> None:
+    one, other = (attachment(n, 1) for n in (1, 2))
+    batch(node.home, routes(2000, one.veth, "table 512 proto 201"))
+    tracemalloc.start()
+    try:
+        found = node.target.pod_addresses()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found[other.veth] == other.addresses
+    assert len(found[one.veth]) == MAX_POD_ADDRESSES + 1
+    assert peak < 1 << 20
+
+
+def test_addresses_of_others_on_an_enis_link_are_never_kept(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch(node.home, [f"address add 198.18.{n // 256}.{n % 256}/24 dev eth1" for n in range(3000)])
+    node.target.observe(node.wanted)
+    tracemalloc.start()
+    try:
+        seen = node.target.observe(node.wanted)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert node.wanted <= seen
+    assert peak < 1 << 20
+
+
+def test_a_link_with_our_alias_is_a_pods_only_if_its_other_end_is_in_one(node: Node) -> None:
+    """No address is given while a pod's is unknown; a link that is no pod's keeps none back."""
+    before = node.target.links()
+    batch(
+        node.home,
+        [
+            "link add z0 type veth peer name z1",
+            "link set z0 alias node-network:c9/eth0",
+            "link add z2 type bridge",
+            "link set z2 alias node-network:c8/eth0",
+        ],
+    )
+    assert node.target.links().pods == before.pods
+    seen = [o for o in node.target.observe(node.wanted) if isinstance(o, Veth)]
+    assert {o.name for o in seen} == {"z0", *(o.name for o in node.wanted if isinstance(o, Veth))}
+
+
+def test_links_of_which_no_address_can_be_found_are_asked_about_a_part_at_a_time(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "MAX_UNKNOWN", 2)
+    here = attachment(1, 1).veth
+    found = node.target.addresses_behind(["none1", here, "none2", "none3", here])
+    assert [*found] == ["none1", here, "none2"]

@@ -346,6 +346,7 @@ class LocalNode:
             self._records = self._records.joined(inputs.strays)
         else:
             inputs = self._inputs(document, self._records, cloud)
+            _need_node(inputs)
             self.state.hold(inputs.strays)
             self._records = self._records.joined(inputs.strays)
             flows, ended = self.cooldowns.review(self._records.resting)
@@ -1025,6 +1026,22 @@ def _lacks_nothing(attachment: Attachment, inputs: Inputs, left: Collection[Any]
     except ReconcilerError:
         return False
     return not any((o.kind, o.key) in left for o in objects)
+
+
+def _need_node(inputs: Inputs) -> None:
+    """Refuse to plan where neither an ENI nor a pod has a link: pods would seem to lack theirs.
+
+    Raises:
+        ObserveError: this is another network namespace than the node's.
+    """
+    seen = inputs.pods or any(e.mac in inputs.links for e in inputs.enis)
+    if inputs.attachments and inputs.enis and not seen:
+        raise ObserveError(
+            "the links of the node",
+            f"none of {len(inputs.enis)} ENIs and {len(inputs.attachments)} pods has its link in "
+            "this network namespace, so it is not the node's; in Kubernetes that takes "
+            "hostNetwork: true",
+        )
 
 
 def _without_copies(

@@ -33,7 +33,7 @@ from reconciler.core.cloud import Limits
 from reconciler.core.plan import Change, Verb
 from reconciler.core.release import Quarantine
 from reconciler.domains.link import Veth
-from reconciler.errors import NotReadyError, ReconcilerError
+from reconciler.errors import NotReadyError, ObserveError, ReconcilerError
 from reconciler.node import LocalNode
 from reconciler.result import Pass
 from reconciler.targets.state import StateDirectory
@@ -326,6 +326,23 @@ def test_a_record_that_was_copied_takes_nothing_from_the_pod_it_was_copied_from(
         assert "AssignedTwice" in said
         assert "ip link" not in said
         assert "ip route" not in said
+
+
+def test_in_another_network_namespace_than_the_nodes_nothing_is_planned(host: Node) -> None:
+    """There no pod has a link, as if all had to be made anew, with what is inside of pods."""
+    there = dict(host.kernel._objects)
+    paths = sorted((host.root / "run/attachments").iterdir())
+    before = [path.read_text() for path in paths]
+    host.start()
+    host.kernel._objects.clear()
+    with pytest.raises(ObserveError, match="hostNetwork: true"):
+        host.full_pass()
+    assert host.kernel._objects == {}
+    assert [path.read_text() for path in paths] == before
+    host.kernel._objects.update(there)
+    host.full_pass()
+    assert host.kernel._objects == there
+    host.check()
 
 
 WORDS = ("RecordUnreadable", "IntentUnreadable", "RecordLost")

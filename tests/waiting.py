@@ -8,8 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_S = 15.0
-"""Seconds; far beyond what anything takes, so that only what never happens fails."""
+PATIENCE_S = 60.0
+"""Seconds; far beyond what anything takes on a machine that is busy with other things, too, so that
+only what never happens fails."""
 
 
 def until(

@@ -87,7 +87,7 @@ class Crashes:
             try:
                 self.living.append(self.cluster.add())
             except PodError:
-                until(self.cluster.answers, "the reconciler")
+                until(self.cluster.answers, self.cluster.log)
             else:
                 return
         raise AssertionError("no attempt succeeded")
@@ -113,7 +113,7 @@ class Crashes:
             time.sleep(delay_s)
             self.cluster.stop(number=signal.SIGKILL)
             self.cluster.launch()
-        until(self.cluster.answers, "the reconciler")
+        until(self.cluster.answers, self.cluster.log)
         _, late = wait(work, timeout=60)
         assert not late, self.cluster.status()["conditions"]
         for future in work:
@@ -150,7 +150,7 @@ def test_whatever_the_daemon_was_at_nothing_is_lost_doubled_or_leaked(crashes: C
         for one in living:
             assert probe(one.namespace, VPC_HOST).source == one.address
     assert len({one.address for one in living}) == len(living)
-    until(lambda: disagreement(cluster) == "", lambda: disagreement(cluster), patience_s=60)
+    until(lambda: disagreement(cluster) == "", lambda: disagreement(cluster))
     bound = {a for r in cluster.records("attachments") for a in r["addresses"]}
     assert bound == {one.address for one in living}
     assert len(cluster.records("intents")) == len(living)

@@ -34,7 +34,7 @@ format: $(STAMP) ## format and fix what can be fixed
 bench: $(STAMP) $(CNI) ## measure, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
 
-soak: $(STAMP) $(CNI) ## every crash point, storms of drift, 50 hours of faults, 10 of clock steps, 50,000 steps of the pool's model, 10,000 pods, 500 kills of one call, 100 of the daemon
+soak: $(STAMP) $(CNI) ## every crash point, storms of drift, 50 hours of faults, 10 of clock steps, 60,000 steps of the pool's model, 10,000 pods, 500 kills of one call, 100 of the daemon
 	@CRASH_SHARE=1 $(BIN)/pytest -q -n $(WORKERS) tests/test_crash_points.py
 	@STORM_RUNS=60 STORM_STEPS=30 $(BIN)/pytest -q tests/test_drift_storm.py
 	@FAULT_HOURS=50 CLOCK_HOURS=10 $(BIN)/pytest -q -n $(WORKERS) tests/test_fault_hour.py

@@ -9,8 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PATIENCE_S = 60.0
-"""Seconds; far beyond what anything takes on a machine that is busy with other things, too, so that
-only what never happens fails."""
+"""Seconds; far beyond what anything takes, also on a busy machine, so that only what never happens
+fails."""
 
 
 def until(

@@ -133,6 +133,9 @@ def _unusable(at: Position) -> str:
         for e in at.enis
         if e.is_primary and e.eni_id not in at.fitting and e.pod_addresses
     ]
+    if others := [u for u in at.stock.exchangeable if u.eni.eni_id in at.fitting]:
+        count = sum(u.size for u in others)
+        parts.append(f"{count} of them to be exchanged for the kind that eni.allocate names")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
@@ -156,8 +159,14 @@ def _limit_reached(desired: Pool, at: Position, missing: str) -> Refusal:
     source = desired.node.instance_type if by_type else "eni.max"
     foreign = at.foreign + sum(u.kind == "eni" for u in at.unread)
     most, text = most_addresses(desired.document, at.limits, foreign=foreign)
+    singles = sum(len(e.secondaries) for e in at.enis) if desired.prefixes else 0
     if at.misplaced:
         cure = "drain the node, so that what is in the wrong subnet can go"
+    elif singles:
+        cure = (
+            f"but {singles} single addresses take slots that prefixes need, and one is given back "
+            "when no pod uses it: drain the node"
+        )
     elif desired.demand.total >= most:
         # All of it is in use: less held ready would change nothing.
         larger = "use a larger instance type" if by_type else "raise eni.max"

@@ -69,6 +69,16 @@ def test_what_a_type_allows_counts_prefixes_by_their_addresses() -> None:
     assert "m5.large allows 3 ENIs x 9 x 16 = 432" in told.message
 
 
+def test_single_addresses_in_the_slots_that_prefixes_need_are_said_to_be_there() -> None:
+    """Else "27 held, 40 cannot be had: 3 ENIs x 9 x 16 = 432; lower warmPool" is told."""
+    desired = wanted(40, eni={"allocate": "prefixes"})
+    full = cloud(eni(0, 9), eni(1, 9), eni(2, 9))
+    told = refusals(desired, full)["PoolLimitReached"].message
+    assert "40 addresses wanted, 27 held (27 of them to be exchanged" in told
+    assert "= 432; but 27 single addresses take slots that prefixes need" in told
+    assert "warmPool" not in told
+
+
 def test_where_the_limit_of_enis_binds_no_other_zone_s_subnet_is_blamed() -> None:
     both = (subnet(), subnet("subnet-b", "us-east-1b"))
     desired = wanted(40, eni={"subnets": ["subnet-a", "subnet-b"]})

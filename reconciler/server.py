@@ -27,6 +27,7 @@ from reconciler.core.finding import Finding
 from reconciler.core.plan import Refusal
 from reconciler.errors import InternalError, ReconcilerError, StateError, boundary
 from reconciler.listener import Bounds, Listener
+from reconciler.targets.namespaces import own_namespace
 
 log = logging.getLogger(__name__)
 
@@ -368,7 +369,7 @@ def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
     key, attempt = _key(question), str(question.get("attempt", ""))
     budget_s = _budget_s(question)
     # Of this thread: the one that the process is known by is in a pod's namespace now and then.
-    if question.get("netnsInode") == Path("/proc/thread-self/ns/net").stat().st_ino:
+    if question.get("netnsInode") == own_namespace()[1]:
         why = "the host would lose its own network"
         return _refuse(
             protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the reconciler's own namespace", why

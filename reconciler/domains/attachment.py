@@ -742,6 +742,6 @@ def _netns_gone(intent: Intent) -> Refusal:
     return Refusal(
         subject=f"intent {intent.key}",
         reason="NetnsGone",
-        message=f"{intent.netns} is gone, or not the namespace it was when the pod asked; a DEL "
-        "for this container ends it",
+        message=f"{intent.netns} is gone, not the namespace it was when the pod asked, or the "
+        "host's own; a DEL for this container ends it",
     )

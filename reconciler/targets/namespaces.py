@@ -19,6 +19,9 @@ from reconciler.core.attachment import netns_inode, netns_path
 
 CLONE_NEWNET = 0x40000000
 
+Place = tuple[int, int]
+"""Device and inode."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -26,15 +29,23 @@ def open_namespace(identity: str) -> int:
     """Open a namespace by its identity; the caller closes the descriptor.
 
     Raises:
-        FileNotFoundError: it is gone, also if its path leads to another one by now.
+        FileNotFoundError: it is gone, also if its path leads to another one by now, or to the one
+            that this thread is in: what is meant for a pod must not be done to the host.
     """
     path, inode = netns_path(identity), netns_inode(identity)
     # Whatever has come into its place meanwhile, a pipe for one: opening it must not wait.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if inode and os.fstat(fd).st_ino != inode:
+    found = os.fstat(fd)
+    if (inode and found.st_ino != inode) or (found.st_dev, found.st_ino) == own_namespace():
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "leads to another namespace by now", path)
     return fd
+
+
+def own_namespace() -> Place:
+    """Return device and inode of the namespace that this thread is in."""
+    found = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116 - no file
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ from reconciler.core.release import Quarantine
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
 from reconciler.targets.clock import Clock, boot_id, clock_offset, seconds_of, shift
 from reconciler.targets.look import MAX_LOOK_BYTES, decode_look, encode_look
+from reconciler.targets.namespaces import Place, own_namespace
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +287,9 @@ class StateDirectory:
         except PermissionError as error:
             why = f"{error.strerror}; run as root"
             raise ObserveError(f"state directory {self.root}", why) from error
-        is_alive = cache(_is_alive)  # an intent and its attachment ask for the same
+        is_alive = cache(
+            partial(_is_alive, own=own_namespace())
+        )  # an intent and its attachment ask for the same
         with self._memory:
             intents = self._intents(None, is_alive)
             return self._with_others(
@@ -304,7 +307,7 @@ class StateDirectory:
             ObserveError: as for ``observe``.
         """
         names = sorted(map(_file_name, keys))
-        is_alive = cache(_is_alive)
+        is_alive = cache(partial(_is_alive, own=own_namespace()))
         with self._memory:
             intents = self._intents(names, is_alive)
             attachments = self._load("attachments", _parse_attachment, names, is_alive)
@@ -1181,12 +1184,16 @@ def _again(record: R, is_alive: IsAlive) -> R:
     return record if alive is record.netns_alive else replace(record, netns_alive=alive)
 
 
-def _is_alive(netns: str, inode: int) -> bool:
-    """Whether the path still leads to the namespace it led to; a path can be reused."""
+def _is_alive(netns: str, inode: int, own: Place | None = None) -> bool:
+    """Whether the path still leads to the namespace it led to; a path can be reused.
+
+    Never if it leads to our own, which is the host's: a record without an inode may be of a path
+    like /proc/7/ns/net whose process has ended. The host would lose its own network.
+    """
     if not netns:
         return False
     try:
-        found = os.stat(netns).st_ino  # noqa: PTH116 - there are hundreds
+        found = os.stat(netns)  # noqa: PTH116 - there are hundreds
     except OSError:
         return False
-    return inode in (0, found)
+    return inode in (0, found.st_ino) and (found.st_dev, found.st_ino) != (own or own_namespace())

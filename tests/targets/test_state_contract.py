@@ -32,6 +32,7 @@ from reconciler.core.subnet import Subnet
 from reconciler.domains import attachment as attachment_domain
 from reconciler.errors import LockedError, ObserveError, StateError
 from reconciler.targets import state as state_module
+from reconciler.targets.namespaces import open_namespace
 from reconciler.targets.state import (
     MAX_RECORDS,
     MAX_UNREADABLE,
@@ -96,6 +97,20 @@ def directory(tmp_path: Path) -> StateDirectory:
     made = StateDirectory(tmp_path / "run")
     made.prepare()
     return made
+
+
+@pytest.mark.parametrize("inode", [0, Path("/proc/thread-self/ns/net").stat().st_ino])
+def test_the_hosts_own_namespace_is_never_a_pods(tmp_path: Path, inode: int) -> None:
+    """Its eth0 would get the pod's MAC and address: the host would lose its network."""
+    state = directory(tmp_path)
+    netns = "/proc/self/ns/net"
+    put(state, intent(1, netns=netns, netns_inode=inode))
+    put(state, attachment(2, netns=f"{netns}@{inode}" if inode else netns))
+    for _ in range(2):  # as read, and as remembered
+        seen = state.observe()
+        assert [r.netns_alive for r in (*seen.intents, *seen.attachments)] == [False, False]
+    with pytest.raises(FileNotFoundError):
+        open_namespace(netns)
 
 
 def test_a_reused_netns_path_is_not_alive(tmp_path: Path) -> None:

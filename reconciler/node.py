@@ -79,7 +79,7 @@ from reconciler.result import (
 )
 from reconciler.successor import Successor
 from reconciler.targets.kernel import Kernel
-from reconciler.trace import Query, Trace, compare, compare_inside, make_tables, trace
+from reconciler.trace import Query, Trace, compare, compare_inside, make_tables, trace, unasked
 from reconciler.world import World
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
@@ -843,7 +843,7 @@ class LocalNode:
                 Traced(
                     planned,
                     self._differences(query, planned, actual),
-                    tuple(dict.fromkeys((*met.sure, *unread))),
+                    tuple(dict.fromkeys((*met.sure, *unasked(query, fib.rules), *unread))),
                     tuple(dict.fromkeys(met.hints)),
                 )
             )

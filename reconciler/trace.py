@@ -12,8 +12,10 @@ from ipaddress import ip_network
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import (
+    ENI_PRIORITY,
     LOCAL_TABLE,
     MAIN_TABLE,
+    MAX_DEVICE_INDEX,
     Family,
     IpAddress,
     Marks,
@@ -252,6 +254,31 @@ def compare(planned: Trace, actual: Trace, answers: Iterable[Found]) -> tuple[st
         if said := _disagreement(decision, answer):
             differences.append(f"{packet.command}: the kernel says {said}, not '{decision}'")
     return tuple(differences)
+
+
+UNASKED = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_UID_RANGE", "FRA_TUN_ID")
+"""Selectors of rules that the questions to the kernel leave out (linux/fib_rules.h)."""
+
+
+def unasked(query: Query, rules: Iterable[Rule]) -> tuple[str, ...]:
+    """Name rules ahead of ours that may take the packet, and that the kernel was not asked about.
+
+    Args:
+        query: the connection.
+        rules: every rule of the host.
+    """
+    family = family_of(query.endpoint or query.peer).name
+    found = sorted(
+        (r.priority, [w.partition("=")[0] for w in r.extra.split(",")])
+        for r in rules
+        if r.family == family and r.priority < ENI_PRIORITY + MAX_DEVICE_INDEX
+    )
+    return tuple(
+        f"ip rule {priority} selects by {', '.join(n for n in names if n in UNASKED)}, which the "
+        "kernel was not asked about: it may take this connection elsewhere"
+        for priority, names in found
+        if any(n in UNASKED for n in names)
+    )
 
 
 def compare_inside(pod: Attachment, peer: IpAddress, answer: Found) -> tuple[str, ...]:

@@ -163,6 +163,22 @@ def test_it_never_agrees_with_what_others_do_against_it(
     assert "! request: rule 1 of chain inet guard shut" in done.stdout
 
 
+def test_a_rule_for_one_port_is_named_because_the_kernel_is_not_asked_about_ports(
+    still: Any,
+) -> None:
+    cluster, one = still
+    rule = ["priority", "100", "ipproto", "tcp", "dport", "9", "prohibit"]
+    cluster.ip("rule", "add", *rule)
+    try:
+        traced = cluster.trace(one.address, VPC_HOST, protocol=6, port=9)
+    finally:
+        cluster.ip("rule", "delete", *rule)
+    assert traced.obstacles == (
+        "ip rule 100 selects by FRA_DPORT_RANGE, FRA_IP_PROTO, which the kernel was not asked "
+        "about: it may take this connection elsewhere",
+    )
+
+
 @pytest.mark.parametrize(
     ("priority", "statement", "peer", "said"),
     [

@@ -453,6 +453,7 @@ class Agent:
                     and latest.settled
                     and self._passed_generation == self._generation
                     and (self._pool_fails or self._pool_demand == latest.records.demand)
+                    and not self._node.is_unconfirmed
                 ),
                 "pool": pool,
                 "conditions": self._conditions.all(),
@@ -815,7 +816,8 @@ class Agent:
         deadline = time.monotonic() + wait_s
         while (left := deadline - time.monotonic()) > 0:
             resync_s = self._document.reconcile.resync.total_seconds()
-            hints = self._pool_triggers.wait(min(left, resync_s))
+            was_unconfirmed = self._node.is_unconfirmed
+            hints = self._pool_triggers.wait(min(left, resync_s, self._node.hear_after_s))
             if hints:
                 self._let_pods_go_first()
                 return hints
@@ -823,6 +825,8 @@ class Agent:
                 if self._node.hear():
                     self._triggers.mark("pool")
                     return frozenset({"look"})
+            if was_unconfirmed and not self._node.is_unconfirmed:
+                return frozenset({"pool"})  # what is not needed can be given back now
         return frozenset()
 
     def _let_pods_go_first(self) -> None:

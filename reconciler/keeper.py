@@ -19,7 +19,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES
-from reconciler.core.budget import Rests
+from reconciler.core.budget import Failure, Rests, classify
+from reconciler.core.call import AssignAddresses, AssignPrefixes
 from reconciler.core.cloud import Cloud, arrived
 from reconciler.core.datapath import IpAddress, IpNetwork, family_of, unit_of
 from reconciler.core.doubt import CONFIRM_S, NO_DOUBTS, Doubts, Item, items, weigh
@@ -41,6 +42,10 @@ from reconciler.domains import creation, eni, quarantine
 from reconciler.domains.conntrack import Silence
 from reconciler.engine import Domain, Outcome, Target, converge
 from reconciler.errors import ApplyError, ReconcilerError, boundary
+
+HEAR_S = 0.25
+"""Seconds until metadata is read for what EC2 has answered, doubled each time: it costs nothing,
+and follows EC2 within seconds."""
 
 Witness = frozenset[tuple[str, IpNetwork]] | None
 """What instance metadata shows, by MAC; None if it cannot be read, which proves nothing."""
@@ -65,6 +70,7 @@ class Keeper:
         binding: held while an address is bound, or withdrawn from binding.
         doubts: where EC2 and metadata disagree, as of the last look.
         rests: EC2 actions that are not called for now.
+        readings: of metadata since EC2 was last called, those without an answer too.
     """
 
     state: Any
@@ -78,6 +84,7 @@ class Keeper:
     nonce: Callable[[], str] = secrets.token_hex
     doubts: Doubts = NO_DOUBTS
     rests: Rests = NO_RESTS
+    readings: int = 0
     _expected: frozenset[Item] = frozenset()
     _macs: Mapping[str, str] = field(default_factory=dict)
     """ENIs by MAC, as metadata names them: also those that EC2 does not show any more."""
@@ -85,6 +92,7 @@ class Keeper:
     """Of the pass under way, beside those of EC2 itself."""
     _cloud: Cloud | None = None
     _looked_at: float = 0.0
+    _called_at: float = float("-inf")
     _left: Left = NOTHING_LEFT
     _failed: bool = False
     _unfinished: bool = False
@@ -92,25 +100,30 @@ class Keeper:
     _resync_s: float = 0.0
     _differing: frozenset[tuple[str, IpNetwork]] = frozenset()
 
-    def run(self, inputs: Inputs, metadata: Witness) -> Outcome:
+    def run(self, inputs: Inputs, metadata: Witness, *, look: bool = True) -> Outcome:
         """Look at EC2, and bring the pool to its target.
 
-        What EC2 answers to the calls is trusted, and a later look must show it; only if one failed
-        EC2 is looked at again, for nobody knows then what has happened.
+        What EC2 answers to the calls is trusted, and metadata or a later look must show it; only
+        if one failed and may have had its effect EC2 is looked at again.
 
         Args:
             inputs: the document, the node, its links.
             metadata: what instance metadata shows, by MAC; None if it cannot be read.
+            look: at EC2 first, in any case; or else the last look does where metadata agrees with
+                it and all that is planned is to ask for addresses.
 
         Raises:
             ObserveError: the kernel or the state directory could not be read.
         """
         self._errors = ()
         try:
-            inputs, cloud, picks = self._look(inputs, metadata)
+            recalled = None if look else self._recall(inputs, metadata)
+            inputs, cloud, picks = recalled or self._look(inputs, metadata)
         except _UnreadableError as error:
             self._failed = True
             return Outcome(errors=(error.cause,))
+        if recalled is None:
+            self._looked_at = self.clock()
         records = self._book(picks, cloud)
         inputs = self._completed(inputs, records, cloud.enis)
         target = Answered(self.ec2, cloud, partial(self._write_down, cloud))
@@ -121,7 +134,10 @@ class Keeper:
                 self._take_note()
         except ReconcilerError as error:  # what was seen is seen
             self._errors += (error,)
-        self._failed = not isinstance(outcome.observed, Cloud)
+        # Of less room than was believed the next look tells more.
+        self._failed = not isinstance(outcome.observed, Cloud) or any(
+            _kind(error) is Failure.EXHAUSTED for error in outcome.errors
+        )
         if isinstance(outcome.observed, Cloud) and isinstance(outcome.desired, Pool):
             self._remember(inputs, cloud, outcome)
             if outcome.plan.actions:
@@ -144,7 +160,7 @@ class Keeper:
         changing = _may_change(cloud, inputs.links)
         left = replace(self._left, changing=changing)
         resync_s = inputs.document.reconcile.ec2_resync.total_seconds()
-        if self.clock() >= self._looked_at + look_after_s(left, resync_s):
+        if self.clock() >= self._look_at(left, resync_s):
             return None
         records = self.state.observe()
         inputs = self._completed(inputs, records, cloud.enis)
@@ -159,18 +175,24 @@ class Keeper:
         return Outcome(desired, cloud, plan, plan, self._errors)
 
     def hear(self, metadata: Witness) -> bool:
-        """Compare metadata with the last look; say whether it shows a change.
+        """Compare metadata with the last look, and what EC2 has answered since.
+
+        Returns whether it shows a change.
 
         Args:
             metadata: what instance metadata shows, by MAC.
         """
         if self._cloud is None:
             return True
-        differing = held_by_mac(self._cloud) ^ (metadata or frozenset())
+        shown = metadata or frozenset()
+        coming = held_by_mac(self._cloud, "attaching")
+        differing = (held_by_mac(self._cloud) ^ shown) - coming
         known, self._differing = self._differing, differing
-        if not differing and not self.doubts.missing:
+        if not differing and coming <= shown and not self.doubts.missing:
+            # The second witness has it: no look is needed to show what EC2 has answered.
             self.doubts = replace(self.doubts, unconfirmed={})
-            self._left = replace(self._left, disagreeing=False)
+            self._left = replace(self._left, disagreeing=False, behind=False)
+            self._cloud = replace(self._cloud, behind=False)
         return not differing <= known
 
     def rehearse(self, inputs: Inputs, metadata: Witness) -> Outcome:
@@ -189,16 +211,61 @@ class Keeper:
         return Outcome(desired, cloud, plan, plan)
 
     @property
+    def is_unconfirmed(self) -> bool:
+        """Whether EC2 and metadata differ by the last look; nothing is given back meanwhile."""
+        return self._left.behind or bool(self.doubts)
+
+    @property
+    def hear_after_s(self) -> float:
+        """Seconds until metadata is worth reading again for what it has not shown yet."""
+        return HEAR_S * 2.0 ** min(self.readings, 16) if self.is_unconfirmed else float("inf")
+
+    @property
     def due_s(self) -> float:
         """Seconds until a look is due, or something can be tried again."""
         now = self.clock()
         waits = [r.until - now for r in self.rests.by_scope.values() if r.until > now]
-        waits.append(self._looked_at + look_after_s(self._left, self._resync_s) - now)
+        waits.append(self._look_at(self._left, self._resync_s) - now)
         if self._unfinished:
             waits.append(UNFINISHED_S)
         if self._has_called:
-            waits.append(self._looked_at + plan_after_s(self._left) - now)
+            waits.append(self._changed_at + plan_after_s(self._left) - now)
         return max(min(waits), 1.0)
+
+    @property
+    def _changed_at(self) -> float:
+        """When it became known what the pool has: by a look, or by EC2's answers."""
+        return max(self._looked_at, self._called_at)
+
+    def _look_at(self, left: Left, resync_s: float) -> float:
+        """Return when the next look is due."""
+        by_look = self._looked_at + look_after_s(replace(left, behind=False), resync_s)
+        return min(by_look, self._changed_at + look_after_s(left, resync_s))
+
+    def _recall(
+        self, inputs: Inputs, metadata: Witness
+    ) -> tuple[Inputs, Cloud, frozenset[IpNetwork]] | None:
+        """Return the last look in place of a new one, if that is good enough; None if not.
+
+        It is if metadata shows the same, EC2 is asked for nothing but more addresses, and nothing
+        else follows: if an ENI cannot take them, EC2 refuses, and then it is looked at.
+        """
+        if self._cloud is None or self._failed or self.is_unconfirmed:
+            return None
+        cloud = arrived(self._cloud, inputs.links)
+        resync_s = inputs.document.reconcile.ec2_resync.total_seconds()
+        left = replace(self._left, changing=_may_change(cloud, inputs.links))
+        if held_by_mac(cloud) != metadata or self.clock() >= self._look_at(left, resync_s):
+            return None
+        records = self.state.observe()
+        inputs = self._completed(inputs, records, cloud.enis)
+        inputs, picks = self._pick(inputs, cloud)
+        plan = eni.plan(eni.desire(inputs), cloud)
+        grows = all(isinstance(a, AssignAddresses | AssignPrefixes) for a in plan.actions)
+        if not grows or quarantine.plan(self._wanted(picks, cloud), records).actions:
+            return None
+        self.ec2.suppose(cloud)
+        return inputs, cloud, picks
 
     def _remember(self, inputs: Inputs, before: Cloud, outcome: Outcome) -> None:
         """Keep what a look has shown and the calls have changed, and what they have left open."""
@@ -211,6 +278,8 @@ class Keeper:
         changing = _may_change(cloud, inputs.links)
         unfinished = bool(plan.actions)
         self._has_called = bool(outcome.plan.actions)
+        if self._has_called:
+            self._called_at, self.readings = self.clock(), 0
         again = changing or unfinished or self._has_called
         oldest = self.clock() - 2 * CONFIRM_S
         self._left = Left(
@@ -225,7 +294,7 @@ class Keeper:
         self._unfinished = bool(inputs.ec2.quarantined) or any(
             e.owned and e.device_index is None for e in cloud.enis
         )
-        self._cloud, self._looked_at = cloud, self.clock()
+        self._cloud = cloud
         self._resync_s = inputs.document.reconcile.ec2_resync.total_seconds()
 
     def _look(
@@ -434,14 +503,24 @@ class Answered(Seen):
         self._is_told = False
 
     def observe(self, desired: Iterable[Any]) -> Any:
-        """Return what was seen; after calls that all succeeded, what they have made of it."""
+        """Return what was seen; after calls, what their answers have made of it."""
         return self._target.told() if self._is_told else super().observe(desired)
 
     def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
         """Hand on what may be done."""
         failures = super().apply(actions)
-        self._is_told = not failures
+        # Of a call that EC2 refused outright it is known that nothing has happened.
+        self._is_told = all(_kind(failure) in REFUSED for failure in failures)
         return failures
+
+
+REFUSED = {Failure.DENIED, Failure.THROTTLED, Failure.EXHAUSTED}
+"""Kinds of failures after which a look would show nothing new: the call has had no effect, and
+not because what it names is other than was believed."""
+
+
+def _kind(error: ReconcilerError) -> Failure | None:
+    return classify(error.reason) if isinstance(error, ApplyError) else None
 
 
 def _may_change(cloud: Cloud, macs: Container[str]) -> bool:

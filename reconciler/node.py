@@ -11,6 +11,7 @@ import threading
 import time
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -182,6 +183,16 @@ class LocalNode:
         """Seconds until the next pass over the pool is due; None if nobody knows."""
         return self._keeper.due_s if self._keeper else None
 
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether EC2 and metadata differ of the pool; nothing is given back meanwhile."""
+        return self._keeper is not None and self._keeper.is_unconfirmed
+
+    @property
+    def hear_after_s(self) -> float:
+        """Seconds until metadata may have more to tell."""
+        return self._keeper.hear_after_s if self._keeper else float("inf")
+
     def hear(self) -> bool:
         """Read metadata again; say whether EC2 should be looked at, because of what it shows.
 
@@ -189,6 +200,8 @@ class LocalNode:
             ObserveError: it does not answer.
         """
         before = self.facts
+        if self._keeper is not None:
+            self._keeper.readings += 1
         metadata, errors = self._ask_metadata()
         for error in errors:
             raise error
@@ -259,14 +272,19 @@ class LocalNode:
             ObserveError: IMDS or the state directory cannot be read.
             StateError: the look cannot be kept.
         """
+        if not look and self.is_unconfirmed and not self._is_deaf:
+            with suppress(ObserveError):  # whoever needs an answer says so
+                look = self.hear()
         if not look and (foreseen := self._foresee(document)):
             return foreseen
         metadata, errors = self._ask_metadata()
         assert self._keeper is not None
         records = self.state.observe()
         inputs = self._inputs(document, records, self.cloud)
-        turn = self._keeper.rehearse if dry else self._keeper.run
-        outcome = turn(inputs, metadata)
+        if dry:
+            outcome = self._keeper.rehearse(inputs, metadata)
+        else:
+            outcome = self._keeper.run(inputs, metadata, look=look)
         outcome = replace(outcome, errors=(*outcome.errors, *errors))
         holders = {a.eni_id for a in records.attachments if a.eni_id}
         links = self._netlink.links().names  # of what was just attached, too

@@ -11,6 +11,7 @@ from typing import Any
 import botocore.session
 
 from reconciler.core.cloud import INSTANCE_TAG
+from reconciler.targets.ec2_caller import Ec2CallError
 
 Path = tuple[str | int, ...]
 
@@ -180,10 +181,13 @@ class Scripted:
         self.filters: list[Any] = []
         self.touched: set[Path] = set()
         self.track = False
+        self.refuses = ""
 
     def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
         self.asked[method] += 1
         self.filters += arguments.get("Filters", [])
+        if self.refuses:
+            raise Ec2CallError(operation, self.refuses, "test", refused=True)
         if method == "describe_network_interfaces" and "available" in str(arguments["Filters"]):
             return {"NetworkInterfaces": []}
         answer = self.told.get(method, {})

@@ -81,7 +81,10 @@ def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Pat
 
 @pytest.fixture
 def nft() -> Refusing:
-    return Refusing()
+    """Refuses from the daemon's first pass on."""
+    made = Refusing()
+    made.refuses = True
+    return made
 
 
 @pytest.fixture
@@ -142,7 +145,6 @@ def status(root: Path) -> dict[str, Any]:
 def test_rules_that_the_kernel_refuses_limit_the_node_after_a_while_and_until_it_takes_them(
     answers: Any, nft: Refusing
 ) -> None:
-    nft.refuses = True
     error = until(lambda: e if (e := answers()).get("code") == protocol.LIMITED else None)
     assert error["msg"].startswith("Limited:")
     assert "not permitted" in error["msg"] + error["details"]

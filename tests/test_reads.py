@@ -23,9 +23,12 @@ from fakes import (
     FakeSysctl,
 )
 
+from lab.server import IMAGE
 from reconciler.core.attachment import IntentState
+from reconciler.core.cloud import INSTANCE_TAG
 from reconciler.core.datapath import host_network
 from reconciler.core.facts import Node
+from reconciler.core.pace import CHECK_S
 from reconciler.errors import ObserveError
 from reconciler.node import LocalNode
 from reconciler.targets.ec2 import Ec2
@@ -40,32 +43,43 @@ class Metadata:
 
     Attributes:
         is_down: it does not answer.
+        is_late: it shows what it has shown before.
     """
 
     def __init__(self, ec2: Any) -> None:
-        self.is_down = False
+        self.is_down = self.is_late = False
+        self._shown: frozenset[Any] = frozenset()
         self._ec2 = ec2
 
     def node(self) -> Node:
         if self.is_down:
             raise ObserveError("instance metadata", "it does not answer")
         seen = self._ec2.cloud.instance(self._ec2.instance_id)
-        primary = next(e for e in self._ec2.cloud.enis() if e.device_index == 0)
+        primary = next(e for e in self._here() if e.device_index == 0)
         return node(
             instance_id=self._ec2.instance_id,
             instance_type=seen.instance_type,
             primary_mac=primary.mac,
             vpc_cidrs=tuple(ip_network(c) for c in seen.vpc_cidrs),
+            subnet_cidrs=(primary.subnet_cidr,),
         )
 
     def region(self) -> str:
         return "us-east-1"
 
     def interfaces(self) -> frozenset[Any]:
-        enis = (e for e in self._ec2.cloud.enis() if e.instance_id)
+        if self.is_late:
+            return self._shown
+        self._shown = self._read()
+        return self._shown
+
+    def _here(self) -> list[Any]:
+        return [e for e in self._ec2.cloud.enis() if e.instance_id == self._ec2.instance_id]
+
+    def _read(self) -> frozenset[Any]:
         return frozenset(
             (e.mac, n)
-            for e in enis
+            for e in self._here()
             for n in (*map(host_network, e.addresses[1:]), *e.prefixes, *e.ipv6_prefixes)
         )
 
@@ -106,7 +120,8 @@ class Metered:
 
     def plug(self) -> None:
         """Links come and go with attachments."""
-        here = {e.mac: e.device_index for e in self._ec2.cloud.enis() if e.instance_id}
+        mine = self._ec2.instance_id
+        here = {e.mac: e.device_index for e in self._ec2.cloud.enis() if e.instance_id == mine}
         for mac in self._linked - here.keys():
             self.netlink.unplug(mac)
         for mac in here.keys() - self._linked:
@@ -137,8 +152,9 @@ class Metered:
         resync_s = self.document.reconcile.resync.total_seconds()
         while self.now < end:
             cooling = [c.until for c in self.state.observe().cooling]
-            self.now = min([end, self._due_at, self._heard_at + resync_s, *cooling])
-            if self.now >= self._heard_at + resync_s:
+            hear_at = self._heard_at + min(resync_s, self.node.hear_after_s)
+            self.now = min([end, self._due_at, hear_at, *cooling])
+            if self.now >= hear_at:
                 self._heard_at = self.now
                 try:
                     if self.node.hear():
@@ -210,17 +226,143 @@ def test_an_idle_hour_costs_at_most_six_reads(metered: Metered) -> None:
     assert 0 < sum(reads.values()) <= 6
 
 
-def test_a_boot_costs_at_most_two_reads_per_eni(ec2: Any) -> None:
-    made = Metered(ec2, warmPool={"addresses": {"warm": 0, "minimum": 27, "surplus": 0}})
+@pytest.mark.parametrize(
+    ("kind", "slots", "enis", "allocate"),
+    [
+        ("m5.large", 9, 1, "addresses"),
+        ("m5.large", 9, 2, "addresses"),
+        ("m5.large", 9, 3, "addresses"),
+        ("m5.4xlarge", 29, 6, "addresses"),
+        ("m5.24xlarge", 49, 15, "addresses"),
+        ("m5.large", 9, 1, "prefixes"),
+        ("m5.large", 9, 2, "prefixes"),
+        ("m5.4xlarge", 29, 6, "prefixes"),
+    ],
+)
+def test_a_boot_costs_at_most_two_reads_per_eni(
+    ec2: Any, kind: str, slots: int, enis: int, allocate: str
+) -> None:
+    """A node with one ENI has made four: what ENIs there are and what its type allows must do."""
+    if allocate == "prefixes":
+        slots *= 16
+    if enis > 3 or allocate == "prefixes":
+        roomy(ec2, kind)
+    warm = {"warm": 0, "minimum": (enis - 1) * slots + 1, "surplus": 0}
+    made = Metered(ec2, warmPool={"addresses": warm}, eni={"allocate": allocate})
     made.work()
     made.live(120.0)
-    enis = [e for e in ec2.cloud.enis() if e.instance_id]
-    assert len(enis) == 3
+    assert len([e for e in ec2.cloud.enis() if e.instance_id == ec2.instance_id]) == enis
     spent = made.spent()
-    reads = {name: n for name, n in spent.items() if name.startswith("Describe")}
-    known = {"DescribeInstanceTypes": 1, "DescribeSubnets": 1}
-    assert {name: reads[name] for name in known} == known
-    assert sum(reads.values()) <= 2 * len(enis)
+    reads = sum(n for name, n in spent.items() if name.startswith("Describe"))
+    assert reads <= 2 * enis, spent
+    assert not made.node.is_unconfirmed, "metadata has confirmed what EC2 answered"
+
+
+def roomy(ec2: Any, kind: str) -> None:
+    """Put an instance of another type into a subnet for thousands of addresses."""
+    subnet = ec2.client.create_subnet(
+        VpcId=ec2.vpc_id, CidrBlock="10.0.128.0/17", AvailabilityZone="us-east-1a"
+    )["Subnet"]["SubnetId"]
+    made = ec2.client.run_instances(
+        ImageId=IMAGE, InstanceType=kind, MinCount=1, MaxCount=1, SubnetId=subnet
+    )
+    ec2.instance_id = made["Instances"][0]["InstanceId"]
+    ec2.cloud.faults.reset_calls()
+
+
+def test_a_pod_on_the_next_boot_s_first_look_finds_an_eni_that_an_earlier_one_left(
+    ec2: Any,
+) -> None:
+    """Of ENIs that are attached to nothing a first look does not ask; before one is made it is."""
+    left = ec2.client.create_network_interface(
+        SubnetId=ec2.subnets["nodes-a"],
+        SecondaryPrivateIpAddressCount=5,
+        TagSpecifications=[
+            {
+                "ResourceType": "network-interface",
+                "Tags": [{"Key": INSTANCE_TAG, "Value": ec2.instance_id}],
+            }
+        ],
+    )["NetworkInterface"]["NetworkInterfaceId"]
+    made = Metered(ec2, warmPool={"addresses": {"warm": 0, "minimum": 12, "surplus": 0}})
+    made.spent()
+    made.work()
+    made.live(10.0)
+    enis = [e for e in ec2.cloud.enis() if e.instance_id]
+    assert [e.eni_id for e in enis[1:]] == [left]
+    assert "CreateNetworkInterface" not in made.spent()
+
+
+def test_a_growth_is_planned_on_the_last_look_while_metadata_agrees(ec2: Any) -> None:
+    """It has cost three reads before and two to confirm it."""
+    made = Metered(ec2, warmPool={"addresses": {"warm": 2, "surplus": 0}})
+    made.work()
+    made.live(60.0)
+    made.spent()
+    for number in range(6):
+        made.start_pod(number)
+        made.live(5.0)
+    assert made.bound == 6
+    spent = made.spent()
+    assert set(spent) == {"AssignPrivateIpAddresses"}
+    assert not made.node.is_unconfirmed
+
+
+def test_what_metadata_does_not_show_yet_a_look_confirms(ec2: Any) -> None:
+    made = Metered(ec2, warmPool={"addresses": {"warm": 2, "surplus": 0}})
+    made.work()
+    made.live(60.0)
+    made.spent()
+    made.metadata.is_late = True
+    made.start_pod(1)
+    made.live(20.0)
+    assert set(made.spent()) == {"AssignPrivateIpAddresses"}
+    assert made.node.is_unconfirmed
+    made.live(CHECK_S)
+    assert made.spent() == {"DescribeNetworkInterfaces": 2}
+    made.metadata.is_late = False
+    made.live(60.0)
+    assert not made.node.is_unconfirmed
+
+
+def test_after_a_growth_addresses_go_back_once_metadata_shows_it(ec2: Any) -> None:
+    """They have waited for a look, and then for up to a resync."""
+    made = Metered(ec2, warmPool={"addresses": {"warm": 1, "surplus": 0}, "cooldown": "1s"})
+    made.work()
+    made.live(60.0)
+    made.metadata.is_late = True
+    for number in range(4):
+        made.start_pod(number)
+    for number in range(4):
+        made.end_pod(number)
+    made.live(5.0)
+    assert made.node.is_unconfirmed, "and so the node does not call itself settled"
+    assert "UnassignPrivateIpAddresses" not in made.spent()
+    assert made.state.observe().quarantined == ()
+    made.metadata.is_late = False
+    made.live(15.0)
+    assert not made.node.is_unconfirmed
+    assert made.state.observe().quarantined
+
+
+@pytest.mark.parametrize("code", ["UnauthorizedOperation", "RequestLimitExceeded"])
+def test_a_call_that_ec2_refuses_outright_costs_at_most_one_look(ec2: Any, code: str) -> None:
+    made = Metered(ec2, warmPool={"addresses": {"warm": 2, "surplus": 0}})
+    made.work()
+    made.live(60.0)
+    action = "AssignPrivateIpAddresses"
+    ec2.cloud.faults.set(errors=[{"action": action, "code": code, "count": 10_000}])
+    made.spent()
+    made.start_pod(1)
+    assert made.spent() == {action: 1}
+    made.live(600.0)
+    spent = made.spent()
+    tried = spent[action]
+    assert 0 < tried < 600
+    assert spent["DescribeNetworkInterfaces"] <= tried
+    ec2.cloud.faults.clear()
+    made.live(700.0)
+    assert len(next(e for e in ec2.cloud.enis() if e.instance_id).addresses) == 4
 
 
 def test_the_link_serves_pods_before_ec2_calls_its_attachment_done(ec2: Any) -> None:
@@ -249,7 +391,7 @@ def test_what_metadata_shows_is_looked_at_at_once_and_once(ec2: Any) -> None:
     )
     made.spent()
     made.live(61.0)
-    assert made.spent() == {"DescribeNetworkInterfaces": 2}
+    assert made.spent() == {"DescribeNetworkInterfaces": 2}, "also one of free ones, by now"
     made.live(300.0)
     assert made.spent() == {}
 

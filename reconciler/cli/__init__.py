@@ -366,15 +366,17 @@ def apply(
 def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
     """Run passes until nothing is left, or nothing moves any more; say what is done."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
+    look = True
     while True:
-        pool = node.pool_pass(document)
+        pool = node.pool_pass(document, look=look)
         if node.cloud is None:
             return {"eni": pool}  # it says why EC2 could not be read
         result = node.install(node.look_around(node.kernel_pass(document)))
         outcomes = {"eni": pool} | result.outcomes
         for line in report.applied(outcomes):
             click.echo(line, err=True)
-        moving = node.in_transition or pool.remaining.actions
+        moving = node.in_transition or node.is_unconfirmed or pool.remaining.actions
+        look = False  # from now on only if something follows
         if not moving or pool.errors or time.monotonic() > deadline:
             return outcomes
         time.sleep(0.2)

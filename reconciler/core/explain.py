@@ -37,7 +37,9 @@ def explain_pool(desired: Pool, at: Position) -> list[str]:
     for name in at.choice.subnets:
         space = at.spaces[name]
         blocks = f", {space.blocks} whole /28" if desired.prefixes else ""
-        lines.append(f"subnet {name}: {space.free} free{blocks}")
+        known = at.subnets[name].is_described
+        most = "" if known else "at most, not asked of EC2 yet: "
+        lines.append(f"subnet {name}: {most}{space.free} free{blocks}")
     lines += [f"subnet {name}: not used: {reason}" for name, reason in at.choice.rejected]
     lines += [f"{r.subject}: {r.message}" for r in shortage.unread(at.unread)]
     lines += _delegations(desired, at)

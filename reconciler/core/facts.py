@@ -17,6 +17,7 @@ class Node:
         primary_mac: MAC of the primary ENI, lower case with colons.
         vpc_cidrs: every CIDR of the VPC now, ascending.
         name: what the cluster calls it; "" if nobody said.
+        subnet_cidrs: CIDRs of the primary ENI's subnet; of an earlier release's look none.
     """
 
     instance_id: str
@@ -25,6 +26,7 @@ class Node:
     primary_mac: str
     vpc_cidrs: tuple[IpNetwork, ...]
     name: str = ""
+    subnet_cidrs: tuple[IpNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,10 +106,10 @@ def is_changing(cloud: Cloud, macs: Container[str]) -> bool:
     )
 
 
-def held_by_mac(cloud: Cloud) -> frozenset[tuple[str, IpNetwork]]:
+def held_by_mac(cloud: Cloud, status: str = "attached") -> frozenset[tuple[str, IpNetwork]]:
     """Return what a look shows on this instance, as metadata would spell it.
 
     Metadata tells of every interface, whoever owns it, once its attachment is done.
     """
-    here = (e for e in cloud.enis if e.status == "attached")
+    here = (e for e in cloud.enis if e.status == status)
     return frozenset((e.mac, n) for e in here for n in unit_networks(e))

@@ -229,12 +229,6 @@ def locate(desired: Pool, observed: Cloud) -> Position:
     )
 
 
-def needs_room(desired: Pool, observed: Cloud) -> bool:
-    """Whether what is planned depends on how much room subnets have now."""
-    at = locate(desired, observed)
-    return at.shortfall > 0 or (desired.delegates and not at.needed)
-
-
 def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
     """Whether the document wants this ENI's addresses for pods."""
     if eni.is_primary:

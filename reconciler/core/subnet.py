@@ -24,6 +24,8 @@ class Subnet:
         tags: pairs in key order.
         families: those it has a CIDR block of.
         vpc_id: of its VPC; "" in a look of an earlier release.
+        is_described: EC2 was asked about it; or else ``free`` and ``blocks`` are what it has at
+            most, and how much it has EC2 says by refusing.
     """
 
     subnet_id: str
@@ -34,6 +36,7 @@ class Subnet:
     tags: tuple[tuple[str, str], ...] = ()
     families: tuple[str, ...] = ("ipv4",)
     vpc_id: str = ""
+    is_described: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from ipaddress import ip_network
+from ipaddress import IPv4Network, ip_network
 from typing import Any, Protocol
 
 from reconciler.core import budget
@@ -44,8 +44,10 @@ from reconciler.core.cloud import (
     Unread,
 )
 from reconciler.core.facts import Eni
-from reconciler.core.position import Pool, needs_room
-from reconciler.core.subnet import Subnet, free_blocks
+from reconciler.core.plan import Plan
+from reconciler.core.position import Pool
+from reconciler.core.subnet import RESERVED_LOW, Subnet, free_blocks
+from reconciler.domains.eni import plan as plan_pool
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.ec2_caller import ANSWER_LOST, Caller, Ec2CallError, InProcess
 from reconciler.targets.ec2_decode import (
@@ -98,8 +100,18 @@ TOO_MANY = "AnswerTooLong"
 """The code of a list that does not end."""
 
 SUBNETS_S = 3 * 3600.0
-"""Seconds for which a subnet's zone, CIDRs and tags are taken for what they were. How much room it
-has is asked anew whenever the pool has to grow."""
+"""Seconds for which a subnet's zone, CIDRs and tags are taken for what they were."""
+
+ROOM_S = 600.0
+"""Seconds for which what a subnet had free is good enough to choose it for a new ENI. If it has
+less, EC2 refuses, and it is described anew at once."""
+
+FREE_SHARE = 0.9
+"""Of ``reconcile.ec2Resync``: how long nobody looks for ENIs of ours that are attached to nothing,
+unless one is missed. Less than 1, so that each look that is due by time has it."""
+
+NO_ROOM = {"SubnetExhausted", "SubnetRejected"}
+"""Reasons of the plan that a fresh description of the subnets may end."""
 
 UNKNOWN_TYPE = "InvalidInstanceType"
 """EC2's code of an instance type that it does not know."""
@@ -130,12 +142,14 @@ class _Described:
         asked: what decides which are described, and how.
         subnets: by id, of those that could be read.
         unread: those that could not.
+        is_told: by EC2; or else it is what metadata tells of the primary ENI's subnet.
     """
 
     at: float
     asked: tuple[object, ...]
     subnets: dict[str, Subnet]
     unread: tuple[Unread, ...]
+    is_told: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +190,10 @@ class Ec2:
         self._clock = clock
         self._limits: dict[str, Limits] = {}
         self._described: _Described | None = None
+        self._is_room_fresh = self._is_room_unsure = False
+        self._fragmented: set[str] = set()
+        self._free_at: float | None = None
+        self._missed_until = float("-inf")
         self._shown = Cloud((), None, {})
         self._answers: list[Answer] = []
         self._failures: list[CallFailure] = []
@@ -184,28 +202,74 @@ class Ec2:
         self.calls: Counter[str] = Counter()
 
     def observe(self, desired: Iterable[Pool]) -> Cloud:
-        """Describe the instance's ENIs, those of ours that are attached to nothing, and subnets.
+        """Describe the instance's ENIs, and whatever else the plan depends on.
 
         What EC2 has answered to our own calls within the last minute is in the look, even if this
-        answer of EC2 lacks it. Subnets are described anew only if the plan depends on their room.
+        answer of EC2 lacks it. What one look leaves out, because nothing depends on it yet, a
+        later one brings: ENIs of ours that are attached to nothing, and the room in subnets.
 
         Raises:
             ObserveError: EC2 did not answer, or refused.
         """
-        pool = next(iter(desired))
         try:
-            interfaces, unread = self._interfaces(pool)
-            described, is_fresh = self._known_subnets(pool, interfaces)
-            limits, unread_type = (pool.limits, []) if pool.limits else self._instance_limits(pool)
-            unread += unread_type
-            self._shown = _arrange(interfaces, unread, limits, described)
-            if not is_fresh and needs_room(pool, self.told()):
-                described = self._describe_subnets(pool, interfaces)
-                self._shown = _arrange(interfaces, unread, limits, described)
+            self._look(next(iter(desired)))
         except Ec2CallError as error:
             why = f"{error}{budget.cure(error.operation_name, error.code)}"
             raise ObserveError("EC2", why, reason=error.code) from error
         return self.told()
+
+    def suppose(self, cloud: Cloud) -> None:
+        """Take an earlier look for what EC2 would show now, because metadata agrees with it."""
+        self._shown, self._is_room_fresh = cloud, False
+
+    def _look(self, pool: Pool) -> None:
+        self._is_room_fresh = False
+        found: dict[str, Listed] = {}
+        unread: list[Unread] = []
+        self._list_attached(pool, found, unread)
+        before = self.calls["DescribeInstanceTypes"]
+        limits, unread_type = (pool.limits, []) if pool.limits else self._instance_limits(pool)
+        is_short = self.calls["DescribeInstanceTypes"] > before  # a node's very first look
+        if self._seeks_free(pool, found, unread) and not is_short:
+            self._list_free(pool, found, unread)
+        unread += unread_type
+        self._arrange(pool, found, unread, limits)
+        plan = plan_pool(pool, self.told())
+        creates = any(isinstance(action, AddEni) for action in plan.actions)
+        if creates and self._free_at is None:
+            self._list_free(pool, found, unread)  # one may be there already
+        if self._needs_room(plan, creates=creates):
+            self._described = self._describe_subnets(pool, found)
+        self._arrange(pool, found, unread, limits)
+
+    def _arrange(
+        self,
+        pool: Pool,
+        found: Mapping[str, Listed],
+        unread: Sequence[Unread],
+        limits: Limits | None,
+    ) -> None:
+        """Put what was read into one look, beside what could not be."""
+        listed, more = _without_doubles(found)
+        described = self._known_subnets(pool, listed)
+        more += unread
+        enis = []
+        for one in listed.values():
+            try:
+                enis.append(_placed(one.eni, described.subnets))
+            except MalformedError as error:
+                more.append(_unread(one.eni, str(error)))
+        whole = (*more, *described.unread)
+        self._shown = Cloud(tuple(enis), limits, described.subnets, unread=whole)
+
+    def _needs_room(self, plan: Plan, *, creates: bool) -> bool:
+        """Whether what is planned depends on how much room subnets have now."""
+        assert self._described is not None
+        if self._is_room_fresh:
+            return False
+        is_old = not self._described.is_told or self._clock() - self._described.at >= ROOM_S
+        unsure = self._is_room_unsure and bool(plan.actions)
+        return unsure or (creates and is_old) or any(r.reason in NO_ROOM for r in plan.refusals)
 
     def told(self) -> Cloud:
         """Return the last look with what EC2 has answered since; without a call."""
@@ -440,69 +504,89 @@ class Ec2:
 
     # -- looks ----------------------------------------------------------------------------
 
-    def _interfaces(self, pool: Pool) -> tuple[dict[str, Listed], list[Unread]]:
-        """Two questions, because EC2 joins filters by AND: attached here, or ours and free."""
-        mac = pool.node.primary_mac
-        attached = [{"Name": "attachment.instance-id", "Values": [self._instance_id]}]
-        free = [
+    def _list_attached(self, pool: Pool, found: dict[str, Listed], unread: list[Unread]) -> None:
+        """What is attached here: all of it, or there is no look.
+
+        EC2 joins filters by AND, so what is ours and free is a question of its own.
+        """
+        filters = [{"Name": "attachment.instance-id", "Values": [self._instance_id]}]
+        for body in self._describe_interfaces(filters, most=MAX_ENIS):
+            self._read(pool, body, found, unread, attached=True)
+
+    def _list_free(self, pool: Pool, found: dict[str, Listed], unread: list[Unread]) -> None:
+        """What is ours and attached to nothing; a part of it is good enough."""
+        filters = [
             {"Name": f"tag:{INSTANCE_TAG}", "Values": [self._instance_id]},
             {"Name": "status", "Values": ["available"]},
         ]
-        found: dict[str, Listed] = {}
-        unread: list[Unread] = []
-        seen: set[str] = set()
-        for body, here in self._here_and_free(attached, free, unread):
-            try:
-                listed = decode_interface(body, self._instance_id, mac, attached=here)
-            except MalformedError as error:
-                unread.append(unread_interface(body, str(error)))
-                seen.add(unread[-1].name)
-                continue
-            if listed is not None and listed.eni.eni_id not in seen | found.keys():
-                found[listed.eni.eni_id] = listed
-        return found, [*unread, *_doubles(found)]
-
-    def _here_and_free(
-        self, attached: list[Any], free: list[Any], unread: list[Unread]
-    ) -> Iterator[tuple[Object, bool]]:
-        """Yield ENIs, and whether they were asked for as attached here.
-
-        Those that are attached are all there or none; of free ones a part is good enough.
-        """
-        for body in self._describe_interfaces(attached, most=MAX_ENIS):
-            yield body, True
         try:
-            for body in self._describe_interfaces(free, most=MAX_ENIS):
-                yield body, False
+            for body in self._describe_interfaces(filters, most=MAX_ENIS):
+                self._read(pool, body, found, unread, attached=False)
         except Ec2CallError as error:
             if error.code != TOO_MANY:
                 raise
             unread.append(Unread("eni", "", str(error)))
+        self._free_at = self._clock()
+
+    def _read(
+        self,
+        pool: Pool,
+        body: Object,
+        found: dict[str, Listed],
+        unread: list[Unread],
+        *,
+        attached: bool,
+    ) -> None:
+        try:
+            listed = decode_interface(
+                body, self._instance_id, pool.node.primary_mac, attached=attached
+            )
+        except MalformedError as error:
+            unread.append(unread_interface(body, str(error)))
+            return
+        known = found.keys() | {u.name for u in unread}
+        if listed is not None and listed.eni.eni_id not in known:
+            found[listed.eni.eni_id] = listed
+
+    def _seeks_free(
+        self, pool: Pool, found: Mapping[str, Listed], unread: Sequence[Unread]
+    ) -> bool:
+        """Whether one of ours may be attached to nothing: one is missed, or it is time to look."""
+        now = self._clock()
+        known = {e.eni_id for e in self.told().enis}
+        known |= {a.eni_id for a in pool.attachments if a.eni_id}
+        seen = {i.eni.creation for i in found.values()}
+        missed = known - found.keys() - {u.name for u in unread}
+        if missed or any(not c.done and c.token not in seen for c in pool.creations):
+            self._missed_until = now + TRUST_S  # EC2 may show it late
+        resync_s = pool.document.reconcile.ec2_resync.total_seconds()
+        is_due = self._free_at is None or now - self._free_at >= FREE_SHARE * resync_s
+        return is_due or now < self._missed_until
 
     def _describe_interfaces(self, filters: list[Any], *, most: int) -> Iterator[Object]:
         what = "describe_network_interfaces", "NetworkInterfaces"
         return self._pages(*what, most=most, Filters=filters)
 
-    def _known_subnets(
-        self, pool: Pool, interfaces: Mapping[str, Listed]
-    ) -> tuple[_Described, bool]:
-        """Return the subnets as last described, if that is good enough; and whether it was now."""
+    def _known_subnets(self, pool: Pool, interfaces: Mapping[str, Listed]) -> _Described:
+        """Return the subnets as last described, if that is good enough."""
         known = self._described
         good = known is not None and (
             known.asked == _asked(pool, interfaces)
-            and not known.unread
-            and known.subnets.keys() >= {i.eni.subnet_id for i in interfaces.values()}
+            and (self._is_room_fresh or _is_whole(known, interfaces))
             and self._clock() - known.at < SUBNETS_S
         )
-        if known is not None and good:
-            return known, False
-        return self._describe_subnets(pool, interfaces), True
+        if known is None or not good or not known.is_told:
+            supposed = _suppose_subnet(pool, interfaces, self._clock())
+            known = known if known and good else None
+            self._described = supposed or known or self._describe_subnets(pool, interfaces)
+        assert self._described is not None
+        return self._described
 
     def _describe_subnets(self, pool: Pool, interfaces: Mapping[str, Listed]) -> _Described:
         at = self._clock()
         subnets, unread = self._subnets(pool, interfaces)
-        self._described = _Described(at, _asked(pool, interfaces), subnets, tuple(unread))
-        return self._described
+        self._is_room_fresh, self._is_room_unsure = True, False
+        return _Described(at, _asked(pool, interfaces), subnets, tuple(unread))
 
     def _subnets(
         self, pool: Pool, interfaces: Mapping[str, Listed]
@@ -530,9 +614,24 @@ class Ec2:
                 # Those that were listed do; an ENI whose subnet is not among them is unread.
                 unread.append(Unread("subnet", "", str(error)))
         if pool.prefixes:
-            found, unknown = self._count_blocks(found)
+            found, unknown = self._blocks(found, interfaces)
             unread += unknown
         return found, unread
+
+    def _blocks(
+        self, subnets: Mapping[str, Subnet], interfaces: Mapping[str, Listed]
+    ) -> tuple[dict[str, Subnet], list[Unread]]:
+        """Say how many whole free blocks subnets have.
+
+        EC2 has no figure for it: every ENI in the subnet has to be looked at. So it is counted
+        only where EC2 has refused one; elsewhere it is what our own addresses leave, at most.
+        """
+        counted = {name: s for name, s in subnets.items() if name in self._fragmented}
+        most = {name: _most_blocks(s, interfaces) for name, s in subnets.items()}
+        if not counted:
+            return most, []
+        known, unknown = self._count_blocks(counted)
+        return most | known, unknown
 
     def _list_subnets(
         self, filters: list[Any], pool: Pool, found: dict[str, Subnet], unread: list[Unread]
@@ -550,7 +649,7 @@ class Ec2:
     def _count_blocks(
         self, subnets: Mapping[str, Subnet]
     ) -> tuple[dict[str, Subnet], list[Unread]]:
-        """Count whole free blocks; EC2 has no figure for it, so every ENI there is looked at.
+        """Count whole free blocks.
 
         Of a subnet with an ENI that cannot be read, or with too many, the number is not known.
         """
@@ -633,13 +732,26 @@ class Ec2:
         exhausted = budget.classify(code) is budget.Failure.EXHAUSTED
         kind = "prefixes" if code == NO_PREFIXES else "addresses"
         scope = f"{kind}:{subnet_id}" if exhausted and subnet_id else call
-        self._failures.append(CallFailure(scope, code, error.message))
+        if scope == call or not self._is_news_of_room(kind, subnet_id):
+            self._failures.append(CallFailure(scope, code, error.message))
         # An action may make several calls: the one that failed is named.
         why = f"{call}: {error.message}{budget.cure(call, code)}"
         retryable = budget.classify(code) is not budget.Failure.DENIED
         failure = ApplyError(str(action), code, why, retryable=retryable)
         failure.__cause__ = error
         return failure
+
+    def _is_news_of_room(self, kind: str, subnet_id: str) -> bool:
+        """Note that a subnet has less room than was believed, and so must be described anew.
+
+        Returns whether that is news: then the call was made on what was not known well enough,
+        and is planned anew without a rest.
+        """
+        known = subnet_id in self._fragmented if kind == "prefixes" else self._is_room_fresh
+        if kind == "prefixes":
+            self._fragmented.add(subnet_id)
+        self._is_room_unsure = True
+        return not known
 
 
 def _operation(method: str) -> str:
@@ -657,21 +769,48 @@ def _asked(pool: Pool, interfaces: Mapping[str, Listed]) -> tuple[object, ...]:
     return (ids, vpc, pool.subnets, pool.selector, pool.prefixes)
 
 
-def _arrange(
-    interfaces: Mapping[str, Listed],
-    unread: Sequence[Unread],
-    limits: Limits | None,
-    described: _Described,
-) -> Cloud:
-    """Put what was read into one look, beside what could not be."""
-    enis, more = [], list(unread)
-    for listed in interfaces.values():
-        try:
-            enis.append(_placed(listed.eni, described.subnets))
-        except MalformedError as error:
-            more.append(_unread(listed.eni, str(error)))
-    whole = (*more, *described.unread)
-    return Cloud(tuple(enis), limits, described.subnets, unread=whole)
+def _is_whole(known: _Described, interfaces: Mapping[str, Listed]) -> bool:
+    """Whether every subnet could be read, and those of all ENIs are among them."""
+    return not known.unread and known.subnets.keys() >= {
+        i.eni.subnet_id for i in interfaces.values()
+    }
+
+
+def _suppose_subnet(pool: Pool, interfaces: Mapping[str, Listed], at: float) -> _Described | None:
+    """Return what metadata tells of the subnet, if the primary ENI's is the only one there is.
+
+    How much room it has nobody tells: it may have all that our own addresses leave.
+    """
+    node = pool.node
+    cidr = next((c for c in node.subnet_cidrs if isinstance(c, IPv4Network)), None)
+    families = tuple(sorted({f"ipv{c.version}" for c in node.subnet_cidrs}))
+    primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
+    if primary is None or cidr is None or not set(pool.families) <= set(families):
+        return None
+    name = primary.eni.subnet_id
+    if {i.eni.subnet_id for i in interfaces.values()} != {name}:
+        return None
+    if (pool.subnets or pool.selector) and len(interfaces) > 1:
+        return None  # whether the others are where they should be, only EC2 tells
+    free = cidr.num_addresses - RESERVED_LOW - 1
+    subnet = Subnet(
+        name,
+        node.availability_zone,
+        cidr,
+        free,
+        families=families,
+        vpc_id=primary.vpc_id,
+        is_described=False,
+    )
+    subnet = _most_blocks(subnet, interfaces) if pool.prefixes else subnet
+    return _Described(at, _asked(pool, interfaces), {name: subnet}, (), is_told=False)
+
+
+def _most_blocks(subnet: Subnet, interfaces: Mapping[str, Listed]) -> Subnet:
+    """Count the blocks that are free as far as our own addresses tell."""
+    mine = [i.eni for i in interfaces.values() if i.eni.subnet_id == subnet.subnet_id]
+    taken = {int(a) for e in mine for a in (e.primary, *e.pod_addresses)}
+    return replace(subnet, blocks=free_blocks(subnet.cidr, taken))
 
 
 def _subnet(action: Ec2Action) -> str:
@@ -727,10 +866,9 @@ def _unread(eni: Eni, why: str) -> Unread:
     return Unread("eni", eni.eni_id, why, eni.device_index)
 
 
-def _doubles(found: dict[str, Listed]) -> list[Unread]:
+def _without_doubles(found: Mapping[str, Listed]) -> tuple[dict[str, Listed], list[Unread]]:
     """Take out ENIs with the same MAC: each is known to the kernel by it, and one is wrong."""
     count = Counter(i.eni.mac for i in found.values())
-    same = [i.eni for i in found.values() if count[i.eni.mac] > 1]
-    for eni in same:
-        del found[eni.eni_id]
-    return [_unread(e, f"another ENI has its MAC {e.mac} too") for e in same]
+    kept = {name: i for name, i in found.items() if count[i.eni.mac] == 1}
+    same = [i.eni for name, i in found.items() if name not in kept]
+    return kept, [_unread(e, f"another ENI has its MAC {e.mac} too") for e in same]

@@ -34,6 +34,11 @@ VPC_LENGTHS = range(16, 29)
 VPC_LENGTHS_IPV6 = range(32, 65)
 """The same of IPv6, those an owner brings included. Source as above."""
 
+SUBNET_LENGTHS = VPC_LENGTHS
+"""The same of a subnet's (VPC user guide, "Subnet CIDR blocks")."""
+
+SUBNET_LENGTHS_IPV6 = range(44, 65)
+
 PREFIX_LENGTHS = range(28, 29)
 PREFIX_LENGTHS_IPV6 = range(80, 81)
 
@@ -62,12 +67,18 @@ def read_node(get: Get) -> Node:
         raise ValueError("the VPC is said to have no CIDR, which no VPC has")
     key = f"{base}/vpc-ipv6-cidr-blocks"
     cidrs |= {_network6(key, t, VPC_LENGTHS_IPV6) for t in _items(key, _optional(get, key))}
+    key, key6 = f"{base}/subnet-ipv4-cidr-block", f"{base}/subnet-ipv6-cidr-blocks"
+    subnet: list[IpNetwork] = [
+        _network4(key, t, SUBNET_LENGTHS) for t in _items(key, _optional(get, key))
+    ]
+    subnet += [_network6(key6, t, SUBNET_LENGTHS_IPV6) for t in _items(key6, _optional(get, key6))]
     return Node(
         instance_id=_matching(INSTANCE_ID, "instance-id", get("instance-id")),
         instance_type=_matching(INSTANCE_TYPE, "instance-type", get("instance-type")),
         availability_zone=_matching(PLACE, "zone", get("placement/availability-zone")),
         primary_mac=mac,
         vpc_cidrs=tuple(sorted(cidrs, key=lambda n: (n.version, n))),
+        subnet_cidrs=tuple(subnet),
     )
 
 

@@ -49,7 +49,8 @@ def encode_look(node: Node, cloud: Cloud) -> Json:
     pod that runs depends on them.
     """
     body: Json = {
-        "node": asdict(node) | {"vpc_cidrs": [str(c) for c in node.vpc_cidrs]},
+        "node": asdict(node)
+        | {name: [str(c) for c in getattr(node, name)] for name in NODE_FIELDS},
         "limits": asdict(cloud.limits) if cloud.limits else None,
         "subnets": [asdict(s) | {"cidr": str(s.cidr)} for s in cloud.subnets.values()],
         "enis": [_encode_eni(e) for e in cloud.enis],
@@ -65,7 +66,7 @@ def decode_look(body: Json) -> tuple[Node, Cloud]:
     Raises:
         one of ``UNREADABLE``: it is none.
     """
-    node = _read_fields(Node, body["node"], {"vpc_cidrs": _networks})
+    node = _read_fields(Node, body["node"], NODE_FIELDS)
     limits = body.get("limits")
     subnets = [_read_fields(Subnet, s, SUBNET_FIELDS) for s in _items(body.get("subnets", []))]
     # A look of an earlier release does not say which ENI is the primary one.
@@ -149,6 +150,11 @@ def _index(value: Any) -> int | None:
         raise ValueError(f"device index {value}")
     return value if value is None else int(value)
 
+
+NODE_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "vpc_cidrs": _networks,
+    "subnet_cidrs": _networks,
+}
 
 SUBNET_FIELDS: dict[str, Callable[[Any], Any]] = {
     "cidr": lambda value: ip_network(_text(value)),

@@ -18,7 +18,6 @@ from waiting import until
 from lab import netns
 from lab.traffic import Receiver, probe
 from reconciler.core.cloud import CLUSTER_TAG, CREATED_TAG, INSTANCE_TAG
-from reconciler.core.pace import CHECK_S
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -239,11 +238,7 @@ def test_a_pods_life_costs_no_call_of_any_kind_while_the_pool_has_room(idle: Any
     idle.config.write_text(idle.config.read_text().replace("ec2Resync: 10s, ", ""))
     start(idle)
     boot = {k: n for k, n in calls(idle).items() if k.startswith("Describe")}
-    one_look = {LOOKS: 2, "DescribeSubnets": 1, "DescribeInstanceTypes": 1}
-    assert boot == one_look
-    calls(idle, reset=True)
-    seen = "the look that shows what EC2 has answered"
-    until(lambda: calls(idle).get(LOOKS, 0) >= 2, seen, patience_s=2 * CHECK_S)
+    assert boot == {LOOKS: 1, "DescribeInstanceTypes": 1}
     calls(idle, reset=True)
     for _ in range(3):
         idle.delete(idle.add())

@@ -242,9 +242,10 @@ def test_where_no_block_is_left_the_subnet_rests_and_not_the_action(ec2: Any) ->
         ec2.client.create_network_interface(
             SubnetId=only.subnet_id, PrivateIpAddress=f"10.0.1.{16 * n + 11}"
         )
-    assert world.apply(AssignPrefixes(only.eni_id, only.subnet_id, "test", 1)) == [
-        "InsufficientCidrBlocks"
-    ]
+    one = AssignPrefixes(only.eni_id, only.subnet_id, "test", 1)
+    assert world.apply(one) == ["InsufficientCidrBlocks"]
+    assert world.target.drain()[0] == (), "they are counted first, and it is planned anew"
+    assert world.apply(one) == ["InsufficientCidrBlocks"]
     ((failure,), _) = world.target.drain()
     assert failure.scope == f"prefixes:{only.subnet_id}"
 

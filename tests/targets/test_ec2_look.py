@@ -12,7 +12,7 @@ from answers import MACS, Scripted, answers, interface, merged
 from builders import document, inputs, node
 
 from reconciler.core.budget import Rests
-from reconciler.core.call import AddEni, AssignAddresses
+from reconciler.core.call import AddEni, AssignAddresses, AssignPrefixes
 from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.explain import explain_pool
 from reconciler.core.inputs import Inputs
@@ -277,6 +277,34 @@ def test_a_list_of_subnets_that_does_not_end_is_as_good_as_what_it_had() -> None
     assert "does not end" in plan.refusals[0].message
 
 
+def refused(ec2: Ec2, caller: Any) -> Ec2:
+    """Let EC2 refuse a block of the subnet once, so that blocks are counted there."""
+    caller.refuses = "InsufficientCidrBlocks"
+    (failure,) = ec2.apply([AssignPrefixes("eni-0", "subnet-a", "test", count=1)])
+    assert failure.reason == caller.refuses
+    caller.refuses = ""
+    return ec2
+
+
+def test_blocks_are_counted_only_where_ec2_has_refused_one() -> None:
+    """Counting looks at every ENI in the subnet, of all nodes; EC2 refuses for nothing."""
+    caller = Scripted(answers())
+    desired = domain.desire(wanted(90, eni={"allocate": "prefixes"}))
+    ec2 = target(caller)
+    most = ec2.observe([desired]).subnets["subnet-a"].blocks
+    assert most
+    before = caller.asked["describe_network_interfaces"]
+    refused(ec2, caller)
+    assert ec2.drain()[0] == (), "it is planned anew at once, on what is counted"
+    ec2.observe([desired])
+    attached, free, counting = 1, 1, 1
+    after = caller.asked["describe_network_interfaces"]
+    assert after - before == attached + free + counting
+    refused(ec2, caller)
+    ((failure,), _) = ec2.drain()
+    assert failure.scope == "prefixes:subnet-a"
+
+
 def test_more_enis_in_a_subnet_than_can_be_counted_leave_its_blocks_unknown() -> None:
     """A page more for each 100 of them would use up the node's budget of calls for the look."""
 
@@ -289,7 +317,7 @@ def test_more_enis_in_a_subnet_than_can_be_counted_leave_its_blocks_unknown() ->
 
     caller = Crowded(answers())
     desired = domain.desire(wanted(90, eni={"allocate": "prefixes"}))
-    cloud = target(caller).observe([desired])
+    cloud = refused(target(caller), caller).observe([desired])
     assert caller.asked["describe_network_interfaces"] <= MAX_NEIGHBOURS // PAGE_SIZE + 2
     assert cloud.subnets["subnet-a"].blocks is None
     plan = domain.plan(desired, cloud)
@@ -305,7 +333,9 @@ def test_an_eni_of_others_that_cannot_be_read_leaves_its_subnet_s_blocks_unknown
     told["describe_network_interfaces"]["NetworkInterfaces"].append(
         interface(3, Ipv4Prefixes=[{"Ipv4Prefix": "0.0.0.0/0"}])
     )
-    cloud, _ = look(told, 30, eni={"allocate": "prefixes"})
+    caller = Scripted(told)
+    desired = domain.desire(wanted(30, eni={"allocate": "prefixes"}))
+    cloud = refused(target(caller), caller).observe([desired])
     assert cloud.subnets["subnet-a"].blocks is None
 
 
@@ -362,7 +392,9 @@ def test_a_thousand_free_enis_with_our_tag_take_no_look_away() -> None:
             }
 
     desired = domain.desire(wanted())
-    cloud = target(Many(answers())).observe([desired])
+    ec2 = target(Many(answers()))
+    ec2.know("m5.large", Limits(3, 10))  # or else they are the next look's
+    cloud = ec2.observe([desired])
     assert [e.eni_id for e in cloud.enis if e.device_index is not None] == ["eni-0", "eni-1"]
     assert cloud.unread_enis
     plan = domain.plan(desired, cloud)

@@ -34,6 +34,10 @@ VPC_HOST = "10.0.9.10"
 MOST = 18
 """Pods with which no more come: an m5.large has 27 addresses for them, and some rest."""
 
+ATTEMPTS, BUDGET_S = 5, 30
+"""Of a pod to start, and seconds of each. An address that EC2 took back and has given again rests
+for two minutes, so that pods may have to wait when the pool has just shrunk."""
+
 START_S = 1.2
 """Seconds that a start takes at most, from the program to the end of the first passes."""
 
@@ -83,14 +87,15 @@ class Crashes:
 
     def _come(self) -> None:
         """Start a pod as kubelet does: a new sandbox for every attempt."""
-        for _ in range(5):
+        for left in reversed(range(ATTEMPTS)):
             try:
-                self.living.append(self.cluster.add())
+                self.living.append(self.cluster.add(budget_s=BUDGET_S))
             except PodError:
+                if not left:
+                    raise
                 until(self.cluster.answers, self.cluster.log)
             else:
                 return
-        raise AssertionError("no attempt succeeded")
 
     # -- death -----------------------------------------------------------------------------
 
@@ -114,7 +119,7 @@ class Crashes:
             self.cluster.stop(number=signal.SIGKILL)
             self.cluster.launch()
         until(self.cluster.answers, self.cluster.log)
-        _, late = wait(work, timeout=60)
+        _, late = wait(work, timeout=ATTEMPTS * BUDGET_S)
         assert not late, self.cluster.status()["conditions"]
         for future in work:
             future.result()

@@ -173,10 +173,21 @@ class FakeNetlink:
                     self._remove(action.object)
                 else:
                     self._check(action)
+                    self._rename(action)
                     self._put(action.object)
             except RefusedError as error:
                 failures.append(ApplyError(str(action), str(error), ""))
         return tuple(failures)
+
+    def _rename(self, action: Change[Any]) -> None:
+        """What leads over a link goes with it when it is set down for that, but its pair."""
+        was, now = action.was, action.object
+        if isinstance(now, Veth) and was is not None and was.name != now.name:
+            self._objects.pop((Veth, was.key))
+            self._lose(netns="", device=was.name, kinds=(Route, LinkAddress, Neighbour))
+            for end in [o for o in self._objects.values() if isinstance(o, PodLink)]:
+                if end.veth == was.name:
+                    self._put(replace(end, veth=now.name))
 
     def _check(self, action: Change[Any]) -> None:  # noqa: C901, PLR0912 - a case for each kind
         match action.object:

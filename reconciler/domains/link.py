@@ -219,13 +219,31 @@ def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
         if isinstance(o, Veth) and o.name in lost
     ]
     rest = [o for o in relevant if not (isinstance(o, Veth) and o.name in lost)]
+    back = _rename(desired, rest)
+    moved = {o for change in back for o in (change.object, change.was)}
     # Host ends first: making one makes the pod's end, whose own settings follow.
     parts = {
         kind.kind: compare(
-            [o for o in desired if isinstance(o, kind)],
-            [o for o in rest if isinstance(o, kind)],
+            [o for o in desired if isinstance(o, kind) and o not in moved],
+            [o for o in rest if isinstance(o, kind) and o not in moved],
             owned=lambda o: is_owned(o) or claims(o, desired),
         )
         for kind in (EniLink, Veth, PodLink)
     }
-    return Plan(tuple(remake)) + merge(parts)
+    return Plan((*remake, *back)) + merge(parts)
+
+
+def _rename(desired: Iterable[Link], observed: Iterable[Link]) -> list[Change[Link]]:
+    """Give host ends that somebody has renamed their names back.
+
+    To make the pair anew would take the pod's end with all that the pod has put on it.
+    """
+    observed = list(observed)
+    taken = {o.name for o in observed if isinstance(o, Veth)}
+    wanted = {(o.alias, o.mac): o for o in desired if isinstance(o, Veth) and o.name not in taken}
+    names = {o.name for o in desired if isinstance(o, Veth)}
+    return [
+        Change(Verb.UPDATE, wanted.pop((o.alias, o.mac)), f"it was renamed to {o.name}", o)
+        for o in sorted(observed, key=lambda o: o.key)
+        if isinstance(o, Veth) and (o.alias, o.mac) in wanted and o.name not in names
+    ]

@@ -137,6 +137,12 @@ def _apply_veth(
     if verb is Verb.DELETE:
         host.change(LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
         return
+    if isinstance(was, Veth) and was.name != veth.name:
+        index = sessions.index("", was.name)
+        # Before Linux 6.2 a link that is up keeps its name (dev_change_name).
+        host.change(LINKS, How.SET, (), index=index, change=IFF_UP)
+        host.change(LINKS, How.SET, (("IFLA_IFNAME", veth.name),), index=index)
+        sessions.forget()
     settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
     if isinstance(was, Veth) and was.mtu != veth.mtu and veth.pod_netns:
         _set_peers_mtu(sessions, veth)

@@ -606,3 +606,22 @@ def test_a_route_of_ours_that_somebody_narrowed_or_bent_is_another_one_and_is_pu
         assert target.apply(made.actions) == ()
         left = [o for o in target.observe([wanted]) if isinstance(o, Route)]
         assert [r for r in left if r.table == 512] == [wanted]
+
+
+def test_a_pods_link_that_was_renamed_gets_its_name_back_and_the_pod_keeps_its_end(
+    world: World,
+) -> None:
+    host, pod = world.veth()
+    wanted = {host, pod}
+    world.put(host, pod)
+    inside = LinkAddress(world.pod, "eth0", ip_address("10.0.1.9"), 32)
+    world.put(inside)
+    moved = replace(host, name="nnother")
+    assert world.target.apply([Change(Verb.UPDATE, moved, "somebody else", host)]) == ()
+    seen = world.see(*wanted, inside)
+    assert moved in seen
+    plan = link.plan(wanted, [o for o in seen if isinstance(o, Veth | PodLink)])
+    assert [str(a) for a in plan.actions if a.verb is not Verb.UPDATE] == []
+    assert world.target.apply(plan.actions) == ()
+    assert {host, pod, inside} <= world.see(*wanted, inside)
+    assert world.target.links().pods == {("pod", "eth0"): "nnveth"}

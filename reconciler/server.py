@@ -131,8 +131,13 @@ class Server:
         if self.is_own:
             return ()
         before = self._listener
-        self._listener, self._place = self._open()
-        self.start()
+        listener, place = self._open()
+        try:
+            listener.start()
+        except RuntimeError:  # no thread can be started: next time again
+            listener.stop()
+            raise
+        self._listener, self._place = listener, place
         before.stop()
         return (
             Finding(
@@ -171,9 +176,12 @@ class Server:
             finally:
                 listener.close(connection)
 
-        if self._workers.run(kind, most, exchange):
-            return None
-        message = f"{most} questions of this kind are under way"
+        try:
+            if self._workers.run(kind, most, exchange):
+                return None
+            message = f"{most} questions of this kind are under way"
+        except RuntimeError as error:  # EAGAIN in pthread_create(3); Python says no more of it
+            message = f"the reconciler: {error}: its pids cgroup or the host has as many as it may"
         return _encode(_refuse(protocol.TRY_AGAIN, message, do))
 
     def _exchange(self, connection: socket.socket, question: dict[str, Any], began: float) -> None:

@@ -24,6 +24,7 @@ from reconciler.core.cloud import Limits
 from reconciler.core.finding import Finding
 from reconciler.core.plan import Refusal
 from reconciler.errors import LockedError, StateError, UnansweredError
+from reconciler.listener import Listener
 from reconciler.server import Server
 from reconciler.targets.state import StateDirectory
 from reconciler.world import World
@@ -122,6 +123,25 @@ def test_a_directory_that_is_removed_is_made_again_with_its_lock_and_socket(
 def test_a_socket_of_which_only_the_path_is_gone_is_made_again(daemon: Daemon) -> None:
     daemon.state.socket.unlink()
     assert daemon.answers() is None
+    until(daemon.answers, "an answer")
+
+
+def test_a_socket_for_which_no_thread_can_be_started_is_made_again_later(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else the path would lead to a socket of its own to which nobody listens."""
+    start = Listener.start
+    failed: list[Listener] = []
+
+    def fail_once(self: Listener) -> None:
+        if not failed:
+            failed.append(self)
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(Listener, "start", fail_once)
+    daemon.state.socket.unlink()
+    until(lambda: failed, "a failure")
     until(daemon.answers, "an answer")
 
 

@@ -139,7 +139,8 @@ class Subprocess:
             finally:
                 self._idle = threading.Timer(IDLE_S, self.close)
                 self._idle.daemon = True
-                self._idle.start()
+                with suppress(RuntimeError):  # no thread can be started: then it is not ended
+                    self._idle.start()
 
     def close(self) -> None:
         """End the process; the next call starts another."""

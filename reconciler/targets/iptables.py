@@ -139,7 +139,12 @@ def _list(argv: list[str], telling: bytes, limit: int) -> tuple[tuple[str, ...],
             return (), str(error)
         # Its end closes the pipe, so that reading ends as well.
         timer = threading.Timer(TIMEOUT_S, program.kill)
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError as error:  # no thread can be started
+            with program:
+                program.kill()
+            return (), str(error)
         try:
             _restrict(program.pid)
             assert program.stdout is not None

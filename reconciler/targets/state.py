@@ -485,9 +485,17 @@ class StateDirectory:
                 self._handed_over[intent.key] = intent.attempt
 
     def sweep(self) -> None:
-        """Remove what killed writers have left half-written."""
+        """Remove what killed writers have left half-written.
+
+        Raises:
+            ObserveError: the directory cannot be listed.
+        """
         oldest = time.time() - WRITING_S
-        for path in self.root.glob("*/.*.tmp"):
+        try:
+            left = list(self.root.glob("*/.*.tmp"))
+        except OSError as error:
+            raise ObserveError(f"state directory {self.root}", _why(error)) from error
+        for path in left:
             with suppress(OSError):  # its writer was only slow, or the disk is read-only
                 if path.stat().st_mtime < oldest:
                     path.unlink()
@@ -1194,6 +1202,6 @@ def _is_alive(netns: str, inode: int, own: Place | None = None) -> bool:
         return False
     try:
         found = os.stat(netns)  # noqa: PTH116 - there are hundreds
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in OUT_OF_MEANS  # nothing is released on that
     return inode in (0, found.st_ino) and (found.st_dev, found.st_ino) != (own or own_namespace())

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
+import resource
+import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cgroup import V1, V2, remove
 from waiting import until
 
 from lab.pod import Pod, PodError
@@ -128,3 +135,121 @@ def _of_a_later_schema_on_a_full_disk(idle: Any, pods: list[Pod]) -> None:
         idle.delete(another)
         assert [line for line in ways(idle) if "nn" in line] == [x for x in before if "nn" in x]
         idle.stop()
+
+
+# -- the daemon's own means ----------------------------------------------------------------
+
+PIDS = V2 if (V2 / "cgroup.controllers").exists() else V1.parent / "pids"
+
+
+@contextmanager
+def few_descriptors(pid: int) -> Iterator[None]:
+    """The daemon may open three files more than it has."""
+    _, hard = before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 4, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
+def no_more_tasks(pid: int) -> Iterator[None]:
+    """The daemon can start no thread and no process: its cgroup has as many as it may."""
+    group = PIDS / f"nnt-{secrets.token_hex(3)}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "pids.max").write_text("1")
+        yield
+    finally:
+        (PIDS / "cgroup.procs").write_text(str(pid))
+        remove(group)
+
+
+@contextmanager
+def full(state: Path) -> Iterator[None]:
+    fill(state / "filler")
+    try:
+        yield
+    finally:
+        (state / "filler").unlink()
+
+
+@contextmanager
+def read_only(state: Path) -> Iterator[None]:
+    subprocess.run(["mount", "--bind", state, state], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", state], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", state], check=True)
+
+
+@contextmanager
+def unread_log(cluster: Any) -> Iterator[None]:
+    """A reconciler whose log is a pipe that is full, and that nobody reads."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, bytes(4096))
+    argv = [sys.executable, "-m", "reconciler", "run", "-f", str(cluster.config)]
+    cluster._running["node1"] = cluster.lab.start("node1", argv, stderr=writer)
+    try:
+        yield
+        cluster.stop()
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
+def try_adds(cluster: Any, count: int) -> tuple[list[Pod], list[PodError]]:
+    """Start pods at once; some may be refused."""
+    made, refused = [], []
+
+    def add(_: int) -> None:
+        try:
+            made.append(cluster.add(budget_s=2))
+        except PodError as error:
+            refused.append(error)
+
+    with ThreadPoolExecutor(count) as workers:
+        list(workers.map(add, range(count)))
+    return made, refused
+
+
+def has_rule(cluster: Any) -> bool:
+    return "512:" in cluster.ip("rule")
+
+
+def test_whatever_means_the_daemon_lacks_it_lives_cuts_no_pod_and_goes_on_when_it_has_them(
+    idle: Any,
+) -> None:
+    """And all the while nobody reads its log."""
+    idle.config.write_text(idle.config.read_text() + "reconcile: {resync: 1s}\n")
+    with small_disk(idle.state()) as state, unread_log(idle):
+        until(lambda: idle.answers() and idle.is_settled(), "settled")
+        pods = [idle.add() for _ in range(2)]
+        until(lambda: idle.is_settled(), "settled")
+        pid = idle.process().pid
+        for lack, code, why in (
+            (few_descriptors(pid), 11, ""),
+            (no_more_tasks(pid), 11, "can't start new thread"),
+            (full(state), 5, "cannot record the intent"),
+            (read_only(state), 5, "cannot record the intent"),
+        ):
+            before = ways(idle)
+            with lack:
+                made, refused = try_adds(idle, 5)
+                assert refused
+                assert {e.error["code"] for e in refused} == {code}
+                assert all(why in str(e) for e in refused), refused
+                for one in made:
+                    idle.delete(one)
+                assert {line for line in before if "nn" in line} <= set(ways(idle))
+            idle.ip("rule", "delete", "priority", "512")
+            until(lambda: has_rule(idle), "a repair")
+            with idle.pods(2):
+                assert bound(idle) >= {p.address for p in pods}
+            assert sorted(ways(idle)) == sorted(before)
+            assert idle.process().poll() is None

@@ -387,9 +387,11 @@ class Agent:
                 verdict, _ = self._checked.get(key, (verdict, 0.0))
                 if isinstance(verdict, Attachment) or verdict.reason == "NotAttached":
                     break
-                self._to_mend.add(key)
+                if len(self._to_mend) < MOST_HINTS:  # a full pass mends what is beyond
+                    self._to_mend.add(key)
                 self._triggers.mark("intent")
                 self._changed.wait(CHECK_AGAIN_S)
+            self._to_check.discard(key)
             self._checked.pop(key, None)
             return verdict
 
@@ -612,6 +614,9 @@ class Agent:
                 self.duties.report("check", *([error] if isinstance(error, InternalError) else []))
                 verdict = Refusal(f"attachment {key}", "NotSettled", str(error))
             with self._changed:
+                # One that came too late for its CHECK is asked for by nobody.
+                waited = looked_at - CONVERGE_S
+                self._checked = {k: c for k, c in self._checked.items() if c[1] >= waited}
                 self._checked[key] = (verdict, looked_at)
                 self._changed.notify_all()
 

@@ -83,7 +83,7 @@ class Conditions:
                 log.info("condition ended", extra={"domain": domain, **known[key]})
             for key, body in current.items():
                 if key not in known:
-                    telemetry.FAILURES.labels(domain, body["reason"]).inc()
+                    telemetry.count_failure(domain, str(body["reason"]))
                     shown = {k: v for k, v in body.items() if k != "text" or not is_logged}
                     log.warning("condition began", extra={"domain": domain, **shown})
                 body["since"] = known.get(key, {}).get("since", now)

@@ -102,7 +102,8 @@ class Accounts:
         if isinstance(outcome.observed, Cloud):
             now = {e.eni_id for e in outcome.observed.enis if e.status == "attached"}
             ended = {a.eni_id for a in outcome.plan.actions if isinstance(a, DetachEni)}
-            self._attached = (self._attached | now) - ended
+            there = {e.eni_id for e in outcome.observed.enis}
+            self._attached = (self._attached & there | now) - ended
 
     def _count_all(self, outcomes: Outcomes) -> None:
         now, suspects = time.monotonic(), self._suspects.lately()

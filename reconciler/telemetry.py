@@ -78,6 +78,23 @@ LOG_DROPPED = Counter(
     registry=REGISTRY,
 )
 
+MOST_REASONS = 64
+"""Reasons that a domain's failures are counted by: EC2's error codes are among them. All further
+ones are counted together: a metric never forgets a label."""
+
+OTHER = "other"
+
+_reasons: dict[str, set[str]] = {}
+
+
+def count_failure(domain: str, reason: str) -> None:
+    """Count a failure; called by one thread at a time."""
+    known = _reasons.setdefault(domain, set())
+    if len(known) < MOST_REASONS:
+        known.add(reason)
+    FAILURES.labels(domain, reason if reason in known else OTHER).inc()
+
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """Of ``exposition``."""
 

@@ -515,6 +515,18 @@ MOST_CALLS = 6
 """How many of them are tried; later ones are like earlier ones."""
 
 
+def test_what_checks_have_found_is_kept_for_those_that_wait_for_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "CONVERGE_S", 0.0)
+    for number in range(9):
+        house.agent._to_check.add(intent(number).key)
+        house.agent._run_checks()
+    assert len(house.agent._checked) == 1
+    house.agent.check(intent(1).key)
+    assert not house.agent._to_check
+
+
 def test_an_object_that_cannot_be_put_into_the_kernel_for_no_known_reason_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

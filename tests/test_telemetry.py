@@ -12,6 +12,12 @@ from collections.abc import Iterator
 import pytest
 from waiting import until
 
+from reconciler.conditions import Conditions
+from reconciler.core.budget import Rests
+from reconciler.engine import Outcome
+from reconciler.errors import ObserveError
+from reconciler.telemetry import MOST_REASONS, OTHER, exposition
+
 LOGS = """\
 import logging, sys
 from reconciler import telemetry
@@ -25,6 +31,8 @@ for word in sys.stdin:
     print(telemetry.LOG_DROPPED.collect()[0].samples[0].value, flush=True)
 """
 """Some one and a half megabytes."""
+
+CODES = 200
 
 Process = subprocess.Popen[str]
 
@@ -116,3 +124,25 @@ def test_without_stderr_no_other_file_gets_its_number() -> None:
     process = start(program, None)
     assert line(process) == "True"
     process.communicate(timeout=10)
+
+
+# -- labels -----------------------------------------------------------------------------------
+
+
+def test_however_many_codes_ec2_invents_the_metric_has_a_bound_and_one_for_all_others() -> None:
+    conditions = Conditions()
+    for number in range(CODES):
+        error = ObserveError("EC2", "it says so", reason=f"Code{number}")
+        conditions.report("a domain", Outcome(errors=(error,)))
+    counted = re.findall(r'failures_total\{domain="a domain",reason="(.*)"\} (.*)', exposition())
+    assert len(counted) == MOST_REASONS + 1
+    assert dict(counted)[OTHER] == str(float(CODES - MOST_REASONS))
+
+
+def test_a_node_whose_subnets_are_ever_others_remembers_those_of_the_last_hour() -> None:
+    rests = Rests()
+    for number in range(CODES):
+        rests = rests.after_failure(
+            f"assign:subnet-{number}", "Unavailable", "", now=number * 60.0, chance=1.0
+        )
+    assert len(rests.by_scope) < 70

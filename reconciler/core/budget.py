@@ -80,6 +80,9 @@ REST_S = {
 }
 """First and longest ceiling in seconds of a failed action's rest; doubled each time in a row."""
 
+FORGET_S = 3600.0
+"""Seconds after its rest for which an action's failures in a row are remembered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
@@ -148,7 +151,9 @@ class Rests:
         first, longest = REST_S[failure]
         ceiling = min(first * 2 ** min(failures - 1, 16), longest)
         rest = Rest(failure, code, message, now + ceiling * chance, failures)
-        return Rests({**self.by_scope, scope: rest})
+        # Of subnets that are not asked for any more nobody would ever tell a success.
+        others = {k: r for k, r in self.by_scope.items() if r.until > now - FORGET_S}
+        return Rests({**others, scope: rest})
 
     def after_success(self, scope: str) -> Rests:
         """Forget a scope's failures."""

@@ -36,7 +36,7 @@ from reconciler.domains.link import Veth
 from reconciler.errors import NotReadyError, ObserveError, ReconcilerError
 from reconciler.node import LocalNode
 from reconciler.result import Pass
-from reconciler.targets.state import StateDirectory
+from reconciler.targets.state import SECOND, StateDirectory
 from reconciler.world import World
 
 RUNNING = (1, 2, 3)
@@ -56,7 +56,6 @@ FILES: dict[str, Callable[[Path], None]] = {
 }
 KINDS = ("intents", "attachments", "cooling", "quarantine", "creations", "look")
 MISFORTUNES = [(kind, what) for kind in KINDS for what in (*FILES, "unwritable")]
-NAMELESS = "lost"
 
 
 class Disk:
@@ -239,18 +238,16 @@ def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restar
         host.suffer(kind, what)
     if restart:
         host.start()
-    lost = {kind for kind, what in misfortunes if what == NAMELESS} if restart else set()
-    kept: set[Any] = {COOLING} - ({COOLING} if "cooling" in lost else set())
-    kept |= {LEAVING[0]} - ({LEAVING[0]} if "quarantine" in lost else set())
+    kept = frozenset({COOLING, LEAVING[0]})
     host.full_pass()
-    host.check(kept=frozenset(kept))
+    host.check(kept=kept)
     if said := doubts(misfortunes):
         text = host.audit()
         assert said <= {word for word in WORDS if word in text}, text
     host.begin_pod(NEW)
     host.pods_pass(NEW)
     host.full_pass()
-    host.check(kept=frozenset(kept))
+    host.check(kept=kept)
     DISK.refused = ()
     with suppress(ReconcilerError):
         host.daemon.pool_pass(host.document)
@@ -264,6 +261,21 @@ def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restar
     assert {a.key for a in result.records.attachments} == set(map(key, (*RUNNING, NEW)))
     assert result.records.unwritten == frozenset()
     host.check()
+
+
+def test_what_has_waited_long_enough_leaves_nothing_that_a_restart_would_find(host: Node) -> None:
+    second = host.root / "run" / SECOND
+    assert {p.name for p in second.iterdir()} == {
+        f"cooling-{COOLING}.json",
+        f"quarantine-{LEAVING[0]}-32.json",
+    }
+    host.now += 1000.0
+    host.daemon.pool_pass(host.document)
+    host.full_pass()
+    assert not list(second.glob("cooling-*"))
+    host.start()
+    host.full_pass()
+    assert host.state.observe().cooling == ()
 
 
 def test_no_connection_of_a_running_pod_ends_because_a_record_says_that_its_address_rests(

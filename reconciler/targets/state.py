@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache, partial
 from ipaddress import ip_address, ip_network
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +83,13 @@ MAX_TEXT = 4096
 
 OURS = ("attachments", "cooling", "quarantine", "creations")
 """Kinds of records that nobody but the reconciler writes."""
+
+SECOND = "second"
+"""Directory of the second names of records."""
+
+TWICE = ("cooling", "quarantine")
+"""Kinds of records that have one: nothing but them says that an address waits, so that one that is
+lost while no process runs would end that."""
 
 OUT_OF_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What fails for this process, or this host, and says nothing about the file."""
@@ -176,8 +184,9 @@ class StateDirectory:
                 if path.stat().st_mode & 0o077:
                     with suppress(OSError):  # a read-only disk does not keep pods from starting
                         path.chmod(0o700)
-            with suppress(OSError):  # what cannot be read then stays where it is
-                (self.root / SET_ASIDE).mkdir(mode=0o700, exist_ok=True)
+            for name in (SET_ASIDE, SECOND):
+                with suppress(OSError):  # what cannot be read then stays where it is
+                    (self.root / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             cure = "run as root" if error.errno == errno.EACCES else "free or remount it"
             why = f"{error.strerror}; {cure}"
@@ -200,6 +209,20 @@ class StateDirectory:
         for path in self.intents.glob(f".*{ASIDE}"):
             with suppress(OSError):  # a read-only disk: the next process comes back to it
                 path.unlink()  # whoever was killed over it had nothing left to do for it
+        self._recall_second()
+
+    def _recall_second(self) -> None:
+        """Know what records say whose first name was lost, from their second."""
+        shifted = self._clock.shifted
+        parsers: tuple[Callable[[dict[str, Any]], Any], ...] = (_parse_cooling, _parse_quarantine)
+        for kind, parse in zip(TWICE, parsers, strict=True):
+            for path in islice((self.root / SECOND).glob(f"{kind}-*.json"), MAX_RECORDS):
+                name = path.name.removeprefix(f"{kind}-")
+                try:
+                    body = _decode(str(path), name)
+                    self._known[kind][name] = shifted(parse(body), body)
+                except UNREADABLE:
+                    self._known_by_name(kind, name, time.time())
 
     def _take_lock(self) -> int:
         """Return the descriptor that holds the lock's file.
@@ -440,6 +463,10 @@ class StateDirectory:
         kind, name = path.parent.name, path.name
         with self._memory:
             write_atomically(path, _foreign_fields(path, body) | body)
+            if kind in TWICE:
+                with suppress(OSError):  # it has its first name, which is what counts
+                    self._second(path).unlink(missing_ok=True)
+                    os.link(path, self._second(path))
             if kind in OURS:
                 if self._lock is None:
                     self._known[kind].pop(name, None)
@@ -448,6 +475,9 @@ class StateDirectory:
                 self._unwritten[kind].discard(name)
                 self._overruled.pop((kind, name), None)
                 self._left.pop(str(path), None)
+
+    def _second(self, path: Path) -> Path:
+        return self.root / SECOND / f"{path.parent.name}-{path.name}"
 
     def _overrule(self, path: Path, record: Record) -> None:
         """Count with a change of ours that the disk has not taken, until it takes it."""
@@ -579,6 +609,7 @@ class StateDirectory:
                     aside.unlink()
         else:
             with self._memory:
+                self._second(path).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
                 self._known[path.parent.name].pop(path.name, None)
                 self._unwritten[path.parent.name].discard(path.name)

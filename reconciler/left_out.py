@@ -7,7 +7,7 @@ that domain: what it has of them in the world is kept as it is, and a condition 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,7 @@ class _Guard:
 
     Args:
         domain: as it is.
-        pods: all of them.
+        everybody: all pods; looked through only when something raises.
         failed: pods that are left out of it, and of those after it, which build upon it; each with
             the domain that raised, and what.
     """
@@ -86,33 +86,41 @@ class _Guard:
     def __init__(
         self,
         domain: Domain,
-        pods: Mapping[AttachmentKey, Attachment],
+        everybody: Sequence[Attachment],
         failed: dict[AttachmentKey, tuple[str, InternalError]],
     ) -> None:
         self._real = domain
-        self._pods = pods
+        self._everybody = everybody
         self._failed = failed
         self.domain = replace(domain, desire=self._desire, plan=self._plan)
 
     def told(self, outcome: Outcome) -> Outcome:
         """Return the domain's outcome with a word on each pod that was left out."""
+        if not self._failed:
+            return outcome
+        names = {a.key: a.pod for a in self._everybody}
         errors = [
-            PodError(key, (key in self._pods and self._pods[key].pod) or str(key), error)
+            PodError(key, names.get(key) or str(key), error)
             for key, (name, error) in sorted(self._failed.items())
             if name == self._real.name
         ]
-        return replace(outcome, errors=(*outcome.errors, *errors)) if errors else outcome
+        return replace(outcome, errors=(*outcome.errors, *errors))
 
     def _desire(self, inputs: Inputs) -> Any:
         def desire(left: Keys) -> Any:
             return self._real.desire(_leave_out(inputs, left) if left else inputs)
 
-        return self._without(self._pods, desire, f"desire of {self._real.name}")
+        return self._without(self._keys, desire, f"desire of {self._real.name}")
+
+    def _keys(self) -> Keys:
+        return frozenset(a.key for a in self._everybody)
 
     def _plan(self, desired: Any, observed: Any) -> Plan:
-        keys: Iterable[AttachmentKey] = self._pods
-        if isinstance(observed, Records):
-            keys = {i.key for i in observed.intents} | {a.key for a in observed.attachments}
+        def keys() -> Keys:
+            if not isinstance(observed, Records):
+                return self._keys()
+            found = {i.key for i in observed.intents}
+            return frozenset(found.union(a.key for a in observed.attachments))
 
         def plan(left: Keys) -> Plan:
             if not left:
@@ -126,13 +134,11 @@ class _Guard:
         planned: Plan = self._without(keys, plan, f"plan of {self._real.name}")
         return planned
 
-    def _without(
-        self, keys: Iterable[AttachmentKey], attempt: Callable[[Keys], Any], what: str
-    ) -> Any:
+    def _without(self, keys: Callable[[], Keys], attempt: Callable[[Keys], Any], what: str) -> Any:
         """Make an attempt; if it raises, without the pods with which it does.
 
         Args:
-            keys: all pods.
+            keys: returns those of all pods.
             attempt: takes those that are left out.
             what: it is, for the condition.
 
@@ -147,7 +153,7 @@ class _Guard:
         try:
             return make(self._failed)
         except InternalError:
-            everybody = frozenset(keys)
+            everybody = keys()
             make(everybody)  # or else it comes from no pod
             found = find(sorted(everybody - self._failed.keys()), lambda k: make(everybody - {*k}))
             if not found:
@@ -157,7 +163,7 @@ class _Guard:
 
     def _plan_objects(self, desired: frozenset[Any], observed: frozenset[Any], left: Keys) -> Plan:
         """Plan with all that is of some pods out of sight: it is neither changed nor removed."""
-        pods = [a for key, a in self._pods.items() if key in left]
+        pods = [a for a in self._everybody if a.key in left]
         names = {a.veth for a in pods}
         places = {a.netns for a in pods} - {""}
         addresses = {str(own) for a in pods for own in a.addresses}
@@ -187,10 +193,9 @@ class _Guard:
         return plan
 
 
-def _guards(domains: Sequence[Domain], everybody: Iterable[Attachment]) -> list[_Guard]:
-    pods = {a.key: a for a in everybody}
+def _guards(domains: Sequence[Domain], everybody: Sequence[Attachment]) -> list[_Guard]:
     failed: dict[AttachmentKey, tuple[str, InternalError]] = {}
-    return [_Guard(d, pods, failed) for d in domains]
+    return [_Guard(d, everybody, failed) for d in domains]
 
 
 def _told(guards: Iterable[_Guard], outcomes: Outcomes) -> Outcomes:

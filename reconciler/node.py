@@ -378,13 +378,13 @@ class LocalNode:
         looked_at = time.monotonic()
         self._unread = self._unread.among(a.key for a in records.living)
         visit = self._to_visit(inputs, audit=audit)
-        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit), struggles)
+        going = [a for a in records.attachments if a.key in records.released]
+        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit), struggles, going)
         outcomes |= kernel
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
         finished = records.unfinished & (self._proven | done.keys())
         if (records.released or finished) and not outcomes["attachment"].failed:
-            going = [a for a in records.attachments if a.key in records.released]
             if cut_kinds(outcomes["link"].observed):
                 going = []  # something of theirs may be among what was not shown
             clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
@@ -434,7 +434,7 @@ class LocalNode:
         # Of a pod that leaves only the host's objects: its own go with its link.
         visit = frozenset(a.key for a in living)
         places = pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
-        inputs, kernel = self._converge_kernel(inputs, struggles, places)
+        inputs, kernel = self._converge_kernel(inputs, struggles, concerned, places)
         outcomes |= kernel
         told = [a for a in concerned if a not in living or a in inputs.visited]
         done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
@@ -632,7 +632,11 @@ class LocalNode:
         return self._records
 
     def _converge_kernel(
-        self, inputs: Inputs, struggles: Struggles, places: frozenset[Any] | None = None
+        self,
+        inputs: Inputs,
+        struggles: Struggles,
+        gone: Iterable[Attachment],
+        places: frozenset[Any] | None = None,
     ) -> tuple[Inputs, Outcomes]:
         """Converge the kernel, or only what stands in some places.
 
@@ -643,14 +647,11 @@ class LocalNode:
         if places is not None:
             domains = pod_domains(self._kernel, self._world.nft, places)
         inputs = replace(inputs, blind=inputs.blind | self._unread.blind(self._world.clock()))
-        assert self._records is not None
-        released = self._records.released
-        going = [a for a in self._records.attachments if a.key in released]
         earlier: Outcomes = {}
         while True:
             leaving = Leaving(inputs, self._look_again)
             hold = partial(_hold, struggles, time.monotonic(), leaving)
-            outcomes = converge(domains, inputs, hold=hold, leaving=going)
+            outcomes = converge(domains, inputs, hold=hold, leaving=gone)
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
                 for name, o in outcomes.items()

@@ -43,6 +43,7 @@ from reconciler.core.attachment import (
     AttachmentKey,
     Cooling,
     IntentState,
+    netns_identity,
     veth_name,
 )
 from reconciler.core.cloud import Limits
@@ -467,10 +468,10 @@ def test_an_add_whose_data_makes_a_domain_raise_is_told_why(
     house: House, broken: dict[str, Any], name: str, call: str
 ) -> None:
     house.begin_pod()
-    key = intent(house._pods).key
-    veth = veth_name("nn", key)
+    asked = intent(house._pods)
+    key, netns = asked.key, netns_identity(asked.netns, asked.netns_inode)
     addresses = frozenset(house.ec2.holds()) - Pod.number(1, house).addresses
-    broken.update({name: call, OF: Pod(key, f"/run/netns/pod{house._pods}@1", veth, addresses)})
+    broken.update({name: call, OF: Pod(key, netns, veth_name("nn", key), addresses)})
     house.work()
     refusal = house.agent.await_attachment(key, 0.001)
     if isinstance(refusal, Refusal):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,6 +18,7 @@ from reconciler.conditions import MOST_OF_ONE, Conditions
 from reconciler.core.call import AttachEni, DetachEni
 from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.installation import Installation
+from reconciler.core.observed import Observed
 from reconciler.core.plan import Change, Plan, Verb
 from reconciler.core.struggle import REPAIRS
 from reconciler.domains import conflist
@@ -158,6 +160,18 @@ def test_a_set_that_somebody_has_flushed_is_one_line_and_each_element_is_remembe
         ("drift repaired", "WARNING")
     ]
     assert len(accounts.struggles.known) == len(MANY)
+
+
+def test_what_is_removed_of_more_than_a_look_shows_is_counted_and_not_remembered() -> None:
+    """80,000 routes with our stamp would be remembered for a minute, half a KiB each."""
+    for masses, remembered in (({}, 3), ({NftElement: "80,000 elements"}, 0)):
+        accounts = Accounts(Suspects())
+        accounts.book(edit(Verb.CREATE), everything=True)
+        outcomes = edit(Verb.DELETE, *MANY[:3])
+        seen = Observed(cut_kinds=masses)
+        outcomes["nat"] = replace(outcomes["nat"], observed=seen)
+        accounts.book(outcomes, everything=True)
+        assert len(accounts.struggles.known) == remembered
 
 
 def test_a_transaction_of_10000_that_is_refused_costs_each_of_them_one_look() -> None:

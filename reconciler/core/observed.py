@@ -25,7 +25,7 @@ class Observed(frozenset[Any]):
 
     unread_kinds: Mapping[type, ObserveError]
     unread_places: Mapping[str, NamespaceError]
-    cut_kinds: Mapping[type, str]
+    cut_kinds: Mapping[type[Any], str]
 
     def __new__(
         cls,
@@ -33,7 +33,7 @@ class Observed(frozenset[Any]):
         *,
         unread_kinds: Mapping[type, ObserveError] | None = None,
         unread_places: Mapping[str, NamespaceError] | None = None,
-        cut_kinds: Mapping[type, str] | None = None,
+        cut_kinds: Mapping[type[Any], str] | None = None,
     ) -> Observed:
         """Keep all."""
         made = super().__new__(cls, objects)
@@ -58,7 +58,7 @@ def unread_places(observed: Any) -> Mapping[str, NamespaceError]:
     return observed.unread_places if isinstance(observed, Observed) else {}
 
 
-def cut_kinds(observed: Any) -> Mapping[type, str]:
+def cut_kinds(observed: Any) -> Mapping[type[Any], str]:
     """Return the kinds of which a look has not shown all, and what it left out."""
     return observed.cut_kinds if isinstance(observed, Observed) else {}
 

@@ -125,7 +125,7 @@ MAX_IN_PLACE = 8
 """Routes, or rules, that may stand in one place of ours before the others count as surplus: some
 of what tells them apart is looked at only when they are decoded."""
 
-MAX_SURPLUS_LINKS = 16
+MAX_SURPLUS_LINKS = 8
 """The same of links: to delete a pair takes the kernel some 10 ms."""
 
 MAX_UNKNOWN = 32

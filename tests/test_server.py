@@ -151,6 +151,19 @@ def test_questions_beyond_what_is_answered_at_once_are_refused_and_others_are_no
     until(lambda: add(path)["ok"])
 
 
+def test_a_question_for_which_no_thread_can_be_started_is_refused_with_the_reason(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", start)
+        with pytest.raises(UnansweredError, match="can't start new thread: its pids cgroup"):
+            add(path)
+    assert add(path)["ok"]
+
+
 def test_threads_are_bounded_whatever_is_asked(path: Path, agent: Agent) -> None:
     before = threading.active_count()
     with ExitStack() as stack:

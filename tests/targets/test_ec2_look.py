@@ -294,6 +294,7 @@ def test_blocks_are_counted_only_where_ec2_has_refused_one() -> None:
     most = ec2.observe([desired]).subnets["subnet-a"].blocks
     assert most
     before = caller.asked["describe_network_interfaces"]
+    assert before == 1, "what is attached here, and nothing else"
     refused(ec2, caller)
     assert ec2.drain()[0] == (), "it is planned anew at once, on what is counted"
     ec2.observe([desired])

@@ -20,7 +20,12 @@ from typing import Any, Protocol
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.budget import Failure, Rests, classify
-from reconciler.core.call import AssignAddresses, AssignPrefixes
+from reconciler.core.call import (
+    AssignAddresses,
+    AssignPrefixes,
+    ReleaseAddresses,
+    ReleasePrefixes,
+)
 from reconciler.core.cloud import Cloud, arrived
 from reconciler.core.datapath import IpAddress, IpNetwork, family_of, unit_of
 from reconciler.core.doubt import CONFIRM_S, NO_DOUBTS, Doubts, Item, items, weigh
@@ -110,7 +115,7 @@ class Keeper:
             inputs: the document, the node, its links.
             metadata: what instance metadata shows, by MAC; None if it cannot be read.
             look: at EC2 first, in any case; or else the last look does where metadata agrees with
-                it and all that is planned is to ask for addresses.
+                it and all that is planned is about addresses.
 
         Raises:
             ObserveError: the kernel or the state directory could not be read.
@@ -247,8 +252,8 @@ class Keeper:
     ) -> tuple[Inputs, Cloud, frozenset[IpNetwork]] | None:
         """Return the last look in place of a new one, if that is good enough; None if not.
 
-        It is if metadata shows the same, EC2 is asked for nothing but more addresses, and nothing
-        else follows: if an ENI cannot take them, EC2 refuses, and then it is looked at.
+        It is if metadata shows the same, so that there are two witnesses, and addresses come or
+        go, but no ENI: if one cannot take or give them, EC2 refuses, and then it is looked at.
         """
         if self._cloud is None or self._failed or self.is_unconfirmed:
             return None
@@ -261,8 +266,7 @@ class Keeper:
         inputs = self._completed(inputs, records, cloud.enis)
         inputs, picks = self._pick(inputs, cloud)
         plan = eni.plan(eni.desire(inputs), cloud)
-        grows = all(isinstance(a, AssignAddresses | AssignPrefixes) for a in plan.actions)
-        if not grows or quarantine.plan(self._wanted(picks, cloud), records).actions:
+        if not all(isinstance(action, SIMPLE) for action in plan.actions):
             return None
         self.ec2.suppose(cloud)
         return inputs, cloud, picks
@@ -513,6 +517,9 @@ class Answered(Seen):
         self._is_told = all(_kind(failure) in REFUSED for failure in failures)
         return failures
 
+
+SIMPLE = AssignAddresses | AssignPrefixes | ReleaseAddresses | ReleasePrefixes
+"""What EC2 may be asked for on an earlier look: it is about addresses, and metadata shows each."""
 
 REFUSED = {Failure.DENIED, Failure.THROTTLED, Failure.EXHAUSTED}
 """Kinds of failures after which a look would show nothing new: the call has had no effect, and

@@ -293,7 +293,7 @@ def test_a_pod_on_the_next_boot_s_first_look_finds_an_eni_that_an_earlier_one_le
     assert "CreateNetworkInterface" not in made.spent()
 
 
-def test_a_growth_is_planned_on_the_last_look_while_metadata_agrees(ec2: Any) -> None:
+def test_addresses_come_and_go_on_the_last_look_while_metadata_agrees(ec2: Any) -> None:
     """It has cost three reads before and two to confirm it."""
     made = Metered(ec2, warmPool={"addresses": {"warm": 2, "surplus": 0}})
     made.work()
@@ -306,6 +306,12 @@ def test_a_growth_is_planned_on_the_last_look_while_metadata_agrees(ec2: Any) ->
     spent = made.spent()
     assert set(spent) == {"AssignPrivateIpAddresses"}
     assert not made.node.is_unconfirmed
+    for number in range(6):
+        made.end_pod(number)
+    made.live(400.0)
+    assert made.state.observe().quarantined == ()
+    assert set(made.spent()) == {"UnassignPrivateIpAddresses"}
+    assert [len(e.addresses) for e in ec2.cloud.enis() if e.instance_id] == [1 + 2]
 
 
 def test_what_metadata_does_not_show_yet_a_look_confirms(ec2: Any) -> None:

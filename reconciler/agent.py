@@ -455,7 +455,7 @@ class Agent:
                     and latest.settled
                     and self._passed_generation == self._generation
                     and (self._pool_fails or self._pool_demand == latest.records.demand)
-                    and not self._node.is_unconfirmed
+                    and not self._node.is_pending
                 ),
                 "pool": pool,
                 "conditions": self._conditions.all(),

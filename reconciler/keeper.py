@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.budget import Failure, Rests, classify
 from reconciler.core.call import (
+    AddEni,
     AssignAddresses,
     AssignPrefixes,
     ReleaseAddresses,
@@ -47,6 +48,10 @@ from reconciler.domains import creation, eni, quarantine
 from reconciler.domains.conntrack import Silence
 from reconciler.engine import Domain, Outcome, Target, converge
 from reconciler.errors import ApplyError, ReconcilerError, boundary
+
+SHRINK_S = 30.0
+"""Seconds after a growth for which nothing else is chosen to be given back, so that pods that come
+and go all the time do not make addresses do the same."""
 
 HEAR_S = 0.25
 """Seconds until metadata is read for what EC2 has answered, doubled each time: it costs nothing,
@@ -98,6 +103,8 @@ class Keeper:
     _cloud: Cloud | None = None
     _looked_at: float = 0.0
     _called_at: float = float("-inf")
+    _grown_at: float = float("-inf")
+    _waits_to_shrink: bool = False
     _left: Left = NOTHING_LEFT
     _failed: bool = False
     _unfinished: bool = False
@@ -221,6 +228,11 @@ class Keeper:
         return self._left.behind or bool(self.doubts)
 
     @property
+    def is_pending(self) -> bool:
+        """Whether what is not needed cannot be given back yet, or may not."""
+        return self.is_unconfirmed or self._waits_to_shrink
+
+    @property
     def hear_after_s(self) -> float:
         """Seconds until metadata is worth reading again for what it has not shown yet."""
         return HEAR_S * 2.0 ** min(self.readings, 16) if self.is_unconfirmed else float("inf")
@@ -233,6 +245,8 @@ class Keeper:
         waits.append(self._look_at(self._left, self._resync_s) - now)
         if self._unfinished:
             waits.append(UNFINISHED_S)
+        if self._waits_to_shrink:
+            waits.append(self._grown_at + SHRINK_S - now)
         if self._has_called:
             waits.append(self._changed_at + plan_after_s(self._left) - now)
         return max(min(waits), 1.0)
@@ -284,6 +298,10 @@ class Keeper:
         self._has_called = bool(outcome.plan.actions)
         if self._has_called:
             self._called_at, self.readings = self.clock(), 0
+        if any(
+            isinstance(a, AddEni | AssignAddresses | AssignPrefixes) for a in outcome.plan.actions
+        ):
+            self._grown_at = self.clock()
         again = changing or unfinished or self._has_called
         oldest = self.clock() - 2 * CONFIRM_S
         self._left = Left(
@@ -329,6 +347,10 @@ class Keeper:
             picks = eni.quarantine(eni.desire(inputs), cloud)
         if inputs.predecessor.unread:
             picks = frozenset()  # a pod of the stock plugin's may use any of them
+        calm = picks & inputs.ec2.quarantined
+        self._waits_to_shrink = picks != calm and self.clock() < self._grown_at + SHRINK_S
+        if self._waits_to_shrink:
+            picks = calm
         return inputs, picks
 
     def _completed(self, inputs: Inputs, records: Records, enis: Iterable[Eni] = ()) -> Inputs:

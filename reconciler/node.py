@@ -189,6 +189,11 @@ class LocalNode:
         return self._keeper is not None and self._keeper.is_unconfirmed
 
     @property
+    def is_pending(self) -> bool:
+        """Whether the pool has more to do, or to confirm, than its plan of now says."""
+        return self._keeper is not None and self._keeper.is_pending
+
+    @property
     def hear_after_s(self) -> float:
         """Seconds until metadata may have more to tell."""
         return self._keeper.hear_after_s if self._keeper else float("inf")

@@ -30,6 +30,7 @@ from reconciler.core.datapath import host_network
 from reconciler.core.facts import Node
 from reconciler.core.pace import CHECK_S
 from reconciler.errors import ObserveError
+from reconciler.keeper import SHRINK_S
 from reconciler.node import LocalNode
 from reconciler.targets.ec2 import Ec2
 from reconciler.targets.ec2_caller import InProcess
@@ -346,7 +347,10 @@ def test_after_a_growth_addresses_go_back_once_metadata_shows_it(ec2: Any) -> No
     assert "UnassignPrivateIpAddresses" not in made.spent()
     assert made.state.observe().quarantined == ()
     made.metadata.is_late = False
-    made.live(15.0)
+    made.live(5.0)
+    assert made.node.is_pending, "not so soon after the growth"
+    assert made.state.observe().quarantined == ()
+    made.live(SHRINK_S)
     assert not made.node.is_unconfirmed
     assert made.state.observe().quarantined
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import pods
 from lab import lifecycle, pod
 from lab.lifecycle import Lab
-from reconciler.client import ask
+from reconciler.daemon.client import ask
 
 RESULTS = Path(__file__).with_name("results.md")
 TITLE = "## EC2 calls"
@@ -103,7 +103,7 @@ def _rest() -> Iterator[Row]:
             hour,
             "at most 6 reads",
             f"computed: {LOOKS_AN_HOUR} looks, one every 30 minutes, of {each} calls each, "
-            "counted over three that were 10 s apart; in tests/test_reads.py an hour of a "
+            "counted over three that were 10 s apart; in tests/node/test_reads.py an hour of a "
             "simulated clock goes by",
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import pods
 from lab import flows, netns
 from lab.lifecycle import Lab
-from reconciler.client import ask
+from reconciler.daemon.client import ask
 
 RESULTS = Path(__file__).with_name("results.md")
 TITLE = "## Connections"

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import pods
 from lab import netns
 from lab.lifecycle import Lab
-from reconciler.client import ask
+from reconciler.daemon.client import ask
 
 RESULTS = Path(__file__).with_name("results.md")
 TITLE = "## At rest"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from lab import lifecycle, netns
 from lab.lifecycle import EXECUTABLE, Lab
-from reconciler.client import ask
+from reconciler.daemon.client import ask
 
 PLUGINS = Path("/usr/lib/cni")
 ROUNDS = 200

@@ -27,10 +27,10 @@ from lab import lifecycle, netns
 from lab.lifecycle import Lab
 from lab.pod import Pod, add
 from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
-from reconciler.client import ask
-from reconciler.core.answer import TRUST_S
-from reconciler.targets.nft import Nft
-from reconciler.targets.rtnetlink import AF, LINKS, ROUTES, RULES, Rtnetlink
+from reconciler.daemon.client import ask
+from reconciler.ipam.read_your_writes import TRUST_S
+from reconciler.targets.netlink.rtnetlink import AF, LINKS, ROUTES, RULES, Rtnetlink
+from reconciler.targets.nftables.target import Nft
 
 RESULTS = Path(__file__).with_name("results.md")
 TITLE = "## Repair"

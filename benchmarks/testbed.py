@@ -18,17 +18,18 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
+from benchmarks import stock
 from benchmarks.burst import Sink
-from lab import netns, stock
-from lab.stock import Iptables, StockEni, StockNode, StockPod
+from benchmarks.stock import Iptables, StockEni, StockNode, StockPod
+from lab import netns
 from lab.topology import Names
 from reconciler.core.attachment import Attachment, AttachmentKey, netns_identity, veth_name
-from reconciler.core.cloud import Cloud, Limits
 from reconciler.core.facts import Eni, Node
-from reconciler.core.plan import Change, Verb
-from reconciler.node import LocalNode
-from reconciler.targets.state import StateDirectory
-from reconciler.world import World
+from reconciler.engine.plan import Change, Verb
+from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.node.environment import World
+from reconciler.node.passes import LocalNode
+from reconciler.targets.state.directory import StateDirectory
 from schemas.document import NodeNetwork
 
 ENIS = 15

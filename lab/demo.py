@@ -22,7 +22,7 @@ from lab import lifecycle, netns, pod
 from lab.pod import Pod
 from lab.topology import INTERNET_HOST, NODES, PEER_CIDR, PEER_HOST, Names
 from lab.traffic import Receiver, Seen, Stream, probe
-from reconciler.client import ask
+from reconciler.daemon.client import ask
 from schemas.load import DocumentError, load, read
 
 PODS = 20

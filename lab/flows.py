@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
 from pathlib import Path
 
-from reconciler.targets.nfnetlink import (
+from reconciler.targets.netlink.nfnetlink import (
     NFNL_SUBSYS_CTNETLINK,
     NLM_F_ACK,
     Channel,

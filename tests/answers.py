@@ -10,8 +10,8 @@ from typing import Any
 
 import botocore.session
 
-from reconciler.core.cloud import INSTANCE_TAG
-from reconciler.targets.ec2_caller import Ec2CallError
+from reconciler.ipam.cloud import INSTANCE_TAG
+from reconciler.targets.ec2.caller import Ec2CallError
 
 Path = tuple[str | int, ...]
 

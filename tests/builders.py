@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState, veth_name
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
-from reconciler.core.inputs import Inputs
+from reconciler.domains.inputs import Inputs
 from schemas.document import NodeNetwork
 
 SUBNET = ip_network("10.0.1.0/24")

@@ -26,11 +26,11 @@ from werkzeug.serving import make_server
 sys.path.insert(0, str(Path(__file__).parent))  # for fakes, builders and strategies
 
 import cgroup
+from fork_server import Nursery
 
 from lab import lifecycle, netns
 from lab.ec2 import Cloud
 from lab.faults import Faults
-from lab.nursery import Nursery
 from lab.server import IMAGE
 from lab.topology import SUBNETS
 from lab.wire import NoWire

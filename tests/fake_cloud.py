@@ -12,9 +12,12 @@ from typing import Any
 
 from fakes import CrashError, RefusedError
 
-from reconciler.core.answer import TRUST_S, Answer, is_behind, overlay
-from reconciler.core.budget import Failure, classify
-from reconciler.core.call import (
+from reconciler.core.datapath import host_network
+from reconciler.core.facts import Eni, Node
+from reconciler.errors import ApplyError, ObserveError
+from reconciler.ipam.budget import Failure, classify
+from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, Unread
+from reconciler.ipam.ec2_action import (
     AddEni,
     AdoptEni,
     AssignAddresses,
@@ -28,13 +31,10 @@ from reconciler.core.call import (
     SetSecurityGroups,
     TieToInstance,
 )
-from reconciler.core.cloud import INSTANCE_TAG, Cloud, Limits, Unread
-from reconciler.core.datapath import host_network
-from reconciler.core.facts import Eni, Node
-from reconciler.core.release import unit_networks
-from reconciler.core.subnet import Subnet, free_blocks
-from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.ec2 import CallFailure
+from reconciler.ipam.read_your_writes import TRUST_S, Answer, is_behind, overlay
+from reconciler.ipam.release import unit_networks
+from reconciler.ipam.subnet import Subnet, free_blocks
+from reconciler.targets.ec2.target import CallFailure
 
 
 class FakeEc2:

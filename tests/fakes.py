@@ -12,20 +12,12 @@ from itertools import pairwise
 from typing import Any
 
 from reconciler.core.attachment import Attachment, Cooling, Intent, alias_key
-from reconciler.core.call import (
-    Creation,
-)
-from reconciler.core.cloud import Cloud
 from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, host_network
 from reconciler.core.facts import Node
-from reconciler.core.inputs import Links
 from reconciler.core.installation import NOWHERE, Installation
-from reconciler.core.observed import Observed
-from reconciler.core.plan import Change, Verb
 from reconciler.core.predecessor import PodEnd, Sighting
-from reconciler.core.records import Records
-from reconciler.core.release import Quarantine
-from reconciler.core.ruleset import Ruleset
+from reconciler.diagnostics.foreign import Foreign
+from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conflist import (
     NAME,
@@ -38,14 +30,20 @@ from reconciler.domains.conflist import (
 )
 from reconciler.domains.conntrack import Flow, Silence
 from reconciler.domains.executable import Executable
-from reconciler.domains.foreign import Foreign
 from reconciler.domains.forward import ForwardAccept
+from reconciler.domains.inputs import Links
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
+from reconciler.engine.observed import Observed
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, NamespaceError
+from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.records import Records
+from reconciler.ipam.release import Quarantine
 from schemas.cni import TYPE
 
 

@@ -14,9 +14,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import wild
+
 from benchmarks.burst import Aim, Burst
-from lab import netns, wild
-from reconciler.targets.nfnetlink import Nfnetlink
+from lab import netns
+from reconciler.targets.netlink.nfnetlink import Nfnetlink
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from reconciler.core.finding import Finding
-from reconciler.core.plan import Action, Keyed, Verb
-from reconciler.engine import Outcome, actions_of
-from reconciler.node import Traced
+from reconciler.engine.converge import Outcome, actions_of
+from reconciler.engine.finding import Finding
+from reconciler.engine.plan import Action, Keyed, Verb
+from reconciler.node.passes import Traced
 from schemas.load import DocumentError
 
 

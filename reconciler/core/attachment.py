@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
 from reconciler.core.datapath import ALIAS, IpAddress, is_node_local, stable_mac
-from reconciler.core.plan import Key, Verb
+from reconciler.engine.plan import Key, Verb
 
 IFNAMSIZ = 15
 """Longest interface name, without the terminating NUL (linux/if.h)."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork
-from reconciler.core.plan import Key, Refusal, Verb
+from reconciler.engine.plan import Key, Refusal, Verb
 
 OWNER = "amazon-vpc-cni"
 """What the document calls it."""

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from reconciler.core.attachment import netns_path
 from reconciler.core.datapath import IpAddress
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Plan, Verb, compare
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.plan import Key, Plan, Verb, compare
 
 
 @dataclass(frozen=True, slots=True)

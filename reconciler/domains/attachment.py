@@ -31,10 +31,10 @@ from reconciler.core.datapath import (
     is_node_local,
 )
 from reconciler.core.facts import Eni
-from reconciler.core.finding import Finding
-from reconciler.core.inputs import Inputs, Unexplained
-from reconciler.core.plan import Action, Change, Plan, Refusal, Verb
-from reconciler.core.records import DOUBT_S, Records, SetAside, find_copies
+from reconciler.domains.inputs import Inputs, Unexplained
+from reconciler.engine.finding import Finding
+from reconciler.engine.plan import Action, Change, Plan, Refusal, Verb
+from reconciler.ipam.records import DOUBT_S, Records, SetAside, find_copies
 
 MAX_NAMED = 20
 """Unreadable records, and addresses on the host, that get a condition each; the others are counted

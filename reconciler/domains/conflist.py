@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from reconciler.core.finding import Finding
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Change, Key, Plan, Refusal, Verb, compare
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.finding import Finding
+from reconciler.engine.plan import Change, Key, Plan, Refusal, Verb, compare
 from schemas.cni import TYPE, VERSIONS, Cni
 
 NAME = "10-node-network.conflist"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from reconciler.core.datapath import IpAddress
-from reconciler.core.plan import Change, Key, Plan, Verb
+from reconciler.engine.plan import Change, Key, Plan, Verb
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Plan, Verb, compare
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.plan import Key, Plan, Verb, compare
 from schemas.cni import TYPE
 
 MODE = "0755"

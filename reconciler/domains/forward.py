@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from reconciler.core.datapath import ALIAS, FAMILIES
 from reconciler.core.forward import is_ours_to_open
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Plan, Verb, compare
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.plan import Key, Plan, Verb, compare
 
 
 @dataclass(frozen=True, slots=True)

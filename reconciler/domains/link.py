@@ -19,8 +19,8 @@ from reconciler.core.attachment import (
     netns_path,
 )
 from reconciler.core.datapath import ALIAS, MAC_STAMP
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Action, Change, Key, Plan, Verb, compare, merge
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.plan import Action, Change, Key, Plan, Verb, compare, merge
 
 
 @dataclass(frozen=True, slots=True)

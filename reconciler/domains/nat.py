@@ -23,11 +23,11 @@ from reconciler.core.datapath import (
     is_node_local,
 )
 from reconciler.core.facts import Eni
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.core.ranges import Range, coalesce, print_range
 from reconciler.core.remembered import Remembered
-from reconciler.core.snat import untranslated
+from reconciler.domains.inputs import Inputs
+from reconciler.domains.snat import untranslated
+from reconciler.engine.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.errors import NotReadyError
 
 Expression = dict[str, Any]

@@ -18,8 +18,8 @@ from reconciler.core.datapath import (
     family_of,
     host_network,
 )
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Plan, Verb, compare
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.plan import Key, Plan, Verb, compare
 
 BOOT = 3
 """Protocol of routes whose maker named none (linux/rtnetlink.h, RTPROT_BOOT)."""

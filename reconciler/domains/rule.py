@@ -22,8 +22,8 @@ from reconciler.core.datapath import (
     family_of,
     host_network,
 )
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Plan, Verb, compare
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.plan import Key, Plan, Verb, compare
 
 BAND = frozenset(
     {PODS_PRIORITY, PRIMARY_PRIORITY, HOST_PRIORITY}

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from reconciler.core.attachment import Attachment, netns_path
 from reconciler.core.datapath import family_of
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Key, Plan, Verb, compare
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.plan import Key, Plan, Verb, compare
 
 IPV6 = "ipv6"
 """The one family whose settings are links' own."""

@@ -1,4 +1,7 @@
-"""Where the world is touched: one library each, one door per library; nothing is decided here."""
+"""Input and output, one library each: ``observe()`` and ``apply()``.
+
+A target decides nothing. A library is imported here only, each by the modules that are its door.
+"""
 
 import sys
 from importlib import import_module

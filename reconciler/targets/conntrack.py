@@ -16,10 +16,10 @@ from itertools import groupby, islice
 from typing import NamedTuple
 
 from reconciler.core.datapath import IpAddress
-from reconciler.core.plan import Change
 from reconciler.domains.conntrack import Flow, Silence
+from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.nfnetlink import (
+from reconciler.targets.netlink.nfnetlink import (
     HEADERS,
     NFNL_SUBSYS_CTNETLINK,
     NLM_F_ACK,

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from reconciler.core.forward import ForwardChain
-from reconciler.core.ruleset import Ruleset, joined
-from reconciler.domains.foreign import NO_RULES, Foreign, ForeignRule
+from reconciler.diagnostics.foreign import NO_RULES, Foreign, ForeignRule
+from reconciler.diagnostics.ruleset import Ruleset, joined
 from reconciler.errors import ObserveError
-from reconciler.targets.host import HostFiles
-from reconciler.targets.legacy import PRIORITIES, LegacyTables
-from reconciler.targets.netlink import Netlink
-from reconciler.targets.nft import NEVER_FIREWALLS, ForwardRules
-from reconciler.targets.ruleset import ForeignChains
+from reconciler.targets.files.host import HostFiles
+from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
+from reconciler.targets.netlink.target import Netlink
+from reconciler.targets.nftables.foreign_chains import ForeignChains
+from reconciler.targets.nftables.target import NEVER_FIREWALLS, ForwardRules
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from reconciler.core.observed import Observed
-from reconciler.core.plan import Change
 from reconciler.domains.sysctl import Sysctl
+from reconciler.engine.observed import Observed
+from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError
 
 

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from reconciler.core.finding import Finding
+from reconciler.engine.finding import Finding
 from reconciler.errors import LockedError, StateError
 
 NAME = "\0node-network/lock"

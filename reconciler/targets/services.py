@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from reconciler.core.datapath import IpAddress, family_of
-from reconciler.core.service import endpoints_in_iptables, endpoints_in_nftables
+from reconciler.diagnostics.service import endpoints_in_iptables, endpoints_in_nftables
 from reconciler.errors import ObserveError
-from reconciler.targets.iptables import Iptables
-from reconciler.targets.nft import KubeProxyTable
+from reconciler.targets.iptables.programs import Iptables
+from reconciler.targets.nftables.target import KubeProxyTable
 
 
 class Services:

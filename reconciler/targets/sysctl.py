@@ -8,11 +8,11 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from reconciler.core.observed import Observed
-from reconciler.core.plan import Change
 from reconciler.domains.sysctl import Sysctl
+from reconciler.engine.observed import Observed
+from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, NamespaceError, ObserveError
-from reconciler.targets.namespaces import entered
+from reconciler.targets.netlink.namespaces import entered
 
 PROC_SYS = Path("/proc/sys")
 """``/proc/sys/net`` shows the namespace of the thread that opens it (proc(5))."""

@@ -17,10 +17,10 @@ from reconciler.core.attachment import (
     is_outlived,
     veth_name,
 )
-from reconciler.core.plan import Change, Verb
-from reconciler.core.records import Records, SetAside
-from reconciler.core.release import Quarantine
 from reconciler.domains import attachment as domain
+from reconciler.engine.plan import Change, Verb
+from reconciler.ipam.records import Records, SetAside
+from reconciler.ipam.release import Quarantine
 
 
 def plan(records: Records, **fields: object) -> list[str]:

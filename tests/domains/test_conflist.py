@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from cni.trail import LEVELS
 from reconciler.core.installation import Installation
-from reconciler.core.plan import Plan, Verb
 from reconciler.domains import conflist, executable
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins, make, normal
 from reconciler.domains.executable import Executable
-from reconciler.engine import Domain, converge
+from reconciler.engine.converge import Domain, converge
+from reconciler.engine.plan import Plan, Verb
 from schemas.cni import TYPE, VERSIONS, Cni
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError

@@ -18,21 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.core.attachment import Attachment, Cooling, IntentState
-from reconciler.core.cloud import Limits
-from reconciler.core.inputs import Ec2Inputs, Inputs
-from reconciler.core.pool import Demand
-from reconciler.core.position import locate
-from reconciler.core.records import Records
 from reconciler.domains import address, attachment, link, nat, neighbour, route, rule, sysctl
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.address import LinkAddress
+from reconciler.domains.inputs import Ec2Inputs, Inputs
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftChain, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.engine import Domain, converge, dry_run
-from reconciler.lineup import kernel_domains
+from reconciler.engine.converge import Domain, converge, dry_run
+from reconciler.ipam.cloud import Limits
+from reconciler.ipam.pool import Demand
+from reconciler.ipam.pool_status import locate
+from reconciler.ipam.records import Records
+from reconciler.node.kernel_domains import kernel_domains
 from reconciler.targets.kernel import Kernel
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cgroup import MemoryGroup, manifest_limit
 from conftest import RUN
-from node.conftest import Cluster, make_cluster
+from scenarios.conftest import Cluster, make_cluster
 from waiting import until
 
 from lab import netns, pod

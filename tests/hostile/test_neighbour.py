@@ -14,10 +14,11 @@ from typing import Any
 
 import hostility
 import pytest
+import rulesets
+from rulesets import Ruleset
 from waiting import until
 
-from lab import netns, rulesets
-from lab.rulesets import Ruleset
+from lab import netns
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 

@@ -22,7 +22,7 @@ from lab import lifecycle, netns
 from lab.lifecycle import Lab, LabError
 from lab.topology import STATE, Names
 from lab.traffic import Receiver, probe
-from reconciler.cli import main
+from reconciler.cli.commands import main
 
 pytestmark = pytest.mark.lab
 
@@ -299,7 +299,8 @@ def test_a_forked_server_that_fails_says_why_in_its_log(name):
 def test_a_process_that_exits_ends_the_servers_it_forked(name):
     script = (
         "from lab import lifecycle, netns\n"
-        "from lab.nursery import Nursery\n"
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from fork_server import Nursery\n"
         f"lifecycle.up({name!r}, start=Nursery().start)\n"
         f"print(*netns.processes('nn-{name}-'))\n"
     )

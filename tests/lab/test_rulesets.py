@@ -6,11 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import rulesets
+import services
 from conftest import namespace
+from rulesets import Ruleset, RulesetError
+from services import Endpoint, HostPort, Service
 
-from lab import netns, rulesets, services
-from lab.rulesets import Ruleset, RulesetError
-from lab.services import Endpoint, HostPort, Service
+from lab import netns
 
 pytestmark = pytest.mark.kernel
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from node.conftest import DOCUMENT, Cluster, make_cluster
+from scenarios.conftest import DOCUMENT, Cluster, make_cluster
 
 from lab.lifecycle import EXECUTABLE
 

@@ -16,13 +16,13 @@ from conftest import namespace
 from fakes import FakeConntrack
 
 from lab import flows, netns
-from reconciler.core.plan import Change, Verb
 from reconciler.domains import conntrack
 from reconciler.domains.conntrack import Flow, Silence
-from reconciler.engine import Domain, converge
+from reconciler.engine.converge import Domain, converge
+from reconciler.engine.plan import Change, Verb
 from reconciler.targets import conntrack as targets_conntrack
 from reconciler.targets.conntrack import Conntrack
-from reconciler.targets.nfnetlink import Channel, attributes
+from reconciler.targets.netlink.nfnetlink import Channel, attributes
 
 ONE, OTHER, QUIET = (ip_address(f"127.0.0.{n}") for n in (2, 3, 4))
 SIX = ip_address("::1")

@@ -19,7 +19,12 @@ from builders import attachment, document, inputs, node
 from fakes import FakeConntrack, FakeState
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES
-from reconciler.core.call import (
+from reconciler.domains import eni as domain
+from reconciler.domains.inputs import NO_RESTS, Inputs
+from reconciler.engine.converge import Outcome
+from reconciler.errors import ApplyError, ObserveError
+from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, retain
+from reconciler.ipam.ec2_action import (
     AddEni,
     AssignAddresses,
     AssignPrefixes,
@@ -27,16 +32,11 @@ from reconciler.core.call import (
     Creation,
     DelegatePrefix,
 )
-from reconciler.core.cloud import INSTANCE_TAG, Cloud, retain
-from reconciler.core.doubt import CONFIRM_S, NO_DOUBTS
-from reconciler.core.inputs import NO_RESTS, Inputs
-from reconciler.core.release import unit_networks
-from reconciler.domains import eni as domain
-from reconciler.engine import Outcome
-from reconciler.errors import ApplyError, ObserveError
-from reconciler.keeper import Keeper
-from reconciler.targets.ec2 import Ec2
-from reconciler.targets.look import decode_look, encode_look
+from reconciler.ipam.release import unit_networks
+from reconciler.ipam.source_disagreement import CONFIRM_S, NO_DOUBTS
+from reconciler.node.pool_controller import Keeper
+from reconciler.targets.ec2.target import Ec2
+from reconciler.targets.state.observation import decode_look, encode_look
 
 RELEASING = {
     "unassign_private_ip_addresses",

@@ -16,8 +16,8 @@ import pytest
 from waiting import until
 from werkzeug.serving import make_server
 
-from reconciler.targets import ec2_caller
-from reconciler.targets.ec2_caller import ANSWER_LOST, Ec2CallError, Subprocess
+from reconciler.targets.ec2 import caller as ec2_caller
+from reconciler.targets.ec2.caller import ANSWER_LOST, Ec2CallError, Subprocess
 
 DESCRIBE = ("DescribeNetworkInterfaces", "describe_network_interfaces", {"MaxResults": 100})
 
@@ -266,7 +266,7 @@ def test_it_ends_with_whoever_asks(ec2: Any) -> None:
     del ec2
     program = (
         "import os, sys\n"
-        "from reconciler.targets.ec2_caller import Subprocess\n"
+        "from reconciler.targets.ec2.caller import Subprocess\n"
         "c = Subprocess('us-east-1')\n"
         f"c{DESCRIBE!r}\n"
         "print(c._process.pid, flush=True)\n"
@@ -288,7 +288,7 @@ def _is_dead(pid: int) -> bool:
 
 def test_the_daemon_itself_does_not_have_the_sdk_in_memory() -> None:
     program = (
-        "import sys, reconciler.cli\n"
+        "import sys, reconciler.cli.commands\n"
         "print({'boto3', 'botocore', 'urllib3', 'moto'} & set(sys.modules))\n"
     )
     done = subprocess.run(

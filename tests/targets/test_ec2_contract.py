@@ -14,8 +14,13 @@ from builders import SUBNET, document, eni, inputs, node
 from fake_cloud import FakeEc2
 from werkzeug.serving import make_server
 
-from reconciler.conditions import _troubles
-from reconciler.core.call import (
+from reconciler.daemon.conditions import _troubles
+from reconciler.domains import eni as domain
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.converge import Domain, Outcome, converge
+from reconciler.errors import ObserveError
+from reconciler.ipam.cloud import CLUSTER_TAG, INSTANCE_TAG, STOCK_INSTANCE_TAG, Limits
+from reconciler.ipam.ec2_action import (
     AddEni,
     AdoptEni,
     AssignAddresses,
@@ -30,13 +35,8 @@ from reconciler.core.call import (
     SetSecurityGroups,
     TieToInstance,
 )
-from reconciler.core.cloud import CLUSTER_TAG, INSTANCE_TAG, STOCK_INSTANCE_TAG, Limits
-from reconciler.core.inputs import Inputs
-from reconciler.domains import eni as domain
-from reconciler.engine import Domain, Outcome, converge
-from reconciler.errors import ObserveError
-from reconciler.targets.ec2 import Ec2
-from reconciler.targets.ec2_caller import InProcess
+from reconciler.targets.ec2.caller import InProcess
+from reconciler.targets.ec2.target import Ec2
 
 
 def stock_tags(ec2: Any) -> list[dict[str, str]]:

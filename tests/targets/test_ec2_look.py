@@ -11,17 +11,17 @@ import pytest
 from answers import MACS, Scripted, answers, interface, merged
 from builders import document, inputs, node
 
-from reconciler.core.budget import Rests
-from reconciler.core.call import AddEni, AssignAddresses, AssignPrefixes
-from reconciler.core.cloud import Cloud, Limits
-from reconciler.core.explain import explain_pool
-from reconciler.core.inputs import Inputs
-from reconciler.core.position import locate
+from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
+from reconciler.domains.inputs import Inputs
 from reconciler.errors import ObserveError
-from reconciler.targets.ec2 import MAX_ENIS, MAX_NEIGHBOURS, MAX_SUBNETS, PAGE_SIZE, Ec2
-from reconciler.targets.ec2_caller import Ec2CallError
-from reconciler.targets.look import decode_look, encode_look
+from reconciler.ipam.budget import Rests
+from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.ec2_action import AddEni, AssignAddresses, AssignPrefixes
+from reconciler.ipam.pool_status import locate
+from reconciler.targets.ec2.caller import Ec2CallError
+from reconciler.targets.ec2.target import MAX_ENIS, MAX_NEIGHBOURS, MAX_SUBNETS, PAGE_SIZE, Ec2
+from reconciler.targets.state.observation import decode_look, encode_look
 
 
 class Journal:

@@ -15,11 +15,11 @@ import pytest
 from fakes import FakeDirectories
 
 from reconciler.core.installation import Installation
-from reconciler.core.plan import Change, Verb
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins, normal
 from reconciler.domains.executable import Executable
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
-from reconciler.targets.files import INTERIM, HostDirectories
+from reconciler.targets.files.installation import INTERIM, HostDirectories
 from schemas.cni import TYPE
 
 CONTENT = normal('{"name": "n", "plugins": [{"type": "node-network"}]}')

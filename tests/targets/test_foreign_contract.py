@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rulesets
+import services
+import wild
 from builders import attachment, inputs
 from fakes import FakeSurroundings
 
-from lab import rulesets, services, stock, wild
+from benchmarks import stock
 from reconciler.core.forward import ForwardChain
-from reconciler.core.plan import Change, Verb
-from reconciler.domains import nat
-from reconciler.domains.foreign import (
+from reconciler.diagnostics.foreign import (
     NETWORK_MANAGER,
     NETWORKD,
     Foreign,
@@ -30,16 +31,18 @@ from reconciler.domains.foreign import (
     Setting,
     judge,
 )
+from reconciler.domains import nat
 from reconciler.domains.forward import ForwardAccept
-from reconciler.engine import Domain, converge
-from reconciler.targets import nft as targets_nft
+from reconciler.engine.converge import Domain, converge
+from reconciler.engine.plan import Change, Verb
+from reconciler.targets.files.host import ROOT, HostFiles
 from reconciler.targets.foreign import Surroundings
-from reconciler.targets.host import ROOT, HostFiles
-from reconciler.targets.legacy import LegacyTables
-from reconciler.targets.netlink import Netlink
-from reconciler.targets.nfnetlink import Chain, Nfnetlink
-from reconciler.targets.nft import ForwardRules, Nft
-from reconciler.targets.rules import decode_rule
+from reconciler.targets.iptables.legacy import LegacyTables
+from reconciler.targets.netlink.nfnetlink import Chain, Nfnetlink
+from reconciler.targets.netlink.target import Netlink
+from reconciler.targets.nftables import target as targets_nft
+from reconciler.targets.nftables.foreign_rules import decode_rule
+from reconciler.targets.nftables.target import ForwardRules, Nft
 
 pytestmark = pytest.mark.kernel
 

@@ -16,23 +16,24 @@ from typing import Any
 import pytest
 from builders import attachment, inputs
 from conftest import namespace, plug
-from damage import run
+from drift_injection import run
 
 from lab import netns
 from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.datapath import MAIN_TABLE
-from reconciler.core.plan import Change, Verb
 from reconciler.domains import address, link, neighbour, route, rule
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
-from reconciler.targets import netlink as kernel
-from reconciler.targets import predecessor, rtnetlink
-from reconciler.targets.netlink import MAX_FOREIGN_RULES, MAX_IN_PLACE, Netlink
-from reconciler.targets.predecessor import Remains
-from reconciler.targets.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, How, Rtnetlink
+from reconciler.targets import remains
+from reconciler.targets.netlink import rtnetlink
+from reconciler.targets.netlink import target as kernel
+from reconciler.targets.netlink.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, How, Rtnetlink
+from reconciler.targets.netlink.target import MAX_FOREIGN_RULES, MAX_IN_PLACE, Netlink
+from reconciler.targets.remains import Remains
 
 pytestmark = pytest.mark.kernel
 
@@ -481,7 +482,7 @@ def test_a_pipe_among_the_namespaces_does_not_stop_the_search(
     os.mkfifo(tmp_path / "apipe")
     (tmp_path / "pod").symlink_to(netns.path(node.pods[0]))
     batch(node.pods[0], [f"link add v{n} type veth peer name w{n}" for n in range(50)])
-    monkeypatch.setattr(predecessor, "PLACES", (f"{str(tmp_path)[1:]}/*",))
+    monkeypatch.setattr(remains, "PLACES", (f"{str(tmp_path)[1:]}/*",))
     veth = attachment(1).veth
     found = Remains(tmp_path).find_ends([veth])
     assert found.keys() == {veth}

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from reconciler.targets.bounded_http import MissingError
-from reconciler.targets.imds_answers import (
+from reconciler.targets.imds.answers import (
     MAX_INTERFACES,
     read_interfaces,
     read_node,
     read_region,
     read_token,
 )
+from reconciler.targets.imds.bounded_http import MissingError
 
 MAC = "02:aa:00:00:00:01"
 BASE = f"network/interfaces/macs/{MAC}"

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from builders import attachment, document, eni, inputs
 from conftest import namespace, plug
-from damage import FOREIGN, HOST, IN_POD, POD_ON_HOST, run
+from drift_injection import FOREIGN, HOST, IN_POD, POD_ON_HOST, run
 
 from lab import netns
-from reconciler.core.inputs import Inputs
-from reconciler.core.plan import Change, Verb
 from reconciler.core.remembered import Remembered
 from reconciler.domains import address, link, nat, neighbour, route, rule
+from reconciler.domains.inputs import Inputs
 from reconciler.domains.link import EniLink
-from reconciler.engine import Domain, converge
-from reconciler.targets.netlink import Netlink
-from reconciler.targets.nft import Nft
+from reconciler.engine.converge import Domain, converge
+from reconciler.engine.plan import Change, Verb
+from reconciler.targets.netlink.target import Netlink
+from reconciler.targets.nftables.target import Nft
 
 pytestmark = pytest.mark.kernel
 
@@ -87,7 +87,7 @@ def test_traffic_and_its_neighbours_make_no_look_anew(monkeypatch: pytest.Monkey
         wanted = [EniLink(eni(0).mac, "eth0", 1500)]
         before = target.observe(wanted)
         monkeypatch.setattr(
-            "reconciler.targets.rtnetlink.decode_message", lambda *_: pytest.fail("anew")
+            "reconciler.targets.netlink.rtnetlink.decode_message", lambda *_: pytest.fail("anew")
         )
         assert run(home, "bash -c 'echo > /dev/udp/192.0.2.2/9'")
         assert run(home, "ip neighbour show dev eth0 | grep -q lladdr")
@@ -102,7 +102,9 @@ def test_a_ruleset_that_nobody_has_changed_is_not_listed_again(
         now = inputs(1, document=document())
         converge([Domain("nat", nat.desire, nat.plan, target)], now)
         seen = target.observe(nat.desire(now))
-        monkeypatch.setattr("reconciler.targets.table.read", lambda *_: pytest.fail("read"))
+        monkeypatch.setattr(
+            "reconciler.targets.nftables.table.read", lambda *_: pytest.fail("read")
+        )
         assert target.observe(nat.desire(now)) is seen
 
 

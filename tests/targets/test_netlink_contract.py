@@ -16,15 +16,15 @@ from fakes import FakeNetlink
 from pyroute2 import IPRoute
 
 from lab import netns
-from reconciler.core.observed import Observed
-from reconciler.core.plan import Change, Plan, Verb
 from reconciler.domains import address, link, neighbour, route, rule
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.targets.netlink import Netlink
+from reconciler.engine.observed import Observed
+from reconciler.engine.plan import Change, Plan, Verb
+from reconciler.targets.netlink.target import Netlink
 
 ENI_MAC = "02:aa:00:00:00:01"
 HOST_MAC = "02:00:00:00:00:01"

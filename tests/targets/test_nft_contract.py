@@ -13,22 +13,23 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+import wild
 from builders import attachment, document, eni, inputs
 from conftest import namespace
 from fakes import FakeNft
 
-from lab import netns, wild
-from reconciler.core.plan import Change, Verb
+from lab import netns
 from reconciler.domains import nat, rule
 from reconciler.domains.nat import NftChain, NftElement, NftSet, NftTable
 from reconciler.domains.rule import Rule
-from reconciler.engine import Domain, converge
+from reconciler.engine.converge import Domain, converge
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
-from reconciler.targets import compiler as targets_compiler
-from reconciler.targets.netlink import Netlink
-from reconciler.targets.nfnetlink import Nfnetlink
-from reconciler.targets.nft import Nft
-from reconciler.targets.table import UNREADABLE
+from reconciler.targets.netlink.nfnetlink import Nfnetlink
+from reconciler.targets.netlink.target import Netlink
+from reconciler.targets.nftables import compiler as targets_compiler
+from reconciler.targets.nftables.table import UNREADABLE
+from reconciler.targets.nftables.target import Nft
 
 
 @pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])

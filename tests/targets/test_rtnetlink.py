@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from conftest import namespace
-from damage import run
+from drift_injection import run
 
 from lab import netns
-from reconciler.targets import rtnetlink
-from reconciler.targets.rtnetlink import (
+from reconciler.targets.netlink import rtnetlink
+from reconciler.targets.netlink.rtnetlink import (
     ADDRESSES,
     AF,
     LINKS,

@@ -8,22 +8,23 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+import rulesets
+import services
 from hypothesis import given
 from hypothesis import strategies as st
+from rulesets import Backend
 
-from lab import rulesets, services
-from lab.rulesets import Backend
-from reconciler.core.plan import Change, Verb
-from reconciler.core.ruleset import ChainId, Expression, Ruleset
-from reconciler.core.walk import Fate, Mark, Passage, State, at_hook
+from reconciler.diagnostics.ruleset import ChainId, Expression, Ruleset
+from reconciler.diagnostics.walk import Fate, Mark, Passage, State, at_hook
 from reconciler.domains.nat import NftTable
-from reconciler.targets import nft
-from reconciler.targets import ruleset as target
-from reconciler.targets.legacy import PRIORITIES, LegacyTables
-from reconciler.targets.nft import NEVER_FIREWALLS, ForwardRules, Nft
-from reconciler.targets.ruleset import ForeignChains
-from reconciler.targets.xtables import MATCHES as MATCHES_OF_XT
-from reconciler.targets.xtables import decode_match, decode_target
+from reconciler.engine.plan import Change, Verb
+from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
+from reconciler.targets.iptables.xtables import MATCHES as MATCHES_OF_XT
+from reconciler.targets.iptables.xtables import decode_match, decode_target
+from reconciler.targets.nftables import foreign_chains as target
+from reconciler.targets.nftables import target as nft
+from reconciler.targets.nftables.foreign_chains import ForeignChains
+from reconciler.targets.nftables.target import NEVER_FIREWALLS, ForwardRules, Nft
 
 pytestmark = pytest.mark.kernel
 
@@ -238,7 +239,7 @@ def test_a_chain_beyond_the_bound_is_not_read_and_said_not_to_have_been(
     home: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target, "MAX_RULES", 400)
-    monkeypatch.setattr("reconciler.targets.legacy.MAX_TABLE_BYTES", 1 << 14)
+    monkeypatch.setattr("reconciler.targets.iptables.legacy.MAX_TABLE_BYTES", 1 << 14)
     rules(backend, 500)
     fate = next(f for f in fates("forward", OUT) if f.base.id.backend == backend)
     assert fate.words == {"accept", "drop"}
@@ -267,7 +268,7 @@ def test_all_legacy_tables_together_have_a_bound(
         run(command, "-P", "FORWARD", "ACCEPT")  # it makes the table
     tables = [ChainId("legacy", family, "filter", "FORWARD") for family in ("ip", "ip6")]
     assert [read().rules[t] for t in tables] == [(), ()]
-    monkeypatch.setattr("reconciler.targets.legacy.MAX_BYTES_IN_ALL", 1200)
+    monkeypatch.setattr("reconciler.targets.iptables.legacy.MAX_BYTES_IN_ALL", 1200)
     assert [read().rules[t] for t in tables] == [(), None]
 
 

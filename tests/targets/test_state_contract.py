@@ -23,17 +23,17 @@ from builders import SUBNET, attachment, document, eni, inputs, intent, key, nod
 from fakes import FakeState
 
 from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
-from reconciler.core.call import Creation
-from reconciler.core.cloud import Cloud, Limits
-from reconciler.core.plan import Change, Verb
-from reconciler.core.records import DOUBT_S, Records
-from reconciler.core.release import Quarantine
-from reconciler.core.subnet import Subnet
 from reconciler.domains import attachment as attachment_domain
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import LockedError, ObserveError, StateError
-from reconciler.targets import state as state_module
-from reconciler.targets.namespaces import open_namespace
-from reconciler.targets.state import (
+from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.records import DOUBT_S, Records
+from reconciler.ipam.release import Quarantine
+from reconciler.ipam.subnet import Subnet
+from reconciler.targets.netlink.namespaces import open_namespace
+from reconciler.targets.state import directory as state_module
+from reconciler.targets.state.directory import (
     MAX_RECORDS,
     MAX_UNREADABLE,
     StateDirectory,
@@ -425,7 +425,7 @@ def test_the_lock_of_a_killed_reconciler_is_free(tmp_path: Path) -> None:
     state = directory(tmp_path)
     program = (
         "import os, sys; from pathlib import Path\n"
-        "from reconciler.targets.state import StateDirectory\n"
+        "from reconciler.targets.state.directory import StateDirectory\n"
         "s = StateDirectory(Path(sys.argv[1])); s.lock(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, str(state.root)], check=False)

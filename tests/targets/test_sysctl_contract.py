@@ -10,8 +10,8 @@ from conftest import namespace
 from fakes import FakeSysctl
 
 from lab import netns
-from reconciler.core.plan import Change, Verb
 from reconciler.domains.sysctl import Sysctl
+from reconciler.engine.plan import Change, Verb
 from reconciler.targets.sysctl import SysctlTree
 
 FORWARD = "net/ipv4/ip_forward"

@@ -1,0 +1,87 @@
+"""Pods' namespaces that could not be read: how long each is left alone, and what is said of it.
+
+What is in a pod's namespace is up to the pod. Whoever fills it, or changes it without end, shall
+cost the node one bounded look now and then, and other pods nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.engine.finding import Finding
+
+REST_S = (1.0, 60.0)
+"""First and longest time in seconds until such a namespace is looked into again, doubled each
+time: a pod that is being made may be unreadable for a moment, and its ADD waits."""
+
+MAX_NAMED = 20
+"""Pods that get a condition each; all others are counted in one more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What became of looking into one.
+
+    Attributes:
+        why: it could not be read the last time.
+        times: in a row.
+        until: monotonic seconds until which it is left alone.
+    """
+
+    why: str
+    times: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """All of them, by attachment."""
+
+    known: Mapping[AttachmentKey, Failure] = field(default_factory=dict)
+
+    def blind(self, now: float) -> frozenset[AttachmentKey]:
+        """Return those that are left alone for now; ``now`` in monotonic seconds."""
+        return frozenset(key for key, f in self.known.items() if f.until > now)
+
+    def after(
+        self,
+        looked: Iterable[AttachmentKey],
+        failed: Mapping[AttachmentKey, str],
+        now: float,
+    ) -> Unread:
+        """Take over a look.
+
+        Args:
+            looked: whose namespaces were looked into.
+            failed: of these, why some could not be read.
+            now: monotonic seconds.
+        """
+        known = {k: f for k, f in self.known.items() if k not in frozenset(looked)}
+        for key, why in failed.items():
+            times = self.known[key].times + 1 if key in self.known else 1
+            rest_s = min(REST_S[0] * 2.0 ** min(times - 1, 16), REST_S[1])
+            known[key] = Failure(why, times, now + rest_s)
+        return Unread(known)
+
+    def among(self, keys: Iterable[AttachmentKey]) -> Unread:
+        """Forget all others: their pods are gone."""
+        keys = frozenset(keys)
+        return Unread({k: f for k, f in self.known.items() if k in keys})
+
+    def findings(self, attachments: Iterable[Attachment]) -> Iterator[Finding]:
+        """Say which pods they are of, and what follows from it."""
+        pods = {a.key: a for a in attachments}
+        unread = [(pods[k], f) for k, f in sorted(self.known.items()) if k in pods]
+        for pod, failure in unread[:MAX_NAMED]:
+            yield Finding(
+                f"pod {pod.pod or pod.key}",
+                "NamespaceUnreadable",
+                f"its namespace {pod.netns} cannot be read: {failure.why}; nothing in there is "
+                "compared or changed, and all that the host has of it is kept; it is looked at "
+                f"again at least every {REST_S[1]:.0f} s",
+            )
+        if len(unread) > MAX_NAMED:
+            more = f"{len(unread) - MAX_NAMED} more cannot be read either"
+            yield Finding("pods", "NamespaceUnreadable", more)

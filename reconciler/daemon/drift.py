@@ -1,0 +1,195 @@
+"""Drift: an owned object that somebody else changed, told from what was asked for."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from reconciler.daemon import telemetry
+from reconciler.daemon.change_attribution import Suspects
+from reconciler.domains.link import Veth
+from reconciler.engine.backoff import Struggles
+from reconciler.engine.converge import Outcome, Outcomes, actions_of
+from reconciler.engine.observed import cut_kinds
+from reconciler.engine.plan import Action, Key, Verb
+from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.ec2_action import AttachEni, DetachEni
+
+log = logging.getLogger(__name__)
+
+LINES = 20
+"""Actions of one domain, kind and verb that a pass logs one by one; of more the first one with the
+number of those like it. An edit of the document can ask for 20,000."""
+
+
+class Accounts:
+    """What each domain desired when it was last seen settled, and what did not stay so.
+
+    Args:
+        suspects: who else may be at work.
+
+    Attributes:
+        struggles: objects that are put back again and again, or cannot be.
+    """
+
+    def __init__(self, suspects: Suspects) -> None:
+        self._settled: dict[str, set[Any]] = {}
+        self._inside: dict[str, set[Any]] = {}
+        """The same of pods' namespaces, also of those that the last pass did not look into."""
+        self._attached: set[str] = set()
+        self._suspects = suspects
+        self._lock = threading.Lock()
+        """Both loops book, and each books on what the other has booked."""
+        self.struggles = Struggles()
+
+    def clear(self) -> None:
+        """Forget it: the document has changed, and with it what is asked for."""
+        with self._lock:
+            self._settled.clear()
+            self._inside.clear()
+            self.struggles = Struggles()
+
+    def book(self, outcomes: Outcomes, *, everything: bool) -> None:
+        """Log and count what was done.
+
+        Args:
+            outcomes: of one pass.
+            everything: whether the pass looked into every pod.
+        """
+        with self._lock:
+            self._book(outcomes, everything=everything)
+
+    def book_pods(self, outcomes: Outcomes) -> None:
+        """Log and count what a pass over some pods alone has done."""
+        with self._lock:
+            self._book_pods(outcomes)
+
+    def _book(self, outcomes: Outcomes, *, everything: bool) -> None:
+        self._count_all(outcomes)
+        for outcome in outcomes.values():
+            self._follow_enis(outcome)
+        links = outcomes["link"].desired if "link" in outcomes else None
+        if links is not None:  # a look at the kernel, and it could plan
+            self.struggles = self.struggles.asked_for(o.plan for o in outcomes.values())
+        pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
+        for name, outcome in outcomes.items():
+            if outcome.settled and isinstance(outcome.desired, frozenset):
+                # A pass that looked into some pods only says nothing about the others.
+                inside = set() if everything else self._inside.get(name, set())
+                inside.difference_update([o for o in inside if o.netns not in pods])
+                inside.update(o for o in outcome.desired if getattr(o, "netns", ""))
+                self._inside[name] = inside
+                self._settled[name] = set(outcome.desired)
+
+    def _book_pods(self, outcomes: Outcomes) -> None:
+        self._count_all(outcomes)
+        for name, action in actions_of(outcomes):
+            if action in outcomes[name].remaining.actions or name not in self._settled:
+                continue
+            target = getattr(action, "object", None)
+            if action.verb is Verb.DELETE:
+                self._settled[name].discard(target)
+                self._inside[name].discard(target)
+            else:
+                books = self._inside if getattr(target, "netns", "") else self._settled
+                books[name].add(target)
+
+    def _follow_enis(self, outcome: Outcome) -> None:
+        """Remember which ENIs are attached by our will."""
+        if isinstance(outcome.observed, Cloud):
+            now = {e.eni_id for e in outcome.observed.enis if e.status == "attached"}
+            ended = {a.eni_id for a in outcome.plan.actions if isinstance(a, DetachEni)}
+            there = {e.eni_id for e in outcome.observed.enis}
+            self._attached = (self._attached & there | now) - ended
+
+    def _count_all(self, outcomes: Outcomes) -> None:
+        now, suspects = time.monotonic(), self._suspects.lately()
+        done: list[Action] = []
+        repaired: list[Action] = []
+        failed: list[tuple[Action, str]] = []
+        groups: dict[_Group, list[Action]] = {}
+        reverted = {(a.kind, a.key) for o in outcomes.values() for a in o.reverted}
+        for name, outcome in outcomes.items():
+            left = _Left(outcome)
+            # Whoever makes more than a look shows is named; 80,000 of them are not remembered.
+            masses = {kind.kind for kind in cut_kinds(outcome.observed)}
+            for action in outcome.plan.actions:
+                is_one_of_many = action.kind in masses and action.verb is Verb.DELETE
+                if (action.kind, action.key) in reverted and not is_one_of_many:
+                    repaired.append(action)
+                    continue
+                if action in left:  # it failed: a condition
+                    failed += left.error_of(action)
+                    continue
+                done.append(action)
+                drift = self._is_drift(name, action)
+                group = _Group(name, action.kind, action.verb, drift)
+                groups.setdefault(group, []).append(action)
+                if drift and not is_one_of_many:
+                    repaired.append(action)
+        for group, actions in groups.items():
+            _tell(group, actions)
+        struggles = self.struggles.after_failures(failed, now, random.random())
+        struggles = struggles.after_repairs(repaired, now, suspects)
+        self.struggles = struggles.after_success(done).since(now)
+
+    def _is_drift(self, name: str, action: Action) -> bool:
+        if isinstance(action, AttachEni):
+            return action.eni_id in self._attached
+        settled = self._settled.get(name)
+        if settled is None:
+            return False
+        target = getattr(action, "object", None)
+        is_known = target in settled or target in self._inside[name]
+        return is_known is not (action.verb is Verb.DELETE)
+
+
+class _Group(NamedTuple):
+    """What is counted, and said, together."""
+
+    domain: str
+    kind: str
+    verb: Verb
+    is_drift: bool
+
+
+class _Left:
+    """What of one domain's plan is left, and why; asked for each of very many actions."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._actions: dict[tuple[str, Key], list[Action]] = {}
+        for action in outcome.remaining.actions:
+            self._actions.setdefault((action.kind, action.key), []).append(action)
+        self._errors = {getattr(e, "action", ""): e for e in outcome.errors}
+
+    def __contains__(self, action: Action) -> bool:
+        return action in self._actions.get((action.kind, action.key), ())
+
+    def error_of(self, action: Action) -> list[tuple[Action, str]]:
+        """Return the action with what was answered to it; nothing if that is not known."""
+        error = self._errors.get(str(action))
+        return [(action, getattr(error, "message", str(error)))] if error else []
+
+
+def _tell(group: _Group, actions: Sequence[Action]) -> None:
+    """Count what was done and say it: one by one, or if it is much, in one line."""
+    labels = (group.domain, group.kind, group.verb.name.lower())
+    telemetry.ACTIONS.labels(*labels).inc(len(actions))
+    if group.is_drift:
+        telemetry.DRIFT.labels(*labels).inc(len(actions))
+    level = logging.WARNING if group.is_drift else logging.INFO
+    message = "drift repaired" if group.is_drift else "action applied"
+    shown = actions if len(actions) <= LINES else actions[:1]
+    for action in shown:
+        told: dict[str, Any] = {
+            "domain": group.domain,
+            "action": str(action),
+            "reason": action.reason,
+        }
+        if len(shown) < len(actions):
+            told["alike"] = len(actions) - 1
+        log.log(level, message, extra=told)

@@ -1,0 +1,89 @@
+"""The daemon's duties: each is watched, fails alone, and is a condition while it fails.
+
+A loop of the daemon is many duties, one after the other: a pass, the answers to pods, the books of
+drift. What one of them raises must not keep the next from being done, and never ends a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from reconciler.daemon.conditions import Conditions
+from reconciler.daemon.watchdog import Watchdog
+from reconciler.engine.converge import Outcome
+from reconciler.errors import InternalError, ReconcilerError, boundary
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S = (0.5, 5.0)
+"""First and longest wait, in seconds, after a turn of a loop has failed; doubled each time. Each
+turn serves pods first, so they wait no longer than this."""
+
+
+class Duties:
+    """Runs duties, of any thread.
+
+    Args:
+        conditions: told which duty fails, by the duty's name.
+        watchdog: watches each while it is done.
+    """
+
+    def __init__(self, conditions: Conditions, watchdog: Watchdog) -> None:
+        self._conditions = conditions
+        self._watchdog = watchdog
+
+    @contextmanager
+    def over(self, name: str, *, slow: bool = False) -> Iterator[None]:
+        """Surround one duty: what it raises is a condition, and ends with its next success.
+
+        Args:
+            name: the duty, from a small fixed set of texts.
+            slow: whether it may wait for EC2.
+        """
+        error: tuple[ReconcilerError, ...] = ()
+        try:
+            with self._watchdog.over(name, slow=slow), boundary(name):
+                yield
+        except ReconcilerError as failure:
+            error = (failure,)
+        self.report(name, *error)
+
+    def report(self, name: str, *errors: ReconcilerError) -> None:
+        """Say how a duty went: well, or what it has failed by."""
+        try:
+            with boundary("the conditions"):
+                self._conditions.report(name, Outcome(errors=errors))
+        except ReconcilerError as failure:  # then the log is all there is
+            log.exception("conditions are not kept", extra={"error": failure, "duty": name})
+
+    def note_end(self, ended: threading.ExceptHookArgs) -> None:
+        """Take note of a thread of a library that has ended by an exception (``threading``)."""
+        if ended.exc_value is not None:
+            self._conditions.trace(InternalError("a thread of a library", ended.exc_value))
+
+    def forever(self, name: str, turn: Callable[[], None], stopping: threading.Event) -> None:
+        """Take turns until told to stop; after one that fails, wait a while.
+
+        Args:
+            name: the loop.
+            turn: one turn; it waits by itself for something to do.
+            stopping: set when it shall end.
+        """
+        failures = 0
+        while not stopping.is_set():
+            try:
+                with boundary(name):
+                    turn()
+            except ReconcilerError as failure:
+                self.report(name, failure)
+                first, longest = BACKOFF_S
+                stopping.wait(min(first * 2.0**failures, longest) * random.uniform(0.5, 1.0))
+                failures = min(failures + 1, 16)
+            else:
+                if failures:
+                    self.report(name)
+                failures = 0

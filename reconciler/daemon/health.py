@@ -1,0 +1,125 @@
+"""Health and metrics over HTTP, for kubelet's probes and for Prometheus.
+
+``/livez``: every thread goes on. ``/readyz``: pods can be served. ``/metrics``: all counters. All
+are answered from what is known, at once: none waits for EC2 or for a pass. Whoever can reach the
+address may ask; ``listener`` bounds what that costs.
+"""
+
+from __future__ import annotations
+
+import socket
+from http import HTTPStatus
+
+from reconciler.daemon import telemetry
+from reconciler.daemon.agent import Agent
+from reconciler.daemon.listener import Bounds, Listener
+from reconciler.errors import StateError
+
+TEXT = "text/plain; charset=utf-8"
+
+BOUNDS = Bounds(connections=16, request_bytes=16384, request_s=5.0, answer_s=5.0, grace_s=0.0)
+"""Probes come one at a time, every few seconds, and wait for five at most; their headers are some
+hundred bytes. 16 KiB is what other servers take of a request's head."""
+
+
+class HealthServer:
+    """Answers on one address.
+
+    Args:
+        listen: ``host:port``; an IPv6 host in brackets, or none for every address of the host.
+        agent: whose health it is.
+
+    Raises:
+        StateError: nothing can listen there.
+    """
+
+    def __init__(self, listen: str, agent: Agent) -> None:
+        self._agent = agent
+        self._socket = _listen(listen)
+        self._listener = Listener(
+            "health",
+            self._socket,
+            BOUNDS,
+            lambda received: b"\r\n\r\n" in received or b"\n\n" in received,
+            lambda _, request: self._answer(request),
+            duties=agent.duties,
+            watchdog=agent.watchdog,
+        )
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._socket.getsockname()[1])
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._listener.start()
+
+    def stop(self) -> None:
+        """End answering."""
+        self._listener.stop()
+
+    def _answer(self, request: bytes) -> bytes:
+        if len(request) > BOUNDS.request_bytes:
+            text = f"a request has at most {BOUNDS.request_bytes} bytes\n"
+            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+        match request.split(b"\n", 1)[0].split():
+            case [b"GET", path, version] if version.startswith(b"HTTP/1."):
+                return self._answer_get(path.partition(b"?")[0])
+            case [_, _, version] if version.startswith(b"HTTP/1."):
+                return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", "Allow: GET\r\n")
+            case _:
+                return _response(HTTPStatus.BAD_REQUEST, "this is no HTTP/1 request\n")
+
+    def _answer_get(self, path: bytes) -> bytes:
+        match path:
+            case b"/livez":
+                watchdog = self._agent.watchdog
+                return _health(str(watchdog.stuck or "ok"), is_well=watchdog.is_alive)
+            case b"/readyz":
+                obstacle = self._agent.find_obstacle()
+                return _health(str(obstacle or "ok"), is_well=obstacle is None)
+            case b"/metrics":
+                return _response(
+                    HTTPStatus.OK, telemetry.exposition(), kind=telemetry.CONTENT_TYPE
+                )
+            case _:
+                return _response(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n")
+
+
+def _listen(listen: str) -> socket.socket:
+    """Return a socket that listens; of both families if no host is named and there is IPv6."""
+    host, colon, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not port.isdecimal() or (":" in host and not bracketed):
+        raise StateError(
+            f"cannot listen on {listen!r}: it must be host:port, an IPv6 host in brackets"
+        )
+    host = host[1:-1] if bracketed else host
+    try:
+        if not host and socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        (family, _, _, _, address), *_ = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        # The port as it was asked for: a resolver may cut a number that is none.
+        return socket.create_server((address[0], int(port), *address[2:]), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise StateError(
+            f"cannot listen on {listen}: {error}; choose another with --listen"
+        ) from error
+
+
+def _health(text: str, *, is_well: bool) -> bytes:
+    return _response(HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE, f"{text}\n")
+
+
+def _response(status: HTTPStatus, text: str, more: str = "", *, kind: str = TEXT) -> bytes:
+    body = text.encode(errors="backslashreplace")
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n{more}\r\n"
+    )
+    return head.encode() + body

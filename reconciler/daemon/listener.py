@@ -1,0 +1,284 @@
+"""Accepts connections on one socket and reads a request from each, in one thread, within bounds.
+
+However many connections others open, however slowly they speak or read, and whatever they leave
+half said: they cost one thread, a bounded number of descriptors and bytes, and nobody's time. When
+all places are taken, the connection that has been open longest makes room for the next one. While
+there is no room to be made, nothing is accepted: the kernel's queue waits.
+"""
+
+from __future__ import annotations
+
+import resource
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from reconciler.daemon import telemetry
+from reconciler.daemon.duty import Duties
+from reconciler.daemon.watchdog import Watchdog
+
+SHARE, OWN = 8, 128
+"""Of the descriptors that this process may have, a listener's connections get all but ``OWN``, or
+one in ``SHARE`` if that is more: the daemon needs some forty itself, or no pod is served."""
+
+PAUSE_S = 0.1
+"""Seconds in which nothing is accepted when no place can be had, unless one is given back."""
+
+TURN_S = 2.0
+"""Seconds after which the thread says that it is alive, if nobody connects."""
+
+Take = Callable[[socket.socket, bytes], bytes | None]
+"""Takes a connection and its request; returns what to answer. None: the connection is now another
+thread's, which closes it by ``Listener.close``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What others may cost.
+
+    Attributes:
+        connections: open at once, those with other threads included.
+        request_bytes: of one request; it is handed over with one byte more if it is longer.
+        request_s: seconds from the connection's beginning until its whole request must be here.
+        answer_s: seconds in which the other side must have read its answer.
+        grace_s: seconds in which a connection makes room for no other, so that a burst of those
+            who are about to ask does not cut its own.
+    """
+
+    connections: int
+    request_bytes: int
+    request_s: float
+    answer_s: float
+    grace_s: float
+
+
+@dataclass(slots=True)
+class _Connection:
+    """A connection that this thread reads from, or writes to.
+
+    Attributes:
+        since: monotonic seconds at which it was accepted, or its answer begun.
+        deadline: monotonic seconds at which it is cut.
+        unsent: of its answer; None while its request is read.
+    """
+
+    socket: socket.socket
+    since: float
+    deadline: float
+    received: bytearray = field(default_factory=bytearray)
+    unsent: memoryview | None = None
+
+
+class Listener:
+    """Serves one listening socket.
+
+    Args:
+        name: what it is, for the log, the metric and the thread.
+        listening: bound and listening already; it is closed by ``stop``.
+        bounds: what others may cost.
+        is_whole: whether what has come so far is a whole request; what came before the other side
+            stopped talking is one, too.
+        take: called with each request in the listener's own thread, so it must not wait.
+        duties: reports what fails.
+        watchdog: hears that the thread is alive.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        listening: socket.socket,
+        bounds: Bounds,
+        is_whole: Callable[[bytearray], bool],
+        take: Take,
+        *,
+        duties: Duties,
+        watchdog: Watchdog,
+    ) -> None:
+        self._name, self._listening, self._bounds = name, listening, bounds
+        self._duties, self._watchdog = duties, watchdog
+        self._is_whole, self._take = is_whole, take
+        self._held: dict[int, _Connection] = {}
+        self._taken = 0
+        self._returned: deque[None] = deque()
+        self._resume_at: float | None = None
+        self._ended = threading.Event()
+        self._wakes, self._wake = socket.socketpair()
+        for each in (listening, self._wakes, self._wake):
+            each.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listening, selectors.EVENT_READ)
+        self._selector.register(self._wakes, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End accepting, and close all connections but those with other threads."""
+        self._ended.set()
+        self._rouse()
+        if self._thread.ident is not None:
+            self._thread.join()
+        for each in (*(c.socket for c in self._held.values()), self._listening):
+            each.close()
+        for each in (self._wakes, self._wake):
+            each.close()
+        self._selector.close()
+
+    def close(self, connection: socket.socket) -> None:
+        """Close a connection that another thread has taken; its place is free again."""
+        connection.close()
+        self._returned.append(None)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        with suppress(OSError):  # it is full, so that it wakes; or this has ended
+            self._wake.send(b"x")
+
+    def _run(self) -> None:
+        try:
+            self._duties.forever(self._name, self._turn, self._ended)
+        finally:
+            self._watchdog.let_go()
+
+    def _turn(self) -> None:
+        self._watchdog.hear(self._name)
+        ready = {key.fd for key, _ in self._selector.select(self._due_s())}
+        if self._wakes.fileno() in ready:
+            self._wakes.recv(4096)
+        for connection in [self._held[fd] for fd in ready if fd in self._held]:
+            self._go_on(connection)
+        if self._listening.fileno() in ready:
+            self._accept()  # last: who has asked meanwhile need not make room any more
+        while self._returned:
+            self._returned.popleft()
+            self._taken -= 1
+            if self._resume_at is not None:
+                self._resume_at = 0.0
+        now = time.monotonic()
+        for connection in [c for c in self._held.values() if c.deadline <= now]:
+            self._cut(connection, "late")
+        if self._resume_at is not None and self._resume_at <= now:
+            self._resume_at = None
+            self._selector.register(self._listening, selectors.EVENT_READ)
+
+    def _due_s(self) -> float:
+        """Return seconds until something must be done that no event tells of."""
+        dues = [c.deadline for c in self._held.values()]
+        if self._resume_at is not None:
+            dues.append(self._resume_at)
+        now = time.monotonic()
+        return max(min([*dues, now + TURN_S]) - now, 0.0)
+
+    # -- accepting ------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        if len(self._held) + self._taken >= self._room() and not self._make_room():
+            return
+        try:
+            accepted, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # it went away while it waited
+        except OSError:  # no descriptor or no memory is left (accept(2))
+            self._make_room()
+            return
+        accepted.setblocking(False)
+        self._selector.register(accepted, selectors.EVENT_READ)
+        now = time.monotonic()
+        self._held[accepted.fileno()] = _Connection(accepted, now, now + self._bounds.request_s)
+
+    def _room(self) -> int:
+        """Return how many connections there may be; the limit may be changed from outside."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return self._bounds.connections
+        return min(self._bounds.connections, max(soft // SHARE, soft - OWN))
+
+    def _make_room(self) -> bool:
+        """Cut the connection that has been open longest; if that may not be, pause."""
+        oldest = next(iter(self._held.values()), None)
+        if oldest is None:
+            self._pause(PAUSE_S)
+            return False
+        left = oldest.since + self._bounds.grace_s - time.monotonic()
+        if left > 0:
+            self._pause(left)
+            return False
+        self._cut(oldest, "crowded out")
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        """Accept nothing for a while, or until another thread gives a place back."""
+        self._selector.unregister(self._listening)
+        self._resume_at = time.monotonic() + seconds
+
+    # -- one connection -------------------------------------------------------------------
+
+    def _go_on(self, connection: _Connection) -> None:
+        try:
+            if connection.unsent is None:
+                self._read(connection)
+            else:
+                self._write(connection)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(connection)  # the other side is gone
+
+    def _read(self, connection: _Connection) -> None:
+        received, most = connection.received, self._bounds.request_bytes
+        part = connection.socket.recv(most + 1 - len(received))
+        received += part
+        if part and len(received) <= most and not self._is_whole(received):
+            return
+        if len(received) > most:
+            telemetry.CONNECTIONS_CUT.labels(self._name, "too long").inc()
+        self._hand_over(connection)
+
+    def _hand_over(self, connection: _Connection) -> None:
+        reply: bytes | None = b""  # if it fails
+        fd = connection.socket.fileno()
+        # Whoever takes it may close it before this goes on, and its number be given away again.
+        self._selector.unregister(connection.socket)
+        del self._held[fd]
+        self._taken += 1
+        with self._duties.over(f"a request to {self._name}"):
+            reply = self._take(connection.socket, bytes(connection.received))
+        if reply is None:
+            return
+        self._taken -= 1
+        if not reply:
+            connection.socket.close()
+            return
+        connection.unsent = memoryview(reply)
+        connection.since = time.monotonic()
+        connection.deadline = connection.since + self._bounds.answer_s
+        self._held[fd] = connection
+        self._selector.register(connection.socket, selectors.EVENT_WRITE)
+        self._go_on(connection)
+
+    def _write(self, connection: _Connection) -> None:
+        assert connection.unsent is not None
+        sent = connection.socket.send(connection.unsent)
+        connection.unsent = connection.unsent[sent:]
+        if not connection.unsent:
+            with suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_WR)
+            self._end(connection)
+
+    def _cut(self, connection: _Connection, why: str) -> None:
+        telemetry.CONNECTIONS_CUT.labels(self._name, why).inc()
+        self._end(connection)
+
+    def _end(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        del self._held[connection.socket.fileno()]
+        connection.socket.close()
+        if self._resume_at is not None:
+            self._resume_at = 0.0  # its place is free

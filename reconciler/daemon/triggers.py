@@ -1,0 +1,316 @@
+"""Triggers: hints that something may have changed. They carry no content.
+
+The loop looks for itself; losing every trigger costs latency, never correctness. So a watch that
+cannot be had, or is lost, is a condition and no more, and is tried again. This is the door to
+``watchdog``.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from reconciler.daemon.change_attribution import Suspects
+from reconciler.daemon.duty import Duties
+from reconciler.daemon.watchdog import Watchdog
+from reconciler.errors import WatchError
+
+log = logging.getLogger(__name__)
+
+NETLINK_NETFILTER = 12
+NFNLGRP_NFTABLES = 7
+"""Multicast group of nftables changes (linux/netfilter/nfnetlink.h)."""
+
+RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
+"""Links, then addresses, routes and rules of IPv4 and of IPv6 (RTNLGRP_* of linux/rtnetlink.h, as
+bits). Neighbours are left out: every ARP exchange would wake us."""
+
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
+
+SETTLE_S = 0.02
+"""Seconds a burst of hints is given to end before the loop looks once for all of them."""
+
+ALIVE_S = 2.0
+"""Seconds after which the thread that listens to the kernel says that it is alive."""
+
+BURST_S = 0.01
+"""Seconds between two readings of the kernel's notifications; each reading marks at once."""
+
+
+MAX_READ = 256
+"""Notifications that are read of one burst and socket: that many in each ``BURST_S``."""
+
+
+class Triggers:
+    """What may have changed since the loop last asked."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._marks: dict[str, float] = {}
+
+    def mark(self, what: str) -> None:
+        """Say that ``what`` may have changed.
+
+        Args:
+            what: "intent", "kernel", "document", "pool", "look", "files" or "stop".
+        """
+        with self._condition:
+            self._marks[what] = time.monotonic()
+            self._condition.notify_all()
+
+    def forget(self, what: str, *, before: float) -> None:
+        """Drop a hint that is older than a look which has meanwhile been taken.
+
+        Args:
+            what: the hint.
+            before: monotonic seconds at which that look began.
+        """
+        with self._condition:
+            if self._marks.get(what, before) < before:
+                del self._marks[what]
+
+    def wait(self, timeout_s: float) -> frozenset[str]:
+        """Wait for a hint, or for the time to look anyway; return all hints and clear them."""
+        with self._condition:
+            self._condition.wait_for(lambda: bool(self._marks), timeout_s)
+            if self._marks and not self._marks.keys() & {"intent", "stop"}:
+                # An editor truncates, then writes; one change is many notifications.
+                deadline = time.monotonic() + SETTLE_S
+                while (left := deadline - time.monotonic()) > 0 and "intent" not in self._marks:
+                    self._condition.wait(left)
+            marks = frozenset(self._marks)
+            self._marks.clear()
+            return marks
+
+
+class FileWatch:
+    """Marks something when anything happens in a directory.
+
+    The directory, not a file: a ConfigMap mount changes by swapping the ``..data`` link, and
+    editors replace files by renaming.
+
+    Args:
+        directory: until it is there, nothing is marked.
+        triggers: where to mark.
+        what: what to mark.
+        besides: names of files that tell nothing.
+
+    Attributes:
+        name: what is watched, for a condition.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        triggers: Triggers,
+        what: str,
+        *,
+        besides: frozenset[str] = frozenset(),
+    ) -> None:
+        self.name = f"the watch of {directory}"
+        self._directory = directory
+        self._triggers = triggers
+        self._what = what
+        self._handler = _Mark(triggers, what, besides | {directory.name} if besides else besides)
+        self._observer: Any = None
+        self._inode = 0
+
+    def keep(self) -> None:
+        """Begin to watch; or begin anew, if the watch was lost or the directory replaced.
+
+        Raises:
+            WatchError: it cannot be watched now.
+        """
+        try:
+            inode = self._directory.stat().st_ino
+        except OSError:
+            inode = 0  # it is looked at by the clock until it is there
+        if self._is_watching(inode):
+            return
+        self.stop()
+        if not inode:
+            return
+        try:
+            observer = Observer()  # takes one of fs.inotify.max_user_instances
+        except OSError as error:
+            raise WatchError(str(self._directory), _why(error)) from error
+        try:
+            observer.schedule(self._handler, str(self._directory), recursive=False)
+            observer.start()
+        except OSError as error:
+            observer.stop()
+            raise WatchError(str(self._directory), _why(error)) from error
+        self._observer, self._inode = observer, inode
+        self._triggers.mark(self._what)  # something may have happened meanwhile
+
+    def _is_watching(self, inode: int) -> bool:
+        observer = self._observer
+        return (
+            observer is not None
+            and inode == self._inode
+            and observer.is_alive()
+            and all(emitter.is_alive() for emitter in observer.emitters)
+        )
+
+    def stop(self) -> None:
+        """End watching."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            observer.join()
+
+
+def _why(error: OSError) -> str:
+    """Say what to do about it, where that is known (inotify_init(2), inotify_add_watch(2))."""
+    cure = {
+        errno.EMFILE: "all inotify instances of this user, or descriptors of this process, are in "
+        "use; raise fs.inotify.max_user_instances",
+        errno.ENOSPC: "all inotify watches of this user are in use; raise "
+        "fs.inotify.max_user_watches",
+    }.get(error.errno or 0)
+    return f"{error.strerror or error}" + (f" ({cure})" if cure else "")
+
+
+class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind this door
+    def __init__(self, triggers: Triggers, what: str, besides: frozenset[str]) -> None:
+        self._triggers = triggers
+        self._what = what
+        self._besides = besides
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type in {"opened", "closed_no_write"}:
+            return
+        if Path(os.fsdecode(event.src_path)).name not in self._besides:
+            self._triggers.mark(self._what)
+
+
+class KernelWatch:
+    """Marks "kernel" on rtnetlink and nftables notifications of this network namespace.
+
+    Args:
+        triggers: where to mark.
+        suspects: hears them.
+        duties: reports what fails.
+        watchdog: hears that the thread is alive.
+
+    Attributes:
+        name: what is watched, for a condition.
+    """
+
+    name = "the watch of the kernel"
+
+    def __init__(
+        self, triggers: Triggers, suspects: Suspects, duties: Duties, watchdog: Watchdog
+    ) -> None:
+        self._triggers, self._suspects = triggers, suspects
+        self._duties, self._watchdog = duties, watchdog
+        self._ended = threading.Event()
+        self._stop, self._wake = socket.socketpair()
+        self._sockets: list[socket.socket] = []
+        self._thread: threading.Thread | None = None
+
+    def keep(self) -> None:
+        """Begin to listen; from then on the thread sees to itself."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="kernel-watch", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End listening."""
+        self._ended.set()
+        self._wake.close()
+        if self._thread is not None:
+            self._thread.join()
+        self._close()
+        self._stop.close()
+
+    def _watch(self) -> None:
+        try:
+            self._duties.forever(self.name, self._turn, self._ended)
+        finally:
+            self._watchdog.let_go()
+
+    def _turn(self) -> None:
+        """Wait for notifications for a while, and mark; open what they come by, if that is due."""
+        self._watchdog.hear(self.name)
+        with ExitStack() as undo:
+            undo.callback(self._close)  # if anything fails, the next turn opens them anew
+            if not self._sockets:
+                self._open()
+            if not (ready := _ready([self._stop, *self._sockets], ALIVE_S)):
+                undo.pop_all()
+                return
+            if self._stop in ready:
+                return
+            self._triggers.mark("kernel")
+            for s in ready:
+                _drain(s, self._suspects)
+            undo.pop_all()
+        # More of the same burst come together: each by itself would stop a pass of ours.
+        _ready([self._stop], BURST_S)
+
+    def _open(self) -> None:
+        try:
+            self._sockets.append(_rtnetlink())
+            self._sockets.append(_nftables())
+        except OSError as error:
+            raise WatchError("the kernel's networking", error.strerror or str(error)) from error
+        self._triggers.mark("kernel")  # something may have happened meanwhile
+
+    def _close(self) -> None:
+        while self._sockets:
+            with suppress(OSError):
+                self._sockets.pop().close()
+
+
+def _ready(sockets: list[socket.socket], timeout_s: float) -> list[socket.socket]:
+    """Wait until some can be read; not by select(2), which knows descriptors below 1,024 only."""
+    poll = select.poll()
+    for s in sockets:
+        poll.register(s, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(timeout_s * 1000)}
+    return [s for s in sockets if s.fileno() in ready]
+
+
+def _drain(s: socket.socket, suspects: Suspects) -> None:
+    """Read notifications; what they are about is looked at elsewhere.
+
+    Not for as long as there are any: whoever makes them without end must not keep this thread from
+    marking the next burst. What is left is read then, or lost, which says as much.
+    """
+    try:
+        for _ in range(MAX_READ):
+            suspects.hear(s.recv(65536, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+        # Notifications were lost. What we know is the same: look.
+        log.debug("kernel notifications lost", extra={"error": str(error)})
+
+
+def _rtnetlink() -> socket.socket:
+    s = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    )
+    s.bind((0, RTNLGRP))
+    return s
+
+
+def _nftables() -> socket.socket:
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    s.bind((0, 0))
+    s.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+    return s

@@ -1,0 +1,67 @@
+"""The pool in words: the inequality that decides, with its numbers."""
+
+from __future__ import annotations
+
+from reconciler.ipam import shortage
+from reconciler.ipam.capacity import capacity
+from reconciler.ipam.pool_status import Pool, Position
+
+
+def explain_pool(desired: Pool, at: Position) -> list[str]:
+    """Return what is wanted, what is held, what follows, and which term binds.
+
+    Args:
+        desired: the pool that is wanted.
+        at: where the node stands.
+    """
+    band, stock, demand = at.band, at.stock, desired.demand
+    wanted = f"wanted: at least {band.low}, aim {band.aim}, at most {band.high} addresses"
+    terms = [
+        f"{value:>6}  {text}{'   <- binds' if name == band.binds else ''}"
+        for name, value, text in band.terms
+    ]
+    leaving = sum(u.size for u in stock.quarantined)
+    allocatable = stock.held - demand.assigned - demand.cooling
+    held = (
+        f"held: {stock.held} = allocatable {allocatable} + assigned {demand.assigned} "
+        f"+ cooling {demand.cooling}; quarantined besides: {leaving}"
+    )
+    lines = [wanted, *terms, held]
+    if at.limits:
+        found = capacity(desired.document, at.limits, foreign=at.foreign)
+        lines.append(
+            f"limits: {desired.node.instance_type} serves {found.pods} pods: {found.text}"
+        )
+    else:
+        lines.append(f"limits: what {desired.node.instance_type} allows is not known")
+    for name in at.choice.subnets:
+        space = at.spaces[name]
+        blocks = f", {space.blocks} whole /28" if desired.prefixes else ""
+        known = at.subnets[name].is_described
+        most = "" if known else "at most, not asked of EC2 yet: "
+        lines.append(f"subnet {name}: {most}{space.free} free{blocks}")
+    lines += [f"subnet {name}: not used: {reason}" for name, reason in at.choice.rejected]
+    lines += [f"{r.subject}: {r.message}" for r in shortage.unread(at.unread)]
+    lines += _delegations(desired, at)
+    return [*lines, _verdict(at)]
+
+
+def _delegations(desired: Pool, at: Position) -> list[str]:
+    """Say which prefixes nobody counts."""
+    if not desired.delegates:
+        return []
+    held = [f"{e.eni_id} {n}" for e in at.enis for n in e.boundless]
+    return [f"ipv6: {', '.join(held) or 'no prefix yet'}; a prefix serves any number of pods"]
+
+
+def _verdict(at: Position) -> str:
+    held, band = at.stock.held + at.coming, at.band
+    if at.shortfall > 0:
+        less = held - at.counted
+        how = f"{held} - {less} to be exchanged = " if less else ""
+        return f"so: {how}{at.counted} < {band.low}: grow by {at.shortfall}"
+    if held > band.high:
+        return (
+            f"so: {held} > {band.high}: give back down to {band.aim}, what is free and proved so"
+        )
+    return f"so: {band.low} <= {held} <= {band.high}: nothing to do"

@@ -1,0 +1,194 @@
+"""What other owners' chains do to a connection that is traced; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from reconciler.core.datapath import IpAddress
+from reconciler.diagnostics.lookup import Packet
+from reconciler.diagnostics.ruleset import BaseChain, Ruleset
+from reconciler.diagnostics.trace import Decision, Leg, Query, Trace
+from reconciler.diagnostics.walk import Fate, Mark, Passage, State, at_hook
+from reconciler.domains.inputs import Inputs
+from reconciler.domains.nat import ROUTE_MARK_PRIORITY
+
+CLIENT_PORT = 49152
+"""What a client may connect from: the first port of IANA's dynamic range, within Linux' own."""
+
+
+CONNTRACK_PRIORITY = -200
+"""NF_IP_PRI_CONNTRACK: a packet that conntrack has seen stays seen, whatever ``notrack`` says."""
+
+
+@dataclass(slots=True)
+class Obstacles:
+    """What was found on a connection's way.
+
+    Attributes:
+        sure: what stops or rewrites it, or may do so, or was not looked at: the trace is not to be
+            relied on.
+        hints: what else may decide.
+    """
+
+    sure: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+
+def find_obstacles(query: Query, traced: Trace, inputs: Inputs, ruleset: Ruleset) -> Obstacles:
+    """Follow both legs of a connection through all hooks that they pass.
+
+    Args:
+        query: the connection.
+        traced: its way through rules and routes.
+        inputs: what is desired.
+        ruleset: other owners' chains at every hook.
+    """
+    found = Obstacles()
+    for leg in traced.legs:
+        mask = inputs.document.routing.mark_mask
+        for packet, decision in leg.lookups:
+            start = _passage(query, leg, packet, decision)
+            if any(a.veth == packet.link for a in inputs.attachments):
+                start = replace(start, has_way_back=True)  # of pods there is a route by each link
+            mark = Mark(0)
+            for hook, passage in _hooks(query, leg, packet, start):
+                for bases, is_late in _around_ours(ruleset.bases, hook):
+                    at = replace(passage, mark=mark)
+                    fates = at_hook(bases, hook, at, ruleset.rules_of, ruleset.elements_of)
+                    for fate in fates:
+                        _tell(found, query, traced, leg, fate)
+                        mark = fate.mark
+                        if is_late and (mark.value ^ packet.mark) & mark.known & mask:
+                            found.sure.append(_says_remarked(leg, fate, packet, mask))
+                            mark = mark.changed(mask, packet.mark)  # said once
+                    if not is_late and hook in ("prerouting", "output"):
+                        mark = mark.changed(mask, packet.mark)  # what our own chains do there
+    return found
+
+
+def _around_ours(
+    bases: Iterable[BaseChain], hook: str
+) -> Iterator[tuple[tuple[BaseChain, ...], bool]]:
+    """Yield a hook's chains ahead of where we set the mark, and those after it."""
+    late = tuple(b for b in bases if hook == "prerouting" and b.priority > ROUTE_MARK_PRIORITY)
+    yield tuple(b for b in bases if b not in late), False
+    if late:
+        yield late, True
+
+
+def _says_remarked(leg: Leg, fate: Fate, packet: Packet, mask: int) -> str:
+    return (
+        f"{leg.name}: chain {fate.base.id} sets bits of the packet's mark to "
+        f"{fate.mark.value & mask:#x} that are {packet.mark & mask:#x} for its route; have it "
+        f"leave {mask:#x} alone, or choose another routing.markMask"
+    )
+
+
+def _passage(query: Query, leg: Leg, packet: Packet, decision: Decision) -> Passage:
+    is_reply = leg.name == "reply"
+    port = None if query.endpoint or query.at else query.port  # of a service: its own is another
+    local = decision.rule is not None and decision.route is None
+    return Passage(
+        incoming=packet.link,
+        outgoing="" if local else decision.device,
+        source=packet.source,
+        destination=packet.destination,
+        protocol=query.protocol,
+        source_port=port if is_reply else CLIENT_PORT,
+        port=CLIENT_PORT if is_reply else port,
+        state=State.ESTABLISHED if is_reply else State.NEW,
+        translated=bool(query.endpoint or query.at),
+        local=local,
+    )
+
+
+def _hooks(
+    query: Query, leg: Leg, packet: Packet, passage: Passage
+) -> Iterator[tuple[str, Passage]]:
+    """Yield the hooks that a packet passes, each with what it looks like there."""
+    sent = _before_translation(query, leg, passage)
+    if packet.link:
+        arriving = replace(sent, outgoing="")
+        yield "ingress", replace(arriving, state=None)
+        yield "prerouting", arriving
+    else:
+        yield "output", replace(sent, incoming="")
+    if passage.local:
+        yield "input", replace(passage, outgoing="")
+        return
+    if packet.link:
+        yield "forward", passage
+    leaving = replace(passage, incoming="")
+    yield "postrouting", leaving
+    yield "egress", replace(leaving, state=None)
+
+
+def _before_translation(query: Query, leg: Leg, passage: Passage) -> Passage:
+    """A request to a service, or to a port of the node, as the client has sent it."""
+    sent_to: IpAddress | None = query.at or (query.peer if query.endpoint else None)
+    if leg.name == "reply" or sent_to is None:
+        return passage
+    return replace(
+        passage,
+        destination=sent_to,
+        port=query.port,
+        translated=False,
+        local=query.at is not None,
+    )
+
+
+def _tell(found: Obstacles, query: Query, traced: Trace, leg: Leg, fate: Fate) -> None:
+    may = "" if len(fate.words) == 1 else "may "
+    for hit in fate.hits:
+        why = f": it asks for {hit.asks}, which is not evaluated or not known" if hit.asks else ""
+        if hit.what == "unread" and may:
+            found.sure.append(
+                f"{leg.name}: chain {hit.chain} was not looked at: it has too many rules, or "
+                "changes all the time; what becomes of the packet there is not known"
+            )
+        elif hit.what == "drop" and "drop" in fate.words:
+            verb = "may drop or reject" if may else "drops or rejects"
+            found.sure.append(f"{leg.name}: {hit} {verb} it at hook {fate.base.hook}{why}")
+        elif hit.what == "snat" and _is_kept(query, traced, leg):
+            verb = "may translate" if may else "translates"
+            found.sure.append(
+                f"{leg.name}: {hit} {verb} its source (snat, masquerade), so that the receiver "
+                f"does not see {traced.source}{why}"
+            )
+        elif hit.what == "notrack" and _is_translated(query, traced, fate.base):
+            verb = "may take" if hit.asks else "takes"
+            found.sure.append(
+                f"{leg.name}: {hit} {verb} it out of connection tracking (notrack), so that the "
+                f"receiver sees the pod's own address and not {traced.source}{why}"
+            )
+        elif hit.what == "rewrite":
+            verb = "may write" if hit.asks else "writes"
+            found.sure.append(
+                f"{leg.name}: {hit} {verb} another address or port into it at hook "
+                f"{fate.base.hook}, beside connection tracking{why}; what this trace says of it "
+                "from there on is about the packet as it was"
+            )
+        elif hit.what == "dnat" and leg.name == "request" and not (query.endpoint or query.at):
+            text = (
+                f"{leg.name}: {hit} {may}translate{'' if may else 's'} its destination{why}; "
+                "name where it leads by --endpoint, and the port by --port"
+            )
+            (found.hints if may else found.sure).append(text)
+
+
+def _is_translated(query: Query, traced: Trace, base: BaseChain) -> bool:
+    """Whether conntrack, which comes after a chain, gives the connection the node's address."""
+    return (
+        base.priority < CONNTRACK_PRIORITY
+        and query.pod is not None
+        and not query.inbound
+        and traced.source not in (None, *query.pod.addresses)
+    )
+
+
+def _is_kept(query: Query, traced: Trace, leg: Leg) -> bool:
+    """Whether the receiver shall see the pod's own address."""
+    if leg.name != "request" or query.pod is None:
+        return False
+    return query.inbound or traced.source in query.pod.addresses

@@ -1,0 +1,226 @@
+"""What planning starts from: the document, what is known of the node, and what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.datapath import (
+    FAMILIES,
+    Family,
+    IpAddress,
+    IpNetwork,
+    family_of,
+    is_node_local,
+)
+from reconciler.core.facts import Eni, Node
+from reconciler.core.forward import ForwardChain
+from reconciler.core.installation import NOWHERE, Installation
+from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
+from reconciler.ipam.budget import Rests
+from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.pool import Demand
+from reconciler.ipam.source_disagreement import NO_DOUBTS, Doubts
+from schemas.document import NodeNetwork
+
+NO_RESTS = Rests()
+
+
+@dataclass(frozen=True, slots=True)
+class Unexplained:
+    """A host end of ours that no record explains, and of which no address is known.
+
+    Attributes:
+        mac: of the host end.
+    """
+
+    key: AttachmentKey
+    veth: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ec2Inputs:
+    """What only the pool's planner looks at.
+
+    Attributes:
+        used: addresses that a pod, a rest, a route or a connection holds.
+        quarantined: networks with a record: they are being given back, or were just now.
+        resting: those of them that EC2 may have taken back already, whatever it shows.
+        creations: ENIs that were asked for in the last hour.
+        doubts: where EC2 and metadata disagree.
+        rests: EC2 actions that are not called for now.
+        nonce: text that no other pass has; new ClientTokens are made of it.
+    """
+
+    used: frozenset[IpAddress] = frozenset()
+    quarantined: frozenset[IpNetwork] = frozenset()
+    resting: frozenset[IpNetwork] = frozenset()
+    creations: tuple[Creation, ...] = ()
+    doubts: Doubts = NO_DOUBTS
+    rests: Rests = NO_RESTS
+    nonce: str = ""
+
+
+NO_EC2 = Ec2Inputs()
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """The links of the host namespace, by whose they are.
+
+    Attributes:
+        names: interface name by MAC, for links that are no veth of ours.
+        pods: name of the host end by attachment, for veths of ours.
+        macs: of those host ends, by name.
+    """
+
+    names: Mapping[str, str]
+    pods: Mapping[AttachmentKey, str]
+    macs: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_DEMAND = Demand()
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything a domain's ``desire`` may look at.
+
+    Attributes:
+        enis: in device order, unattached last.
+        links: interface name in the host namespace by MAC, for links that are no veth of ours.
+        attachments: bound pods, those being released left out; strays included.
+        left_out: bound pods of which a domain must not see more than that they are there: their
+            data makes it raise.
+        now: seconds since the epoch, from the wall clock; for records only.
+        clock: monotonic seconds; for all that lives in memory.
+        demand: what the pool must cover.
+        clear: attachments of which a look at the kernel has found nothing left.
+        finished: attachments of which it has found everything in place.
+        flows: addresses that conntrack still has connections of.
+        orphans: attachments whose namespace is gone for so long that no DEL will come.
+        visit: the attachments whose own namespace is looked into, and put right; None means all of
+            them. Host objects are always compared in full.
+        blind: attachments whose namespace could not be read, now or a short while ago.
+        pods: attachments that have a link on the host.
+        strays: attachments that only the kernel remembers: their records were lost.
+        unexplained: links of ours of which not even the kernel says which address they have.
+        occupied: what the host takes for its own of the addresses that ENIs hold for pods, each
+            with where that is said.
+        forward: forward chains of other owners.
+        predecessor: what the stock plugin has left, and what becomes of it.
+        installation: what of ours belongs on the host, and where.
+    """
+
+    document: NodeNetwork
+    node: Node
+    enis: tuple[Eni, ...]
+    links: Mapping[str, str]
+    attachments: tuple[Attachment, ...] = ()
+    left_out: tuple[Attachment, ...] = ()
+    now: float = 0.0
+    clock: float = 0.0
+    demand: Demand = NO_DEMAND
+    clear: frozenset[AttachmentKey] = frozenset()
+    finished: frozenset[AttachmentKey] = frozenset()
+    visit: frozenset[AttachmentKey] | None = None
+    blind: frozenset[AttachmentKey] = frozenset()
+    pods: frozenset[AttachmentKey] = frozenset()
+    strays: tuple[Attachment, ...] = ()
+    unexplained: tuple[Unexplained, ...] = ()
+    occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
+    flows: frozenset[IpAddress] = frozenset()
+    orphans: frozenset[AttachmentKey] = frozenset()
+    ec2: Ec2Inputs = NO_EC2
+    forward: tuple[ForwardChain, ...] = ()
+    predecessor: Predecessor = NO_PREDECESSOR
+    installation: Installation = NOWHERE
+
+    @property
+    def primary(self) -> Eni | None:
+        """The primary ENI; None if no look has shown it."""
+        return next((e for e in self.enis if e.is_primary), None)
+
+    @property
+    def egress(self) -> tuple[str, ...]:
+        """Families of which pods get an address for egress: those the node itself has one of."""
+        primary = self.primary
+        return tuple(
+            name
+            for name in self.document.egress_families
+            if primary is not None and primary.host_address(FAMILIES[name].version) is not None
+        )
+
+    @property
+    def everybody(self) -> tuple[Attachment, ...]:
+        """All bound pods: what they share is kept for those that are left out, too."""
+        return (*self.attachments, *self.left_out)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families there are packets of: the document's, and those that pods still have.
+
+        A change of the document never takes an address from a running pod.
+        """
+        held = sorted({family_of(a).name for pod in self.everybody for a in pod.addresses})
+        named = (*self.document.families, *self.document.egress_families)
+        return tuple(dict.fromkeys((*named, *held)))
+
+    def families_of(self, eni: Eni) -> tuple[Family, ...]:
+        """Families that an ENI carries: that of the host's address on it, and the pods'."""
+        names = dict.fromkeys((family_of(eni.primary).name, *self.families))
+        return tuple(FAMILIES[name] for name in names)
+
+    @property
+    def local_families(self) -> tuple[str, ...]:
+        """Families of which pods have, or shall get, addresses that mean something here only."""
+        held = {
+            family_of(a).name for pod in self.everybody for a in pod.addresses if is_node_local(a)
+        }
+        return tuple(dict.fromkeys((*self.document.egress_families, *sorted(held))))
+
+    @property
+    def visited(self) -> tuple[Attachment, ...]:
+        """The attachments whose own namespace is to be compared, in order.
+
+        A namespace that cannot be reached is not empty: nobody knows what is in it.
+        """
+        return tuple(
+            a
+            for a in self.attachments
+            if a.netns_alive
+            and a.key not in self.blind
+            and (self.visit is None or a.key in self.visit)
+        )
+
+    @property
+    def placed(self) -> tuple[Attachment, ...]:
+        """The attachments that have, or can be given, objects on the host.
+
+        Without its namespace a link cannot be made; one that is there is kept.
+        """
+        return tuple(a for a in self.attachments if a.netns_alive or a.key in self.pods)
+
+    @property
+    def veth_patterns(self) -> frozenset[str]:
+        """What names the host ends of pods' links: ``prefix*``, or a name in full.
+
+        Links of pods that started under another prefix keep their names.
+        """
+        prefix = self.document.pods.veth_prefix
+        others = {a.veth for a in self.everybody if not a.veth.startswith(prefix)}
+        return frozenset({f"{prefix}*"} | others)
+
+    @property
+    def pod_enis(self) -> tuple[tuple[Eni, str], ...]:
+        """ENIs that serve pods and whose link is here, with the link's name; device order.
+
+        EC2 says "attached" up to seconds before or after the link appears, so both are asked.
+        """
+        return tuple(
+            (eni, self.links[eni.mac])
+            for eni in self.enis
+            if eni.serves_pods and eni.mac in self.links
+        )

@@ -1,0 +1,158 @@
+"""One look at EC2, and the tags that say whose an ENI is."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+
+from reconciler.core.facts import Eni
+from reconciler.ipam.subnet import Subnet
+
+INSTANCE_TAG = "node-network/instance"
+"""Marks an ENI as ours, and says whose. A tag of our own: by its own the stock plugin would find
+ENIs of ours (its nodes delete any that are detached), and we would take its for ours unasked."""
+
+UNMANAGED_TAG = "node.k8s.amazonaws.com/no_manage"
+"""With value "true": foreign, whatever else it carries (stock plugin's tag)."""
+
+CREATED_TAG = "node-network/created"
+"""RFC 3339; lets a collector of leaked ENIs tell old from new."""
+
+CLUSTER_TAG = "cluster.k8s.amazonaws.com/name"
+"""Which cluster's nodes may collect it once it is leaked (stock plugin's tag)."""
+
+NODE_TAG = "node-network/node"
+"""Name of the node that created it."""
+
+CREATION_TAG = "node-network/creation"
+"""The ClientToken of its creation, so that a record and its ENI find each other."""
+
+STOCK_INSTANCE_TAG = "node.k8s.amazonaws.com/instance_id"
+"""Marks an ENI as the stock plugin's (amazon-vpc-cni-k8s ``pkg/awsutils/awsutils.go``). Every node
+that runs it deletes ENIs with this tag that are attached to nothing."""
+
+STOCK_TAGS = ("node.k8s.amazonaws.com/", "eks:eni:owner")
+"""How the keys of the stock plugin's tags begin; ``no_manage`` is a word to both of us, and the
+cluster's tag is true whoever runs the node. Source as above."""
+
+
+def is_stock_tag(key: str) -> bool:
+    """Whether a tag is the stock plugin's own mark."""
+    return key.startswith(STOCK_TAGS) and key != UNMANAGED_TAG
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the instance type allows.
+
+    Attributes:
+        enis: interfaces, the primary included.
+        addresses_per_eni: IPv4 addresses of one ENI, its primary included; a prefix counts as
+            one.
+    """
+
+    enis: int
+    addresses_per_eni: int
+
+    @property
+    def slots(self) -> int:
+        """What an ENI can hold beside its primary address."""
+        return self.addresses_per_eni - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What EC2 showed and could not be read. It is there, and that is all that is known of it.
+
+    Attributes:
+        kind: "eni", "subnet" or "instance-type".
+        name: its id; "" if not even that could be read.
+        why: what could not be read.
+        device_index: of an ENI, if it could be read.
+    """
+
+    kind: str
+    name: str
+    why: str
+    device_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """One look at EC2.
+
+    Attributes:
+        enis: attached to this instance or ours; device order, unattached last.
+        limits: None if EC2 does not tell, or does not know the instance type.
+        subnets: by id: those of the ENIs, and those that the document names.
+        behind: EC2 does not list yet, or any more, what it answered moments ago.
+        unread: what it listed and could not be read.
+    """
+
+    enis: tuple[Eni, ...]
+    limits: Limits | None
+    subnets: Mapping[str, Subnet]
+    behind: bool = False
+    unread: tuple[Unread, ...] = ()
+
+    @property
+    def primary(self) -> Eni | None:
+        """The ENI that the instance began with; None if EC2 does not show it."""
+        return next((e for e in self.enis if e.is_primary), None)
+
+    @property
+    def unread_enis(self) -> tuple[Unread, ...]:
+        """ENIs of which nothing is known but that they are there."""
+        return tuple(u for u in self.unread if u.kind == "eni")
+
+
+def is_whole(cloud: Cloud, holders: Container[str]) -> bool:
+    """Whether a first look is good enough to plan the kernel on.
+
+    Without the primary ENI there is no datapath, and without an ENI that pods have addresses of,
+    their routes and rules would be taken down.
+
+    Args:
+        cloud: the look.
+        holders: ids of ENIs that pods have addresses of.
+    """
+    unread = cloud.unread_enis
+    return cloud.primary is not None and not any(u.name in holders or not u.name for u in unread)
+
+
+def arrived(cloud: Cloud, macs: Container[str]) -> Cloud:
+    """Take an attachment for done once its link is on the node.
+
+    EC2's list says so seconds later, and asking for it costs a call. The link is the better
+    witness: without it nothing can be sent, and with it everything.
+
+    Args:
+        cloud: a look at EC2.
+        macs: of the links that are on the node.
+    """
+    enis = tuple(
+        replace(e, status="attached") if e.status == "attaching" and e.mac in macs else e
+        for e in cloud.enis
+    )
+    return replace(cloud, enis=enis) if enis != cloud.enis else cloud
+
+
+def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
+    """Keep ENIs that served pods and do not by this look, while their links are on the node.
+
+    A shrinking observation is unknown, not gone: EC2 is eventually consistent, and a short answer,
+    or one from before an attachment, would take down the routes of running pods. The link is the
+    better witness. A kept ENI carries the pods it has; its addresses are given to no further ones.
+
+    Args:
+        before: the previous look.
+        now: this one.
+        macs: of the links that are on the node.
+    """
+    serving = {e.eni_id for e in now.enis if e.serves_pods}
+    kept = {
+        e.eni_id: replace(e, secondaries=(), prefixes=(), boundless=())
+        for e in before.enis
+        if e.serves_pods and e.eni_id not in serving and e.mac in macs
+    }
+    return replace(now, enis=(*(e for e in now.enis if e.eni_id not in kept), *kept.values()))

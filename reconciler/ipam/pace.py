@@ -1,0 +1,115 @@
+"""When EC2 is looked at again: not for what metadata, the kernel or EC2's own answers tell.
+
+All nodes of an account share its request limits. The arrival of an ENI's link is a notification
+that costs nothing, metadata costs nothing, and a change of demand is planned on the last look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from reconciler.core.datapath import IpNetwork
+from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.release import unit_networks
+from reconciler.ipam.source_disagreement import CONFIRM_S
+
+CHANGING = {"attaching", "detaching", "pending"}
+"""EC2's words for an attachment that is about to change by itself."""
+
+CHANGE_S = 5.0
+"""Seconds until EC2 is asked whether an attachment has changed, doubled each time: it takes EC2
+one to ten, and the link that comes or goes tells it before."""
+
+STEP_S = 1.0
+"""Seconds until a plan that is not done yet goes on, doubled each time."""
+
+CHECK_S = 30.0
+"""Seconds after which a look must show what EC2 has answered: well within ``TRUST_S``, and late
+enough for one look to do for a whole burst of pods."""
+
+DISAGREEING_S = 300.0
+"""Longest time in seconds between looks while EC2 and metadata differ, or a subnet has no room:
+what ends that, nothing tells for certain."""
+
+WAITING_S = 60.0
+"""Longest time in seconds between looks while pods wait for room in a subnet."""
+
+UNFINISHED_S = 30.0
+"""Seconds between plans, without a look, while an address or an ENI waits for its time to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What the last look has left open.
+
+    Attributes:
+        unfinished: the plan has actions left.
+        changing: an attachment changes by itself, or its link has yet to come or go.
+        times: looks in a row after which either was so, or that led to calls.
+        behind: EC2 has answered what no look has shown yet.
+        missing: EC2 no longer shows something since moments ago; the next look may confirm it.
+        disagreeing: EC2 and metadata differ.
+        short: a subnet has no room for addresses that the pool lacks.
+        waiting: pods wait for them.
+    """
+
+    unfinished: bool = False
+    changing: bool = False
+    times: int = 0
+    behind: bool = False
+    missing: bool = False
+    disagreeing: bool = False
+    short: bool = False
+    waiting: bool = False
+
+
+NOTHING_LEFT = Left()
+
+
+def look_after_s(left: Left, resync_s: float) -> float:
+    """Return how many seconds after the last look the next one is due.
+
+    Args:
+        left: what the last one has left open.
+        resync_s: the document's ``reconcile.ec2Resync``.
+    """
+    step_s = plan_after_s(left)
+    waits = [
+        resync_s,
+        step_s if left.unfinished else resync_s,
+        CHANGE_S / STEP_S * step_s if left.changing else resync_s,
+        CHECK_S if left.behind else resync_s,
+        CONFIRM_S if left.missing else resync_s,
+        DISAGREEING_S if left.disagreeing or left.short else resync_s,
+        WAITING_S if left.short and left.waiting else resync_s,
+    ]
+    return min(waits)
+
+
+def plan_after_s(left: Left) -> float:
+    """Return how many seconds after calls it is planned again, which needs no look."""
+    return STEP_S * 2.0 ** min(max(left.times - 1, 0), 16)
+
+
+def is_changing(cloud: Cloud, macs: Container[str]) -> bool:
+    """Whether an attachment of ours changes by itself, or its link has yet to come.
+
+    Args:
+        cloud: the last look.
+        macs: of the links that are on the node.
+    """
+    return any(
+        e.status in CHANGING or (e.serves_pods and e.mac not in macs)
+        for e in cloud.enis
+        if e.owned
+    )
+
+
+def held_by_mac(cloud: Cloud, status: str = "attached") -> frozenset[tuple[str, IpNetwork]]:
+    """Return what a look shows on this instance, as metadata would spell it.
+
+    Metadata tells of every interface, whoever owns it, once its attachment is done.
+    """
+    here = (e for e in cloud.enis if e.status == status)
+    return frozenset((e.mac, n) for e in here for n in unit_networks(e))

@@ -1,0 +1,377 @@
+"""ENIs and their addresses in EC2: a pool that grows before it is needed and shrinks by proof."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of, host_network
+from reconciler.core.facts import Eni
+from reconciler.engine.plan import Plan, Refusal
+from reconciler.ipam import pool, shortage
+from reconciler.ipam.cloud import CREATION_TAG, Cloud
+from reconciler.ipam.ec2_action import (
+    AddEni,
+    AdoptEni,
+    AssignAddresses,
+    AssignPrefixes,
+    AttachEni,
+    Creation,
+    DelegatePrefix,
+    DeleteEni,
+    DetachEni,
+    Ec2Action,
+    ReleaseAddresses,
+    ReleasePrefixes,
+    SetSecurityGroups,
+    TieToInstance,
+)
+from reconciler.ipam.pool import PREFIX_SIZE, Place
+from reconciler.ipam.pool_status import Pool, Position, locate
+from reconciler.ipam.release import counted_networks, holds_used, pick, unit_networks
+
+MIN_ENI_AGE_S = 60.0
+"""Seconds before a new ENI may go again (stock plugin: ``minENILifeTime``), so that a burst of
+pods does not make ENIs come and go."""
+
+CREATION_WINDOW_S = 3600.0
+"""Seconds over which creations are counted."""
+
+
+def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
+    """Say which units no pod may get any more, because they shall be given back.
+
+    While EC2's list is doubtful, nothing is added; while ENIs are being taken over, nothing is
+    known of what is needed.
+    """
+    if _to_adopt(desired, observed):
+        return desired.quarantined
+    at = locate(desired, observed)
+    needed = 0
+    if desired.prefixes and at.shortfall > 0:
+        slots = sum(at.free_slots(e) for e in at.enis)
+        needed = max(-(-at.shortfall // PREFIX_SIZE) - slots - at.room_for_enis * at.slots, 0)
+    chosen = pick(
+        at.stock,
+        at.band,
+        slots_needed=needed,
+        growable=at.fitting,
+        resting=desired.resting,
+    )
+    chosen |= {n for e in at.enis if _goes(e, chosen, desired, at) for n in e.boundless}
+    return chosen & desired.quarantined if _doubtful(desired, observed) else chosen
+
+
+def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: Position) -> bool:
+    """Whether an ENI goes whole, so that no pod may get an address of its prefix any more."""
+    if _stays(eni, desired, at):
+        return False
+    counted = counted_networks(eni)
+    emptied = not eni.is_primary and all(n in leaving for n in counted)
+    useless = not counted and eni.eni_id not in at.needed
+    return bool(emptied and (counted or useless)) and not holds_used(eni, desired.used)
+
+
+def _stays(eni: Eni, desired: Pool, at: Position) -> bool:
+    """Whether an ENI stays for its prefix alone: pods need it, and it would be attached again."""
+    return not desired.counts and eni.eni_id in at.needed
+
+
+def plan(desired: Pool, observed: Cloud) -> Plan:
+    """Finish what was begun, cure what was lost, then grow or give back."""
+    at = locate(desired, observed)
+    if observed.primary is None:
+        unread = tuple(shortage.unread(observed.unread))
+        return Plan(refusals=(shortage.no_primary(desired.node), *unread))
+    adoptions = Plan(tuple(_adopt(desired, observed)))
+    if _to_adopt(desired, observed):
+        # Without them the pool seems to lack what it has: they come first.
+        return _hold_back(adoptions, desired)
+    cure = _cure(desired, at)
+    asked = {a.eni_id for a in cure.actions if isinstance(a, DelegatePrefix)}
+    parts = (
+        adoptions,
+        _finish(desired, observed, at),
+        cure,
+        _grow(desired, observed, at)
+        if at.limits
+        else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),)),
+        _delegate(desired, observed, at, asked=asked),
+        Plan() if _doubtful(desired, observed) else _give_back(desired, at),
+        Plan(refusals=tuple(shortage.notices(desired, at))),
+    )
+    whole = sum(parts, Plan())
+    return _hold_back(whole, desired)
+
+
+def _doubtful(desired: Pool, observed: Cloud) -> bool:
+    """Nothing is given back on the word of a list that lacks what it should have.
+
+    An ENI that cannot be read may be ours. Without the primary ENI it is not known where ENIs
+    should be, nor without the type's limits what is too much.
+    """
+    limited = desired.limits or observed.limits
+    known = limited and observed.primary and not observed.unread_enis
+    return bool(desired.doubts or not known) or observed.behind
+
+
+def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
+    """Return what an action asks EC2 to take from this instance; nothing of most actions."""
+    match action:
+        case ReleaseAddresses():
+            return frozenset(map(host_network, action.addresses))
+        case ReleasePrefixes():
+            return frozenset(action.prefixes)
+        case DetachEni():
+            enis = (e for e in observed.enis if e.eni_id == action.eni_id)
+            return frozenset(n for e in enis for n in unit_networks(e))
+        case _:
+            return frozenset()
+
+
+def adopted(eni: Eni) -> Eni:
+    """Return an ENI as it will be once it is taken over."""
+    return replace(eni, owned=True, stock=False, stock_tags=())
+
+
+def _to_adopt(desired: Pool, observed: Cloud) -> list[Eni]:
+    """Return the stock plugin's ENIs that are attached here and shall become ours."""
+    return [e for e in observed.enis if desired.take_over and e.is_adoptable]
+
+
+def _adopt(desired: Pool, observed: Cloud) -> Iterator[Ec2Action]:
+    """Put our tags in the place of the stock plugin's, on every ENI that is attached here."""
+    for eni in observed.enis:
+        ours = eni.owned or eni.is_adoptable
+        if desired.take_over and ours and eni.stock_tags and eni.device_index is not None:
+            reason = "the stock plugin's; other nodes that run it would delete it once detached"
+            yield AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
+
+
+def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
+    """Go on with creations that were recorded, and with ENIs that are attached to nothing."""
+    actions: list[Ec2Action] = []
+    instance_id = desired.node.instance_id
+    for creation in at.pending:
+        reason = "recorded, but its ENI was not seen yet"
+        actions.append(AddEni(instance_id, creation, reason))
+    back = _to_attach(desired, observed, at)
+    for index, eni in back.items():
+        reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
+        actions.append(AttachEni(instance_id, eni.eni_id, index, reason))
+    for eni in (e for e in observed.enis if e.owned and e.status == "available"):
+        used = holds_used(eni, desired.used)
+        needed = eni in back.values() or used or _doubtful(desired, observed)
+        if not needed and _is_old(eni, desired.now):
+            reason = "ours, attached to nothing, and not needed"
+            actions.append(DeleteEni(eni.eni_id, reason))
+    return Plan((*actions, *_settings(desired, observed, at)))
+
+
+def _to_attach(desired: Pool, observed: Cloud, at: Position) -> dict[int, Eni]:
+    """Choose ENIs of ours that shall be attached again, by their new device index.
+
+    First those whose addresses pods use: somebody detached them by hand.
+    """
+    found = [e for e in observed.enis if e.owned and e.status == "available"]
+    found.sort(key=lambda e: -sum(e.holds(a) for a in desired.used))
+    chosen: dict[int, Eni] = {}
+    short = at.shortfall if desired.counts else int(not at.needed)
+    for index, eni in zip(_free_indices(observed, at), found, strict=False):
+        used = holds_used(eni, desired.used)
+        if len(chosen) < at.room_for_enis and (used or short > 0):
+            chosen[index] = eni
+            short -= len(eni.pod_addresses) if desired.counts else 1
+    return chosen
+
+
+def _settings(desired: Pool, observed: Cloud, at: Position) -> Iterator[Ec2Action]:
+    """What can be changed of an ENI in place."""
+    for eni in observed.enis:
+        tied = eni.delete_on_termination or eni.is_primary
+        if eni.owned and eni.attachment_id and not tied:
+            yield TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
+    wanted = tuple(sorted(desired.security_groups))
+    for eni in at.enis:
+        if wanted and not eni.is_primary and eni.security_groups != wanted:
+            reason = f"security groups {' '.join(eni.security_groups)}"
+            yield SetSecurityGroups(eni.eni_id, wanted, reason)
+
+
+def _cure(desired: Pool, at: Position) -> Plan:
+    """An address in use that neither EC2 nor metadata shows: say so, and ask for it again."""
+    actions: list[Ec2Action] = []
+    refusals: list[Refusal] = []
+    enis = {e.eni_id: e for e in at.enis}
+    bound = ((a, address) for a in desired.attachments for address in a.addresses)
+    for attachment, address in bound:
+        held = host_network(address)
+        lost = [n for eni_id, n in desired.doubts.lost if eni_id == attachment.eni_id]
+        item = next(
+            (n for n in sorted(lost, key=lambda n: n.prefixlen) if address in n),
+            None,
+        )
+        if item is None:
+            continue
+        who = attachment.pod or str(attachment.key)
+        eni = enis.get(attachment.eni_id)
+        refusals.append(shortage.address_lost(attachment, address, present=eni is not None))
+        if eni is None:
+            continue
+        reason = f"AddressLost: {who} uses it"
+        if item == held:
+            again = AssignAddresses(eni.eni_id, eni.subnet_id, reason, addresses=(address,))
+            actions.append(again)
+        else:
+            prefix: AssignPrefixes | DelegatePrefix = (
+                AssignPrefixes(eni.eni_id, eni.subnet_id, reason, prefixes=(item,))
+                if family_of(item).counted
+                else DelegatePrefix(eni.eni_id, eni.subnet_id, reason, item)
+            )
+            if all(a.key != prefix.key for a in actions):
+                actions.append(prefix)
+    return Plan(tuple(actions), tuple(refusals))
+
+
+def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
+    back = _to_attach(desired, observed, at)
+    short = at.shortfall - sum(len(e.pod_addresses) for e in back.values())
+    if short <= 0:
+        return Plan()
+    allowed = _may_create(desired, at)
+    growth = pool.grow(
+        short,
+        places=[Place(e.subnet_id, at.free_slots(e)) for e in at.enis],
+        spaces=at.spaces,
+        candidates=at.choice.subnets,
+        new_enis=min(at.room_for_enis - len(back), allowed),
+        slots=at.slots,
+        prefixes=desired.prefixes,
+    )
+    besides = at.stock.held + at.coming - at.counted
+    why = f"pool holds {at.counted} of {at.band.aim} addresses"
+    why += f" besides {besides} to be exchanged" if besides else ""
+    actions: list[Ec2Action] = []
+    for eni, share in zip(at.enis, growth.shares, strict=True):
+        where, reason = eni.subnet_id, f"{why}; {eni.subnet_id}"
+        if share.prefixes:
+            actions.append(AssignPrefixes(eni.eni_id, where, reason, count=share.prefixes))
+        if share.addresses:
+            actions.append(AssignAddresses(eni.eni_id, where, reason, count=share.addresses))
+    lost = [f"{name}: {reason}" for name, reason in (*at.choice.rejected, *growth.full)]
+    lost[shortage.MAX_NAMED :] = ["others"] if lost[shortage.MAX_NAMED :] else []
+    indices = [i for i in _free_indices(observed, at) if i not in back]
+    for index, share in zip(indices, growth.creations, strict=False):
+        chosen = f"{why}; {share.subnet_id}" + (f", not {', '.join(lost)}" if lost else "")
+        creation = _creation(desired, observed, index, share)
+        actions.append(AddEni(desired.node.instance_id, creation, chosen))
+    return Plan(
+        tuple(actions), tuple(shortage.shortages(desired, at, growth, capped=allowed == 0))
+    )
+
+
+def _delegate(desired: Pool, observed: Cloud, at: Position, *, asked: set[str]) -> Plan:
+    """Have a prefix that is not counted on every ENI that serves pods, and one such ENI.
+
+    Args:
+        desired: the pool that is wanted.
+        observed: the look.
+        at: where the node stands.
+        asked: ENIs whose lost prefix is asked for by name.
+    """
+    if not desired.delegates:
+        return Plan()
+    # One that EC2 does not show any more may still be there, and could not be given back.
+    doubtful = {eni_id for eni_id, n in desired.doubts.missing if not family_of(n).counted}
+    waiting = asked | doubtful
+    actions: list[Ec2Action] = [
+        DelegatePrefix(e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}")
+        for e in at.enis
+        if e.eni_id in at.needed and not e.boundless and e.eni_id not in waiting
+    ]
+    if desired.counts or at.needed or at.pending or _to_attach(desired, observed, at):
+        return Plan(tuple(actions))
+    if at.room_for_enis <= 0 or not at.choice.subnets or not _may_create(desired, at):
+        return Plan(tuple(actions), tuple(shortage.no_way_in(desired, at)))
+    (index, *_) = _free_indices(observed, at)
+    share = pool.Share(at.choice.subnets[0])
+    reason = f"no ENI may serve pods, and its prefix will serve all; {share.subnet_id}"
+    creation = _creation(desired, observed, index, share)
+    return Plan((*actions, AddEni(desired.node.instance_id, creation, reason)))
+
+
+def _may_create(desired: Pool, at: Position) -> int:
+    """Return how many ENIs may still be created in this hour."""
+    recent = [c for c in desired.creations if desired.now - c.at < CREATION_WINDOW_S]
+    return max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
+
+
+def _give_back(desired: Pool, at: Position) -> Plan:
+    """Release what is quarantined and free; an ENI that is left with nothing goes whole."""
+    actions: list[Ec2Action] = []
+    leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined}
+    for eni in at.enis:
+        networks = counted_networks(eni)
+        mine = [n for n in networks if (eni.eni_id, n) in leaving]
+        emptied = not eni.is_primary and eni.attachment_id and len(mine) == len(networks)
+        if eni.boundless and emptied:
+            # No pod can get an address of its prefix any more, and none has.
+            emptied = desired.quarantined.issuperset(eni.boundless)
+            emptied = emptied and not holds_used(eni, desired.used)
+        useless = not networks and eni.eni_id not in at.needed
+        if emptied and (mine or useless) and not _stays(eni, desired, at):
+            if not _is_old(eni, desired.now):
+                continue  # whole, and soon enough
+            count = len(eni.pod_addresses)
+            reason = f"not needed: {count} addresses beyond {at.band.high}; {eni.subnet_id}"
+            actions.append(DetachEni(eni.eni_id, str(eni.attachment_id), reason))
+            continue
+        reason = f"pool holds {at.stock.held} of {at.band.aim} without; {eni.subnet_id}"
+        if addresses := tuple(n.network_address for n in mine if n.num_addresses == 1):
+            actions.append(ReleaseAddresses(eni.eni_id, addresses, reason))
+        if prefixes := tuple(n for n in mine if n.num_addresses > 1):
+            actions.append(ReleasePrefixes(eni.eni_id, prefixes, reason))
+    return Plan(tuple(actions))
+
+
+def _hold_back(whole: Plan, desired: Pool) -> Plan:
+    """Take out what rests after a failure; the reason stands in its place."""
+    actions, refusals = [], list(whole.refusals)
+    for action in whole.actions:
+        rests = ((call, desired.rests.of(call, desired.clock)) for call in action.calls)
+        call, rest = next(((c, r) for c, r in rests if r), ("", None))
+        if rest is None:
+            actions.append(action)
+        else:
+            refusals.append(shortage.hold_back(action, call, rest, rest.until - desired.clock))
+    return Plan(tuple(actions), tuple(refusals))
+
+
+def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> Creation:
+    groups = observed.primary.security_groups if observed.primary else ()
+    text = f"{desired.nonce}/{desired.node.instance_id}/{index}"
+    token = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return Creation(
+        token=token,
+        device_index=index,
+        subnet_id=share.subnet_id,
+        security_groups=tuple(sorted(desired.security_groups or groups)),
+        addresses=share.addresses,
+        prefixes=share.prefixes,
+        tags=tuple(sorted((*desired.tags, (CREATION_TAG, token)))),
+        at=desired.now,
+        ipv6_prefixes=int(desired.delegates),
+    )
+
+
+def _free_indices(observed: Cloud, at: Position) -> list[int]:
+    used = {e.device_index for e in observed.enis} | {c.device_index for c in at.pending}
+    used |= {u.device_index for u in observed.unread_enis}
+    return [i for i in range(1, MAX_DEVICE_INDEX + 1) if i not in used]
+
+
+def _is_old(eni: Eni, now: float) -> bool:
+    """Whether an ENI may go; one from the future was made before the clock was set back."""
+    return eni.created_at is None or not 0 <= now - eni.created_at < MIN_ENI_AGE_S

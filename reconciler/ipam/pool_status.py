@@ -1,0 +1,245 @@
+"""Where the node stands: one look at EC2, measured against what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reconciler.core.attachment import Attachment
+from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
+from reconciler.core.facts import Eni, Node
+from reconciler.ipam import pool, subnet
+from reconciler.ipam.budget import Rests
+from reconciler.ipam.cloud import Cloud, Limits, Unread
+from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.pool import PREFIX_SIZE, Band, Demand, Space
+from reconciler.ipam.release import Stock, Unit, take_stock
+from reconciler.ipam.source_disagreement import Doubts
+from reconciler.ipam.subnet import Choice, Subnet
+from schemas.document import NodeNetwork
+from schemas.warm_pool import Strategy
+
+HERE = {"attaching", "attached"}
+"""EC2's words for an attachment that is, or is about to be."""
+
+CREATION_TRUST_S = 600.0
+"""Seconds for which a recorded creation is repeated until its ENI is seen; a token is good for
+24 hours (EC2 Developer Guide, "Ensuring idempotency"), a look is stale for seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The pool that is wanted, and all that deciding about it needs.
+
+    Attributes:
+        document: resolved for this node.
+        used: addresses that a pod, a rest, a route or a connection holds.
+        quarantined: networks with a record.
+        resting: those of them that EC2 may have taken back already, whatever it shows.
+        max_enis: the document's limit; None leaves the instance type's.
+        limits: the document's, in place of EC2's.
+        creations: records of this and earlier passes.
+        nonce: what makes new tokens new; text.
+        now: seconds since the epoch; for records, and what EC2 says of time.
+        clock: monotonic seconds; for rests and doubts, which live in memory.
+        take_over: the stock plugin's ENIs shall become ours.
+        families: those that pods get addresses of from EC2.
+    """
+
+    node: Node
+    document: NodeNetwork
+    strategy: Strategy
+    demand: Demand
+    max_pods: int | None
+    used: frozenset[IpAddress]
+    quarantined: frozenset[IpNetwork]
+    max_enis: int | None
+    limits: Limits | None
+    prefixes: bool
+    use_primary: bool
+    subnets: tuple[str, ...]
+    selector: tuple[tuple[str, str], ...]
+    security_groups: tuple[str, ...]
+    tags: tuple[tuple[str, str], ...]
+    attachments: tuple[Attachment, ...]
+    creations: tuple[Creation, ...]
+    doubts: Doubts
+    rests: Rests
+    nonce: str
+    now: float
+    clock: float
+    take_over: bool = False
+    families: tuple[str, ...] = ("ipv4",)
+    resting: frozenset[IpNetwork] = frozenset()
+
+    @property
+    def counts(self) -> bool:
+        """Whether pods need addresses that the pool must have in stock."""
+        return any(FAMILIES[name].counted for name in self.families)
+
+    @property
+    def delegates(self) -> bool:
+        """Whether pods need a prefix that is not counted, on each ENI that serves them."""
+        return any(not FAMILIES[name].counted for name in self.families)
+
+
+NOTHING_COUNTED = Band(
+    0, 0, 0, (("families", 0, "families has none whose addresses are counted"),), "families"
+)
+"""What a node of IPv6 alone holds in stock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the node stands: one look, measured against the document.
+
+    Attributes:
+        limits: what the instance type allows; None if nobody knows.
+        enis: ours that are or will soon be attached, in device order.
+        choice: the subnets that new ENIs may go to.
+        band: how many addresses to hold.
+        stock: what is held.
+        room_for_enis: how many ENIs may still be attached.
+        pending: creations that are recorded and not yet seen.
+        fitting: ids of ENIs that pods may get addresses of.
+        needed: those of them that shall stay although they hold nothing in stock. Where nothing
+            is counted the first one does, because its prefix serves every pod.
+        foreign: attached ENIs that are not ours.
+        subnets: by id, as EC2 showed them.
+        unread: what EC2 listed and could not be read.
+    """
+
+    limits: Limits | None
+    enis: tuple[Eni, ...]
+    choice: Choice
+    spaces: Mapping[str, Space]
+    band: Band
+    stock: Stock
+    room_for_enis: int
+    pending: tuple[Creation, ...]
+    fitting: frozenset[str]
+    foreign: int
+    needed: frozenset[str] = frozenset()
+    subnets: Mapping[str, Subnet] = field(default_factory=dict)
+    unread: tuple[Unread, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        """What one ENI can hold beside its primary address."""
+        return self.limits.slots if self.limits else 0
+
+    @property
+    def coming(self) -> int:
+        """Addresses of creations that are under way."""
+        return sum(c.addresses + c.prefixes * PREFIX_SIZE for c in self.pending)
+
+    @property
+    def counted(self) -> int:
+        """Addresses that count for what is wanted: held or coming, and not to be exchanged."""
+        return self.stock.settled + self.coming
+
+    @property
+    def misplaced(self) -> tuple[Eni, ...]:
+        """Secondary ENIs that pods shall get no more addresses of, for where they are."""
+        return tuple(e for e in self.enis if not e.is_primary and e.eni_id not in self.fitting)
+
+    @property
+    def shortfall(self) -> int:
+        """Addresses to grow by; zero or less if there are enough."""
+        return self.band.aim - self.counted if self.counted < self.band.low else 0
+
+    def free_slots(self, eni: Eni) -> int:
+        """Addresses or prefixes that an ENI can still take."""
+        if eni.eni_id not in self.fitting:
+            return 0
+        return max(self.slots - len(eni.secondaries) - len(eni.prefixes), 0)
+
+
+def locate(desired: Pool, observed: Cloud) -> Position:
+    """Measure one look against what is wanted."""
+    limits = desired.limits or observed.limits
+    primary = observed.primary
+    choice = subnet.choose(
+        observed.subnets,
+        zone=desired.node.availability_zone,
+        primary=primary.subnet_id if primary else "",
+        listed=desired.subnets,
+        selector=desired.selector,
+        families=desired.families,
+    )
+    spaces = {name: _space(desired, s) for name, s in observed.subnets.items()}
+    enis = tuple(
+        e for e in observed.enis if e.owned and e.device_index is not None and e.status in HERE
+    )
+    fits = [e.eni_id for e in enis if _fits(e, desired, observed, choice)]
+    fitting = frozenset(fits)
+    needed = frozenset(fits if desired.counts else fits[:1])
+    nothing = Space(0)
+    blocks = any(spaces.get(e.subnet_id, nothing).blocks for e in enis if e.eni_id in fitting)
+
+    def unwanted(unit: Unit) -> bool:
+        if unit.eni.eni_id not in fitting:
+            return True
+        # Where a subnet has no whole block left, single addresses are the kind to have.
+        return not unit.is_prefix and blocks if desired.prefixes else unit.is_prefix
+
+    stock = take_stock(
+        enis,
+        used=desired.used,
+        quarantined=desired.quarantined,
+        unwanted=unwanted,
+        prefixes=desired.prefixes,
+    )
+    slots = limits.slots if limits else 0
+    band = NOTHING_COUNTED
+    if desired.counts:
+        band = pool.band(
+            desired.strategy,
+            desired.demand,
+            per_eni=slots * (PREFIX_SIZE if desired.prefixes else 1),
+            max_pods=desired.max_pods,
+        )
+    tokens = {e.creation for e in observed.enis if e.creation}
+    pending = tuple(
+        c
+        for c in desired.creations
+        if not c.done and c.token not in tokens and desired.now - c.at < CREATION_TRUST_S
+    )
+    attached = sum(1 for e in observed.enis if e.device_index is not None)
+    attached += len(observed.unread_enis)
+    foreign = sum(1 for e in observed.enis if e.device_index is not None and not e.owned)
+    limit = limits.enis if limits else 0
+    if desired.max_enis is not None:
+        limit = min(limit, desired.max_enis)
+    room = max(limit - attached - len(pending), 0)
+    return Position(
+        limits,
+        enis,
+        choice,
+        spaces,
+        band,
+        stock,
+        room,
+        pending,
+        fitting,
+        foreign,
+        needed,
+        observed.subnets,
+        observed.unread,
+    )
+
+
+def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
+    """Whether the document wants this ENI's addresses for pods."""
+    if eni.is_primary:
+        home = observed.subnets.get(eni.subnet_id)
+        able = home is None or set(desired.families) <= set(home.families)
+        return desired.use_primary and able
+    return eni.subnet_id in choice.subnets
+
+
+def _space(desired: Pool, known: Subnet) -> Space:
+    no_blocks = desired.rests.of(f"prefixes:{known.subnet_id}", desired.clock)
+    full = desired.rests.of(f"addresses:{known.subnet_id}", desired.clock)
+    blocks = 0 if no_blocks or not desired.prefixes else known.blocks or 0
+    return Space(0 if full else known.free, blocks)

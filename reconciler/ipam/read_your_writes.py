@@ -1,0 +1,111 @@
+"""What EC2 has answered to our own calls, and looks that do not know of it yet.
+
+EC2 is eventually consistent: a look shortly after a change may show the world before it
+(EC2 Developer Guide, "Ensuring eventual consistency"). What EC2 has answered is trusted, so a
+stale look never makes us ask for the same thing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from reconciler.core.datapath import IpNetwork, family_of
+from reconciler.core.facts import Eni
+from reconciler.ipam.release import unit_networks
+
+TRUST_S = 60.0
+"""Seconds for which an answer outweighs a look: far beyond EC2's usual delay of a few."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One call's effect on one ENI.
+
+    Attributes:
+        at: monotonic seconds.
+        created: the ENI as EC2 described it, for a creation.
+        added, removed: addresses as /32, and prefixes.
+        attached: (device index, attachment id).
+        tied: it will be deleted with its instance.
+        adopted: it carries our tags now.
+        disowned: it carries the stock plugin's no more.
+        detached, deleted: it is, or will be.
+    """
+
+    at: float
+    eni_id: str
+    created: Eni | None = None
+    added: frozenset[IpNetwork] = frozenset()
+    removed: frozenset[IpNetwork] = frozenset()
+    attached: tuple[int, str] | None = None
+    tied: bool = False
+    adopted: bool = False
+    disowned: bool = False
+    detached: bool = False
+    deleted: bool = False
+
+
+def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
+    """Return the ENIs as they are by EC2's word; answers in the order in which they came."""
+    known = {e.eni_id: e for e in enis}
+    for answer in answers:
+        eni = known.get(answer.eni_id) or answer.created
+        if eni is None:
+            continue
+        if answer.deleted:
+            known.pop(answer.eni_id, None)
+        else:
+            known[answer.eni_id] = _changed(eni, answer)
+    order = sorted(
+        known.values(), key=lambda e: (e.device_index is None, e.device_index or 0, e.eni_id)
+    )
+    return tuple(order)
+
+
+def is_behind(shown: Iterable[Eni], told: Iterable[Eni]) -> bool:
+    """Say whether a look lacks what EC2 has answered that it gave.
+
+    It may only be late. It may as well be a list that ended early, and only the answers hide it.
+
+    Args:
+        shown: the look.
+        told: its ``overlay``.
+    """
+    return bool(_units(told) - _units(shown))
+
+
+def _units(enis: Iterable[Eni]) -> set[tuple[str, IpNetwork]]:
+    return {(e.eni_id, n) for e in enis for n in unit_networks(e)}
+
+
+def _order(network: IpNetwork) -> tuple[int, int]:
+    return network.version, int(network.network_address)
+
+
+def _changed(eni: Eni, answer: Answer) -> Eni:
+    networks = (set(unit_networks(eni)) | answer.added) - answer.removed
+    if networks != set(unit_networks(eni)):
+        single = sorted(n.network_address for n in networks if n.num_addresses == 1)
+        more = sorted((n for n in networks if n.num_addresses > 1), key=_order)
+        counted, boundless = (
+            [n for n in more if family_of(n).counted is c] for c in (True, False)
+        )
+        eni = replace(
+            eni,
+            secondaries=tuple(single),
+            prefixes=tuple(counted),
+            boundless=tuple(boundless),
+        )
+    if answer.attached and eni.device_index is None:
+        index, attachment_id = answer.attached
+        eni = replace(eni, device_index=index, attachment_id=attachment_id, status="attaching")
+    if answer.tied and not eni.delete_on_termination:
+        eni = replace(eni, delete_on_termination=True)
+    if answer.adopted:
+        eni = replace(eni, owned=True)
+    if answer.disowned:
+        eni = replace(eni, stock=False, stock_tags=())
+    if answer.detached and eni.status in {"attaching", "attached"}:
+        eni = replace(eni, status="detaching")
+    return eni

@@ -1,0 +1,226 @@
+"""What the state directory holds: the witnesses of everything that must outlive a restart."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import attrgetter
+from typing import ClassVar, TypeVar
+
+from reconciler.core.attachment import (
+    Attachment,
+    AttachmentKey,
+    Cooling,
+    Intent,
+    IntentState,
+    is_outlived,
+)
+from reconciler.core.datapath import IpAddress, is_counted
+from reconciler.engine.plan import Key, Verb
+from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.pool import Demand
+from reconciler.ipam.release import Quarantine
+
+DOUBT_S = 600.0
+"""Seconds for which an address that a torn record names is given to nobody: longer than any
+cooldown, and than conntrack remembers what is not an open connection."""
+
+
+R = TypeVar("R", Intent, Attachment)
+
+BY_KEY = attrgetter("key")
+"""The order in which records are."""
+
+Identity = tuple[str, Key]
+"""Kind and key of a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A record of ours that could not be read, and that nothing is planned on.
+
+    Attributes:
+        path: where it is now.
+        since: seconds since the epoch.
+        addresses: what of it could be made out, its name included.
+        attachment: whose it was, by its name, if it was an attachment's: until its file is taken
+            away, or a DEL has released that pod, nothing new is bound to it.
+    """
+
+    kind: ClassVar[str] = "unreadable-record"
+    path: str
+    since: float
+    addresses: frozenset[IpAddress] = frozenset()
+    attachment: AttachmentKey | None = None
+
+    @property
+    def key(self) -> Key:
+        """The path."""
+        return (self.path,)
+
+    def command(self, verb: Verb) -> str:
+        """What is done to the file."""
+        del verb  # it is only ever put away
+        return f"mv {self.path} {self.path}.released"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the state directory holds; each in key order.
+
+    Attributes:
+        unreadable: intents that cannot be understood, each with the reason. Whoever writes them is
+            another program; what they might have wanted, nobody knows.
+        set_aside: records of ours that could not be read. What can be is rebuilt from the kernel.
+        crowded: directories with more files than are looked at, and how many there are.
+        unwritten: those of the records above that are known, but not on disk: their files were
+            lost, or could not be written. They count as any other, and are written again.
+    """
+
+    intents: tuple[Intent, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    cooling: tuple[Cooling, ...] = ()
+    quarantined: tuple[Quarantine, ...] = ()
+    creations: tuple[Creation, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    set_aside: tuple[SetAside, ...] = ()
+    unwritten: frozenset[Identity] = frozenset()
+    crowded: tuple[tuple[str, str], ...] = ()
+
+    def joined(self, found: Iterable[Attachment]) -> Records:
+        """Return the same with attachments that only the kernel has shown.
+
+        Absence is no release: what of a pod is in the kernel is kept whether its record can be
+        written or not.
+        """
+        known = {a.key for a in self.attachments}
+        new = [a for a in found if a.key not in known]
+        if not new:
+            return self
+        return replace(
+            self,
+            attachments=tuple(sorted((*self.attachments, *new), key=BY_KEY)),
+            unwritten=self.unwritten | {(a.kind, a.key) for a in new},
+        )
+
+    def among(self, keys: Collection[AttachmentKey]) -> Records:
+        """Return the same with the intents and attachments of some keys only."""
+        return replace(
+            self,
+            intents=_found(self.intents, keys),
+            attachments=_found(self.attachments, keys),
+        )
+
+    def without(self, keys: Collection[AttachmentKey]) -> Records:
+        """Return the same without the intents and attachments of some keys."""
+        return replace(
+            self,
+            intents=tuple(i for i in self.intents if i.key not in keys),
+            attachments=tuple(a for a in self.attachments if a.key not in keys),
+        )
+
+    def doubtful(self, now: float) -> frozenset[IpAddress]:
+        """Addresses that a torn record names, and that nobody may be given yet.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        fresh = (s for s in self.set_aside if now - s.since < DOUBT_S)
+        return frozenset(address for record in fresh for address in record.addresses)
+
+    @property
+    def lost(self) -> tuple[Attachment | Cooling | Quarantine | Creation, ...]:
+        """Records that are known, and not on disk."""
+        ours: tuple[Attachment | Cooling | Quarantine | Creation, ...] = (
+            *self.attachments,
+            *self.cooling,
+            *self.quarantined,
+            *self.creations,
+        )
+        return (
+            tuple(r for r in ours if (r.kind, r.key) in self.unwritten) if self.unwritten else ()
+        )
+
+    @property
+    def undecided(self) -> dict[AttachmentKey, SetAside]:
+        """Attachments whose record cannot be read: what they have been given is not known."""
+        return {s.attachment: s for s in self.set_aside if s.attachment is not None}
+
+    @cached_property
+    def released(self) -> frozenset[AttachmentKey]:
+        """Keys of which what is bound goes: given back, or of a sandbox that is no more."""
+        given_back = {i.key for i in self.intents if i.state is IntentState.RELEASED}
+        return frozenset(given_back | self.outlived)
+
+    @cached_property
+    def outlived(self) -> frozenset[AttachmentKey]:
+        """Keys that are wanted anew, for a later sandbox than the one they are bound to."""
+        intents = {i.key: i for i in self.intents}
+        return frozenset(
+            a.key
+            for a in self.attachments
+            if (intent := intents.get(a.key)) is not None and is_outlived(a, intent)
+        )
+
+    @cached_property
+    def living(self) -> tuple[Attachment, ...]:
+        """Attachments to keep in the kernel: all that were not given back."""
+        released = self.released
+        return tuple(a for a in self.attachments if a.key not in released)
+
+    @cached_property
+    def resting(self) -> tuple[Cooling, ...]:
+        """Addresses that rest, and that no pod has: a record that was put back may say otherwise.
+
+        Whoever ends the connections of what rests would end those of a running pod.
+        """
+        held = {own for a in self.living for own in a.addresses}
+        return tuple(c for c in self.cooling if c.address not in held)
+
+    @cached_property
+    def unfinished(self) -> frozenset[AttachmentKey]:
+        """Keys of attachments of which not everything was seen in place yet."""
+        return frozenset(a.key for a in self.attachments if a.unfinished)
+
+    @cached_property
+    def demand(self) -> Demand:
+        """What the pool has to cover for these records."""
+        bound = {a.key for a in self.attachments} - self.outlived
+        waiting = [
+            i
+            for i in self.intents
+            if i.state is IntentState.WANTED and i.netns_alive and i.key not in bound
+        ]
+        # One for each pod: what is not counted, and what comes with the node, the pool need not
+        # have in stock.
+        assigned = sum(any(map(is_counted, a.addresses)) for a in self.attachments)
+        cooling = sum(is_counted(c.address) for c in self.cooling)
+        return Demand(assigned, cooling, len(waiting))
+
+
+def find_copies(
+    attachments: Iterable[Attachment], linked: Collection[AttachmentKey]
+) -> dict[AttachmentKey, AttachmentKey]:
+    """Return which attachments name a link or an address that another has, and which other.
+
+    Somebody has copied a record, or put an old one back. The one whose link is there counts: what
+    would be made for the other would be taken from a running pod.
+
+    Args:
+        attachments: in key order.
+        linked: those that have a link on the host.
+    """
+    holders: dict[str | IpAddress, AttachmentKey] = {}
+    copies = {}
+    for a in sorted(attachments, key=lambda a: a.key not in linked):
+        others = {holders.setdefault(what, a.key) for what in (a.veth, *a.addresses)} - {a.key}
+        if others:
+            copies[a.key] = min(others)
+    return copies
+
+
+def _found(records: tuple[R, ...], keys: Collection[AttachmentKey]) -> tuple[R, ...]:
+    places = ((key, bisect_left(records, key, key=BY_KEY)) for key in sorted(keys))
+    return tuple(records[p] for key, p in places if p < len(records) and records[p].key == key)

@@ -1,0 +1,217 @@
+"""What the node gives back to EC2, and what proves that nobody uses it.
+
+Nothing is released on absence. A unit is *free* when EC2 shows it and neither a pod, nor a rest,
+nor a route or connection in the kernel holds any of its addresses. What shall be given back is
+first recorded as quarantined, so that no pod can get it meanwhile; only then is EC2 asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from reconciler.core.datapath import IpAddress, IpNetwork, host_network
+from reconciler.core.facts import Eni
+from reconciler.engine.plan import Key, Verb
+from reconciler.ipam.pool import Band
+
+RELEASED_REST_S = 120.0
+"""Seconds for which an address stays quarantined after EC2 was last asked to take it back, and
+after EC2 has stopped showing it: an old answer of EC2 may still show it as ours
+(amazon-vpc-cni-k8s #3887)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A unit that no pod may get: it is being given back, or was just now.
+
+    Attributes:
+        network: a single address as /32, or a prefix.
+        since: seconds since the epoch.
+        asked: when EC2 was last asked to take it back, written down before the call: whether EC2
+            did may never be known. 0 if it was not asked.
+        gone: when a look at EC2 first lacked it; 0 while EC2 shows it.
+    """
+
+    kind: ClassVar[str] = "quarantine"
+    network: IpNetwork
+    since: float
+    asked: float = 0.0
+    gone: float = 0.0
+
+    def rests(self, now: float) -> bool:
+        """Whether a look that shows it may be older than EC2's taking it back.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        last = max(self.asked, self.gone)
+        return last > 0 and now - last < RELEASED_REST_S
+
+    def bounded(self, now: float) -> Quarantine:
+        """Return the same without times that have not come yet: the clock was set back."""
+        return replace(
+            self,
+            since=min(self.since, now),
+            asked=min(self.asked, now),
+            gone=min(self.gone, now),
+        )
+
+    @property
+    def key(self) -> Key:
+        """Family, number, length."""
+        n = self.network
+        return (n.version, int(n.network_address), n.prefixlen)
+
+    def command(self, verb: Verb) -> str:
+        """What is done to the record."""
+        words = {Verb.CREATE: "begin", Verb.UPDATE: "go on with", Verb.DELETE: "end"}
+        return f"{words[verb]} quarantine of {self.network}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is given back as one: a single address, or a whole prefix."""
+
+    eni: Eni
+    network: IpNetwork
+
+    @property
+    def size(self) -> int:
+        """Addresses."""
+        return self.network.num_addresses
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether it is a delegated prefix."""
+        return self.size > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What the node holds, by what may be done with it.
+
+    Attributes:
+        free: units of which no address is used, quarantined ones left out; in the order in which
+            they are given back.
+        quarantined: units that are being given back.
+        held: addresses, quarantined ones left out.
+        exchangeable: free units of a kind or in a place that the document does not want.
+    """
+
+    free: tuple[Unit, ...]
+    quarantined: tuple[Unit, ...]
+    held: int
+    exchangeable: tuple[Unit, ...]
+
+    @property
+    def settled(self) -> int:
+        """Addresses held that need not be exchanged for others."""
+        return self.held - sum(u.size for u in self.exchangeable)
+
+
+def take_stock(
+    enis: Iterable[Eni],
+    *,
+    used: Collection[IpAddress],
+    quarantined: Collection[IpNetwork],
+    unwanted: Callable[[Unit], bool] = lambda _: False,
+    prefixes: bool = False,
+) -> Stock:
+    """Sort what the node's ENIs hold.
+
+    Args:
+        enis: those that serve pods.
+        used: addresses that a pod, a rest, a route or a connection holds.
+        quarantined: networks with a record.
+        unwanted: whether a unit is to be exchanged for another one as soon as it is free.
+        prefixes: which kind the document prefers, and so gives back last: else a prefix would be
+            given back only to be asked for again.
+    """
+    enis = list(enis)
+    units = [Unit(e, n) for e in enis for n in counted_networks(e)]
+    free = [u for u in units if not any(a in used for a in u.network)]
+    leaving = [u for u in free if u.network in quarantined]
+    staying = [u for u in free if u.network not in quarantined]
+    pods = {e.eni_id: sum(a in used for a in e.pod_addresses) for e in enis}
+
+    def order(unit: Unit) -> tuple[object, ...]:
+        """Unwanted first, then the other kind, then by how soon its ENI can be emptied."""
+        index = unit.eni.device_index or 0
+        return (
+            not unwanted(unit),
+            unit.is_prefix == prefixes,
+            unit.eni.is_primary,
+            pods[unit.eni.eni_id],
+            -index,
+            -int(unit.network.network_address),
+        )
+
+    staying.sort(key=order)
+    held = sum(u.size for u in units) - sum(u.size for u in leaving)
+    exchangeable = tuple(u for u in staying if unwanted(u))
+    return Stock(tuple(staying), tuple(leaving), held, exchangeable)
+
+
+def counted_networks(eni: Eni) -> tuple[IpNetwork, ...]:
+    """Return what an ENI holds in stock: single addresses as /32, then prefixes."""
+    return (*(host_network(a) for a in eni.secondaries), *eni.prefixes)
+
+
+def unit_networks(eni: Eni) -> tuple[IpNetwork, ...]:
+    """Return all that an ENI holds for pods, prefixes that nobody counts included."""
+    return (*counted_networks(eni), *eni.boundless)
+
+
+def holds_used(eni: Eni, used: Collection[IpAddress]) -> bool:
+    """Whether an ENI holds any address that is used."""
+    return any(eni.holds(a) for a in used)
+
+
+def pick(
+    stock: Stock,
+    band: Band,
+    *,
+    slots_needed: int = 0,
+    growable: Collection[str] = (),
+    resting: Collection[IpNetwork] = (),
+) -> frozenset[IpNetwork]:
+    """Choose what shall be quarantined, given what is already.
+
+    Below ``low`` quarantined units come back first: that costs no call. Above ``high`` free units
+    go until one more would lead below ``aim``. Free units of the unwanted kind go as soon as the
+    rest reaches ``low`` without them, or as many of them as slots are needed for the other kind.
+
+    Args:
+        stock: what is held.
+        band: how much should be.
+        slots_needed: slots that units of the wanted kind need and no ENI has free.
+        growable: ids of ENIs whose slots they could have.
+        resting: quarantined networks that EC2 may have taken back already, whatever it shows: they
+            do not come back yet.
+    """
+    chosen = list(stock.quarantined)
+    held = stock.held
+    if held < band.low:
+        back = [u for u in chosen if u.network not in resting]
+        back.sort(key=lambda u: (u.eni.device_index or 0, int(u.network.network_address)))
+        while back and held < band.aim:
+            held += back[0].size
+            chosen.remove(back.pop(0))
+        return frozenset(u.network for u in chosen)
+    exchangeable = stock.exchangeable
+    if exchangeable and stock.settled >= band.low:
+        chosen += exchangeable
+        held -= sum(u.size for u in exchangeable)
+    elif exchangeable:
+        room = [u for u in exchangeable if u.eni.eni_id in growable and not u.is_prefix]
+        room = room[:slots_needed]
+        chosen += room
+        held -= sum(u.size for u in room)
+    if held > band.high:
+        for unit in stock.free:
+            if unit not in chosen and held - unit.size >= band.aim:
+                chosen.append(unit)
+                held -= unit.size
+    return frozenset(u.network for u in chosen)

@@ -1,0 +1,261 @@
+"""Why the pool is not as it should be: each reason with its numbers, and what to do next.
+
+The reasons are stable words; the CNI error, ``status``, the log and the metrics use the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from reconciler.core.attachment import Attachment
+from reconciler.core.datapath import FAMILIES, IpAddress
+from reconciler.core.facts import Node
+from reconciler.engine.plan import Action, Refusal
+from reconciler.ipam import budget
+from reconciler.ipam.budget import Rest
+from reconciler.ipam.capacity import most_addresses, overcommitted
+from reconciler.ipam.cloud import Unread
+from reconciler.ipam.pool import PREFIX_SIZE, Growth
+from reconciler.ipam.pool_status import Pool, Position
+from reconciler.ipam.source_disagreement import REPORT_S
+
+MAX_NAMED = 8
+"""Objects of EC2 that are named one by one for one reason; of the others there is the number."""
+
+
+def no_primary(node: Node) -> Refusal:
+    """EC2 does not show the ENI that new ones take after."""
+    return Refusal(
+        subject=f"pool of {node.instance_id}",
+        reason="PrimaryEniUnknown",
+        message=f"EC2 shows no ENI with the MAC {node.primary_mac}, the primary's by instance "
+        "metadata, whose subnet and security groups new ENIs take; check that "
+        "DescribeNetworkInterfaces sees this instance",
+    )
+
+
+def no_limits(node: Node, unread: Iterable[Unread]) -> Refusal:
+    """The instance type's limits are not known."""
+    why = next((u.why for u in unread if u.kind == "instance-type"), "EC2 does not tell")
+    return Refusal(
+        subject=f"pool of {node.instance_id}",
+        reason="InstanceTypeUnknown",
+        message=f"what {node.instance_type} allows is not known, so the pool neither grows nor "
+        f"gives back: {why}; it is asked for again, or name its limits in instanceTypes",
+    )
+
+
+def unread(found: Sequence[Unread]) -> Iterator[Refusal]:
+    """What EC2 listed and could not be read, the first few by name."""
+    told = [u for u in found if u.kind != "instance-type"]
+    more = f" (and {len(told) - MAX_NAMED} more)" if len(told) > MAX_NAMED else ""
+    for entry in told[:MAX_NAMED]:
+        effect = (
+            "it counts as attached, and nothing is given back until it can be read"
+            if entry.kind == "eni"
+            else "no ENI is made there until it can be read"
+        )
+        yield Refusal(
+            f"{entry.kind} {entry.name or 'without an id'}",
+            "AnswerUnreadable",
+            f"EC2 lists it, but {entry.why}; {effect}{more}",
+        )
+
+
+def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -> Refusal:
+    """A pod uses an address that EC2 has given to nobody, or to somebody else."""
+    who = attachment.pod or str(attachment.key)
+    cure = (
+        f"it is asked for again on {attachment.eni_id}"
+        if present
+        else f"{attachment.eni_id} is gone: restart the pod"
+    )
+    return Refusal(
+        subject=f"attachment {attachment.key}",
+        reason="AddressLost",
+        message=f"{who} uses {address}, which neither EC2 nor instance metadata shows "
+        f"on this node any more; {cure}",
+    )
+
+
+def shortages(desired: Pool, at: Position, growth: Growth, *, capped: bool) -> Iterator[Refusal]:
+    """What growth could not get, and why."""
+    if growth.unmet <= 0:
+        return
+    missing = (
+        f"{at.band.aim} addresses wanted, {at.stock.held} held{_unusable(at)}, "
+        f"{growth.unmet} cannot be had"
+    )
+    if capped and at.room_for_enis:
+        yield Refusal(
+            f"pool of {desired.node.instance_id}",
+            "CreationRateReached",
+            f"{missing}: {len(desired.creations)} ENIs were created within an hour and did not "
+            "help; see what becomes of them in EC2",
+        )
+        return
+    advice = "free addresses there, or name further subnets in eni.subnets"
+    full = [(name, f"{missing}: {reason}; {advice}") for name, reason in growth.full]
+    yield from _of_subnets("SubnetExhausted", full)
+    if at.room_for_enis:
+        rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
+        yield from _of_subnets("SubnetRejected", rejected)
+        if growth.full or not at.choice.subnets:
+            return
+    if growth.unmet > _slots_left(desired, at, growth):
+        yield _limit_reached(desired, at, missing)
+
+
+def _of_subnets(reason: str, told: Sequence[tuple[str, str]]) -> Iterator[Refusal]:
+    """One reason of several subnets: a selector may find hundreds, and the first few tell."""
+    more = f" (and {len(told) - MAX_NAMED} more subnets)" if len(told) > MAX_NAMED else ""
+    for subnet_id, message in told[:MAX_NAMED]:
+        yield Refusal(f"subnet {subnet_id}", reason, message + more)
+
+
+def _slots_left(desired: Pool, at: Position, growth: Growth) -> int:
+    """Addresses that the ENIs there are could still take, if their subnets had them."""
+    taken = sum(s.addresses + s.prefixes for s in growth.shares)
+    left = sum(at.free_slots(e) for e in at.enis) - taken
+    return left * (PREFIX_SIZE if desired.prefixes else 1)
+
+
+def _unusable(at: Position) -> str:
+    """Say how many of the addresses that are held are in the wrong place."""
+    parts = []
+    if at.misplaced:
+        count = sum(len(e.pod_addresses) for e in at.misplaced)
+        where = ", ".join(sorted({e.subnet_id for e in at.misplaced}))
+        word = "ENI" if len(at.misplaced) == 1 else "ENIs"
+        parts.append(f"{count} of them on {len(at.misplaced)} {word} in {where}, not to be used")
+    parts += [
+        f"{len(e.pod_addresses)} of them on the primary ENI, not to be used"
+        for e in at.enis
+        if e.is_primary and e.eni_id not in at.fitting and e.pod_addresses
+    ]
+    if others := [u for u in at.stock.exchangeable if u.eni.eni_id in at.fitting]:
+        count = sum(u.size for u in others)
+        parts.append(f"{count} of them to be exchanged for the kind that eni.allocate names")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def no_way_in(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """No ENI may serve pods, and none can be made."""
+    missing = "pods need an ENI with an IPv6 prefix, and there is none"
+    rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
+    yield from _of_subnets("SubnetRejected", rejected)
+    if at.choice.subnets:
+        yield Refusal(
+            f"pool of {desired.node.instance_id}",
+            "PoolLimitReached" if at.room_for_enis <= 0 else "CreationRateReached",
+            f"{missing}: no further ENI can be had now; let pods use the primary ENI "
+            "(eni.usePrimary), or raise eni.max",
+        )
+
+
+def _limit_reached(desired: Pool, at: Position, missing: str) -> Refusal:
+    assert at.limits is not None
+    by_type = desired.max_enis is None or desired.max_enis >= at.limits.enis
+    source = desired.node.instance_type if by_type else "eni.max"
+    foreign = at.foreign + sum(u.kind == "eni" for u in at.unread)
+    most, text = most_addresses(desired.document, at.limits, foreign=foreign)
+    singles = sum(len(e.secondaries) for e in at.enis) if desired.prefixes else 0
+    if at.misplaced:
+        cure = "drain the node, so that what is in the wrong subnet can go"
+    elif singles:
+        cure = (
+            f"but {singles} single addresses take slots that prefixes need, and one is given back "
+            "when no pod uses it: drain the node"
+        )
+    elif desired.demand.total >= most:
+        # All of it is in use: less held ready would change nothing.
+        larger = "use a larger instance type" if by_type else "raise eni.max"
+        cure = f"pods use all of them: {larger}, or run fewer pods here (maxPods)"
+    else:
+        cure = "lower warmPool, or " + (
+            "use a larger instance type" if by_type else "raise eni.max"
+        )
+    return Refusal(
+        subject=f"pool of {desired.node.instance_id}",
+        reason="PoolLimitReached",
+        message=f"{missing}: {source} allows {text} = {most}; {cure}",
+    )
+
+
+def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """What stands against the document although nothing can be done about it now."""
+    if at.limits is not None:
+        told = overcommitted(
+            desired.document, desired.node.instance_type, at.limits, foreign=at.foreign
+        )
+        if told:
+            yield Refusal(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
+    yield from unread(at.unread)
+    yield from _without_block(desired, at)
+    yield from _without_egress(desired, at)
+    for eni in at.enis:
+        used = sum(eni.holds(a) for a in desired.used)
+        if not eni.is_primary and eni.eni_id not in at.fitting and used:
+            yield Refusal(
+                f"eni {eni.eni_id}",
+                "SubnetImmutable",
+                f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move "
+                f"it; it goes when its {used} addresses in use are free: drain the node to hasten",
+            )
+    if desired.doubts and desired.clock - desired.doubts.since >= REPORT_S:
+        yield _disagreement(desired)
+
+
+def _without_egress(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """The node itself has no address of a family that pods shall reach hosts in."""
+    primary = next((e for e in at.enis if e.is_primary), None)
+    for name in desired.document.egress_families:
+        if primary is not None and primary.host_address(FAMILIES[name].version) is None:
+            yield Refusal(
+                f"eni {primary.eni_id}",
+                "EgressUnavailable",
+                f"egressFamilies has {name}, of which the primary ENI has no address, so pods "
+                "start without; assign it one, or remove the family",
+            )
+
+
+def _without_block(desired: Pool, at: Position) -> Iterator[Refusal]:
+    """The primary ENI's subnet lacks a family that pods shall have."""
+    for eni in at.enis:
+        home = at.subnets.get(eni.subnet_id)
+        if not eni.is_primary or home is None or not desired.use_primary:
+            continue
+        if missing := [f for f in desired.families if f not in home.families]:
+            yield Refusal(
+                f"subnet {eni.subnet_id}",
+                "SubnetWithoutFamily",
+                f"families has {' and '.join(missing)}, of which the primary ENI's subnet has no "
+                "CIDR block, so no pod gets an address there; associate one with the subnet, or "
+                "set eni.usePrimary to false and name subnets that have one",
+            )
+
+
+def _disagreement(desired: Pool) -> Refusal:
+    doubts = desired.doubts
+    missing, unconfirmed = len(doubts.missing), len(doubts.unconfirmed)
+    parts = []
+    if missing:
+        parts.append(f"EC2 no longer shows {missing} addresses or prefixes that were there")
+    if unconfirmed:
+        parts.append(f"instance metadata lacks {unconfirmed} that EC2 shows")
+    return Refusal(
+        f"pool of {desired.node.instance_id}",
+        "SourcesDisagree",
+        f"for {desired.clock - doubts.since:.0f} s {' and '.join(parts)}; nothing is given back "
+        "until they agree",
+    )
+
+
+def hold_back(action: Action, call: str, rest: Rest, wait_s: float) -> Refusal:
+    """An action that rests after a call of it failed."""
+    cure = budget.cure(call, rest.code)
+    return Refusal(
+        f"{action.kind} {action.key[0]}",
+        rest.code,
+        f"{call} {rest.failure}: {rest.message}{cure}; again in {wait_s:.0f} s: {action}",
+    )

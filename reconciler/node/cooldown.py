@@ -1,0 +1,138 @@
+"""The connections of addresses that cool, looked for and ended beside the loop that serves pods.
+
+What conntrack holds is as much as pods have opened, so no pod may wait for it. Only the end of a
+cooldown waits for an answer, and the answer wakes the loop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from reconciler.core.attachment import Cooling
+from reconciler.core.datapath import IpAddress
+from reconciler.domains import conntrack
+from reconciler.domains.conntrack import Silence
+from reconciler.engine.converge import Domain, Outcome, Target, converge
+from reconciler.engine.plan import Plan
+
+REST_SHARE = 5
+"""Rounds begin this many durations apart at least: a sixth of a core at most goes to a table that
+takes long to walk, and pods that end together share a round."""
+
+RETRY_S = (1.0, 30.0)
+"""Seconds after a round that failed, or left connections: the first wait, doubled each time, and
+the longest one."""
+
+LONGEST_S = 30.0
+"""Seconds between looks at the clock, which may step."""
+
+
+class Cooldowns:
+    """What is known of the connections of each address that cools.
+
+    Args:
+        conntrack: the target that looks and ends.
+        now: seconds since the epoch.
+
+    Attributes:
+        apart: another thread runs the rounds; else each review runs one.
+    """
+
+    def __init__(self, conntrack: Target, now: Callable[[], float]) -> None:
+        self._target = conntrack
+        self._now = now
+        self._changed = threading.Condition()
+        self._ended: dict[Cooling, bool] = {}
+        """Whether its connections were ended since its pod left."""
+        self._quiet: frozenset[Cooling] = frozenset()
+        """Of which none was seen after their time was over."""
+        self._outcome = Outcome()
+        self._failures = 0
+        self._rested_at = float("-inf")
+        self._stopping = False
+        self.apart = False
+
+    def review(self, cooling: Iterable[Cooling]) -> tuple[frozenset[IpAddress], Outcome]:
+        """Take over which addresses cool; say which must go on, and what has been done.
+
+        Args:
+            cooling: all that there are.
+
+        Returns:
+            Addresses that may have connections left; and what the rounds since the last review
+            have done, and could not do.
+        """
+        now = set(cooling)
+        with self._changed:
+            if now != self._ended.keys():
+                self._ended = {c: self._ended.get(c, False) for c in now}
+                self._quiet &= now
+                self._changed.notify_all()
+        if not self.apart:
+            self.turn()
+        with self._changed:
+            outcome = self._outcome
+            self._outcome = replace(outcome, plan=Plan())
+            return frozenset(c.address for c in now - self._quiet), outcome
+
+    def turn(self) -> bool:
+        """End the connections of addresses that have just begun to cool, or whose time is over.
+
+        Returns:
+            Whether there is something new for the next review.
+        """
+        with self._changed:
+            now = self._now()
+            due = {c for c, e in self._ended.items() if not e or c.until <= now} - self._quiet
+            if not due:
+                # What a round could not do has come to its end in another way.
+                self._outcome = replace(self._outcome, remaining=Plan(), errors=())
+                return False
+        started = time.monotonic()
+        silence = Silence(frozenset(c.address for c in due))
+        domain = Domain("conntrack", lambda _: silence, conntrack.plan, self._target)
+        outcome = converge([domain], None)["conntrack"]
+        left = {a.key for a in outcome.remaining.actions}
+        # Without a plan nothing is left to do, and nothing is known either.
+        known = outcome.observed is not None and (left or not outcome.errors)
+        gone = {c for c in due if known and c.key not in left}
+        quiet = {c for c in gone if c.until <= now}
+        with self._changed:
+            self._ended |= {c: True for c in gone if c in self._ended}
+            self._quiet |= quiet & self._ended.keys()
+            self._outcome = replace(outcome, plan=self._outcome.plan + outcome.plan)
+            self._failures = min(self._failures + 1, 16) if gone != due else 0
+            ended = time.monotonic()
+            first, longest = RETRY_S
+            retry_s = min(first * 2.0 ** (self._failures - 1), longest) if self._failures else 0.0
+            self._rested_at = ended + max(REST_SHARE * (ended - started), retry_s)
+        return bool(quiet or outcome.plan.actions or outcome.errors)
+
+    def stop(self) -> None:
+        """End ``wait``, now and ever after."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until there is something for a round to do, and not too soon after the last."""
+        with self._changed:
+            soonest = self._rested_at
+            while not self._stopping:
+                due_at = time.monotonic() + self._due_s()
+                left = max(due_at, soonest) - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(min(left, LONGEST_S))
+
+    def _due_s(self) -> float:
+        now = self._now()
+        waits = [
+            c.until - now if ended else 0.0
+            for c, ended in self._ended.items()
+            if c not in self._quiet
+        ]
+        return min(waits, default=LONGEST_S)

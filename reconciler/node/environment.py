@@ -1,0 +1,78 @@
+"""Everything outside of a node, as one value: its targets and sources, and who makes EC2 calls."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reconciler.ipam.ec2_action import Creation
+from reconciler.targets.conntrack import Conntrack
+from reconciler.targets.ec2.caller import Subprocess
+from reconciler.targets.ec2.target import Ec2, Journal
+from reconciler.targets.files.installation import HostDirectories
+from reconciler.targets.foreign import Surroundings
+from reconciler.targets.imds.client import Imds
+from reconciler.targets.netlink.target import Netlink
+from reconciler.targets.nftables.target import Nft
+from reconciler.targets.remains import DIRECTORY, Remains
+from reconciler.targets.services import Services
+from reconciler.targets.sysctl import SysctlTree
+
+
+def _remains() -> Remains:
+    return Remains(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything outside: the targets and the sources of one node.
+
+    Attributes:
+        make_ec2: from instance id, region and journal; called once metadata has answered.
+        remains: what the stock plugin has left.
+        files: the container runtime's directories; by default nothing is installed into them.
+        now: seconds since the epoch; for what outlives a restart.
+        clock: monotonic seconds; for all that lives in memory, because the wall clock may step.
+        node_name: what the cluster calls the node; "" if nobody said.
+    """
+
+    imds: Any = field(default_factory=Imds)
+    make_ec2: Callable[[str, str, Journal], Any] = Ec2
+    netlink: Any = field(default_factory=Netlink)
+    nft: Any = field(default_factory=Nft)
+    sysctl: Any = field(default_factory=SysctlTree)
+    conntrack: Any = field(default_factory=Conntrack)
+    surroundings: Any = field(default_factory=Surroundings)
+    services: Any = field(default_factory=Services)
+    remains: Any = field(default_factory=_remains)
+    files: Any = field(default_factory=HostDirectories)
+    now: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    node_name: str = ""
+
+
+def apart(instance_id: str, region: str, journal: Journal) -> Ec2:
+    """Return EC2 for a process that lives long: the calls are made by another, which does not."""
+    return Ec2(instance_id, region, journal, caller=Subprocess(region))
+
+
+def collector() -> Ec2:
+    """Return EC2 for whoever collects leaked ENIs; it creates none, so it keeps no journal.
+
+    Raises:
+        ObserveError: instance metadata does not answer.
+    """
+    imds = Imds()
+    return Ec2(imds.node().instance_id, imds.region(), _NoJournal())
+
+
+class _NoJournal:
+    def record(self, creation: Creation) -> None:
+        raise AssertionError("a collector creates nothing")
+
+    def forget(self, creation: Creation) -> None:
+        raise AssertionError("a collector creates nothing")

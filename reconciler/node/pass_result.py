@@ -1,0 +1,148 @@
+"""What a pass over the kernel has done, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.domains import conflist
+from reconciler.domains.inputs import Inputs
+from reconciler.domains.left_out import left_out
+from reconciler.domains.link import PodLink, Veth
+from reconciler.engine.converge import Outcome, Outcomes
+from reconciler.engine.finding import Finding
+from reconciler.engine.plan import Action, Refusal, Verb
+from reconciler.ipam.records import Records
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over the kernel did.
+
+    Attributes:
+        looked_at: monotonic seconds at which it began to look: older hints are answered.
+        records: intents and attachments after it.
+        inputs: what was last planned on.
+        done: attachments of which every object was seen in its place.
+        waiting: why each wanted intent has no attachment yet.
+        findings: what other owners have that hurts us; None if nobody looked.
+        asked: the attachments that were looked at alone; None for a look at everything.
+    """
+
+    outcomes: Outcomes
+    looked_at: float
+    records: Records
+    inputs: Inputs
+    done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
+    waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
+    findings: tuple[Finding, ...] | None = None
+    asked: frozenset[AttachmentKey] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is left to do, and this was seen.
+
+        What was bound after the kernel was converged, because something else was released first,
+        is for the next pass.
+        """
+        planned = {a.key: a for a in self.inputs.attachments}
+        return all(o.settled for o in self.outcomes.values()) and all(
+            planned.get(a.key) == a
+            for a in self.records.living
+            if self.asked is None or a.key in self.asked
+        )
+
+
+def undone(outcome: Outcome) -> tuple[Action, ...]:
+    """What is left to do, now or later."""
+    return (*outcome.remaining.actions, *outcome.remaining.resting)
+
+
+def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
+    """Name the pods whose host end was made anew, and whose namespace was left out.
+
+    And those whose host end was changed, if what pods have in their namespaces is put right.
+    """
+    names = {
+        a.key[0]
+        for a in links.plan.actions
+        if a.kind == Veth.kind and (a.verb is Verb.CREATE or inputs.document.pods.repair == "all")
+    }
+    visited = set(inputs.visited)
+    return (
+        frozenset(
+            a.key for a in inputs.placed if a.veth in names and a.netns_alive and a not in visited
+        )
+        - inputs.blind
+    )
+
+
+def withhold(outcome: Outcome) -> Outcome:
+    """What becomes of a plan that must wait: nothing was done, and why is said."""
+    plan = conflist.withhold(outcome.remaining)
+    return replace(outcome, desired=None, plan=plan, remaining=plan)
+
+
+def find_waiting(outcomes: Outcomes) -> dict[AttachmentKey, Refusal]:
+    """Why wanted intents are not served, by key."""
+    apart = {
+        key: Refusal(f"intent {key}", error.reason, str(error))
+        for key, error in left_out(outcomes).items()
+    }
+    refusals = {r.subject: r for r in outcomes["attachment"].remaining.refusals}
+    records = outcomes["attachment"].observed
+    if not refusals or not isinstance(records, Records):
+        return apart
+    return apart | {
+        i.key: refusals[f"intent {i.key}"]
+        for i in records.intents
+        if f"intent {i.key}" in refusals
+    }
+
+
+IN_PODS = ("link", "address", "neighbour", "route")
+"""Domains that have objects in pods' namespaces; each builds upon those before it."""
+
+
+def find_occupied(
+    attachments: Iterable[Attachment], outcomes: Outcomes
+) -> dict[AttachmentKey, Refusal]:
+    """Name the pods in whose namespace another owner has something in the place of ours."""
+    links = {f.about for f in outcomes["link"].remaining.refusals}
+    others = {
+        str(f.about[1][0]): f
+        for name in reversed(IN_PODS[1:])
+        for f in outcomes[name].remaining.refusals
+        if f.about and f.about[1] and f.about[1][0]
+    }
+    found = {
+        a.key: Refusal(
+            f"intent {a.key}",
+            "ObjectExists",
+            f"{others[a.netns].subject}: {others[a.netns].message}",
+        )
+        for a in attachments
+        if a.netns in others
+    }
+    return found | {
+        a.key: Refusal(
+            f"intent {a.key}",
+            "InterfaceExists",
+            f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace",
+        )
+        for a in attachments
+        if (PodLink.kind, (a.netns, a.key.ifname)) in links
+    }
+
+
+def find_difference(outcome: Outcome) -> Refusal | None:
+    """Say what is the first thing that a domain has found to differ; None if nothing does."""
+    for error in outcome.errors:
+        return Refusal("kernel", type(error).__name__.removesuffix("Error"), str(error))
+    for refusal in outcome.plan.refusals:
+        return refusal
+    for action in outcome.plan.actions:
+        what = " ".join(map(str, action.key))
+        return Refusal(f"{action.kind} {what}", "Differs", f"{action.reason}; to do: {action}")
+    return None

@@ -1,0 +1,1 @@
+"""Files of the host: what is installed, what configures its network, mounts."""

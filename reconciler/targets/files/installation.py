@@ -1,0 +1,251 @@
+"""Files of ours on the host: the CNI executable, and the configuration that names it.
+
+Each is written beside its place and renamed into it, so that a runtime reads the old one or the
+new one, starts the old one or the new one, and a crash leaves no half of either.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from reconciler.core.installation import NOWHERE, Installation
+from reconciler.domains.conflist import (
+    NAME,
+    SUFFIXES,
+    Conflist,
+    OtherConf,
+    Plugins,
+    normal,
+    words_of,
+)
+from reconciler.domains.executable import Executable
+from reconciler.engine.plan import Change
+from reconciler.errors import ApplyError, ObserveError
+from schemas.cni import TYPE
+
+INTERIM = frozenset(f".{name}.tmp" for name in (NAME, TYPE))
+"""Names that our files have before they are renamed into place: with none of the endings that
+runtimes look for, and always the same, so that what a killed process has left is used up by the
+next."""
+
+MAX_CONF_BYTES = 1 << 20
+"""What is longer is no configuration; a document may not be longer either."""
+
+CHUNK_BYTES = 1 << 20
+
+CURES = {
+    errno.EROFS: "mount the directory writable",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "run as root",
+    errno.EPERM: "run as root, and see lsattr for a file that may not be replaced",
+    errno.EISDIR: "remove the directory of that name",
+    errno.ENOTDIR: "remove the file that has a directory's name",
+}
+"""What to do when a file cannot be written."""
+
+Installed = Conflist | Executable
+Seen = Conflist | OtherConf | Plugins | Executable
+
+
+class _Stamp(NamedTuple):
+    """What changes whenever a file does (inode(7)); kept to not read eight megabytes each time."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+class HostDirectories:
+    """The runtime's two directories on the host.
+
+    Attributes:
+        places: what belongs where; nothing, if the operator installs by other means.
+    """
+
+    def __init__(self, places: Installation = NOWHERE) -> None:
+        self.places = places
+        self._compared: tuple[tuple[_Stamp, _Stamp], bool] | None = None
+
+    def observe(self, desired: Iterable[Installed]) -> frozenset[Seen]:
+        """Read our files, and who else has some there.
+
+        Raises:
+            ObserveError: the shipped executable or a file of ours cannot be read, or has a
+                directory in its place.
+        """
+        del desired
+        found: set[Seen] = set()
+        if self.places.bin_dir:
+            found |= set(self._programs(Path(self.places.bin_dir)))
+        if self.places.conf_dir:
+            found |= set(self._configurations(Path(self.places.conf_dir)))
+        return frozenset(found)
+
+    def apply(self, actions: Sequence[Change[Installed]]) -> tuple[ApplyError, ...]:
+        """Write each file.
+
+        The first failure stops the rest: a configuration relies on the executable it names.
+        """
+        for position, action in enumerate(actions):
+            obj = action.object
+            path, mode = Path(obj.path), int(obj.mode, 8)
+            try:
+                if isinstance(obj, Executable):
+                    with Path(obj.copy_of).open("rb") as source:
+                        _put(path, iter(lambda: source.read(CHUNK_BYTES), b""), mode)
+                else:
+                    _put(path, [obj.text.encode()], mode)
+            except OSError as error:
+                number = error.errno or 0
+                message = f"{error.strerror}; {CURES.get(number, 'see to the directory')}"
+                return tuple(
+                    ApplyError.from_errno(str(a), number, f"{path}: {message}", error)
+                    for a in actions[position:]
+                )
+        return ()
+
+    def _programs(self, directory: Path) -> Iterator[Seen]:
+        yield Plugins(str(directory), frozenset(_list(directory)))
+        path, source = directory / TYPE, Path(self.places.program)
+        with _opened(source) as shipped, _opened(path) as there:
+            if shipped is None:
+                raise ObserveError(
+                    f"the CNI executable {source}",
+                    "there is none; name the one to install by --cni-executable",
+                )
+            if there is not None:
+                copy_of = str(source) if self._is_same(shipped, there) else ""
+                yield Executable(str(path), copy_of, _mode(there))
+
+    def _is_same(self, shipped: BinaryIO, there: BinaryIO) -> bool:
+        stamps = (_stamp(shipped), _stamp(there))
+        if self._compared is None or self._compared[0] != stamps:
+            self._compared = (stamps, _have_equal_content(shipped, there))
+        return self._compared[1]
+
+    def _configurations(self, directory: Path) -> Iterator[Seen]:
+        for name in _list(directory):
+            path = directory / name
+            if name == NAME:
+                with _opened(path) as file:
+                    if file is not None:
+                        yield Conflist(str(path), _normal(file), _mode(file))
+            elif name.endswith(SUFFIXES) and not path.is_dir():
+                yield OtherConf(_printable(name), _words(path))
+
+
+def _list(directory: Path) -> list[str]:
+    """Name what is in a directory; one that is missing holds nothing."""
+    try:
+        return sorted(entry.name for entry in directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | None]:
+    """Open a file to read it; None if there is none.
+
+    Raises:
+        ObserveError: it is a directory, or cannot be read.
+    """
+    try:
+        # A pipe would make us wait for whoever writes into it.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise ObserveError(str(path), "it is a directory; remove it")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            try:
+                yield file
+            except OSError as error:
+                raise _unreadable(path, error) from error
+    finally:
+        os.close(fd)
+
+
+def _unreadable(path: Path, error: OSError) -> ObserveError:
+    cure = CURES.get(error.errno or 0, "remove it if it is broken")
+    return ObserveError(str(path), f"{error.strerror}; {cure}")
+
+
+def _stamp(file: BinaryIO) -> _Stamp:
+    found = os.fstat(file.fileno())
+    return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _mode(file: BinaryIO) -> str:
+    return f"{stat.S_IMODE(os.fstat(file.fileno()).st_mode):04o}"
+
+
+def _have_equal_content(one: BinaryIO, other: BinaryIO) -> bool:
+    if _stamp(one).size != _stamp(other).size:
+        return False
+    while (chunk := one.read(CHUNK_BYTES)) == other.read(CHUNK_BYTES):
+        if not chunk:
+            return True
+    return False
+
+
+def _normal(file: BinaryIO) -> str:
+    """Return a configuration in its normal form; "" if it is none."""
+    text = file.read(MAX_CONF_BYTES + 1)
+    if len(text) > MAX_CONF_BYTES:
+        return ""
+    try:
+        return normal(text.decode())
+    except ValueError:
+        return ""
+
+
+def _words(path: Path) -> frozenset[str]:
+    """Return the texts in another owner's configuration; none if it cannot be read."""
+    try:
+        with _opened(path) as file:
+            return words_of(file.read(MAX_CONF_BYTES).decode()) if file else frozenset()
+    except (ObserveError, UnicodeDecodeError):
+        return frozenset()
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _put(path: Path, chunks: Iterable[bytes], mode: int) -> None:
+    """Put a new file into a place, whatever stood there but a directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    interim = path.with_name(f".{path.name}.tmp")
+    interim.unlink(missing_ok=True)
+    fd = os.open(interim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        interim.replace(path)
+    except OSError:
+        interim.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,1 @@
+"""Instance metadata, version 2: asked within bounds, read with distrust."""

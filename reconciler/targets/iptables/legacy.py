@@ -1,0 +1,348 @@
+"""iptables' legacy tables, read as the kernel holds them: nftables does not show them.
+
+They tell nobody when they change, so each full pass reads one: the filter table, which is short on
+every node; ``nat`` may hold tens of thousands of rules, and is read for ``trace`` alone.
+Structures: linux/netfilter_ipv4/ip_tables.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.core.forward import ForwardChain
+from reconciler.diagnostics.ruleset import (
+    NF_INET_HOOKS,
+    BaseChain,
+    ChainId,
+    Expression,
+    FieldIs,
+    Rule,
+    Ruleset,
+    Unclear,
+    Verdict,
+    joined,
+)
+from reconciler.errors import ObserveError
+from reconciler.targets.iptables.xtables import decode_match, decode_target
+
+NAMES = Path("/proc/thread-self/net/ip_tables_names")
+"""The legacy tables of this thread's namespace; asking for another one would make it."""
+
+NAMES_IPV6 = Path("/proc/thread-self/net/ip6_tables_names")
+
+SO_GET_INFO, SO_GET_ENTRIES = 64, 65
+INFO_SIZE = 84
+"""``struct ipt_getinfo``: the table's name, hooks, entry and policy offsets, count and size."""
+
+ENTRIES_HEADER = 40
+"""``struct ipt_get_entries`` up to its entries."""
+
+ENTRY_SIZE, TARGET_HEADER, HOOK_FORWARD = 112, 32, 2
+ACCEPT, DROP, RETURN = -2, -1, -5
+"""Verdicts of a standard target: minus the nf verdict, minus one."""
+
+MAX_TABLE_BYTES, MAX_BYTES_IN_ALL = 8 << 20, 16 << 20
+"""Of one table, as the kernel has it: some 20,000 rules; and of all in one look, which take three
+times as much as objects. What is larger is not read, and said so."""
+
+PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+NAT_SRC = 100
+"""Priorities of iptables' chains (linux/netfilter_ipv4.h); of nat's, those of the first hooks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A family's structures (linux/netfilter_ipv4/ip_tables.h, netfilter_ipv6/ip6_tables.h).
+
+    Attributes:
+        width: bytes of an address. An entry begins with source, destination and their masks, then
+            come the links' names and masks.
+        protocol, flags: where they are in an entry; ``offsets``: of the target and the next one.
+        goto: the flag of a rule that does not return.
+        size: of an entry up to its matches.
+        header: where source and destination are in a packet.
+    """
+
+    family: str
+    names: Path
+    domain: int
+    level: int
+    width: int
+    protocol: int
+    flags: int
+    goto: int
+    offsets: int
+    size: int
+    header: tuple[int, int]
+
+
+IPV4 = Layout("ip", NAMES, socket.AF_INET, socket.IPPROTO_IP, 4, 80, 82, 2, 88, 112, (12, 16))
+IPV6 = Layout(
+    "ip6", NAMES_IPV6, socket.AF_INET6, socket.IPPROTO_IPV6, 16, 128, 131, 4, 140, 168, (8, 24)
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LegacyTables:
+    """The tables of the network namespace that a thread is in."""
+
+    def __init__(self) -> None:
+        self._seen = Ruleset()
+
+    def observe(self) -> tuple[frozenset[str], tuple[ForwardChain, ...]]:
+        """Return the names of the users' chains, and the FORWARD chain if there is one.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        if "filter" not in _names():
+            return frozenset(), ()
+        found = _read("filter")
+        if found is None:
+            raise ObserveError("legacy iptables' filter table", TOO_LARGE)
+        return _decode(*found)
+
+    def ruleset(self, tables: Iterable[str]) -> Ruleset:
+        """Return the chains of some tables, rule by rule; one that is too large is not read.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        result, wanted = Ruleset(), frozenset(tables)
+        left = MAX_BYTES_IN_ALL
+        for layout in (IPV4, IPV6):
+            for table in sorted(_names(layout) & wanted):
+                found = _read(table, layout, left)
+                left -= len(found[1]) if found else 0
+                bases, rules = _chains(table, layout, *found) if found else _unread(table, layout)
+                result = joined(result, Ruleset(bases, rules))
+        if not self._seen.has_same(result):
+            self._seen = result
+        return self._seen
+
+
+TOO_LARGE = f"it is larger than {MAX_TABLE_BYTES >> 20} MiB"
+
+
+def _names(layout: Layout = IPV4) -> frozenset[str]:
+    try:
+        return frozenset(layout.names.read_text().split())
+    except FileNotFoundError:
+        return frozenset()  # a kernel without legacy tables
+    except OSError as error:
+        raise ObserveError("legacy iptables", str(error)) from error
+
+
+def _read(
+    table: str, layout: Layout = IPV4, most: int = MAX_BYTES_IN_ALL
+) -> tuple[bytes, bytes] | None:
+    """Return a table's info and entries; None if these are more bytes than one table may have."""
+    level = layout.level
+    try:
+        with socket.socket(layout.domain, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
+            info = _ask(s, SO_GET_INFO, INFO_SIZE, table.encode(), level)
+            (size,) = struct.unpack_from("I", info, 80)
+            if size > min(MAX_TABLE_BYTES, most):
+                return None
+            header = struct.pack("32sI4x", table.encode(), size)
+            entries = _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header, level)
+            return info, entries[ENTRIES_HEADER:]
+    except OSError as error:
+        raise ObserveError(f"legacy iptables' {table} table", str(error)) from error
+
+
+def _ask(s: socket.socket, option: int, size: int, question: bytes, level: int) -> bytes:
+    # By libc: Python's own getsockopt hands the kernel no question.
+    buffer = ctypes.create_string_buffer(question, size)
+    length = ctypes.c_uint(size)
+    code = _libc.getsockopt(s.fileno(), level, option, buffer, ctypes.byref(length))
+    if code != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return buffer.raw
+
+
+def _decode(info: bytes, entries: bytes) -> tuple[frozenset[str], tuple[ForwardChain, ...]]:
+    starts = struct.unpack_from("5I", info, 36)
+    ends = struct.unpack_from("5I", info, 56)
+    names: set[str] = set()
+    accepts: set[tuple[str, str]] = set()
+    drops = shut = False
+    offset = 0
+    while offset < len(entries):
+        target_offset, next_offset = struct.unpack_from("HH", entries, offset + 88)
+        target = offset + target_offset
+        name = _text(entries[target + 2 : target + 31])
+        if name == "ERROR":
+            # Each chain of a user begins with one; its "error" is the chain's name.
+            names.add(_text(entries[target + TARGET_HEADER : target + TARGET_HEADER + 30]))
+        verdict = struct.unpack_from("i", entries, target + TARGET_HEADER)[0] if not name else 0
+        entry = entries[offset:target]
+        if offset == ends[HOOK_FORWARD]:
+            drops = verdict == DROP
+        elif starts[HOOK_FORWARD] <= offset < ends[HOOK_FORWARD] and not shut:
+            shut = (verdict == DROP or name == "REJECT") and _asked(entry) == {}
+            accepts |= _accepted(entry) if verdict == ACCEPT else set()
+        offset += next_offset
+    chain = ForwardChain("ip", "filter", "FORWARD", "legacy", drops, shut, frozenset(accepts))
+    return frozenset(names - {"ERROR"}), (chain,)
+
+
+def _accepted(entry: bytes) -> set[tuple[str, str]]:
+    """Return the link that is all a rule asks for; nothing if it asks for more, or for none."""
+    asked = _asked(entry)
+    return set(asked.items()) if asked and len(asked) == 1 else set()
+
+
+def _asked(entry: bytes) -> dict[str, str] | None:
+    """Return the links that a rule asks for; None if it asks for anything else."""
+    masks, protocol_and_flags = entry[8:16], entry[80:84]
+    if any(masks) or any(protocol_and_flags) or not _only_comment(entry[ENTRY_SIZE:]):
+        return None
+    sides = {
+        "iifname": (entry[16:32], entry[48:64]),
+        "oifname": (entry[32:48], entry[64:80]),
+    }
+    return {way: _pattern(name, mask) for way, (name, mask) in sides.items() if any(mask)}
+
+
+def _only_comment(matches: bytes) -> bool:
+    """A comment is a match as well, and matches everything."""
+    return not matches or (
+        _text(matches[2:31]) == "comment" and struct.unpack_from("H", matches)[0] == len(matches)
+    )
+
+
+def _pattern(name: bytes, mask: bytes) -> str:
+    """A mask that ends before the name's NUL is iptables' ``prefix+``."""
+    length = len(mask.rstrip(b"\0"))
+    text = _text(name)
+    return text if length > len(text) else f"{text[:length]}*"
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode(errors="replace")
+
+
+Chains = dict[ChainId, tuple[Rule, ...] | None]
+
+
+def _unread(table: str, layout: Layout) -> tuple[tuple[BaseChain, ...], Chains]:
+    bases = tuple(_base(table, layout, hook, drops=False) for hook in NF_INET_HOOKS)
+    return bases, {b.id: None for b in bases}
+
+
+def _base(table: str, layout: Layout, hook: str, *, drops: bool) -> BaseChain:
+    source = table == "nat" and hook in ("input", "postrouting")
+    priority = NAT_SRC if source else PRIORITIES.get(table, 0)
+    kind = "nat" if table == "nat" else "filter"
+    place = ChainId("legacy", layout.family, table, hook.upper())
+    return BaseChain(place, hook, kind, priority, drops)
+
+
+def _chains(
+    table: str, layout: Layout, info: bytes, entries: bytes
+) -> tuple[tuple[BaseChain, ...], Chains]:
+    """Cut a table's entries into chains: they follow each other, and jumps name offsets."""
+    valid, *starts = struct.unpack_from("6I", info, 32)
+    ends = struct.unpack_from("5I", info, 56)
+    hooks = {starts[n]: n for n in range(len(NF_INET_HOOKS)) if valid >> n & 1}
+    names = {offset: NF_INET_HOOKS[n].upper() for offset, n in hooks.items()}
+    listed = list(_entries(entries, layout))
+    for _, after, name, target in listed:
+        if name == "ERROR":
+            names[after] = _text(entries[target + TARGET_HEADER : target + TARGET_HEADER + 30])
+    policies = {ends[n] for n in hooks.values()}
+    rules: dict[str, list[Rule]] = {name: [] for name in names.values()}
+    dropping: set[str] = set()
+    here = ""
+    for offset, after, name, target in listed:
+        here = names.get(offset, here)
+        if name == "ERROR" or not here:
+            continue
+        verdict = struct.unpack_from("i", entries, target + TARGET_HEADER)[0] if not name else 0
+        if offset in policies:
+            dropping |= {here} if verdict == DROP else set()
+            here = ""
+            continue
+        is_goto = bool(entries[offset + layout.flags] & layout.goto)
+        does = _standard(after, verdict, names, is_goto=is_goto) if not name else ()
+        if name:
+            info_at = target + TARGET_HEADER
+            does = decode_target(name, entries[target + 31], entries[info_at:after])
+        rules[here].append((*_asks(entries[offset:target], layout), *does))
+    bases = tuple(
+        _base(table, layout, NF_INET_HOOKS[n], drops=NF_INET_HOOKS[n].upper() in dropping)
+        for n in hooks.values()
+    )
+    return bases, {ChainId("legacy", layout.family, table, n): tuple(r) for n, r in rules.items()}
+
+
+def _entries(entries: bytes, layout: Layout) -> Iterator[tuple[int, int, str, int]]:
+    """Yield where each entry and the one after it begin, its target's name, and where that is."""
+    offset = 0
+    while offset + layout.size <= len(entries):
+        to_target, length = struct.unpack_from("HH", entries, offset + layout.offsets)
+        if length < layout.size:
+            return
+        target = offset + to_target
+        yield offset, offset + length, _text(entries[target + 2 : target + 31]), target
+        offset += length
+
+
+def _standard(
+    after: int, verdict: int, names: dict[int, str], *, is_goto: bool
+) -> tuple[Expression, ...]:
+    words = {ACCEPT: "accept", DROP: "drop", RETURN: "return"}
+    if verdict in words:
+        return (Verdict(words[verdict]),)
+    if verdict == after:
+        return ()  # a rule without a target
+    if verdict not in names:
+        return (Unclear("verdict", ends=True),)
+    return (Verdict("goto" if is_goto else "jump", names[verdict]),)
+
+
+def _asks(entry: bytes, layout: Layout) -> tuple[Expression, ...]:
+    """Return what an entry asks for: addresses, links, the protocol, and its matches."""
+    inverted = entry[layout.flags + 1]
+    protocol, width = entry[layout.protocol : layout.protocol + 2], layout.width
+    source, destination, source_mask, destination_mask = (
+        entry[n * width : (n + 1) * width] for n in range(4)
+    )
+    incoming, outgoing, incoming_mask, outgoing_mask = (
+        entry[4 * width + n * 16 : 4 * width + (n + 1) * 16] for n in range(4)
+    )
+    found: list[Expression] = []
+    for field, at, value, mask, bit in (
+        ("network", layout.header[0], source, source_mask, 8),
+        ("network", layout.header[1], destination, destination_mask, 16),
+        ("iifname", 0, incoming, incoming_mask, 1),
+        ("oifname", 0, outgoing, outgoing_mask, 2),
+        ("l4proto", 0, protocol[:1], b"\xff" if any(protocol) else b"\0", 64),
+    ):
+        if any(mask):
+            wanted = bytes(v & m for v, m in zip(value, mask, strict=True))
+            found.append(FieldIs(field, at, mask, wanted, bool(inverted & bit)))
+    if entry[layout.flags] & ~(layout.goto | OF_PROTOCOL[layout.family]) or inverted & 0x24:
+        found.append(Unclear("fragments or TOS"))
+    offset = layout.size
+    while offset + TARGET_HEADER <= len(entry):
+        (size,) = struct.unpack_from("H", entry, offset)
+        if size < TARGET_HEADER:
+            break
+        name, revision = _text(entry[offset + 2 : offset + 31]), entry[offset + 31]
+        found += decode_match(name, revision, entry[offset + TARGET_HEADER : offset + size])
+        offset += size
+    return tuple(found)
+
+
+OF_PROTOCOL = {"ip": 0, "ip6": 1}
+"""The flag that says that an entry asks for a protocol (IP6T_F_PROTO); IPv4's has none."""

@@ -1,0 +1,185 @@
+"""iptables' tables as text: the door to the ``iptables`` programs, of both backends.
+
+The two are different worlds in one kernel: what ``iptables-legacy`` wrote, ``iptables-nft`` does
+not see. Only what another plugin left is ever removed; nothing is added.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from reconciler.core.predecessor import IptablesChain, IptablesRule
+from reconciler.engine.plan import Change
+from reconciler.errors import ApplyError, ObserveError
+
+TABLES = ("nat", "mangle")
+"""The tables that the stock plugin writes to."""
+
+LEGACY = Path("/proc/thread-self/net/ip_tables_names")
+"""Lists the legacy tables of this namespace. To list such a table's rules, or to find it absent,
+``iptables-legacy`` would first make it, and a hook of NAT with it."""
+
+LOCK_S = 5
+"""Seconds to wait for the lock that every other program of iptables holds for milliseconds."""
+
+TIMEOUT_S = 20
+"""Seconds for one program: with tens of thousands of rules it takes some."""
+
+MAX_LINES = 300_000
+"""Lines that are kept of one table: 10,000 services make half as many."""
+
+MAX_LINE = 1 << 16
+"""Bytes of one line; a rule's text has a few hundred."""
+
+MAX_MEMORY = 256 << 20
+"""Bytes that a program may allocate. If memory runs out all the same, it is the first to go."""
+
+Place = tuple[str, str]
+"""Backend and table."""
+
+
+class Iptables:
+    """The nat and mangle tables of this network namespace, in both backends."""
+
+    def observe(
+        self, nft_tables: Collection[str], telling: str = "", limit: int = MAX_LINES
+    ) -> tuple[Mapping[Place, tuple[str, ...]], Mapping[Place, str]]:
+        """Read chains and rules, by backend and table, as ``iptables-save`` writes them.
+
+        Args:
+            nft_tables: names of nftables tables of family ip; iptables-nft keeps its own there.
+            telling: only lines with this in them are kept.
+            limit: a table with more of them is not read.
+
+        Returns:
+            the lines; and for tables that could not be read, why.
+
+        Raises:
+            ObserveError: nobody can tell which tables there are.
+        """
+        saved: dict[Place, tuple[str, ...]] = {}
+        unlisted: dict[Place, str] = {}
+        for backend, table in _places(nft_tables):
+            program = f"iptables-{backend}-save"
+            if shutil.which(program) is None:
+                unlisted[backend, table] = f"there is no {program}"
+                continue
+            lines, why = _list([program, "-t", table], telling.encode(), limit)
+            if why:
+                unlisted[backend, table] = why
+            else:
+                saved[backend, table] = lines
+        return saved, unlisted
+
+    def apply(
+        self, actions: Sequence[Change[IptablesRule | IptablesChain]]
+    ) -> tuple[ApplyError, ...]:
+        """Remove rules and chains: one transaction for each backend and table."""
+        places: dict[Place, list[Change[IptablesRule | IptablesChain]]] = defaultdict(list)
+        for action in actions:
+            places[action.object.backend, action.object.table].append(action)
+        return tuple(
+            failure
+            for (backend, table), group in places.items()
+            for failure in self._restore(backend, table, group)
+        )
+
+    def _restore(
+        self,
+        backend: str,
+        table: str,
+        actions: Sequence[Change[IptablesRule | IptablesChain]],
+    ) -> Iterator[ApplyError]:
+        program = f"iptables-{backend}-restore"
+        # The nft backend has the kernel's transactions, and no lock.
+        wait = ["-w", str(LOCK_S)]
+        done = _run([program, "--noflush", *wait], "\n".join(_script(table, actions)))
+        if done.returncode != 0:
+            why = _words(done.stderr)
+            yield from (ApplyError(str(a), "TransactionRefused", why) for a in actions)
+
+
+def _places(nft_tables: Collection[str]) -> Iterator[Place]:
+    yield from (("nft", table) for table in TABLES if table in nft_tables)
+    try:
+        names = LEGACY.read_text().split()
+    except FileNotFoundError:
+        return  # the kernel has no legacy tables
+    except OSError as error:
+        raise ObserveError(str(LEGACY), str(error)) from error
+    yield from (("legacy", table) for table in TABLES if table in names)
+
+
+def _script(table: str, actions: Sequence[Change[IptablesRule | IptablesChain]]) -> Iterator[str]:
+    """What refers to chains goes first, then what is in them, then they."""
+    objects = [a.object for a in actions]
+    chains = [o for o in objects if isinstance(o, IptablesChain)]
+    yield f"*{table}"
+    yield from (f"-D {o.chain} {o.text}" for o in objects if isinstance(o, IptablesRule))
+    yield from (f"-F {o.name}" for o in chains)
+    yield from (f"-X {o.name}" for o in chains)
+    yield "COMMIT\n"
+
+
+def _list(argv: list[str], telling: bytes, limit: int) -> tuple[tuple[str, ...], str]:
+    """Run a program that lists a table; return lines of it, or why not."""
+    kept: list[str] = []
+    with tempfile.TemporaryFile() as said:
+        try:
+            program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said)
+        except OSError as error:
+            return (), str(error)
+        # Its end closes the pipe, so that reading ends as well.
+        timer = threading.Timer(TIMEOUT_S, program.kill)
+        try:
+            timer.start()
+        except RuntimeError as error:  # no thread can be started
+            with program:
+                program.kill()
+            return (), str(error)
+        try:
+            _restrict(program.pid)
+            assert program.stdout is not None
+            with program.stdout as lines:
+                while (line := lines.readline(MAX_LINE)) and len(kept) <= limit:
+                    if line.startswith((b":", b"-A ")) and telling in line:
+                        kept.append(line.decode(errors="backslashreplace").rstrip("\n"))
+                if line:
+                    program.kill()
+        finally:
+            code = program.wait()
+            timer.cancel()
+        if len(kept) > limit:
+            return (), f"it has more than {limit} lines"
+        if code != 0:
+            said.seek(0)
+            return (), _words(said.read(MAX_LINE)) or f"{argv[0]} ended with {code}"
+    return tuple(kept), ""
+
+
+def _restrict(pid: int) -> None:
+    """Let a program have no more than it needs; one that has ended needs nothing."""
+    with suppress(OSError):
+        resource.prlimit(pid, resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+
+
+def _run(argv: list[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            argv, input=text.encode(), capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(argv, 1, b"", str(error).encode())
+
+
+def _words(said: bytes) -> str:
+    return " ".join(said.decode(errors="backslashreplace").split())[:256]

@@ -1,0 +1,1 @@
+"""rtnetlink and nfnetlink: codec, sockets, the kernel's network objects, namespaces."""

@@ -1,0 +1,259 @@
+"""What each change of an object asks of the kernel, in rtnetlink's own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import nullcontext
+from typing import Any
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from reconciler.core.datapath import IpAddress
+from reconciler.domains.address import LinkAddress
+from reconciler.domains.link import EniLink, Link, PodLink, Veth
+from reconciler.domains.neighbour import Neighbour
+from reconciler.domains.route import Route
+from reconciler.domains.rule import Rule
+from reconciler.engine.plan import Change, Verb
+from reconciler.targets.netlink.namespaces import entered, open_namespace
+from reconciler.targets.netlink.rtnetlink import (
+    ADDRESSES,
+    AF,
+    LINKS,
+    NEIGHBOURS,
+    NUD_PERMANENT,
+    ROUTES,
+    RTN_UNICAST,
+    RULES,
+    Attributes,
+    How,
+    Rtnetlink,
+    decode_message,
+)
+
+KernelObject = Link | LinkAddress | Neighbour | Route | Rule
+
+IFF_UP = 0x1
+IFA_F_NODAD = 0x02
+IFA_F_NOPREFIXROUTE = 0x200
+FR_ACT_TO_TBL = 1
+SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
+
+
+class Sessions:
+    """Sockets by namespace, opened when first needed, closed together."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Rtnetlink] = {}
+        self._index: dict[tuple[str, str], int] = {}
+
+    def __enter__(self) -> Sessions:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._open.values():
+            each.close()
+
+    def __call__(self, path: str) -> Rtnetlink:
+        """Return the socket into a namespace, "" for the host's.
+
+        Raises:
+            FileNotFoundError: there is no such namespace.
+        """
+        if path not in self._open:
+            with entered(path) if path else nullcontext():
+                self._open[path] = Rtnetlink()
+        return self._open[path]
+
+    def index(self, path: str, name: str) -> int:
+        """Return a link's index.
+
+        Raises:
+            FileNotFoundError: there is no such namespace.
+            NetlinkError: ENODEV if there is no such link.
+        """
+        if (path, name) not in self._index:
+            # By ioctl: an answer by netlink has forty attributes more.
+            with entered(path) if path else nullcontext():
+                try:
+                    self._index[path, name] = socket.if_nametoindex(name)
+                except OSError as error:
+                    raise NetlinkError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
+        return self._index[path, name]
+
+    def forget(self) -> None:
+        """Look indices up again: links come and go."""
+        self._index.clear()
+
+
+def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
+    """Carry out one action.
+
+    Raises:
+        NetlinkError: the kernel refused.
+        OSError: the namespace cannot be entered.
+    """
+    deleting = action.verb is Verb.DELETE
+    match action.object:
+        case EniLink() as link:
+            _set_link(sessions(""), link.name, link.up, ("IFLA_MTU", link.mtu))
+        case Veth() as veth:
+            _apply_veth(sessions, action.verb, veth, action.was)
+        case PodLink() as link if deleting:
+            sessions(link.netns).change(LINKS, How.DELETE, (("IFLA_IFNAME", link.name),))
+        case PodLink() as link:
+            settings = ("IFLA_ADDRESS", link.mac), ("IFLA_MTU", link.mtu)
+            _set_link(sessions(link.netns), link.name, link.up, *settings)
+        case LinkAddress() as address:
+            _apply_address(sessions, action.verb, address)
+        case Neighbour() as neighbour:
+            sessions(neighbour.netns).change(
+                NEIGHBOURS,
+                How.DELETE if deleting else How.REPLACE,
+                (("NDA_DST", str(neighbour.address)), ("NDA_LLADDR", neighbour.mac)),
+                family=_family(neighbour.address),
+                ifindex=sessions.index(neighbour.netns, neighbour.device),
+                state=NUD_PERMANENT,
+            )
+        case Route() as route:
+            _apply_route(sessions, route, deleting=deleting)
+        case Rule() as rule:
+            _apply_rule(sessions, rule, deleting=deleting)
+
+
+def _set_link(where: Rtnetlink, name: str, up: bool, *settings: tuple[str, Any]) -> None:
+    flags = IFF_UP if up else 0
+    attributes = (("IFLA_IFNAME", name), *settings)
+    where.change(LINKS, How.SET, attributes, flags=flags, change=IFF_UP)
+
+
+def _apply_veth(
+    sessions: Sessions, verb: Verb, veth: Veth, was: KernelObject | None = None
+) -> None:
+    host = sessions("")
+    sessions.forget()
+    if verb is Verb.DELETE:
+        host.change(LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
+        return
+    if isinstance(was, Veth) and was.name != veth.name:
+        index = sessions.index("", was.name)
+        # Before Linux 6.2 a link that is up keeps its name (dev_change_name).
+        host.change(LINKS, How.SET, (), index=index, change=IFF_UP)
+        host.change(LINKS, How.SET, (("IFLA_IFNAME", veth.name),), index=index)
+        sessions.forget()
+    settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
+    if isinstance(was, Veth) and was.mtu != veth.mtu and veth.pod_netns:
+        _set_peers_mtu(sessions, veth)
+    if verb is Verb.CREATE:
+        # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
+        fd = open_namespace(veth.pod_netns)
+        try:
+            peer = (
+                ("IFLA_IFNAME", veth.pod_name),
+                ("IFLA_ADDRESS", veth.pod_mac),
+                ("IFLA_MTU", veth.mtu),
+                ("IFLA_NET_NS_FD", fd),
+            )
+            data = ("IFLA_INFO_DATA", (("VETH_INFO_PEER", peer),))
+            kind = ("IFLA_LINKINFO", (("IFLA_INFO_KIND", "veth"), data))
+            attributes = (("IFLA_IFNAME", veth.name), *settings, kind)
+            host.change(LINKS, How.CREATE, attributes)
+        finally:
+            os.close(fd)
+        settings = ()  # given at its creation
+    # By a message of its own: a new link is not up yet, and a new alias of one that is up makes
+    # the kernel go through every IPv6 route there is (NETDEV_CHANGE, rt6_sync_down_dev).
+    alias = (("IFLA_IFNAME", veth.name), *settings, ("IFLA_IFALIAS", veth.alias))
+    host.change(LINKS, How.SET, alias)
+    _set_link(host, veth.name, veth.up)
+
+
+def _set_peers_mtu(sessions: Sessions, veth: Veth) -> None:
+    """Give the pod's end the same MTU, whatever the pod calls it by now.
+
+    An MTU is the pair's: what is longer than the receiving end's is dropped without a word
+    (``is_skb_forwardable``).
+    """
+    for told in sessions("").read_one(LINKS, (("IFLA_IFNAME", veth.name),)):
+        peer = decode_message(LINKS, told).get("link")
+        sessions(veth.pod_netns).change(LINKS, How.SET, (("IFLA_MTU", veth.mtu),), index=peer)
+
+
+def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None:
+    where = sessions(address.netns)
+    own = str(address.address)
+    flags = 0 if address.connected_route else IFA_F_NOPREFIXROUTE
+    flags |= IFA_F_NODAD if address.address.version == 6 else 0
+    attributes: Attributes = (("IFA_LOCAL", own), ("IFA_ADDRESS", own), ("IFA_FLAGS", flags))
+    fields = {
+        "family": _family(address.address),
+        "prefixlen": address.prefix_length,
+        "index": sessions.index(address.netns, address.device),
+    }
+    if verb is not Verb.CREATE:
+        # The kernel does not change IFA_F_NOPREFIXROUTE of an IPv4 address in place.
+        where.change(ADDRESSES, How.DELETE, attributes, **fields)
+    if verb is not Verb.DELETE:
+        where.change(ADDRESSES, How.CREATE, attributes, **fields)
+
+
+def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
+    where = sessions(route.netns)
+    attributes: Attributes = (("RTA_TABLE", route.table),)
+    if route.destination.prefixlen:
+        attributes += (("RTA_DST", str(route.destination.network_address)),)
+    if route.metric:
+        attributes += (("RTA_PRIORITY", route.metric),)
+    fields = {
+        "family": _family(route.destination.network_address),
+        "dst_len": route.destination.prefixlen,
+        "proto": route.protocol,
+        "tos": route.tos,
+    }
+    if deleting:
+        # Without the way the first one in that place goes. Without a scope the kernel would look
+        # for one of scope "universe" only.
+        if route.device:
+            attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
+        if route.gateway:
+            attributes += (("RTA_GATEWAY", str(route.gateway)),)
+        where.change(ROUTES, How.DELETE, attributes, scope=SCOPE_NOWHERE, **fields)
+        return
+    attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
+    if route.gateway:
+        attributes += (("RTA_GATEWAY", str(route.gateway)),)
+    if route.source:
+        attributes += (("RTA_PREFSRC", str(route.source)),)
+    scope = SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
+    where.change(ROUTES, How.REPLACE, attributes, scope=scope, type=RTN_UNICAST, **fields)
+
+
+def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
+    if deleting and rule.told:
+        # The first one goes that has what is named: with less than all it may be another one.
+        sessions("").delete(RULES, rule.told)
+        return
+    attributes: Attributes = (
+        ("FRA_PRIORITY", rule.priority),
+        ("FRA_TABLE", rule.table),
+        ("FRA_PROTOCOL", rule.protocol),
+    )
+    told = dict(word.partition("=")[::2] for word in rule.extra.split(","))
+    fields = {"family": AF[rule.family], "action": int(told.get("action", FR_ACT_TO_TBL))}
+    if rule.mark is not None:
+        attributes += (("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask))
+    if rule.source is not None:
+        attributes += (("FRA_SRC", str(rule.source.network_address)),)
+        fields["src_len"] = rule.source.prefixlen
+    try:
+        how = How.DELETE if deleting else How.CREATE
+        sessions("").change(RULES, how, attributes, **fields)
+    except NetlinkError as error:
+        if deleting or error.code != errno.EEXIST:
+            raise
+
+
+def _family(address: IpAddress) -> int:
+    return AF["ipv4" if address.version == 4 else "ipv6"]

@@ -1,0 +1,1 @@
+"""nftables: our table, and the rules and chains of other owners."""

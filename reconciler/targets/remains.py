@@ -1,0 +1,424 @@
+"""What amazon-vpc-cni-k8s has left on this node: a door to ``pyroute2``, and to its files.
+
+``iptables`` and ``nft`` have doors of their own, which this one asks. Nothing is recognised here:
+what is read is whatever could be the stock plugin's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from pyroute2.netlink import NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_GETNSID, RTM_NEWNSID
+
+from reconciler.core.attachment import AttachmentKey, netns_identity
+from reconciler.core.datapath import MAIN_TABLE, PROTOCOL, IpAddress, IpNetwork
+from reconciler.core.predecessor import (
+    ENI_TABLES,
+    FROM_ENI,
+    FROM_POD,
+    FWMARK,
+    PROTOCOLS,
+    SERVICE_CIDR,
+    SIGN,
+    TO_POD,
+    VETH,
+    Allocation,
+    IptablesChain,
+    IptablesRule,
+    Leftover,
+    PodEnd,
+    Sighting,
+    StockRoute,
+    StockRule,
+    StockTable,
+)
+from reconciler.engine.plan import Change
+from reconciler.errors import ApplyError, ObserveError
+from reconciler.targets.files.bounded import read_file
+from reconciler.targets.iptables.programs import TABLES, Iptables
+from reconciler.targets.netlink.decode import KNOWN_RULE_FIELDS
+from reconciler.targets.netlink.namespaces import entered_by
+from reconciler.targets.netlink.rtnetlink import (
+    HEADER,
+    LINKS,
+    POD_BOUNDS,
+    ROUTES,
+    RULES,
+    Facts,
+    Rtnetlink,
+    attribute,
+)
+from reconciler.targets.netlink.target import GONE
+from reconciler.targets.netlink.write import FR_ACT_TO_TBL, SCOPE_NOWHERE
+from reconciler.targets.nftables.target import StockTables
+
+DIRECTORY = Path("/var/run/aws-node")
+"""Where its daemon keeps its checkpoint and its socket (amazon-vpc-cni-k8s ``ipamd.go``)."""
+
+VERSION = "vpc-cni-ipam/1"
+"""Of the checkpoint (``pkg/ipamd/datastore/data_store.go``)."""
+
+MAX_CHECKPOINT_BYTES = 1 << 22
+"""Of the checkpoint: an allocation has some 300 bytes, and a node a few hundred of them."""
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a checkpoint that is none may raise; the last one if it is nested very deep."""
+
+SOCKET_TIMEOUT_S = 0.5
+
+MAX_LEFT = 2_000
+"""Lines of one of iptables' tables that may be the stock plugin's: some ten for each CIDR."""
+
+PLACES_OF_RULES = {TO_POD, FWMARK, SERVICE_CIDR, FROM_POD, FROM_ENI}
+OUR_PROTOCOL = bytes([PROTOCOL])
+
+AF_INET = socket.AF_INET
+NETNSA_NSID, NETNSA_FD = 1, 3
+
+PLACES = ("run/netns/*", "proc/[0-9]*/ns/net")
+"""Where namespaces of pods are, below the root: mounted by the runtime, or only a process's."""
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+"""Container IDs and interface names, as the CNI specification limits them; they become names of
+files."""
+
+
+class Remains:
+    """What the stock plugin has left in this network namespace and in its directory."""
+
+    def __init__(self, directory: Path = DIRECTORY) -> None:
+        self._directory = directory
+        self._iptables = Iptables()
+        self._tables = StockTables()
+
+    def observe(self, desired: Iterable[object] = ()) -> Sighting:
+        """Look at everything that could be the stock plugin's.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        del desired
+        seen = self.glance()
+        # With thousands of services iptables-nft-save takes seconds: only where something is.
+        telling = {t for t in TABLES if t in seen.tables and self._tables.mentions(t, SIGN)}
+        saved, unlisted = self._iptables.observe(telling, SIGN, MAX_LEFT)
+        return replace(seen, saved=saved, unlisted=unlisted)
+
+    def glance(self) -> Sighting:
+        """Look at all but iptables: where there are thousands of services, that takes long.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        allocations, unread = self._checkpoint()
+        tables = self._tables.observe()
+        try:
+            rules, routes = _read_kernel()
+        except (NetlinkError, OSError) as error:
+            raise ObserveError("rules and routes of other owners", str(error)) from error
+        return Sighting(
+            rules=rules,
+            routes=routes,
+            tables=tables,
+            allocations=allocations,
+            unread=unread,
+            running=self._is_running(),
+        )
+
+    def apply(self, actions: Sequence[Change[Leftover]]) -> tuple[ApplyError, ...]:
+        """Remove objects: iptables and nftables first, a transaction each; return what failed."""
+        iptables: list[Change[Any]] = []
+        tables: list[Change[Any]] = []
+        kernel: list[Change[Any]] = []
+        for action in actions:
+            match action.object:
+                case IptablesRule() | IptablesChain():
+                    iptables.append(action)
+                case StockTable():
+                    tables.append(action)
+                case _:
+                    kernel.append(action)
+        return (
+            *self._iptables.apply(iptables),
+            *self._tables.apply(tables),
+            *_remove(kernel),
+        )
+
+    def find_ends(self, veths: Iterable[str]) -> Mapping[str, PodEnd]:
+        """Find the other ends of host links, wherever a namespace can be seen.
+
+        Raises:
+            ObserveError: the kernel could not be read.
+        """
+        wanted = set(veths)
+        if not wanted:
+            return {}
+        try:
+            return _find_ends(wanted)
+        except (NetlinkError, OSError) as error:
+            raise ObserveError("namespaces of pods", str(error)) from error
+
+    def _checkpoint(self) -> tuple[Mapping[IpAddress, Allocation], str]:
+        """Read the checkpoint; say why, if it tells nothing."""
+        path = self._directory / "ipam.json"
+        try:
+            body = json.loads(read_file(path, MAX_CHECKPOINT_BYTES))
+            if body["version"] != VERSION:
+                return {}, f"{path} is of version {str(body['version'])[:64]}, not {VERSION}"
+            found = [_allocation(a) for a in body["allocations"] or () if a.get("ipv4")]
+        except UNREADABLE as error:
+            return {}, f"{path} cannot be read ({type(error).__name__}: {str(error)[:128]})"
+        return {a.address: a for a in found}, ""
+
+    def _is_running(self) -> bool:
+        """Whether somebody accepts connections on the daemon's socket."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+            s.settimeout(SOCKET_TIMEOUT_S)
+            try:
+                s.connect(str(self._directory / "ipamd.sock"))
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+                return False  # left by a process that is gone
+            except OSError:
+                return True  # in doubt it runs: a full queue, for one
+        return True
+
+
+def _allocation(body: dict[str, Any]) -> Allocation:
+    container_id, ifname = str(body["containerID"]), str(body["ifName"])
+    if not _WORD.fullmatch(container_id) or not _WORD.fullmatch(ifname):
+        raise ValueError(f"{container_id!r} and {ifname!r} name no container's interface")
+    pod = body.get("metadata") or {}
+    name = f"{pod.get('k8sPodNamespace', '')}/{pod.get('k8sPodName', '')}".strip("/")
+    return Allocation(AttachmentKey(container_id, ifname), ip_address(body["ipv4"]), name)
+
+
+def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
+    """Read what may be of the stock plugin's, message by message; others may have any number."""
+    with Rtnetlink() as host:
+        told = host.read(RULES, takes=_may_be_its_rule, family=AF_INET)
+        rules = tuple(_decode_rule(m) for m in host.decode(RULES, told))
+        links = host.decode(LINKS, host.read(LINKS, takes=_may_be_its_link))
+        veths = {m["index"] for m in links if VETH.fullmatch(m.get("ifname") or "")}
+        pods = {
+            r.destination.network_address.packed
+            for r in rules
+            if r.priority == TO_POD and r.destination
+        }
+        takes = partial(_may_be_its_route, frozenset(veths), frozenset(pods))
+        routes = host.decode(ROUTES, host.read(ROUTES, takes=takes, family=AF_INET))
+    names = dict(socket.if_nameindex()) if routes else {}
+    return rules, tuple(_decode_route(m, names) for m in routes)
+
+
+def _may_be_its_rule(rule: bytes) -> bool:
+    """Whether a rule stands in one of its places; those of others there may hide its own."""
+    priority = int.from_bytes(attribute(RULES, rule, "FRA_PRIORITY"), sys.byteorder)
+    return priority in PLACES_OF_RULES and attribute(RULES, rule, "FRA_PROTOCOL") != OUR_PROTOCOL
+
+
+def _may_be_its_link(link: bytes) -> bool:
+    return attribute(LINKS, link, "IFLA_IFNAME").startswith(b"eni")
+
+
+def _may_be_its_route(veths: frozenset[int], pods: frozenset[bytes], route: bytes) -> bool:
+    """Whether a route is in an ENI's table, or leads to one address, over such a link or ruled."""
+    _, length, _, _, table, protocol = route[HEADER.size : HEADER.size + 6]  # ``struct rtmsg``
+    if protocol not in PROTOCOLS:
+        return False
+    if table in ENI_TABLES:
+        return True
+    link = int.from_bytes(attribute(ROUTES, route, "RTA_OIF"), sys.byteorder)
+    return (table, length) == (MAIN_TABLE, 32) and (
+        link in veths or attribute(ROUTES, route, "RTA_DST") in pods
+    )
+
+
+def _decode_rule(message: Facts) -> StockRule:
+    mark = message.get("fwmark")
+    known = KNOWN_RULE_FIELDS | {"FRA_DST"}
+    others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in known)
+    if message["action"] != FR_ACT_TO_TBL:
+        others.append(f"action={message['action']}")
+    if message["flags"]:
+        others.append(f"flags={message['flags']}")  # "not", for one
+    if message["tos"]:
+        others.append(f"tos={message['tos']}")
+    return StockRule(
+        priority=message.get("priority") or 0,
+        table=message.get("table") or 0,
+        destination=_network(message.get("dst"), message["dst_len"]),
+        source=_network(message.get("src"), message["src_len"]),
+        mark=mark,
+        mask=(message.get("fwmask") or 0) if mark is not None else 0,
+        protocol=message.get("protocol") or 0,
+        extra=",".join(others),
+    )
+
+
+def _decode_route(message: Facts, names: dict[int, str]) -> StockRoute:
+    gateway = message.get("gateway")
+    return StockRoute(
+        table=message.get("table"),
+        destination=_network(message.get("dst"), message["dst_len"]) or ip_network("0.0.0.0/0"),
+        device=names.get(message.get("oif") or 0, ""),
+        gateway=ip_address(gateway) if gateway else None,
+        metric=message.get("priority") or 0,
+        protocol=message["proto"],
+    )
+
+
+def _network(address: str | None, length: int) -> IpNetwork | None:
+    return ip_network((address, length), strict=False) if address else None
+
+
+def _remove(actions: Iterable[Change[StockRule | StockRoute]]) -> tuple[ApplyError, ...]:
+    from pyroute2.iproute import IPRoute  # with an event loop, for who takes over only
+
+    failures = []
+    with IPRoute() as ip:
+        for action in actions:
+            try:
+                match action.object:
+                    case StockRule() as rule:
+                        _remove_rule(ip, rule)
+                    case StockRoute() as route:
+                        _remove_route(ip, route)
+            except NetlinkError as error:
+                if error.code not in GONE:
+                    why = os.strerror(error.code)
+                    failures.append(ApplyError.from_errno(str(action), error.code, why, error))
+    return tuple(failures)
+
+
+def _remove_rule(ip: Any, rule: StockRule) -> None:
+    words: dict[str, Any] = {
+        "priority": rule.priority,
+        "table": rule.table,
+        "protocol": rule.protocol,
+        "family": AF_INET,
+    }
+    if rule.mark is not None:
+        words |= {"fwmark": rule.mark, "fwmask": rule.mask}
+    for side, network in (("src", rule.source), ("dst", rule.destination)):
+        if network is not None:
+            words |= {side: str(network.network_address), f"{side}_len": network.prefixlen}
+    ip.rule("delete", **words)
+
+
+def _remove_route(ip: Any, route: StockRoute) -> None:
+    words: dict[str, Any] = {
+        "dst": str(route.destination),
+        "table": route.table,
+        "proto": route.protocol,
+        "family": AF_INET,
+        "scope": SCOPE_NOWHERE,
+    }
+    # By its device, too: another route to the same place may stand beside it by now.
+    found = ip.link_lookup(ifname=route.device)
+    if not found:
+        return  # it went with its link
+    words["oif"] = found[0]
+    if route.gateway:
+        words["gateway"] = str(route.gateway)
+    if route.metric:
+        words["priority"] = route.metric
+    ip.route("delete", **words)
+
+
+def _find_ends(veths: set[str]) -> dict[str, PodEnd]:
+    """Match each link's peer, by namespace id and index, with what is in that namespace."""
+    peers: dict[int, dict[int, tuple[str, str]]] = {}
+    with Rtnetlink() as host:
+        messages = host.dump(LINKS)
+    for message in messages:
+        name, nsid = message.get("ifname"), message.get("link_netnsid")
+        if name in veths and nsid is not None:
+            peers.setdefault(nsid, {})[message.get("link")] = (name, message.get("address"))
+    found: dict[str, PodEnd] = {}
+    known: set[int] = set()
+    for pattern in PLACES:
+        for path in sorted(Path("/").glob(pattern)) if peers else ():
+            _look_into(path, peers, known, found)
+    return found
+
+
+def _look_into(
+    path: Path,
+    peers: dict[int, dict[int, tuple[str, str]]],
+    known: set[int],
+    found: dict[str, PodEnd],
+) -> None:
+    """Add what one namespace holds of the ends that are looked for."""
+    try:
+        # Whatever somebody has put there, a pipe for one: opening it must not wait.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return  # a process that has ended, or a mount that is being made
+    try:
+        inode = os.fstat(fd).st_ino
+        if inode in known:
+            return
+        known.add(inode)
+        ends = peers.pop(_nsid(fd), None)
+        if ends is None:
+            return
+        with entered_by(fd):
+            inner = Rtnetlink(None, POD_BOUNDS)
+        with inner:
+            for index, (veth, host_mac) in ends.items():
+                for link in _link_at(inner, index):
+                    identity = netns_identity(str(path), inode)
+                    end = PodEnd(identity, link.get("ifname"), host_mac, link.get("address"))
+                    found[veth] = end
+    finally:
+        os.close(fd)
+
+
+def _link_at(inner: Rtnetlink, index: int) -> list[Facts]:
+    """Read one link by its index: how many more there are is up to the pod."""
+    try:
+        return inner.decode(LINKS, inner.read_one(LINKS, LINKS.asks, index=index))
+    except NetlinkError as error:
+        if error.code in GONE:
+            return []
+        raise
+
+
+def _nsid(fd: int) -> int:
+    """Return this namespace's number for another one; -1 if it has none.
+
+    The kernel gives one to a namespace as soon as one of our links has its peer there. By hand,
+    because pyroute2's ``get_netnsid`` is not among what its synchronous ``IPRoute`` offers.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    # nlmsghdr, rtgenmsg, one attribute (linux/netlink.h, linux/net_namespace.h).
+    body = struct.pack("=B3xHHI", socket.AF_UNSPEC, 8, NETNSA_FD, fd)
+    header = struct.pack("=IHHII", 16 + len(body), RTM_GETNSID, NLM_F_REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as s:
+        s.settimeout(SOCKET_TIMEOUT_S)
+        s.sendto(header + body, (0, 0))
+        answer = s.recv(4096)
+    if struct.unpack_from("=H", answer, 4)[0] != RTM_NEWNSID:
+        return -1  # no namespace: an ordinary file, or a mount that is gone
+    offset = 20
+    while offset + 8 <= len(answer):
+        length, kind = struct.unpack_from("=HH", answer, offset)
+        if kind == NETNSA_NSID:
+            return int(struct.unpack_from("=i", answer, offset + 4)[0])
+        offset += max(length + 3 & ~3, 4)
+    return -1

@@ -1,0 +1,1 @@
+"""The state directory: records, the last observation of EC2, clocks."""

@@ -1,0 +1,201 @@
+"""The command line with something in its way: a sentence and an exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from reconciler.cli import commands
+
+DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
+PROGRAM = [sys.executable, "-m", "reconciler"]
+
+USER = """
+import encodings.utf_8_sig, json, os, sys  # this Python itself may be root's
+from reconciler.cli.commands import run_command_line
+import lab.cli
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+found = []
+for argv in json.loads(sys.argv[1]):
+    out, err = os.memfd_create("out"), os.memfd_create("err")
+    if not (child := os.fork()):
+        os.dup2(out, 1); os.dup2(err, 2)
+        sys.argv = ["node-network", *argv]
+        run_command_line()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found.append([code, *(os.pread(fd, 1 << 20, 0).decode() for fd in (out, err))])
+print(json.dumps(found))
+"""
+"""Runs command lines as a user without rights; Python and its modules are loaded once."""
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A directory that every user may enter, with a document, and records that are root's."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "document.yaml").write_text(DOCUMENT)
+        (root / "secret.yaml").write_text(DOCUMENT)
+        (root / "secret.yaml").chmod(0o600)
+        (root / "state/intents").mkdir(parents=True)
+        (root / "state").chmod(0o700)
+        (root / "fresh").mkdir()
+        yield root
+
+
+@pytest.fixture(scope="module")
+def user(place: Path) -> dict[str, tuple[int, str, str]]:
+    """What each command line says to a user without rights."""
+    state, config = f"--state-dir {place}/state", f"-f {place}/document.yaml"
+    lines = {
+        "diff": f"diff {config} {state}",
+        "diff, json": f"diff {config} {state} -o json",
+        "diff, deeper": f"diff {config} {state}/intents",
+        "audit": f"audit {config} {state}",
+        "explain": f"explain pool {config} {state}",
+        "trace": f"trace host 10.0.0.1 {config} {state}",
+        "status": f"status {state}",
+        "apply": f"apply {config} {state}",
+        "run": f"run {config} {state}",
+        "apply, fresh": f"apply {config} --state-dir {place}/fresh",
+        "lab": "lab status",
+        "no document": f"diff -f {place}/none.yaml {state}",
+        "another's document": f"diff -f {place}/secret.yaml {state}",
+        "gc": f"gc {config}",
+        "validate": f"validate {place}/document.yaml",
+        "render": f"render {config} {state}",
+    }
+    argvs = json.dumps([line.split() for line in lines.values()])
+    done = subprocess.run(
+        [sys.executable, "-c", USER, argvs], capture_output=True, text=True, check=True
+    )
+    return dict(zip(lines, map(tuple, json.loads(done.stdout)), strict=True))
+
+
+NEED_ROOT = (
+    "diff",
+    "diff, json",
+    "diff, deeper",
+    "audit",
+    "explain",
+    "trace",
+    "status",
+    "apply",
+    "run",
+    "apply, fresh",
+)
+
+
+@pytest.mark.parametrize("line", NEED_ROOT)
+def test_a_user_without_rights_is_told_so_in_one_sentence(user: Any, line: str) -> None:
+    code, out, err = user[line]
+    assert (code, out) == (2, "")
+    (said,) = err.splitlines()
+    assert "ermission denied; run as root" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("lab", "needs root; try again with sudo"),
+        ("no document", "none.yaml: cannot be read: no such file or directory"),
+        ("another's document", "secret.yaml: cannot be read: permission denied"),
+        ("gc", "cluster: is not named; gc needs it"),
+    ],
+)
+def test_what_else_is_in_the_way_is_said_without_a_traceback(
+    user: Any, line: str, words: str
+) -> None:
+    code, out, err = user[line]
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_what_needs_no_rights_needs_none(user: Any) -> None:
+    assert user["validate"][0] == user["render"][0] == 0
+
+
+def test_a_reader_that_has_gone_makes_no_difference_and_no_noise(place: Path) -> None:
+    """Exit status 1 is the word for "it differs"."""
+    argv = [*PROGRAM, "render", "-f", str(place / "document.yaml")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_output_that_cannot_be_written_is_said(place: Path) -> None:
+    argv = [*PROGRAM, "render", "-f", str(place / "document.yaml")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "the connection was closed"),
+        (b"[]\n", "the answer is no object"),
+        (b'{"ok": false, "msg": "busy"}\n', "busy"),
+        (None, "interrupted"),
+    ],
+    ids=["nothing", "a list", "a refusal", "never, until Ctrl-C"],
+)
+def test_whatever_a_reconciler_answers_status_ends_with_a_sentence(
+    tmp_path: Path, answer: bytes | None, words: str
+) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "node-network.sock"))
+        listener.listen()
+        argv = [*PROGRAM, "status", "--state-dir", str(tmp_path)]
+        # A suite in the background has inherited that SIGINT is ignored; its commands would too.
+        at_first = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(
+            argv, stderr=subprocess.PIPE, text=True, preexec_fn=at_first
+        ) as process:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(1 << 16)
+                if answer is None:
+                    process.send_signal(signal.SIGINT)
+                else:
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_RDWR)
+                _, err = process.communicate()
+    assert words in err
+    assert "Traceback" not in err
+    assert process.returncode == (130 if answer is None else 2)
+
+
+def test_a_signal_ends_the_daemon_wherever_its_main_thread_is() -> None:
+    """Also while that thread has the lock by which it would be told."""
+    stopping = threading.Event()
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        commands._stop_when_told(SimpleNamespace(stop=stopping.set))  # type: ignore[arg-type]
+        with stopping._cond:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGTERM)
+        assert stopping.wait(15)
+    finally:
+        os.close(signal.set_wakeup_fd(-1))
+        for number, handler in before.items():
+            signal.signal(number, handler)

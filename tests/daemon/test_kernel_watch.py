@@ -1,0 +1,121 @@
+"""The kernel's notifications: whoever makes them without end costs latency only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from conftest import namespace
+from waiting import until
+
+from lab import netns
+from reconciler.daemon import change_attribution as heard
+from reconciler.daemon import triggers as told
+from reconciler.daemon.change_attribution import MAX_AUTHORS, MOST, Suspects
+from reconciler.daemon.conditions import Conditions
+from reconciler.daemon.duty import Duties
+from reconciler.daemon.triggers import KernelWatch, Triggers
+from reconciler.daemon.watchdog import Watchdog
+
+
+class Endless:
+    """A socket on which there is always one more."""
+
+    def __init__(self, most: int) -> None:
+        self.read = 0
+        self._most = most
+
+    def recv(self, size: int, flags: int) -> bytes:
+        assert size
+        assert flags == socket.MSG_DONTWAIT
+        self.read += 1
+        assert self.read <= self._most, "it reads for ever"
+        return b""
+
+
+def test_notifications_without_end_do_not_keep_the_watch_from_marking() -> None:
+    endless: Any = Endless(10 * told.MAX_READ)
+    told._drain(endless, Suspects())
+    assert endless.read == told.MAX_READ
+
+
+def test_lost_notifications_are_no_error() -> None:
+    class Full:
+        def recv(self, *_: Any) -> bytes:
+            raise OSError(105, "No buffer space available")
+
+    full: Any = Full()
+    told._drain(full, Suspects())
+
+
+@contextmanager
+def flood(where: str) -> Iterator[None]:
+    """Add and delete an address and a rule as fast as it goes."""
+    lines = "address add 192.0.2.9/32 dev lo\\naddress delete 192.0.2.9/32 dev lo\\n"
+    lines += "rule add priority 77 lookup main\\nrule delete priority 77\\n"
+    script = f"while :; do printf '{lines * 20}'; done | ip -netns {where} -force -batch -"
+    with subprocess.Popen(
+        ["sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.kernel
+def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = told._rtnetlink
+
+    def soon_full() -> socket.socket:
+        s = small()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # ENOBUFS
+        return s
+
+    monkeypatch.setattr(told, "_rtnetlink", soon_full)
+    conditions = Conditions()
+    dog = Watchdog(lambda *_: None)
+    with namespace("home") as home, netns.inside(home):
+        marks = Triggers()
+        watch = KernelWatch(marks, Suspects(), Duties(conditions, dog), dog)
+        watch.keep()
+        try:
+            with flood(home):
+                for _ in range(20):
+                    assert marks.wait(10.0) == {"kernel"}
+            while marks.wait(0.2):
+                pass
+            subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+            until(lambda: bool(marks.wait(0.1)), "a mark after the flood")
+            assert conditions.all() == []
+        finally:
+            watch.stop()
+
+
+def test_thousands_of_authors_are_not_all_looked_up_or_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(heard, "_name", lambda pid: asked.append(pid) or f"x (pid {pid})")
+    known = Suspects()
+
+    def notification(pid: int) -> bytes:
+        return struct.pack("=IHHII", 16, 16, 0, 0, pid)
+
+    known.hear(notification(7) * 1000)
+    assert asked == [7], "once for each author"
+    known.hear(b"".join(notification(pid) for pid in range(1000, 3000)))
+    assert len(asked) <= 1 + MAX_AUTHORS
+    for pid in range(5000, 6000):
+        known.hear(notification(pid))
+    assert len(known._seen) <= MAX_AUTHORS
+    assert len(known.lately()) == MOST

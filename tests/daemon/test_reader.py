@@ -1,0 +1,110 @@
+"""Reading the document beside the loops: what is new is told once, and parsed once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from reconciler.daemon import reader
+from reconciler.daemon.reader import Reader
+from schemas.document import NodeNetwork
+
+GOOD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
+BAD = GOOD + "snat: 1\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "node-network.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def reading(path: Path, told: list[str]) -> Reader:
+    made = Reader(path, lambda: told.append("news"))
+    assert made.look_first().document is not None
+    return made
+
+
+def test_what_is_new_is_told_and_taken_once(reading: Reader, path: Path, told: list[str]) -> None:
+    reading.look_again()
+    assert (told, reading.take()) == ([], None)
+    path.write_text(BAD)
+    for _ in range(2):
+        reading.look_again()
+    assert told == ["news"]
+    taken = reading.take()
+    assert taken is not None
+    assert "snat" in str(taken.refused)
+    assert reading.take() is None
+    path.write_text(GOOD)
+    reading.look_again()
+    taken = reading.take()
+    assert taken is not None
+    assert taken.document is not None
+
+
+def test_a_refused_document_is_not_parsed_again_while_it_stays_the_same(
+    reading: Reader, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    real = reader.load
+
+    def load(text: str, source: str) -> NodeNetwork:
+        parsed.append(text)
+        return real(text, source)
+
+    monkeypatch.setattr(reader, "load", load)
+    path.write_text(BAD)
+    for _ in range(3):
+        reading.look_again()
+    assert parsed == [BAD]
+
+
+def test_a_fifo_in_the_documents_place_is_refused_and_its_end_is_followed(
+    reading: Reader, path: Path
+) -> None:
+    path.unlink()
+    os.mkfifo(path)
+    reading.look_again()
+    taken = reading.take()
+    assert taken is not None
+    assert "it is a FIFO" in str(taken.refused)
+    path.unlink()
+    path.write_text(GOOD)
+    reading.look_again()
+    taken = reading.take()
+    assert taken is not None
+    assert taken.document is not None
+
+
+def test_a_reading_that_hangs_holds_nobody_else(
+    reading: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes is another thread: it finds what there was before, at once."""
+    hanging, goes_on = threading.Event(), threading.Event()
+
+    def read(path: Path) -> str:
+        hanging.set()
+        goes_on.wait()
+        return BAD
+
+    monkeypatch.setattr(reader, "read", read)
+    thread = threading.Thread(target=reading.look_again)
+    thread.start()
+    try:
+        assert hanging.wait(15)
+        assert reading.take() is None
+    finally:
+        goes_on.set()
+        thread.join()
+    assert reading.take() is not None

@@ -27,7 +27,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey, netns_identity
 from reconciler.core.facts import Eni, Node
 from reconciler.engine.plan import Change, Verb
 from reconciler.ipam.cloud import Cloud, Limits
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 from reconciler.targets.state.directory import StateDirectory
 from schemas.document import NodeNetwork
@@ -230,7 +230,7 @@ def by_us(names: Names, pods: int, exclude: Sequence[IPv4Network]) -> Testbed:
         }
     )
     with netns.inside(bed.node):
-        done = LocalNode(state, World()).kernel_pass(document)
+        done = LocalNode(state, Environment()).kernel_pass(document)
     if not done.settled or len(done.done) != pods:
         left = {n: [str(a) for a in o.remaining.actions][:3] for n, o in done.outcomes.items()}
         raise RuntimeError(f"{bed.node} did not converge: {left}")

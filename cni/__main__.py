@@ -101,13 +101,16 @@ def _print(answer: Object) -> bool:
 
 
 def _untaken(call: Call | None) -> CniError:
-    """Undo an ADD whose result nobody took: no DEL need come for what nobody knows."""
+    """Undo an ADD whose result was not taken.
+
+    No DEL need come for what the runtime does not know.
+    """
     try:
         if call is not None and call.verb == "ADD":
             _give_back(call)
     except CniError as problem:
         return problem
-    return CniError(protocol.IO_FAILURE, "nobody took the result")
+    return CniError(protocol.IO_FAILURE, "the client was gone before it took the result")
 
 
 def _add(call: Call) -> Object:
@@ -127,7 +130,7 @@ def _add(call: Call) -> Object:
             f"container {call.container_id} has {call.ifname} already, in another namespace",
             "it keeps it; a DEL for it comes first",
         )
-    with _connect(call) as connection:  # first: with nobody to serve it, nothing is left behind
+    with _connect(call) as connection:  # first: if none can serve it, nothing is left behind
         if found == generation.NEW:
             call.attempt = os.urandom(8).hex()
             _record(call, path, call.intent("wanted", inode, call.attempt))

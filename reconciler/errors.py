@@ -210,4 +210,4 @@ class LockedError(ReconcilerError):
 
 
 class UnansweredError(ReconcilerError):
-    """Nobody answers on the reconciler's socket, or the answer is a refusal."""
+    """No reconciler answers on the socket, or the answer is a refusal."""

@@ -148,7 +148,7 @@ class Pods(Model):
 
 
 class Reconcile(Model):
-    """How often the world is looked at without being told."""
+    """How often the node is observed without a notification."""
 
     resync: Duration = Field(
         default=timedelta(seconds=60),
@@ -157,7 +157,7 @@ class Reconcile(Model):
     )
     ec2_resync: Duration = Field(
         default=timedelta(minutes=30),
-        description="Time between looks at EC2 while nothing is wanted from it and instance "
+        description="Time between observes EC2 while nothing is wanted from it and instance "
         "metadata agrees with the last one. Unit: duration, 10s to 1h. Metadata costs nothing and "
         "is compared every resync; what it shows that EC2 did not is looked at at once. While the "
         "two differ, the time is 5m at most. Every look is two or three requests, which count "
@@ -185,7 +185,7 @@ class NodeNetwork(Model):
     max_pods: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
         default=None,
         description="Pods on a node at most, as kubelet's --max-pods says: addresses beyond it "
-        "would serve nobody. Unit: pods. Default: no bound, since kubelet's flag is not known "
+        "would serve no pod. Unit: pods. Default: no bound, since kubelet's flag is not known "
         "here.",
     )
     warm_pool: WarmPool = Field(default=WarmPool(), description="Addresses held ready.")
@@ -195,7 +195,7 @@ class NodeNetwork(Model):
     pods: Pods = Field(default=Pods(), description="The pods' side.")
     cni: Cni = Field(default=Cni(), description="What container runtimes are told.")
     reconcile: Reconcile = Field(
-        default=Reconcile(), description="How often to look without being told."
+        default=Reconcile(), description="How often to observe without a notification."
     )
     families: Families = Field(
         default=("ipv4",),

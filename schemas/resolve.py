@@ -1,4 +1,4 @@
-"""From the document of all nodes to the document of one."""
+"""The effective document for one node: overrides applied."""
 
 from __future__ import annotations
 

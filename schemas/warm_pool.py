@@ -17,7 +17,7 @@ STRATEGIES = ("addresses", "enis", "prefixes")
 class AddressTarget(Model):
     """Hold a number of addresses ready, and give back what is far more than that.
 
-    Only allocatable addresses count: cooling and quarantined ones serve nobody yet.
+    Only allocatable addresses count: cooling and quarantined ones serve no pod yet.
     """
 
     warm: StrictInt = Field(
@@ -101,7 +101,8 @@ class WarmPool(Sparse):
     )
     cooldown: Duration = Field(
         default=timedelta(seconds=30),
-        description="Rest of a released address before another pod may get it. Unit: duration, "
+        description="Cooldown of a released address: how long before another pod may get it. "
+        "Unit: duration, "
         "0s to 1h. Default 30s, as the stock plugin's: connections of the old pod die meanwhile.",
     )
 

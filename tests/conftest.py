@@ -26,7 +26,7 @@ from werkzeug.serving import make_server
 sys.path.insert(0, str(Path(__file__).parent))  # for fakes, builders and strategies
 
 import cgroup
-from fork_server import Nursery
+from fork_server import ForkServer
 
 from lab import lifecycle, netns
 from lab.ec2 import Cloud
@@ -61,7 +61,7 @@ def lab_name(letter: str) -> str:
     return f"{letter}{RUN}{secrets.token_hex(3)}"
 
 
-nursery = Nursery()
+fork_server = ForkServer()
 """Where labs come from that are not themselves what a test is about."""
 
 

@@ -44,14 +44,17 @@ from reconciler.engine.finding import Finding
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ReconcilerError
 from reconciler.ipam.cloud import Limits
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
 CIDR = next(SUBNET.subnets(new_prefix=26))
 """Small, because the fake counts what is free with each look."""
 
 LATE_S = 30.0
-"""Seconds that a look at EC2 may be late: more than it ever is, less than answers are trusted."""
+"""Seconds that an observation of EC2 may be late.
+
+More than it ever is, less than answers are trusted.
+"""
 
 SETTINGS = {"net/ipv4/ip_forward": "0"} | {
     f"net/ipv4/conf/eth{n}/rp_filter": "1" for n in range(3)
@@ -368,7 +371,8 @@ class Life:
         stock: the stock plugin has had the node, and has started a pod.
         running: numbers of the pods that run.
         deaths: how often the process died.
-        look: events have EC2 looked at, whether something follows from the last look or not.
+        look: events have EC2 looked at, whether something follows from the last observation or
+            not.
     """
 
     strike: Point | None = None
@@ -407,7 +411,7 @@ class Life:
             self._inherit()
         others = Doomed(FakeSurroundings(Foreign(forward=(DROPPING,))), self._fate)
         others.forward = others  # type: ignore[attr-defined]
-        self.world = World(
+        self.environment = Environment(
             imds=self.imds,
             make_ec2=lambda *_: self.ec2,
             netlink=DoomedNetlink(self.kernel, self._fate),
@@ -455,7 +459,7 @@ class Life:
         """Another process; all it has is what outlived the one before."""
         self.ec2.restart()
         self.disk.restart()
-        self.node = LocalNode(self.state, self.world)
+        self.node = LocalNode(self.state, self.environment)
 
     # -- what happens to the node ----------------------------------------------------------
 
@@ -518,7 +522,7 @@ class Life:
     def _full_pass(self, *, audit: bool) -> None:
         """All that the daemon does of a full pass, in its order."""
         result = self.node.kernel_pass(self.document, audit=audit)
-        self.node.install(self.node.look_around(result))
+        self.node.install(self.node.observe_others(result))
 
     def tick(self, seconds: float) -> None:
         """What the clock brings about, without any event."""
@@ -566,13 +570,13 @@ class Life:
         held = {own: a.key for a in records.attachments for own in a.addresses}
         assert len(held) == sum(len(a.addresses) for a in records.attachments)
         alive = {intent(n).key for n in self.running}
-        resting = {c.address for c in records.cooling}
-        assert not alive & {key for address, key in held.items() if address in resting}
+        deferred = {c.address for c in records.cooling}
+        assert not alive & {key for address, key in held.items() if address in deferred}
         assert (
             len([e for e in self.ec2.enis if e.device_index is not None]) <= self.ec2.limits.enis
         )
         assert self.lost() == set(), "in use, and given back"
-        assert self._held <= held.keys() | resting, "given back without a rest"
+        assert self._held <= held.keys() | deferred, "given back without a rest"
         links = {o.name for o in self.kernel._objects.values() if isinstance(o, Veth)}
         bound = {a.veth for a in records.attachments}
         assert not links & (self._bound - bound), "forgotten before its link was gone"

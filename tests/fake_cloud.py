@@ -206,9 +206,9 @@ class FakeEc2:
                 with self._call("AssignIpv6Addresses"):
                     eni = self._get(action.eni_id, "AssignIpv6Addresses")
                     fresh = action.prefix or self._ipv6_prefix("AssignIpv6Addresses")
-                    if any(fresh in e.boundless for e in self.enis):
+                    if any(fresh in e.ipv6_prefixes for e in self.enis):
                         raise RefusedError("AssignIpv6Addresses", "InvalidIPAddress.InUse")
-                    self._change(eni.eni_id, boundless=(*eni.boundless, fresh))
+                    self._change(eni.eni_id, ipv6_prefixes=(*eni.ipv6_prefixes, fresh))
                 self._learn(action.eni_id, added=frozenset({fresh}))
             case ReleaseAddresses():
                 gone = frozenset(map(host_network, action.addresses))
@@ -288,7 +288,7 @@ class FakeEc2:
     def _make(self, action: AddEni) -> str:
         creation = action.creation
         primary, *secondaries = self._take(1 + creation.addresses, "CreateNetworkInterface")
-        boundless = [self._ipv6_prefix("CreateNetworkInterface")] * creation.ipv6_prefixes
+        ipv6_prefixes = [self._ipv6_prefix("CreateNetworkInterface")] * creation.ipv6_prefixes
         eni_id = f"eni-new{self._made}"
         self._made += 1
         self._tokens[creation.token] = eni_id
@@ -307,7 +307,7 @@ class FakeEc2:
                 delete_on_termination=False,
                 creation=creation.token,
                 created_at=creation.at,
-                boundless=tuple(boundless),
+                ipv6_prefixes=tuple(ipv6_prefixes),
             )
         )
         if creation.prefixes:
@@ -389,7 +389,7 @@ class FakeEc2:
             eni,
             secondaries=tuple(a for a in eni.secondaries if host_network(a) not in self.hidden),
             prefixes=tuple(p for p in eni.prefixes if p not in self.hidden),
-            boundless=tuple(p for p in eni.boundless if p not in self.hidden),
+            ipv6_prefixes=tuple(p for p in eni.ipv6_prefixes if p not in self.hidden),
         )
 
     def _get(self, eni_id: str, call: str) -> Eni:

@@ -28,7 +28,7 @@ from reconciler.domains.conflist import (
     normal,
     words_of,
 )
-from reconciler.domains.conntrack import Flow, Silence
+from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.domains.executable import Executable
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
@@ -561,7 +561,7 @@ class FakeConntrack:
     def __init__(self, addresses: Iterable[Any] = ()) -> None:
         self.addresses = set(addresses)
 
-    def observe(self, desired: Iterable[Silence]) -> frozenset[Flow]:
+    def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]:
         wanted = frozenset[Any]().union(*(d.addresses for d in desired))
         return frozenset(Flow(a) for a in self.addresses & wanted)
 

@@ -18,7 +18,7 @@ from lab.lifecycle import Lab
 from lab.topology import Names
 
 
-class Nursery:
+class ForkServer:
     """Starts servers, as ``lifecycle.up`` asks for them."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Nursery:
 
 
 class Forked:
-    """A server of ``Nursery``, with the few words of a ``subprocess.Popen`` that are needed."""
+    """A server of ``ForkServer``, with the few words of a ``subprocess.Popen`` that are needed."""
 
     def __init__(self, process: ForkServerProcess) -> None:
         self._process = process

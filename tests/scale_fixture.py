@@ -15,7 +15,7 @@ from lab.traffic import PORT, Receiver, Seen, probe
 NODE, VPC_HOST = "10.0.1.10", "10.0.9.10"
 
 
-class Town:
+class ScaleFixture:
     """Clients and servers on the primary and on a secondary ENI of node1, one on node2."""
 
     def __init__(self, cluster: Any, near: list[Pod], far: Pod) -> None:
@@ -62,10 +62,10 @@ class Town:
 
 
 @contextmanager
-def inhabited(cluster: Any) -> Iterator[Town]:
+def inhabited(cluster: Any) -> Iterator[ScaleFixture]:
     """Start the pods and receivers."""
     with cluster.pods(20) as near, cluster.pods(1, "node2") as (far,), ExitStack() as stack:
-        made = Town(cluster, near, far)
+        made = ScaleFixture(cluster, near, far)
         servers = [p.namespace for p in (*made.server.values(), *made.client.values(), far)]
         for place in (*servers, made.place("internet"), made.place("vpchost")):
             stack.enter_context(Receiver(place))

@@ -57,7 +57,7 @@ DEVICES = {"primary": 0, "secondary": 1}
 
 
 @dataclass
-class Crossing:
+class TrafficMatrix:
     """A node with pods on two ENIs, kube-proxy and portmap beside it, and receivers everywhere."""
 
     cluster: Any
@@ -140,7 +140,7 @@ class Crossing:
 
 
 @contextmanager
-def crossing(cluster: Any) -> Iterator[Crossing]:
+def traffic_matrix(cluster: Any) -> Iterator[TrafficMatrix]:
     """Start reconcilers, pods, receivers and neighbours on a lab that has none yet."""
     with ExitStack() as stack:
         node = cluster.lab.names.namespace("node1")
@@ -157,7 +157,7 @@ def crossing(cluster: Any) -> Iterator[Crossing]:
             by_device.setdefault(one.device, []).append(one)
         pods = {"primary": by_device[0][0], "secondary": by_device[1][0], "far": far}
         pods["near"] = by_device[1][1]
-        made = Crossing(cluster, pods)
+        made = TrafficMatrix(cluster, pods)
         for place in [*(h[0] for h in HOSTS.values()), "node1"]:
             stack.enter_context(Receiver(cluster.lab.names.namespace(place)))
         for one in pods.values():
@@ -167,7 +167,7 @@ def crossing(cluster: Any) -> Iterator[Crossing]:
         yield made
 
 
-def neighbours(made: Crossing) -> list[rulesets.Ruleset]:
+def neighbours(made: TrafficMatrix) -> list[rulesets.Ruleset]:
     """kube-proxy in its nftables mode, and portmap."""
     known = [
         services.Service(

@@ -40,8 +40,8 @@ from reconciler.ipam.capacity import overcommitted
 from reconciler.ipam.cloud import CLUSTER_TAG, Limits
 from reconciler.ipam.ec2_action import DeleteEni
 from reconciler.ipam.leak import judge
-from reconciler.ipam.pool_status import locate
-from reconciler.node.environment import World, apart, collector
+from reconciler.ipam.pool_status import find_pool_status
+from reconciler.node.environment import Environment, apart, collector
 from reconciler.node.passes import LocalNode
 from reconciler.targets.files.installation import HostDirectories
 from reconciler.targets.lock import NamespaceLock
@@ -203,8 +203,8 @@ def run(
         state.lock()
         namespace = NamespaceLock()
         namespace.take()
-        world = replace(_world(state, conf_dir, bin_dir, program), make_ec2=apart)
-        agent = Agent(config, state, world, events=events)
+        environment = replace(_environment(state, conf_dir, bin_dir, program), make_ec2=apart)
+        agent = Agent(config, state, environment, events=events)
         door = Server(state.socket, agent)
         agent.upkeep += [namespace, door]
         servers: list[Server | HealthServer] = [door]
@@ -258,7 +258,7 @@ def diff(
     """
     document = _document(config, output)
     state = _readable(state_dir)
-    node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
+    node = LocalNode(state, _environment(state, conf_dir, bin_dir, program))
     try:
         outcomes = node.diff(document)
         findings = [*node.findings(document, outcomes), *report.findings(outcomes)]
@@ -305,15 +305,15 @@ def audit(
     """Say what document, intents, records, kernel, nftables and EC2 disagree about.
 
     Unlike diff, it also looks for what must never be, whatever the planner thinks of it: an
-    address that two pods have, or that rests while it is used, or that EC2 has taken away.
-    Nothing is changed. What is just being done disagrees for a moment, so it looks twice.
+    address that two pods have, or that is in cooldown while it is used, or that EC2 has taken
+    away. Nothing is changed. What is just being done disagrees for a moment, so it looks twice.
     What other owners have on the node that hurts us is said on stderr, and changes no exit status.
 
     Exit status: 0 all agree, 1 they do not, 2 an error.
     """
     document = _document(config, output)
     state = _readable(state_dir)
-    node = LocalNode(state, _world(state, conf_dir, bin_dir, program))
+    node = LocalNode(state, _environment(state, conf_dir, bin_dir, program))
     try:
         outcomes = node.diff(document)
         found = node.audit(document, outcomes)
@@ -353,7 +353,9 @@ def apply(
         state.lock()
         namespace = NamespaceLock()
         namespace.take()
-        outcomes = _settle(LocalNode(state, _world(state, conf_dir, bin_dir, program)), document)
+        outcomes = _settle(
+            LocalNode(state, _environment(state, conf_dir, bin_dir, program)), document
+        )
     except ReconcilerError as error:
         _fail(error)
     click.echo(
@@ -371,7 +373,7 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
         pool = node.pool_pass(document, look=look)
         if node.cloud is None:
             return {"eni": pool}  # it says why EC2 could not be read
-        result = node.install(node.look_around(node.kernel_pass(document)))
+        result = node.install(node.observe_others(node.kernel_pass(document)))
         outcomes = {"eni": pool} | result.outcomes
         for line in report.applied(outcomes):
             click.echo(line, err=True)
@@ -450,7 +452,7 @@ def pool(config: Path, state_dir: Path) -> None:
         _fail(error)
     if outcome.errors:
         _fail(outcome.errors[0])
-    lines = explain_pool(outcome.desired, locate(outcome.desired, outcome.observed))
+    lines = explain_pool(outcome.desired, find_pool_status(outcome.desired, outcome.observed))
     lines += [f"! {refusal}" for refusal in outcome.remaining.refusals]
     click.echo("\n".join(lines))
 
@@ -594,11 +596,11 @@ def status(state_dir: Path, output: str) -> None:
     sys.exit(0 if body["settled"] and not body["conditions"] else 1)
 
 
-def _world(state: StateDirectory, conf_dir: str, bin_dir: str, program: Path) -> World:
+def _environment(state: StateDirectory, conf_dir: str, bin_dir: str, program: Path) -> Environment:
     """This host, with what is to be installed on it."""
     conf, plugins = (str(Path(d).absolute()) if d else "" for d in (conf_dir, bin_dir))
     places = Installation(conf, plugins, str(program.absolute()), str(state.root.absolute()))
-    return World(files=HostDirectories(places), node_name=os.environ.get("NODE_NAME", ""))
+    return Environment(files=HostDirectories(places), node_name=os.environ.get("NODE_NAME", ""))
 
 
 def _readable(state_dir: Path) -> StateDirectory:

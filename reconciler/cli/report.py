@@ -92,7 +92,7 @@ def action_line(action: Action) -> str:
 
 
 def applied(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    """What was done: planned at first, and not wanted any more at the last look."""
+    """What was done: planned at first, and not wanted any more at the last observation."""
     for outcome in outcomes.values():
         left = {str(a) for a in outcome.remaining.actions}
         for action in outcome.plan.actions:

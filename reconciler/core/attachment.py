@@ -142,7 +142,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Cooling:
-    """A released address that rests before it is given out again.
+    """A released address in cooldown: it is not given out yet.
 
     Attributes:
         until: seconds since the epoch; the wall clock, because it must outlive a restart.
@@ -172,7 +172,7 @@ def netns_identity(path: str, inode: int) -> str:
     return f"{path}@{inode}" if inode else path
 
 
-def is_outlived(attachment: Attachment, intent: Intent) -> bool:
+def is_superseded(attachment: Attachment, intent: Intent) -> bool:
     """Whether an intent is of a later sandbox than the attachment of its key.
 
     A container keeps its ID when it is started again, in another namespace; what it had in the

@@ -16,7 +16,7 @@ class Node:
     Attributes:
         primary_mac: MAC of the primary ENI, lower case with colons.
         vpc_cidrs: every CIDR of the VPC now, ascending.
-        name: what the cluster calls it; "" if nobody said.
+        name: what the cluster calls it; "" if it is not set.
         subnet_cidrs: CIDRs of the primary ENI's subnet; of an earlier release's look none.
     """
 
@@ -40,8 +40,8 @@ class Eni:
         primary: the address EC2 calls primary; it belongs to the host.
         secondaries: single addresses for pods, ascending.
         prefixes: delegated prefixes, whose addresses are all for pods; ascending.
-        boundless: the same, of a family whose prefixes no node can use up (an IPv6 /80); they are
-            not counted, never spelt out, and only go with the ENI.
+        ipv6_prefixes: the same, of a family whose prefixes no node can use up (an IPv6 /80); they
+            are not counted, never enumerated, and only released with the ENI.
         host_addresses: what belongs to the host beside ``primary``: single IPv6 addresses.
         is_primary: the ENI that the instance began with, by its MAC. Device index 0 does not tell:
             each further network card may have one too.
@@ -69,7 +69,7 @@ class Eni:
     created_at: float | None = None
     stock: bool = False
     stock_tags: tuple[str, ...] = ()
-    boundless: tuple[IpNetwork, ...] = ()
+    ipv6_prefixes: tuple[IpNetwork, ...] = ()
     host_addresses: tuple[IpAddress, ...] = ()
     is_primary: bool = False
 
@@ -80,7 +80,7 @@ class Eni:
 
     def holds(self, address: IpAddress) -> bool:
         """Whether EC2 gave it this address for a pod."""
-        networks = (*self.prefixes, *self.boundless)
+        networks = (*self.prefixes, *self.ipv6_prefixes)
         return address in self.secondaries or any(address in n for n in networks)
 
     def host_address(self, version: int) -> IpAddress | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.engine.finding import Finding
 
-REST_S = (1.0, 60.0)
+BACKOFF_S = (1.0, 60.0)
 """First and longest time in seconds until such a namespace is looked into again, doubled each
 time: a pod that is being made may be unreadable for a moment, and its ADD waits."""
 
@@ -41,7 +41,7 @@ class Unread:
 
     known: Mapping[AttachmentKey, Failure] = field(default_factory=dict)
 
-    def blind(self, now: float) -> frozenset[AttachmentKey]:
+    def unreadable(self, now: float) -> frozenset[AttachmentKey]:
         """Return those that are left alone for now; ``now`` in monotonic seconds."""
         return frozenset(key for key, f in self.known.items() if f.until > now)
 
@@ -61,8 +61,8 @@ class Unread:
         known = {k: f for k, f in self.known.items() if k not in frozenset(looked)}
         for key, why in failed.items():
             times = self.known[key].times + 1 if key in self.known else 1
-            rest_s = min(REST_S[0] * 2.0 ** min(times - 1, 16), REST_S[1])
-            known[key] = Failure(why, times, now + rest_s)
+            backoff_s = min(BACKOFF_S[0] * 2.0 ** min(times - 1, 16), BACKOFF_S[1])
+            known[key] = Failure(why, times, now + backoff_s)
         return Unread(known)
 
     def among(self, keys: Iterable[AttachmentKey]) -> Unread:
@@ -80,7 +80,7 @@ class Unread:
                 "NamespaceUnreadable",
                 f"its namespace {pod.netns} cannot be read: {failure.why}; nothing in there is "
                 "compared or changed, and all that the host has of it is kept; it is looked at "
-                f"again at least every {REST_S[1]:.0f} s",
+                f"again at least every {BACKOFF_S[1]:.0f} s",
             )
         if len(unread) > MAX_NAMED:
             more = f"{len(unread) - MAX_NAMED} more cannot be read either"

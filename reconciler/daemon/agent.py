@@ -1,7 +1,7 @@
 """The daemon: two loops over one node, and what others may ask of it.
 
-The kernel loop serves pods and repairs drift; it works on the last look at EC2 and never waits
-for one. The pool loop talks to EC2, and its results reach the kernel loop as observations.
+The kernel loop serves pods and repairs drift; it works on the last observation of EC2 and never
+waits for one. The pool loop talks to EC2, and its results reach the kernel loop as observations.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 from reconciler.core.attachment import Attachment, AttachmentKey, IntentState
 from reconciler.daemon import telemetry
-from reconciler.daemon.change_attribution import Suspects
+from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.drift import Accounts
+from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.memory import give_back
 from reconciler.daemon.reader import Reader, Reading
@@ -36,8 +36,8 @@ from reconciler.engine.plan import Plan, Refusal
 from reconciler.errors import InternalError, LockedError, ReconcilerError, boundary
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.records import Records
-from reconciler.node.environment import World
-from reconciler.node.pass_result import Pass, undone
+from reconciler.node.environment import Environment
+from reconciler.node.pass_result import PassResult, undone
 from reconciler.node.passes import LocalNode
 from reconciler.targets.files.installation import INTERIM
 from reconciler.targets.state.directory import StateDirectory
@@ -56,7 +56,7 @@ QUIET_S = 0.5
 """Seconds without a pod after which everything is looked at, if something asks for it."""
 
 FULL_PASS_S = 1.0
-"""Seconds that pods coming and going may put off a look at everything."""
+"""Seconds that pods coming and going may put off a full pass."""
 
 PASS_SHARE = 5
 """Full passes that only notifications ask for begin this many durations apart: a fifth of a core
@@ -158,7 +158,7 @@ class Agent:
     Args:
         document_path: file that holds the desired state.
         state: the directory of records; its lock must be held.
-        world: everything outside; by default this host.
+        environment: everything outside; by default this host.
         events: whether to listen for changes of files and of the kernel; if not, they are seen by
             the clock alone.
 
@@ -173,16 +173,16 @@ class Agent:
         self,
         document_path: Path,
         state: StateDirectory,
-        world: World | None = None,
+        environment: Environment | None = None,
         *,
         events: bool = True,
     ) -> None:
         self._path = document_path
-        self._node = LocalNode(state, world)
+        self._node = LocalNode(state, environment)
         self._triggers = Triggers()
         self._pool_triggers = Triggers()
         self._reader = Reader(self._path, lambda: self._triggers.mark("document"))
-        suspects = Suspects()
+        attribution = ChangeAttribution()
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._asked: dict[AttachmentKey, float] = {}
@@ -197,13 +197,13 @@ class Agent:
         self._limited_since: float | None = None
         self._has_converged = False
         self._withdrawn: dict[AttachmentKey, float] = {}
-        self._drift = Accounts(suspects)
+        self._drift = DriftTracker(attribution)
         self._document: NodeNetwork | None = None
         self._document_text = ""
         self._generation = self._passed_generation = 0
         self._refused: str | None = None
         self._conditions = Conditions()
-        self._latest: Pass | None = None
+        self._latest: PassResult | None = None
         self._released: dict[AttachmentKey, None] = {}
         self._pods_at = self._full_pass_at = self._audit_at = float("-inf")
         self._full_pass_s = 0.0
@@ -212,7 +212,7 @@ class Agent:
         self._wait_s = 0.0
         self._pool_failures = 0
         self._pool_hints = frozenset({"start"})
-        self._owes_look = False
+        self._owes_observation = False
         self._pool_demand: Demand | None = None
         self._planned_for: Demand | None = None
         """Likewise what the pool was last planned for, but None while its pass is under way."""
@@ -223,7 +223,7 @@ class Agent:
         self._displaced: LockedError | None = None
         self.watchdog = Watchdog(self._note_stuck)
         self.duties = Duties(self._conditions, self.watchdog)
-        self._watches = self._make_watches(suspects) if events else ()
+        self._watches = self._make_watches(attribution) if events else ()
 
     def run(self) -> None:
         """Reconcile until ``stop`` is called.
@@ -263,10 +263,10 @@ class Agent:
         if self._displaced is not None:
             raise self._displaced
 
-    def _make_watches(self, suspects: Suspects) -> tuple[FileWatch | KernelWatch, ...]:
+    def _make_watches(self, attribution: ChangeAttribution) -> tuple[FileWatch | KernelWatch, ...]:
         return (
             FileWatch(self._path.parent, self._reader.hints, "document"),
-            KernelWatch(self._triggers, suspects, self.duties, self.watchdog),
+            KernelWatch(self._triggers, attribution, self.duties, self.watchdog),
             *(
                 FileWatch(directory, self._triggers, "files", besides=INTERIM)
                 for directory in self._node.runtime_directories
@@ -290,7 +290,7 @@ class Agent:
     def _recall_answered(self) -> None:
         """Take what was seen in place once for answered: who asked has lost its connection.
 
-        What is bound and unfinished was answered to nobody: whoever asks for it again is told.
+        What is bound and unfinished was never answered: whoever asks for it again is told.
         """
         with suppress(ReconcilerError), boundary("recall"):  # the first pass reports it
             records = self._node.state.observe()
@@ -363,7 +363,7 @@ class Agent:
             return True
 
     def disclaim(self, key: AttachmentKey) -> None:
-        """Give that right back: nobody heard it."""
+        """Give that right back: the answer was not delivered."""
         with self._changed:
             self._answered.pop(key, None)
 
@@ -418,13 +418,13 @@ class Agent:
                 return Refusal("node", "Limited", why)
         return None
 
-    def take_over(self, release: dict[str, Any]) -> None:
+    def hand_over(self, release: dict[str, Any]) -> None:
         """Take a release that the executable could not write down.
 
         Raises:
             ValueError, KeyError, TypeError: it is no release.
         """
-        self._node.state.take_over(release)
+        self._node.state.hand_over(release)
 
     def release(self, key: AttachmentKey) -> None:
         """Take a hint that an attachment was given back; its intent says so."""
@@ -466,7 +466,7 @@ class Agent:
                         "status": e.status,
                         "owned": e.owned,
                         "addresses": len(e.pod_addresses),
-                        "prefixes": [str(p) for p in (*e.prefixes, *e.boundless)],
+                        "prefixes": [str(p) for p in (*e.prefixes, *e.ipv6_prefixes)],
                     }
                     for e in (cloud.enis if cloud else ())
                 ],
@@ -486,7 +486,7 @@ class Agent:
             }
 
     def _troubles(self, instead: str, of: Iterable[str] = ("node", "eni")) -> str:
-        """What is wrong with the node, or a word for it if nobody knows more."""
+        """What is wrong with the node, or a word for it if no more is known."""
         texts = [text for name in of for text in self._conditions.texts(name)]
         return ("; ".join(texts) or instead)[: telemetry.FOREIGN_TEXT * 2]
 
@@ -529,13 +529,13 @@ class Agent:
         self._hints |= told
 
     def _tidy(self) -> None:
-        """Give back the memory that a burst of work has left, now that nobody waits."""
+        """Give back the memory that a burst of work has left, now that no pod waits."""
         self._untidy = False
         gc.collect()
         give_back()
 
     def _put_off_s(self, hints: frozenset[str]) -> float:
-        """Return seconds until a look at everything, 0 or less if it is time.
+        """Return seconds until a full pass, 0 or less if it is time.
 
         Whoever changes the kernel without end shall not have us look without end.
 
@@ -545,8 +545,8 @@ class Agent:
         if not hints <= {"kernel", "pool", "cooldown", "files"} or self._is_awaited():
             return 0.0
         quiet_at = min(self._pods_at + QUIET_S, self._full_pass_at + FULL_PASS_S)
-        rested_at = self._full_pass_at + PASS_SHARE * self._full_pass_s
-        return max(quiet_at, rested_at) - time.monotonic()
+        idle_until = self._full_pass_at + PASS_SHARE * self._full_pass_s
+        return max(quiet_at, idle_until) - time.monotonic()
 
     def _is_awaited(self) -> bool:
         """Whether an ADD waits for what a pass could not give it."""
@@ -580,7 +580,7 @@ class Agent:
     def _serve(self, keys: frozenset[AttachmentKey], started: float) -> bool:
         try:
             with self.watchdog.over(PODS_PASS), boundary(PODS_PASS):
-                result = self._node.pods_pass(keys, struggles=self._drift.struggles)
+                result = self._node.pods_pass(keys, backoffs=self._drift.backoffs)
         except ReconcilerError as error:
             log.warning("pods were not served alone", extra={"error": str(error)})
             self._report_pods(error)
@@ -605,7 +605,7 @@ class Agent:
             keys = frozenset(self._to_check)
             self._to_check.clear()
         for key in keys:
-            looked_at = time.monotonic()
+            observed_at = time.monotonic()
             verdict: Attachment | Refusal
             try:
                 with self.watchdog.over(f"the check of {key}"), boundary("check"):
@@ -615,9 +615,9 @@ class Agent:
                 verdict = Refusal(f"attachment {key}", "NotSettled", str(error))
             with self._changed:
                 # One that came too late for its CHECK is asked for by nobody.
-                waited = looked_at - CONVERGE_S
+                waited = observed_at - CONVERGE_S
                 self._checked = {k: c for k, c in self._checked.items() if c[1] >= waited}
-                self._checked[key] = (verdict, looked_at)
+                self._checked[key] = (verdict, observed_at)
                 self._changed.notify_all()
 
     def _full_pass(self, *, audit: bool) -> float:
@@ -630,7 +630,7 @@ class Agent:
         try:
             with self.watchdog.over(FULL_PASS), boundary(FULL_PASS):
                 result = self._node.kernel_pass(
-                    self._document, audit=audit, struggles=self._drift.struggles
+                    self._document, audit=audit, backoffs=self._drift.backoffs
                 )
         except ReconcilerError as error:
             self._conditions.report("node", Outcome(errors=(error,)))
@@ -643,16 +643,16 @@ class Agent:
         if audit:
             self._audit_at = started
         if result.settled:
-            self._triggers.forget("kernel", before=result.looked_at)
+            self._triggers.forget("kernel", before=result.observed_at)
         self._conditions.report("node", Outcome())
         with self.duties.over("the answers to pods"):
             self._publish(result, started)
         # After the pods that wait were answered.
-        struggles = self._drift.struggles
+        backoffs = self._drift.backoffs
         with self.duties.over("the look at other owners"):
-            result = self._node.look_around(result, struggles=struggles)
+            result = self._node.observe_others(result, backoffs=backoffs)
         with self.duties.over("the installation"):
-            result = self._node.install(result, struggles=struggles)
+            result = self._node.install(result, backoffs=backoffs)
         with self.duties.over("the look into pods"):
             self._conditions.note("pods", self._node.inspect(result, everyone=audit))
         limited = any(result.outcomes[name].failed for name in HOST_WIDE)
@@ -693,7 +693,7 @@ class Agent:
             self._conditions.note("state directory", found)
         return True
 
-    def _tell_pool(self, result: Pass) -> None:
+    def _tell_pool(self, result: PassResult) -> None:
         """Wake the pool's loop if there is something for it."""
         if result.records.demand != self._planned_for:
             self._pool_triggers.mark("pool")
@@ -709,24 +709,24 @@ class Agent:
             self._pool_triggers.mark("look")  # EC2 says nothing when somebody detaches an ENI
         self._linked = linked
 
-    def _due(self, result: Pass) -> float:
+    def _due(self, result: PassResult) -> float:
         assert self._document is not None
         left = [o.remaining for o in result.outcomes.values() if not o.settled]
-        rests = [due for plan in left if (due := self._drift.struggles.due(plan)) is not None]
-        if rests and not any(plan.actions for plan in left):
-            return max(min(rests) - time.monotonic(), RETRY_S)
+        due_at = [due for plan in left if (due := self._drift.backoffs.due(plan)) is not None]
+        if due_at and not any(plan.actions for plan in left):
+            return max(min(due_at) - time.monotonic(), RETRY_S)
         if left_out(result.outcomes) and not any(
             o.failed or undone(o) for o in result.outcomes.values()
         ):
             return LEFT_OUT_S
         if not result.settled:
             return RETRY_S
-        ends = [until - time.monotonic() for until in self._node.orphans_until]
+        ends = [until - time.monotonic() for until in self._node.dead_until]
         ends += [until - time.monotonic() for until in self._node.readable_at(result.inputs)]
         resync = self._document.reconcile.resync.total_seconds()
         return max(min([resync * random.uniform(0.9, 1.0), *ends]), 0.05)
 
-    def _publish(self, result: Pass, started: float) -> None:
+    def _publish(self, result: PassResult, started: float) -> None:
         with self._changed:
             if self._latest is None or result.asked is None:
                 self._latest = result
@@ -758,7 +758,7 @@ class Agent:
                     },
                 )
 
-    def _forget_gone(self, result: Pass) -> None:
+    def _forget_gone(self, result: PassResult) -> None:
         """Forget what was known of attachments that a pass no more has found."""
         looked_for = result.asked
         if looked_for is None:
@@ -804,18 +804,18 @@ class Agent:
         self.duties.forever("the pool loop", self._pool_turn, self._stopping)
 
     def _pool_turn(self) -> None:
-        look = self._owes_look or not self._pool_hints <= {"pool"}
+        look = self._owes_observation or not self._pool_hints <= {"pool"}
         wait_s, self._pool_failures = self._pool_pass(self._pool_failures, look=look)
         self._pool_hints = self._await_pool_hint(wait_s)
         if self._pool_failures and "stop" not in self._pool_hints:
-            # New demand does not make a failing EC2 answer: wait out the rest.
+            # New demand does not make a failing EC2 answer: wait for the backoff.
             self._stopping.wait(wait_s if self._pool_hints else 0)
 
     def _await_pool_hint(self, wait_s: float) -> frozenset[str]:
         """Wait for a hint or the time; read metadata meanwhile.
 
-        It costs nothing, so what it shows need not wait for the next look at EC2. If it does not
-        answer, that is for the next pool pass to report.
+        It costs nothing, so what it shows need not wait for the next observation of EC2. If it
+        does not answer, that is for the next pool pass to report.
         """
         assert self._document is not None
         deadline = time.monotonic() + wait_s
@@ -852,7 +852,8 @@ class Agent:
 
         Args:
             failures: before it, in a row.
-            look: at EC2, whatever follows; or else only if something follows from the last look.
+            look: at EC2, whatever follows; or else only if something follows from the last
+                observation.
         """
         assert self._document is not None
         demand, before = None, self._planned_for
@@ -864,9 +865,9 @@ class Agent:
             with self.watchdog.over(POOL_PASS, slow=True), boundary(POOL_PASS):
                 demand = self._node.state.observe().demand
                 outcome = self._node.pool_pass(self._document, look=look)
-            self._owes_look = False
+            self._owes_observation = False
         except ReconcilerError as error:
-            outcome, self._owes_look = Outcome(errors=(error,)), look
+            outcome, self._owes_observation = Outcome(errors=(error,)), look
         self._conditions.report("eni", outcome)
         for name, count in self._node.ec2_calls.items():
             telemetry.EC2_CALLS.labels(name).set(count)

@@ -33,7 +33,7 @@ MAX_AUTHORS = 64
 """Of one notification, and names that are remembered; whoever changes something does so again."""
 
 
-class Suspects:
+class ChangeAttribution:
     """The others who lately changed something, by name; told by one thread, asked by any."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     """Send one question, return its answer.
 
     Raises:
-        UnansweredError: nobody answers, or the answer is a refusal.
+        UnansweredError: no reconciler answers, or the answer is a refusal.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from reconciler.daemon import telemetry
-from reconciler.daemon.change_attribution import Suspects
+from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.domains.link import Veth
-from reconciler.engine.backoff import Struggles
+from reconciler.engine.backoff import Backoffs
 from reconciler.engine.converge import Outcome, Outcomes, actions_of
 from reconciler.engine.observed import cut_kinds
 from reconciler.engine.plan import Action, Key, Verb
@@ -26,32 +26,32 @@ LINES = 20
 number of those like it. An edit of the document can ask for 20,000."""
 
 
-class Accounts:
+class DriftTracker:
     """What each domain desired when it was last seen settled, and what did not stay so.
 
     Args:
-        suspects: who else may be at work.
+        other_writers: who else may be at work.
 
     Attributes:
-        struggles: objects that are put back again and again, or cannot be.
+        backoffs: objects that are put back again and again, or cannot be.
     """
 
-    def __init__(self, suspects: Suspects) -> None:
+    def __init__(self, attribution: ChangeAttribution) -> None:
         self._settled: dict[str, set[Any]] = {}
         self._inside: dict[str, set[Any]] = {}
         """The same of pods' namespaces, also of those that the last pass did not look into."""
         self._attached: set[str] = set()
-        self._suspects = suspects
+        self._attribution = attribution
         self._lock = threading.Lock()
         """Both loops book, and each books on what the other has booked."""
-        self.struggles = Struggles()
+        self.backoffs = Backoffs()
 
     def clear(self) -> None:
         """Forget it: the document has changed, and with it what is asked for."""
         with self._lock:
             self._settled.clear()
             self._inside.clear()
-            self.struggles = Struggles()
+            self.backoffs = Backoffs()
 
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what was done.
@@ -73,8 +73,8 @@ class Accounts:
         for outcome in outcomes.values():
             self._follow_enis(outcome)
         links = outcomes["link"].desired if "link" in outcomes else None
-        if links is not None:  # a look at the kernel, and it could plan
-            self.struggles = self.struggles.asked_for(o.plan for o in outcomes.values())
+        if links is not None:  # an observation of the kernel, and it could plan
+            self.backoffs = self.backoffs.asked_for(o.plan for o in outcomes.values())
         pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
         for name, outcome in outcomes.items():
             if outcome.settled and isinstance(outcome.desired, frozenset):
@@ -107,7 +107,7 @@ class Accounts:
             self._attached = (self._attached & there | now) - ended
 
     def _count_all(self, outcomes: Outcomes) -> None:
-        now, suspects = time.monotonic(), self._suspects.lately()
+        now, other_writers = time.monotonic(), self._attribution.lately()
         done: list[Action] = []
         repaired: list[Action] = []
         failed: list[tuple[Action, str]] = []
@@ -133,9 +133,9 @@ class Accounts:
                     repaired.append(action)
         for group, actions in groups.items():
             _tell(group, actions)
-        struggles = self.struggles.after_failures(failed, now, random.random())
-        struggles = struggles.after_repairs(repaired, now, suspects)
-        self.struggles = struggles.after_success(done).since(now)
+        backoffs = self.backoffs.after_failures(failed, now, random.random())
+        backoffs = backoffs.after_repairs(repaired, now, other_writers)
+        self.backoffs = backoffs.after_success(done).since(now)
 
     def _is_drift(self, name: str, action: Action) -> bool:
         if isinstance(action, AttachEni):

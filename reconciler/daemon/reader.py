@@ -88,7 +88,7 @@ class Reader:
             self._tell()
 
     def take(self) -> Reading | None:
-        """Return the last reading if nobody has taken it yet."""
+        """Return the last reading if it was not taken yet."""
         last = self._last
         if last is self._taken:
             return None

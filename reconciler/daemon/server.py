@@ -322,7 +322,7 @@ def _log(
             "pod": question.get("pod", ""),
             "trace": question.get("trace", ""),
             "attempt": question.get("attempt", ""),
-            "outcome": reply.get("reason", "ok") if told else "nobody took it",
+            "outcome": reply.get("reason", "ok") if told else "client_gone",
             "ms": round(milliseconds, 1),
         },
     )
@@ -337,7 +337,7 @@ def _answer(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
             return {"ok": True}
         case "release":
             try:
-                agent.take_over(question["intent"])
+                agent.hand_over(question["intent"])
             except MALFORMED as error:
                 return _refuse(protocol.DECODING_FAILURE, "it is no release", error)
             agent.release(_key(question))

@@ -21,7 +21,7 @@ from typing import Any
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from reconciler.daemon.change_attribution import Suspects
+from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.watchdog import Watchdog
 from reconciler.errors import WatchError
@@ -200,7 +200,7 @@ class KernelWatch:
 
     Args:
         triggers: where to mark.
-        suspects: hears them.
+        attribution: hears them.
         duties: reports what fails.
         watchdog: hears that the thread is alive.
 
@@ -211,9 +211,13 @@ class KernelWatch:
     name = "the watch of the kernel"
 
     def __init__(
-        self, triggers: Triggers, suspects: Suspects, duties: Duties, watchdog: Watchdog
+        self,
+        triggers: Triggers,
+        attribution: ChangeAttribution,
+        duties: Duties,
+        watchdog: Watchdog,
     ) -> None:
-        self._triggers, self._suspects = triggers, suspects
+        self._triggers, self._attribution = triggers, attribution
         self._duties, self._watchdog = duties, watchdog
         self._ended = threading.Event()
         self._stop, self._wake = socket.socketpair()
@@ -255,7 +259,7 @@ class KernelWatch:
                 return
             self._triggers.mark("kernel")
             for s in ready:
-                _drain(s, self._suspects)
+                _drain(s, self._attribution)
             undo.pop_all()
         # More of the same burst come together: each by itself would stop a pass of ours.
         _ready([self._stop], BURST_S)
@@ -283,7 +287,7 @@ def _ready(sockets: list[socket.socket], timeout_s: float) -> list[socket.socket
     return [s for s in sockets if s.fileno() in ready]
 
 
-def _drain(s: socket.socket, suspects: Suspects) -> None:
+def _drain(s: socket.socket, attribution: ChangeAttribution) -> None:
     """Read notifications; what they are about is looked at elsewhere.
 
     Not for as long as there are any: whoever makes them without end must not keep this thread from
@@ -291,7 +295,7 @@ def _drain(s: socket.socket, suspects: Suspects) -> None:
     """
     try:
         for _ in range(MAX_READ):
-            suspects.hear(s.recv(65536, socket.MSG_DONTWAIT))
+            attribution.hear(s.recv(65536, socket.MSG_DONTWAIT))
     except BlockingIOError:
         return
     except OSError as error:

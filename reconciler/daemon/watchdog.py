@@ -170,7 +170,7 @@ class Watchdog:
             try:
                 with boundary("the watchdog"):
                     self._look()
-            except ReconcilerError as error:  # a later look may see what this one could not
+            except ReconcilerError as error:  # a later observation may see what this one could not
                 log.exception("the watchdog failed", extra={"error": error})
 
     def _look(self) -> None:

@@ -27,7 +27,7 @@ def contradictions(records: Records, cloud: Cloud | None, now: float) -> tuple[F
 
     Args:
         records: intents and what is bound.
-        cloud: a look at EC2; None leaves out what only EC2 knows.
+        cloud: an observation of EC2; None leaves out what only EC2 knows.
         now: seconds since the epoch.
     """
     found = [*_of_records(records, now)]
@@ -48,15 +48,17 @@ def _of_records(records: Records, now: float) -> Iterator[Finding]:
                 "AssignedTwice",
                 f"{' and '.join(who)} have it; end one of these pods",
             )
-    # A crash between writing the rest and removing the binding leaves both, of a pod that ended.
+    # A crash between writing the cooldown and removing the binding leaves both, of a pod that
+    # ended.
     living = {a.key for a in records.living}
-    resting = {c.address for c in records.cooling}
-    for address in sorted(resting & holders.keys(), key=str):
+    cooling = {c.address for c in records.cooling}
+    for address in sorted(cooling & holders.keys(), key=str):
         if holders[address].key in living:
             yield Finding(
                 f"address {address}",
                 "AssignedAndCooling",
-                f"{holders[address].key} uses it, and it rests as if nobody did; {DO}",
+                f"{holders[address].key} uses it, and it is in cooldown as if it were unused; "
+                f"{DO}",
             )
     for quarantine in records.quarantined:
         for address in (a for a in holders if a in quarantine.network):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from reconciler.ipam import shortage
 from reconciler.ipam.capacity import capacity
-from reconciler.ipam.pool_status import Pool, Position
+from reconciler.ipam.pool_status import Pool, PoolStatus
 
 
-def explain_pool(desired: Pool, at: Position) -> list[str]:
+def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
     """Return what is wanted, what is held, what follows, and which term binds.
 
     Args:
@@ -46,15 +46,15 @@ def explain_pool(desired: Pool, at: Position) -> list[str]:
     return [*lines, _verdict(at)]
 
 
-def _delegations(desired: Pool, at: Position) -> list[str]:
-    """Say which prefixes nobody counts."""
+def _delegations(desired: Pool, at: PoolStatus) -> list[str]:
+    """Say which prefixes are not counted."""
     if not desired.delegates:
         return []
-    held = [f"{e.eni_id} {n}" for e in at.enis for n in e.boundless]
+    held = [f"{e.eni_id} {n}" for e in at.enis for n in e.ipv6_prefixes]
     return [f"ipv6: {', '.join(held) or 'no prefix yet'}; a prefix serves any number of pods"]
 
 
-def _verdict(at: Position) -> str:
+def _verdict(at: PoolStatus) -> str:
     held, band = at.stock.held + at.coming, at.band
     if at.shortfall > 0:
         less = held - at.counted

@@ -116,7 +116,7 @@ class Foreign:
 
     Attributes:
         chains, tables: names of their chains and nftables tables, in all families.
-        forward: their base chains with hook forward; None if nobody knows.
+        forward: their base chains with hook forward; None if unknown.
         ruleset: the chains that packets from and to pods pass, rule by rule.
         firewalld_accepts: patterns of links that a zone of firewalld accepts, in both directions.
         networkd: None if it does not run.

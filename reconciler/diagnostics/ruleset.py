@@ -243,11 +243,11 @@ class Ruleset:
         )
 
     def rules_of(self, chain: ChainId) -> tuple[Rule, ...] | None:
-        """Return the rules of a chain; None if nobody knows."""
+        """Return the rules of a chain; None if unknown."""
         return self.rules.get(chain)
 
     def elements_of(self, family: str, table: str, name: str) -> Elements | None:
-        """Return what a set has; None if nobody knows."""
+        """Return what a set has; None if unknown."""
         return self.elements.get((family, table, name))
 
 

@@ -34,7 +34,7 @@ from reconciler.core.facts import Eni
 from reconciler.domains.inputs import Inputs, Unexplained
 from reconciler.engine.finding import Finding
 from reconciler.engine.plan import Action, Change, Plan, Refusal, Verb
-from reconciler.ipam.records import DOUBT_S, Records, SetAside, find_copies
+from reconciler.ipam.records import WITHHELD_S, Records, SetAside, find_copies
 
 MAX_NAMED = 20
 """Unreadable records, and addresses on the host, that get a condition each; the others are counted
@@ -49,16 +49,16 @@ class Allocation:
         enis: those that serve pods, in the order in which they are filled.
         veth_of_pod: host veths are called after their pods, not after their sandboxes.
         flows: addresses that conntrack still has connections of.
-        orphans: attachments whose namespace is gone for so long that no DEL will come.
+        dead: attachments whose namespace is gone for so long that no DEL will come.
         adoptions: pods of the stock plugin's that become ours, each with its intent.
         elsewhere: addresses that pods of the stock plugin's hold.
         unread: which those are is not known, so nothing is given.
-        unexplained: links of ours whose address nobody knows, so nothing is given either.
+        unexplained: links of ours whose address is unknown, so nothing is given either.
         occupied: what the host takes for its own.
         clear: attachments of which nothing is left in the kernel.
         finished: attachments of which everything was seen in place.
         linked: attachments that have a link on the host.
-        cooldown_s: seconds a released address rests.
+        cooldown_s: seconds a released address cools down.
         now: seconds since the epoch.
         families: of which each pod gets one address of its ENI, in this order.
         egress: of which it gets one that is good on this node only.
@@ -68,7 +68,7 @@ class Allocation:
     veth_prefix: str
     veth_of_pod: bool
     flows: frozenset[IpAddress]
-    orphans: frozenset[AttachmentKey]
+    dead: frozenset[AttachmentKey]
     adoptions: tuple[tuple[Attachment, Intent], ...]
     elsewhere: frozenset[IpAddress]
     clear: frozenset[AttachmentKey]
@@ -91,7 +91,7 @@ def desire(inputs: Inputs) -> Allocation:
         veth_prefix=inputs.document.pods.veth_prefix,
         veth_of_pod=inputs.document.pods.veth_name == "pod",
         flows=inputs.flows,
-        orphans=inputs.orphans,
+        dead=inputs.dead,
         adoptions=inputs.predecessor.adoptions,
         elsewhere=inputs.predecessor.held,
         clear=inputs.clear,
@@ -133,7 +133,7 @@ def plan_pods(keys: Collection[AttachmentKey], desired: Allocation, observed: Re
     return _release(desired, asked) + _bind(desired, asked, observed) + _finish(desired, asked)
 
 
-def find_strays(
+def find_unrecorded(
     pods: Mapping[AttachmentKey, str],
     addresses: Mapping[str, tuple[IpAddress, ...]],
     enis: Iterable[Eni],
@@ -154,14 +154,14 @@ def find_strays(
     """
     paths = {i.key: netns_identity(i.netns, i.netns_inode) for i in intents if i.netns_alive}
     enis = list(enis)
-    strays = []
+    unrecorded = []
     for key, veth in sorted(pods.items()):
         found = tuple(sorted(addresses.get(veth, ()), key=is_node_local))
         if not found:
             continue
         eni = next((e for e in enis for a in found if e.holds(a)), None)
         mac = macs.get(veth, "")
-        strays.append(
+        unrecorded.append(
             Attachment(
                 key=key,
                 netns=paths.get(key, ""),
@@ -172,7 +172,7 @@ def find_strays(
                 kept_macs=("" if mac.startswith(MAC_STAMP) else mac, ""),
             )
         )
-    return tuple(strays)
+    return tuple(unrecorded)
 
 
 def believe(
@@ -260,18 +260,20 @@ def _expire(desired: Allocation, observed: Records) -> Plan:
     expired: list[Action] = [
         Change(Verb.UPDATE, replace(i, state=IntentState.RELEASED), reason, i)
         for i in observed.intents
-        if i.key in desired.orphans and i.state is IntentState.WANTED and not i.netns_alive
+        if i.key in desired.dead and i.state is IntentState.WANTED and not i.netns_alive
     ]
     expired += [
-        Change(Verb.CREATE, Intent(a.key, IntentState.RELEASED, "", 0), "nobody wants it any more")
+        Change(
+            Verb.CREATE, Intent(a.key, IntentState.RELEASED, "", 0), "it is not wanted any more"
+        )
         for a in observed.attachments
-        if a.key in desired.orphans and a.key not in asked and not a.netns_alive
+        if a.key in desired.dead and a.key not in asked and not a.netns_alive
     ]
     return Plan(tuple(expired))
 
 
 def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
-    """End a rest when its time is over and no connection of the old pod is left.
+    """End a cooldown when its time is over and no connection of the old pod is left.
 
     A client that retries with the same ports would be sent the old pod's way for as long as
     conntrack remembers it (amazon-vpc-cni-k8s #3634). None waits longer than a cooldown from now:
@@ -291,12 +293,12 @@ def _end_cooldowns(desired: Allocation, observed: Records) -> Plan:
 def _release(desired: Allocation, observed: Records) -> Plan:
     """Cooldown first, then the binding, then the intent: at every point the address is held."""
     actions: list[Action] = []
-    outlived = observed.outlived
-    going = [i for i in observed.intents if i.state is IntentState.RELEASED or i.key in outlived]
+    superseded = observed.superseded
+    going = [i for i in observed.intents if i.state is IntentState.RELEASED or i.key in superseded]
     if not going:
         return Plan()
     bound = {a.key: a for a in observed.attachments}
-    resting = {c.address for c in observed.cooling}
+    cooling = {c.address for c in observed.cooling}
     undecided = observed.undecided
     for intent in going:
         is_released = intent.state is IntentState.RELEASED
@@ -308,12 +310,12 @@ def _release(desired: Allocation, observed: Records) -> Plan:
             actions += [
                 Change(Verb.CREATE, Cooling(address, until), "released")
                 for address in attachment.addresses
-                if address not in resting and desired.cooldown_s > 0
+                if address not in cooling and desired.cooldown_s > 0
             ]
             reason = "the runtime gave it back" if is_released else "its sandbox is no more"
             actions.append(Change(Verb.DELETE, attachment, reason))
         if (record := undecided.get(intent.key)) is not None and is_released:
-            actions += _put_away(record, attachment, resting, desired)
+            actions += _put_away(record, attachment, cooling, desired)
         if is_released:
             actions.append(Change(Verb.DELETE, intent, "done"))
     return Plan(tuple(actions))
@@ -322,17 +324,17 @@ def _release(desired: Allocation, observed: Records) -> Plan:
 def _put_away(
     record: SetAside,
     attachment: Attachment | None,
-    resting: Collection[IpAddress],
+    cooling: Collection[IpAddress],
     desired: Allocation,
 ) -> Iterator[Action]:
-    """End what an unreadable record stands for; what it seems to name rests as if it had held it.
+    """End what an unreadable record stands for; what it seems to name is cooled down too.
 
     Without the cooldown its addresses would be free at once: it is the record that kept them.
     """
     until = desired.now + desired.cooldown_s
     known = set(attachment.addresses) if attachment else set()
     for address in sorted(record.addresses - known, key=lambda a: (a.version, int(a))):
-        if address not in resting and desired.cooldown_s > 0:
+        if address not in cooling and desired.cooldown_s > 0:
             yield Change(Verb.CREATE, Cooling(address, until), "released, by a torn record")
     yield Change(Verb.DELETE, record, "the runtime gave back what it was about")
 
@@ -342,7 +344,7 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
     bound = {a.key for a in (*asked.attachments, *others)}
     wanted = [i for i in asked.intents if i.state is IntentState.WANTED]
     lost = [i for i in wanted if i.key in bound and not i.netns_alive]
-    replaced = [i for i in wanted if i.key in asked.outlived and i.netns_alive]
+    replaced = [i for i in wanted if i.key in asked.superseded and i.netns_alive]
     refusals = [*map(_netns_gone, lost), *map(_sandbox_replaced, replaced)]
     new = [i for i in wanted if i.key not in bound]
     if not new:
@@ -351,7 +353,7 @@ def _bind(desired: Allocation, asked: Records, observed: Records) -> Plan:
     # By number: an address computes its hash anew each time, and each pod looks at all there are.
     taken = {int(address) for a in held for address in a.addresses}
     taken.update(int(c.address) for c in observed.cooling)
-    taken.update(map(int, desired.elsewhere | observed.doubtful(desired.now)))
+    taken.update(map(int, desired.elsewhere | observed.withheld(desired.now)))
     namespaces = _namespaces(held)
     veths = {a.veth: a.key for a in held}
     undecided = observed.undecided
@@ -511,7 +513,7 @@ def _keep(desired: Allocation, observed: Records) -> Plan:
 
 
 def _leave_out(observed: Records) -> Plan:
-    """Name what nobody understands; everybody else is served."""
+    """Name what cannot be understood; all others are served."""
     intents = [
         Refusal(
             subject=f"intent {what.partition(': ')[0]}",
@@ -525,7 +527,8 @@ def _leave_out(observed: Records) -> Plan:
             subject=f"record {record.path}",
             reason="RecordUnreadable",
             message="it could not be read and was set aside; what the kernel has of it is kept, "
-            f"and no pod is given {_spell(record.addresses)} for {DOUBT_S / 60:.0f} minutes; look "
+            f"and no pod is given {_spell(record.addresses)} for {WITHHELD_S / 60:.0f} minutes; "
+            f"look "
             "why, then remove the file",
         )
         for record in observed.set_aside[:MAX_NAMED]
@@ -573,8 +576,8 @@ def _offers(
     local = [_hosts(FAMILIES[name].node_local, taken) for name in desired.egress]
     for place, eni in enumerate(desired.enis):
         earlier = desired.enis[:place]
-        others = {n for e in earlier for n in e.boundless} | set(leaving)
-        whole = [n for n in eni.boundless if n not in others]
+        others = {n for e in earlier for n in e.ipv6_prefixes} | set(leaving)
+        whole = [n for n in eni.ipv6_prefixes if n not in others]
         streams = [
             _staying(_held(name, eni, whole, taken), earlier, leaving) for name in desired.families
         ]
@@ -687,7 +690,7 @@ def _unexplained(intent: Intent, links: tuple[Unexplained, ...]) -> Refusal:
 
 def _lacking(desired: Allocation) -> str:
     """Name the families that no ENI has a prefix of."""
-    held = {family_of(n).name for e in desired.enis for n in e.boundless}
+    held = {family_of(n).name for e in desired.enis for n in e.ipv6_prefixes}
     missing = [n for n in desired.families if not FAMILIES[n].counted and n not in held]
     return " and ".join(missing)
 

@@ -1,7 +1,7 @@
 """Connections that conntrack remembers of addresses whose pods are gone.
 
 They would lead whoever holds the address next, or a client that retries with the same ports, the
-old pod's way (amazon-vpc-cni-k8s #3634); so they end before the address's rest does.
+old pod's way (amazon-vpc-cni-k8s #3634); so they end before the address's cooldown does.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
+class ConntrackFlush:
     """Addresses of which no connection shall be left."""
 
     addresses: frozenset[IpAddress]
 
 
-def plan(desired: Silence, observed: Iterable[Flow]) -> Plan:
-    """End every connection of an address that rests."""
+def plan(desired: ConntrackFlush, observed: Iterable[Flow]) -> Plan:
+    """End every connection of an address that cools down."""
     reason = "its pod is gone"
     flows = sorted((f for f in observed if f.address in desired.addresses), key=lambda f: f.key)
     return Plan(tuple(Change(Verb.DELETE, flow, reason) for flow in flows))

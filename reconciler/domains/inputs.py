@@ -18,13 +18,13 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.forward import ForwardChain
 from reconciler.core.installation import NOWHERE, Installation
 from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
-from reconciler.ipam.budget import Rests
+from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.source_disagreement import NO_DOUBTS, Doubts
+from reconciler.ipam.source_disagreement import NO_DISAGREEMENTS, Disagreements
 from schemas.document import NodeNetwork
 
-NO_RESTS = Rests()
+NO_CALL_BACKOFFS = CallBackoffs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,21 @@ class Ec2Inputs:
     """What only the pool's planner looks at.
 
     Attributes:
-        used: addresses that a pod, a rest, a route or a connection holds.
+        used: addresses that a pod, a cooldown, a route or a connection holds.
         quarantined: networks with a record: they are being given back, or were just now.
-        resting: those of them that EC2 may have taken back already, whatever it shows.
+        maybe_released: those of them that EC2 may have taken back already, whatever it shows.
         creations: ENIs that were asked for in the last hour.
-        doubts: where EC2 and metadata disagree.
-        rests: EC2 actions that are not called for now.
+        disagreements: where EC2 and metadata disagree.
+        backoffs: EC2 actions that are not called for now.
         nonce: text that no other pass has; new ClientTokens are made of it.
     """
 
     used: frozenset[IpAddress] = frozenset()
     quarantined: frozenset[IpNetwork] = frozenset()
-    resting: frozenset[IpNetwork] = frozenset()
+    maybe_released: frozenset[IpNetwork] = frozenset()
     creations: tuple[Creation, ...] = ()
-    doubts: Doubts = NO_DOUBTS
-    rests: Rests = NO_RESTS
+    disagreements: Disagreements = NO_DISAGREEMENTS
+    backoffs: CallBackoffs = NO_CALL_BACKOFFS
     nonce: str = ""
 
 
@@ -91,21 +91,21 @@ class Inputs:
     Attributes:
         enis: in device order, unattached last.
         links: interface name in the host namespace by MAC, for links that are no veth of ours.
-        attachments: bound pods, those being released left out; strays included.
+        attachments: bound pods, those being released left out; unrecorded ones included.
         left_out: bound pods of which a domain must not see more than that they are there: their
             data makes it raise.
         now: seconds since the epoch, from the wall clock; for records only.
         clock: monotonic seconds; for all that lives in memory.
         demand: what the pool must cover.
-        clear: attachments of which a look at the kernel has found nothing left.
+        clear: attachments of which an observation of the kernel has found nothing left.
         finished: attachments of which it has found everything in place.
         flows: addresses that conntrack still has connections of.
-        orphans: attachments whose namespace is gone for so long that no DEL will come.
+        dead: attachments whose namespace is gone for so long that no DEL will come.
         visit: the attachments whose own namespace is looked into, and put right; None means all of
             them. Host objects are always compared in full.
-        blind: attachments whose namespace could not be read, now or a short while ago.
+        unreadable: attachments whose namespace could not be read, now or a short while ago.
         pods: attachments that have a link on the host.
-        strays: attachments that only the kernel remembers: their records were lost.
+        unrecorded: attachments that only the kernel remembers: their records were lost.
         unexplained: links of ours of which not even the kernel says which address they have.
         occupied: what the host takes for its own of the addresses that ENIs hold for pods, each
             with where that is said.
@@ -126,13 +126,13 @@ class Inputs:
     clear: frozenset[AttachmentKey] = frozenset()
     finished: frozenset[AttachmentKey] = frozenset()
     visit: frozenset[AttachmentKey] | None = None
-    blind: frozenset[AttachmentKey] = frozenset()
+    unreadable: frozenset[AttachmentKey] = frozenset()
     pods: frozenset[AttachmentKey] = frozenset()
-    strays: tuple[Attachment, ...] = ()
+    unrecorded: tuple[Attachment, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()
     occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
     flows: frozenset[IpAddress] = frozenset()
-    orphans: frozenset[AttachmentKey] = frozenset()
+    dead: frozenset[AttachmentKey] = frozenset()
     ec2: Ec2Inputs = NO_EC2
     forward: tuple[ForwardChain, ...] = ()
     predecessor: Predecessor = NO_PREDECESSOR
@@ -185,13 +185,13 @@ class Inputs:
     def visited(self) -> tuple[Attachment, ...]:
         """The attachments whose own namespace is to be compared, in order.
 
-        A namespace that cannot be reached is not empty: nobody knows what is in it.
+        A namespace that cannot be reached is not empty: its content is unknown.
         """
         return tuple(
             a
             for a in self.attachments
             if a.netns_alive
-            and a.key not in self.blind
+            and a.key not in self.unreadable
             and (self.visit is None or a.key in self.visit)
         )
 

@@ -1,4 +1,4 @@
-"""Objects that do not stay as they are put: how long each is left alone, and what is said of it.
+"""Backoff for objects that keep reverting or failing, one by one.
 
 Two things keep us from having our way. The kernel refuses: then the same is tried again ever more
 seldom. Or somebody else takes back what we do: then neither side ever ends by itself, so ours
@@ -22,21 +22,21 @@ firewall, or somebody who tries things out, takes less."""
 
 WINDOW_S = 60.0
 
-REST_S = (1.0, 30.0)
-"""First and longest rest in seconds, doubled each time: what the other side breaks may be what
+BACKOFF_S = (1.0, 30.0)
+"""First and longest backoff in seconds, doubled each time: what the other side breaks may be what
 pods need, so it is never left broken for long."""
 
 MAX_KNOWN = 40_000
 """Objects that are remembered: twice what a document can have in our sets. Whoever puts other
 objects into our table each time would have us remember a million within ``WINDOW_S``, of half a
-KiB each. One that is forgotten does not rest."""
+KiB each. One that is forgotten has no backoff."""
 
 Identity = tuple[str, Key]
 """An object's kind and key."""
 
 
 @dataclass(frozen=True, slots=True)
-class Struggle:
+class Backoff:
     """What became of putting one object in its place.
 
     Attributes:
@@ -44,18 +44,18 @@ class Struggle:
         repairs: when it was put back, the last ones, in monotonic seconds.
         failures: in a row.
         error: why the last one failed; "" if it did not.
-        rests: in a row.
+        waits: in a row.
         until: monotonic seconds until which it is left alone.
-        suspects: who else has changed the kernel's networking around the last repair.
+        other_writers: who else has changed the kernel's networking around the last repair.
     """
 
     object: Any
     repairs: tuple[float, ...] = ()
     failures: int = 0
     error: str = ""
-    rests: int = 0
+    waits: int = 0
     until: float = 0.0
-    suspects: tuple[str, ...] = ()
+    other_writers: tuple[str, ...] = ()
 
     @property
     def is_fight(self) -> bool:
@@ -69,23 +69,23 @@ class Struggle:
 
 
 @dataclass(frozen=True, slots=True)
-class Struggles:
+class Backoffs:
     """All of them."""
 
-    known: Mapping[Identity, Struggle] = field(default_factory=dict)
+    known: Mapping[Identity, Backoff] = field(default_factory=dict)
 
-    def after_repair(self, action: Action, now: float, suspects: tuple[str, ...]) -> Struggles:
+    def after_repair(self, action: Action, now: float, other_writers: tuple[str, ...]) -> Backoffs:
         """Note that drift of an object was put right."""
-        return self.after_repairs([action], now, suspects)
+        return self.after_repairs([action], now, other_writers)
 
     def after_repairs(
-        self, actions: Iterable[Action], now: float, suspects: tuple[str, ...]
-    ) -> Struggles:
+        self, actions: Iterable[Action], now: float, other_writers: tuple[str, ...]
+    ) -> Backoffs:
         """Note that drift of objects was put right.
 
         All at once: whoever flushes a set takes ten thousand.
         """
-        changed: dict[Identity, Struggle] = {}
+        changed: dict[Identity, Backoff] = {}
         for action in actions:
             before = self._of(action)
             after = replace(
@@ -93,20 +93,22 @@ class Struggles:
                 repairs=(*before.repairs, now)[-REPAIRS:],
                 failures=0,
                 error="",
-                suspects=suspects or before.suspects,
+                other_writers=other_writers or before.other_writers,
             )
             if after.is_fight:
-                after = replace(after, rests=before.rests + 1, until=now + _rest_s(before.rests))
+                after = replace(
+                    after, waits=before.waits + 1, until=now + _backoff_s(before.waits)
+                )
             changed[action.kind, action.key] = after
         return self._with(changed)
 
-    def after_failure(self, action: Action, now: float, error: str, chance: float) -> Struggles:
+    def after_failure(self, action: Action, now: float, error: str, chance: float) -> Backoffs:
         """Note that an action failed; the first failure is tried again at once."""
         return self.after_failures([(action, error)], now, chance)
 
     def after_failures(
         self, failures: Iterable[tuple[Action, str]], now: float, chance: float
-    ) -> Struggles:
+    ) -> Backoffs:
         """Note that actions failed; the first failure of each is tried again at once.
 
         Args:
@@ -114,87 +116,90 @@ class Struggles:
             now: monotonic seconds.
             chance: a random number from 0 to 1, so that nodes do not go in step.
         """
-        changed: dict[Identity, Struggle] = {}
+        changed: dict[Identity, Backoff] = {}
         for action, error in failures:
             before = self._of(action)
-            rest_s = _rest_s(before.failures - 1) * (0.5 + chance / 2) if before.failures else 0.0
+            backoff_s = (
+                _backoff_s(before.failures - 1) * (0.5 + chance / 2) if before.failures else 0.0
+            )
             changed[action.kind, action.key] = replace(
                 before,
                 failures=before.failures + 1,
                 error=error,
-                until=max(before.until, now + rest_s),
+                until=max(before.until, now + backoff_s),
             )
         return self._with(changed)
 
-    def after_success(self, actions: Iterable[Action]) -> Struggles:
+    def after_success(self, actions: Iterable[Action]) -> Backoffs:
         """Forget failures of what has worked, and was no drift."""
         done = {(a.kind, a.key) for a in actions} & self.known.keys()
         return self._only(lambda identity, s: identity not in done or bool(s.repairs))
 
-    def asked_for(self, plans: Iterable[Plan]) -> Struggles:
-        """Forget failures of what a look at everything did not ask for.
+    def asked_for(self, plans: Iterable[Plan]) -> Backoffs:
+        """Forget failures of what a full pass did not ask for.
 
-        It is in its place, or nobody wants it any more. A container that is started again has the
+        It is in its place, or it is not wanted any more. A container that is started again has the
         same link as before, which must not wait for what became of the first one.
         """
-        asked = {(a.kind, a.key) for p in plans for a in (*p.actions, *p.resting)}
+        asked = {(a.kind, a.key) for p in plans for a in (*p.actions, *p.deferred)}
         return self._only(lambda identity, s: identity in asked or bool(s.repairs))
 
-    def since(self, now: float) -> Struggles:
+    def since(self, now: float) -> Backoffs:
         """Forget what is long over."""
         return self._only(lambda _, s: not s.is_over(now))
 
-    def _only(self, keep: Callable[[Identity, Struggle], bool]) -> Struggles:
+    def _only(self, keep: Callable[[Identity, Backoff], bool]) -> Backoffs:
         """Return those that are kept; itself, if all are."""
         kept = {k: s for k, s in self.known.items() if keep(k, s)}
-        return Struggles(kept) if len(kept) < len(self.known) else self
+        return Backoffs(kept) if len(kept) < len(self.known) else self
 
     def hold(self, plan: Plan, now: float, *, atomic: bool) -> Plan:
-        """Leave out what rests.
+        """Leave out what is in backoff.
 
         Args:
             plan: of one domain.
             now: monotonic seconds.
             atomic: whether its actions are done together or not at all.
         """
-        resting = tuple(a for a in plan.actions if self._rests(a, now))
-        if not resting:
+        deferred = tuple(a for a in plan.actions if self._is_backing_off(a, now))
+        if not deferred:
             return plan
         if atomic:
-            return replace(plan, actions=(), resting=plan.actions)
-        going = tuple(a for a in plan.actions if not self._rests(a, now))
-        return replace(plan, actions=going, resting=resting)
+            return replace(plan, actions=(), deferred=plan.actions)
+        going = tuple(a for a in plan.actions if not self._is_backing_off(a, now))
+        return replace(plan, actions=going, deferred=deferred)
 
     def explain(self, plan: Plan) -> tuple[ApplyError, ...]:
-        """Say why what rests in a plan does: once for each kind and reason, however many rest."""
-        groups: dict[tuple[str, str], list[tuple[Action, Struggle]]] = {}
-        for action in plan.resting:
-            struggle = self.known.get((action.kind, action.key))
-            if struggle is not None:
-                reason = "OwnershipFight" if struggle.is_fight else "Refused"
-                groups.setdefault((action.kind, reason), []).append((action, struggle))
+        """Say why actions of a plan are deferred: once for each kind and reason."""
+        groups: dict[tuple[str, str], list[tuple[Action, Backoff]]] = {}
+        for action in plan.deferred:
+            backoff = self.known.get((action.kind, action.key))
+            if backoff is not None:
+                reason = "OwnershipFight" if backoff.is_fight else "Refused"
+                groups.setdefault((action.kind, reason), []).append((action, backoff))
         return tuple(
             ApplyError(str(members[0][0]), reason, _text(members))
             for (_, reason), members in sorted(groups.items())
         )
 
     def due(self, plan: Plan) -> float | None:
-        """Return the monotonic seconds at which something of a plan has rested enough."""
+        """Return the monotonic seconds at which the first deferred action of a plan is due."""
         return min(
-            (s.until for a in plan.resting if (s := self.known.get((a.kind, a.key)))), default=None
+            (s.until for a in plan.deferred if (s := self.known.get((a.kind, a.key)))),
+            default=None,
         )
 
-    def _rests(self, action: Action, now: float) -> bool:
-        struggle = self.known.get((action.kind, action.key))
-        return struggle is not None and struggle.until > now and struggle.object == _object(action)
+    def _is_backing_off(self, action: Action, now: float) -> bool:
+        backoff = self.known.get((action.kind, action.key))
+        return backoff is not None and backoff.until > now and backoff.object == _object(action)
 
-    def _of(self, action: Action) -> Struggle:
+    def _of(self, action: Action) -> Backoff:
         known = self.known.get((action.kind, action.key))
         if known is not None and known.object == _object(action):
             return known
-        return Struggle(_object(action))
+        return Backoff(_object(action))
 
-    def _with(self, changed: Mapping[Identity, Struggle]) -> Struggles:
+    def _with(self, changed: Mapping[Identity, Backoff]) -> Backoffs:
         if not changed:
             return self
         known = {**self.known, **changed}
@@ -203,35 +208,35 @@ class Struggles:
             earlier = {k: s for k, s in self.known.items() if k not in changed}
             known = {**earlier, **changed}
             known = dict(islice(known.items(), len(known) - MAX_KNOWN, None))
-        return Struggles(known)
+        return Backoffs(known)
 
 
 def _object(action: Action) -> Any:
     return getattr(action, "object", None)
 
 
-def _rest_s(before: int) -> float:
-    return min(REST_S[0] * 2.0 ** min(before, 16), REST_S[1])
+def _backoff_s(before: int) -> float:
+    return min(BACKOFF_S[0] * 2.0 ** min(before, 16), BACKOFF_S[1])
 
 
-def _text(members: list[tuple[Action, Struggle]]) -> str:
-    action, struggle = members[0]
+def _text(members: list[tuple[Action, Backoff]]) -> str:
+    action, backoff = members[0]
     more = f", as {len(members) - 1} more of its kind" if len(members) > 1 else ""
-    if not struggle.is_fight:
-        return f"{struggle.error}{more}; it has failed {struggle.failures} times in a row"
-    span_s = struggle.repairs[-1] - struggle.repairs[0]
+    if not backoff.is_fight:
+        return f"{backoff.error}{more}; it has failed {backoff.failures} times in a row"
+    span_s = backoff.repairs[-1] - backoff.repairs[0]
     return (
         f"it was put back {REPAIRS} times within {span_s:.0f} s and is changed once more "
-        f"({action.reason}){more}; {_advice(struggle)}"
+        f"({action.reason}){more}; {_advice(backoff)}"
     )
 
 
-def _advice(struggle: Struggle) -> str:
+def _advice(backoff: Backoff) -> str:
     """Say what to do; the kernel's notifications tell nothing about who writes a file."""
-    if advice := getattr(struggle.object, "in_a_fight", ""):
+    if advice := getattr(backoff.object, "in_a_fight", ""):
         return f"it is put back less often now; {advice}"
-    others = ", ".join(struggle.suspects) or "nobody who could be seen"
+    others = ", ".join(backoff.other_writers) or "none identified"
     return (
-        f"lately the network was changed by: {others}. It is put back "
+        f"other writers: {others}. It is put back "
         "less often now; end what the other side does, or take what it wants out of the document"
     )

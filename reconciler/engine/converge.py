@@ -2,7 +2,7 @@
 
 Domains that share a target are planned on one observation and applied in one go, so that a
 target with transactions gets one and a pod's namespace is entered once. A domain whose desire is
-not ready, or a target that cannot be read, takes nobody else down. Each call of a domain or a
+not ready, or a target that cannot be read, fails alone. Each call of a domain or a
 target is a boundary: whatever it raises fails that domain, or the domains of that target, alone.
 """
 
@@ -30,7 +30,7 @@ class Target(Protocol):
 
         Args:
             desired: the union of what the target's domains desire, so that it looks at least
-                where those objects live. Beyond that it may leave out what nobody desires and
+                where those objects live. Beyond that it may leave out what is not desired and
                 what is not ours.
 
         Returns:
@@ -86,9 +86,9 @@ class Outcome:
 
     Attributes:
         desired: as computed; None if that failed.
-        observed: what the target showed at the last look, shared by all its domains.
+        observed: what the target showed at the last observation, shared by all its domains.
         plan: what the first look asked for.
-        remaining: what the last look still asks for.
+        remaining: what the last observation still asks for.
         reverted: what was applied last, without an error, and is asked for again by the look
             after it.
         errors: what went wrong on the way, the last round's only.
@@ -104,7 +104,7 @@ class Outcome:
     @property
     def settled(self) -> bool:
         """The world holds what is desired and this was seen, not assumed."""
-        return not self.remaining.actions and not self.remaining.resting and not self.errors
+        return not self.remaining.actions and not self.remaining.deferred and not self.errors
 
     @property
     def failed(self) -> bool:
@@ -115,7 +115,7 @@ class Outcome:
 Outcomes = dict[str, Outcome]
 
 Hold = Callable[[Domain, Plan], tuple[Plan, tuple[ApplyError, ...]]]
-"""Leaves out of a domain's plan what must rest, and says why."""
+"""Leaves out of a domain's plan what is in backoff, and says why."""
 
 
 def hold_nothing(domain: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
@@ -174,7 +174,7 @@ def _converge_target(
             with boundary(f"apply of {_names(domains)}"):
                 failures = target.apply(merged.actions)
         except ReconcilerError as error:
-            # How far it came is seen by the next look.
+            # How far it came is seen by the next observation.
             failures, applied, whole = (), (), (error,)
         latest, merged = _look(target, domains, inputs, hold)
         if merged.actions == before or any(cut_kinds(o.observed) for o in latest.values()):
@@ -253,7 +253,10 @@ def _names(domains: Sequence[Domain]) -> str:
 
 
 def _failures_of(remaining: Plan, failures: Iterable[ApplyError]) -> tuple[ApplyError, ...]:
-    """Keep the failures whose action is still wanted; the others healed by the next look."""
+    """Keep the failures whose action is still wanted.
+
+    The others healed by the next observation.
+    """
     wanted = {str(action) for action in remaining.actions}
     return tuple(f for f in failures if f.action in wanted)
 

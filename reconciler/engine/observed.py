@@ -1,7 +1,7 @@
 """What a target showed of the world, and what it could not read.
 
-A failed look is never an empty one. But what could not be read is often one pod's namespace, or
-one of the kernel's tables, and that is no reason to leave everything else as it is.
+A failed observation is never an empty one. But what could not be read is often one pod's
+namespace, or one of the kernel's tables, and that is no reason to leave everything else as it is.
 """
 
 from __future__ import annotations

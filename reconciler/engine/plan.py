@@ -131,14 +131,14 @@ class Plan:
     Attributes:
         foreign: objects of another owner that people should know of; they differ from nothing.
         findings: what there is to say about them, and what to do next.
-        resting: actions that are left out for now, because they were in vain lately.
+        deferred: actions that are left out for now, because they were in vain lately.
     """
 
     actions: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     foreign: tuple[Keyed, ...] = ()
     findings: tuple[Finding, ...] = ()
-    resting: tuple[Action, ...] = ()
+    deferred: tuple[Action, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.actions or self.refusals)
@@ -149,7 +149,7 @@ class Plan:
             self.refusals + other.refusals,
             self.foreign + other.foreign,
             self.findings + other.findings,
-            self.resting + other.resting,
+            self.deferred + other.deferred,
         )
 
 

@@ -1,4 +1,4 @@
-"""Being a good citizen of EC2: token buckets, and how long a failed call rests.
+"""Being a good citizen of EC2: token buckets, and the backoff of failed calls.
 
 Every node of an account draws from the same buckets, one for each action.
 """
@@ -68,7 +68,7 @@ UNKNOWN_TYPE = {"InvalidInstanceType"}
 LOST = {"AnswerLost", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable"}
 """After these the call may have had its effect."""
 
-REST_S = {
+BACKOFF_S = {
     Failure.THROTTLED: (1.0, 60.0),
     Failure.DENIED: (30.0, 600.0),
     Failure.EXHAUSTED: (30.0, 120.0),
@@ -78,7 +78,10 @@ REST_S = {
     Failure.UNKNOWN_TYPE: (60.0, 3600.0),
     Failure.OTHER: (1.0, 60.0),
 }
-"""First and longest ceiling in seconds of a failed action's rest; doubled each time in a row."""
+"""First and longest ceiling in seconds of a failed action's backoff.
+
+Doubled each time in a row.
+"""
 
 FORGET_S = 3600.0
 """Seconds after its rest for which an action's failures in a row are remembered."""
@@ -107,7 +110,7 @@ def take(bucket: Bucket | None, action: str, now: float) -> tuple[Bucket, bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class CallBackoff:
     """Why an action is not called for now.
 
     Attributes:
@@ -123,20 +126,20 @@ class Rest:
 
 
 @dataclass(frozen=True, slots=True)
-class Rests:
-    """Actions that rest, by what rests: an EC2 action, or one kind of it in one subnet."""
+class CallBackoffs:
+    """Backoff by scope: an EC2 action, or one kind of it in one subnet."""
 
-    by_scope: Mapping[str, Rest] = field(default_factory=dict)
+    by_scope: Mapping[str, CallBackoff] = field(default_factory=dict)
 
-    def of(self, scope: str, now: float) -> Rest | None:
-        """Return why a scope rests; None if it does not."""
-        rest = self.by_scope.get(scope)
-        return rest if rest is not None and rest.until > now else None
+    def of(self, scope: str, now: float) -> CallBackoff | None:
+        """Return the backoff of a scope; None if it has none."""
+        backoff = self.by_scope.get(scope)
+        return backoff if backoff is not None and backoff.until > now else None
 
     def after_failure(
         self, scope: str, code: str, message: str, *, now: float, chance: float
-    ) -> Rests:
-        """Let a scope rest: exponential, with full jitter.
+    ) -> CallBackoffs:
+        """Start or double a scope's backoff: exponential, with full jitter.
 
         Args:
             scope: what failed.
@@ -148,16 +151,16 @@ class Rests:
         failure = classify(code)
         known = self.by_scope.get(scope)
         failures = known.failures + 1 if known and known.failure is failure else 1
-        first, longest = REST_S[failure]
+        first, longest = BACKOFF_S[failure]
         ceiling = min(first * 2 ** min(failures - 1, 16), longest)
-        rest = Rest(failure, code, message, now + ceiling * chance, failures)
+        backoff = CallBackoff(failure, code, message, now + ceiling * chance, failures)
         # Of subnets that are not asked for any more nobody would ever tell a success.
         others = {k: r for k, r in self.by_scope.items() if r.until > now - FORGET_S}
-        return Rests({**others, scope: rest})
+        return CallBackoffs({**others, scope: backoff})
 
-    def after_success(self, scope: str) -> Rests:
+    def after_success(self, scope: str) -> CallBackoffs:
         """Forget a scope's failures."""
-        return Rests({k: v for k, v in self.by_scope.items() if k != scope})
+        return CallBackoffs({k: v for k, v in self.by_scope.items() if k != scope})
 
 
 def cure(call: str, code: str) -> str:

@@ -1,4 +1,4 @@
-"""One look at EC2, and the tags that say whose an ENI is."""
+"""One observation of EC2, and the tags that say whose an ENI is."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def arrived(cloud: Cloud, macs: Container[str]) -> Cloud:
     witness: without it nothing can be sent, and with it everything.
 
     Args:
-        cloud: a look at EC2.
+        cloud: an observation of EC2.
         macs: of the links that are on the node.
     """
     enis = tuple(
@@ -145,13 +145,13 @@ def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
     better witness. A kept ENI carries the pods it has; its addresses are given to no further ones.
 
     Args:
-        before: the previous look.
+        before: the previous observation.
         now: this one.
         macs: of the links that are on the node.
     """
     serving = {e.eni_id for e in now.enis if e.serves_pods}
     kept = {
-        e.eni_id: replace(e, secondaries=(), prefixes=(), boundless=())
+        e.eni_id: replace(e, secondaries=(), prefixes=(), ipv6_prefixes=())
         for e in before.enis
         if e.serves_pods and e.eni_id not in serving and e.mac in macs
     }

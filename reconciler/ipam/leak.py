@@ -33,7 +33,7 @@ def judge(first: Iterable[Eni], second: Iterable[Eni], *, now: float) -> tuple[V
     """Judge what two looks showed as attached to nothing.
 
     Args:
-        first: an earlier look.
+        first: an earlier observation.
         second: a later one; an ENI must be in both.
         now: seconds since the epoch.
     """

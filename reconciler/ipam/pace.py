@@ -1,7 +1,8 @@
-"""When EC2 is looked at again: not for what metadata, the kernel or EC2's own answers tell.
+"""When EC2 is observed again: not for what metadata, the kernel or EC2's own answers tell.
 
 All nodes of an account share its request limits. The arrival of an ENI's link is a notification
-that costs nothing, metadata costs nothing, and a change of demand is planned on the last look.
+that costs nothing, metadata costs nothing, and a change of demand is planned on the last
+observation.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ UNFINISHED_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What the last look has left open.
+    """What the last observation has left open.
 
     Attributes:
         unfinished: the plan has actions left.
         changing: an attachment changes by itself, or its link has yet to come or go.
         times: looks in a row after which either was so, or that led to calls.
         behind: EC2 has answered what no look has shown yet.
-        missing: EC2 no longer shows something since moments ago; the next look may confirm it.
+        missing: EC2 no longer shows something since moments ago; the next observation may confirm
+            it.
         disagreeing: EC2 and metadata differ.
         short: a subnet has no room for addresses that the pool lacks.
         waiting: pods wait for them.
@@ -67,8 +69,8 @@ class Left:
 NOTHING_LEFT = Left()
 
 
-def look_after_s(left: Left, resync_s: float) -> float:
-    """Return how many seconds after the last look the next one is due.
+def observe_after_s(left: Left, resync_s: float) -> float:
+    """Return how many seconds after the last observation the next one is due.
 
     Args:
         left: what the last one has left open.
@@ -96,7 +98,7 @@ def is_changing(cloud: Cloud, macs: Container[str]) -> bool:
     """Whether an attachment of ours changes by itself, or its link has yet to come.
 
     Args:
-        cloud: the last look.
+        cloud: the last observation.
         macs: of the links that are on the node.
     """
     return any(

@@ -29,7 +29,7 @@ from reconciler.ipam.ec2_action import (
     TieToInstance,
 )
 from reconciler.ipam.pool import PREFIX_SIZE, Place
-from reconciler.ipam.pool_status import Pool, Position, locate
+from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
 from reconciler.ipam.release import counted_networks, holds_used, pick, unit_networks
 
 MIN_ENI_AGE_S = 60.0
@@ -43,12 +43,12 @@ CREATION_WINDOW_S = 3600.0
 def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
     """Say which units no pod may get any more, because they shall be given back.
 
-    While EC2's list is doubtful, nothing is added; while ENIs are being taken over, nothing is
+    While EC2's list is disputed, nothing is added; while ENIs are being taken over, nothing is
     known of what is needed.
     """
     if _to_adopt(desired, observed):
         return desired.quarantined
-    at = locate(desired, observed)
+    at = find_pool_status(desired, observed)
     needed = 0
     if desired.prefixes and at.shortfall > 0:
         slots = sum(at.free_slots(e) for e in at.enis)
@@ -58,13 +58,13 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
         at.band,
         slots_needed=needed,
         growable=at.fitting,
-        resting=desired.resting,
+        maybe_released=desired.maybe_released,
     )
-    chosen |= {n for e in at.enis if _goes(e, chosen, desired, at) for n in e.boundless}
-    return chosen & desired.quarantined if _doubtful(desired, observed) else chosen
+    chosen |= {n for e in at.enis if _goes(e, chosen, desired, at) for n in e.ipv6_prefixes}
+    return chosen & desired.quarantined if _sources_disagree(desired, observed) else chosen
 
 
-def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: Position) -> bool:
+def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: PoolStatus) -> bool:
     """Whether an ENI goes whole, so that no pod may get an address of its prefix any more."""
     if _stays(eni, desired, at):
         return False
@@ -74,14 +74,14 @@ def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: Position) 
     return bool(emptied and (counted or useless)) and not holds_used(eni, desired.used)
 
 
-def _stays(eni: Eni, desired: Pool, at: Position) -> bool:
+def _stays(eni: Eni, desired: Pool, at: PoolStatus) -> bool:
     """Whether an ENI stays for its prefix alone: pods need it, and it would be attached again."""
     return not desired.counts and eni.eni_id in at.needed
 
 
 def plan(desired: Pool, observed: Cloud) -> Plan:
     """Finish what was begun, cure what was lost, then grow or give back."""
-    at = locate(desired, observed)
+    at = find_pool_status(desired, observed)
     if observed.primary is None:
         unread = tuple(shortage.unread(observed.unread))
         return Plan(refusals=(shortage.no_primary(desired.node), *unread))
@@ -99,14 +99,14 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
         if at.limits
         else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),)),
         _delegate(desired, observed, at, asked=asked),
-        Plan() if _doubtful(desired, observed) else _give_back(desired, at),
+        Plan() if _sources_disagree(desired, observed) else _give_back(desired, at),
         Plan(refusals=tuple(shortage.notices(desired, at))),
     )
     whole = sum(parts, Plan())
     return _hold_back(whole, desired)
 
 
-def _doubtful(desired: Pool, observed: Cloud) -> bool:
+def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
     """Nothing is given back on the word of a list that lacks what it should have.
 
     An ENI that cannot be read may be ours. Without the primary ENI it is not known where ENIs
@@ -114,7 +114,7 @@ def _doubtful(desired: Pool, observed: Cloud) -> bool:
     """
     limited = desired.limits or observed.limits
     known = limited and observed.primary and not observed.unread_enis
-    return bool(desired.doubts or not known) or observed.behind
+    return bool(desired.disagreements or not known) or observed.behind
 
 
 def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
@@ -150,7 +150,7 @@ def _adopt(desired: Pool, observed: Cloud) -> Iterator[Ec2Action]:
             yield AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
 
 
-def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
+def _finish(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
     """Go on with creations that were recorded, and with ENIs that are attached to nothing."""
     actions: list[Ec2Action] = []
     instance_id = desired.node.instance_id
@@ -163,14 +163,14 @@ def _finish(desired: Pool, observed: Cloud, at: Position) -> Plan:
         actions.append(AttachEni(instance_id, eni.eni_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
         used = holds_used(eni, desired.used)
-        needed = eni in back.values() or used or _doubtful(desired, observed)
+        needed = eni in back.values() or used or _sources_disagree(desired, observed)
         if not needed and _is_old(eni, desired.now):
             reason = "ours, attached to nothing, and not needed"
             actions.append(DeleteEni(eni.eni_id, reason))
     return Plan((*actions, *_settings(desired, observed, at)))
 
 
-def _to_attach(desired: Pool, observed: Cloud, at: Position) -> dict[int, Eni]:
+def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]:
     """Choose ENIs of ours that shall be attached again, by their new device index.
 
     First those whose addresses pods use: somebody detached them by hand.
@@ -187,7 +187,7 @@ def _to_attach(desired: Pool, observed: Cloud, at: Position) -> dict[int, Eni]:
     return chosen
 
 
-def _settings(desired: Pool, observed: Cloud, at: Position) -> Iterator[Ec2Action]:
+def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[Ec2Action]:
     """What can be changed of an ENI in place."""
     for eni in observed.enis:
         tied = eni.delete_on_termination or eni.is_primary
@@ -200,7 +200,7 @@ def _settings(desired: Pool, observed: Cloud, at: Position) -> Iterator[Ec2Actio
             yield SetSecurityGroups(eni.eni_id, wanted, reason)
 
 
-def _cure(desired: Pool, at: Position) -> Plan:
+def _cure(desired: Pool, at: PoolStatus) -> Plan:
     """An address in use that neither EC2 nor metadata shows: say so, and ask for it again."""
     actions: list[Ec2Action] = []
     refusals: list[Refusal] = []
@@ -208,7 +208,7 @@ def _cure(desired: Pool, at: Position) -> Plan:
     bound = ((a, address) for a in desired.attachments for address in a.addresses)
     for attachment, address in bound:
         held = host_network(address)
-        lost = [n for eni_id, n in desired.doubts.lost if eni_id == attachment.eni_id]
+        lost = [n for eni_id, n in desired.disagreements.lost if eni_id == attachment.eni_id]
         item = next(
             (n for n in sorted(lost, key=lambda n: n.prefixlen) if address in n),
             None,
@@ -235,7 +235,7 @@ def _cure(desired: Pool, at: Position) -> Plan:
     return Plan(tuple(actions), tuple(refusals))
 
 
-def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
+def _grow(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
     back = _to_attach(desired, observed, at)
     short = at.shortfall - sum(len(e.pod_addresses) for e in back.values())
     if short <= 0:
@@ -272,7 +272,7 @@ def _grow(desired: Pool, observed: Cloud, at: Position) -> Plan:
     )
 
 
-def _delegate(desired: Pool, observed: Cloud, at: Position, *, asked: set[str]) -> Plan:
+def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]) -> Plan:
     """Have a prefix that is not counted on every ENI that serves pods, and one such ENI.
 
     Args:
@@ -284,12 +284,12 @@ def _delegate(desired: Pool, observed: Cloud, at: Position, *, asked: set[str]) 
     if not desired.delegates:
         return Plan()
     # One that EC2 does not show any more may still be there, and could not be given back.
-    doubtful = {eni_id for eni_id, n in desired.doubts.missing if not family_of(n).counted}
-    waiting = asked | doubtful
+    withheld = {eni_id for eni_id, n in desired.disagreements.missing if not family_of(n).counted}
+    waiting = asked | withheld
     actions: list[Ec2Action] = [
         DelegatePrefix(e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}")
         for e in at.enis
-        if e.eni_id in at.needed and not e.boundless and e.eni_id not in waiting
+        if e.eni_id in at.needed and not e.ipv6_prefixes and e.eni_id not in waiting
     ]
     if desired.counts or at.needed or at.pending or _to_attach(desired, observed, at):
         return Plan(tuple(actions))
@@ -302,13 +302,13 @@ def _delegate(desired: Pool, observed: Cloud, at: Position, *, asked: set[str]) 
     return Plan((*actions, AddEni(desired.node.instance_id, creation, reason)))
 
 
-def _may_create(desired: Pool, at: Position) -> int:
+def _may_create(desired: Pool, at: PoolStatus) -> int:
     """Return how many ENIs may still be created in this hour."""
     recent = [c for c in desired.creations if desired.now - c.at < CREATION_WINDOW_S]
     return max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
 
 
-def _give_back(desired: Pool, at: Position) -> Plan:
+def _give_back(desired: Pool, at: PoolStatus) -> Plan:
     """Release what is quarantined and free; an ENI that is left with nothing goes whole."""
     actions: list[Ec2Action] = []
     leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined}
@@ -316,9 +316,9 @@ def _give_back(desired: Pool, at: Position) -> Plan:
         networks = counted_networks(eni)
         mine = [n for n in networks if (eni.eni_id, n) in leaving]
         emptied = not eni.is_primary and eni.attachment_id and len(mine) == len(networks)
-        if eni.boundless and emptied:
+        if eni.ipv6_prefixes and emptied:
             # No pod can get an address of its prefix any more, and none has.
-            emptied = desired.quarantined.issuperset(eni.boundless)
+            emptied = desired.quarantined.issuperset(eni.ipv6_prefixes)
             emptied = emptied and not holds_used(eni, desired.used)
         useless = not networks and eni.eni_id not in at.needed
         if emptied and (mine or useless) and not _stays(eni, desired, at):
@@ -337,15 +337,17 @@ def _give_back(desired: Pool, at: Position) -> Plan:
 
 
 def _hold_back(whole: Plan, desired: Pool) -> Plan:
-    """Take out what rests after a failure; the reason stands in its place."""
+    """Take out what is in backoff after a failure; the reason replaces it."""
     actions, refusals = [], list(whole.refusals)
     for action in whole.actions:
-        rests = ((call, desired.rests.of(call, desired.clock)) for call in action.calls)
-        call, rest = next(((c, r) for c, r in rests if r), ("", None))
-        if rest is None:
+        backoffs = ((call, desired.backoffs.of(call, desired.clock)) for call in action.calls)
+        call, backoff = next(((c, r) for c, r in backoffs if r), ("", None))
+        if backoff is None:
             actions.append(action)
         else:
-            refusals.append(shortage.hold_back(action, call, rest, rest.until - desired.clock))
+            refusals.append(
+                shortage.hold_back(action, call, backoff, backoff.until - desired.clock)
+            )
     return Plan(tuple(actions), tuple(refusals))
 
 
@@ -366,7 +368,7 @@ def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> 
     )
 
 
-def _free_indices(observed: Cloud, at: Position) -> list[int]:
+def _free_indices(observed: Cloud, at: PoolStatus) -> list[int]:
     used = {e.device_index for e in observed.enis} | {c.device_index for c in at.pending}
     used |= {u.device_index for u in observed.unread_enis}
     return [i for i in range(1, MAX_DEVICE_INDEX + 1) if i not in used]

@@ -1,4 +1,4 @@
-"""Where the node stands: one look at EC2, measured against what is wanted."""
+"""Where the node stands: one observation of EC2, measured against what is wanted."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.ipam import pool, subnet
-from reconciler.ipam.budget import Rests
+from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud, Limits, Unread
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import PREFIX_SIZE, Band, Demand, Space
 from reconciler.ipam.release import Stock, Unit, take_stock
-from reconciler.ipam.source_disagreement import Doubts
+from reconciler.ipam.source_disagreement import Disagreements
 from reconciler.ipam.subnet import Choice, Subnet
 from schemas.document import NodeNetwork
 from schemas.warm_pool import Strategy
@@ -33,15 +33,15 @@ class Pool:
 
     Attributes:
         document: resolved for this node.
-        used: addresses that a pod, a rest, a route or a connection holds.
+        used: addresses that a pod, a cooldown, a route or a connection holds.
         quarantined: networks with a record.
-        resting: those of them that EC2 may have taken back already, whatever it shows.
+        maybe_released: those of them that EC2 may have taken back already, whatever it shows.
         max_enis: the document's limit; None leaves the instance type's.
         limits: the document's, in place of EC2's.
         creations: records of this and earlier passes.
         nonce: what makes new tokens new; text.
         now: seconds since the epoch; for records, and what EC2 says of time.
-        clock: monotonic seconds; for rests and doubts, which live in memory.
+        clock: monotonic seconds; for backoff and disagreements, which live in memory.
         take_over: the stock plugin's ENIs shall become ours.
         families: those that pods get addresses of from EC2.
     """
@@ -63,14 +63,14 @@ class Pool:
     tags: tuple[tuple[str, str], ...]
     attachments: tuple[Attachment, ...]
     creations: tuple[Creation, ...]
-    doubts: Doubts
-    rests: Rests
+    disagreements: Disagreements
+    backoffs: CallBackoffs
     nonce: str
     now: float
     clock: float
     take_over: bool = False
     families: tuple[str, ...] = ("ipv4",)
-    resting: frozenset[IpNetwork] = frozenset()
+    maybe_released: frozenset[IpNetwork] = frozenset()
 
     @property
     def counts(self) -> bool:
@@ -90,11 +90,11 @@ NOTHING_COUNTED = Band(
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class PoolStatus:
     """Where the node stands: one look, measured against the document.
 
     Attributes:
-        limits: what the instance type allows; None if nobody knows.
+        limits: what the instance type allows; None if unknown.
         enis: ours that are or will soon be attached, in device order.
         choice: the subnets that new ENIs may go to.
         band: how many addresses to hold.
@@ -155,7 +155,7 @@ class Position:
         return max(self.slots - len(eni.secondaries) - len(eni.prefixes), 0)
 
 
-def locate(desired: Pool, observed: Cloud) -> Position:
+def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
     """Measure one look against what is wanted."""
     limits = desired.limits or observed.limits
     primary = observed.primary
@@ -212,7 +212,7 @@ def locate(desired: Pool, observed: Cloud) -> Position:
     if desired.max_enis is not None:
         limit = min(limit, desired.max_enis)
     room = max(limit - attached - len(pending), 0)
-    return Position(
+    return PoolStatus(
         limits,
         enis,
         choice,
@@ -239,7 +239,7 @@ def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
 
 
 def _space(desired: Pool, known: Subnet) -> Space:
-    no_blocks = desired.rests.of(f"prefixes:{known.subnet_id}", desired.clock)
-    full = desired.rests.of(f"addresses:{known.subnet_id}", desired.clock)
+    no_blocks = desired.backoffs.of(f"prefixes:{known.subnet_id}", desired.clock)
+    full = desired.backoffs.of(f"addresses:{known.subnet_id}", desired.clock)
     blocks = 0 if no_blocks or not desired.prefixes else known.blocks or 0
     return Space(0 if full else known.free, blocks)

@@ -60,12 +60,12 @@ def _end(desired: Wanted, observed: Records) -> Iterator[Action]:
         if bounded != record:
             yield Change(Verb.UPDATE, bounded, "the clock was set back", record)
         elif record.network in desired.held:
-            if record.network not in desired.networks and not record.rests(desired.now):
+            if record.network not in desired.networks and not record.is_pending(desired.now):
                 yield Change(Verb.DELETE, record, "needed again")
         elif not record.gone:
             gone = replace(record, gone=desired.now)
             yield Change(Verb.UPDATE, gone, "EC2 shows it no more", record)
-        elif not record.rests(desired.now):
+        elif not record.is_pending(desired.now):
             yield Change(Verb.DELETE, record, "EC2 took it back")
 
 

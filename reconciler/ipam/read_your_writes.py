@@ -2,7 +2,7 @@
 
 EC2 is eventually consistent: a look shortly after a change may show the world before it
 (EC2 Developer Guide, "Ensuring eventual consistency"). What EC2 has answered is trusted, so a
-stale look never makes us ask for the same thing again.
+stale observation never makes us ask for the same thing again.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def _changed(eni: Eni, answer: Answer) -> Eni:
     if networks != set(unit_networks(eni)):
         single = sorted(n.network_address for n in networks if n.num_addresses == 1)
         more = sorted((n for n in networks if n.num_addresses > 1), key=_order)
-        counted, boundless = (
+        counted, ipv6_prefixes = (
             [n for n in more if family_of(n).counted is c] for c in (True, False)
         )
         eni = replace(
             eni,
             secondaries=tuple(single),
             prefixes=tuple(counted),
-            boundless=tuple(boundless),
+            ipv6_prefixes=tuple(ipv6_prefixes),
         )
     if answer.attached and eni.device_index is None:
         index, attachment_id = answer.attached

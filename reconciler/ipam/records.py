@@ -1,4 +1,4 @@
-"""What the state directory holds: the witnesses of everything that must outlive a restart."""
+"""What the state directory holds: the witnesses of everything that must survive a restart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reconciler.core.attachment import (
     Cooling,
     Intent,
     IntentState,
-    is_outlived,
+    is_superseded,
 )
 from reconciler.core.datapath import IpAddress, is_counted
 from reconciler.engine.plan import Key, Verb
@@ -23,8 +23,8 @@ from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.release import Quarantine
 
-DOUBT_S = 600.0
-"""Seconds for which an address that a torn record names is given to nobody: longer than any
+WITHHELD_S = 600.0
+"""Seconds for which an address that a torn record names is given to no pod: longer than any
 cooldown, and than conntrack remembers what is not an open connection."""
 
 
@@ -72,7 +72,7 @@ class Records:
 
     Attributes:
         unreadable: intents that cannot be understood, each with the reason. Whoever writes them is
-            another program; what they might have wanted, nobody knows.
+            another program; what they wanted is unknown.
         set_aside: records of ours that could not be read. What can be is rebuilt from the kernel.
         crowded: directories with more files than are looked at, and how many there are.
         unwritten: those of the records above that are known, but not on disk: their files were
@@ -121,13 +121,13 @@ class Records:
             attachments=tuple(a for a in self.attachments if a.key not in keys),
         )
 
-    def doubtful(self, now: float) -> frozenset[IpAddress]:
-        """Addresses that a torn record names, and that nobody may be given yet.
+    def withheld(self, now: float) -> frozenset[IpAddress]:
+        """Addresses that a torn record names, and that no pod may be given yet.
 
         Args:
             now: seconds since the epoch.
         """
-        fresh = (s for s in self.set_aside if now - s.since < DOUBT_S)
+        fresh = (s for s in self.set_aside if now - s.since < WITHHELD_S)
         return frozenset(address for record in fresh for address in record.addresses)
 
     @property
@@ -152,16 +152,16 @@ class Records:
     def released(self) -> frozenset[AttachmentKey]:
         """Keys of which what is bound goes: given back, or of a sandbox that is no more."""
         given_back = {i.key for i in self.intents if i.state is IntentState.RELEASED}
-        return frozenset(given_back | self.outlived)
+        return frozenset(given_back | self.superseded)
 
     @cached_property
-    def outlived(self) -> frozenset[AttachmentKey]:
+    def superseded(self) -> frozenset[AttachmentKey]:
         """Keys that are wanted anew, for a later sandbox than the one they are bound to."""
         intents = {i.key: i for i in self.intents}
         return frozenset(
             a.key
             for a in self.attachments
-            if (intent := intents.get(a.key)) is not None and is_outlived(a, intent)
+            if (intent := intents.get(a.key)) is not None and is_superseded(a, intent)
         )
 
     @cached_property
@@ -187,7 +187,7 @@ class Records:
     @cached_property
     def demand(self) -> Demand:
         """What the pool has to cover for these records."""
-        bound = {a.key for a in self.attachments} - self.outlived
+        bound = {a.key for a in self.attachments} - self.superseded
         waiting = [
             i
             for i in self.intents

@@ -1,8 +1,8 @@
-"""What the node gives back to EC2, and what proves that nobody uses it.
+"""What the node gives back to EC2, and what proves that it is unused.
 
-Nothing is released on absence. A unit is *free* when EC2 shows it and neither a pod, nor a rest,
-nor a route or connection in the kernel holds any of its addresses. What shall be given back is
-first recorded as quarantined, so that no pod can get it meanwhile; only then is EC2 asked.
+Nothing is released on absence. A unit is *free* when EC2 shows it and neither a pod, nor a
+cooldown, nor a route or connection in the kernel holds any of its addresses. What shall be given
+back is first recorded as quarantined, so that no pod can get it meanwhile; only then is EC2 asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reconciler.core.facts import Eni
 from reconciler.engine.plan import Key, Verb
 from reconciler.ipam.pool import Band
 
-RELEASED_REST_S = 120.0
+RELEASED_WAIT_S = 120.0
 """Seconds for which an address stays quarantined after EC2 was last asked to take it back, and
 after EC2 has stopped showing it: an old answer of EC2 may still show it as ours
 (amazon-vpc-cni-k8s #3887)."""
@@ -31,7 +31,7 @@ class Quarantine:
         since: seconds since the epoch.
         asked: when EC2 was last asked to take it back, written down before the call: whether EC2
             did may never be known. 0 if it was not asked.
-        gone: when a look at EC2 first lacked it; 0 while EC2 shows it.
+        gone: when an observation of EC2 first lacked it; 0 while EC2 shows it.
     """
 
     kind: ClassVar[str] = "quarantine"
@@ -40,14 +40,14 @@ class Quarantine:
     asked: float = 0.0
     gone: float = 0.0
 
-    def rests(self, now: float) -> bool:
+    def is_pending(self, now: float) -> bool:
         """Whether a look that shows it may be older than EC2's taking it back.
 
         Args:
             now: seconds since the epoch.
         """
         last = max(self.asked, self.gone)
-        return last > 0 and now - last < RELEASED_REST_S
+        return last > 0 and now - last < RELEASED_WAIT_S
 
     def bounded(self, now: float) -> Quarantine:
         """Return the same without times that have not come yet: the clock was set back."""
@@ -123,7 +123,7 @@ def take_stock(
 
     Args:
         enis: those that serve pods.
-        used: addresses that a pod, a rest, a route or a connection holds.
+        used: addresses that a pod, a cooldown, a route or a connection holds.
         quarantined: networks with a record.
         unwanted: whether a unit is to be exchanged for another one as soon as it is free.
         prefixes: which kind the document prefers, and so gives back last: else a prefix would be
@@ -160,8 +160,8 @@ def counted_networks(eni: Eni) -> tuple[IpNetwork, ...]:
 
 
 def unit_networks(eni: Eni) -> tuple[IpNetwork, ...]:
-    """Return all that an ENI holds for pods, prefixes that nobody counts included."""
-    return (*counted_networks(eni), *eni.boundless)
+    """Return all that an ENI holds for pods, uncounted prefixes included."""
+    return (*counted_networks(eni), *eni.ipv6_prefixes)
 
 
 def holds_used(eni: Eni, used: Collection[IpAddress]) -> bool:
@@ -175,7 +175,7 @@ def pick(
     *,
     slots_needed: int = 0,
     growable: Collection[str] = (),
-    resting: Collection[IpNetwork] = (),
+    maybe_released: Collection[IpNetwork] = (),
 ) -> frozenset[IpNetwork]:
     """Choose what shall be quarantined, given what is already.
 
@@ -188,13 +188,13 @@ def pick(
         band: how much should be.
         slots_needed: slots that units of the wanted kind need and no ENI has free.
         growable: ids of ENIs whose slots they could have.
-        resting: quarantined networks that EC2 may have taken back already, whatever it shows: they
-            do not come back yet.
+        maybe_released: quarantined networks that EC2 may have taken back already, whatever it
+            shows: they do not come back yet.
     """
     chosen = list(stock.quarantined)
     held = stock.held
     if held < band.low:
-        back = [u for u in chosen if u.network not in resting]
+        back = [u for u in chosen if u.network not in maybe_released]
         back.sort(key=lambda u: (u.eni.device_index or 0, int(u.network.network_address)))
         while back and held < band.aim:
             held += back[0].size

@@ -12,11 +12,11 @@ from reconciler.core.datapath import FAMILIES, IpAddress
 from reconciler.core.facts import Node
 from reconciler.engine.plan import Action, Refusal
 from reconciler.ipam import budget
-from reconciler.ipam.budget import Rest
+from reconciler.ipam.budget import CallBackoff
 from reconciler.ipam.capacity import most_addresses, overcommitted
 from reconciler.ipam.cloud import Unread
 from reconciler.ipam.pool import PREFIX_SIZE, Growth
-from reconciler.ipam.pool_status import Pool, Position
+from reconciler.ipam.pool_status import Pool, PoolStatus
 from reconciler.ipam.source_disagreement import REPORT_S
 
 MAX_NAMED = 8
@@ -63,7 +63,7 @@ def unread(found: Sequence[Unread]) -> Iterator[Refusal]:
 
 
 def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -> Refusal:
-    """A pod uses an address that EC2 has given to nobody, or to somebody else."""
+    """A pod uses an address that EC2 has assigned to no ENI, or to another one."""
     who = attachment.pod or str(attachment.key)
     cure = (
         f"it is asked for again on {attachment.eni_id}"
@@ -78,7 +78,7 @@ def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -
     )
 
 
-def shortages(desired: Pool, at: Position, growth: Growth, *, capped: bool) -> Iterator[Refusal]:
+def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) -> Iterator[Refusal]:
     """What growth could not get, and why."""
     if growth.unmet <= 0:
         return
@@ -90,8 +90,8 @@ def shortages(desired: Pool, at: Position, growth: Growth, *, capped: bool) -> I
         yield Refusal(
             f"pool of {desired.node.instance_id}",
             "CreationRateReached",
-            f"{missing}: {len(desired.creations)} ENIs were created within an hour and did not "
-            "help; see what becomes of them in EC2",
+            f"{missing}: {len(desired.creations)} ENIs were created within an hour and "
+            "added no capacity; check their state in EC2",
         )
         return
     advice = "free addresses there, or name further subnets in eni.subnets"
@@ -113,14 +113,14 @@ def _of_subnets(reason: str, told: Sequence[tuple[str, str]]) -> Iterator[Refusa
         yield Refusal(f"subnet {subnet_id}", reason, message + more)
 
 
-def _slots_left(desired: Pool, at: Position, growth: Growth) -> int:
+def _slots_left(desired: Pool, at: PoolStatus, growth: Growth) -> int:
     """Addresses that the ENIs there are could still take, if their subnets had them."""
     taken = sum(s.addresses + s.prefixes for s in growth.shares)
     left = sum(at.free_slots(e) for e in at.enis) - taken
     return left * (PREFIX_SIZE if desired.prefixes else 1)
 
 
-def _unusable(at: Position) -> str:
+def _unusable(at: PoolStatus) -> str:
     """Say how many of the addresses that are held are in the wrong place."""
     parts = []
     if at.misplaced:
@@ -139,7 +139,7 @@ def _unusable(at: Position) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def no_way_in(desired: Pool, at: Position) -> Iterator[Refusal]:
+def no_way_in(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
     """No ENI may serve pods, and none can be made."""
     missing = "pods need an ENI with an IPv6 prefix, and there is none"
     rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
@@ -153,7 +153,7 @@ def no_way_in(desired: Pool, at: Position) -> Iterator[Refusal]:
         )
 
 
-def _limit_reached(desired: Pool, at: Position, missing: str) -> Refusal:
+def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Refusal:
     assert at.limits is not None
     by_type = desired.max_enis is None or desired.max_enis >= at.limits.enis
     source = desired.node.instance_type if by_type else "eni.max"
@@ -182,7 +182,7 @@ def _limit_reached(desired: Pool, at: Position, missing: str) -> Refusal:
     )
 
 
-def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
+def notices(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
     """What stands against the document although nothing can be done about it now."""
     if at.limits is not None:
         told = overcommitted(
@@ -202,11 +202,11 @@ def notices(desired: Pool, at: Position) -> Iterator[Refusal]:
                 f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move "
                 f"it; it goes when its {used} addresses in use are free: drain the node to hasten",
             )
-    if desired.doubts and desired.clock - desired.doubts.since >= REPORT_S:
+    if desired.disagreements and desired.clock - desired.disagreements.since >= REPORT_S:
         yield _disagreement(desired)
 
 
-def _without_egress(desired: Pool, at: Position) -> Iterator[Refusal]:
+def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
     """The node itself has no address of a family that pods shall reach hosts in."""
     primary = next((e for e in at.enis if e.is_primary), None)
     for name in desired.document.egress_families:
@@ -215,11 +215,11 @@ def _without_egress(desired: Pool, at: Position) -> Iterator[Refusal]:
                 f"eni {primary.eni_id}",
                 "EgressUnavailable",
                 f"egressFamilies has {name}, of which the primary ENI has no address, so pods "
-                "start without; assign it one, or remove the family",
+                "start without egress in that family; assign it one, or remove the family",
             )
 
 
-def _without_block(desired: Pool, at: Position) -> Iterator[Refusal]:
+def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
     """The primary ENI's subnet lacks a family that pods shall have."""
     for eni in at.enis:
         home = at.subnets.get(eni.subnet_id)
@@ -236,8 +236,8 @@ def _without_block(desired: Pool, at: Position) -> Iterator[Refusal]:
 
 
 def _disagreement(desired: Pool) -> Refusal:
-    doubts = desired.doubts
-    missing, unconfirmed = len(doubts.missing), len(doubts.unconfirmed)
+    disagreements = desired.disagreements
+    missing, unconfirmed = len(disagreements.missing), len(disagreements.unconfirmed)
     parts = []
     if missing:
         parts.append(f"EC2 no longer shows {missing} addresses or prefixes that were there")
@@ -246,16 +246,17 @@ def _disagreement(desired: Pool) -> Refusal:
     return Refusal(
         f"pool of {desired.node.instance_id}",
         "SourcesDisagree",
-        f"for {desired.clock - doubts.since:.0f} s {' and '.join(parts)}; nothing is given back "
+        f"for {desired.clock - disagreements.since:.0f} s {' and '.join(parts)}; nothing is given "
+        f"back "
         "until they agree",
     )
 
 
-def hold_back(action: Action, call: str, rest: Rest, wait_s: float) -> Refusal:
-    """An action that rests after a call of it failed."""
-    cure = budget.cure(call, rest.code)
+def hold_back(action: Action, call: str, backoff: CallBackoff, wait_s: float) -> Refusal:
+    """An action that is in backoff after a call of it failed."""
+    cure = budget.cure(call, backoff.code)
     return Refusal(
         f"{action.kind} {action.key[0]}",
-        rest.code,
-        f"{call} {rest.failure}: {rest.message}{cure}; again in {wait_s:.0f} s: {action}",
+        backoff.code,
+        f"{call} {backoff.failure}: {backoff.message}{cure}; again in {wait_s:.0f} s: {action}",
     )

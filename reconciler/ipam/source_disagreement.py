@@ -1,4 +1,4 @@
-"""When EC2 and instance metadata disagree, or show less than before: nobody knows.
+"""Source disagreement: EC2 and instance metadata differ, or show less than before.
 
 A shrinking observation is *unknown*, not gone. An address is lost only when both sources lack it,
 for a while. Until then it is kept, given to no further pod, and nothing at all is given back to
@@ -25,7 +25,7 @@ Item = tuple[str, IpNetwork]
 
 
 @dataclass(frozen=True, slots=True)
-class Doubts:
+class Disagreements:
     """What is not known for sure.
 
     Attributes:
@@ -48,7 +48,7 @@ class Doubts:
         return min([*self.missing.values(), *self.unconfirmed.values()], default=0.0)
 
 
-NO_DOUBTS = Doubts({}, {}, frozenset())
+NO_DISAGREEMENTS = Disagreements({}, {}, frozenset())
 
 
 def items(enis: Iterable[Eni]) -> frozenset[Item]:
@@ -57,20 +57,20 @@ def items(enis: Iterable[Eni]) -> frozenset[Item]:
 
 
 def weigh(
-    before: Doubts,
+    before: Disagreements,
     *,
     expected: frozenset[Item],
     shown: frozenset[Item],
     metadata: frozenset[Item],
     now: float,
     unread: frozenset[Item] = frozenset(),
-) -> Doubts:
+) -> Disagreements:
     """Compare the sources with each other and with what was expected.
 
     Args:
-        before: the doubts after the previous look.
-        expected: what should be there: what pods hold and what the previous look showed, without
-            what was given back.
+        before: the disagreements after the previous observation.
+        expected: what should be there: what pods hold and what the previous observation showed,
+            without what was given back.
         shown: what EC2 shows.
         metadata: what instance metadata shows.
         now: monotonic seconds.
@@ -82,7 +82,7 @@ def weigh(
         if item in shown:
             continue
         if item not in expected:
-            continue  # nobody expects it any more: it was given back
+            continue  # it is not expected any more: it was given back
         since = before.missing.get(item, now)
         known = item not in metadata and item not in unread
         if item in before.lost or (known and now - since >= CONFIRM_S):
@@ -90,7 +90,7 @@ def weigh(
         else:
             missing[item] = since
     unconfirmed = {i: before.unconfirmed.get(i, now) for i in sorted(shown - metadata, key=_order)}
-    return Doubts(missing, unconfirmed, frozenset(lost))
+    return Disagreements(missing, unconfirmed, frozenset(lost))
 
 
 def _order(item: Item) -> tuple[str, int, int]:

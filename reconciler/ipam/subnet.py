@@ -20,7 +20,7 @@ class Subnet:
 
     Attributes:
         free: addresses EC2 could still give out.
-        blocks: whole aligned /28 blocks left; None while nobody has counted them.
+        blocks: whole aligned /28 blocks left; None until they are counted.
         tags: pairs in key order.
         families: those it has a CIDR block of.
         vpc_id: of its VPC; "" in a look of an earlier release.

@@ -1,4 +1,4 @@
-"""Following the stock plugin on a node: what it has left, looked at seldom, and removed last."""
+"""Taking over from the stock plugin: what it has left, observed seldom and removed last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reconciler.engine.converge import Domain, Outcome
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.records import Records
 from reconciler.migration import takeover
-from reconciler.targets.scoped import Seen
+from reconciler.targets.scoped import ObservedTarget
 
 REMAINS_S = 60.0
 """Seconds between looks while nothing of the stock plugin's is to be done."""
@@ -26,7 +26,7 @@ REFUSED_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """The last look.
+    """The last observation.
 
     Attributes:
         asked: the document asked for the take-over then; None before there was a look.
@@ -43,8 +43,8 @@ class _Look:
     whole: bool = True
 
 
-class Successor:
-    """Remembers the last look between the passes of both loops.
+class Migration:
+    """Remembers the last observation between the passes of both loops.
 
     Args:
         remains: the target that looks.
@@ -65,8 +65,8 @@ class Successor:
     ) -> Predecessor:
         """Look for the stock plugin's pods, and say what becomes of them.
 
-        A look that fails leaves the last one in force, and nothing of the stock plugin's is
-        removed meanwhile.
+        An observation that fails leaves the last one in force, and nothing of the stock plugin's
+        is removed meanwhile.
 
         Args:
             records: intents and attachments.
@@ -111,7 +111,7 @@ class Successor:
                 and {a.eni_id for a in records.living} - {""}
                 <= {e.eni_id for e, _ in inputs.pod_enis}
             )
-            target = Seen(self._remains, look.seen)
+            target = ObservedTarget(self._remains, look.seen)
             domain = Domain("takeover", takeover.desire, takeover.plan, target)
             outcome = (converge if ready else dry_run)([domain], inputs)["takeover"]
             seen = outcome.observed if isinstance(outcome.observed, Sighting) else look.seen

@@ -14,11 +14,11 @@ from dataclasses import replace
 from reconciler.core.attachment import Cooling
 from reconciler.core.datapath import IpAddress
 from reconciler.domains import conntrack
-from reconciler.domains.conntrack import Silence
+from reconciler.domains.conntrack import ConntrackFlush
 from reconciler.engine.converge import Domain, Outcome, Target, converge
 from reconciler.engine.plan import Plan
 
-REST_SHARE = 5
+IDLE_SHARE = 5
 """Rounds begin this many durations apart at least: a sixth of a core at most goes to a table that
 takes long to walk, and pods that end together share a round."""
 
@@ -51,7 +51,7 @@ class Cooldowns:
         """Of which none was seen after their time was over."""
         self._outcome = Outcome()
         self._failures = 0
-        self._rested_at = float("-inf")
+        self._idle_until = float("-inf")
         self._stopping = False
         self.apart = False
 
@@ -92,7 +92,7 @@ class Cooldowns:
                 self._outcome = replace(self._outcome, remaining=Plan(), errors=())
                 return False
         started = time.monotonic()
-        silence = Silence(frozenset(c.address for c in due))
+        silence = ConntrackFlush(frozenset(c.address for c in due))
         domain = Domain("conntrack", lambda _: silence, conntrack.plan, self._target)
         outcome = converge([domain], None)["conntrack"]
         left = {a.key for a in outcome.remaining.actions}
@@ -108,7 +108,7 @@ class Cooldowns:
             ended = time.monotonic()
             first, longest = RETRY_S
             retry_s = min(first * 2.0 ** (self._failures - 1), longest) if self._failures else 0.0
-            self._rested_at = ended + max(REST_SHARE * (ended - started), retry_s)
+            self._idle_until = ended + max(IDLE_SHARE * (ended - started), retry_s)
         return bool(quiet or outcome.plan.actions or outcome.errors)
 
     def stop(self) -> None:
@@ -120,7 +120,7 @@ class Cooldowns:
     def wait(self) -> None:
         """Wait until there is something for a round to do, and not too soon after the last."""
         with self._changed:
-            soonest = self._rested_at
+            soonest = self._idle_until
             while not self._stopping:
                 due_at = time.monotonic() + self._due_s()
                 left = max(due_at, soonest) - time.monotonic()

@@ -28,7 +28,7 @@ def _remains() -> Remains:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Environment:
     """Everything outside: the targets and the sources of one node.
 
     Attributes:
@@ -37,7 +37,7 @@ class World:
         files: the container runtime's directories; by default nothing is installed into them.
         now: seconds since the epoch; for what outlives a restart.
         clock: monotonic seconds; for all that lives in memory, because the wall clock may step.
-        node_name: what the cluster calls the node; "" if nobody said.
+        node_name: what the cluster calls the node; "" if it is not set.
     """
 
     imds: Any = field(default_factory=Imds)

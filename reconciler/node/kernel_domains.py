@@ -16,7 +16,7 @@ from reconciler.domains.rule import Rule
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Domain, Target
 from reconciler.engine.plan import Plan
-from reconciler.targets.scoped import Places
+from reconciler.targets.scoped import ScopedTarget
 
 POD_DOMAINS: tuple[tuple[str, Callable[[Inputs], Any], Callable[..., Plan], tuple[type, ...]], ...]
 POD_DOMAINS = (
@@ -57,8 +57,8 @@ def inside_objects(inputs: Inputs) -> frozenset[Any]:
 def pod_domains(kernel: Any, nft: Any, places: frozenset[Any]) -> list[Domain]:
     """Return the same, for what some pods have and for nothing else."""
     elements = frozenset(o for o in places if isinstance(o, NftElement))
-    kernel = Places(kernel, places - elements)
-    nft = Places(nft, elements)
+    kernel = ScopedTarget(kernel, places - elements)
+    nft = ScopedTarget(nft, elements)
     return [
         Domain(name, desire, plan, nft, kinds, atomic=True)
         if NftElement in kinds

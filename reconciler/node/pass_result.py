@@ -17,21 +17,21 @@ from reconciler.ipam.records import Records
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class PassResult:
     """What one pass over the kernel did.
 
     Attributes:
-        looked_at: monotonic seconds at which it began to look: older hints are answered.
+        observed_at: monotonic seconds at which it began to look: older hints are answered.
         records: intents and attachments after it.
         inputs: what was last planned on.
         done: attachments of which every object was seen in its place.
         waiting: why each wanted intent has no attachment yet.
-        findings: what other owners have that hurts us; None if nobody looked.
-        asked: the attachments that were looked at alone; None for a look at everything.
+        findings: what other owners have that hurts us; None if not looked for.
+        asked: the attachments that were looked at alone; None for a full pass.
     """
 
     outcomes: Outcomes
-    looked_at: float
+    observed_at: float
     records: Records
     inputs: Inputs
     done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Pass:
 
 def undone(outcome: Outcome) -> tuple[Action, ...]:
     """What is left to do, now or later."""
-    return (*outcome.remaining.actions, *outcome.remaining.resting)
+    return (*outcome.remaining.actions, *outcome.remaining.deferred)
 
 
 def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
@@ -74,7 +74,7 @@ def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
         frozenset(
             a.key for a in inputs.placed if a.veth in names and a.netns_alive and a not in visited
         )
-        - inputs.blind
+        - inputs.unreadable
     )
 
 

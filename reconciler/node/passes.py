@@ -1,7 +1,7 @@
 """One node: its targets, its domains, and the passes over them.
 
 This is the composition that ``run``, ``diff`` and ``apply`` share. A pass over the kernel never
-waits for EC2: it works on the last look at EC2, which a pass over the pool brings.
+waits for EC2: it works on the last observation of EC2, which a pass over the pool brings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from reconciler.domains.conflist import Conflist, OtherConf, Plugins
 from reconciler.domains.executable import Executable
 from reconciler.domains.inputs import Inputs, Unexplained
 from reconciler.domains.left_out import converge, dry_run, left_out
-from reconciler.engine.backoff import Struggles
+from reconciler.engine.backoff import Backoffs
 from reconciler.engine.converge import Domain, Outcome, Outcomes
 from reconciler.engine.finding import Finding
 from reconciler.engine.observed import cut_kinds, unread_places
@@ -65,13 +65,13 @@ from reconciler.ipam.cloud import Cloud, arrived, is_whole, retain
 from reconciler.ipam.pace import is_changing
 from reconciler.ipam.records import Records, find_copies
 from reconciler.migration import takeover
-from reconciler.migration.migration import Successor
+from reconciler.migration.migration import Migration
 from reconciler.node.cooldown import Cooldowns
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.kernel_domains import inside_objects, kernel_domains, pod_domains, pod_objects
 from reconciler.node.leaving import Leaving
 from reconciler.node.pass_result import (
-    Pass,
+    PassResult,
     find_difference,
     find_occupied,
     find_waiting,
@@ -79,14 +79,14 @@ from reconciler.node.pass_result import (
     undone,
     withhold,
 )
-from reconciler.node.pool_controller import Keeper, Witness
+from reconciler.node.pool_controller import PoolController, Witness
 from reconciler.targets.kernel import Kernel
-from reconciler.targets.scoped import Asked, JustRead
+from reconciler.targets.scoped import ScopedState, StateReadOnce
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
 from schemas.resolve import resolve
 
-NO_STRUGGLES = Struggles()
+NO_BACKOFFS = Backoffs()
 
 
 OF_ONE_POD = (ApplyError, NamespaceError, PodError)
@@ -109,7 +109,7 @@ class Traced(NamedTuple):
     hints: tuple[str, ...] = ()
 
 
-ORPHAN_S = 10.0
+DEAD_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
 without a DEL: between the two a runtime may have lost it for good."""
 
@@ -124,13 +124,13 @@ class LocalNode:
 
     Attributes:
         facts: identity and VPC CIDRs; None until IMDS has answered once.
-        cloud: the last look at EC2, also of an earlier process; None until there was one.
+        cloud: the last observation of EC2, also of an earlier process; None until there was one.
         cooldowns: what is known of connections of addresses that cool.
     """
 
-    def __init__(self, state: Any, world: World | None = None) -> None:
+    def __init__(self, state: Any, environment: Environment | None = None) -> None:
         self.state = state
-        self._world = world or World(node_name=os.environ.get("NODE_NAME", ""))
+        self._environment = environment or Environment(node_name=os.environ.get("NODE_NAME", ""))
         self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
         self.facts: Node | None = self._remembered[0]
         self.cloud: Cloud | None = self._remembered[1]
@@ -139,21 +139,23 @@ class LocalNode:
             None,
             None,
         )
-        self._netlink = self._world.netlink
-        self._kernel = Kernel(self._world.netlink, self._world.sysctl)
-        self._kernel_domains = kernel_domains(self._kernel, self._world.sysctl, self._world.nft)
+        self._netlink = self._environment.netlink
+        self._kernel = Kernel(self._environment.netlink, self._environment.sysctl)
+        self._kernel_domains = kernel_domains(
+            self._kernel, self._environment.sysctl, self._environment.nft
+        )
         self._ec2: Any = None
-        self._keeper: Keeper | None = None
+        self._pool_controller: PoolController | None = None
         self._records: Records | None = None
         self._binding = threading.RLock()
-        self.cooldowns = Cooldowns(self._world.conntrack, self._world.now)
+        self.cooldowns = Cooldowns(self._environment.conntrack, self._environment.now)
         self._dead_since: dict[AttachmentKey, float] = {}
         self._survey: Inputs | None = None
         self._proven: frozenset[AttachmentKey] = frozenset()
         self._unread = Unread()
         self._inspected: AttachmentKey | None = None
         self._changed: dict[AttachmentKey, str] = {}
-        self._successor = Successor(self._world.remains)
+        self._migration = Migration(self._environment.remains)
         self._can_serve = False
         self._is_deaf = False
 
@@ -165,53 +167,53 @@ class LocalNode:
     @property
     def taking_over(self) -> bool:
         """Whether the node is being, or was, taken over from the stock plugin."""
-        return self._successor.taking_over
+        return self._migration.taking_over
 
     @property
     def runtime_directories(self) -> tuple[Path, ...]:
         """The container runtime's directories into which something is installed."""
-        places = self._world.files.places
+        places = self._environment.files.places
         return tuple(Path(d) for d in (places.conf_dir, places.bin_dir) if d)
 
     @property
-    def orphans_until(self) -> tuple[float, ...]:
+    def dead_until(self) -> tuple[float, ...]:
         """When pods that were seen dead are released if no DEL comes; monotonic seconds."""
-        return tuple(since + ORPHAN_S for since in self._dead_since.values())
+        return tuple(since + DEAD_S for since in self._dead_since.values())
 
     @property
     def pool_due_s(self) -> float | None:
-        """Seconds until the next pass over the pool is due; None if nobody knows."""
-        return self._keeper.due_s if self._keeper else None
+        """Seconds until the next pass over the pool is due; None if unknown."""
+        return self._pool_controller.due_s if self._pool_controller else None
 
     @property
     def is_unconfirmed(self) -> bool:
         """Whether EC2 and metadata differ of the pool; nothing is given back meanwhile."""
-        return self._keeper is not None and self._keeper.is_unconfirmed
+        return self._pool_controller is not None and self._pool_controller.is_unconfirmed
 
     @property
     def is_pending(self) -> bool:
         """Whether the pool has more to do, or to confirm, than its plan of now says."""
-        return self._keeper is not None and self._keeper.is_pending
+        return self._pool_controller is not None and self._pool_controller.is_pending
 
     @property
     def hear_after_s(self) -> float:
         """Seconds until metadata may have more to tell."""
-        return self._keeper.hear_after_s if self._keeper else float("inf")
+        return self._pool_controller.hear_after_s if self._pool_controller else float("inf")
 
     def hear(self) -> bool:
-        """Read metadata again; say whether EC2 should be looked at, because of what it shows.
+        """Read metadata again; say whether EC2 should be observed, because of what it shows.
 
         Raises:
             ObserveError: it does not answer.
         """
         before = self.facts
-        if self._keeper is not None:
-            self._keeper.readings += 1
+        if self._pool_controller is not None:
+            self._pool_controller.readings += 1
         metadata, errors = self._ask_metadata()
         for error in errors:
             raise error
-        assert self._keeper is not None
-        return self._keeper.hear(metadata) or self.facts != before
+        assert self._pool_controller is not None
+        return self._pool_controller.hear(metadata) or self.facts != before
 
     def learn(self) -> Node:
         """Read the node's identity and VPC CIDRs again.
@@ -219,23 +221,23 @@ class LocalNode:
         Raises:
             ObserveError: IMDS does not answer.
         """
-        world, before = self._world, self.facts
-        self.facts = replace(world.imds.node(), name=world.node_name)
+        environment, before = self._environment, self.facts
+        self.facts = replace(environment.imds.node(), name=environment.node_name)
         if before is not None and before.instance_id != self.facts.instance_id:
             self.cloud = None  # an image was made of another instance, with its last look in it
-        if self._keeper is None:
-            region = world.imds.region()
-            self._ec2 = world.make_ec2(self.facts.instance_id, region, self.state)
+        if self._pool_controller is None:
+            region = environment.imds.region()
+            self._ec2 = environment.make_ec2(self.facts.instance_id, region, self.state)
             if self.cloud and self.cloud.limits:
                 self._ec2.know(self.facts.instance_type, self.cloud.limits)
-            self._keeper = Keeper(
+            self._pool_controller = PoolController(
                 state=self.state,
                 ec2=self._ec2,
-                netlink=world.netlink,
-                conntrack=world.conntrack,
+                netlink=environment.netlink,
+                conntrack=environment.conntrack,
                 binding=self._binding,
-                now=world.now,
-                clock=world.clock,
+                now=environment.now,
+                clock=environment.clock,
             )
         return self.facts
 
@@ -243,7 +245,7 @@ class LocalNode:
         """Apply the document's overrides for this node.
 
         Raises:
-            NotReadyError: nobody knows yet which node this is.
+            NotReadyError: it is not known yet which node this is.
             ConflictError: overrides that match this node contradict each other.
         """
         facts = self.facts
@@ -270,8 +272,8 @@ class LocalNode:
         Args:
             document: what is desired.
             dry: change nothing.
-            look: at EC2, whatever follows; or else only if a look is due, or something follows
-                from the last one.
+            look: at EC2, whatever follows; or else only if an observation is due, or something
+                follows from the last one.
 
         Raises:
             ObserveError: IMDS or the state directory cannot be read.
@@ -283,13 +285,13 @@ class LocalNode:
         if not look and (foreseen := self._foresee(document)):
             return foreseen
         metadata, errors = self._ask_metadata()
-        assert self._keeper is not None
+        assert self._pool_controller is not None
         records = self.state.observe()
         inputs = self._inputs(document, records, self.cloud)
         if dry:
-            outcome = self._keeper.rehearse(inputs, metadata)
+            outcome = self._pool_controller.rehearse(inputs, metadata)
         else:
-            outcome = self._keeper.run(inputs, metadata, look=look)
+            outcome = self._pool_controller.run(inputs, metadata, look=look)
         outcome = replace(outcome, errors=(*outcome.errors, *errors))
         holders = {a.eni_id for a in records.attachments if a.eni_id}
         links = self._netlink.links().names  # of what was just attached, too
@@ -303,16 +305,16 @@ class LocalNode:
         return outcome
 
     def _foresee(self, document: NodeNetwork) -> Outcome | None:
-        """Plan the pool on the last look; None if EC2 must be looked at."""
+        """Plan the pool on the last observation; None if EC2 must be observed."""
         errors: tuple[ObserveError, ...] = ()
-        if self._keeper is None or self.cloud is None:
+        if self._pool_controller is None or self.cloud is None:
             return None
         if self._is_deaf:
             errors = self._ask_metadata()[1]
             if not errors:
                 return None
         inputs = self._inputs(document, self.state.observe(), self.cloud)
-        outcome = self._keeper.foresee(inputs)
+        outcome = self._pool_controller.foresee(inputs)
         if outcome is None:
             return None
         self.cloud = arrived(self.cloud, inputs.links)
@@ -326,12 +328,12 @@ class LocalNode:
         """
         try:
             self.learn()
-            metadata = self._world.imds.interfaces()
+            metadata = self._environment.imds.interfaces()
             self._is_deaf = False
             return metadata, ()
         except ObserveError as error:
             self._is_deaf = True
-            if self._keeper is None:
+            if self._pool_controller is None:
                 raise
             # Confirms nothing, so nothing is given back, and proves nothing lost.
             return None, (error,)
@@ -341,50 +343,50 @@ class LocalNode:
         document: NodeNetwork,
         *,
         audit: bool = True,
-        struggles: Struggles = NO_STRUGGLES,
-    ) -> Pass:
+        backoffs: Backoffs = NO_BACKOFFS,
+    ) -> PassResult:
         """Bind, converge the kernel, and only then release.
 
         Args:
             document: what is desired.
             audit: look into every pod's namespace, and not only into those of which something is
                 new or was seen to differ: nothing in there notifies the host.
-            struggles: the objects that are left alone for a while.
+            backoffs: the objects that are left alone for a while.
 
         Raises:
-            NotReadyError: nobody has looked at EC2 yet. Without its ENIs the node would seem to
+            NotReadyError: EC2 has not been observed yet. Without its ENIs the node would seem to
                 need none of their routes and rules.
             ObserveError: links or the state directory cannot be read.
         """
-        cloud = self._need_look()
+        cloud = self._require_observation()
         try:
             with boundary("observe of attachment"):
                 self._records = self.state.observe()
         except ReconcilerError as error:
             if self._records is None:
                 raise
-            # Repair goes on with what was last read; nobody gets or loses an address meanwhile.
+            # Repair goes on with what was last read; no pod gets or loses an address meanwhile.
             outcomes = {"attachment": Outcome(errors=(error,))}
             inputs = self._inputs(document, self._records, cloud)
-            self._records = self._records.joined(inputs.strays)
+            self._records = self._records.joined(inputs.unrecorded)
         else:
             inputs = self._inputs(document, self._records, cloud)
             _need_node(inputs)
-            self.state.hold(inputs.strays)
-            self._records = self._records.joined(inputs.strays)
+            self.state.hold(inputs.unrecorded)
+            self._records = self._records.joined(inputs.unrecorded)
             flows, ended = self.cooldowns.review(self._records.resting)
-            orphans = self._orphans(self._records, inputs)
-            inputs = replace(inputs, flows=flows, orphans=orphans)
+            dead = self._find_dead(self._records, inputs)
+            inputs = replace(inputs, flows=flows, dead=dead)
             with self._binding:
                 outcomes = dict(converge([self._attachment_domain(self._records)], inputs))
             outcomes["conntrack"] = ended
         records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=_without_copies(records.living, inputs.pods))
-        looked_at = time.monotonic()
+        observed_at = time.monotonic()
         self._unread = self._unread.among(a.key for a in records.living)
         visit = self._to_visit(inputs, audit=audit)
         going = [a for a in records.attachments if a.key in records.released]
-        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit), struggles, going)
+        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit), backoffs, going)
         outcomes |= kernel
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
@@ -399,7 +401,7 @@ class LocalNode:
             with self._binding:
                 outcomes |= converge([self._attachment_domain()], after)
             records = self._records_after(outcomes)
-        outcomes["takeover"] = self._successor.retire(
+        outcomes["takeover"] = self._migration.retire(
             inputs,
             records,
             in_place=self._all_in_place(outcomes) and not self.readable_at(inputs),
@@ -409,11 +411,11 @@ class LocalNode:
         done = {key: a for key, a in done.items() if a in records.living}
         self._prove(records, visited, done)
         waiting = find_waiting(outcomes) | find_occupied(visited, outcomes)
-        return Pass(outcomes, looked_at, records, inputs, done, waiting)
+        return PassResult(outcomes, observed_at, records, inputs, done, waiting)
 
     def pods_pass(
-        self, keys: frozenset[AttachmentKey], *, struggles: Struggles = NO_STRUGGLES
-    ) -> Pass:
+        self, keys: frozenset[AttachmentKey], *, backoffs: Backoffs = NO_BACKOFFS
+    ) -> PassResult:
         """Bind, converge and release these attachments, by the last full pass.
 
         The rounds are those of ``kernel_pass``, with the objects of these pods alone: nothing of
@@ -425,21 +427,21 @@ class LocalNode:
             ObserveError: a record of these pods cannot be read.
         """
         inputs, before = self._surveyed()
-        inputs = replace(inputs, now=self._world.now(), clock=self._world.clock())
-        state = Asked(self.state, keys, before)
+        inputs = replace(inputs, now=self._environment.now(), clock=self._environment.clock())
+        state = ScopedState(self.state, keys, before)
         plan = partial(attachment.plan_pods, keys)
         domain = Domain("attachment", attachment.desire, plan, state)
         with self._binding:
             outcomes = converge([domain], inputs)
         asked = self._records_after(outcomes).among(keys)
         concerned, living = asked.attachments, asked.living
-        looked_at = time.monotonic()
+        observed_at = time.monotonic()
         inputs = replace(inputs, attachments=living, pods=inputs.pods & keys, visit=None)
-        inputs = replace(inputs, blind=frozenset())  # some may be readable by now
+        inputs = replace(inputs, unreadable=frozenset())  # some may be readable by now
         # Of a pod that leaves only the host's objects: its own go with its link.
         visit = frozenset(a.key for a in living)
         places = pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
-        inputs, kernel = self._converge_kernel(inputs, struggles, concerned, places)
+        inputs, kernel = self._converge_kernel(inputs, backoffs, concerned, places)
         outcomes |= kernel
         told = [a for a in concerned if a not in living or a in inputs.visited]
         done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
@@ -453,7 +455,7 @@ class LocalNode:
         self._proven = self._proven - keys | done.keys() & {a.key for a in living}
         waiting = find_waiting(outcomes) | find_occupied(living, outcomes)
         here = {a.key: a for a in living if a.key in done}
-        return Pass(outcomes, looked_at, records, inputs, here, waiting, asked=keys)
+        return PassResult(outcomes, observed_at, records, inputs, here, waiting, asked=keys)
 
     def check(self, key: AttachmentKey) -> Attachment | Refusal:
         """Compare every object of an attachment with the kernel; change nothing.
@@ -473,8 +475,10 @@ class LocalNode:
             return Refusal(f"attachment {key}", "NotAttached", "nothing is bound to it")
         if not attachment.netns_alive:
             return Refusal(f"namespace {attachment.netns}", "Differs", "it is gone")
-        inputs = replace(_alone(attachment, survey), blind=frozenset())
-        outcomes = dry_run(pod_domains(self._kernel, self._world.nft, pod_objects(inputs)), inputs)
+        inputs = replace(_alone(attachment, survey), unreadable=frozenset())
+        outcomes = dry_run(
+            pod_domains(self._kernel, self._environment.nft, pod_objects(inputs)), inputs
+        )
         for unread in unread_places(outcomes["link"].observed).values():
             return Refusal(f"namespace {attachment.netns}", "NamespaceUnreadable", str(unread))
         for outcome in outcomes.values():
@@ -500,31 +504,33 @@ class LocalNode:
         done: Mapping[AttachmentKey, Attachment],
     ) -> None:
         """Remember whose objects were all seen in place, the pod's own included."""
-        doubted = {a.key for a in visited} - done.keys()
+        withheld = {a.key for a in visited} - done.keys()
         bound = {a.key for a in records.attachments}
-        self._proven = (self._proven - doubted | done.keys()) & bound - records.released
+        self._proven = (self._proven - withheld | done.keys()) & bound - records.released
 
-    def look_around(self, result: Pass, *, struggles: Struggles = NO_STRUGGLES) -> Pass:
+    def observe_others(
+        self, result: PassResult, *, backoffs: Backoffs = NO_BACKOFFS
+    ) -> PassResult:
         """Look at other owners after a pass over the kernel; say what of theirs hurts us.
 
         Puts rules of ours into their forward chains if the document asks for it. No pod waits for
         this: it is answered by the pass itself.
         """
-        outcomes, findings = self._look_around(
-            result.inputs, struggles=struggles, leaving=_leaving(result.outcomes)
+        outcomes, findings = self._observe_others(
+            result.inputs, backoffs=backoffs, leaving=_leaving(result.outcomes)
         )
         if takeover := result.outcomes.get("takeover"):
             findings += takeover.remaining.findings
         return replace(result, outcomes=result.outcomes | outcomes, findings=findings)
 
-    def install(self, result: Pass, *, struggles: Struggles = NO_STRUGGLES) -> Pass:
+    def install(self, result: PassResult, *, backoffs: Backoffs = NO_BACKOFFS) -> PassResult:
         """Give the container runtime the CNI executable and configuration, after a full pass.
 
         Not before pods can be served for the first time; what an earlier process has installed
         stays as it is until then, because without it a runtime could not even end pods.
         """
         self._can_serve = self._can_serve or self._serves_pods(result)
-        outcomes = self._install(result.inputs, dry=not self._can_serve, struggles=struggles)
+        outcomes = self._install(result.inputs, dry=not self._can_serve, backoffs=backoffs)
         if not self._can_serve:
             outcomes = {name: withhold(outcome) for name, outcome in outcomes.items()}
         found = tuple(f for o in outcomes.values() for f in o.remaining.findings)
@@ -534,10 +540,8 @@ class LocalNode:
             findings=(*(result.findings or ()), *found),
         )
 
-    def _install(
-        self, inputs: Inputs, *, dry: bool, struggles: Struggles = NO_STRUGGLES
-    ) -> Outcomes:
-        files = self._world.files
+    def _install(self, inputs: Inputs, *, dry: bool, backoffs: Backoffs = NO_BACKOFFS) -> Outcomes:
+        files = self._environment.files
         domains = [
             Domain("executable", executable.desire, executable.plan, files, (Executable,)),
             Domain(
@@ -545,9 +549,9 @@ class LocalNode:
             ),
         ]
         inputs = replace(inputs, installation=files.places)
-        return dry_run(domains, inputs) if dry else converge_held(domains, inputs, struggles)
+        return dry_run(domains, inputs) if dry else converge_held(domains, inputs, backoffs)
 
-    def _serves_pods(self, result: Pass) -> bool:
+    def _serves_pods(self, result: PassResult) -> bool:
         """Whether a new pod would get addresses, and find everything that all pods share.
 
         What one pod that is here already lacks holds no other back.
@@ -564,22 +568,22 @@ class LocalNode:
             and not left & shared
             and all(
                 any(
-                    e.boundless if family == "ipv6" else e.pod_addresses
+                    e.ipv6_prefixes if family == "ipv6" else e.pod_addresses
                     for e, _ in inputs.pod_enis
                 )
                 for family in inputs.document.families
             )
         )
 
-    def _look_around(
+    def _observe_others(
         self,
         inputs: Inputs,
         *,
         dry: bool = False,
-        struggles: Struggles = NO_STRUGGLES,
+        backoffs: Backoffs = NO_BACKOFFS,
         leaving: frozenset[Any] = frozenset(),
     ) -> tuple[Outcomes, tuple[Finding, ...]]:
-        surroundings = self._world.surroundings
+        surroundings = self._environment.surroundings
         with boundary("observe of forward"):
             seen = surroundings.observe()
         outcomes: Outcomes = {}
@@ -587,7 +591,7 @@ class LocalNode:
             inputs = replace(inputs, forward=seen.forward)
             domain = Domain("forward", forward.desire, forward.plan, surroundings.forward)
             outcomes = (
-                dry_run([domain], inputs) if dry else converge_held([domain], inputs, struggles)
+                dry_run([domain], inputs) if dry else converge_held([domain], inputs, backoffs)
             )
             if outcomes["forward"].plan.actions and not dry:
                 seen = surroundings.observe()
@@ -606,9 +610,9 @@ class LocalNode:
         if self.cloud is None:
             return ()
         inputs = self._inputs(document, self.state.observe(), self.cloud)
-        return self._look_around(inputs, dry=True, leaving=_leaving(outcomes))[1]
+        return self._observe_others(inputs, dry=True, leaving=_leaving(outcomes))[1]
 
-    def _orphans(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
+    def _find_dead(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
         """Tell attachments of which namespace and link have been gone for a while.
 
         Whether an intent still wants them, or nobody does: then no DEL will ever come.
@@ -626,10 +630,10 @@ class LocalNode:
             if a.key not in asked and not a.netns_alive and a.key not in inputs.pods
         }
         self._dead_since = {key: self._dead_since.get(key, now) for key in dead}
-        return frozenset(k for k, since in self._dead_since.items() if now - since >= ORPHAN_S)
+        return frozenset(k for k, since in self._dead_since.items() if now - since >= DEAD_S)
 
     def _records_after(self, outcomes: Outcomes) -> Records:
-        """Return what the last look at the records showed."""
+        """Return what the last observation of the records showed."""
         observed = outcomes["attachment"].observed
         if isinstance(observed, Records):
             self._records = observed
@@ -639,23 +643,26 @@ class LocalNode:
     def _converge_kernel(
         self,
         inputs: Inputs,
-        struggles: Struggles,
+        backoffs: Backoffs,
         gone: Iterable[Attachment],
         places: frozenset[Any] | None = None,
     ) -> tuple[Inputs, Outcomes]:
         """Converge the kernel, or only what stands in some places.
 
         Again with a pod whose link had to be made anew, because its other end has not been looked
-        at. A pod whose namespace turns out to be unreadable is left out, and rests.
+        at. A pod whose namespace turns out to be unreadable is left out, with backoff.
         """
         domains: Sequence[Domain] = self._kernel_domains
         if places is not None:
-            domains = pod_domains(self._kernel, self._world.nft, places)
-        inputs = replace(inputs, blind=inputs.blind | self._unread.blind(self._world.clock()))
+            domains = pod_domains(self._kernel, self._environment.nft, places)
+        inputs = replace(
+            inputs,
+            unreadable=inputs.unreadable | self._unread.unreadable(self._environment.clock()),
+        )
         earlier: Outcomes = {}
         while True:
             leaving = Leaving(inputs, self._look_again)
-            hold = partial(_hold, struggles, time.monotonic(), leaving)
+            hold = partial(_hold, backoffs, time.monotonic(), leaving)
             outcomes = converge(domains, inputs, hold=hold, leaving=gone)
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
@@ -664,8 +671,8 @@ class LocalNode:
             unread = unread_places(outcomes["link"].observed)
             failed = {a.key: unread[a.netns].why for a in inputs.visited if a.netns in unread}
             looked = [a.key for a in inputs.visited]
-            self._unread = self._unread.after(looked, failed, self._world.clock())
-            inputs = replace(inputs, blind=inputs.blind | failed.keys())
+            self._unread = self._unread.after(looked, failed, self._environment.clock())
+            inputs = replace(inputs, unreadable=inputs.unreadable | failed.keys())
             touched = touched_pods(inputs, outcomes["link"])
             if not touched:
                 return inputs, outcomes
@@ -699,7 +706,7 @@ class LocalNode:
         }
         return tuple(f.until for k, f in self._unread.known.items() if k in waiting)
 
-    def inspect(self, result: Pass, *, everyone: bool) -> tuple[Finding, ...]:
+    def inspect(self, result: PassResult, *, everyone: bool) -> tuple[Finding, ...]:
         """Look into the namespaces of pods whose ADD was answered; change nothing.
 
         It is their own affair what is in there. So this comes last, takes ``INSPECT_S`` at most,
@@ -739,15 +746,15 @@ class LocalNode:
                 return
             self._inspected = pod.key
             self._changed.pop(pod.key, None)
-            clock = self._world.clock()
-            if pod.netns_alive and pod.key not in self._unread.blind(clock):
+            clock = self._environment.clock()
+            if pod.netns_alive and pod.key not in self._unread.unreadable(clock):
                 why = self._inspect_one(pod, inputs)
                 failed = {pod.key: why} if why else {}
                 self._unread = self._unread.after([pod.key], failed, clock)
 
     def _inspect_one(self, pod: Attachment, inputs: Inputs) -> str:
         """Note what a pod has changed; return why that cannot be read, if so."""
-        wanted = inside_objects(replace(_alone(pod, inputs), blind=frozenset()))
+        wanted = inside_objects(replace(_alone(pod, inputs), unreadable=frozenset()))
         try:
             with boundary("the look into a pod"):
                 seen = self._kernel.observe_inside(wanted)
@@ -768,10 +775,10 @@ class LocalNode:
         outcomes = {"eni": self.pool_pass(document, dry=True)}
         if self.cloud is None:
             return outcomes  # it says why EC2 could not be read
-        self.state.hold(())  # what an earlier look of this process has found in the kernel
+        self.state.hold(())  # what an earlier observation of this process has found in the kernel
         records = self.state.observe()
         inputs = self._inputs(document, records, self.cloud, rehearsal=True)
-        self.state.hold(inputs.strays)
+        self.state.hold(inputs.unrecorded)
         inputs = replace(inputs, clear=records.released)
         outcomes |= dry_run([self._attachment_domain()], inputs)
         adopted = [a for a, _ in inputs.predecessor.adoptions if a not in inputs.attachments]
@@ -780,9 +787,9 @@ class LocalNode:
         inputs = replace(inputs, visit=self._to_visit(inputs, audit=True))
         outcomes |= dry_run(self._kernel_domains, inputs)
         outcomes["link"] = _with_unread(outcomes["link"], inputs)
-        last = Domain("takeover", takeover.desire, takeover.plan, self._world.remains)
+        last = Domain("takeover", takeover.desire, takeover.plan, self._environment.remains)
         outcomes |= dry_run([last], inputs)
-        outcomes |= self._look_around(inputs, dry=True)[0]
+        outcomes |= self._observe_others(inputs, dry=True)[0]
         return outcomes | self._install(inputs, dry=True)
 
     def audit(
@@ -790,7 +797,8 @@ class LocalNode:
     ) -> tuple[Finding, ...]:
         """Compare document, intents, records, kernel, nftables and EC2; change nothing.
 
-        What is just being done disagrees for a moment; only what a second look confirms is wrong.
+        What is just being done disagrees for a moment; only what a second observation confirms is
+        wrong.
 
         Args:
             document: what is desired.
@@ -815,16 +823,18 @@ class LocalNode:
             for r in o.plan.refusals
         ]
         cloud = seen if isinstance(seen, Cloud) else None
-        against = contradictions(self.state.observe(), cloud, self._world.now())
+        against = contradictions(self.state.observe(), cloud, self._environment.now())
         return (*against, *differing, *refused, *outcomes["link"].remaining.findings)
 
     def endpoints(self, address: IpAddress, protocol: str, port: int) -> tuple[IpAddress, ...]:
-        """Return what others on the node translate a destination to; nothing if nobody does.
+        """Return what others on the node translate a destination to; nothing if none does.
 
         Raises:
             ObserveError: a ruleset could not be read.
         """
-        found: tuple[IpAddress, ...] = self._world.services.endpoints(address, protocol, port)
+        found: tuple[IpAddress, ...] = self._environment.services.endpoints(
+            address, protocol, port
+        )
         return found
 
     def trace(
@@ -832,7 +842,7 @@ class LocalNode:
     ) -> tuple[Traced, ...]:
         """Follow connections through what is desired, what is there, and the kernel's answers.
 
-        It works on the last look at EC2 and makes no call.
+        It works on the last observation of EC2 and makes no call.
 
         Args:
             document: what is desired.
@@ -844,7 +854,7 @@ class LocalNode:
         """
         if self.facts is None:
             self.learn()
-        cloud = self._need_look()
+        cloud = self._require_observation()
         inputs = self._inputs(document, self.state.observe(), cloud)
         queries = make(inputs)
         fib = self._netlink.fib()
@@ -856,8 +866,8 @@ class LocalNode:
             nat.desire(inputs),
             fib.addresses,
         )
-        there = make_tables(fib.rules, fib.routes, self._world.nft.observe(), fib.addresses)
-        others, unread = self._world.surroundings.chains()
+        there = make_tables(fib.rules, fib.routes, self._environment.nft.observe(), fib.addresses)
+        others, unread = self._environment.surroundings.chains()
         unread = (*unread, *(f"{what}: not read: {why}" for what, why in fib.unread))
         found = []
         for query in queries:
@@ -900,7 +910,7 @@ class LocalNode:
     ) -> Inputs:
         """Gather the inputs; for a rehearsal, as if EC2 had done already what it will be asked.
 
-        The last look is handed over: the pool's thread may replace it meanwhile.
+        The last observation is handed over: the pool's thread may replace it meanwhile.
         """
         if self.facts is None:
             raise NotReadyError("instance metadata has not answered yet")
@@ -915,8 +925,10 @@ class LocalNode:
         dumb = [veth for veth in unexplained.values() if veth not in addresses]
         if dumb:
             addresses |= self._look_behind(dumb, enis, records, addresses)
-        strays = attachment.find_strays(unexplained, addresses, enis, records.intents, links.macs)
-        records = records.joined(strays)
+        unrecorded = attachment.find_unrecorded(
+            unexplained, addresses, enis, records.intents, links.macs
+        )
+        records = records.joined(unrecorded)
         released = records.released
         document = self.resolve(document)
         if rehearsal and document.take_over == OWNER:
@@ -927,21 +939,22 @@ class LocalNode:
             enis=enis,
             links=links.names,
             attachments=_without_copies(records.living, links.pods),
-            now=self._world.now(),
-            clock=self._world.clock(),
+            now=self._environment.now(),
+            clock=self._environment.clock(),
             demand=records.demand,
             pods=frozenset(links.pods),
-            strays=strays,
+            unrecorded=unrecorded,
             unexplained=tuple(
                 Unexplained(key, veth, links.macs.get(veth, ""))
                 for key, veth in sorted(unexplained.items())
                 if veth not in addresses and key not in released
             ),
             occupied=self._netlink.occupied(
-                {a for e in enis for a in e.pod_addresses}, {n for e in enis for n in e.boundless}
+                {a for e in enis for a in e.pod_addresses},
+                {n for e in enis for n in e.ipv6_prefixes},
             ),
-            predecessor=self._successor.consider(
-                records, enis, asked=document.take_over == OWNER, now=self._world.clock()
+            predecessor=self._migration.consider(
+                records, enis, asked=document.take_over == OWNER, now=self._environment.clock()
             ),
         )
 
@@ -962,9 +975,9 @@ class LocalNode:
                 taken.update(believed)
         return found
 
-    def _need_look(self) -> Cloud:
+    def _require_observation(self) -> Cloud:
         if (cloud := self.cloud) is None:
-            raise NotReadyError("EC2 has not been looked at yet, so nobody knows the node's ENIs")
+            raise NotReadyError("EC2 has not been observed yet, so the node's ENIs are unknown")
         return cloud
 
     def _in_place(
@@ -992,7 +1005,7 @@ class LocalNode:
         )
 
     def _attachment_domain(self, before: Records | None = None) -> Domain:
-        state = self.state if before is None else JustRead(self.state, before)
+        state = self.state if before is None else StateReadOnce(self.state, before)
         return Domain("attachment", attachment.desire, attachment.plan, state)
 
 
@@ -1003,20 +1016,20 @@ def _leaving(outcomes: Outcomes) -> frozenset[Any]:
     return frozenset(a.object for a in actions if isinstance(a, Change))
 
 
-def converge_held(domains: Sequence[Domain], inputs: Inputs, struggles: Struggles) -> Outcomes:
+def converge_held(domains: Sequence[Domain], inputs: Inputs, backoffs: Backoffs) -> Outcomes:
     """Converge what was not in vain lately."""
-    hold = partial(_hold, struggles, time.monotonic(), None)
+    hold = partial(_hold, backoffs, time.monotonic(), None)
     return converge(domains, inputs, hold=hold)
 
 
 def _hold(
-    struggles: Struggles, now: float, leaving: Leaving | None, domain: Domain, plan: Plan
+    backoffs: Backoffs, now: float, leaving: Leaving | None, domain: Domain, plan: Plan
 ) -> tuple[Plan, tuple[ApplyError, ...]]:
     """Leave out what is of pods that leave; and what was in vain lately, and say so."""
     if leaving is not None:
         plan = leaving.left_out(domain, plan)
-    held = struggles.hold(plan, now, atomic=domain.atomic)
-    return held, struggles.explain(held)
+    held = backoffs.hold(plan, now, atomic=domain.atomic)
+    return held, backoffs.explain(held)
 
 
 def _with_unread(links: Outcome, inputs: Inputs) -> Outcome:

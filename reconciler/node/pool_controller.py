@@ -1,10 +1,10 @@
-"""The pool's keeper: one pass over EC2, from the look to the calls.
+"""The pool controller: one pass over EC2, from the observation to the calls.
 
 It holds what must be remembered between looks: the last one, where the sources disagreed, which
-calls rest. A change of demand is planned on the last look first, which costs nothing; EC2 is
-looked at when something follows from it, or when a look is due. What shall be given back is
-recorded as quarantined first, under the lock that binding takes, so that no pod can get it
-meanwhile.
+calls are in backoff. A change of demand is planned on the last observation first, which costs
+nothing; EC2 is observed when something follows from it, or when an observation is due. What shall
+be given back is recorded as quarantined first, under the lock that binding takes, so that no pod
+can get it meanwhile.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.datapath import IpAddress, IpNetwork, family_of, unit_of
 from reconciler.core.facts import Eni
 from reconciler.domains import eni
-from reconciler.domains.conntrack import Silence
-from reconciler.domains.inputs import NO_RESTS, Inputs
+from reconciler.domains.conntrack import ConntrackFlush
+from reconciler.domains.inputs import NO_CALL_BACKOFFS, Inputs
 from reconciler.engine.converge import Domain, Outcome, Target, converge
 from reconciler.engine.plan import Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
 from reconciler.ipam import creation, quarantine
-from reconciler.ipam.budget import Failure, Rests, classify
+from reconciler.ipam.budget import CallBackoffs, Failure, classify
 from reconciler.ipam.cloud import Cloud, arrived
 from reconciler.ipam.ec2_action import (
     AddEni,
@@ -43,13 +43,20 @@ from reconciler.ipam.pace import (
     Left,
     held_by_mac,
     is_changing,
-    look_after_s,
+    observe_after_s,
     plan_after_s,
 )
 from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.records import Records
-from reconciler.ipam.source_disagreement import CONFIRM_S, NO_DOUBTS, Doubts, Item, items, weigh
-from reconciler.targets.scoped import Seen
+from reconciler.ipam.source_disagreement import (
+    CONFIRM_S,
+    NO_DISAGREEMENTS,
+    Disagreements,
+    Item,
+    items,
+    weigh,
+)
+from reconciler.targets.scoped import ObservedTarget
 
 SHRINK_S = 30.0
 """Seconds after a growth for which nothing else is chosen to be given back, so that pods that come
@@ -72,16 +79,16 @@ class Evidence(Protocol):
 
 
 @dataclass
-class Keeper:
-    """Keeps the pool of one node.
+class PoolController:
+    """Keeps the pool of one node at its target.
 
     Attributes:
         state: where records are; also the target of the quarantine and creation domains.
         ec2: looks and calls.
         netlink, conntrack: what else may hold an address.
         binding: held while an address is bound, or withdrawn from binding.
-        doubts: where EC2 and metadata disagree, as of the last look.
-        rests: EC2 actions that are not called for now.
+        disagreements: where EC2 and metadata disagree, as of the last observation.
+        backoffs: EC2 actions that are not called for now.
         readings: of metadata since EC2 was last called, those without an answer too.
     """
 
@@ -94,8 +101,8 @@ class Keeper:
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
     nonce: Callable[[], str] = secrets.token_hex
-    doubts: Doubts = NO_DOUBTS
-    rests: Rests = NO_RESTS
+    disagreements: Disagreements = NO_DISAGREEMENTS
+    backoffs: CallBackoffs = NO_CALL_BACKOFFS
     readings: int = 0
     _expected: frozenset[Item] = frozenset()
     _macs: Mapping[str, str] = field(default_factory=dict)
@@ -103,7 +110,7 @@ class Keeper:
     _errors: tuple[ReconcilerError, ...] = ()
     """Of the pass under way, beside those of EC2 itself."""
     _cloud: Cloud | None = None
-    _looked_at: float = 0.0
+    _observed_at: float = 0.0
     _called_at: float = float("-inf")
     _grown_at: float = float("-inf")
     _waits_to_shrink: bool = False
@@ -117,14 +124,14 @@ class Keeper:
     def run(self, inputs: Inputs, metadata: Witness, *, look: bool = True) -> Outcome:
         """Look at EC2, and bring the pool to its target.
 
-        What EC2 answers to the calls is trusted, and metadata or a later look must show it; only
-        if one failed and may have had its effect EC2 is looked at again.
+        What EC2 answers to the calls is trusted, and metadata or a later observation must show it;
+        only if one failed and may have had its effect EC2 is observed again.
 
         Args:
             inputs: the document, the node, its links.
             metadata: what instance metadata shows, by MAC; None if it cannot be read.
-            look: at EC2 first, in any case; or else the last look does where metadata agrees with
-                it and all that is planned is about addresses.
+            look: at EC2 first, in any case; or else the last observation does where metadata
+                agrees with it and all that is planned is about addresses.
 
         Raises:
             ObserveError: the kernel or the state directory could not be read.
@@ -137,10 +144,10 @@ class Keeper:
             self._failed = True
             return Outcome(errors=(error.cause,))
         if recalled is None:
-            self._looked_at = self.clock()
+            self._observed_at = self.clock()
         records = self._book(picks, cloud)
         inputs = self._completed(inputs, records, cloud.enis)
-        target = Answered(self.ec2, cloud, partial(self._write_down, cloud))
+        target = AnsweredEc2(self.ec2, cloud, partial(self._write_down, cloud))
         domain = Domain("eni", eni.desire, eni.plan, target)
         outcome = converge([domain], inputs, max_rounds=1)["eni"]
         try:
@@ -148,7 +155,7 @@ class Keeper:
                 self._take_note()
         except ReconcilerError as error:  # what was seen is seen
             self._errors += (error,)
-        # Of less room than was believed the next look tells more.
+        # Of less room than was believed the next observation tells more.
         self._failed = not isinstance(outcome.observed, Cloud) or any(
             _kind(error) is Failure.EXHAUSTED for error in outcome.errors
         )
@@ -159,7 +166,7 @@ class Keeper:
         return replace(outcome, errors=(*self._errors, *outcome.errors))
 
     def foresee(self, inputs: Inputs) -> Outcome | None:
-        """Plan on the last look; None if EC2 must be looked at, because something follows.
+        """Plan on the last observation; None if EC2 must be observed, because something follows.
 
         Args:
             inputs: the document, the node, its links.
@@ -189,7 +196,7 @@ class Keeper:
         return Outcome(desired, cloud, plan, plan, self._errors)
 
     def hear(self, metadata: Witness) -> bool:
-        """Compare metadata with the last look, and what EC2 has answered since.
+        """Compare metadata with the last observation, and what EC2 has answered since.
 
         Returns whether it shows a change.
 
@@ -202,9 +209,9 @@ class Keeper:
         coming = held_by_mac(self._cloud, "attaching")
         differing = (held_by_mac(self._cloud) ^ shown) - coming
         known, self._differing = self._differing, differing
-        if not differing and coming <= shown and not self.doubts.missing:
+        if not differing and coming <= shown and not self.disagreements.missing:
             # The second witness has it: no look is needed to show what EC2 has answered.
-            self.doubts = replace(self.doubts, unconfirmed={})
+            self.disagreements = replace(self.disagreements, unconfirmed={})
             self._left = replace(self._left, disagreeing=False, behind=False)
             self._cloud = replace(self._cloud, behind=False)
         return not differing <= known
@@ -226,8 +233,11 @@ class Keeper:
 
     @property
     def is_unconfirmed(self) -> bool:
-        """Whether EC2 and metadata differ by the last look; nothing is given back meanwhile."""
-        return self._left.behind or bool(self.doubts)
+        """Whether EC2 and metadata differ by the last observation.
+
+        Nothing is given back meanwhile.
+        """
+        return self._left.behind or bool(self.disagreements)
 
     @property
     def is_pending(self) -> bool:
@@ -241,9 +251,9 @@ class Keeper:
 
     @property
     def due_s(self) -> float:
-        """Seconds until a look is due, or something can be tried again."""
+        """Seconds until an observation is due, or something can be tried again."""
         now = self.clock()
-        waits = [r.until - now for r in self.rests.by_scope.values() if r.until > now]
+        waits = [r.until - now for r in self.backoffs.by_scope.values() if r.until > now]
         waits.append(self._look_at(self._left, self._resync_s) - now)
         if self._unfinished:
             waits.append(UNFINISHED_S)
@@ -256,17 +266,17 @@ class Keeper:
     @property
     def _changed_at(self) -> float:
         """When it became known what the pool has: by a look, or by EC2's answers."""
-        return max(self._looked_at, self._called_at)
+        return max(self._observed_at, self._called_at)
 
     def _look_at(self, left: Left, resync_s: float) -> float:
-        """Return when the next look is due."""
-        by_look = self._looked_at + look_after_s(replace(left, behind=False), resync_s)
-        return min(by_look, self._changed_at + look_after_s(left, resync_s))
+        """Return when the next observation is due."""
+        by_look = self._observed_at + observe_after_s(replace(left, behind=False), resync_s)
+        return min(by_look, self._changed_at + observe_after_s(left, resync_s))
 
     def _recall(
         self, inputs: Inputs, metadata: Witness
     ) -> tuple[Inputs, Cloud, frozenset[IpNetwork]] | None:
-        """Return the last look in place of a new one, if that is good enough; None if not.
+        """Return the last observation in place of a new one, if that is good enough; None if not.
 
         It is if metadata shows the same, so that there are two witnesses, and addresses come or
         go, but no ENI: if one cannot take or give them, EC2 refuses, and then it is looked at.
@@ -290,9 +300,9 @@ class Keeper:
     def _remember(self, inputs: Inputs, before: Cloud, outcome: Outcome) -> None:
         """Keep what a look has shown and the calls have changed, and what they have left open."""
         cloud: Cloud = outcome.observed
-        desired = replace(outcome.desired, rests=self.rests)
-        plan = eni.plan(desired, cloud)  # what has just failed rests now
-        self._expected = items(cloud.enis) | self.doubts.missing.keys()
+        desired = replace(outcome.desired, backoffs=self.backoffs)
+        plan = eni.plan(desired, cloud)  # what has just failed is in backoff
+        self._expected = items(cloud.enis) | self.disagreements.missing.keys()
         # What metadata does not show yet of our own calls is no news.
         self._differing |= held_by_mac(cloud) ^ held_by_mac(before)
         changing = _may_change(cloud, inputs.links)
@@ -311,8 +321,8 @@ class Keeper:
             changing=changing,
             times=self._left.times + 1 if again else 0,
             behind=cloud.behind,
-            missing=any(since > oldest for since in self.doubts.missing.values()),
-            disagreeing=bool(self.doubts),
+            missing=any(since > oldest for since in self.disagreements.missing.values()),
+            disagreeing=bool(self.disagreements),
             **_lack(desired, plan),
         )
         self._unfinished = bool(inputs.ec2.quarantined) or any(
@@ -359,7 +369,7 @@ class Keeper:
         """Add to the inputs what only the pool's planner looks at."""
         used = {c.address for c in records.cooling}
         used |= {a for bound in records.attachments for a in bound.addresses}
-        used |= records.doubtful(self.now())
+        used |= records.withheld(self.now())
         routed = self.netlink.pod_addresses()
         used |= {a for held in routed.values() for a in held}
         elsewhere = inputs.predecessor.held
@@ -372,16 +382,18 @@ class Keeper:
         used |= occupied
         if any(len(held) > MAX_POD_ADDRESSES for held in routed.values()):
             # Somebody adds routes without end, so any may be in use: none is given back.
-            used |= ours | {n.network_address for e in enis for n in e.boundless}
+            used |= ours | {n.network_address for e in enis for n in e.ipv6_prefixes}
         demand = replace(demand, assigned=demand.assigned + len(elsewhere & ours | occupied))
         ec2 = replace(
             inputs.ec2,
             used=frozenset(used | elsewhere),
             quarantined=frozenset(q.network for q in records.quarantined),
-            resting=frozenset(q.network for q in records.quarantined if q.rests(self.now())),
+            maybe_released=frozenset(
+                q.network for q in records.quarantined if q.is_pending(self.now())
+            ),
             creations=records.creations,
-            doubts=self.doubts,
-            rests=self.rests,
+            disagreements=self.disagreements,
+            backoffs=self.backoffs,
             nonce=self.nonce(),
         )
         return replace(
@@ -398,7 +410,7 @@ class Keeper:
         macs = {**self._macs, **{e.mac: e.eni_id for e in cloud.enis}}
         confirmed = frozenset((macs[mac], n) for mac, n in metadata or () if mac in macs)
         released = {q.network for q in records.quarantined}
-        known = self._expected | self.doubts.missing.keys()
+        known = self._expected | self.disagreements.missing.keys()
         expected = {i for i in known if i[1] not in released}
         bound = [
             (a.eni_id, own) for a in records.attachments if a.eni_id for own in a.vpc_addresses
@@ -411,8 +423,8 @@ class Keeper:
         unread = {u.name for u in cloud.unread_enis}
         everything = metadata is None or "" in unread
         kept = frozenset(i for i in expected if everything or i[0] in unread)
-        self.doubts = weigh(
-            self.doubts,
+        self.disagreements = weigh(
+            self.disagreements,
             expected=frozenset(expected),
             shown=shown,
             metadata=confirmed,
@@ -462,19 +474,19 @@ class Keeper:
         """Return those that conntrack has connections of; if it cannot be read, all may have."""
         try:
             with boundary("observe of conntrack"):
-                flows = self.conntrack.observe([Silence(addresses)])
+                flows = self.conntrack.observe([ConntrackFlush(addresses)])
                 return frozenset(flow.address for flow in flows)
         except ReconcilerError as error:
             self._errors += (error,)
             return addresses
 
     def _take_note(self) -> None:
-        """Let what failed rest, and forget the failures of what succeeded."""
+        """Start the backoff of what failed; forget the failures of what succeeded."""
         failures, successes = self.ec2.drain()
         for call in successes:
-            self.rests = self.rests.after_success(call)
+            self.backoffs = self.backoffs.after_success(call)
         for f in failures:
-            self.rests = self.rests.after_failure(
+            self.backoffs = self.backoffs.after_failure(
                 f.scope, f.code, f.message, now=self.clock(), chance=self.chance()
             )
 
@@ -487,7 +499,7 @@ class _UnreadableError(Exception):
         self.cause = cause
 
 
-class Answered(Seen):
+class AnsweredEc2(ObservedTarget):
     """EC2 after a look: what it answers to the calls that follow needs no look of its own."""
 
     def __init__(
@@ -509,7 +521,10 @@ class Answered(Seen):
 
 
 SIMPLE = AssignAddresses | AssignPrefixes | ReleaseAddresses | ReleasePrefixes
-"""What EC2 may be asked for on an earlier look: it is about addresses, and metadata shows each."""
+"""What EC2 may be asked for on an earlier observation.
+
+It is about addresses, and metadata shows each.
+"""
 
 REFUSED = {Failure.DENIED, Failure.THROTTLED, Failure.EXHAUSTED}
 """Kinds of failures after which a look would show nothing new: the call has had no effect, and
@@ -521,7 +536,10 @@ def _kind(error: ReconcilerError) -> Failure | None:
 
 
 def _may_change(cloud: Cloud, macs: Container[str]) -> bool:
-    """Whether the next look may show more by itself; so may one of what could not be read."""
+    """Whether the next observation may show more by itself.
+
+    So may one of what could not be read.
+    """
     return cloud.primary is None or bool(cloud.unread) or is_changing(cloud, macs)
 
 

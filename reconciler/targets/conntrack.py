@@ -16,7 +16,7 @@ from itertools import groupby, islice
 from typing import NamedTuple
 
 from reconciler.core.datapath import IpAddress
-from reconciler.domains.conntrack import Flow, Silence
+from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.netlink.nfnetlink import (
@@ -82,7 +82,7 @@ class Conntrack:
     def __init__(self) -> None:
         self._filters_looks = self._filters_deletions = True
 
-    def observe(self, desired: Iterable[Silence]) -> frozenset[Flow]:
+    def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]:
         """Return which of the desired addresses have connections; without any, nothing is read.
 
         Raises:

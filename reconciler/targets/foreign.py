@@ -25,7 +25,7 @@ LEGACY_TABLES = ("filter", "mangle", "raw")
 """Those that are looked at with every full pass."""
 
 
-QUICK_S, REST_SHARE = 0.25, 5
+QUICK_S, IDLE_SHARE = 0.25, 5
 """Seconds up to which a look may follow another at once; a longer one is good for so many times as
 long as it took. 10,000 rules of others take half a second, and somebody may change them without
 end."""
@@ -86,8 +86,8 @@ class Surroundings:
         if seen is None or started >= good_until:
             seen = self._observe()
             ended = self._clock()
-            rest_s = REST_SHARE * (ended - started) if ended - started > QUICK_S else 0.0
-            self._last = seen, ended + rest_s
+            idle_s = IDLE_SHARE * (ended - started) if ended - started > QUICK_S else 0.0
+            self._last = seen, ended + idle_s
         return seen
 
     def _observe(self) -> Foreign:

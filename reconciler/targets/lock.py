@@ -179,7 +179,7 @@ def _find_owner() -> tuple[int, int]:
 
 
 def _owner_of(found: memoryview) -> tuple[int, int] | None:
-    """Return whose socket it is, and its buffer; None if it has another name or nobody has it."""
+    """Return whose socket it is, and its buffer; None if it has another name or no owner."""
     attributes: dict[int, bytes] = {}
     rest = found[DIAG_ANSWER:]
     while len(rest) >= 4:

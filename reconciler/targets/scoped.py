@@ -1,4 +1,4 @@
-"""Targets that look at less than all there is, because the rest is known or nobody asked."""
+"""Targets that look at less than all there is, because the rest is known or not needed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from reconciler.errors import ApplyError
 from reconciler.ipam.records import Records
 
 
-class Places:
+class ScopedTarget:
     """A target that looks only where some objects live."""
 
     def __init__(self, target: Any, places: frozenset[Any]) -> None:
         self._target = target
-        self._places = places
+        self._scope = places
         self.apply = target.apply
 
     def observe(self, desired: Iterable[Any]) -> Any:
         """Look there."""
         del desired  # what is not wanted any more has its place as well
-        return self._target.observe_at(self._places)
+        return self._target.observe_at(self._scope)
 
 
-class JustRead:
+class StateReadOnce:
     """The state directory, of which intents and attachments were read a moment ago.
 
     What is written by others of this process meanwhile, the pool's records, is read again.
@@ -49,7 +49,7 @@ class JustRead:
         return failures
 
 
-class Asked:
+class ScopedState:
     """The state directory, of which only some attachments' records are read again."""
 
     def __init__(self, state: Any, keys: frozenset[AttachmentKey], before: Records) -> None:
@@ -65,7 +65,7 @@ class Asked:
         return self._records
 
 
-class Seen:
+class ObservedTarget:
     """A target that was looked at already: the first look costs nothing.
 
     Args:

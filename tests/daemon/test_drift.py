@@ -15,9 +15,9 @@ from fakes import FakeDirectories
 
 from reconciler.core.installation import Installation
 from reconciler.daemon import telemetry
-from reconciler.daemon.change_attribution import Suspects
+from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.conditions import MOST_OF_ONE, Conditions
-from reconciler.daemon.drift import Accounts
+from reconciler.daemon.drift import DriftTracker
 from reconciler.domains import conflist
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
 from reconciler.domains.nat import NftElement
@@ -49,22 +49,22 @@ def attached_again() -> float:
 
 
 def test_an_eni_that_somebody_detached_is_drift_when_it_is_attached_again() -> None:
-    accounts, before = Accounts(Suspects()), attached_again()
+    tracker, before = DriftTracker(ChangeAttribution()), attached_again()
     attach = Plan((AttachEni("i-1", "eni-1", 1, "attached to nothing"),))
-    accounts.book(look(0, None), everything=True)
-    accounts.book(look(0, 1, plan=attach), everything=True)
+    tracker.book(look(0, None), everything=True)
+    tracker.book(look(0, 1, plan=attach), everything=True)
     assert attached_again() == before, "its first attachment was asked for"
-    accounts.book(look(0, 1, plan=attach), everything=True)
+    tracker.book(look(0, 1, plan=attach), everything=True)
     assert attached_again() == before + 1
 
 
 def test_an_eni_that_we_detached_ourselves_is_none() -> None:
-    accounts, before = Accounts(Suspects()), attached_again()
-    accounts.book(look(0, 1), everything=True)
+    tracker, before = DriftTracker(ChangeAttribution()), attached_again()
+    tracker.book(look(0, 1), everything=True)
     detach = Plan((DetachEni("eni-1", "eni-attach-1", "not needed"),))
-    accounts.book(look(0, None, plan=detach), everything=True)
+    tracker.book(look(0, None, plan=detach), everything=True)
     attach = Plan((AttachEni("i-1", "eni-1", 1, "attached to nothing"),))
-    accounts.book(look(0, 1, plan=attach), everything=True)
+    tracker.book(look(0, 1, plan=attach), everything=True)
     assert attached_again() == before
 
 
@@ -94,12 +94,12 @@ class Mesh(FakeDirectories):
 @pytest.mark.parametrize("quick", [False, True], ids=["after our look", "before our look"])
 def test_whoever_rewrites_our_conflist_is_in_a_fight_like_everybody_else(quick: bool) -> None:
     """At 787f3aa it was undone 182 times in 75 s, and nothing was said."""
-    mesh, accounts = Mesh(quick=quick), Accounts(Suspects())
+    mesh, tracker = Mesh(quick=quick), DriftTracker(ChangeAttribution())
     conf = Domain("conflist", conflist.desire, conflist.plan, mesh, (Conflist, Plugins, OtherConf))
     now = inputs(installation=PLACES)
     for _ in range(50):
-        outcomes = converge_held([conf], now, accounts.struggles)
-        accounts.book(outcomes, everything=True)
+        outcomes = converge_held([conf], now, tracker.backoffs)
+        tracker.book(outcomes, everything=True)
         mesh.rewrite()
     assert mesh.undone <= (REPAIRS + 1) * (MAX_ROUNDS if quick else 1)
     (error,) = outcomes["conflist"].errors
@@ -107,7 +107,7 @@ def test_whoever_rewrites_our_conflist_is_in_a_fight_like_everybody_else(quick: 
     assert error.reason == "OwnershipFight"
     assert "istio-cni" in str(error), "what it has added"
     assert "Put the plugin into cni.chain" in str(error)
-    assert "nobody who could be seen" not in str(error), "notifications tell nothing of files"
+    assert "none identified" not in str(error), "notifications tell nothing of files"
 
 
 MANY = tuple(
@@ -128,11 +128,11 @@ def edit(verb: Verb, *objects: NftElement, left: bool = False) -> dict[str, Outc
 
 def test_an_edit_of_20000_elements_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    accounts = Accounts(Suspects())
+    tracker = DriftTracker(ChangeAttribution())
     before = telemetry.ACTIONS.labels("nat", "nft-element", "create")._value.get()
     for verb in (Verb.CREATE, Verb.DELETE):
-        accounts.clear()
-        accounts.book(edit(verb, *MANY), everything=True)
+        tracker.clear()
+        tracker.book(edit(verb, *MANY), everything=True)
     said = [(r.getMessage(), getattr(r, "alike", None)) for r in caplog.records]
     assert said == [("action applied", 9_999)] * 2
     after = telemetry.ACTIONS.labels("nat", "nft-element", "create")._value.get()
@@ -141,7 +141,7 @@ def test_an_edit_of_20000_elements_is_two_lines(caplog: pytest.LogCaptureFixture
 
 def test_few_actions_are_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    Accounts(Suspects()).book(edit(Verb.CREATE, *MANY[:20]), everything=True)
+    DriftTracker(ChangeAttribution()).book(edit(Verb.CREATE, *MANY[:20]), everything=True)
     assert [r.getMessage() for r in caplog.records] == ["action applied"] * 20
     assert {getattr(r, "action", "") for r in caplog.records} == {
         o.command(Verb.CREATE) for o in MANY[:20]
@@ -152,34 +152,34 @@ def test_a_set_that_somebody_has_flushed_is_one_line_and_each_element_is_remembe
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It took time that grew with the square of their number: ten thousand were minutes."""
-    accounts = Accounts(Suspects())
-    accounts.book(edit(Verb.CREATE, *MANY), everything=True)
+    tracker = DriftTracker(ChangeAttribution())
+    tracker.book(edit(Verb.CREATE, *MANY), everything=True)
     caplog.clear()
-    accounts.book(edit(Verb.CREATE, *MANY), everything=True)
+    tracker.book(edit(Verb.CREATE, *MANY), everything=True)
     assert [(r.getMessage(), r.levelname) for r in caplog.records] == [
         ("drift repaired", "WARNING")
     ]
-    assert len(accounts.struggles.known) == len(MANY)
+    assert len(tracker.backoffs.known) == len(MANY)
 
 
 def test_what_is_removed_of_more_than_a_look_shows_is_counted_and_not_remembered() -> None:
     """80,000 routes with our stamp would be remembered for a minute, half a KiB each."""
     for masses, remembered in (({}, 3), ({NftElement: "80,000 elements"}, 0)):
-        accounts = Accounts(Suspects())
-        accounts.book(edit(Verb.CREATE), everything=True)
+        tracker = DriftTracker(ChangeAttribution())
+        tracker.book(edit(Verb.CREATE), everything=True)
         outcomes = edit(Verb.DELETE, *MANY[:3])
         seen = Observed(cut_kinds=masses)
         outcomes["nat"] = replace(outcomes["nat"], observed=seen)
-        accounts.book(outcomes, everything=True)
-        assert len(accounts.struggles.known) == remembered
+        tracker.book(outcomes, everything=True)
+        assert len(tracker.backoffs.known) == remembered
 
 
 def test_a_transaction_of_10000_that_is_refused_costs_each_of_them_one_look() -> None:
-    accounts, conditions = Accounts(Suspects()), Conditions()
+    tracker, conditions = DriftTracker(ChangeAttribution()), Conditions()
     outcomes = edit(Verb.CREATE, *MANY, left=True)
-    accounts.book(outcomes, everything=True)
-    assert {s.error for s in accounts.struggles.known.values()} == {"EPERM"}
-    assert len(accounts.struggles.known) == len(MANY)
+    tracker.book(outcomes, everything=True)
+    assert {s.error for s in tracker.backoffs.known.values()} == {"EPERM"}
+    assert len(tracker.backoffs.known) == len(MANY)
     conditions.report("nat", outcomes["nat"])
     assert len(conditions.all()) == MOST_OF_ONE + 1
     assert "9950 more" in " ".join(conditions.texts("nat"))

@@ -18,7 +18,7 @@ from waiting import until
 from lab import netns
 from reconciler.daemon import change_attribution as heard
 from reconciler.daemon import triggers as told
-from reconciler.daemon.change_attribution import MAX_AUTHORS, MOST, Suspects
+from reconciler.daemon.change_attribution import MAX_AUTHORS, MOST, ChangeAttribution
 from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.triggers import KernelWatch, Triggers
@@ -42,7 +42,7 @@ class Endless:
 
 def test_notifications_without_end_do_not_keep_the_watch_from_marking() -> None:
     endless: Any = Endless(10 * told.MAX_READ)
-    told._drain(endless, Suspects())
+    told._drain(endless, ChangeAttribution())
     assert endless.read == told.MAX_READ
 
 
@@ -52,7 +52,7 @@ def test_lost_notifications_are_no_error() -> None:
             raise OSError(105, "No buffer space available")
 
     full: Any = Full()
-    told._drain(full, Suspects())
+    told._drain(full, ChangeAttribution())
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing(
     dog = Watchdog(lambda *_: None)
     with namespace("home") as home, netns.inside(home):
         marks = Triggers()
-        watch = KernelWatch(marks, Suspects(), Duties(conditions, dog), dog)
+        watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog), dog)
         watch.keep()
         try:
             with flood(home):
@@ -106,7 +106,7 @@ def test_thousands_of_authors_are_not_all_looked_up_or_kept(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(heard, "_name", lambda pid: asked.append(pid) or f"x (pid {pid})")
-    known = Suspects()
+    known = ChangeAttribution()
 
     def notification(pid: int) -> bytes:
         return struct.pack("=IHHII", 16, 16, 0, 0, pid)

@@ -28,7 +28,7 @@ from reconciler.engine.finding import Finding
 from reconciler.engine.plan import Change, Refusal
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.cloud import Limits
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.targets.state.directory import StateDirectory
 
 DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
@@ -49,7 +49,10 @@ def test_hints_of_released_pods_have_a_bound_and_then_a_full_pass_is_asked_for(
     tmp_path: Path,
 ) -> None:
     agent = Agent(
-        tmp_path / "node-network.yaml", StateDirectory(tmp_path / "run"), World(), events=False
+        tmp_path / "node-network.yaml",
+        StateDirectory(tmp_path / "run"),
+        Environment(),
+        events=False,
     )
     for number in range(MOST_HINTS):
         agent.release(AttachmentKey(f"c{number}", "eth0"))
@@ -63,7 +66,7 @@ def test_hints_of_released_pods_have_a_bound_and_then_a_full_pass_is_asked_for(
 def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Path) -> None:
     """They came first by name, and an error of a runtime has room for 512 characters."""
     state = StateDirectory(tmp_path / "run")
-    agent = Agent(tmp_path / "node-network.yaml", state, World(), events=False)
+    agent = Agent(tmp_path / "node-network.yaml", state, Environment(), events=False)
     key = AttachmentKey("c1", "eth0")
     docker = Finding("chain ip filter FORWARD", "ForwardingDropped", "its policy is drop")
     agent._conditions.note("foreign", [docker])
@@ -100,7 +103,7 @@ def answers(tmp_path: Path, nft: Refusing, monkeypatch: pytest.MonkeyPatch) -> I
     netlink = FakeNetlink()
     netlink.plug(first.mac, "eth0")
     (tmp_path / "node-network.yaml").write_text(DOCUMENT)
-    world = World(
+    environment = Environment(
         imds=FakeImds(node(), ec2),
         make_ec2=lambda *_: ec2,
         netlink=netlink,
@@ -110,7 +113,7 @@ def answers(tmp_path: Path, nft: Refusing, monkeypatch: pytest.MonkeyPatch) -> I
         surroundings=FakeSurroundings(),
         remains=FakeRemains(),
     )
-    agent = Agent(tmp_path / "node-network.yaml", state, world, events=False)
+    agent = Agent(tmp_path / "node-network.yaml", state, environment, events=False)
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     thread = threading.Thread(target=agent.run)
     thread.start()

@@ -26,7 +26,7 @@ from reconciler.engine.finding import Finding
 from reconciler.engine.plan import Refusal
 from reconciler.errors import LockedError, StateError, UnansweredError
 from reconciler.ipam.cloud import Limits
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.targets.state.directory import StateDirectory
 
 DOCUMENT = """\
@@ -51,7 +51,7 @@ class Daemon:
         netlink = FakeNetlink()
         netlink.plug(first.mac, "eth0")
         (tmp_path / "node-network.yaml").write_text(DOCUMENT)
-        world = World(
+        environment = Environment(
             imds=FakeImds(node(), ec2),
             make_ec2=lambda *_: ec2,
             netlink=netlink,
@@ -61,7 +61,7 @@ class Daemon:
             surroundings=FakeSurroundings(),
             remains=FakeRemains(),
         )
-        self.agent = Agent(tmp_path / "node-network.yaml", self.state, world, events=False)
+        self.agent = Agent(tmp_path / "node-network.yaml", self.state, environment, events=False)
         self.ended: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
         self.server = Server(self.state.socket, self.agent)

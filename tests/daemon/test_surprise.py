@@ -60,7 +60,7 @@ from reconciler.ipam.records import Records
 from reconciler.migration import migration
 from reconciler.node import cooldown, kernel_domains, pool_controller
 from reconciler.node import passes as local
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.targets.netlink import target as netlink
 
 DOCUMENT = """\
@@ -110,7 +110,7 @@ class House:
 
     def start(self, *, events: bool = False) -> None:
         """Start a daemon; what it knew before is in the records."""
-        world = World(
+        environment = Environment(
             imds=FakeImds(node(), self.ec2),
             make_ec2=lambda *_: self.ec2,
             netlink=self.netlink,
@@ -123,7 +123,7 @@ class House:
             now=lambda: self.now,
             clock=lambda: self.now,
         )
-        self.agent = Agent(self._path, self.state, world, events=events)  # type: ignore[arg-type]
+        self.agent = Agent(self._path, self.state, environment, events=events)  # type: ignore[arg-type]
         self.agent._accept_document(self.agent._reader.look_first(), first=True)
 
     def work(self) -> None:
@@ -580,7 +580,7 @@ STEPS = [
     "agent._drift.book_pods",
     "node.kernel_pass",
     "node.pods_pass",
-    "node.look_around",
+    "node.observe_others",
     "node.install",
     "node.pool_pass",
     "node.cooldowns.turn",

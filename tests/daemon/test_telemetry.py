@@ -16,7 +16,7 @@ from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.telemetry import MOST_REASONS, OTHER, exposition
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ObserveError
-from reconciler.ipam.budget import Rests
+from reconciler.ipam.budget import CallBackoffs
 
 LOGS = """\
 import logging, sys
@@ -140,7 +140,7 @@ def test_however_many_codes_ec2_invents_the_metric_has_a_bound_and_one_for_all_o
 
 
 def test_a_node_whose_subnets_are_ever_others_remembers_those_of_the_last_hour() -> None:
-    rests = Rests()
+    rests = CallBackoffs()
     for number in range(CODES):
         rests = rests.after_failure(
             f"assign:subnet-{number}", "Unavailable", "", now=number * 60.0, chance=1.0

@@ -35,9 +35,9 @@ from reconciler.core.attachment import Cooling, IntentState
 from reconciler.core.remembered import Remembered
 from reconciler.daemon import drift, server, telemetry, triggers
 from reconciler.daemon.agent import Agent
-from reconciler.daemon.change_attribution import Suspects
+from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.drift import Accounts
+from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.reader import Reader, Reading
 from reconciler.daemon.triggers import Triggers
 from reconciler.domains.sysctl import Sysctl
@@ -47,9 +47,9 @@ from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.errors import ApplyError, InternalError
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
-from reconciler.migration.migration import Successor
+from reconciler.migration.migration import Migration
 from reconciler.node.cooldown import Cooldowns
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 from reconciler.targets.ec2 import caller as ec2_caller
 from reconciler.targets.ec2.caller import Subprocess
@@ -148,7 +148,7 @@ class Shared:
         ec2 = Told(self.ec2, point)
         self.node = LocalNode(
             Told(self.state, point),
-            World(
+            Environment(
                 imds=FakeImds(node(), self.ec2),
                 make_ec2=lambda *_: ec2,
                 netlink=self.netlink,
@@ -256,14 +256,14 @@ def test_what_two_threads_book_at_once_is_all_kept(
             return 0.5
 
         def check() -> None:
-            assert {name for _, (_, name) in accounts.struggles.known} == set(both)
+            assert {name for _, (_, name) in tracker.backoffs.known} == set(both)
 
         monkeypatch.setattr(drift.random, "random", chance)
-        accounts = Accounts(Suspects())
-        accounts._lock = lock = kind()  # type: ignore[assignment]
+        tracker = DriftTracker(ChangeAttribution())
+        tracker._lock = lock = kind()  # type: ignore[assignment]
         return Scene(
-            lambda: accounts.book_pods(refused(both[0])),
-            lambda: accounts.book(refused(both[1]), everything=False),
+            lambda: tracker.book_pods(refused(both[0])),
+            lambda: tracker.book(refused(both[1]), everything=False),
             check,
             (lock,),
         )
@@ -405,7 +405,7 @@ def heard(*processes: int) -> bytes:
 
 def test_who_is_heard_of_while_another_thread_asks_is_named() -> None:
     def scene(point: Point) -> Scene:
-        suspects = Suspects()
+        suspects = ChangeAttribution()
         suspects.hear(heard(1))
         expose(suspects, point, "_seen")
 
@@ -567,7 +567,7 @@ class OneAtATime:
 @without_it_fails
 def test_both_loops_look_at_the_stock_plugin_one_after_the_other(kind: type[Lock]) -> None:
     def scene(point: Point) -> Scene:
-        successor = Successor(OneAtATime(FakeRemains(), point))
+        successor = Migration(OneAtATime(FakeRemains(), point))
         successor._lock = lock = kind()  # type: ignore[assignment]
         expose(successor, point, "_look")
 

@@ -13,7 +13,7 @@ import pytest
 from waiting import until
 
 from reconciler.daemon import duty, triggers
-from reconciler.daemon.change_attribution import Suspects
+from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.triggers import FileWatch, KernelWatch, Triggers
@@ -110,7 +110,7 @@ def test_the_kernels_watch_goes_on_when_its_sockets_break_and_when_none_can_be_h
         raise refused[0]
 
     monkeypatch.setattr(triggers, "_rtnetlink", refuse)
-    watch = KernelWatch(marks, Suspects(), Duties(conditions, dog), dog)
+    watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog), dog)
     watch.keep()
     try:
         until(lambda: "Watch" in {c["reason"] for c in conditions.all()})

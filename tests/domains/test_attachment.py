@@ -14,7 +14,7 @@ from reconciler.core.attachment import (
     Cooling,
     Intent,
     IntentState,
-    is_outlived,
+    is_superseded,
     veth_name,
 )
 from reconciler.domains import attachment as domain
@@ -208,7 +208,7 @@ def test_a_dual_stack_pod_gets_an_address_of_each_family_of_one_eni_in_the_docum
     None
 ):
     doc = document(families=["ipv6", "ipv4"])
-    enis = (eni(0, 1), eni(1, 1, boundless=(BLOCK,)))
+    enis = (eni(0, 1), eni(1, 1, ipv6_prefixes=(BLOCK,)))
     assert bound(Records((intent(1),)), document=doc, enis=enis) == [
         ("eni-1", (str(BLOCK[1]), str(eni(1).secondaries[0])))
     ]
@@ -221,14 +221,14 @@ def test_the_lowest_free_address_of_a_prefix_is_given_and_never_the_prefix_spelt
         (attachment(4, addresses=(BLOCK[2],)),),
         (Cooling(BLOCK[3], 99.0),),
     )
-    given = bound(records, document=doc, enis=(eni(0, 0, boundless=(BLOCK,)),))
+    given = bound(records, document=doc, enis=(eni(0, 0, ipv6_prefixes=(BLOCK,)),))
     assert [a for _, (a,) in given] == [str(BLOCK[n]) for n in (1, 4, 5)]
 
 
 def test_a_prefix_that_is_leaving_serves_nobody() -> None:
     doc = document(families=["ipv6"])
     records = Records((intent(1),), quarantined=(Quarantine(BLOCK, 1.0),))
-    enis = (eni(0, 0, boundless=(BLOCK,)),)
+    enis = (eni(0, 0, ipv6_prefixes=(BLOCK,)),)
     assert bound(records, document=doc, enis=enis) == []
     assert bound(Records((intent(1),)), document=doc, enis=enis) != []
 
@@ -243,7 +243,7 @@ def test_without_a_prefix_the_reason_is_that_prefix() -> None:
 
 def test_a_pod_gets_an_address_for_egress_last_and_it_rests_like_any_other() -> None:
     doc = document(families=["ipv6"], egressFamilies=["ipv4"])
-    only = eni(0, 0, boundless=(BLOCK,))
+    only = eni(0, 0, ipv6_prefixes=(BLOCK,))
     fields: dict[str, Any] = {"document": doc, "enis": (only,)}
     assert bound(Records((intent(1),)), **fields) == [("eni-0", (str(BLOCK[1]), "169.254.172.1"))]
     held = attachment(1, addresses=(BLOCK[1], ip_address("169.254.172.1")))
@@ -252,8 +252,8 @@ def test_a_pod_gets_an_address_for_egress_last_and_it_rests_like_any_other() -> 
         f"begin cooldown of {BLOCK[1]}",
         "begin cooldown of 169.254.172.1",
     ]
-    resting = Records((intent(2),), (), tuple(Cooling(a, 99.0) for a in held.addresses))
-    assert bound(resting, **fields) == [("eni-0", (str(BLOCK[2]), "169.254.172.2"))]
+    cooling = Records((intent(2),), (), tuple(Cooling(a, 99.0) for a in held.addresses))
+    assert bound(cooling, **fields) == [("eni-0", (str(BLOCK[2]), "169.254.172.2"))]
 
 
 def test_no_egress_of_a_family_of_which_the_node_has_no_address_itself() -> None:
@@ -267,8 +267,8 @@ def test_no_egress_of_a_family_of_which_the_node_has_no_address_itself() -> None
 
 def test_a_pod_of_two_addresses_is_one_pod_to_the_pool() -> None:
     held = attachment(1, addresses=(SUBNET[11], BLOCK[1]))
-    resting = tuple(Cooling(a, 1.0) for a in (SUBNET[12], BLOCK[2], ip_address("169.254.172.9")))
-    demand = Records((), (held,), resting).demand
+    cooling = tuple(Cooling(a, 1.0) for a in (SUBNET[12], BLOCK[2], ip_address("169.254.172.9")))
+    demand = Records((), (held,), cooling).demand
     assert (demand.assigned, demand.cooling) == (1, 1)
 
 
@@ -304,7 +304,7 @@ def test_a_release_of_the_later_sandbox_frees_what_the_former_one_had() -> None:
 
 
 @pytest.mark.parametrize(
-    ("was", "alive", "now", "outlived"),
+    ("was", "alive", "now", "superseded"),
     [
         ("/run/netns/a@7", True, ("/run/netns/a", 7), False),
         ("/run/netns/a@7", False, ("/run/netns/a", 7), False),
@@ -318,13 +318,13 @@ def test_a_release_of_the_later_sandbox_frees_what_the_former_one_had() -> None:
     ],
 )
 def test_a_sandbox_is_another_by_path_and_inode(
-    was: str, alive: bool, now: tuple[str, int], outlived: bool
+    was: str, alive: bool, now: tuple[str, int], superseded: bool
 ) -> None:
     old = Attachment(intent(1).key, was, (SUBNET[11],), "eni-0", "nn1", netns_alive=alive)
     new = intent(1, netns=now[0], netns_inode=now[1])
-    assert is_outlived(old, new) is outlived
-    assert not is_outlived(old, replace(new, netns_alive=False)), "what is wanted is gone too"
-    assert not is_outlived(old, replace(new, state=IntentState.RELEASED))
+    assert is_superseded(old, new) is superseded
+    assert not is_superseded(old, replace(new, netns_alive=False)), "what is wanted is gone too"
+    assert not is_superseded(old, replace(new, state=IntentState.RELEASED))
 
 
 def test_intents_that_nobody_understands_are_named_and_others_served() -> None:

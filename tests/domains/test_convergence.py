@@ -30,7 +30,7 @@ from reconciler.domains.rule import Rule
 from reconciler.engine.converge import Domain, converge, dry_run
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_status import locate
+from reconciler.ipam.pool_status import find_pool_status
 from reconciler.ipam.records import Records
 from reconciler.node.kernel_domains import kernel_domains
 from reconciler.targets.kernel import Kernel
@@ -191,7 +191,7 @@ def test_applying_a_plan_for_the_pool_leaves_nothing_to_plan(pool: tuple[FakeEc2
     cloud = world.observe()
     assert len([e for e in cloud.enis if e.device_index is not None]) <= 3
     assert all(len(e.secondaries) <= 9 for e in cloud.enis)
-    at = locate(eni_domain.desire(now), cloud)
+    at = find_pool_status(eni_domain.desire(now), cloud)
     assert at.stock.held >= at.band.low or outcome.remaining.refusals
 
 

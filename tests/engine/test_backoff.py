@@ -1,4 +1,4 @@
-"""How long an object is left alone that does not stay as it is put."""
+"""Per-object backoff: how long, and what is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.domains.route import Route
-from reconciler.engine.backoff import REPAIRS, REST_S, WINDOW_S, Struggles
+from reconciler.engine.backoff import BACKOFF_S, REPAIRS, WINDOW_S, Backoffs
 from reconciler.engine.plan import Change, Plan, Verb
 
 
@@ -24,11 +24,11 @@ def put_back(number: int, device: str = "eth1") -> Change[Route]:
 PLAN = Plan((put_back(1), put_back(2)))
 
 
-def after_repairs(*times: float, who: tuple[str, ...] = ()) -> Struggles:
-    struggles = Struggles()
+def after_repairs(*times: float, who: tuple[str, ...] = ()) -> Backoffs:
+    backoffs = Backoffs()
     for now in times:
-        struggles = struggles.after_repair(put_back(1), now, who)
-    return struggles
+        backoffs = backoffs.after_repair(put_back(1), now, who)
+    return backoffs
 
 
 def test_what_is_put_back_now_and_then_is_put_back_at_once() -> None:
@@ -39,107 +39,107 @@ def test_what_is_put_back_now_and_then_is_put_back_at_once() -> None:
 
 
 def test_what_is_taken_back_again_and_again_rests_alone_and_is_said_with_who_it_may_be() -> None:
-    struggles = after_repairs(*range(REPAIRS), who=("nft (pid 7)",))
+    backoffs = after_repairs(*range(REPAIRS), who=("nft (pid 7)",))
     last = float(REPAIRS - 1)
-    held = struggles.hold(PLAN, last, atomic=False)
-    assert (held.actions, held.resting) == ((put_back(2),), (put_back(1),))
-    (error,) = struggles.explain(held)
+    held = backoffs.hold(PLAN, last, atomic=False)
+    assert (held.actions, held.deferred) == ((put_back(2),), (put_back(1),))
+    (error,) = backoffs.explain(held)
     assert (error.action, error.reason) == (str(put_back(1)), "OwnershipFight")
     assert f"{REPAIRS} times within {last:.0f} s" in str(error)
     assert "nft (pid 7)" in str(error)
-    due = struggles.due(held)
-    assert due == last + REST_S[0]
-    assert struggles.hold(PLAN, due, atomic=False) == PLAN
+    due = backoffs.due(held)
+    assert due == last + BACKOFF_S[0]
+    assert backoffs.hold(PLAN, due, atomic=False) == PLAN
 
 
 def test_of_what_is_done_together_all_rests() -> None:
     held = after_repairs(*range(REPAIRS)).hold(PLAN, REPAIRS - 1, atomic=True)
-    assert (held.actions, held.resting) == ((), PLAN.actions)
+    assert (held.actions, held.deferred) == ((), PLAN.actions)
 
 
 def test_many_that_rest_for_one_reason_are_said_once() -> None:
-    struggles = Struggles()
+    backoffs = Backoffs()
     for now in range(REPAIRS):
         for number in range(100):
-            struggles = struggles.after_repair(put_back(number), now, ())
+            backoffs = backoffs.after_repair(put_back(number), now, ())
     plan = Plan(tuple(put_back(n) for n in range(100)))
-    held = struggles.hold(plan, REPAIRS - 1, atomic=False)
-    (error,) = struggles.explain(held)
+    held = backoffs.hold(plan, REPAIRS - 1, atomic=False)
+    (error,) = backoffs.explain(held)
     assert "99 more of its kind" in str(error)
-    assert "nobody who could be seen" in str(error)
+    assert "none identified" in str(error)
 
 
 def test_another_wish_about_the_same_object_starts_anew() -> None:
-    struggles = after_repairs(*range(REPAIRS))
+    backoffs = after_repairs(*range(REPAIRS))
     plan = Plan((put_back(1, device="eth2"),))
-    assert struggles.hold(plan, REPAIRS - 1, atomic=False) == plan
+    assert backoffs.hold(plan, REPAIRS - 1, atomic=False) == plan
 
 
 @given(chances=st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_a_failure_is_tried_again_at_once_and_then_ever_more_seldom_within_bounds(
     chances: list[float],
 ) -> None:
-    struggles, now = Struggles(), 100.0
+    backoffs, now = Backoffs(), 100.0
     for failures, chance in enumerate(chances):
-        struggles = struggles.after_failure(put_back(1), now, "no such device", chance)
-        held = struggles.hold(PLAN, now, atomic=False)
+        backoffs = backoffs.after_failure(put_back(1), now, "no such device", chance)
+        held = backoffs.hold(PLAN, now, atomic=False)
         if not failures:
             assert held == PLAN
             continue
-        rest_s = (struggles.due(held) or now) - now
-        ceiling = min(REST_S[0] * 2 ** (failures - 1), REST_S[1])
-        assert ceiling / 2 - 1e-6 <= rest_s <= ceiling + 1e-6
-        (error,) = struggles.explain(held)
+        backoff_s = (backoffs.due(held) or now) - now
+        ceiling = min(BACKOFF_S[0] * 2 ** (failures - 1), BACKOFF_S[1])
+        assert ceiling / 2 - 1e-6 <= backoff_s <= ceiling + 1e-6
+        (error,) = backoffs.explain(held)
         assert error.reason == "Refused"
         assert f"no such device; it has failed {failures + 1} times in a row" in str(error)
-        now += rest_s
-    done = struggles.after_success([put_back(1)])
+        now += backoff_s
+    done = backoffs.after_success([put_back(1)])
     assert done.known == {}
 
 
-@pytest.mark.parametrize("rests", [0, 3, 10])
-def test_a_fight_that_goes_on_rests_longer_but_never_for_long(rests: int) -> None:
-    struggles, now = after_repairs(*range(REPAIRS)), float(REPAIRS - 1)
-    for _ in range(rests):
-        now = struggles.due(struggles.hold(PLAN, now, atomic=False)) or now
-        struggles = struggles.after_repair(put_back(1), now, ())
-    due = struggles.due(struggles.hold(PLAN, now, atomic=False))
-    known = struggles.known[put_back(1).kind, put_back(1).key]
-    assert known.until - now <= REST_S[1]
+@pytest.mark.parametrize("waits", [0, 3, 10])
+def test_a_fight_that_goes_on_rests_longer_but_never_for_long(waits: int) -> None:
+    backoffs, now = after_repairs(*range(REPAIRS)), float(REPAIRS - 1)
+    for _ in range(waits):
+        now = backoffs.due(backoffs.hold(PLAN, now, atomic=False)) or now
+        backoffs = backoffs.after_repair(put_back(1), now, ())
+    due = backoffs.due(backoffs.hold(PLAN, now, atomic=False))
+    known = backoffs.known[put_back(1).kind, put_back(1).key]
+    assert known.until - now <= BACKOFF_S[1]
     if due is not None:
-        assert due - now == min(REST_S[0] * 2**rests, REST_S[1])
+        assert due - now == min(BACKOFF_S[0] * 2**waits, BACKOFF_S[1])
 
 
 def test_what_is_long_over_is_forgotten() -> None:
-    struggles = after_repairs(*range(REPAIRS))
-    assert struggles.since(REPAIRS + 1.0) is struggles
-    assert struggles.since(REPAIRS + REST_S[0] + WINDOW_S + 1).known == {}
+    backoffs = after_repairs(*range(REPAIRS))
+    assert backoffs.since(REPAIRS + 1.0) is backoffs
+    assert backoffs.since(REPAIRS + BACKOFF_S[0] + WINDOW_S + 1).known == {}
 
 
 def test_a_failure_is_forgotten_when_nobody_asks_for_the_object_any_more() -> None:
     """A container that is started again has the same link, which would rest for the first one."""
-    struggles = Struggles()
+    backoffs = Backoffs()
     for now in range(8):
-        struggles = struggles.after_failure(put_back(1), now, "ENOENT", 1.0)
-    assert struggles.hold(PLAN, 8, atomic=False).resting == (put_back(1),)
-    held = struggles.hold(PLAN, 8, atomic=False)
-    assert struggles.asked_for([held]) == struggles, "what rests is asked for"
-    assert struggles.asked_for([Plan((put_back(2),))]).hold(PLAN, 8, atomic=False) == PLAN
+        backoffs = backoffs.after_failure(put_back(1), now, "ENOENT", 1.0)
+    assert backoffs.hold(PLAN, 8, atomic=False).deferred == (put_back(1),)
+    held = backoffs.hold(PLAN, 8, atomic=False)
+    assert backoffs.asked_for([held]) == backoffs, "what rests is asked for"
+    assert backoffs.asked_for([Plan((put_back(2),))]).hold(PLAN, 8, atomic=False) == PLAN
 
 
 def test_a_fight_is_not_forgotten_because_the_object_is_in_its_place() -> None:
-    struggles = after_repairs(*range(REPAIRS))
-    assert struggles.asked_for([Plan()]) == struggles
+    backoffs = after_repairs(*range(REPAIRS))
+    assert backoffs.asked_for([Plan()]) == backoffs
 
 
 def test_objects_that_are_others_each_time_are_not_all_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("reconciler.engine.backoff.MAX_KNOWN", 10)
-    struggles = Struggles()
+    backoffs = Backoffs()
     for round_ in range(REPAIRS + 1):
         others = [put_back(n) for n in range(2 + 8 * round_, 10 + 8 * round_)]
-        struggles = struggles.after_repairs([put_back(1), *others], float(round_), ())
-        assert len(struggles.known) <= 10
-    held = struggles.hold(PLAN, float(REPAIRS), atomic=False)
-    assert held.resting == (put_back(1),), "what is changed again and again is among the last"
+        backoffs = backoffs.after_repairs([put_back(1), *others], float(round_), ())
+        assert len(backoffs.known) <= 10
+    held = backoffs.hold(PLAN, float(REPAIRS), atomic=False)
+    assert held.deferred == (put_back(1),), "what is changed again and again is among the last"

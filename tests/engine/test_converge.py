@@ -120,9 +120,9 @@ def test_the_same_plan_again_ends_the_rounds() -> None:
 
 
 def test_nothing_is_deleted_on_a_failed_look() -> None:
-    blind = Blind(Low("old"))
-    outcome = converge([domain(Low, blind)], None)["low"]
-    assert blind.batches == []
+    unreadable = Blind(Low("old"))
+    outcome = converge([domain(Low, unreadable)], None)["low"]
+    assert unreadable.batches == []
     assert [type(e) for e in outcome.errors] == [ObserveError]
 
 

@@ -120,7 +120,7 @@ def test_ec2_whose_answers_hold_what_they_cannot(neighbourhood: Any, how: str) -
         n.cluster.lab.ask("faults", set={"hostileEc2": how})
         try:
             n.cluster.config.write_text(n.cluster.config.read_text() + "#\n")  # and it is asked
-            until(lambda: n.complains_of("EC2"), "a look at EC2", patience_s=60)
+            until(lambda: n.complains_of("EC2"), "an observation of EC2", patience_s=60)
             n.serve()
         finally:
             n.cluster.lab.ask("faults", clear=True)

@@ -1,4 +1,4 @@
-"""When EC2 is looked at again."""
+"""When EC2 is observed again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from builders import eni, mac
 
 from reconciler.ipam.cloud import Cloud, arrived
-from reconciler.ipam.pace import NOTHING_LEFT, Left, held_by_mac, is_changing, look_after_s
+from reconciler.ipam.pace import NOTHING_LEFT, Left, held_by_mac, is_changing, observe_after_s
 
 RESYNC_S = 1800.0
 
@@ -34,8 +34,8 @@ RESYNC_S = 1800.0
 def test_a_look_is_due_after_what_the_last_one_has_left_open(
     left: dict[str, Any], seconds: float
 ) -> None:
-    assert look_after_s(replace(NOTHING_LEFT, **left), RESYNC_S) == seconds
-    assert look_after_s(Left(**left), 10.0) == min(seconds, 10.0), "ec2Resync is the longest"
+    assert observe_after_s(replace(NOTHING_LEFT, **left), RESYNC_S) == seconds
+    assert observe_after_s(Left(**left), 10.0) == min(seconds, 10.0), "ec2Resync is the longest"
 
 
 def test_an_attachment_is_done_once_its_link_is_there() -> None:

@@ -13,7 +13,7 @@ from reconciler.core.datapath import host_network
 from reconciler.domains import eni as domain
 from reconciler.domains import nat, route, rule
 from reconciler.domains.inputs import NO_EC2, Ec2Inputs
-from reconciler.ipam.budget import Rests
+from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import CLUSTER_TAG, CREATION_TAG, INSTANCE_TAG, Cloud, Limits, retain
 from reconciler.ipam.ec2_action import (
     AddEni,
@@ -28,8 +28,8 @@ from reconciler.ipam.ec2_action import (
     TieToInstance,
 )
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_status import Pool, locate
-from reconciler.ipam.source_disagreement import Doubts
+from reconciler.ipam.pool_status import Pool, find_pool_status
+from reconciler.ipam.source_disagreement import Disagreements
 from reconciler.ipam.subnet import Subnet
 
 LIMITS = Limits(3, 10)
@@ -53,7 +53,7 @@ def pool(total: int, *, ec2: Ec2Inputs = NO_EC2, now: float = 1000.0, **fields: 
 def test_demand_counts_at_once() -> None:
     doc = document(warmPool=warm(0, 2))
     wanted = domain.desire(inputs(1, document=doc, demand=Demand(5, 3, 4)))
-    assert locate(wanted, cloud(eni(0, 9))).band.low == 14
+    assert find_pool_status(wanted, cloud(eni(0, 9))).band.low == 14
 
 
 def test_tokens_of_one_pass_differ_and_of_the_same_inputs_do_not() -> None:
@@ -196,9 +196,11 @@ def test_a_detached_eni_of_ours_is_deleted_when_it_is_not_needed() -> None:
 @pytest.mark.parametrize("kind", ["missing", "unconfirmed"])
 def test_while_there_are_doubts_nothing_is_given_back(kind: str) -> None:
     item = {("eni-9", ip_network("10.0.1.77/32")): 990.0}
-    doubts = Doubts(**({"missing": {}, "unconfirmed": {}, "lost": frozenset()} | {kind: item}))
+    disagreements = Disagreements(
+        **({"missing": {}, "unconfirmed": {}, "lost": frozenset()} | {kind: item})
+    )
     look = cloud(eni(0, 9), eni(None, 3, eni_id="eni-spare", created_at=0.0))
-    wanted = pool(5, ec2=Ec2Inputs(doubts=doubts))
+    wanted = pool(5, ec2=Ec2Inputs(disagreements=disagreements))
     assert domain.quarantine(wanted, look) == frozenset()
     ready = replace(wanted, quarantined=domain.quarantine(pool(5), look))
     assert domain.plan(ready, look).actions == ()
@@ -216,9 +218,11 @@ def test_a_look_that_lacks_what_ec2_has_answered_gives_nothing_back() -> None:
 
 def test_a_disagreement_is_told_once_it_lasts() -> None:
     item = {("eni-9", ip_network("10.0.1.77/32")): 990.0}
-    doubts = Ec2Inputs(doubts=Doubts(item, {}, frozenset()))
-    assert domain.plan(pool(9, ec2=doubts), cloud(eni(0, 9))).refusals == ()
-    (told,) = domain.plan(replace(pool(9, ec2=doubts), clock=2000.0), cloud(eni(0, 9))).refusals
+    disagreements = Ec2Inputs(disagreements=Disagreements(item, {}, frozenset()))
+    assert domain.plan(pool(9, ec2=disagreements), cloud(eni(0, 9))).refusals == ()
+    (told,) = domain.plan(
+        replace(pool(9, ec2=disagreements), clock=2000.0), cloud(eni(0, 9))
+    ).refusals
     assert (told.reason, "for 1010 s" in told.message) == ("SourcesDisagree", True)
 
 
@@ -301,10 +305,10 @@ def test_security_groups_change_in_place_and_subnets_do_not() -> None:
 
 
 def test_a_denied_action_disables_only_what_needs_it() -> None:
-    rests = Rests().after_failure(
+    backoffs = CallBackoffs().after_failure(
         "CreateNetworkInterface", "UnauthorizedOperation", "no", now=0.0, chance=1.0
     )
-    plan = domain.plan(pool(18, ec2=Ec2Inputs(rests=rests)), cloud(eni(0, 2)))
+    plan = domain.plan(pool(18, ec2=Ec2Inputs(backoffs=backoffs)), cloud(eni(0, 2)))
     assert [type(a) for a in plan.actions] == [AssignAddresses]
     (refusal,) = plan.refusals
     assert (refusal.reason, "again in 30 s" in refusal.message) == (
@@ -316,8 +320,8 @@ def test_a_denied_action_disables_only_what_needs_it() -> None:
 def test_an_address_in_use_that_both_sources_lack_is_lost_and_asked_for_again() -> None:
     pod = attachment(1, 0)
     look = cloud(replace(eni(0, 9), secondaries=eni(0, 9).secondaries[3:]))
-    lost = Doubts({}, {}, frozenset({("eni-0", host_network(pod.addresses[0]))}))
-    wanted = replace(pool(0, ec2=Ec2Inputs(doubts=lost)), attachments=(pod,))
+    lost = Disagreements({}, {}, frozenset({("eni-0", host_network(pod.addresses[0]))}))
+    wanted = replace(pool(0, ec2=Ec2Inputs(disagreements=lost)), attachments=(pod,))
     plan = domain.plan(wanted, look)
     (action,) = [a for a in plan.actions if isinstance(a, AssignAddresses)]
     assert action.addresses == pod.addresses
@@ -371,11 +375,11 @@ def test_an_eni_without_a_prefix_is_given_one_and_that_call_is_printed() -> None
         "aws ec2 assign-ipv6-addresses --network-interface-id eni-0 --ipv6-prefix-count 1"
     ]
     assert plan.actions[0].calls == ("AssignIpv6Addresses",)
-    assert commands(pool(9, **BOTH), dual(eni(0, 9, boundless=(BLOCK,)))) == []
+    assert commands(pool(9, **BOTH), dual(eni(0, 9, ipv6_prefixes=(BLOCK,)))) == []
 
 
 def test_a_new_eni_comes_with_its_prefix() -> None:
-    (made,) = commands(pool(18, **BOTH), dual(eni(0, 9, boundless=(BLOCK,))))
+    (made,) = commands(pool(18, **BOTH), dual(eni(0, 9, ipv6_prefixes=(BLOCK,))))
     assert "--secondary-private-ip-address-count 9 --ipv6-prefix-count 1 " in made
 
 
@@ -385,7 +389,7 @@ def test_a_node_of_ipv4_asks_for_no_prefix() -> None:
 
 def test_a_node_of_ipv6_alone_gives_back_what_it_held_of_ipv4_by_the_usual_proof() -> None:
     v6 = {"families": ["ipv6"]}
-    held = eni(0, 3, boundless=(BLOCK,))
+    held = eni(0, 3, ipv6_prefixes=(BLOCK,))
     spare = frozenset(map(host_network, held.secondaries[1:]))
     used = Ec2Inputs(used=frozenset(held.secondaries[:1]))
     assert domain.quarantine(pool(9, ec2=used, **v6), dual(held)) == spare
@@ -398,7 +402,7 @@ def test_a_node_of_ipv6_alone_gives_back_what_it_held_of_ipv4_by_the_usual_proof
 def test_the_eni_whose_prefix_serves_every_pod_stays_when_its_addresses_go() -> None:
     """It was detached for having none left, and attached again because pods need its prefix."""
     v6 = {"families": ["ipv6"], "eni": {"usePrimary": False}}
-    held = eni(1, 3, boundless=(BLOCK,))
+    held = eni(1, 3, ipv6_prefixes=(BLOCK,))
     units = frozenset(map(host_network, held.secondaries))
     assert domain.quarantine(pool(0, **v6), dual(eni(0, 0), held)) == units
     gone = Ec2Inputs(quarantined=units)
@@ -408,8 +412,8 @@ def test_the_eni_whose_prefix_serves_every_pod_stays_when_its_addresses_go() -> 
 
 @pytest.mark.parametrize("used", [True, False])
 def test_an_eni_goes_only_if_no_pod_has_an_address_of_its_prefix(used: bool) -> None:
-    first, second = eni(0, 9, boundless=(ip_network("2001:db8::/80"),)), eni(1, 1)
-    second = replace(second, boundless=(BLOCK,))
+    first, second = eni(0, 9, ipv6_prefixes=(ip_network("2001:db8::/80"),)), eni(1, 1)
+    second = replace(second, ipv6_prefixes=(BLOCK,))
     held = Ec2Inputs(used=frozenset({OWN} if used else ()))
     leaving = domain.quarantine(pool(9, ec2=held, **BOTH), dual(first, second))
     units = {host_network(second.secondaries[0])}
@@ -423,8 +427,8 @@ def test_an_eni_goes_only_if_no_pod_has_an_address_of_its_prefix(used: bool) -> 
 def test_a_prefix_that_pods_use_and_nobody_shows_is_asked_for_by_name() -> None:
     pod = attachment(1, addresses=(OWN,))
     wanted = pool(0, families=["ipv6"], ec2=Ec2Inputs(used=frozenset({OWN})))
-    lost = Doubts({}, {}, frozenset({("eni-0", BLOCK)}))
-    plan = domain.plan(replace(wanted, doubts=lost, attachments=(pod,)), dual(eni(0, 0)))
+    lost = Disagreements({}, {}, frozenset({("eni-0", BLOCK)}))
+    plan = domain.plan(replace(wanted, disagreements=lost, attachments=(pod,)), dual(eni(0, 0)))
     assert [str(a) for a in plan.actions] == [
         f"aws ec2 assign-ipv6-addresses --network-interface-id eni-0 --ipv6-prefixes {BLOCK}"
     ]
@@ -435,7 +439,7 @@ def test_a_prefix_that_may_still_be_there_is_not_replaced_until_it_is_proved_los
     """It could not be given back: with every stale answer there would be one more."""
     item = ("eni-0", BLOCK)
     wanted = pool(0, families=["ipv6"])
-    missing = replace(wanted, doubts=Doubts({item: 990.0}, {}, frozenset()))
+    missing = replace(wanted, disagreements=Disagreements({item: 990.0}, {}, frozenset()))
     assert commands(missing, dual(eni(0, 0))) == []
-    gone = replace(wanted, doubts=Doubts({}, {}, frozenset({item})))
+    gone = replace(wanted, disagreements=Disagreements({}, {}, frozenset({item})))
     assert len(commands(gone, dual(eni(0, 0)))) == 1

@@ -12,7 +12,7 @@ from reconciler.ipam import quarantine
 from reconciler.ipam.pool import Band
 from reconciler.ipam.quarantine import Wanted
 from reconciler.ipam.records import Records
-from reconciler.ipam.release import RELEASED_REST_S, Quarantine, Stock, Unit, pick
+from reconciler.ipam.release import RELEASED_WAIT_S, Quarantine, Stock, Unit, pick
 
 ONE = ip_network("10.0.1.11/32")
 BEGAN, ASKED, NOW = 1000.0, 5000.0, 5010.0
@@ -41,15 +41,15 @@ def test_the_time_counts_from_when_ec2_stopped_showing_it_and_not_from_the_begin
     record = step(Quarantine(ONE, BEGAN, asked=0.0), NOW, shown=False)
     assert record is not None, "the look that shows it gone begins the time"
     assert record.gone == NOW
-    assert step(record, NOW + RELEASED_REST_S - 1, shown=False) == record
-    assert step(record, NOW + RELEASED_REST_S, shown=False) is None
+    assert step(record, NOW + RELEASED_WAIT_S - 1, shown=False) == record
+    assert step(record, NOW + RELEASED_WAIT_S, shown=False) is None
 
 
 def test_an_old_look_does_not_give_back_what_ec2_was_asked_to_take() -> None:
     """Asked, killed before the answer, started again: the look may be older than the release."""
     record = Quarantine(ONE, BEGAN, asked=ASKED)
     assert step(record, NOW, shown=True) == record
-    assert step(record, ASKED + RELEASED_REST_S, shown=True) is None, "then it is ours indeed"
+    assert step(record, ASKED + RELEASED_WAIT_S, shown=True) is None, "then it is ours indeed"
 
 
 def test_an_old_look_does_not_give_back_what_another_look_lacked() -> None:
@@ -86,7 +86,7 @@ def test_a_clock_that_is_set_back_makes_no_quarantine_longer_than_its_time(
     assert record is not None
     record = step(record, NOW, shown=shown)
     assert record is not None, "it is not ended by the step either"
-    assert step(record, NOW + RELEASED_REST_S, shown=shown) is None
+    assert step(record, NOW + RELEASED_WAIT_S, shown=shown) is None
 
 
 def test_what_may_be_gone_already_does_not_come_back_into_the_pool() -> None:
@@ -94,4 +94,4 @@ def test_what_may_be_gone_already_does_not_come_back_into_the_pool() -> None:
     stock = Stock((), units, 0, ())
     band = Band(2, 2, 4, (), "")
     assert pick(stock, band) == frozenset()
-    assert pick(stock, band, resting={ONE}) == {ONE}
+    assert pick(stock, band, maybe_released={ONE}) == {ONE}

@@ -10,10 +10,10 @@ from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
 from reconciler.domains.inputs import Ec2Inputs
 from reconciler.engine.plan import Refusal
-from reconciler.ipam.budget import Rests
+from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_status import Pool, locate
+from reconciler.ipam.pool_status import Pool, find_pool_status
 from reconciler.ipam.subnet import Subnet
 
 LIMITS = Limits(3, 10)
@@ -42,7 +42,7 @@ def test_the_verdict_of_a_pool_that_exchanges_adds_up() -> None:
     """24 were held, 21 of them single ones in free slots: "24 < 24: grow by 21" is no sum."""
     desired = wanted(24, eni={"allocate": "prefixes"})
     observed = cloud(eni(0, 9), eni(1, 9), eni(2, 6))
-    at = locate(desired, observed)
+    at = find_pool_status(desired, observed)
     assert (at.stock.held, at.shortfall) == (24, 24)
     assert explain_pool(desired, at)[-1] == "so: 24 - 24 to be exchanged = 0 < 24: grow by 24"
     reasons = {a.reason for a in domain.plan(desired, observed).actions}
@@ -51,7 +51,7 @@ def test_the_verdict_of_a_pool_that_exchanges_adds_up() -> None:
 
 def test_the_verdict_of_a_pool_that_only_grows_is_as_short_as_it_was() -> None:
     desired = wanted(24)
-    at = locate(desired, cloud(eni(0, 3)))
+    at = find_pool_status(desired, cloud(eni(0, 3)))
     assert explain_pool(desired, at)[-1] == "so: 3 < 24: grow by 21"
 
 
@@ -126,14 +126,14 @@ def test_addresses_on_a_primary_that_pods_may_not_use_are_said_to_be_there() -> 
 
 
 def test_a_denied_call_is_named_with_what_the_role_needs() -> None:
-    rests = Rests().after_failure(
+    backoffs = CallBackoffs().after_failure(
         "CreateNetworkInterface", "UnauthorizedOperation", "no", now=0.0, chance=1.0
     )
     desired = domain.desire(
         inputs(
             1,
             document=document(warmPool={"addresses": {"warm": 0, "minimum": 18}}),
-            ec2=Ec2Inputs(rests=rests, nonce="n"),
+            ec2=Ec2Inputs(backoffs=backoffs, nonce="n"),
         )
     )
     told = refusals(desired, cloud(eni(0, 9)))["UnauthorizedOperation"]

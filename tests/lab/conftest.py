@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 import boto3
 import pytest
 from botocore.config import Config
-from conftest import lab_name, nursery
+from conftest import fork_server, lab_name
 from waiting import until
 
 from lab import lifecycle, netns
@@ -131,7 +131,7 @@ def vpc(name):
 @pytest.fixture(scope="session")
 def lab():
     """One whole lab for all tests of this worker; each takes care of what it changes."""
-    handle = lifecycle.up(lab_name("s"), start=nursery.start)
+    handle = lifecycle.up(lab_name("s"), start=fork_server.start)
     yield handle
     lifecycle.down(handle.names.lab)
 

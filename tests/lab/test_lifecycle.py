@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import nursery
+from conftest import fork_server
 from waiting import until
 
 from lab import lifecycle, netns
@@ -226,7 +226,7 @@ def test_down_leaves_the_exit_statuses_of_the_callers_own_children_alone(name):
         assert mine.wait() == 1
 
 
-@pytest.mark.parametrize("start", [lifecycle.start_server, nursery.start])
+@pytest.mark.parametrize("start", [lifecycle.start_server, fork_server.start])
 def test_down_removes_a_lab_whose_server_was_killed(name, start):
     lab = lifecycle.up(name, start=start)
     (server,) = netns.processes(lab.names.prefix)
@@ -291,7 +291,7 @@ def test_up_says_what_the_server_said_when_it_does_not_start(name, monkeypatch):
 def test_a_forked_server_that_fails_says_why_in_its_log(name):
     names = Names(name)
     names.state.mkdir(parents=True)  # and no namespace
-    server = nursery.start(names, {})
+    server = fork_server.start(names, {})
     assert server.wait() == server.poll() == 1
     assert "FileNotFoundError" in names.log.read_text()
 
@@ -300,8 +300,8 @@ def test_a_process_that_exits_ends_the_servers_it_forked(name):
     script = (
         "from lab import lifecycle, netns\n"
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from fork_server import Nursery\n"
-        f"lifecycle.up({name!r}, start=Nursery().start)\n"
+        "from fork_server import ForkServer\n"
+        f"lifecycle.up({name!r}, start=ForkServer().start)\n"
         f"print(*netns.processes('nn-{name}-'))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -311,7 +311,7 @@ def test_a_process_that_exits_ends_the_servers_it_forked(name):
 
 
 def test_labs_of_forked_servers_share_no_ids(name, lab):
-    other = lifecycle.up(name, start=nursery.start)
+    other = lifecycle.up(name, start=fork_server.start)
     assert {e["id"] for e in other.enis()}.isdisjoint(e["id"] for e in lab.enis())
 
 

@@ -174,10 +174,12 @@ def test_unasked_what_is_there_is_foreign_with_a_word_on_what_to_do() -> None:
 
 
 def test_a_table_that_cannot_be_read_is_in_the_way_only_while_something_is_left() -> None:
-    blind = {("nft", "nat"): "there is no iptables-nft-save"}
-    plan = takeover.plan(asked(), replace(SEEN, unlisted=blind))
+    unreadable = {("nft", "nat"): "there is no iptables-nft-save"}
+    plan = takeover.plan(asked(), replace(SEEN, unlisted=unreadable))
     assert (plan.actions, [r.reason for r in plan.refusals]) == ((), ["IptablesUnreadable"])
-    assert takeover.plan(asked(), Sighting(unlisted=blind)) == takeover.plan(asked(), Sighting())
+    assert takeover.plan(asked(), Sighting(unlisted=unreadable)) == takeover.plan(
+        asked(), Sighting()
+    )
 
 
 rules = st.builds(

@@ -33,7 +33,7 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.errors import ApplyError
 from reconciler.ipam.cloud import Limits
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
 POD, VETH, NETNS = SUBNET[19], "eni0123456789a", "/run/netns/x@7"
@@ -93,7 +93,7 @@ class Taken:
         self.netlink.plug(first.mac, "eth0")
         self.node = LocalNode(
             self.state,
-            World(
+            Environment(
                 imds=FakeImds(node(), self.ec2),
                 make_ec2=lambda *_: self.ec2,
                 netlink=self.netlink,

@@ -13,7 +13,7 @@ from node.test_passes import Simulation
 from waiting import until
 
 from reconciler.core.attachment import Cooling
-from reconciler.domains.conntrack import Flow, Silence
+from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.node.cooldown import Cooldowns
@@ -29,7 +29,7 @@ class Recorder(FakeConntrack):
         self.looks: list[frozenset[Any]] = []
         self.is_unreadable = self.is_deaf = False
 
-    def observe(self, desired: Iterable[Silence]) -> frozenset[Flow]:
+    def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]:
         desired = list(desired)
         self.looks.append(desired[0].addresses)
         if self.is_unreadable:
@@ -126,7 +126,7 @@ class Slow(Recorder):
         super().__init__(addresses)
         self.went, self.go = threading.Event(), threading.Event()
 
-    def observe(self, desired: Iterable[Silence]) -> frozenset[Flow]:
+    def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]:
         self.went.set()
         assert self.go.wait(30.0)
         return super().observe(desired)

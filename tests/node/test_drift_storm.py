@@ -28,7 +28,7 @@ from lab import netns
 from lab.traffic import Receiver, Stream
 from reconciler.core.attachment import IntentState
 from reconciler.ipam.cloud import Limits
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
 RUNS = int(os.environ.get("STORM_RUNS", "3"))
@@ -90,7 +90,7 @@ class StormMachine(RuleBasedStateMachine):
         )
         self.node = LocalNode(
             self.state,
-            World(
+            Environment(
                 imds=FakeImds(node(), ec2),
                 make_ec2=lambda *_: ec2,
                 surroundings=FakeSurroundings(),

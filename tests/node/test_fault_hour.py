@@ -107,7 +107,7 @@ class Hour:
         shown = [
             network
             for e in self.life.ec2.enis
-            for network in (*map(host_network, e.secondaries), *e.prefixes, *e.boundless)
+            for network in (*map(host_network, e.secondaries), *e.prefixes, *e.ipv6_prefixes)
         ]
         lost = self.chance.sample(shown, min(len(shown), self.chance.randint(1, 6)))
         self.life.ec2.hidden = set(lost)

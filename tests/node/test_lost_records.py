@@ -34,8 +34,8 @@ from reconciler.errors import NotReadyError, ObserveError, ReconcilerError
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.release import Quarantine
-from reconciler.node.environment import World
-from reconciler.node.pass_result import Pass
+from reconciler.node.environment import Environment
+from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
 from reconciler.targets.state.directory import SECOND, StateDirectory
 
@@ -94,7 +94,7 @@ class Node:
         self.ec2 = FakeEc2([eni(0, 9)], Limits(1, 10), SUBNET, clock=lambda: self.now)
         self.kernel = Kernel()
         self.kernel.plug(self.ec2.enis[0].mac, "eth0")
-        self.world = World(
+        self.environment = Environment(
             imds=FakeImds(node(), self.ec2),
             make_ec2=lambda *_: self.ec2,
             netlink=self.kernel,
@@ -127,7 +127,7 @@ class Node:
         with suppress(ReconcilerError):  # a daemon says so and is started again
             self.state.prepare()
         self.state.lock()
-        self.daemon = LocalNode(self.state, self.world)
+        self.daemon = LocalNode(self.state, self.environment)
 
     def begin_pod(self, number: int) -> None:
         """What a runtime and the executable do."""
@@ -157,7 +157,7 @@ class Node:
             self.state.intents.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(body))
 
-    def full_pass(self) -> Pass | None:
+    def full_pass(self) -> PassResult | None:
         with suppress(NotReadyError):  # without a look nothing is planned, and nothing is cut
             return self.daemon.kernel_pass(self.document)
         return None
@@ -195,7 +195,7 @@ class Node:
 
     def audit(self) -> str:
         """What another process says that only looks."""
-        seen = LocalNode(StateDirectory(self.root / "run"), self.world)
+        seen = LocalNode(StateDirectory(self.root / "run"), self.environment)
         seen.cloud = seen.cloud or self.daemon.cloud
         return "\n".join(map(str, seen.audit(self.document)))
 
@@ -218,7 +218,7 @@ def snapshot(host: Node) -> Iterator[None]:
     saved = host.root / "saved"
     shutil.copytree(host.root / "run", saved)
     objects, namespaces = dict(host.kernel._objects), set(host.kernel.namespaces)
-    elements = set(host.world.nft._objects)
+    elements = set(host.environment.nft._objects)
     running, now, enis = set(host.kernel.running), host.now, list(host.ec2.enis)
     try:
         yield
@@ -229,7 +229,7 @@ def snapshot(host: Node) -> Iterator[None]:
         host.kernel._objects, host.kernel.namespaces = objects, namespaces
         host.kernel.running, host.now, host.ec2.enis = running, now, enis
         host.kernel.cut.clear()
-        host.world.nft._objects = elements
+        host.environment.nft._objects = elements
 
 
 def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restart: bool) -> None:
@@ -241,7 +241,7 @@ def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restar
     kept = frozenset({COOLING, LEAVING[0]})
     host.full_pass()
     host.check(kept=kept)
-    if said := doubts(misfortunes):
+    if said := disagreements(misfortunes):
         text = host.audit()
         assert said <= {word for word in WORDS if word in text}, text
     host.begin_pod(NEW)
@@ -283,7 +283,7 @@ def test_no_connection_of_a_running_pod_ends_because_a_record_says_that_its_addr
 ) -> None:
     """A backup was put back; or a DEL came for a torn record that names the address as well."""
     (address,) = host.addresses["node-network:pod1/eth0"]
-    talking = host.world.conntrack.addresses
+    talking = host.environment.conntrack.addresses
     rest = {"version": 1, "address": str(address), "until": host.now + 20.0}
     (host.root / "run/cooling" / f"{address}.json").write_text(json.dumps(rest))
     talking.add(address)
@@ -360,7 +360,7 @@ def test_in_another_network_namespace_than_the_nodes_nothing_is_planned(host: No
 WORDS = ("RecordUnreadable", "IntentUnreadable", "RecordLost")
 
 
-def doubts(misfortunes: tuple[tuple[str, str], ...]) -> set[str]:
+def disagreements(misfortunes: tuple[tuple[str, str], ...]) -> set[str]:
     """What an audit must say: what is there and cannot be read, and what is only in the kernel."""
     said = set()
     unwritable = {kind for kind, what in misfortunes if what == "unwritable"}

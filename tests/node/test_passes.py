@@ -34,8 +34,8 @@ from reconciler.engine.plan import Change, Refusal, Verb
 from reconciler.errors import NotReadyError
 from reconciler.ipam.cloud import Cloud, Limits, Unread
 from reconciler.ipam.records import SetAside
-from reconciler.node.environment import World
-from reconciler.node.pass_result import Pass
+from reconciler.node.environment import Environment
+from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
 
 HOUR_S = 3600.0
@@ -57,7 +57,7 @@ class Simulation:
         self.conntrack = FakeConntrack()
         self.remains = FakeRemains()
         self.netlink.plug(first.mac, "eth0")
-        self.world = World(
+        self.environment = Environment(
             imds=self.imds,
             make_ec2=lambda *_: self.ec2,
             netlink=self.netlink,
@@ -75,7 +75,7 @@ class Simulation:
     def start(self) -> None:
         """Another process, which knows what the one before has written down."""
         self.state.restart()
-        self.node = LocalNode(self.state, self.world)
+        self.node = LocalNode(self.state, self.environment)
 
     def turn(self, seconds: float = 300.0) -> None:
         self.turn_pool()
@@ -234,7 +234,7 @@ def test_what_was_released_is_not_bound_again_though_an_old_answer_shows_it() ->
 def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other(
     dies: bool,
 ) -> None:
-    """Its quarantine is old when EC2 takes the addresses, and the next look is older than that."""
+    """Its quarantine is old when EC2 takes the addresses; the next observation is older still."""
     sim = Simulation(warmPool={"addresses": {"warm": 9, "surplus": 0}, "cooldown": "0s"})
     for _ in range(2):
         sim.turn()
@@ -354,7 +354,7 @@ def test_a_container_that_is_started_again_gets_all_of_it_anew(alone: bool) -> N
     (old,) = sim.state.observe().attachments
     new = started_again(sim)
 
-    def turn() -> Pass:
+    def turn() -> PassResult:
         if alone:
             return sim.node.pods_pass(frozenset({new.key}))
         return sim.node.kernel_pass(sim.document)
@@ -498,7 +498,7 @@ def test_creations_of_a_clock_that_was_ahead_forbid_none_for_longer_than_an_hour
 
 
 def test_an_address_of_the_stock_plugins_pod_is_not_given_while_another_is_released() -> None:
-    """The release comes after a second look at the records, which binds as well."""
+    """The release comes after a second observation at the records, which binds as well."""
     first = replace(eni(0, 3, primary=SUBNET[10]))
     sim = Simulation(FakeEc2([first], Limits(1, 4), SUBNET))
     taken = host_network(first.secondaries[0])
@@ -567,7 +567,7 @@ def test_a_pod_that_leaves_during_a_pass_is_not_rebuilt_and_raises_no_alarm(
     sim.turn()
     sim.netlink._objects = {
         k: o for k, o in sim.netlink._objects.items() if not isinstance(o, Rule)
-    }  # so that there is a second look
+    }  # so that there is a second observation
     looks = iter(range(99))
     observe = sim.netlink.observe
 

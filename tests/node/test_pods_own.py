@@ -199,7 +199,7 @@ def test_a_restarted_daemon_knows_which_adds_were_answered(
     house = House()
     house.state.put(replace(intent(1), attempt="first"))
     house.state.put(replace(house.pod, unfinished=not finished))
-    agent = Agent(tmp_path / "none.yaml", house.state, house.node._world, events=False)  # type: ignore[arg-type]
+    agent = Agent(tmp_path / "none.yaml", house.state, house.node._environment, events=False)  # type: ignore[arg-type]
     agent._recall_answered()
     assert agent.was_answered(key(1), "first") is finished
 
@@ -327,7 +327,7 @@ def test_check_says_that_a_namespace_cannot_be_read() -> None:
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_an_address_that_is_on_a_host_link_is_given_to_no_pod(family: str) -> None:
     block = ip_network("2001:db8:1:0:7::/80")
-    (first, *_), enis = eni(0).secondaries, (eni(0, 9, boundless=(block,)),)
+    (first, *_), enis = eni(0).secondaries, (eni(0, 9, ipv6_prefixes=(block,)),)
     own = first if family == "ipv4" else block[1]
     wanted = Records(tuple(intent(n) for n in range(3)))
     doc = document(families=[family])
@@ -507,7 +507,7 @@ def test_an_exhausted_pool_says_how_many_addresses_are_on_the_host(tmp_path: Pat
     assert exhausted
     assert all("9 held" in text and "2 on the host" in text for text in exhausted)
     house = House()
-    agent = Agent(tmp_path / "none.yaml", house.state, house.node._world, events=False)  # type: ignore[arg-type]
+    agent = Agent(tmp_path / "none.yaml", house.state, house.node._environment, events=False)  # type: ignore[arg-type]
     agent._node = house.node
     agent._latest = house.look()
     free = agent._addresses(house.state.observe())["allocatable"]

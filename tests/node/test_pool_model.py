@@ -33,9 +33,9 @@ from reconciler.core.attachment import IntentState
 from reconciler.errors import ReconcilerError
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.ec2_action import DeleteEni, DetachEni, ReleaseAddresses, ReleasePrefixes
-from reconciler.ipam.pool_status import locate
+from reconciler.ipam.pool_status import find_pool_status
 from reconciler.ipam.release import unit_networks
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
 STEPS = int(os.environ.get("MODEL_STEPS", "50"))
@@ -149,7 +149,7 @@ class PoolMachine(RuleBasedStateMachine):
         ec2 = Told(self.ec2, self._point)
         self.node = LocalNode(
             Told(self.state, self._point),
-            World(
+            Environment(
                 imds=self.imds,
                 make_ec2=lambda *_: ec2,
                 netlink=self.netlink,
@@ -357,9 +357,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(held) == sum(len(a.addresses) for a in records.attachments)
         # The cooldown is written before the attachment goes: a crash in between leaves both, and
         # only ever those of a pod that ended.
-        resting = {c.address for c in records.cooling}
+        deferred = {c.address for c in records.cooling}
         alive = {intent(n).key for n in self.running}
-        assert not alive & {key for address, key in held.items() if address in resting}
+        assert not alive & {key for address, key in held.items() if address in deferred}
         leaving = [q.network for q in records.quarantined]
         assert not [a for a in held if any(a in network for network in leaving)]
 
@@ -393,7 +393,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._check_the_end(outcome)
 
     def _check_the_end(self, outcome: Any) -> None:
-        at = locate(outcome.desired, outcome.observed)
+        at = find_pool_status(outcome.desired, outcome.observed)
         reasons = {r.reason for r in outcome.remaining.refusals}
         assert at.stock.held >= at.band.low or reasons
         assert not [e for e in self.ec2.enis if e.owned and e.device_index is None]
@@ -409,10 +409,10 @@ class PoolMachine(RuleBasedStateMachine):
         lost = {a for a in bound_addresses if not any(e.holds(a) for e in here)}
         told = {r for r in outcome.remaining.refusals if r.reason == "AddressLost"}
         assert not lost or told
-        assert not outcome.desired.doubts
+        assert not outcome.desired.disagreements
         if outcome.desired.delegates:
             # What was not told, or not truly, may bring one too many, and no more.
-            count = [len(e.boundless) for e in at.enis if e.eni_id in at.needed]
+            count = [len(e.ipv6_prefixes) for e in at.enis if e.eni_id in at.needed]
             assert (count and all(0 < n <= 1 + self.lies for n in count)) or reasons
         for a in records.attachments:
             of_vpc = a.vpc_addresses

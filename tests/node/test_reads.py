@@ -1,8 +1,8 @@
 """What a node asks of EC2, counted by EC2 over HTTP: every action, reads and writes alike.
 
 The node is driven as the daemon drives it, on a clock that a test moves: a change of demand plans
-on the last look, metadata is read every resync, links come with attachments, and a pass over the
-pool is run when it is due.
+on the last observation, metadata is read every resync, links come with attachments, and a pass
+over the pool is run when it is due.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from reconciler.core.facts import Node
 from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import INSTANCE_TAG
 from reconciler.ipam.pace import CHECK_S
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 from reconciler.node.pool_controller import SHRINK_S
 from reconciler.targets.ec2.caller import InProcess
@@ -104,7 +104,7 @@ class Metered:
         target = Ec2(ec2.instance_id, "us-east-1", self.state, **clock)
         self.node = LocalNode(
             self.state,
-            World(
+            Environment(
                 imds=self.metadata,
                 make_ec2=lambda *_: target,
                 netlink=self.netlink,
@@ -407,7 +407,7 @@ def test_what_metadata_shows_is_looked_at_at_once_and_once(ec2: Any) -> None:
 
 
 def test_an_address_that_is_taken_away_is_missed_within_two_minutes(ec2: Any) -> None:
-    """Metadata tells it within a resync, and the second look confirms it."""
+    """Metadata tells it within a resync, and the second observation confirms it."""
     made = Metered(ec2, warmPool={"addresses": {"warm": 2}})
     made.work()
     made.start_pod(1)

@@ -17,7 +17,7 @@ from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeRemains, FakeSurround
 from reconciler.daemon.agent import POOL_BACKOFF_S, Agent
 from reconciler.ipam.budget import DESCRIBE_BUCKET
 from reconciler.ipam.cloud import Limits
-from reconciler.node.environment import World
+from reconciler.node.environment import Environment
 from reconciler.targets.ec2.caller import Ec2CallError
 from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.state.directory import StateDirectory
@@ -46,7 +46,7 @@ def daemon(directory: Path, caller: Throttling) -> Agent:
     """A daemon that was never started: its passes over the pool are run by hand."""
     facts = node(primary_mac=MACS[0], subnet_cidrs=(SUBNET,))
     seen = FakeEc2([eni(0, 0, primary=SUBNET[10])], Limits(3, 10), SUBNET)
-    world = World(
+    environment = Environment(
         imds=FakeImds(facts, seen),
         make_ec2=lambda *given: Ec2(*given, caller=caller),
         netlink=FakeNetlink(),
@@ -58,7 +58,7 @@ def daemon(directory: Path, caller: Throttling) -> Agent:
     )
     state = StateDirectory(directory)
     state.prepare()
-    agent = Agent(directory / "node-network.yaml", state, world, events=False)
+    agent = Agent(directory / "node-network.yaml", state, environment, events=False)
     agent._document = document(warmPool={"addresses": {"warm": 0, "surplus": 100}})
     return agent
 

@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
-from conftest import lab_name, nursery
+from conftest import fork_server, lab_name
 from waiting import until
 
 from lab import lifecycle, netns, pod
@@ -194,7 +194,7 @@ class Cluster:
 @contextmanager
 def _make_cluster(directory: Path, *nodes: str, **options: Any) -> Iterator[Cluster]:
     """A lab with reconcilers on some nodes."""
-    made = lifecycle.up(lab_name("n"), start=nursery.start, **options)
+    made = lifecycle.up(lab_name("n"), start=fork_server.start, **options)
     cluster = Cluster(made, directory)
     try:
         for node in nodes:

@@ -15,9 +15,9 @@ from traffic_matrix import (
     NODE_PORTS,
     POLICIES,
     SERVICES,
-    Crossing,
+    TrafficMatrix,
 )
-from traffic_matrix import crossing as make_crossing
+from traffic_matrix import traffic_matrix as make_traffic_matrix
 
 from lab.traffic import PORT, Stream
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.lab
 
 
 @pytest.fixture
-def crossing(make_cluster: Any, tmp_path: Any) -> Iterator[Crossing]:
-    with make_cluster(tmp_path) as cluster, make_crossing(cluster) as made:
+def traffic_matrix(make_cluster: Any, tmp_path: Any) -> Iterator[TrafficMatrix]:
+    with make_cluster(tmp_path) as cluster, make_traffic_matrix(cluster) as made:
         yield made
 
 
@@ -42,31 +42,37 @@ def tour() -> list[str]:
     return walk[::-1]
 
 
-def ways(crossing: Crossing) -> Iterator[tuple[str, str, int, str, str]]:
+def ways(traffic_matrix: TrafficMatrix) -> Iterator[tuple[str, str, int, str, str]]:
     """Where from, to what address and port, the source that is seen now, and what to call it."""
     for row in ("primary", "secondary", "host"):
         for target in ("near", "far", *HOSTS):
-            source = NODE if row == "host" or target in crossing.translated else crossing.own(row)
+            source = (
+                NODE
+                if row == "host" or target in traffic_matrix.translated
+                else traffic_matrix.own(row)
+            )
             if target == "internet" and source != NODE:
                 continue  # no way out without translation
-            address = crossing.address(target)
-            yield crossing.where(row), address, PORT, source, f"{row} to {target}"
+            address = traffic_matrix.address(target)
+            yield traffic_matrix.where(row), address, PORT, source, f"{row} to {target}"
             if target in SERVICES:
                 service = f"172.20.0.{SERVICES[target]}"
-                yield crossing.where(row), service, 80, source, f"{row} to service {target}"
+                yield traffic_matrix.where(row), service, 80, source, f"{row} to service {target}"
     for client in ("VPC host", "peer"):
         place, source = HOSTS[client]
-        place = crossing.names.namespace(place)
+        place = traffic_matrix.names.namespace(place)
         for row in DEVICES:
-            yield place, crossing.own(row), PORT, source, f"{client} to {row}"
+            yield place, traffic_matrix.own(row), PORT, source, f"{client} to {row}"
             for arrival in DEVICES:
                 for port in (NODE_PORTS[row], HOST_PORTS[row]):
                     name = f"{client} to {row} by port {port} of {arrival}"
-                    yield place, crossing.entry(arrival), port, source, name
+                    yield place, traffic_matrix.entry(arrival), port, source, name
 
 
 @pytest.mark.timeout(240)
-def test_no_connection_is_cut_by_any_flip_and_new_ones_follow_it(crossing: Crossing) -> None:
+def test_no_connection_is_cut_by_any_flip_and_new_ones_follow_it(
+    traffic_matrix: TrafficMatrix,
+) -> None:
     """In every direction, by every way in; and what is open keeps the source it had."""
     walk = tour()
     assert set(pairwise(walk)) == set(permutations(POLICIES, 2))
@@ -74,10 +80,10 @@ def test_no_connection_is_cut_by_any_flip_and_new_ones_follow_it(crossing: Cross
     opened_under: set[str] = set()
     try:
         for flip, policy in enumerate(walk):
-            crossing.switch(policy)
+            traffic_matrix.switch(policy)
             dead = [name for name, stream in open_streams if not stream.exchange(f"flip {flip}")]
             assert dead == [], f"cut by the flip to {policy}"
-            for where, address, port, source, name in ways(crossing):
+            for where, address, port, source, name in ways(traffic_matrix):
                 stream = Stream(where, address, port)
                 assert stream.source == source, f"{name} under {policy}"
                 if policy in opened_under:
@@ -85,7 +91,7 @@ def test_no_connection_is_cut_by_any_flip_and_new_ones_follow_it(crossing: Cross
                 else:
                     open_streams.append((f"{name}, opened under {policy}", stream))
             opened_under.add(policy)
-        assert crossing.lab.drops() == []
+        assert traffic_matrix.lab.drops() == []
     finally:
         for _, stream in open_streams:
             stream.__exit__()

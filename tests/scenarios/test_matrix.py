@@ -19,9 +19,9 @@ from traffic_matrix import (
     NODE_PORTS,
     POLICIES,
     SERVICES,
-    Crossing,
+    TrafficMatrix,
 )
-from traffic_matrix import crossing as make_crossing
+from traffic_matrix import traffic_matrix as make_traffic_matrix
 
 from lab import netns
 from lab.traffic import TIMEOUT_S, Seen, probe
@@ -33,51 +33,58 @@ IMDS = "169.254.169.254"
 
 
 @pytest.fixture(scope="module")
-def crossing(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crossing]:
+def traffic_matrix(
+    make_cluster: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrafficMatrix]:
     with (
         make_cluster(tmp_path_factory.mktemp("matrix")) as cluster,
-        make_crossing(cluster) as made,
+        make_traffic_matrix(cluster) as made,
     ):
         yield made
 
 
 @pytest.fixture(scope="module", params=POLICIES)
-def policy(crossing: Crossing, request: pytest.FixtureRequest) -> Crossing:
+def policy(traffic_matrix: TrafficMatrix, request: pytest.FixtureRequest) -> TrafficMatrix:
     """The node under one SNAT policy."""
-    crossing.switch(request.param)
-    return crossing
+    traffic_matrix.switch(request.param)
+    return traffic_matrix
 
 
-def outgoing(crossing: Crossing, row: str, target: str) -> tuple[str, int | None]:
+def outgoing(traffic_matrix: TrafficMatrix, row: str, target: str) -> tuple[str, int | None]:
     """The source that must be seen, and the ENI that must be used; None if it stays."""
-    own, device = crossing.own(row), DEVICES.get(row, 0)
+    own, device = traffic_matrix.own(row), DEVICES.get(row, 0)
     if target in ("near",):
         return own, None
-    if target in crossing.translated or row == "host":
+    if target in traffic_matrix.translated or row == "host":
         return NODE, 0
     return own, device
 
 
-def has_a_way(crossing: Crossing, row: str, target: str) -> bool:
+def has_a_way(traffic_matrix: TrafficMatrix, row: str, target: str) -> bool:
     """The gateway has no public address for a pod's: without translation there is no way out."""
-    return target != "internet" or outgoing(crossing, row, target)[0] == NODE
+    return target != "internet" or outgoing(traffic_matrix, row, target)[0] == NODE
 
 
-def patience_s(crossing: Crossing, row: str, target: str) -> float:
+def patience_s(traffic_matrix: TrafficMatrix, row: str, target: str) -> float:
     """Seconds to wait for an answer: long only where one must come."""
-    return TIMEOUT_S if has_a_way(crossing, row, target) else 0.5
+    return TIMEOUT_S if has_a_way(traffic_matrix, row, target) else 0.5
 
 
 def check_outgoing(
-    crossing: Crossing, row: str, target: str, seen: Seen, destination: str, traced: Traced
+    traffic_matrix: TrafficMatrix,
+    row: str,
+    target: str,
+    seen: Seen,
+    destination: str,
+    traced: Traced,
 ) -> None:
     """Compare packets and trace with what must be."""
-    source, device = outgoing(crossing, row, target)
-    works = has_a_way(crossing, row, target)
-    assert seen.source == (source if works else ""), crossing.evidence(seen)
-    assert bool(crossing.flows("drops", source, destination)) is not works
-    assert not (works and crossing.lab.drops())
-    left = crossing.flows("passed", source, destination)
+    source, device = outgoing(traffic_matrix, row, target)
+    works = has_a_way(traffic_matrix, row, target)
+    assert seen.source == (source if works else ""), traffic_matrix.evidence(seen)
+    assert bool(traffic_matrix.flows("drops", source, destination)) is not works
+    assert not (works and traffic_matrix.lab.drops())
+    left = traffic_matrix.flows("passed", source, destination)
     assert (set(left) or {None}) == {device}
     assert str(traced.planned.source) == source
     assert traced.planned.device == device
@@ -92,7 +99,7 @@ TARGETS = ["near", "far", *HOSTS]
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("row", ROWS)
-def test_connection_from(policy: Crossing, row: str, target: str) -> None:
+def test_connection_from(policy: TrafficMatrix, row: str, target: str) -> None:
     policy.lab.ask("forget")
     address = policy.address(target)
     seen = probe(policy.where(row), address, timeout_s=patience_s(policy, row, target))
@@ -101,7 +108,7 @@ def test_connection_from(policy: Crossing, row: str, target: str) -> None:
 
 @pytest.mark.parametrize("target", SERVICES)
 @pytest.mark.parametrize("row", ROWS)
-def test_service_address_from(policy: Crossing, row: str, target: str) -> None:
+def test_service_address_from(policy: TrafficMatrix, row: str, target: str) -> None:
     """What counts is where the service leads, not its own address, which is beyond the VPC."""
     policy.lab.ask("forget")
     service, address = f"172.20.0.{SERVICES[target]}", policy.address(target)
@@ -111,7 +118,7 @@ def test_service_address_from(policy: Crossing, row: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_instance_metadata_from(policy: Crossing, row: str) -> None:
+def test_instance_metadata_from(policy: TrafficMatrix, row: str) -> None:
     policy.lab.ask("forget")
     with netns.inside(policy.where(row)):
         connection = http.client.HTTPConnection(IMDS, timeout=2)
@@ -129,21 +136,26 @@ def test_instance_metadata_from(policy: Crossing, row: str) -> None:
 
 
 def check_incoming(
-    crossing: Crossing, row: str, client: str, seen: Seen, answers: tuple[str, int], traced: Traced
+    traffic_matrix: TrafficMatrix,
+    row: str,
+    client: str,
+    seen: Seen,
+    answers: tuple[str, int],
+    traced: Traced,
 ) -> None:
     """The pod saw the client, and the answer left by the ENI that the request came by."""
     source = HOSTS[client][1]
-    assert seen.source == source, (seen, crossing.lab.drops())
-    assert crossing.lab.drops() == []
+    assert seen.source == source, (seen, traffic_matrix.lab.drops())
+    assert traffic_matrix.lab.drops() == []
     address, device = answers
-    assert set(crossing.flows("passed", address, source)) == {device}
+    assert set(traffic_matrix.flows("passed", address, source)) == {device}
     assert traced.planned.device == device
     assert traced.differences == traced.planned.troubles == ()
 
 
 @pytest.mark.parametrize("client", ["VPC host", "second CIDR", "peer"])
 @pytest.mark.parametrize("row", DEVICES)
-def test_connection_straight_to(policy: Crossing, row: str, client: str) -> None:
+def test_connection_straight_to(policy: TrafficMatrix, row: str, client: str) -> None:
     policy.lab.ask("forget")
     place, source = HOSTS[client]
     seen = probe(policy.names.namespace(place), policy.own(row))
@@ -163,7 +175,7 @@ ARRIVALS = [
 @pytest.mark.parametrize("row", DEVICES)
 @pytest.mark.parametrize("ports", [NODE_PORTS, HOST_PORTS], ids=["NodePort", "hostPort"])
 def test_connection_to_a_port_of_the_node_for(
-    policy: Crossing, ports: dict[str, int], row: str, client: str, arrival: str
+    policy: TrafficMatrix, ports: dict[str, int], row: str, client: str, arrival: str
 ) -> None:
     """Whatever ENI the pod is on, it is answered by the ENI that the node was reached by."""
     policy.lab.ask("forget")
@@ -176,7 +188,7 @@ def test_connection_to_a_port_of_the_node_for(
 
 @pytest.mark.parametrize(("client", "arrival"), ARRIVALS)
 def test_connection_to_a_node_port_whose_pod_is_elsewhere(
-    policy: Crossing, client: str, arrival: str
+    policy: TrafficMatrix, client: str, arrival: str
 ) -> None:
     """It is sent on by the ENI it came by, with that ENI's address, and answered likewise."""
     policy.lab.ask("forget")
@@ -190,7 +202,7 @@ def test_connection_to_a_node_port_whose_pod_is_elsewhere(
 
 
 @pytest.mark.parametrize("client", ["VPC host", "peer", "internet"])
-def test_connection_to_the_host_itself(policy: Crossing, client: str) -> None:
+def test_connection_to_the_host_itself(policy: TrafficMatrix, client: str) -> None:
     policy.lab.ask("forget")
     place, source = HOSTS[client]
     seen = probe(policy.names.namespace(place), NODE)

@@ -56,7 +56,7 @@ def mutating(cluster: Any) -> dict[str, int]:
 
 
 def looked_twice(cluster: Any) -> None:
-    """Wait for two looks at EC2."""
+    """Wait for two observes EC2."""
     before = calls(cluster).get(LOOKS, 0)
     until(lambda: calls(cluster).get(LOOKS, 0) >= before + 4, "two looks", patience_s=100)
 

@@ -38,7 +38,10 @@ def on_secondary(cluster: Any) -> Any:
 
 
 def test_a_restart_changes_nothing_though_ec2_cannot_be_read(idle: Any) -> None:
-    """The last look is remembered: without ENIs a node would seem to need none of their routes."""
+    """The last observation is remembered.
+
+    Without ENIs a node would seem to need none of their routes.
+    """
     idle.start()
     one = on_secondary(idle)
     with (

@@ -26,7 +26,7 @@ def calico_name(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def town(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def scale_fixture(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with make_cluster(tmp_path_factory.mktemp("veth")) as cluster:
         config: Path = cluster.config
         config.write_text(config.read_text() + "pods: {vethName: pod}\n")
@@ -34,50 +34,52 @@ def town(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield cluster
 
 
-def test_calicos_policies_hold_for_pods_it_knew_by_name_before_they_started(town: Any) -> None:
+def test_calicos_policies_hold_for_pods_it_knew_by_name_before_they_started(
+    scale_fixture: Any,
+) -> None:
     """Felix writes its rules from the API server's word; an unknown link is dropped."""
-    node = town.lab.names.namespace("node1")
+    node = scale_fixture.lab.names.namespace("node1")
     with (
         rulesets.loaded(node, rulesets.calico("nn", [calico_name("known")])),
-        Receiver(town.lab.names.namespace("vpchost")),
+        Receiver(scale_fixture.lab.names.namespace("vpchost")),
     ):
         seen = {}
         for name in ("known", "unknown"):
-            one = pod.add(town.lab, "node1", name)
+            one = pod.add(scale_fixture.lab, "node1", name)
             seen[name] = probe(one.namespace, VPC_HOST).source
             expected = {"known": one.address, "unknown": ""}[name]
             assert seen[name] == expected
-            veths = {a["pod"]: a["veth"] for a in town.status()["attachments"]}
+            veths = {a["pod"]: a["veth"] for a in scale_fixture.status()["attachments"]}
             assert veths[f"default/{name}"] == calico_name(name)
-            town.delete(one)
+            scale_fixture.delete(one)
 
 
-def test_a_new_sandbox_of_a_pod_waits_for_the_old_ones_end(town: Any) -> None:
-    old = pod.add(town.lab, "node1", "first", pod_name="web-0")
-    namespace = town.lab.names.namespace("pod-second")
+def test_a_new_sandbox_of_a_pod_waits_for_the_old_ones_end(scale_fixture: Any) -> None:
+    old = pod.add(scale_fixture.lab, "node1", "first", pod_name="web-0")
+    namespace = scale_fixture.lab.names.namespace("pod-second")
     with ThreadPoolExecutor(1) as background:
-        answer = background.submit(pod.add, town.lab, "node1", "second", pod_name="web-0")
-        until(lambda: refused(town), "the refusal")
+        answer = background.submit(pod.add, scale_fixture.lab, "node1", "second", pod_name="web-0")
+        until(lambda: refused(scale_fixture), "the refusal")
         assert not answer.done()
-        town.delete(old)
+        scale_fixture.delete(old)
         new = answer.result()
-    veths = {a["pod"]: a["veth"] for a in town.status()["attachments"]}
+    veths = {a["pod"]: a["veth"] for a in scale_fixture.status()["attachments"]}
     assert veths == {"default/web-0": calico_name("web-0")}
-    with Receiver(town.lab.names.namespace("vpchost")):
+    with Receiver(scale_fixture.lab.names.namespace("vpchost")):
         assert probe(namespace, VPC_HOST).source == new.address
-    until(lambda: not refused(town), "that nothing is refused any more")
-    town.delete(new)
+    until(lambda: not refused(scale_fixture), "that nothing is refused any more")
+    scale_fixture.delete(new)
 
 
-def test_it_fails_with_the_reason_when_the_old_one_does_not_end(town: Any) -> None:
-    old = pod.add(town.lab, "node1", "stays", pod_name="web-1")
+def test_it_fails_with_the_reason_when_the_old_one_does_not_end(scale_fixture: Any) -> None:
+    old = pod.add(scale_fixture.lab, "node1", "stays", pod_name="web-1")
     with pytest.raises(PodError) as caught:
-        pod.add(town.lab, "node1", "waits", pod_name="web-1", budget_s=1)
+        pod.add(scale_fixture.lab, "node1", "waits", pod_name="web-1", budget_s=1)
     assert "VethNameTaken" in str(caught.value)
     assert f"link {calico_name('web-1')}" in str(caught.value)
-    town.delete(old)
-    assert not netns.path(town.lab.names.namespace("pod-waits")).exists()
+    scale_fixture.delete(old)
+    assert not netns.path(scale_fixture.lab.names.namespace("pod-waits")).exists()
 
 
-def refused(town: Any) -> bool:
-    return "VethNameTaken" in {c["reason"] for c in town.status()["conditions"]}
+def refused(scale_fixture: Any) -> bool:
+    return "VethNameTaken" in {c["reason"] for c in scale_fixture.status()["conditions"]}

@@ -17,7 +17,7 @@ from fakes import FakeConntrack
 
 from lab import flows, netns
 from reconciler.domains import conntrack
-from reconciler.domains.conntrack import Flow, Silence
+from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets import conntrack as targets_conntrack
@@ -58,7 +58,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def seen(target: Any, *addresses: Any) -> set[Any]:
-    return {f.address for f in target.observe([Silence(frozenset(addresses))])}
+    return {f.address for f in target.observe([ConntrackFlush(frozenset(addresses))])}
 
 
 def test_connections_are_seen_by_either_end(target: Any) -> None:
@@ -83,7 +83,7 @@ def test_ending_what_has_ended_is_done(target: Any) -> None:
 
 
 def test_one_converge_silences_what_rests(target: Any) -> None:
-    silence = Silence(frozenset({ONE, QUIET}))
+    silence = ConntrackFlush(frozenset({ONE, QUIET}))
     domain = Domain("conntrack", lambda _: silence, conntrack.plan, target)
     assert converge([domain], None)["conntrack"].settled
 
@@ -176,7 +176,9 @@ def test_ten_thousand_connections_of_one_pod_are_ended_without_being_read(
     table: None, messages: list[int]
 ) -> None:
     flows.open_many(POD, 10_000)
-    domain = Domain("conntrack", lambda _: Silence(frozenset({POD})), conntrack.plan, Conntrack())
+    domain = Domain(
+        "conntrack", lambda _: ConntrackFlush(frozenset({POD})), conntrack.plan, Conntrack()
+    )
     assert converge([domain], None)["conntrack"].settled
     assert flows.count() == 0
     assert len(messages) < 10

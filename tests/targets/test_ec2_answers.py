@@ -20,7 +20,7 @@ from fakes import FakeConntrack, FakeState
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.domains import eni as domain
-from reconciler.domains.inputs import NO_RESTS, Inputs
+from reconciler.domains.inputs import NO_CALL_BACKOFFS, Inputs
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, retain
@@ -33,10 +33,10 @@ from reconciler.ipam.ec2_action import (
     DelegatePrefix,
 )
 from reconciler.ipam.release import unit_networks
-from reconciler.ipam.source_disagreement import CONFIRM_S, NO_DOUBTS
-from reconciler.node.pool_controller import Keeper
+from reconciler.ipam.source_disagreement import CONFIRM_S, NO_DISAGREEMENTS
+from reconciler.node.pool_controller import PoolController
 from reconciler.targets.ec2.target import Ec2
-from reconciler.targets.state.observation import decode_look, encode_look
+from reconciler.targets.state.observation import decode_observation, encode_observation
 
 RELEASING = {
     "unassign_private_ip_addresses",
@@ -136,7 +136,7 @@ class Life:
         state = FakeState()
         for pod in PODS:
             state.put(pod)
-        self.keeper = Keeper(
+        self.controller = PoolController(
             state=state,
             ec2=self.target,
             netlink=Kernel(),
@@ -150,18 +150,21 @@ class Life:
         self.before = self.look()
         assert isinstance(self.before.observed, Cloud)
         assert self.before.settled, self.before.remaining
-        self._expected = self.keeper._expected
+        self._expected = self.controller._expected
 
     def begin_anew(self) -> None:
         """All was well a moment ago, and neither limits nor subnets have been asked for yet."""
-        self.keeper.doubts, self.keeper.rests = NO_DOUBTS, NO_RESTS
-        self.keeper._expected = self._expected
+        self.controller.disagreements, self.controller.backoffs = (
+            NO_DISAGREEMENTS,
+            NO_CALL_BACKOFFS,
+        )
+        self.controller._expected = self._expected
         self.target._limits.clear()
         self.target._described = None
         self.caller.asked.clear()
 
     def look(self) -> Outcome:
-        return self.keeper.run(self.document, self.metadata)
+        return self.controller.run(self.document, self.metadata)
 
 
 def metadata() -> frozenset[Any]:
@@ -181,7 +184,7 @@ def fields_read() -> set[Path]:
     """Every field that a look reads, of the first object of each kind."""
     life = Life()
     life.target = Ec2("i-1", "us-east-1", Journal(), caller=life.caller)
-    life.keeper.ec2 = life.target
+    life.controller.ec2 = life.target
     life.caller.track = True
     life.look()
     return life.caller.touched
@@ -233,14 +236,14 @@ def check(life: Life, outcome: Outcome, what: str) -> None:
     before = life.before.observed
     assert isinstance(before, Cloud)
     if shown(before) - shown(outcome.observed):
-        visible = outcome.remaining.refusals or outcome.errors or life.keeper.doubts
+        visible = outcome.remaining.refusals or outcome.errors or life.controller.disagreements
         assert visible, f"{what}: it vanished and nothing says so"
     kept = retain(before, outcome.observed, MACS)
     assert {"eni-0", "eni-1"} <= {e.eni_id for e in kept.enis}, f"{what}: pods lost their ENI"
     assert sum(len(e.pod_addresses) for e in kept.enis) < 10_000, what
-    body = json.dumps(encode_look(wanted().node, kept))
+    body = json.dumps(encode_observation(wanted().node, kept))
     assert len(body) < 1 << 18, what
-    decode_look(json.loads(body))
+    decode_observation(json.loads(body))
 
 
 @pytest.mark.parametrize(
@@ -330,8 +333,8 @@ def test_an_eni_that_ec2_leaves_out_is_not_lost_while_metadata_shows_it() -> Non
     for later in (1.0, 40.0, 200.0):
         life.now += later
         check(life, life.look(), "an ENI is left out")
-    assert {n for _, n in life.keeper.doubts.missing}
-    assert not life.keeper.doubts.lost
+    assert {n for _, n in life.controller.disagreements.missing}
+    assert not life.controller.disagreements.lost
 
 
 def test_nothing_is_lost_while_metadata_cannot_be_read() -> None:
@@ -343,7 +346,7 @@ def test_nothing_is_lost_while_metadata_cannot_be_read() -> None:
         for later in (1.0, 40.0):
             life.now += later
             life.look()
-        assert len(life.keeper.doubts.lost) == lost
+        assert len(life.controller.disagreements.lost) == lost
 
 
 def test_while_routes_without_end_lead_to_one_link_every_address_counts_as_used() -> None:
@@ -353,6 +356,6 @@ def test_while_routes_without_end_lead_to_one_link_every_address_counts_as_used(
     ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
     for count, is_endless in ((1, False), (MAX_POD_ADDRESSES + 1, True)):
         routes = {"nnother": tuple(ip_address("192.0.2.1") + n for n in range(count))}
-        life.keeper.netlink = SimpleNamespace(pod_addresses=lambda r=routes: r)
-        after = life.keeper._completed(life.document, life.keeper.state.observe(), enis)
+        life.controller.netlink = SimpleNamespace(pod_addresses=lambda r=routes: r)
+        after = life.controller._completed(life.document, life.controller.state.observe(), enis)
         assert (ours <= after.ec2.used) is is_endless

@@ -289,7 +289,10 @@ def test_our_own_bucket_ends_a_storm_of_calls(ec2: Any) -> None:
 
 
 def test_a_creation_whose_answer_was_lost_makes_one_eni(ec2: Any) -> None:
-    """The call succeeded, nobody heard: the next look finds the ENI and attaches that one."""
+    """The call succeeded, nobody heard.
+
+    The next observation finds the ENI and attaches that one.
+    """
     world = over_http(ec2)
     lost = {"action": "CreateNetworkInterface", "code": None, "when": "after"}
     ec2.cloud.faults.set(errors=[lost])
@@ -523,8 +526,8 @@ def test_every_eni_of_a_dual_stack_node_gets_one_prefix(ipv6: World) -> None:
     assert outcome.settled, outcome.errors
     cloud = ipv6.cloud(**both)
     assert {s.families for s in cloud.subnets.values()} == {("ipv4", "ipv6")}
-    assert [[n.prefixlen for n in e.boundless] for e in cloud.enis] == [[80], [80]]
-    assert len({n for e in cloud.enis for n in e.boundless}) == 2
+    assert [[n.prefixlen for n in e.ipv6_prefixes] for e in cloud.enis] == [[80], [80]]
+    assert len({n for e in cloud.enis for n in e.ipv6_prefixes}) == 2
     assert ipv6.reach(12, **both).plan.actions == ()
 
 
@@ -532,7 +535,7 @@ def test_a_node_of_ipv6_alone_takes_a_prefix_and_no_address(ipv6: World) -> None
     assert ipv6.reach(24, families=["ipv6"]).settled
     (only,) = ipv6.cloud(families=["ipv6"]).enis
     assert (only.secondaries, only.prefixes) == ((), ())
-    assert [n.prefixlen for n in only.boundless] == [80]
+    assert [n.prefixlen for n in only.ipv6_prefixes] == [80]
     assert ipv6.reach(24, families=["ipv6"]).plan.actions == ()
 
 
@@ -542,19 +545,19 @@ def test_where_the_primary_may_not_serve_one_eni_is_made_with_a_prefix(ipv6: Wor
     assert outcome.settled, outcome.errors
     assert [str(a).count("--ipv6-prefix-count 1") for a in outcome.plan.actions] == [1]
     first, second = ipv6.cloud(**parts).enis
-    assert (first.boundless, second.secondaries) == ((), ())
-    assert [n.prefixlen for n in second.boundless] == [80]
+    assert (first.ipv6_prefixes, second.secondaries) == ((), ())
+    assert [n.prefixlen for n in second.ipv6_prefixes] == [80]
     assert ipv6.reach(24, **parts).plan.actions == ()
 
 
 def test_a_prefix_that_is_named_is_the_one_that_comes(ipv6: World) -> None:
     (only,) = ipv6.cloud(families=["ipv6"]).enis
     assert ipv6.apply(DelegatePrefix(only.eni_id, only.subnet_id, "test")) == []
-    (given,) = ipv6.cloud(families=["ipv6"]).enis[0].boundless
+    (given,) = ipv6.cloud(families=["ipv6"]).enis[0].ipv6_prefixes
     (further,) = list(given.supernet().subnets())[1:] or [given]
     named = further if further != given else next(iter(given.supernet().subnets()))
     assert ipv6.apply(DelegatePrefix(only.eni_id, only.subnet_id, "test", named)) == []
-    assert set(ipv6.cloud(families=["ipv6"]).enis[0].boundless) == {given, named}
+    assert set(ipv6.cloud(families=["ipv6"]).enis[0].ipv6_prefixes) == {given, named}
 
 
 def test_without_a_block_in_the_subnet_a_prefix_is_refused(world: World) -> None:

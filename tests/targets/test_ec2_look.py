@@ -1,4 +1,4 @@
-"""What a look at EC2 makes of an instance: whose ENI is which, and what cannot serve."""
+"""What an observation of EC2 makes of an instance: whose ENI is which, and what cannot serve."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
 from reconciler.domains.inputs import Inputs
 from reconciler.errors import ObserveError
-from reconciler.ipam.budget import Rests
+from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import AddEni, AssignAddresses, AssignPrefixes
-from reconciler.ipam.pool_status import locate
+from reconciler.ipam.pool_status import find_pool_status
 from reconciler.targets.ec2.caller import Ec2CallError
 from reconciler.targets.ec2.target import MAX_ENIS, MAX_NEIGHBOURS, MAX_SUBNETS, PAGE_SIZE, Ec2
-from reconciler.targets.state.observation import decode_look, encode_look
+from reconciler.targets.state.observation import decode_observation, encode_observation
 
 
 class Journal:
@@ -217,10 +217,10 @@ def test_a_type_that_ec2_did_not_know_is_asked_for_again_one_day(code: str) -> N
     whole_enis = document(warmPool={"enis": {"warm": 0}})
     by_enis = domain.desire(replace(wanted(), document=whole_enis))
     now, asked = 0.0, []
-    rests = Rests({})
+    backoffs = CallBackoffs({})
     ec2 = Ec2("i-1", "us-east-1", Journal(), clock=lambda: now, caller=caller)
     for _ in range(24 * 60):
-        pool = replace(pool, clock=now, rests=rests)
+        pool = replace(pool, clock=now, backoffs=backoffs)
         before = caller.asked["describe_instance_types"]
         cloud = ec2.observe([pool])
         if caller.asked["describe_instance_types"] > before:
@@ -233,7 +233,7 @@ def test_a_type_that_ec2_did_not_know_is_asked_for_again_one_day(code: str) -> N
         plan = domain.plan(pool, cloud)
         assert "InstanceTypeUnknown" in {r.reason for r in plan.refusals}
         for f in ec2.drain()[0]:
-            rests = rests.after_failure(f.scope, f.code, f.message, now=now, chance=1.0)
+            backoffs = backoffs.after_failure(f.scope, f.code, f.message, now=now, chance=1.0)
         now += 60.0
     assert len(asked) >= 24  # within a day
     assert code != "InvalidInstanceType" or len(asked) <= 40
@@ -361,7 +361,7 @@ def test_a_vpc_full_of_subnets_and_tags_is_a_small_look() -> None:
     desired = domain.desire(wanted(90, eni={"subnetTags": {"pods": "yes"}}))
     cloud = target(Pages(told)).observe([desired])
     assert len(cloud.subnets) == 501
-    body = encode_look(wanted().node, cloud)
+    body = encode_observation(wanted().node, cloud)
     assert len(json.dumps(body)) < 1 << 18
     assert body["subnets"]
     plan = domain.plan(desired, cloud)
@@ -394,7 +394,7 @@ def test_a_thousand_free_enis_with_our_tag_take_no_look_away() -> None:
 
     desired = domain.desire(wanted())
     ec2 = target(Many(answers()))
-    ec2.know("m5.large", Limits(3, 10))  # or else they are the next look's
+    ec2.know("m5.large", Limits(3, 10))  # or else they are the next observation's
     cloud = ec2.observe([desired])
     assert [e.eni_id for e in cloud.enis if e.device_index is not None] == ["eni-0", "eni-1"]
     assert cloud.unread_enis
@@ -456,12 +456,12 @@ def test_an_eni_that_cannot_be_read_takes_a_place_and_its_index() -> None:
 
 def test_a_look_of_an_earlier_release_knows_its_primary_by_the_mac() -> None:
     cloud, _ = look(answers())
-    body = json.loads(json.dumps(encode_look(wanted().node, cloud)))
+    body = json.loads(json.dumps(encode_observation(wanted().node, cloud)))
     for entry in body["enis"]:
         del entry["is_primary"]
     for entry in body["subnets"]:
         del entry["vpc_id"]
-    _, known = decode_look(body)
+    _, known = decode_observation(body)
     assert [e.is_primary for e in known.enis] == [True, False]
 
 
@@ -485,7 +485,7 @@ def test_explain_names_what_could_not_be_read() -> None:
     enis(told)[1]["Groups"] = "x"
     desired = domain.desire(wanted())
     cloud = target(Scripted(told)).observe([desired])
-    lines = explain_pool(desired, locate(desired, cloud))
+    lines = explain_pool(desired, find_pool_status(desired, cloud))
     assert [li for li in lines if "eni eni-1" in li and "Groups is 'x'" in li]
 
 

@@ -1,4 +1,4 @@
-"""What the targets remember of an earlier look is never shown in place of what is there."""
+"""What the targets remember of an earlier observation is never shown in place of what is there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADDRESS = "10.0.1.50"
 
 
 def everything(now: Inputs) -> list[Any]:
-    """What a look at the kernel is asked for."""
+    """What an observation of the kernel is asked for."""
     return [o for d in (link, address, neighbour, route, rule) for o in d.desire(now)]
 
 

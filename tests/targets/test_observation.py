@@ -17,7 +17,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.subnet import Subnet
 from reconciler.targets.state.directory import StateDirectory
-from reconciler.targets.state.observation import MAX_ITEMS, MAX_LOOK_BYTES
+from reconciler.targets.state.observation import MAX_ITEMS, MAX_OBSERVATION_BYTES, ON_DISK
 
 PREFIXED = replace(eni(1), prefixes=(ip_network("10.0.1.64/28"),), created_at=3.0)
 HOME = Subnet("subnet-a", "us-east-1a", SUBNET, 7, 3, (("k", "v"),))
@@ -63,7 +63,7 @@ def test_a_field_that_an_earlier_release_did_not_have_gets_its_default(
     state: StateDirectory, part: str, name: str
 ) -> None:
     kind, find = PARTS[part]
-    read = rewritten(state, lambda b: find(b).pop(name))
+    read = rewritten(state, lambda b: find(b).pop(ON_DISK.get(name, name)))
     (field,) = (f for f in fields(kind) if f.name == name)  # type: ignore[arg-type]
     if field.default is MISSING:
         assert read is None, "of a look that lacks it, nothing may be taken down"
@@ -126,7 +126,7 @@ def check_types(told: Node, cloud: Cloud) -> None:
         '{"version": 2}',
         '{"version": 1}',
         "\0" * 100,
-        " " * (MAX_LOOK_BYTES + 1) + "{}",
+        " " * (MAX_OBSERVATION_BYTES + 1) + "{}",
     ],
     ids=lambda text: text[:30].strip("\0 "),
 )
@@ -146,7 +146,7 @@ def test_a_look_with_more_subnets_than_can_be_kept_keeps_the_enis(state: StateDi
         f"subnet-{n}": replace(HOME, subnet_id=f"subnet-{n}", tags=tags) for n in range(300)
     }
     state.remember(node(), replace(LOOK, subnets=subnets))
-    assert (state.root / "look.json").stat().st_size < MAX_LOOK_BYTES
+    assert (state.root / "look.json").stat().st_size < MAX_OBSERVATION_BYTES
     read = state.recall()
     assert read is not None
     assert read[1] == replace(LOOK, subnets={})

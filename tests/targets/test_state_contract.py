@@ -28,7 +28,7 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.errors import LockedError, ObserveError, StateError
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import Creation
-from reconciler.ipam.records import DOUBT_S, Records
+from reconciler.ipam.records import WITHHELD_S, Records
 from reconciler.ipam.release import Quarantine
 from reconciler.ipam.subnet import Subnet
 from reconciler.targets.netlink.namespaces import open_namespace
@@ -163,8 +163,8 @@ def test_addresses_that_can_be_made_out_in_a_torn_record_are_named(tmp_path: Pat
     named = {str(a) for record in records.set_aside for a in record.addresses}
     assert {"10.0.1.77", "2001:db8::7", "10.0.1.78", "10.0.1.80"} == named
     since = records.set_aside[0].since
-    assert ip_address("10.0.1.77") in records.doubtful(since + DOUBT_S - 1)
-    assert records.doubtful(since + DOUBT_S + 60) == frozenset()
+    assert ip_address("10.0.1.77") in records.withheld(since + WITHHELD_S - 1)
+    assert records.withheld(since + WITHHELD_S + 60) == frozenset()
 
 
 IN_PLACE: dict[str, Any] = {
@@ -564,7 +564,7 @@ def test_a_release_that_could_not_be_written_is_written_or_remembered(tmp_path: 
     released = WANTED | {"state": "released"}
     (wanted,) = state.observe().intents
     with nothing_more():
-        state.take_over(released)
+        state.hand_over(released)
     assert json.loads(path.read_text())["state"] == "wanted"
     (told,) = state.observe().intents
     assert told.state is IntentState.RELEASED
@@ -573,7 +573,7 @@ def test_a_release_that_could_not_be_written_is_written_or_remembered(tmp_path: 
     assert not path.exists()
     write_intent(state, attempt="two")
     assert state.observe().intents[0].state is IntentState.WANTED, "another ADD is another wish"
-    state.take_over(released | {"attempt": "two"})
+    state.hand_over(released | {"attempt": "two"})
     assert json.loads(path.read_text())["state"] == "released"
 
 
@@ -585,7 +585,7 @@ def test_releases_that_are_handed_over_while_others_look_are_neither_lost_nor_in
     write_intent(state)
     (wanted,) = state.observe().intents
     with nothing_more():
-        state.take_over(WANTED | {"state": "released"})
+        state.hand_over(WANTED | {"state": "released"})
     late = WANTED | {"state": "released", "containerID": "late"}
     (state.intents / "late:b.json").write_text(json.dumps(WANTED | {"containerID": "late"}))
     comes: list[threading.Thread] = []
@@ -595,7 +595,7 @@ def test_releases_that_are_handed_over_while_others_look_are_neither_lost_nor_in
             for item in list(super().items()):
                 yield item
                 if not comes:
-                    comes.append(threading.Thread(target=state.take_over, args=(late,)))
+                    comes.append(threading.Thread(target=state.hand_over, args=(late,)))
                     comes[0].start()
                     comes[0].join(0.2)
 
@@ -677,7 +677,7 @@ def nothing_more() -> Iterator[None]:
 def test_what_is_no_release_is_not_taken_over(tmp_path: Path, release: Any) -> None:
     state = directory(tmp_path)
     with pytest.raises((ValueError, KeyError, TypeError)):
-        state.take_over(release)
+        state.hand_over(release)
     assert list(tmp_path.rglob("*.json")) == []
 
 
@@ -841,7 +841,7 @@ def test_what_cannot_be_moved_is_named_where_it_is_and_told_once(
         (aside,) = records.set_aside
         assert (aside.path, aside.attachment) == (str(path), key(1))
         assert records.attachments == (attachment(2),)
-    assert records.doubtful(aside.since) == {ip_address("10.0.1.77")}
+    assert records.withheld(aside.since) == {ip_address("10.0.1.77")}
     assert len([r for r in caplog.records if "cannot be read" in r.message]) == 1
     assert "cannot be moved" in caplog.records[-1].why  # type: ignore[attr-defined]
     put(state, attachment(1))

@@ -65,7 +65,7 @@ CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """EC2's codes are words, and so are reasons of conditions."""
 
 ANSWER_LOST = "AnswerLost"
-"""The code of a call of which nobody knows whether it has happened."""
+"""The code of a call of which it is unknown whether it has happened."""
 
 REFUSAL = frozenset({"operation", "code", "message", "refused"})
 """What the other process tells of an ``Ec2CallError``."""
@@ -162,7 +162,7 @@ class Subprocess:
             process.stdin.flush()
             answer = _parse(_read_line(process.stdout), self._questions)
         except (OSError, ValueError, RecursionError) as error:
-            # Killed, hung, or out of its mind: whether EC2 was asked, nobody knows.
+            # Killed, hung, or out of its mind: whether EC2 was asked is unknown.
             self._end()
             raise Ec2CallError(
                 operation, ANSWER_LOST, f"the process that calls EC2 failed: {error}"
@@ -277,7 +277,7 @@ class InProcess:
             ) from error
         except (BotoCoreError, ResponseParserError) as error:
             # The parser's: a proxy's page in place of EC2's words. With no whole answer the call
-            # may have happened all the same; a look at EC2 tells.
+            # may have happened all the same; an observation of EC2 tells.
             lost = isinstance(error, HTTPClientError | ResponseParserError)
             code = ANSWER_LOST if lost else type(error).__name__
             # Some of the SDK's sentences end where the name of the cause would be.

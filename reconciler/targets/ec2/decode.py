@@ -322,7 +322,7 @@ def decode_interface(
         created_at=_moment(tags.get(CREATED_TAG, "")),
         stock=usable and tags.get(STOCK_INSTANCE_TAG) == instance_id,
         stock_tags=tuple(sorted(filter(is_stock_tag, tags))),
-        boundless=tuple(
+        ipv6_prefixes=tuple(
             sorted(
                 {
                     _network6(p, "Ipv6Prefix", [PREFIX_LENGTH_IPV6])

@@ -265,7 +265,7 @@ class Ec2:
         return unsure or (creates and is_old) or any(r.reason in NO_ROOM for r in plan.refusals)
 
     def told(self) -> Cloud:
-        """Return the last look with what EC2 has answered since; without a call."""
+        """Return the last observation with what EC2 has answered since; without a call."""
         oldest = self._clock() - TRUST_S
         self._answers = [a for a in self._answers if a.at >= oldest]
         shown = self._shown
@@ -663,13 +663,14 @@ class Ec2:
     def _instance_limits(self, pool: Pool) -> tuple[Limits | None, list[Unread]]:
         """Ask until EC2 has told: the limits of a type never change.
 
-        What failed rests like any other call, and costs no more than that the pool stays as it is.
+        What failed gets a backoff like any other call, and costs no more than that the pool stays
+        as it is.
         """
         kind = pool.node.instance_type
         if kind in self._limits:
             return self._limits[kind], []
         method = "describe_instance_types"
-        if rest := pool.rests.of(_operation(method), pool.clock):
+        if rest := pool.backoffs.of(_operation(method), pool.clock):
             return None, [Unread("instance-type", kind, f"{rest.code}: {rest.message}")]
         try:
             answer = self._call(method, InstanceTypes=[kind])
@@ -752,7 +753,7 @@ def _operation(method: str) -> str:
 
 
 def _may_have_happened(error: Ec2CallError) -> bool:
-    """Whether a call that failed may have had its effect: nobody knows what was not answered."""
+    """Whether a call that failed may have had its effect: what was not answered is unknown."""
     return not error.refused or budget.classify(error.code) is budget.Failure.LOST
 
 

@@ -1,7 +1,7 @@
 """iptables' legacy tables, read as the kernel holds them: nftables does not show them.
 
-They tell nobody when they change, so each full pass reads one: the filter table, which is short on
-every node; ``nat`` may hold tens of thousands of rules, and is read for ``trace`` alone.
+No notification tells when they change, so each full pass reads one: the filter table, which is
+short on every node; ``nat`` may hold tens of thousands of rules, and is read for ``trace`` alone.
 Structures: linux/netfilter_ipv4/ip_tables.h.
 """
 

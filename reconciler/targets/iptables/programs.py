@@ -67,7 +67,7 @@ class Iptables:
         """
         saved: dict[Place, tuple[str, ...]] = {}
         unlisted: dict[Place, str] = {}
-        for backend, table in _places(nft_tables):
+        for backend, table in _scope(nft_tables):
             program = f"iptables-{backend}-save"
             if shutil.which(program) is None:
                 unlisted[backend, table] = f"there is no {program}"
@@ -107,7 +107,7 @@ class Iptables:
             yield from (ApplyError(str(a), "TransactionRefused", why) for a in actions)
 
 
-def _places(nft_tables: Collection[str]) -> Iterator[Place]:
+def _scope(nft_tables: Collection[str]) -> Iterator[Place]:
     yield from (("nft", table) for table in TABLES if table in nft_tables)
     try:
         names = LEGACY.read_text().split()

@@ -38,7 +38,7 @@ Facts = Any
 without the prefix (``ifname``)."""
 
 Memory = dict[str, dict[bytes, Facts]]
-"""What was decoded at the last look, by question and content."""
+"""What was decoded at the last observation, by question and content."""
 
 Told = tuple[bytes, ...]
 """A table's messages, without who asked, and without counters and ages."""

@@ -112,9 +112,9 @@ tells them by priority, and what can hurt pods has to come before ours."""
 
 MAX_SURPLUS = 1000
 """Routes, and rules, that carry our protocol number and that nothing desires, in one look. They
-are removed, so the next look shows the next ones. With all of them at once, 80,000 that somebody
-else adds would end the daemon for memory, and the next one at its start; and pods would wait while
-they are removed."""
+are removed, so the next observation shows the next ones. With all of them at once, 80,000 that
+somebody else adds would end the daemon for memory, and the next one at its start; and pods would
+wait while they are removed."""
 
 MAX_IN_PLACE = 8
 """Routes, or rules, that may stand in one place of ours before the others count as surplus: some
@@ -125,7 +125,7 @@ MAX_SURPLUS_LINKS = 8
 
 MAX_UNKNOWN = 32
 """Links of ours of which no address can be found, in one look. One is enough for no pod to be
-given an address, so the links after them are not asked about until the next look."""
+given an address, so the links after them are not asked about until the next observation."""
 
 FIB_BOUNDS = Bounds(16 << 20, 30, 10.0)
 """For who traces a connection, and needs whole tables: some 200,000 routes."""
@@ -178,7 +178,7 @@ class SeenPod(NamedTuple):
 class Netlink:
     """Links, addresses, neighbours, routes and rules of this namespace and of pods'.
 
-    What says the same as at the last look is not made into objects again.
+    What says the same as at the last observation is not made into objects again.
     """
 
     def __init__(self) -> None:
@@ -478,7 +478,7 @@ class Netlink:
         known = dict(names)
         _learn_names(known, messages)
         ours: frozenset[Route] = self._decode_routes(messages, known)
-        missing = _places(wanted - {r.key for r in ours})
+        missing = _scope(wanted - {r.key for r in ours})
         for where, told in _in_places(host, missing):
             others = host.decode(ROUTES, told, ("in the way", where))
             _learn_names(known, others)
@@ -904,7 +904,7 @@ def _place_of(route: bytes) -> Place:
     return _whole_place_of(route)[1]
 
 
-def _places(keys: Iterable[Key]) -> dict[tuple[int, int], set[Place]]:
+def _scope(keys: Iterable[Key]) -> dict[tuple[int, int], set[Place]]:
     """Return the places that are named by routes' keys, by family and table."""
     found: dict[tuple[int, int], set[Place]] = {}
     for _, table, version, negative_length, network, metric, tos in keys:
@@ -923,7 +923,7 @@ def _whole_place_of(route: bytes) -> tuple[tuple[int, int], Place]:
 
 
 def _whole_places(keys: Iterable[Key]) -> set[tuple[tuple[int, int], Place]]:
-    return {(where, place) for where, places in _places(keys).items() for place in places}
+    return {(where, place) for where, places in _scope(keys).items() for place in places}
 
 
 def _in_places(
@@ -949,7 +949,7 @@ def _stands_in(places: set[Place], lengths: frozenset[int], route: bytes) -> boo
 def _read_pods_routes(inside: Rtnetlink, keys: Iterable[Key]) -> tuple[Told, ...]:
     """Read ours, and what stands in the place of one that is not among them."""
     filters = (("RTA_TABLE", MAIN_TABLE),)
-    places = _places(keys)
+    places = _scope(keys)
     ours = []
     for number in AF.values():
         told = _routes_of(inside, filters, family=number, proto=PROTOCOL)
@@ -988,7 +988,7 @@ def _observe_places(
     for route in (o for o in places if isinstance(o, Route)):
         # The kernel has no other way to ask for one route: it tells which one a packet would take
         # (RTM_F_FIB_MATCH, Linux 4.13). With the rule to the pods' table gone it names another
-        # one, and this one counts as missing until a look at everything finds out why.
+        # one, and this one counts as missing until a full pass finds out why.
         message = _get(
             host,
             ROUTES,

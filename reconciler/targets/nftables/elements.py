@@ -67,7 +67,7 @@ _Part = tuple[bytes, bool, str]
 
 
 class Reader:
-    """Reads elements; what is as it was at the last look is not decoded again."""
+    """Reads elements; what is as it was at the last observation is not decoded again."""
 
     def __init__(self) -> None:
         self._parts: dict[bytes, _Part] = {}
@@ -82,7 +82,7 @@ class Reader:
         self._left = MAX_ELEMENTS
 
     def end(self) -> None:
-        """End it: what it has not met is forgotten, for the next look may be far away."""
+        """End it: what it has not met is forgotten, for the next observation may be far away."""
         self._parts_before, self._known_before = self._parts, self._known
 
     def read(

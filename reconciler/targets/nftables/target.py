@@ -257,7 +257,7 @@ class ForwardRules:
         return tuple(failures)
 
     def _look(self) -> Seen:
-        """Look at everything, unless no ruleset has changed since the last look."""
+        """Look at everything, unless no ruleset has changed since the last observation."""
         now = self._kernel.foreign_generation()
         if self._seen is None or self._seen[0] != now:
             # A change that comes in between has a later number, and is seen next time.

@@ -42,11 +42,15 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, LockedError, ObserveError, StateError
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
-from reconciler.ipam.records import BY_KEY, DOUBT_S, Records, SetAside
+from reconciler.ipam.records import BY_KEY, WITHHELD_S, Records, SetAside
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.netlink.namespaces import Place, own_namespace
 from reconciler.targets.state.clock import Clock, boot_id, clock_offset, seconds_of, shift
-from reconciler.targets.state.observation import MAX_LOOK_BYTES, decode_look, encode_look
+from reconciler.targets.state.observation import (
+    MAX_OBSERVATION_BYTES,
+    decode_observation,
+    encode_observation,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ VERSION = 1
 """Schema of the records."""
 
 LOOK = "look.json"
-"""The last look at EC2."""
+"""The last observation of EC2."""
 
 Record = Intent | Attachment | Cooling | Quarantine | Creation
 OurRecord = Attachment | Cooling | Quarantine | Creation
@@ -492,7 +496,7 @@ class StateDirectory:
             self._known[kind][name] = record
             self._overruled[kind, name] = version
 
-    def take_over(self, release: Mapping[str, Any]) -> None:
+    def hand_over(self, release: Mapping[str, Any]) -> None:
         """Take a release that the executable could not write down.
 
         It is written here if that is possible, or else remembered: until the intent goes, until
@@ -545,30 +549,34 @@ class StateDirectory:
             self._known["creations"].pop(self._path(creation).name, None)
 
     def remember(self, node: Node, cloud: Cloud) -> None:
-        """Keep a look at EC2, so that a restart does not have to wait for the next one.
+        """Keep an observation of EC2, so that a restart does not have to wait for the next one.
 
         Raises:
             StateError: it cannot be written.
         """
         try:
-            write_atomically(self.root / LOOK, {"version": VERSION} | encode_look(node, cloud))
+            write_atomically(
+                self.root / LOOK, {"version": VERSION} | encode_observation(node, cloud)
+            )
         except OSError as error:
             raise StateError(f"cannot write {self.root / LOOK}: {error.strerror}") from error
 
     def recall(self) -> tuple[Node, Cloud] | None:
-        """Return the last look that was kept; None if there is none that can be read.
+        """Return the last observation that was kept; None if there is none that can be read.
 
-        It is a cache: the next look replaces it, whatever it holds.
+        It is a cache: the next observation replaces it, whatever it holds.
         """
         try:
-            body = json.loads(_read(str(self.root / LOOK), limit=MAX_LOOK_BYTES))
+            body = json.loads(_read(str(self.root / LOOK), limit=MAX_OBSERVATION_BYTES))
             _check_version(body)
-            return decode_look(body)
+            return decode_observation(body)
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
             why = _why(error)
-            log.warning("the last look at EC2 cannot be read; another is made", extra={"why": why})
+            log.warning(
+                "the last observation of EC2 cannot be read; another is made", extra={"why": why}
+            )
             return None
 
     def _intents(self, names: Iterable[str] | None, is_alive: IsAlive) -> tuple[Intent, ...]:
@@ -621,7 +629,7 @@ class StateDirectory:
         """Refuse to replace an intent that the executable has replaced since it was seen.
 
         Raises:
-            OSError: it has; the next look will see what it is now.
+            OSError: it has; the next observation will see what it is now.
         """
         try:
             now = self._as_told(_parse_intent(json.loads(_read(str(path)))))
@@ -789,7 +797,7 @@ class StateDirectory:
         with suppress(ValueError):
             address, _, length = name.removesuffix(".json").partition("-")
             if kind == "cooling":
-                self._known[kind][name] = Cooling(ip_address(address), since + DOUBT_S)
+                self._known[kind][name] = Cooling(ip_address(address), since + WITHHELD_S)
             elif kind == "quarantine":
                 network = ip_network(f"{address}/{length}")
                 self._known[kind][name] = Quarantine(network, since, asked=since)

@@ -1,4 +1,4 @@
-"""A look at EC2 as JSON, for the state directory.
+"""The last observation of EC2 as JSON, for the state directory.
 
 It outlives the release that wrote it. A field that this release does not know is left out, one
 that an earlier release did not have gets its default. Whatever else is wrong makes it no look at
@@ -20,7 +20,7 @@ from reconciler.ipam.subnet import Subnet
 
 Json = dict[str, Any]
 
-MAX_LOOK_BYTES = 4 << 20
+MAX_OBSERVATION_BYTES = 4 << 20
 """Bytes of a look. The largest instance's ENIs take some 100 KiB; a subnet 300 bytes, or 20 KiB
 with the fifty tags that EC2 allows."""
 
@@ -42,11 +42,11 @@ UNREADABLE = (
 T = TypeVar("T")
 
 
-def encode_look(node: Node, cloud: Cloud) -> Json:
-    """Return what ``decode_look`` reads back.
+def encode_observation(node: Node, cloud: Cloud) -> Json:
+    """Return what ``decode_observation`` reads back.
 
-    Subnets are left out if they would make it too large: the next look at EC2 brings them, and no
-    pod that runs depends on them.
+    Subnets are left out if they would make it too large: the next observation of EC2 brings them,
+    and no pod that runs depends on them.
     """
     body: Json = {
         "node": asdict(node)
@@ -55,12 +55,12 @@ def encode_look(node: Node, cloud: Cloud) -> Json:
         "subnets": [asdict(s) | {"cidr": str(s.cidr)} for s in cloud.subnets.values()],
         "enis": [_encode_eni(e) for e in cloud.enis],
     }
-    if len(json.dumps(body["subnets"])) > MAX_LOOK_BYTES // 2:
+    if len(json.dumps(body["subnets"])) > MAX_OBSERVATION_BYTES // 2:
         body["subnets"] = []
     return body
 
 
-def decode_look(body: Json) -> tuple[Node, Cloud]:
+def decode_observation(body: Json) -> tuple[Node, Cloud]:
     """Read a look.
 
     Raises:
@@ -91,10 +91,11 @@ def _read_fields(kind: type[T], body: Json, readers: dict[str, Callable[[Any], A
     """
     values: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]  # dataclasses all
-        if field.name not in body and field.default is not MISSING:
+        name = ON_DISK.get(field.name, field.name)
+        if name not in body and field.default is not MISSING:
             continue
-        value = body[field.name]
-        read = readers.get(field.name)
+        value = body[name]
+        read = readers.get(name)
         values[field.name] = read(value) if read else _plain(value, str(field.type))
     return kind(**values)
 
@@ -175,12 +176,17 @@ ENI_FIELDS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+ON_DISK = {"ipv6_prefixes": "boundless"}
+"""Fields that earlier releases have written by another name."""
+
+
 def _encode_eni(eni: Eni) -> Json:
-    return asdict(eni) | {
+    named = {ON_DISK.get(k, k): v for k, v in asdict(eni).items()}
+    return named | {
         "subnet_cidr": str(eni.subnet_cidr),
         "primary": str(eni.primary),
         "secondaries": [str(a) for a in eni.secondaries],
         "prefixes": [str(p) for p in eni.prefixes],
-        "boundless": [str(p) for p in eni.boundless],
+        "boundless": [str(p) for p in eni.ipv6_prefixes],
         "host_addresses": [str(a) for a in eni.host_addresses],
     }

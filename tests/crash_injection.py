@@ -31,7 +31,7 @@ from fakes import (
     FakeSysctl,
 )
 
-from reconciler.core.attachment import AttachmentKey, IntentState, alias_key
+from reconciler.core.attachment import AttachmentKey, IntentState, alias_key, netns_identity
 from reconciler.core.forward import ForwardChain
 from reconciler.core.installation import Installation
 from reconciler.core.predecessor import Allocation, PodEnd, Sighting, StockRoute, StockRule
@@ -213,6 +213,12 @@ class Doomed:
             k: copy(v) if isinstance(v, dict | set | list) else v
             for k, v in vars(self._fake).items()
         }
+
+
+def _namespace(number: int) -> str:
+    """What a pod's namespace is known by; that of number 0 has no known inode."""
+    one = intent(number)
+    return netns_identity(one.netns, one.netns_inode)
 
 
 def _kind(action: Any) -> str:
@@ -469,7 +475,7 @@ class Life:
     def begin_pod(self, number: int) -> None:
         self.running.add(number)
         self.kernel.running.add(intent(number).key)
-        self.kernel.namespaces.add(f"/run/netns/pod{number}@{number}")
+        self.kernel.namespaces.add(_namespace(number))
         self.disk.put(intent(number))
 
     def end_pod(self, number: int, *, silently: bool = False) -> None:
@@ -484,7 +490,7 @@ class Life:
         self.disk.put(replace(intent(number), netns_alive=False))
 
     def _lose_namespace(self, number: int) -> None:
-        self.kernel.lose_namespace(f"/run/netns/pod{number}@{number}")
+        self.kernel.lose_namespace(_namespace(number))
         if self.stock and number == STOCK_POD:
             self.remains.sighting = replace(self.remains.sighting, routes=())
         for record in self.disk.observe().attachments:

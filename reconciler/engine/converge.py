@@ -126,7 +126,9 @@ def hold_nothing(domain: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ..
 
 def dry_run(domains: Sequence[Domain], inputs: Any) -> Outcomes:
     """Plan every domain; apply nothing."""
-    return _by_each_target(domains, lambda target, group: _look(target, group, inputs)[0])
+    return _by_each_target(
+        domains, lambda target, group: _look(target, _Desires.of(group, inputs))[0]
+    )
 
 
 def converge(
@@ -160,7 +162,8 @@ def _by_each_target(
 def _converge_target(
     target: Target, domains: Sequence[Domain], inputs: Any, max_rounds: int, hold: Hold
 ) -> Outcomes:
-    first, merged = _look(target, domains, inputs, hold)
+    desires = _Desires.of(domains, inputs)
+    first, merged = _look(target, desires, hold)
     latest = first
     failures: tuple[ApplyError, ...] = ()
     applied: tuple[Action, ...] = ()
@@ -176,7 +179,7 @@ def _converge_target(
         except ReconcilerError as error:
             # How far it came is seen by the next observation.
             failures, applied, whole = (), (), (error,)
-        latest, merged = _look(target, domains, inputs, hold)
+        latest, merged = _look(target, desires, hold)
         if merged.actions == before or any(cut_kinds(o.observed) for o in latest.values()):
             # The same again: another round cannot help, a later pass may. Or somebody has made
             # more than one look shows: the rest goes with later passes, between which pods come.
@@ -196,48 +199,64 @@ def _converge_target(
     }
 
 
-def _look(
-    target: Target, domains: Sequence[Domain], inputs: Any, hold: Hold = hold_nothing
-) -> tuple[Outcomes, Plan]:
-    """One desire, observe, plan over the domains of one target."""
-    desired: dict[str, Any] = {}
-    outcomes: Outcomes = {}
-    for domain in domains:
-        try:
-            with boundary(f"desire of {domain.name}"):
-                desired[domain.name] = domain.desire(inputs)
-        except ReconcilerError as error:
-            outcomes[domain.name] = Outcome(errors=(error,))
-    if not desired:
+@dataclass(frozen=True, slots=True)
+class _Desires:
+    """What the domains of one target desire. The same inputs desire the same in every round.
+
+    Attributes:
+        wanted: each domain that could say, and what.
+        failed: the others.
+        objects: all of it that is objects.
+        values: what is not.
+    """
+
+    wanted: Sequence[tuple[Domain, Any]]
+    failed: Outcomes
+    objects: frozenset[Any]
+    values: Sequence[Any]
+
+    @classmethod
+    def of(cls, domains: Sequence[Domain], inputs: Any) -> _Desires:
+        wanted: list[tuple[Domain, Any]] = []
+        failed: Outcomes = {}
+        for domain in domains:
+            try:
+                with boundary(f"desire of {domain.name}"):
+                    wanted.append((domain, domain.desire(inputs)))
+            except ReconcilerError as error:
+                failed[domain.name] = Outcome(errors=(error,))
+        sets = [d for _, d in wanted if isinstance(d, frozenset)]
+        values = [d for _, d in wanted if not isinstance(d, frozenset)]
+        return cls(wanted, failed, frozenset().union(*sets), values)
+
+
+def _look(target: Target, desires: _Desires, hold: Hold = hold_nothing) -> tuple[Outcomes, Plan]:
+    """One observe and plan over the domains of one target."""
+    outcomes = dict(desires.failed)
+    if not desires.wanted:
         return outcomes, Plan()
-    objects: frozenset[Any] = frozenset().union(
-        *(d for d in desired.values() if isinstance(d, frozenset))
-    )
-    values = [d for d in desired.values() if not isinstance(d, frozenset)]
+    domains = [domain for domain, _ in desires.wanted]
     try:
         with boundary(f"observe of {_names(domains)}"):
-            observed = target.observe([*objects, *values])
+            observed = target.observe([*desires.objects, *desires.values])
     except ReconcilerError as error:
         return {d.name: Outcome(errors=(error,)) for d in domains} | outcomes, Plan()
     plans: dict[str, Plan] = {}
-    others = observed - objects if isinstance(observed, frozenset) else frozenset()
-    for domain in domains:
-        if domain.name in desired:
-            if unread := why_unread(observed, domain.kinds):
-                outcomes[domain.name] = Outcome(errors=(unread,))
-                continue
-            want = readable(desired[domain.name], observed)
-            try:
-                with boundary(f"plan of {domain.name}"):
-                    plan, errors = hold(
-                        domain, domain.plan(want, domain.sift(observed, want, others))
-                    )
-            except ReconcilerError as error:
-                outcomes[domain.name] = Outcome(want, observed, errors=(error,))
-                continue
-            plan += Plan(refusals=tuple(_name_cut(domain, observed)))
-            plans[domain.name] = plan
-            outcomes[domain.name] = Outcome(want, observed, plan, plan, errors=errors)
+    others = observed - desires.objects if isinstance(observed, frozenset) else frozenset()
+    for domain, desired in desires.wanted:
+        if unread := why_unread(observed, domain.kinds):
+            outcomes[domain.name] = Outcome(errors=(unread,))
+            continue
+        want = readable(desired, observed)
+        try:
+            with boundary(f"plan of {domain.name}"):
+                plan, errors = hold(domain, domain.plan(want, domain.sift(observed, want, others)))
+        except ReconcilerError as error:
+            outcomes[domain.name] = Outcome(want, observed, errors=(error,))
+            continue
+        plan += Plan(refusals=tuple(_name_cut(domain, observed)))
+        plans[domain.name] = plan
+        outcomes[domain.name] = Outcome(want, observed, plan, plan, errors=errors)
     return outcomes, merge(plans)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from reconciler.core.attachment import Attachment
 from reconciler.domains import address, link, nat, neighbour, route, rule, sysctl
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.inputs import Inputs
@@ -15,7 +18,8 @@ from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Domain, Target
-from reconciler.engine.plan import Plan
+from reconciler.engine.plan import Key, Plan
+from reconciler.errors import ReconcilerError, boundary
 from reconciler.targets.scoped import ScopedTarget
 
 POD_DOMAINS: tuple[tuple[str, Callable[[Inputs], Any], Callable[..., Plan], tuple[type, ...]], ...]
@@ -54,10 +58,47 @@ def inside_objects(inputs: Inputs) -> frozenset[Any]:
     return frozenset(o for o in pod_objects(inputs) if getattr(o, "netns", ""))
 
 
-def pod_domains(kernel: Any, nft: Any, places: frozenset[Any]) -> list[Domain]:
-    """Return the same, for what some pods have and for nothing else."""
-    elements = frozenset(o for o in places if isinstance(o, NftElement))
-    kernel = ScopedTarget(kernel, places - elements)
+def alone(pod: Attachment, inputs: Inputs) -> Inputs:
+    """Inputs of which everything but this pod is left out."""
+    key = frozenset({pod.key})
+    return replace(inputs, attachments=(pod,), visit=key, pods=key, unreadable=frozenset())
+
+
+class PodObjects:
+    """What single pods have in the kernel, computed once for each that is asked for.
+
+    Args:
+        inputs: what the pass plans on.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._known: dict[Attachment, frozenset[Any] | None] = {}
+
+    def of(self, pod: Attachment) -> frozenset[Any] | None:
+        """Return all of a pod's objects; None if they cannot be told."""
+        if pod not in self._known:
+            self._known[pod] = None
+            with suppress(ReconcilerError), boundary("desire of one pod"):
+                self._known[pod] = pod_objects(alone(pod, self._inputs))
+        return self._known[pod]
+
+    def has_any(self, pod: Attachment, left: Collection[tuple[str, Key]]) -> bool:
+        """Whether a pod has one of some objects, by kind and key; so too if it cannot be told."""
+        objects = self.of(pod)
+        return objects is None or any((o.kind, o.key) in left for o in objects)
+
+
+def pod_domains(kernel: Any, nft: Any, gone: frozenset[Any] = frozenset()) -> list[Domain]:
+    """Return the same, for what some pods have and for nothing else.
+
+    Args:
+        kernel: as there.
+        nft: as there.
+        gone: what is looked at besides all that is desired: it is not wanted any more.
+    """
+    elements = frozenset(o for o in gone if isinstance(o, NftElement))
+    kernel = ScopedTarget(kernel, gone - elements)
     nft = ScopedTarget(nft, elements)
     return [
         Domain(name, desire, plan, nft, kinds, atomic=True)

@@ -11,18 +11,16 @@ would give that owner's link our address, and its namespace our default route.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.domains.inputs import Inputs
 from reconciler.domains.link import PodLink, Veth
 from reconciler.engine.converge import Domain
 from reconciler.engine.plan import Action, Key, Plan, Verb
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.records import Records
-from reconciler.node.kernel_domains import pod_objects
+from reconciler.node.kernel_domains import PodObjects
 
 Look = Callable[[Collection[AttachmentKey]], Records]
 """Reads the records of some pods again."""
@@ -32,12 +30,16 @@ class Leaving:
     """Takes what would be made for such a pod out of the plans of one pass.
 
     Args:
-        inputs: what the pass plans on.
+        attachments: of the pods that the pass plans for.
+        objects: what each of them has.
         look: reads records again; only those of pods for which something would be made.
     """
 
-    def __init__(self, inputs: Inputs, look: Look) -> None:
-        self._inputs = inputs
+    def __init__(
+        self, attachments: Collection[Attachment], objects: PodObjects, look: Look
+    ) -> None:
+        self._attachments = attachments
+        self._objects = objects
         self._look = look
         self._known: dict[AttachmentKey, bool] = {}
         self._lost: frozenset[str] = frozenset()
@@ -63,12 +65,8 @@ class Leaving:
             return plan
         theirs: set[tuple[str, Key]] = set()
         for pod in going:
-            alone = replace(
-                self._inputs, attachments=(pod,), visit=None, pods=frozenset({pod.key})
-            )
             # Of one whose objects cannot be told nothing is made but by mistake, and that is seen.
-            with suppress(ReconcilerError), boundary("desire of one pod"):
-                theirs |= {(o.kind, o.key) for o in pod_objects(alone)}
+            theirs |= {(o.kind, o.key) for o in self._objects.of(pod) or ()}
         kept = [a for a in plan.actions if a.verb is Verb.DELETE or (a.kind, a.key) not in theirs]
         return replace(plan, actions=tuple(kept))
 
@@ -85,7 +83,7 @@ class Leaving:
                 places.add(netns)
             else:
                 devices.add(getattr(o, "device", "") or getattr(o, "name", ""))
-        return [a for a in self._inputs.attachments if a.netns in places or a.veth in devices]
+        return [a for a in self._attachments if a.netns in places or a.veth in devices]
 
     def _going(self, attachments: list[Attachment]) -> tuple[Attachment, ...]:
         asked = frozenset(a.key for a in attachments if a.key not in self._known)

@@ -68,7 +68,14 @@ from reconciler.migration import takeover
 from reconciler.migration.migration import Migration
 from reconciler.node.cooldown import Cooldowns
 from reconciler.node.environment import Environment
-from reconciler.node.kernel_domains import inside_objects, kernel_domains, pod_domains, pod_objects
+from reconciler.node.kernel_domains import (
+    PodObjects,
+    alone,
+    inside_objects,
+    kernel_domains,
+    pod_domains,
+    pod_objects,
+)
 from reconciler.node.leaving import Leaving
 from reconciler.node.pass_result import (
     PassResult,
@@ -386,15 +393,19 @@ class LocalNode:
         self._unread = self._unread.among(a.key for a in records.living)
         visit = self._to_visit(inputs, audit=audit)
         going = [a for a in records.attachments if a.key in records.released]
-        inputs, kernel = self._converge_kernel(replace(inputs, visit=visit), backoffs, going)
+        inputs = replace(inputs, visit=visit)
+        objects = PodObjects(inputs)
+        inputs, kernel = self._converge_kernel(
+            self._kernel_domains, inputs, objects, backoffs, going
+        )
         outcomes |= kernel
         visited = [a for a in inputs.visited if a in records.living]
-        done = {a.key: a for a in self._in_place(visited, inputs, outcomes)}
+        done = {a.key: a for a in self._in_place(visited, objects, outcomes)}
         finished = records.unfinished & (self._proven | done.keys())
         if (records.released or finished) and not outcomes["attachment"].failed:
             if cut_kinds(outcomes["link"].observed):
                 going = []  # something of theirs may be among what was not shown
-            clear = frozenset(a.key for a in self._in_place(going, inputs, outcomes))
+            clear = frozenset(a.key for a in self._in_place(going, objects, outcomes))
             # What was adopted has its record by now, and the kernel has changed since.
             predecessor = replace(inputs.predecessor, adoptions=())
             after = replace(inputs, clear=clear, finished=finished, predecessor=predecessor)
@@ -438,13 +449,19 @@ class LocalNode:
         observed_at = time.monotonic()
         inputs = replace(inputs, attachments=living, pods=inputs.pods & keys, visit=None)
         inputs = replace(inputs, unreadable=frozenset())  # some may be readable by now
-        # Of a pod that leaves only the host's objects: its own go with its link.
-        visit = frozenset(a.key for a in living)
-        places = pod_objects(replace(inputs, attachments=concerned, pods=keys, visit=visit))
-        inputs, kernel = self._converge_kernel(inputs, backoffs, concerned, places)
+        leaving = tuple(a for a in concerned if a.key in asked.released)
+        gone: frozenset[Any] = frozenset()
+        if leaving:
+            # Only the host's objects: those in a pod's namespace go with its link.
+            gone = pod_objects(
+                replace(inputs, attachments=leaving, pods=keys, visit=frozenset[AttachmentKey]())
+            )
+        domains = pod_domains(self._kernel, self._environment.nft, gone)
+        objects = PodObjects(inputs)
+        inputs, kernel = self._converge_kernel(domains, inputs, objects, backoffs, concerned)
         outcomes |= kernel
         told = [a for a in concerned if a not in living or a in inputs.visited]
-        done = {a.key: a for a in self._in_place(told, inputs, outcomes)}
+        done = {a.key: a for a in self._in_place(told, objects, outcomes)}
         going = frozenset(done.keys() & asked.released)
         finished = frozenset(done.keys() & asked.unfinished)
         if (going or finished) and not outcomes["attachment"].failed:
@@ -475,10 +492,8 @@ class LocalNode:
             return Refusal(f"attachment {key}", "NotAttached", "nothing is bound to it")
         if not attachment.netns_alive:
             return Refusal(f"namespace {attachment.netns}", "Differs", "it is gone")
-        inputs = replace(_alone(attachment, survey), unreadable=frozenset())
-        outcomes = dry_run(
-            pod_domains(self._kernel, self._environment.nft, pod_objects(inputs)), inputs
-        )
+        inputs = alone(attachment, survey)
+        outcomes = dry_run(pod_domains(self._kernel, self._environment.nft), inputs)
         for unread in unread_places(outcomes["link"].observed).values():
             return Refusal(f"namespace {attachment.netns}", "NamespaceUnreadable", str(unread))
         for outcome in outcomes.values():
@@ -642,26 +657,24 @@ class LocalNode:
 
     def _converge_kernel(
         self,
+        domains: Sequence[Domain],
         inputs: Inputs,
+        objects: PodObjects,
         backoffs: Backoffs,
         gone: Iterable[Attachment],
-        places: frozenset[Any] | None = None,
     ) -> tuple[Inputs, Outcomes]:
-        """Converge the kernel, or only what stands in some places.
+        """Converge the kernel.
 
         Again with a pod whose link had to be made anew, because its other end has not been looked
         at. A pod whose namespace turns out to be unreadable is left out, with backoff.
         """
-        domains: Sequence[Domain] = self._kernel_domains
-        if places is not None:
-            domains = pod_domains(self._kernel, self._environment.nft, places)
         inputs = replace(
             inputs,
             unreadable=inputs.unreadable | self._unread.unreadable(self._environment.clock()),
         )
         earlier: Outcomes = {}
         while True:
-            leaving = Leaving(inputs, self._look_again)
+            leaving = Leaving(inputs.attachments, objects, self._look_again)
             hold = partial(_hold, backoffs, time.monotonic(), leaving)
             outcomes = converge(domains, inputs, hold=hold, leaving=gone)
             outcomes = {
@@ -754,7 +767,7 @@ class LocalNode:
 
     def _inspect_one(self, pod: Attachment, inputs: Inputs) -> str:
         """Note what a pod has changed; return why that cannot be read, if so."""
-        wanted = inside_objects(replace(_alone(pod, inputs), unreadable=frozenset()))
+        wanted = inside_objects(alone(pod, inputs))
         try:
             with boundary("the look into a pod"):
                 seen = self._kernel.observe_inside(wanted)
@@ -981,7 +994,7 @@ class LocalNode:
         return cloud
 
     def _in_place(
-        self, attachments: Iterable[Attachment], inputs: Inputs, outcomes: Outcomes
+        self, attachments: Iterable[Attachment], objects: PodObjects, outcomes: Outcomes
     ) -> list[Attachment]:
         """Return those of whose kernel objects none is left to do, and this was seen."""
         results = [outcomes[d.name] for d in self._kernel_domains if d.name in outcomes]
@@ -994,7 +1007,7 @@ class LocalNode:
         return [
             a
             for a in attachments
-            if a.key not in apart and (not left or _lacks_nothing(a, inputs, left))
+            if a.key not in apart and not (left and objects.has_any(a, left))
         ]
 
     def _all_in_place(self, outcomes: Outcomes) -> bool:
@@ -1055,16 +1068,6 @@ def _changed_by_pods(pods: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def _lacks_nothing(attachment: Attachment, inputs: Inputs, left: Collection[Any]) -> bool:
-    """Whether none of an attachment's objects is left to do; not if those cannot be told."""
-    try:
-        with boundary("desire of one pod"):
-            objects = pod_objects(_alone(attachment, inputs))
-    except ReconcilerError:
-        return False
-    return not any((o.kind, o.key) in left for o in objects)
-
-
 def _need_node(inputs: Inputs) -> None:
     """Refuse to plan where neither an ENI nor a pod has a link: pods would seem to lack theirs.
 
@@ -1086,9 +1089,3 @@ def _without_copies(
 ) -> tuple[Attachment, ...]:
     copies = find_copies(attachments, linked)
     return tuple(a for a in attachments if a.key not in copies)
-
-
-def _alone(attachment: Attachment, inputs: Inputs) -> Inputs:
-    """Inputs of which everything but this attachment is left out."""
-    key = frozenset({attachment.key})
-    return replace(inputs, attachments=(attachment,), visit=key, pods=key)

@@ -11,17 +11,16 @@ from reconciler.ipam.records import Records
 
 
 class ScopedTarget:
-    """A target that looks only where some objects live."""
+    """A target that looks only where what is desired lives, and some objects that are not."""
 
-    def __init__(self, target: Any, places: frozenset[Any]) -> None:
+    def __init__(self, target: Any, gone: frozenset[Any]) -> None:
         self._target = target
-        self._scope = places
+        self._gone = gone
         self.apply = target.apply
 
     def observe(self, desired: Iterable[Any]) -> Any:
         """Look there."""
-        del desired  # what is not wanted any more has its place as well
-        return self._target.observe_at(self._scope)
+        return self._target.observe_at(self._gone.union(desired))
 
 
 class StateReadOnce:

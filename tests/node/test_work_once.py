@@ -1,0 +1,74 @@
+"""What a pass needs is computed or read once, and handed on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from builders import intent
+from node.test_passes import Simulation
+
+from reconciler.core.attachment import AttachmentKey
+from reconciler.domains import attachment
+from reconciler.domains.address import LinkAddress
+from reconciler.errors import ApplyError
+from reconciler.node import kernel_domains
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each domain of pods has computed what it desires."""
+    counted: Counter[str] = Counter()
+
+    def counting(name: str, desire: Any) -> Any:
+        def count(inputs: Any) -> Any:
+            counted[name] += 1
+            return desire(inputs)
+
+        return count
+
+    monkeypatch.setattr(
+        kernel_domains,
+        "POD_DOMAINS",
+        tuple((n, counting(n, desire), *rest) for n, desire, *rest in kernel_domains.POD_DOMAINS),
+    )
+    monkeypatch.setattr(attachment, "desire", counting("attachment", attachment.desire))
+    return counted
+
+
+def test_an_add_computes_once_what_each_domain_desires(calls: Counter[str]) -> None:
+    sim = Simulation()
+    sim.turn()
+    sim.start_pod(1)
+    key: AttachmentKey = intent(1).key
+    calls.clear()
+    result = sim.node.pods_pass(frozenset({key}))
+    assert result.done.keys() == {key}
+    assert calls.pop("attachment") == 2, "to bind it, and to record it as finished"
+    assert calls == {name: 1 for name, *_ in kernel_domains.POD_DOMAINS}
+
+
+def test_a_pass_computes_once_what_each_pod_that_lacks_something_desires(
+    calls: Counter[str],
+) -> None:
+    """Beside what it computes for all: whether a pod leaves, and whether it is in place."""
+    sim = Simulation()
+    sim.turn()
+    for number in (1, 2):
+        sim.start_pod(number)
+    keys = frozenset({intent(1).key, intent(2).key})
+    apply = sim.netlink.apply
+
+    def refuse_addresses(actions: Any) -> Any:
+        refused = [a for a in actions if a.kind == LinkAddress.kind]
+        failures = apply([a for a in actions if a not in refused])
+        return (*failures, *(ApplyError(str(a), "EIO", "") for a in refused))
+
+    sim.netlink.apply = refuse_addresses  # type: ignore[method-assign]
+    calls.clear()
+    result = sim.node.pods_pass(keys)
+    assert not result.settled
+    assert not result.done
+    del calls["attachment"]
+    assert calls == {name: 1 + len(keys) for name, *_ in kernel_domains.POD_DOMAINS}

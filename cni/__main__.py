@@ -303,7 +303,7 @@ def _connect(call: Call) -> exchange.Connection:
         raise CniError(
             protocol.TRY_AGAIN,
             "the reconciler is not running on this node",
-            f"{call.state_dir}/node-network.sock: {_why(error)}",
+            f"{call.state_dir}/{exchange.SOCKET}: {_why(error)}",
         ) from error
 
 

@@ -16,6 +16,9 @@ SHORT_S = 0.25
 MAX_ANSWER = 1 << 20
 """Bytes of an answer."""
 
+SOCKET = "node-network.sock"
+"""In the state directory."""
+
 Connection = socket.socket
 
 
@@ -28,7 +31,7 @@ def connect(state_dir: str, timeout_s: float) -> Connection:
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         s.settimeout(timeout_s)
-        s.connect(f"{state_dir}/node-network.sock")
+        s.connect(f"{state_dir}/{SOCKET}")
     except OSError:
         s.close()
         raise

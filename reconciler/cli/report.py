@@ -1,17 +1,14 @@
-"""Outcomes as text for people and as JSON for programs."""
+"""Outcomes of domains, as text for people and as JSON for programs."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from reconciler.engine.converge import Outcome, actions_of
 from reconciler.engine.finding import Finding
 from reconciler.engine.plan import Action, Keyed, Verb
-from reconciler.node.passes import Traced
-from schemas.load import DocumentError
 
 
 def as_text(outcomes: Mapping[str, Outcome]) -> str:
@@ -70,21 +67,6 @@ def _findings(findings: Iterable[Finding]) -> list[dict[str, str]]:
     return [{"subject": f.subject, "reason": f.reason, "message": f.message} for f in findings]
 
 
-def problems_json(error: DocumentError) -> str:
-    """Return what is wrong with a document as one JSON object."""
-    problems = [
-        {
-            "file": p.source,
-            "line": p.line,
-            "column": p.column,
-            "path": p.path,
-            "message": p.message,
-        }
-        for p in error.problems
-    ]
-    return json.dumps({"errors": problems}, indent=2) + "\n"
-
-
 def action_line(action: Action) -> str:
     """``+ rule   ip rule add ...   # missing``, with the EC2 calls it costs."""
     calls = f" [EC2: {', '.join(action.calls)}]" if action.calls else ""
@@ -134,88 +116,6 @@ def exit_code(outcomes: Mapping[str, Outcome], *, remaining: bool = False) -> in
     return 1 if any(plans) else 0
 
 
-def traces_text(traces: Iterable[Traced]) -> str:
-    """Print each decision of connections' ways, and what stands against them."""
-    return "\n".join(_joined(list(_trace_lines(traced))) for traced in traces)
-
-
-def _trace_lines(traced: Traced) -> Iterator[str]:
-    for leg in traced.planned.legs:
-        yield leg.name
-        yield from (f"  {step.about:<10} {step.text}" for step in leg.steps)
-    against = (*traced.planned.troubles, *traced.differences, *traced.obstacles)
-    yield from (f"! {text}" for text in against)
-    yield from (f"note: {text}" for text in (*traced.planned.hints, *traced.hints))
-    if traced.planned.legs and not traced.differences and not traced.obstacles:
-        yield "the kernel agrees with every step"
-
-
-def traces_json(traces: Iterable[Traced]) -> str:
-    """Return the same as one JSON object."""
-    return json.dumps({"traces": [_trace_body(t) for t in traces]}, indent=2) + "\n"
-
-
-def _trace_body(traced: Traced) -> dict[str, Any]:
-    planned = traced.planned
-    return {
-        "source": str(planned.source),
-        "device": planned.device,
-        "legs": [
-            {
-                "name": leg.name,
-                "steps": [{"about": s.about, "text": s.text} for s in leg.steps],
-                "lookups": [
-                    {"command": packet.command, "decision": str(decision)}
-                    for packet, decision in leg.lookups
-                ],
-            }
-            for leg in planned.legs
-        ],
-        "troubles": list(planned.troubles),
-        "differences": list(traced.differences),
-        "obstacles": list(traced.obstacles),
-        "hints": [*planned.hints, *traced.hints],
-    }
-
-
-def status_text(body: Mapping[str, Any]) -> str:
-    """What ``status`` prints."""
-    document = body["document"]
-    # The condition below says what is wrong with it.
-    refused = "; the file has changed since and is refused" if document["refused"] else ""
-    lines = [
-        f"document     {document['path']} (generation {document['generation']}{refused})",
-        f"settled      {'yes' if body['settled'] else 'no'}",
-    ]
-    pool = body["pool"]
-    lines.append(f"pool         {', '.join(f'{count} {state}' for state, count in pool.items())}")
-    for eni in body["enis"]:
-        owner = "" if eni["owned"] else ", foreign"
-        lines.append(
-            f"eni          {eni['id']} device {eni['device']}, {eni['status']}, "
-            f"{eni['addresses']} addresses{_prefixes(eni)}{owner}"
-        )
-    lines += [
-        f"attachment   {' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
-        for a in body["attachments"]
-    ]
-    if body["cooling"]:
-        lines.append(f"cooling      {', '.join(body['cooling'])}")
-    lines += [
-        f"condition    {c['reason']} since {c['since']}: {c['subject']}: {_condition_text(c)}"
-        for c in body["conditions"]
-    ]
-    return "\n".join(lines)
-
-
-def _condition_text(condition: Mapping[str, Any]) -> str:
-    """Leave out what the line has said already: an action's error begins with both."""
-    text = str(condition["text"])
-    for said in (condition["subject"], condition["reason"]):
-        text = text.removeprefix(f"{said}: ")
-    return text
-
-
 def _refusals(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
     for outcome in outcomes.values():
         for refusal in outcome.remaining.refusals:
@@ -238,7 +138,3 @@ def _calls(outcomes: Mapping[str, Outcome]) -> Counter[str]:
 
 def _joined(lines: list[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-def _prefixes(eni: dict[str, Any]) -> str:
-    return f", {' '.join(eni['prefixes'])}" if eni["prefixes"] else ""

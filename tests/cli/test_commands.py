@@ -18,15 +18,17 @@ from typing import Any
 
 import pytest
 
-from reconciler.cli import commands
+from reconciler.cli import run
 
 DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 PROGRAM = [sys.executable, "-m", "reconciler"]
 
 USER = """
 import encodings.utf_8_sig, json, os, sys  # this Python itself may be root's
-from reconciler.cli.commands import run_command_line
-import lab.cli
+from importlib import import_module
+from reconciler.cli.main import MODULES, run_command_line
+for module in MODULES.values():
+    import_module(module)
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 found = []
 for argv in json.loads(sys.argv[1]):
@@ -191,7 +193,7 @@ def test_a_signal_ends_the_daemon_wherever_its_main_thread_is() -> None:
     stopping = threading.Event()
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        commands._stop_when_told(SimpleNamespace(stop=stopping.set))  # type: ignore[arg-type]
+        run._stop_when_told(SimpleNamespace(stop=stopping.set))  # type: ignore[arg-type]
         with stopping._cond:  # type: ignore[attr-defined]
             signal.raise_signal(signal.SIGTERM)
         assert stopping.wait(15)

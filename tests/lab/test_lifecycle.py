@@ -22,7 +22,7 @@ from lab import lifecycle, netns
 from lab.lifecycle import Lab, LabError
 from lab.topology import STATE, Names
 from lab.traffic import Receiver, probe
-from reconciler.cli.commands import main
+from reconciler.cli.main import main
 
 pytestmark = pytest.mark.lab
 

@@ -288,7 +288,7 @@ def _is_dead(pid: int) -> bool:
 
 def test_the_daemon_itself_does_not_have_the_sdk_in_memory() -> None:
     program = (
-        "import sys, reconciler.cli.commands\n"
+        "import sys, reconciler.cli.run\n"
         "print({'boto3', 'botocore', 'urllib3', 'moto'} & set(sys.modules))\n"
     )
     done = subprocess.run(

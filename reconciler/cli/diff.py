@@ -1,0 +1,50 @@
+"""``diff``: what a pass would do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from reconciler.cli import report
+from reconciler.cli.host import host_options, open_records, show_tracebacks
+from reconciler.cli.options import advice, config_option, fail, output_option, read_document
+from reconciler.errors import ReconcilerError
+from reconciler.node.environment import Environment
+from reconciler.node.passes import LocalNode
+
+
+@click.command()
+@config_option
+@host_options
+@output_option
+def diff(config: Path, state_dir: Path, environment: Environment, output: str) -> None:
+    """Show what differs from the document, and change nothing.
+
+    What other owners have on the node that hurts us is said on stderr, and changes no exit status.
+
+    Exit status: 0 in sync, 1 something differs, 2 an error.
+    """
+    document = read_document(config, output)
+    node = LocalNode(open_records(state_dir), environment)
+    try:
+        outcomes = node.diff(document)
+        findings = [*node.findings(document, outcomes), *report.findings(outcomes)]
+    except ReconcilerError as error:
+        fail(error)
+    if output == "json":
+        click.echo(report.as_json(outcomes, findings), nl=False)
+    else:
+        click.echo(report.as_text(outcomes), nl=False)
+        # Nothing differs by them, so they are no part of the plan and of the exit status.
+        for finding in findings:
+            click.echo(f"! {finding}", err=True)
+        for line in report.foreign(outcomes):
+            click.echo(line, err=True)
+    if summary := report.summary(outcomes):
+        click.echo(summary, err=True)
+    show_tracebacks(outcomes)
+    for cure in {advice(e) for o in outcomes.values() for e in o.errors} - {""}:
+        click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
+    sys.exit(report.exit_code(outcomes))

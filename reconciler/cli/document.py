@@ -1,0 +1,73 @@
+"""``validate`` and ``render``: a document alone, whatever the node has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reconciler.cli.options import (
+    PATH,
+    config_option,
+    fail,
+    output_option,
+    read_document,
+    refuse,
+    state_option,
+)
+from reconciler.domains import conflist
+from reconciler.ipam.capacity import overcommitted
+from reconciler.ipam.cloud import Limits
+from schemas.load import DocumentError, Problem, dump
+from schemas.resolve import resolve
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@output_option
+def validate(file: Path, output: str) -> None:
+    """Check a document without touching anything.
+
+    What maxPods says is compared with what each instance type in instanceTypes can serve.
+
+    Exit status: 0 valid, 2 not.
+    """
+    document = read_document(file, output)
+    problems = []
+    for name, given in document.instance_types:
+        here = resolve(document, instance_type=name, zone="", node_name="")
+        if told := overcommitted(here, name, Limits(given.enis, given.addresses_per_eni)):
+            problems.append(Problem(str(file), 0, 0, "maxPods", told))
+    if problems:
+        refuse(DocumentError(problems), output)
+    click.echo('{"errors": []}' if output == "json" else f"{file}: valid")
+
+
+@click.command()
+@config_option
+@click.option("--instance-type", default="", help="As instance metadata says it.")
+@click.option("--zone", default="", help="Availability zone.")
+@click.option("--node-name", default="", help="As the cluster calls the node.")
+@click.option(
+    "--conflist", "as_conflist", is_flag=True, help="Print the CNI configuration made of it."
+)
+@state_option
+def render(
+    config: Path,
+    instance_type: str,
+    zone: str,
+    node_name: str,
+    state_dir: Path,
+    *,
+    as_conflist: bool,
+) -> None:
+    """Print the document for one node: its overrides applied, all defaults spelt out."""
+    document = read_document(config)
+    try:
+        found = resolve(document, instance_type=instance_type, zone=zone, node_name=node_name)
+    except DocumentError as error:
+        fail(error)
+    if as_conflist:
+        click.echo(conflist.write(conflist.make(found.cni, str(state_dir.absolute()))), nl=False)
+    else:
+        click.echo(dump(found), nl=False)

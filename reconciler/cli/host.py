@@ -1,0 +1,109 @@
+"""What the commands that look at this host take: its environment, its records, the lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reconciler.cli.options import PATH, fail, state_option
+from reconciler.core.installation import Installation
+from reconciler.engine.converge import Outcome
+from reconciler.errors import InternalError, StateError
+from reconciler.node.environment import Environment
+from reconciler.targets.files.installation import HostDirectories
+from reconciler.targets.lock import NamespaceLock
+from reconciler.targets.state.directory import StateDirectory
+
+PROGRAM = "/opt/node-network/bin/node-network-cni"
+"""Where the image has it."""
+
+INSTALL_OPTIONS = (
+    state_option,
+    click.option(
+        "--cni-conf-dir",
+        "conf_dir",
+        envvar="NODE_NETWORK_CNI_CONF_DIR",
+        show_envvar=True,
+        default="",
+        help="The runtime's directory of CNI configurations, usually /etc/cni/net.d; "
+        "10-node-network.conflist is installed there. Default: it is not.",
+    ),
+    click.option(
+        "--cni-bin-dir",
+        "bin_dir",
+        envvar="NODE_NETWORK_CNI_BIN_DIR",
+        show_envvar=True,
+        default="",
+        help="The runtime's directory of CNI plugins, usually /opt/cni/bin; the executable is "
+        "installed there. Default: it is not.",
+    ),
+    click.option(
+        "--cni-executable",
+        "program",
+        type=PATH,
+        envvar="NODE_NETWORK_CNI_EXECUTABLE",
+        show_envvar=True,
+        default=PROGRAM,
+        show_default=True,
+        help="The CNI executable to install.",
+    ),
+)
+
+
+def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Take the state directory, and what is installed where; pass on an ``Environment``."""
+
+    @wraps(command)
+    def run(*, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, **others: Any) -> None:
+        conf, plugins = (str(Path(d).absolute()) if d else "" for d in (conf_dir, bin_dir))
+        places = Installation(conf, plugins, str(program.absolute()), str(state_dir.absolute()))
+        environment = Environment(
+            files=HostDirectories(places), node_name=os.environ.get("NODE_NAME", "")
+        )
+        command(state_dir=state_dir, environment=environment, **others)
+
+    decorated: Callable[..., Any] = run
+    for option in reversed(INSTALL_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def open_records(state_dir: Path) -> StateDirectory:
+    """Open the records to read them.
+
+    They are root's: whoever may not list them would otherwise see a node without any.
+    """
+    try:
+        os.listdir(state_dir)  # noqa: PTH208 - for the errno
+    except FileNotFoundError:
+        pass  # no reconciler has run here yet: there are no records
+    except OSError as error:
+        cure = "run as root" if isinstance(error, PermissionError) else "see --state-dir"
+        fail(StateError(f"cannot read the records in {state_dir}: {error.strerror}; {cure}"))
+    return StateDirectory(state_dir)
+
+
+def lock_records(state_dir: Path) -> tuple[StateDirectory, NamespaceLock]:
+    """Open the records to write them, as the only reconciler of this network namespace.
+
+    Raises:
+        StateError: another one runs, or the directory cannot be used.
+    """
+    state = StateDirectory(state_dir)
+    state.prepare()
+    state.lock()
+    namespace = NamespaceLock()
+    namespace.take()
+    return state, namespace
+
+
+def show_tracebacks(outcomes: Mapping[str, Outcome]) -> None:
+    """Print the traceback of each failure that no code expects, as the daemon logs it."""
+    errors = [e for o in outcomes.values() for e in o.errors]
+    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
+        click.echo(trace, err=True)

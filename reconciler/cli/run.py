@@ -1,0 +1,91 @@
+"""``run``: the daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from reconciler.cli.host import host_options, lock_records
+from reconciler.cli.options import config_option, fail
+from reconciler.daemon import telemetry
+from reconciler.daemon.agent import Agent
+from reconciler.daemon.health import HealthServer
+from reconciler.daemon.server import Server
+from reconciler.errors import ReconcilerError
+from reconciler.node.environment import Environment, apart
+from schemas.load import DocumentError
+
+
+@click.command()
+@config_option
+@host_options
+@click.option(
+    "--listen",
+    envvar="NODE_NETWORK_LISTEN",
+    show_envvar=True,
+    default="",
+    help="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "
+    "address. Default: they are not served.",
+)
+@click.option(
+    "--events/--no-events",
+    default=True,
+    show_default=True,
+    help="Listen for changes of files and of the kernel; or see them by the clock alone, every "
+    "reconcile.resync.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log every look, not only changes.")
+def run(
+    config: Path,
+    state_dir: Path,
+    environment: Environment,
+    listen: str,
+    *,
+    events: bool,
+    verbose: bool,
+) -> None:
+    """Reconcile this node until told to stop (the daemon)."""
+    telemetry.configure(verbose=verbose)
+    try:
+        state, namespace = lock_records(state_dir)
+        agent = Agent(config, state, replace(environment, make_ec2=apart), events=events)
+        door = Server(state.socket, agent)
+        agent.upkeep += [namespace, door]
+        servers: list[Server | HealthServer] = [door]
+        if listen:
+            servers.append(HealthServer(listen, agent))
+        threading.excepthook = agent.duties.note_end
+        _stop_when_told(agent)
+        for server in servers:
+            server.start()
+        try:
+            agent.run()
+        finally:
+            for server in servers:
+                server.stop()
+    except (ReconcilerError, DocumentError) as error:
+        fail(error)
+
+
+def _stop_when_told(agent: Agent) -> None:
+    """Have SIGTERM and SIGINT end the daemon.
+
+    Not from the handler itself: it runs between two steps of the main thread, which may be about
+    to wait, and would then not be woken, or hold the very lock that ``stop`` takes.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def listen() -> None:
+        os.read(told, 1)
+        agent.stop()
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()

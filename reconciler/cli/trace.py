@@ -1,0 +1,158 @@
+"""``trace``: the way of a connection's packets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reconciler.cli.host import open_records
+from reconciler.cli.options import (
+    config_option,
+    fail,
+    output_option,
+    read_document,
+    state_option,
+)
+from reconciler.core.datapath import IpAddress
+from reconciler.diagnostics.trace import Query, find_pod
+from reconciler.domains.inputs import Inputs
+from reconciler.errors import ReconcilerError
+from reconciler.node.passes import LocalNode, Traced
+
+
+class _Address(click.ParamType[IpAddress]):
+    """An IP address of one host; names are not resolved: which of its addresses would be meant?"""
+
+    name = "ADDRESS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IpAddress:
+        try:
+            address = ip_address(value)
+        except ValueError:
+            self.fail(f"{value!r} is no IP address", param, ctx)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        address = mapped or address
+        if address.is_multicast or address.is_unspecified or address.is_loopback:
+            self.fail(f"{address} is no address of another host", param, ctx)
+        if int(address) == 2**32 - 1:
+            self.fail(f"{address} is everybody's address on a link", param, ctx)
+        return address
+
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
+@click.command()
+@click.argument("pod")
+@click.argument("peer", type=_Address(), metavar="DESTINATION")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="That is connected to; of a service, to find its endpoints.",
+)
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="tcp", show_default=True)
+@click.option(
+    "--endpoint", type=_Address(), help="What a service is translated to; else all are traced."
+)
+@click.option("--inbound", is_flag=True, help="The destination opens the connection to the pod.")
+@click.option(
+    "--at",
+    type=_Address(),
+    help="With --inbound: the node's address that it connects to (NodePort, hostPort).",
+)
+@config_option
+@state_option
+@output_option
+def trace(
+    pod: str,
+    peer: IpAddress,
+    port: int | None,
+    protocol: str,
+    endpoint: IpAddress | None,
+    at: IpAddress | None,
+    config: Path,
+    state_dir: Path,
+    output: str,
+    *,
+    inbound: bool,
+) -> None:
+    """Say how a pod's packets to DESTINATION find their way, and the answers back.
+
+    No packet is sent: what is desired is walked, the kernel is asked the same questions, and other
+    owners' chains are followed rule by rule, in nftables and iptables.
+    POD is namespace/name, a name, an address, a container ID, or host.
+
+    Exit status: 0 it works as far as the node can know, 1 something is against it, 2 an error.
+    """
+    if at and not inbound:
+        raise click.UsageError("--at is about connections from outside; add --inbound")
+    document = read_document(config, output)
+    node = LocalNode(open_records(state_dir))
+    try:
+        ends: tuple[IpAddress | None, ...] = (endpoint,)
+        if port and not endpoint and not inbound:
+            ends = node.endpoints(peer, protocol, port) or ends
+
+        def make(inputs: Inputs) -> list[Query]:
+            who = find_pod(inputs.attachments, pod)
+            number = PROTOCOLS[protocol]
+            return [Query(who, peer, inbound, at, end, number, port) for end in ends]
+
+        traces = node.trace(document, make)
+    except ReconcilerError as error:
+        fail(error)
+    text = _as_json(traces) if output == "json" else _as_text(traces)
+    click.echo(text, nl=False)
+    sys.exit(1 if any(t.planned.troubles or t.differences or t.obstacles for t in traces) else 0)
+
+
+def _as_text(traces: Iterable[Traced]) -> str:
+    """Print each decision of connections' ways, and what stands against them."""
+    return "\n".join("".join(f"{line}\n" for line in _lines(traced)) for traced in traces)
+
+
+def _lines(traced: Traced) -> Iterator[str]:
+    for leg in traced.planned.legs:
+        yield leg.name
+        yield from (f"  {step.about:<10} {step.text}" for step in leg.steps)
+    against = (*traced.planned.troubles, *traced.differences, *traced.obstacles)
+    yield from (f"! {text}" for text in against)
+    yield from (f"note: {text}" for text in (*traced.planned.hints, *traced.hints))
+    if traced.planned.legs and not traced.differences and not traced.obstacles:
+        yield "the kernel agrees with every step"
+
+
+def _as_json(traces: Iterable[Traced]) -> str:
+    """Return the same as one JSON object."""
+    return json.dumps({"traces": [_body(t) for t in traces]}, indent=2) + "\n"
+
+
+def _body(traced: Traced) -> dict[str, Any]:
+    planned = traced.planned
+    return {
+        "source": str(planned.source),
+        "device": planned.device,
+        "legs": [
+            {
+                "name": leg.name,
+                "steps": [{"about": s.about, "text": s.text} for s in leg.steps],
+                "lookups": [
+                    {"command": packet.command, "decision": str(decision)}
+                    for packet, decision in leg.lookups
+                ],
+            }
+            for leg in planned.legs
+        ],
+        "troubles": list(planned.troubles),
+        "differences": list(traced.differences),
+        "obstacles": list(traced.obstacles),
+        "hints": [*planned.hints, *traced.hints],
+    }

@@ -6,22 +6,25 @@ Written by ctnetlink, so that a hundred thousand take seconds and no packet. The
 
 from __future__ import annotations
 
-import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
 from pathlib import Path
 
-from reconciler.targets.netlink.nfnetlink import (
-    NFNL_SUBSYS_CTNETLINK,
-    NLM_F_ACK,
-    Channel,
-    attribute,
-    nested,
+from reconciler.targets.conntrack import (
+    CT_DELETE,
+    CT_NEW,
+    CTA_TIMEOUT,
+    CTA_TUPLE_IP,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_PROTO,
+    CTA_TUPLE_REPLY,
+    CTA_ZONE,
+    SHAPES,
 )
+from reconciler.targets.netlink.message import NLM_F_ACK, NLM_F_CREATE, attribute, nested
+from reconciler.targets.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK, Channel
 
-CT_NEW, CT_DELETE, CREATE = 0, 2, 0x400
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_TIMEOUT, CTA_ZONE = 1, 2, 7, 18
 UDP = 17
 LIFE_S = 3600
 BATCH = 256
@@ -45,10 +48,10 @@ def open_many(address: Address, number: int, *, incoming: bool = False, zone: in
         OSError: the kernel refused one, as it does when the table is full.
     """
     entries = (_entry(address, n, incoming=incoming, zone=zone) for n in range(number))
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    family = SHAPES[address.version].af
     with Channel(NFNL_SUBSYS_CTNETLINK) as channel:
         while batch := list(islice(entries, BATCH)):
-            channel.tell([(CT_NEW, CREATE, body) for body in batch], family)
+            channel.tell([(CT_NEW, NLM_F_CREATE, body) for body in batch], family)
             for error in channel.errors():
                 raise error
 
@@ -76,8 +79,8 @@ def _entry(address: Address, number: int, *, incoming: bool, zone: int) -> bytes
 
 
 def _tuple(direction: int, source: tuple[Address, int], target: tuple[Address, int]) -> bytes:
-    first = 1 if source[0].version == 4 else 3
+    first = SHAPES[source[0].version].source
     addresses = attribute(first, source[0].packed) + attribute(first + 1, target[0].packed)
     ports = attribute(2, struct.pack(">H", source[1])) + attribute(3, struct.pack(">H", target[1]))
     protocol = attribute(1, bytes([UDP])) + ports
-    return nested(direction, nested(1, addresses) + nested(2, protocol))
+    return nested(direction, nested(CTA_TUPLE_IP, addresses) + nested(CTA_TUPLE_PROTO, protocol))

@@ -18,7 +18,7 @@ import wild
 
 from benchmarks.burst import Aim, Burst
 from lab import netns
-from reconciler.targets.netlink.nfnetlink import Nfnetlink
+from reconciler.targets.netlink.ruleset import Nfnetlink
 
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21

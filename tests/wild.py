@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import struct
 
-from reconciler.targets.netlink.nfnetlink import (
+from reconciler.targets.netlink.message import NLM_F_APPEND, NLM_F_CREATE, attribute, nested
+from reconciler.targets.netlink.nf_tables import (
     NFT_MSG_DELTABLE,
     NFT_MSG_NEWCHAIN,
     NFT_MSG_NEWRULE,
     NFT_MSG_NEWSET,
     NFT_MSG_NEWTABLE,
-    NLM_F_APPEND,
-    NLM_F_CREATE,
-    Nfnetlink,
-    attribute,
-    nested,
 )
+from reconciler.targets.netlink.ruleset import Nfnetlink
 
 JUMP, DROP = -3, 0
 

@@ -12,16 +12,23 @@ import os
 import struct
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-NLMSG_HEADER = struct.Struct("=IHHII")
-"""``struct nlmsghdr``: length, type, flags, sequence, port (linux/netlink.h)."""
+from reconciler.targets.netlink.message import split
+from reconciler.targets.netlink.nf_tables import (
+    NFT_MSG_NEWGEN,
+    NFTA_GEN_PROC_NAME,
+    NFTA_GEN_PROC_PID,
+    parts,
+)
+from reconciler.targets.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
-NFT_NEWGEN = 10 << 8 | 15
-"""NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWGEN (linux/netfilter/nf_tables.h)."""
+NEW_RULESET = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN
+"""Type of the notification that ends each change of a ruleset."""
 
-NFGENMSG_BYTES = 4
-NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
+PID_MAX_LIMIT = 1 << 22
+"""Of the kernel. The port that bind chooses for a process's second socket is above."""
 
 RECENT_S = 10.0
 """Seconds for which somebody who has changed something is remembered."""
@@ -58,35 +65,18 @@ class ChangeAttribution:
         return tuple(sorted(recent, key=recent.__getitem__, reverse=True)[:MOST])
 
 
-def _authors(data: bytes) -> Iterator[tuple[int, str]]:
-    offset = 0
-    while offset + NLMSG_HEADER.size <= len(data):
-        length, kind, _, _, port = NLMSG_HEADER.unpack_from(data, offset)
-        if length < NLMSG_HEADER.size:
-            return
-        if kind == NFT_NEWGEN:
-            yield from _author_of(
-                data[offset + NLMSG_HEADER.size + NFGENMSG_BYTES : offset + length]
-            )
-        elif 0 < port < 1 << 22:  # PID_MAX_LIMIT; what bind chooses otherwise is above
-            yield port, ""
-        offset += length + 3 & ~3
-
-
-def _author_of(attributes: bytes) -> Iterator[tuple[int, str]]:
-    pid, name, offset = 0, "", 0
-    while offset + 4 <= len(attributes):
-        length, kind = struct.unpack_from("=HH", attributes, offset)
-        if length < 4:
-            break
-        content = attributes[offset + 4 : offset + length]
-        if kind == NFTA_GEN_PROC_PID and len(content) == 4:
-            pid = int.from_bytes(content, "big")
-        elif kind == NFTA_GEN_PROC_NAME:
-            name = content.rstrip(b"\0").decode(errors="replace")
-        offset += length + 3 & ~3
-    if pid:
-        yield pid, f"{name} (pid {pid})"
+def _authors(notifications: bytes) -> Iterator[tuple[int, str]]:
+    """Yield number and name of each author; no name if the notification has none."""
+    with suppress(OSError, struct.error):
+        for kind, _, _, port, message in split(notifications):
+            if kind != NEW_RULESET:
+                if 0 < port < PID_MAX_LIMIT:
+                    yield port, ""
+                continue
+            found = parts(message)
+            if pid := int.from_bytes(found.get(NFTA_GEN_PROC_PID, b"")[:4], "big"):
+                name = found.get(NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
+                yield pid, f"{name} (pid {pid})"
 
 
 def _name(pid: int) -> str:

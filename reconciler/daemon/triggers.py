@@ -25,18 +25,16 @@ from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.watchdog import Watchdog
 from reconciler.errors import WatchError
+from reconciler.targets.netlink.message import NETLINK_NETFILTER, NETLINK_ROUTE, open_socket
 
 log = logging.getLogger(__name__)
-
-NETLINK_NETFILTER = 12
-NFNLGRP_NFTABLES = 7
-"""Multicast group of nftables changes (linux/netfilter/nfnetlink.h)."""
 
 RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
 """Links, then addresses, routes and rules of IPv4 and of IPv6 (RTNLGRP_* of linux/rtnetlink.h, as
 bits). Neighbours are left out: every ARP exchange would wake us."""
 
-SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
+NFNLGRP_NFTABLES = 1 << 7 - 1
+"""nftables changes (linux/netfilter/nfnetlink.h), as a bit."""
 
 SETTLE_S = 0.02
 """Seconds a burst of hints is given to end before the loop looks once for all of them."""
@@ -306,15 +304,8 @@ def _drain(s: socket.socket, attribution: ChangeAttribution) -> None:
 
 
 def _rtnetlink() -> socket.socket:
-    s = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    )
-    s.bind((0, RTNLGRP))
-    return s
+    return open_socket(NETLINK_ROUTE, RTNLGRP)
 
 
 def _nftables() -> socket.socket:
-    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-    s.bind((0, 0))
-    s.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-    return s
+    return open_socket(NETLINK_NETFILTER, NFNLGRP_NFTABLES)

@@ -19,20 +19,18 @@ from reconciler.core.datapath import IpAddress
 from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.netlink.nfnetlink import (
-    HEADERS,
-    NFNL_SUBSYS_CTNETLINK,
+from reconciler.targets.netlink.message import (
     NLM_F_ACK,
     NLM_F_DUMP,
-    Channel,
     attribute,
     attributes,
     nested,
 )
+from reconciler.targets.netlink.nfnetlink import HEADERS, NFNL_SUBSYS_CTNETLINK, Channel
 
-CT_GET, CT_DELETE, CT_GET_STATS = 1, 2, 5
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, CTA_FILTER = 1, 2, 18, 25
-CTA_TUPLE_IP = 1
+CT_NEW, CT_GET, CT_DELETE, CT_GET_STATS = 0, 1, 2, 5
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_TIMEOUT, CTA_ZONE, CTA_FILTER = 1, 2, 7, 18, 25
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_STATS_GLOBAL_ENTRIES = 1
 FILTER_SOURCE, FILTER_DESTINATION = 1, 2
 """Bits of CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS (nf_internals.h, CTA_IP_SRC, _DST);
@@ -160,7 +158,7 @@ def _is_better_streamed(group: Collection[IpAddress]) -> bool:
         return True
     with Channel(NFNL_SUBSYS_CTNETLINK) as channel:
         (message,) = channel.stream(CT_GET_STATS, 0)
-    entries = dict(attributes(message[HEADERS:]))[CTA_STATS_GLOBAL_ENTRIES]
+    entries = dict(attributes(message, HEADERS))[CTA_STATS_GLOBAL_ENTRIES]
     return int.from_bytes(entries, "big") <= FEW_ENTRIES
 
 
@@ -234,5 +232,5 @@ def _ends(message: bytes) -> tuple[bytes, bytes, bytes, bytes]:
 def _identity(message: bytes) -> bytes:
     """Return what names one entry: its tuple and its zone."""
     kept = {CTA_TUPLE_ORIG, CTA_ZONE}
-    found = [(k, content) for k, content in attributes(message[HEADERS:]) if k in kept]
+    found = [(k, content) for k, content in attributes(message, HEADERS) if k in kept]
     return b"".join((nested if k == CTA_TUPLE_ORIG else attribute)(k, c) for k, c in found)

@@ -22,7 +22,7 @@ from lab import netns, pod
 from lab.pod import PodError
 from lab.traffic import Receiver, Stream, probe
 from reconciler.domains.nat import NftElement
-from reconciler.targets.netlink.nfnetlink import Nfnetlink
+from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.nftables.target import Nft
 
 pytestmark = pytest.mark.lab

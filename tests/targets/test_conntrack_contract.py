@@ -22,7 +22,8 @@ from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets import conntrack as targets_conntrack
 from reconciler.targets.conntrack import Conntrack
-from reconciler.targets.netlink.nfnetlink import Channel, attributes
+from reconciler.targets.netlink.message import attributes
+from reconciler.targets.netlink.nfnetlink import Channel
 
 ONE, OTHER, QUIET = (ip_address(f"127.0.0.{n}") for n in (2, 3, 4))
 SIX = ip_address("::1")

@@ -38,7 +38,8 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.targets.files.host import ROOT, HostFiles
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.iptables.legacy import LegacyTables
-from reconciler.targets.netlink.nfnetlink import Chain, Nfnetlink
+from reconciler.targets.netlink.nf_tables import Chain
+from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables import target as targets_nft
 from reconciler.targets.nftables.foreign_rules import decode_rule

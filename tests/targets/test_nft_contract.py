@@ -25,7 +25,7 @@ from reconciler.domains.rule import Rule
 from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
-from reconciler.targets.netlink.nfnetlink import Nfnetlink
+from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables import compiler as targets_compiler
 from reconciler.targets.nftables.table import UNREADABLE
@@ -389,7 +389,7 @@ def test_a_pod_is_written_without_libnftables_and_without_a_look_at_anything(
     target, now = Nft(), inputs(2)
     reach(target, now)
     monkeypatch.setattr(targets_compiler, "_compile", lambda _: pytest.fail("compiled"))
-    monkeypatch.setattr(Nfnetlink, "_dump", lambda *_: pytest.fail("dumped"))
+    monkeypatch.setattr(Nfnetlink, "dump", lambda *_: pytest.fail("dumped"))
     new = nat.desire_pods(inputs(2, (attachment(1, 1),)))
     assert target.apply([Change(Verb.CREATE, o, "test") for o in new]) == ()
     assert target.observe_at(new) == new

@@ -32,7 +32,7 @@ from reconciler.core.predecessor import (
 from reconciler.engine.plan import Change, Verb
 from reconciler.migration import takeover
 from reconciler.targets.iptables import programs
-from reconciler.targets.netlink.nfnetlink import Nfnetlink
+from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.remains import Remains
 
 pytestmark = pytest.mark.kernel

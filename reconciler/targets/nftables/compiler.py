@@ -18,7 +18,8 @@ from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.domains.nat import SETS, NftChain
 from reconciler.errors import ObserveError
 from reconciler.targets.netlink.namespaces import empty_namespace
-from reconciler.targets.netlink.nfnetlink import Nfnetlink, text
+from reconciler.targets.netlink.nf_tables import text
+from reconciler.targets.netlink.ruleset import Nfnetlink
 
 Json = dict[str, Any]
 

@@ -15,7 +15,8 @@ from itertools import groupby, islice
 
 from reconciler.core.datapath import TABLE, IpAddress
 from reconciler.domains.nat import SETS, NftElement
-from reconciler.targets.netlink.nfnetlink import (
+from reconciler.targets.netlink.message import NLM_F_CREATE, attribute, attributes, nested
+from reconciler.targets.netlink.nf_tables import (
     NFT_MSG_DELSETELEM,
     NFT_MSG_NEWSETELEM,
     NFTA_DATA_VALUE,
@@ -28,14 +29,10 @@ from reconciler.targets.netlink.nfnetlink import (
     NFTA_SET_ELEM_LIST_TABLE,
     NFTA_VERDICT_CHAIN,
     NFTA_VERDICT_CODE,
-    NLM_F_CREATE,
-    Nfnetlink,
-    Request,
-    attribute,
-    attributes,
-    nested,
     text,
 )
+from reconciler.targets.netlink.nfnetlink import Request
+from reconciler.targets.netlink.ruleset import Nfnetlink
 
 NFTA_SET_ELEM_FLAGS, INTERVAL_END = 3, 1
 NFTA_SET_ELEM_USERDATA = 6

@@ -31,13 +31,10 @@ from reconciler.diagnostics.ruleset import (
 )
 from reconciler.errors import ObserveError
 from reconciler.targets.iptables.xtables import decode_match, decode_target
-from reconciler.targets.netlink.nfnetlink import (
-    HEADERS,
-    MAX_BYTES_OF_RULES,
-    Chain,
-    Nfnetlink,
-    attributes,
-)
+from reconciler.targets.netlink.message import attributes
+from reconciler.targets.netlink.nf_tables import Chain
+from reconciler.targets.netlink.nfnetlink import HEADERS
+from reconciler.targets.netlink.ruleset import MAX_BYTES_OF_RULES, Nfnetlink
 
 MAX_RULES, MAX_RULES_IN_ALL = 5_000, 20_000
 """Rules that are read of one chain, and of all in one look; a rule costs some 20 microseconds. A

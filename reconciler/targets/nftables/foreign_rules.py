@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
-from reconciler.targets.netlink.nfnetlink import (
+from reconciler.targets.netlink.message import attribute, attributes, nested
+from reconciler.targets.netlink.nf_tables import (
     NFTA_DATA_VALUE,
     NFTA_DATA_VERDICT,
     NFTA_LIST_ELEM,
@@ -25,9 +26,6 @@ from reconciler.targets.netlink.nfnetlink import (
     NFTA_RULE_TABLE,
     NFTA_VERDICT_CHAIN,
     NFTA_VERDICT_CODE,
-    attribute,
-    attributes,
-    nested,
     text,
 )
 

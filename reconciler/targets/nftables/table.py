@@ -14,9 +14,15 @@ from typing import TypeVar
 from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftTable
 from reconciler.engine.plan import Change, Verb
-from reconciler.targets.netlink.nfnetlink import (
+from reconciler.targets.netlink.message import (
+    NLA_F_NESTED,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    attribute,
+    nested,
+)
+from reconciler.targets.netlink.nf_tables import (
     HOOKS,
-    MAX_OBJECTS,
     NFT_MSG_DELCHAIN,
     NFT_MSG_DELRULE,
     NFT_MSG_DELSET,
@@ -32,17 +38,11 @@ from reconciler.targets.netlink.nfnetlink import (
     NFTA_RULE_EXPRESSIONS,
     NFTA_SET_FLAGS,
     NFTA_SET_NAME,
-    NLA_F_NESTED,
-    NLM_F_APPEND,
-    NLM_F_CREATE,
     Chain,
-    Nfnetlink,
-    Request,
-    TooMuchError,
-    attribute,
-    nested,
     text,
 )
+from reconciler.targets.netlink.nfnetlink import Request
+from reconciler.targets.netlink.ruleset import MAX_OBJECTS, Nfnetlink, TooMuchError
 from reconciler.targets.nftables import elements
 
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN = 4, 5

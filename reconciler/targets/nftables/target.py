@@ -22,21 +22,18 @@ from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.nat import NftChain, NftElement, NftObject, canonical
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.netlink.nfnetlink import (
-    MAX_BYTES_OF_RULES,
+from reconciler.targets.netlink.message import NLM_F_APPEND, NLM_F_CREATE, attribute
+from reconciler.targets.netlink.nf_tables import (
     NFT_MSG_DELRULE,
     NFT_MSG_DELTABLE,
     NFT_MSG_NEWRULE,
     NFT_MSG_NEWTABLE,
     NFTA_TABLE_NAME,
-    NLM_F_APPEND,
-    NLM_F_CREATE,
     Chain,
-    Nfnetlink,
-    Request,
-    attribute,
     verdict_of,
 )
+from reconciler.targets.netlink.nfnetlink import Request
+from reconciler.targets.netlink.ruleset import MAX_BYTES_OF_RULES, Nfnetlink
 from reconciler.targets.nftables import table
 from reconciler.targets.nftables.compiler import CompileError, Compiler
 from reconciler.targets.nftables.elements import Reader

@@ -1,0 +1,236 @@
+"""netlink messages: their form, and the sockets they are sent and received by (netlink(7)).
+
+What is in a message is for the modules of each family: ``tables`` and ``rtnetlink``,
+``nfnetlink`` and ``nf_tables``, ``targets.conntrack``. Constants: linux/netlink.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple, Self
+
+from reconciler.errors import ObserveError
+
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+
+HEADER = struct.Struct("=IHHII")
+"""``struct nlmsghdr``: length, type, flags, sequence, port."""
+
+ATTRIBUTE = struct.Struct("=HH")
+"""``struct nlattr``: length, type."""
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
+NLA_F_NESTED, NLA_TYPE_MASK = 1 << 15, 0x3FFF
+
+RECEIVE_BYTES = 1 << 17
+"""For one answer. The kernel sends a dump in pieces of 32 KiB at most, and the next piece only
+when this one was read, so a dump of any size takes this much memory."""
+
+DUMP_ATTEMPTS = 30
+"""A dump the kernel marks as interrupted (NLM_F_DUMP_INTR) is not the truth. Cilium settled on
+30 tries (cilium/cilium#35614)."""
+
+
+class KernelError(OSError):
+    """The kernel's answer is an error."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code, os.strerror(code))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class InterruptedDumpError(OSError):
+    """The table changed during a dump, which was read to its end."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EAGAIN, "it changed while it was read")
+
+
+class Bounds(NamedTuple):
+    """How much of one table is read at most.
+
+    Attributes:
+        size: bytes of the kernel's answers to one question, over all tries.
+        attempts: tries of a dump that the kernel marks as interrupted.
+        seconds: over all tries.
+    """
+
+    size: int
+    attempts: int
+    seconds: float
+
+
+class Meter:
+    """Counts what one question costs.
+
+    Args:
+        what: is asked for.
+        bounds: of it.
+    """
+
+    def __init__(self, what: str, bounds: Bounds) -> None:
+        self._what = what
+        self._bounds = bounds
+        self._size = 0
+        self._until = time.monotonic() + bounds.seconds
+
+    def count(self, size: int) -> None:
+        """Add an answer's bytes.
+
+        Raises:
+            ObserveError: they are too many, or it takes too long.
+        """
+        self._size += size
+        if self._size > self._bounds.size:
+            limit = self._bounds.size >> 20
+            raise ObserveError(self._what, f"they are more than {limit} MiB, the limit")
+        if time.monotonic() > self._until:
+            limit_s = self._bounds.seconds
+            raise ObserveError(self._what, f"reading them took longer than {limit_s:.0f} s")
+
+
+def open_socket(protocol: int, groups: int = 0) -> socket.socket:
+    """Open a socket in the namespace this thread is in; it stays there for life.
+
+    Args:
+        protocol: NETLINK_ROUTE or NETLINK_NETFILTER.
+        groups: multicast groups to hear, as bits.
+    """
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    if groups:
+        s.bind((0, groups))
+    return s
+
+
+class Socket:
+    """Asks the kernel, in the namespace its thread was in when it was made."""
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = open_socket(protocol)
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; a dump that was not read to its end ends with it."""
+        self._socket.close()
+
+    def ask(
+        self, kind: int, flags: int, body: bytes, meter: Meter | None = None
+    ) -> Iterator[bytes]:
+        """Ask a question; yield the messages of its answer as they come.
+
+        What is no dump and wants no acknowledgement is answered once.
+
+        Raises:
+            KernelError: the kernel refused.
+            InterruptedDumpError: what it told is not of one moment.
+            ObserveError: it is more than the meter allows.
+            OSError: there was no answer.
+        """
+        self._socket.send(self._number(kind, flags, body))
+        number = self._sequence
+        is_answered_once = not flags & (NLM_F_DUMP | NLM_F_ACK)
+        interrupted = pieces = 0
+        while True:
+            data = self._socket.recv(RECEIVE_BYTES)
+            if meter is not None:
+                meter.count(len(data))
+            is_first = True
+            for answer, its_flags, its_number, _, message in split(data):
+                if its_number != number:
+                    continue  # left of a question whose answer was not read to its end
+                interrupted |= its_flags & NLM_F_DUMP_INTR
+                if answer in (NLMSG_ERROR, NLMSG_DONE):
+                    if code := code_of(message):
+                        raise KernelError(code)
+                    # What came in one piece is of one moment, whatever changed until the kernel
+                    # found that there is no more (``netlink_dump_done``).
+                    if interrupted and pieces > 1:
+                        raise InterruptedDumpError
+                    return
+                pieces += is_first
+                is_first = False
+                yield message
+            if is_answered_once and not is_first:
+                return
+
+    def _number(self, kind: int, flags: int, body: bytes) -> bytes:
+        """Pack a message with the next number."""
+        self._sequence = self._sequence % 0xFFFFFFFF + 1
+        return pack(kind, flags, body, self._sequence)
+
+
+def pack(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
+    """Return a request."""
+    length = HEADER.size + len(body)
+    header = HEADER.pack(length, kind, flags | NLM_F_REQUEST, sequence, 0)
+    return header + body + bytes(-length % 4)
+
+
+def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Yield type, flags, sequence, port and the whole of each message.
+
+    Raises:
+        OSError: one is cut off.
+    """
+    position, end = 0, len(data)
+    try:
+        while position < end:
+            length, kind, flags, sequence, port = HEADER.unpack_from(data, position)
+            if not HEADER.size <= length <= end - position:
+                raise OSError(errno.EBADMSG, f"a message of {length} bytes is cut off")
+            yield kind, flags, sequence, port, data[position : position + length]
+            position += length + 3 & ~3
+    except struct.error as error:
+        raise OSError(errno.EBADMSG, "a message without a header") from error
+
+
+def code_of(message: bytes) -> int:
+    """Return the errno in an error message, or in the end of a dump; 0 if it went well."""
+    return -int.from_bytes(message[16:20], sys.byteorder, signed=True)
+
+
+def attributes(data: bytes, position: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield type and content of each attribute in a row.
+
+    Raises:
+        struct.error: one is cut off.
+    """
+    end = len(data)
+    while position < end:
+        length, kind = ATTRIBUTE.unpack_from(data, position)
+        if length < ATTRIBUTE.size:
+            raise struct.error(f"an attribute of {length} bytes")
+        yield kind & NLA_TYPE_MASK, data[position + 4 : position + length]
+        position += length + 3 & ~3
+
+
+def attribute(kind: int, content: bytes) -> bytes:
+    """Return an attribute, filled up to four bytes."""
+    length = ATTRIBUTE.size + len(content)
+    return ATTRIBUTE.pack(length, kind) + content + bytes(-length % 4)
+
+
+def nested(kind: int, content: bytes) -> bytes:
+    """Return an attribute that holds others."""
+    return attribute(kind | NLA_F_NESTED, content)
+
+
+def native(value: bytes) -> int:
+    """Return a number that the kernel has in its own byte order."""
+    return int.from_bytes(value, sys.byteorder)

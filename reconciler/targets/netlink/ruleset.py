@@ -1,0 +1,339 @@
+"""nftables straight from the kernel: what a namespace's ruleset has, and changes of it.
+
+Not by libnftables, which makes an object of every chain, of which a cluster with thousands of
+services has tens of thousands, and reads all elements of all sets to show one. Chains are asked
+for with every full pass, elements for every pod.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import ClassVar, TypeVar
+
+from reconciler.errors import ObserveError
+from reconciler.targets.netlink import nf_tables as nft
+from reconciler.targets.netlink.message import attribute, attributes
+from reconciler.targets.netlink.nf_tables import Chain
+from reconciler.targets.netlink.nfnetlink import (
+    FAMILIES,
+    HEADERS,
+    NFNL_SUBSYS_NFTABLES,
+    NUMBERS,
+    Channel,
+    Request,
+    observing,
+)
+
+MAX_OBJECTS = 10_000
+"""Rules, sets or objects that are kept of one table of ours; it has fewer than a hundred, and one
+with more is made anew."""
+
+MAX_BYTES_OF_RULES = 4 << 20
+"""Bytes of the rules of our table, or of a foreign chain. One of nftables' has some 300, one of
+iptables' with a comment 700; and one may have 128 expressions, each of which becomes an object."""
+
+T = TypeVar("T")
+
+
+class TooMuchError(Exception):
+    """A table of ours has more than we would ever put there."""
+
+
+class Nfnetlink(Channel):
+    """A socket into the namespace its thread was in when it was made; it stays there for life."""
+
+    _ours: ClassVar[dict[int, tuple[int, int]]] = {}
+    """By namespace: the number of the last change, if it was one of our table, and the number of
+    the one before the first in that row."""
+
+    def __init__(self) -> None:
+        super().__init__(NFNL_SUBSYS_NFTABLES)
+        weakref.finalize(self, self._socket.close)
+        self._namespace = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116 - no file
+
+    def generation(self) -> int:
+        """Return a number that every change of any ruleset in this namespace changes.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        with observing("nftables"):
+            (message,) = self.stream(nft.NFT_MSG_GETGEN, 0)
+        return int.from_bytes(nft.parts(message)[nft.NFTA_GEN_ID], "big")
+
+    def foreign_generation(self) -> int:
+        """Return a number that every change changes but those of our own table.
+
+        A pod is an element of ours, and no reason to read what others have.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        now = self.generation()
+        last, before = self._ours.get(self._namespace, (0, 0))
+        return before if last == now else now
+
+    def commit_ours(self, requests: Iterable[Request]) -> None:
+        """Change our own table, as one transaction; what others have is known to be as before.
+
+        Raises:
+            OSError: what the kernel has answered to the first that it refused.
+            ObserveError: the kernel refused to number it.
+        """
+        before, foreign = self.generation(), self.foreign_generation()
+        self.commit(requests, "inet")
+        if self.generation() == before + 1:  # there was no other change meanwhile
+            self._ours[self._namespace] = (before + 1, foreign)
+
+    def list_tables(self, family: str) -> frozenset[str]:
+        """Name the tables of a family, whoever owns them.
+
+        libnftables 1.0.6 prints no JSON for a table that has flags, as firewalld's may have.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+
+        def names(messages: Iterable[bytes]) -> frozenset[str]:
+            return frozenset(
+                nft.text(nft.parts(m)[nft.NFTA_TABLE_NAME][:-1])
+                for m in messages
+                if FAMILIES.get(m[16]) == family
+            )
+
+        return self.dump(nft.NFT_MSG_GETTABLE, "tables", names)
+
+    def table_flags(self, family: str, table: str) -> int | None:
+        """Return a table's flags; None if there is no such table.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        body = nft.string(nft.NFTA_TABLE_NAME, table)
+        with observing("nftables"):
+            found = self.one(nft.NFT_MSG_GETTABLE, body, NUMBERS[family])
+        return None if found is None else _flags(found, nft.NFTA_TABLE_FLAGS)
+
+    def chains(self, choose: Callable[[Iterable[Chain]], T], *, hooked: bool = False) -> T:
+        """Go through every chain of this namespace, of which there may be very many.
+
+        Args:
+            choose: as for ``dump``.
+            hooked: only those that packets enter by a hook; the others are not even decoded.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        dormant = self.dump(nft.NFT_MSG_GETTABLE, "tables", _dormant)
+
+        def some(messages: Iterable[bytes]) -> T:
+            if hooked:
+                messages = (m for m in messages if nft.plain_chain(m) is None)
+            found = map(nft.decode_chain, messages)
+            return choose(replace(c, hook="") if c.home in dormant else c for c in found)
+
+        return self.dump(nft.NFT_MSG_GETCHAIN, "chains", some)
+
+    def table_chains(self, family: str, table: str) -> list[Chain]:
+        """List the chains of one table; those of others are not decoded.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        is_of_it = _of_table(nft.string(nft.NFTA_CHAIN_TABLE, table), NUMBERS[family])
+
+        def ours(messages: Iterable[bytes]) -> list[Chain]:
+            return [nft.decode_chain(m) for m in islice(filter(is_of_it, messages), MAX_OBJECTS)]
+
+        return self.dump(nft.NFT_MSG_GETCHAIN, "chains", ours)
+
+    def table_rules(self, family: str, table: str) -> list[tuple[bytes, bytes]]:
+        """List the rules of one table in order: the name of its chain, and its expressions.
+
+        Raises:
+            TooMuchError: there are more than are worth reading.
+            ObserveError: the kernel refused, or never held still.
+        """
+
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            return list(_within(islice(messages, MAX_OBJECTS), MAX_BYTES_OF_RULES))
+
+        body = nft.string(nft.NFTA_RULE_TABLE, table)
+        found = self.dump(nft.NFT_MSG_GETRULE, "rules", some, body, NUMBERS[family])
+        if len(found) == MAX_OBJECTS or _size(found) > MAX_BYTES_OF_RULES:
+            raise TooMuchError
+        rules = map(nft.parts, found)
+        return [
+            (r[nft.NFTA_RULE_CHAIN][:-1], r.get(nft.NFTA_RULE_EXPRESSIONS, b"")) for r in rules
+        ]
+
+    def mentions(self, family: str, table: str, word: bytes) -> bool:
+        """Whether a word stands anywhere in a table's rules, or in a chain's name.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        body, number = nft.string(nft.NFTA_RULE_TABLE, table), NUMBERS[family]
+        is_of_it = _of_table(body, number)
+
+        def any_of(messages: Iterable[bytes]) -> bool:
+            return any(word in m for m in messages if is_of_it(m))
+
+        return any(
+            self.dump(kind, "rules", any_of, body, number)
+            for kind in (nft.NFT_MSG_GETCHAIN, nft.NFT_MSG_GETRULE)
+        )
+
+    def table_parts(self, kind: int, family: str, table: str) -> list[dict[int, bytes]]:
+        """List a table's sets, objects or flowtables, each by its attributes.
+
+        Args:
+            kind: NFT_MSG_GETSET, NFT_MSG_GETOBJ or NFT_MSG_GETFLOWTABLE.
+            family: of the table.
+            table: its name.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+
+        def some(messages: Iterable[bytes]) -> list[dict[int, bytes]]:
+            return [nft.parts(m) for m in islice(messages, MAX_OBJECTS)]
+
+        return self.dump(kind, "tables", some, nft.string(1, table), NUMBERS[family])
+
+    def table_elements(self, family: str, table: str, name: bytes, limit: int) -> list[bytes]:
+        """List a set's elements, each as its attributes; no more than the limit.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            listed = (nft.parts(m).get(nft.NFTA_SET_ELEM_LIST_ELEMENTS, b"") for m in messages)
+            found = (element for one in listed for _, element in attributes(one))
+            return list(islice(found, limit))
+
+        body = nft.string(nft.NFTA_SET_ELEM_LIST_TABLE, table)
+        body += attribute(nft.NFTA_SET_ELEM_LIST_SET, name)
+        return self.dump(nft.NFT_MSG_GETSETELEM, "elements", some, body, NUMBERS[family])
+
+    def rules(self, chain: Chain, limit: int, size: int = MAX_BYTES_OF_RULES) -> list[bytes]:
+        """Return the rules of a chain in order, each as the attributes of its message.
+
+        Args:
+            chain: of any owner.
+            limit: number of rules; of a longer chain none is returned.
+            size: bytes of all its rules, likewise.
+
+        Raises:
+            ObserveError: the kernel refused, never held still, or the chain is longer.
+        """
+        table, name = chain.place
+        body = attribute(nft.NFTA_RULE_TABLE, table) + attribute(nft.NFTA_RULE_CHAIN, name)
+        what = f"chain {chain.path}"
+
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            return list(_within(islice(messages, limit + 1), size))
+
+        found = self.dump(nft.NFT_MSG_GETRULE, what, some, body, NUMBERS[chain.family])
+        if len(found) > limit:
+            raise ObserveError(what, f"it has more than {limit} rules, and is not looked at")
+        if _size(found) > size:
+            raise ObserveError(
+                what, f"its rules have more than {size} bytes, and are not looked at"
+            )
+        return [m[HEADERS:] for m in found]
+
+    def elements(
+        self, family: str, table: bytes, name: bytes, limit: int
+    ) -> tuple[int, list[bytes]]:
+        """Return the flags of a set, and the messages that list its elements.
+
+        Args:
+            family: of its table.
+            table: as the kernel has it.
+            name: likewise.
+            limit: number of messages, each of some hundred elements; of a larger set none.
+
+        Raises:
+            ObserveError: the kernel refused, never held still, or the set is larger.
+        """
+        body = attribute(nft.NFTA_SET_TABLE, table) + attribute(nft.NFTA_SET_NAME, name)
+        what = f"set {family} {nft.text(table[:-1])} {nft.text(name[:-1])}"
+        number = NUMBERS[family]
+
+        def some(messages: Iterable[bytes]) -> list[bytes]:
+            return list(islice(messages, limit + 1))
+
+        # Both questions have the same attributes (NFTA_SET_ELEM_LIST_TABLE and _SET).
+        found = self.dump(nft.NFT_MSG_GETSETELEM, what, some, body, number)
+        if len(found) > limit:
+            raise ObserveError(what, "it has more elements than are looked at")
+        with observing(what):
+            (message,) = self.stream(nft.NFT_MSG_GETSET, 0, body, number)
+        return _flags(message, nft.NFTA_SET_FLAGS), found
+
+    def find_elements(
+        self, table: str, keys: Iterable[tuple[str, bytes]], family: str = "inet"
+    ) -> list[str | None]:
+        """Look for single elements of sets without ranges.
+
+        Args:
+            table: the table's name.
+            family: of the table.
+            keys: of each element the set, or verdict map, and its key as the kernel has it: an
+                address in network order.
+
+        Returns:
+            For each the chain that its verdict names, or "" if it has none; None if there is no
+            such element, table or set.
+
+        Raises:
+            ObserveError: the kernel refused.
+        """
+        with observing("nftables"):
+            asked = [nft.element(table, name, key) for name, key in keys]
+            found = [self.one(nft.NFT_MSG_GETSETELEM, body, NUMBERS[family]) for body in asked]
+        return [None if message is None else _verdict(message) for message in found]
+
+
+def _dormant(messages: Iterable[bytes]) -> frozenset[tuple[str, bytes]]:
+    """Return tables whose chains no packet enters, MAX_OBJECTS at most."""
+    found = (
+        (FAMILIES.get(m[16], ""), nft.parts(m)[nft.NFTA_TABLE_NAME])
+        for m in messages
+        if _flags(m, nft.NFTA_TABLE_FLAGS) & nft.NFT_TABLE_F_DORMANT
+    )
+    return frozenset(islice(found, MAX_OBJECTS))
+
+
+def _flags(message: bytes, kind: int) -> int:
+    return int.from_bytes(nft.parts(message).get(kind, b""), "big")
+
+
+def _of_table(start: bytes, family: int) -> Callable[[bytes], bool]:
+    """Tell which messages begin with a table's name and are of its family."""
+    place = slice(HEADERS, HEADERS + len(start))
+    return lambda message: message[16] == family and message[place] == start
+
+
+def _within(messages: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield messages until what their attributes have is more than so many bytes."""
+    for message in messages:
+        yield message
+        size -= len(message) - HEADERS
+        if size < 0:
+            return
+
+
+def _size(messages: Iterable[bytes]) -> int:
+    return sum(len(m) - HEADERS for m in messages)
+
+
+def _verdict(message: bytes) -> str:
+    ((_, found),) = attributes(nft.parts(message)[nft.NFTA_SET_ELEM_LIST_ELEMENTS])
+    return nft.verdict_of(found)

@@ -37,7 +37,20 @@ FRAMES = 24
 
 
 class ReconcilerError(Exception):
-    """Anything the reconciler reports on purpose."""
+    """Anything the reconciler reports on purpose.
+
+    Attributes:
+        subject: what it is about, as conditions name it.
+        reason: stable CamelCase word: by default the class's name without "Error".
+    """
+
+    subject = "node"
+    reason = "Reconciler"
+
+    def __init_subclass__(cls) -> None:
+        """Derive the reason of a class that does not name one."""
+        if "reason" not in cls.__dict__:
+            cls.reason = cls.__name__.removesuffix("Error")
 
 
 class NotReadyError(ReconcilerError):
@@ -50,12 +63,12 @@ class ObserveError(ReconcilerError):
     An empty observation is a value; a failed one is this exception, and no plan is made from it.
 
     Attributes:
-        reason: stable CamelCase word: an EC2 error code, or ``Observe``.
+        reason: an EC2 error code, or ``Observe``.
     """
 
     def __init__(self, what: str, why: str, *, reason: str = "Observe") -> None:
         super().__init__(f"cannot read {what}: {why}; nothing is changed until it can be read")
-        self.what = what
+        self.subject = self.what = what
         self.why = why
         self.reason = reason
 
@@ -77,7 +90,7 @@ class ApplyError(ReconcilerError):
 
     Attributes:
         action: the action as the command an operator would type.
-        reason: stable CamelCase word: an errno name, an EC2 error code.
+        reason: an errno name, an EC2 error code.
         retryable: false when only a change of the document or of the world can help.
     """
 
@@ -86,7 +99,7 @@ class ApplyError(ReconcilerError):
             "it is tried again" if retryable else "only a change helps, so it is tried seldom"
         )
         super().__init__(f"{action}: {reason}: {message}; {outlook}")
-        self.action = action
+        self.subject = self.action = action
         self.reason = reason
         self.message = message
         self.retryable = retryable
@@ -118,7 +131,7 @@ class WatchError(ReconcilerError):
             f"cannot watch {what}: {why}; changes there are seen by the clock, every "
             "reconcile.resync, and it is tried again"
         )
-        self.what = what
+        self.subject = self.what = what
 
 
 class StateError(ReconcilerError):
@@ -147,7 +160,7 @@ class InternalError(ReconcilerError):
             "tried again, and everything else goes on. Please report it with its traceback, which "
             "is in the log"
         )
-        self.what = what
+        self.subject = self.what = what
         self.place = f"{where} {type(cause).__name__}"
         self.trace = "".join(traceback.format_list(frames)) + said
 
@@ -157,7 +170,6 @@ class PodError(ReconcilerError):
 
     Attributes:
         key: its attachment.
-        what: names the pod.
     """
 
     reason = InternalError.reason
@@ -167,7 +179,7 @@ class PodError(ReconcilerError):
             f"pod {pod} is left out, and what the node has of it is kept as it is: {cause}"
         )
         self.key = key
-        self.what = f"pod {pod}"
+        self.subject = f"pod {pod}"
         self.__cause__ = cause
 
 

@@ -55,7 +55,7 @@ def audit(
         click.echo(report.findings_json(found), nl=False)
     else:
         for finding in found:
-            click.echo(f"! {finding}")
+            click.echo(f"! {report.finding_line(finding)}")
     for finding in dict.fromkeys(f for f in others if f not in found):
-        click.echo(f"! {finding}", err=True)
+        click.echo(f"! {report.finding_line(finding)}", err=True)
     sys.exit(1 if found else 0)

@@ -39,7 +39,7 @@ def diff(config: Path, state_dir: Path, environment: Environment, output: str) -
         click.echo(report.as_text(outcomes), nl=False)
         # Nothing differs by them, so they are no part of the plan and of the exit status.
         for finding in findings:
-            click.echo(f"! {finding}", err=True)
+            click.echo(f"! {report.finding_line(finding)}", err=True)
         for line in report.foreign(outcomes):
             click.echo(line, err=True)
     if summary := report.summary(outcomes):

@@ -103,6 +103,11 @@ def foreign(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
         yield f"= {obj.kind:<13} {obj.command(Verb.DELETE)}  # foreign: not touched"
 
 
+def finding_line(finding: Finding) -> str:
+    """Return a finding as a line for people, its reason first."""
+    return f"{finding.reason}: {finding.subject}: {finding.message}"
+
+
 def findings(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
     """What there is to say about what another owner has left."""
     return (f for o in outcomes.values() for f in o.remaining.findings)

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork
-from reconciler.engine.plan import Key, Refusal, Verb
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Key, Verb
 
 OWNER = "amazon-vpc-cni"
 """What the document calls it."""
@@ -251,7 +252,7 @@ class Predecessor:
     taking_over: bool = False
     held: frozenset[IpAddress] = frozenset()
     adoptions: tuple[tuple[Attachment, Intent], ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Issue, ...] = ()
     unread: bool = False
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
 from reconciler.daemon import telemetry
 from reconciler.engine.converge import Outcome
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue, issue_of
 from reconciler.errors import InternalError
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,8 @@ class Conditions:
             surprise = error if isinstance(error, InternalError) else error.__cause__
             if isinstance(surprise, InternalError):
                 self.trace(surprise)
-        self._take(domain, dict(_troubles(outcome)), is_logged=is_logged)
+        issues = (*outcome.remaining.refusals, *map(issue_of, outcome.errors))
+        self._take(domain, issues, is_logged=is_logged)
 
     def trace(self, error: InternalError) -> None:
         """Count a failure that no code expects; log its traceback, once for each distinct one."""
@@ -58,25 +58,13 @@ class Conditions:
             self._traced.add(distinct)
         log.error("internal error in %s; its traceback, once:\n%s", error.what, error.trace)
 
-    def note(self, domain: str, findings: Iterable[Finding]) -> None:
+    def note(self, domain: str, findings: Iterable[Issue]) -> None:
         """Take over what was found of other owners; likewise."""
-        self._take(
-            domain,
-            {
-                f"{f.subject}/{f.reason}": {
-                    "subject": f.subject,
-                    "reason": f.reason,
-                    "text": f.message,
-                }
-                for f in findings
-            },
-        )
+        self._take(domain, findings)
 
-    def _take(
-        self, domain: str, current: dict[str, Condition], *, is_logged: bool = False
-    ) -> None:
+    def _take(self, domain: str, issues: Iterable[Issue], *, is_logged: bool = False) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        current = _bounded(current)
+        current = {f"{i.subject}/{i.reason}": _condition(i) for i in _bounded(issues)}
         with self._lock:
             known = self._known.get(domain, {})
             for key in known.keys() - current.keys():
@@ -106,28 +94,20 @@ class Conditions:
             return [f"{c['reason']}: {c['text']}" for c in self._known.get(domain, {}).values()]
 
 
-def _troubles(outcome: Outcome) -> Iterator[tuple[str, Condition]]:
-    for refusal in outcome.remaining.refusals:
-        body = {"subject": refusal.subject, "reason": refusal.reason, "text": refusal.message}
-        yield f"{refusal.subject}/{refusal.reason}", body
-    for error in outcome.errors:
-        reason = getattr(error, "reason", type(error).__name__.removesuffix("Error"))
-        subject = getattr(error, "action", getattr(error, "what", "node"))
-        yield f"{subject}/{reason}", {"subject": subject, "reason": reason, "text": str(error)}
+def _condition(issue: Issue) -> Condition:
+    return {"subject": issue.subject, "reason": issue.reason, "text": issue.message}
 
 
-def _bounded(current: dict[str, Condition]) -> dict[str, Condition]:
+def _bounded(issues: Iterable[Issue]) -> list[Issue]:
     """Keep the first ones, and say how many there are more.
 
-    A transaction of ten thousand actions that is refused is as many troubles.
+    A transaction of ten thousand actions that is refused is as many issues.
     """
-    if len(current) <= MOST_OF_ONE:
-        return current
-    kept = dict(islice(current.items(), MOST_OF_ONE))
-    body = {
-        "subject": "conditions",
-        "reason": "MoreOfThem",
-        "text": f"{len(current) - MOST_OF_ONE} more, not listed; "
-        "those that are listed come first in the plan, so start with them",
-    }
-    return kept | {"conditions/MoreOfThem": body}
+    distinct = list({(i.subject, i.reason): i for i in issues}.values())
+    if len(distinct) <= MOST_OF_ONE:
+        return distinct
+    message = (
+        f"{len(distinct) - MOST_OF_ONE} more, not listed; "
+        "those that are listed come first in the plan, so start with them"
+    )
+    return [*distinct[:MOST_OF_ONE], Issue("conditions", "MoreOfThem", message)]

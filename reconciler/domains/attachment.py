@@ -32,8 +32,8 @@ from reconciler.core.datapath import (
 )
 from reconciler.core.facts import Eni
 from reconciler.domains.inputs import Inputs, Unexplained
-from reconciler.engine.finding import Finding
-from reconciler.engine.plan import Action, Change, Plan, Refusal, Verb
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Action, Change, Plan, Verb
 from reconciler.ipam.records import WITHHELD_S, Records, SetAside, find_copies
 
 MAX_NAMED = 20
@@ -400,7 +400,7 @@ def _namespaces(held: Iterable[Attachment]) -> dict[str | int, AttachmentKey]:
 def _name_unexplained(desired: Allocation) -> Plan:
     return Plan(
         refusals=tuple(
-            Refusal(
+            Issue(
                 subject=f"link {link.veth}",
                 reason="AddressUnknown",
                 message=f"it is of {link.key}, of which neither a record nor a route is left, and "
@@ -423,7 +423,7 @@ def _name_occupied(desired: Allocation, observed: Records) -> Plan:
         hurt = f"packets for {', '.join(pods)} end at the host" if pods else "no pod is given it"
         what = network.network_address if network.prefixlen == network.max_prefixlen else network
         refusals.append(
-            Refusal(
+            Issue(
                 subject=f"address {what}",
                 reason="AddressOnHost",
                 message=f"an ENI holds it for pods, but the host takes it for its own: {where}; "
@@ -432,7 +432,7 @@ def _name_occupied(desired: Allocation, observed: Records) -> Plan:
         )
     if len(named) > MAX_NAMED:
         more = f"{len(named) - MAX_NAMED} more addresses for pods are on the host"
-        refusals.append(Refusal("addresses", "AddressOnHost", more))
+        refusals.append(Issue("addresses", "AddressOnHost", more))
     return Plan(refusals=tuple(refusals))
 
 
@@ -440,7 +440,7 @@ def _name_copies(desired: Allocation, observed: Records) -> Plan:
     """Say for which records nothing is done, because what they name is another pod's."""
     return Plan(
         refusals=tuple(
-            Refusal(
+            Issue(
                 subject=f"attachment {key}",
                 reason="AssignedTwice",
                 message=f"its record names a link or an address of {holder}, whose link is there; "
@@ -502,7 +502,7 @@ def _keep(desired: Allocation, observed: Records) -> Plan:
             addresses.append(f"{who} ({', '.join(map(str, a.addresses))})")
     return Plan(
         findings=tuple(
-            Finding(f"{len(pods)} pods", "KeptUntilRestart", f"{what}: {', '.join(pods)}")
+            Issue(f"{len(pods)} pods", "KeptUntilRestart", f"{what}: {', '.join(pods)}")
             for what, pods in (
                 ("they keep the names of their links until they restart", names),
                 ("they keep the addresses they have until they restart", addresses),
@@ -515,7 +515,7 @@ def _keep(desired: Allocation, observed: Records) -> Plan:
 def _leave_out(observed: Records) -> Plan:
     """Name what cannot be understood; all others are served."""
     intents = [
-        Refusal(
+        Issue(
             subject=f"intent {what.partition(': ')[0]}",
             reason="IntentUnreadable",
             message=f"{what}; a DEL for its container, or removing the file, ends this",
@@ -523,7 +523,7 @@ def _leave_out(observed: Records) -> Plan:
         for what in observed.unreadable
     ]
     records = [
-        Refusal(
+        Issue(
             subject=f"record {record.path}",
             reason="RecordUnreadable",
             message="it could not be read and was set aside; what the kernel has of it is kept, "
@@ -535,7 +535,7 @@ def _leave_out(observed: Records) -> Plan:
     ]
     if (more := len(observed.set_aside) - MAX_NAMED) > 0:
         records.append(
-            Refusal(
+            Issue(
                 subject="records",
                 reason="RecordUnreadable",
                 message=f"{more} more could not be read and were set aside beside "
@@ -543,7 +543,7 @@ def _leave_out(observed: Records) -> Plan:
             )
         )
     crowded = [
-        Refusal(
+        Issue(
             subject=f"directory {path}",
             reason="TooManyFiles",
             message=f"{what}: pods that ask are served by name, and records that are known come "
@@ -637,12 +637,12 @@ def _binding(
     return Change(Verb.CREATE, attachment, f"wanted by {intent.pod or intent.key}")
 
 
-def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusal:
+def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Issue:
     held = {a for e in desired.enis for a in e.pod_addresses}
     networks = [q.network for q in observed.quarantined]
     leaving = {a for a in held if any(a in network for network in networks)}
     if lacking := _lacking(desired):
-        return Refusal(
+        return Issue(
             subject=f"intent {intent.key}",
             reason="AddressesExhausted",
             message=f"no ENI of {len(desired.enis)} has a prefix of {lacking} yet; it is served "
@@ -650,7 +650,7 @@ def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusa
         )
     if not any(FAMILIES[name].counted for name in desired.families):
         ranges = " and ".join(str(FAMILIES[name].node_local) for name in desired.egress)
-        return Refusal(
+        return Issue(
             subject=f"intent {intent.key}",
             reason="AddressesExhausted",
             message=f"no address is free on {len(desired.enis)} ENIs, or none of {ranges or '-'} "
@@ -660,7 +660,7 @@ def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusa
     quarantined = f", {len(leaving)} quarantined" if leaving else ""
     on_host = sum(any(a in network for network in desired.occupied) for a in held)
     quarantined += f", {on_host} on the host" if on_host else ""
-    return Refusal(
+    return Issue(
         subject=f"intent {intent.key}",
         reason="AddressesExhausted",
         message=f"no address is free: {len(held)} held on {len(desired.enis)} ENIs, "
@@ -669,8 +669,8 @@ def _exhausted(intent: Intent, desired: Allocation, observed: Records) -> Refusa
     )
 
 
-def _unread(intent: Intent) -> Refusal:
-    return Refusal(
+def _unread(intent: Intent) -> Issue:
+    return Issue(
         subject=f"intent {intent.key}",
         reason="AddressesUnknown",
         message="the routes of pods that amazon-vpc-cni-k8s may have left could not be read since "
@@ -678,9 +678,9 @@ def _unread(intent: Intent) -> Refusal:
     )
 
 
-def _unexplained(intent: Intent, links: tuple[Unexplained, ...]) -> Refusal:
+def _unexplained(intent: Intent, links: tuple[Unexplained, ...]) -> Issue:
     more = f" and of {len(links) - 1} more" if len(links) > 1 else ""
-    return Refusal(
+    return Issue(
         subject=f"intent {intent.key}",
         reason="AddressesUnknown",
         message=f"the address of link {links[0].veth}{more} is not known, so no address is known "
@@ -695,8 +695,8 @@ def _lacking(desired: Allocation) -> str:
     return " and ".join(missing)
 
 
-def _undecided(intent: Intent, record: SetAside) -> Refusal:
-    return Refusal(
+def _undecided(intent: Intent, record: SetAside) -> Issue:
+    return Issue(
         subject=f"intent {intent.key}",
         reason="RecordUnreadable",
         message=f"what it was given is in {record.path}, which cannot be read, and the kernel has "
@@ -705,8 +705,8 @@ def _undecided(intent: Intent, record: SetAside) -> Refusal:
     )
 
 
-def _netns_leaving(intent: Intent, holder: AttachmentKey) -> Refusal:
-    return Refusal(
+def _netns_leaving(intent: Intent, holder: AttachmentKey) -> Issue:
+    return Issue(
         subject=f"intent {intent.key}",
         reason="NetnsStillTaken",
         message=f"{intent.netns} has {holder} until that is released, which is under way; it is "
@@ -714,8 +714,8 @@ def _netns_leaving(intent: Intent, holder: AttachmentKey) -> Refusal:
     )
 
 
-def _netns_taken(intent: Intent, holder: AttachmentKey) -> Refusal:
-    return Refusal(
+def _netns_taken(intent: Intent, holder: AttachmentKey) -> Issue:
+    return Issue(
         subject=f"intent {intent.key}",
         reason="NetnsTaken",
         message=f"{intent.netns} already has {holder} for its way out; a second interface of ours "
@@ -723,8 +723,8 @@ def _netns_taken(intent: Intent, holder: AttachmentKey) -> Refusal:
     )
 
 
-def _veth_taken(intent: Intent, veth: str, holder: AttachmentKey) -> Refusal:
-    return Refusal(
+def _veth_taken(intent: Intent, veth: str, holder: AttachmentKey) -> Issue:
+    return Issue(
         subject=f"intent {intent.key}",
         reason="VethNameTaken",
         message=f"link {veth} of pod {intent.pod} is still that of its sandbox {holder}; it is "
@@ -732,8 +732,8 @@ def _veth_taken(intent: Intent, veth: str, holder: AttachmentKey) -> Refusal:
     )
 
 
-def _sandbox_replaced(intent: Intent) -> Refusal:
-    return Refusal(
+def _sandbox_replaced(intent: Intent) -> Issue:
+    return Issue(
         subject=f"intent {intent.key}",
         reason="SandboxReplaced",
         message=f"what this container had in its former namespace is being released; it is served "
@@ -741,8 +741,8 @@ def _sandbox_replaced(intent: Intent) -> Refusal:
     )
 
 
-def _netns_gone(intent: Intent) -> Refusal:
-    return Refusal(
+def _netns_gone(intent: Intent) -> Issue:
+    return Issue(
         subject=f"intent {intent.key}",
         reason="NetnsGone",
         message=f"{intent.netns} is gone, not the namespace it was when the pod asked, or the "

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.finding import Finding
-from reconciler.engine.plan import Change, Key, Plan, Refusal, Verb, compare
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Change, Key, Plan, Verb, compare
 from schemas.cni import TYPE, VERSIONS, Cni
 
 NAME = "10-node-network.conflist"
@@ -190,7 +190,7 @@ def withhold(plan: Plan) -> Plan:
         plan: of what belongs on the host.
     """
     refusals = tuple(
-        Refusal(
+        Issue(
             " ".join(map(str, (action.kind, *action.key))),
             "NotConverged",
             f"{action.reason}, and not written before pods can be served: kubelet sends pods to a "
@@ -201,12 +201,12 @@ def withhold(plan: Plan) -> Plan:
     return replace(plan, actions=(), refusals=(*plan.refusals, *refusals))
 
 
-def _missing(want: Conflist, seen: Iterable[Seen]) -> Iterator[Refusal]:
+def _missing(want: Conflist, seen: Iterable[Seen]) -> Iterator[Issue]:
     types = [p["type"] for p in json.loads(want.content)["plugins"]]
     for plugins in (o for o in seen if isinstance(o, Plugins)):
         # Ours is installed ahead of it, by its own domain.
         for name in dict.fromkeys(t for t in types if t != TYPE and t not in plugins.names):
-            yield Refusal(
+            yield Issue(
                 f"{want.kind} {want.path}",
                 "PluginMissing",
                 f"cni.chain names {name}, which is not in {plugins.directory}, so no pod could "
@@ -215,14 +215,14 @@ def _missing(want: Conflist, seen: Iterable[Seen]) -> Iterator[Refusal]:
             )
 
 
-def _ahead(want: Conflist, seen: Iterable[Seen]) -> Iterator[Finding]:
+def _ahead(want: Conflist, seen: Iterable[Seen]) -> Iterator[Issue]:
     """Name what runtimes read instead of ours, unless it calls ours in turn, as Multus does."""
     own_name = want.path.rpartition("/")[2]
     others = [o for o in seen if isinstance(o, OtherConf) and o.name < own_name]
     for other in sorted(others, key=lambda o: o.name):
         if any(word == TYPE or word.endswith(f"/{own_name}") for word in other.words):
             continue
-        yield Finding(
+        yield Issue(
             f"{want.path.rpartition('/')[0]}/{other.name}",
             "OtherConflistFirst",
             f"containerd and CRI-O take the first file by name, so new pods are its and not of "

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
+from reconciler.engine.issue import Issue
 from reconciler.engine.observed import cut_kinds, readable, why_unread
-from reconciler.engine.plan import Action, Plan, Refusal, merge
+from reconciler.engine.plan import Action, Plan, merge
 from reconciler.errors import ApplyError, PodError, ReconcilerError, boundary
 
 MAX_ROUNDS = 4
@@ -260,11 +261,11 @@ def _look(target: Target, desires: _Desires, hold: Hold = hold_nothing) -> tuple
     return outcomes, merge(plans)
 
 
-def _name_cut(domain: Domain, observed: Any) -> Iterator[Refusal]:
+def _name_cut(domain: Domain, observed: Any) -> Iterator[Issue]:
     """Say of which kinds of a domain's objects the look has not shown all."""
     for kind, text in cut_kinds(observed).items():
         if kind in domain.kinds:
-            yield Refusal(f"{domain.name}s", "TooMany", text)
+            yield Issue(f"{domain.name}s", "TooMany", text)
 
 
 def _names(domains: Sequence[Domain]) -> str:

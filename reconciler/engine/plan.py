@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 
 Key = tuple[int | str, ...]
 """An identity: numbers stay numbers, so that priority 512 sorts before 1536."""
@@ -104,24 +104,8 @@ class Change(Generic[O_co]):
         return self.object.command(self.verb)
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Something wanted that will not be done, and the typed reason.
-
-    Attributes:
-        subject: the object, in words.
-        reason: stable CamelCase word, the same in CNI error, status, log and metric.
-        message: what was wanted, with its numbers, and what to do next.
-        about: kind and key of the object, if it is one that could not be put in its place.
-    """
-
-    subject: str
-    reason: str
-    message: str
-    about: tuple[str, Key] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.reason}: {self.message}"
+Refusal = Issue
+"""For modules that do not say ``Issue`` yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +113,16 @@ class Plan:
     """Actions in the order in which they must be applied, and what was refused.
 
     Attributes:
+        refusals: what is wanted and not done.
         foreign: objects of another owner that people should know of; they differ from nothing.
         findings: what there is to say about them, and what to do next.
-        deferred: actions that are left out for now, because they were in vain lately.
+        deferred: actions in backoff, because they failed or were reverted lately.
     """
 
     actions: tuple[Action, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Issue, ...] = ()
     foreign: tuple[Keyed, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Issue, ...] = ()
     deferred: tuple[Action, ...] = ()
 
     def __bool__(self) -> bool:
@@ -176,7 +161,7 @@ def compare(
     have = {_identity(o): o for o in observed - desired}
     create: list[Action] = []
     update: list[Action] = []
-    refusals: list[Refusal] = []
+    refusals: list[Issue] = []
     for identity in sorted(want):
         obj, existing = want[identity], have.get(identity)
         if existing is None:
@@ -234,8 +219,8 @@ def _word(value: Any) -> str:
             return str(value)
 
 
-def _in_the_way(obj: Keyed, existing: Keyed) -> Refusal:
-    return Refusal(
+def _in_the_way(obj: Keyed, existing: Keyed) -> Issue:
+    return Issue(
         subject=f"{obj.kind} {obj.command(Verb.CREATE)}",
         reason="ForeignObject",
         message=f"another owner's {existing.kind} stands in its place "

@@ -9,7 +9,8 @@ from typing import Any
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of, host_network
 from reconciler.core.facts import Eni
-from reconciler.engine.plan import Plan, Refusal
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Plan
 from reconciler.ipam import pool, shortage
 from reconciler.ipam.cloud import CREATION_TAG, Cloud
 from reconciler.ipam.ec2_action import (
@@ -203,7 +204,7 @@ def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[Ec2Act
 def _cure(desired: Pool, at: PoolStatus) -> Plan:
     """An address in use that neither EC2 nor metadata shows: say so, and ask for it again."""
     actions: list[Ec2Action] = []
-    refusals: list[Refusal] = []
+    refusals: list[Issue] = []
     enis = {e.eni_id: e for e in at.enis}
     bound = ((a, address) for a in desired.attachments for address in a.addresses)
     for attachment, address in bound:

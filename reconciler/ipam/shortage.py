@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, IpAddress
 from reconciler.core.facts import Node
-from reconciler.engine.plan import Action, Refusal
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Action
 from reconciler.ipam import budget
 from reconciler.ipam.budget import CallBackoff
 from reconciler.ipam.capacity import most_addresses, overcommitted
@@ -23,9 +24,9 @@ MAX_NAMED = 8
 """Objects of EC2 that are named one by one for one reason; of the others there is the number."""
 
 
-def no_primary(node: Node) -> Refusal:
+def no_primary(node: Node) -> Issue:
     """EC2 does not show the ENI that new ones take after."""
-    return Refusal(
+    return Issue(
         subject=f"pool of {node.instance_id}",
         reason="PrimaryEniUnknown",
         message=f"EC2 shows no ENI with the MAC {node.primary_mac}, the primary's by instance "
@@ -34,10 +35,10 @@ def no_primary(node: Node) -> Refusal:
     )
 
 
-def no_limits(node: Node, unread: Iterable[Unread]) -> Refusal:
+def no_limits(node: Node, unread: Iterable[Unread]) -> Issue:
     """The instance type's limits are not known."""
     why = next((u.why for u in unread if u.kind == "instance-type"), "EC2 does not tell")
-    return Refusal(
+    return Issue(
         subject=f"pool of {node.instance_id}",
         reason="InstanceTypeUnknown",
         message=f"what {node.instance_type} allows is not known, so the pool neither grows nor "
@@ -45,7 +46,7 @@ def no_limits(node: Node, unread: Iterable[Unread]) -> Refusal:
     )
 
 
-def unread(found: Sequence[Unread]) -> Iterator[Refusal]:
+def unread(found: Sequence[Unread]) -> Iterator[Issue]:
     """What EC2 listed and could not be read, the first few by name."""
     told = [u for u in found if u.kind != "instance-type"]
     more = f" (and {len(told) - MAX_NAMED} more)" if len(told) > MAX_NAMED else ""
@@ -55,14 +56,14 @@ def unread(found: Sequence[Unread]) -> Iterator[Refusal]:
             if entry.kind == "eni"
             else "no ENI is made there until it can be read"
         )
-        yield Refusal(
+        yield Issue(
             f"{entry.kind} {entry.name or 'without an id'}",
             "AnswerUnreadable",
             f"EC2 lists it, but {entry.why}; {effect}{more}",
         )
 
 
-def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -> Refusal:
+def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -> Issue:
     """A pod uses an address that EC2 has assigned to no ENI, or to another one."""
     who = attachment.pod or str(attachment.key)
     cure = (
@@ -70,7 +71,7 @@ def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -
         if present
         else f"{attachment.eni_id} is gone: restart the pod"
     )
-    return Refusal(
+    return Issue(
         subject=f"attachment {attachment.key}",
         reason="AddressLost",
         message=f"{who} uses {address}, which neither EC2 nor instance metadata shows "
@@ -78,7 +79,7 @@ def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -
     )
 
 
-def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) -> Iterator[Refusal]:
+def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) -> Iterator[Issue]:
     """What growth could not get, and why."""
     if growth.unmet <= 0:
         return
@@ -87,7 +88,7 @@ def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) ->
         f"{growth.unmet} cannot be had"
     )
     if capped and at.room_for_enis:
-        yield Refusal(
+        yield Issue(
             f"pool of {desired.node.instance_id}",
             "CreationRateReached",
             f"{missing}: {len(desired.creations)} ENIs were created within an hour and "
@@ -106,11 +107,11 @@ def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) ->
         yield _limit_reached(desired, at, missing)
 
 
-def _of_subnets(reason: str, told: Sequence[tuple[str, str]]) -> Iterator[Refusal]:
+def _of_subnets(reason: str, told: Sequence[tuple[str, str]]) -> Iterator[Issue]:
     """One reason of several subnets: a selector may find hundreds, and the first few tell."""
     more = f" (and {len(told) - MAX_NAMED} more subnets)" if len(told) > MAX_NAMED else ""
     for subnet_id, message in told[:MAX_NAMED]:
-        yield Refusal(f"subnet {subnet_id}", reason, message + more)
+        yield Issue(f"subnet {subnet_id}", reason, message + more)
 
 
 def _slots_left(desired: Pool, at: PoolStatus, growth: Growth) -> int:
@@ -139,13 +140,13 @@ def _unusable(at: PoolStatus) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def no_way_in(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
+def no_way_in(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """No ENI may serve pods, and none can be made."""
     missing = "pods need an ENI with an IPv6 prefix, and there is none"
     rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
     yield from _of_subnets("SubnetRejected", rejected)
     if at.choice.subnets:
-        yield Refusal(
+        yield Issue(
             f"pool of {desired.node.instance_id}",
             "PoolLimitReached" if at.room_for_enis <= 0 else "CreationRateReached",
             f"{missing}: no further ENI can be had now; let pods use the primary ENI "
@@ -153,7 +154,7 @@ def no_way_in(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
         )
 
 
-def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Refusal:
+def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Issue:
     assert at.limits is not None
     by_type = desired.max_enis is None or desired.max_enis >= at.limits.enis
     source = desired.node.instance_type if by_type else "eni.max"
@@ -175,28 +176,28 @@ def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Refusal:
         cure = "lower warmPool, or " + (
             "use a larger instance type" if by_type else "raise eni.max"
         )
-    return Refusal(
+    return Issue(
         subject=f"pool of {desired.node.instance_id}",
         reason="PoolLimitReached",
         message=f"{missing}: {source} allows {text} = {most}; {cure}",
     )
 
 
-def notices(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
+def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """What stands against the document although nothing can be done about it now."""
     if at.limits is not None:
         told = overcommitted(
             desired.document, desired.node.instance_type, at.limits, foreign=at.foreign
         )
         if told:
-            yield Refusal(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
+            yield Issue(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
     yield from unread(at.unread)
     yield from _without_block(desired, at)
     yield from _without_egress(desired, at)
     for eni in at.enis:
         used = sum(eni.holds(a) for a in desired.used)
         if not eni.is_primary and eni.eni_id not in at.fitting and used:
-            yield Refusal(
+            yield Issue(
                 f"eni {eni.eni_id}",
                 "SubnetImmutable",
                 f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move "
@@ -206,12 +207,12 @@ def notices(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
         yield _disagreement(desired)
 
 
-def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
+def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """The node itself has no address of a family that pods shall reach hosts in."""
     primary = next((e for e in at.enis if e.is_primary), None)
     for name in desired.document.egress_families:
         if primary is not None and primary.host_address(FAMILIES[name].version) is None:
-            yield Refusal(
+            yield Issue(
                 f"eni {primary.eni_id}",
                 "EgressUnavailable",
                 f"egressFamilies has {name}, of which the primary ENI has no address, so pods "
@@ -219,14 +220,14 @@ def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
             )
 
 
-def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
+def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """The primary ENI's subnet lacks a family that pods shall have."""
     for eni in at.enis:
         home = at.subnets.get(eni.subnet_id)
         if not eni.is_primary or home is None or not desired.use_primary:
             continue
         if missing := [f for f in desired.families if f not in home.families]:
-            yield Refusal(
+            yield Issue(
                 f"subnet {eni.subnet_id}",
                 "SubnetWithoutFamily",
                 f"families has {' and '.join(missing)}, of which the primary ENI's subnet has no "
@@ -235,7 +236,7 @@ def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Refusal]:
             )
 
 
-def _disagreement(desired: Pool) -> Refusal:
+def _disagreement(desired: Pool) -> Issue:
     disagreements = desired.disagreements
     missing, unconfirmed = len(disagreements.missing), len(disagreements.unconfirmed)
     parts = []
@@ -243,7 +244,7 @@ def _disagreement(desired: Pool) -> Refusal:
         parts.append(f"EC2 no longer shows {missing} addresses or prefixes that were there")
     if unconfirmed:
         parts.append(f"instance metadata lacks {unconfirmed} that EC2 shows")
-    return Refusal(
+    return Issue(
         f"pool of {desired.node.instance_id}",
         "SourcesDisagree",
         f"for {desired.clock - disagreements.since:.0f} s {' and '.join(parts)}; nothing is given "
@@ -252,10 +253,10 @@ def _disagreement(desired: Pool) -> Refusal:
     )
 
 
-def hold_back(action: Action, call: str, backoff: CallBackoff, wait_s: float) -> Refusal:
+def hold_back(action: Action, call: str, backoff: CallBackoff, wait_s: float) -> Issue:
     """An action that is in backoff after a call of it failed."""
     cure = budget.cure(call, backoff.code)
-    return Refusal(
+    return Issue(
         f"{action.kind} {action.key[0]}",
         backoff.code,
         f"{call} {backoff.failure}: {backoff.message}{cure}; again in {wait_s:.0f} s: {action}",

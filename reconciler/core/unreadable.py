@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.engine.finding import Finding
+from reconciler.engine.backoff import Delays
+from reconciler.engine.issue import Issue
 
-BACKOFF_S = (1.0, 60.0)
-"""First and longest time in seconds until such a namespace is looked into again, doubled each
-time: a pod that is being made may be unreadable for a moment, and its ADD waits."""
+BACKOFF_S = Delays(1.0, 60.0)
+"""Until such a namespace is read again: that of a pod that is starting may be unreadable for a
+moment, and its ADD waits."""
 
 MAX_NAMED = 20
 """Pods that get a condition each; all others are counted in one more."""
@@ -61,8 +62,7 @@ class Unread:
         known = {k: f for k, f in self.known.items() if k not in frozenset(looked)}
         for key, why in failed.items():
             times = self.known[key].times + 1 if key in self.known else 1
-            backoff_s = min(BACKOFF_S[0] * 2.0 ** min(times - 1, 16), BACKOFF_S[1])
-            known[key] = Failure(why, times, now + backoff_s)
+            known[key] = Failure(why, times, now + BACKOFF_S.after(times))
         return Unread(known)
 
     def among(self, keys: Iterable[AttachmentKey]) -> Unread:
@@ -70,18 +70,18 @@ class Unread:
         keys = frozenset(keys)
         return Unread({k: f for k, f in self.known.items() if k in keys})
 
-    def findings(self, attachments: Iterable[Attachment]) -> Iterator[Finding]:
+    def findings(self, attachments: Iterable[Attachment]) -> Iterator[Issue]:
         """Say which pods they are of, and what follows from it."""
         pods = {a.key: a for a in attachments}
         unread = [(pods[k], f) for k, f in sorted(self.known.items()) if k in pods]
         for pod, failure in unread[:MAX_NAMED]:
-            yield Finding(
+            yield Issue(
                 f"pod {pod.pod or pod.key}",
                 "NamespaceUnreadable",
                 f"its namespace {pod.netns} cannot be read: {failure.why}; nothing in there is "
                 "compared or changed, and all that the host has of it is kept; it is looked at "
-                f"again at least every {BACKOFF_S[1]:.0f} s",
+                f"again at least every {BACKOFF_S.longest:.0f} s",
             )
         if len(unread) > MAX_NAMED:
             more = f"{len(unread) - MAX_NAMED} more cannot be read either"
-            yield Finding("pods", "NamespaceUnreadable", more)
+            yield Issue("pods", "NamespaceUnreadable", more)

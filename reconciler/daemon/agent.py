@@ -30,6 +30,7 @@ from reconciler.daemon.reader import Reader, Reading
 from reconciler.daemon.triggers import FileWatch, KernelWatch, Triggers
 from reconciler.daemon.watchdog import Stuck, Watchdog
 from reconciler.domains.left_out import left_out
+from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Outcome
 from reconciler.engine.finding import Finding
 from reconciler.engine.plan import Plan, Refusal
@@ -130,8 +131,8 @@ READING_S = 60.0
 MOST_PROBLEMS = 20
 """Of a refused document that are told; ``validate`` tells all."""
 
-POOL_BACKOFF_S = (1.0, 60.0)
-"""First and longest wait, in seconds, after EC2 failed; doubled each time, with full jitter."""
+POOL_BACKOFF_S = Delays(1.0, 60.0, jitter=1)
+"""After EC2 failed."""
 
 
 class Property(Protocol):
@@ -878,9 +879,7 @@ class Agent:
         self._pool_fails = bool(outcome.errors)
         self._planned_for = before if outcome.errors else demand
         if outcome.errors:
-            first, longest = POOL_BACKOFF_S
-            ceiling = min(first * 2.0 ** min(failures, 16), longest)
-            return random.uniform(0, ceiling), failures + 1
+            return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
         self._pool_demand = demand
         due_s = self._node.pool_due_s
         return self._document.reconcile.ec2_resync.total_seconds() if due_s is None else due_s, 0

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 
 from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.watchdog import Watchdog
+from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError, ReconcilerError, boundary
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S = (0.5, 5.0)
-"""First and longest wait, in seconds, after a turn of a loop has failed; doubled each time. Each
-turn serves pods first, so they wait no longer than this."""
+BACKOFF_S = Delays(0.5, 5.0, jitter=0.5)
+"""After a turn of a loop has failed. Each turn serves pods first, so they wait no longer."""
 
 
 class Duties:
@@ -80,9 +80,8 @@ class Duties:
                     turn()
             except ReconcilerError as failure:
                 self.report(name, failure)
-                first, longest = BACKOFF_S
-                stopping.wait(min(first * 2.0**failures, longest) * random.uniform(0.5, 1.0))
-                failures = min(failures + 1, 16)
+                failures += 1
+                stopping.wait(BACKOFF_S.after(failures, random.random()))
             else:
                 if failures:
                     self.report(name)

@@ -1,9 +1,8 @@
-"""Backoff for objects that keep reverting or failing, one by one.
+"""Backoff: how long to wait after failures, and which objects keep reverting or failing.
 
-Two things keep us from having our way. The kernel refuses: then the same is tried again ever more
-seldom. Or somebody else takes back what we do: then neither side ever ends by itself, so ours
-slows down and says so. Both are about one object as it is desired; a change of it, or of the
-document, starts anew.
+An action that the kernel refuses is retried after longer and longer waits. An object that another
+program keeps reverting is an ownership fight: it is repaired less and less often, and reported.
+Both concern one object as it is desired. A change of the object, or of the document, starts anew.
 """
 
 from __future__ import annotations
@@ -11,25 +10,55 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from reconciler.engine.plan import Action, Key, Plan
 from reconciler.errors import ApplyError
 
+MAX_DOUBLINGS = 16
+"""Beyond it a wait no longer grows."""
+
+
+class Delays(NamedTuple):
+    """How long to wait after failures in a row: doubled each time, up to the longest.
+
+    Attributes:
+        first, longest: seconds.
+        jitter: which share of a wait is random, so that nodes do not go in step: 0 none, 1 all.
+    """
+
+    first: float
+    longest: float = inf
+    jitter: float = 0.0
+
+    def after(self, failures: int, chance: float = 1.0) -> float:
+        """Return the seconds to wait; none without a failure.
+
+        Args:
+            failures: in a row.
+            chance: a random number from 0 to 1.
+        """
+        if failures < 1:
+            return 0.0
+        longest = min(self.first * 2.0 ** min(failures - 1, MAX_DOUBLINGS), self.longest)
+        return longest * (1 - self.jitter * (1 - chance))
+
+
 REPAIRS = 5
-"""How often an object is put back within ``WINDOW_S`` until that counts as a fight: a reload of a
-firewall, or somebody who tries things out, takes less."""
+"""Repairs of one object within ``WINDOW_S`` that count as a fight. Reloading a firewall, or trying
+things out by hand, takes fewer."""
 
 WINDOW_S = 60.0
 
-BACKOFF_S = (1.0, 30.0)
-"""First and longest backoff in seconds, doubled each time: what the other side breaks may be what
-pods need, so it is never left broken for long."""
+BACKOFF_S = Delays(1.0, 30.0, jitter=0.5)
+"""Of one object. Pods may need what another program breaks, so it is never left broken for long.
+Repairs wait without jitter."""
 
 MAX_KNOWN = 40_000
-"""Objects that are remembered: twice what a document can have in our sets. Whoever puts other
-objects into our table each time would have us remember a million within ``WINDOW_S``, of half a
-KiB each. One that is forgotten has no backoff."""
+"""Objects that are remembered: twice what a document can have in our sets. A program that keeps
+adding other objects to our table would otherwise make it a million within ``WINDOW_S``, of half a
+KiB each. An object that is forgotten has no backoff."""
 
 Identity = tuple[str, Key]
 """An object's kind and key."""
@@ -37,16 +66,16 @@ Identity = tuple[str, Key]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """What became of putting one object in its place.
+    """The recent repairs and failures of one object.
 
     Attributes:
-        object: as it was desired, or for what must go, as it was found.
-        repairs: when it was put back, the last ones, in monotonic seconds.
+        object: as desired; for a deletion, as observed.
+        repairs: the times of the last ones, in monotonic seconds.
         failures: in a row.
-        error: why the last one failed; "" if it did not.
-        waits: in a row.
+        error: of the last attempt; "" if it succeeded.
+        waits: in a row, for repairs.
         until: monotonic seconds until which it is left alone.
-        other_writers: who else has changed the kernel's networking around the last repair.
+        other_writers: who else changed the kernel's networking around the last repair.
     """
 
     object: Any
@@ -59,32 +88,25 @@ class Backoff:
 
     @property
     def is_fight(self) -> bool:
-        """Whether somebody takes back again and again what we do."""
+        """Whether another program keeps reverting it."""
         return len(self.repairs) == REPAIRS and self.repairs[-1] - self.repairs[0] <= WINDOW_S
 
     def is_over(self, now: float) -> bool:
-        """Whether nothing has happened for so long that there is nothing left to remember."""
+        """Whether its last repair or wait is longer ago than ``WINDOW_S``."""
         last = max((*self.repairs[-1:], self.until))
         return now - last > WINDOW_S
 
 
 @dataclass(frozen=True, slots=True)
 class Backoffs:
-    """All of them."""
+    """The backoff of each object that has one."""
 
     known: Mapping[Identity, Backoff] = field(default_factory=dict)
-
-    def after_repair(self, action: Action, now: float, other_writers: tuple[str, ...]) -> Backoffs:
-        """Note that drift of an object was put right."""
-        return self.after_repairs([action], now, other_writers)
 
     def after_repairs(
         self, actions: Iterable[Action], now: float, other_writers: tuple[str, ...]
     ) -> Backoffs:
-        """Note that drift of objects was put right.
-
-        All at once: whoever flushes a set takes ten thousand.
-        """
+        """Note that drift of objects was repaired; ten thousand at once if a set was flushed."""
         changed: dict[Identity, Backoff] = {}
         for action in actions:
             before = self._of(action)
@@ -96,32 +118,25 @@ class Backoffs:
                 other_writers=other_writers or before.other_writers,
             )
             if after.is_fight:
-                after = replace(
-                    after, waits=before.waits + 1, until=now + _backoff_s(before.waits)
-                )
+                waits = before.waits + 1
+                after = replace(after, waits=waits, until=now + BACKOFF_S.after(waits))
             changed[action.kind, action.key] = after
         return self._with(changed)
-
-    def after_failure(self, action: Action, now: float, error: str, chance: float) -> Backoffs:
-        """Note that an action failed; the first failure is tried again at once."""
-        return self.after_failures([(action, error)], now, chance)
 
     def after_failures(
         self, failures: Iterable[tuple[Action, str]], now: float, chance: float
     ) -> Backoffs:
-        """Note that actions failed; the first failure of each is tried again at once.
+        """Note that actions failed; each is retried at once after its first failure.
 
         Args:
-            failures: what was tried, and what the kernel answered.
+            failures: the actions, and what the kernel answered.
             now: monotonic seconds.
-            chance: a random number from 0 to 1, so that nodes do not go in step.
+            chance: a random number from 0 to 1.
         """
         changed: dict[Identity, Backoff] = {}
         for action, error in failures:
             before = self._of(action)
-            backoff_s = (
-                _backoff_s(before.failures - 1) * (0.5 + chance / 2) if before.failures else 0.0
-            )
+            backoff_s = BACKOFF_S.after(before.failures, chance)
             changed[action.kind, action.key] = replace(
                 before,
                 failures=before.failures + 1,
@@ -131,35 +146,35 @@ class Backoffs:
         return self._with(changed)
 
     def after_success(self, actions: Iterable[Action]) -> Backoffs:
-        """Forget failures of what has worked, and was no drift."""
+        """Forget the failures of actions that succeeded and repaired no drift."""
         done = {(a.kind, a.key) for a in actions} & self.known.keys()
         return self._only(lambda identity, s: identity not in done or bool(s.repairs))
 
     def asked_for(self, plans: Iterable[Plan]) -> Backoffs:
-        """Forget failures of what a full pass did not ask for.
+        """Forget the failures of objects that the plans of a full pass do not mention.
 
-        It is in its place, or it is not wanted any more. A container that is started again has the
-        same link as before, which must not wait for what became of the first one.
+        Such an object is in its place, or no longer desired. A restarted container has the same
+        link as before, which must not wait because of the first one.
         """
         asked = {(a.kind, a.key) for p in plans for a in (*p.actions, *p.deferred)}
         return self._only(lambda identity, s: identity in asked or bool(s.repairs))
 
     def since(self, now: float) -> Backoffs:
-        """Forget what is long over."""
+        """Forget what is over."""
         return self._only(lambda _, s: not s.is_over(now))
 
     def _only(self, keep: Callable[[Identity, Backoff], bool]) -> Backoffs:
-        """Return those that are kept; itself, if all are."""
+        """Return the entries to keep; this object itself if all are."""
         kept = {k: s for k, s in self.known.items() if keep(k, s)}
         return Backoffs(kept) if len(kept) < len(self.known) else self
 
     def hold(self, plan: Plan, now: float, *, atomic: bool) -> Plan:
-        """Leave out what is in backoff.
+        """Defer the actions that are in backoff.
 
         Args:
             plan: of one domain.
             now: monotonic seconds.
-            atomic: whether its actions are done together or not at all.
+            atomic: whether all its actions are deferred together.
         """
         deferred = tuple(a for a in plan.actions if self._is_backing_off(a, now))
         if not deferred:
@@ -183,7 +198,7 @@ class Backoffs:
         )
 
     def due(self, plan: Plan) -> float | None:
-        """Return the monotonic seconds at which the first deferred action of a plan is due."""
+        """Return when the first deferred action of a plan is due, in monotonic seconds."""
         return min(
             (s.until for a in plan.deferred if (s := self.known.get((a.kind, a.key)))),
             default=None,
@@ -204,7 +219,7 @@ class Backoffs:
             return self
         known = {**self.known, **changed}
         if len(known) > MAX_KNOWN:
-            # Those that changed now last: what has been known longest is forgotten.
+            # The changed ones last: the oldest are forgotten.
             earlier = {k: s for k, s in self.known.items() if k not in changed}
             known = {**earlier, **changed}
             known = dict(islice(known.items(), len(known) - MAX_KNOWN, None))
@@ -213,10 +228,6 @@ class Backoffs:
 
 def _object(action: Action) -> Any:
     return getattr(action, "object", None)
-
-
-def _backoff_s(before: int) -> float:
-    return min(BACKOFF_S[0] * 2.0 ** min(before, 16), BACKOFF_S[1])
 
 
 def _text(members: list[tuple[Action, Backoff]]) -> str:
@@ -232,7 +243,7 @@ def _text(members: list[tuple[Action, Backoff]]) -> str:
 
 
 def _advice(backoff: Backoff) -> str:
-    """Say what to do; the kernel's notifications tell nothing about who writes a file."""
+    """Say what to do. The kernel does not tell who writes a file, so objects may know better."""
     if advice := getattr(backoff.object, "in_a_fight", ""):
         return f"it is put back less often now; {advice}"
     others = ", ".join(backoff.other_writers) or "none identified"

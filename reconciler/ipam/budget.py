@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from reconciler.engine.backoff import Delays
+
 BUCKETS = {
     "AssignIpv6Addresses": (100.0, 5.0),
     "AssignPrivateIpAddresses": (100.0, 5.0),
@@ -69,22 +71,19 @@ LOST = {"AnswerLost", "InternalError", "InternalFailure", "Unavailable", "Servic
 """After these the call may have had its effect."""
 
 BACKOFF_S = {
-    Failure.THROTTLED: (1.0, 60.0),
-    Failure.DENIED: (30.0, 600.0),
-    Failure.EXHAUSTED: (30.0, 120.0),
-    Failure.LIMIT: (30.0, 120.0),
-    Failure.NOT_FOUND: (1.0, 30.0),
-    Failure.LOST: (1.0, 30.0),
-    Failure.UNKNOWN_TYPE: (60.0, 3600.0),
-    Failure.OTHER: (1.0, 60.0),
+    Failure.THROTTLED: Delays(1.0, 60.0, jitter=1),
+    Failure.DENIED: Delays(30.0, 600.0, jitter=1),
+    Failure.EXHAUSTED: Delays(30.0, 120.0, jitter=1),
+    Failure.LIMIT: Delays(30.0, 120.0, jitter=1),
+    Failure.NOT_FOUND: Delays(1.0, 30.0, jitter=1),
+    Failure.LOST: Delays(1.0, 30.0, jitter=1),
+    Failure.UNKNOWN_TYPE: Delays(60.0, 3600.0, jitter=1),
+    Failure.OTHER: Delays(1.0, 60.0, jitter=1),
 }
-"""First and longest ceiling in seconds of a failed action's backoff.
-
-Doubled each time in a row.
-"""
+"""Of a failed action."""
 
 FORGET_S = 3600.0
-"""Seconds after its rest for which an action's failures in a row are remembered."""
+"""Seconds after its backoff for which an action's failures in a row are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +150,9 @@ class CallBackoffs:
         failure = classify(code)
         known = self.by_scope.get(scope)
         failures = known.failures + 1 if known and known.failure is failure else 1
-        first, longest = BACKOFF_S[failure]
-        ceiling = min(first * 2 ** min(failures - 1, 16), longest)
-        backoff = CallBackoff(failure, code, message, now + ceiling * chance, failures)
-        # Of subnets that are not asked for any more nobody would ever tell a success.
+        until = now + BACKOFF_S[failure].after(failures, chance)
+        backoff = CallBackoff(failure, code, message, until, failures)
+        # A subnet that is no longer asked for never succeeds, so its failures end by time.
         others = {k: r for k, r in self.by_scope.items() if r.until > now - FORGET_S}
         return CallBackoffs({**others, scope: backoff})
 

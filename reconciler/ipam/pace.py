@@ -11,6 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from reconciler.core.datapath import IpNetwork
+from reconciler.engine.backoff import Delays
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.source_disagreement import CONFIRM_S
@@ -18,12 +19,12 @@ from reconciler.ipam.source_disagreement import CONFIRM_S
 CHANGING = {"attaching", "detaching", "pending"}
 """EC2's words for an attachment that is about to change by itself."""
 
-CHANGE_S = 5.0
-"""Seconds until EC2 is asked whether an attachment has changed, doubled each time: it takes EC2
-one to ten, and the link that comes or goes tells it before."""
+CHANGE_S = Delays(5.0)
+"""Until EC2 is asked whether an attachment has changed: it takes EC2 one to ten seconds, and the
+link that comes or goes tells it before."""
 
-STEP_S = 1.0
-"""Seconds until a plan that is not done yet goes on, doubled each time."""
+STEP_S = Delays(1.0)
+"""Until a plan that is not done yet goes on."""
 
 CHECK_S = 30.0
 """Seconds after which a look must show what EC2 has answered: well within ``TRUST_S``, and late
@@ -76,11 +77,10 @@ def observe_after_s(left: Left, resync_s: float) -> float:
         left: what the last one has left open.
         resync_s: the document's ``reconcile.ec2Resync``.
     """
-    step_s = plan_after_s(left)
     waits = [
         resync_s,
-        step_s if left.unfinished else resync_s,
-        CHANGE_S / STEP_S * step_s if left.changing else resync_s,
+        plan_after_s(left) if left.unfinished else resync_s,
+        CHANGE_S.after(max(left.times, 1)) if left.changing else resync_s,
         CHECK_S if left.behind else resync_s,
         CONFIRM_S if left.missing else resync_s,
         DISAGREEING_S if left.disagreeing or left.short else resync_s,
@@ -91,7 +91,7 @@ def observe_after_s(left: Left, resync_s: float) -> float:
 
 def plan_after_s(left: Left) -> float:
     """Return how many seconds after calls it is planned again, which needs no look."""
-    return STEP_S * 2.0 ** min(max(left.times - 1, 0), 16)
+    return STEP_S.after(max(left.times, 1))
 
 
 def is_changing(cloud: Cloud, macs: Container[str]) -> bool:

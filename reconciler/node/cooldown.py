@@ -15,6 +15,7 @@ from reconciler.core.attachment import Cooling
 from reconciler.core.datapath import IpAddress
 from reconciler.domains import conntrack
 from reconciler.domains.conntrack import ConntrackFlush
+from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Domain, Outcome, Target, converge
 from reconciler.engine.plan import Plan
 
@@ -22,9 +23,8 @@ IDLE_SHARE = 5
 """Rounds begin this many durations apart at least: a sixth of a core at most goes to a table that
 takes long to walk, and pods that end together share a round."""
 
-RETRY_S = (1.0, 30.0)
-"""Seconds after a round that failed, or left connections: the first wait, doubled each time, and
-the longest one."""
+RETRY_S = Delays(1.0, 30.0)
+"""After a round that failed, or left connections."""
 
 LONGEST_S = 30.0
 """Seconds between looks at the clock, which may step."""
@@ -106,8 +106,7 @@ class Cooldowns:
             self._outcome = replace(outcome, plan=self._outcome.plan + outcome.plan)
             self._failures = min(self._failures + 1, 16) if gone != due else 0
             ended = time.monotonic()
-            first, longest = RETRY_S
-            retry_s = min(first * 2.0 ** (self._failures - 1), longest) if self._failures else 0.0
+            retry_s = RETRY_S.after(self._failures)
             self._idle_until = ended + max(IDLE_SHARE * (ended - started), retry_s)
         return bool(quiet or outcome.plan.actions or outcome.errors)
 

@@ -24,6 +24,7 @@ from reconciler.core.facts import Eni
 from reconciler.domains import eni
 from reconciler.domains.conntrack import ConntrackFlush
 from reconciler.domains.inputs import NO_CALL_BACKOFFS, Inputs
+from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Domain, Outcome, Target, converge
 from reconciler.engine.plan import Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
@@ -62,9 +63,8 @@ SHRINK_S = 30.0
 """Seconds after a growth for which nothing else is chosen to be given back, so that pods that come
 and go all the time do not make addresses do the same."""
 
-HEAR_S = 0.25
-"""Seconds until metadata is read for what EC2 has answered, doubled each time: it costs nothing,
-and follows EC2 within seconds."""
+HEAR_S = Delays(0.25)
+"""Until metadata, which costs nothing and follows within seconds, is read for EC2's answers."""
 
 Witness = frozenset[tuple[str, IpNetwork]] | None
 """What instance metadata shows, by MAC; None if it cannot be read, which proves nothing."""
@@ -247,7 +247,7 @@ class PoolController:
     @property
     def hear_after_s(self) -> float:
         """Seconds until metadata is worth reading again for what it has not shown yet."""
-        return HEAR_S * 2.0 ** min(self.readings, 16) if self.is_unconfirmed else float("inf")
+        return HEAR_S.after(self.readings + 1) if self.is_unconfirmed else float("inf")
 
     @property
     def due_s(self) -> float:

@@ -12,6 +12,7 @@ from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.telemetry import exposition
 from reconciler.daemon.watchdog import Watchdog
+from reconciler.engine.backoff import Delays
 from reconciler.errors import StateError
 
 
@@ -72,7 +73,7 @@ def test_each_internal_error_is_counted_and_each_distinct_one_logged_once_with_i
 def test_a_loop_whose_turns_raise_goes_on_after_a_while(
     duties: Duties, conditions: Conditions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duty, "BACKOFF_S", (0.001, 0.002))
+    monkeypatch.setattr(duty, "BACKOFF_S", Delays(0.001, 0.002))
     stopping, turns, seen = threading.Event(), iter(range(9)), []
 
     def turn() -> None:

@@ -54,6 +54,7 @@ from reconciler.domains.link import PodLink
 from reconciler.domains.nat import NftElement, NftTable
 from reconciler.domains.route import Route
 from reconciler.engine import converge
+from reconciler.engine.backoff import Delays
 from reconciler.engine.plan import Change, Refusal, Verb
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
@@ -595,9 +596,9 @@ STEPS = [
 def running(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     """The same daemon, in its threads."""
     for module, name, value in (
-        (duty, "BACKOFF_S", (0.001, 0.01)),
+        (duty, "BACKOFF_S", Delays(0.001, 0.01)),
         (daemon, "RETRY_S", 0.05),
-        (daemon, "POOL_BACKOFF_S", (0.001, 0.01)),
+        (daemon, "POOL_BACKOFF_S", Delays(0.001, 0.01)),
         (daemon, "POOL_PASS_S", 0.05),
         (daemon, "TIDY_S", 0.05),
         (daemon, "WATCHES_S", 0.05),

@@ -18,6 +18,7 @@ from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.triggers import FileWatch, KernelWatch, Triggers
 from reconciler.daemon.watchdog import Watchdog
+from reconciler.engine.backoff import Delays
 from reconciler.errors import WatchError
 
 
@@ -99,7 +100,7 @@ def test_a_watch_whose_thread_has_died_is_begun_anew(
 def test_the_kernels_watch_goes_on_when_its_sockets_break_and_when_none_can_be_had(
     marks: Triggers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duty, "BACKOFF_S", (0.001, 0.002))
+    monkeypatch.setattr(duty, "BACKOFF_S", Delays(0.001, 0.002))
     monkeypatch.setattr(triggers, "ALIVE_S", 0.01)
     conditions = Conditions()
     dog = Watchdog(lambda _: None)

@@ -27,7 +27,7 @@ PLAN = Plan((put_back(1), put_back(2)))
 def after_repairs(*times: float, who: tuple[str, ...] = ()) -> Backoffs:
     backoffs = Backoffs()
     for now in times:
-        backoffs = backoffs.after_repair(put_back(1), now, who)
+        backoffs = backoffs.after_repairs([put_back(1)], now, who)
     return backoffs
 
 
@@ -61,7 +61,7 @@ def test_many_that_rest_for_one_reason_are_said_once() -> None:
     backoffs = Backoffs()
     for now in range(REPAIRS):
         for number in range(100):
-            backoffs = backoffs.after_repair(put_back(number), now, ())
+            backoffs = backoffs.after_repairs([put_back(number)], now, ())
     plan = Plan(tuple(put_back(n) for n in range(100)))
     held = backoffs.hold(plan, REPAIRS - 1, atomic=False)
     (error,) = backoffs.explain(held)
@@ -81,7 +81,7 @@ def test_a_failure_is_tried_again_at_once_and_then_ever_more_seldom_within_bound
 ) -> None:
     backoffs, now = Backoffs(), 100.0
     for failures, chance in enumerate(chances):
-        backoffs = backoffs.after_failure(put_back(1), now, "no such device", chance)
+        backoffs = backoffs.after_failures([(put_back(1), "no such device")], now, chance)
         held = backoffs.hold(PLAN, now, atomic=False)
         if not failures:
             assert held == PLAN
@@ -102,7 +102,7 @@ def test_a_fight_that_goes_on_rests_longer_but_never_for_long(waits: int) -> Non
     backoffs, now = after_repairs(*range(REPAIRS)), float(REPAIRS - 1)
     for _ in range(waits):
         now = backoffs.due(backoffs.hold(PLAN, now, atomic=False)) or now
-        backoffs = backoffs.after_repair(put_back(1), now, ())
+        backoffs = backoffs.after_repairs([put_back(1)], now, ())
     due = backoffs.due(backoffs.hold(PLAN, now, atomic=False))
     known = backoffs.known[put_back(1).kind, put_back(1).key]
     assert known.until - now <= BACKOFF_S[1]
@@ -120,7 +120,7 @@ def test_a_failure_is_forgotten_when_nobody_asks_for_the_object_any_more() -> No
     """A container that is started again has the same link, which would rest for the first one."""
     backoffs = Backoffs()
     for now in range(8):
-        backoffs = backoffs.after_failure(put_back(1), now, "ENOENT", 1.0)
+        backoffs = backoffs.after_failures([(put_back(1), "ENOENT")], now, 1.0)
     assert backoffs.hold(PLAN, 8, atomic=False).deferred == (put_back(1),)
     held = backoffs.hold(PLAN, 8, atomic=False)
     assert backoffs.asked_for([held]) == backoffs, "what rests is asked for"

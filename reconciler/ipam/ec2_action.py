@@ -6,12 +6,11 @@ What a call has no ClientToken for names what it is about, so that it can be rep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from string import Formatter
+from typing import Any, ClassVar
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.engine.plan import Key, Verb
-
-AWS = "aws ec2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,180 +81,166 @@ class AddEni:
         }
         what = "".join(f" --{option} {count}" for option, count in counts.items() if count)
         return (
-            f"{AWS} create-network-interface --subnet-id {c.subnet_id}{what} "
-            f"&& {AWS} attach-network-interface --device-index {c.device_index}"
+            f"aws ec2 create-network-interface --subnet-id {c.subnet_id}{what} "
+            f"&& aws ec2 attach-network-interface --device-index {c.device_index}"
         )
 
 
+class _Words(Formatter):
+    """Writes a tuple as its words."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """Ignore the format: there is none."""
+        return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 @dataclass(frozen=True, slots=True)
-class AttachEni:
-    """Attach an ENI of ours that is attached to nothing: a creation that was interrupted."""
+class _OnEni:
+    """An action about one ENI.
+
+    Attributes:
+        calls: EC2 actions, in order; the node's role needs the right to each.
+        command: what is typed after ``aws ec2``, with the action's fields.
+        names: the field with the addresses or prefixes it is about.
+    """
+
+    eni_id: str
+    verb: ClassVar[Verb] = Verb.UPDATE
+    kind: ClassVar[str] = "eni"
+    calls: ClassVar[tuple[str, ...]]
+    command: ClassVar[str]
+    names: ClassVar[str] = ""
+
+    @property
+    def key(self) -> Key:
+        """The ENI, and what is named."""
+        return (self.eni_id, *(int(getattr(n, "network_address", n)) for n in self.named))
+
+    @property
+    def named(self) -> tuple[Any, ...]:
+        """The addresses or prefixes it is about; empty for most actions."""
+        return getattr(self, self.names) if self.names else ()
+
+    def __str__(self) -> str:
+        return f"aws ec2 {_Words().format(self.command, self)}"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachEni(_OnEni):
+    """Attach an ENI of ours that is attached to nothing: its creation was interrupted."""
 
     instance_id: str
-    eni_id: str
     device_index: int
     reason: str
-    verb: ClassVar[Verb] = Verb.UPDATE
-    kind: ClassVar[str] = "eni"
-    calls: ClassVar[tuple[str, ...]] = (
-        "AttachNetworkInterface",
-        "ModifyNetworkInterfaceAttribute",
+    calls = ("AttachNetworkInterface", "ModifyNetworkInterfaceAttribute")
+    command = (
+        "attach-network-interface --network-interface-id {0.eni_id} "
+        "--device-index {0.device_index}"
     )
 
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return (
-            f"{AWS} attach-network-interface --network-interface-id {self.eni_id} "
-            f"--device-index {self.device_index}"
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class TieToInstance:
+class TieToInstance(_OnEni):
     """Have EC2 delete an ENI of ours with the instance, so that a dead node leaks none."""
 
-    eni_id: str
     attachment_id: str
     reason: str
-    verb: ClassVar[Verb] = Verb.UPDATE
-    kind: ClassVar[str] = "eni"
-    calls: ClassVar[tuple[str, ...]] = ("ModifyNetworkInterfaceAttribute",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return (
-            f"{AWS} modify-network-interface-attribute --network-interface-id {self.eni_id} "
-            f"--attachment AttachmentId={self.attachment_id},DeleteOnTermination=true"
-        )
+    calls = ("ModifyNetworkInterfaceAttribute",)
+    command = (
+        "modify-network-interface-attribute --network-interface-id {0.eni_id} "
+        "--attachment AttachmentId={0.attachment_id},DeleteOnTermination=true"
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptEni:
-    """Make an ENI of the stock plugin's ours: our tags first, then its own go.
+class AdoptEni(_OnEni):
+    """Make an ENI of the stock plugin's ours: add our tags first, then remove its own.
 
     Attributes:
         tags: pairs in key order.
         obsolete: keys of the stock plugin's tags.
     """
 
-    eni_id: str
     tags: tuple[tuple[str, str], ...]
     obsolete: tuple[str, ...]
     reason: str
-    verb: ClassVar[Verb] = Verb.UPDATE
-    kind: ClassVar[str] = "eni"
-    calls: ClassVar[tuple[str, ...]] = ("CreateTags", "DeleteTags")
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
+    calls = ("CreateTags", "DeleteTags")
 
     def __str__(self) -> str:
         tags = " ".join(f"Key={key},Value={value}" for key, value in self.tags)
         keys = " ".join(f"Key={key}" for key in self.obsolete)
         return (
-            f"{AWS} create-tags --resources {self.eni_id} --tags {tags} "
-            f"&& {AWS} delete-tags --resources {self.eni_id} --tags {keys}"
+            f"aws ec2 create-tags --resources {self.eni_id} --tags {tags} "
+            f"&& aws ec2 delete-tags --resources {self.eni_id} --tags {keys}"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class SetSecurityGroups:
+class SetSecurityGroups(_OnEni):
     """Change an ENI's security groups, in place."""
 
-    eni_id: str
     security_groups: tuple[str, ...]
     reason: str
-    verb: ClassVar[Verb] = Verb.UPDATE
-    kind: ClassVar[str] = "eni"
-    calls: ClassVar[tuple[str, ...]] = ("ModifyNetworkInterfaceAttribute",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return (
-            f"{AWS} modify-network-interface-attribute --network-interface-id {self.eni_id} "
-            f"--groups {' '.join(self.security_groups)}"
-        )
+    calls = ("ModifyNetworkInterfaceAttribute",)
+    command = (
+        "modify-network-interface-attribute --network-interface-id {0.eni_id} "
+        "--groups {0.security_groups}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class AssignAddresses:
-    """Give an ENI more single addresses: so many that EC2 chooses, or those that are named."""
+class _Assignment(_OnEni):
+    """Give an ENI more: as many as EC2 chooses, or those that are named.
 
-    eni_id: str
+    Attributes:
+        options: of the command, before the names and before the count.
+    """
+
     subnet_id: str
     reason: str
     count: int = 0
+    verb = Verb.CREATE
+    calls = ("AssignPrivateIpAddresses",)
+    command = "assign-private-ip-addresses --network-interface-id {0.eni_id} {0.what}"
+    options: ClassVar[tuple[str, str]]
+
+    @property
+    def what(self) -> tuple[object, ...]:
+        """The option, and the names or the count."""
+        by_name, by_count = self.options
+        return (by_name, *self.named) if self.named else (by_count, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class AssignAddresses(_Assignment):
+    """Give an ENI more single addresses."""
+
     addresses: tuple[IpAddress, ...] = ()
-    verb: ClassVar[Verb] = Verb.CREATE
-    kind: ClassVar[str] = "address"
-    calls: ClassVar[tuple[str, ...]] = ("AssignPrivateIpAddresses",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI, and what is named."""
-        return (self.eni_id, *map(int, self.addresses))
-
-    def __str__(self) -> str:
-        what = (
-            f"--private-ip-addresses {' '.join(map(str, self.addresses))}"
-            if self.addresses
-            else f"--secondary-private-ip-address-count {self.count}"
-        )
-        return f"{AWS} assign-private-ip-addresses --network-interface-id {self.eni_id} {what}"
+    names = "addresses"
+    kind = "address"
+    options = ("--private-ip-addresses", "--secondary-private-ip-address-count")
 
 
 @dataclass(frozen=True, slots=True)
-class AssignPrefixes:
-    """Give an ENI more prefixes: so many that EC2 chooses, or those that are named."""
+class AssignPrefixes(_Assignment):
+    """Give an ENI more prefixes."""
 
-    eni_id: str
-    subnet_id: str
-    reason: str
-    count: int = 0
     prefixes: tuple[IpNetwork, ...] = ()
-    verb: ClassVar[Verb] = Verb.CREATE
-    kind: ClassVar[str] = "prefix"
-    calls: ClassVar[tuple[str, ...]] = ("AssignPrivateIpAddresses",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI, and what is named."""
-        return (self.eni_id, *(int(p.network_address) for p in self.prefixes))
-
-    def __str__(self) -> str:
-        what = (
-            f"--ipv4-prefixes {' '.join(map(str, self.prefixes))}"
-            if self.prefixes
-            else f"--ipv4-prefix-count {self.count}"
-        )
-        return f"{AWS} assign-private-ip-addresses --network-interface-id {self.eni_id} {what}"
+    names = "prefixes"
+    kind = "prefix"
+    options = ("--ipv4-prefixes", "--ipv4-prefix-count")
 
 
 @dataclass(frozen=True, slots=True)
-class DelegatePrefix:
+class DelegatePrefix(_OnEni):
     """Give an ENI one IPv6 prefix: one that EC2 chooses, or the one that is named."""
 
-    eni_id: str
     subnet_id: str
     reason: str
     prefix: IpNetwork | None = None
-    verb: ClassVar[Verb] = Verb.CREATE
-    kind: ClassVar[str] = "prefix"
-    calls: ClassVar[tuple[str, ...]] = ("AssignIpv6Addresses",)
+    verb = Verb.CREATE
+    kind = "prefix"
+    calls = ("AssignIpv6Addresses",)
 
     @property
     def key(self) -> Key:
@@ -264,92 +249,60 @@ class DelegatePrefix:
 
     def __str__(self) -> str:
         what = f"--ipv6-prefixes {self.prefix}" if self.prefix else "--ipv6-prefix-count 1"
-        return f"{AWS} assign-ipv6-addresses --network-interface-id {self.eni_id} {what}"
+        return f"aws ec2 assign-ipv6-addresses --network-interface-id {self.eni_id} {what}"
 
 
 @dataclass(frozen=True, slots=True)
-class ReleaseAddresses:
+class ReleaseAddresses(_OnEni):
     """Give single addresses of an ENI back."""
 
-    eni_id: str
     addresses: tuple[IpAddress, ...]
     reason: str
-    verb: ClassVar[Verb] = Verb.DELETE
-    kind: ClassVar[str] = "address"
-    calls: ClassVar[tuple[str, ...]] = ("UnassignPrivateIpAddresses",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI and the addresses."""
-        return (self.eni_id, *map(int, self.addresses))
-
-    def __str__(self) -> str:
-        return (
-            f"{AWS} unassign-private-ip-addresses --network-interface-id {self.eni_id} "
-            f"--private-ip-addresses {' '.join(map(str, self.addresses))}"
-        )
+    names = "addresses"
+    verb = Verb.DELETE
+    kind = "address"
+    calls = ("UnassignPrivateIpAddresses",)
+    command = (
+        "unassign-private-ip-addresses --network-interface-id {0.eni_id} "
+        "--private-ip-addresses {0.addresses}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class ReleasePrefixes:
+class ReleasePrefixes(_OnEni):
     """Give prefixes of an ENI back."""
 
-    eni_id: str
     prefixes: tuple[IpNetwork, ...]
     reason: str
-    verb: ClassVar[Verb] = Verb.DELETE
-    kind: ClassVar[str] = "prefix"
-    calls: ClassVar[tuple[str, ...]] = ("UnassignPrivateIpAddresses",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI and the prefixes."""
-        return (self.eni_id, *(int(p.network_address) for p in self.prefixes))
-
-    def __str__(self) -> str:
-        return (
-            f"{AWS} unassign-private-ip-addresses --network-interface-id {self.eni_id} "
-            f"--ipv4-prefixes {' '.join(map(str, self.prefixes))}"
-        )
+    names = "prefixes"
+    verb = Verb.DELETE
+    kind = "prefix"
+    calls = ("UnassignPrivateIpAddresses",)
+    command = (
+        "unassign-private-ip-addresses --network-interface-id {0.eni_id} "
+        "--ipv4-prefixes {0.prefixes}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class DetachEni:
+class DetachEni(_OnEni):
     """Detach an ENI of ours that no pod uses; it is deleted once it is free."""
 
-    eni_id: str
     attachment_id: str
     reason: str
-    verb: ClassVar[Verb] = Verb.DELETE
-    kind: ClassVar[str] = "eni"
-    calls: ClassVar[tuple[str, ...]] = ("DetachNetworkInterface",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return f"{AWS} detach-network-interface --attachment-id {self.attachment_id}"
+    verb = Verb.DELETE
+    calls = ("DetachNetworkInterface",)
+    command = "detach-network-interface --attachment-id {0.attachment_id}"
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteEni:
+class DeleteEni(_OnEni):
     """Delete an ENI of ours that is attached to nothing."""
 
-    eni_id: str
     reason: str
-    verb: ClassVar[Verb] = Verb.DELETE
-    kind: ClassVar[str] = "eni"
-    calls: ClassVar[tuple[str, ...]] = ("DeleteNetworkInterface",)
-
-    @property
-    def key(self) -> Key:
-        """The ENI."""
-        return (self.eni_id,)
-
-    def __str__(self) -> str:
-        return f"{AWS} delete-network-interface --network-interface-id {self.eni_id}"
+    verb = Verb.DELETE
+    calls = ("DeleteNetworkInterface",)
+    command = "delete-network-interface --network-interface-id {0.eni_id}"
 
 
 Ec2Action = (

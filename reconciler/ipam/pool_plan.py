@@ -161,7 +161,7 @@ def _finish(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
     back = _to_attach(desired, observed, at)
     for index, eni in back.items():
         reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
-        actions.append(AttachEni(instance_id, eni.eni_id, index, reason))
+        actions.append(AttachEni(eni.eni_id, instance_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
         used = holds_used(eni, desired.used)
         needed = eni in back.values() or used or _sources_disagree(desired, observed)

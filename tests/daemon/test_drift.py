@@ -50,7 +50,7 @@ def attached_again() -> float:
 
 def test_an_eni_that_somebody_detached_is_drift_when_it_is_attached_again() -> None:
     tracker, before = DriftTracker(ChangeAttribution()), attached_again()
-    attach = Plan((AttachEni("i-1", "eni-1", 1, "attached to nothing"),))
+    attach = Plan((AttachEni("eni-1", "i-1", 1, "attached to nothing"),))
     tracker.book(look(0, None), everything=True)
     tracker.book(look(0, 1, plan=attach), everything=True)
     assert attached_again() == before, "its first attachment was asked for"
@@ -63,7 +63,7 @@ def test_an_eni_that_we_detached_ourselves_is_none() -> None:
     tracker.book(look(0, 1), everything=True)
     detach = Plan((DetachEni("eni-1", "eni-attach-1", "not needed"),))
     tracker.book(look(0, None, plan=detach), everything=True)
-    attach = Plan((AttachEni("i-1", "eni-1", 1, "attached to nothing"),))
+    attach = Plan((AttachEni("eni-1", "i-1", 1, "attached to nothing"),))
     tracker.book(look(0, 1, plan=attach), everything=True)
     assert attached_again() == before
 

@@ -292,7 +292,7 @@ ACTIONS: dict[str, Any] = {
         ),
         "test",
     ),
-    "attach_network_interface": AttachEni("i-1", "eni-2", 2, "test"),
+    "attach_network_interface": AttachEni("eni-2", "i-1", 2, "test"),
     "assign_private_ip_addresses": AssignAddresses("eni-1", "subnet-a", "test", 1),
     "assign_ipv6_addresses": DelegatePrefix("eni-1", "subnet-a", "test"),
 }

@@ -14,10 +14,10 @@ from builders import SUBNET, document, eni, inputs, node
 from fake_cloud import FakeEc2
 from werkzeug.serving import make_server
 
-from reconciler.daemon.conditions import _troubles
 from reconciler.domains import eni as domain
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.converge import Domain, Outcome, converge
+from reconciler.engine.converge import Domain, converge
+from reconciler.engine.issue import issue_of
 from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import CLUSTER_TAG, INSTANCE_TAG, STOCK_INSTANCE_TAG, Limits
 from reconciler.ipam.ec2_action import (
@@ -148,7 +148,7 @@ def test_more_addresses_than_an_eni_holds_are_refused_by_name(world: World) -> N
 def test_an_occupied_device_index_is_refused_by_name(world: World) -> None:
     world.reach(10)
     first, second = world.cloud().enis
-    (failure,) = world.target.apply([AttachEni(world.now.node.instance_id, second.eni_id, 0, "t")])
+    (failure,) = world.target.apply([AttachEni(second.eni_id, world.now.node.instance_id, 0, "t")])
     assert failure.reason == "InvalidParameterValue"
     assert world.cloud().enis == (first, second)
 
@@ -383,7 +383,7 @@ def test_a_look_that_failed_is_no_look(ec2: Any, switch: dict[str, Any], reason:
     denied = reason == "UnauthorizedOperation"
     assert ("allow ec2:DescribeNetworkInterfaces" in str(caught.value)) == denied
     # The condition's word is EC2's, and not "Observe".
-    assert [c["reason"] for _, c in _troubles(Outcome(errors=(caught.value,)))] == [reason]
+    assert issue_of(caught.value).reason == reason
 
 
 def test_a_denied_action_says_that_trying_again_does_not_help(ec2: Any) -> None:

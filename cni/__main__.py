@@ -6,7 +6,6 @@ release, which is what counts; the reconciler honours it now or when it is next 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -67,7 +66,7 @@ def _read_config() -> Object:
         config = json.loads(received.decode())  # exchanged JSON is UTF-8 (RFC 8259, section 8.1)
     except OSError as error:
         raise CniError(
-            protocol.DECODING_FAILURE, "standard input cannot be read", _why(error)
+            protocol.DECODING_FAILURE, "standard input cannot be read", exchange.why(error)
         ) from error
     except (ValueError, RecursionError) as error:
         raise CniError(
@@ -114,7 +113,7 @@ def _untaken(call: Call | None) -> CniError:
 
 
 def _add(call: Call) -> Object:
-    inode = _need_netns(call)
+    inode = generation.need_netns(call)
     path = _path(call)
     recorded = intent.read(path)
     found = generation.judge_add(
@@ -122,7 +121,7 @@ def _add(call: Call) -> Object:
         netns=call.netns,
         inode=inode,
         pod_uid=call.pod_uid,
-        is_alive=_is_alive(recorded),
+        is_alive=generation.is_alive(recorded),
     )
     if found == generation.TAKEN:
         raise CniError(
@@ -133,7 +132,7 @@ def _add(call: Call) -> Object:
     with _connect(call) as connection:  # first: if none can serve it, nothing is left behind
         if found == generation.NEW:
             call.attempt = os.urandom(8).hex()
-            _record(call, path, call.intent("wanted", inode, call.attempt))
+            _record(call, path, intent.body_of(call, "wanted", inode, call.attempt))
         elif recorded:
             call.attempt = str(recorded.get("attempt", ""))
         try:
@@ -141,12 +140,12 @@ def _add(call: Call) -> Object:
                 connection, _question(call, "add", inode), call.budget_s + GRACE_S
             )
         except (OSError, ValueError) as error:
-            # The reconciler went away or hangs: what it may have begun, it shall undo. But what
-            # an earlier ADD wanted may be in use, and nobody is there to tell.
+            # The reconciler went away or hangs: what it may have begun, it shall undo. What an
+            # earlier ADD asked for stays: it may be in use.
             if found == generation.NEW:
                 _give_back(call)
             raise CniError(
-                protocol.TRY_AGAIN, "the reconciler did not answer", _why(error)
+                protocol.TRY_AGAIN, "the reconciler did not answer", exchange.why(error)
             ) from error
     if reply.get("ok") is not True:
         if reply.get("code") != protocol.ALREADY_ATTACHED:
@@ -159,7 +158,7 @@ def _del(call: Call) -> None:
     path = _path(call)
     recorded = intent.read(path)
     if not generation.is_meant(
-        recorded, netns=call.netns, inode=_find_netns(call.netns), pod_uid=call.pod_uid
+        recorded, netns=call.netns, inode=generation.find_netns(call.netns), pod_uid=call.pod_uid
     ):
         call.note = "for an older sandbox: nothing to free"
         return
@@ -170,13 +169,13 @@ def _del(call: Call) -> None:
 
 
 def _check(call: Call) -> None:
-    inode = _need_netns(call)
+    inode = generation.need_netns(call)
     with _connect(call) as connection:
         try:
             reply = _ask_for_result(connection, _question(call, "check", inode), CHECK_S)
         except (OSError, ValueError) as error:
             raise CniError(
-                protocol.TRY_AGAIN, "the reconciler did not answer", _why(error)
+                protocol.TRY_AGAIN, "the reconciler did not answer", exchange.why(error)
             ) from error
     if reply.get("ok") is not True:
         raise _refusal(reply)
@@ -192,13 +191,15 @@ def _gc(call: Call) -> None:
     The runtime runs no ADD or DEL beside a GC (specification, "GC"). An intent that was written
     after this began was not there to be listed, whatever the runtime does.
     """
-    kept = protocol.parse_valid_attachments(call.valid_attachments)
+    kept = protocol.parse_valid_attachments(call.config.get("cni.dev/valid-attachments"))
     began = time.time()
     released, problems = 0, []
     try:
         paths = intent.names(call.state_dir)
     except OSError as error:
-        raise CniError(protocol.IO_FAILURE, "cannot list the intents", _why(error)) from error
+        raise CniError(
+            protocol.IO_FAILURE, "cannot list the intents", exchange.why(error)
+        ) from error
     for path in paths:
         recorded = intent.read(path) or {}
         key = str(recorded.get("containerID")), str(recorded.get("ifname"))
@@ -233,7 +234,9 @@ def _status(call: Call) -> None:
         raise _not_permitted(call, error) from error
     except (OSError, ValueError) as error:
         raise CniError(
-            protocol.NOT_AVAILABLE, "the reconciler does not answer on this node", _why(error)
+            protocol.NOT_AVAILABLE,
+            "the reconciler does not answer on this node",
+            exchange.why(error),
         ) from error
     if reply.get("ok") is not True:
         raise _refusal(reply)
@@ -270,7 +273,7 @@ def _release(call: Call, path: str, body: Object) -> None:
         intent.record(path, body)
     except OSError as error:
         if intent.overwrite(path) or _hand_over(call, body) or error.errno in intent.FULL:
-            call.note = f"not recorded as usual: {_why(error)}"
+            call.note = f"not recorded as usual: {exchange.why(error)}"
             return
         raise _unrecorded(call, error) from error
 
@@ -286,7 +289,7 @@ def _hand_over(call: Call, body: Object) -> bool:
 
 def _released(call: Call, recorded: Object | None) -> Object:
     """Return the release of what is recorded: of that generation, and by that attempt."""
-    body = call.intent("released", _find_netns(call.netns), call.attempt)
+    body = intent.body_of(call, "released", generation.find_netns(call.netns), call.attempt)
     for key, value in (recorded or {}).items():
         known = body.get(key)
         if key != "state" and known is not None and type(value) is type(known) and value:
@@ -303,7 +306,7 @@ def _connect(call: Call) -> exchange.Connection:
         raise CniError(
             protocol.TRY_AGAIN,
             "the reconciler is not running on this node",
-            f"{call.state_dir}/{exchange.SOCKET}: {_why(error)}",
+            f"{call.state_dir}/{exchange.SOCKET}: {exchange.why(error)}",
         ) from error
 
 
@@ -333,57 +336,6 @@ def _question(call: Call, do: str, inode: int) -> Object:
     }
 
 
-def _need_netns(call: Call) -> int:
-    """Return the inode of the pod's namespace.
-
-    Raises:
-        CniError: there is none, or it is the one this process runs in (the specification forbids
-            it: the host would lose its own network).
-    """
-    own = _own_netns()
-    try:
-        found = os.stat(call.netns)
-    except OSError as error:
-        raise CniError(
-            protocol.INVALID_ENVIRONMENT, "CNI_NETNS cannot be opened", _why(error)
-        ) from error
-    if own and found.st_dev != own.st_dev:
-        raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is no namespace")
-    if own and found.st_ino == own.st_ino and not call.own_netns_allowed:
-        raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the host's own namespace")
-    return found.st_ino
-
-
-def _own_netns() -> os.stat_result | None:
-    """Return what is known of the namespace this process runs in; None without /proc.
-
-    The reconciler then is the only one to refuse: it knows its own.
-    """
-    try:
-        return os.stat("/proc/self/ns/net")
-    except OSError:
-        return None
-
-
-def _find_netns(path: str) -> int:
-    """Return the inode of the namespace at a path; 0 if there is none any more.
-
-    What is left of a namespace's path when it is unmounted is an empty file.
-    """
-    own = _own_netns()
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return 0
-    return found.st_ino if own is None or found.st_dev == own.st_dev else 0
-
-
-def _is_alive(recorded: Object | None) -> bool:
-    known = (recorded or {}).get("netnsInode") or 0
-    inode = _find_netns(str((recorded or {}).get("netns", "")))
-    return inode != 0 and known in (0, inode)
-
-
 def _is_older(path: str, when: float) -> bool:
     try:
         return os.stat(path).st_mtime <= when
@@ -408,7 +360,7 @@ def _refusal(reply: Object) -> CniError:
 
 def _unrecorded(call: Call, error: OSError) -> CniError:
     return CniError(
-        protocol.IO_FAILURE, f"cannot record the intent in {call.state_dir}", _why(error)
+        protocol.IO_FAILURE, f"cannot record the intent in {call.state_dir}", exchange.why(error)
     )
 
 
@@ -416,16 +368,8 @@ def _not_permitted(call: Call, error: OSError) -> CniError:
     return CniError(
         protocol.IO_FAILURE,
         f"this user may not use {call.state_dir}: a runtime must run this as root",
-        _why(error),
+        exchange.why(error),
     )
-
-
-def _why(error: Exception) -> str:
-    """Return what went wrong, by its number's name: texts of the C library mislead runtimes."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None:
-        return f"{type(error).__name__}: {error}"
-    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"
 
 
 def _leave_trail(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import time
 
 CONNECT_S = 2.0
-"""Seconds in which ADD must reach the socket: with 512 places in its queue, longer means that
-nobody accepts."""
+"""Seconds in which ADD must reach the socket. Its queue has 512 places: longer means that the
+reconciler does not accept."""
 
 SHORT_S = 0.25
 """Seconds for everything that must not wait: the hint of a DEL, each half of a STATUS."""
@@ -26,7 +28,7 @@ def connect(state_dir: str, timeout_s: float) -> Connection:
     """Return a connection to the reconciler.
 
     Raises:
-        OSError: nobody listens, nobody accepts in time, or this user may not.
+        OSError: no process listens, or it does not accept in time, or this user may not.
     """
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -75,7 +77,7 @@ def ask(s: Connection, question: dict[str, object], timeout_s: float) -> dict[st
 
 
 def hint(state_dir: str, question: dict[str, object]) -> None:
-    """Say that something was recorded, to whom it may concern; nobody has to hear it."""
+    """Tell the reconciler, if one is there, that something was recorded; wait for no answer."""
     try:
         with connect(state_dir, SHORT_S) as connection:
             connection.sendall(encode(question))
@@ -86,3 +88,11 @@ def hint(state_dir: str, question: dict[str, object]) -> None:
 def encode(question: dict[str, object]) -> bytes:
     """Return a question as it is sent."""
     return json.dumps(question).encode() + b"\n"
+
+
+def why(error: Exception) -> str:
+    """Return what went wrong, by its number's name: runtimes act on texts of the C library."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        return f"{type(error).__name__}: {error}"
+    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"

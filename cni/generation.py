@@ -1,4 +1,4 @@
-"""Which sandbox a call is about: pure.
+"""Which sandbox a call is about, and which namespace is where.
 
 A container ID outlives a sandbox (podman starts a container again under its ID, in a new network
 namespace), and a path or an inode outlives a namespace: the kernel gives the next one the lowest
@@ -7,6 +7,11 @@ together, and a DEL for an older sandbox, late or repeated, frees nothing that l
 """
 
 from __future__ import annotations
+
+import os
+
+from cni import exchange, protocol
+from cni.protocol import Call, CniError
 
 NEW = "new"
 """Nothing stands in the way: what is recorded, if anything, is of a sandbox that is no more."""
@@ -41,8 +46,8 @@ def judge_add(
 def is_meant(recorded: dict[str, object] | None, *, netns: str, inode: int, pod_uid: str) -> bool:
     """Whether a DEL is about what is recorded, and not about an older sandbox.
 
-    What it wrongly spares is freed when its namespace has been gone for a while; what it wrongly
-    freed would have cut off a living pod. So in doubt it is not meant.
+    An intent that is wrongly kept is released when its namespace has been gone for a while. One
+    that is wrongly released cuts off a running pod. So a DEL that fits only in part is not meant.
 
     Args:
         recorded: the intent of this container and interface, None if there is none.
@@ -60,6 +65,60 @@ def is_meant(recorded: dict[str, object] | None, *, netns: str, inode: int, pod_
     if inode and known:
         return inode == known
     return _is_same_path(recorded, netns)
+
+
+def need_netns(call: Call) -> int:
+    """Return the inode of the pod's namespace.
+
+    Raises:
+        CniError: there is none, or it is the one this process runs in (the specification forbids
+            it: the host would lose its own network).
+    """
+    own = _own_netns()
+    try:
+        found = os.stat(call.netns)
+    except OSError as error:
+        raise CniError(
+            protocol.INVALID_ENVIRONMENT, "CNI_NETNS cannot be opened", exchange.why(error)
+        ) from error
+    if own and found.st_dev != own.st_dev:
+        raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is no namespace")
+    # As in the reference plugins' skel: for a plugin that runs in the namespace it works on.
+    allowed = call.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
+    if own and found.st_ino == own.st_ino and not allowed:
+        raise CniError(protocol.INVALID_ENVIRONMENT, "CNI_NETNS is the host's own namespace")
+    return found.st_ino
+
+
+def _own_netns() -> os.stat_result | None:
+    """Return what is known of the namespace this process runs in; None without /proc.
+
+    The reconciler then is the only one to refuse: it knows its own.
+    """
+    try:
+        return os.stat("/proc/self/ns/net")
+    except OSError:
+        return None
+
+
+def find_netns(path: str) -> int:
+    """Return the inode of the namespace at a path; 0 if there is none any more.
+
+    What is left of a namespace's path when it is unmounted is an empty file.
+    """
+    own = _own_netns()
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return 0
+    return found.st_ino if own is None or found.st_dev == own.st_dev else 0
+
+
+def is_alive(recorded: dict[str, object] | None) -> bool:
+    """Whether the recorded path leads to the recorded inode."""
+    known = (recorded or {}).get("netnsInode") or 0
+    inode = find_netns(str((recorded or {}).get("netns", "")))
+    return inode != 0 and known in (0, inode)
 
 
 def _is_other(recorded: object, told: str) -> bool:

@@ -1,10 +1,12 @@
-"""Intents on disk: one file for each container and interface, whole or not there at all."""
+"""Intents: one file for each container and interface, which is whole or does not exist."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+
+from cni.protocol import MAX_TEXT, Call, is_path
 
 MAX_BYTES = 65536
 """Of one intent; those that are written here have a tenth of it at most."""
@@ -15,6 +17,32 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WANTED, RELEASED = b'"wanted"  ', b'"released"'
 """The state as it is written. Both have as many bytes, so that one can be put into the other's
 place on a disk that has no room left for another file."""
+
+
+def body_of(call: Call, state: str, netns_inode: int, attempt: str) -> dict[str, object]:
+    """Return the record of a call.
+
+    Args:
+        call: what the runtime says.
+        state: ``wanted`` or ``released``.
+        netns_inode: 0 if it is unknown.
+        attempt: text that no other ADD has: the span that it is.
+    """
+    return {
+        "state": state,
+        "version": 1,
+        "containerID": call.container_id,
+        "ifname": call.ifname,
+        "netns": call.netns if is_path(call.netns) else "",
+        "netnsInode": netns_inode,
+        "podNamespace": call.args.get("K8S_POD_NAMESPACE", "")[:MAX_TEXT],
+        "podName": call.args.get("K8S_POD_NAME", "")[:MAX_TEXT],
+        "podUID": call.pod_uid,
+        "network": call.network,
+        "attempt": attempt,
+        "traceparent": call.environ.get("TRACEPARENT", "")[:MAX_TEXT],
+        "tracestate": call.environ.get("TRACESTATE", "")[: 2 * MAX_TEXT],
+    }
 
 
 def path_of(state_dir: str, container_id: str, ifname: str) -> str:

@@ -75,24 +75,28 @@ class Call:
     """One invocation: what the environment and the network configuration say."""
 
     def __init__(self, environ: dict[str, str], config: Object) -> None:
-        self.verb = environ.get("CNI_COMMAND", "")
+        self.environ = environ
+        self.config = config
         self.container_id = environ.get("CNI_CONTAINERID", "")
         self.ifname = environ.get("CNI_IFNAME", "")
         self.netns = environ.get("CNI_NETNS", "")
-        # As in the reference plugins' skel: for a plugin that runs inside of where it is to work.
-        self.own_netns_allowed = environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
         self.args = parse_args(environ.get("CNI_ARGS", ""))
-        self.trace_parent = environ.get("TRACEPARENT", "")
-        self.trace_state = environ.get("TRACESTATE", "")
         self.version = _text(config, "cniVersion", "")
         self.network = _text(config, "name", "")
         self.state_dir = _text(config, "stateDir", DEFAULT_STATE_DIR)
         self.budget_s = _budget(config)
-        self.previous = config.get("prevResult")
-        self.runtime_config = config.get("runtimeConfig")
-        self.valid_attachments = config.get("cni.dev/valid-attachments")
         self.attempt = ""  # which ADD this is about, once that is known
         self.note = ""  # for the log
+
+    @property
+    def verb(self) -> str:
+        """What is asked for."""
+        return self.environ.get("CNI_COMMAND", "")
+
+    @property
+    def previous(self) -> object:
+        """The result of the chain so far, or, in CHECK and DEL, of its ADD."""
+        return self.config.get("prevResult")
 
     @property
     def pod(self) -> str:
@@ -108,7 +112,7 @@ class Call:
     @property
     def trace_id(self) -> str:
         """The trace this call is part of (W3C Trace Context), empty if there is none."""
-        parts = self.trace_parent.split("-")
+        parts = self.environ.get("TRACEPARENT", "").split("-")
         known = len(parts) >= 4 and len(parts[1]) == 32
         return parts[1] if known and not parts[1].strip("0123456789abcdef") else ""
 
@@ -134,17 +138,13 @@ class Call:
                 f"supported: {', '.join(VERSIONS)}",
             )
         if self.verb not in SINCE:
-            raise CniError(
-                INVALID_ENVIRONMENT,
-                f"CNI_COMMAND {self.verb!r} is no verb",
-                ", ".join(SINCE),
-            )
-        first = VERSIONS[SINCE[self.verb]]
+            what = f"CNI_COMMAND {self.verb!r} is no verb"
+            raise CniError(INVALID_ENVIRONMENT, what, ", ".join(SINCE))
         if VERSIONS.index(self.version) < SINCE[self.verb]:
             raise CniError(
                 INCOMPATIBLE_VERSION,
                 f"cniVersion {self.version} does not allow {self.verb}",
-                f"it came with {first}",
+                f"it came with {VERSIONS[SINCE[self.verb]]}",
             )
 
     def _check_attachment(self) -> None:
@@ -176,9 +176,9 @@ class Call:
 
         It passes only capabilities that the configuration declares; others are never here.
         """
-        wishes = self.runtime_config if isinstance(self.runtime_config, dict) else {}
+        wishes = self.config.get("runtimeConfig")
         for key in ("ips", "mac"):
-            if wishes.get(key):
+            if isinstance(wishes, dict) and wishes.get(key):
                 raise CniError(
                     UNSUPPORTED_FIELD,
                     f"runtimeConfig.{key} cannot be honoured",
@@ -190,30 +190,6 @@ class Call:
                 INVALID_CONFIG,
                 f"prevResult has {self.ifname} already: an earlier plugin of the chain made it",
             )
-
-    def intent(self, state: str, netns_inode: int, attempt: str) -> Object:
-        """Return the record of this call.
-
-        Args:
-            state: ``wanted`` or ``released``.
-            netns_inode: 0 if it is unknown.
-            attempt: text that no other ADD has: the span that it is.
-        """
-        return {
-            "state": state,
-            "version": 1,
-            "containerID": self.container_id,
-            "ifname": self.ifname,
-            "netns": self.netns if is_path(self.netns) else "",
-            "netnsInode": netns_inode,
-            "podNamespace": self.args.get("K8S_POD_NAMESPACE", "")[:MAX_TEXT],
-            "podName": self.args.get("K8S_POD_NAME", "")[:MAX_TEXT],
-            "podUID": self.pod_uid,
-            "network": self.network,
-            "attempt": attempt,
-            "traceparent": self.trace_parent[:MAX_TEXT],
-            "tracestate": self.trace_state[: 2 * MAX_TEXT],
-        }
 
 
 def parse_args(text: str) -> dict[str, str]:
@@ -266,7 +242,7 @@ def parse_valid_attachments(value: object) -> set[tuple[str, str]]:
 
     Raises:
         CniError: it is no such list. One that cannot be read, or ``null``, may stand for
-            attachments that nobody has counted, so it is never taken for an empty one.
+            attachments that are not listed, so it never counts as an empty list.
     """
     key = "cni.dev/valid-attachments"
     if not isinstance(value, list):
@@ -289,8 +265,8 @@ def result(reply: Object, version: str, previous: object = None) -> Object:
 
     Up to 0.4.0 each address names its family; ``mtu`` of an interface came with 1.1.0.
     """
-    earlier = previous if isinstance(previous, dict) else {}
-    before = _objects(earlier, "interfaces")
+    before = _objects(previous, "interfaces")
+    dns = previous.get("dns") if isinstance(previous, dict) else None
     interfaces = [
         {key: value for key, value in link.items() if key != "mtu" or version == "1.1.0"}
         for link in _objects(reply, "interfaces")
@@ -299,9 +275,9 @@ def result(reply: Object, version: str, previous: object = None) -> Object:
     return {
         "cniVersion": version,
         "interfaces": before + interfaces,
-        "ips": _objects(earlier, "ips") + ips,
-        "routes": _objects(earlier, "routes") + _objects(reply, "routes"),
-        "dns": earlier.get("dns") or reply.get("dns") or {},
+        "ips": _objects(previous, "ips") + ips,
+        "routes": _objects(previous, "routes") + _objects(reply, "routes"),
+        "dns": dns or reply.get("dns") or {},
     }
 
 
@@ -336,8 +312,7 @@ def find_difference(previous: object, reply: Object, ifname: str) -> str:
         reply: what the pod has: interfaces, ips and routes as in a result.
         ifname: the pod's interface.
     """
-    told = previous if isinstance(previous, dict) else {}
-    known = _links(told, ifname)
+    known = _links(previous, ifname)
     if not known:
         return f"interface {ifname}: prevResult has none of that name in a sandbox"
     for link in _links(reply, ifname):
@@ -345,11 +320,11 @@ def find_difference(previous: object, reply: Object, ifname: str) -> str:
             return f"interface {ifname}: mac {link['mac']}, in prevResult {known[0]['mac']}"
         if known[0].get("sandbox") != link["sandbox"]:
             return f"interface {ifname}: in {link['sandbox']}, in prevResult {known[0]['sandbox']}"
-    addresses = {str(ip.get("address")).lower() for ip in _objects(told, "ips")}
+    addresses = {str(ip.get("address")).lower() for ip in _objects(previous, "ips")}
     for ip in _objects(reply, "ips"):
         if str(ip["address"]).lower() not in addresses:
             return f"address {ip['address']}: prevResult does not have it"
-    routes = {str(route.get("dst")) for route in _objects(told, "routes")}
+    routes = {str(route.get("dst")) for route in _objects(previous, "routes")}
     for route in _objects(reply, "routes"):
         if str(route["dst"]) not in routes:
             return f"route {route['dst']}: prevResult does not have it"
@@ -410,16 +385,12 @@ def _budget(config: Object) -> float:
     return float(value)
 
 
-def _objects(body: Object, key: str) -> list[Object]:
-    value = body.get(key)
+def _objects(body: object, key: str) -> list[Object]:
+    value = body.get(key) if isinstance(body, dict) else None
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _links(body: object, ifname: str) -> list[Object]:
     """Return the interfaces of that name that are in a pod."""
-    told = body if isinstance(body, dict) else {}
-    return [
-        link
-        for link in _objects(told, "interfaces")
-        if link.get("name") == ifname and link.get("sandbox")
-    ]
+    links = _objects(body, "interfaces")
+    return [link for link in links if link.get("name") == ifname and link.get("sandbox")]

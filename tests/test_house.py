@@ -384,8 +384,6 @@ SLACK = 50
 """Lines by which a number in ``LONG_FILES`` may be above the file's own."""
 
 LONG_FILES = {
-    "cni/__main__.py": 454,
-    "cni/protocol.py": 425,
     "reconciler/daemon/agent.py": 949,
     "reconciler/daemon/server.py": 450,
     "reconciler/diagnostics/foreign.py": 488,
@@ -407,7 +405,6 @@ LONG_FILES = {
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
 
 LARGE_CLASSES = {
-    "Call": (9, 17),
     "Family": (0, 13),
     "Eni": (7, 20),
     "Agent": (50, 48),

@@ -16,7 +16,7 @@ from executable import REPLY, Reconciler, json_values, run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cni import protocol
+from cni import intent, protocol
 from cni.protocol import Call, CniError
 
 CODES = {1, 2, 4, 5, 6, 7, 11, 50, 101, 104}
@@ -225,8 +225,8 @@ def test_a_call_is_refused_with_a_code_or_taken(environ: Any, config: Any) -> No
         call = Call(environ, config)
         call.check()
         assert call.verb in protocol.SINCE
-        json.dumps(call.intent("wanted", 1, "a"))
-        protocol.parse_valid_attachments(call.valid_attachments)
+        json.dumps(intent.body_of(call, "wanted", 1, "a"))
+        protocol.parse_valid_attachments(call.config.get(VALID))
 
 
 @settings(max_examples=300)

@@ -10,7 +10,7 @@ from executable import json_values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni import protocol
+from cni import intent, protocol
 from cni.protocol import Call, CniError
 
 REPLY: dict[str, Any] = {
@@ -62,7 +62,7 @@ def test_an_ipv6_address_says_so_in_0_4_0() -> None:
 def test_the_intent_holds_what_the_runtime_said() -> None:
     call = Call(ENVIRON, CONFIG)
     call.check()
-    assert call.intent("wanted", 7, "a1") == {
+    assert intent.body_of(call, "wanted", 7, "a1") == {
         "version": 1,
         "state": "wanted",
         "containerID": "pod1",
@@ -256,7 +256,7 @@ def test_the_trace_is_told_by_its_id(text: str, trace: str) -> None:
 def test_an_intent_is_bounded_whatever_the_runtime_says(args: str, trace: str, netns: str) -> None:
     environ = {"CNI_ARGS": f"K8S_POD_NAME={args};K8S_POD_UID={args}", "TRACESTATE": trace}
     call = Call(ENVIRON | environ | {"TRACEPARENT": trace, "CNI_NETNS": netns}, CONFIG)
-    assert len(json.dumps(call.intent("wanted", 2**64, "a" * 16))) < 32768
+    assert len(json.dumps(intent.body_of(call, "wanted", 2**64, "a" * 16))) < 32768
 
 
 @given(st.text(max_size=300), st.text(max_size=20))

@@ -400,7 +400,6 @@ LONG_FILES = {
     "reconciler/targets/netlink/target.py": 1080,
     "reconciler/targets/nftables/foreign_chains.py": 441,
     "reconciler/targets/remains.py": 424,
-    "reconciler/targets/state/directory.py": 1246,
 }
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
 
@@ -420,7 +419,6 @@ LARGE_CLASSES = {
     "Ec2": (38, 17),
     "Netlink": (18, 7),
     "_Decoder": (17, 2),
-    "StateDirectory": (40, 15),
 }
 """Classes that are still too large: methods and attributes that they may have. Likewise."""
 
@@ -499,7 +497,7 @@ WORDS_LEFT = {
     "strays?|orphans?": 1,
     "boundless": 3,
     "outlived": 2,
-    "nobody": 58,
+    "nobody": 51,
     "fates?|crossing|town|nursery": 58,
 }
 """How often each is still said. Shrink this; add nothing."""

@@ -315,7 +315,7 @@ def test_a_record_that_goes_while_another_thread_reads_is_not_remembered(
         state.lock()
         state.apply([Change(Verb.CREATE, cooling, "")])
         state._memory = lock = kind()  # type: ignore[assignment]
-        expose(state, point, "_parsed", "_known", "_unwritten")
+        expose(state._ours[Cooling], point, "_parsed", "_known", "_unwritten")
 
         def check() -> None:
             assert state.observe().cooling == ()

@@ -37,7 +37,8 @@ from reconciler.ipam.release import Quarantine
 from reconciler.node.environment import Environment
 from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
-from reconciler.targets.state.directory import SECOND, StateDirectory
+from reconciler.targets.state.directory import StateDirectory
+from reconciler.targets.state.ownership import SECOND
 
 RUNNING = (1, 2, 3)
 NEW = 4
@@ -121,8 +122,8 @@ class Node:
 
     def start(self) -> None:
         """Another process takes over the directory; all it has is what is on disk."""
-        if self.state._lock is not None:
-            os.close(self.state._lock)
+        if self.state._lock.fd is not None:
+            os.close(self.state._lock.fd)
         self.state = StateDirectory(self.root / "run")
         with suppress(ReconcilerError):  # a daemon says so and is started again
             self.state.prepare()
@@ -208,8 +209,8 @@ def host(tmp_path: Path) -> Iterator[Node]:
         made = Node(Path(root))
         yield made
         DISK.refused = ()
-        if made.state._lock is not None:
-            os.close(made.state._lock)
+        if made.state._lock.fd is not None:
+            os.close(made.state._lock.fd)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from waiting import until
 
 from lab.pod import Pod, PodError
 from lab.traffic import Receiver, Stream
-from reconciler.targets.state.directory import KINDS, LOOK
+from reconciler.targets.state.codec import KINDS
+from reconciler.targets.state.directory import LOOK
 
 pytestmark = pytest.mark.lab
 
@@ -92,7 +93,8 @@ def _removed_under_the_daemon(idle: Any, pods: list[Pod], tmp_path: Path) -> Non
     assert bound(idle) == addresses
     # The directory itself, and what the runtime has in it, is the lab's.
     files = [
-        idle.state() / name for name in (*KINDS, "unreadable", LOOK, "lock", idle.socket().name)
+        idle.state() / name
+        for name in (*(k.directory for k in KINDS), "unreadable", LOOK, "lock", idle.socket().name)
     ]
     subprocess.run(["rm", "-r", *files], check=True)
     until(lambda: idle.answers() and bound(idle) == addresses, "records that are written again")

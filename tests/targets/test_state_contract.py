@@ -33,12 +33,9 @@ from reconciler.ipam.release import Quarantine
 from reconciler.ipam.subnet import Subnet
 from reconciler.targets.netlink.namespaces import open_namespace
 from reconciler.targets.state import directory as state_module
-from reconciler.targets.state.directory import (
-    MAX_RECORDS,
-    MAX_UNREADABLE,
-    StateDirectory,
-    write_atomically,
-)
+from reconciler.targets.state.directory import StateDirectory
+from reconciler.targets.state.intent_records import MAX_UNREADABLE, IntentRecords
+from reconciler.targets.state.record_file import MAX_RECORDS, write_atomically
 
 
 @pytest.fixture(params=["fake", "disk"])
@@ -539,13 +536,13 @@ def test_an_intent_that_is_replaced_while_it_is_removed_is_there_afterwards(
     state = directory(tmp_path)
     path = write_intent(state, state="released")
     (seen,) = state.observe().intents
-    check = StateDirectory._check_unchanged
+    check = IntentRecords._check_unchanged
 
-    def replaced_after(self: StateDirectory, where: Path, intent: Any) -> None:
+    def replaced_after(self: IntentRecords, where: Path, intent: Any) -> None:
         check(self, where, intent)
         write_intent(state, attempt="two")
 
-    monkeypatch.setattr(StateDirectory, "_check_unchanged", replaced_after)
+    monkeypatch.setattr(IntentRecords, "_check_unchanged", replaced_after)
     state.apply([Change(Verb.DELETE, seen, "done")])
     assert json.loads(path.read_text())["attempt"] == "two"
     assert [p.name for p in state.intents.iterdir()] == [path.name]
@@ -600,7 +597,7 @@ def test_releases_that_are_handed_over_while_others_look_are_neither_lost_nor_in
                     comes[0].join(0.2)
 
     monkeypatch.setattr(state_module, "write_atomically", refuse)
-    state._handed_over = Walked(state._handed_over)
+    state._intents._handed_over = Walked(state._intents._handed_over)
     state.observe()
     comes[0].join()
     assert {i.state for i in state.observe().intents} == {IntentState.RELEASED}
@@ -792,8 +789,8 @@ def test_what_waits_waits_no_other_time_though_the_clock_is_set(
         assert state.apply([Change(Verb.UPDATE, changed, "test", leaving)])
     steps[0] = step_s
     if restart:
-        assert state._lock is not None
-        os.close(state._lock)
+        assert state._lock.fd is not None
+        os.close(state._lock.fd)
         state = StateDirectory(tmp_path / "run", offset=lambda: 1e9 + steps[0])
         state.lock()
     for _ in range(2):

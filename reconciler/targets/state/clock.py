@@ -9,19 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reconciler.core.attachment import Cooling
+from reconciler.core.attachment import Attachment, Cooling, Intent
 from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.records import SetAside
 from reconciler.ipam.release import Quarantine
 
 STEP_S = 1.0
 """Seconds by which the clock must have left the time since boot behind, or run ahead of it, to
 have been set. NTP slews by 500 ppm at most (adjtimex(2)): less than this in half an hour."""
 
-T = TypeVar("T", Cooling, Quarantine, Creation)
+TIMES: dict[type, tuple[str, ...]] = {
+    Cooling: ("until",),
+    Quarantine: ("since", "asked", "gone"),
+    Creation: ("at",),
+    SetAside: ("since",),
+}
+"""The fields of each kind of record that are times."""
+
+T = TypeVar("T", bound=Intent | Attachment | Cooling | Quarantine | Creation | SetAside)
 
 
 class Clock:
-    """The wall clock, held against the time since boot, which nobody can set.
+    """The wall clock, held against the time since boot, which cannot be set.
 
     A record says by both when it was written. So long as the node has not booted since, a step of
     the clock in between is known, and the record's times are moved by it. After a boot only the
@@ -46,9 +55,11 @@ class Clock:
         self._offset = now
         return delta
 
-    def stamp(self) -> dict[str, Any]:
-        """Return what a record says of the clock it was written by."""
-        return {"boot": self._boot, "offset": self._offset}
+    def stamp(self, record: object) -> dict[str, Any]:
+        """Return what a record with times says of the clock it was written by."""
+        if type(record) not in TIMES:
+            return {}
+        return {"clock": {"boot": self._boot, "offset": self._offset}}
 
     def shifted(self, record: T, body: dict[str, Any]) -> T:
         """Return a record with its times moved by the steps since it was written."""
@@ -60,22 +71,9 @@ class Clock:
 
 
 def shift(record: T, delta: float) -> T:
-    """Move the times of a record; those that say that something was never are no times."""
-    match record:
-        case Cooling():
-            return replace(record, until=record.until + delta)
-        case Quarantine():
-            asked, gone = record.asked, record.gone
-            return replace(
-                record,
-                since=record.since + delta,
-                asked=asked + delta if asked else 0.0,
-                gone=gone + delta if gone else 0.0,
-            )
-        case Creation():
-            return replace(record, at=record.at + delta)
-        case _:
-            return record
+    """Move the times of a record; 0 says that something never was, and is no time."""
+    times = {name: at for name in TIMES.get(type(record), ()) if (at := getattr(record, name))}
+    return replace(record, **{name: at + delta for name, at in times.items()})
 
 
 def boot_id() -> str:

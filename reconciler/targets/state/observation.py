@@ -28,17 +28,6 @@ MAX_ITEMS = 16_384
 """Entries of one list in a look: 2^14, the addresses of 64 ENIs with 256 each, several times what
 EC2 allows."""
 
-UNREADABLE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-)
-"""What decoding may raise, whatever the file holds."""
-
 T = TypeVar("T")
 
 
@@ -64,7 +53,7 @@ def decode_observation(body: Json) -> tuple[Node, Cloud]:
     """Read a look.
 
     Raises:
-        one of ``UNREADABLE``: it is none.
+        one of ``record_file.UNREADABLE``: it is none.
     """
     node = _read_fields(Node, body["node"], NODE_FIELDS)
     limits = body.get("limits")

@@ -1,0 +1,320 @@
+"""The kinds of records, and each one's text: what it is called, how it is written and read.
+
+Pure: whether a record's namespace is still there is not in its file, and is added by who reads it.
+A body comes from a file that others may have written, so every value has a bound.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any, Generic, TypeVar
+
+from reconciler.core.attachment import (
+    MAX_POD_ADDRESSES,
+    Attachment,
+    AttachmentKey,
+    Cooling,
+    Intent,
+    IntentState,
+)
+from reconciler.core.datapath import IpAddress
+from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.records import WITHHELD_S
+from reconciler.ipam.release import Quarantine
+from reconciler.targets.state.clock import seconds_of
+from reconciler.targets.state.record_file import Json, printable
+
+VERSION = 1
+"""Schema of the records."""
+
+MAX_TEXT = 4096
+"""Characters of one text in a record: PATH_MAX, and more than any name Kubernetes allows."""
+
+OPTIONAL = {"macs", "address", "unfinished"}
+"""Fields of ours that a record may do without, or had in an earlier release."""
+
+ADDRESS = re.compile(r"[0-9a-f.:]{7,39}", re.IGNORECASE)
+"""What may be an address in a torn record."""
+
+Record = Intent | Attachment | Cooling | Quarantine | Creation
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[R]):
+    """One kind of record.
+
+    Attributes:
+        directory: the name of its directory.
+        stem: returns the name of a record's file, without its ending.
+        encode: returns the fields of a record.
+        parse: returns the record that has these fields; raises one of ``UNREADABLE``.
+        guess: returns what a file's stem says by itself, counted from a time in seconds since the
+            epoch; None if it says nothing.
+        is_of_pod: its key is that of an attachment, and its file's name says it.
+        is_edited: an edit of its file counts; or else only this process changes what it says.
+        has_second_name: no other source says that an address waits. A record that is lost while
+            no process runs would end that.
+    """
+
+    directory: str
+    stem: Callable[[R], str]
+    encode: Callable[[R], Json]
+    parse: Callable[[Json], R]
+    guess: Callable[[str, float], R | None] = lambda stem, since: None
+    is_of_pod: bool = False
+    is_edited: bool = True
+    has_second_name: bool = False
+
+    def name(self, record: R) -> str:
+        """Return the name of a record's file."""
+        return f"{self.stem(record)}.json"
+
+    def guessed(self, name: str, since: float) -> R | None:
+        """Return what a file's name says by itself; None if it says nothing."""
+        with suppress(ValueError):
+            return self.guess(name.removesuffix(".json"), since)
+        return None
+
+    def is_plausible(self, name: str) -> bool:
+        """Whether a file is called as a record of this kind would be."""
+        if self.is_of_pod:
+            return ":" in name
+        return self is CREATIONS or self.guessed(name, 0.0) is not None
+
+    def decode(self, content: bytes, name: str) -> tuple[R, Json]:
+        """Read a record; its name must be the one of what it is about.
+
+        Returns:
+            the record, and the fields it was read from.
+
+        Raises:
+            one of ``UNREADABLE``: it is none of this kind.
+        """
+        body = json.loads(content)
+        check_version(body)
+        if self.is_of_pod:
+            container_id, colon, ifname = name.removesuffix(".json").rpartition(":")
+            if colon:
+                body = {"containerID": container_id, "ifname": ifname} | body
+            if f"{key_stem(_parse_key(body))}.json" != name:
+                raise ValueError("it is about another attachment than its name says")
+        return self.parse(body), body
+
+    def body(self, record: R, before: bytes) -> Json:
+        """Return a record's fields, and those of others in the file that it replaces.
+
+        Another release, or the executable, may have written fields that this one does not know.
+        """
+        ours = {"version": VERSION} | self.encode(record)
+        try:
+            others = json.loads(before)
+        except (ValueError, RecursionError):
+            return ours
+        if not isinstance(others, dict):
+            return ours
+        return {k: v for k, v in others.items() if k not in ours.keys() | OPTIONAL} | ours
+
+
+def check_version(body: object) -> None:
+    """Refuse what is of another schema.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not isinstance(body, dict) or body.get("version") != VERSION:
+        raise ValueError(f"no record of schema version {VERSION}, the one this release reads")
+
+
+def key_stem(key: AttachmentKey) -> str:
+    """Join a key by a colon, which neither part may contain."""
+    return f"{key.container_id}:{key.ifname}"
+
+
+def stem_key(stem: str) -> AttachmentKey | None:
+    """Return the key that a file's stem names; None if it names none."""
+    container_id, colon, ifname = stem.rpartition(":")
+    return AttachmentKey(printable(container_id), printable(ifname)) if colon else None
+
+
+def addresses_in(text: str) -> Iterator[IpAddress]:
+    """Find the addresses in a torn record's text."""
+    for word in ADDRESS.findall(text):
+        with suppress(ValueError):
+            yield ip_address(word)
+
+
+# -- values -------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    """Return a text of a record.
+
+    Raises:
+        ValueError: it is longer than any can be.
+    """
+    text = str(value)
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"a text of {len(text)} characters, of {MAX_TEXT} at most")
+    return text
+
+
+def _shown(value: object) -> str:
+    """Return a text that is shown, hashed and written again.
+
+    A runtime may say anything in CNI_ARGS, bytes that are not UTF-8 as well; Python has these as
+    lone surrogates, and JSON may spell such: neither can be encoded.
+    """
+    return _text(value).encode(errors="backslashreplace").decode()
+
+
+def _parse_key(body: Json) -> AttachmentKey:
+    key = AttachmentKey(str(body["containerID"]), str(body["ifname"]))
+    str(key).encode()  # it goes to the kernel; raises a ValueError if it never could
+    return key
+
+
+def _key_fields(key: AttachmentKey) -> Json:
+    return {"containerID": key.container_id, "ifname": key.ifname}
+
+
+# -- intents ------------------------------------------------------------------------------
+
+
+def _encode_intent(intent: Intent) -> Json:
+    namespace, _, name = intent.pod.rpartition("/")
+    return _key_fields(intent.key) | {
+        "state": str(intent.state),
+        "netns": intent.netns,
+        "netnsInode": intent.netns_inode,
+        "podNamespace": namespace,
+        "podName": name,
+        "attempt": intent.attempt,
+    }
+
+
+def _parse_intent(body: Json) -> Intent:
+    pod = f"{_shown(body.get('podNamespace', ''))}/{_shown(body.get('podName', ''))}".strip("/")
+    return Intent(
+        key=_parse_key(body),
+        state=IntentState(body["state"]),
+        netns=_text(body.get("netns", "")),
+        netns_inode=int(body.get("netnsInode", 0)),
+        pod=pod,
+        attempt=_shown(body.get("attempt", "")),
+        trace=_shown(body.get("traceparent", ""))[3:35],
+    )
+
+
+# -- attachments --------------------------------------------------------------------------
+
+
+def _encode_attachment(attachment: Attachment) -> Json:
+    body = _key_fields(attachment.key) | {
+        "netns": attachment.netns,
+        "addresses": [str(a) for a in attachment.addresses],
+        "eniID": attachment.eni_id,
+        "veth": attachment.veth,
+        "pod": attachment.pod,
+    }
+    if any(attachment.kept_macs):
+        body["macs"] = list(attachment.kept_macs)
+    if attachment.unfinished:
+        body["unfinished"] = True
+    return body
+
+
+def _parse_attachment(body: Json) -> Attachment:
+    host_mac, pod_mac = body.get("macs", ("", ""))
+    return Attachment(
+        key=_parse_key(body),
+        netns=_text(body.get("netns", "")),
+        addresses=_parse_addresses(body),
+        eni_id=_text(body["eniID"]),
+        veth=_text(body["veth"]),
+        pod=_shown(body.get("pod", "")),
+        kept_macs=(str(host_mac), str(pod_mac)),
+        unfinished=bool(body.get("unfinished", False)),
+    )
+
+
+def _parse_addresses(body: Json) -> tuple[IpAddress, ...]:
+    """Read a record's addresses; releases before IPv6 wrote a single one."""
+    texts = body["addresses"] if "addresses" in body else [body["address"]]
+    if not texts or not isinstance(texts, list):
+        raise ValueError("an attachment has at least one address")
+    if len(texts) > MAX_POD_ADDRESSES:
+        raise ValueError(f"{len(texts)} addresses, of {MAX_POD_ADDRESSES} at most")
+    return tuple(ip_address(text) for text in texts)
+
+
+# -- addresses that wait, and creations ---------------------------------------------------
+
+
+def _parse_quarantine(body: Json) -> Quarantine:
+    since = seconds_of(body["since"])
+    # Releases that did not write it down may have asked at any time since then.
+    asked, gone = seconds_of(body.get("asked", since)), seconds_of(body.get("gone", 0.0))
+    return Quarantine(ip_network(body["network"]), since, asked, gone)
+
+
+def _guess_quarantine(stem: str, since: float) -> Quarantine:
+    address, _, length = stem.partition("-")
+    return Quarantine(ip_network(f"{address}/{length}"), since, asked=since)
+
+
+def _parse_creation(body: Json) -> Creation:
+    return Creation(
+        token=str(body["token"]),
+        device_index=int(body["device_index"]),
+        subnet_id=str(body["subnet_id"]),
+        security_groups=tuple(body["security_groups"]),
+        addresses=int(body["addresses"]),
+        prefixes=int(body["prefixes"]),
+        tags=tuple((key, value) for key, value in body["tags"]),
+        at=seconds_of(body["at"]),
+        done=bool(body.get("done", False)),
+        ipv6_prefixes=int(body.get("ipv6_prefixes", 0)),
+    )
+
+
+# -- the table ----------------------------------------------------------------------------
+
+INTENTS: Kind[Intent] = Kind(
+    "intents", lambda i: key_stem(i.key), _encode_intent, _parse_intent, is_of_pod=True
+)
+ATTACHMENTS: Kind[Attachment] = Kind(
+    "attachments",
+    lambda a: key_stem(a.key),
+    _encode_attachment,
+    _parse_attachment,
+    is_of_pod=True,
+    is_edited=False,
+)
+COOLING: Kind[Cooling] = Kind(
+    "cooling",
+    lambda c: str(c.address),
+    lambda c: {"address": str(c.address), "until": c.until},
+    lambda body: Cooling(ip_address(body["address"]), seconds_of(body["until"])),
+    # That is the longest it can have to wait.
+    lambda stem, since: Cooling(ip_address(stem), since + WITHHELD_S),
+    has_second_name=True,
+)
+QUARANTINE: Kind[Quarantine] = Kind(
+    "quarantine",
+    lambda q: f"{q.network.network_address}-{q.network.prefixlen}",
+    lambda q: asdict(q) | {"network": str(q.network)},
+    _parse_quarantine,
+    _guess_quarantine,
+    has_second_name=True,
+)
+CREATIONS: Kind[Creation] = Kind("creations", lambda c: c.token, asdict, _parse_creation)
+
+KINDS: tuple[Kind[Any], ...] = (INTENTS, ATTACHMENTS, COOLING, QUARANTINE, CREATIONS)
+"""All of them, each in its directory."""

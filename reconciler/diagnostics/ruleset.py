@@ -1,7 +1,7 @@
 """Rulesets of other owners as values: chains, rules and sets, as the kernel evaluates them.
 
 A rule is what the kernel makes of it: it loads parts of the packet into registers, compares them,
-and ends with a verdict. ``core.walk`` follows one packet through them.
+and ends with a verdict. ``walk`` follows one packet through them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from reconciler.core.forward import ForwardChain
+
 NF_INET_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """By number (linux/netfilter.h)."""
 
 OF_LINKS = ("ingress", "egress")
 """Hooks of single links, before and after all others."""
+
+IFNAMSIZ = 16
+"""Bytes of a link's name, its NUL included (linux/if.h)."""
+
+
+def printed(name: str) -> str:
+    """Return a name as it can be printed, whatever its bytes are."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,10 +41,7 @@ class ChainId:
     name: str
 
     def __str__(self) -> str:
-        names = (self.family, self.table, self.name)
-        path = " ".join(
-            n.encode(errors="surrogateescape").decode(errors="backslashreplace") for n in names
-        )
+        path = " ".join(map(printed, (self.family, self.table, self.name)))
         return f"{path} (legacy iptables)" if self.backend == "legacy" else path
 
 
@@ -159,10 +166,12 @@ class Verdict:
     Attributes:
         word: accept, drop, return, jump or goto; in a chain of type nat also snat or dnat.
         chain: that a jump or goto leads to.
+        register: with the address that snat or dnat translates to; None if it is another's.
     """
 
     word: str
     chain: str = ""
+    register: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,18 +237,21 @@ class Ruleset:
         bases: those that packets come to by themselves.
         rules: by chain; None for one that could not be read, or is beyond a bound.
         elements: by family, table and name; likewise.
+        unread: what was not read, and why, where it may stop forwarded packets.
     """
 
     bases: tuple[BaseChain, ...] = ()
     rules: Mapping[ChainId, tuple[Rule, ...] | None] = field(default_factory=dict)
     elements: Mapping[tuple[str, str, str], Elements | None] = field(default_factory=dict)
+    unread: tuple[tuple[str, str], ...] = ()
 
     def has_same(self, other: Ruleset) -> bool:
         """Whether another look has shown the same."""
-        return (self.bases, self.rules, self.elements) == (
+        return (self.bases, self.rules, self.elements, self.unread) == (
             other.bases,
             other.rules,
             other.elements,
+            other.unread,
         )
 
     def rules_of(self, chain: ChainId) -> tuple[Rule, ...] | None:
@@ -257,4 +269,60 @@ def joined(one: Ruleset, other: Ruleset) -> Ruleset:
         (*one.bases, *other.bases),
         {**one.rules, **other.rules},
         {**one.elements, **other.elements},
+        (*one.unread, *other.unread),
     )
+
+
+def chain_names(ruleset: Ruleset) -> frozenset[str]:
+    """Return the names of chains without a hook."""
+    hooked = {base.id for base in ruleset.bases}
+    return frozenset(printed(chain.name) for chain in ruleset.rules if chain not in hooked)
+
+
+def forward_chains(ruleset: Ruleset) -> tuple[ForwardChain, ...]:
+    """Return the base chains with hook forward whose rules are known."""
+    return tuple(
+        _forward_chain(base, rules)
+        for base in ruleset.bases
+        if base.hook == "forward" and (rules := ruleset.rules_of(base.id)) is not None
+    )
+
+
+def _forward_chain(base: BaseChain, rules: tuple[Rule, ...]) -> ForwardChain:
+    end = next((n for n, rule in enumerate(rules) if rule == (Verdict("drop"),)), None)
+    accepted = (accepted_link(rule) for rule in rules[:end])
+    return ForwardChain(
+        base.id.family,
+        printed(base.id.table),
+        printed(base.id.name),
+        base.id.backend,
+        drops=base.drops,
+        shut=end is not None,
+        accepts=frozenset(found for found in accepted if found),
+    )
+
+
+def accepted_link(rule: Rule) -> tuple[str, str] | None:
+    """Return (iifname or oifname, pattern) of a rule that accepts by that alone."""
+    match rule:
+        case (
+            Load("iifname" | "oifname" as way, 0, _, loaded),
+            Within(register, low, high, False),
+            Verdict("accept"),
+        ) if loaded == register and low == high:
+            # A pattern is a name without its end.
+            return way, _pattern(low, len(low))
+        case (FieldIs("iifname" | "oifname" as way, 0, mask, value, False), Verdict("accept")):
+            length = len(mask.rstrip(b"\0"))
+            if mask[:length] == b"\xff" * length:
+                return way, _pattern(value, length)
+        case _:
+            pass
+    return None
+
+
+def _pattern(name: bytes, length: int) -> str:
+    """Return the name of a link, or ``prefix*`` if its end is not among the bytes compared."""
+    text = name[:length].split(b"\0", 1)[0]
+    whole = len(text) < length or length == IFNAMSIZ
+    return text.decode(errors="backslashreplace") + ("" if whole else "*")

@@ -7,45 +7,25 @@ translated to; whatever else they ask for is left out, so that all endpoints are
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
-from typing import Any
 
 from reconciler.core.datapath import IpAddress
-
-Json = Any
-"""A part of libnftables' JSON."""
+from reconciler.diagnostics.ruleset import Constant, Rule, Verdict
 
 
-def endpoints_in_nftables(
-    map_elements: Iterable[Json],
-    rules_of: Callable[[str], Iterable[Json]],
-    address: IpAddress,
-    protocol: str,
-    port: int,
-) -> tuple[IpAddress, ...]:
-    """Return the endpoints of a service in kube-proxy's mode nftables, ascending.
-
-    Args:
-        map_elements: of its map ``service-ips``, as libnftables lists them.
-        rules_of: the expressions of a chain's rules, by the chain's name.
-        address: of the service.
-        protocol: "tcp", "udp" or "sctp".
-        port: of the service.
-    """
-    wanted = {"concat": [str(address), protocol, port]}
-    left = [t for key, verdict in map_elements if key == wanted for t in _jumps(verdict)]
-    seen: set[str] = set()
+def translations(rules: Iterable[Rule]) -> frozenset[IpAddress]:
+    """Return the addresses that rules translate destinations to."""
     found: set[IpAddress] = set()
-    while left:
-        chain = left.pop()
-        if chain in seen:
-            continue
-        seen.add(chain)
-        for body in rules_of(chain):
-            found |= {ip_address(d["addr"]) for d in _all(body, "dnat")}
-            left += _jumps(body)
-    return tuple(sorted(found, key=int))
+    for rule in rules:
+        registers: dict[int | None, bytes] = {
+            e.register: e.value for e in rule if isinstance(e, Constant)
+        }
+        for verdict in rule:
+            if isinstance(verdict, Verdict) and verdict.word == "dnat":
+                address = registers.get(verdict.register, b"")
+                found |= {ip_address(address)} if len(address) in (4, 16) else set()
+    return frozenset(found)
 
 
 def endpoints_in_iptables(
@@ -79,21 +59,6 @@ def endpoints_in_iptables(
                 found.add(_host(where))
             left.append(target)
     return tuple(sorted(found, key=int))
-
-
-def _jumps(value: Json) -> list[str]:
-    return [str(v["target"]) for verb in ("jump", "goto") for v in _all(value, verb)]
-
-
-def _all(value: Json, key: str) -> Iterator[Json]:
-    """Find every object of that name, however deep."""
-    if isinstance(value, dict):
-        if key in value:
-            yield value[key]
-        value = list(value.values())
-    if isinstance(value, list):
-        for inner in value:
-            yield from _all(inner, key)
 
 
 def _options(words: list[str]) -> dict[str, str]:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from reconciler.core.forward import ForwardChain
 from reconciler.diagnostics.foreign import NO_RULES, Foreign, ForeignRule
-from reconciler.diagnostics.ruleset import Ruleset, joined
+from reconciler.diagnostics.ruleset import Ruleset, chain_names, forward_chains, joined
 from reconciler.errors import ObserveError
 from reconciler.targets.files.host import HostFiles
 from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
+from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.target import Netlink
-from reconciler.targets.nftables.foreign_chains import ForeignChains
-from reconciler.targets.nftables.target import NEVER_FIREWALLS, ForwardRules
+from reconciler.targets.nftables.foreign_chains import NEVER_FIREWALLS, ForeignChains
+from reconciler.targets.nftables.forward_rules import ForwardRules
 
 T = TypeVar("T")
-
-Chains = tuple[frozenset[Any], tuple[ForwardChain, ...] | None]
-
 
 LEGACY_TABLES = ("filter", "mangle", "raw")
 """Those that are looked at with every full pass."""
@@ -42,7 +39,8 @@ class Surroundings:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.forward = ForwardRules()
+        self._with_ours: frozenset[Chain] = frozenset()
+        self.forward = ForwardRules(lambda: self._with_ours)
         self._chains = ForeignChains(NEVER_FIREWALLS, translations=False)
         self._merged: tuple[Ruleset, Ruleset, Ruleset] | None = None
         self._legacy = LegacyTables()
@@ -72,7 +70,7 @@ class Surroundings:
                 unread.append(f"{error.what}: not looked at: {error.why}")
                 return NO_RULES
 
-        nft = tried(lambda: ForeignChains(NEVER_FIREWALLS).observe())
+        nft = tried(lambda: ForeignChains(NEVER_FIREWALLS).observe().ruleset)
         legacy = tried(lambda: LegacyTables().ruleset(PRIORITIES))
         return joined(nft, legacy), tuple(unread)
 
@@ -100,25 +98,23 @@ class Surroundings:
                 unread.append((error.what, error.why))
                 return otherwise
 
-        nothing: Chains = (frozenset(), None)
+        nft = tried(self._chains.observe, None)
+        self._with_ours = nft.with_ours if nft else self._with_ours
         no_rules: tuple[ForeignRule, ...] = ()
-        nft_chains, nft_forward = tried(self.forward.chains, nothing)
-        unread += tried(self.forward.unread, ())
         rules = tried(self._netlink.foreign_rules, no_rules)
         unread += self._netlink.unread_rules()
-        legacy_chains, legacy_forward = tried(self._legacy.observe, nothing)
+        legacy = tried(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES)
+        ruleset = self._merge(nft.ruleset if nft else NO_RULES, legacy)
+        names = nft.names if nft else frozenset()
         return Foreign(
-            chains=frozenset(name for _, name in nft_chains) | legacy_chains,
-            forward=None if nft_forward is None else (*nft_forward, *(legacy_forward or ())),
-            ruleset=self._merge(
-                tried(self._chains.observe, NO_RULES),
-                tried(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES),
-            ),
+            chains=frozenset(name for _, name in names) | chain_names(legacy),
+            forward=forward_chains(ruleset) if nft else None,
+            ruleset=ruleset,
             rules=rules,
-            tables=frozenset(table for table, _ in nft_chains),
+            tables=frozenset(table for table, _ in names),
             firewalld_accepts=self._host.firewalld_accepts(),
             networkd=self._host.networkd(),
             managers=self._host.managers(),
             tools=self._host.tools(),
-            unread=tuple(unread),
+            unread=(*unread, *ruleset.unread),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -14,7 +13,8 @@ from conftest import namespace
 from services import Endpoint, HostPort, Service
 
 from lab import netns
-from reconciler.diagnostics.service import endpoints_in_iptables, endpoints_in_nftables
+from reconciler.diagnostics.service import endpoints_in_iptables
+from reconciler.targets.services import Services
 
 pytestmark = pytest.mark.kernel
 
@@ -39,26 +39,14 @@ def addresses(*texts: str) -> tuple[object, ...]:
 
 def test_all_endpoints_of_a_service_are_found_in_nftables(node: str) -> None:
     rulesets.load(node, services.kube_proxy("nftables", KNOWN, node="10.0.1.10"))
-
-    def listed(command: str) -> list[dict[str, dict[str, object]]]:
-        with netns.inside(node):
-            done = subprocess.run(["nft", "-j", command], capture_output=True, check=True)
-        return list(json.loads(done.stdout)["nftables"])
-
-    (body,) = [e["map"] for e in listed("list map ip kube-proxy service-ips") if "map" in e]
-
-    def rules_of(chain: str) -> list[object]:
-        entries = listed(f"list chain ip kube-proxy {chain}")
-        return [e["rule"]["expr"] for e in entries if "rule" in e]
-
-    for protocol, port, found in [
-        ("tcp", 80, addresses("10.0.9.10", "10.0.9.11")),
-        ("udp", 80, addresses("10.0.9.12")),
-        ("tcp", 81, ()),
-    ]:
-        elements = body["elem"]
-        assert isinstance(elements, list)
-        assert endpoints_in_nftables(elements, rules_of, ADDRESS, protocol, port) == found
+    with netns.inside(node):
+        target = Services()
+        for protocol, port, found in [
+            ("tcp", 80, addresses("10.0.9.10", "10.0.9.11")),
+            ("udp", 80, addresses("10.0.9.12")),
+            ("tcp", 81, ()),
+        ]:
+            assert target.endpoints(ADDRESS, protocol, port) == found
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])

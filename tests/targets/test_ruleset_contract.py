@@ -14,17 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rulesets import Backend
 
-from reconciler.diagnostics.ruleset import ChainId, Expression, Ruleset
-from reconciler.diagnostics.walk import Fate, Mark, Passage, State, at_hook
+from reconciler.core.forward import ForwardChain
+from reconciler.diagnostics.packet import Mark, Passage, State
+from reconciler.diagnostics.ruleset import ChainId, Expression, Ruleset, forward_chains
+from reconciler.diagnostics.walk import ChainOutcome, at_hook
 from reconciler.domains.nat import NftTable
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
 from reconciler.targets.iptables.xtables import MATCHES as MATCHES_OF_XT
 from reconciler.targets.iptables.xtables import decode_match, decode_target
 from reconciler.targets.nftables import foreign_chains as target
-from reconciler.targets.nftables import target as nft
-from reconciler.targets.nftables.foreign_chains import ForeignChains
-from reconciler.targets.nftables.target import NEVER_FIREWALLS, ForwardRules, Nft
+from reconciler.targets.nftables.foreign_chains import NEVER_FIREWALLS, ForeignChains
+from reconciler.targets.nftables.target import Nft
 
 pytestmark = pytest.mark.kernel
 
@@ -39,18 +40,22 @@ def run(*argv: str, text: str | None = None) -> None:
 
 
 def read() -> Ruleset:
-    nft = ForeignChains().observe()
+    nft = ForeignChains().observe().ruleset
     legacy = LegacyTables().ruleset(PRIORITIES)
     return Ruleset((*nft.bases, *legacy.bases), {**nft.rules, **legacy.rules}, nft.elements)
 
 
-def fates(hook: str, passage: Passage, found: Ruleset | None = None) -> list[Fate]:
+def forward() -> tuple[ForwardChain, ...]:
+    return forward_chains(ForeignChains(NEVER_FIREWALLS).observe().ruleset)
+
+
+def outcomes(hook: str, passage: Passage, found: Ruleset | None = None) -> list[ChainOutcome]:
     seen = found or read()
     return list(at_hook(seen.bases, hook, passage, seen.rules_of, seen.elements_of))
 
 
 def words(hook: str, passage: Passage) -> set[str]:
-    return {w for f in fates(hook, passage) for w in f.words}
+    return {w for f in outcomes(hook, passage) for w in f.words}
 
 
 def passes(*ways: tuple[str, Passage]) -> bool:
@@ -79,7 +84,7 @@ def test_what_lives_with_us_lets_pods_packets_pass_for_certain(
     with rulesets.loaded(home, proxy, ports, calico):
         assert passes(*EVERYWHERE)
         stranger = replace(OUT, incoming="nn7")
-        (hit,) = [h for f in fates("forward", stranger) for h in f.hits]
+        (hit,) = [h for f in outcomes("forward", stranger) for h in f.hits]
         assert "cali-from-wl-dispatch" in str(hit)
 
 
@@ -139,18 +144,18 @@ NATIVE = """table inet fw {
 def test_sets_maps_marks_and_prefixes_are_evaluated_as_the_kernel_does(home: str) -> None:
     run("nft", "-f", "-", text=NATIVE)
     for port in (80, 1500, 8080):
-        (fate,) = fates("forward", replace(OUT, port=port))
-        assert fate.surely("drop")
-        assert fate.hits[-1].chain.name == ("d" if port == 8080 else "c")
-    (unknown,) = fates("forward", OUT)
+        (outcome,) = outcomes("forward", replace(OUT, port=port))
+        assert outcome.surely("drop")
+        assert outcome.hits[-1].chain.name == ("d" if port == 8080 else "c")
+    (unknown,) = outcomes("forward", OUT)
     assert unknown.surely("drop"), "by one or the other"
     assert words("forward", replace(OUT, state=State.ESTABLISHED)) == {"accept"}
     assert words("forward", BACK) == {"accept"}
     assert words("postrouting", OUT) == {"snat"}
     assert words("postrouting", replace(OUT, destination=HOST)) == {"accept"}
     run("nft", "flush", "set", "inet", "fw", "bad")
-    (fate,) = fates("forward", replace(OUT, port=80))
-    assert fate.hits[-1].chain.name == "d"
+    (outcome,) = outcomes("forward", replace(OUT, port=80))
+    assert outcome.hits[-1].chain.name == "d"
 
 
 DROPPING = "chain forward { type filter hook forward priority 0; policy drop; }"
@@ -159,19 +164,19 @@ DROPPING = "chain forward { type filter hook forward priority 0; policy drop; }"
 def test_a_table_that_sleeps_drops_nothing(home: str) -> None:
     run("nft", "-f", "-", text=f"table inet fw {{ flags dormant; {DROPPING}; }}\n")
     assert read().bases == ()
-    assert [(c.drops, c.shut) for c in ForwardRules().chains()[1] or ()] == []
+    assert [(c.drops, c.shut) for c in forward()] == []
     run("nft", "-f", "-", text="table inet fw { }\n")
     assert words("forward", OUT) == {"drop"}
-    assert [c.drops for c in ForwardRules().chains()[1] or ()] == [True]
+    assert [c.drops for c in forward()] == [True]
 
 
 def test_a_table_of_another_family_that_is_called_as_ours_is_not_ours(home: str) -> None:
     for name in ("inet node_network", "ip node_network", "inet kube-proxy", "ip kube-proxy"):
         run("nft", "-f", "-", text=f"table {name} {{ {DROPPING}; }}\n")
     theirs = {("ip", "node_network"), ("inet", "kube-proxy")}
-    found = ForeignChains(NEVER_FIREWALLS).observe().bases
+    found = ForeignChains(NEVER_FIREWALLS).observe().ruleset.bases
     assert {(b.id.family, b.id.table) for b in found} == theirs
-    assert {(c.family, c.table) for c in ForwardRules().chains()[1] or ()} == theirs
+    assert {(c.family, c.table) for c in forward()} == theirs
 
 
 @pytest.mark.parametrize(
@@ -190,8 +195,8 @@ def test_what_writes_into_a_packet_or_counts_it_is_told_from_what_does_not(
     objects = "quota q { over 1 mbytes }; counter c { };"
     chain = f"chain f {{ type filter hook forward priority 0; {statement}; }}"
     run("nft", "-f", "-", text=f"table inet fw {{ {objects} {chain}; }}\n")
-    (fate,) = fates("forward", replace(OUT, protocol=17, port=53))
-    assert [(h.what, h.asks) for h in fate.hits] == ([] if asks is None else [(what, asks)])
+    (outcome,) = outcomes("forward", replace(OUT, protocol=17, port=53))
+    assert [(h.what, h.asks) for h in outcome.hits] == ([] if asks is None else [(what, asks)])
 
 
 MATCHES = (
@@ -222,9 +227,9 @@ def test_what_is_not_evaluated_may_hold_and_is_named(home: str, backend: str) ->
     match = ("-m", "statistic", "--mode", "random", "--probability", "0.5")
     rule = ("-A", "FORWARD", *match, "-j", "DROP")
     run(f"iptables-{backend}", *rule)
-    (fate,) = [f for f in fates("forward", OUT) if f.words != {"accept"}]
-    assert fate.words == {"accept", "drop"}
-    (hit,) = fate.hits
+    (outcome,) = [f for f in outcomes("forward", OUT) if f.words != {"accept"}]
+    assert outcome.words == {"accept", "drop"}
+    (hit,) = outcome.hits
     assert hit.asks == "statistic"
 
 
@@ -241,9 +246,9 @@ def test_a_chain_beyond_the_bound_is_not_read_and_said_not_to_have_been(
     monkeypatch.setattr(target, "MAX_RULES", 400)
     monkeypatch.setattr("reconciler.targets.iptables.legacy.MAX_TABLE_BYTES", 1 << 14)
     rules(backend, 500)
-    fate = next(f for f in fates("forward", OUT) if f.base.id.backend == backend)
-    assert fate.words == {"accept", "drop"}
-    assert {h.what for h in fate.hits} >= {"unread"}
+    outcome = next(f for f in outcomes("forward", OUT) if f.base.id.backend == backend)
+    assert outcome.words == {"accept", "drop"}
+    assert {h.what for h in outcome.hits} >= {"unread"}
 
 
 def test_all_chains_together_have_a_bound_too(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +281,9 @@ def test_a_name_that_is_not_utf8_is_read_and_can_be_printed(home: str) -> None:
     odd = b"\xff\xfe"
     for argv in ([b"-N", odd], [b"-A", b"FORWARD", b"-j", odd], [b"-A", odd, b"-j", b"DROP"]):
         subprocess.run([b"iptables-legacy", *argv], check=True)
-    (fate,) = fates("forward", OUT)
-    assert fate.surely("drop")
-    assert str(fate.hits[-1].chain).encode()
+    (outcome,) = outcomes("forward", OUT)
+    assert outcome.surely("drop")
+    assert str(outcome.hits[-1].chain).encode()
 
 
 def test_a_set_beyond_the_bound_may_hold_anything(
@@ -297,9 +302,9 @@ def test_a_set_beyond_the_bound_may_hold_anything(
     assert words("forward", OUT) == {"accept"}
     assert words("forward", replace(OUT, destination=ip_address("192.0.15.1"))) == {"drop"}
     monkeypatch.setattr(target, "MAX_SET_MESSAGES", 1)
-    (fate,) = fates("forward", OUT)
-    assert fate.words == {"accept", "drop"}
-    assert fate.hits[0].asks == "set s"
+    (outcome,) = outcomes("forward", OUT)
+    assert outcome.words == {"accept", "drop"}
+    assert outcome.hits[0].asks == "set s"
 
 
 def test_all_sets_and_all_rules_together_have_a_bound_too(
@@ -326,19 +331,19 @@ def test_all_sets_and_all_rules_together_have_a_bound_too(
     }}""",
     )
     assert {e and len(e.ranges) for e in read().elements.values()} == {400}
-    forward = ForwardRules()
-    assert len(forward.chains()[1]) == 2
-    assert not forward.unread()
+    seen = ForeignChains(NEVER_FIREWALLS).observe().ruleset
+    assert len(forward_chains(seen)) == 2
+    assert not seen.unread
     monkeypatch.setattr(target, "MAX_ELEMENTS_IN_ALL", 1000)
     assert [e and len(e.ranges) for e in read().elements.values()] == [400, 400, None]
     monkeypatch.setattr(target, "MAX_BYTES_IN_ALL", 2000)
     found = read()
     assert found.rules[ChainId("nft", "ip", "t", "c")]
     assert found.rules[ChainId("nft", "ip", "t", "d")] is None
-    monkeypatch.setattr(nft, "MAX_BYTES_OF_RULES", 2000)
-    forward = ForwardRules()
-    assert [c.name for c in forward.chains()[1]] == ["c"]
-    ((what, why),) = forward.unread()
+    monkeypatch.setattr(target, "MAX_BYTES_OF_RULES", 2000)
+    seen = ForeignChains(NEVER_FIREWALLS).observe().ruleset
+    assert [c.name for c in forward_chains(seen)] == ["c"]
+    ((what, why),) = seen.unread
     assert what == "chain ip t d"
     assert "bytes" in why
 

@@ -1,7 +1,7 @@
 """iptables' legacy tables, read as the kernel holds them: nftables does not show them.
 
-No notification tells when they change, so each full pass reads one: the filter table, which is
-short on every node; ``nat`` may hold tens of thousands of rules, and is read for ``trace`` alone.
+No notification tells when they change, so each full pass reads those that are short on every
+node; ``nat`` may hold tens of thousands of rules, and is read for ``trace`` alone.
 Structures: linux/netfilter_ipv4/ip_tables.h.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.core.forward import ForwardChain
 from reconciler.diagnostics.ruleset import (
     NF_INET_HOOKS,
     BaseChain,
@@ -43,7 +42,7 @@ INFO_SIZE = 84
 ENTRIES_HEADER = 40
 """``struct ipt_get_entries`` up to its entries."""
 
-ENTRY_SIZE, TARGET_HEADER, HOOK_FORWARD = 112, 32, 2
+TARGET_HEADER = 32
 ACCEPT, DROP, RETURN = -2, -1, -5
 """Verdicts of a standard target: minus the nf verdict, minus one."""
 
@@ -96,19 +95,6 @@ class LegacyTables:
     def __init__(self) -> None:
         self._seen = Ruleset()
 
-    def observe(self) -> tuple[frozenset[str], tuple[ForwardChain, ...]]:
-        """Return the names of the users' chains, and the FORWARD chain if there is one.
-
-        Raises:
-            ObserveError: the kernel refused.
-        """
-        if "filter" not in _names():
-            return frozenset(), ()
-        found = _read("filter")
-        if found is None:
-            raise ObserveError("legacy iptables' filter table", TOO_LARGE)
-        return _decode(*found)
-
     def ruleset(self, tables: Iterable[str]) -> Ruleset:
         """Return the chains of some tables, rule by rule; one that is too large is not read.
 
@@ -121,17 +107,17 @@ class LegacyTables:
             for table in sorted(_names(layout) & wanted):
                 found = _read(table, layout, left)
                 left -= len(found[1]) if found else 0
-                bases, rules = _chains(table, layout, *found) if found else _unread(table, layout)
-                result = joined(result, Ruleset(bases, rules))
+                read = _chains(table, layout, *found) if found else _unread(table, layout)
+                result = joined(result, read)
         if not self._seen.has_same(result):
             self._seen = result
         return self._seen
 
 
-TOO_LARGE = f"it is larger than {MAX_TABLE_BYTES >> 20} MiB"
+TOO_LARGE = f"one may have {MAX_TABLE_BYTES >> 20} MiB, all together {MAX_BYTES_IN_ALL >> 20}"
 
 
-def _names(layout: Layout = IPV4) -> frozenset[str]:
+def _names(layout: Layout) -> frozenset[str]:
     try:
         return frozenset(layout.names.read_text().split())
     except FileNotFoundError:
@@ -140,9 +126,7 @@ def _names(layout: Layout = IPV4) -> frozenset[str]:
         raise ObserveError("legacy iptables", str(error)) from error
 
 
-def _read(
-    table: str, layout: Layout = IPV4, most: int = MAX_BYTES_IN_ALL
-) -> tuple[bytes, bytes] | None:
+def _read(table: str, layout: Layout, most: int) -> tuple[bytes, bytes] | None:
     """Return a table's info and entries; None if these are more bytes than one table may have."""
     level = layout.level
     try:
@@ -169,74 +153,14 @@ def _ask(s: socket.socket, option: int, size: int, question: bytes, level: int) 
     return buffer.raw
 
 
-def _decode(info: bytes, entries: bytes) -> tuple[frozenset[str], tuple[ForwardChain, ...]]:
-    starts = struct.unpack_from("5I", info, 36)
-    ends = struct.unpack_from("5I", info, 56)
-    names: set[str] = set()
-    accepts: set[tuple[str, str]] = set()
-    drops = shut = False
-    offset = 0
-    while offset < len(entries):
-        target_offset, next_offset = struct.unpack_from("HH", entries, offset + 88)
-        target = offset + target_offset
-        name = _text(entries[target + 2 : target + 31])
-        if name == "ERROR":
-            # Each chain of a user begins with one; its "error" is the chain's name.
-            names.add(_text(entries[target + TARGET_HEADER : target + TARGET_HEADER + 30]))
-        verdict = struct.unpack_from("i", entries, target + TARGET_HEADER)[0] if not name else 0
-        entry = entries[offset:target]
-        if offset == ends[HOOK_FORWARD]:
-            drops = verdict == DROP
-        elif starts[HOOK_FORWARD] <= offset < ends[HOOK_FORWARD] and not shut:
-            shut = (verdict == DROP or name == "REJECT") and _asked(entry) == {}
-            accepts |= _accepted(entry) if verdict == ACCEPT else set()
-        offset += next_offset
-    chain = ForwardChain("ip", "filter", "FORWARD", "legacy", drops, shut, frozenset(accepts))
-    return frozenset(names - {"ERROR"}), (chain,)
-
-
-def _accepted(entry: bytes) -> set[tuple[str, str]]:
-    """Return the link that is all a rule asks for; nothing if it asks for more, or for none."""
-    asked = _asked(entry)
-    return set(asked.items()) if asked and len(asked) == 1 else set()
-
-
-def _asked(entry: bytes) -> dict[str, str] | None:
-    """Return the links that a rule asks for; None if it asks for anything else."""
-    masks, protocol_and_flags = entry[8:16], entry[80:84]
-    if any(masks) or any(protocol_and_flags) or not _only_comment(entry[ENTRY_SIZE:]):
-        return None
-    sides = {
-        "iifname": (entry[16:32], entry[48:64]),
-        "oifname": (entry[32:48], entry[64:80]),
-    }
-    return {way: _pattern(name, mask) for way, (name, mask) in sides.items() if any(mask)}
-
-
-def _only_comment(matches: bytes) -> bool:
-    """A comment is a match as well, and matches everything."""
-    return not matches or (
-        _text(matches[2:31]) == "comment" and struct.unpack_from("H", matches)[0] == len(matches)
-    )
-
-
-def _pattern(name: bytes, mask: bytes) -> str:
-    """A mask that ends before the name's NUL is iptables' ``prefix+``."""
-    length = len(mask.rstrip(b"\0"))
-    text = _text(name)
-    return text if length > len(text) else f"{text[:length]}*"
-
-
 def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode(errors="replace")
 
 
-Chains = dict[ChainId, tuple[Rule, ...] | None]
-
-
-def _unread(table: str, layout: Layout) -> tuple[tuple[BaseChain, ...], Chains]:
+def _unread(table: str, layout: Layout) -> Ruleset:
     bases = tuple(_base(table, layout, hook, drops=False) for hook in NF_INET_HOOKS)
-    return bases, {b.id: None for b in bases}
+    unread = (f"legacy {layout.family}tables' {table} table", TOO_LARGE)
+    return Ruleset(bases, dict.fromkeys(b.id for b in bases), unread=(unread,))
 
 
 def _base(table: str, layout: Layout, hook: str, *, drops: bool) -> BaseChain:
@@ -247,9 +171,7 @@ def _base(table: str, layout: Layout, hook: str, *, drops: bool) -> BaseChain:
     return BaseChain(place, hook, kind, priority, drops)
 
 
-def _chains(
-    table: str, layout: Layout, info: bytes, entries: bytes
-) -> tuple[tuple[BaseChain, ...], Chains]:
+def _chains(table: str, layout: Layout, info: bytes, entries: bytes) -> Ruleset:
     """Cut a table's entries into chains: they follow each other, and jumps name offsets."""
     valid, *starts = struct.unpack_from("6I", info, 32)
     ends = struct.unpack_from("5I", info, 56)
@@ -282,7 +204,9 @@ def _chains(
         _base(table, layout, NF_INET_HOOKS[n], drops=NF_INET_HOOKS[n].upper() in dropping)
         for n in hooks.values()
     )
-    return bases, {ChainId("legacy", layout.family, table, n): tuple(r) for n, r in rules.items()}
+    rules.pop("ERROR", None)  # the end of the table
+    place = ("legacy", layout.family, table)
+    return Ruleset(bases, {ChainId(*place, name): tuple(r) for name, r in rules.items()})
 
 
 def _entries(entries: bytes, layout: Layout) -> Iterator[tuple[int, int, str, int]]:

@@ -1,40 +1,31 @@
-"""Chains of other owners, read rule by rule as the kernel keeps them.
-
-Not by libnftables: it makes an object of everything in a table to show one chain, prints
-iptables' matches by their name only, and ends the process on some rulesets. Constants:
-linux/netfilter/nf_tables.h.
-"""
+"""Chains of other owners: their names, and those that routed packets come to, rule by rule."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from reconciler.core.datapath import TABLE
+from reconciler.core.datapath import ALIAS, TABLE
+from reconciler.diagnostics.mark import sign_of
 from reconciler.diagnostics.ruleset import (
     BaseChain,
     ChainId,
-    Changes,
-    Constant,
     Elements,
-    Expression,
     InSet,
-    Load,
-    Masked,
     Rule,
     Ruleset,
-    StoreMark,
-    Unclear,
     Verdict,
-    Within,
 )
 from reconciler.errors import ObserveError
-from reconciler.targets.iptables.xtables import decode_match, decode_target
-from reconciler.targets.netlink.message import attributes
 from reconciler.targets.netlink.nf_tables import Chain
-from reconciler.targets.netlink.nfnetlink import HEADERS
 from reconciler.targets.netlink.ruleset import MAX_BYTES_OF_RULES, Nfnetlink
+from reconciler.targets.nftables.expressions import decode_elements, decode_rule, name_of
+
+KUBE_PROXY = "kube-proxy"
+"""Its table in mode nftables, one for each family."""
+
+NEVER_FIREWALLS = frozenset({("inet", TABLE), ("ip", KUBE_PROXY), ("ip6", KUBE_PROXY)})
+"""Families and tables whose chains drop nothing that others may have, and are not read."""
 
 MAX_RULES, MAX_RULES_IN_ALL = 5_000, 20_000
 """Rules that are read of one chain, and of all in one look; a rule costs some 20 microseconds. A
@@ -51,39 +42,31 @@ MAX_BYTES_IN_ALL = 16 << 20
 """Bytes of all rules in one look; as objects they take three times as many."""
 
 MAX_BASES = 256
-"""Chains that packets come to by themselves; a node has some twenty."""
+"""Chains with a hook; a node has some twenty."""
 
 MAX_CHAINS = 4096
 """Chains in one look: Calico has two for each pod, kube-proxy a few for each service."""
 
-NFTA_RULE_EXPRESSIONS, NFTA_LIST_ELEM, NFTA_SET_ELEM_LIST_ELEMENTS = 4, 1, 3
-ELEM_KEY, ELEM_DATA, ELEM_FLAGS, ELEM_KEY_END = 1, 2, 3, 10
-INTERVAL_END, CATCHALL = 1, 2
+MAX_NAMES = 5_000
+"""Names of chains that are kept of all there are; of later ones only those that have a hook, or
+that are the first to tell a program which marks packets. A cluster with 10,000 services has some
+60,000 chains on each node."""
+
 NFT_SET_INTERVAL = 4
-DATA_VALUE, DATA_VERDICT = 1, 2
 
-FIELDS_OF_META = {
-    3: "mark",
-    6: "iifname",
-    7: "oifname",
-    15: "nfproto",
-    16: "l4proto",
-    1: "protocol",
-}
-FIELDS_OF_CT = {0: "state", 1: "direction", 2: "status"}
-BASES = {1: "network", 2: "transport"}
 
-REWRITTEN = {"network": (12, 40), "transport": (0, 4)}
-"""Where addresses are in the headers of IPv4 and IPv6, and where ports are: first byte, and beyond
-the last."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at what others have.
 
-VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
-NEUTRAL = {"counter", "log", "last", "dup", "flow_offload"}
-"""Expressions after which the next one is asked, whatever they do."""
+    Attributes:
+        names: (table, name) of their chains.
+        with_ours: chains with hook forward that have rules with our comment.
+    """
 
-ENDING = {"queue", "tproxy", "synproxy", "fwd"}
-
-Attributes = dict[int, bytes]
+    ruleset: Ruleset
+    names: frozenset[tuple[str, str]]
+    with_ours: frozenset[Chain]
 
 
 class ForeignChains:
@@ -101,52 +84,77 @@ class ForeignChains:
         self._besides = besides
         self._translations = translations
         self._kernel = Nfnetlink()
-        self._seen: tuple[int, Ruleset] | None = None
+        self._seen: tuple[int, Seen] | None = None
 
-    def observe(self) -> Ruleset:
-        """Read all chains that routed packets come to.
+    def observe(self) -> Seen:
+        """Read all chains that routed packets come to, unless none has changed since.
 
         Raises:
             ObserveError: the kernel refused, or never held still.
         """
         now = self._kernel.foreign_generation()
         if self._seen is None or self._seen[0] != now:
+            # A change that comes in between has a later number, and is seen next time.
             self._seen = (now, self._observe())
         return self._seen[1]
 
     def _is_wanted(self, chain: Chain) -> bool:
-        if not chain.hook or (chain.family, chain.table) in self._besides:
+        if (chain.family, chain.table) in self._besides:
             return False
         translates = chain.type == "nat" and chain.hook != "postrouting"
-        ours = (chain.family, chain.table) == ("inet", TABLE)
-        return not ours and (self._translations or not translates)
+        return self._translations or not translates
 
-    def _observe(self) -> Ruleset:
-        def choose(chains: Iterable[Chain]) -> list[Chain]:
-            return [c for c in chains if self._is_wanted(c)]
-
-        found = self._kernel.chains(choose, hooked=True)
-        if len(found) > MAX_BASES:
-            why = f"there are {len(found)}, and {MAX_BASES} at most are looked at"
-            raise ObserveError("other owners' chains", why)
+    def _observe(self) -> Seen:
+        names, hooked = self._kernel.chains(choose)
+        # Those that our own rules may be put into are read before a bound is reached.
+        wanted = sorted(filter(self._is_wanted, hooked), key=lambda c: c.hook != "forward")
+        found = wanted[:MAX_BASES]
         bases = tuple(
-            BaseChain(
-                ChainId("nft", c.family, *map(_name, c.place)),
-                c.hook,
-                c.type,
-                c.priority,
-                c.drops,
-                c.devices,
-            )
-            for c in found
+            BaseChain(_id(c), c.hook, c.type, c.priority, c.drops, c.devices) for c in found
         )
-        reading = _Reading(self._kernel)
+        reading = Reading(self._kernel)
         reading.follow([b.id for b in bases])
-        return Ruleset(bases, reading.rules, reading.elements)
+        forward = [c for c in found if c.hook == "forward"]
+        unread = [(f"chain {_id(c)}", reading.unread.get(_id(c), "")) for c in forward]
+        if len(wanted) > MAX_BASES:
+            why = f"{len(wanted)} have a hook, and {MAX_BASES} at most are read"
+            unread.append(("other owners' chains", why))
+        return Seen(
+            Ruleset(bases, reading.rules, reading.elements, tuple(u for u in unread if u[1])),
+            names,
+            frozenset(c for c in forward if _id(c) in reading.with_ours),
+        )
 
 
-class _Reading:
-    """One look, with what is left of its bound."""
+def choose(chains: Iterable[Chain]) -> tuple[frozenset[tuple[str, str]], list[Chain]]:
+    """Keep the names of other owners' chains, within bounds, and the chains that have a hook."""
+    names: set[tuple[str, str]] = set()
+    hooked: list[Chain] = []
+    told: set[str] = set()
+    for chain in chains:
+        if (chain.family, chain.table) == ("inet", TABLE):
+            continue
+        sign = sign_of(chain.name)
+        if len(names) < MAX_NAMES or chain.hook or (sign and sign not in told):
+            names.add((chain.table, chain.name))
+            told.add(sign)
+        if chain.hook:
+            hooked.append(chain)
+    return frozenset(names), hooked
+
+
+def _id(chain: Chain) -> ChainId:
+    return ChainId("nft", chain.family, *map(name_of, chain.place))
+
+
+class Reading:
+    """One look, with what is left of its bounds.
+
+    Attributes:
+        rules, elements: as in ``Ruleset``.
+        unread: why a chain was not read.
+        with_ours: chains that have rules with our comment.
+    """
 
     def __init__(self, kernel: Nfnetlink) -> None:
         self._kernel = kernel
@@ -155,6 +163,8 @@ class _Reading:
         self._left_elements = MAX_ELEMENTS_IN_ALL
         self.rules: dict[ChainId, tuple[Rule, ...] | None] = {}
         self.elements: dict[tuple[str, str, str], Elements | None] = {}
+        self.unread: dict[ChainId, str] = {}
+        self.with_ours: set[ChainId] = set()
 
     def follow(self, chains: list[ChainId]) -> None:
         """Read these chains, and all that they lead to."""
@@ -189,17 +199,21 @@ class _Reading:
                     yield [v for _, _, v in found.ranges if v] if found else []
 
     def _rules(self, chain: ChainId) -> tuple[Rule, ...] | None:
-        place = _raw(chain.table), _raw(chain.name)
-        there = Chain(chain.family, chain.table, chain.name, place=place)
+        there = Chain(
+            chain.family, chain.table, chain.name, place=(_raw(chain.table), _raw(chain.name))
+        )
         try:
             found = self._kernel.rules(
                 there, min(MAX_RULES, self._left), min(MAX_BYTES_OF_RULES, self._left_bytes)
             )
-        except ObserveError:
-            return None  # it is longer than that, or never holds still: whoever walks here says so
+        except ObserveError as error:
+            self.unread[chain] = error.why
+            return None
         self._left -= len(found)
         self._left_bytes -= sum(map(len, found))
-        return tuple(map(_decode_rule, found))
+        if any(ALIAS.encode() in body for body in found):
+            self.with_ours.add(chain)
+        return tuple(map(decode_rule, found))
 
     def _elements(self, family: str, table: str, name: str) -> Elements | None:
         if len(self.elements) >= MAX_SETS or self._left_elements <= 0:
@@ -209,230 +223,10 @@ class _Reading:
             flags, messages = self._kernel.elements(family, *place, MAX_SET_MESSAGES)
         except ObserveError:
             return None
-        found = _decode_elements(messages, is_interval=bool(flags & NFT_SET_INTERVAL))
+        found = decode_elements(messages, is_interval=bool(flags & NFT_SET_INTERVAL))
         self._left_elements -= len(found.ranges)
         return found if self._left_elements >= 0 else None
 
 
-def _name(place: bytes) -> str:
-    """Read a name so that it can be asked for again; bytes that are no UTF-8 are surrogates."""
-    return place[:-1].decode(errors="surrogateescape")
-
-
 def _raw(name: str) -> bytes:
     return name.encode(errors="surrogateescape") + b"\0"
-
-
-def _decode_rule(body: bytes) -> Rule:
-    listed = dict(attributes(body)).get(NFTA_RULE_EXPRESSIONS, b"")
-    rule: list[Expression] = []
-    for kind, element in attributes(listed):
-        if kind == NFTA_LIST_ELEM:
-            found = dict(attributes(element))
-            name = found[1][:-1].decode(errors="replace")
-            rule += _decode_expression(name, dict(attributes(found.get(2, b""))))
-    return tuple(rule)
-
-
-def _decode_expression(name: str, body: Attributes) -> tuple[Expression, ...]:
-    if name in NEUTRAL:
-        return ()
-    if name == "notrack":
-        return (Changes(name),)
-    try:
-        return DECODERS[name](body) if name in DECODERS else (Unclear(name, name in ENDING),)
-    except (KeyError, IndexError, struct.error):
-        return (Unclear(name),)  # of a kernel that says it otherwise
-
-
-def _register(number: int) -> int:
-    """The first byte: NFT_REG_1 to 4 are of sixteen bytes, NFT_REG32_00 and above of four."""
-    return (number - 1) * 16 if number < 8 else (number - 8) * 4
-
-
-def _number(body: Attributes, kind: int) -> int:
-    return int.from_bytes(body[kind], "big")
-
-
-def _value(body: Attributes, kind: int) -> bytes:
-    return dict(attributes(body[kind]))[DATA_VALUE]
-
-
-def _meta(body: Attributes) -> tuple[Expression, ...]:
-    key = _number(body, 2)
-    if 3 in body:
-        return (StoreMark(_register(_number(body, 3))),) if key == 3 else ()
-    name = FIELDS_OF_META.get(key, f"meta {key}")
-    length = {"nfproto": 1, "l4proto": 1, "protocol": 2, "mark": 4}.get(name, 16)
-    return (Load(name, 0, length, _register(_number(body, 1))),)
-
-
-def _payload(body: Attributes) -> tuple[Expression, ...]:
-    base = BASES.get(_number(body, 2), "link layer")
-    at, length = _number(body, 3), _number(body, 4)
-    if 5 in body:  # it writes into the packet
-        first, beyond = REWRITTEN.get(base, (0, 0))
-        return (Changes("rewrite"),) if at < beyond and at + length > first else ()
-    return (Load(base, at, length, _register(_number(body, 1))),)
-
-
-def _cmp(body: Attributes) -> tuple[Expression, ...]:
-    register, operator, value = _register(_number(body, 1)), _number(body, 2), _value(body, 3)
-    size, number = len(value), int.from_bytes(value, "big")
-    low, high = {
-        0: (number, number),
-        1: (number, number),
-        2: (0, number - 1),
-        3: (0, number),
-        4: (number + 1, (1 << 8 * size) - 1),
-        5: (number, (1 << 8 * size) - 1),
-    }[operator]
-    if not 0 <= low <= high < 1 << 8 * size:
-        return (Unclear("cmp"),)
-    bounds = low.to_bytes(size, "big"), high.to_bytes(size, "big")
-    return (Within(register, *bounds, negated=operator == 1),)
-
-
-def _range(body: Attributes) -> tuple[Expression, ...]:
-    negated = _number(body, 2) == 1
-    return (Within(_register(_number(body, 1)), _value(body, 3), _value(body, 4), negated),)
-
-
-def _bitwise(body: Attributes) -> tuple[Expression, ...]:
-    if _number(body, 6) if 6 in body else 0:
-        return (Unclear("bitwise"),)
-    source, register = _register(_number(body, 1)), _register(_number(body, 2))
-    return (Masked(source, register, _value(body, 4), _value(body, 5)),)
-
-
-def _lookup(body: Attributes) -> tuple[Expression, ...]:
-    name = _name(body[1])
-    register = _register(_number(body, 2))
-    negated = bool(_number(body, 5) & 1) if 5 in body else False
-    if 3 not in body:
-        return (InSet(register, name, negated),)
-    if _number(body, 3) == 0:  # NFT_REG_VERDICT
-        return (InSet(register, name, verdicts=True),)
-    return (InSet(register, name), Load(f"map {name}", 0, 16, _register(_number(body, 3))))
-
-
-def _immediate(body: Attributes) -> tuple[Expression, ...]:
-    register = _number(body, 1)
-    if register:
-        return (Constant(_register(register), _value(body, 2)),)
-    return (_verdict(dict(attributes(body[2]))[DATA_VERDICT]),)
-
-
-def _verdict(data: bytes) -> Verdict | Unclear:
-    found = dict(attributes(data))
-    (code,) = struct.unpack(">i", found[1])
-    word = VERDICTS.get(code)
-    if word is None:
-        return Unclear("verdict", ends=True)
-    return Verdict(word, _name(found.get(2, b"\0")))
-
-
-def _ct(body: Attributes) -> tuple[Expression, ...]:
-    if 4 in body or 1 not in body:
-        return ()
-    name = FIELDS_OF_CT.get(_number(body, 2), "the connection")
-    length = 1 if name == "direction" else 4 if name in ("state", "status") else 16
-    return (Load(name, 0, length, _register(_number(body, 1))),)
-
-
-def _objref(body: Attributes) -> tuple[Expression, ...]:
-    if 1 not in body:
-        return (Unclear("an object of a map"),)
-    name = {2: "quota", 4: "limit", 10: "synproxy"}.get(_number(body, 1))  # NFT_OBJECT_*
-    return (Unclear(name, name in ENDING),) if name else ()
-
-
-def _nat(body: Attributes) -> tuple[Expression, ...]:
-    return (Verdict("dnat" if _number(body, 1) else "snat"),)
-
-
-def _fib(body: Attributes) -> tuple[Expression, ...]:
-    result, flags = _number(body, 2), _number(body, 3)
-    name = "fib"
-    if result == 3 and flags == 2:  # NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR
-        name = "daddrtype"
-    elif result == 1 and flags & 1:  # NFT_FIB_RESULT_OIF of NFTA_FIB_F_SADDR
-        name = "wayback"
-    return (Load(name, 0, 4, _register(_number(body, 1))),)
-
-
-def _xt_match(body: Attributes) -> tuple[Expression, ...]:
-    return decode_match(body[1][:-1].decode(errors="replace"), _number(body, 2), body[3])
-
-
-def _xt_target(body: Attributes) -> tuple[Expression, ...]:
-    return decode_target(body[1][:-1].decode(errors="replace"), _number(body, 2), body[3])
-
-
-def _does(word: str) -> Callable[[Attributes], tuple[Expression, ...]]:
-    return lambda _: (Verdict(word),)
-
-
-DECODERS: dict[str, Callable[[Attributes], tuple[Any, ...]]] = {
-    "meta": _meta,
-    "payload": _payload,
-    "cmp": _cmp,
-    "range": _range,
-    "bitwise": _bitwise,
-    "lookup": _lookup,
-    "immediate": _immediate,
-    "ct": _ct,
-    "nat": _nat,
-    "objref": _objref,
-    "fib": _fib,
-    "masq": _does("snat"),
-    "redir": _does("dnat"),
-    "reject": _does("drop"),
-    "match": _xt_match,
-    "target": _xt_target,
-}
-"""By the kernel's name of the expression."""
-
-
-def _decode_elements(messages: Iterable[bytes], *, is_interval: bool) -> Elements:
-    single: list[tuple[bytes, bytes, Verdict | None]] = []
-    edges: list[tuple[bytes, bool, Verdict | None]] = []
-    whole = True
-    for message in messages:
-        listed = dict(attributes(message[HEADERS:])).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
-        for _, element in attributes(listed):
-            body = dict(attributes(element))
-            flags = _number(body, ELEM_FLAGS) if ELEM_FLAGS in body else 0
-            verdict = _verdict_of(body)
-            if flags & CATCHALL or ELEM_KEY not in body or isinstance(verdict, Unclear):
-                whole = False
-                continue
-            key = _value(body, ELEM_KEY)
-            if ELEM_KEY_END in body and _value(body, ELEM_KEY_END) != key:
-                whole = False  # several ranges in one
-            elif is_interval and ELEM_KEY_END not in body:
-                edges.append((key, not flags & INTERVAL_END, verdict))
-            else:
-                single.append((key, key, verdict))
-    return Elements((*single, *_joined(edges)), whole)
-
-
-def _verdict_of(body: Attributes) -> Verdict | Unclear | None:
-    data = dict(attributes(body[ELEM_DATA])) if ELEM_DATA in body else {}
-    return _verdict(data[DATA_VERDICT]) if DATA_VERDICT in data else None
-
-
-def _joined(
-    edges: list[tuple[bytes, bool, Verdict | None]],
-) -> Iterator[tuple[bytes, bytes, Verdict | None]]:
-    """Pair where ranges begin with where they end; one without an end goes to the last value."""
-    edges.sort(key=lambda e: (e[0], e[1]))
-    for number, (key, is_start, verdict) in enumerate(edges):
-        if not is_start:
-            continue
-        beyond = edges[number + 1][0] if number + 1 < len(edges) else None
-        if beyond is None:
-            yield key, b"\xff" * len(key), verdict
-        else:
-            last = int.from_bytes(beyond, "big") - 1
-            yield key, last.to_bytes(len(key), "big"), verdict

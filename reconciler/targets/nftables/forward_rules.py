@@ -1,0 +1,135 @@
+"""Our rules in forward chains of other owners: read, added and deleted."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from reconciler.core.datapath import ALIAS
+from reconciler.diagnostics.ruleset import IFNAMSIZ, accepted_link
+from reconciler.domains.forward import ForwardAccept
+from reconciler.engine.plan import Change, Verb
+from reconciler.errors import ApplyError
+from reconciler.targets.netlink.message import NLM_F_APPEND, NLM_F_CREATE, attribute, nested
+from reconciler.targets.netlink.nf_tables import (
+    NFT_MSG_DELRULE,
+    NFT_MSG_NEWRULE,
+    NFTA_DATA_VALUE,
+    NFTA_DATA_VERDICT,
+    NFTA_LIST_ELEM,
+    NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS,
+    NFTA_RULE_TABLE,
+    NFTA_VERDICT_CODE,
+    Chain,
+)
+from reconciler.targets.netlink.nfnetlink import Request
+from reconciler.targets.netlink.ruleset import Nfnetlink
+from reconciler.targets.nftables.expressions import (
+    COMMENT,
+    NFTA_RULE_HANDLE,
+    NFTA_RULE_USERDATA,
+    decode_rule,
+    handle_and_comment,
+)
+from reconciler.targets.nftables.foreign_chains import MAX_RULES
+
+META_KEYS = {"iifname": 6, "oifname": 7}
+VERDICT_REGISTER, REGISTER, EQUAL, ACCEPT = 0, 1, 0, 1
+
+
+class ForwardRules:
+    """Rules of ours in the namespace this object was made in.
+
+    Args:
+        with_ours: returns the chains that have some, as far as is known.
+    """
+
+    def __init__(self, with_ours: Callable[[], Iterable[Chain]]) -> None:
+        self._kernel = Nfnetlink()
+        self._with_ours = with_ours
+
+    def observe(self, desired: Iterable[ForwardAccept] = ()) -> frozenset[ForwardAccept]:
+        """List the rules that carry our comment; of other chains' rules none is read.
+
+        Raises:
+            ObserveError: the kernel refused, or a chain has too many rules.
+        """
+        handles: dict[ForwardAccept, tuple[int, ...]] = {}
+        chains = [*self._with_ours(), *map(_chain, desired)]
+        for chain in {(c.family, c.place): c for c in chains}.values():
+            for body in self._kernel.rules(chain, MAX_RULES):
+                if ALIAS.encode() not in body:
+                    continue
+                handle, comment = handle_and_comment(body)
+                if comment == ALIAS:
+                    found = _accept(chain, body)
+                    handles[found] = (*handles.get(found, ()), handle)
+        return frozenset(replace(found, handles=h) for found, h in handles.items())
+
+    def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
+        """Carry out actions, each a transaction: one chain's owner is not another's."""
+        failures = []
+        for action in actions:
+            try:
+                self._kernel.commit(_requests(action), action.object.family)
+            except OSError as error:
+                number = error.errno or 0
+                failures.append(
+                    ApplyError.from_errno(str(action), number, os.strerror(number), error)
+                )
+        return tuple(failures)
+
+
+def _chain(rule: ForwardAccept) -> Chain:
+    place = rule.table.encode() + b"\0", rule.chain.encode() + b"\0"
+    return Chain(rule.family, rule.table, rule.chain, "forward", place=place)
+
+
+def _accept(chain: Chain, body: bytes) -> ForwardAccept:
+    """Return the rule; one that was changed is like none that is ever desired."""
+    way, pattern = accepted_link(decode_rule(body)) or ("", f"another rule, of {len(body)} bytes")
+    return ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
+
+
+def _requests(action: Change[ForwardAccept]) -> list[Request]:
+    rule = action.object
+    table, name = _chain(rule).place
+    place = attribute(NFTA_RULE_TABLE, table) + attribute(NFTA_RULE_CHAIN, name)
+    if action.verb is Verb.DELETE:
+        return [
+            (NFT_MSG_DELRULE, 0, place + attribute(NFTA_RULE_HANDLE, struct.pack(">Q", handle)))
+            for handle in rule.handles
+        ]
+    comment = ALIAS.encode() + b"\0"
+    body = (
+        place
+        + nested(NFTA_RULE_EXPRESSIONS, _expressions(rule.way, rule.pattern))
+        + attribute(NFTA_RULE_USERDATA, bytes([COMMENT, len(comment)]) + comment)
+    )
+    return [(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)]
+
+
+def _expressions(way: str, pattern: str) -> bytes:
+    """Return expressions that accept what comes from, or goes to, links of a name."""
+    name = pattern.encode()
+    name = name[:-1] if pattern.endswith("*") else name.ljust(IFNAMSIZ, b"\0")
+    register = attribute(1, _be32(REGISTER))
+    value = nested(3, attribute(NFTA_DATA_VALUE, name))
+    verdict = nested(NFTA_DATA_VERDICT, attribute(NFTA_VERDICT_CODE, _be32(ACCEPT)))
+    expressions = (
+        ("meta", register + attribute(2, _be32(META_KEYS[way]))),
+        ("cmp", register + attribute(2, _be32(EQUAL)) + value),
+        ("counter", attribute(1, bytes(8)) + attribute(2, bytes(8))),
+        ("immediate", attribute(1, _be32(VERDICT_REGISTER)) + nested(2, verdict)),
+    )
+    return b"".join(
+        nested(NFTA_LIST_ELEM, attribute(1, kind.encode() + b"\0") + nested(2, content))
+        for kind, content in expressions
+    )
+
+
+def _be32(number: int) -> bytes:
+    return struct.pack(">I", number)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.remembered import Remembered
+from reconciler.diagnostics.packet import Passage, State
 from reconciler.diagnostics.ruleset import BaseChain, ChainId, Ruleset
-from reconciler.diagnostics.walk import Fate, Hit, Passage, State, walk
+from reconciler.diagnostics.walk import ChainOutcome, Hit, walk
 from reconciler.engine.finding import Finding
 
 MAX_PODS = 2
@@ -132,8 +133,8 @@ def _accepting(
     trial = _Trial(ruleset, traffic)
 
     def accepts(base: BaseChain) -> bool:
-        fates = [trial.walk(base, p) for _, way in _directions(base, traffic) for p in way]
-        return bool(fates) and all(f.surely("accept") for f in fates)
+        outcomes = [trial.walk(base, p) for _, way in _directions(base, traffic) for p in way]
+        return bool(outcomes) and all(f.surely("accept") for f in outcomes)
 
     bases = (b for b in ruleset.bases if b.id in chains and b.hook == "forward")
     return frozenset(b.id for b in bases if accepts(b))
@@ -150,12 +151,12 @@ class _Trial:
         self._ruleset = ruleset
         self._left = MAX_STEPS_IN_ALL
 
-    def walk(self, base: BaseChain, passage: Passage) -> Fate:
+    def walk(self, base: BaseChain, passage: Passage) -> ChainOutcome:
         known = self._ruleset
         most = min(MAX_STEPS, self._left)
-        fate = walk(base, passage, known.rules_of, known.elements_of, most)
-        self._left -= fate.steps
-        return fate
+        outcome = walk(base, passage, known.rules_of, known.elements_of, most)
+        self._left -= outcome.steps
+        return outcome
 
 
 def _directions(base: BaseChain, traffic: Traffic) -> Iterator[tuple[str, list[Passage]]]:
@@ -199,8 +200,8 @@ def _forwarding(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
     traffic = trial.traffic
     for base in (b for b in bases if b.type != "nat"):
         for direction, packets in _directions(base, traffic):
-            fates = [trial.walk(base, p) for p in packets]
-            if hit := _stopped(fates, traffic):
+            outcomes = [trial.walk(base, p) for p in packets]
+            if hit := _stopped(outcomes, traffic):
                 yield Finding(
                     f"chain {base.id}",
                     "ForwardingDropped",
@@ -209,7 +210,7 @@ def _forwarding(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
                     "because that rule comes first: change it, or put ahead of it one that "
                     f"accepts what comes from, and goes to, {_links(traffic)}",
                 )
-            yield from _unread(base, fates)
+            yield from _unread(base, outcomes)
 
 
 HOST = {
@@ -232,7 +233,7 @@ def _host(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
     """Pods and the node itself: kubelet's probes are connections that the node opens."""
     traffic = trial.traffic
     for base in (b for b in bases if b.hook in HOST and b.type != "nat"):
-        fates = [
+        outcomes = [
             trial.walk(base, _probe(base.hook, pod, host))
             for version in _versions(base)
             for pods in traffic.by_link(version)
@@ -240,12 +241,12 @@ def _host(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
             for host in traffic.hosts
             if host.version == version
         ]
-        if hit := _stopped(fates, traffic):
+        if hit := _stopped(outcomes, traffic):
             reason, text = HOST[base.hook]
             yield Finding(
                 f"chain {base.id}", reason, f"{hit} drops or rejects {text} {_links(traffic)}"
             )
-        yield from _unread(base, fates)
+        yield from _unread(base, outcomes)
 
 
 def _probe(hook: str, pod: Pod, host: IpAddress) -> Passage:
@@ -269,22 +270,22 @@ def _source(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
                 for p in pods
                 if p.address != far
             ]
-            fates = [trial.walk(base, p) for p in packets]
-            if fates and all(f.surely("snat") for f in fates):
+            outcomes = [trial.walk(base, p) for p in packets]
+            if outcomes and all(f.surely("snat") for f in outcomes):
                 yield Finding(
                     f"chain {base.id}",
                     "SourceRewritten",
-                    f"{fates[0].hit('snat')} translates the source of pods' packets to {network}, "
-                    "whose receivers shall see pods' own addresses by this document; take pods "
-                    "out of that rule, or delete it",
+                    f"{outcomes[0].hit('snat')} translates the source of pods' packets to "
+                    f"{network}, whose receivers shall see pods' own addresses by this document; "
+                    "take pods out of that rule, or delete it",
                 )
 
 
-def _stopped(fates: list[Fate], traffic: Traffic) -> Hit | None:
+def _stopped(outcomes: list[ChainOutcome], traffic: Traffic) -> Hit | None:
     """Return the rule that drops all of some packets for certain; None if none does."""
-    if not fates or not all(f.surely("drop") for f in fates):
+    if not outcomes or not all(f.surely("drop") for f in outcomes):
         return None
-    hit = fates[0].hit("drop")
+    hit = outcomes[0].hit("drop")
     may_come = any(p.veth.endswith("*") for p in traffic.pods)
     return None if hit and may_come and hit.chain.name.startswith(FELIX) else hit
 
@@ -293,8 +294,8 @@ def _links(traffic: Traffic) -> str:
     return ", ".join(traffic.patterns) or "pods' links"
 
 
-def _unread(base: BaseChain, fates: list[Fate]) -> Iterator[Finding]:
-    hits = {h.chain: h for f in fates if len(f.words) > 1 for h in f.hits if h.what == "unread"}
+def _unread(base: BaseChain, outcomes: list[ChainOutcome]) -> Iterator[Finding]:
+    hits = {h.chain: h for f in outcomes if len(f.words) > 1 for h in f.hits if h.what == "unread"}
     for chain in hits:
         yield Finding(
             f"chain {chain}",

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.lookup import Packet
+from reconciler.diagnostics.packet import Mark, Passage, State
 from reconciler.diagnostics.ruleset import BaseChain, Ruleset
 from reconciler.diagnostics.trace import Decision, Leg, Query, Trace
-from reconciler.diagnostics.walk import Fate, Mark, Passage, State, at_hook
+from reconciler.diagnostics.walk import ChainOutcome, at_hook
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat import ROUTE_MARK_PRIORITY
 
@@ -55,12 +56,12 @@ def find_obstacles(query: Query, traced: Trace, inputs: Inputs, ruleset: Ruleset
             for hook, passage in _hooks(query, leg, packet, start):
                 for bases, is_late in _around_ours(ruleset.bases, hook):
                     at = replace(passage, mark=mark)
-                    fates = at_hook(bases, hook, at, ruleset.rules_of, ruleset.elements_of)
-                    for fate in fates:
-                        _tell(found, query, traced, leg, fate)
-                        mark = fate.mark
+                    outcomes = at_hook(bases, hook, at, ruleset.rules_of, ruleset.elements_of)
+                    for outcome in outcomes:
+                        _tell(found, query, traced, leg, outcome)
+                        mark = outcome.mark
                         if is_late and (mark.value ^ packet.mark) & mark.known & mask:
-                            found.sure.append(_says_remarked(leg, fate, packet, mask))
+                            found.sure.append(_says_remarked(leg, outcome, packet, mask))
                             mark = mark.changed(mask, packet.mark)  # said once
                     if not is_late and hook in ("prerouting", "output"):
                         mark = mark.changed(mask, packet.mark)  # what our own chains do there
@@ -77,10 +78,10 @@ def _around_ours(
         yield late, True
 
 
-def _says_remarked(leg: Leg, fate: Fate, packet: Packet, mask: int) -> str:
+def _says_remarked(leg: Leg, outcome: ChainOutcome, packet: Packet, mask: int) -> str:
     return (
-        f"{leg.name}: chain {fate.base.id} sets bits of the packet's mark to "
-        f"{fate.mark.value & mask:#x} that are {packet.mark & mask:#x} for its route; have it "
+        f"{leg.name}: chain {outcome.base.id} sets bits of the packet's mark to "
+        f"{outcome.mark.value & mask:#x} that are {packet.mark & mask:#x} for its route; have it "
         f"leave {mask:#x} alone, or choose another routing.markMask"
     )
 
@@ -138,25 +139,25 @@ def _before_translation(query: Query, leg: Leg, passage: Passage) -> Passage:
     )
 
 
-def _tell(found: Obstacles, query: Query, traced: Trace, leg: Leg, fate: Fate) -> None:
-    may = "" if len(fate.words) == 1 else "may "
-    for hit in fate.hits:
+def _tell(found: Obstacles, query: Query, traced: Trace, leg: Leg, outcome: ChainOutcome) -> None:
+    may = "" if len(outcome.words) == 1 else "may "
+    for hit in outcome.hits:
         why = f": it asks for {hit.asks}, which is not evaluated or not known" if hit.asks else ""
         if hit.what == "unread" and may:
             found.sure.append(
                 f"{leg.name}: chain {hit.chain} was not looked at: it has too many rules, or "
                 "changes all the time; what becomes of the packet there is not known"
             )
-        elif hit.what == "drop" and "drop" in fate.words:
+        elif hit.what == "drop" and "drop" in outcome.words:
             verb = "may drop or reject" if may else "drops or rejects"
-            found.sure.append(f"{leg.name}: {hit} {verb} it at hook {fate.base.hook}{why}")
+            found.sure.append(f"{leg.name}: {hit} {verb} it at hook {outcome.base.hook}{why}")
         elif hit.what == "snat" and _is_kept(query, traced, leg):
             verb = "may translate" if may else "translates"
             found.sure.append(
                 f"{leg.name}: {hit} {verb} its source (snat, masquerade), so that the receiver "
                 f"does not see {traced.source}{why}"
             )
-        elif hit.what == "notrack" and _is_translated(query, traced, fate.base):
+        elif hit.what == "notrack" and _is_translated(query, traced, outcome.base):
             verb = "may take" if hit.asks else "takes"
             found.sure.append(
                 f"{leg.name}: {hit} {verb} it out of connection tracking (notrack), so that the "
@@ -166,8 +167,8 @@ def _tell(found: Obstacles, query: Query, traced: Trace, leg: Leg, fate: Fate) -
             verb = "may write" if hit.asks else "writes"
             found.sure.append(
                 f"{leg.name}: {hit} {verb} another address or port into it at hook "
-                f"{fate.base.hook}, beside connection tracking{why}; what this trace says of it "
-                "from there on is about the packet as it was"
+                f"{outcome.base.hook}, beside connection tracking{why}; what this trace says of "
+                "it from there on is about the packet as it was"
             )
         elif hit.what == "dnat" and leg.name == "request" and not (query.endpoint or query.at):
             text = (

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.diagnostics.evaluation import Evaluation, between
 from reconciler.diagnostics.filtering import (
     MAX_LINKS,
     MAX_PODS,
@@ -21,6 +22,7 @@ from reconciler.diagnostics.filtering import (
     judge,
     sample,
 )
+from reconciler.diagnostics.packet import Mark, Passage, State
 from reconciler.diagnostics.ruleset import (
     BaseChain,
     ChainId,
@@ -37,18 +39,7 @@ from reconciler.diagnostics.ruleset import (
     Verdict,
     Within,
 )
-from reconciler.diagnostics.walk import (
-    MAX_STEPS,
-    Fate,
-    Hit,
-    Mark,
-    Passage,
-    State,
-    _between,
-    _Evaluation,
-    at_hook,
-    walk,
-)
+from reconciler.diagnostics.walk import MAX_STEPS, ChainOutcome, Hit, at_hook, walk
 
 ONE, TWO = ip_address("10.0.1.20"), ip_address("10.0.1.21")
 FAR, HOST = ip_address("198.51.100.7"), ip_address("10.0.1.10")
@@ -93,7 +84,7 @@ def mark(bits: int, *, negated: bool = False) -> FieldIs:
     return FieldIs("mark", 0, packed, packed, negated)
 
 
-def fate(found: Ruleset, passage: Passage = OUT) -> Fate:
+def outcome(found: Ruleset, passage: Passage = OUT) -> ChainOutcome:
     return walk(found.bases[0], passage, found.rules_of, found.elements_of)
 
 
@@ -249,10 +240,10 @@ def test_chains_that_branch_without_bound_end_as_not_read() -> None:
         f"c{n}": ((Verdict("jump", f"c{n + 1}"),),) * 10 for n in range(20)
     }
     found = rules((base(),), chains | {"forward": ((Verdict("jump", "c0"),),), "c20": ((),)})
-    hits = fate(found).hits
+    hits = outcome(found).hits
     assert "unread" in {h.what for h in hits}
     around = rules((base(),), {"forward": ((Verdict("jump", "forward"),),)})
-    assert {h.what for h in fate(around).hits} == {"unread"}
+    assert {h.what for h in outcome(around).hits} == {"unread"}
 
 
 def test_all_packets_together_look_at_so_many_rules_and_each_look_is_judged_once() -> None:
@@ -322,9 +313,9 @@ def test_sets_hold_what_each_of_their_ranges_would(
     ranges = list(zip(ordered[::2], ordered[1::2], strict=False))
     # (address & known) leaves only those bits known, if the address is known at all.
     masked = bytes(v & k for v, k in zip(value, known, strict=True))
-    single = [_between(masked, known, *r) for r in ranges]
+    single = [between(masked, known, *r) for r in ranges]
     expected = True if True in single else None if None in single else False
-    evaluation = _Evaluation(
+    evaluation = Evaluation(
         OUT, Mark(0), chain("c"), lambda *_: Elements(tuple((*r, None) for r in ranges))
     )
     evaluation._value[:4], evaluation._known[:4] = masked, known
@@ -340,11 +331,11 @@ def test_maps_lead_where_the_packet_says_and_an_unknown_key_may_lead_anywhere() 
         rules((base(),), {"forward": ((load, by_link),), "a": ((DROP,),)}),
         elements={("ip", "fw", "ways"): elements},
     )
-    assert fate(found).surely("drop")
-    assert fate(found, replace(OUT, incoming="nn2")).surely("accept"), "no element"
-    assert fate(found, replace(OUT, incoming=None)).words == {"accept", "drop"}
+    assert outcome(found).surely("drop")
+    assert outcome(found, replace(OUT, incoming="nn2")).surely("accept"), "no element"
+    assert outcome(found, replace(OUT, incoming=None)).words == {"accept", "drop"}
     beyond = replace(found, elements={("ip", "fw", "ways"): replace(elements, whole=False)})
-    assert fate(beyond, replace(OUT, incoming="nn2")).words == {"accept", "drop"}
+    assert outcome(beyond, replace(OUT, incoming="nn2")).words == {"accept", "drop"}
 
 
 def test_every_chain_of_a_hook_has_to_let_it_pass_and_answers_meet_no_nat() -> None:
@@ -361,8 +352,8 @@ def test_every_chain_of_a_hook_has_to_let_it_pass_and_answers_meet_no_nat() -> N
     )
 
     def words(passage: Passage) -> list[tuple[str, set[str]]]:
-        fates = at_hook(found.bases, "forward", passage, found.rules_of, found.elements_of)
-        return [(f.base.id.name, set(f.words)) for f in fates]
+        outcomes = at_hook(found.bases, "forward", passage, found.rules_of, found.elements_of)
+        return [(f.base.id.name, set(f.words)) for f in outcomes]
 
     start = replace(OUT, mark=Mark(0))
     assert words(start) == [("first", {"accept"}), ("nat", {"snat"}), ("last", {"drop"})]
@@ -381,8 +372,8 @@ def test_what_is_certain_with_unknown_bits_holds_for_every_value_of_them(
     rule: Rule = (Load("mark", 0, 4, 0), Within(0, *sizes), DROP)
     found = rules((base(),), {"forward": (rule,)})
     (bits,) = struct.unpack("=I", value)
-    partly = fate(found, replace(OUT, mark=Mark(bits & known, known))).words
-    wholly = fate(found, replace(OUT, mark=Mark(bits))).words
+    partly = outcome(found, replace(OUT, mark=Mark(bits & known, known))).words
+    wholly = outcome(found, replace(OUT, mark=Mark(bits))).words
     assert wholly <= partly
 
 

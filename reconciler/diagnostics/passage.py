@@ -9,7 +9,8 @@ from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.lookup import Packet
 from reconciler.diagnostics.packet import Mark, Passage, State
 from reconciler.diagnostics.ruleset import BaseChain, Ruleset
-from reconciler.diagnostics.trace import Decision, Leg, Query, Trace
+from reconciler.diagnostics.tables import Decision
+from reconciler.diagnostics.trace import Leg, Query, Trace
 from reconciler.diagnostics.walk import ChainOutcome, at_hook
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat import ROUTE_MARK_PRIORITY

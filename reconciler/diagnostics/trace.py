@@ -6,16 +6,12 @@ what the node has; ``reconciler.targets.netlink.target`` then asks the kernel th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import ip_network
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import (
-    ENI_PRIORITY,
-    LOCAL_TABLE,
-    MAIN_TABLE,
-    MAX_DEVICE_INDEX,
     Family,
     IpAddress,
     Marks,
@@ -23,12 +19,11 @@ from reconciler.core.datapath import (
     is_node_local,
 )
 from reconciler.core.facts import Eni
-from reconciler.core.ranges import Range, find, print_range, unite
-from reconciler.diagnostics.lookup import Found, Packet
+from reconciler.core.ranges import print_range
+from reconciler.diagnostics.lookup import Packet
+from reconciler.diagnostics.tables import Decision, Tables
 from reconciler.domains.inputs import Inputs
-from reconciler.domains.nat import NftElement, NftObject, chain_of, sets_of
-from reconciler.domains.route import Route
-from reconciler.domains.rule import Rule
+from reconciler.domains.nat import chain_of, sets_of
 from reconciler.domains.snat import why_kept, why_translated
 from reconciler.errors import UnknownPodError
 
@@ -70,39 +65,6 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What a lookup found.
-
-    Attributes:
-        rule: the one that led to the route; None if no rule did.
-        route: None for an address of the host itself.
-    """
-
-    rule: Rule | None
-    route: Route | None
-
-    @property
-    def device(self) -> str:
-        """The link it leaves by; "lo" for what stays with the host."""
-        return self.route.device if self.route else "lo" if self.rule else ""
-
-    def __str__(self) -> str:
-        if self.rule is None:
-            return "no rule leads to a route"
-        mark = "" if self.rule.mark is None else f" fwmark {self.rule.mark:#x}/{self.rule.mask:#x}"
-        source = f" from {self.rule.source}" if self.rule.source else ""
-        names = {LOCAL_TABLE: "local", MAIN_TABLE: "main"}
-        table = names.get(self.rule.table, self.rule.table)
-        rule = f"rule {self.rule.priority}:{source}{mark} lookup {table}"
-        if self.route is None:
-            return f"{rule}; an address of this host"
-        via = f" via {self.route.gateway}" if self.route.gateway else ""
-        everything = self.route.destination.prefixlen == 0
-        destination = "default" if everything else self.route.destination
-        return f"{rule}; route {destination}{via} dev {self.route.device}"
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """One thing that happens to a packet, in words; ``about`` says to which part it belongs."""
 
@@ -139,74 +101,6 @@ class Trace:
     hints: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What is walked: desired objects, or observed ones.
-
-    Attributes:
-        rules: every rule of the host, foreign ones too.
-        routes: every unicast route of the host, foreign ones too.
-        addresses: the host's own.
-        ranges: elements of our sets, by set.
-        verdicts: of our maps' elements, by map and address.
-    """
-
-    rules: tuple[Rule, ...]
-    routes: tuple[Route, ...]
-    addresses: frozenset[IpAddress]
-    ranges: Mapping[str, tuple[Range, ...]] = field(default_factory=dict)
-    verdicts: Mapping[tuple[str, IpAddress], str] = field(default_factory=dict)
-
-    def look_up(self, packet: Packet) -> Decision:
-        """Walk the rules in order, and in each table the longest prefix with the least metric."""
-        family = family_of(packet.destination).name
-        for rule in self.rules:
-            if rule.family != family or not _matches(rule, packet):
-                continue
-            if rule.table == LOCAL_TABLE:
-                if packet.destination in self.addresses:
-                    return Decision(rule, None)
-                continue
-            routes = [
-                r
-                for r in self.routes
-                if r.table == rule.table
-                and r.destination.version == packet.destination.version
-                and packet.destination in r.destination
-            ]
-            if routes:
-                return Decision(
-                    rule, min(routes, key=lambda r: (-r.destination.prefixlen, r.metric))
-                )
-        return Decision(None, None)
-
-    def range_of(self, name: str, address: IpAddress) -> Range | None:
-        """Return the element of a set that holds an address."""
-        return find(self.ranges.get(name, ()), address)
-
-
-def make_tables(
-    rules: Iterable[Rule],
-    routes: Iterable[Route],
-    nft: Iterable[NftObject],
-    addresses: Iterable[IpAddress],
-) -> Tables:
-    """Order and index what is to be walked."""
-    ranges: dict[str, list[Range]] = {}
-    verdicts: dict[tuple[str, IpAddress], str] = {}
-    for element in nft:
-        if isinstance(element, NftElement):
-            ranges.setdefault(element.set, []).append((element.first, element.last))
-            verdicts[element.set, element.first] = element.goto
-    return Tables(
-        tuple(sorted(rules, key=lambda r: r.key)),
-        tuple(r for r in routes if not r.netns),
-        frozenset(addresses),
-        {name: unite(r) for name, r in ranges.items()},
-        verdicts,
-    )
-
-
 def find_pod(attachments: Iterable[Attachment], text: str) -> Attachment | None:
     """Return the attachment that a person means; None for the host itself.
 
@@ -231,86 +125,6 @@ def find_pod(attachments: Iterable[Attachment], text: str) -> Attachment | None:
     return found[0]
 
 
-def compare(planned: Trace, actual: Trace, answers: Iterable[Found]) -> tuple[str, ...]:
-    """Say where the node differs from what is desired, and the kernel from both.
-
-    Args:
-        planned: the walk over what is desired.
-        actual: the walk over what the node has.
-        answers: the kernel's, one for each lookup of ``planned``, in order.
-    """
-    differences = []
-    for leg, other in zip(planned.legs, actual.legs, strict=True):
-        before, after = [s.text for s in leg.steps], [s.text for s in other.steps]
-        if before != after:
-            wanted = [t for t in before if t not in after]
-            differences.append(
-                f"{leg.name}: the node differs from the document: {'; '.join(wanted) or 'more'} "
-                f"is desired, {'; '.join(t for t in after if t not in before) or 'nothing'} is "
-                "there; see 'node-network diff'"
-            )
-    lookups = [lookup for leg in planned.legs for lookup in leg.lookups]
-    for (packet, decision), answer in zip(lookups, answers, strict=True):
-        if said := _disagreement(decision, answer):
-            differences.append(f"{packet.command}: the kernel says {said}, not '{decision}'")
-    return tuple(differences)
-
-
-UNASKED = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_UID_RANGE", "FRA_TUN_ID")
-"""Selectors of rules that the questions to the kernel leave out (linux/fib_rules.h)."""
-
-
-def unasked(query: Query, rules: Iterable[Rule]) -> tuple[str, ...]:
-    """Name rules ahead of ours that may take the packet, and that the kernel was not asked about.
-
-    Args:
-        query: the connection.
-        rules: every rule of the host.
-    """
-    family = family_of(query.endpoint or query.peer).name
-    found = sorted(
-        (r.priority, [w.partition("=")[0] for w in r.extra.split(",")])
-        for r in rules
-        if r.family == family and r.priority < ENI_PRIORITY + MAX_DEVICE_INDEX
-    )
-    return tuple(
-        f"ip rule {priority} selects by {', '.join(n for n in names if n in UNASKED)}, which the "
-        "kernel was not asked about: it may take this connection elsewhere"
-        for priority, names in found
-        if any(n in UNASKED for n in names)
-    )
-
-
-def compare_inside(pod: Attachment, peer: IpAddress, answer: Found) -> tuple[str, ...]:
-    """Say where a pod's own kernel sends its packets, if not to the host.
-
-    Args:
-        pod: whose namespace was asked.
-        peer: where to.
-        answer: the kernel's.
-    """
-    gateway, device = family_of(peer).gateway, pod.key.ifname
-    if not answer.refusal and (answer.device, answer.gateway) == (device, gateway):
-        return ()
-    via = f" via {answer.gateway}" if answer.gateway else ""
-    says = f"'{answer.refusal}'" if answer.refusal else f"dev {answer.device}{via}"
-    return (
-        f"in the pod, {Packet(None, peer).command}: the kernel says {says}, not dev {device} via "
-        f"{gateway}; somebody in the pod has changed it (a sandbox such as gVisor does)",
-    )
-
-
-def _disagreement(decision: Decision, answer: Found) -> str:
-    if answer.refusal:
-        return "" if decision.rule is None else f"'{answer.refusal}'"
-    table = decision.rule.table if decision.rule else 0
-    gateway = decision.route.gateway if decision.route else None
-    if (answer.table, answer.device, answer.gateway) == (table, decision.device, gateway):
-        return ""
-    via = f" via {answer.gateway}" if answer.gateway else ""
-    return f"table {answer.table}{via} dev {answer.device}"
-
-
 def trace(query: Query, inputs: Inputs, tables: Tables) -> Trace:
     """Follow a connection through desired or observed tables."""
     version = query.peer.version
@@ -332,15 +146,6 @@ def trace(query: Query, inputs: Inputs, tables: Tables) -> Trace:
     return walk.incoming() if query.inbound else walk.outgoing()
 
 
-def _matches(rule: Rule, packet: Packet) -> bool:
-    """Whether a rule's selectors hold; those we do not know are left to the kernel's answer."""
-    if rule.extra:
-        return False
-    if rule.mark is not None and packet.mark & rule.mask != rule.mark:
-        return False
-    return rule.source is None or (packet.source is not None and packet.source in rule.source)
-
-
 class _Walk:
     """One connection on its way; the steps of a leg are collected as they are taken."""
 
@@ -360,13 +165,11 @@ class _Walk:
         self._troubles: list[str] = []
         self._hints: list[str] = []
 
-    # -- connections that the node's side opens ----------------------------------------------
-
     def outgoing(self) -> Trace:
         pod, peer = self._query.pod, self._query.peer
         target = self._query.endpoint or peer
         if pod:
-            self._say("pod", f"{self._home} sends to {peer}: {self._pod_link(pod)}")
+            self._say("pod", f"{self._home} sends to {peer}: {_default_route(pod, self._family)}")
         if target != peer:
             self._say("service", f"{peer} is translated to {target}; the rest is decided for that")
         bound = 0
@@ -409,18 +212,16 @@ class _Walk:
         """Say what chain source_nat does, and return the source that the receiver sees."""
         host = self._primary.host_address(self._family.version)
         by_primary = decision.device == self._inputs.links.get(self._primary.mac)
-        if pod is None or host is None or not by_primary or not self._is_translated(target):
+        sets = sets_of(self._family)
+        is_translated = is_node_local(self._home) or (
+            self._tables.range_of(sets.no_snat, target) is None
+            and self._tables.range_of(sets.pods, self._home) is not None
+        )
+        if pod is None or host is None or not by_primary or not is_translated:
             return self._home
         ports = self._inputs.document.snat.ports
         self._say("snat", f"source {self._home} becomes {host} ({ports} port)")
         return host
-
-    def _is_translated(self, target: IpAddress) -> bool:
-        sets = sets_of(self._family)
-        return is_node_local(self._home) or (
-            self._tables.range_of(sets.no_snat, target) is None
-            and self._tables.range_of(sets.pods, self._home) is not None
-        )
 
     def _reply_to(
         self,
@@ -445,8 +246,6 @@ class _Walk:
         if back:
             self._route(Packet(target, home, self._inputs.links.get(back.mac, "")))
 
-    # -- connections that the peer opens -------------------------------------------------------
-
     def incoming(self) -> Trace:
         pod, peer, at = self._query.pod, self._query.peer, self._query.at
         home = self._home
@@ -465,7 +264,7 @@ class _Walk:
         request = self._leg("request")
         packet = Packet(home, peer)
         if pod:
-            self._say("pod", f"{home} answers {peer}: {self._pod_link(pod)}")
+            self._say("pod", f"{home} answers {peer}: {_default_route(pod, self._family)}")
             packet = Packet(home, peer, pod.veth, self._mark(home, peer, bound))
         decision = self._route(packet)
         eni = self._links.get(decision.device)
@@ -474,8 +273,6 @@ class _Walk:
             self._say("conntrack", f"{home} becomes {answer} again")
         self._leave(eni, answer, peer, decision)
         return self._result((request, self._leg("reply")), peer, eni.device_index if eni else None)
-
-    # -- what both have in common ------------------------------------------------------------
 
     def _mark(self, source: IpAddress, target: IpAddress, bound: int) -> int:
         """Say what chain route_mark does: the connection's ENI, else the pod's own."""
@@ -535,10 +332,6 @@ class _Walk:
     def _holder(self, address: IpAddress) -> Eni | None:
         return next((e for e in self._inputs.enis if _holds(e, address)), None)
 
-    def _pod_link(self, pod: Attachment) -> str:
-        gateway = self._family.gateway
-        return f"default via {gateway} dev {pod.key.ifname}, to the host's {pod.veth}"
-
     def _say(self, about: str, text: str) -> None:
         self._steps.append(Step(about, text))
 
@@ -549,6 +342,10 @@ class _Walk:
 
     def _result(self, legs: tuple[Leg, ...], source: IpAddress, device: int | None) -> Trace:
         return Trace(legs, source, device, tuple(self._troubles), tuple(self._hints))
+
+
+def _default_route(pod: Attachment, family: Family) -> str:
+    return f"default via {family.gateway} dev {pod.key.ifname}, to the host's {pod.veth}"
 
 
 def _holds(eni: Eni, address: IpAddress) -> bool:

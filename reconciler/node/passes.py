@@ -27,19 +27,13 @@ from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
 from reconciler.core.predecessor import OWNER
 from reconciler.core.unreadable import MAX_NAMED, Unread
-from reconciler.diagnostics import foreign
+from reconciler.diagnostics import findings
 from reconciler.diagnostics.audit import contradictions
+from reconciler.diagnostics.difference import compare, compare_inside, unasked
 from reconciler.diagnostics.lookup import Packet
 from reconciler.diagnostics.passage import find_obstacles
-from reconciler.diagnostics.trace import (
-    Query,
-    Trace,
-    compare,
-    compare_inside,
-    make_tables,
-    trace,
-    unasked,
-)
+from reconciler.diagnostics.tables import make_tables
+from reconciler.diagnostics.trace import Query, Trace, trace
 from reconciler.domains import attachment, conflist, executable, forward, nat, route, rule
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.conflist import Conflist, OtherConf, Plugins
@@ -610,7 +604,8 @@ class LocalNode:
             )
             if outcomes["forward"].plan.actions and not dry:
                 seen = surroundings.observe()
-        return outcomes, foreign.judge(foreign.without(seen, leaving), foreign.desire(inputs))
+        hurting = findings.judge(findings.without(seen, leaving), findings.desire(inputs))
+        return outcomes, hurting
 
     def findings(self, document: NodeNetwork, outcomes: Outcomes) -> tuple[Finding, ...]:
         """Say what other owners have that hurts us; nothing if EC2 was never looked at.

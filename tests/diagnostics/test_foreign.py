@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from reconciler.core.forward import ForwardChain, covers
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
-from reconciler.diagnostics import foreign
+from reconciler.diagnostics import findings
 from reconciler.diagnostics.filtering import Pod, Traffic
+from reconciler.diagnostics.findings import judge
 from reconciler.diagnostics.foreign import (
     NETWORK_MANAGER,
     NETWORKD,
@@ -24,7 +25,6 @@ from reconciler.diagnostics.foreign import (
     Ours,
     Setting,
     Tool,
-    judge,
 )
 from reconciler.diagnostics.mark import MARK_USERS
 from reconciler.diagnostics.ruleset import BaseChain, ChainId, Ruleset, Verdict
@@ -200,8 +200,8 @@ def test_what_a_take_over_is_about_to_remove_is_no_finding() -> None:
             StockRule(1536, 2, source=pod),
         }
     )
-    assert reasons(foreign.without(seen, leaving)) == []
-    assert reasons(foreign.without(seen, frozenset({StockTable()}))) == reasons(seen)
+    assert reasons(findings.without(seen, leaving)) == []
+    assert reasons(findings.without(seen, frozenset({StockTable()}))) == reasons(seen)
 
 
 def test_a_rule_that_chooses_before_ours_is_a_finding_and_many_are_one() -> None:
@@ -273,4 +273,4 @@ def test_a_pod_of_an_earlier_prefix_is_let_through_by_its_name() -> None:
     old = replace(attachment(1, 0), veth="old0123456789ab")
     now = inputs(1, (old,), document=document(pods={"vethPrefix": "new"}))
     assert now.veth_patterns == {"new*", "old0123456789ab"}
-    assert foreign.desire(now).patterns == now.veth_patterns
+    assert findings.desire(now).patterns == now.veth_patterns

@@ -21,6 +21,7 @@ from fakes import FakeSurroundings
 
 from benchmarks import stock
 from reconciler.core.forward import ForwardChain
+from reconciler.diagnostics.findings import judge
 from reconciler.diagnostics.foreign import (
     NETWORK_MANAGER,
     NETWORKD,
@@ -30,7 +31,6 @@ from reconciler.diagnostics.foreign import (
     Networkd,
     Ours,
     Setting,
-    judge,
 )
 from reconciler.diagnostics.ruleset import (
     InSet,

@@ -1,0 +1,235 @@
+"""What of other owners on the node hurts us.
+
+Only what is certain is a finding. A program that merely runs, or that ours has been tried beside
+without harm, is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from reconciler.core.datapath import (
+    ENI_PRIORITY,
+    FAMILIES,
+    LOCAL_TABLE,
+    MAX_DEVICE_INDEX,
+    IpNetwork,
+    host_network,
+)
+from reconciler.core.forward import covers
+from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
+from reconciler.diagnostics import forwarding
+from reconciler.diagnostics.filtering import Pod, Traffic, sample
+from reconciler.diagnostics.foreign import NETWORK_MANAGER, NETWORKD, Foreign, ForeignRule, Ours
+from reconciler.diagnostics.mark import users_of
+from reconciler.domains.inputs import Inputs
+from reconciler.engine.finding import Finding
+
+
+def desire(inputs: Inputs) -> Ours:
+    """Say what of ours is at stake."""
+    return Ours(
+        families=frozenset(FAMILIES[name].nft for name in inputs.families),
+        mark_mask=inputs.document.routing.mark_mask,
+        patterns=inputs.veth_patterns,
+        eni_links=frozenset(name for eni, name in inputs.pod_enis if not eni.is_primary),
+        sources=frozenset(host_network(x) for a in inputs.attachments for x in a.addresses),
+        accept_forwarded=inputs.document.routing.accept_forwarded,
+        traffic=_traffic(inputs),
+    )
+
+
+def _traffic(inputs: Inputs) -> Traffic:
+    links = {eni.eni_id: (eni, name) for eni, name in inputs.pod_enis}
+    pods = [
+        Pod(a.veth, own, links[a.eni_id][1])
+        for a in inputs.attachments
+        if a.eni_id in links
+        for own in a.vpc_addresses
+    ]
+    if not pods:
+        prefix = f"{inputs.document.pods.veth_prefix}*"
+        pods = [Pod(prefix, e.pod_addresses[0], n) for e, n in links.values() if e.pod_addresses]
+    hosts = (
+        e.host_address(FAMILIES[name].version) for name in inputs.families for e in inputs.enis[:1]
+    )
+    return Traffic(
+        pods=sample(pods),
+        hosts=tuple(h for h in hosts if h),
+        kept=(*inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs),
+        patterns=tuple(sorted(inputs.veth_patterns)),
+    )
+
+
+def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
+    """Leave out what a plan of ours is about to remove: there is nothing to be done about it.
+
+    Args:
+        foreign: a look at other owners.
+        leaving: what the plan removes, with everything it knows it by.
+    """
+    rules = {
+        (o.priority, o.table, o.mark or 0, o.mask, o.source, o.destination)
+        for o in leaving
+        if isinstance(o, StockRule)
+    }
+    return replace(
+        foreign,
+        chains=foreign.chains - {o.name for o in leaving if isinstance(o, IptablesChain)},
+        tables=foreign.tables - {o.name for o in leaving if isinstance(o, StockTable)},
+        rules=tuple(
+            r
+            for r in foreign.rules
+            if r.narrow
+            or (r.priority, r.table, r.mark, r.mask, r.source, r.destination) not in rules
+        ),
+    )
+
+
+def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
+    """Say what hurts, in the order in which an operator should look at it."""
+    return (
+        *forwarding.judge(foreign, ours),
+        *_networkd(foreign, ours),
+        *_managers(foreign, ours),
+        *_marks(foreign, ours),
+        *_early_rules(foreign, ours),
+        *(Finding(what, "ForeignUnread", why) for what, why in dict.fromkeys(foreign.unread)),
+    )
+
+
+def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+    if foreign.networkd is None:
+        return
+    cure = (
+        "put 'ManageForeignRoutingPolicyRules=no' and 'ManageForeignRoutes=no' under [Network] "
+        "into /etc/systemd/networkd.conf.d/90-pods.conf, then restart systemd-networkd"
+    )
+    rules, routes = foreign.networkd.rules, foreign.networkd.routes
+    if rules.value:
+        yield Finding(
+            f"systemd-networkd, {rules.file or 'by default'}",
+            "NetworkdDeletesRules",
+            "ManageForeignRoutingPolicyRules is on: whenever it starts or a link changes, it "
+            "deletes every ip rule that is not its own; ours come back at once, but packets "
+            f"leave by the wrong ENI meanwhile; {cure}",
+        )
+    managed = sorted(
+        m.link for m in foreign.managers if m.program == NETWORKD and m.link in ours.eni_links
+    )
+    if routes.value and managed:
+        yield Finding(
+            f"systemd-networkd, {routes.file or 'by default'}",
+            "NetworkdDeletesRoutes",
+            f"ManageForeignRoutes is on and it manages {', '.join(managed)}: when it configures "
+            f"them it deletes our routes over them; {cure}",
+        )
+
+
+RELEASE = {
+    NETWORKD: "narrow the [Match] of that file, or put a file that sorts before it with "
+    "'[Link] Unmanaged=yes' and '[Match] Name={link}' into /etc/systemd/network",
+    NETWORK_MANAGER: "put '[keyfile]' and 'unmanaged-devices=interface-name:{link}' into "
+    "/etc/NetworkManager/conf.d/90-pods.conf, then reload it",
+}
+"""What an operator does so that a program leaves a link alone."""
+
+
+def _managers(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+    for tool in foreign.tools:
+        yield Finding(
+            tool.name,
+            "ToolsManageEnis",
+            f"{tool.file} lets it give every ENI addresses, routes and rules of its own, beside "
+            f"and against ours; {tool.cure}",
+        )
+    pods: dict[tuple[str, str], list[str]] = {}
+    for manager in foreign.managers:
+        if manager.link in ours.eni_links:
+            yield Finding(
+                f"link {manager.link}",
+                "ToolsManageEnis",
+                f"{manager.program} manages it by {manager.file}: addresses and routes it adds "
+                "there compete with ours; "
+                f"{RELEASE[manager.program].format(link=manager.link)}",
+            )
+        elif any(covers(p, manager.link) for p in ours.patterns):
+            pods.setdefault((manager.program, manager.file), []).append(manager.link)
+    # NetworkManager has a file for each link; what matters is whose they are.
+    by_program: dict[str, tuple[str, int]] = {}
+    for (program, file), links in sorted(pods.items()):
+        first, count = by_program.get(program, (file, 0))
+        by_program[program] = (first, count + len(links))
+    for program, (file, count) in by_program.items():
+        pattern = sorted(ours.patterns, key=lambda p: not p.endswith("*"))[0]
+        yield Finding(
+            f"{count} links of pods",
+            "ToolsManagePods",
+            f"{program} manages them by {file}: it may take them down, or delete their routes; "
+            f"{RELEASE[program].format(link=pattern)}",
+        )
+
+
+def _marks(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+    for user, trace in users_of(foreign.chains, foreign.tables, ours.mark_mask):
+        yield Finding(
+            trace,
+            "MarkConflict",
+            f"{user.name} uses bits {user.mask:#x} of packet marks and our mask is "
+            f"{ours.mark_mask:#x}: each takes the other's for its own; {user.cure}",
+        )
+    for rule in foreign.rules:
+        if rule.mask & ours.mark_mask:
+            yield Finding(
+                str(rule),
+                "MarkConflict",
+                f"it reads bits of our mask {ours.mark_mask:#x}: it may catch our packets, or "
+                "miss its own once we have marked them; give it a mask without these bits, or "
+                "routing.markMask eight bits that it leaves alone",
+            )
+
+
+def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+    """Rules that choose pods' route before ours do."""
+    families = {f.name for f in FAMILIES.values() if f.nft in ours.families}
+    count: dict[tuple[int, int, str], list[ForeignRule]] = {}
+    for rule in foreign.rules:
+        early = rule.priority <= ENI_PRIORITY + MAX_DEVICE_INDEX and rule.table != LOCAL_TABLE
+        if not early or rule.mask or rule.narrow or rule.family not in families:
+            continue
+        if _takes(rule.source, ours.sources) and _leads_to(rule.destination, ours.sources):
+            count.setdefault((rule.priority, rule.table, rule.does), []).append(rule)
+    for (_, _, does), rules in sorted(count.items()):
+        more = f", and {len(rules) - 1} more like it" if len(rules) > 1 else ""
+        harm = (
+            "it decides about pods' packets before our rules are asked, so they are dropped, or "
+            "find another route or none"
+            if does
+            else "it sends pods' packets to another table before our rules are asked, so they may "
+            "leave by an ENI that their address does not belong to"
+        )
+        yield Finding(
+            f"{rules[0]}{more}",
+            "RuleBeforeOurs",
+            f"{harm}; delete it, or give it a priority above {ENI_PRIORITY + MAX_DEVICE_INDEX}",
+        )
+
+
+def _leads_to(destination: IpNetwork | None, pods: frozenset[IpNetwork]) -> bool:
+    """Whether a rule's destination means pods.
+
+    Not a single address: such a rule, as the stock plugin's, leads to a route of its own.
+    """
+    if destination is None:
+        return True
+    return destination.prefixlen < destination.max_prefixlen and any(
+        p.version == destination.version and p.network_address in destination for p in pods
+    )
+
+
+def _takes(source: IpNetwork | None, pods: frozenset[IpNetwork]) -> bool:
+    """Whether a rule's source means a pod."""
+    if source is None or source in pods:
+        return True
+    return any(p.version == source.version and p.network_address in source for p in pods)

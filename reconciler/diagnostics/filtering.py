@@ -14,7 +14,7 @@ from reconciler.core.remembered import Remembered
 from reconciler.diagnostics.packet import Passage, State
 from reconciler.diagnostics.ruleset import BaseChain, ChainId, Ruleset
 from reconciler.diagnostics.walk import ChainOutcome, Hit, walk
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 
 MAX_PODS = 2
 """Pods of each ENI and family whose packets are followed: what stops one alone may be a policy."""
@@ -87,7 +87,7 @@ def sample(pods: Iterable[Pod]) -> tuple[Pod, ...]:
 
 def judge(
     ruleset: Ruleset, traffic: Traffic, tables: frozenset[str] = frozenset(), *, only: bool = False
-) -> tuple[Finding, ...]:
+) -> tuple[Issue, ...]:
     """Say which chains stop pods' packets, and which could not be looked at.
 
     Remembered for the same look at chains and the same pods: most passes change neither.
@@ -98,13 +98,13 @@ def judge(
         tables: whose chains are left out.
         only: whose chains are looked at instead.
     """
-    found: tuple[Finding, ...] = _JUDGES[only](ruleset, traffic, tables, only)
+    found: tuple[Issue, ...] = _JUDGES[only](ruleset, traffic, tables, only)
     return found
 
 
 def _judge(
     ruleset: Ruleset, traffic: Traffic, tables: frozenset[str], which: bool
-) -> tuple[Finding, ...]:
+) -> tuple[Issue, ...]:
     bases = [b for b in ruleset.bases if (b.id.table in tables) is which]
     trial = _Trial(ruleset, traffic)
     found = [*_forwarding(bases, trial), *_host(bases, trial), *_source(bases, trial)]
@@ -196,13 +196,13 @@ def _versions(base: BaseChain) -> tuple[int, ...]:
     return {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6)}.get(base.id.family, ())
 
 
-def _forwarding(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
+def _forwarding(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Issue]:
     traffic = trial.traffic
     for base in (b for b in bases if b.type != "nat"):
         for direction, packets in _directions(base, traffic):
             outcomes = [trial.walk(base, p) for p in packets]
             if hit := _stopped(outcomes, traffic):
-                yield Finding(
+                yield Issue(
                     f"chain {base.id}",
                     "ForwardingDropped",
                     f"{hit} drops or rejects packets {direction} pods, so they end there; "
@@ -229,7 +229,7 @@ HOST = {
 """Hook: the reason, and what it means."""
 
 
-def _host(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
+def _host(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Issue]:
     """Pods and the node itself: kubelet's probes are connections that the node opens."""
     traffic = trial.traffic
     for base in (b for b in bases if b.hook in HOST and b.type != "nat"):
@@ -243,7 +243,7 @@ def _host(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
         ]
         if hit := _stopped(outcomes, traffic):
             reason, text = HOST[base.hook]
-            yield Finding(
+            yield Issue(
                 f"chain {base.id}", reason, f"{hit} drops or rejects {text} {_links(traffic)}"
             )
         yield from _unread(base, outcomes)
@@ -256,7 +256,7 @@ def _probe(hook: str, pod: Pod, host: IpAddress) -> Passage:
     return Passage(pod.veth, "", pod.address, host, TCP, state=state, local=True)
 
 
-def _source(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
+def _source(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Issue]:
     """Who rewrites the source of packets for which the document keeps it."""
     traffic = trial.traffic
     for base in (b for b in bases if b.hook == "postrouting" and b.type == "nat"):
@@ -272,7 +272,7 @@ def _source(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Finding]:
             ]
             outcomes = [trial.walk(base, p) for p in packets]
             if outcomes and all(f.surely("snat") for f in outcomes):
-                yield Finding(
+                yield Issue(
                     f"chain {base.id}",
                     "SourceRewritten",
                     f"{outcomes[0].hit('snat')} translates the source of pods' packets to "
@@ -294,10 +294,10 @@ def _links(traffic: Traffic) -> str:
     return ", ".join(traffic.patterns) or "pods' links"
 
 
-def _unread(base: BaseChain, outcomes: list[ChainOutcome]) -> Iterator[Finding]:
+def _unread(base: BaseChain, outcomes: list[ChainOutcome]) -> Iterator[Issue]:
     hits = {h.chain: h for f in outcomes if len(f.words) > 1 for h in f.hits if h.what == "unread"}
     for chain in hits:
-        yield Finding(
+        yield Issue(
             f"chain {chain}",
             "ForeignUnread",
             f"it has more rules than are read, or changes all the time, so whether "

@@ -24,7 +24,7 @@ from reconciler.diagnostics.filtering import Pod, Traffic, sample
 from reconciler.diagnostics.foreign import NETWORK_MANAGER, NETWORKD, Foreign, ForeignRule, Ours
 from reconciler.diagnostics.mark import users_of
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 
 
 def desire(inputs: Inputs) -> Ours:
@@ -87,7 +87,7 @@ def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
     )
 
 
-def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
+def judge(foreign: Foreign, ours: Ours) -> tuple[Issue, ...]:
     """Say what hurts, in the order in which an operator should look at it."""
     return (
         *forwarding.judge(foreign, ours),
@@ -95,11 +95,11 @@ def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
         *_managers(foreign, ours),
         *_marks(foreign, ours),
         *_early_rules(foreign, ours),
-        *(Finding(what, "ForeignUnread", why) for what, why in dict.fromkeys(foreign.unread)),
+        *(Issue(what, "ForeignUnread", why) for what, why in dict.fromkeys(foreign.unread)),
     )
 
 
-def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     if foreign.networkd is None:
         return
     cure = (
@@ -108,7 +108,7 @@ def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
     )
     rules, routes = foreign.networkd.rules, foreign.networkd.routes
     if rules.value:
-        yield Finding(
+        yield Issue(
             f"systemd-networkd, {rules.file or 'by default'}",
             "NetworkdDeletesRules",
             "ManageForeignRoutingPolicyRules is on: whenever it starts or a link changes, it "
@@ -119,7 +119,7 @@ def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
         m.link for m in foreign.managers if m.program == NETWORKD and m.link in ours.eni_links
     )
     if routes.value and managed:
-        yield Finding(
+        yield Issue(
             f"systemd-networkd, {routes.file or 'by default'}",
             "NetworkdDeletesRoutes",
             f"ManageForeignRoutes is on and it manages {', '.join(managed)}: when it configures "
@@ -136,9 +136,9 @@ RELEASE = {
 """What an operator does so that a program leaves a link alone."""
 
 
-def _managers(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+def _managers(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     for tool in foreign.tools:
-        yield Finding(
+        yield Issue(
             tool.name,
             "ToolsManageEnis",
             f"{tool.file} lets it give every ENI addresses, routes and rules of its own, beside "
@@ -147,7 +147,7 @@ def _managers(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
     pods: dict[tuple[str, str], list[str]] = {}
     for manager in foreign.managers:
         if manager.link in ours.eni_links:
-            yield Finding(
+            yield Issue(
                 f"link {manager.link}",
                 "ToolsManageEnis",
                 f"{manager.program} manages it by {manager.file}: addresses and routes it adds "
@@ -163,7 +163,7 @@ def _managers(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
         by_program[program] = (first, count + len(links))
     for program, (file, count) in by_program.items():
         pattern = sorted(ours.patterns, key=lambda p: not p.endswith("*"))[0]
-        yield Finding(
+        yield Issue(
             f"{count} links of pods",
             "ToolsManagePods",
             f"{program} manages them by {file}: it may take them down, or delete their routes; "
@@ -171,9 +171,9 @@ def _managers(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
         )
 
 
-def _marks(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+def _marks(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     for user, trace in users_of(foreign.chains, foreign.tables, ours.mark_mask):
-        yield Finding(
+        yield Issue(
             trace,
             "MarkConflict",
             f"{user.name} uses bits {user.mask:#x} of packet marks and our mask is "
@@ -181,7 +181,7 @@ def _marks(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
         )
     for rule in foreign.rules:
         if rule.mask & ours.mark_mask:
-            yield Finding(
+            yield Issue(
                 str(rule),
                 "MarkConflict",
                 f"it reads bits of our mask {ours.mark_mask:#x}: it may catch our packets, or "
@@ -190,7 +190,7 @@ def _marks(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
             )
 
 
-def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     """Rules that choose pods' route before ours do."""
     families = {f.name for f in FAMILIES.values() if f.nft in ours.families}
     count: dict[tuple[int, int, str], list[ForeignRule]] = {}
@@ -209,7 +209,7 @@ def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
             else "it sends pods' packets to another table before our rules are asked, so they may "
             "leave by an ENI that their address does not belong to"
         )
-        yield Finding(
+        yield Issue(
             f"{rules[0]}{more}",
             "RuleBeforeOurs",
             f"{harm}; delete it, or give it a priority above {ENI_PRIORITY + MAX_DEVICE_INDEX}",

@@ -8,14 +8,14 @@ from reconciler.core.forward import ForwardChain, covers, is_ours_to_open
 from reconciler.diagnostics import filtering
 from reconciler.diagnostics.foreign import Foreign, Ours
 from reconciler.diagnostics.ruleset import ChainId
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 
 FIREWALLD = "firewalld"
 OF_FIREWALLD = frozenset({FIREWALLD})
 """The table of firewalld's nftables backend."""
 
 
-def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
+def judge(foreign: Foreign, ours: Ours) -> tuple[Issue, ...]:
     """Name what stops or rewrites pods' packets: chains as a whole first, then single rules."""
     named = tuple(_forwarding(foreign, ours))
     subjects = {f.subject for f in named} | {what for what, _ in foreign.unread}
@@ -23,7 +23,7 @@ def judge(foreign: Foreign, ours: Ours) -> tuple[Finding, ...]:
     return (*named, *(f for f in found if f.subject not in subjects))
 
 
-def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Finding]:
+def _forwarding(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     shutting = [*_shutting(foreign, ours)]
     # Pods' packets may be accepted by a rule in a chain that such a one jumps to.
     accepting = filtering.accepting(
@@ -67,13 +67,13 @@ def _lets(accepts: Iterable[tuple[str, str]], way: str, pattern: str) -> bool:
     return any(side == way and covers(accepted, pattern) for side, accepted in accepts)
 
 
-def _dropped(chain: ForwardChain, shut: list[str], ours: Ours) -> Finding:
+def _dropped(chain: ForwardChain, shut: list[str], ours: Ours) -> Issue:
     what = "a rule in it drops whatever comes that far" if chain.shut else "its policy is drop"
     why = (
         f"{what}, so packets from and to pods end there; accepting them in a table of our own "
         "would not help, because every chain of a hook has to let a packet pass"
     )
-    return Finding(
+    return Issue(
         f"chain {_id_of(chain)}", "ForwardingDropped", f"{why}; {_opening(chain, shut, ours)}"
     )
 
@@ -114,7 +114,7 @@ def _stops(foreign: Foreign, ours: Ours) -> bool:
     return any(f.reason == "ForwardingDropped" for f in found)
 
 
-def _rejected(shut: list[str], only: tuple[str, ...] = ()) -> Finding:
+def _rejected(shut: list[str], only: tuple[str, ...] = ()) -> Issue:
     interfaces = " ".join(f"--add-interface={p.replace('*', '+')}" for p in shut)
     commands = (
         f"firewall-cmd --permanent --zone=trusted {interfaces}",
@@ -123,7 +123,7 @@ def _rejected(shut: list[str], only: tuple[str, ...] = ()) -> Finding:
         "--add-egress-zone=trusted --set-target=ACCEPT",
         "firewall-cmd --reload",
     )
-    return Finding(
+    return Issue(
         "table inet firewalld",
         "ForwardingDropped",
         "firewalld rejects what no zone forwards, packets from and to pods among them, and no "

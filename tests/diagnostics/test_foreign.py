@@ -47,7 +47,7 @@ def reasons(seen: Foreign, ours: Ours = OURS) -> list[str]:
 
 
 def text(seen: Foreign, ours: Ours = OURS) -> str:
-    return "\n".join(map(str, judge(seen, ours)))
+    return "\n".join(f"{i.reason}: {i.subject}: {i.message}" for i in judge(seen, ours))
 
 
 def test_a_node_with_nobody_else_has_no_findings() -> None:

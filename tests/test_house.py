@@ -386,9 +386,6 @@ SLACK = 50
 LONG_FILES = {
     "reconciler/daemon/agent.py": 949,
     "reconciler/daemon/server.py": 450,
-    "reconciler/diagnostics/foreign.py": 488,
-    "reconciler/diagnostics/trace.py": 559,
-    "reconciler/diagnostics/walk.py": 608,
     "reconciler/domains/attachment.py": 750,
     "reconciler/domains/nat.py": 465,
     "reconciler/migration/takeover.py": 405,
@@ -398,7 +395,6 @@ LONG_FILES = {
     "reconciler/targets/ec2/target.py": 868,
     "reconciler/targets/netlink/rtnetlink.py": 660,
     "reconciler/targets/netlink/target.py": 1080,
-    "reconciler/targets/nftables/foreign_chains.py": 441,
     "reconciler/targets/remains.py": 424,
 }
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
@@ -408,7 +404,6 @@ LARGE_CLASSES = {
     "Eni": (7, 20),
     "Agent": (50, 48),
     "Listener": (18, 16),
-    "_Walk": (16, 12),
     "Allocation": (0, 17),
     "Inputs": (10, 23),
     "Pool": (2, 25),
@@ -418,7 +413,6 @@ LARGE_CLASSES = {
     "PoolController": (22, 26),
     "Ec2": (38, 17),
     "Netlink": (18, 7),
-    "_Decoder": (17, 2),
 }
 """Classes that are still too large: methods and attributes that they may have. Likewise."""
 
@@ -493,12 +487,11 @@ WORDS_LEFT = {
     "accounts": 1,
     "silence|quieten": 4,
     "struggles?|rests": 1,
-    "doubts?": 3,
+    "doubts?": 2,
     "strays?|orphans?": 1,
     "boundless": 3,
     "outlived": 2,
-    "nobody": 51,
-    "fates?|crossing|town|nursery": 58,
+    "nobody": 45,
 }
 """How often each is still said. Shrink this; add nothing."""
 

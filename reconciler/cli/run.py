@@ -55,11 +55,11 @@ def run(
         state, namespace = lock_records(state_dir)
         agent = Agent(config, state, replace(environment, make_ec2=apart), events=events)
         door = Server(state.socket, agent)
-        agent.upkeep += [namespace, door]
+        agent.upkeep.properties += [namespace, door]
         servers: list[Server | HealthServer] = [door]
         if listen:
             servers.append(HealthServer(listen, agent))
-        threading.excepthook = agent.duties.note_end
+        threading.excepthook = agent.parts.duties.note_end
         _stop_when_told(agent)
         for server in servers:
             server.start()

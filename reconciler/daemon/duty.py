@@ -30,10 +30,13 @@ class Duties:
     Args:
         conditions: told which duty fails, by the duty's name.
         watchdog: watches each while it is done.
+
+    Attributes:
+        conditions: the same.
     """
 
     def __init__(self, conditions: Conditions, watchdog: Watchdog) -> None:
-        self._conditions = conditions
+        self.conditions = conditions
         self._watchdog = watchdog
 
     @contextmanager
@@ -56,14 +59,14 @@ class Duties:
         """Say how a duty went: well, or what it has failed by."""
         try:
             with boundary("the conditions"):
-                self._conditions.report(name, Outcome(errors=errors))
+                self.conditions.report(name, Outcome(errors=errors))
         except ReconcilerError as failure:  # then the log is all there is
             log.exception("conditions are not kept", extra={"error": failure, "duty": name})
 
     def note_end(self, ended: threading.ExceptHookArgs) -> None:
         """Take note of a thread of a library that has ended by an exception (``threading``)."""
         if ended.exc_value is not None:
-            self._conditions.trace(InternalError("a thread of a library", ended.exc_value))
+            self.conditions.trace(InternalError("a thread of a library", ended.exc_value))
 
     def forever(self, name: str, turn: Callable[[], None], stopping: threading.Event) -> None:
         """Take turns until told to stop; after one that fails, wait a while.

@@ -42,8 +42,8 @@ class HealthServer:
             BOUNDS,
             lambda received: b"\r\n\r\n" in received or b"\n\n" in received,
             lambda _, request: self._answer(request),
-            duties=agent.duties,
-            watchdog=agent.watchdog,
+            duties=agent.parts.duties,
+            watchdog=agent.parts.watchdog,
         )
 
     @property
@@ -74,7 +74,7 @@ class HealthServer:
     def _answer_get(self, path: bytes) -> bytes:
         match path:
             case b"/livez":
-                watchdog = self._agent.watchdog
+                watchdog = self._agent.parts.watchdog
                 return _health(str(watchdog.stuck or "ok"), is_well=watchdog.is_alive)
             case b"/readyz":
                 obstacle = self._agent.find_obstacle()

@@ -26,6 +26,7 @@ class Agent:
     """Is well."""
 
     def __init__(self) -> None:
+        self.parts = self
         self.watchdog = Watchdog(lambda _: None)
         self.duties = Duties(Conditions(), self.watchdog)
         self.obstacle: Refusal | None = None

@@ -20,8 +20,9 @@ from waiting import until
 
 from cni import protocol
 from reconciler.core.attachment import AttachmentKey
-from reconciler.daemon import agent as daemon
-from reconciler.daemon.agent import MOST_HINTS, Agent
+from reconciler.daemon import readiness, schedule
+from reconciler.daemon.agent import Agent
+from reconciler.daemon.requests import MOST_HINTS
 from reconciler.daemon.server import Server
 from reconciler.engine.converge import Outcome
 from reconciler.engine.finding import Finding
@@ -55,12 +56,12 @@ def test_hints_of_released_pods_have_a_bound_and_then_a_full_pass_is_asked_for(
         events=False,
     )
     for number in range(MOST_HINTS):
-        agent.release(AttachmentKey(f"c{number}", "eth0"))
-    assert agent._triggers.wait(0) == {"intent"}
+        agent.parts.pods.release(AttachmentKey(f"c{number}", "eth0"))
+    assert agent.parts.hints.wait(0) == {"intent"}
     for number in range(10):
-        agent.release(AttachmentKey(f"more{number}", "eth0"))
-    assert len(agent._released) == MOST_HINTS
-    assert agent._triggers.wait(0) == {"pool"}
+        agent.parts.pods.release(AttachmentKey(f"more{number}", "eth0"))
+    assert len(agent.parts.pods._released) == MOST_HINTS
+    assert agent.parts.hints.wait(0) == {"pool"}
 
 
 def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Path) -> None:
@@ -69,14 +70,14 @@ def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Pat
     agent = Agent(tmp_path / "node-network.yaml", state, Environment(), events=False)
     key = AttachmentKey("c1", "eth0")
     docker = Finding("chain ip filter FORWARD", "ForwardingDropped", "its policy is drop")
-    agent._conditions.note("foreign", [docker])
-    agent._conditions.note("mount", [Finding("/etc/x", "DocumentNeverChanges", "by subPath")])
-    told = agent.await_attachment(key, 0.0)
+    agent.parts.conditions.note("foreign", [docker])
+    agent.parts.conditions.note("mount", [Finding("/etc/x", "DocumentNeverChanges", "by subPath")])
+    told = agent.parts.requests.await_attachment(key, 0.0)
     assert isinstance(told, Refusal)
     assert told.message == "its objects were not seen in place within the budget"
     broken = ObserveError("the host's routes", "no memory")
-    agent._conditions.report("route", Outcome(errors=(broken,)))
-    told = agent.await_attachment(key, 0.0)
+    agent.parts.conditions.report("route", Outcome(errors=(broken,)))
+    told = agent.parts.requests.await_attachment(key, 0.0)
     assert isinstance(told, Refusal)
     assert told.message.startswith("the host's routes: cannot read the host's routes: no memory")
     assert "its policy is drop" not in told.message
@@ -93,8 +94,8 @@ def nft() -> Refusing:
 @pytest.fixture
 def answers(tmp_path: Path, nft: Refusing, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return what asks the daemon, which has two tenths of a second of patience."""
-    monkeypatch.setattr(daemon, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(daemon, "RETRY_S", 0.05)
+    monkeypatch.setattr(readiness, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(schedule, "RETRY_S", 0.05)
     state = StateDirectory(tmp_path / "run")
     state.prepare()
     state.lock()

@@ -65,7 +65,7 @@ class Daemon:
         self.ended: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
         self.server = Server(self.state.socket, self.agent)
-        self.agent.upkeep.append(self.server)
+        self.agent.upkeep.properties.append(self.server)
         self.server.start()
         self.thread.start()
 
@@ -173,12 +173,12 @@ class Refused:
 
 def test_what_cannot_be_made_again_is_a_condition_until_it_can(daemon: Daemon) -> None:
     """Another thread looks whether it is there, which makes it no more so."""
-    daemon.agent.upkeep.append(Refused())
+    daemon.agent.upkeep.properties.append(Refused())
     until(lambda: "State" in conditions(daemon), "the condition")
     daemon.agent.stop()
     daemon.thread.join()
     daemon.agent._keep_watches()
-    assert "State" in {c["reason"] for c in daemon.agent._conditions.all()}
+    assert "State" in {c["reason"] for c in daemon.agent.parts.conditions.all()}
 
 
 def test_who_waits_while_the_daemon_ends_is_not_told_that_its_budget_is_over(
@@ -186,6 +186,6 @@ def test_who_waits_while_the_daemon_ends_is_not_told_that_its_budget_is_over(
 ) -> None:
     daemon.agent.stop()
     daemon.thread.join()
-    told = daemon.agent.await_attachment(key(1), 60.0)
+    told = daemon.agent.parts.requests.await_attachment(key(1), 60.0)
     assert isinstance(told, Refusal)
     assert "told to end" in told.message

@@ -21,18 +21,18 @@ from waiting import until
 from cni import protocol
 from lab import netns
 from reconciler.daemon import client, server
+from reconciler.daemon.answers import MAX_ANSWER
 from reconciler.daemon.client import ask
 from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.server import (
     AT_ONCE,
     BOUNDS,
-    MAX_ANSWER,
     OTHERS_AT_ONCE,
-    SPARE_THREADS,
     Server,
 )
 from reconciler.daemon.watchdog import Watchdog
+from reconciler.daemon.workers import SPARE_THREADS
 from reconciler.errors import UnansweredError
 
 
@@ -42,13 +42,14 @@ class Agent:
     pod_mtu = 1500
 
     def __init__(self) -> None:
+        self.parts = self.requests = self.pods = self.document = self.current = self
         self.watchdog = Watchdog(lambda _: None)
         self.conditions = Conditions()
         self.duties = Duties(self.conditions, self.watchdog)
         self.waiting = 0
         self.go_on = threading.Event()
         self.go_on.set()
-        self.pods = 1
+        self.running = 1
         self.released = 0
 
     def was_answered(self, *_: Any) -> bool:
@@ -77,7 +78,10 @@ class Agent:
             "addresses": ["2001:db8::1"] * 2,
             "eni": "e" * 21,
         }
-        return {"attachments": [one] * self.pods, "conditions": [{"text": "x" * 256}] * self.pods}
+        return {
+            "attachments": [one] * self.running,
+            "conditions": [{"text": "x" * 256}] * self.running,
+        }
 
 
 @pytest.fixture
@@ -205,13 +209,13 @@ def test_what_is_no_question_is_refused_and_costs_no_thread(
 
 
 def test_the_status_of_700_pods_is_whole(path: Path, agent: Agent) -> None:
-    agent.pods = 700
+    agent.running = 700
     status = ask(path, {"do": "status"})["status"]
     assert (len(status["attachments"]), "shortened" in status) == (700, False)
 
 
 def test_a_status_that_nobody_could_read_says_what_it_leaves_out(path: Path, agent: Agent) -> None:
-    agent.pods = 20_000
+    agent.running = 20_000
     status = ask(path, {"do": "status"})["status"]
     assert status["shortened"]["attachments"] == 20_000 - len(status["attachments"]) > 0
     assert len(json.dumps(status)) <= MAX_ANSWER
@@ -221,7 +225,7 @@ def test_whoever_does_not_read_the_status_keeps_it_from_few_and_not_for_long(
     path: Path, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "BOUNDS", replace(BOUNDS, answer_s=0.5))
-    agent.pods = 1500
+    agent.running = 1500
     with ExitStack() as stack:
         for _ in range(2 * AT_ONCE["status"]):
             stack.enter_context(connect(path)).sendall(b'{"do": "status"}\n')

@@ -44,7 +44,15 @@ from reconciler.core.attachment import (
 from reconciler.core.datapath import MAIN_TABLE
 from reconciler.core.predecessor import Sighting, StockRule
 from reconciler.daemon import agent as daemon
-from reconciler.daemon import duty, server, triggers
+from reconciler.daemon import (
+    answers,
+    duty,
+    kernel_loop,
+    pool_loop,
+    requests,
+    schedule,
+    triggers,
+)
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.telemetry import exposition
@@ -125,22 +133,22 @@ class House:
             clock=lambda: self.now,
         )
         self.agent = Agent(self._path, self.state, environment, events=events)  # type: ignore[arg-type]
-        self.agent._accept_document(self.agent._reader.look_first(), first=True)
+        self.agent.parts.document.take_first()
 
     def work(self) -> None:
         """Let the daemon have two passes of each kind."""
         for _ in range(2):
-            self.agent._pods_pass()
-            self.agent._pool_pass(0)
+            self.agent.kernel.pods_pass()
+            self.agent.pool.run_pass(0)
             self._links = follow_attachments(self.netlink, self.ec2, self._links)
-            self.agent._full_pass(audit=True)
+            self.agent.kernel.full_pass(audit=True)
             self.now += 100.0  # what was looked at is looked at again
 
     def begin_pod(self) -> None:
         self._pods += 1
         self.netlink.namespaces.add(f"/run/netns/pod{self._pods}@{self._pods}")
         self.state.put(intent(self._pods))
-        self.agent._asked[intent(self._pods).key] = 0.0
+        self.agent.parts.requests._asked[intent(self._pods).key] = 0.0
 
     def disturb(self) -> None:
         """Take away what is ours everywhere, and give everybody something to do."""
@@ -177,7 +185,7 @@ class House:
 
     def errors(self) -> set[str]:
         """Name the subjects of internal errors."""
-        conditions = self.agent._conditions.all()
+        conditions = self.agent.parts.conditions.all()
         return {str(c["subject"]) for c in conditions if c["reason"] == "InternalError"}
 
 
@@ -360,7 +368,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def house(tmp_path: Path, broken: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> House:
-    monkeypatch.setattr(daemon, "ANSWER_S", 0.0)
+    monkeypatch.setattr(kernel_loop, "ANSWER_S", 0.0)
     made = House(tmp_path)
     made.begin_pod()
     made.work()
@@ -435,7 +443,7 @@ def test_one_pods_data_that_makes_a_domain_raise_concerns_that_pod_alone(
     assert not leaving.objects(house)
     assert (Attachment.kind, leaving.key) not in house.state._records
     assert new.addresses.isdisjoint(odd.addresses | other.addresses)
-    assert house.agent._done[new.key][0].addresses == tuple(new.addresses)
+    assert house.agent.parts.requests._done[new.key][0].addresses == tuple(new.addresses)
     assert house.errors() <= {f"pod {odd.key}"}
     if name in OWN - {"address"}:  # that is in its namespace, which is not looked at any more
         assert house.errors()
@@ -456,11 +464,11 @@ def test_one_that_leaves_and_makes_a_plan_raise_holds_up_no_other(
     house.state.put(replace(intent(1), state=IntentState.RELEASED))
     house.begin_pod()
     house.work()
-    assert house.agent._done.keys() >= {other.key, Pod.number(3, house).key}
+    assert house.agent.parts.requests._done.keys() >= {other.key, Pod.number(3, house).key}
     is_bound = (Attachment.kind, odd.key) in house.state._records
     assert is_bound is bool(odd.objects(house))  # its address is free when nothing of it is left
     broken.clear()
-    house.agent._drift.clear()
+    house.agent.parts.drift.clear()
     house.work()
     assert not odd.objects(house)
     assert house.errors() == set()
@@ -477,7 +485,7 @@ def test_an_add_whose_data_makes_a_domain_raise_is_told_why(
     addresses = frozenset(house.ec2.holds()) - Pod.number(1, house).addresses
     broken.update({name: call, OF: Pod(key, netns, veth_name("nn", key), addresses)})
     house.work()
-    refusal = house.agent.await_attachment(key, 0.001)
+    refusal = house.agent.parts.requests.await_attachment(key, 0.001)
     if isinstance(refusal, Refusal):
         assert refusal.reason == "InternalError"
         assert f"{call} of {name}" in refusal.message
@@ -485,7 +493,7 @@ def test_an_add_whose_data_makes_a_domain_raise_is_told_why(
         assert (name, call) == ("attachment", "desire")  # it takes no pods
     broken.clear()
     house.work()
-    assert house.agent._done.keys() >= {key}
+    assert house.agent.parts.requests._done.keys() >= {key}
     assert house.errors() == set()
 
 
@@ -508,7 +516,7 @@ def test_one_surprise_at_whichever_call_leaves_nothing_behind(
         with monkeypatch.context() as broken:
             broken.setattr(fake, call, once)
             house.work()
-        house.agent._drift.clear()  # as if what rests by now had rested enough
+        house.agent.parts.drift.clear()  # as if what rests by now had rested enough
         house.work()
         assert house.restored() == EVERYTHING, (number, house.restored())
         assert house.errors() == set()
@@ -523,13 +531,13 @@ MOST_CALLS = 6
 def test_what_checks_have_found_is_kept_for_those_that_wait_for_it(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "CONVERGE_S", 0.0)
+    monkeypatch.setattr(requests, "CONVERGE_S", 0.0)
     for number in range(9):
-        house.agent._to_check.add(intent(number).key)
-        house.agent._run_checks()
-    assert len(house.agent._checked) == 1
-    house.agent.check(intent(1).key)
-    assert not house.agent._to_check
+        house.agent.parts.checks._asked.add(intent(number).key)
+        house.agent.kernel._run_checks()
+    assert len(house.agent.parts.checks._found) == 1
+    house.agent.parts.checks.check(intent(1).key)
+    assert not house.agent.parts.checks._asked
 
 
 def test_an_object_that_cannot_be_put_into_the_kernel_for_no_known_reason_holds_up_no_other(
@@ -559,26 +567,26 @@ def test_an_object_that_cannot_be_put_into_the_kernel_for_no_known_reason_holds_
 
 # -- with its threads ---------------------------------------------------------------------
 
-ESSENTIAL = ["agent._publish", "agent._triggers.wait"]
+ESSENTIAL = ["kernel._publish", "parts.hints.wait"]
 """Steps without which no new pod can be served."""
 
 STEPS = [
-    "agent._pods_pass",
-    "agent._serve",
-    "agent._full_pass",
-    "agent._put_off_s",
-    "agent._is_audit_due",
-    "agent._due",
-    "agent._take_document",
-    "agent._run_checks",
-    "agent._tell_pool",
-    "agent._tidy",
-    "agent._pool_pass",
-    "agent._await_pool_hint",
-    "agent._reader.look_again",
-    "agent._pool_triggers.wait",
-    "agent._drift.book",
-    "agent._drift.book_pods",
+    "kernel.pods_pass",
+    "kernel._serve",
+    "kernel.full_pass",
+    "schedule.due_s",
+    "schedule.is_audit_due",
+    "schedule.next_pass_s",
+    "kernel._take_document",
+    "kernel._run_checks",
+    "kernel._tell_pool",
+    "kernel._tidy",
+    "pool.run_pass",
+    "pool._await_hint",
+    "parts.document.reader.look_again",
+    "parts.pool_hints.wait",
+    "parts.drift.book",
+    "parts.drift.book_pods",
     "node.kernel_pass",
     "node.pods_pass",
     "node.observe_others",
@@ -597,10 +605,10 @@ def running(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     """The same daemon, in its threads."""
     for module, name, value in (
         (duty, "BACKOFF_S", Delays(0.001, 0.01)),
-        (daemon, "RETRY_S", 0.05),
-        (daemon, "POOL_BACKOFF_S", Delays(0.001, 0.01)),
-        (daemon, "POOL_PASS_S", 0.05),
-        (daemon, "TIDY_S", 0.05),
+        (schedule, "RETRY_S", 0.05),
+        (pool_loop, "POOL_BACKOFF_S", Delays(0.001, 0.01)),
+        (requests, "POOL_PASS_S", 0.05),
+        (kernel_loop, "TIDY_S", 0.05),
         (daemon, "WATCHES_S", 0.05),
         (daemon, "READING_S", 0.05),
     ):
@@ -621,7 +629,15 @@ def running(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
 
 def find(house: House, path: str) -> tuple[Any, str]:
     first, *parts, name = path.split(".")
-    owner = {"agent": house.agent, "node": house.agent._node}.get(first) or getattr(house, first)
+    agent = house.agent
+    known = {
+        "kernel": agent.kernel,
+        "pool": agent.pool,
+        "parts": agent.parts,
+        "node": agent.parts.node,
+        "schedule": schedule,
+    }
+    owner = known.get(first) or getattr(house, first)
     for part in parts:
         owner = getattr(owner, part)
     return owner, name
@@ -629,20 +645,20 @@ def find(house: House, path: str) -> tuple[Any, str]:
 
 def is_served(house: House) -> bool:
     house.begin_pod()
-    outcome = house.agent.await_attachment(intent(house._pods).key, 10.0)
+    outcome = house.agent.parts.requests.await_attachment(intent(house._pods).key, 10.0)
     return isinstance(outcome, Attachment)
 
 
 def stir(house: House) -> bool:
     """Bring about every duty there is."""
-    house.agent._reader.hints.mark("document")
+    house.agent.parts.document.reader.hints.mark("document")
     house._path.write_text(f"{DOCUMENT}# {time.monotonic()}\n")
-    house.agent._node.cooldowns.review([Cooling(RESTING, time.monotonic())])
-    house.agent._to_mend.add(intent(house._pods).key)
-    house.agent._to_check.add(intent(house._pods).key)
+    house.agent.parts.node.cooldowns.review([Cooling(RESTING, time.monotonic())])
+    house.agent.parts.pods._differing.add(intent(house._pods).key)
+    house.agent.parts.checks._asked.add(intent(house._pods).key)
     for hint in ("kernel", "intent"):
-        house.agent._triggers.mark(hint)
-    house.agent._pool_triggers.mark("pool")
+        house.agent.parts.hints.mark(hint)
+    house.agent.parts.pool_hints.mark("pool")
     return True
 
 
@@ -656,7 +672,7 @@ def test_whatever_a_duty_raises_no_thread_ends_and_a_condition_names_it_until_it
     calls: list[None] = []
 
     def is_stirred() -> bool:
-        return path == "agent._tidy" or stir(running)  # that is done once it is calm
+        return path == "kernel._tidy" or stir(running)  # that is done once it is calm
 
     def raising(*_: Any, **__: Any) -> Any:
         calls.append(None)
@@ -669,7 +685,7 @@ def test_whatever_a_duty_raises_no_thread_ends_and_a_condition_names_it_until_it
         if path in STEPS:
             assert is_served(running)
         until(lambda: is_stirred() and calls, "a call")
-        until(lambda: any(path in c["text"] for c in running.agent._conditions.all()))
+        until(lambda: any(path in c["text"] for c in running.agent.parts.conditions.all()))
         assert all(t.is_alive() for t in threads)
     until(lambda: is_stirred() and not running.errors())
     assert is_served(running)
@@ -717,12 +733,13 @@ def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
     key = ask(running)
     told: list[Any] = []
     waits = threading.Thread(
-        target=lambda: told.append(running.agent.await_attachment(key, 110.0)), daemon=True
+        target=lambda: told.append(running.agent.parts.requests.await_attachment(key, 110.0)),
+        daemon=True,
     )
     waits.start()
     until(lambda: told)
     assert told[0].reason == reason
-    assert server._result(told[0], running.agent)["code"] == code
+    assert answers._result(told[0], running.agent)["code"] == code
     assert is_served(running)
 
 
@@ -741,7 +758,7 @@ def test_no_free_inotify_instance_is_a_condition_and_the_daemon_serves_pods(
     thread.start()
     try:
         assert is_served(house)
-        until(lambda: "Watch" in {c["reason"] for c in house.agent._conditions.all()})
+        until(lambda: "Watch" in {c["reason"] for c in house.agent.parts.conditions.all()})
     finally:
         house.agent.stop()
         thread.join()

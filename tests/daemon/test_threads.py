@@ -33,12 +33,12 @@ from fakes import (
 
 from reconciler.core.attachment import Cooling, IntentState
 from reconciler.core.remembered import Remembered
-from reconciler.daemon import drift, server, telemetry, triggers
-from reconciler.daemon.agent import Agent
+from reconciler.daemon import drift, telemetry, triggers, workers
 from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.reader import Reader, Reading
+from reconciler.daemon.requests import Requests
 from reconciler.daemon.triggers import Triggers
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Outcome
@@ -276,23 +276,23 @@ def test_what_two_threads_book_at_once_is_all_kept(
 
 @without_it_fails
 def test_of_two_calls_of_one_attempt_one_is_told_what_the_pod_was_given(
-    tmp_path: Path, kind: type[Lock]
+    kind: type[Lock],
 ) -> None:
     def scene(point: Point) -> Scene:
-        agent = Agent(tmp_path / "document", StateDirectory(tmp_path), events=False)
-        agent._changed = lock = kind()  # type: ignore[assignment]
-        expose(agent, point, "_answered")
+        requests = Requests(Triggers(), Conditions(), threading.Event())
+        requests._changed = lock = kind()  # type: ignore[assignment]
+        expose(requests, point, "_answered")
         told: list[bool] = []
 
         def claim() -> None:
-            told.append(agent.claim(key(1), "a"))
+            told.append(requests.claim(key(1), "a"))
 
         def check() -> None:
             assert sorted(told) == [False, True]
-            assert agent.claim(key(1), "b"), "another attempt"
-            agent.disclaim(key(1))
-            assert agent.claim(key(1), "b"), "nobody heard it"
-            assert not agent.claim(key(1), "b")
+            assert requests.claim(key(1), "b"), "another attempt"
+            requests.disclaim(key(1))
+            assert requests.claim(key(1), "b"), "nobody heard it"
+            assert not requests.claim(key(1), "b")
 
         return Scene(claim, claim, check, (lock,))
 
@@ -492,8 +492,8 @@ def test_pods_that_come_while_the_pool_is_planned_have_it_planned_again(tmp_path
     house.begin_pod()
     house.work()
     agent, read = house.agent, house.state.observe
-    agent._pool_triggers.wait(0.0)
-    before = agent._pool_demand
+    agent.parts.pool_hints.wait(0.0)
+    before = agent.pool.report.demand
     records = [house.state._records.pop(place) for place in list(house.state._records)]
 
     def observe(*arguments: Any) -> Records:
@@ -501,13 +501,13 @@ def test_pods_that_come_while_the_pool_is_planned_have_it_planned_again(tmp_path
         seen = read(*arguments)
         for record in records:
             house.state.put(record)
-        agent._full_pass(audit=False)
+        agent.kernel.full_pass(audit=False)
         return seen
 
     house.state.observe = observe  # type: ignore[method-assign]
-    agent._pool_pass(0, look=False)
-    assert agent._pool_demand != before
-    assert "pool" in agent._pool_triggers.wait(0.0)
+    agent.pool.run_pass(0, look=False)
+    assert agent.pool.report.demand != before
+    assert "pool" in agent.parts.pool_hints.wait(0.0)
 
 
 # -- cooldowns -----------------------------------------------------------------------------
@@ -601,22 +601,22 @@ def test_as_many_questions_are_under_way_as_may_be_and_each_has_a_thread(
             self.start = lambda: started.append(self)
 
     threads = SimpleNamespace(Lock=threading.Lock, Thread=Thread)
-    monkeypatch.setattr(server, "threading", threads)
+    monkeypatch.setattr(workers, "threading", threads)
 
     def scene(point: Point) -> Scene:
         started.clear()
-        workers = server._Workers()
-        workers._idle = 1
-        workers._lock = lock = kind()  # type: ignore[assignment]
-        expose(workers, point, "_idle", "_busy")
+        made = workers.Workers()
+        made._idle = 1
+        made._lock = lock = kind()  # type: ignore[assignment]
+        expose(made, point, "_idle", "_busy")
         taken: list[bool] = []
 
         def run() -> None:
-            taken.append(workers.run("add", most, lambda: None))
+            taken.append(made.run("add", most, lambda: None))
 
         def check() -> None:
             assert taken.count(True) == most
-            assert (workers._idle, len(started)) == (0, most - 1)
+            assert (made._idle, len(started)) == (0, most - 1)
 
         return Scene(run, run, check, (lock,))
 

@@ -14,6 +14,7 @@ from node.test_passes import Simulation
 
 from reconciler.core.attachment import IntentState
 from reconciler.daemon.agent import Agent
+from reconciler.daemon.status import count_addresses
 from reconciler.domains import attachment as domain
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import PodLink, Veth
@@ -201,7 +202,7 @@ def test_a_restarted_daemon_knows_which_adds_were_answered(
     house.state.put(replace(house.pod, unfinished=not finished))
     agent = Agent(tmp_path / "none.yaml", house.state, house.node._environment, events=False)  # type: ignore[arg-type]
     agent._recall_answered()
-    assert agent.was_answered(key(1), "first") is finished
+    assert agent.parts.requests.was_answered(key(1), "first") is finished
 
 
 def test_an_add_that_comes_again_is_given_everything_again() -> None:
@@ -499,7 +500,7 @@ def test_an_address_on_the_host_is_not_given_back_to_ec2() -> None:
     assert set(sim.ec2.enis[0].secondaries) == taken
 
 
-def test_an_exhausted_pool_says_how_many_addresses_are_on_the_host(tmp_path: Path) -> None:
+def test_an_exhausted_pool_says_how_many_addresses_are_on_the_host() -> None:
     where = dict.fromkeys((ip_network(a) for a in eni(0).secondaries[:2]), "it is on br0")
     wanted = Records(tuple(intent(n) for n in range(9)))
     plan = domain.plan(domain.desire(inputs(1, occupied=where)), wanted)
@@ -507,11 +508,12 @@ def test_an_exhausted_pool_says_how_many_addresses_are_on_the_host(tmp_path: Pat
     assert exhausted
     assert all("9 held" in text and "2 on the host" in text for text in exhausted)
     house = House()
-    agent = Agent(tmp_path / "none.yaml", house.state, house.node._environment, events=False)  # type: ignore[arg-type]
-    agent._node = house.node
-    agent._latest = house.look()
-    free = agent._addresses(house.state.observe())["allocatable"]
+
+    def count_free() -> int:
+        occupied = house.look().inputs.occupied
+        return count_addresses(house.state.observe(), house.node.cloud, occupied)["allocatable"]
+
+    free = count_free()
     (unused, *_) = set(house.ec2.enis[0].secondaries) - set(house.pod.addresses)
     house.netlink.replace(LinkAddress("", "br0", unused, 32))
-    agent._latest = house.look()
-    assert agent._addresses(house.state.observe())["allocatable"] == free - 1
+    assert count_free() == free - 1

@@ -14,7 +14,9 @@ from builders import SUBNET, document, eni, node
 from fake_cloud import FakeEc2, FakeImds
 from fakes import FakeConntrack, FakeNetlink, FakeNft, FakeRemains, FakeSurroundings, FakeSysctl
 
-from reconciler.daemon.agent import POOL_BACKOFF_S, Agent
+from reconciler.daemon.agent import Agent
+from reconciler.daemon.document import Accepted
+from reconciler.daemon.pool_loop import POOL_BACKOFF_S
 from reconciler.ipam.budget import DESCRIBE_BUCKET
 from reconciler.ipam.cloud import Limits
 from reconciler.node.environment import Environment
@@ -59,7 +61,8 @@ def daemon(directory: Path, caller: Throttling) -> Agent:
     state = StateDirectory(directory)
     state.prepare()
     agent = Agent(directory / "node-network.yaml", state, environment, events=False)
-    agent._document = document(warmPool={"addresses": {"warm": 0, "surplus": 100}})
+    wanted = document(warmPool={"addresses": {"warm": 0, "surplus": 100}})
+    agent.parts.document.accepted = Accepted(wanted)
     return agent
 
 
@@ -71,7 +74,7 @@ def test_a_node_whose_reads_are_throttled_for_an_hour_asks_some_twice_a_minute(
     agent = daemon(tmp_path / "run", caller)
     now, failures = 0.0, 0
     while now < HOUR_S:
-        wait_s, failures = agent._pool_pass(failures)
+        wait_s, failures = agent.pool.run_pass(failures)
         assert 0 <= wait_s <= POOL_BACKOFF_S[1]
         now += wait_s
     mean_s = POOL_BACKOFF_S[1] / 2
@@ -100,7 +103,7 @@ def test_500_nodes_that_start_at_once_come_through_within_some_minutes(
     served_at = []
     while turns:
         now, number, failures = heapq.heappop(turns)
-        wait_s, failures = agents[number]._pool_pass(failures)
+        wait_s, failures = agents[number].pool.run_pass(failures)
         if failures:
             heapq.heappush(turns, (now + wait_s, number, failures))
         else:

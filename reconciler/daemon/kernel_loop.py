@@ -1,0 +1,264 @@
+"""The kernel loop: serves pods, repairs drift, and takes over a changed document.
+
+It works on the last observation of EC2 and never waits for one.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import time
+from dataclasses import replace
+
+from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.daemon import schedule, telemetry
+from reconciler.daemon.memory import give_back
+from reconciler.daemon.parts import Parts
+from reconciler.daemon.pool_loop import Links, PoolLoop, hints_of
+from reconciler.daemon.readiness import Progress
+from reconciler.daemon.schedule import Schedule
+from reconciler.daemon.upkeep import Upkeep
+from reconciler.engine.converge import Outcome
+from reconciler.engine.issue import Issue
+from reconciler.errors import InternalError, ReconcilerError, boundary
+from reconciler.node.pass_result import PassResult
+
+log = logging.getLogger(__name__)
+
+FULL_PASS, PODS_PASS = "the pass over everything", "the pass over some pods"
+"""Duties, as conditions, metrics and the watchdog name them."""
+
+TIDY_S = 3.0
+"""Seconds without any work after which memory is given back."""
+
+ANSWER_S = 0.001
+"""Seconds in which this thread leaves the interpreter to those that now tell pods' runtimes."""
+
+
+class KernelLoop:
+    """Runs the passes over the kernel.
+
+    Args:
+        parts: of the daemon.
+        pool: told what a pass has for it.
+        upkeep: what each full pass looks at first.
+
+    Attributes:
+        progress: replaced as a whole.
+    """
+
+    def __init__(self, parts: Parts, pool: PoolLoop, upkeep: Upkeep) -> None:
+        self._parts, self._pool, self._upkeep = parts, pool, upkeep
+        self.progress = Progress()
+        self._schedule = Schedule()
+        self._hints = frozenset({"start"})
+        self._is_untidy = True
+        self._links = Links()
+
+    def turn(self) -> None:
+        """Do what hints ask for, and what is due; then wait for more."""
+        parts, hints = self._parts, self._hints
+        if "intent" in hints and self.progress.latest is not None:
+            with parts.duties.over("serving pods"):
+                hints -= {"intent"} if self.pods_pass() else set()
+            parts.requests.note_served()
+            self._schedule = replace(self._schedule, pods_at=time.monotonic())
+            self._is_untidy = True
+        if "document" in hints:
+            # That it was read is no reason to look at every pod.
+            hints -= {"document"}
+            with parts.duties.over("taking over the document"):
+                hints |= {"edited"} if self._take_document() else frozenset()
+        if self._due_s(hints) <= 0:
+            # Not only when told: a directory that was replaced is watched no more.
+            parts.document.reader.hints.mark("document")
+            wait_s = self.full_pass(audit=self._is_audit_due(hints))
+            self._schedule = replace(self._schedule, wait_s=wait_s)
+            hints = frozenset()
+        self._hints = hints
+        is_calm = self._is_untidy and not hints
+        due_s = self._due_s(hints)
+        told = parts.hints.wait(min(due_s, TIDY_S) if is_calm else due_s)
+        if is_calm and not told:
+            with parts.duties.over("tidying up"):
+                self._tidy()
+        self._hints |= told
+
+    def _due_s(self, hints: frozenset[str]) -> float:
+        now = time.monotonic()
+        due_s = self._schedule.full_pass_at + schedule.RETRY_S - now
+        with self._parts.duties.over("the schedule of passes"):
+            awaited = self._parts.requests.is_awaited
+            due_s = schedule.due_s(self._schedule, hints, now, is_awaited=awaited)
+        return due_s  # noqa: RET504 - it is the first one if that duty fails
+
+    def _is_audit_due(self, hints: frozenset[str]) -> bool:
+        is_due = True
+        with self._parts.duties.over("the schedule of audits"):
+            resync_s = self._parts.document.resync_s
+            is_due = schedule.is_audit_due(self._schedule, hints, time.monotonic(), resync_s)
+        return is_due  # noqa: RET504 - likewise
+
+    def _tidy(self) -> None:
+        """Give back the memory that a burst of work has left, now that no pod waits."""
+        self._is_untidy = False
+        gc.collect()
+        give_back()
+
+    def _take_document(self) -> bool:
+        """Take over a changed document; return whether it was."""
+        if not self._parts.document.take():
+            return False
+        self._parts.drift.clear()
+        self._parts.pool_hints.mark("look")
+        return True
+
+    # -- some pods ------------------------------------------------------------------------
+
+    def pods_pass(self) -> bool:
+        """Serve the pods that ask; return whether all that could be done for them was done."""
+        started = time.monotonic()
+        keys = self._parts.requests.asked | self._parts.pods.take()
+        settled = self._serve(keys, started) if keys else True
+        self._run_checks()
+        return settled
+
+    def _serve(self, keys: frozenset[AttachmentKey], started: float) -> bool:
+        parts = self._parts
+        try:
+            with parts.watchdog.over(PODS_PASS), boundary(PODS_PASS):
+                result = parts.node.pods_pass(keys, backoffs=parts.drift.backoffs)
+        except ReconcilerError as error:
+            log.warning("pods were not served alone", extra={"error": str(error)})
+            self._report_pods(error)
+            return False
+        telemetry.PASS_SECONDS.observe(time.monotonic() - started)
+        with parts.duties.over("the answers to pods"):
+            self._publish(result, started)
+        self._report_pods(*(e for o in result.outcomes.values() for e in o.errors))
+        with parts.duties.over("the books of drift"):
+            parts.drift.book_pods(result.outcomes)
+        with parts.duties.over("waking the pool"):
+            self._tell_pool(result)
+        return result.settled
+
+    def _report_pods(self, *errors: ReconcilerError) -> None:
+        """Say what no code expects of a pass over some pods; all else is for the full pass."""
+        unforeseen = [e for e in errors if isinstance(e, InternalError)]
+        self._parts.duties.report(PODS_PASS, *unforeseen)
+
+    def _run_checks(self) -> None:
+        parts = self._parts
+        for key in parts.checks.take():
+            observed_at = time.monotonic()
+            verdict: Attachment | Issue
+            try:
+                with parts.watchdog.over(f"the check of {key}"), boundary("check"):
+                    verdict = parts.node.check(key)
+            except ReconcilerError as error:
+                unforeseen = [error] if isinstance(error, InternalError) else []
+                parts.duties.report("check", *unforeseen)
+                verdict = Issue(f"attachment {key}", "NotSettled", str(error))
+            parts.checks.answer(key, verdict, observed_at)
+
+    def _publish(self, result: PassResult, started: float) -> None:
+        self.progress = self.progress.after_observation(result)
+        asked = self._parts.requests.publish(result, started)
+        if asked:
+            time.sleep(ANSWER_S)
+        for key, intent in asked.items():
+            if attachment := result.done.get(key):
+                log.info(
+                    "attachment in place",
+                    extra={
+                        "key": key,
+                        "addresses": " ".join(map(str, attachment.addresses)),
+                        "eni": attachment.eni_id,
+                        "veth": attachment.veth,
+                        "pod": intent.pod,
+                        "trace": intent.trace,
+                        "attempt": intent.attempt,
+                    },
+                )
+
+    def _tell_pool(self, result: PassResult) -> None:
+        """Wake the pool's loop if there is something for it."""
+        hints, self._links = hints_of(
+            result,
+            self._links,
+            taking_over=self._parts.node.taking_over,
+            planned_for=self._pool.planned_for,
+        )
+        for hint in hints:
+            self._parts.pool_hints.mark(hint)
+
+    # -- everything -----------------------------------------------------------------------
+
+    def full_pass(self, *, audit: bool) -> float:
+        """Run one pass over everything; return seconds until the next is due without a hint.
+
+        Args:
+            audit: whether every pod's namespace is looked into.
+        """
+        parts = self._parts
+        started = time.monotonic()
+        self._schedule = replace(self._schedule, full_pass_at=started)
+        self._is_untidy = True
+        if not self._upkeep.keep():
+            return schedule.RETRY_S
+        try:
+            with parts.watchdog.over(FULL_PASS), boundary(FULL_PASS):
+                result = parts.node.kernel_pass(
+                    parts.document.current, audit=audit, backoffs=parts.drift.backoffs
+                )
+        except ReconcilerError as error:
+            parts.conditions.report("node", Outcome(errors=(error,)))
+            self.progress = self.progress.after_failure(started)
+            return schedule.RETRY_S
+        took_s = time.monotonic() - started
+        audit_at = started if audit else self._schedule.audit_at
+        self._schedule = replace(self._schedule, full_pass_s=took_s, audit_at=audit_at)
+        telemetry.PASS_SECONDS.observe(took_s)
+        if result.settled:
+            parts.hints.forget("kernel", before=result.observed_at)
+        parts.conditions.report("node", Outcome())
+        with parts.duties.over("the answers to pods"):
+            self._publish(result, started)
+        return self._finish(result, started, audit=audit)
+
+    def _finish(self, result: PassResult, started: float, *, audit: bool) -> float:
+        """Do the duties of a full pass that can wait until pods were answered."""
+        parts = self._parts
+        backoffs = parts.drift.backoffs
+        with parts.duties.over("the look at other owners"):
+            result = parts.node.observe_others(result, backoffs=backoffs)
+        with parts.duties.over("the installation"):
+            result = parts.node.install(result, backoffs=backoffs)
+        with parts.duties.over("the look into pods"):
+            parts.conditions.note("pods", parts.node.inspect(result, everyone=audit))
+        generation = parts.document.accepted.generation
+        self.progress = self.progress.after_pass(result, generation, started)
+        with parts.duties.over("the books of drift"):
+            parts.drift.book(result.outcomes, everything=audit)
+        with parts.duties.over("the conditions"):
+            if result.findings is not None:
+                parts.conditions.note("foreign", result.findings)
+            for name, outcome in result.outcomes.items():
+                parts.conditions.report(name, outcome)
+        due_s = schedule.RETRY_S
+        with parts.duties.over("the next pass's time"):
+            due_s = self._next_pass_s(result)
+        with parts.duties.over("waking the pool"):
+            self._tell_pool(result)
+        return due_s
+
+    def _next_pass_s(self, result: PassResult) -> float:
+        node = self._parts.node
+        return schedule.next_pass_s(
+            result,
+            self._parts.drift.backoffs,
+            (*node.dead_until, *node.readable_at(result.inputs)),
+            self._parts.document.resync_s * random.uniform(0.9, 1.0),
+            time.monotonic(),
+        )

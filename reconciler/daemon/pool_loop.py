@@ -1,0 +1,161 @@
+"""The pool loop: passes over EC2, beside the loop that serves pods."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from reconciler.daemon import telemetry
+from reconciler.daemon.parts import Parts
+from reconciler.engine.backoff import Delays
+from reconciler.engine.converge import Outcome
+from reconciler.errors import ReconcilerError, boundary
+from reconciler.ipam.pool import Demand
+from reconciler.node.pass_result import PassResult
+
+POOL_PASS = "the pass over the pool"
+"""The duty, as conditions, metrics and the watchdog name it."""
+
+POOL_BACKOFF_S = Delays(1.0, 60.0, jitter=1)
+"""After EC2 failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReport:
+    """What the last pass over the pool has done.
+
+    Attributes:
+        demand: that the last successful one has planned for.
+        fails: whether the last one has failed.
+    """
+
+    demand: Demand | None = None
+    fails: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What a pass over the kernel shows of the pool's ENIs.
+
+    Attributes:
+        taking_over: whether the node is being taken over from the stock plugin.
+        linked: attached secondary ENIs of ours that have their link.
+    """
+
+    taking_over: bool = False
+    linked: frozenset[str] = frozenset()
+
+
+class PoolLoop:
+    """Keeps the pool at its target.
+
+    Attributes:
+        planned_for: the demand that the pool was last planned for; None while its pass is under
+            way. Replaced as a whole.
+        report: likewise.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._failures = 0
+        self._hints = frozenset({"start"})
+        self._owes_observation = False
+        self.planned_for: Demand | None = None
+        self.report = PoolReport()
+
+    def turn(self) -> None:
+        """Run a pass, and wait for what asks for the next one."""
+        look = self._owes_observation or not self._hints <= {"pool"}
+        wait_s, self._failures = self.run_pass(self._failures, look=look)
+        self._hints = self._await_hint(wait_s)
+        if self._failures and "stop" not in self._hints:
+            # New demand does not make a failing EC2 answer: wait for the backoff.
+            self._parts.stopping.wait(wait_s if self._hints else 0)
+
+    def _await_hint(self, wait_s: float) -> frozenset[str]:
+        """Wait for a hint or the time; read metadata meanwhile.
+
+        It costs nothing, so what it shows need not wait for the next observation of EC2. If it
+        does not answer, that is for the next pool pass to report.
+        """
+        parts, node = self._parts, self._parts.node
+        deadline = time.monotonic() + wait_s
+        while (left := deadline - time.monotonic()) > 0:
+            was_unconfirmed = node.is_unconfirmed
+            hints = parts.pool_hints.wait(min(left, parts.document.resync_s, node.hear_after_s))
+            if hints:
+                parts.requests.let_pods_go_first()
+                return hints
+            with suppress(ReconcilerError), boundary("hear"):
+                if node.hear():
+                    parts.hints.mark("pool")
+                    return frozenset({"look"})
+            if was_unconfirmed and not node.is_unconfirmed:
+                return frozenset({"pool"})  # what is not needed can be given back now
+        return frozenset()
+
+    def run_pass(self, failures: int, *, look: bool = True) -> tuple[float, int]:
+        """Run one pass; return seconds until the next, and failures in a row.
+
+        Args:
+            failures: before it, in a row.
+            look: at EC2, whatever follows; or else only if something follows from the last
+                observation.
+        """
+        parts, node = self._parts, self._parts.node
+        demand, before = None, self.planned_for
+        self.planned_for = None  # whatever changes from here on is told, this pass may not see it
+        cloud, calls = node.cloud, node.ec2_calls
+        with parts.duties.over("sweeping the records"):
+            node.state.sweep()
+        try:
+            with parts.watchdog.over(POOL_PASS, slow=True), boundary(POOL_PASS):
+                demand = node.state.observe().demand
+                outcome = node.pool_pass(parts.document.current, look=look)
+            self._owes_observation = False
+        except ReconcilerError as error:
+            outcome, self._owes_observation = Outcome(errors=(error,)), look
+        parts.conditions.report("eni", outcome)
+        for name, count in node.ec2_calls.items():
+            telemetry.EC2_CALLS.labels(name).set(count)
+        with parts.duties.over("the pool's books of drift"):
+            parts.drift.book({"eni": outcome}, everything=True)
+        if node.cloud is not cloud or node.ec2_calls != calls:
+            parts.hints.mark("pool")
+        if outcome.errors:
+            self.report = PoolReport(self.report.demand, fails=True)
+            self.planned_for = before
+            return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
+        self.report, self.planned_for = PoolReport(demand), demand
+        due_s = node.pool_due_s
+        if due_s is None:
+            due_s = parts.document.current.reconcile.ec2_resync.total_seconds()
+        return due_s, 0
+
+
+def hints_of(
+    result: PassResult, before: Links, *, taking_over: bool, planned_for: Demand | None
+) -> tuple[frozenset[str], Links]:
+    """Say what a pass over the kernel has for the pool's loop, and what it shows of ENIs.
+
+    Args:
+        result: of the pass.
+        before: what the pass before it has shown.
+        taking_over: whether the node is being taken over from the stock plugin.
+        planned_for: the demand that the pool was last planned for.
+    """
+    inputs = result.inputs
+    attached = frozenset(e.eni_id for e in inputs.enis if e.owned and e.device_index)
+    linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
+    told = set()
+    if (
+        result.records.demand != planned_for
+        or (taking_over and not before.taking_over)  # ENIs come first
+        or linked - before.linked  # an attachment is done
+    ):
+        told.add("pool")
+    if before.linked & attached - linked:
+        told.add("look")  # EC2 says nothing when somebody detaches an ENI
+    return frozenset(told), Links(taking_over, linked)

@@ -1,0 +1,316 @@
+"""Requests of the CNI executable that wait for the kernel loop: ADD, CHECK, and hints of DEL."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState
+from reconciler.daemon import telemetry
+from reconciler.daemon.conditions import Conditions
+from reconciler.daemon.triggers import Triggers
+from reconciler.engine.issue import Issue
+from reconciler.errors import InternalError
+from reconciler.node.pass_result import PassResult
+
+CONVERGE_S = 2.0
+"""Seconds a CHECK gives the kernel to become what it should be; the specification wants some."""
+
+CHECK_AGAIN_S = 0.1
+"""Seconds between observations of one CHECK."""
+
+MOST_HINTS = 1024
+"""DELs that are honoured one by one, in the order they came: more than an instance has pods. A
+full pass finds the rest, as it finds those whose hint never came."""
+
+QUIET_S = 0.5
+"""Seconds without a pod after which everything is observed, if something asks for it."""
+
+POOL_PASS_S = 2.0
+"""Seconds that they may put off observing EC2, unless one waits for what that would bring."""
+
+HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken", InternalError.reason}
+"""Reasons for which no waiting helps an ADD: what is in the way is another's, or a bug of ours."""
+
+ENDING = "the reconciler was told to end while it waited; it is served by the next one"
+"""What an ADD under way is told then, whatever its budget is."""
+
+NO_CAUSE = frozenset({"foreign", "mount", "document", "forward", "executable", "conflist"})
+"""Domains whose conditions are never why a pod's objects are not in place: other owners' doings,
+and what belongs on the host. They would stand ahead of the cause in a runtime's error."""
+
+MOST_TEXT = telemetry.FOREIGN_TEXT * 2
+"""Characters of the causes that a runtime is told."""
+
+
+class Requests:
+    """ADDs that wait, what passes say to them, and which of them were answered.
+
+    Args:
+        hints: wakes the kernel loop.
+        conditions: the causes behind a refusal.
+        stopping: set when the daemon ends.
+    """
+
+    def __init__(self, hints: Triggers, conditions: Conditions, stopping: threading.Event) -> None:
+        self._hints, self._conditions, self._stopping = hints, conditions, stopping
+        self._changed = threading.Condition()
+        self._asked: dict[AttachmentKey, float] = {}
+        self._done: dict[AttachmentKey, tuple[Attachment, float]] = {}
+        self._waiting: Mapping[AttachmentKey, Issue] = {}
+        self._withdrawn: Mapping[AttachmentKey, float] = {}
+        self._published_at = float("-inf")
+        self._served_at = float("-inf")
+        self._answered: dict[AttachmentKey, str] = {}
+
+    def await_attachment(self, key: AttachmentKey, budget_s: float) -> Attachment | Issue:
+        """Wait until a pod's attachment was seen in place, or say why it is not.
+
+        Args:
+            key: the attachment.
+            budget_s: seconds to wait at most.
+        """
+        with self._changed:
+            # Not before it has the lock: a pass that begins in between would seem to have looked.
+            asked_at = time.monotonic()
+            self._asked[key] = asked_at
+            self._hints.mark("intent")
+            try:
+                while (verdict := self._verdict(key, asked_at)) is None:
+                    left = asked_at + budget_s - time.monotonic()
+                    if left <= 0:
+                        return self._explain(key)
+                    self._changed.wait(left)
+                return verdict
+            finally:
+                self._asked.pop(key, None)
+
+    def _verdict(self, key: AttachmentKey, asked_at: float) -> Attachment | Issue | None:
+        """Return what an ADD is told; None while it waits."""
+        attachment, seen_at = self._done.get(key, (None, 0.0))
+        if attachment is not None and seen_at >= asked_at:
+            return attachment
+        if self._withdrawn.get(key, 0.0) >= asked_at:
+            return Issue(f"intent {key}", "Withdrawn", "a DEL for it came while it waited")
+        refusal = self._waiting.get(key)
+        if refusal and refusal.reason in HOPELESS and self._published_at >= asked_at:
+            return refusal
+        if self._stopping.is_set():
+            return Issue(f"intent {key}", "NotSettled", ENDING)
+        return None
+
+    def _explain(self, key: AttachmentKey) -> Issue:
+        """Say why a pod has not got its attachment, and the cause of that."""
+        refusal = self._waiting.get(key)
+        if refusal is None:
+            known = self._conditions.all(besides=NO_CAUSE)
+            text = "; ".join(f"{c['subject']}: {c['text']}" for c in known)
+            text = text or "its objects were not seen in place within the budget"
+            return Issue(f"intent {key}", "NotSettled", text[:MOST_TEXT])
+        causes = self._conditions.texts("eni")
+        if refusal.reason == "AddressesExhausted" and causes:
+            why = "; ".join(causes)[:MOST_TEXT]
+            return replace(refusal, message=f"{refusal.message}; the pool cannot grow: {why}")
+        return refusal
+
+    def was_answered(self, key: AttachmentKey, attempt: str) -> bool:
+        """Whether this ADD's result was told already."""
+        with self._changed:
+            return self._answered.get(key) == attempt
+
+    def claim(self, key: AttachmentKey, attempt: str) -> bool:
+        """Take the right to tell the runtime what a pod was given; only one ADD ever has it.
+
+        An ADD that was killed before it heard the answer has not used it, so its retry can.
+
+        Args:
+            key: the attachment.
+            attempt: which ADD it is, as its intent says.
+        """
+        with self._changed:
+            if self._answered.get(key) == attempt:
+                return False
+            self._answered[key] = attempt
+            return True
+
+    def disclaim(self, key: AttachmentKey) -> None:
+        """Give that right back: the answer was not delivered."""
+        with self._changed:
+            self._answered.pop(key, None)
+
+    def recall(self, answered: Mapping[AttachmentKey, str]) -> None:
+        """Take over which ADDs an earlier process has answered: key to attempt."""
+        with self._changed:  # the socket is open already
+            self._answered = dict(answered)
+
+    @property
+    def asked(self) -> frozenset[AttachmentKey]:
+        """The attachments that ADDs wait for."""
+        with self._changed:
+            return frozenset(self._asked)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether an ADD waits for what a pass could not give it."""
+        with self._changed:
+            return not self._asked.keys().isdisjoint(self._waiting)
+
+    def publish(self, result: PassResult, started: float) -> Mapping[AttachmentKey, Intent]:
+        """Tell those that wait what a pass has found.
+
+        Args:
+            result: of the pass.
+            started: monotonic seconds at which it began; who asked later waits for the next one.
+
+        Returns:
+            The wanted intents of those that wait.
+        """
+        with self._changed:
+            self._forget_gone(result)
+            self._done |= {key: (a, started) for key, a in result.done.items()}
+            self._waiting = dict(result.waiting)
+            self._published_at = started
+            intents = result.records.among(self._asked).intents
+            wanted = {i.key: i for i in intents if i.state is IntentState.WANTED}
+            if not result.outcomes["attachment"].failed:  # or else the records were not read
+                self._withdrawn = dict.fromkeys(self._asked.keys() - wanted.keys(), started)
+            self._changed.notify_all()
+        return wanted
+
+    def _forget_gone(self, result: PassResult) -> None:
+        """Forget what was known of attachments that a pass no more has found."""
+        looked_for = result.asked
+        if looked_for is None:
+            looked_for = frozenset(self._done.keys() | self._answered.keys())
+        present = {a.key for a in result.records.among(looked_for).attachments}
+        for key in looked_for - present:
+            self._done.pop(key, None)
+            self._answered.pop(key, None)
+
+    def note_served(self) -> None:
+        """Note that pods were served now."""
+        with self._changed:
+            self._served_at = time.monotonic()
+
+    def let_pods_go_first(self) -> None:
+        """Wait until no pod comes any more: the caller would take the interpreter from them.
+
+        Not for long, and not if one waits, which is for the addresses that EC2 may give.
+        """
+        deadline = time.monotonic() + POOL_PASS_S
+        with self._changed:
+            while not self.is_awaited and not self._stopping.is_set():
+                left = min(self._served_at + QUIET_S, deadline) - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
+
+
+class PodHints:
+    """Pods that the kernel loop observes though no ADD waits for them.
+
+    Args:
+        hints: wakes the kernel loop.
+    """
+
+    def __init__(self, hints: Triggers) -> None:
+        self._hints = hints
+        self._lock = threading.Lock()
+        self._released: dict[AttachmentKey, None] = {}
+        self._differing: set[AttachmentKey] = set()
+
+    def release(self, key: AttachmentKey) -> None:
+        """Take a hint that an attachment was given back; its intent says so."""
+        with self._lock:
+            if len(self._released) < MOST_HINTS:
+                self._released[key] = None
+                self._hints.mark("intent")
+            else:
+                self._hints.mark("pool")  # a full pass finds all that was released
+
+    def repair(self, key: AttachmentKey) -> None:
+        """Take a hint that an attachment's objects differ from what they should be."""
+        with self._lock:
+            if len(self._differing) < MOST_HINTS:  # a full pass repairs what is beyond
+                self._differing.add(key)
+        self._hints.mark("intent")
+
+    def take(self) -> frozenset[AttachmentKey]:
+        """Return what differs, and one attachment that was released; the others are marked again.
+
+        One by one, because the kernel takes its time with each link (an RCU grace period, some
+        15 ms), and a pod that comes meanwhile must not wait for all of them.
+        """
+        with self._lock:
+            leaving = list(self._released)[:1]
+            for key in leaving:
+                del self._released[key]
+            keys = frozenset((*leaving, *self._differing))
+            self._differing.clear()
+            if self._released:
+                self._hints.mark("intent")
+            return keys
+
+
+class Checks:
+    """CHECKs that wait for a comparison with the kernel, and what was found.
+
+    Args:
+        hints: wakes the kernel loop.
+        pods: told what differs.
+        stopping: set when the daemon ends.
+    """
+
+    def __init__(self, hints: Triggers, pods: PodHints, stopping: threading.Event) -> None:
+        self._hints, self._pods, self._stopping = hints, pods, stopping
+        self._changed = threading.Condition()
+        self._asked: set[AttachmentKey] = set()
+        self._found: dict[AttachmentKey, tuple[Attachment | Issue, float]] = {}
+
+    def check(self, key: AttachmentKey) -> Attachment | Issue:
+        """Compare an attachment's objects with the kernel; say which is the first that differs.
+
+        What differs is also for the next pass to repair. It counts only if it still differs when
+        the time for that is over.
+        """
+        verdict: Attachment | Issue = Issue(
+            f"attachment {key}", "NotSettled", "the reconciler has not come to look at it"
+        )
+        deadline = time.monotonic() + CONVERGE_S
+        with self._changed:
+            while (asked_at := time.monotonic()) < deadline and not self._stopping.is_set():
+                self._asked.add(key)
+                self._hints.mark("intent")
+                self._changed.wait_for(
+                    partial(self._was_checked, key, asked_at), deadline - asked_at
+                )
+                verdict, _ = self._found.get(key, (verdict, 0.0))
+                if isinstance(verdict, Attachment) or verdict.reason == "NotAttached":
+                    break
+                self._pods.repair(key)
+                self._changed.wait(CHECK_AGAIN_S)
+            self._asked.discard(key)
+            self._found.pop(key, None)
+            return verdict
+
+    def _was_checked(self, key: AttachmentKey, since: float) -> bool:
+        return key in self._found and self._found[key][1] >= since
+
+    def take(self) -> frozenset[AttachmentKey]:
+        """Return the attachments that CHECKs wait for, each once."""
+        with self._changed:
+            keys = frozenset(self._asked)
+            self._asked.clear()
+            return keys
+
+    def answer(self, key: AttachmentKey, verdict: Attachment | Issue, observed_at: float) -> None:
+        """Tell a CHECK what was found, as observed at these monotonic seconds."""
+        with self._changed:
+            # A verdict that came too late for its CHECK is never read.
+            waited = observed_at - CONVERGE_S
+            self._found = {k: found for k, found in self._found.items() if found[1] >= waited}
+            self._found[key] = (verdict, observed_at)
+            self._changed.notify_all()

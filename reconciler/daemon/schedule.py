@@ -1,0 +1,106 @@
+"""The schedule of the kernel loop's passes: when a full pass, an audit or a retry is due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reconciler.daemon.requests import QUIET_S
+from reconciler.domains.left_out import left_out
+from reconciler.engine.backoff import Backoffs
+from reconciler.node.pass_result import PassResult, undone
+
+RETRY_S = 1.0
+"""Seconds until the kernel loop looks again when something is left to do."""
+
+LEFT_OUT_S = 5.0
+"""The same when nothing is left to do, but for pods whose data makes a domain raise."""
+
+FULL_PASS_S = 1.0
+"""Seconds that pods coming and going may put off a full pass."""
+
+PASS_SHARE = 5
+"""Full passes that only notifications ask for begin this many durations apart: a fifth of a core
+at most goes to somebody who changes the kernel without end."""
+
+CAN_WAIT = {"kernel", "pool", "cooldown", "files"}
+"""Hints whose full pass pods may put off."""
+
+LIGHT = CAN_WAIT | {"intent"}
+"""Hints for which no pod's namespace needs a look, unless something of the pod is new: changes in
+there notify no process outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What was done when, in monotonic seconds.
+
+    Attributes:
+        pods_at: pods were last served.
+        full_pass_at: the last full pass began.
+        full_pass_s: seconds that it took.
+        wait_s: seconds from its beginning until the next, if no hint comes.
+        audit_at: the last full pass began that looked into every pod.
+    """
+
+    pods_at: float = float("-inf")
+    full_pass_at: float = float("-inf")
+    full_pass_s: float = 0.0
+    wait_s: float = 0.0
+    audit_at: float = float("-inf")
+
+
+def due_s(schedule: Schedule, hints: frozenset[str], now: float, *, is_awaited: bool) -> float:
+    """Return seconds until a full pass, 0 or less if it is due.
+
+    Args:
+        schedule: what was done when.
+        hints: what may have changed since.
+        now: monotonic seconds.
+        is_awaited: whether an ADD waits for what a pass could not give it.
+    """
+    by_time = schedule.full_pass_at + schedule.wait_s - now
+    if not hints:
+        return by_time
+    if not hints <= CAN_WAIT or is_awaited:
+        return min(by_time, 0.0)
+    # Each pod's links make the kernel notify us, so pods bring as many hints to look at
+    # everything as there are pods. Those that wait come first, but not for long. Whoever changes
+    # the kernel without end must not have us look without end.
+    quiet_at = min(schedule.pods_at + QUIET_S, schedule.full_pass_at + FULL_PASS_S)
+    idle_until = schedule.full_pass_at + PASS_SHARE * schedule.full_pass_s
+    return min(by_time, max(quiet_at, idle_until) - now)
+
+
+def is_audit_due(schedule: Schedule, hints: frozenset[str], now: float, resync_s: float) -> bool:
+    """Whether a full pass that begins now looks into every pod."""
+    return not hints <= LIGHT or now - schedule.audit_at >= 0.9 * resync_s
+
+
+def next_pass_s(
+    result: PassResult,
+    backoffs: Backoffs,
+    ends: Iterable[float],
+    resync_s: float,
+    now: float,
+) -> float:
+    """Return seconds until the next full pass is due without a hint.
+
+    Args:
+        result: of the last one.
+        backoffs: of objects that failed or were reverted.
+        ends: monotonic seconds at which pods' own waits are over.
+        resync_s: the longest wait, with its jitter.
+        now: monotonic seconds.
+    """
+    left = [o.remaining for o in result.outcomes.values() if not o.settled]
+    due_at = [due for plan in left if (due := backoffs.due(plan)) is not None]
+    if due_at and not any(plan.actions for plan in left):
+        return max(min(due_at) - now, RETRY_S)
+    if left_out(result.outcomes) and not any(
+        o.failed or undone(o) for o in result.outcomes.values()
+    ):
+        return LEFT_OUT_S
+    if not result.settled:
+        return RETRY_S
+    return max(min([resync_s, *(end - now for end in ends)]), 0.05)

@@ -1,6 +1,6 @@
-"""Validating what was read: the models' faults, placed where the file says what is wrong.
+"""Validation: what the models refuse, with the file's line and column.
 
-Nothing here knows YAML; ``schemas.load`` says where each value stood.
+Nothing here knows YAML; ``schemas.load`` says where each value is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check(tree: dict[str, Any], places: Places) -> tuple[NodeNetwork | None, lis
 
     Args:
         tree: plain values by the document's keys.
-        places: where they stood; what is spoilt there is not named again.
+        places: where they are in the file; what is spoilt there is not reported again.
     """
     document, said = _validate(tree)
     problems = [p for error, message in said for p in _place(error, message, places)]

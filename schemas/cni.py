@@ -1,4 +1,4 @@
-"""What container runtimes are told: the CNI configuration, and what they start after us."""
+"""The CNI configuration for container runtimes, and the plugins that follow in the chain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import (
 
 from schemas import words
 from schemas.model import Model
-from schemas.value import Duration, Form, check_unique
+from schemas.value import Duration, Form, as_json, check_unique
 
 TYPE = "node-network"
 """What CNI calls our plugin: its executable's file name."""
@@ -43,12 +43,10 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 def parse_plugin(value: object) -> str:
-    """Read a plugin's configuration and write it as JSON with sorted keys.
-
-    As text it can be hashed, cannot change, and equals what says the same in another order.
+    """Read a plugin's configuration, and keep it as JSON.
 
     Raises:
-        ValueError: it is no mapping, names no plugin, or has what a runtime would not take; all
+        ValueError: it is no mapping, names no plugin, or has keys that a runtime refuses; all
             faults.
     """
     if not isinstance(value, dict):
@@ -56,10 +54,7 @@ def parse_plugin(value: object) -> str:
         raise ValueError(f"must be a mapping of keys{hint}")
     if faults := list(_plugin_faults(value)):
         raise ValueError("\n".join(faults))
-    try:
-        return json.dumps(value, sort_keys=True)
-    except TypeError as error:
-        raise ValueError(f"not plain YAML: {error}") from error
+    return as_json(value)
 
 
 def _plugin_faults(plugin: dict[Any, Any]) -> Iterator[str]:
@@ -106,7 +101,7 @@ Plugin = Annotated[
                 "capabilities": {
                     "type": "object",
                     "additionalProperties": {"type": "boolean"},
-                    "description": "What of a pod's wishes the runtime shall hand to it.",
+                    "description": "Which of a pod's requests the runtime passes to it.",
                 },
             },
         }
@@ -124,15 +119,12 @@ PORTMAP = parse_plugin({"type": "portmap", "capabilities": {"portMappings": True
 
 
 class Cni(Model):
-    """What container runtimes are told.
-
-    ``10-node-network.conflist`` is made of it.
-    """
+    """The CNI configuration: ``10-node-network.conflist`` is generated from it."""
 
     network: NetworkName = Field(
         default="node-network",
-        description="Name of the network, as runtimes show it. A change holds for pods that start "
-        "after it.",
+        description="Name of the network, as runtimes show it. A change applies to pods that "
+        "start after it.",
     )
     versions: Annotated[
         tuple[Literal["0.3.1", "0.4.0", "1.0.0", "1.1.0"], ...],
@@ -141,31 +133,31 @@ class Cni(Model):
     ] = Field(
         default=("1.0.0",),
         description="Versions of the CNI specification that every plugin of the chain speaks. "
-        "Runtimes that know the key cniVersions (containerd 2, CRI-O 1.32) take the newest they "
-        "know; older ones take the oldest named here. Default 1.0.0: containerd 1.6 and 1.7 and "
-        "podman refuse anything newer, and so does portmap before its release 1.6. With 1.1.0 "
-        "beside it, newer runtimes ask for STATUS and GC as well.",
+        "Runtimes that know the key cniVersions (containerd 2, CRI-O 1.32) use the newest they "
+        "know; older ones use the oldest in this list. Default 1.0.0: containerd 1.6 and 1.7, "
+        "podman, and portmap before 1.6 refuse anything newer. If 1.1.0 is in the list too, "
+        "newer runtimes call STATUS and GC as well.",
     )
     budget: Duration = Field(
         default=timedelta(seconds=60),
-        description="How long the start of a pod may wait for its address, such as for a new ENI. "
+        description="How long an ADD may wait for its address, for example for a new ENI. "
         "Unit: duration, 1s to 110s. Default 60s: kubelet gives up after two minutes.",
     )
     log_file: LogFile | None = Field(
         default=None,
-        description="Where the CNI executable writes what it did: a file on the host, or journal. "
-        "Default: nowhere.",
+        description="Where the CNI executable logs its calls: a file on the host, or journal. "
+        "Default: no log.",
     )
     log_level: Literal["debug", "info", "error", "none"] | None = Field(
         default=None,
-        description="The least that is written there; error: calls that failed. Default: info.",
+        description="The lowest level that is logged; error: calls that failed. Default: info.",
     )
     chain: tuple[Plugin, ...] = Field(
         default=(PORTMAP,),
-        description="Plugins that the runtime starts for each pod after ours, in this order: "
-        "type is the name of an executable in the runtime's directory of plugins, capabilities "
-        "what it shall be told of a pod, all other keys are the plugin's own. Default: portmap, "
-        "which makes hostPort work, as with amazon-vpc-cni-k8s. [] for none.",
+        description="Plugins that the runtime runs for each pod after ours, in this order. "
+        "type: name of an executable in the runtime's plugin directory. capabilities: which of a "
+        "pod's requests it gets. All other keys are the plugin's own. Default: portmap, for "
+        "hostPort, as with amazon-vpc-cni-k8s. []: none.",
     )
 
     def _faults(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The ``NodeNetwork`` document: what a node's network should be.
+"""The ``NodeNetwork`` document: the desired network of a node.
 
 Every model is frozen and refuses unknown keys. YAML says ``camelCase``, Python ``snake_case``.
 The descriptions here are the manual: the JSON Schema beside this file carries them to editors.
@@ -47,40 +47,40 @@ __all__ = [
 
 
 MAX_CIDRS = 10_000
-"""CIDRs in one list. More would fit into a ConfigMap; a change of so many takes a second or two,
-for which pods that start meanwhile wait."""
+"""CIDRs in one list. A ConfigMap could hold more. A change of so many takes a second or two, and
+pods that start meanwhile wait for it."""
 
 SomeCidrs = Annotated[tuple[Cidr, ...], Field(min_length=1, max_length=MAX_CIDRS)]
 
 
 class Snat(Model):
-    """Whose address the world outside the VPC sees."""
+    """Source NAT: which address others outside the VPC see."""
 
     mode: Literal["node", "external"] = Field(
         default="node",
-        description="node: what a pod sends out of the VPC carries the node's primary address. "
-        "external: it carries the pod's own, and a NAT gateway or router does the rest.",
+        description="node: packets that leave the VPC carry the node's primary address. "
+        "external: they carry the pod's own address, and a NAT gateway or router translates it.",
     )
     exclude_cidrs: Annotated[tuple[Cidr, ...], Field(max_length=MAX_CIDRS)] = Field(
         default=(),
         alias="excludeCIDRs",
-        description="Destinations beyond the VPC that see pod addresses all the same: peered "
-        "VPCs, on-premises networks. The VPC's own CIDRs are always among them. Overlapping and "
-        "adjacent entries are merged; a bare address means that address alone, and bits beyond "
-        "the length are cut off.",
+        description="Destinations outside the VPC that see pod addresses: peered VPCs, "
+        "on-premises networks. The VPC's own CIDRs are always excluded from SNAT. Overlapping and "
+        "adjacent entries are merged; a bare address means that address alone, and host bits are "
+        "cleared.",
     )
     only_cidrs: SomeCidrs | None = Field(
         default=None,
         alias="onlyCIDRs",
         description="The only destinations that see the node's address; all others see the pod's. "
-        "What excludeCIDRs or the VPC covers is left out all the same. Default: every destination "
-        "beyond the VPC.",
+        "excludeCIDRs and the VPC's CIDRs still see the pod's. Default: every destination outside "
+        "the VPC.",
     )
     ports: Literal["fully-random", "random", "sequential"] = Field(
         default="fully-random",
-        description="How source ports are chosen, in nftables' words. fully-random: by chance, "
-        "so that nodes and connections do not race for the same one. random: by a hash of the "
-        "connection. sequential: the pod's own port if it is free, else the next.",
+        description="How source ports are chosen, in nftables' words. fully-random: at random, "
+        "so that connections do not compete for the same port. random: by a hash of the "
+        "connection. sequential: the pod's own port if it is free, else the next one.",
     )
 
     def _faults(self) -> Iterator[str]:
@@ -95,14 +95,14 @@ class Snat(Model):
 
 
 class Routing(Model):
-    """How packets find their ENI."""
+    """How packets are routed to their ENI."""
 
     external_service_cidrs: Annotated[tuple[Cidr, ...], Field(max_length=MAX_CIDRS)] = Field(
         default=(),
         alias="externalServiceCIDRs",
-        description="Service addresses that other software on the node answers for: what pods "
-        "send there is routed by the main table, whatever ENI their address belongs to. Their "
-        "source address is snat's business all the same. Default: none.",
+        description="Service addresses that other software on the node handles: packets from pods "
+        "to them are routed by the main table, whichever ENI the pod's address belongs to. snat "
+        "still decides their source address. Default: none.",
     )
     mark_mask: MarkMask = Field(
         default=0xFF,
@@ -112,56 +112,56 @@ class Routing(Model):
     )
     accept_forwarded: StrictBool = Field(
         default=False,
-        description="Where another owner's nftables chain drops forwarded packets by its policy "
-        "(Docker's, or any iptables-nft FORWARD with policy DROP): keep rules at its end that "
-        "accept what comes from and goes to pods. Other rules in it keep their say. Default: "
-        "false, the chain is named in status and diff and left alone.",
+        description="Another owner's nftables chain may drop forwarded packets by its policy "
+        "(Docker's, or any iptables-nft FORWARD with policy DROP). true: keep rules at its end "
+        "that accept packets from and to pods; its other rules still apply. Default: false, the "
+        "chain is reported by status and diff and not changed.",
     )
 
 
 class Pods(Model):
-    """The pods' side."""
+    """Pods' links and namespaces."""
 
     mtu: Mtu | None = Field(
         default=None, description="MTU of pods' links. Unit: bytes. Default: the ENIs' MTU."
     )
     veth_prefix: VethPrefix = Field(
         default="nn",
-        description="First letters of the host ends of pods' links: 1 to 4 lower-case letters "
-        "and digits. A change holds for pods that start after it.",
+        description="Prefix of the names of the host ends of pods' links: 1 to 4 lower-case "
+        "letters and digits. A change applies to pods that start after it.",
     )
     veth_name: Literal["sandbox", "pod"] = Field(
         default="sandbox",
-        description="What the rest of such a name is made of. sandbox: of the container ID, so "
-        "that no two are ever alike. pod: of the pod's namespace and name, as Calico computes it, "
-        "for its policies beside this network; set Felix's InterfacePrefix to vethPrefix then. A "
-        "change holds for pods that start after it.",
+        description="What the rest of the name is derived from. sandbox: the container ID, so "
+        "that no two links have the same name. pod: the pod's namespace and name, as Calico "
+        "computes it, for Calico's policies; set Felix's InterfacePrefix to vethPrefix. A change "
+        "applies to pods that start after it.",
     )
     repair: Literal["none", "all"] = Field(
         default="none",
-        description="What is put back in pods' own namespaces after their ADD was answered. none: "
-        "nothing, for a sandbox such as gVisor takes the address off the link on purpose, and "
-        "putting it back would break it; a pod that differs is named in status. all: every link, "
-        "address, route and neighbour that ADD has made, at each reconcile.resync. What the host "
-        "has of a pod is always put back; a link that is gone is made anew, and is filled.",
+        description="What is repaired in a pod's own namespace after its ADD was answered. none: "
+        "nothing; a sandbox such as gVisor takes the address off the link on purpose and would "
+        "break. A pod that differs is reported by status. all: every link, address, route and "
+        "neighbour that ADD created, at each reconcile.resync. A pod's objects on the host are "
+        "always repaired; a link that is gone is created again, with its addresses and routes.",
     )
 
 
 class Reconcile(Model):
-    """How often the node is observed without a notification."""
+    """How often the node and EC2 are observed without a notification."""
 
     resync: Duration = Field(
         default=timedelta(seconds=60),
-        description="Time between full looks at kernel and nftables. Unit: duration, 1s to 1h. "
-        "Changes are noticed at once by their notifications; this is for lost ones.",
+        description="Time between full observations of kernel and nftables. Unit: duration, 1s to "
+        "1h. Notifications report changes at once; this finds what a lost notification missed.",
     )
     ec2_resync: Duration = Field(
         default=timedelta(minutes=30),
-        description="Time between observes EC2 while nothing is wanted from it and instance "
-        "metadata agrees with the last one. Unit: duration, 10s to 1h. Metadata costs nothing and "
-        "is compared every resync; what it shows that EC2 did not is looked at at once. While the "
-        "two differ, the time is 5m at most. Every look is two or three requests, which count "
-        "against the limits of the whole account.",
+        description="Time between observations of EC2 while no call to it is needed and instance "
+        "metadata agrees with the last one. Unit: duration, 10s to 1h. Metadata costs no EC2 call "
+        "and is compared every resync; EC2 is observed at once when it shows a change, and every "
+        "5m at least while the two differ. An observation is two or three requests, which count "
+        "against the API limits of the whole AWS account.",
     )
 
     def _faults(self) -> Iterator[str]:
@@ -172,64 +172,63 @@ class Reconcile(Model):
 
 
 class NodeNetwork(Model):
-    """A node's network, as it should be."""
+    """The desired network of a node."""
 
     api_version: Literal["node-network/v1alpha1"] = Field(description="Version of this schema.")
-    kind: Literal["NodeNetwork"] = Field(description="What this document is.")
+    kind: Literal["NodeNetwork"] = Field(description="Kind of the document.")
     cluster: ClusterName = Field(
         default="",
-        description="Name of the cluster, put into a tag on the ENIs we create, so that those of "
-        "several clusters in one account can be told apart: 1 to 100 letters, digits and hyphens. "
+        description="Name of the cluster: 1 to 100 letters, digits and hyphens. A tag on the ENIs "
+        "we create has it, which tells the ENIs of several clusters in one AWS account apart. "
         "Default: empty, no such tag.",
     )
     max_pods: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
         default=None,
-        description="Pods on a node at most, as kubelet's --max-pods says: addresses beyond it "
-        "would serve no pod. Unit: pods. Default: no bound, since kubelet's flag is not known "
-        "here.",
+        description="Most pods on a node, as kubelet's --max-pods says: no more addresses are "
+        "held. Unit: pods. Default: no bound, because kubelet's flag is not known here.",
     )
-    warm_pool: WarmPool = Field(default=WarmPool(), description="Addresses held ready.")
-    eni: Eni = Field(default=Eni(), description="The network interfaces that carry pods.")
-    snat: Snat = Field(default=Snat(), description="Whose address the world outside the VPC sees.")
-    routing: Routing = Field(default=Routing(), description="How packets find their ENI.")
-    pods: Pods = Field(default=Pods(), description="The pods' side.")
-    cni: Cni = Field(default=Cni(), description="What container runtimes are told.")
+    warm_pool: WarmPool = Field(default=WarmPool(), description="Free addresses of the node.")
+    eni: Eni = Field(default=Eni(), description="The ENIs that pods' addresses belong to.")
+    snat: Snat = Field(default=Snat(), description="Which address others outside the VPC see.")
+    routing: Routing = Field(default=Routing(), description="How packets are routed to their ENI.")
+    pods: Pods = Field(default=Pods(), description="Pods' links and namespaces.")
+    cni: Cni = Field(default=Cni(), description="The CNI configuration for container runtimes.")
     reconcile: Reconcile = Field(
         default=Reconcile(), description="How often to observe without a notification."
     )
     families: Families = Field(
         default=("ipv4",),
-        description="Address families that pods have addresses of from their VPC: ipv4, ipv6, or "
-        "both. The order is that of a pod's addresses, so the first is what Kubernetes calls its "
-        "address. IPv6 takes subnets with an IPv6 CIDR block and an instance of the Nitro system.",
+        description="Address families of pods' VPC addresses: ipv4, ipv6, or both. A pod's "
+        "addresses have this order, and Kubernetes shows the first as the pod's address. ipv6 "
+        "needs subnets with an IPv6 CIDR block and an instance of the Nitro system.",
     )
     egress_families: EgressFamilies = Field(
         default=(),
-        description="Other families that pods shall reach hosts in all the same: what they send "
-        "carries the node's own address. Nothing can reach a pod that way. Of these families a "
-        "pod gets an address that means something on its node only. Default: none.",
+        description="Other families in which pods can open connections: with the node's own "
+        "address, by SNAT. Nothing can open a connection to a pod in them. In each, a pod gets an "
+        "address that is valid on its node only. Default: none.",
     )
     instance_types: InstanceTypes = Field(
         default=(),
         description="Limits by instance type, for types that EC2's DescribeInstanceTypes does not "
-        "know and wherever its answer shall not be used. Default: EC2's answer for every type.",
+        "know, or instead of its answer. Default: EC2's answer for every type.",
     )
     take_over: Literal["none", "amazon-vpc-cni"] = Field(
         default="none",
-        description="Whose leftovers on the node become ours. none: what amazon-vpc-cni-k8s has "
-        "left is named by diff and status, and not touched. amazon-vpc-cni: its running pods, "
-        "ENIs and addresses are taken over, no connection is cut, and then its rules, routes, "
-        "chains and tags are removed. aws-node must not run on the node any more.",
+        description="Migration of a node. none: objects that amazon-vpc-cni-k8s left are reported "
+        "by diff and status, and not touched. amazon-vpc-cni: its pods, ENIs and addresses "
+        "are taken over, no connection is cut, and then its rules, routes, chains and tags are "
+        "removed. aws-node must not run on the node any more.",
     )
     overrides: tuple[Override, ...] = Field(
         default=(),
         description="Other values for some nodes, by instance type, zone or name. All that match "
-        "apply, in this order, so the last word is the last one's. Default: all nodes are alike.",
+        "apply, in this order; a later one wins. Default: all nodes have the same values.",
     )
 
     @property
     def pod_mtu(self) -> int:
-        """MTU of pods' links in bytes."""
+        """MTU of pods' links, in bytes."""
         return self.pods.mtu or self.eni.mtu
 
     def _faults(self) -> Iterator[str]:

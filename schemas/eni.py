@@ -1,4 +1,4 @@
-"""The ENIs that carry pods: how many, with what, and what an instance type allows."""
+"""ENIs for pods: how many, their settings, and the limits of instance types."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ MAX_SECURITY_GROUPS = 16
 
 
 class Eni(Model):
-    """The network interfaces that carry pods."""
+    """The ENIs that pods' addresses belong to."""
 
     max: Annotated[StrictInt, Field(ge=1, le=MAX_ENIS)] | None = Field(
         default=None,
-        description="ENIs on this instance at most, the primary included. Unit: interfaces. "
-        "Default: what the instance type allows.",
+        description="Most ENIs on this instance, the primary included. Unit: interfaces. "
+        "Default: the instance type's limit.",
     )
     mtu: Mtu = Field(
         default=MAX_MTU,
@@ -54,14 +54,14 @@ class Eni(Model):
     allocate: Literal["addresses", "prefixes"] = Field(
         default="addresses",
         description="addresses: pods get secondary addresses of ENIs, assigned one by one. "
-        "prefixes: they get addresses of /28 prefixes, 16 in the place of one, and single ones "
-        "where a subnet has no whole block left. Default addresses: a prefix takes 16 addresses "
+        "prefixes: pods get addresses of /28 prefixes, of 16 addresses each, and single addresses "
+        "where a subnet has no whole block free. Default addresses: a prefix takes 16 addresses "
         "from the subnet for the first pod.",
     )
     use_primary: StrictBool = Field(
         default=True,
-        description="Whether the primary ENI's addresses go to pods too. Default true: it is "
-        "there anyway, and small instance types have few others.",
+        description="Whether pods get addresses of the primary ENI too. Default true: every "
+        "instance has it, and small instance types have few others.",
     )
     subnets: Annotated[tuple[SubnetId, ...], AfterValidator(check_unique)] = Field(
         default=(),
@@ -70,7 +70,7 @@ class Eni(Model):
     )
     subnet_tags: TagSelector = Field(
         default=(),
-        description="Instead of subnets: those that carry all of these tags. Default: no "
+        description="Instead of subnets: use those that have all of these tags. Default: no "
         "selection.",
     )
     security_groups: Annotated[
@@ -80,7 +80,7 @@ class Eni(Model):
     ] = Field(
         default=(),
         description="Security groups of the ENIs we create. Unit: ids, at most 16. Default: the "
-        "primary ENI's, so that pods are treated alike wherever they land.",
+        "primary ENI's, so that all pods of a node have the same.",
     )
 
     def _faults(self) -> Iterator[str]:
@@ -91,18 +91,18 @@ class Eni(Model):
 
 
 class InstanceLimits(Model):
-    """What one instance type can carry."""
+    """Limits of one instance type."""
 
     enis: StrictInt = Field(
         ge=1,
         le=MAX_ENIS,
-        description="ENIs at most, the primary included. Unit: interfaces. No default: a guess "
-        "would fail at EC2 with every pod.",
+        description="Most ENIs, the primary included. Unit: interfaces. No default: with a wrong "
+        "number EC2 refuses every call.",
     )
     addresses_per_eni: StrictInt = Field(
         ge=2,
         le=250,
-        description="IPv4 addresses per ENI at most, its primary address included. Unit: "
+        description="Most IPv4 addresses per ENI, its primary address included. Unit: "
         "addresses. No default, as for enis.",
     )
 

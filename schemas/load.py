@@ -1,9 +1,8 @@
 """Reading the document: the door to PyYAML.
 
-YAML 1.1 turns ``no`` into a boolean and ``010`` into eight. Whoever writes such a value meant
-something else, so it is an error here, with what to write instead. Anchors, aliases and merge
-keys are refused: a document that an operator reads in an incident should say what it means where
-it says it.
+YAML 1.1 reads ``no`` as a boolean and ``010`` as eight. Such a value is an error here, with what
+to write instead. Anchors, aliases and merge keys are refused: an operator who reads the document
+in an incident finds each value where it applies.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ MAX_BYTES = 1 << 20
 """Kubernetes refuses ConfigMaps larger than this."""
 
 MAX_VALUES = 16_384
-"""Keys and values together. Twice the CIDRs that nftables takes in a second or so; reading as many
-takes some 3 s, and the loop that serves pods reads the document."""
+"""Keys and values together. Reading as many takes some 3 s. A list of CIDRs has a lower bound
+(``schemas.document.MAX_CIDRS``)."""
 
 MAX_DEPTH = 32
-"""Levels of nesting; the document has six, and a parser that recurses must end somewhere."""
+"""Levels of nesting; the document has six. The parser recurses."""
 
 PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
@@ -65,7 +64,7 @@ _QUOTES = ", or put text that begins with & or * in quotes"
 
 
 def read(path: pathlib.Path) -> str:
-    """Read a document's file; nothing in its place can make this wait, or read without end.
+    """Read a document's file. A FIFO or device in its place does not make this wait.
 
     Raises:
         DocumentError: it is not there, is no file, is too large, cannot be read, or is not UTF-8.
@@ -84,10 +83,10 @@ def read(path: pathlib.Path) -> str:
 
 
 def _read_file(path: pathlib.Path) -> bytes:
-    """Read a regular file, and of it no more than it takes to see that it is too large.
+    """Read a regular file, up to the first byte beyond the limit.
 
-    A FIFO would wait for whoever writes into it, and to open some devices has effects, so what it
-    is is asked first, and again of what was opened.
+    Opening a FIFO waits for a writer, and opening some devices has effects. So the type is checked
+    before the file is opened, and again on the descriptor.
     """
     what = path.stat()
     if stat.S_ISREG(what.st_mode):
@@ -109,8 +108,8 @@ def _read_file(path: pathlib.Path) -> bytes:
 def load(text: str, source: str) -> NodeNetwork:
     """Parse and validate a document whole, every override included.
 
-    An override is checked as if it alone matched; what several make together is known only on a
-    node, where ``schemas.resolve.resolve`` checks it.
+    Each override is checked alone. Which of them apply together is known only on a node, where
+    ``schemas.resolve.resolve`` checks the result.
 
     Args:
         text: the YAML.
@@ -133,7 +132,7 @@ def load(text: str, source: str) -> NodeNetwork:
 
 
 def dump(document: NodeNetwork) -> str:
-    """Write a document in its normal form: every value spelt out, CIDRs canonical."""
+    """Write a document in its normal form: every default explicit, CIDRs canonical."""
     text: str = yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False)
     return text
 
@@ -159,7 +158,7 @@ def _parse(text: str, source: str) -> yaml.Node:
 
 
 def _check_tokens(text: str, source: str) -> None:
-    """Refuse what the composer would follow without end: aliases, depth and number of values."""
+    """Refuse aliases, and bound depth and number of values, before the composer recurses."""
     depth = values = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
@@ -176,10 +175,10 @@ def _check_tokens(text: str, source: str) -> None:
 
 
 class _Reading:
-    """Turns nodes into plain values and remembers where each stood.
+    """Turns nodes into plain values and remembers the place of each.
 
-    A value that YAML has spoilt is handed on as the text that was written: that is what its
-    author meant, and what follows from it is judged by that.
+    A value that YAML reads as something else (``no``) is a problem, and is passed on as the text
+    that was written.
     """
 
     def __init__(self, source: str) -> None:

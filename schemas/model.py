@@ -1,4 +1,4 @@
-"""What all parts of the document have in common."""
+"""The base of all parts of the document."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Model(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: Any, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Show defaults as the YAML would say them; pydantic shows Python's (``PT30S``)."""
+        """Show defaults as in YAML; pydantic shows Python's (``PT30S``)."""
         made = handler(core_schema)
         written = cls.model_construct().model_dump(mode="json", warnings="none")
         for key, schema in handler.resolve_ref_schema(made)["properties"].items():
@@ -59,10 +59,9 @@ class Model(BaseModel):
 
 
 class Sparse(Model):
-    """A part whose keys are absent or say something.
+    """A part whose keys are absent or have a value.
 
-    ``enis:`` with nothing behind it would otherwise count as absent, and whoever wrote it would
-    get another strategy than they named.
+    ``enis:`` without a value would otherwise count as absent, and another strategy would apply.
     """
 
     def _faults(self) -> Iterator[str]:

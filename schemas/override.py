@@ -1,8 +1,7 @@
-"""Overrides: what some nodes shall have otherwise.
+"""Overrides: other values for some nodes.
 
-``set`` is a JSON merge patch (RFC 7396) of the document around it. It means something only
-together with that document, so it is kept as it was written; ``schemas.resolve`` applies it and
-``schemas.load`` checks what comes of it.
+``set`` is a JSON merge patch (RFC 7396) of the document around it. It is kept as it was written:
+``schemas.resolve`` applies it to the document, and ``schemas.load`` checks the result.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from pydantic import (
 )
 
 from schemas.model import Model, Sparse
+from schemas.value import as_json
 
 FIXED = ("apiVersion", "kind", "overrides")
 """Keys of the document that no override sets: they say what the document is."""
 
 
 def parse_patch(value: object) -> str:
-    """Read a partial document and write it as JSON with sorted keys.
-
-    As text it can be hashed, cannot change, and equals what says the same in another order.
+    """Read a partial document, and keep it as JSON.
 
     Raises:
         ValueError: it is no mapping of plain YAML values, or sets what it may not.
@@ -39,10 +37,7 @@ def parse_patch(value: object) -> str:
     if fixed := [key for key in FIXED if key in value]:
         faults = (f"{key}: belongs to the whole document; remove it here" for key in fixed)
         raise ValueError("\n".join(faults))
-    try:
-        return json.dumps(value, sort_keys=True)
-    except TypeError as error:
-        raise ValueError(f"not plain YAML: {error}") from error
+    return as_json(value)
 
 
 Pattern = Annotated[str, StringConstraints(min_length=1)]
@@ -86,8 +81,8 @@ class Override(Model):
     patch: Patch = Field(
         alias="set",
         description="The keys of this document that differ there. Mappings are merged with those "
-        "above, lists and single values replace them, null brings the default back. Naming "
-        "another warmPool strategy, or one of subnets and subnetTags, drops the other.",
+        "above; lists and single values replace them; null restores the default. Another warmPool "
+        "strategy, or the other of subnets and subnetTags, replaces the one above.",
     )
 
     @property

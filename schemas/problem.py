@@ -1,4 +1,4 @@
-"""What can be wrong with a document, and how it is told."""
+"""What is wrong with a document, and where."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Places:
 
     Attributes:
         values, keys: by path.
-        spoilt: what cannot be taken as it was written, and is a problem already.
+        spoilt: what YAML reads as something else, and is a problem already.
     """
 
     source: str

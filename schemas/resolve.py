@@ -24,11 +24,10 @@ ALTERNATIVES: dict[tuple[str, ...], tuple[str, ...]] = {
 def resolve(
     document: NodeNetwork, *, instance_type: str, zone: str, node_name: str
 ) -> NodeNetwork:
-    """Return what a document says to one node: no overrides are left in it.
+    """Return the effective document for one node: its overrides are applied.
 
     Raises:
-        DocumentError: overrides that are valid each on its own contradict each other here. Which
-            of them meet on a node is not known when the document is loaded.
+        DocumentError: overrides that are valid alone contradict each other on this node.
     """
     applying = {
         f"overrides[{position}]": override.changes
@@ -36,8 +35,7 @@ def resolve(
         if matches(override.match, instance_type=instance_type, zone=zone, node_name=node_name)
     }
     if not applying:
-        # Nothing to validate again: of 10,000 CIDRs that takes a tenth of a second, in the loop
-        # that serves pods, and a copy of each.
+        # Nothing to validate again: with 10,000 CIDRs that takes 0.1 s in the kernel loop.
         return document.model_copy(update={"overrides": ()})
     tree = document.model_dump(mode="json", exclude={"overrides"})
     for changes in applying.values():

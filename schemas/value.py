@@ -1,7 +1,8 @@
-"""The leaves of the document: how durations, CIDRs, tags, ids and names are read and written."""
+"""Single values of the document: durations, CIDRs, tags, ids and names, read and written."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ KUBERNETES_MARKS = {
 and --iptables-drop-bit, containernetworking/plugins portmap "markMasqBit"."""
 
 RESERVED_TAGS = ("node-network/", "node.k8s.amazonaws.com/", "cluster.k8s.amazonaws.com/")
-"""Ownership is read from tags that begin so; the document may not forge it."""
+"""Prefixes of tags that say who owns an ENI; the document may not set them."""
 
 Network = IPv4Network | IPv6Network
 Pairs = tuple[tuple[str, str], ...]
@@ -104,9 +105,9 @@ def parse_cidr(value: object) -> Network:
 
 
 def parse_mark_mask(value: object) -> int:
-    """Read a mask of eight adjacent bits that nobody on a Kubernetes node uses.
+    """Read a mask of eight adjacent bits that no other program on a Kubernetes node uses.
 
-    Text, because YAML 1.1 has its own ideas of numbers with a letter in them.
+    Text, because YAML 1.1 reads 0xff as a number.
 
     Raises:
         ValueError: it is no hexadecimal number, another number of bits, or holds others' bits.
@@ -121,7 +122,7 @@ def parse_mark_mask(value: object) -> int:
 
 
 def parse_tag_selector(value: object) -> Pairs:
-    """Read EC2 tags, anybody's. Limits: EC2 user guide, "Tag restrictions".
+    """Read EC2 tags of any owner. Limits: EC2 user guide, "Tag restrictions".
 
     Raises:
         ValueError: no mapping of text to text, or tags longer than EC2 allows; all that are.
@@ -133,7 +134,7 @@ def parse_tags(value: object) -> Pairs:
     """Read EC2 tags that we may set.
 
     Raises:
-        ValueError: no tags, or among them Amazon's or those that say whose an ENI is.
+        ValueError: no tags, or Amazon's, or those that say who owns an ENI.
     """
     return _read_tags(value, _whose)
 
@@ -168,6 +169,20 @@ def _whose(key: str) -> str:
     return ""
 
 
+def as_json(value: dict[Any, Any]) -> str:
+    """Write a mapping as JSON with sorted keys.
+
+    As text it can be hashed, cannot change, and equals the same mapping in another order.
+
+    Raises:
+        ValueError: it has values that JSON does not have.
+    """
+    try:
+        return json.dumps(value, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"not plain YAML: {error}") from error
+
+
 def check_unique(value: tuple[str, ...]) -> tuple[str, ...]:
     """Return a list in which nothing is named twice.
 
@@ -182,7 +197,7 @@ def check_unique(value: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Form:
-    """Text of a form: the pattern for editors, and words for whoever missed it."""
+    """Text of a form: the pattern for editors, and the words of the error."""
 
     pattern: str
     said: str
@@ -197,7 +212,7 @@ class Form:
         """Return text that has the form.
 
         Raises:
-            ValueError: it has another.
+            ValueError: it does not.
         """
         if not re.fullmatch(self.pattern, value):
             raise ValueError(f"{value!r}: must be {self.said}")

@@ -1,4 +1,4 @@
-"""What a node holds ready: one strategy, counted in addresses, in ENIs or in prefixes."""
+"""The warm pool: one strategy, counted in addresses, in ENIs or in prefixes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ STRATEGIES = ("addresses", "enis", "prefixes")
 
 
 class AddressTarget(Model):
-    """Hold a number of addresses ready, and give back what is far more than that.
+    """Hold a number of free addresses, and give back what exceeds it by the surplus.
 
-    Only allocatable addresses count: cooling and quarantined ones serve no pod yet.
+    Only allocatable addresses count: cooling and quarantined ones cannot serve a pod yet.
     """
 
     warm: StrictInt = Field(
         default=4,
         ge=0,
         le=1000,
-        description="Addresses kept allocatable beyond those in use. Unit: addresses. Default 4: "
-        "a few pods start while EC2 is asked for more, which takes seconds.",
+        description="Allocatable addresses beyond those in use. Unit: addresses. Default 4: a few "
+        "pods can start while EC2 is asked for more, which takes seconds.",
     )
     minimum: StrictInt = Field(
         default=0,
         ge=0,
         le=10000,
-        description="Addresses held in all, pods' included, even when few are used. Unit: "
-        "addresses. Default 0: a node that runs nothing holds little. Set it near the node's "
-        "usual number of pods and a burst costs no EC2 call.",
+        description="Addresses held in all, those in use included. Unit: addresses. Default 0: a "
+        "node without pods holds few. Near the node's usual number of pods, a burst of pods costs "
+        "no EC2 call.",
     )
     surplus: StrictInt = Field(
         default=4,
@@ -41,31 +41,31 @@ class AddressTarget(Model):
         le=1000,
         description="Width of the dead band. Unit: addresses. Addresses are given back only when "
         "more than warm + surplus are allocatable, and growth aims at the middle of the band, so "
-        "growing and shrinking never meet. Default 4: after a change, two pods may come or go "
-        "before EC2 is called again.",
+        "the pool does not grow and shrink in turn. Default 4: after a change, two pods may start "
+        "or end before EC2 is called again.",
     )
 
 
 class EniTarget(Model):
-    """Hold as many addresses ready as whole ENIs of this instance type carry."""
+    """Hold as many free addresses as whole ENIs of this instance type have."""
 
     warm: StrictInt = Field(
         default=1,
         ge=0,
         le=15,
-        description="Spare ENIs' worth of allocatable addresses. Unit: ENIs. Default 1: the stock "
+        description="Allocatable addresses, in ENIs. Unit: ENIs. Default 1: the stock "
         "plugin's WARM_ENI_TARGET.",
     )
 
 
 class PrefixTarget(Model):
-    """Hold whole spare /28 prefixes ready; needs ``eni.allocate: prefixes``."""
+    """Hold whole free /28 prefixes; needs ``eni.allocate: prefixes``."""
 
     warm: StrictInt = Field(
         default=1,
         ge=0,
         le=100,
-        description="Spare /28 prefixes' worth of allocatable addresses. Unit: prefixes of 16 "
+        description="Allocatable addresses, in /28 prefixes. Unit: prefixes of 16 "
         "addresses. Default 1: the stock plugin's WARM_PREFIX_TARGET as its manifests set it.",
     )
 
@@ -74,7 +74,7 @@ Strategy = AddressTarget | EniTarget | PrefixTarget
 
 
 class WarmPool(Sparse):
-    """What the node holds before pods ask for it: addresses, enis or prefixes, one of them."""
+    """What the node holds before pods ask for it: one of addresses, enis or prefixes."""
 
     # An editor then marks the key that is one too many.
     model_config = ConfigDict(
@@ -88,8 +88,7 @@ class WarmPool(Sparse):
 
     addresses: AddressTarget | None = Field(
         default=None,
-        description="Count in addresses. In force with its defaults if no strategy is given: it "
-        "is the one that holds least.",
+        description="Count in addresses. The default strategy: it holds least.",
     )
     enis: EniTarget | None = Field(
         default=None,
@@ -102,8 +101,8 @@ class WarmPool(Sparse):
     cooldown: Duration = Field(
         default=timedelta(seconds=30),
         description="Cooldown of a released address: how long before another pod may get it. "
-        "Unit: duration, "
-        "0s to 1h. Default 30s, as the stock plugin's: connections of the old pod die meanwhile.",
+        "Unit: duration, 0s to 1h. Default 30s, as the stock plugin's: the old pod's connections "
+        "time out meanwhile.",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""What YAML and pydantic find, in words for somebody who knows neither."""
+"""Errors of YAML and pydantic, in words that need no knowledge of either."""
 
 from __future__ import annotations
 

@@ -218,7 +218,9 @@ def test_domains_do_not_import_each_other() -> None:
         if path.stem == "left_out":  # runs all of them
             continue
         used = {i.split(".")[2] for i in imports(path) if i.startswith("reconciler.domains.")}
-        assert used <= NO_DOMAIN, name(path)
+        # What is called ``nat_rules`` is a part of ``nat``.
+        others = {u for u in used if not u.startswith(f"{path.stem}_")}
+        assert others <= NO_DOMAIN, name(path)
 
 
 def test_nothing_shipped_imports_the_lab_but_the_command_line() -> None:
@@ -384,7 +386,6 @@ SLACK = 50
 """Lines by which a number in ``LONG_FILES`` may be above the file's own."""
 
 LONG_FILES = {
-    "reconciler/domains/attachment.py": 750,
     "reconciler/domains/nat.py": 465,
     "reconciler/migration/takeover.py": 405,
     "reconciler/node/passes.py": 1094,
@@ -401,7 +402,6 @@ LARGE_CLASSES = {
     "Family": (0, 13),
     "Eni": (7, 20),
     "Listener": (18, 16),
-    "Allocation": (0, 17),
     "Inputs": (10, 23),
     "Pool": (2, 25),
     "PoolStatus": (6, 13),

@@ -18,6 +18,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.core.forward import ForwardChain
 from reconciler.core.installation import NOWHERE, Installation
 from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
+from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Demand
@@ -25,19 +26,6 @@ from reconciler.ipam.source_disagreement import NO_DISAGREEMENTS, Disagreements
 from schemas.document import NodeNetwork
 
 NO_CALL_BACKOFFS = CallBackoffs()
-
-
-@dataclass(frozen=True, slots=True)
-class Unexplained:
-    """A host end of ours that no record explains, and of which no address is known.
-
-    Attributes:
-        mac: of the host end.
-    """
-
-    key: AttachmentKey
-    veth: str
-    mac: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,8 @@ def _plan_records(domain: Domain, desired: Allocation, observed: Records, left: 
     """Plan without some pods' records; what they have is given to nobody else."""
     pods = [a for a in observed.attachments if a.key in left]
     addresses = {own for a in pods for own in a.addresses}
-    desired = replace(desired, elsewhere=desired.elsewhere | addresses)
+    supply = replace(desired.supply, elsewhere=desired.supply.elsewhere | addresses)
+    desired = replace(desired, supply=supply)
     plan = domain.plan(desired, observed.without(left))
     taken = {a.netns for a in pods} - {""} | {a.veth for a in pods}
 

@@ -38,7 +38,7 @@ from reconciler.domains import attachment, conflist, executable, forward, nat, r
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.conflist import Conflist, OtherConf, Plugins
 from reconciler.domains.executable import Executable
-from reconciler.domains.inputs import Inputs, Unexplained
+from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run, left_out
 from reconciler.engine.backoff import Backoffs
 from reconciler.engine.converge import Domain, Outcome, Outcomes
@@ -55,9 +55,11 @@ from reconciler.errors import (
     ReconcilerError,
     boundary,
 )
+from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud, arrived, is_whole, retain
 from reconciler.ipam.pace import is_changing
 from reconciler.ipam.records import Records, find_copies
+from reconciler.ipam.unrecorded import believe, find_unrecorded
 from reconciler.migration import takeover
 from reconciler.migration.migration import Migration
 from reconciler.node.cooldown import Cooldowns
@@ -933,9 +935,7 @@ class LocalNode:
         dumb = [veth for veth in unexplained.values() if veth not in addresses]
         if dumb:
             addresses |= self._look_behind(dumb, enis, records, addresses)
-        unrecorded = attachment.find_unrecorded(
-            unexplained, addresses, enis, records.intents, links.macs
-        )
+        unrecorded = find_unrecorded(unexplained, addresses, enis, records.intents, links.macs)
         records = records.joined(unrecorded)
         released = records.released
         document = self.resolve(document)
@@ -978,7 +978,7 @@ class LocalNode:
         taken |= {own for addresses in known.values() for own in addresses}
         found: dict[str, tuple[IpAddress, ...]] = {}
         for link, candidates in self._netlink.addresses_behind(links).items():
-            if believed := attachment.believe(candidates, enis, taken):
+            if believed := believe(candidates, enis, taken):
                 found[link] = believed
                 taken.update(believed)
         return found

@@ -18,6 +18,7 @@ from reconciler.core.attachment import (
     veth_name,
 )
 from reconciler.domains import attachment as domain
+from reconciler.domains.attachment_issues import MAX_NAMED
 from reconciler.engine.plan import Change, Verb
 from reconciler.ipam.records import Records, SetAside
 from reconciler.ipam.release import Quarantine
@@ -391,8 +392,8 @@ def test_a_del_ends_what_an_unreadable_record_stands_for_and_its_addresses_rest(
 def test_a_thousand_unreadable_records_are_not_a_thousand_conditions() -> None:
     many = tuple(replace(torn(1), path=f"/run/x/{n}", attachment=None) for n in range(1000))
     made = domain.plan(domain.desire(inputs(1, now=1e9)), Records(set_aside=many))
-    assert len(made.refusals) == domain.MAX_NAMED + 1
-    assert made.refusals[-1].message.startswith(f"{1000 - domain.MAX_NAMED} more")
+    assert len(made.refusals) == MAX_NAMED + 1
+    assert made.refusals[-1].message.startswith(f"{1000 - MAX_NAMED} more")
 
 
 def test_a_rebuilt_attachment_learns_where_its_pod_is_when_an_intent_says_it() -> None:

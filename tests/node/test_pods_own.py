@@ -26,6 +26,7 @@ from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Verb
 from reconciler.errors import ObserveError
 from reconciler.ipam.records import Records
+from reconciler.ipam.unrecorded import believe
 
 POD = "/run/netns/pod1@1"
 INSIDE = (LinkAddress, Route, Neighbour, PodLink)
@@ -478,13 +479,13 @@ def test_what_a_pod_says_of_its_address_counts_only_if_it_can_be_no_other() -> N
     one, other = SUBNET[11], SUBNET[12]
     enis = (eni(0),)
     stranger, local = ip_address("192.0.2.9"), ip_address("169.254.172.1")
-    assert domain.believe([one], enis, ()) == (one,)
-    assert domain.believe([stranger, one, local], enis, ()) == (one, local)
-    assert domain.believe([one, other], enis, ()) == ()
-    assert domain.believe([one, other], enis, {one}) == (other,)
-    assert domain.believe([one], enis, {one}) == ()
-    assert domain.believe([stranger], enis, ()) == ()
-    assert domain.believe([local], enis, ()) == ()
+    assert believe([one], enis, ()) == (one,)
+    assert believe([stranger, one, local], enis, ()) == (one, local)
+    assert believe([one, other], enis, ()) == ()
+    assert believe([one, other], enis, {one}) == (other,)
+    assert believe([one], enis, {one}) == ()
+    assert believe([stranger], enis, ()) == ()
+    assert believe([local], enis, ()) == ()
 
 
 def test_an_address_on_the_host_is_not_given_back_to_ec2() -> None:

@@ -1,0 +1,110 @@
+"""Which addresses a pod can get: from which ENI, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from reconciler.core.attachment import AttachmentKey
+from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork, family_of
+from reconciler.core.facts import Eni
+
+
+@dataclass(frozen=True, slots=True)
+class Unexplained:
+    """A host end of ours that no record explains, and of which no address is known.
+
+    Attributes:
+        mac: of the host end.
+    """
+
+    key: AttachmentKey
+    veth: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """The addresses that pods can get.
+
+    Attributes:
+        enis: those that serve pods, in the order in which they are filled.
+        families: of which each pod gets one address of its ENI, in this order.
+        egress: of which it gets one that is good on this node only.
+        elsewhere: addresses that pods of the stock plugin's hold.
+        occupied: networks that the host takes for its own, each with where that is said.
+        unread: what those pods hold is not known, so nothing is given.
+        unexplained: links of ours whose address is unknown, so nothing is given either.
+    """
+
+    enis: tuple[Eni, ...]
+    families: tuple[str, ...] = ("ipv4",)
+    egress: tuple[str, ...] = ()
+    elsewhere: frozenset[IpAddress] = frozenset()
+    occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
+    unread: bool = False
+    unexplained: tuple[Unexplained, ...] = ()
+
+
+def lacking(supply: Supply) -> str:
+    """Name the families that no ENI has a prefix of."""
+    held = {family_of(n).name for e in supply.enis for n in e.ipv6_prefixes}
+    missing = [n for n in supply.families if not FAMILIES[n].counted and n not in held]
+    return " and ".join(missing)
+
+
+def offers(
+    supply: Supply, taken: Collection[int], leaving: Collection[IpNetwork]
+) -> Iterator[tuple[Eni, tuple[IpAddress, ...]]]:
+    """Yield what a pod can get, lowest first: an ENI, and one address of each family.
+
+    All addresses of a pod are of one ENI, so that it leaves by the same in every family.
+    """
+    local = [_hosts(FAMILIES[name].node_local, taken) for name in supply.egress]
+    for place, eni in enumerate(supply.enis):
+        earlier = supply.enis[:place]
+        others = {n for e in earlier for n in e.ipv6_prefixes} | set(leaving)
+        whole = [n for n in eni.ipv6_prefixes if n not in others]
+        streams = [
+            _staying(_held(name, eni, whole, taken), earlier, leaving) for name in supply.families
+        ]
+        for addresses in zip(*streams, *local, strict=False):
+            yield eni, addresses
+
+
+def _staying(
+    free: Iterable[IpAddress], earlier: Collection[Eni], leaving: Collection[IpNetwork]
+) -> Iterator[IpAddress]:
+    """Leave out what goes, and what was offered: during a move two ENIs may show the same.
+
+    An ENI may hold hundreds; they are looked through only as far as they are asked for.
+    """
+    return (
+        a
+        for a in free
+        if not any(a in n for n in leaving) and not any(e.holds(a) for e in earlier)
+    )
+
+
+def _held(
+    family: str, eni: Eni, whole: Iterable[IpNetwork], taken: Collection[int]
+) -> Iterator[IpAddress]:
+    """Yield what an ENI has free of a family: single addresses, then those of prefixes."""
+    version = FAMILIES[family].version
+    single = (a for a in eni.secondaries if int(a) not in taken and a.version == version)
+    prefixes = (_free(p, taken) for p in eni.prefixes if p.version == version)
+    networks = (_hosts(n, taken) for n in whole if n.version == version)
+    return chain(single, *prefixes, *networks)
+
+
+def _free(network: IpNetwork, taken: Collection[int], spared: int = 0) -> Iterator[IpAddress]:
+    """Yield a network's addresses, but for some at both ends; never all of them at once."""
+    first = int(network.network_address)
+    numbers = range(first + spared, first + network.num_addresses - spared)
+    return (network[number - first] for number in numbers if number not in taken)
+
+
+def _hosts(network: IpNetwork, taken: Collection[int]) -> Iterator[IpAddress]:
+    """Leave out the first and the last, which are no host's."""
+    return _free(network, taken, spared=1)

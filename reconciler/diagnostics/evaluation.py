@@ -13,8 +13,7 @@ from reconciler.diagnostics.ruleset import (
     Constant,
     Elements,
     Expression,
-    FieldIs,
-    InRanges,
+    FieldIn,
     InSet,
     Load,
     Masked,
@@ -109,17 +108,11 @@ class Evaluation:
             case Within(register, low, high, negated):
                 holds = between(*self._at(register, len(low)), low, high)
                 return self._asked(self._loaded.get(register, "a value"), holds, negated)
-            case FieldIs(name, at, mask, value, negated):
-                bits, known = self._read(name, at, len(mask))
-                wanted = bytes(k & m for k, m in zip(known, mask, strict=True))
-                differs = any((b ^ v) & w for b, v, w in zip(bits, value, wanted, strict=True))
-                holds = False if differs else True if wanted == mask else None
-                return self._asked(name, holds, negated)
-            case InRanges(name, at, ranges, negated):
-                found = [
-                    between(*self._read(name, at, len(low)), low, high) for low, high in ranges
-                ]
-                holds = True if True in found else None if None in found else False
+            case FieldIn(name, at, ranges, negated, mask):
+                holds = False
+                for low, high in ranges:
+                    found = between(*masked(self._read(name, at, len(low)), mask), low, high)
+                    holds = True if found or holds else None if found is None else holds
                 return self._asked(name, holds, negated)
             case InSet(register, name, negated):
                 return self._asked(f"set {name}", self._is_in(register, name), negated)
@@ -146,10 +139,8 @@ class Evaluation:
             case Constant(register, value):
                 self._put(register, value, b"\xff" * len(value))
             case Masked(source, register, mask, xor):
-                value, known = self._at(source, len(mask))
-                # A bit that is masked away is known, whatever it was.
-                known = bytes(k | ~m & 0xFF for k, m in zip(known, mask, strict=True))
-                value = bytes(v & m ^ x for v, m, x in zip(value, mask, xor, strict=True))
+                value, known = masked(self._at(source, len(mask)), mask)
+                value = bytes(v ^ x for v, x in zip(value, xor, strict=True))
                 self._put(register, value, known)
                 self._loaded[register] = self._loaded.get(source, "a value")
             case SetMark(mask_bits, bits, known_bits):
@@ -249,6 +240,16 @@ WORDS = {
     "daddrtype": "whether the destination is the host's",
 }
 """What rules ask for, for people."""
+
+
+def masked(bits: Bits, mask: bytes) -> Bits:
+    """Apply a mask, if there is one; a bit that it leaves out is known, whatever it was."""
+    if not mask:
+        return bits
+    value, known = (int.from_bytes(part, "big") for part in bits)
+    size, number = len(mask), int.from_bytes(mask, "big")
+    known |= ~number & (1 << 8 * size) - 1
+    return (value & number).to_bytes(size, "big"), known.to_bytes(size, "big")
 
 
 def between(value: bytes, known: bytes, low: bytes, high: bytes) -> bool | None:

@@ -106,9 +106,9 @@ def _judge(
     ruleset: Ruleset, traffic: Traffic, tables: frozenset[str], which: bool
 ) -> tuple[Issue, ...]:
     bases = [b for b in ruleset.bases if (b.id.table in tables) is which]
+    bases.sort(key=lambda b: (b.type == "nat", b.hook in HOST))
     trial = _Trial(ruleset, traffic)
-    found = [*_forwarding(bases, trial), *_host(bases, trial), *_source(bases, trial)]
-    return (*dict.fromkeys(found),)
+    return (*dict.fromkeys(issue for base in bases for issue in _issues(base, trial)),)
 
 
 _JUDGES = {which: Remembered(_judge) for which in (False, True)}
@@ -152,9 +152,7 @@ class _Trial:
         self._left = MAX_STEPS_IN_ALL
 
     def walk(self, base: BaseChain, passage: Passage) -> ChainOutcome:
-        known = self._ruleset
-        most = min(MAX_STEPS, self._left)
-        outcome = walk(base, passage, known.rules_of, known.elements_of, most)
+        outcome = walk(base, passage, self._ruleset, min(MAX_STEPS, self._left))
         self._left -= outcome.steps
         return outcome
 
@@ -196,21 +194,51 @@ def _versions(base: BaseChain) -> tuple[int, ...]:
     return {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6)}.get(base.id.family, ())
 
 
-def _forwarding(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Issue]:
-    traffic = trial.traffic
-    for base in (b for b in bases if b.type != "nat"):
-        for direction, packets in _directions(base, traffic):
-            outcomes = [trial.walk(base, p) for p in packets]
-            if hit := _stopped(outcomes, traffic):
-                yield Issue(
-                    f"chain {base.id}",
-                    "ForwardingDropped",
-                    f"{hit} drops or rejects packets {direction} pods, so they end there; "
-                    "accepting them in another table or at this chain's end does not help, "
-                    "because that rule comes first: change it, or put ahead of it one that "
-                    f"accepts what comes from, and goes to, {_links(traffic)}",
-                )
+def _issues(base: BaseChain, trial: _Trial) -> Iterator[Issue]:
+    for asked in _questions(base, trial.traffic):
+        outcomes = [trial.walk(base, p) for p in asked.packets]
+        if hit := _certain(outcomes, asked.word, trial.traffic):
+            yield Issue(f"chain {base.id}", asked.reason, f"{hit} {asked.meaning}")
+        if asked.word == "drop":
             yield from _unread(base, outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Whether a chain does the same to all of some packets, and what that means."""
+
+    packets: list[Passage]
+    word: str
+    reason: str
+    meaning: str
+
+
+def _questions(base: BaseChain, traffic: Traffic) -> Iterator[_Question]:
+    if base.type == "nat":
+        yield from _kept(base, traffic) if base.hook == "postrouting" else ()
+    elif base.hook in HOST:
+        packets = [
+            _probe(base.hook, pod, host)
+            for version in _versions(base)
+            for pods in traffic.by_link(version)
+            for pod in pods
+            for host in traffic.hosts
+            if host.version == version
+        ]
+        reason, meaning = HOST[base.hook]
+        text = f"drops or rejects {meaning} {_links(traffic)}"
+        yield _Question(packets, "drop", reason, text)
+    else:
+        for direction, packets in _directions(base, traffic):
+            yield _Question(
+                packets,
+                "drop",
+                "ForwardingDropped",
+                f"drops or rejects packets {direction} pods, so they end there; "
+                "accepting them in another table or at this chain's end does not help, "
+                "because that rule comes first: change it, or put ahead of it one that "
+                f"accepts what comes from, and goes to, {_links(traffic)}",
+            )
 
 
 HOST = {
@@ -229,26 +257,6 @@ HOST = {
 """Hook: the reason, and what it means."""
 
 
-def _host(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Issue]:
-    """Pods and the node itself: kubelet's probes are connections that the node opens."""
-    traffic = trial.traffic
-    for base in (b for b in bases if b.hook in HOST and b.type != "nat"):
-        outcomes = [
-            trial.walk(base, _probe(base.hook, pod, host))
-            for version in _versions(base)
-            for pods in traffic.by_link(version)
-            for pod in pods
-            for host in traffic.hosts
-            if host.version == version
-        ]
-        if hit := _stopped(outcomes, traffic):
-            reason, text = HOST[base.hook]
-            yield Issue(
-                f"chain {base.id}", reason, f"{hit} drops or rejects {text} {_links(traffic)}"
-            )
-        yield from _unread(base, outcomes)
-
-
 def _probe(hook: str, pod: Pod, host: IpAddress) -> Passage:
     if hook == "output":
         return Passage("", pod.veth, host, pod.address, TCP, local=False)
@@ -256,38 +264,33 @@ def _probe(hook: str, pod: Pod, host: IpAddress) -> Passage:
     return Passage(pod.veth, "", pod.address, host, TCP, state=state, local=True)
 
 
-def _source(bases: Iterable[BaseChain], trial: _Trial) -> Iterator[Issue]:
-    """Who rewrites the source of packets for which the document keeps it."""
-    traffic = trial.traffic
-    for base in (b for b in bases if b.hook == "postrouting" and b.type == "nat"):
-        for network in traffic.kept[:MAX_KEPT]:
-            if network.version not in _versions(base):
-                continue
-            far = network.network_address + (network.num_addresses - 1) // 2
-            packets = [
-                Passage("", p.link, p.address, far)
-                for pods in traffic.by_link(network.version)
-                for p in pods
-                if p.address != far
-            ]
-            outcomes = [trial.walk(base, p) for p in packets]
-            if outcomes and all(f.surely("snat") for f in outcomes):
-                yield Issue(
-                    f"chain {base.id}",
-                    "SourceRewritten",
-                    f"{outcomes[0].hit('snat')} translates the source of pods' packets to "
-                    f"{network}, whose receivers shall see pods' own addresses by this document; "
-                    "take pods out of that rule, or delete it",
-                )
+def _kept(base: BaseChain, traffic: Traffic) -> Iterator[_Question]:
+    """Ask who rewrites the source of packets for which the document keeps it."""
+    for network in traffic.kept[:MAX_KEPT]:
+        if network.version not in _versions(base):
+            continue
+        far = network.network_address + (network.num_addresses - 1) // 2
+        packets = [
+            Passage("", p.link, p.address, far)
+            for pods in traffic.by_link(network.version)
+            for p in pods
+            if p.address != far
+        ]
+        meaning = (
+            f"translates the source of pods' packets to {network}, whose receivers shall see "
+            "pods' own addresses by this document; take pods out of that rule, or delete it"
+        )
+        yield _Question(packets, "snat", "SourceRewritten", meaning)
 
 
-def _stopped(outcomes: list[ChainOutcome], traffic: Traffic) -> Hit | None:
-    """Return the rule that drops all of some packets for certain; None if none does."""
-    if not outcomes or not all(f.surely("drop") for f in outcomes):
+def _certain(outcomes: list[ChainOutcome], word: str, traffic: Traffic) -> Hit | None:
+    """Return the rule that does it to all of some packets for certain; None if none does."""
+    if not outcomes or not all(o.surely(word) for o in outcomes):
         return None
-    hit = outcomes[0].hit("drop")
+    hit = outcomes[0].hit(word)
     may_come = any(p.veth.endswith("*") for p in traffic.pods)
-    return None if hit and may_come and hit.chain.name.startswith(FELIX) else hit
+    is_felix = hit is not None and word == "drop" and hit.chain.name.startswith(FELIX)
+    return None if may_come and is_felix else hit
 
 
 def _links(traffic: Traffic) -> str:

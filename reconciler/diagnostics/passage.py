@@ -57,7 +57,7 @@ def find_obstacles(query: Query, traced: Trace, inputs: Inputs, ruleset: Ruleset
             for hook, passage in _hooks(query, leg, packet, start):
                 for bases, is_late in _around_ours(ruleset.bases, hook):
                     at = replace(passage, mark=mark)
-                    outcomes = at_hook(bases, hook, at, ruleset.rules_of, ruleset.elements_of)
+                    outcomes = at_hook(bases, hook, at, ruleset)
                     for outcome in outcomes:
                         _tell(found, query, traced, leg, outcome)
                         mark = outcome.mark

@@ -119,24 +119,22 @@ class InSet:
 
 
 @dataclass(frozen=True, slots=True)
-class FieldIs:
-    """Whether (field & mask) == value; iptables' matches are made of these."""
+class FieldIn:
+    """Whether (field & mask) is in one of some ranges, in network order.
 
-    field: str
-    at: int
-    mask: bytes
-    value: bytes
-    negated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class InRanges:
-    """Whether bytes of a field are in one of some ranges, in network order."""
+    iptables' matches are made of these.
+    """
 
     field: str
     at: int
     ranges: tuple[tuple[bytes, bytes], ...]
     negated: bool = False
+    mask: bytes = b""
+
+
+def field_is(field: str, at: int, mask: bytes, value: bytes, negated: bool = False) -> FieldIn:
+    """Ask whether (field & mask) == value."""
+    return FieldIn(field, at, ((value, value),), negated, mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +202,7 @@ Expression = (
     | Masked
     | Within
     | InSet
-    | FieldIs
-    | InRanges
+    | FieldIn
     | SetMark
     | StoreMark
     | Verdict
@@ -312,10 +309,11 @@ def accepted_link(rule: Rule) -> tuple[str, str] | None:
         ) if loaded == register and low == high:
             # A pattern is a name without its end.
             return way, _pattern(low, len(low))
-        case (FieldIs("iifname" | "oifname" as way, 0, mask, value, False), Verdict("accept")):
-            length = len(mask.rstrip(b"\0"))
-            if mask[:length] == b"\xff" * length:
-                return way, _pattern(value, length)
+        case (
+            FieldIn("iifname" | "oifname" as way, 0, ((low, high),), False, mask),
+            Verdict("accept"),
+        ) if low == high and mask and not mask.rstrip(b"\0").strip(b"\xff"):
+            return way, _pattern(low, len(mask.rstrip(b"\0")))
         case _:
             pass
     return None

@@ -6,12 +6,12 @@ than one answer; if there is one, it is certain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from reconciler.diagnostics.evaluation import ElementsOf, Evaluated, Evaluation
+from reconciler.diagnostics.evaluation import Evaluated, Evaluation
 from reconciler.diagnostics.packet import UNKNOWN_MARK, Mark, Passage, State
-from reconciler.diagnostics.ruleset import OF_LINKS, BaseChain, ChainId, Rule, Verdict
+from reconciler.diagnostics.ruleset import OF_LINKS, BaseChain, ChainId, Ruleset, Verdict
 
 MAX_STEPS = 20_000
 """Rules that are looked at for one packet and chain. kube-proxy's mode iptables has one rule for
@@ -69,18 +69,14 @@ class ChainOutcome:
         return next((h for h in self.hits if h.what == word), None)
 
 
-RulesOf = Callable[[ChainId], tuple[Rule, ...] | None]
-
-
 def walk(
     base: BaseChain,
     passage: Passage,
-    rules_of: RulesOf,
-    elements_of: ElementsOf,
+    ruleset: Ruleset,
     most: int = MAX_STEPS,
 ) -> ChainOutcome:
     """Follow a packet through one base chain and all that it jumps to, over so many rules."""
-    way = _Way(passage, rules_of, elements_of, most)
+    way = _Way(passage, ruleset, most)
     words, mark = way.chain(base.id, passage.mark, 0)
     if "through" in words:
         words = words - {"through"} | {"drop" if base.drops else "accept"}
@@ -90,11 +86,7 @@ def walk(
 
 
 def at_hook(
-    bases: Iterable[BaseChain],
-    hook: str,
-    passage: Passage,
-    rules_of: RulesOf,
-    elements_of: ElementsOf,
+    bases: Iterable[BaseChain], hook: str, passage: Passage, ruleset: Ruleset
 ) -> tuple[ChainOutcome, ...]:
     """Follow a packet through all chains of a hook, in their order; each has to let it pass.
 
@@ -109,7 +101,7 @@ def at_hook(
     for base in sorted(here, key=lambda b: (b.priority, b.id)):
         if base.type == "nat" and passage.state is not State.NEW:
             continue
-        outcome = walk(base, passage, rules_of, elements_of)
+        outcome = walk(base, passage, ruleset)
         outcomes.append(outcome)
         passage = replace(passage, mark=outcome.mark)
         if outcome.surely("drop"):
@@ -120,8 +112,7 @@ def at_hook(
 @dataclass(slots=True)
 class _Way:
     passage: Passage
-    rules_of: RulesOf
-    elements_of: ElementsOf
+    ruleset: Ruleset
     most: int
     hits: list[Hit] = field(default_factory=list)
     steps: int = 0
@@ -130,7 +121,9 @@ class _Way:
 
     def chain(self, name: ChainId, mark: Mark, depth: int) -> tuple[set[str], Mark]:
         """Return what may become of the packet in a chain; "through" if it comes out again."""
-        rules = self.rules_of(name) if depth <= MAX_DEPTH and self.steps < self.most else None
+        rules = (
+            self.ruleset.rules_of(name) if depth <= MAX_DEPTH and self.steps < self.most else None
+        )
         if rules is None:
             self.hits.append(Hit(name, 0, "unread"))
             return {"accept", "drop", "through"}, UNKNOWN_MARK
@@ -142,7 +135,7 @@ class _Way:
                 words |= {"accept", "drop", "through"}
                 exits.append(UNKNOWN_MARK)
                 break
-            evaluation = Evaluation(self.passage, mark, name, self.elements_of)
+            evaluation = Evaluation(self.passage, mark, name, self.ruleset.elements_of)
             found = evaluation.of(rule)
             self.steps += evaluation.steps
             if found.truth is False:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from reconciler.core.remembered import Remembered
 from reconciler.diagnostics.foreign import NO_RULES, Foreign, ForeignRule
 from reconciler.diagnostics.ruleset import Ruleset, chain_names, forward_chains, joined
 from reconciler.errors import ObserveError
@@ -42,18 +43,12 @@ class Surroundings:
         self._with_ours: frozenset[Chain] = frozenset()
         self.forward = ForwardRules(lambda: self._with_ours)
         self._chains = ForeignChains(NEVER_FIREWALLS, translations=False)
-        self._merged: tuple[Ruleset, Ruleset, Ruleset] | None = None
+        self._joined = Remembered(joined)
         self._legacy = LegacyTables()
         self._netlink = Netlink()
         self._host = HostFiles()
         self._clock = clock
         self._last: tuple[Foreign | None, float] = (None, 0.0)
-
-    def _merge(self, one: Ruleset, other: Ruleset) -> Ruleset:
-        """Join what both backends show; the same object as long as neither has changed."""
-        if self._merged is None or self._merged[0] is not one or self._merged[1] is not other:
-            self._merged = (one, other, joined(one, other))
-        return self._merged[2]
 
     def chains(self) -> tuple[Ruleset, tuple[str, ...]]:
         """Read every chain of others that a packet may pass, but kube-proxy's own table.
@@ -104,7 +99,7 @@ class Surroundings:
         rules = tried(self._netlink.foreign_rules, no_rules)
         unread += self._netlink.unread_rules()
         legacy = tried(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES)
-        ruleset = self._merge(nft.ruleset if nft else NO_RULES, legacy)
+        ruleset: Ruleset = self._joined(nft.ruleset if nft else NO_RULES, legacy)
         names = nft.names if nft else frozenset()
         return Foreign(
             chains=frozenset(name for _, name in names) | chain_names(legacy),

@@ -27,8 +27,7 @@ from reconciler.diagnostics.ruleset import (
     BaseChain,
     ChainId,
     Elements,
-    FieldIs,
-    InRanges,
+    FieldIn,
     InSet,
     Load,
     Masked,
@@ -38,6 +37,7 @@ from reconciler.diagnostics.ruleset import (
     Unclear,
     Verdict,
     Within,
+    field_is,
 )
 from reconciler.diagnostics.walk import MAX_STEPS, ChainOutcome, Hit, at_hook, walk
 
@@ -66,26 +66,26 @@ def rules(bases: tuple[BaseChain, ...], chains: Mapping[str, tuple[Rule, ...] | 
     return Ruleset(bases, {chain(name): found for name, found in chains.items()})
 
 
-def link(way: str, pattern: str, *, negated: bool = False) -> FieldIs:
+def link(way: str, pattern: str, *, negated: bool = False) -> FieldIn:
     prefix = pattern.removesuffix("*").encode()
     size = len(prefix) if pattern.endswith("*") else 16
-    return FieldIs(way, 0, b"\xff" * size, prefix.ljust(size, b"\0"), negated)
+    return field_is(way, 0, b"\xff" * size, prefix.ljust(size, b"\0"), negated)
 
 
-def state(*wanted: State) -> FieldIs:
+def state(*wanted: State) -> FieldIn:
     bits = 0
     for one in wanted:
         bits |= one
-    return FieldIs("state", 0, struct.pack("=I", bits), bytes(4), negated=True)
+    return field_is("state", 0, struct.pack("=I", bits), bytes(4), negated=True)
 
 
-def mark(bits: int, *, negated: bool = False) -> FieldIs:
+def mark(bits: int, *, negated: bool = False) -> FieldIn:
     packed = struct.pack("=I", bits)
-    return FieldIs("mark", 0, packed, packed, negated)
+    return field_is("mark", 0, packed, packed, negated)
 
 
 def outcome(found: Ruleset, passage: Passage = OUT) -> ChainOutcome:
-    return walk(found.bases[0], passage, found.rules_of, found.elements_of)
+    return walk(found.bases[0], passage, found)
 
 
 def reasons(found: Ruleset, traffic: Traffic = TRAFFIC) -> list[str]:
@@ -125,9 +125,9 @@ def test_what_accepts_pods_before_the_drop_ends_the_finding() -> None:
 @pytest.mark.parametrize(
     "rule",
     [
-        (FieldIs("network", 12, b"\xff" * 4, ONE.packed), DROP),
-        (FieldIs("network", 16, b"\xff" * 4, FAR.packed), DROP),
-        (InRanges("transport", 2, ((b"\0\x19", b"\0\x19"),)), DROP),
+        (field_is("network", 12, b"\xff" * 4, ONE.packed), DROP),
+        (field_is("network", 16, b"\xff" * 4, FAR.packed), DROP),
+        (FieldIn("transport", 2, ((b"\0\x19", b"\0\x19"),)), DROP),
         (state(State.INVALID), DROP),
         (Unclear("statistic"), DROP),
         (Unclear("NFQUEUE", ends=True),),
@@ -218,9 +218,9 @@ def test_a_masquerade_of_what_the_document_keeps_is_named() -> None:
     assert said.reason == "SourceRewritten"
     assert "10.0.0.0/16" in said.message
     # Docker's, kube-proxy's and ip-masq-agent's are for others, or for what is beyond.
-    docker = (FieldIs("network", 12, b"\xff\xff\0\0", b"\xac\x11\0\0"), Verdict("snat"))
+    docker = (field_is("network", 12, b"\xff\xff\0\0", b"\xac\x11\0\0"), Verdict("snat"))
     proxy = ((mark(0x4000, negated=True), RETURN), (Verdict("snat"),))
-    agent = ((FieldIs("network", 16, b"\xff\0\0\0", b"\x0a\0\0\0"), RETURN), (Verdict("snat"),))
+    agent = ((field_is("network", 16, b"\xff\0\0\0", b"\x0a\0\0\0"), RETURN), (Verdict("snat"),))
     for chains in ((docker,), proxy, agent):
         assert reasons(rules((nat,), {"postrouting": chains})) == []
 
@@ -291,8 +291,7 @@ def test_large_sets_and_long_rules_count_for_what_they_cost() -> None:
             way = walk(
                 found.bases[0],
                 replace(OUT, source=source_address),
-                found.rules_of,
-                found.elements_of,
+                found,
                 most,
             )
             assert most <= way.steps < most + 1000, "it went no further"
@@ -352,7 +351,7 @@ def test_every_chain_of_a_hook_has_to_let_it_pass_and_answers_meet_no_nat() -> N
     )
 
     def words(passage: Passage) -> list[tuple[str, set[str]]]:
-        outcomes = at_hook(found.bases, "forward", passage, found.rules_of, found.elements_of)
+        outcomes = at_hook(found.bases, "forward", passage, found)
         return [(f.base.id.name, set(f.words)) for f in outcomes]
 
     start = replace(OUT, mark=Mark(0))

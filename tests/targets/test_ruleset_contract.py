@@ -51,7 +51,7 @@ def forward() -> tuple[ForwardChain, ...]:
 
 def outcomes(hook: str, passage: Passage, found: Ruleset | None = None) -> list[ChainOutcome]:
     seen = found or read()
-    return list(at_hook(seen.bases, hook, passage, seen.rules_of, seen.elements_of))
+    return list(at_hook(seen.bases, hook, passage, seen))
 
 
 def words(hook: str, passage: Passage) -> set[str]:

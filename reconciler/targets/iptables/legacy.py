@@ -20,11 +20,11 @@ from reconciler.diagnostics.ruleset import (
     BaseChain,
     ChainId,
     Expression,
-    FieldIs,
     Rule,
     Ruleset,
     Unclear,
     Verdict,
+    field_is,
     joined,
 )
 from reconciler.errors import ObserveError
@@ -254,7 +254,7 @@ def _asks(entry: bytes, layout: Layout) -> tuple[Expression, ...]:
     ):
         if any(mask):
             wanted = bytes(v & m for v, m in zip(value, mask, strict=True))
-            found.append(FieldIs(field, at, mask, wanted, bool(inverted & bit)))
+            found.append(field_is(field, at, mask, wanted, bool(inverted & bit)))
     if entry[layout.flags] & ~(layout.goto | OF_PROTOCOL[layout.family]) or inverted & 0x24:
         found.append(Unclear("fragments or TOS"))
     offset = layout.size

@@ -11,11 +11,11 @@ import sys
 from reconciler.diagnostics.ruleset import (
     Changes,
     Expression,
-    FieldIs,
-    InRanges,
+    FieldIn,
     SetMark,
     Unclear,
     Verdict,
+    field_is,
 )
 
 HEADER = 32
@@ -83,7 +83,7 @@ def _mark(revision: int, info: bytes) -> tuple[Expression, ...]:
     if revision != 1:
         return (Unclear("mark"),)
     mark, mask, invert = info[:4], info[4:8], info[8]
-    return (FieldIs("mark", 0, mask, mark, bool(invert)),)
+    return (field_is("mark", 0, mask, mark, bool(invert)),)
 
 
 def _conntrack(revision: int, info: bytes) -> tuple[Expression, ...]:
@@ -96,10 +96,10 @@ def _conntrack(revision: int, info: bytes) -> tuple[Expression, ...]:
     nothing = bytes(4)
     # "Any of these bits" is the opposite of "none of them".
     if states == BY_DNAT:
-        return (FieldIs("status", 0, _host(DNATED), nothing, not is_not),)
+        return (field_is("status", 0, _host(DNATED), nothing, not is_not),)
     if states & ~(STATES | UNTRACKED):
         return (Unclear("conntrack"),)
-    return (FieldIs("state", 0, _host(states & STATES), nothing, not is_not),)
+    return (field_is("state", 0, _host(states & STATES), nothing, not is_not),)
 
 
 def _state(revision: int, info: bytes) -> tuple[Expression, ...]:
@@ -107,7 +107,7 @@ def _state(revision: int, info: bytes) -> tuple[Expression, ...]:
     (states,) = struct.unpack_from("I", info)
     if states & ~(STATES | UNTRACKED):
         return (Unclear("state"),)
-    return (FieldIs("state", 0, _host(states & STATES), bytes(4), negated=True),)
+    return (field_is("state", 0, _host(states & STATES), bytes(4), negated=True),)
 
 
 def _tcp(revision: int, info: bytes) -> tuple[Expression, ...]:
@@ -126,7 +126,7 @@ def _udp(revision: int, info: bytes) -> tuple[Expression, ...]:
 def _ports(ports: list[int], inverted: int) -> tuple[Expression, ...]:
     sides = ((0, ports[0], ports[1], inverted & 1), (2, ports[2], ports[3], inverted & 2))
     return tuple(
-        InRanges("transport", at, ((_port(low), _port(high)),), bool(negated))
+        FieldIn("transport", at, ((_port(low), _port(high)),), bool(negated))
         for at, low, high, negated in sides
         if (low, high) != (0, 0xFFFF)
     )
@@ -144,7 +144,7 @@ def _multiport(revision: int, info: bytes) -> tuple[Expression, ...]:
         last = number + 1 if starts[number] and number + 1 < count else number
         ranges.append((_port(ports[number]), _port(ports[last])))
         number = last + 1
-    return (InRanges("transport", 2 * flags, tuple(ranges), bool(info[47])),)
+    return (FieldIn("transport", 2 * flags, tuple(ranges), bool(info[47])),)
 
 
 def _addrtype(revision: int, info: bytes) -> tuple[Expression, ...]:
@@ -158,7 +158,7 @@ def _addrtype(revision: int, info: bytes) -> tuple[Expression, ...]:
     if source or not destination:
         return (Unclear("addrtype"),)
     kinds = tuple(_host(kind) for kind in range(12) if destination >> kind & 1)
-    return (InRanges("daddrtype", 0, tuple((k, k) for k in kinds), negated),)
+    return (FieldIn("daddrtype", 0, tuple((k, k) for k in kinds), negated),)
 
 
 INVERT_DESTINATION = 2
@@ -168,7 +168,7 @@ INVERT_DESTINATION = 2
 def _rpfilter(revision: int, info: bytes) -> tuple[Expression, ...]:
     del revision
     (inverted,) = (bool(info[0] & 8),)  # XT_RPFILTER_INVERT
-    return (FieldIs("wayback", 0, b"\xff" * 4, bytes((0, 0, 0, 1)), inverted),)
+    return (field_is("wayback", 0, b"\xff" * 4, bytes((0, 0, 0, 1)), inverted),)
 
 
 MATCHES = {

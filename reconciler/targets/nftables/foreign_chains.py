@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reconciler.core.datapath import ALIAS, TABLE
 from reconciler.diagnostics.mark import sign_of
@@ -95,7 +95,10 @@ class ForeignChains:
         now = self._kernel.foreign_generation()
         if self._seen is None or self._seen[0] != now:
             # A change that comes in between has a later number, and is seen next time.
-            self._seen = (now, self._observe())
+            found, before = self._observe(), self._seen
+            if before is not None and before[1].ruleset.has_same(found.ruleset):
+                found = replace(found, ruleset=before[1].ruleset)
+            self._seen = (now, found)
         return self._seen[1]
 
     def _is_wanted(self, chain: Chain) -> bool:

@@ -12,6 +12,7 @@ from reconciler.diagnostics.ruleset import Ruleset, chain_names, forward_chains,
 from reconciler.errors import ObserveError
 from reconciler.targets.files.host import HostFiles
 from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
+from reconciler.targets.latest import Latest
 from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.foreign_chains import NEVER_FIREWALLS, ForeignChains
@@ -23,12 +24,6 @@ LEGACY_TABLES = ("filter", "mangle", "raw")
 """Those that are looked at with every full pass."""
 
 
-QUICK_S, IDLE_SHARE = 0.25, 5
-"""Seconds up to which a look may follow another at once; a longer one is good for so many times as
-long as it took. 10,000 rules of others take half a second, and somebody may change them without
-end."""
-
-
 class Surroundings:
     """The namespace this object was made in, and the host's files.
 
@@ -37,6 +32,7 @@ class Surroundings:
 
     Attributes:
         forward: our rules in other owners' chains.
+        latest: the latest look at everything; a thread may refresh it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,8 +43,7 @@ class Surroundings:
         self._legacy = LegacyTables()
         self._netlink = Netlink()
         self._host = HostFiles()
-        self._clock = clock
-        self._last: tuple[Foreign | None, float] = (None, 0.0)
+        self.latest = Latest(self._observe, clock)
 
     def chains(self) -> tuple[Ruleset, tuple[str, ...]]:
         """Read every chain of others that a packet may pass, but kube-proxy's own table.
@@ -70,18 +65,8 @@ class Surroundings:
         return joined(nft, legacy), tuple(unread)
 
     def observe(self) -> Foreign:
-        """Look at everything; raise nothing: what cannot be read is named in the answer.
-
-        A look that takes long is not repeated at once: the loop that serves pods waits for it.
-        """
-        started = self._clock()
-        seen, good_until = self._last
-        if seen is None or started >= good_until:
-            seen = self._observe()
-            ended = self._clock()
-            idle_s = IDLE_SHARE * (ended - started) if ended - started > QUICK_S else 0.0
-            self._last = seen, ended + idle_s
-        return seen
+        """Return the latest look; raise nothing: what cannot be read is named in the answer."""
+        return self.latest.observe()
 
     def _observe(self) -> Foreign:
         unread: list[tuple[str, str]] = []

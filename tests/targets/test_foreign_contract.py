@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
@@ -49,6 +50,7 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.targets.files.host import ROOT, HostFiles
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.iptables.legacy import LegacyTables
+from reconciler.targets.latest import Latest
 from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.netlink.target import Netlink
@@ -742,20 +744,21 @@ def test_a_pod_that_comes_is_no_reason_to_read_what_others_have(
         assert len(looks) == 2
 
 
-class Slow(Surroundings):
+class Slow:
     """Each look takes as long as it is told to."""
 
     def __init__(self) -> None:
         self.now, self.takes, self.looks = 100.0, 0.0, 0
-        super().__init__(lambda: self.now)
+        self.latest = Latest(self._read, lambda: self.now)
+        self.observe = self.latest.observe
 
-    def _observe(self) -> Foreign:
+    def _read(self) -> str:
         self.now += self.takes
         self.looks += 1
-        return Foreign(tables=frozenset({str(self.looks)}))
+        return str(self.looks)
 
 
-def test_a_look_that_takes_long_is_good_for_a_while(home: str) -> None:
+def test_a_look_that_takes_long_is_good_for_a_while() -> None:
     """Pods wait for it, and others may change their rules without end."""
     around = Slow()
     for _ in range(3):
@@ -769,3 +772,36 @@ def test_a_look_that_takes_long_is_good_for_a_while(home: str) -> None:
     assert around.looks == 4
     around.now += 0.2
     assert around.observe() != seen
+
+
+def test_the_loop_gets_the_last_look_at_once_while_a_thread_takes_the_next() -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    looks = iter("aab")
+    news: list[bool] = []
+
+    def read() -> str:
+        if threading.current_thread() is not threading.main_thread():
+            reading.set()
+            assert go_on.wait(60)
+        return next(looks)
+
+    latest = Latest(read)
+    latest.apart = True
+
+    def refresh() -> None:
+        for _ in range(2):
+            latest.wait()
+            news.append(latest.turn())
+
+    thread = threading.Thread(target=refresh)
+    thread.start()
+    assert latest.observe() == "a", "the first look is waited for"
+    assert latest.observe() == "a"
+    assert reading.wait(60), "that it was asked for has the next one taken"
+    assert latest.observe() == "a", "no look is waited for while one is taken"
+    go_on.set()
+    thread.join(60)
+    assert news == [False, True], "the same again is no news"
+    assert latest.observe() == "b"
+    latest.stop()
+    latest.wait()

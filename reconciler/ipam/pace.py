@@ -50,6 +50,7 @@ class Left:
         changing: an attachment changes by itself, or its link has yet to come or go.
         times: looks in a row after which either was so, or that led to calls.
         behind: EC2 has answered what no look has shown yet.
+        late: the observation lacks what EC2 had answered before it; it may be a short list.
         missing: EC2 no longer shows something since moments ago; the next observation may confirm
             it.
         disagreeing: EC2 and metadata differ.
@@ -61,6 +62,7 @@ class Left:
     changing: bool = False
     times: int = 0
     behind: bool = False
+    late: bool = False
     missing: bool = False
     disagreeing: bool = False
     short: bool = False

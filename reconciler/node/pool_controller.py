@@ -209,8 +209,9 @@ class PoolController:
         coming = held_by_mac(self._cloud, "attaching")
         differing = (held_by_mac(self._cloud) ^ shown) - coming
         known, self._differing = self._differing, differing
-        if not differing and coming <= shown and not self.disagreements.missing:
-            # The second witness has it: no look is needed to show what EC2 has answered.
+        confirmed = not differing and coming <= shown and not self.disagreements.missing
+        if confirmed and not self._left.late:
+            # The second witness has it: no look is needed to show what EC2 has answered since.
             self.disagreements = replace(self.disagreements, unconfirmed={})
             self._left = replace(self._left, disagreeing=False, behind=False)
             self._cloud = replace(self._cloud, behind=False)
@@ -321,6 +322,7 @@ class PoolController:
             changing=changing,
             times=self._left.times + 1 if again else 0,
             behind=cloud.behind,
+            late=self._left.late,
             missing=any(since > oldest for since in self.disagreements.missing.values()),
             disagreeing=bool(self.disagreements),
             **_lack(desired, plan),
@@ -342,6 +344,7 @@ class PoolController:
                 cloud = arrived(self.ec2.observe([eni.desire(inputs)]), inputs.links)
         except ReconcilerError as error:
             raise _UnreadableError(error) from error
+        self._left = replace(self._left, late=cloud.behind)
         self._weigh(records, cloud, metadata)
         self._differing = held_by_mac(cloud) ^ (metadata or frozenset())
         inputs = self._completed(inputs, records, cloud.enis)
@@ -521,10 +524,7 @@ class AnsweredEc2(ObservedTarget):
 
 
 SIMPLE = AssignAddresses | AssignPrefixes | ReleaseAddresses | ReleasePrefixes
-"""What EC2 may be asked for on an earlier observation.
-
-It is about addresses, and metadata shows each.
-"""
+"""What EC2 may be asked for on an earlier observation: metadata shows each address."""
 
 REFUSED = {Failure.DENIED, Failure.THROTTLED, Failure.EXHAUSTED}
 """Kinds of failures after which a look would show nothing new: the call has had no effect, and
@@ -536,10 +536,7 @@ def _kind(error: ReconcilerError) -> Failure | None:
 
 
 def _may_change(cloud: Cloud, macs: Container[str]) -> bool:
-    """Whether the next observation may show more by itself.
-
-    So may one of what could not be read.
-    """
+    """Whether the next observation may show more by itself, or what could not be read now."""
     return cloud.primary is None or bool(cloud.unread) or is_changing(cloud, macs)
 
 

@@ -355,6 +355,26 @@ def test_after_a_growth_addresses_go_back_once_metadata_shows_it(ec2: Any) -> No
     assert made.state.observe().quarantined
 
 
+def test_a_short_list_that_our_answers_hide_gives_nothing_back(ec2: Any) -> None:
+    """Metadata agrees with the answers, but EC2's list lacks them: no look has shown them."""
+    made = Metered(ec2, warmPool={"addresses": {"warm": 1, "surplus": 0}, "cooldown": "1s"})
+    made.work()
+    made.live(120.0)
+    for number in range(4):
+        made.start_pod(number)
+    made.live(5.0)
+    ec2.cloud.faults.set(truncateEc2=2)
+    made.pool_pass(look=True)
+    for number in range(4):
+        made.end_pod(number)
+    made.live(200.0)
+    assert made.state.observe().quarantined == ()
+    assert "UnassignPrivateIpAddresses" not in made.spent()
+    ec2.cloud.faults.clear()
+    made.live(600.0)
+    assert made.spent()["UnassignPrivateIpAddresses"] == 1
+
+
 @pytest.mark.parametrize("code", ["UnauthorizedOperation", "RequestLimitExceeded"])
 def test_a_call_that_ec2_refuses_outright_costs_at_most_one_look(ec2: Any, code: str) -> None:
     made = Metered(ec2, warmPool={"addresses": {"warm": 2, "surplus": 0}})

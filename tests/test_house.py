@@ -390,7 +390,6 @@ LONG_FILES = {
     "reconciler/migration/takeover.py": 405,
     "reconciler/node/passes.py": 1094,
     "reconciler/node/pool_controller.py": 557,
-    "reconciler/targets/ec2/decode.py": 487,
     "reconciler/targets/ec2/target.py": 868,
     "reconciler/targets/netlink/rtnetlink.py": 660,
     "reconciler/targets/netlink/target.py": 1080,

@@ -1,18 +1,15 @@
-"""What EC2 answers, read with distrust: every value has its type and its bound, or is not read.
+"""What EC2 answers, read with distrust, as values.
 
-The SDK checks nothing of an answer: a field may be absent, of another type, or of any length,
-and a look decides what is given back. So an object whose fields cannot be read is *unread*: it
+A look decides what is given back. So an object whose fields cannot be read is *unread*: it
 concerns that object alone, it counts as there, and nothing is given back meanwhile.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, host_network
 from reconciler.core.facts import Eni
@@ -26,12 +23,25 @@ from reconciler.ipam.cloud import (
     Unread,
     is_stock_tag,
 )
-from reconciler.ipam.pool import PREFIX_SIZE
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.subnet import Subnet
-
-Object = Mapping[str, Any]
-"""An object of an answer, as the SDK gives it."""
+from reconciler.targets.ec2.fields import (
+    FLAG,
+    ID,
+    IPV4,
+    IPV6,
+    MAC,
+    PREFIX,
+    PREFIX_IPV6,
+    SUBNET_CIDR,
+    SUBNET_CIDR_IPV6,
+    WORD,
+    MalformedError,
+    Object,
+    entries,
+    inner,
+    number,
+)
 
 MAX_ADDRESSES = 128
 """Addresses, or prefixes, of one ENI; the largest instance types allow 64 (EC2 user guide,
@@ -52,37 +62,18 @@ MAX_CARDS = 64
 MAX_BLOCKS = 64
 """IPv6 CIDR blocks of one subnet; EC2 allows one that is associated, and lists earlier ones."""
 
-MAX_CARD_INDEX = 1 << 16
+DEVICE_INDEX = number(0, MAX_DEVICE_INDEX)
+CARD_INDEX = number(0, 1 << 16)
 """Index of a network card; those that are not used are seen all the same."""
 
-MAX_TYPE_ENIS = 128
+FREE = number(0, 1 << 16)
+"""Free addresses of a subnet."""
+
+TYPE_ENIS = number(1, 128)
 """ENIs on one network card of an instance type: as many as there are marks for."""
 
-MAX_TYPE_ADDRESSES = 256
+TYPE_ADDRESSES = number(1, 256)
 """IPv4 addresses that a type allows on one ENI."""
-
-SUBNET_LENGTHS = range(16, 29)
-"""Lengths of a subnet's IPv4 CIDR block (VPC user guide, "Subnet sizing")."""
-
-SUBNET_LENGTHS_IPV6 = range(44, 65)
-"""The same of IPv6. Source as above."""
-
-PREFIX_LENGTH = 33 - PREFIX_SIZE.bit_length()
-"""Length of a delegated IPv4 prefix; any other would be spelt out to more addresses."""
-
-PREFIX_LENGTH_IPV6 = 80
-"""The same of IPv6."""
-
-ID = re.compile(r"(eni|eni-attach|subnet|sg|vpc)-[0-9A-Za-z-]{1,48}")
-"""An id of EC2's."""
-
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""A zone, a type or a status."""
-
-MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
-
-TOKEN = re.compile(r"[ -~]{1,8192}")
-"""A page's token: EC2 calls it opaque, and it is printable."""
 
 SERVING_TYPES = {"interface", "efa"}
 """Types of ENIs that can carry addresses for pods. Of all others (efa-only, trunk, branch, those
@@ -93,13 +84,6 @@ ANYWHERE = IPv4Network("0.0.0.0/0")
 
 NO_ADDRESS = IPv4Address("0.0.0.0")
 """In place of the primary address of an ENI that has none: of IPv6 alone, or EFA alone."""
-
-
-class MalformedError(ValueError):
-    """A value of an answer is not what it must be."""
-
-    def __init__(self, key: str, value: object, wanted: str) -> None:
-        super().__init__(f"{key} is {_shown(value)}, not {wanted}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,129 +97,6 @@ class Listed:
 
     eni: Eni
     vpc_id: str
-
-
-# -- values -------------------------------------------------------------------------------
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message: short, printable, whatever it is."""
-    if value is None:
-        return "absent"
-    if isinstance(value, str):
-        return ascii(value[:32]) + (f" and {len(value) - 32} characters" if value[32:] else "")
-    if isinstance(value, int) and value.bit_length() <= 64:
-        return str(value)
-    if isinstance(value, list | Mapping):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
-
-
-def entries(body: Object, key: str, most: int, *, required: bool = False) -> list[Object]:
-    """Return a list of objects; one that is absent is empty.
-
-    Raises:
-        MalformedError: it is no such list, or longer.
-    """
-    found = body.get(key)
-    if found is None and not required:
-        return []
-    if not isinstance(found, list) or len(found) > most:
-        raise MalformedError(key, found, f"a list of at most {most}")
-    for entry in found:
-        if not isinstance(entry, Mapping):
-            raise MalformedError(f"an entry of {key}", entry, "an object")
-    return found
-
-
-def inner(body: Object, key: str) -> Object:
-    """Return an object; one that is absent is empty.
-
-    Raises:
-        MalformedError: it is none.
-    """
-    found = body.get(key)
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping):
-        raise MalformedError(key, found, "an object")
-    return found
-
-
-def text(body: Object, key: str, pattern: re.Pattern[str] = ID) -> str:
-    """Return a text.
-
-    Raises:
-        MalformedError: it is absent, none, or does not match.
-    """
-    found = body.get(key)
-    if not isinstance(found, str) or not pattern.fullmatch(found):
-        raise MalformedError(key, found, f"a text like {pattern.pattern}")
-    return found
-
-
-def number(body: Object, key: str, least: int, most: int) -> int:
-    """Return a whole number.
-
-    Raises:
-        MalformedError: it is absent, none, or out of bounds.
-    """
-    found = body.get(key)
-    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
-        raise MalformedError(key, found, f"a number from {least} to {most}")
-    return found
-
-
-def flag(body: Object, key: str) -> bool:
-    """Return a truth value; one that is absent is false.
-
-    Raises:
-        MalformedError: it is none.
-    """
-    found = body.get(key)
-    if found is not None and not isinstance(found, bool):
-        raise MalformedError(key, found, "true or false")
-    return bool(found)
-
-
-def _ipv4(body: Object, key: str) -> IPv4Address:
-    found = body.get(key)
-    try:
-        if isinstance(found, str):
-            return IPv4Address(found)
-    except ValueError:
-        pass
-    raise MalformedError(key, found, "an IPv4 address")
-
-
-def _ipv6(body: Object, key: str) -> IPv6Address:
-    found = body.get(key)
-    try:
-        if isinstance(found, str):
-            return IPv6Address(found)
-    except ValueError:
-        pass
-    raise MalformedError(key, found, "an IPv6 address")
-
-
-def _network4(body: Object, key: str, lengths: Iterable[int]) -> IPv4Network:
-    found = body.get(key)
-    try:
-        if isinstance(found, str) and (network := IPv4Network(found)).prefixlen in lengths:
-            return network
-    except ValueError:
-        pass
-    raise MalformedError(key, found, "an IPv4 network of the right length")
-
-
-def _network6(body: Object, key: str, lengths: Iterable[int]) -> IPv6Network:
-    found = body.get(key)
-    try:
-        if isinstance(found, str) and (network := IPv6Network(found)).prefixlen in lengths:
-            return network
-    except ValueError:
-        pass
-    raise MalformedError(key, found, "an IPv6 network of the right length")
 
 
 def _tags(body: Object, key: str) -> dict[str, str]:
@@ -270,26 +131,26 @@ def decode_interface(
     Raises:
         MalformedError: something in it is not what it must be.
     """
-    eni_id = text(body, "NetworkInterfaceId")
+    eni_id = ID.of(body, "NetworkInterfaceId")
     attachment = inner(body, "Attachment")
     here = attachment if attachment.get("InstanceId") == instance_id else {}
     if attached and not here:
         raise MalformedError("Attachment.InstanceId", attachment.get("InstanceId"), instance_id)
-    mac = text(body, "MacAddress", MAC).lower()
+    mac = MAC.of(body, "MacAddress").lower()
     is_primary = bool(here) and mac == primary_mac
     tags = _tags(body, "TagSet")
     card = here.get("NetworkCardIndex")
-    if card is not None and (card := number(here, "NetworkCardIndex", 0, MAX_CARD_INDEX)):
+    if card is not None and (card := CARD_INDEX.of(here, "NetworkCardIndex")):
         if is_primary or tags.get(INSTANCE_TAG) == instance_id:
             raise MalformedError("NetworkCardIndex", card, "0, of the only card that is used")
         return None
-    index = number(here, "DeviceIndex", 0, MAX_DEVICE_INDEX) if here else None
-    primary = _ipv4(body, "PrivateIpAddress") if body.get("PrivateIpAddress") else NO_ADDRESS
+    index = DEVICE_INDEX.of(here, "DeviceIndex") if here else None
+    primary = IPV4.of(body, "PrivateIpAddress") if body.get("PrivateIpAddress") else NO_ADDRESS
     if is_primary and primary == NO_ADDRESS:
         raise MalformedError("PrivateIpAddress", None, "an IPv4 address, which a node needs")
     kind = body.get("InterfaceType")
     usable = (
-        (kind is None or text(body, "InterfaceType", WORD) in SERVING_TYPES)
+        (kind is None or WORD.of(body, "InterfaceType") in SERVING_TYPES)
         and tags.get(UNMANAGED_TAG) != "true"
         and primary != NO_ADDRESS
         and (index is None or index > 0)
@@ -298,52 +159,38 @@ def decode_interface(
         eni_id=eni_id,
         mac=mac,
         device_index=index,
-        status=text(here or body, "Status", WORD),
-        subnet_id=text(body, "SubnetId"),
+        status=WORD.of(here or body, "Status"),
+        subnet_id=ID.of(body, "SubnetId"),
         subnet_cidr=ANYWHERE,
         primary=primary,
         secondaries=_secondaries(body, primary),
-        security_groups=tuple(
-            sorted(text(g, "GroupId") for g in entries(body, "Groups", MAX_GROUPS))
-        ),
-        attachment_id=text(here, "AttachmentId") if here else None,
-        delete_on_termination=flag(attachment, "DeleteOnTermination"),
+        security_groups=tuple(sorted(ID.each(body, "Groups", "GroupId", MAX_GROUPS))),
+        attachment_id=ID.of(here, "AttachmentId") if here else None,
+        delete_on_termination=FLAG.of(attachment, "DeleteOnTermination"),
         # The primary is part of the instance; nobody else can own it.
         owned=is_primary or (usable and tags.get(INSTANCE_TAG) == instance_id),
-        prefixes=tuple(
-            sorted(
-                {
-                    _network4(p, "Ipv4Prefix", [PREFIX_LENGTH])
-                    for p in entries(body, "Ipv4Prefixes", MAX_ADDRESSES)
-                }
-            )
-        ),
+        prefixes=tuple(sorted(PREFIX.each(body, "Ipv4Prefixes", "Ipv4Prefix", MAX_ADDRESSES))),
         creation=tags.get(CREATION_TAG, ""),
         created_at=_moment(tags.get(CREATED_TAG, "")),
         stock=usable and tags.get(STOCK_INSTANCE_TAG) == instance_id,
         stock_tags=tuple(sorted(filter(is_stock_tag, tags))),
         ipv6_prefixes=tuple(
-            sorted(
-                {
-                    _network6(p, "Ipv6Prefix", [PREFIX_LENGTH_IPV6])
-                    for p in entries(body, "Ipv6Prefixes", MAX_ADDRESSES)
-                }
-            )
+            sorted(PREFIX_IPV6.each(body, "Ipv6Prefixes", "Ipv6Prefix", MAX_ADDRESSES))
         ),
         host_addresses=tuple(
-            _ipv6(a, "Ipv6Address") for a in entries(body, "Ipv6Addresses", MAX_ADDRESSES)
+            IPV6.of(a, "Ipv6Address") for a in entries(body, "Ipv6Addresses", MAX_ADDRESSES)
         ),
         is_primary=is_primary,
     )
-    return Listed(eni, text(body, "VpcId"))
+    return Listed(eni, ID.of(body, "VpcId"))
 
 
 def _secondaries(body: Object, primary: IPv4Address) -> tuple[IPv4Address, ...]:
     """Return single addresses for pods; the primary one is the host's, whatever its flag says."""
     found = set()
     for entry in entries(body, "PrivateIpAddresses", MAX_ADDRESSES):
-        address = _ipv4(entry, "PrivateIpAddress")
-        if flag(entry, "Primary") and address != primary:
+        address = IPV4.of(entry, "PrivateIpAddress")
+        if FLAG.of(entry, "Primary") and address != primary:
             raise MalformedError("PrivateIpAddress", str(primary), f"{address}, marked primary")
         found.add(address)
     return tuple(sorted(found - {primary}))
@@ -381,8 +228,10 @@ def unread_subnet(body: Object, why: str) -> Unread:
 
 
 def _name(body: Object, key: str) -> str:
-    found = body.get(key)
-    return found if isinstance(found, str) and ID.fullmatch(found) else ""
+    try:
+        return ID.of(body, key)
+    except MalformedError:
+        return ""
 
 
 def _moment(value: str) -> float | None:
@@ -408,22 +257,22 @@ def decode_subnet(body: Object) -> Subnet:
     if ipv6 is not None and body.get("CidrBlock") in (None, ""):
         cidr, families = ipv6, ("ipv6",)
     else:
-        cidr = _network4(body, "CidrBlock", SUBNET_LENGTHS)
+        cidr = SUBNET_CIDR.of(body, "CidrBlock")
     return Subnet(
-        subnet_id=text(body, "SubnetId"),
-        zone=text(body, "AvailabilityZone", WORD),
+        subnet_id=ID.of(body, "SubnetId"),
+        zone=WORD.of(body, "AvailabilityZone"),
         cidr=cidr,
-        free=number(body, "AvailableIpAddressCount", 0, 1 << 16),
+        free=FREE.of(body, "AvailableIpAddressCount"),
         tags=tuple(sorted(_tags(body, "Tags").items())),
         families=families,
-        vpc_id=text(body, "VpcId"),
+        vpc_id=ID.of(body, "VpcId"),
     )
 
 
 def _ipv6_block(body: Object) -> IPv6Network | None:
     for block in entries(body, "Ipv6CidrBlockAssociationSet", MAX_BLOCKS):
         if inner(block, "Ipv6CidrBlockState").get("State") == "associated":
-            return _network6(block, "Ipv6CidrBlock", SUBNET_LENGTHS_IPV6)
+            return SUBNET_CIDR_IPV6.of(block, "Ipv6CidrBlock")
     return None
 
 
@@ -433,13 +282,11 @@ def taken_numbers(body: Object) -> tuple[str, set[int]]:
     Raises:
         MalformedError: something in it is not what it must be.
     """
-    numbers = {
-        int(_ipv4(a, "PrivateIpAddress"))
-        for a in entries(body, "PrivateIpAddresses", MAX_ADDRESSES)
-    }
-    for prefix in entries(body, "Ipv4Prefixes", MAX_ADDRESSES):
-        numbers.update(map(int, _network4(prefix, "Ipv4Prefix", [PREFIX_LENGTH])))
-    return text(body, "SubnetId"), numbers
+    addresses = IPV4.each(body, "PrivateIpAddresses", "PrivateIpAddress", MAX_ADDRESSES)
+    numbers = set(map(int, addresses))
+    for prefix in PREFIX.each(body, "Ipv4Prefixes", "Ipv4Prefix", MAX_ADDRESSES):
+        numbers.update(map(int, prefix))
+    return ID.of(body, "SubnetId"), numbers
 
 
 def decode_limits(body: Object) -> Limits:
@@ -452,8 +299,8 @@ def decode_limits(body: Object) -> Limits:
     cards = entries(network, "NetworkCards", MAX_CARDS)
     first = next((c for c in cards if c.get("NetworkCardIndex", 0) == 0), network)
     return Limits(
-        enis=number(first, "MaximumNetworkInterfaces", 1, MAX_TYPE_ENIS),
-        addresses_per_eni=number(network, "Ipv4AddressesPerInterface", 1, MAX_TYPE_ADDRESSES),
+        enis=TYPE_ENIS.of(first, "MaximumNetworkInterfaces"),
+        addresses_per_eni=TYPE_ADDRESSES.of(network, "Ipv4AddressesPerInterface"),
     )
 
 
@@ -466,10 +313,10 @@ def decode_assigned(body: Object) -> frozenset[IpNetwork]:
     Raises:
         MalformedError: something in it is not what it must be.
     """
-    addresses = entries(body, "AssignedPrivateIpAddresses", MAX_ADDRESSES)
-    prefixes = entries(body, "AssignedIpv4Prefixes", MAX_ADDRESSES)
-    given: set[IpNetwork] = {host_network(_ipv4(a, "PrivateIpAddress")) for a in addresses}
-    return frozenset(given | {_network4(p, "Ipv4Prefix", [PREFIX_LENGTH]) for p in prefixes})
+    lists = "AssignedPrivateIpAddresses"
+    addresses = IPV4.each(body, lists, "PrivateIpAddress", MAX_ADDRESSES)
+    prefixes = PREFIX.each(body, "AssignedIpv4Prefixes", "Ipv4Prefix", MAX_ADDRESSES)
+    return frozenset(map(host_network, addresses)) | prefixes
 
 
 def decode_delegated(body: Object) -> frozenset[IpNetwork]:
@@ -483,5 +330,4 @@ def decode_delegated(body: Object) -> frozenset[IpNetwork]:
         return frozenset()
     if not isinstance(found, list) or len(found) > MAX_ADDRESSES:
         raise MalformedError("AssignedIpv6Prefixes", found, f"a list of at most {MAX_ADDRESSES}")
-    key = "Ipv6Prefix"
-    return frozenset(_network6({key: p}, key, [PREFIX_LENGTH_IPV6]) for p in found)
+    return frozenset(PREFIX_IPV6.of({"Ipv6Prefix": p}, "Ipv6Prefix") for p in found)

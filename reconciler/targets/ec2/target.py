@@ -44,23 +44,18 @@ from reconciler.ipam.read_your_writes import TRUST_S, Answer, is_behind, overlay
 from reconciler.ipam.subnet import RESERVED_LOW, Subnet, free_blocks
 from reconciler.targets.ec2.caller import ANSWER_LOST, Caller, Ec2CallError, InProcess
 from reconciler.targets.ec2.decode import (
-    TOKEN,
     Listed,
-    MalformedError,
-    Object,
     decode_assigned,
     decode_delegated,
     decode_interface,
     decode_limits,
     decode_subnet,
-    entries,
-    inner,
     place,
     taken_numbers,
-    text,
     unread_interface,
     unread_subnet,
 )
+from reconciler.targets.ec2.fields import ID, TOKEN, MalformedError, Object, entries, inner
 
 log = logging.getLogger(__name__)
 
@@ -418,7 +413,7 @@ class Ec2:
             DeviceIndex=device_index,
         )
         with _reading("attach_network_interface"):
-            attachment = text(answer, "AttachmentId")
+            attachment = ID.of(answer, "AttachmentId")
         self._learn(eni_id, attached=(device_index, attachment))
         return attachment
 
@@ -700,7 +695,7 @@ class Ec2:
                 yield from entries(answer, result, PAGE_SIZE, required=True)
                 if answer.get("NextToken") in (None, ""):
                     return
-                token = {"NextToken": text(answer, "NextToken", TOKEN)}
+                token = {"NextToken": TOKEN.of(answer, "NextToken")}
         why = f"its list of {result} does not end, or has more than {most}"
         raise Ec2CallError(_operation(method), TOO_MANY, why)
 

@@ -34,7 +34,7 @@ from reconciler.ipam.ec2_action import (
 from reconciler.ipam.read_your_writes import TRUST_S, Answer, is_behind, overlay
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.subnet import Subnet, free_blocks
-from reconciler.targets.ec2.target import CallFailure
+from reconciler.targets.ec2.calls import CallFailure
 
 
 class FakeEc2:

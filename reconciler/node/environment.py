@@ -12,7 +12,8 @@ from typing import Any
 from reconciler.ipam.ec2_action import Creation
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2.caller import Subprocess
-from reconciler.targets.ec2.target import Ec2, Journal
+from reconciler.targets.ec2.changes import Journal
+from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.files.installation import HostDirectories
 from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds.client import Imds

@@ -160,7 +160,7 @@ class Life:
         )
         self.controller._expected = self._expected
         self.target._limits.clear()
-        self.target._described = None
+        self.target._subnets._described = None
         self.caller.asked.clear()
 
     def look(self) -> Outcome:

@@ -20,7 +20,9 @@ from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import AddEni, AssignAddresses, AssignPrefixes
 from reconciler.ipam.pool_status import find_pool_status
 from reconciler.targets.ec2.caller import Ec2CallError
-from reconciler.targets.ec2.target import MAX_ENIS, MAX_NEIGHBOURS, MAX_SUBNETS, PAGE_SIZE, Ec2
+from reconciler.targets.ec2.calls import PAGE_SIZE
+from reconciler.targets.ec2.subnets import MAX_NEIGHBOURS, MAX_SUBNETS
+from reconciler.targets.ec2.target import MAX_ENIS, Ec2
 from reconciler.targets.state.observation import decode_observation, encode_observation
 
 

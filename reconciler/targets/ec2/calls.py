@@ -1,0 +1,135 @@
+"""EC2 calls: within the node's budget, counted, lists page by page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from reconciler.ipam import budget
+from reconciler.ipam.budget import Bucket
+from reconciler.targets.ec2.caller import ANSWER_LOST, Caller, Ec2CallError
+from reconciler.targets.ec2.fields import TOKEN, MalformedError, Object, entries
+
+PAGE_SIZE = 100
+"""Items per page: unpaginated DescribeNetworkInterfaces is blocked in large accounts
+(amazon-vpc-resource-controller-k8s #188)."""
+
+MAX_VALUES = 200
+"""Values of one filter (EC2 API reference, "List and filter resources": at most 200)."""
+
+Filters = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailure:
+    """What failed: an EC2 action, or one kind of it in one subnet, and EC2's code and words."""
+
+    scope: str
+    code: str
+    message: str
+
+
+class TooLongError(Ec2CallError):
+    """A list that does not end, or has more than may be."""
+
+
+class Calls:
+    """Makes calls, and notes which failed and which succeeded.
+
+    Args:
+        caller: who makes them.
+        clock: monotonic seconds.
+
+    Attributes:
+        made: calls since the start, by action.
+    """
+
+    def __init__(self, caller: Caller, clock: Callable[[], float]) -> None:
+        self.made: Counter[str] = Counter()
+        self._caller = caller
+        self._clock = clock
+        self._failures: list[CallFailure] = []
+        self._successes: list[str] = []
+        self._buckets: dict[str, Bucket] = {}
+
+    def __call__(self, method: str, **arguments: Any) -> Object:
+        """Make one call.
+
+        Raises:
+            Ec2CallError: there is no answer, or no budget for it.
+        """
+        action = operation(method)
+        bucket, granted = budget.take(self._buckets.get(action), action, self._clock())
+        self._buckets[action] = bucket
+        if not granted:
+            why = f"this node's budget of {action} calls is used up"
+            raise Ec2CallError(action, "BudgetExhausted", why, refused=True)
+        self.made[action] += 1
+        answer = self._caller(action, method, arguments)
+        if not isinstance(answer, Mapping):
+            raise Ec2CallError(action, ANSWER_LOST, "its answer is no object")
+        self._successes.append(action)
+        return answer
+
+    def pages(self, method: str, result: str, filters: Filters, *, most: int) -> Iterator[Object]:
+        """Yield what all pages have, one page in memory at a time.
+
+        Raises:
+            TooLongError: there are more than may be.
+            Ec2CallError: a page cannot be had.
+        """
+        token: dict[str, str] = {}
+        for _ in range(most // PAGE_SIZE):
+            answer = self(method, MaxResults=PAGE_SIZE, Filters=filters, **token)
+            with reading(method):
+                yield from entries(answer, result, PAGE_SIZE, required=True)
+                if answer.get("NextToken") in (None, ""):
+                    return
+                token = {"NextToken": TOKEN.of(answer, "NextToken")}
+        why = f"its list of {result} does not end, or has more than {most}"
+        raise TooLongError(operation(method), "AnswerTooLong", why)
+
+    def interfaces(self, filters: Filters, *, most: int) -> Iterator[Object]:
+        """The same of ENIs."""
+        yield from self.pages(
+            "describe_network_interfaces", "NetworkInterfaces", filters, most=most
+        )
+
+    def fail(self, scope: str, code: str, message: str) -> None:
+        """Note a failure that gets a backoff."""
+        self._failures.append(CallFailure(scope, code, message))
+
+    def drain(self) -> tuple[tuple[CallFailure, ...], tuple[str, ...]]:
+        """Return what failed and which actions succeeded since this was last asked."""
+        result = tuple(self._failures), tuple(self._successes)
+        self._failures, self._successes = [], []
+        return result
+
+
+@contextmanager
+def reading(method: str) -> Iterator[None]:
+    """An answer that cannot be read is as good as none: whether it has happened, a look tells."""
+    try:
+        yield
+    except MalformedError as error:
+        why = f"its answer cannot be read: {error}"
+        raise Ec2CallError(operation(method), ANSWER_LOST, why) from error
+
+
+def operation(method: str) -> str:
+    """Return EC2's name of one of the SDK's methods."""
+    return "".join(word.capitalize() for word in method.split("_"))
+
+
+def matching(name: str, *values: str) -> dict[str, Any]:
+    """Return a filter."""
+    return {"Name": name, "Values": list(values)}
+
+
+def parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Split what does not go into one filter."""
+    for start in range(0, len(names), MAX_VALUES):
+        yield names[start : start + MAX_VALUES]

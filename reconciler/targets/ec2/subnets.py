@@ -1,0 +1,254 @@
+"""Subnets: described when something depends on them, and taken for what they were until then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+
+from reconciler.engine.plan import Plan
+from reconciler.ipam.cloud import Unread
+from reconciler.ipam.pool_status import Pool
+from reconciler.ipam.subnet import RESERVED_LOW, Subnet, free_blocks
+from reconciler.targets.ec2.calls import Calls, Filters, TooLongError, matching, parts
+from reconciler.targets.ec2.decode import Listed, decode_subnet, taken_numbers, unread_subnet
+from reconciler.targets.ec2.fields import MalformedError, Object
+
+MAX_SUBNETS = 500
+"""Subnets of one question: a selector can find all of a VPC (quota: 200, can be raised)."""
+
+MAX_NEIGHBOURS = 5000
+"""ENIs in the subnets that blocks are counted in. Pages beyond it would use up the node's budget
+of calls for a look."""
+
+SUBNETS_S = 3 * 3600.0
+"""Seconds for which a subnet's zone, CIDRs and tags are taken for what they were."""
+
+ROOM_S = 600.0
+"""Seconds for which what a subnet had free is good enough to choose it for a new ENI. If it has
+less, EC2 refuses, and it is described anew at once."""
+
+NO_ROOM = {"SubnetExhausted", "SubnetRejected"}
+"""Reasons of the plan that a fresh description of the subnets may end."""
+
+Interfaces = Mapping[str, Listed]
+"""The ENIs of a look, by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Subnets as they were described.
+
+    Attributes:
+        at: monotonic seconds.
+        asked: what decides which are described, and how.
+        subnets: by id, of those that could be read.
+        unread: those that could not.
+        is_told: by EC2; or else it is what metadata tells of the primary ENI's subnet.
+    """
+
+    at: float
+    asked: tuple[object, ...]
+    subnets: dict[str, Subnet]
+    unread: tuple[Unread, ...]
+    is_told: bool = True
+
+
+class Subnets:
+    """The subnets that an instance's ENIs are in or may be created in.
+
+    Args:
+        calls: makes calls.
+        clock: monotonic seconds.
+
+    Attributes:
+        is_room_fresh: they were described in this look.
+    """
+
+    def __init__(self, calls: Calls, clock: Callable[[], float]) -> None:
+        self._calls = calls
+        self._clock = clock
+        self._described: Described | None = None
+        self.is_room_fresh = self._is_room_unsure = False
+        self._fragmented: set[str] = set()
+
+    def known(self, pool: Pool, interfaces: Interfaces) -> Described:
+        """Return the subnets as last described, if that is good enough."""
+        known = self._described
+        good = known is not None and (
+            known.asked == _asked(pool, interfaces)
+            and (self.is_room_fresh or _is_whole(known, interfaces))
+            and self._clock() - known.at < SUBNETS_S
+        )
+        if known is None or not good or not known.is_told:
+            supposed = _suppose_subnet(pool, interfaces, self._clock())
+            known = known if known and good else None
+            self._described = supposed or known or self.describe(pool, interfaces)
+        assert self._described is not None
+        return self._described
+
+    def describe(self, pool: Pool, interfaces: Interfaces) -> Described:
+        """Ask EC2 for them now."""
+        at = self._clock()
+        subnets, unread = self._subnets(pool, interfaces)
+        self.is_room_fresh, self._is_room_unsure = True, False
+        self._described = Described(at, _asked(pool, interfaces), subnets, tuple(unread))
+        return self._described
+
+    def _subnets(
+        self, pool: Pool, interfaces: Interfaces
+    ) -> tuple[dict[str, Subnet], list[Unread]]:
+        """Describe the subnets of the ENIs, and those that the document names.
+
+        A selector asks in the primary ENI's VPC only: no other can be attached here.
+        """
+        primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
+        questions: list[Filters] = []
+        if pool.selector and primary:
+            filters = [matching(f"tag:{key}", value) for key, value in pool.selector]
+            questions.append([*filters, matching("vpc-id", primary.vpc_id)])
+        wanted = sorted({i.eni.subnet_id for i in interfaces.values()} | set(pool.subnets))
+        # By filter, not by id: one id that does not exist would fail the whole call.
+        questions += [[matching("subnet-id", *ids)] for ids in parts(wanted)]
+        found: dict[str, Subnet] = {}
+        unread: list[Unread] = []
+        for filters in questions:
+            try:
+                self._list_subnets(filters, pool, found, unread)
+            except TooLongError as error:
+                # Those that were listed do; an ENI whose subnet is not among them is unread.
+                unread.append(Unread("subnet", "", str(error)))
+        if pool.prefixes:
+            found, unknown = self._blocks(found, interfaces)
+            unread += unknown
+        return found, unread
+
+    def _blocks(
+        self, subnets: Mapping[str, Subnet], interfaces: Interfaces
+    ) -> tuple[dict[str, Subnet], list[Unread]]:
+        """Say how many whole free blocks subnets have.
+
+        EC2 has no figure for it: every ENI in the subnet has to be looked at. So it is counted
+        only where EC2 has refused one; elsewhere it is what our own addresses leave, at most.
+        """
+        counted = {name: s for name, s in subnets.items() if name in self._fragmented}
+        most = {name: _most_blocks(s, interfaces) for name, s in subnets.items()}
+        if not counted:
+            return most, []
+        known, unknown = self._count_blocks(counted)
+        return most | known, unknown
+
+    def _list_subnets(
+        self, filters: Filters, pool: Pool, found: dict[str, Subnet], unread: list[Unread]
+    ) -> None:
+        for body in self._calls.pages("describe_subnets", "Subnets", filters, most=MAX_SUBNETS):
+            try:
+                subnet = decode_subnet(body)
+            except MalformedError as error:
+                unread.append(unread_subnet(body, str(error)))
+            else:
+                # A subnet's other tags are nothing to us, and may be many.
+                tags = tuple(t for t in subnet.tags if t in pool.selector)
+                found[subnet.subnet_id] = replace(subnet, tags=tags)
+
+    def _count_blocks(
+        self, subnets: Mapping[str, Subnet]
+    ) -> tuple[dict[str, Subnet], list[Unread]]:
+        """Count whole free blocks.
+
+        Of a subnet with an ENI that cannot be read, or with too many, the number is not known.
+        """
+        taken: dict[str, set[int]] = {name: set() for name in subnets}
+        unknown: dict[str, Unread] = {}
+        for ids in parts(sorted(subnets)):
+            filters = [matching("subnet-id", *ids)]
+            try:
+                for body in self._calls.interfaces(filters, most=MAX_NEIGHBOURS):
+                    _count(body, taken, unknown)
+            except TooLongError as error:
+                unknown |= {name: Unread("subnet", name, str(error)) for name in ids}
+        counted = {n: replace(s, blocks=free_blocks(s.cidr, taken[n])) for n, s in subnets.items()}
+        return counted | {n: subnets[n] for n in unknown}, list(unknown.values())
+
+    def needs_room(self, plan: Plan, *, creates: bool) -> bool:
+        """Whether what is planned depends on how much room subnets have now."""
+        assert self._described is not None
+        if self.is_room_fresh:
+            return False
+        is_old = not self._described.is_told or self._clock() - self._described.at >= ROOM_S
+        unsure = self._is_room_unsure and bool(plan.actions)
+        return unsure or (creates and is_old) or any(r.reason in NO_ROOM for r in plan.refusals)
+
+    def is_news_of_room(self, kind: str, subnet_id: str) -> bool:
+        """Note that a subnet has less room than was believed, and so must be described anew.
+
+        Returns whether that is news: then the call was made on what was not known well enough,
+        and is planned anew without a rest.
+        """
+        known = subnet_id in self._fragmented if kind == "prefixes" else self.is_room_fresh
+        if kind == "prefixes":
+            self._fragmented.add(subnet_id)
+        self._is_room_unsure = True
+        return not known
+
+
+def _asked(pool: Pool, interfaces: Interfaces) -> tuple[object, ...]:
+    ids = frozenset(i.eni.subnet_id for i in interfaces.values())
+    vpc = next((i.vpc_id for i in interfaces.values() if i.eni.is_primary), "")
+    return (ids, vpc, pool.subnets, pool.selector, pool.prefixes)
+
+
+def _is_whole(known: Described, interfaces: Interfaces) -> bool:
+    """Whether every subnet could be read, and those of all ENIs are among them."""
+    return not known.unread and known.subnets.keys() >= {
+        i.eni.subnet_id for i in interfaces.values()
+    }
+
+
+def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described | None:
+    """Return what metadata tells of the subnet, if the primary ENI's is the only one there is.
+
+    How much room it has nobody tells: it may have all that our own addresses leave.
+    """
+    node = pool.node
+    cidr = next((c for c in node.subnet_cidrs if isinstance(c, IPv4Network)), None)
+    families = tuple(sorted({f"ipv{c.version}" for c in node.subnet_cidrs}))
+    primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
+    if primary is None or cidr is None or not set(pool.families) <= set(families):
+        return None
+    name = primary.eni.subnet_id
+    if {i.eni.subnet_id for i in interfaces.values()} != {name}:
+        return None
+    if (pool.subnets or pool.selector) and len(interfaces) > 1:
+        return None  # whether the others are where they should be, only EC2 tells
+    free = cidr.num_addresses - RESERVED_LOW - 1
+    subnet = Subnet(
+        name,
+        node.availability_zone,
+        cidr,
+        free,
+        families=families,
+        vpc_id=primary.vpc_id,
+        is_described=False,
+    )
+    subnet = _most_blocks(subnet, interfaces) if pool.prefixes else subnet
+    return Described(at, _asked(pool, interfaces), {name: subnet}, (), is_told=False)
+
+
+def _most_blocks(subnet: Subnet, interfaces: Interfaces) -> Subnet:
+    """Count the blocks that are free as far as our own addresses tell."""
+    mine = [i.eni for i in interfaces.values() if i.eni.subnet_id == subnet.subnet_id]
+    taken = {int(a) for e in mine for a in (e.primary, *e.pod_addresses)}
+    return replace(subnet, blocks=free_blocks(subnet.cidr, taken))
+
+
+def _count(body: Object, taken: dict[str, set[int]], unknown: dict[str, Unread]) -> None:
+    """Count one ENI's addresses as taken in its subnet."""
+    try:
+        name, numbers = taken_numbers(body)
+    except MalformedError as error:
+        entry = unread_subnet(body, f"its free blocks cannot be counted: {error}")
+        names = [entry.name] if entry.name in taken else taken
+        unknown.update({name: replace(entry, name=name) for name in names})
+    else:
+        taken.get(name, set()).update(numbers)

@@ -23,7 +23,7 @@ from reconciler.core.ranges import print_range
 from reconciler.diagnostics.lookup import Packet
 from reconciler.diagnostics.tables import Decision, Tables
 from reconciler.domains.inputs import Inputs
-from reconciler.domains.nat import chain_of, sets_of
+from reconciler.domains.nat_rules import chain_of, sets_of
 from reconciler.domains.snat import why_kept, why_translated
 from reconciler.errors import UnknownPodError
 

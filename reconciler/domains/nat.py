@@ -7,10 +7,9 @@ kernel lists it, so that observed and desired rules compare as values.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from reconciler.core.datapath import (
     FAMILIES,
@@ -22,15 +21,14 @@ from reconciler.core.datapath import (
     family_of,
     is_node_local,
 )
-from reconciler.core.facts import Eni
 from reconciler.core.ranges import Range, coalesce, print_range
 from reconciler.core.remembered import Remembered
+from reconciler.domains import nat_rules as rules
 from reconciler.domains.inputs import Inputs
+from reconciler.domains.nat_rules import chain_of, sets_of, texts
 from reconciler.domains.snat import untranslated
 from reconciler.engine.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.errors import NotReadyError
-
-Expression = dict[str, Any]
 
 ARRIVAL_PRIORITY = -150
 """``mangle``: before DNAT, so that "local address" still means the address the client used."""
@@ -43,14 +41,6 @@ ROUTE_MARK_PRIORITY = -89
 
 SOURCE_NAT_PRIORITY = 100
 """``srcnat``, in postrouting."""
-
-CONNECTION_MARK: Expression = {"ct": {"key": "mark"}}
-
-LATER_PACKETS: list[Expression] = [
-    {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "confirmed"}},
-    {"return": None},
-]
-"""Leave a chain that is for first packets: conntrack confirms a connection with its first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,18 +187,27 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     families = [FAMILIES[name] for name in inputs.families]
     marks = Marks(inputs.document.routing.mark_mask)
     links = {0: link} | {e.device_index or 0: name for e, name in inputs.pod_enis}
+    snat = rules.source_nat(
+        families, link, primary, inputs.local_families, inputs.document.snat.ports
+    )
     objects: set[NftObject] = {
         NftTable(),
-        _arrival(links, marks),
-        _snat_mark(families, marks),
-        _route_mark(families, sorted(links), marks),
-        _source_nat(families, link, primary, inputs.local_families, inputs.document.snat.ports),
+        _base_chain("arrival", rules.arrival(links, marks), ARRIVAL_PRIORITY),
+        _base_chain("snat_mark", rules.snat_mark(families, marks), SNAT_MARK_PRIORITY),
+        _base_chain(
+            "route_mark", rules.route_mark(families, sorted(links), marks), ROUTE_MARK_PRIORITY
+        ),
+        NftChain("source_nat", texts(snat), "nat", "postrouting", SOURCE_NAT_PRIORITY),
     }
-    objects |= {_eni_chain(index, marks) for index in links}
+    objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
     for family in families:
         objects |= _family_sets(family)
         objects |= _cidrs(inputs, family)
     return frozenset(objects | desire_pods(inputs))
+
+
+def _base_chain(name: str, its_rules: rules.Rules, priority: int) -> NftChain:
+    return NftChain(name, texts(its_rules), "filter", "prerouting", priority)
 
 
 def desire_pods(inputs: Inputs) -> frozenset[NftElement]:
@@ -261,11 +260,6 @@ def _compare(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Pla
     return merge(parts)
 
 
-def canonical(expressions: list[Expression]) -> str:
-    """Return the one text of a rule."""
-    return json.dumps(expressions, sort_keys=True, separators=(",", ":"))
-
-
 def _shape(obj: NftObject) -> object:
     match obj:
         case NftChain():
@@ -274,35 +268,6 @@ def _shape(obj: NftObject) -> object:
             return obj
         case NftElement():
             return None
-
-
-@dataclass(frozen=True, slots=True)
-class Sets:
-    """Names of one family's sets.
-
-    Attributes:
-        no_snat: destinations that see pods' own addresses.
-        pods: addresses of pods.
-        pod_eni: verdict map from a pod's address to the chain of its ENI.
-        by_main: destinations that the main table routes.
-    """
-
-    no_snat: str
-    pods: str
-    pod_eni: str
-    by_main: str
-
-
-SETS = {
-    name: Sets(*(f"{noun}_{name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
-    for name in FAMILIES
-}
-"""By family."""
-
-
-def sets_of(family: Family) -> Sets:
-    """Name a family's sets."""
-    return SETS[family.name]
 
 
 def _family_sets(family: Family) -> set[NftObject]:
@@ -335,131 +300,3 @@ def _ranges(
 
 RANGES = {name: Remembered(_ranges) for name in FAMILIES}
 """Those in force, by family: objects that are the same are compared with no look into them."""
-
-
-def chain_of(device_index: int) -> str:
-    """Name the chain that sends a packet by an ENI."""
-    return f"eni_{device_index}"
-
-
-def _eni_chain(device_index: int, marks: Marks) -> NftChain:
-    """Send a packet by an ENI."""
-    rule = canonical([_set_mark({"meta": {"key": "mark"}}, device_index, marks)])
-    return NftChain(chain_of(device_index), (rule,))
-
-
-def _arrival(links: Mapping[int, str], marks: Marks) -> NftChain:
-    """Bind connections to an address of the host to the ENI by which they come in.
-
-    NodePort and hostPort: what answers them is a pod, whose own ENI may be another one; the VPC
-    drops an answer that leaves by an ENI without the address it carries.
-    """
-    rules = [LATER_PACKETS]
-    rules += [
-        [
-            _match({"meta": {"key": "iifname"}}, link),
-            _match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
-            _set_mark(CONNECTION_MARK, index, marks),
-        ]
-        for index, link in sorted(links.items())
-    ]
-    return NftChain(
-        "arrival", tuple(map(canonical, rules)), "filter", "prerouting", ARRIVAL_PRIORITY
-    )
-
-
-def _snat_mark(families: list[Family], marks: Marks) -> NftChain:
-    """Bind connections that a pod opens to somewhere its own address cannot be answered from.
-
-    By their first packet, which is the one that conntrack has not confirmed yet. Not by a chain of
-    type nat, which sees the first packet as well: once kube-proxy has translated it, the kernel
-    asks no other chain of that type (nf_nat_inet_fn), and a service whose endpoint is beyond the
-    VPC would be out of reach from secondary ENIs.
-    """
-    rules = [LATER_PACKETS]
-    rules += [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
-    return NftChain(
-        "snat_mark",
-        tuple(map(canonical, rules)),
-        "filter",
-        "prerouting",
-        SNAT_MARK_PRIORITY,
-    )
-
-
-def _route_mark(families: list[Family], devices: Sequence[int], marks: Marks) -> NftChain:
-    """Choose the ENI: the one a connection is bound to, else the pod's own.
-
-    Most connections are not bound, so they are decided first, by one lookup, and are not asked
-    about each ENI.
-    """
-    bound = {"&": [CONNECTION_MARK, marks.mask]}
-    rules = [
-        [
-            _match(_payload(f, "daddr"), f"@{sets_of(f).by_main}"),
-            {"goto": {"target": chain_of(0)}},
-        ]
-        for f in families
-    ]
-    rules += [
-        [
-            _match(bound, 0),
-            {"vmap": {"key": _payload(f, "saddr"), "data": f"@{sets_of(f).pod_eni}"}},
-        ]
-        for f in families
-    ]
-    rules.append([_match(bound, 0), {"return": None}])
-    rules += [
-        [_match(bound, marks.of(index)), {"goto": {"target": chain_of(index)}}]
-        for index in devices
-    ]
-    return NftChain(
-        "route_mark", tuple(map(canonical, rules)), "filter", "prerouting", ROUTE_MARK_PRIORITY
-    )
-
-
-def _source_nat(
-    families: list[Family], link: str, primary: Eni, local: Iterable[str], ports: str
-) -> NftChain:
-    """Give what leaves the VPC the node's address.
-
-    The same for addresses that mean something on this node only, wherever they go.
-    """
-    chosen = [(f, _leaves_vpc(f)) for f in families]
-    chosen += [(FAMILIES[name], [_is_node_local(FAMILIES[name])]) for name in local]
-    flags = {} if ports == "sequential" else {"flags": ports}
-    rules = []
-    for f, which in chosen:
-        address = primary.host_address(f.version)
-        if address is None:
-            continue
-        snat = {"snat": {"family": f.nft, "addr": str(address)} | flags}
-        rules.append(canonical([_match({"meta": {"key": "oifname"}}, link), *which, snat]))
-    return NftChain("source_nat", tuple(rules), "nat", "postrouting", SOURCE_NAT_PRIORITY)
-
-
-def _is_node_local(family: Family) -> Expression:
-    network = family.node_local
-    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-    return _match(_payload(family, "saddr"), prefix)
-
-
-def _leaves_vpc(family: Family) -> list[Expression]:
-    return [
-        _match(_payload(family, "saddr"), f"@{sets_of(family).pods}"),
-        _match(_payload(family, "daddr"), f"@{sets_of(family).no_snat}", op="!="),
-    ]
-
-
-def _set_mark(mark: Expression, device_index: int, marks: Marks) -> Expression:
-    """Write an ENI into our bits of a mark; other owners' bits stay."""
-    value = {"|": [{"&": [mark, marks.others]}, marks.of(device_index)]}
-    return {"mangle": {"key": mark, "value": value}}
-
-
-def _match(left: Expression, right: Any, op: str = "==") -> Expression:
-    return {"match": {"op": op, "left": left, "right": right}}
-
-
-def _payload(family: Family, field: str) -> Expression:
-    return {"payload": {"protocol": family.nft, "field": field}}

@@ -15,7 +15,8 @@ from typing import Any
 import nftables
 
 from reconciler.core.datapath import FAMILIES, TABLE
-from reconciler.domains.nat import SETS, NftChain
+from reconciler.domains.nat import NftChain
+from reconciler.domains.nat_rules import SETS
 from reconciler.errors import ObserveError
 from reconciler.targets.netlink.namespaces import empty_namespace
 from reconciler.targets.netlink.nf_tables import text

@@ -14,7 +14,8 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby, islice
 
 from reconciler.core.datapath import TABLE, IpAddress
-from reconciler.domains.nat import SETS, NftElement
+from reconciler.domains.nat import NftElement
+from reconciler.domains.nat_rules import SETS
 from reconciler.targets.netlink.message import NLM_F_CREATE, attribute, attributes, nested
 from reconciler.targets.netlink.nf_tables import (
     NFT_MSG_DELSETELEM,

@@ -1,0 +1,171 @@
+"""The rules of our nftables table, as expressions in libnftables' JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reconciler.core.datapath import FAMILIES, Family, Marks
+from reconciler.core.facts import Eni
+
+Expression = dict[str, Any]
+
+Rules = list[list[Expression]]
+
+CONNECTION_MARK: Expression = {"ct": {"key": "mark"}}
+
+LATER_PACKETS: list[Expression] = [
+    {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "confirmed"}},
+    {"return": None},
+]
+"""Leave a chain that is for first packets: conntrack confirms a connection with its first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Names of one family's sets.
+
+    Attributes:
+        no_snat: destinations that see pods' own addresses.
+        pods: addresses of pods.
+        pod_eni: verdict map from a pod's address to the chain of its ENI.
+        by_main: destinations that the main table routes.
+    """
+
+    no_snat: str
+    pods: str
+    pod_eni: str
+    by_main: str
+
+
+SETS = {
+    name: Sets(*(f"{noun}_{name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
+    for name in FAMILIES
+}
+"""By family."""
+
+
+def sets_of(family: Family) -> Sets:
+    """Name a family's sets."""
+    return SETS[family.name]
+
+
+def chain_of(device_index: int) -> str:
+    """Name the chain that sends a packet by an ENI."""
+    return f"eni_{device_index}"
+
+
+def texts(rules: Rules) -> tuple[str, ...]:
+    """Return the one text of each rule."""
+    return tuple(json.dumps(r, sort_keys=True, separators=(",", ":")) for r in rules)
+
+
+def eni(device_index: int, marks: Marks) -> Rules:
+    """Send a packet by an ENI."""
+    return [[_set_mark({"meta": {"key": "mark"}}, device_index, marks)]]
+
+
+def arrival(links: Mapping[int, str], marks: Marks) -> Rules:
+    """Bind connections to an address of the host to the ENI by which they come in.
+
+    NodePort and hostPort: what answers them is a pod, whose own ENI may be another one; the VPC
+    drops an answer that leaves by an ENI without the address it carries.
+    """
+    return [
+        LATER_PACKETS,
+        *(
+            [
+                _match({"meta": {"key": "iifname"}}, link),
+                _match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
+                _set_mark(CONNECTION_MARK, index, marks),
+            ]
+            for index, link in sorted(links.items())
+        ),
+    ]
+
+
+def snat_mark(families: Sequence[Family], marks: Marks) -> Rules:
+    """Bind connections that a pod opens to somewhere its own address cannot be answered from.
+
+    By their first packet, which is the one that conntrack has not confirmed yet. Not by a chain of
+    type nat, which sees the first packet as well: once kube-proxy has translated it, the kernel
+    asks no other chain of that type (nf_nat_inet_fn), and a service whose endpoint is beyond the
+    VPC would be out of reach from secondary ENIs.
+    """
+    marked = [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
+    return [LATER_PACKETS, *marked]
+
+
+def route_mark(families: Sequence[Family], devices: Sequence[int], marks: Marks) -> Rules:
+    """Choose the ENI: the one a connection is bound to, else the pod's own.
+
+    Most connections are not bound, so they are decided first, by one lookup, and are not asked
+    about each ENI.
+    """
+    bound = {"&": [CONNECTION_MARK, marks.mask]}
+    by_main = [
+        [_match(_payload(f, "daddr"), f"@{sets_of(f).by_main}"), _goto(0)] for f in families
+    ]
+    by_pod = [
+        [
+            _match(bound, 0),
+            {"vmap": {"key": _payload(f, "saddr"), "data": f"@{sets_of(f).pod_eni}"}},
+        ]
+        for f in families
+    ]
+    by_connection = [[_match(bound, marks.of(index)), _goto(index)] for index in devices]
+    return [*by_main, *by_pod, [_match(bound, 0), {"return": None}], *by_connection]
+
+
+def source_nat(
+    families: Sequence[Family], link: str, primary: Eni, local: Iterable[str], ports: str
+) -> Rules:
+    """Give packets that leave the VPC the node's address.
+
+    Those from addresses that are good on this node only, too, wherever they go.
+    """
+    chosen = [(f, _leaves_vpc(f)) for f in families]
+    chosen += [(FAMILIES[name], [_is_node_local(FAMILIES[name])]) for name in local]
+    flags = {} if ports == "sequential" else {"flags": ports}
+    return [
+        [
+            _match({"meta": {"key": "oifname"}}, link),
+            *which,
+            {"snat": {"family": f.nft, "addr": str(address)} | flags},
+        ]
+        for f, which in chosen
+        if (address := primary.host_address(f.version)) is not None
+    ]
+
+
+def _is_node_local(family: Family) -> Expression:
+    network = family.node_local
+    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+    return _match(_payload(family, "saddr"), prefix)
+
+
+def _leaves_vpc(family: Family) -> list[Expression]:
+    return [
+        _match(_payload(family, "saddr"), f"@{sets_of(family).pods}"),
+        _match(_payload(family, "daddr"), f"@{sets_of(family).no_snat}", op="!="),
+    ]
+
+
+def _set_mark(mark: Expression, device_index: int, marks: Marks) -> Expression:
+    """Write an ENI into our bits of a mark; other owners' bits stay."""
+    value = {"|": [{"&": [mark, marks.others]}, marks.of(device_index)]}
+    return {"mangle": {"key": mark, "value": value}}
+
+
+def _match(left: Expression, right: Any, op: str = "==") -> Expression:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def _payload(family: Family, field: str) -> Expression:
+    return {"payload": {"protocol": family.nft, "field": field}}
+
+
+def _goto(device_index: int) -> Expression:
+    return {"goto": {"target": chain_of(device_index)}}

@@ -398,7 +398,6 @@ LONG_FILES = {
 LARGE_CLASSES = {
     "Family": (0, 13),
     "Eni": (7, 20),
-    "Listener": (18, 16),
     "Inputs": (10, 23),
     "Pool": (2, 25),
     "PoolStatus": (6, 13),

@@ -74,6 +74,113 @@ class _Connection:
     unsent: memoryview | None = None
 
 
+class _Places:
+    """The connections to one listening socket: those that are served here, and those of others.
+
+    Only the listener's thread calls it.
+    """
+
+    def __init__(self, name: str, listening: socket.socket, bounds: Bounds) -> None:
+        self._name, self.listening, self._bounds = name, listening, bounds
+        self._taken = 0
+        self._resume_at: float | None = None
+        self.held: dict[int, _Connection] = {}
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(listening, selectors.EVENT_READ)
+
+    def due_at(self) -> list[float]:
+        """Return the monotonic seconds at which something must be done that no event tells of."""
+        dues = [c.deadline for c in self.held.values()]
+        return dues if self._resume_at is None else [*dues, self._resume_at]
+
+    def accept(self) -> None:
+        """Accept a connection, if there is a place for it or one can be made."""
+        if len(self.held) + self._taken >= self._room() and not self._make_room():
+            return
+        try:
+            accepted, _ = self.listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # it went away while it waited
+        except OSError:  # no descriptor or no memory is left (accept(2))
+            self._make_room()
+            return
+        accepted.setblocking(False)
+        now = time.monotonic()
+        connection = _Connection(accepted, now, now + self._bounds.request_s)
+        self.hold(connection, selectors.EVENT_READ)
+
+    def _room(self) -> int:
+        """Return how many connections there may be; the limit may be changed from outside."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return self._bounds.connections
+        return min(self._bounds.connections, max(soft // SHARE, soft - OWN))
+
+    def _make_room(self) -> bool:
+        """Cut the connection that has been open longest; if that may not be, pause."""
+        oldest = next(iter(self.held.values()), None)
+        if oldest is None:
+            self._pause(PAUSE_S)
+            return False
+        left = oldest.since + self._bounds.grace_s - time.monotonic()
+        if left > 0:
+            self._pause(left)
+            return False
+        self.cut(oldest, "crowded out")
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        """Accept nothing for a while, or until another thread gives a place back."""
+        self.selector.unregister(self.listening)
+        self._resume_at = time.monotonic() + seconds
+
+    def resume(self) -> None:
+        """Cut what is late; accept again when the pause is over."""
+        now = time.monotonic()
+        for connection in [c for c in self.held.values() if c.deadline <= now]:
+            self.cut(connection, "late")
+        if self._resume_at is not None and self._resume_at <= now:
+            self._resume_at = None
+            self.selector.register(self.listening, selectors.EVENT_READ)
+
+    def hold(self, connection: _Connection, event: int) -> None:
+        """Serve a connection from here on: read from it, or write to it."""
+        self.held[connection.socket.fileno()] = connection
+        self.selector.register(connection.socket, event)
+
+    def let_go(self, connection: _Connection) -> None:
+        """Leave a connection, with its place, to another thread.
+
+        Before that knows of it: it may close it, and its number be given away again.
+        """
+        self.selector.unregister(connection.socket)
+        del self.held[connection.socket.fileno()]
+        self._taken += 1
+
+    def take_back(self) -> None:
+        """Have a place back that another thread had."""
+        self._taken -= 1
+        if self._resume_at is not None:
+            self._resume_at = 0.0
+
+    def cut(self, connection: _Connection, why: str) -> None:
+        """End a connection before it was answered."""
+        telemetry.CONNECTIONS_CUT.labels(self._name, why).inc()
+        self.end(connection)
+
+    def end(self, connection: _Connection) -> None:
+        """Close a connection; its place is free."""
+        self.let_go(connection)
+        connection.socket.close()
+        self.take_back()
+
+    def close(self) -> None:
+        """Close all connections but those of other threads, and listen no more."""
+        for each in (*(c.socket for c in self.held.values()), self.listening):
+            each.close()
+        self.selector.close()
+
+
 class Listener:
     """Serves one listening socket.
 
@@ -99,20 +206,16 @@ class Listener:
         duties: Duties,
         watchdog: Watchdog,
     ) -> None:
-        self._name, self._listening, self._bounds = name, listening, bounds
+        self._name, self._bounds = name, bounds
         self._duties, self._watchdog = duties, watchdog
         self._is_whole, self._take = is_whole, take
-        self._held: dict[int, _Connection] = {}
-        self._taken = 0
         self._returned: deque[None] = deque()
-        self._resume_at: float | None = None
         self._ended = threading.Event()
         self._wakes, self._wake = socket.socketpair()
         for each in (listening, self._wakes, self._wake):
             each.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listening, selectors.EVENT_READ)
-        self._selector.register(self._wakes, selectors.EVENT_READ)
+        self._places = _Places(name, listening, bounds)
+        self._places.selector.register(self._wakes, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -125,11 +228,9 @@ class Listener:
         self._rouse()
         if self._thread.ident is not None:
             self._thread.join()
-        for each in (*(c.socket for c in self._held.values()), self._listening):
-            each.close()
+        self._places.close()
         for each in (self._wakes, self._wake):
             each.close()
-        self._selector.close()
 
     def close(self, connection: socket.socket) -> None:
         """Close a connection that another thread has taken; its place is free again."""
@@ -149,74 +250,20 @@ class Listener:
 
     def _turn(self) -> None:
         self._watchdog.hear(self._name)
-        ready = {key.fd for key, _ in self._selector.select(self._due_s())}
+        places = self._places
+        now = time.monotonic()
+        due_s = max(min([*places.due_at(), now + TURN_S]) - now, 0.0)
+        ready = {key.fd for key, _ in places.selector.select(due_s)}
         if self._wakes.fileno() in ready:
             self._wakes.recv(4096)
-        for connection in [self._held[fd] for fd in ready if fd in self._held]:
+        for connection in [places.held[fd] for fd in ready if fd in places.held]:
             self._go_on(connection)
-        if self._listening.fileno() in ready:
-            self._accept()  # last: who has asked meanwhile need not make room any more
+        if places.listening.fileno() in ready:
+            places.accept()  # last: who has asked meanwhile need not make room any more
         while self._returned:
             self._returned.popleft()
-            self._taken -= 1
-            if self._resume_at is not None:
-                self._resume_at = 0.0
-        now = time.monotonic()
-        for connection in [c for c in self._held.values() if c.deadline <= now]:
-            self._cut(connection, "late")
-        if self._resume_at is not None and self._resume_at <= now:
-            self._resume_at = None
-            self._selector.register(self._listening, selectors.EVENT_READ)
-
-    def _due_s(self) -> float:
-        """Return seconds until something must be done that no event tells of."""
-        dues = [c.deadline for c in self._held.values()]
-        if self._resume_at is not None:
-            dues.append(self._resume_at)
-        now = time.monotonic()
-        return max(min([*dues, now + TURN_S]) - now, 0.0)
-
-    # -- accepting ------------------------------------------------------------------------
-
-    def _accept(self) -> None:
-        if len(self._held) + self._taken >= self._room() and not self._make_room():
-            return
-        try:
-            accepted, _ = self._listening.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # it went away while it waited
-        except OSError:  # no descriptor or no memory is left (accept(2))
-            self._make_room()
-            return
-        accepted.setblocking(False)
-        self._selector.register(accepted, selectors.EVENT_READ)
-        now = time.monotonic()
-        self._held[accepted.fileno()] = _Connection(accepted, now, now + self._bounds.request_s)
-
-    def _room(self) -> int:
-        """Return how many connections there may be; the limit may be changed from outside."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == resource.RLIM_INFINITY:
-            return self._bounds.connections
-        return min(self._bounds.connections, max(soft // SHARE, soft - OWN))
-
-    def _make_room(self) -> bool:
-        """Cut the connection that has been open longest; if that may not be, pause."""
-        oldest = next(iter(self._held.values()), None)
-        if oldest is None:
-            self._pause(PAUSE_S)
-            return False
-        left = oldest.since + self._bounds.grace_s - time.monotonic()
-        if left > 0:
-            self._pause(left)
-            return False
-        self._cut(oldest, "crowded out")
-        return True
-
-    def _pause(self, seconds: float) -> None:
-        """Accept nothing for a while, or until another thread gives a place back."""
-        self._selector.unregister(self._listening)
-        self._resume_at = time.monotonic() + seconds
+            places.take_back()
+        places.resume()
 
     # -- one connection -------------------------------------------------------------------
 
@@ -229,7 +276,7 @@ class Listener:
         except BlockingIOError:
             return
         except OSError:
-            self._end(connection)  # the other side is gone
+            self._places.end(connection)  # the other side is gone
 
     def _read(self, connection: _Connection) -> None:
         received, most = connection.received, self._bounds.request_bytes
@@ -243,24 +290,19 @@ class Listener:
 
     def _hand_over(self, connection: _Connection) -> None:
         reply: bytes | None = b""  # if it fails
-        fd = connection.socket.fileno()
-        # Whoever takes it may close it before this goes on, and its number be given away again.
-        self._selector.unregister(connection.socket)
-        del self._held[fd]
-        self._taken += 1
+        self._places.let_go(connection)
         with self._duties.over(f"a request to {self._name}"):
             reply = self._take(connection.socket, bytes(connection.received))
         if reply is None:
             return
-        self._taken -= 1
+        self._places.take_back()
         if not reply:
             connection.socket.close()
             return
         connection.unsent = memoryview(reply)
         connection.since = time.monotonic()
         connection.deadline = connection.since + self._bounds.answer_s
-        self._held[fd] = connection
-        self._selector.register(connection.socket, selectors.EVENT_WRITE)
+        self._places.hold(connection, selectors.EVENT_WRITE)
         self._go_on(connection)
 
     def _write(self, connection: _Connection) -> None:
@@ -270,15 +312,4 @@ class Listener:
         if not connection.unsent:
             with suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_WR)
-            self._end(connection)
-
-    def _cut(self, connection: _Connection, why: str) -> None:
-        telemetry.CONNECTIONS_CUT.labels(self._name, why).inc()
-        self._end(connection)
-
-    def _end(self, connection: _Connection) -> None:
-        self._selector.unregister(connection.socket)
-        del self._held[connection.socket.fileno()]
-        connection.socket.close()
-        if self._resume_at is not None:
-            self._resume_at = 0.0  # its place is free
+            self._places.end(connection)

@@ -114,7 +114,7 @@ def test_a_burst_of_those_who_are_about_to_ask_cuts_none_of_its_own(tmp_path: Pa
     with served(tmp_path / "s", replace(BOUNDS, grace_s=30.0)) as server, ExitStack() as stack:
         burst = [stack.enter_context(server.connect()) for _ in range(2 * BOUNDS.connections)]
         burst[-1].sendall(b"hello\n")
-        until(lambda: server.listener._resume_at is not None, "a pause instead of a cut")
+        until(lambda: server.listener._places._resume_at is not None, "a pause instead of a cut")
         for s in burst[:-1]:
             s.sendall(b"hello\n")
         assert [s.makefile("rb").read() for s in burst] == [b"hello\n"] * len(burst)
@@ -215,7 +215,7 @@ def test_connections_leave_descriptors_for_the_daemon(tmp_path: Path) -> None:
     """Of few, connections get an eighth; of many, all but what the daemon needs itself."""
     many = replace(BOUNDS, connections=1000)
     with served(tmp_path / "s", many) as server:
-        room = server.listener._room
+        room = server.listener._places._room
         for soft, most in ((256, OWN), (1024, 1024 - OWN), (4096, 1000)):
             with descriptors(soft):
                 assert room() == most
@@ -226,13 +226,13 @@ def test_connections_leave_descriptors_for_the_daemon(tmp_path: Path) -> None:
 def test_without_a_descriptor_left_accepting_pauses_and_goes_on_by_itself(tmp_path: Path) -> None:
     tries: list[None] = []
     with served(tmp_path / "s") as server, socket.socket(socket.AF_UNIX) as s:
-        accept = server.listener._accept
+        accept = server.listener._places.accept
 
         def count() -> None:
             tries.append(None)
             accept()
 
-        server.listener._accept = count  # type: ignore[method-assign]
+        server.listener._places.accept = count  # type: ignore[method-assign]
         lowest = os.dup(0)
         os.close(lowest)
         with descriptors(lowest):

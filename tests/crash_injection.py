@@ -44,6 +44,7 @@ from reconciler.engine.finding import Finding
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ReconcilerError
 from reconciler.ipam.cloud import Limits
+from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
@@ -512,7 +513,7 @@ class Life:
             return
         keys = frozenset(i.key for i in self.disk.observe().intents)
         self._pass(lambda: self.node.pods_pass(keys))
-        self._pass(lambda: self.node.pool_pass(self.document, look=self.look))
+        self._pass(lambda: self.node.pool.run(self.document, look=self.look))
         self._pass(lambda: self._full_pass(audit=False))
         self._let_pass(seconds)
 
@@ -528,11 +529,11 @@ class Life:
     def _full_pass(self, *, audit: bool) -> None:
         """All that the daemon does of a full pass, in its order."""
         result = self.node.kernel_pass(self.document, audit=audit)
-        self.node.install(self.node.observe_others(result))
+        self.node.after.run(result)
 
     def tick(self, seconds: float) -> None:
         """What the clock brings about, without any event."""
-        self._try(lambda: self.node.pool_pass(self.document))
+        self._try(lambda: self.node.pool.run(self.document))
         self._try(lambda: self._full_pass(audit=True))
         self._let_pass(seconds)
 
@@ -619,6 +620,6 @@ class Life:
     def _audit(self) -> tuple[Finding, ...]:
         before, self.fate = self.fate, Fate()
         try:
-            return self.node.audit(self.document)
+            return views.audit(self.node, self.document)
         finally:
             self.fate = before

@@ -48,14 +48,14 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
     deadline = time.monotonic() + SETTLE_LIMIT_S
     look = True
     while True:
-        pool = node.pool_pass(document, look=look)
-        if node.cloud is None:
+        pool = node.pool.run(document, look=look)
+        if node.known.cloud is None:
             return {"eni": pool}  # it says why EC2 could not be read
-        result = node.install(node.observe_others(node.kernel_pass(document)))
+        result = node.after.run(node.kernel_pass(document))
         outcomes = {"eni": pool} | result.outcomes
         for line in report.applied(outcomes):
             click.echo(line, err=True)
-        moving = node.in_transition or node.is_pending or pool.remaining.actions
+        moving = node.pool.in_transition or node.pool.is_pending or pool.remaining.actions
         look = False  # from now on only if something follows
         if not moving or pool.errors or time.monotonic() > deadline:
             return outcomes

@@ -12,6 +12,7 @@ from reconciler.cli import report
 from reconciler.cli.host import host_options, open_records
 from reconciler.cli.options import config_option, fail, output_option, read_document
 from reconciler.errors import ReconcilerError
+from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
@@ -42,13 +43,15 @@ def audit(
     document = read_document(config, output)
     node = LocalNode(open_records(state_dir), environment)
     try:
-        outcomes = node.diff(document)
-        found = node.audit(document, outcomes)
-        others = (*node.findings(document, outcomes), *report.findings(outcomes))
+        outcomes = views.diff(node, document)
+        found = views.audit(node, document, outcomes)
+        others = (*views.findings(node, document, outcomes), *report.findings(outcomes))
         if found:
             time.sleep(apart_s)
             before = {(f.subject, f.reason) for f in found}
-            found = tuple(f for f in node.audit(document) if (f.subject, f.reason) in before)
+            found = tuple(
+                f for f in views.audit(node, document) if (f.subject, f.reason) in before
+            )
     except ReconcilerError as error:
         fail(error)
     if output == "json":

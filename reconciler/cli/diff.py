@@ -11,6 +11,7 @@ from reconciler.cli import report
 from reconciler.cli.host import host_options, open_records, show_tracebacks
 from reconciler.cli.options import advice, config_option, fail, output_option, read_document
 from reconciler.errors import ReconcilerError
+from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
@@ -29,8 +30,8 @@ def diff(config: Path, state_dir: Path, environment: Environment, output: str) -
     document = read_document(config, output)
     node = LocalNode(open_records(state_dir), environment)
     try:
-        outcomes = node.diff(document)
-        findings = [*node.findings(document, outcomes), *report.findings(outcomes)]
+        outcomes = views.diff(node, document)
+        findings = [*views.findings(node, document, outcomes), *report.findings(outcomes)]
     except ReconcilerError as error:
         fail(error)
     if output == "json":

@@ -26,7 +26,7 @@ def pool(config: Path, state_dir: Path) -> None:
     """Print the pool's arithmetic and name the term that binds."""
     document = read_document(config)
     try:
-        outcome = LocalNode(open_records(state_dir)).pool_pass(document, dry=True)
+        outcome = LocalNode(open_records(state_dir)).pool.run(document, dry=True)
     except ReconcilerError as error:
         fail(error)
     if outcome.errors:

@@ -23,7 +23,8 @@ from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.domains.inputs import Inputs
 from reconciler.errors import ReconcilerError
-from reconciler.node.passes import LocalNode, Traced
+from reconciler.node.passes import LocalNode
+from reconciler.node.tracing import Traced, follow
 
 
 class _Address(click.ParamType[IpAddress]):
@@ -99,14 +100,14 @@ def trace(
     try:
         ends: tuple[IpAddress | None, ...] = (endpoint,)
         if port and not endpoint and not inbound:
-            ends = node.endpoints(peer, protocol, port) or ends
+            ends = node.environment.services.endpoints(peer, protocol, port) or ends
 
         def make(inputs: Inputs) -> list[Query]:
             who = find_pod(inputs.attachments, pod)
             number = PROTOCOLS[protocol]
             return [Query(who, peer, inbound, at, end, number, port) for end in ends]
 
-        traces = node.trace(document, make)
+        traces = follow(node, document, make)
     except ReconcilerError as error:
         fail(error)
     text = _as_json(traces) if output == "json" else _as_text(traces)

@@ -153,7 +153,7 @@ class Agent:
         """Say why no pod can start on this node; None if they can."""
         parts = self.parts
         return find_obstacle(
-            self.kernel.progress, parts.node.cloud, parts.conditions.texts, time.monotonic()
+            self.kernel.progress, parts.node.known.cloud, parts.conditions.texts, time.monotonic()
         )
 
     def status(self) -> dict[str, Any]:
@@ -164,10 +164,10 @@ class Agent:
             accepted=parts.document.accepted,
             progress=self.kernel.progress,
             pool=self.pool.report,
-            cloud=parts.node.cloud,
+            cloud=parts.node.known.cloud,
             conditions=parts.conditions.all(),
-            ec2_calls=parts.node.ec2_calls,
-            is_pending=parts.node.is_pending,
+            ec2_calls=parts.node.pool.ec2_calls,
+            is_pending=parts.node.pool.is_pending,
         )
         status = describe(view)
         for state, count in status["pool"].items():
@@ -235,7 +235,7 @@ def _make_watches(
         KernelWatch(parts.hints, attribution, parts.duties, parts.watchdog),
         *(
             FileWatch(directory, parts.hints, "files", besides=INTERIM)
-            for directory in parts.node.runtime_directories
+            for directory in parts.node.after.installation.directories
         ),
     )
 

@@ -187,7 +187,6 @@ class KernelLoop:
         hints, self._links = hints_of(
             result,
             self._links,
-            taking_over=self._parts.node.taking_over,
             planned_for=self._pool.planned_for,
         )
         for hint in hints:
@@ -231,12 +230,9 @@ class KernelLoop:
         """Do the duties of a full pass that can wait until pods were answered."""
         parts = self._parts
         backoffs = parts.drift.backoffs
-        with parts.duties.over("the look at other owners"):
-            result = parts.node.observe_others(result, backoffs=backoffs)
-        with parts.duties.over("the installation"):
-            result = parts.node.install(result, backoffs=backoffs)
-        with parts.duties.over("the look into pods"):
-            parts.conditions.note("pods", parts.node.inspect(result, everyone=audit))
+        for name, step in parts.node.after:
+            with parts.duties.over(name):
+                result = step.run(result, backoffs)
         generation = parts.document.accepted.generation
         self.progress = self.progress.after_pass(result, generation, started)
         with parts.duties.over("the books of drift"):
@@ -244,6 +240,8 @@ class KernelLoop:
         with parts.duties.over("the conditions"):
             if result.findings is not None:
                 parts.conditions.note("foreign", result.findings)
+            if result.pods is not None:
+                parts.conditions.note("pods", result.pods)
             for name, outcome in result.outcomes.items():
                 parts.conditions.report(name, outcome)
         due_s = schedule.RETRY_S
@@ -258,7 +256,7 @@ class KernelLoop:
         return schedule.next_pass_s(
             result,
             self._parts.drift.backoffs,
-            (*node.dead_until, *node.readable_at(result.inputs)),
+            (*node.dead.until.values(), *node.visits.readable_at(result.inputs)),
             self._parts.document.resync_s * random.uniform(0.9, 1.0),
             time.monotonic(),
         )

@@ -80,19 +80,19 @@ class PoolLoop:
         It costs nothing, so what it shows need not wait for the next observation of EC2. If it
         does not answer, that is for the next pool pass to report.
         """
-        parts, node = self._parts, self._parts.node
+        parts, pool = self._parts, self._parts.node.pool
         deadline = time.monotonic() + wait_s
         while (left := deadline - time.monotonic()) > 0:
-            was_unconfirmed = node.is_unconfirmed
-            hints = parts.pool_hints.wait(min(left, parts.document.resync_s, node.hear_after_s))
+            was_unconfirmed = pool.is_unconfirmed
+            hints = parts.pool_hints.wait(min(left, parts.document.resync_s, pool.hear_after_s))
             if hints:
                 parts.requests.let_pods_go_first()
                 return hints
             with suppress(ReconcilerError), boundary("hear"):
-                if node.hear():
+                if pool.hear():
                     parts.hints.mark("pool")
                     return frozenset({"look"})
-            if was_unconfirmed and not node.is_unconfirmed:
+            if was_unconfirmed and not pool.is_unconfirmed:
                 return frozenset({"pool"})  # what is not needed can be given back now
         return frozenset()
 
@@ -104,49 +104,49 @@ class PoolLoop:
             look: at EC2, whatever follows; or else only if something follows from the last
                 observation.
         """
-        parts, node = self._parts, self._parts.node
+        parts, node, pool = self._parts, self._parts.node, self._parts.node.pool
         demand, before = None, self.planned_for
         self.planned_for = None  # whatever changes from here on is told, this pass may not see it
-        cloud, calls = node.cloud, node.ec2_calls
+        cloud, calls = node.known.cloud, pool.ec2_calls
         with parts.duties.over("sweeping the records"):
             node.state.sweep()
         try:
             with parts.watchdog.over(POOL_PASS, slow=True), boundary(POOL_PASS):
                 demand = node.state.observe().demand
-                outcome = node.pool_pass(parts.document.current, look=look)
+                outcome = pool.run(parts.document.current, look=look)
             self._owes_observation = False
         except ReconcilerError as error:
             outcome, self._owes_observation = Outcome(errors=(error,)), look
         parts.conditions.report("eni", outcome)
-        for name, count in node.ec2_calls.items():
+        for name, count in pool.ec2_calls.items():
             telemetry.EC2_CALLS.labels(name).set(count)
         with parts.duties.over("the pool's books of drift"):
             parts.drift.book({"eni": outcome}, everything=True)
-        if node.cloud is not cloud or node.ec2_calls != calls:
+        if node.known.cloud is not cloud or pool.ec2_calls != calls:
             parts.hints.mark("pool")
         if outcome.errors:
             self.report = PoolReport(self.report.demand, fails=True)
             self.planned_for = before
             return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
         self.report, self.planned_for = PoolReport(demand), demand
-        due_s = node.pool_due_s
+        due_s = pool.due_s
         if due_s is None:
             due_s = parts.document.current.reconcile.ec2_resync.total_seconds()
         return due_s, 0
 
 
 def hints_of(
-    result: PassResult, before: Links, *, taking_over: bool, planned_for: Demand | None
+    result: PassResult, before: Links, *, planned_for: Demand | None
 ) -> tuple[frozenset[str], Links]:
     """Say what a pass over the kernel has for the pool's loop, and what it shows of ENIs.
 
     Args:
         result: of the pass.
         before: what the pass before it has shown.
-        taking_over: whether the node is being taken over from the stock plugin.
         planned_for: the demand that the pool was last planned for.
     """
     inputs = result.inputs
+    taking_over = inputs.predecessor.taking_over
     attached = frozenset(e.eni_id for e in inputs.enis if e.owned and e.device_index)
     linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
     told = set()

@@ -48,9 +48,6 @@ class Migration:
 
     Args:
         remains: the target that looks.
-
-    Attributes:
-        taking_over: the node is being, or was, taken over.
     """
 
     def __init__(self, remains: Any) -> None:
@@ -58,7 +55,6 @@ class Migration:
         self._lock = threading.Lock()
         self._look = _Look()
         self._unseen: tuple[ReconcilerError, ...] = ()
-        self.taking_over = False
 
     def consider(
         self, records: Records, enis: Iterable[Eni], *, asked: bool, now: float
@@ -86,11 +82,7 @@ class Migration:
                         return Predecessor(unread=True)
                 else:
                     self._look, self._unseen = look, ()
-            found = takeover.consider(
-                look.seen, look.ends, asked=asked, enis=enis, records=records
-            )
-            self.taking_over = found.taking_over
-            return found
+            return takeover.consider(look.seen, look.ends, asked=asked, enis=enis, records=records)
 
     def retire(self, inputs: Inputs, records: Records, *, in_place: bool) -> Outcome:
         """Remove what the stock plugin has left, or say what is there.

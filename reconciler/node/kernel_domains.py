@@ -20,6 +20,7 @@ from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Domain, Target
 from reconciler.engine.plan import Key, Plan
 from reconciler.errors import ReconcilerError, boundary
+from reconciler.targets.kernel import Kernel
 from reconciler.targets.scoped import ScopedTarget
 
 POD_DOMAINS: tuple[tuple[str, Callable[[Inputs], Any], Callable[..., Plan], tuple[type, ...]], ...]
@@ -34,18 +35,43 @@ POD_DOMAINS = (
 """Name, desire, plan and kinds of what pods have; each builds upon those before it."""
 
 
-def kernel_domains(kernel: Target, settings: Target, nft: Target) -> tuple[Domain, ...]:
-    """Return all; those that share a target stand side by side."""
-    return (
-        Domain("sysctl", sysctl.desire, sysctl.plan, settings),
-        Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
-        Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
-        Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
-        Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
-        Domain("route", route.desire, route.plan, kernel, (Route,)),
-        Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
-        Domain("nat", nat.desire, nat.plan, nft, atomic=True),
-    )
+class KernelDomains:
+    """All that is put into the kernel.
+
+    Attributes:
+        kernel: the target of most.
+        all: every domain; those that share a target stand side by side.
+    """
+
+    def __init__(self, kernel: Kernel, settings: Target, nft: Any) -> None:
+        self.kernel = kernel
+        self._nft = nft
+        self.all = (
+            Domain("sysctl", sysctl.desire, sysctl.plan, settings),
+            Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
+            Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
+            Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
+            Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
+            Domain("route", route.desire, route.plan, kernel, (Route,)),
+            Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
+            Domain("nat", nat.desire, nat.plan, nft, atomic=True),
+        )
+
+    def of_pods(self, gone: frozenset[Any] = frozenset()) -> list[Domain]:
+        """Return the same, for what some pods have and for nothing else.
+
+        Args:
+            gone: what is looked at besides all that is desired: it is not wanted any more.
+        """
+        elements = frozenset(o for o in gone if isinstance(o, NftElement))
+        kernel = ScopedTarget(self.kernel, gone - elements)
+        nft = ScopedTarget(self._nft, elements)
+        return [
+            Domain(name, desire, plan, nft, kinds, atomic=True)
+            if NftElement in kinds
+            else Domain(name, desire, plan, kernel, kinds)
+            for name, desire, plan, kinds in POD_DOMAINS
+        ]
 
 
 def pod_objects(inputs: Inputs) -> frozenset[Any]:
@@ -87,22 +113,3 @@ class PodObjects:
         """Whether a pod has one of some objects, by kind and key; so too if it cannot be told."""
         objects = self.of(pod)
         return objects is None or any((o.kind, o.key) in left for o in objects)
-
-
-def pod_domains(kernel: Any, nft: Any, gone: frozenset[Any] = frozenset()) -> list[Domain]:
-    """Return the same, for what some pods have and for nothing else.
-
-    Args:
-        kernel: as there.
-        nft: as there.
-        gone: what is looked at besides all that is desired: it is not wanted any more.
-    """
-    elements = frozenset(o for o in gone if isinstance(o, NftElement))
-    kernel = ScopedTarget(kernel, gone - elements)
-    nft = ScopedTarget(nft, elements)
-    return [
-        Domain(name, desire, plan, nft, kinds, atomic=True)
-        if NftElement in kinds
-        else Domain(name, desire, plan, kernel, kinds)
-        for name, desire, plan, kinds in POD_DOMAINS
-    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.attachment import Attachment, AttachmentKey
@@ -11,8 +11,9 @@ from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import left_out
 from reconciler.domains.link import PodLink, Veth
 from reconciler.engine.converge import Outcome, Outcomes
-from reconciler.engine.finding import Finding
-from reconciler.engine.plan import Action, Refusal, Verb
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Action, Key, Verb
+from reconciler.errors import ApplyError, NamespaceError, PodError
 from reconciler.ipam.records import Records
 
 
@@ -27,7 +28,9 @@ class PassResult:
         done: attachments of which every object was seen in its place.
         waiting: why each wanted intent has no attachment yet.
         findings: what other owners have that hurts us; None if not looked for.
+        pods: what pods have done in their own namespaces; likewise.
         asked: the attachments that were looked at alone; None for a full pass.
+        audit: every pod's namespace was, or is to be, looked into.
     """
 
     outcomes: Outcomes
@@ -35,9 +38,11 @@ class PassResult:
     records: Records
     inputs: Inputs
     done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
-    waiting: Mapping[AttachmentKey, Refusal] = field(default_factory=dict)
-    findings: tuple[Finding, ...] | None = None
+    waiting: Mapping[AttachmentKey, Issue] = field(default_factory=dict)
+    findings: tuple[Issue, ...] | None = None
+    pods: tuple[Issue, ...] | None = None
     asked: frozenset[AttachmentKey] | None = None
+    audit: bool = False
 
     @property
     def settled(self) -> bool:
@@ -53,10 +58,27 @@ class PassResult:
             if self.asked is None or a.key in self.asked
         )
 
+    def with_outcomes(self, outcomes: Outcomes, findings: Iterable[Issue]) -> PassResult:
+        """Add what followed the pass."""
+        found = (*(self.findings or ()), *findings)
+        return replace(self, outcomes=self.outcomes | outcomes, findings=found)
+
+
+OF_ONE_POD = (ApplyError, NamespaceError, PodError)
+"""Errors that say nothing of any other pod than their own."""
+
 
 def undone(outcome: Outcome) -> tuple[Action, ...]:
     """What is left to do, now or later."""
     return (*outcome.remaining.actions, *outcome.remaining.deferred)
+
+
+def not_in_place(outcomes: Sequence[Outcome]) -> frozenset[tuple[str, Key]]:
+    """Kind and key of every object that is left to do, or was refused its place."""
+    left = {(a.kind, a.key) for o in outcomes for a in undone(o)}
+    return frozenset(
+        left.union(f.about for o in outcomes for f in o.remaining.refusals if f.about)
+    )
 
 
 def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
@@ -84,10 +106,10 @@ def withhold(outcome: Outcome) -> Outcome:
     return replace(outcome, desired=None, plan=plan, remaining=plan)
 
 
-def find_waiting(outcomes: Outcomes) -> dict[AttachmentKey, Refusal]:
+def find_waiting(outcomes: Outcomes) -> dict[AttachmentKey, Issue]:
     """Why wanted intents are not served, by key."""
     apart = {
-        key: Refusal(f"intent {key}", error.reason, str(error))
+        key: Issue(f"intent {key}", error.reason, str(error))
         for key, error in left_out(outcomes).items()
     }
     refusals = {r.subject: r for r in outcomes["attachment"].remaining.refusals}
@@ -107,7 +129,7 @@ IN_PODS = ("link", "address", "neighbour", "route")
 
 def find_occupied(
     attachments: Iterable[Attachment], outcomes: Outcomes
-) -> dict[AttachmentKey, Refusal]:
+) -> dict[AttachmentKey, Issue]:
     """Name the pods in whose namespace another owner has something in the place of ours."""
     links = {f.about for f in outcomes["link"].remaining.refusals}
     others = {
@@ -117,7 +139,7 @@ def find_occupied(
         if f.about and f.about[1] and f.about[1][0]
     }
     found = {
-        a.key: Refusal(
+        a.key: Issue(
             f"intent {a.key}",
             "ObjectExists",
             f"{others[a.netns].subject}: {others[a.netns].message}",
@@ -126,7 +148,7 @@ def find_occupied(
         if a.netns in others
     }
     return found | {
-        a.key: Refusal(
+        a.key: Issue(
             f"intent {a.key}",
             "InterfaceExists",
             f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace",
@@ -136,13 +158,13 @@ def find_occupied(
     }
 
 
-def find_difference(outcome: Outcome) -> Refusal | None:
+def find_difference(outcome: Outcome) -> Issue | None:
     """Say what is the first thing that a domain has found to differ; None if nothing does."""
     for error in outcome.errors:
-        return Refusal("kernel", type(error).__name__.removesuffix("Error"), str(error))
+        return Issue("kernel", type(error).__name__.removesuffix("Error"), str(error))
     for refusal in outcome.plan.refusals:
         return refusal
     for action in outcome.plan.actions:
         what = " ".join(map(str, action.key))
-        return Refusal(f"{action.kind} {what}", "Differs", f"{action.reason}; to do: {action}")
+        return Issue(f"{action.kind} {what}", "Differs", f"{action.reason}; to do: {action}")
     return None

@@ -28,7 +28,7 @@ from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.errors import ApplyError
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import AttachEni, DetachEni
-from reconciler.node.passes import converge_held
+from reconciler.node.hold import converge_held
 
 LIMITS = Limits(3, 10)
 PLACES = Installation("/etc/cni/net.d", "/opt/cni/bin", "/opt/shipped", "/run/node-network")

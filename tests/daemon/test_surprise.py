@@ -67,7 +67,7 @@ from reconciler.engine.plan import Change, Refusal, Verb
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
 from reconciler.migration import migration
-from reconciler.node import cooldown, kernel_domains, pool_controller
+from reconciler.node import after_pass, cooldown, kernel_domains, pool_controller
 from reconciler.node import passes as local
 from reconciler.node.environment import Environment
 from reconciler.targets.netlink import target as netlink
@@ -361,7 +361,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, Any]:
             name, call("desire"), call("plan"), made.target, made.kinds, made.atomic
         )
 
-    for module in (cooldown, local, pool_controller, kernel_domains, migration):
+    for module in (after_pass, cooldown, local, pool_controller, kernel_domains, migration):
         monkeypatch.setattr(module, "Domain", make)
     return which
 
@@ -589,9 +589,11 @@ STEPS = [
     "parts.drift.book_pods",
     "node.kernel_pass",
     "node.pods_pass",
-    "node.observe_others",
-    "node.install",
-    "node.pool_pass",
+    "node.after.takeover.run",
+    "node.after.others.run",
+    "node.after.installation.run",
+    "node.after.inspection.run",
+    "node.pool.run",
     "node.cooldowns.turn",
     "node.cooldowns.wait",
     "state.sweep",

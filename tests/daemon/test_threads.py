@@ -161,7 +161,7 @@ class Shared:
                 clock=lambda: self.now,
             ),
         )
-        self.node._binding = self.lock  # type: ignore[assignment]
+        self.node.pool.binding = self.lock  # type: ignore[assignment]
         self.document = document(warmPool=MANY)
         self.want(1)
         for _ in range(3):
@@ -178,7 +178,7 @@ class Shared:
         self.state.put(intent(number, IntentState.RELEASED))
 
     def pool_pass(self) -> None:
-        self.node.pool_pass(self.document)
+        self.node.pool.run(self.document)
 
     def kernel_pass(self) -> None:
         self.node.kernel_pass(self.document)

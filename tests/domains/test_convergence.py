@@ -32,7 +32,7 @@ from reconciler.ipam.cloud import Limits
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import find_pool_status
 from reconciler.ipam.records import Records
-from reconciler.node.kernel_domains import kernel_domains
+from reconciler.node.kernel_domains import KernelDomains
 from reconciler.targets.kernel import Kernel
 
 
@@ -121,7 +121,7 @@ def test_applying_a_plan_for_the_kernel_leaves_nothing_to_plan(
         world.plug(mac, name)
     nft = FakeNft(nat.desire(before))
     settings = FakeSysctl({s.name: "0" for s in sysctl.desire(now)})
-    domains = kernel_domains(Kernel(world, settings), settings, nft)
+    domains = KernelDomains(Kernel(world, settings), settings, nft).all
     converge(domains, now)
     after = dry_run(domains, now)
     assert [str(a) for o in after.values() for a in o.plan.actions] == []

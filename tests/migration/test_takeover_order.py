@@ -108,8 +108,8 @@ class Taken:
         )
 
     def turn(self) -> Any:
-        self.node.pool_pass(self.document)
-        result = self.node.kernel_pass(self.document)
+        self.node.pool.run(self.document)
+        result = self.node.after.run(self.node.kernel_pass(self.document))
         self.now += 1
         return result
 

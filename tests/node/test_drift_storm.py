@@ -28,6 +28,7 @@ from lab import netns
 from lab.traffic import Receiver, Stream
 from reconciler.core.attachment import IntentState
 from reconciler.ipam.cloud import Limits
+from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
@@ -97,7 +98,7 @@ class StormMachine(RuleBasedStateMachine):
                 remains=FakeRemains(),
             ),
         )
-        self.node.pool_pass(self.document)
+        self.node.pool.run(self.document)
         self.number = 0
         self.pods: dict[int, str] = {}
         self.spaces: dict[int, ExitStack] = {}
@@ -191,7 +192,7 @@ class StormMachine(RuleBasedStateMachine):
         result = self.node.kernel_pass(self.document, audit=True)
         left = {n: [str(e) for e in o.errors] for n, o in result.outcomes.items() if not o.settled}
         assert left == {}
-        outcomes = self.node.diff(self.document)
+        outcomes = views.diff(self.node, self.document)
         assert [str(a) for o in outcomes.values() for a in o.plan.actions] == []
         assert {a.key for a in result.done.values()} == {key(n) for n in self.pods}
 

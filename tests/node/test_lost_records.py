@@ -34,6 +34,7 @@ from reconciler.errors import NotReadyError, ObserveError, ReconcilerError
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.release import Quarantine
+from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
@@ -110,7 +111,7 @@ class Node:
         self.start()
         for number in RUNNING:
             self.begin_pod(number)
-        self.daemon.pool_pass(self.document)
+        self.daemon.pool.run(self.document)
         self.full_pass()
         held = (Cooling(COOLING, self.now + 20.0), Quarantine(LEAVING, self.now - 10.0))
         creation = Creation("t1", 1, "subnet-a", ("sg-1",), 9, 0, (), self.now, done=True)
@@ -197,8 +198,8 @@ class Node:
     def audit(self) -> str:
         """What another process says that only looks."""
         seen = LocalNode(StateDirectory(self.root / "run"), self.environment)
-        seen.cloud = seen.cloud or self.daemon.cloud
-        return "\n".join(map(str, seen.audit(self.document)))
+        seen.known.cloud = seen.known.cloud or self.daemon.known.cloud
+        return "\n".join(map(str, views.audit(seen, self.document)))
 
 
 @pytest.fixture
@@ -251,7 +252,7 @@ def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restar
     host.check(kept=kept)
     DISK.refused = ()
     with suppress(ReconcilerError):
-        host.daemon.pool_pass(host.document)
+        host.daemon.pool.run(host.document)
     host.state.prepare()
     host.begin_pod(NEW)
     host.full_pass()
@@ -271,7 +272,7 @@ def test_what_has_waited_long_enough_leaves_nothing_that_a_restart_would_find(ho
         f"quarantine-{LEAVING[0]}-32.json",
     }
     host.now += 1000.0
-    host.daemon.pool_pass(host.document)
+    host.daemon.pool.run(host.document)
     host.full_pass()
     assert not list(second.glob("cooling-*"))
     host.start()
@@ -416,7 +417,7 @@ def test_a_release_with_one_field_more_or_less_costs_no_pod_anything(
                 host.pods_pass(NEW)
                 host.full_pass()
                 host.check(kept=kept)
-                host.daemon.pool_pass(host.document)
+                host.daemon.pool.run(host.document)
                 host.full_pass()
                 result = host.full_pass()
                 assert result is not None

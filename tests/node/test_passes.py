@@ -83,7 +83,7 @@ class Simulation:
         self.now += seconds
 
     def turn_pool(self) -> Any:
-        outcome = self.node.pool_pass(self.document)
+        outcome = self.node.pool.run(self.document)
         self.refusals.update({r.reason for r in outcome.remaining.refusals})
         return outcome
 
@@ -182,13 +182,13 @@ def test_the_last_look_of_another_instance_is_none() -> None:
     sim = Simulation()
     sim.state.remember(node(instance_id="i-another"), Cloud((eni(0), eni(1)), Limits(3, 10), {}))
     sim.start()
-    assert sim.node.cloud is not None
-    sim.node.learn()
-    assert sim.node.cloud is None
+    assert sim.node.known.cloud is not None
+    sim.node.pool.learn()
+    assert sim.node.known.cloud is None
     with pytest.raises(NotReadyError):
         sim.node.kernel_pass(sim.document)
     sim.turn()
-    assert [e.eni_id for e in sim.node.cloud.enis] == ["eni-0"]
+    assert [e.eni_id for e in sim.node.known.cloud.enis] == ["eni-0"]
 
 
 def test_an_address_rests_until_no_connection_is_left() -> None:
@@ -221,7 +221,7 @@ def test_what_was_released_is_not_bound_again_though_an_old_answer_shows_it() ->
     assert released
     sim.ec2.restart()  # another process, which was not told
     sim.ec2.lag = 1
-    sim.node.pool_pass(sim.document)
+    sim.node.pool.run(sim.document)
     for number in range(6):
         sim.start_pod(number)
     sim.node.kernel_pass(sim.document)
@@ -248,7 +248,7 @@ def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other
     if dies:
         sim.ec2.fault = ("crash after", "")
         with pytest.raises(CrashError):
-            sim.node.pool_pass(sim.document)
+            sim.node.pool.run(sim.document)
     else:
         sim.turn(1.0)
         sim.turn(1.0)
@@ -259,7 +259,7 @@ def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other
     sim.ec2.lag = 1
     sim.document = document(warmPool={"addresses": {"warm": 9, "surplus": 0}, "cooldown": "0s"})
     for _ in range(4):
-        sim.node.pool_pass(sim.document)
+        sim.node.pool.run(sim.document)
         for number in range(6):
             sim.start_pod(number)
         sim.node.kernel_pass(sim.document)
@@ -543,7 +543,7 @@ def test_a_first_look_that_lacks_what_pods_need_is_none(trouble: str) -> None:
     sim.state._look = None
     sim.start()
     for _ in range(3):
-        sim.node.pool_pass(sim.document)
+        sim.node.pool.run(sim.document)
         with suppress(NotReadyError):
             sim.node.kernel_pass(sim.document)
         sim.now += 60.0
@@ -551,7 +551,7 @@ def test_a_first_look_that_lacks_what_pods_need_is_none(trouble: str) -> None:
     del sim.ec2.observe
     sim.turn(1.0)
     assert sim.netlink.observe(()) == before
-    assert first.eni_id in {e.eni_id for e in sim.node.cloud.enis}
+    assert first.eni_id in {e.eni_id for e in sim.node.known.cloud.enis}
 
 
 @pytest.mark.parametrize("look", [0, 1])

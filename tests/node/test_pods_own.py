@@ -21,15 +21,26 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
+from reconciler.engine.backoff import Backoffs
 from reconciler.engine.converge import actions_of
+from reconciler.engine.issue import Issue
 from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Verb
 from reconciler.errors import ObserveError
 from reconciler.ipam.records import Records
 from reconciler.ipam.unrecorded import believe
+from reconciler.node import views
+from reconciler.node.pass_result import PassResult
 
 POD = "/run/netns/pod1@1"
 INSIDE = (LinkAddress, Route, Neighbour, PodLink)
+
+
+def inspected(sim: Simulation, result: PassResult) -> tuple[Issue, ...]:
+    """What is said of all pods' namespaces after a pass."""
+    found = sim.node.after.inspection.run(replace(result, audit=True), Backoffs()).pods
+    assert found is not None
+    return found
 
 
 class House(Simulation):
@@ -68,7 +79,7 @@ class House(Simulation):
         return self.node.kernel_pass(self.document, audit=audit)
 
     def findings(self) -> dict[str, str]:
-        return {f.reason: f.message for f in self.node.inspect(self.look(), everyone=True)}
+        return {f.reason: f.message for f in inspected(self, self.look())}
 
 
 @pytest.mark.parametrize("kind", INSIDE)
@@ -88,7 +99,7 @@ def test_after_add_was_answered_nothing_in_the_pods_namespace_is_put_back(
         assert actions_of(result.outcomes) == []
         assert result.settled
     assert house.objects(inside=True) == changed != before
-    assert [str(a) for _, a in actions_of(house.node.diff(house.document))] == []
+    assert [str(a) for _, a in actions_of(views.diff(house.node, house.document))] == []
     assert "pod1/eth0" in house.findings()["ChangedByPod"]
 
 
@@ -201,7 +212,7 @@ def test_a_restarted_daemon_knows_which_adds_were_answered(
     house = House()
     house.state.put(replace(intent(1), attempt="first"))
     house.state.put(replace(house.pod, unfinished=not finished))
-    agent = Agent(tmp_path / "none.yaml", house.state, house.node._environment, events=False)  # type: ignore[arg-type]
+    agent = Agent(tmp_path / "none.yaml", house.state, house.node.environment, events=False)  # type: ignore[arg-type]
     agent._recall_answered()
     assert agent.parts.requests.was_answered(key(1), "first") is finished
 
@@ -224,7 +235,7 @@ def test_a_pod_that_cannot_be_read_is_named_and_holds_up_no_other() -> None:
     result = house.look()
     assert result.done.keys() == {key(2)}
     assert result.settled
-    found = {(f.subject, f.reason) for f in house.node.inspect(result, everyone=True)}
+    found = {(f.subject, f.reason) for f in inspected(house, result)}
     assert found == {("pod pod1/eth0", "NamespaceUnreadable")}
     assert house.objects(inside=False), "what the host has of it is kept"
     house.netlink.namespaces.add(POD)
@@ -310,7 +321,7 @@ def test_an_add_whose_namespace_cannot_be_read_rests_and_is_finished_when_it_can
         assert result.done == {}
         sim.now += 0.5
     assert 3 <= sum(looks) <= 8, "each look is a bounded one, and they become seldom"
-    assert sim.node.readable_at(result.inputs)
+    assert sim.node.visits.readable_at(result.inputs)
     sim.netlink.namespaces.add(POD)
     sim.now += 100.0
     assert sim.node.kernel_pass(sim.document, audit=False).done.keys() == {key(1)}
@@ -383,11 +394,11 @@ def test_status_diff_and_audit_name_an_address_on_the_host_and_the_pool_makes_up
     result = sim.node.kernel_pass(sim.document)
     conditions = result.outcomes["attachment"].remaining.refusals
     assert {r.reason for r in conditions} == {"AddressOnHost"}
-    found = {f.reason for f in sim.node.audit(sim.document)}
+    found = {f.reason for f in views.audit(sim.node, sim.document)}
     assert "AddressOnHost" in found
     assert any(
         r.reason == "AddressOnHost"
-        for r in sim.node.diff(sim.document)["attachment"].plan.refusals
+        for r in views.diff(sim.node, sim.document)["attachment"].plan.refusals
     )
     sim.turn()
     assert len(sim.ec2.enis[0].secondaries) == 4, "two are as good as gone"
@@ -512,7 +523,9 @@ def test_an_exhausted_pool_says_how_many_addresses_are_on_the_host() -> None:
 
     def count_free() -> int:
         occupied = house.look().inputs.occupied
-        return count_addresses(house.state.observe(), house.node.cloud, occupied)["allocatable"]
+        return count_addresses(house.state.observe(), house.node.known.cloud, occupied)[
+            "allocatable"
+        ]
 
     free = count_free()
     (unused, *_) = set(house.ec2.enis[0].secondaries) - set(house.pod.addresses)

@@ -163,7 +163,7 @@ class PoolMachine(RuleBasedStateMachine):
             ),
         )
 
-        self.node._binding = self.lock  # type: ignore[assignment]
+        self.node.pool.binding = self.lock  # type: ignore[assignment]
 
     def _point(self) -> None:
         if self.baton is not None:
@@ -256,7 +256,7 @@ class PoolMachine(RuleBasedStateMachine):
         baton = self.baton = self.lock.baton = Baton(second, *within)
         try:
             with suppress(ReconcilerError):
-                self.node.pool_pass(self.document, look=look)
+                self.node.pool.run(self.document, look=look)
             baton.finish()
         except CrashError as error:
             with suppress(CrashError):
@@ -289,7 +289,7 @@ class PoolMachine(RuleBasedStateMachine):
     def _pool_pass(self, *, look: bool = True) -> Any:
         self._plug()
         try:
-            return self.node.pool_pass(self.document, look=look)
+            return self.node.pool.run(self.document, look=look)
         except ReconcilerError:
             return None
         except CrashError:

@@ -130,9 +130,9 @@ class Metered:
         self._linked = set(here)
 
     def pool_pass(self, *, look: bool = False) -> Any:
-        outcome = self.node.pool_pass(self.document, look=look)
+        outcome = self.node.pool.run(self.document, look=look)
         self.told |= {r.reason for r in outcome.remaining.refusals}
-        due_s = self.node.pool_due_s
+        due_s = self.node.pool.due_s
         assert due_s is not None
         self._due_at = self.now + due_s
         return outcome
@@ -141,7 +141,7 @@ class Metered:
         """What an event brings about."""
         if not self.hold_links:
             self.plug()
-        if self.node.cloud is None:
+        if self.node.known.cloud is None:
             self.pool_pass(look=True)
         self.node.kernel_pass(self.document)
         self.pool_pass()
@@ -153,12 +153,12 @@ class Metered:
         resync_s = self.document.reconcile.resync.total_seconds()
         while self.now < end:
             cooling = [c.until for c in self.state.observe().cooling]
-            hear_at = self._heard_at + min(resync_s, self.node.hear_after_s)
+            hear_at = self._heard_at + min(resync_s, self.node.pool.hear_after_s)
             self.now = min([end, self._due_at, hear_at, *cooling])
             if self.now >= hear_at:
                 self._heard_at = self.now
                 try:
-                    if self.node.hear():
+                    if self.node.pool.hear():
                         self.pool_pass(look=True)
                 except ObserveError:
                     pass  # the next pass says so
@@ -256,7 +256,7 @@ def test_a_boot_costs_at_most_two_reads_per_eni(
     spent = made.spent()
     reads = sum(n for name, n in spent.items() if name.startswith("Describe"))
     assert reads <= 2 * enis, spent
-    assert not made.node.is_unconfirmed, "metadata has confirmed what EC2 answered"
+    assert not made.node.pool.is_unconfirmed, "metadata has confirmed what EC2 answered"
 
 
 def roomy(ec2: Any, kind: str) -> None:
@@ -306,7 +306,7 @@ def test_addresses_come_and_go_on_the_last_look_while_metadata_agrees(ec2: Any) 
     assert made.bound == 6
     spent = made.spent()
     assert set(spent) == {"AssignPrivateIpAddresses"}
-    assert not made.node.is_unconfirmed
+    assert not made.node.pool.is_unconfirmed
     for number in range(6):
         made.end_pod(number)
     made.live(400.0)
@@ -324,12 +324,12 @@ def test_what_metadata_does_not_show_yet_a_look_confirms(ec2: Any) -> None:
     made.start_pod(1)
     made.live(20.0)
     assert set(made.spent()) == {"AssignPrivateIpAddresses"}
-    assert made.node.is_unconfirmed
+    assert made.node.pool.is_unconfirmed
     made.live(CHECK_S)
     assert made.spent() == {"DescribeNetworkInterfaces": 2}
     made.metadata.is_late = False
     made.live(60.0)
-    assert not made.node.is_unconfirmed
+    assert not made.node.pool.is_unconfirmed
 
 
 def test_after_a_growth_addresses_go_back_once_metadata_shows_it(ec2: Any) -> None:
@@ -343,15 +343,15 @@ def test_after_a_growth_addresses_go_back_once_metadata_shows_it(ec2: Any) -> No
     for number in range(4):
         made.end_pod(number)
     made.live(5.0)
-    assert made.node.is_unconfirmed, "and so the node does not call itself settled"
+    assert made.node.pool.is_unconfirmed, "and so the node does not call itself settled"
     assert "UnassignPrivateIpAddresses" not in made.spent()
     assert made.state.observe().quarantined == ()
     made.metadata.is_late = False
     made.live(5.0)
-    assert made.node.is_pending, "not so soon after the growth"
+    assert made.node.pool.is_pending, "not so soon after the growth"
     assert made.state.observe().quarantined == ()
     made.live(SHRINK_S)
-    assert not made.node.is_unconfirmed
+    assert not made.node.pool.is_unconfirmed
     assert made.state.observe().quarantined
 
 
@@ -400,11 +400,11 @@ def test_the_link_serves_pods_before_ec2_calls_its_attachment_done(ec2: Any) -> 
     made = Metered(ec2, warmPool=pool)
     made.hold_links = True
     made.work()
-    assert made.node.in_transition
+    assert made.node.pool.in_transition
     made.spent()
     made.hold_links = False
     made.work()
-    assert not made.node.in_transition
+    assert not made.node.pool.in_transition
     for number in range(12):
         made.start_pod(number)
     assert made.bound == 12

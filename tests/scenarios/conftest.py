@@ -26,7 +26,8 @@ from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from reconciler.daemon.client import ask
 from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.errors import UnansweredError
-from reconciler.node.passes import LocalNode, Traced
+from reconciler.node.passes import LocalNode
+from reconciler.node.tracing import Traced, follow
 from reconciler.targets.state.directory import StateDirectory
 from schemas.load import load
 
@@ -161,7 +162,8 @@ class Cluster:
         document = load(self.config.read_text(), str(self.config))
         words = {k: v if isinstance(v, int) else ip_address(v) for k, v in more.items()}
         with netns.inside(self.lab.names.namespace(node)):
-            (traced,) = LocalNode(StateDirectory(self.state(node))).trace(
+            (traced,) = follow(
+                LocalNode(StateDirectory(self.state(node))),
                 document,
                 lambda inputs: [
                     Query(find_pod(inputs.attachments, pod), ip_address(peer), **words)

@@ -114,7 +114,7 @@ def break_one_by_one(cluster: Any, one: Pod) -> Iterator[tuple[str, str]]:
     home = cluster.lab.names.namespace("node1")
     with netns.inside(home):
         node = LocalNode(StateDirectory(cluster.state()))
-        node.learn()
+        node.pool.learn()
         node.kernel_pass(document)
         assert isinstance(node.check(key), Attachment)
     for name, break_it in breakages(one).items():

@@ -1,0 +1,190 @@
+"""What follows a full pass, step by step, once the pods that wait were answered.
+
+Each step takes the result so far and adds to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from reconciler.diagnostics import findings
+from reconciler.domains import conflist, executable, forward
+from reconciler.domains.conflist import Conflist, OtherConf, Plugins
+from reconciler.domains.executable import Executable
+from reconciler.domains.inputs import Inputs
+from reconciler.domains.left_out import dry_run
+from reconciler.engine.backoff import Backoffs
+from reconciler.engine.converge import Domain, Outcomes
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Change
+from reconciler.errors import boundary
+from reconciler.migration.migration import Migration
+from reconciler.node.environment import Environment
+from reconciler.node.hold import NO_BACKOFFS, converge_held
+from reconciler.node.kernel_domains import KernelDomains
+from reconciler.node.pass_result import OF_ONE_POD, PassResult, not_in_place, withhold
+from reconciler.node.visits import Inspection, Visits
+
+
+class Step(Protocol):
+    """One of them."""
+
+    def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
+        """Do it, and add what it did."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AfterPass:
+    """All steps, in the order in which they are taken."""
+
+    takeover: Takeover
+    others: OtherOwners
+    installation: Installer
+    inspection: Inspection
+
+    def __iter__(self) -> Iterator[tuple[str, Step]]:
+        yield "taking over from the stock plugin", self.takeover
+        yield "the look at other owners", self.others
+        yield "the installation", self.installation
+        yield "the look into pods", self.inspection
+
+    def run(self, result: PassResult) -> PassResult:
+        """Take them all."""
+        for _, step in self:
+            result = step.run(result, NO_BACKOFFS)
+        return result
+
+
+class Takeover:
+    """Removes what the stock plugin has left, last of all, or says what is there."""
+
+    def __init__(self, migration: Migration, domains: KernelDomains, visits: Visits) -> None:
+        self._migration = migration
+        self._kernel = domains
+        self._visits = visits
+
+    def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
+        """Remove it if everything of ours was seen in its place."""
+        del backoffs  # what fails is tried again with the next look
+        ours = [result.outcomes[d.name] for d in self._kernel.all]
+        in_place = (
+            result.outcomes["attachment"].settled
+            and all(o.settled and not o.remaining.refusals for o in ours)
+            and not self._visits.readable_at(result.inputs)
+        )
+        outcome = self._migration.retire(result.inputs, result.records, in_place=in_place)
+        return result.with_outcomes({"takeover": outcome}, outcome.remaining.findings)
+
+
+class OtherOwners:
+    """Looks at other owners on the node, and says what of theirs hurts us.
+
+    Puts rules of ours into their forward chains if the document asks for it.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._surroundings = environment.surroundings
+
+    def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
+        """Look, and put rules there."""
+        outcomes, found = self.observe(result.inputs, result.outcomes, backoffs)
+        return result.with_outcomes(outcomes, found)
+
+    def observe(
+        self, inputs: Inputs, outcomes: Outcomes, backoffs: Backoffs | None = None
+    ) -> tuple[Outcomes, tuple[Issue, ...]]:
+        """Look, and say what hurts.
+
+        Args:
+            inputs: what the pass planned on.
+            outcomes: of all that went before: what is about to be removed hurts no more.
+            backoffs: the objects that are left alone for a while; without it nothing is changed.
+        """
+        with boundary("observe of forward"):
+            seen = self._surroundings.observe()
+        made: Outcomes = {}
+        if seen.forward is not None:
+            inputs = replace(inputs, forward=seen.forward)
+            domains = [Domain("forward", forward.desire, forward.plan, self._surroundings.forward)]
+            if backoffs is None:
+                made = dry_run(domains, inputs)
+            else:
+                made = converge_held(domains, inputs, backoffs)
+                if made["forward"].plan.actions:
+                    seen = self._surroundings.observe()
+        last = outcomes.get("takeover")
+        actions = last.remaining.actions if last else ()
+        leaving = frozenset(a.object for a in actions if isinstance(a, Change))
+        hurting = findings.judge(findings.without(seen, leaving), findings.desire(inputs))
+        return made, hurting
+
+
+class Installer:
+    """Gives the container runtime the CNI executable and configuration.
+
+    Not before pods can be served for the first time; what an earlier process has installed stays
+    as it is until then, because without it a runtime could not even end pods.
+    """
+
+    def __init__(self, environment: Environment, domains: KernelDomains) -> None:
+        self._files = environment.files
+        self._kernel = domains
+        self._can_serve = False
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """The container runtime's directories into which something is installed."""
+        places = self._files.places
+        return tuple(Path(d) for d in (places.conf_dir, places.bin_dir) if d)
+
+    def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
+        """Install what differs."""
+        self._can_serve = self._can_serve or self._serves_pods(result)
+        if self._can_serve:
+            outcomes = converge_held(self._domains(), self._placed(result.inputs), backoffs)
+        else:
+            planned = self.plan(result.inputs)
+            outcomes = {name: withhold(outcome) for name, outcome in planned.items()}
+        found = tuple(f for o in outcomes.values() for f in o.remaining.findings)
+        return result.with_outcomes(outcomes, found)
+
+    def plan(self, inputs: Inputs) -> Outcomes:
+        """Say what differs."""
+        return dry_run(self._domains(), self._placed(inputs))
+
+    def _placed(self, inputs: Inputs) -> Inputs:
+        return replace(inputs, installation=self._files.places)
+
+    def _domains(self) -> list[Domain]:
+        found: tuple[type[Any], ...] = (Conflist, OtherConf, Plugins)
+        return [
+            Domain("executable", executable.desire, executable.plan, self._files, (Executable,)),
+            Domain("conflist", conflist.desire, conflist.plan, self._files, found),
+        ]
+
+    def _serves_pods(self, result: PassResult) -> bool:
+        """Whether a new pod would get addresses, and find everything that all pods share.
+
+        What one pod that is here already lacks holds no other back.
+        """
+        inputs = result.inputs
+        node = replace(inputs, attachments=(), visit=frozenset())
+        outcomes = [result.outcomes[d.name] for d in self._kernel.all]
+        errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
+        left = not_in_place(outcomes)
+        shared = {(o.kind, o.key) for d in self._kernel.all for o in d.desire(node)}
+        return (
+            all(isinstance(e, OF_ONE_POD) for e in errors)
+            and not left & shared
+            and all(
+                any(
+                    e.ipv6_prefixes if family == "ipv6" else e.pod_addresses
+                    for e, _ in inputs.pod_enis
+                )
+                for family in inputs.document.families
+            )
+        )

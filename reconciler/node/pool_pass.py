@@ -1,0 +1,186 @@
+"""The pass over the pool: metadata, the inputs, and what the pool controller makes of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from reconciler.engine.converge import Outcome
+from reconciler.errors import ObserveError
+from reconciler.ipam.cloud import Cloud, arrived, is_whole, retain
+from reconciler.ipam.pace import is_changing
+from reconciler.node.environment import Environment
+from reconciler.node.gathering import Gathering
+from reconciler.node.known import Known
+from reconciler.node.pool_controller import PoolController, Witness
+from schemas.document import NodeNetwork
+
+
+class PoolPass:
+    """Brings the pool to its target; the pool's thread runs it.
+
+    Args:
+        state: where the records are.
+        environment: whom it asks.
+        known: of the node; EC2's observations are put there.
+        gathering: of the inputs.
+
+    Attributes:
+        binding: held while an address is bound, or withdrawn from binding.
+    """
+
+    def __init__(
+        self, state: Any, environment: Environment, known: Known, gathering: Gathering
+    ) -> None:
+        self._state = state
+        self._environment = environment
+        self._known = known
+        self._gathering = gathering
+        self.binding = threading.RLock()
+        self._ec2: Any = None
+        self._controller: PoolController | None = None
+        self._is_deaf = False
+
+    @property
+    def ec2_calls(self) -> Mapping[str, int]:
+        """EC2 calls made so far, by action."""
+        return dict(self._ec2.calls) if self._ec2 else {}
+
+    @property
+    def due_s(self) -> float | None:
+        """Seconds until the next pass is due; None if unknown."""
+        return self._controller.due_s if self._controller else None
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether EC2 and metadata differ of the pool; nothing is given back meanwhile."""
+        return self._controller is not None and self._controller.is_unconfirmed
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the pool has more to do, or to confirm, than its plan of now says."""
+        return self._controller is not None and self._controller.is_pending
+
+    @property
+    def hear_after_s(self) -> float:
+        """Seconds until metadata may have more to tell."""
+        return self._controller.hear_after_s if self._controller else float("inf")
+
+    @property
+    def in_transition(self) -> bool:
+        """Whether EC2 is about to change something by itself, or a link has yet to appear."""
+        links = self._environment.netlink.links().names
+        return self._known.cloud is None or is_changing(self._known.cloud, links)
+
+    def hear(self) -> bool:
+        """Read metadata again; say whether EC2 should be observed, because of what it shows.
+
+        Raises:
+            ObserveError: it does not answer.
+        """
+        before = self._known.facts
+        if self._controller is not None:
+            self._controller.readings += 1
+        metadata, errors = self._ask_metadata()
+        for error in errors:
+            raise error
+        assert self._controller is not None
+        return self._controller.hear(metadata) or self._known.facts != before
+
+    def learn(self) -> None:
+        """Read the node's identity and VPC CIDRs again.
+
+        Raises:
+            ObserveError: IMDS does not answer.
+        """
+        environment, known = self._environment, self._known
+        facts = replace(environment.imds.node(), name=environment.node_name)
+        known.identify(facts)
+        if self._controller is None:
+            region = environment.imds.region()
+            self._ec2 = environment.make_ec2(facts.instance_id, region, self._state)
+            if known.cloud and known.cloud.limits:
+                self._ec2.know(facts.instance_type, known.cloud.limits)
+            self._controller = PoolController(
+                state=self._state,
+                ec2=self._ec2,
+                netlink=environment.netlink,
+                conntrack=environment.conntrack,
+                binding=self.binding,
+                now=environment.now,
+                clock=environment.clock,
+            )
+
+    def run(self, document: NodeNetwork, *, dry: bool = False, look: bool = True) -> Outcome:
+        """Look at EC2 and bring the pool to its target.
+
+        Args:
+            document: what is desired.
+            dry: change nothing.
+            look: at EC2, whatever follows; or else only if an observation is due, or something
+                follows from the last one.
+
+        Raises:
+            ObserveError: IMDS or the state directory cannot be read.
+            StateError: the look cannot be kept.
+        """
+        if not look and self.is_unconfirmed and not self._is_deaf:
+            with suppress(ObserveError):  # whoever needs an answer says so
+                look = self.hear()
+        if not look and (foreseen := self._foresee(document)):
+            return foreseen
+        metadata, errors = self._ask_metadata()
+        assert self._controller is not None
+        known, records = self._known, self._state.observe()
+        inputs = self._gathering.inputs(document, records, known.cloud)
+        if dry:
+            outcome = self._controller.rehearse(inputs, metadata)
+        else:
+            outcome = self._controller.run(inputs, metadata, look=look)
+        holders = {a.eni_id for a in records.attachments if a.eni_id}
+        links = self._environment.netlink.links().names  # of what was just attached, too
+        seen = outcome.observed
+        if isinstance(seen, Cloud) and (known.cloud or is_whole(seen, holders)):
+            seen = arrived(seen, links)
+            known.cloud = retain(known.cloud or seen, seen, links)
+            if not dry:
+                known.remember()
+        return replace(outcome, errors=(*outcome.errors, *errors))
+
+    def _foresee(self, document: NodeNetwork) -> Outcome | None:
+        """Plan the pool on the last observation; None if EC2 must be observed."""
+        known = self._known
+        errors: tuple[ObserveError, ...] = ()
+        if self._controller is None or known.cloud is None:
+            return None
+        if self._is_deaf:
+            errors = self._ask_metadata()[1]
+            if not errors:
+                return None
+        inputs = self._gathering.inputs(document, self._state.observe(), known.cloud)
+        outcome = self._controller.foresee(inputs)
+        if outcome is None:
+            return None
+        known.cloud = arrived(known.cloud, inputs.links)
+        return replace(outcome, errors=(*outcome.errors, *errors))
+
+    def _ask_metadata(self) -> tuple[Witness, tuple[ObserveError, ...]]:
+        """Read metadata; what the node knew of itself already stays true without it.
+
+        Raises:
+            ObserveError: it does not answer, and never has.
+        """
+        try:
+            self.learn()
+            metadata = self._environment.imds.interfaces()
+            self._is_deaf = False
+            return metadata, ()
+        except ObserveError as error:
+            self._is_deaf = True
+            if self._controller is None:
+                raise
+            # Confirms nothing, so nothing is given back, and proves nothing lost.
+            return None, (error,)

@@ -471,17 +471,17 @@ WORDS = {
 }
 """Words that a reader must guess, and what the field says in their place."""
 
-WORDS_LEFT = {
-    "narrow": 7,
-    "world": 13,
+WORDS_LEFT: dict[str, int] = {
+    "narrow": 6,
+    "world": 12,
     "accounts": 1,
     "silence|quieten": 4,
     "struggles?|rests": 1,
-    "doubts?": 2,
+    "doubts?": 1,
     "strays?|orphans?": 1,
     "boundless": 3,
-    "outlived": 2,
-    "nobody": 41,
+    "outlived": 1,
+    "nobody": 31,
 }
 """How often each is still said. Shrink this; add nothing."""
 

@@ -73,9 +73,7 @@ DOORS = {
     "botocore": {"reconciler/targets/ec2/caller.py"},
     "nftables": {"reconciler/targets/nftables/compiler.py"},
     "pyroute2": {
-        *(f"reconciler/targets/netlink/{door}.py" for door in ("namespaces", "rtnetlink")),
-        *(f"reconciler/targets/netlink/{door}.py" for door in ("target", "write")),
-        "reconciler/targets/remains.py",
+        *(f"reconciler/targets/netlink/{door}.py" for door in ("namespaces", "tables")),
     },
     "subprocess": {"reconciler/targets/ec2/caller.py", "reconciler/targets/iptables/programs.py"},
     "watchdog": {"reconciler/daemon/triggers.py"},
@@ -388,8 +386,6 @@ SLACK = 50
 LONG_FILES = {
     "reconciler/migration/takeover.py": 405,
     "reconciler/node/pool_controller.py": 557,
-    "reconciler/targets/netlink/rtnetlink.py": 660,
-    "reconciler/targets/netlink/target.py": 1080,
     "reconciler/targets/remains.py": 424,
 }
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
@@ -402,7 +398,6 @@ LARGE_CLASSES = {
     "PoolStatus": (6, 13),
     "Environment": (0, 13),
     "PoolController": (22, 26),
-    "Netlink": (18, 7),
 }
 """Classes that are still too large: methods and attributes that they may have. Likewise."""
 
@@ -481,7 +476,7 @@ WORDS_LEFT: dict[str, int] = {
     "strays?|orphans?": 1,
     "boundless": 3,
     "outlived": 1,
-    "nobody": 31,
+    "nobody": 23,
 }
 """How often each is still said. Shrink this; add nothing."""
 

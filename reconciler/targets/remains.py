@@ -11,17 +11,12 @@ import os
 import re
 import socket
 import struct
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
-
-from pyroute2.netlink import NLM_F_REQUEST
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTM_GETNSID, RTM_NEWNSID
 
 from reconciler.core.attachment import AttachmentKey, netns_identity
 from reconciler.core.datapath import MAIN_TABLE, PROTOCOL, IpAddress, IpNetwork
@@ -50,19 +45,27 @@ from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.files.bounded import read_file
 from reconciler.targets.iptables.programs import TABLES, Iptables
 from reconciler.targets.netlink.decode import KNOWN_RULE_FIELDS
-from reconciler.targets.netlink.namespaces import entered_by
-from reconciler.targets.netlink.rtnetlink import (
+from reconciler.targets.netlink.message import (
     HEADER,
+    NETLINK_ROUTE,
+    KernelError,
+    Socket,
+    attribute,
+    attributes,
+    native,
+)
+from reconciler.targets.netlink.namespaces import entered_by
+from reconciler.targets.netlink.rtnetlink import GONE, POD_BOUNDS, How, Rtnetlink
+from reconciler.targets.netlink.tables import (
+    FR_ACT_TO_TBL,
     LINKS,
-    POD_BOUNDS,
     ROUTES,
     RULES,
+    SCOPE_NOWHERE,
+    Attributes,
     Facts,
-    Rtnetlink,
-    attribute,
+    value_of,
 )
-from reconciler.targets.netlink.target import GONE
-from reconciler.targets.netlink.write import FR_ACT_TO_TBL, SCOPE_NOWHERE
 from reconciler.targets.nftables.target import StockTables
 
 DIRECTORY = Path("/var/run/aws-node")
@@ -86,7 +89,7 @@ PLACES_OF_RULES = {TO_POD, FWMARK, SERVICE_CIDR, FROM_POD, FROM_ENI}
 OUR_PROTOCOL = bytes([PROTOCOL])
 
 AF_INET = socket.AF_INET
-NETNSA_NSID, NETNSA_FD = 1, 3
+RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3
 
 PLACES = ("run/netns/*", "proc/[0-9]*/ns/net")
 """Where namespaces of pods are, below the root: mounted by the runtime, or only a process's."""
@@ -127,7 +130,7 @@ class Remains:
         tables = self._tables.observe()
         try:
             rules, routes = _read_kernel()
-        except (NetlinkError, OSError) as error:
+        except OSError as error:
             raise ObserveError("rules and routes of other owners", str(error)) from error
         return Sighting(
             rules=rules,
@@ -168,7 +171,7 @@ class Remains:
             return {}
         try:
             return _find_ends(wanted)
-        except (NetlinkError, OSError) as error:
+        except OSError as error:
             raise ObserveError("namespaces of pods", str(error)) from error
 
     def _checkpoint(self) -> tuple[Mapping[IpAddress, Allocation], str]:
@@ -225,12 +228,12 @@ def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
 
 def _may_be_its_rule(rule: bytes) -> bool:
     """Whether a rule stands in one of its places; those of others there may hide its own."""
-    priority = int.from_bytes(attribute(RULES, rule, "FRA_PRIORITY"), sys.byteorder)
-    return priority in PLACES_OF_RULES and attribute(RULES, rule, "FRA_PROTOCOL") != OUR_PROTOCOL
+    priority = native(value_of(RULES, rule, "FRA_PRIORITY"))
+    return priority in PLACES_OF_RULES and value_of(RULES, rule, "FRA_PROTOCOL") != OUR_PROTOCOL
 
 
 def _may_be_its_link(link: bytes) -> bool:
-    return attribute(LINKS, link, "IFLA_IFNAME").startswith(b"eni")
+    return value_of(LINKS, link, "IFLA_IFNAME").startswith(b"eni")
 
 
 def _may_be_its_route(veths: frozenset[int], pods: frozenset[bytes], route: bytes) -> bool:
@@ -240,9 +243,9 @@ def _may_be_its_route(veths: frozenset[int], pods: frozenset[bytes], route: byte
         return False
     if table in ENI_TABLES:
         return True
-    link = int.from_bytes(attribute(ROUTES, route, "RTA_OIF"), sys.byteorder)
+    link = native(value_of(ROUTES, route, "RTA_OIF"))
     return (table, length) == (MAIN_TABLE, 32) and (
-        link in veths or attribute(ROUTES, route, "RTA_DST") in pods
+        link in veths or value_of(ROUTES, route, "RTA_DST") in pods
     )
 
 
@@ -285,57 +288,53 @@ def _network(address: str | None, length: int) -> IpNetwork | None:
 
 
 def _remove(actions: Iterable[Change[StockRule | StockRoute]]) -> tuple[ApplyError, ...]:
-    from pyroute2.iproute import IPRoute  # with an event loop, for who takes over only
-
     failures = []
-    with IPRoute() as ip:
+    with Rtnetlink() as host:
         for action in actions:
             try:
                 match action.object:
                     case StockRule() as rule:
-                        _remove_rule(ip, rule)
+                        _remove_rule(host, rule)
                     case StockRoute() as route:
-                        _remove_route(ip, route)
-            except NetlinkError as error:
-                if error.code not in GONE:
-                    why = os.strerror(error.code)
-                    failures.append(ApplyError.from_errno(str(action), error.code, why, error))
+                        _remove_route(host, route)
+            except KernelError as error:
+                if error.errno not in GONE:
+                    number = error.errno or 0
+                    failures.append(ApplyError.from_errno(str(action), number, str(error), error))
     return tuple(failures)
 
 
-def _remove_rule(ip: Any, rule: StockRule) -> None:
-    words: dict[str, Any] = {
-        "priority": rule.priority,
-        "table": rule.table,
-        "protocol": rule.protocol,
-        "family": AF_INET,
-    }
+def _remove_rule(host: Rtnetlink, rule: StockRule) -> None:
+    wanted: Attributes = (
+        ("FRA_PRIORITY", rule.priority),
+        ("FRA_TABLE", rule.table),
+        ("FRA_PROTOCOL", rule.protocol),
+    )
+    fields = {"family": AF_INET, "action": FR_ACT_TO_TBL}
     if rule.mark is not None:
-        words |= {"fwmark": rule.mark, "fwmask": rule.mask}
+        wanted += (("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask))
     for side, network in (("src", rule.source), ("dst", rule.destination)):
         if network is not None:
-            words |= {side: str(network.network_address), f"{side}_len": network.prefixlen}
-    ip.rule("delete", **words)
+            wanted += ((f"FRA_{side.upper()}", str(network.network_address)),)
+            fields[f"{side}_len"] = network.prefixlen
+    host.change(RULES, How.DELETE, wanted, **fields)
 
 
-def _remove_route(ip: Any, route: StockRoute) -> None:
-    words: dict[str, Any] = {
-        "dst": str(route.destination),
-        "table": route.table,
-        "proto": route.protocol,
-        "family": AF_INET,
-        "scope": SCOPE_NOWHERE,
-    }
+def _remove_route(host: Rtnetlink, route: StockRoute) -> None:
     # By its device, too: another route to the same place may stand beside it by now.
-    found = ip.link_lookup(ifname=route.device)
-    if not found:
+    try:
+        device = socket.if_nametoindex(route.device)
+    except OSError:
         return  # it went with its link
-    words["oif"] = found[0]
+    wanted: Attributes = (("RTA_TABLE", route.table), ("RTA_OIF", device))
+    if route.destination.prefixlen:
+        wanted += (("RTA_DST", str(route.destination.network_address)),)
     if route.gateway:
-        words["gateway"] = str(route.gateway)
+        wanted += (("RTA_GATEWAY", str(route.gateway)),)
     if route.metric:
-        words["priority"] = route.metric
-    ip.route("delete", **words)
+        wanted += (("RTA_PRIORITY", route.metric),)
+    fields = {"dst_len": route.destination.prefixlen, "proto": route.protocol}
+    host.change(ROUTES, How.DELETE, wanted, family=AF_INET, scope=SCOPE_NOWHERE, **fields)
 
 
 def _find_ends(veths: set[str]) -> dict[str, PodEnd]:
@@ -379,7 +378,9 @@ def _look_into(
             inner = Rtnetlink(None, POD_BOUNDS)
         with inner:
             for index, (veth, host_mac) in ends.items():
-                for link in _link_at(inner, index):
+                # By its index: how many more there are is up to the pod.
+                told = inner.read_one(LINKS, LINKS.asks, GONE, index=index)
+                for link in inner.decode(LINKS, told):
                     identity = netns_identity(str(path), inode)
                     end = PodEnd(identity, link.get("ifname"), host_mac, link.get("address"))
                     found[veth] = end
@@ -387,38 +388,20 @@ def _look_into(
         os.close(fd)
 
 
-def _link_at(inner: Rtnetlink, index: int) -> list[Facts]:
-    """Read one link by its index: how many more there are is up to the pod."""
-    try:
-        return inner.decode(LINKS, inner.read_one(LINKS, LINKS.asks, index=index))
-    except NetlinkError as error:
-        if error.code in GONE:
-            return []
-        raise
-
-
 def _nsid(fd: int) -> int:
     """Return this namespace's number for another one; -1 if it has none.
 
-    The kernel gives one to a namespace as soon as one of our links has its peer there. By hand,
-    because pyroute2's ``get_netnsid`` is not among what its synchronous ``IPRoute`` offers.
+    The kernel gives one to a namespace as soon as one of our links has its peer there.
 
     Raises:
         OSError: the kernel does not answer.
     """
-    # nlmsghdr, rtgenmsg, one attribute (linux/netlink.h, linux/net_namespace.h).
-    body = struct.pack("=B3xHHI", socket.AF_UNSPEC, 8, NETNSA_FD, fd)
-    header = struct.pack("=IHHII", 16 + len(body), RTM_GETNSID, NLM_F_REQUEST, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as s:
-        s.settimeout(SOCKET_TIMEOUT_S)
-        s.sendto(header + body, (0, 0))
-        answer = s.recv(4096)
-    if struct.unpack_from("=H", answer, 4)[0] != RTM_NEWNSID:
+    # ``struct rtgenmsg``, one attribute (linux/rtnetlink.h, linux/net_namespace.h).
+    body = bytes(4) + attribute(NETNSA_FD, struct.pack("=I", fd))
+    try:
+        with Socket(NETLINK_ROUTE) as s:
+            (answer,) = s.ask(RTM_GETNSID, 0, body)
+    except KernelError:
         return -1  # no namespace: an ordinary file, or a mount that is gone
-    offset = 20
-    while offset + 8 <= len(answer):
-        length, kind = struct.unpack_from("=HH", answer, offset)
-        if kind == NETNSA_NSID:
-            return int(struct.unpack_from("=i", answer, offset + 4)[0])
-        offset += max(length + 3 & ~3, 4)
-    return -1
+    number = dict(attributes(answer, HEADER.size + 4)).get(NETNSA_NSID)
+    return -1 if number is None else native(number, signed=True)

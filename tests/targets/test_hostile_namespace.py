@@ -29,10 +29,13 @@ from reconciler.domains.rule import Rule
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
 from reconciler.targets import remains
-from reconciler.targets.netlink import rtnetlink
-from reconciler.targets.netlink import target as kernel
-from reconciler.targets.netlink.rtnetlink import ADDRESSES, LINKS, RULES, Bounds, How, Rtnetlink
-from reconciler.targets.netlink.target import MAX_FOREIGN_RULES, MAX_IN_PLACE, Netlink
+from reconciler.targets.netlink import host as kernel
+from reconciler.targets.netlink import message, queries, rtnetlink, tables
+from reconciler.targets.netlink.message import Bounds
+from reconciler.targets.netlink.rtnetlink import How, Rtnetlink
+from reconciler.targets.netlink.surplus import MAX_FOREIGN_RULES, MAX_IN_PLACE
+from reconciler.targets.netlink.tables import ADDRESSES, LINKS, RULES
+from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.remains import Remains
 
 pytestmark = pytest.mark.kernel
@@ -335,9 +338,9 @@ def test_the_kernel_filters(node: Node) -> None:
     with Rtnetlink() as host:
         (lo,) = host.dump(ADDRESSES, family=2, index=1) or [{"index": 1}]
         assert lo["index"] == 1
-        stamped = host.dump(rtnetlink.ROUTES, family=2, proto=201)
+        stamped = host.dump(tables.ROUTES, family=2, proto=201)
         assert {m["proto"] for m in stamped} == {201}
-        table = host.dump(rtnetlink.ROUTES, (("RTA_TABLE", MAIN_TABLE),), family=2)
+        table = host.dump(tables.ROUTES, (("RTA_TABLE", MAIN_TABLE),), family=2)
         assert {m.get("table") for m in table} <= {MAIN_TABLE}
 
 
@@ -362,11 +365,12 @@ def _dumped(monkeypatch: pytest.MonkeyPatch, answers: list[bytes]) -> int:
 
     class Socket:
         def send(self, request: bytes) -> None:
-            del request
+            self.number = request[8:12]
 
         def recv(self, size: int) -> bytes:
             assert size
-            return left.pop(0)
+            answer = left.pop(0)
+            return answer[:8] + self.number + answer[12:]
 
     one = Rtnetlink()
     one.close()
@@ -375,7 +379,7 @@ def _dumped(monkeypatch: pytest.MonkeyPatch, answers: list[bytes]) -> int:
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return rtnetlink.HEADER.pack(16 + len(body), kind, flags, 0, 0) + body
+    return message.HEADER.pack(16 + len(body), kind, flags, 0, 0) + body
 
 
 # -- the host's own addresses, and what is behind a link ----------------------------------
@@ -527,10 +531,10 @@ def test_messages_of_ever_new_lengths_are_not_all_remembered(node: Node) -> None
     """A pod may give its link one more name before each look."""
     with Rtnetlink() as host:
         told = host.read(LINKS)
-        for number in range(rtnetlink.MAX_LAYOUTS + 10):
-            padding = rtnetlink.ATTRIBUTE.pack(4 + 4 * number, 99) + bytes(4 * number)
-            assert rtnetlink._wanted(LINKS, told[0] + padding)[16:] == told[0][16:]
-    assert len(rtnetlink._layouts) <= rtnetlink.MAX_LAYOUTS
+        for number in range(tables.MAX_LAYOUTS + 10):
+            padding = message.ATTRIBUTE.pack(4 + 4 * number, 99) + bytes(4 * number)
+            assert tables.wanted_of(LINKS, told[0] + padding)[16:] == told[0][16:]
+    assert len(tables._layouts) <= tables.MAX_LAYOUTS
     assert node.wanted <= node.target.observe(node.wanted)
 
 
@@ -668,7 +672,7 @@ def test_a_link_with_our_alias_is_a_pods_only_if_its_other_end_is_in_one(node: N
 def test_links_of_which_no_address_can_be_found_are_asked_about_a_part_at_a_time(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "MAX_UNKNOWN", 2)
+    monkeypatch.setattr(queries, "MAX_UNKNOWN", 2)
     here = attachment(1, 1).veth
     found = node.target.addresses_behind(["none1", here, "none2", "none3", here])
     assert [*found] == ["none1", here, "none2"]

@@ -17,30 +17,29 @@ from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_u
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.targets.netlink.rtnetlink import (
+from reconciler.targets.netlink.entries import STACKED
+from reconciler.targets.netlink.rtnetlink import Told
+from reconciler.targets.netlink.tables import (
     ADDRESSES,
     AF,
     ARPHRD_ETHER,
+    FR_ACT_GOTO,
+    FR_ACT_TO_TBL,
+    IFA_F_NOPREFIXROUTE,
+    IFF_UP,
     LINKS,
     NEIGHBOURS,
     ROUTES,
     RTN_UNICAST,
-    STACKED,
+    RTPROT_KERNEL,
     Facts,
-    Told,
     decode_message,
 )
-from reconciler.targets.netlink.write import (
-    FR_ACT_TO_TBL,
-    IFA_F_NOPREFIXROUTE,
-    IFF_UP,
-    KernelObject,
-)
 
-RTPROT_KERNEL = 2
+KernelObject = Link | LinkAddress | Neighbour | Route | Rule
+
 NOTHING = 0xFFFFFFFF
 FIB_RULE_INVERT = 0x2
-FR_ACT_GOTO = 2
 
 DEEDS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 """What a rule does in place of looking a table up: FR_ACT_* of linux/fib_rules.h."""
@@ -84,13 +83,13 @@ class PodTables(NamedTuple):
 
     Attributes:
         link: the one that has the name of ours; nothing if there is none.
-        routes: by family: ours, and what else stands in the place of one.
-        connected: routes that the kernel made by itself, by family; nothing if nobody needs them.
+        routes: ours, and what else stands in the place of one.
+        connected: routes that the kernel made by itself; nothing if nothing depends on them.
     """
 
     link: Told = ()
-    routes: tuple[Told, ...] = ()
-    connected: tuple[Told, ...] = ()
+    routes: Told = ()
+    connected: Told = ()
     addresses: Told = ()
     neighbours: Told = ()
 
@@ -99,7 +98,7 @@ class PodTables(NamedTuple):
         """Sixteen bytes that are others when anything is."""
         found = blake2b(digest_size=16)
         # What is in which table is told by each message's kind, and its family.
-        for told in (self.link, *self.routes, *self.connected, self.addresses, self.neighbours):
+        for told in self:
             for message in told:  # each begins with its length and kind
                 found.update(message)
         return found.digest()
@@ -168,7 +167,7 @@ def decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | No
     """Return the route; None for those the kernel keeps for itself (local, broadcast, ...)."""
     if message["type"] != RTN_UNICAST and message["proto"] != PROTOCOL:
         return None
-    family = FAMILIES["ipv4" if message["family"] == AF["ipv4"] else "ipv6"]
+    family = FAMILIES[_family_of(message)]
     destination = message.get("dst")
     gateway, source = message.get("gateway"), message.get("prefsrc")
     return Route(
@@ -225,13 +224,13 @@ def decode_pod(tables: PodTables, path: str, pairs: Pairs) -> tuple[Ends, frozen
         objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
         ends.append((end, veth))
 
-    def routes(read: Iterable[Told]) -> list[Route | None]:
-        return [decode_route(decode_message(ROUTES, m), path, names) for t in read for m in t]
+    def routes(told: Told) -> list[Route | None]:
+        return [decode_route(decode_message(ROUTES, m), path, names) for m in told]
 
     connected = find_connected(routes(tables.connected))
     for message in tables.addresses:
         found = decode_address(decode_message(ADDRESSES, message), path, names, connected)
-        # fe80::/10 is the kernel's own business; 169.254.0.0/16 is nobody's but who puts it there.
+        # fe80::/10 is the kernel's own business; 169.254.0.0/16 has no such exception.
         if not (found.address.version == 6 and found.address.is_link_local):
             objects.add(found)
     objects.update(r for r in routes(tables.routes) if r)
@@ -272,7 +271,7 @@ def decode_address(
     )
 
 
-def decode_rule(message: Facts, family: str) -> Rule:
+def decode_rule(message: Facts) -> Rule:
     """Return a rule; what we never ask for is spelt in its ``extra``."""
     source = message.get("src")
     mark = message.get("fwmark")
@@ -288,7 +287,7 @@ def decode_rule(message: Facts, family: str) -> Rule:
     if message["action"] != FR_ACT_TO_TBL:
         others.append(f"action={message['action']}")
     return Rule(
-        family=family,
+        family=_family_of(message),
         priority=message.get("priority") or 0,
         table=message.get("table"),
         mark=mark,
@@ -299,9 +298,9 @@ def decode_rule(message: Facts, family: str) -> Rule:
     )
 
 
-def decode_foreign_rule(message: Facts, family: str) -> ForeignRule:
+def decode_foreign_rule(message: Facts) -> ForeignRule:
     """Return what of another owner's rule can hurt us."""
-    rule = decode_rule(message, family)
+    rule = decode_rule(message)
     destination = message.get("dst")
     does = DEEDS.get(message["action"], "")
     if message["action"] == FR_ACT_GOTO and (message.get("goto") or 0) > PODS_PRIORITY:
@@ -309,7 +308,7 @@ def decode_foreign_rule(message: Facts, family: str) -> ForeignRule:
     told = {word.partition("=")[0] for word in rule.extra.split(",") if word}
     told -= {"FRA_DST"} | ({"action", "FRA_GOTO"} if does else set())
     return ForeignRule(
-        family=family,
+        family=rule.family,
         priority=rule.priority,
         table=rule.table or 0,
         mark=rule.mark or 0,
@@ -331,6 +330,5 @@ def _link_kind(message: Facts) -> str:
     return message.get("kind") or ""
 
 
-def family_name(version: int) -> str:
-    """Return what an IP version is called."""
-    return "ipv4" if version == 4 else "ipv6"
+def _family_of(message: Facts) -> str:
+    return "ipv4" if message["family"] == AF["ipv4"] else "ipv6"

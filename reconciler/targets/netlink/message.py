@@ -202,7 +202,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
 
 def code_of(message: bytes) -> int:
     """Return the errno in an error message, or in the end of a dump; 0 if it went well."""
-    return -int.from_bytes(message[16:20], sys.byteorder, signed=True)
+    return -native(message[16:20], signed=True)
 
 
 def attributes(data: bytes, position: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -231,6 +231,6 @@ def nested(kind: int, content: bytes) -> bytes:
     return attribute(kind | NLA_F_NESTED, content)
 
 
-def native(value: bytes) -> int:
+def native(value: bytes, *, signed: bool = False) -> int:
     """Return a number that the kernel has in its own byte order."""
-    return int.from_bytes(value, sys.byteorder)
+    return int.from_bytes(value, sys.byteorder, signed=signed)

@@ -8,38 +8,36 @@ import socket
 from contextlib import nullcontext
 from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
-from reconciler.core.datapath import IpAddress
 from reconciler.domains.address import LinkAddress
-from reconciler.domains.link import EniLink, Link, PodLink, Veth
+from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine.plan import Change, Verb
+from reconciler.targets.netlink.decode import KernelObject
+from reconciler.targets.netlink.message import KernelError
 from reconciler.targets.netlink.namespaces import entered, open_namespace
-from reconciler.targets.netlink.rtnetlink import (
+from reconciler.targets.netlink.rtnetlink import How, Rtnetlink
+from reconciler.targets.netlink.tables import (
     ADDRESSES,
     AF,
+    FR_ACT_TO_TBL,
+    IFA_F_NODAD,
+    IFA_F_NOPREFIXROUTE,
+    IFF_UP,
     LINKS,
     NEIGHBOURS,
     NUD_PERMANENT,
     ROUTES,
     RTN_UNICAST,
     RULES,
+    SCOPE_LINK,
+    SCOPE_NOWHERE,
+    SCOPE_UNIVERSE,
     Attributes,
-    How,
-    Rtnetlink,
+    af_of,
     decode_message,
 )
-
-KernelObject = Link | LinkAddress | Neighbour | Route | Rule
-
-IFF_UP = 0x1
-IFA_F_NODAD = 0x02
-IFA_F_NOPREFIXROUTE = 0x200
-FR_ACT_TO_TBL = 1
-SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 
 
 class Sessions:
@@ -72,7 +70,7 @@ class Sessions:
 
         Raises:
             FileNotFoundError: there is no such namespace.
-            NetlinkError: ENODEV if there is no such link.
+            KernelError: ENODEV if there is no such link.
         """
         if (path, name) not in self._index:
             # By ioctl: an answer by netlink has forty attributes more.
@@ -80,7 +78,7 @@ class Sessions:
                 try:
                     self._index[path, name] = socket.if_nametoindex(name)
                 except OSError as error:
-                    raise NetlinkError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
+                    raise KernelError(errno.ENODEV) from error
         return self._index[path, name]
 
     def forget(self) -> None:
@@ -92,7 +90,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
     """Carry out one action.
 
     Raises:
-        NetlinkError: the kernel refused.
+        KernelError: the kernel refused.
         OSError: the namespace cannot be entered.
     """
     deleting = action.verb is Verb.DELETE
@@ -113,7 +111,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
                 NEIGHBOURS,
                 How.DELETE if deleting else How.REPLACE,
                 (("NDA_DST", str(neighbour.address)), ("NDA_LLADDR", neighbour.mac)),
-                family=_family(neighbour.address),
+                family=af_of(neighbour.address),
                 ifindex=sessions.index(neighbour.netns, neighbour.device),
                 state=NUD_PERMANENT,
             )
@@ -188,7 +186,7 @@ def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None
     flags |= IFA_F_NODAD if address.address.version == 6 else 0
     attributes: Attributes = (("IFA_LOCAL", own), ("IFA_ADDRESS", own), ("IFA_FLAGS", flags))
     fields = {
-        "family": _family(address.address),
+        "family": af_of(address.address),
         "prefixlen": address.prefix_length,
         "index": sessions.index(address.netns, address.device),
     }
@@ -207,7 +205,7 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
     if route.metric:
         attributes += (("RTA_PRIORITY", route.metric),)
     fields = {
-        "family": _family(route.destination.network_address),
+        "family": af_of(route.destination),
         "dst_len": route.destination.prefixlen,
         "proto": route.protocol,
         "tos": route.tos,
@@ -250,10 +248,6 @@ def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
     try:
         how = How.DELETE if deleting else How.CREATE
         sessions("").change(RULES, how, attributes, **fields)
-    except NetlinkError as error:
-        if deleting or error.code != errno.EEXIST:
+    except KernelError as error:
+        if deleting or error.errno != errno.EEXIST:
             raise
-
-
-def _family(address: IpAddress) -> int:
-    return AF["ipv4" if address.version == 4 else "ipv6"]

@@ -13,8 +13,8 @@ class ForwardChain:
         family: nftables' word: ip, ip6 or inet.
         backend: "nft", or "legacy" for what only iptables-legacy shows.
         drops: its policy is to drop what no rule accepts.
-        shut: a rule in it drops or rejects whatever has come that far.
-        accepts: (iifname or oifname, pattern) of its rules that accept whatever comes from, or
+        shut: a rule in it drops or rejects every packet that reaches it.
+        accepts: (iifname or oifname, pattern) of its rules that accept what comes from, or
             goes to, such links; those behind a rule that shuts it do not count.
     """
 

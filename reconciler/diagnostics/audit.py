@@ -1,7 +1,7 @@
 """Contradictions between what is recorded and what EC2 says: the invariants, as one checker.
 
-``diff`` shows what the planner would do. This looks at the same things without the planner's eyes:
-what must never be so, whoever made it so. Absence of a plan is no proof that all is well.
+``diff`` shows what the planner would do. This checks the same objects without the planner: an
+empty plan is no proof that all is well.
 """
 
 from __future__ import annotations

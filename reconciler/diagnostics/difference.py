@@ -77,7 +77,7 @@ def compare_inside(pod: Attachment, peer: IpAddress, answer: Found) -> tuple[str
     says = f"'{answer.refusal}'" if answer.refusal else f"dev {answer.device}{via}"
     return (
         f"in the pod, {Packet(None, peer).command}: the kernel says {says}, not dev {device} via "
-        f"{gateway}; somebody in the pod has changed it (a sandbox such as gVisor does)",
+        f"{gateway}; something in the pod has changed it (a sandbox such as gVisor does)",
     )
 
 

@@ -243,7 +243,7 @@ WORDS = {
 
 
 def masked(bits: Bits, mask: bytes) -> Bits:
-    """Apply a mask, if there is one; a bit that it leaves out is known, whatever it was."""
+    """Apply a mask, if there is one; a bit that it leaves out is known to be 0."""
     if not mask:
         return bits
     value, known = (int.from_bytes(part, "big") for part in bits)
@@ -253,7 +253,7 @@ def masked(bits: Bits, mask: bytes) -> Bits:
 
 
 def between(value: bytes, known: bytes, low: bytes, high: bytes) -> bool | None:
-    """Whether a value lies in a range, for all that its unknown bits may be."""
+    """Whether a value is in a range; None if that depends on its unknown bits."""
     size = len(low)
     bits, mask = int.from_bytes(value, "big"), int.from_bytes(known, "big")
     unknown = ~mask & (1 << 8 * size) - 1

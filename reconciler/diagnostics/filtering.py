@@ -1,7 +1,7 @@
 """Chains of other owners that stop pods' packets, or rewrite where they come from.
 
-Judged by packets of some pods: what becomes of all of them, and for certain, hurts. A rule that
-stops one pod, or one destination, is somebody's policy.
+Packets of some pods are followed. What certainly happens to all of them is an issue. A rule that
+stops one pod, or one destination, is a policy.
 """
 
 from __future__ import annotations

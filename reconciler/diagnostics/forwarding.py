@@ -68,7 +68,9 @@ def _lets(accepts: Iterable[tuple[str, str]], way: str, pattern: str) -> bool:
 
 
 def _dropped(chain: ForwardChain, shut: list[str], ours: Ours) -> Issue:
-    what = "a rule in it drops whatever comes that far" if chain.shut else "its policy is drop"
+    what = (
+        "a rule in it drops every packet that reaches it" if chain.shut else "its policy is drop"
+    )
     why = (
         f"{what}, so packets from and to pods end there; accepting them in a table of our own "
         "would not help, because every chain of a hook has to let a packet pass"

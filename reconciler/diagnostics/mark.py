@@ -1,4 +1,4 @@
-"""Who else marks packets: a packet has one mark of 32 bits, and nobody hands them out."""
+"""Who else marks packets: a packet has one mark of 32 bits, which no authority assigns."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ CLIENT_PORT = 49152
 
 
 CONNTRACK_PRIORITY = -200
-"""NF_IP_PRI_CONNTRACK: a packet that conntrack has seen stays seen, whatever ``notrack`` says."""
+"""NF_IP_PRI_CONNTRACK: after it, ``notrack`` has no effect: conntrack has seen the packet."""
 
 
 @dataclass(slots=True)

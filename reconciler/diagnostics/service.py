@@ -1,7 +1,7 @@
-"""Services: where kube-proxy, or whoever else, sends what is addressed to one.
+"""Where kube-proxy, or another program, sends packets that are addressed to a service.
 
-For ``trace`` alone. Rulesets of other owners are read as far as they say where a destination is
-translated to; whatever else they ask for is left out, so that all endpoints are found.
+For ``trace`` alone. Of rulesets only the translations of a destination are read; other conditions
+are ignored, so that all endpoints are found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where services lead on this node, by the rulesets of whoever translates their addresses."""
+"""The endpoints of services on this node, by the rulesets that translate their addresses."""
 
 from __future__ import annotations
 

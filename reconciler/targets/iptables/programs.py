@@ -1,7 +1,7 @@
 """iptables' tables as text: the door to the ``iptables`` programs, of both backends.
 
-The two are different worlds in one kernel: what ``iptables-legacy`` wrote, ``iptables-nft`` does
-not see. Only what another plugin left is ever removed; nothing is added.
+The kernel keeps both apart: what ``iptables-legacy`` wrote, ``iptables-nft`` does not see. Only
+what another plugin left is ever removed; nothing is added.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Iptables:
             the lines; and for tables that could not be read, why.
 
         Raises:
-            ObserveError: nobody can tell which tables there are.
+            ObserveError: the list of legacy tables cannot be read.
         """
         saved: dict[Place, tuple[str, ...]] = {}
         unlisted: dict[Place, str] = {}

@@ -1,8 +1,8 @@
 """What the kernel makes of our rules: the door to ``nftables``.
 
-libnftables translates a rule's text into the kernel's expressions. Whatever it does, it first
-loads the chains and sets of every owner, and a crafted one ends the process; so it works in an
-empty network namespace, and what the kernel there has made of the rules is copied.
+libnftables translates a rule's text into the kernel's expressions. It first loads the chains and
+sets of every owner, and a crafted one ends the process. So it works in an empty network namespace,
+and the expressions that the kernel holds there are copied.
 """
 
 from __future__ import annotations

@@ -16,22 +16,9 @@ from itertools import groupby, islice
 from reconciler.core.datapath import TABLE, IpAddress
 from reconciler.domains.nat import NftElement
 from reconciler.domains.nat_rules import SETS
+from reconciler.targets.netlink import nf_tables as nft
 from reconciler.targets.netlink.message import NLM_F_CREATE, attribute, attributes, nested
-from reconciler.targets.netlink.nf_tables import (
-    NFT_MSG_DELSETELEM,
-    NFT_MSG_NEWSETELEM,
-    NFTA_DATA_VALUE,
-    NFTA_DATA_VERDICT,
-    NFTA_LIST_ELEM,
-    NFTA_SET_ELEM_DATA,
-    NFTA_SET_ELEM_KEY,
-    NFTA_SET_ELEM_LIST_ELEMENTS,
-    NFTA_SET_ELEM_LIST_SET,
-    NFTA_SET_ELEM_LIST_TABLE,
-    NFTA_VERDICT_CHAIN,
-    NFTA_VERDICT_CODE,
-    text,
-)
+from reconciler.targets.netlink.nf_tables import string, text
 from reconciler.targets.netlink.nfnetlink import Request
 from reconciler.targets.netlink.ruleset import Nfnetlink
 
@@ -145,7 +132,7 @@ class Reader:
 
 def _plain(size: int) -> tuple[bytes, int]:
     """Return how an element without verdict begins in the kernel's answers, and its length."""
-    begin = attribute(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, bytes(size)))
+    begin = attribute(nft.NFTA_SET_ELEM_KEY, attribute(nft.NFTA_DATA_VALUE, bytes(size)))
     return begin[:-size], len(begin)
 
 
@@ -162,18 +149,18 @@ def _decode(content: bytes) -> _Part:
     found = dict(attributes(content))
     if found.get(NFTA_SET_ELEM_USERDATA) == OPEN_INTERVAL:
         del found[NFTA_SET_ELEM_USERDATA]
-    if not found.keys() <= {NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS}:
+    if not found.keys() <= {nft.NFTA_SET_ELEM_KEY, nft.NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS}:
         raise UnknownError
     try:
-        key = dict(attributes(found[NFTA_SET_ELEM_KEY]))[NFTA_DATA_VALUE]
+        key = dict(attributes(found[nft.NFTA_SET_ELEM_KEY]))[nft.NFTA_DATA_VALUE]
         goto = ""
-        if NFTA_SET_ELEM_DATA in found:
+        if nft.NFTA_SET_ELEM_DATA in found:
             verdict = dict(
-                attributes(dict(attributes(found[NFTA_SET_ELEM_DATA]))[NFTA_DATA_VERDICT])
+                attributes(dict(attributes(found[nft.NFTA_SET_ELEM_DATA]))[nft.NFTA_DATA_VERDICT])
             )
-            if struct.unpack(">i", verdict[NFTA_VERDICT_CODE]) != (GOTO,):
+            if struct.unpack(">i", verdict[nft.NFTA_VERDICT_CODE]) != (GOTO,):
                 raise UnknownError
-            goto = text(verdict[NFTA_VERDICT_CHAIN][:-1])
+            goto = text(verdict[nft.NFTA_VERDICT_CHAIN][:-1])
     except KeyError as error:
         raise UnknownError from error
     flags = int.from_bytes(found.get(NFTA_SET_ELEM_FLAGS, b""), "big")
@@ -184,12 +171,12 @@ def _decode(content: bytes) -> _Part:
 
 def removal(elements: Iterable[NftElement]) -> Iterator[Request]:
     """Return the requests that take elements away."""
-    return _messages(NFT_MSG_DELSETELEM, 0, elements)
+    return _messages(nft.NFT_MSG_DELSETELEM, 0, elements)
 
 
 def addition(elements: Iterable[NftElement]) -> Iterator[Request]:
     """Return the requests that put elements in."""
-    return _messages(NFT_MSG_NEWSETELEM, NLM_F_CREATE, elements)
+    return _messages(nft.NFT_MSG_NEWSETELEM, NLM_F_CREATE, elements)
 
 
 def _messages(kind: int, flags: int, elements: Iterable[NftElement]) -> Iterator[Request]:
@@ -198,9 +185,9 @@ def _messages(kind: int, flags: int, elements: Iterable[NftElement]) -> Iterator
         parts = (part for e in group for part in _encode(e, is_interval=name in INTERVALS))
         while batch := b"".join(islice(parts, PER_MESSAGE)):
             body = (
-                attribute(NFTA_SET_ELEM_LIST_TABLE, TABLE.encode() + b"\0")
-                + attribute(NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
-                + nested(NFTA_SET_ELEM_LIST_ELEMENTS, batch)
+                string(nft.NFTA_SET_ELEM_LIST_TABLE, TABLE)
+                + string(nft.NFTA_SET_ELEM_LIST_SET, name)
+                + nested(nft.NFTA_SET_ELEM_LIST_ELEMENTS, batch)
             )
             yield kind, flags, body
 
@@ -209,9 +196,9 @@ def _encode(element: NftElement, *, is_interval: bool) -> Iterator[bytes]:
     """Return an element; a range is two, of which the second says where it is over."""
     data = b""
     if element.goto:
-        verdict = attribute(NFTA_VERDICT_CODE, struct.pack(">i", GOTO))
-        verdict += attribute(NFTA_VERDICT_CHAIN, element.goto.encode() + b"\0")
-        data = nested(NFTA_SET_ELEM_DATA, nested(NFTA_DATA_VERDICT, verdict))
+        verdict = attribute(nft.NFTA_VERDICT_CODE, struct.pack(">i", GOTO))
+        verdict += string(nft.NFTA_VERDICT_CHAIN, element.goto)
+        data = nested(nft.NFTA_SET_ELEM_DATA, nested(nft.NFTA_DATA_VERDICT, verdict))
     yield _part(element.first, data)
     if is_interval and (end := int(element.last) + 1) < 1 << element.last.max_prefixlen:
         over = attribute(NFTA_SET_ELEM_FLAGS, struct.pack(">I", INTERVAL_END))
@@ -226,9 +213,9 @@ def _part(key: IpAddress, more: bytes) -> bytes:
 @lru_cache(maxsize=64)
 def _head(key: int, more: int) -> bytes:
     """Return what stands before a key: the attributes that it is nested in."""
-    shape = nested(NFTA_LIST_ELEM, _keyed(bytes(key)) + bytes(more))
+    shape = nested(nft.NFTA_LIST_ELEM, _keyed(bytes(key)) + bytes(more))
     return shape[: len(shape) - key - more]
 
 
 def _keyed(key: bytes) -> bytes:
-    return nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key))
+    return nested(nft.NFTA_SET_ELEM_KEY, attribute(nft.NFTA_DATA_VALUE, key))

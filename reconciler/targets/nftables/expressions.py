@@ -1,9 +1,8 @@
 """Rules and elements of any owner, decoded from what the kernel holds.
 
-Not by libnftables: it ends the process at what it does not expect (a crafted set is enough), and
-leaves out of a rule what it does not know, so that a rule which drops little looks as if it
-dropped everything. Here such an expression is named, and may hold or not. Constants:
-linux/netfilter/nf_tables.h.
+Not by libnftables: it ends the process at a crafted set, and leaves out of a rule what it does not
+know, so a rule that drops little looks as if it dropped everything. Here such an expression is
+named, and may hold or not. Constants: linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ the last."""
 
 VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 NEUTRAL = {"counter", "log", "last", "dup", "flow_offload"}
-"""Expressions after which the next one is asked, whatever they do."""
+"""Expressions after which the next one is evaluated."""
 
 ENDING = {"queue", "tproxy", "synproxy", "fwd"}
 

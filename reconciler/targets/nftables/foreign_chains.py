@@ -25,7 +25,8 @@ KUBE_PROXY = "kube-proxy"
 """Its table in mode nftables, one for each family."""
 
 NEVER_FIREWALLS = frozenset({("inet", TABLE), ("ip", KUBE_PROXY), ("ip6", KUBE_PROXY)})
-"""Families and tables whose chains drop nothing that others may have, and are not read."""
+"""Families and tables whose chains are not read: ours, and kube-proxy's, which drops only packets
+to services without endpoints."""
 
 MAX_RULES, MAX_RULES_IN_ALL = 5_000, 20_000
 """Rules that are read of one chain, and of all in one look; a rule costs some 20 microseconds. A

@@ -12,19 +12,9 @@ from reconciler.diagnostics.ruleset import IFNAMSIZ, accepted_link
 from reconciler.domains.forward import ForwardAccept
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError
+from reconciler.targets.netlink import nf_tables as nft
 from reconciler.targets.netlink.message import NLM_F_APPEND, NLM_F_CREATE, attribute, nested
-from reconciler.targets.netlink.nf_tables import (
-    NFT_MSG_DELRULE,
-    NFT_MSG_NEWRULE,
-    NFTA_DATA_VALUE,
-    NFTA_DATA_VERDICT,
-    NFTA_LIST_ELEM,
-    NFTA_RULE_CHAIN,
-    NFTA_RULE_EXPRESSIONS,
-    NFTA_RULE_TABLE,
-    NFTA_VERDICT_CODE,
-    Chain,
-)
+from reconciler.targets.netlink.nf_tables import Chain, string
 from reconciler.targets.netlink.nfnetlink import Request
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.nftables.expressions import (
@@ -97,19 +87,23 @@ def _accept(chain: Chain, body: bytes) -> ForwardAccept:
 def _requests(action: Change[ForwardAccept]) -> list[Request]:
     rule = action.object
     table, name = _chain(rule).place
-    place = attribute(NFTA_RULE_TABLE, table) + attribute(NFTA_RULE_CHAIN, name)
+    place = attribute(nft.NFTA_RULE_TABLE, table) + attribute(nft.NFTA_RULE_CHAIN, name)
     if action.verb is Verb.DELETE:
         return [
-            (NFT_MSG_DELRULE, 0, place + attribute(NFTA_RULE_HANDLE, struct.pack(">Q", handle)))
+            (
+                nft.NFT_MSG_DELRULE,
+                0,
+                place + attribute(NFTA_RULE_HANDLE, struct.pack(">Q", handle)),
+            )
             for handle in rule.handles
         ]
     comment = ALIAS.encode() + b"\0"
     body = (
         place
-        + nested(NFTA_RULE_EXPRESSIONS, _expressions(rule.way, rule.pattern))
+        + nested(nft.NFTA_RULE_EXPRESSIONS, _expressions(rule.way, rule.pattern))
         + attribute(NFTA_RULE_USERDATA, bytes([COMMENT, len(comment)]) + comment)
     )
-    return [(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)]
+    return [(nft.NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)]
 
 
 def _expressions(way: str, pattern: str) -> bytes:
@@ -117,8 +111,8 @@ def _expressions(way: str, pattern: str) -> bytes:
     name = pattern.encode()
     name = name[:-1] if pattern.endswith("*") else name.ljust(IFNAMSIZ, b"\0")
     register = attribute(1, _be32(REGISTER))
-    value = nested(3, attribute(NFTA_DATA_VALUE, name))
-    verdict = nested(NFTA_DATA_VERDICT, attribute(NFTA_VERDICT_CODE, _be32(ACCEPT)))
+    value = nested(3, attribute(nft.NFTA_DATA_VALUE, name))
+    verdict = nested(nft.NFTA_DATA_VERDICT, attribute(nft.NFTA_VERDICT_CODE, _be32(ACCEPT)))
     expressions = (
         ("meta", register + attribute(2, _be32(META_KEYS[way]))),
         ("cmp", register + attribute(2, _be32(EQUAL)) + value),
@@ -126,7 +120,7 @@ def _expressions(way: str, pattern: str) -> bytes:
         ("immediate", attribute(1, _be32(VERDICT_REGISTER)) + nested(2, verdict)),
     )
     return b"".join(
-        nested(NFTA_LIST_ELEM, attribute(1, kind.encode() + b"\0") + nested(2, content))
+        nested(nft.NFTA_LIST_ELEM, string(1, kind) + nested(2, content))
         for kind, content in expressions
     )
 

@@ -1,6 +1,6 @@
 """Our table, read and written as the kernel has it.
 
-Whatever somebody else puts into it cannot be more than unreadable: then the table is made anew.
+If there is something in it that we never write, it is unreadable, and the table is made anew.
 Constants: linux/netfilter/nf_tables.h.
 """
 
@@ -14,6 +14,7 @@ from typing import TypeVar
 from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftTable
 from reconciler.engine.plan import Change, Verb
+from reconciler.targets.netlink import nf_tables as nft
 from reconciler.targets.netlink.message import (
     NLA_F_NESTED,
     NLM_F_APPEND,
@@ -21,26 +22,7 @@ from reconciler.targets.netlink.message import (
     attribute,
     nested,
 )
-from reconciler.targets.netlink.nf_tables import (
-    HOOKS,
-    NFT_MSG_DELCHAIN,
-    NFT_MSG_DELRULE,
-    NFT_MSG_DELSET,
-    NFT_MSG_DELTABLE,
-    NFT_MSG_GETFLOWTABLE,
-    NFT_MSG_GETOBJ,
-    NFT_MSG_GETSET,
-    NFT_MSG_NEWCHAIN,
-    NFT_MSG_NEWRULE,
-    NFT_MSG_NEWSET,
-    NFT_MSG_NEWTABLE,
-    NFTA_RULE_CHAIN,
-    NFTA_RULE_EXPRESSIONS,
-    NFTA_SET_FLAGS,
-    NFTA_SET_NAME,
-    Chain,
-    text,
-)
+from reconciler.targets.netlink.nf_tables import Chain, string, text
 from reconciler.targets.netlink.nfnetlink import Request
 from reconciler.targets.netlink.ruleset import MAX_OBJECTS, Nfnetlink, TooMuchError
 from reconciler.targets.nftables import elements
@@ -99,7 +81,7 @@ def _chains(kernel: Nfnetlink, texts: Mapping[bytes, str]) -> list[NftChain]:
     except TooMuchError as error:
         raise _UnreadableError from error
     for name, expressions in found:
-        # Like no rule that is desired, so it goes, whatever it is. Not its bytes: they hold its
+        # It is like no desired rule, so it is deleted. Not its bytes: they hold its
         # counters, which packets change, and may be long.
         known = texts.get(expressions) or f"unknown, of {len(expressions)} bytes"
         rules.setdefault(text(name), []).append(known)
@@ -126,18 +108,18 @@ def _chain(chain: Chain, rules: Sequence[str]) -> NftChain:
 
 
 def _sets(kernel: Nfnetlink, reader: elements.Reader) -> Iterator[NftObject]:
-    for kind in (NFT_MSG_GETOBJ, NFT_MSG_GETFLOWTABLE):
+    for kind in (nft.NFT_MSG_GETOBJ, nft.NFT_MSG_GETFLOWTABLE):
         if kernel.table_parts(kind, "inet", TABLE):
             raise _UnreadableError
     reader.begin()
-    for found in _bounded(kernel.table_parts(NFT_MSG_GETSET, "inet", TABLE)):
+    for found in _bounded(kernel.table_parts(nft.NFT_MSG_GETSET, "inet", TABLE)):
         numbers = {kind: int.from_bytes(found.get(kind, b""), "big") for kind in (3, 4, 6)}
-        flags, data = numbers[NFTA_SET_FLAGS], numbers[NFTA_SET_DATA_TYPE]
+        flags, data = numbers[nft.NFTA_SET_FLAGS], numbers[NFTA_SET_DATA_TYPE]
         if flags & SET_ANONYMOUS:
             continue  # a part of a rule
         key_type = KEY_TYPES.get(numbers[NFTA_SET_KEY_TYPE])
         is_map = bool(flags & SET_MAP)
-        name = found[NFTA_SET_NAME]
+        name = found[nft.NFTA_SET_NAME]
         if (
             key_type is None
             or text(name).encode() != name
@@ -200,12 +182,14 @@ def _remove(stages: _Stages, obj: NftObject) -> None:
     match obj:
         case NftTable():
             # Made first, so that deleting a table that is already gone is no error.
-            stages.unhook += [_TABLE, (NFT_MSG_DELTABLE, 0, _name(1, TABLE))]
+            stages.unhook += [_TABLE, (nft.NFT_MSG_DELTABLE, 0, string(1, TABLE))]
         case NftChain():
             stages.unhook.append(_flush(obj.name))
-            stages.drop.append((NFT_MSG_DELCHAIN, 0, _OURS + _name(3, obj.name)))
+            stages.drop.append((nft.NFT_MSG_DELCHAIN, 0, _OURS + string(3, obj.name)))
         case NftSet():
-            stages.drop.append((NFT_MSG_DELSET, 0, _OURS + _name(NFTA_SET_NAME, obj.name)))
+            stages.drop.append(
+                (nft.NFT_MSG_DELSET, 0, _OURS + string(nft.NFTA_SET_NAME, obj.name))
+            )
         case NftElement():
             stages.removed.append(obj)
 
@@ -222,22 +206,20 @@ def _put(
         case NftChain() as chain:
             if action.was is not None:
                 stages.unhook.append(_flush(chain.name))
-            stages.define.append((NFT_MSG_NEWCHAIN, NLM_F_CREATE, _OURS + _chain_body(chain)))
+            stages.define.append((nft.NFT_MSG_NEWCHAIN, NLM_F_CREATE, _OURS + _chain_body(chain)))
             stages.connect += [_rule(chain.name, rule) for rule in compiled[chain]]
         case NftSet() as one:
-            stages.define.append((NFT_MSG_NEWSET, NLM_F_CREATE, _OURS + _set_body(one, number)))
+            stages.define.append(
+                (nft.NFT_MSG_NEWSET, NLM_F_CREATE, _OURS + _set_body(one, number))
+            )
         case NftElement() as element:
             if isinstance(action.was, NftElement):
                 stages.removed.append(action.was)
             stages.added.append(element)
 
 
-def _name(kind: int, name: str) -> bytes:
-    return attribute(kind, name.encode() + b"\0")
-
-
-_OURS = _name(1, TABLE)
-_TABLE: Request = (NFT_MSG_NEWTABLE, NLM_F_CREATE, _OURS)
+_OURS = string(1, TABLE)
+_TABLE: Request = (nft.NFT_MSG_NEWTABLE, NLM_F_CREATE, _OURS)
 
 
 def _be32(number: int) -> bytes:
@@ -245,24 +227,24 @@ def _be32(number: int) -> bytes:
 
 
 def _flush(chain: str) -> Request:
-    return NFT_MSG_DELRULE, 0, _OURS + _name(NFTA_RULE_CHAIN, chain)
+    return nft.NFT_MSG_DELRULE, 0, _OURS + string(nft.NFTA_RULE_CHAIN, chain)
 
 
 def _rule(chain: str, expressions: bytes) -> Request:
-    listed = attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, expressions)
+    listed = attribute(nft.NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, expressions)
     return (
-        NFT_MSG_NEWRULE,
+        nft.NFT_MSG_NEWRULE,
         NLM_F_CREATE | NLM_F_APPEND,
-        _OURS + _name(NFTA_RULE_CHAIN, chain) + listed,
+        _OURS + string(nft.NFTA_RULE_CHAIN, chain) + listed,
     )
 
 
 def _chain_body(chain: NftChain) -> bytes:
-    body = _name(3, chain.name)
+    body = string(3, chain.name)
     if chain.hook:
-        number = next(n for n, hook in HOOKS.items() if hook == chain.hook)
+        number = next(n for n, hook in nft.HOOKS.items() if hook == chain.hook)
         place = attribute(1, _be32(number)) + attribute(2, struct.pack(">i", chain.priority))
-        body += nested(4, place) + attribute(5, _be32(ACCEPT)) + _name(7, chain.type)
+        body += nested(4, place) + attribute(5, _be32(ACCEPT)) + string(7, chain.type)
     return body
 
 
@@ -270,8 +252,8 @@ def _set_body(one: NftSet, number: int) -> bytes:
     key_type = next(n for n, name in KEY_TYPES.items() if name == one.type)
     flags = SET_INTERVAL * one.interval | SET_MAP * one.verdicts
     body = (
-        _name(NFTA_SET_NAME, one.name)
-        + attribute(NFTA_SET_FLAGS, _be32(flags))
+        string(nft.NFTA_SET_NAME, one.name)
+        + attribute(nft.NFTA_SET_FLAGS, _be32(flags))
         + attribute(NFTA_SET_KEY_TYPE, _be32(key_type))
         + attribute(NFTA_SET_KEY_LEN, _be32(KEY_BYTES[one.type]))
         + attribute(NFTA_SET_ID, _be32(number + 1))

@@ -1,7 +1,7 @@
-"""Pods' namespaces that could not be read: the backoff of each, and its condition.
+"""Pods' namespaces that could not be read: how long each is left alone, and what is said of it.
 
-A pod chooses what is in its namespace. One that fills it, or changes it without end, costs the
-node one bounded read now and then, and other pods nothing.
+What is in a pod's namespace is up to the pod. Whoever fills it, or changes it without end, shall
+cost the node one bounded look now and then, and other pods nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MAX_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The failed reads of one namespace.
+    """What became of looking into one.
 
     Attributes:
-        why: the last one failed.
+        why: it could not be read the last time.
         times: in a row.
         until: monotonic seconds until which it is left alone.
     """
@@ -52,11 +52,11 @@ class Unread:
         failed: Mapping[AttachmentKey, str],
         now: float,
     ) -> Unread:
-        """Take over what was read.
+        """Take over a look.
 
         Args:
-            looked: whose namespaces were read.
-            failed: why reading failed, for some of them.
+            looked: whose namespaces were looked into.
+            failed: of these, why some could not be read.
             now: monotonic seconds.
         """
         known = {k: f for k, f in self.known.items() if k not in frozenset(looked)}
@@ -66,12 +66,12 @@ class Unread:
         return Unread(known)
 
     def among(self, keys: Iterable[AttachmentKey]) -> Unread:
-        """Forget the others, whose pods are gone."""
+        """Forget all others: their pods are gone."""
         keys = frozenset(keys)
         return Unread({k: f for k, f in self.known.items() if k in keys})
 
     def findings(self, attachments: Iterable[Attachment]) -> Iterator[Issue]:
-        """Name their pods, and what follows."""
+        """Say which pods they are of, and what follows from it."""
         pods = {a.key: a for a in attachments}
         unread = [(pods[k], f) for k, f in sorted(self.known.items()) if k in pods]
         for pod, failure in unread[:MAX_NAMED]:

@@ -36,6 +36,10 @@ class Known:
         if before is not None and before.instance_id != facts.instance_id:
             self.cloud = None  # an image was made of another instance, with its last look in it
 
+    def see(self, cloud: Cloud) -> None:
+        """Take over an observation of EC2."""
+        self.cloud = cloud
+
     def remember(self) -> None:
         """Keep what is known for the next process.
 

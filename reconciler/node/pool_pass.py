@@ -145,7 +145,7 @@ class PoolPass:
         seen = outcome.observed
         if isinstance(seen, Cloud) and (known.cloud or is_whole(seen, holders)):
             seen = arrived(seen, links)
-            known.cloud = retain(known.cloud or seen, seen, links)
+            known.see(retain(known.cloud or seen, seen, links))
             if not dry:
                 known.remember()
         return replace(outcome, errors=(*outcome.errors, *errors))
@@ -164,7 +164,7 @@ class PoolPass:
         outcome = self._controller.foresee(inputs)
         if outcome is None:
             return None
-        known.cloud = arrived(known.cloud, inputs.links)
+        known.see(arrived(known.cloud, inputs.links))
         return replace(outcome, errors=(*outcome.errors, *errors))
 
     def _ask_metadata(self) -> tuple[Witness, tuple[ObserveError, ...]]:

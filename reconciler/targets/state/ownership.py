@@ -41,7 +41,8 @@ class Lock:
     @property
     def is_own(self) -> bool:
         """Whether the file is still the one that is held here, if any is."""
-        return self.fd is None or is_same(self.fd, self._path)
+        fd = self.fd
+        return fd is None or is_same(fd, self._path)
 
     def take(self) -> None:
         """Lock the file that is there now, and let go of an earlier one.

@@ -52,7 +52,7 @@ class Intent:
         netns_inode: its inode when the intent was written, 0 if unknown: a path can be reused.
         netns_alive: the path still leads to that inode; read again with every observation.
         pod: ``namespace/name``, empty when the runtime did not say.
-        attempt: of which ADD it is; empty for one that nobody asked for by an ADD.
+        attempt: the ADD that wrote it; empty if none did.
         trace: the trace that ADD is part of, empty if it is part of none; for the log.
     """
 

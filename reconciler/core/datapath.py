@@ -91,7 +91,7 @@ class Family:
     """What differs between address families; nothing else in the project knows one by name.
 
     Attributes:
-        nft: the family's word in nftables expressions.
+        nft: its name in nftables expressions.
         gateway: link-local next hop that every pod uses; the host never owns it, the pod has a
             permanent neighbour entry for it.
         gateway_route: the kernel wants a route to that next hop before a route may name it. A
@@ -205,8 +205,8 @@ first octet the second-lowest bit is set, the lowest clear), and "NN"."""
 def stable_mac(*parts: str) -> str:
     """Return the MAC that the same parts always get, with our stamp.
 
-    Explicit, because udev rewrites MACs nobody chose (``MACAddressPolicy=persistent``),
-    after which the pod's permanent neighbour entry points nowhere.
+    Explicit, because udev rewrites MACs that the kernel chose (``MACAddressPolicy=persistent``),
+    and the pod's permanent neighbour entry would be wrong.
     """
     digest = hashlib.sha256("/".join(parts).encode()).digest()
     return ":".join([MAC_STAMP, *(f"{octet:02x}" for octet in digest[:3])])

@@ -36,7 +36,7 @@ class Eni:
     Attributes:
         device_index: place on the first network card, the only one that is used; None while not
             attached.
-        status: EC2's word for the attachment (attaching, attached, detaching) or "available".
+        status: of the attachment in EC2 (attaching, attached, detaching), or "available".
         primary: the address EC2 calls primary; it belongs to the host.
         secondaries: single addresses for pods, ascending.
         prefixes: delegated prefixes, whose addresses are all for pods; ascending.
@@ -47,7 +47,7 @@ class Eni:
             each further network card may have one too.
         owned: carries our tag for this instance, or is the primary.
         creation: the token it was created with, "" if we did not create it.
-        created_at: seconds since the epoch, None if nobody wrote it down.
+        created_at: seconds since the epoch, None if no tag says so.
         stock: the stock plugin's, by its tag for this instance.
         stock_tags: keys of the stock plugin's tags, ascending.
     """
@@ -110,5 +110,5 @@ class Eni:
 
 @lru_cache(4096)
 def _addresses(prefix: IpNetwork) -> tuple[IpAddress, ...]:
-    """Return a prefix's addresses: sixteen, and the same ones are asked for with every look."""
+    """Return a prefix's addresses: sixteen, needed again with every observation."""
     return tuple(prefix)

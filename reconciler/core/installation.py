@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Directories and files of the host; those that are "" are somebody else's business.
+    """Directories and files of the host; one that is "" is not managed.
 
     Attributes:
         conf_dir: the runtime's directory of CNI configurations.

@@ -1,8 +1,8 @@
 """What amazon-vpc-cni-k8s, the stock plugin, leaves on a node, as values.
 
-Its objects carry no stamp: each is recognised by the exact shape in which that plugin makes it,
-and what differs in anything is somebody else's. Sources are named by their file in
-amazon-vpc-cni-k8s v1.23.1.
+Its objects carry no stamp. Each is recognised by the exact shape in which that plugin makes it;
+an object that differs in anything is another owner's. Sources are files of amazon-vpc-cni-k8s
+v1.23.1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHAIN = re.compile(r"AWS-(SNAT|CONNMARK)-CHAIN-[0-9]+")
 """Its chains in iptables (``network.go``, ``iptables_connmark.go``)."""
 
 SIGN = "AWS"
-"""Stands in the name of every chain of its, and so in what jumps there, and in its comments."""
+"""Part of the name of each of its chains, so of the rules that jump there, and of its comments."""
 
 CONNMARK_COMMENTS = {"nat": {"AWS, CONNMARK"}, "mangle": {"AWS, primary ENI"}}
 """By table, comments of the CONNMARK rules that it puts into PREROUTING itself."""
@@ -90,7 +90,7 @@ class StockRule:
 
 @dataclass(frozen=True, slots=True)
 class StockRoute:
-    """A unicast route of the host that nobody stamped."""
+    """A unicast route of the host with an unspecific protocol."""
 
     kind: ClassVar[str] = "stock-route"
     table: int
@@ -119,7 +119,7 @@ class IptablesRule:
     """One rule in a chain that is not the stock plugin's own.
 
     Attributes:
-        backend: "nft" or "legacy": two worlds that do not see each other.
+        backend: "nft" or "legacy", which do not see each other.
         text: as ``iptables-save`` writes it, behind the chain's name.
         copy: which one it is of several that are the same.
     """
@@ -214,7 +214,7 @@ class PodEnd:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One look at everything that may be the stock plugin's; nothing in it is recognised yet.
+    """One observation of all that may be the stock plugin's, before it is recognised.
 
     Attributes:
         rules: IPv4 policy rules without our stamp.
@@ -239,14 +239,14 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Predecessor:
-    """What the stock plugin has left, and what becomes of it, for everybody who plans.
+    """What the stock plugin has left, and what is done about it.
 
     Attributes:
         taking_over: the document asks for it, and its daemon does not run.
         held: addresses of its pods that no attachment of ours explains.
         adoptions: those pods as attachments and intents of ours; all of them, or none yet.
         refusals: why its objects may not go, although the document asks for it.
-        unread: the node could not be looked at, and never was: no address is known to be free.
+        unread: its objects have never been read, so no address is known to be free.
     """
 
     taking_over: bool = False

@@ -1,7 +1,7 @@
-"""Pods' namespaces that could not be read: how long each is left alone, and what is said of it.
+"""Pods' namespaces that could not be read: the backoff of each, and its condition.
 
-What is in a pod's namespace is up to the pod. Whoever fills it, or changes it without end, shall
-cost the node one bounded look now and then, and other pods nothing.
+A pod chooses what is in its namespace. One that fills it, or changes it without end, costs the
+node one bounded read now and then, and other pods nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MAX_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What became of looking into one.
+    """The failed reads of one namespace.
 
     Attributes:
-        why: it could not be read the last time.
+        why: the last one failed.
         times: in a row.
         until: monotonic seconds until which it is left alone.
     """
@@ -52,11 +52,11 @@ class Unread:
         failed: Mapping[AttachmentKey, str],
         now: float,
     ) -> Unread:
-        """Take over a look.
+        """Take over what was read.
 
         Args:
-            looked: whose namespaces were looked into.
-            failed: of these, why some could not be read.
+            looked: whose namespaces were read.
+            failed: why reading failed, for some of them.
             now: monotonic seconds.
         """
         known = {k: f for k, f in self.known.items() if k not in frozenset(looked)}
@@ -66,12 +66,12 @@ class Unread:
         return Unread(known)
 
     def among(self, keys: Iterable[AttachmentKey]) -> Unread:
-        """Forget all others: their pods are gone."""
+        """Forget the others, whose pods are gone."""
         keys = frozenset(keys)
         return Unread({k: f for k, f in self.known.items() if k in keys})
 
     def findings(self, attachments: Iterable[Attachment]) -> Iterator[Issue]:
-        """Say which pods they are of, and what follows from it."""
+        """Name their pods, and what follows."""
         pods = {a.key: a for a in attachments}
         unread = [(pods[k], f) for k, f in sorted(self.known.items()) if k in pods]
         for pod, failure in unread[:MAX_NAMED]:

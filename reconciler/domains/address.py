@@ -1,6 +1,6 @@
 """Addresses of links: each secondary ENI's own, and each pod's.
 
-The primary ENI's address was put there by whatever booted the host, and stays its business.
+The primary ENI's address is configured by the host's own network manager.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LinkAddress:
         if verb is Verb.DELETE:
             return f"{where}ip address delete {what}"
         flag = "" if self.connected_route else " noprefixroute"
-        # Nobody else can have it, and a pod must not wait for that to be found out.
+        # No other host can have it, and a pod must not wait for duplicate detection.
         flag += " nodad" if self.address.version == 6 else ""
         return f"{where}ip address replace {what}{flag}"
 
@@ -72,7 +72,7 @@ def desire_pods(inputs: Inputs) -> frozenset[LinkAddress]:
 
 
 def plan(desired: Iterable[LinkAddress], observed: Iterable[LinkAddress]) -> Plan:
-    """Compare; an address that somebody else put on a link is foreign."""
+    """Compare; an address that another program put on a link is foreign."""
     desired = frozenset(desired)
     # Ours are those that EC2 gave to this ENI or pod, whatever their prefix length has become.
     ours = {(o.netns, o.device, o.address) for o in desired}

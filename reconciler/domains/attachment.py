@@ -351,7 +351,7 @@ def _obstacle(
 def _finish(desired: Allocation, pods: Pods) -> Iterator[Action]:
     """Record that everything was seen in place, before the ADD is answered.
 
-    From then on the pod's namespace is the pod's: whoever starts next must know it.
+    From then on the pod's namespace is the pod's own, also after a restart.
     """
     for pod in may(pods, Event.FINISH):
         if pod.attachment is not None and pod.key in desired.finished:
@@ -375,8 +375,8 @@ def _begin_again(desired: Allocation, pods: Pods) -> Iterator[Action]:
 def _find_kept(desired: Allocation, observed: Records) -> Iterator[Issue]:
     """Name the pods that keep what they have started with, whatever the document says now.
 
-    Others know a running pod by the name of its link, and its runtime by its addresses. Pods that
-    were taken over have names of the stock plugin's, which is no news.
+    Other programs know a running pod by the name of its link, and its runtime by its addresses.
+    Pods that were taken over have names of the stock plugin's, which is expected.
     """
     families = {*desired.supply.families, *desired.supply.egress}
     names: list[str] = []

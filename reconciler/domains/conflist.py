@@ -1,7 +1,7 @@
 """The CNI configuration that a container runtime reads: generated from the document.
 
-It says to kubelet that pods can start, so it is installed once they can. After that it stays:
-without it a runtime could not even end pods.
+Its presence tells kubelet that pods can start, so it is installed once they can. Then it stays:
+without it a runtime cannot end pods.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAME = "10-node-network.conflist"
 MODE = "0644"
 
 REASON_CHARS = 512
-"""Characters of a difference that are printed: what stands in the file is another program's, up to
-a megabyte of it, and goes into the log and into a condition."""
+"""Characters of a difference that are printed: another program may write a megabyte into the file,
+and the difference goes into the log and a condition."""
 
 SUFFIXES = (".conf", ".conflist", ".json")
 """Files that runtimes take for configurations (go-cni and ocicni, calling libcni's ConfFiles)."""
@@ -34,7 +34,7 @@ class Conflist:
 
     Attributes:
         path: the file.
-        content: in ``normal`` form; "" if what stands there is no JSON.
+        content: in ``normal`` form; "" if the file is no JSON.
         mode: its permissions in octal, as chmod takes them.
     """
 
@@ -162,10 +162,10 @@ def desire(inputs: Inputs) -> frozenset[Conflist]:
 
 
 def plan(desired: Iterable[Conflist], observed: Iterable[Seen]) -> Plan:
-    """Compare, and say who else is in the directory; nothing is ever deleted.
+    """Compare, and name other configurations in the directory; nothing is ever deleted.
 
-    A configuration that names a plugin which is not there would fail every pod, so it does not
-    take the place of one that works.
+    A configuration that names a missing plugin would fail every pod, so it does not replace one
+    that works.
     """
     seen = tuple(observed)
     result = Plan()
@@ -184,7 +184,7 @@ def plan(desired: Iterable[Conflist], observed: Iterable[Seen]) -> Plan:
 
 
 def withhold(plan: Plan) -> Plan:
-    """Turn actions into refusals, before the node has what pods need.
+    """Turn actions into refusals while pods cannot be served yet.
 
     Args:
         plan: of what belongs on the host.
@@ -216,7 +216,7 @@ def _missing(want: Conflist, seen: Iterable[Seen]) -> Iterator[Issue]:
 
 
 def _ahead(want: Conflist, seen: Iterable[Seen]) -> Iterator[Issue]:
-    """Name what runtimes read instead of ours, unless it calls ours in turn, as Multus does."""
+    """Name the files that runtimes read instead of ours, unless they call ours, as Multus does."""
     own_name = want.path.rpartition("/")[2]
     others = [o for o in seen if isinstance(o, OtherConf) and o.name < own_name]
     for other in sorted(others, key=lambda o: o.name):

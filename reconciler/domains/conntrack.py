@@ -1,7 +1,7 @@
 """Connections that conntrack remembers of addresses whose pods are gone.
 
-They would lead whoever holds the address next, or a client that retries with the same ports, the
-old pod's way (amazon-vpc-cni-k8s #3634); so they end before the address's cooldown does.
+They would misdirect the next pod with that address, or a client that retries with the same ports
+(amazon-vpc-cni-k8s #3634). So they end before the address's cooldown does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class ConntrackFlush:
-    """Addresses of which no connection shall be left."""
+    """Addresses whose connections are to be ended."""
 
     addresses: frozenset[IpAddress]
 

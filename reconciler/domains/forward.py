@@ -1,7 +1,7 @@
 """Forwarding: rules of ours in chains of others that drop what no rule accepts.
 
-Only where the document asks for it. They are the chain's last rules: they take the place of its
-policy, and override no rule ahead of them.
+Only where the document asks for it. They are the chain's last rules: they replace its policy, and
+decisions of the rules before them stay.
 """
 
 from __future__ import annotations

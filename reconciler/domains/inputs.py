@@ -163,7 +163,7 @@ class Inputs:
 
     @property
     def local_families(self) -> tuple[str, ...]:
-        """Families of which pods have, or shall get, addresses that mean something here only."""
+        """Families of which pods have, or will get, addresses that are valid on this node only."""
         held = {
             family_of(a).name for pod in self.everybody for a in pod.addresses if is_node_local(a)
         }

@@ -1,8 +1,8 @@
 """Rounds in which a pod whose data makes a domain raise is left out, and no other.
 
-A domain desires and plans for all pods at once. When it raises what no code expects, the pods it
-comes from are looked for by halves, which costs something in that case only. They are left out of
-that domain: what it has of them in the world is kept as it is, and a condition names each.
+A domain desires and plans for all pods at once. When it raises what no code expects, the pods that
+cause it are found by bisection. They are left out of that domain: their objects are kept as they
+are, and a condition names each.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _Guard:
 
     Args:
         domain: as it is.
-        everybody: all pods; looked through only when something raises.
+        everybody: all pods; tried one by one only when a domain raises.
         failed: pods that are left out of it, and of those after it, which build upon it; each with
             the domain that raised, and what.
     """
@@ -96,7 +96,7 @@ class _Guard:
         self.domain = replace(domain, desire=self._desire, plan=self._plan)
 
     def told(self, outcome: Outcome) -> Outcome:
-        """Return the domain's outcome with a word on each pod that was left out."""
+        """Return the domain's outcome with an error for each pod that was left out."""
         if not self._failed:
             return outcome
         names = {a.key: a.pod for a in self._everybody}
@@ -214,7 +214,7 @@ def _leave_out(inputs: Inputs, keys: Keys) -> Inputs:
 
 
 def _plan_records(domain: Domain, desired: Allocation, observed: Records, left: Keys) -> Plan:
-    """Plan without some pods' records; what they have is given to nobody else."""
+    """Plan without some pods' records; what they have is given to no other pod."""
     pods = [a for a in observed.attachments if a.key in left]
     addresses = {own for a in pods for own in a.addresses}
     supply = replace(desired.supply, elsewhere=desired.supply.elsewhere | addresses)

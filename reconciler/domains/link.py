@@ -97,8 +97,8 @@ class PodLink:
     """The pod's end of its veth pair.
 
     Attributes:
-        veth: name of the host end, which is what must be remade if this end is lost; "" for a
-            link that some other owner put into the pod.
+        veth: name of the host end, which must be remade if this end is lost; "" for a link of
+            another owner.
     """
 
     kind: ClassVar[str] = "pod-link"
@@ -172,7 +172,7 @@ def is_owned(link: Link) -> bool:
 def claims(link: Link, wanted: Iterable[Link]) -> bool:
     """Whether a host end without an alias is the one that a taken-over attachment wants.
 
-    Its MAC was recorded before anything was done to it; nobody else's link has it.
+    Its MAC was recorded before anything was done to it; no other owner's link has it.
     """
     return (
         isinstance(link, Veth)
@@ -198,9 +198,9 @@ def is_unfinished(name: str, mac: str) -> bool:
 def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
     """Compare, and remake a pair whose pod end is gone.
 
-    A veth pair dies as a whole, so a host end without its pod end means that the pod's end was
-    moved or renamed: only a new pair can bring it back. For the same reason no pod's end is ever
-    deleted by itself.
+    A veth pair is deleted as a whole, so a host end without its pod end means that the pod's end
+    was moved or renamed, and only a new pair can replace it. For the same reason no pod's end is
+    ever deleted by itself.
     """
     desired, observed = frozenset(desired), frozenset(observed)
     if desired <= observed and not any(isinstance(o, Veth) for o in observed - desired):
@@ -234,9 +234,9 @@ def plan(desired: Iterable[Link], observed: Iterable[Link]) -> Plan:
 
 
 def _rename(desired: Iterable[Link], observed: Iterable[Link]) -> list[Change[Link]]:
-    """Give host ends that somebody has renamed their names back.
+    """Give renamed host ends their names back.
 
-    To make the pair anew would take the pod's end with all that the pod has put on it.
+    Making the pair anew would remove the pod's end with all that the pod has configured on it.
     """
     observed = list(observed)
     taken = {o.name for o in observed if isinstance(o, Veth)}

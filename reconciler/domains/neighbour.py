@@ -1,10 +1,9 @@
 """Neighbours: each pod's permanent entry for its gateway, and the host's for each pod.
 
-The gateway address exists nowhere; the entry gives it the host veth's MAC, so a pod never asks
-and nobody has to answer. The host does not ask either: of IPv6 it would do so with an address of
-its end of the link, which is tentative for a second or two (RFC 4862 section 5.4); and what is
-permanent is neither counted nor thrown out when its table is full ("neighbour table overflow",
-``gc_thresh3`` in ip-sysctl).
+No host has the gateway address; the entry gives it the host veth's MAC, so a pod sends no request.
+The host sends none either: for IPv6 it would use an address of its end of the link, which is
+tentative for a second or two (RFC 4862 section 5.4). Permanent entries are neither counted nor
+evicted when the table is full ("neighbour table overflow", ``gc_thresh3`` in ip-sysctl).
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ class Route:
         protocol: who made it (``rtm_protocol``); ours is stamped.
         tos: of packets that it is for, alone; routes of different ones stand side by side, and
             ours are for all.
-        options: metrics that somebody has given it; ours have none.
-        source: what packets come from that name none (``rtm_prefsrc``); in a pod its own address,
-            or else the kernel would take the first one on the link, whoever has put it there.
+        options: its metrics; ours have none.
+        source: of packets that name none (``rtm_prefsrc``); in a pod its own address, because the
+            kernel would take the first one on the link, which may be another program's.
     """
 
     kind: ClassVar[str] = "route"
@@ -131,8 +131,8 @@ def is_owned(route: Route) -> bool:
 def plan(desired: Iterable[Route], observed: Iterable[Route]) -> Plan:
     """Compare; routes of other protocols are foreign.
 
-    But for those in a pod that lead the very same way and that nobody stamped: the stock plugin
-    made them, and only stamp and source are new.
+    Except those in a pod with the same destination, gateway and device and the kernel's default
+    protocol: the stock plugin made them, and only protocol and source change.
     """
     desired = frozenset(desired)
     ways = {replace(o, protocol=BOOT, source=None) for o in desired if o.netns}

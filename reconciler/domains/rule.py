@@ -42,7 +42,7 @@ class Rule:
         source: None if packets from anywhere match.
         protocol: who made it (``FRA_PROTOCOL``).
         extra: selectors that no rule of ours has (iif, dport, ...), as text; "" for ours.
-        told: what the kernel says of it, by which it deletes this one and no other.
+        told: the kernel's own message, by which it deletes exactly this one.
     """
 
     kind: ClassVar[str] = "rule"
@@ -104,7 +104,7 @@ def desire(inputs: Inputs) -> frozenset[Rule]:
 
 
 def is_owned(rule: Rule) -> bool:
-    """Ours carries our protocol number *and* stands in our band of priorities."""
+    """Ours has our protocol number *and* a priority of our band."""
     return rule.family in FAMILIES and rule.protocol == PROTOCOL and rule.priority in BAND
 
 

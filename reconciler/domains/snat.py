@@ -30,7 +30,7 @@ def untranslated(inputs: Inputs, family: Family) -> tuple[Range, ...]:
 def _untranslated(
     cidrs: tuple[IpNetwork, ...], only: tuple[IpNetwork, ...] | None, family: Family
 ) -> tuple[Range, ...]:
-    """Remembered, those in force: each pass asks, and of 10,000 it takes tenths of a second."""
+    """Return the ranges; remembered, because 10,000 take tenths of a second in each pass."""
     kept = coalesce(c for c in cidrs if c.version == family.version)
     if only is None:
         return kept
@@ -39,7 +39,7 @@ def _untranslated(
 
 
 def why_kept(inputs: Inputs, destination: IpAddress) -> str:
-    """Say which word of the document, or which CIDR, lets a destination see pods; "" if none."""
+    """Name the setting or the CIDR by which a destination sees pods; "" if none."""
     snat = inputs.document.snat
     family = family_of(destination)
     if not family.private:

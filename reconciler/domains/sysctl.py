@@ -71,7 +71,7 @@ def _of_eni(name: str, *, primary: bool) -> set[Sysctl]:
     """A router takes no advertisements, but the host's own default route comes by them.
 
     On a secondary ENI they would bring another one. There, too, nothing waits for duplicates to
-    be found: nobody else in a VPC can have the address that is made of an ENI's MAC, and until
+    be found: no other host in a VPC can have the address that is made of an ENI's MAC, and until
     then nothing could be sent (RFC 4862 section 5.4).
     """
     base = f"net/ipv6/conf/{name}"
@@ -109,10 +109,10 @@ def has_ipv6(attachment: Attachment) -> bool:
 
 
 def plan(desired: Iterable[Sysctl], observed: Iterable[Sysctl]) -> Plan:
-    """Compare only what is desired: every other setting is somebody else's.
+    """Compare only what is desired: every other setting is another owner's.
 
-    Forwarding comes last: with it, the kernel throws away every default route that it has by
-    advertisement, but for those of links that say ``accept_ra=2`` by then
+    Forwarding comes last: with it, the kernel removes every default route that it has by
+    advertisement, except those of links that say ``accept_ra=2`` by then
     (``rt6_purge_dflt_routers`` in net/ipv6/route.c).
     """
     missing = frozenset(desired).difference(observed)

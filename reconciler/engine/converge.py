@@ -19,33 +19,32 @@ from reconciler.engine.plan import Action, Plan, merge
 from reconciler.errors import ApplyError, PodError, ReconcilerError, boundary
 
 MAX_ROUNDS = 4
-"""Rounds until a target must hold what is desired: one to apply, one to see, and two in which
-the kernel may have answered one change with another (a link going up, a flag being normalised)."""
+"""Rounds until a target must hold what is desired: one to apply, one to observe, and two for
+changes that the kernel makes in response (a link going up, a flag being normalised)."""
 
 
 class Target(Protocol):
-    """The only place where a domain touches the outside."""
+    """Observes and applies the objects of one or more domains."""
 
     def observe(self, desired: Iterable[Any]) -> Any:
-        """Read the world.
+        """Read the host.
 
         Args:
-            desired: the union of what the target's domains desire, so that it looks at least
-                where those objects live. Beyond that it may leave out what is not desired and
-                what is not ours.
+            desired: by the target's domains: at least these objects are looked for. Objects that
+                are neither desired nor ours may be left out.
 
         Returns:
             What is there. An ``Observed`` names the kinds and pods' namespaces that could not be
-            read: the domains of those kinds fail, what is desired in there is not planned, and
-            all else goes on.
+            read: the domains of those kinds fail, objects desired in those namespaces are not
+            planned, and everything else goes on.
 
         Raises:
-            ObserveError: it could not be read; never returns a guess.
+            ObserveError: it could not be read; a guess is never returned.
         """
         ...
 
     def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
-        """Carry out actions in order; twice is the same as once. Returns what failed."""
+        """Carry out actions in order, idempotently; return what failed."""
         ...
 
 
@@ -56,8 +55,8 @@ class Domain:
     Attributes:
         desire: inputs to desired state; may raise NotReadyError.
         plan: desired and observed state to a plan.
-        kinds: which of the objects its target shows are this domain's; all, if none are named.
-        atomic: its actions are done together or not at all.
+        kinds: of the target's objects that are this domain's; all, if none are named.
+        atomic: its actions are applied together or not at all.
     """
 
     name: str
@@ -83,16 +82,15 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one domain.
+    """The result of one domain.
 
     Attributes:
         desired: as computed; None if that failed.
-        observed: what the target showed at the last observation, shared by all its domains.
-        plan: what the first look asked for.
-        remaining: what the last observation still asks for.
-        reverted: what was applied last, without an error, and is asked for again by the look
-            after it.
-        errors: what went wrong on the way, the last round's only.
+        observed: the target's last observation, shared by all its domains.
+        plan: of the first observation.
+        remaining: of the last observation.
+        reverted: actions that were applied last, without an error, and are planned again.
+        errors: of the last round.
     """
 
     desired: Any = None
@@ -104,23 +102,23 @@ class Outcome:
 
     @property
     def settled(self) -> bool:
-        """The world holds what is desired and this was seen, not assumed."""
+        """Whether the last observation shows what is desired."""
         return not self.remaining.actions and not self.remaining.deferred and not self.errors
 
     @property
     def failed(self) -> bool:
-        """Something went wrong that concerns more than single pods."""
+        """Whether an error concerns more than single pods."""
         return any(not isinstance(e, PodError) for e in self.errors)
 
 
 Outcomes = dict[str, Outcome]
 
 Hold = Callable[[Domain, Plan], tuple[Plan, tuple[ApplyError, ...]]]
-"""Leaves out of a domain's plan what is in backoff, and says why."""
+"""Defers the actions of a domain's plan that are in backoff, and says why."""
 
 
 def hold_nothing(domain: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
-    """Let everything be done."""
+    """Defer nothing."""
     del domain
     return plan, ()
 
@@ -139,7 +137,7 @@ def converge(
     max_rounds: int = MAX_ROUNDS,
     hold: Hold = hold_nothing,
 ) -> Outcomes:
-    """Run rounds over each target until nothing is left to do, or rounds stop helping."""
+    """Run rounds over each target until nothing is left to do or a round changes nothing."""
     return _by_each_target(
         domains,
         lambda target, group: _converge_target(target, group, inputs, max_rounds, hold),
@@ -149,7 +147,7 @@ def converge(
 def _by_each_target(
     domains: Sequence[Domain], do: Callable[[Target, Sequence[Domain]], Outcomes]
 ) -> Outcomes:
-    """Do something with each target and its domains; those of one may fail alone."""
+    """Call ``do`` for each target and its domains; the domains of one target may fail alone."""
     outcomes: Outcomes = {}
     for target, group in _by_target(domains):
         try:
@@ -178,12 +176,12 @@ def _converge_target(
             with boundary(f"apply of {_names(domains)}"):
                 failures = target.apply(merged.actions)
         except ReconcilerError as error:
-            # How far it came is seen by the next observation.
+            # The next observation shows how far it came.
             failures, applied, whole = (), (), (error,)
         latest, merged = _look(target, desires, hold)
         if merged.actions == before or any(cut_kinds(o.observed) for o in latest.values()):
-            # The same again: another round cannot help, a later pass may. Or somebody has made
-            # more than one look shows: the rest goes with later passes, between which pods come.
+            # The same again: another round cannot help, a later pass may. Or there is more than
+            # one observation shows: later passes do the rest, and pods are served in between.
             break
     return {
         name: Outcome(
@@ -262,7 +260,7 @@ def _look(target: Target, desires: _Desires, hold: Hold = hold_nothing) -> tuple
 
 
 def _name_cut(domain: Domain, observed: Any) -> Iterator[Issue]:
-    """Say of which kinds of a domain's objects the look has not shown all."""
+    """Name the kinds of a domain's objects of which the observation has not shown all."""
     for kind, text in cut_kinds(observed).items():
         if kind in domain.kinds:
             yield Issue(f"{domain.name}s", "TooMany", text)
@@ -284,9 +282,9 @@ def _failures_of(remaining: Plan, failures: Iterable[ApplyError]) -> tuple[Apply
 def _reverted(
     remaining: Plan, applied: Iterable[Action], failures: Iterable[ApplyError]
 ) -> tuple[Action, ...]:
-    """Name what the target did without complaint, and somebody has undone before we looked."""
+    """Name the actions that succeeded and were reverted before the next observation."""
     failed = {f.action for f in failures}
-    # By their objects: whoever undoes it may leave something else there each time.
+    # By their objects: what reverts them may leave something else there each time.
     wanted = {(a.kind, a.key) for a in remaining.actions}
     return tuple(a for a in applied if (a.kind, a.key) in wanted and str(a) not in failed)
 
@@ -301,5 +299,5 @@ def _by_target(domains: Sequence[Domain]) -> list[tuple[Target, list[Domain]]]:
 
 
 def actions_of(outcomes: Mapping[str, Outcome]) -> list[tuple[str, Action]]:
-    """List (domain, action) of what the first looks asked for, in order."""
+    """List (domain, action) of the first plans, in order."""
     return [(name, action) for name, o in outcomes.items() for action in o.plan.actions]

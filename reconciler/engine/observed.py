@@ -1,7 +1,7 @@
-"""What a target showed of the world, and what it could not read.
+"""One observation of a target, and what of it could not be read.
 
-A failed observation is never an empty one. But what could not be read is often one pod's
-namespace, or one of the kernel's tables, and that is no reason to leave everything else as it is.
+A failed observation is never an empty one. Often only one pod's namespace or one table of the
+kernel cannot be read; everything else is still reconciled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ class Observed(frozenset[Any]):
 
     Attributes:
         unread_kinds: classes of objects that could not be read at all, and why.
-        unread_places: pods' namespaces that could not be, by identity, and why.
-        cut_kinds: classes of objects of which more were there than are shown, and what was left
-            out. All that is desired is shown if it is there; but what is not shown, and not
-            desired, may be there.
+        unread_places: pods' namespaces that could not be read, by identity, and why.
+        cut_kinds: classes of objects of which some were left out, and which. Desired objects are
+            never left out.
     """
 
     unread_kinds: Mapping[type, ObserveError]
@@ -43,7 +42,7 @@ class Observed(frozenset[Any]):
         return made
 
     def with_these(self, others: Iterable[Any]) -> Observed:
-        """Return both together; what could not be read, in either."""
+        """Return the union, of what could not be read too."""
         more = others if isinstance(others, Observed) else Observed()
         return Observed(
             self.union(others),
@@ -54,12 +53,12 @@ class Observed(frozenset[Any]):
 
 
 def unread_places(observed: Any) -> Mapping[str, NamespaceError]:
-    """Return the pods' namespaces that a look could not read."""
+    """Return the pods' namespaces that could not be read."""
     return observed.unread_places if isinstance(observed, Observed) else {}
 
 
 def cut_kinds(observed: Any) -> Mapping[type[Any], str]:
-    """Return the kinds of which a look has not shown all, and what it left out."""
+    """Return the kinds of which some objects were left out, and which."""
     return observed.cut_kinds if isinstance(observed, Observed) else {}
 
 
@@ -71,7 +70,7 @@ def why_unread(observed: Any, kinds: tuple[type, ...]) -> ObserveError | None:
 
 
 def readable(desired: Any, observed: Any) -> Any:
-    """Leave out of what is desired all that is in namespaces that could not be read."""
+    """Return the desired objects without those in namespaces that could not be read."""
     places = unread_places(observed)
     if not places or not isinstance(desired, frozenset):
         return desired

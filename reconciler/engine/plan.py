@@ -1,8 +1,8 @@
 """Objects with keys, one comparison, and the plan it yields.
 
-State is a set of small frozen objects. An object's ``key`` is its identity in the world it lives
-in (for a route: namespace, table, destination); the rest is what may be changed in place. The one
-``compare`` serves production, dry-run and the tests.
+State is a set of small frozen objects. An object's ``key`` is its identity (for a route:
+namespace, table, destination); the other fields may be changed in place. One ``compare`` serves
+production, dry-run and the tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Key = tuple[int | str, ...]
 
 
 class Verb(StrEnum):
-    """What an action does to its object, in the signs ``diff`` prints."""
+    """What an action does to its object, as ``diff`` prints it."""
 
     CREATE = "+"
     UPDATE = "~"
@@ -77,7 +77,7 @@ class Action(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[O_co]):
-    """The action of every domain whose objects the node itself holds.
+    """An action on an object of the node itself.
 
     Attributes:
         object: as desired; for a delete, as observed.
@@ -114,8 +114,8 @@ class Plan:
 
     Attributes:
         refusals: what is wanted and not done.
-        foreign: objects of another owner that people should know of; they differ from nothing.
-        findings: what there is to say about them, and what to do next.
+        foreign: objects of other owners that operators should know of; they are no differences.
+        findings: issues of them, and what to do next.
         deferred: actions in backoff, because they failed or were reverted lately.
     """
 
@@ -144,17 +144,17 @@ def compare(
     *,
     owned: Callable[[O], bool] = lambda _: True,
 ) -> Plan:
-    """Say what turns ``observed`` into ``desired``.
+    """Return the plan that turns ``observed`` into ``desired``.
 
     Additions, then changes, each in key order; then removals in reverse key order, so that what
-    was built last is taken down first. What is on both sides, nearly always nearly all, is left
-    out first: sets know the hashes of what is in them, and keys have to be made.
+    was built last is removed first. What is on both sides, nearly everything, is left out first:
+    a set's hashes are there, and keys have to be made.
 
     Args:
         desired: no two objects of one key.
         observed: what exists, foreign objects included.
-        owned: whether an observed object is ours. A foreign object is never changed or deleted:
-            one that is in the way of a desired object becomes a refusal.
+        owned: whether an observed object is ours. A foreign object is never changed or deleted;
+            in the place of a desired object it becomes a refusal.
     """
     desired, observed = frozenset(desired), frozenset(observed)
     want = {_identity(o): o for o in desired - observed}

@@ -1,6 +1,6 @@
-"""Being a good citizen of EC2: token buckets, and the backoff of failed calls.
+"""EC2's request limits: token buckets, and the backoff of failed calls.
 
-Every node of an account draws from the same buckets, one for each action.
+All nodes of an account draw from the same buckets, one for each action.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DESCRIBE_BUCKET = (100.0, 20.0)
 
 
 class Failure(StrEnum):
-    """What kind of answer a call got; the value is how operators read it."""
+    """The kind of a failed call; the value is what operators read."""
 
     THROTTLED = "throttled"
     DENIED = "denied"
@@ -65,7 +65,7 @@ LIMIT = {
     "PrivateIpAddressLimitExceeded",
 }
 UNKNOWN_TYPE = {"InvalidInstanceType"}
-"""EC2 does not know an instance type, which a region may learn of any day."""
+"""EC2 does not know an instance type; a region may get it any day."""
 
 LOST = {"AnswerLost", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable"}
 """After these the call may have had its effect."""
@@ -167,7 +167,7 @@ def cure(call: str, code: str) -> str:
 
 
 def classify(code: str) -> Failure:
-    """Sort an EC2 error code."""
+    """Return the kind of an EC2 error code."""
     for failure, codes in (
         (Failure.THROTTLED, THROTTLED),
         (Failure.DENIED, DENIED),

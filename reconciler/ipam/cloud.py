@@ -32,8 +32,8 @@ STOCK_INSTANCE_TAG = "node.k8s.amazonaws.com/instance_id"
 that runs it deletes ENIs with this tag that are attached to nothing."""
 
 STOCK_TAGS = ("node.k8s.amazonaws.com/", "eks:eni:owner")
-"""How the keys of the stock plugin's tags begin; ``no_manage`` is a word to both of us, and the
-cluster's tag is true whoever runs the node. Source as above."""
+"""How the keys of the stock plugin's tags begin. ``no_manage`` addresses both plugins, and the
+cluster's tag holds under either. Source as above."""
 
 
 def is_stock_tag(key: str) -> bool:
@@ -62,7 +62,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """What EC2 showed and could not be read. It is there, and that is all that is known of it.
+    """An object that EC2 listed and that could not be read.
 
     Attributes:
         kind: "eni", "subnet" or "instance-type".
@@ -79,7 +79,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """One look at EC2.
+    """One observation of EC2.
 
     Attributes:
         enis: attached to this instance or ours; device order, unattached last.
@@ -102,18 +102,18 @@ class Cloud:
 
     @property
     def unread_enis(self) -> tuple[Unread, ...]:
-        """ENIs of which nothing is known but that they are there."""
+        """ENIs that could not be read."""
         return tuple(u for u in self.unread if u.kind == "eni")
 
 
 def is_whole(cloud: Cloud, holders: Container[str]) -> bool:
-    """Whether a first look is good enough to plan the kernel on.
+    """Whether a first observation is good enough to plan the kernel on.
 
-    Without the primary ENI there is no datapath, and without an ENI that pods have addresses of,
-    their routes and rules would be taken down.
+    Without the primary ENI there is no datapath. Without an ENI that pods have addresses of, their
+    routes and rules would be removed.
 
     Args:
-        cloud: the look.
+        cloud: the observation.
         holders: ids of ENIs that pods have addresses of.
     """
     unread = cloud.unread_enis
@@ -123,8 +123,8 @@ def is_whole(cloud: Cloud, holders: Container[str]) -> bool:
 def arrived(cloud: Cloud, macs: Container[str]) -> Cloud:
     """Take an attachment for done once its link is on the node.
 
-    EC2's list says so seconds later, and asking for it costs a call. The link is the better
-    witness: without it nothing can be sent, and with it everything.
+    EC2's list says so seconds later, and asking for it costs a call. The link is what packets
+    need.
 
     Args:
         cloud: an observation of EC2.
@@ -138,11 +138,11 @@ def arrived(cloud: Cloud, macs: Container[str]) -> Cloud:
 
 
 def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
-    """Keep ENIs that served pods and do not by this look, while their links are on the node.
+    """Keep ENIs that served pods and are missing now, while their links are on the node.
 
     A shrinking observation is unknown, not gone: EC2 is eventually consistent, and a short answer,
-    or one from before an attachment, would take down the routes of running pods. The link is the
-    better witness. A kept ENI carries the pods it has; its addresses are given to no further ones.
+    or one from before an attachment, would take down the routes of running pods. A kept ENI serves
+    the pods it has; its addresses are given to no others.
 
     Args:
         before: the previous observation.

@@ -8,12 +8,12 @@ from reconciler.engine.plan import Action, Change, Plan, Verb
 from reconciler.ipam.records import Records
 
 WINDOW_S = 3600.0
-"""Seconds for which a record is kept: so long, creations count against the node's own limit."""
+"""Seconds for which a record is kept: creations of that time count against the node's limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What became of creations.
+    """What EC2 shows of creations.
 
     Attributes:
         tokens: of every ENI that EC2 shows on this node.
@@ -27,8 +27,8 @@ class Seen:
 def plan(desired: Seen, observed: Records) -> Plan:
     """Finish the records of ENIs that were seen; forget those that are old.
 
-    A record from the future was written before the clock was set back. It counts from now on, or
-    else it would forbid creations until the clock is there again.
+    A record from the future was written before the clock was set back. It is dated now, or it
+    would forbid creations until the clock has caught up.
     """
     actions: list[Action] = []
     for record in observed.creations:

@@ -12,12 +12,12 @@ GRACE_S = 300.0
 (amazon-vpc-cni-k8s: ``eniDeleteCooldownTime``, 5 minutes)."""
 
 MOST_AT_ONCE = 20
-"""ENIs deleted in one go: what is wrong about a rule should not be wrong about everything."""
+"""ENIs deleted in one run: it bounds the damage of a wrong rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of one ENI.
+    """The decision on one ENI.
 
     Attributes:
         leaked: it may be deleted.
@@ -30,7 +30,7 @@ class Verdict:
 
 
 def judge(first: Iterable[Eni], second: Iterable[Eni], *, now: float) -> tuple[Verdict, ...]:
-    """Judge what two looks showed as attached to nothing.
+    """Judge the ENIs that two observations showed as attached to nothing.
 
     Args:
         first: an earlier observation.

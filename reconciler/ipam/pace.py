@@ -1,7 +1,7 @@
-"""When EC2 is observed again: not for what metadata, the kernel or EC2's own answers tell.
+"""When EC2 is observed again.
 
-All nodes of an account share its request limits. The arrival of an ENI's link is a notification
-that costs nothing, metadata costs nothing, and a change of demand is planned on the last
+All nodes of an account share its request limits. So EC2 is not asked for what metadata, the
+kernel's notifications or EC2's own answers show, and a change of demand is planned on the last
 observation.
 """
 
@@ -27,18 +27,19 @@ STEP_S = Delays(1.0)
 """Until a plan that is not done yet goes on."""
 
 CHECK_S = 30.0
-"""Seconds after which a look must show what EC2 has answered: well within ``TRUST_S``, and late
-enough for one look to do for a whole burst of pods."""
+"""Seconds after which an observation must show what EC2 has answered: well within ``TRUST_S``, and
+late enough for one observation to cover a whole burst of pods."""
 
 DISAGREEING_S = 300.0
-"""Longest time in seconds between looks while EC2 and metadata differ, or a subnet has no room:
-what ends that, nothing tells for certain."""
+"""Longest time in seconds between observations while EC2 and metadata differ, or a subnet has no
+room: no notification is certain to end that."""
 
 WAITING_S = 60.0
-"""Longest time in seconds between looks while pods wait for room in a subnet."""
+"""Longest time in seconds between observations while pods wait for room in a subnet."""
 
 UNFINISHED_S = 30.0
-"""Seconds between plans, without a look, while an address or an ENI waits for its time to go."""
+"""Seconds between plans, without an observation, while an address or an ENI waits for its time to
+go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class Left:
     Attributes:
         unfinished: the plan has actions left.
         changing: an attachment changes by itself, or its link has yet to come or go.
-        times: looks in a row after which either was so, or that led to calls.
-        behind: EC2 has answered what no look has shown yet.
+        times: observations in a row after which either was so, or that led to calls.
+        behind: EC2 has answered what no observation has shown yet.
         late: the observation lacks what EC2 had answered before it; it may be a short list.
         missing: EC2 no longer shows something since moments ago; the next observation may confirm
             it.
@@ -92,7 +93,7 @@ def observe_after_s(left: Left, resync_s: float) -> float:
 
 
 def plan_after_s(left: Left) -> float:
-    """Return how many seconds after calls it is planned again, which needs no look."""
+    """Return how many seconds after calls the next plan is made, without an observation."""
     return STEP_S.after(max(left.times, 1))
 
 
@@ -111,9 +112,9 @@ def is_changing(cloud: Cloud, macs: Container[str]) -> bool:
 
 
 def held_by_mac(cloud: Cloud, status: str = "attached") -> frozenset[tuple[str, IpNetwork]]:
-    """Return what a look shows on this instance, as metadata would spell it.
+    """Return what EC2 shows on this instance in the form of instance metadata.
 
-    Metadata tells of every interface, whoever owns it, once its attachment is done.
+    Metadata lists every interface of any owner once its attachment is done.
     """
     here = (e for e in cloud.enis if e.status == status)
     return frozenset((e.mac, n) for e in here for n in unit_networks(e))

@@ -42,10 +42,10 @@ CREATION_WINDOW_S = 3600.0
 
 
 def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
-    """Say which units no pod may get any more, because they shall be given back.
+    """Say which units no pod may get any more, because they are to be given back.
 
-    While EC2's list is disputed, nothing is added; while ENIs are being taken over, nothing is
-    known of what is needed.
+    While sources disagree nothing is added. While ENIs are being taken over it is not known what
+    is needed.
     """
     if _to_adopt(desired, observed):
         return desired.quarantined
@@ -108,10 +108,10 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
 
 
 def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
-    """Nothing is given back on the word of a list that lacks what it should have.
+    """Whether EC2's list is incomplete or disputed, so that nothing may be given back.
 
     An ENI that cannot be read may be ours. Without the primary ENI it is not known where ENIs
-    should be, nor without the type's limits what is too much.
+    should be, and without the type's limits how many.
     """
     limited = desired.limits or observed.limits
     known = limited and observed.primary and not observed.unread_enis
@@ -119,7 +119,7 @@ def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
 
 
 def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
-    """Return what an action asks EC2 to take from this instance; nothing of most actions."""
+    """Return what an action asks EC2 to take from this instance; empty for most actions."""
     match action:
         case ReleaseAddresses():
             return frozenset(map(host_network, action.addresses))
@@ -138,12 +138,12 @@ def adopted(eni: Eni) -> Eni:
 
 
 def _to_adopt(desired: Pool, observed: Cloud) -> list[Eni]:
-    """Return the stock plugin's ENIs that are attached here and shall become ours."""
+    """Return the stock plugin's ENIs that are attached here and are to become ours."""
     return [e for e in observed.enis if desired.take_over and e.is_adoptable]
 
 
 def _adopt(desired: Pool, observed: Cloud) -> Iterator[Ec2Action]:
-    """Put our tags in the place of the stock plugin's, on every ENI that is attached here."""
+    """Replace the stock plugin's tags by ours on every ENI that is attached here."""
     for eni in observed.enis:
         ours = eni.owned or eni.is_adoptable
         if desired.take_over and ours and eni.stock_tags and eni.device_index is not None:
@@ -172,9 +172,9 @@ def _finish(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
 
 
 def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]:
-    """Choose ENIs of ours that shall be attached again, by their new device index.
+    """Choose the ENIs of ours to attach again, by their new device index.
 
-    First those whose addresses pods use: somebody detached them by hand.
+    First those whose addresses pods use: they were detached by hand.
     """
     found = [e for e in observed.enis if e.owned and e.status == "available"]
     found.sort(key=lambda e: -sum(e.holds(a) for a in desired.used))
@@ -189,7 +189,7 @@ def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]
 
 
 def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[Ec2Action]:
-    """What can be changed of an ENI in place."""
+    """Change an ENI's settings in place."""
     for eni in observed.enis:
         tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
@@ -202,7 +202,7 @@ def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[Ec2Act
 
 
 def _cure(desired: Pool, at: PoolStatus) -> Plan:
-    """An address in use that neither EC2 nor metadata shows: say so, and ask for it again."""
+    """Report an address in use that neither EC2 nor metadata shows, and ask for it again."""
     actions: list[Ec2Action] = []
     refusals: list[Issue] = []
     enis = {e.eni_id: e for e in at.enis}
@@ -278,8 +278,8 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
 
     Args:
         desired: the pool that is wanted.
-        observed: the look.
-        at: where the node stands.
+        observed: the observation.
+        at: its pool status.
         asked: ENIs whose lost prefix is asked for by name.
     """
     if not desired.delegates:
@@ -310,7 +310,7 @@ def _may_create(desired: Pool, at: PoolStatus) -> int:
 
 
 def _give_back(desired: Pool, at: PoolStatus) -> Plan:
-    """Release what is quarantined and free; an ENI that is left with nothing goes whole."""
+    """Release what is quarantined and free; detach an ENI that is left with nothing."""
     actions: list[Ec2Action] = []
     leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined}
     for eni in at.enis:
@@ -338,7 +338,7 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
 
 
 def _hold_back(whole: Plan, desired: Pool) -> Plan:
-    """Take out what is in backoff after a failure; the reason replaces it."""
+    """Replace actions in backoff by the reason."""
     actions, refusals = [], list(whole.refusals)
     for action in whole.actions:
         backoffs = ((call, desired.backoffs.of(call, desired.clock)) for call in action.calls)
@@ -376,5 +376,5 @@ def _free_indices(observed: Cloud, at: PoolStatus) -> list[int]:
 
 
 def _is_old(eni: Eni, now: float) -> bool:
-    """Whether an ENI may go; one from the future was made before the clock was set back."""
+    """Whether an ENI may go. One from the future was created before the clock was set back."""
     return eni.created_at is None or not 0 <= now - eni.created_at < MIN_ENI_AGE_S

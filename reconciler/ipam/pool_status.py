@@ -1,4 +1,4 @@
-"""Where the node stands: one observation of EC2, measured against what is wanted."""
+"""Pool status: one observation of EC2, measured against what is wanted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = {"attaching", "attached"}
 
 CREATION_TRUST_S = 600.0
 """Seconds for which a recorded creation is repeated until its ENI is seen; a token is good for
-24 hours (EC2 Developer Guide, "Ensuring idempotency"), a look is stale for seconds."""
+24 hours (EC2 Developer Guide, "Ensuring idempotency"), an observation stale for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Pool:
         nonce: what makes new tokens new; text.
         now: seconds since the epoch; for records, and what EC2 says of time.
         clock: monotonic seconds; for backoff and disagreements, which live in memory.
-        take_over: the stock plugin's ENIs shall become ours.
+        take_over: the stock plugin's ENIs become ours.
         families: those that pods get addresses of from EC2.
     """
 
@@ -91,7 +91,7 @@ NOTHING_COUNTED = Band(
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """Where the node stands: one look, measured against the document.
+    """One observation of EC2, measured against the document.
 
     Attributes:
         limits: what the instance type allows; None if unknown.
@@ -102,8 +102,8 @@ class PoolStatus:
         room_for_enis: how many ENIs may still be attached.
         pending: creations that are recorded and not yet seen.
         fitting: ids of ENIs that pods may get addresses of.
-        needed: those of them that shall stay although they hold nothing in stock. Where nothing
-            is counted the first one does, because its prefix serves every pod.
+        needed: those of them that stay although they hold nothing in stock. Where nothing is
+            counted the first one stays, because its prefix serves every pod.
         foreign: attached ENIs that are not ours.
         subnets: by id, as EC2 showed them.
         unread: what EC2 listed and could not be read.
@@ -140,7 +140,7 @@ class PoolStatus:
 
     @property
     def misplaced(self) -> tuple[Eni, ...]:
-        """Secondary ENIs that pods shall get no more addresses of, for where they are."""
+        """Secondary ENIs that pods get no more addresses of, because of their subnet."""
         return tuple(e for e in self.enis if not e.is_primary and e.eni_id not in self.fitting)
 
     @property
@@ -156,7 +156,7 @@ class PoolStatus:
 
 
 def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
-    """Measure one look against what is wanted."""
+    """Measure one observation against what is wanted."""
     limits = desired.limits or observed.limits
     primary = observed.primary
     choice = subnet.choose(

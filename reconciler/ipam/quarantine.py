@@ -1,4 +1,4 @@
-"""Quarantine: what no pod may get, because it is being given back, or was just now."""
+"""Quarantine: units that no pod may get, because they are or were just given back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reconciler.ipam.release import Quarantine
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What shall be quarantined.
+    """The units to quarantine.
 
     Attributes:
         networks: units that are to be given back.
@@ -27,7 +27,7 @@ class Wanted:
 
 
 def plan(desired: Wanted, observed: Records) -> Plan:
-    """Compare with the records, which are fresh: what a pod has got meanwhile is left to it."""
+    """Compare with fresh records: a unit that a pod was given meanwhile is not quarantined."""
     return Plan(tuple(_begin(desired, observed)) + tuple(_end(desired, observed)))
 
 
@@ -41,9 +41,9 @@ def _begin(desired: Wanted, observed: Records) -> Iterator[Action]:
 
 
 def ask(networks: Collection[IpNetwork], observed: Records, now: float) -> Plan:
-    """Write down, before the call, that EC2 is asked to take networks back.
+    """Record, before the call, that EC2 is asked to take networks back.
 
-    If the process dies before it hears the answer, a look that shows them again may be an old one.
+    If the process dies before the answer, an observation that shows them may be an old one.
     """
     return Plan(
         tuple(

@@ -1,8 +1,8 @@
-"""What EC2 has answered to our own calls, and looks that do not know of it yet.
+"""Read-your-writes: what EC2 has answered to our calls outweighs a stale observation.
 
-EC2 is eventually consistent: a look shortly after a change may show the world before it
-(EC2 Developer Guide, "Ensuring eventual consistency"). What EC2 has answered is trusted, so a
-stale observation never makes us ask for the same thing again.
+EC2 is eventually consistent: an observation shortly after a change may show the state before it
+(EC2 Developer Guide, "Ensuring eventual consistency"). Its answers are trusted, so a stale
+observation never makes us ask for the same thing again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from reconciler.core.facts import Eni
 from reconciler.ipam.release import unit_networks
 
 TRUST_S = 60.0
-"""Seconds for which an answer outweighs a look: far beyond EC2's usual delay of a few."""
+"""Seconds for which an answer outweighs an observation: far beyond EC2's usual delay of a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Answer:
         attached: (device index, attachment id).
         tied: it will be deleted with its instance.
         adopted: it carries our tags now.
-        disowned: it carries the stock plugin's no more.
+        disowned: it no longer carries the stock plugin's.
         detached, deleted: it is, or will be.
     """
 
@@ -47,7 +47,7 @@ class Answer:
 
 
 def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
-    """Return the ENIs as they are by EC2's word; answers in the order in which they came."""
+    """Return the ENIs with the answers applied, in the order in which they came."""
     known = {e.eni_id: e for e in enis}
     for answer in answers:
         eni = known.get(answer.eni_id) or answer.created
@@ -64,12 +64,12 @@ def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
 
 
 def is_behind(shown: Iterable[Eni], told: Iterable[Eni]) -> bool:
-    """Say whether a look lacks what EC2 has answered that it gave.
+    """Whether an observation lacks what EC2 has answered that it gave.
 
-    It may only be late. It may as well be a list that ended early, and only the answers hide it.
+    It may be late, or a list that ended early.
 
     Args:
-        shown: the look.
+        shown: the observation.
         told: its ``overlay``.
     """
     return bool(_units(told) - _units(shown))

@@ -1,4 +1,4 @@
-"""What the state directory holds: the witnesses of everything that must survive a restart."""
+"""The records of the state directory: everything that must survive a restart."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ cooldown, and than conntrack remembers what is not an open connection."""
 R = TypeVar("R", Intent, Attachment)
 
 BY_KEY = attrgetter("key")
-"""The order in which records are."""
+"""The order of records."""
 
 Identity = tuple[str, Key]
 """Kind and key of a record."""
@@ -44,9 +44,9 @@ class SetAside:
     Attributes:
         path: where it is now.
         since: seconds since the epoch.
-        addresses: what of it could be made out, its name included.
-        attachment: whose it was, by its name, if it was an attachment's: until its file is taken
-            away, or a DEL has released that pod, nothing new is bound to it.
+        addresses: those that could be read in it or in its name.
+        attachment: whose it is, by its name, if it is an attachment's: nothing new is bound to
+            that one until the file is removed or a DEL has released the pod.
     """
 
     kind: ClassVar[str] = "unreadable-record"
@@ -68,13 +68,13 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Records:
-    """What the state directory holds; each in key order.
+    """The records of the state directory; each kind in key order.
 
     Attributes:
-        unreadable: intents that cannot be understood, each with the reason. Whoever writes them is
-            another program; what they wanted is unknown.
+        unreadable: intents that cannot be understood, each with the reason. Another program writes
+            them; what they want is unknown.
         set_aside: records of ours that could not be read. What can be is rebuilt from the kernel.
-        crowded: directories with more files than are looked at, and how many there are.
+        crowded: directories with more files than are read, and how many there are.
         unwritten: those of the records above that are known, but not on disk: their files were
             lost, or could not be written. They count as any other, and are written again.
     """
@@ -172,9 +172,10 @@ class Records:
 
     @cached_property
     def resting(self) -> tuple[Cooling, ...]:
-        """Addresses that rest, and that no pod has: a record that was put back may say otherwise.
+        """Addresses that cool down and that no pod has.
 
-        Whoever ends the connections of what rests would end those of a running pod.
+        A record that was restored by hand may name the address of a running pod, whose connections
+        must not be ended.
         """
         held = {own for a in self.living for own in a.addresses}
         return tuple(c for c in self.cooling if c.address not in held)
@@ -205,8 +206,8 @@ def find_copies(
 ) -> dict[AttachmentKey, AttachmentKey]:
     """Return which attachments name a link or an address that another has, and which other.
 
-    Somebody has copied a record, or put an old one back. The one whose link is there counts: what
-    would be made for the other would be taken from a running pod.
+    A record was copied, or an old one restored. The attachment whose link is there counts:
+    objects made for the other would be taken from a running pod.
 
     Args:
         attachments: in key order.

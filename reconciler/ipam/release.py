@@ -1,8 +1,8 @@
 """What the node gives back to EC2, and what proves that it is unused.
 
-Nothing is released on absence. A unit is *free* when EC2 shows it and neither a pod, nor a
-cooldown, nor a route or connection in the kernel holds any of its addresses. What shall be given
-back is first recorded as quarantined, so that no pod can get it meanwhile; only then is EC2 asked.
+Nothing is released on absence. A unit is *free* when EC2 shows it and no pod, cooldown, route or
+connection in the kernel holds any of its addresses. A unit to give back is first recorded as
+quarantined, so that no pod can get it; then EC2 is asked.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ after EC2 has stopped showing it: an old answer of EC2 may still show it as ours
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """A unit that no pod may get: it is being given back, or was just now.
+    """A unit that no pod may get, because it is or was just given back.
 
     Attributes:
         network: a single address as /32, or a prefix.
         since: seconds since the epoch.
-        asked: when EC2 was last asked to take it back, written down before the call: whether EC2
-            did may never be known. 0 if it was not asked.
+        asked: when EC2 was last asked to take it back, recorded before the call, because its
+            answer may be lost. 0 if it was not asked.
         gone: when an observation of EC2 first lacked it; 0 while EC2 shows it.
     """
 
@@ -41,7 +41,7 @@ class Quarantine:
     gone: float = 0.0
 
     def is_pending(self, now: float) -> bool:
-        """Whether a look that shows it may be older than EC2's taking it back.
+        """Whether an observation that shows it may be older than its release.
 
         Args:
             now: seconds since the epoch.
@@ -177,7 +177,7 @@ def pick(
     growable: Collection[str] = (),
     maybe_released: Collection[IpNetwork] = (),
 ) -> frozenset[IpNetwork]:
-    """Choose what shall be quarantined, given what is already.
+    """Choose the units to quarantine, given those that are.
 
     Below ``low`` quarantined units come back first: that costs no call. Above ``high`` free units
     go until one more would lead below ``aim``. Free units of the unwanted kind go as soon as the
@@ -188,8 +188,8 @@ def pick(
         band: how much should be.
         slots_needed: slots that units of the wanted kind need and no ENI has free.
         growable: ids of ENIs whose slots they could have.
-        maybe_released: quarantined networks that EC2 may have taken back already, whatever it
-            shows: they do not come back yet.
+        maybe_released: quarantined networks that EC2 may have taken back although it shows them:
+            they do not come back yet.
     """
     chosen = list(stock.quarantined)
     held = stock.held

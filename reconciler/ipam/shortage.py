@@ -1,7 +1,4 @@
-"""Why the pool is not as it should be: each reason with its numbers, and what to do next.
-
-The reasons are stable words; the CNI error, ``status``, the log and the metrics use the same.
-"""
+"""Issues of the pool: each with its numbers, and what to do next."""
 
 from __future__ import annotations
 
@@ -21,11 +18,11 @@ from reconciler.ipam.pool_status import Pool, PoolStatus
 from reconciler.ipam.source_disagreement import REPORT_S
 
 MAX_NAMED = 8
-"""Objects of EC2 that are named one by one for one reason; of the others there is the number."""
+"""EC2 objects that are named for one reason; the others are counted."""
 
 
 def no_primary(node: Node) -> Issue:
-    """EC2 does not show the ENI that new ones take after."""
+    """EC2 does not show the primary ENI, whose subnet and groups new ENIs take."""
     return Issue(
         subject=f"pool of {node.instance_id}",
         reason="PrimaryEniUnknown",
@@ -108,14 +105,14 @@ def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) ->
 
 
 def _of_subnets(reason: str, told: Sequence[tuple[str, str]]) -> Iterator[Issue]:
-    """One reason of several subnets: a selector may find hundreds, and the first few tell."""
+    """Name the first few of the subnets with one reason: a selector may find hundreds."""
     more = f" (and {len(told) - MAX_NAMED} more subnets)" if len(told) > MAX_NAMED else ""
     for subnet_id, message in told[:MAX_NAMED]:
         yield Issue(f"subnet {subnet_id}", reason, message + more)
 
 
 def _slots_left(desired: Pool, at: PoolStatus, growth: Growth) -> int:
-    """Addresses that the ENIs there are could still take, if their subnets had them."""
+    """Addresses that the existing ENIs could still take if their subnets had them."""
     taken = sum(s.addresses + s.prefixes for s in growth.shares)
     left = sum(at.free_slots(e) for e in at.enis) - taken
     return left * (PREFIX_SIZE if desired.prefixes else 1)
@@ -184,7 +181,7 @@ def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Issue:
 
 
 def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
-    """What stands against the document although nothing can be done about it now."""
+    """What the document asks for and cannot be done now."""
     if at.limits is not None:
         told = overcommitted(
             desired.document, desired.node.instance_type, at.limits, foreign=at.foreign
@@ -208,7 +205,7 @@ def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
 
 
 def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
-    """The node itself has no address of a family that pods shall reach hosts in."""
+    """The node itself has no address of a family in ``egressFamilies``."""
     primary = next((e for e in at.enis if e.is_primary), None)
     for name in desired.document.egress_families:
         if primary is not None and primary.host_address(FAMILIES[name].version) is None:
@@ -221,7 +218,7 @@ def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
 
 
 def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
-    """The primary ENI's subnet lacks a family that pods shall have."""
+    """The primary ENI's subnet has no CIDR block of a family in ``families``."""
     for eni in at.enis:
         home = at.subnets.get(eni.subnet_id)
         if not eni.is_primary or home is None or not desired.use_primary:

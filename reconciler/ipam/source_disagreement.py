@@ -1,7 +1,7 @@
 """Source disagreement: EC2 and instance metadata differ, or show less than before.
 
-A shrinking observation is *unknown*, not gone. An address is lost only when both sources lack it,
-for a while. Until then it is kept, given to no further pod, and nothing at all is given back to
+A shrinking observation is *unknown*, not gone. An address is lost only when both sources have
+lacked it for a while. Until then it is kept, given to no other pod, and nothing is given back to
 EC2 (amazon-vpc-cni-k8s #3824: 46 hours of a short list, then the release of a prefix in use).
 """
 
@@ -26,7 +26,7 @@ Item = tuple[str, IpNetwork]
 
 @dataclass(frozen=True, slots=True)
 class Disagreements:
-    """What is not known for sure.
+    """What the sources disagree about.
 
     Attributes:
         missing: items that EC2 does not show and that are not proved lost; since when, in

@@ -24,8 +24,8 @@ class Subnet:
         tags: pairs in key order.
         families: those it has a CIDR block of.
         vpc_id: of its VPC; "" in a look of an earlier release.
-        is_described: EC2 was asked about it; or else ``free`` and ``blocks`` are what it has at
-            most, and how much it has EC2 says by refusing.
+        is_described: EC2 was asked about it; if not, ``free`` and ``blocks`` are upper bounds, and
+            EC2 refuses what it does not have.
     """
 
     subnet_id: str

@@ -44,6 +44,7 @@ from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import Records
 from reconciler.ipam.release import Quarantine
+from reconciler.targets.latest import Latest
 from schemas.cni import TYPE
 
 
@@ -458,6 +459,7 @@ class FakeSurroundings:
     def __init__(self, seen: Foreign = Foreign()) -> None:  # noqa: B008 - frozen
         self.seen = seen
         self.forward = self
+        self.latest = Latest(lambda: self.seen)
         self.rules: set[ForwardAccept] = set()
 
     def chains(self) -> tuple[Ruleset, tuple[str, ...]]:

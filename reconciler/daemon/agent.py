@@ -45,6 +45,7 @@ COLLECTIONS = (10_000, 20, 20)
 would pay for ten looks. What libraries have made at the start is not looked at again."""
 
 READING, COOLDOWNS = "reading the document", "ending the connections of addresses that cool"
+OTHERS = "looking at other owners"
 """Duties, as conditions, metrics and the watchdog name them."""
 
 WATCHES_S = 10.0
@@ -126,6 +127,8 @@ class Agent:
         watches = self._start("watches", "the watches' loop", self._keep_watches)
         parts.node.cooldowns.apart = True
         self._start("cooldowns", "the cooldowns' loop", self._end_cooldowns)
+        parts.node.environment.surroundings.latest.apart = True
+        self._start("others", "the loop of looks at other owners", self._look_at_others)
         started = {"document": parts.document.path, "state": parts.node.state.root}
         log.info("started", extra=started)
         try:
@@ -135,6 +138,7 @@ class Agent:
             parts.pool_hints.mark("stop")
             parts.document.reader.hints.mark("stop")
             parts.node.cooldowns.stop()
+            parts.node.environment.surroundings.latest.stop()
             watches.join(timeout=JOIN_S)
             for watch in self._watches:
                 watch.stop()
@@ -213,6 +217,15 @@ class Agent:
         if has_news:
             self.parts.hints.mark("cooldown")
         cooldowns.wait()
+
+    def _look_at_others(self) -> None:
+        """Refresh what the last full pass has asked for; the first look is that pass's own."""
+        latest = self.parts.node.environment.surroundings.latest
+        latest.wait()
+        with self.parts.watchdog.over(OTHERS, slow=True):
+            has_news = latest.turn()
+        if has_news:
+            self.parts.hints.mark("others")
 
     def _keep_watches(self) -> None:
         """See to it that everything is watched, and look after it from time to time."""

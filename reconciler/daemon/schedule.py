@@ -23,7 +23,7 @@ PASS_SHARE = 5
 """Full passes that only notifications ask for begin this many durations apart: a fifth of a core
 at most goes to somebody who changes the kernel without end."""
 
-CAN_WAIT = {"kernel", "pool", "cooldown", "files"}
+CAN_WAIT = {"kernel", "pool", "cooldown", "files", "others"}
 """Hints whose full pass pods may put off."""
 
 LIGHT = CAN_WAIT | {"intent"}

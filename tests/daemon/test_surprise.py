@@ -745,7 +745,7 @@ def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
     assert is_served(running)
 
 
-THREADS = {"pool", "reader", "watches", "cooldowns", "watchdog"}
+THREADS = {"pool", "reader", "watches", "cooldowns", "others", "watchdog"}
 
 
 def test_no_free_inotify_instance_is_a_condition_and_the_daemon_serves_pods(

@@ -18,13 +18,14 @@ from typing import NamedTuple
 from reconciler.core.datapath import IpAddress
 from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.engine.plan import Change
-from reconciler.errors import ApplyError, ObserveError
+from reconciler.errors import ApplyError
 from reconciler.targets.netlink.message import (
     NLM_F_ACK,
     NLM_F_DUMP,
     attribute,
     attributes,
     nested,
+    reading,
 )
 from reconciler.targets.netlink.nfnetlink import HEADERS, NFNL_SUBSYS_CTNETLINK, Channel
 
@@ -87,12 +88,10 @@ class Conntrack:
             ObserveError: the table could not be read.
         """
         wanted = frozenset[IpAddress]().union(*(d.addresses for d in desired))
-        try:
+        with reading("conntrack"):
             return frozenset(
                 Flow(a) for group in _families(wanted) for a in self._find_busy(group)
             )
-        except OSError as error:
-            raise ObserveError("conntrack", str(error)) from error
 
     def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]:
         """Delete every connection from or to each address."""

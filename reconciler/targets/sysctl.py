@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -39,7 +38,7 @@ class SysctlTree:
         seen = Observed()
         for netns, settings in groupby(sorted(desired, key=lambda s: s.key), lambda s: s.netns):
             try:
-                with _inside(netns):
+                with entered(netns):
                     seen = seen.with_these([s for wanted in settings if (s := self._read(wanted))])
             except (OSError, ObserveError) as error:
                 unread = _unread(netns, error)
@@ -51,7 +50,7 @@ class SysctlTree:
         failures = []
         for action in actions:
             try:
-                with _inside(action.object.netns):
+                with entered(action.object.netns):
                     (self.root / action.object.name).write_text(action.object.value)
             except OSError as error:
                 failure = ApplyError.from_errno(str(action), error.errno or 0, str(error), error)
@@ -76,7 +75,3 @@ def _unread(netns: str, error: OSError | ObserveError) -> Observed:
     if isinstance(error, OSError):
         error = ObserveError("the host's sysctls", str(error))
     return Observed(unread_kinds={Sysctl: error})
-
-
-def _inside(netns: str) -> AbstractContextManager[None]:
-    return entered(netns) if netns else nullcontext()

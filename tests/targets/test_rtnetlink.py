@@ -75,7 +75,8 @@ def theirs(table: Table, fields: dict[str, int], attributes: Attributes) -> byte
 def test_a_request_has_the_bytes_that_pyroute2_would_send(
     table: Table, fields: dict[str, int], attributes: Attributes
 ) -> None:
-    ours = message.pack(table.get, 0, tables.pack_entry(table, fields, attributes))
+    body = tables.pack_entry(table, fields, attributes)
+    ours = message.HEADER.pack(16 + len(body), table.get, message.NLM_F_REQUEST, 0, 0) + body
     assert ours == theirs(table, fields, attributes)
 
 

@@ -17,24 +17,10 @@ from reconciler.domains.link import EniLink, Link, PodLink, Veth, is_owned, is_u
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
+from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.entries import STACKED
 from reconciler.targets.netlink.rtnetlink import Told
-from reconciler.targets.netlink.tables import (
-    ADDRESSES,
-    AF,
-    ARPHRD_ETHER,
-    FR_ACT_GOTO,
-    FR_ACT_TO_TBL,
-    IFA_F_NOPREFIXROUTE,
-    IFF_UP,
-    LINKS,
-    NEIGHBOURS,
-    ROUTES,
-    RTN_UNICAST,
-    RTPROT_KERNEL,
-    Facts,
-    decode_message,
-)
+from reconciler.targets.netlink.tables import AF, Facts, decode_message
 
 KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 
@@ -118,7 +104,7 @@ def tell_apart(messages: Iterable[Facts]) -> Links:
                 macs[name] = message.get("address")
         elif is_unfinished(name, message.get("address") or ""):
             continue
-        elif message["ifi_type"] == ARPHRD_ETHER and _link_kind(message) not in STACKED:
+        elif message["ifi_type"] == tables.ARPHRD_ETHER and _link_kind(message) not in STACKED:
             names.setdefault(message.get("address"), name)
     return Links(names, pods, macs)
 
@@ -147,7 +133,7 @@ def decode_link(message: Facts, veths: set[str]) -> Link | None:
     ours = _our_alias(message) or is_unfinished(name, mac or "")
     if ours or name in veths:
         return Veth(name, mac, mtu, alias, up)
-    if message["ifi_type"] != ARPHRD_ETHER or _link_kind(message) in STACKED:
+    if message["ifi_type"] != tables.ARPHRD_ETHER or _link_kind(message) in STACKED:
         return None
     return EniLink(mac, name, mtu, up)
 
@@ -165,7 +151,7 @@ def decode_routes(messages: Iterable[Facts], names: dict[int, str]) -> frozenset
 
 def decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | None:
     """Return the route; None for those the kernel keeps for itself (local, broadcast, ...)."""
-    if message["type"] != RTN_UNICAST and message["proto"] != PROTOCOL:
+    if message["type"] != tables.RTN_UNICAST and message["proto"] != PROTOCOL:
         return None
     family = FAMILIES[_family_of(message)]
     destination = message.get("dst")
@@ -201,21 +187,21 @@ def _network(address: str, length: int) -> IpNetwork:
 
 def find_connected(routes: Iterable[Route | None]) -> Connected:
     """Return what the kernel has made a route for because of an address."""
-    return {(r.device, r.destination) for r in routes if r and r.protocol == RTPROT_KERNEL}
+    return {(r.device, r.destination) for r in routes if r and r.protocol == tables.RTPROT_KERNEL}
 
 
-def decode_pod(tables: PodTables, path: str, pairs: Pairs) -> tuple[Ends, frozenset[KernelObject]]:
+def decode_pod(pod: PodTables, path: str, pairs: Pairs) -> tuple[Ends, frozenset[KernelObject]]:
     """Make objects of a pod's tables; say what was taken for the other end of its link.
 
     Args:
-        tables: as read.
+        pod: as read.
         path: identity of the pod's namespace.
         pairs: the host's ends.
     """
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
     ends = []
-    for message in (decode_message(LINKS, m) for m in tables.link):
+    for message in (decode_message(tables.LINKS, m) for m in pod.link):
         name = message.get("ifname")
         names[message["index"]] = name
         # Each end names the other by index (IFLA_LINK).
@@ -225,16 +211,16 @@ def decode_pod(tables: PodTables, path: str, pairs: Pairs) -> tuple[Ends, frozen
         ends.append((end, veth))
 
     def routes(told: Told) -> list[Route | None]:
-        return [decode_route(decode_message(ROUTES, m), path, names) for m in told]
+        return [decode_route(decode_message(tables.ROUTES, m), path, names) for m in told]
 
-    connected = find_connected(routes(tables.connected))
-    for message in tables.addresses:
-        found = decode_address(decode_message(ADDRESSES, message), path, names, connected)
+    connected = find_connected(routes(pod.connected))
+    for message in pod.addresses:
+        found = decode_address(decode_message(tables.ADDRESSES, message), path, names, connected)
         # fe80::/10 is the kernel's own business; 169.254.0.0/16 has no such exception.
         if not (found.address.version == 6 and found.address.is_link_local):
             objects.add(found)
-    objects.update(r for r in routes(tables.routes) if r)
-    neighbours = [decode_message(NEIGHBOURS, m) for m in tables.neighbours]
+    objects.update(r for r in routes(pod.routes) if r)
+    neighbours = [decode_message(tables.NEIGHBOURS, m) for m in pod.neighbours]
     return tuple(ends), frozenset(objects | decode_neighbours(neighbours, path, names))
 
 
@@ -267,7 +253,7 @@ def decode_address(
         device=device,
         address=address,
         prefix_length=length,
-        connected_route=not flags & IFA_F_NOPREFIXROUTE and (device, network) in connected,
+        connected_route=not flags & tables.IFA_F_NOPREFIXROUTE and (device, network) in connected,
     )
 
 
@@ -284,7 +270,7 @@ def decode_rule(message: Facts) -> Rule:
         others.append("not")
     if message["tos"]:
         others.append(f"tos={message['tos']:#x}")
-    if message["action"] != FR_ACT_TO_TBL:
+    if message["action"] != tables.FR_ACT_TO_TBL:
         others.append(f"action={message['action']}")
     return Rule(
         family=_family_of(message),
@@ -303,7 +289,7 @@ def decode_foreign_rule(message: Facts) -> ForeignRule:
     rule = decode_rule(message)
     destination = message.get("dst")
     does = DEEDS.get(message["action"], "")
-    if message["action"] == FR_ACT_GOTO and (message.get("goto") or 0) > PODS_PRIORITY:
+    if message["action"] == tables.FR_ACT_GOTO and (message.get("goto") or 0) > PODS_PRIORITY:
         does = f"goto {message.get('goto')}"  # past ours
     told = {word.partition("=")[0] for word in rule.extra.split(",") if word}
     told -= {"FRA_DST"} | ({"action", "FRA_GOTO"} if does else set())
@@ -323,7 +309,7 @@ def decode_foreign_rule(message: Facts) -> ForeignRule:
 
 
 def _is_up(message: Facts) -> bool:
-    return bool(message["flags"] & IFF_UP)
+    return bool(message["flags"] & tables.IFF_UP)
 
 
 def _link_kind(message: Facts) -> str:

@@ -8,19 +8,9 @@ from ipaddress import ip_network
 from reconciler.core.datapath import ALIAS, MAC_STAMP, PROTOCOL, IpNetwork
 from reconciler.domains.rule import BAND
 from reconciler.engine.plan import Key
+from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.message import HEADER, native
-from reconciler.targets.netlink.tables import (
-    ADDRESSES,
-    AF,
-    ARPHRD_ETHER,
-    IFA_F_NOPREFIXROUTE,
-    LINKS,
-    ROUTES,
-    RULES,
-    read_link_kind,
-    value_of,
-    values_of,
-)
+from reconciler.targets.netlink.tables import AF, value_of, values_of
 
 STACKED = {"bond", "bridge", "ipvlan", "macvlan", "vlan"}
 """Links that copy the MAC of an interface below them, and so are not the ENI."""
@@ -39,14 +29,14 @@ RulePlace = tuple[int, int, int, int, bytes]
 
 def name_of(link: bytes) -> bytes:
     """Return a link's name."""
-    return value_of(LINKS, link, "IFLA_IFNAME").rstrip(b"\0")
+    return value_of(tables.LINKS, link, "IFLA_IFNAME").rstrip(b"\0")
 
 
 def may_be_eni(link: bytes) -> bool:
     """Whether a link is Ethernet, and not stacked on another."""
     kind = native(link[HEADER.size + 2 : HEADER.size + 4])  # ``struct ifinfomsg``
-    info = value_of(LINKS, link, "IFLA_LINKINFO")
-    return kind == ARPHRD_ETHER and not (info and read_link_kind(info) in STACKED)
+    info = value_of(tables.LINKS, link, "IFLA_LINKINFO")
+    return kind == tables.ARPHRD_ETHER and not (info and tables.read_link_kind(info) in STACKED)
 
 
 def may_be_ours(link: bytes) -> bool:
@@ -56,7 +46,7 @@ def may_be_ours(link: bytes) -> bool:
 
 def own_address(address: bytes) -> bytes:
     """Return what is the link's own of an address: the other may be the far end's."""
-    local, either = values_of(ADDRESSES, address, "IFA_LOCAL", "IFA_ADDRESS")
+    local, either = values_of(tables.ADDRESSES, address, "IFA_LOCAL", "IFA_ADDRESS")
     return local or either
 
 
@@ -65,21 +55,23 @@ def may_have_route(address: bytes) -> bool:
     family, length = address[HEADER.size], address[HEADER.size + 1]  # ``struct ifaddrmsg``
     if (family, length) == (AF["ipv4"], 32):
         return False  # ``fib_add_ifaddr`` makes none
-    own, flags = values_of(ADDRESSES, address, "IFA_ADDRESS", "IFA_FLAGS")
-    return not own.startswith(LINK_LOCAL) and not native(flags) & IFA_F_NOPREFIXROUTE
+    own, flags = values_of(tables.ADDRESSES, address, "IFA_ADDRESS", "IFA_FLAGS")
+    return not own.startswith(LINK_LOCAL) and not native(flags) & tables.IFA_F_NOPREFIXROUTE
 
 
 def network_of(route: bytes) -> IpNetwork:
     """Return what a route leads to."""
     size = 4 if route[HEADER.size] == AF["ipv4"] else 16
-    packed = value_of(ROUTES, route, "RTA_DST").ljust(size, b"\0")
+    packed = value_of(tables.ROUTES, route, "RTA_DST").ljust(size, b"\0")
     return ip_network((packed, route[HEADER.size + 1]), strict=False)
 
 
 def place_of(route: bytes) -> Place:
     """Return where a route is."""
     family, length, _, tos = route[HEADER.size : HEADER.size + 4]  # ``struct rtmsg``
-    network, table, metric = values_of(ROUTES, route, "RTA_DST", "RTA_TABLE", "RTA_PRIORITY")
+    network, table, metric = values_of(
+        tables.ROUTES, route, "RTA_DST", "RTA_TABLE", "RTA_PRIORITY"
+    )
     return family, native(table), length, network, native(metric), tos
 
 
@@ -95,17 +87,19 @@ def places_of(keys: Iterable[Key]) -> set[Place]:
 
 def protocol_of(rule: bytes) -> int:
     """Return the number of who made a rule; 0 if it is not said."""
-    return native(value_of(RULES, rule, "FRA_PROTOCOL"))
+    return native(value_of(tables.RULES, rule, "FRA_PROTOCOL"))
 
 
 def is_stamped(rule: bytes) -> bool:
     """Whether a rule is ours, by protocol and priority."""
-    protocol, priority = values_of(RULES, rule, "FRA_PROTOCOL", "FRA_PRIORITY")
+    protocol, priority = values_of(tables.RULES, rule, "FRA_PROTOCOL", "FRA_PRIORITY")
     return native(protocol) == PROTOCOL and native(priority) in BAND
 
 
 def rule_place_of(rule: bytes) -> RulePlace:
     """Return where a rule is."""
-    *numbers, source = values_of(RULES, rule, "FRA_PRIORITY", "FRA_TABLE", "FRA_FWMARK", "FRA_SRC")
+    *numbers, source = values_of(
+        tables.RULES, rule, "FRA_PRIORITY", "FRA_TABLE", "FRA_FWMARK", "FRA_SRC"
+    )
     priority, table, mark = map(native, numbers)
     return rule[HEADER.size], priority, table, mark, source

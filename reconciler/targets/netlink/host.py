@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +17,7 @@ from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine.observed import Observed
 from reconciler.errors import ObserveError
-from reconciler.targets.netlink import entries
+from reconciler.targets.netlink import entries, tables
 from reconciler.targets.netlink.decode import (
     Connected,
     HostLinks,
@@ -33,7 +32,7 @@ from reconciler.targets.netlink.decode import (
     decode_rule,
     find_connected,
 )
-from reconciler.targets.netlink.message import HEADER
+from reconciler.targets.netlink.message import HEADER, reading
 from reconciler.targets.netlink.rtnetlink import (
     GONE,
     NO_FAMILY,
@@ -44,20 +43,12 @@ from reconciler.targets.netlink.rtnetlink import (
 )
 from reconciler.targets.netlink.surplus import MAX_SURPLUS, MAX_SURPLUS_LINKS, Surplus
 from reconciler.targets.netlink.tables import (
-    ADDRESSES,
     AF,
-    LINKS,
-    NEIGHBOURS,
-    ROUTES,
-    RTN_UNICAST,
-    RTPROT_KERNEL,
-    RULES,
     Attributes,
     Facts,
     Table,
     af_of,
     decode_message,
-    index_of,
     value_of,
 )
 
@@ -122,14 +113,17 @@ class Host:
         names |= {o.device for o in desired if isinstance(o, kinds) and not o.netns}
         raw = frozenset(name.encode() for name in names)
         macs = frozenset(bytes.fromhex(o.mac.replace(":", "")) for o in enis)
-        surplus = Surplus(MAX_SURPLUS_LINKS, index_of)
+        surplus = Surplus(MAX_SURPLUS_LINKS, tables.index_of)
 
         def takes(link: bytes) -> bool:
-            if entries.name_of(link) in raw or value_of(LINKS, link, "IFLA_ADDRESS") in macs:
+            if (
+                entries.name_of(link) in raw
+                or value_of(tables.LINKS, link, "IFLA_ADDRESS") in macs
+            ):
                 return True
             return entries.may_be_ours(link) and surplus(link)
 
-        messages = host.decode(LINKS, host.read(LINKS, takes=takes), "ours")
+        messages = host.decode(tables.LINKS, host.read(tables.LINKS, takes=takes), "ours")
         links: HostLinks = self._decode_links(messages, veths)
         return surplus.among(Veth, links.objects.values()), links
 
@@ -142,12 +136,12 @@ class Host:
         """
         wanted = {o.key for o in desired if isinstance(o, Route) and not o.netns}
         surplus = Surplus(MAX_SURPLUS, entries.place_of, entries.places_of(wanted))
-        told = host.read_all(ROUTES, (), surplus, proto=PROTOCOL)
-        known, messages = dict(names), host.decode(ROUTES, told, "ours")
+        told = host.read_all(tables.ROUTES, (), surplus, proto=PROTOCOL)
+        known, messages = dict(names), host.decode(tables.ROUTES, told, "ours")
         learn_names(known, (m.get("oif") for m in messages))
         ours: frozenset[Route] = self._decode_routes(messages, known)
         told = in_places(host, entries.places_of(wanted - {r.key for r in ours}))
-        others = host.decode(ROUTES, told, "in the way")
+        others = host.decode(tables.ROUTES, told, "in the way")
         learn_names(known, (m.get("oif") for m in others))
         ours |= {r for r in decode_routes(others, known) if r.key in wanted}
         return surplus.among(Route, ours)
@@ -162,7 +156,7 @@ def observe_places(
     names: dict[int, str] = {}
     places = [o for o in places if not getattr(o, "netns", "")]
     for name in {o.name for o in places if isinstance(o, Veth)}:
-        message = get(host, LINKS, (("IFLA_IFNAME", name),))
+        message = get(host, tables.LINKS, (("IFLA_IFNAME", name),))
         if message is None or (link := decode_link(message, {name})) is None:
             continue
         names[message["index"]] = name
@@ -175,7 +169,7 @@ def observe_places(
         # one, and this one counts as missing until a full pass finds out why.
         message = get(
             host,
-            ROUTES,
+            tables.ROUTES,
             (("RTA_DST", str(route.destination.network_address)),),
             family=af_of(route.destination),
             dst_len=route.destination.prefixlen,
@@ -210,8 +204,8 @@ def _read_rules(
         if isinstance(o, Rule)
     }
     surplus = Surplus(MAX_SURPLUS, entries.rule_place_of, wanted)
-    told = host.read_all(RULES, (), lambda rule: entries.is_stamped(rule) and surplus(rule))
-    messages = host.decode(RULES, told, "ours")
+    told = host.read_all(tables.RULES, (), lambda rule: entries.is_stamped(rule) and surplus(rule))
+    messages = host.decode(tables.RULES, told, "ours")
     rules = {
         replace(decode_rule(message), told=content[HEADER.size :])
         for content, message in zip(told, messages, strict=True)
@@ -230,7 +224,7 @@ def _read_neighbours(
         if isinstance(o, Neighbour) and not o.netns and o.device in indices
         for message in read_neighbour(host, o.address, indices[o.device])
     ]
-    return decode_neighbours(host.decode(NEIGHBOURS, tuple(told)), "", names)
+    return decode_neighbours(host.decode(tables.NEIGHBOURS, tuple(told)), "", names)
 
 
 def _read_addresses(
@@ -246,15 +240,16 @@ def _read_addresses(
         if name not in wanted:
             continue
         takes = partial(_is_one_of, wanted[name])
-        told = host.read_all(ADDRESSES, (), takes, index=index)
+        told = host.read_all(tables.ADDRESSES, (), takes, index=index)
         connected: Connected = set()
         if any(map(entries.may_have_route, told)):
             routes = connected_of(host, index, wanted[name])
             connected = find_connected(
-                decode_route(decode_message(ROUTES, m), "", names) for m in routes
+                decode_route(decode_message(tables.ROUTES, m), "", names) for m in routes
             )
         objects |= {
-            decode_address(m, "", names, connected) for m in host.decode(ADDRESSES, told, index)
+            decode_address(m, "", names, connected)
+            for m in host.decode(tables.ADDRESSES, told, index)
         }
     return objects
 
@@ -280,7 +275,9 @@ def connected_of(where: Rtnetlink, link: int, addresses: Collection[bytes] = ())
 
     filters = (("RTA_TABLE", MAIN_TABLE), ("RTA_OIF", link))
     takes = leads_to_one if addresses else None
-    return where.read_all(ROUTES, filters, takes, proto=RTPROT_KERNEL, type=RTN_UNICAST)
+    return where.read_all(
+        tables.ROUTES, filters, takes, proto=tables.RTPROT_KERNEL, type=tables.RTN_UNICAST
+    )
 
 
 def in_places(where: Rtnetlink, places: Iterable[entries.Place]) -> Told:
@@ -292,7 +289,7 @@ def in_places(where: Rtnetlink, places: Iterable[entries.Place]) -> Told:
         message
         for (family, table), wanted in sorted(by_table.items())
         for message in where.read(
-            ROUTES,
+            tables.ROUTES,
             (("RTA_TABLE", table),),
             partial(_is_in, wanted, frozenset(length for _, _, length, *_ in wanted)),
             GONE,
@@ -308,7 +305,7 @@ def _is_in(places: set[entries.Place], lengths: frozenset[int], route: bytes) ->
 def read_neighbour(where: Rtnetlink, address: IpAddress, link: int) -> Told:
     """Read a single neighbour, which is possible since Linux 5.0 (RTM_GETNEIGH, no dump)."""
     return where.read_one(
-        NEIGHBOURS,
+        tables.NEIGHBOURS,
         (("NDA_DST", str(address)),),
         GONE | NO_FAMILY,
         family=af_of(address),
@@ -323,12 +320,3 @@ def learn_names(names: dict[int, str], indices: Iterable[int | None]) -> None:
             names[index] = socket.if_indextoname(index)
         except OSError:
             continue  # it is gone by now, and its routes are
-
-
-@contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Translate whatever keeps us from reading."""
-    try:
-        yield
-    except OSError as error:
-        raise ObserveError(what, str(error)) from error

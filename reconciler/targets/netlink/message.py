@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 from reconciler.errors import ObserveError
@@ -99,6 +100,15 @@ class Meter:
             raise ObserveError(self._what, f"reading them took longer than {limit_s:.0f} s")
 
 
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Translate what keeps us from reading."""
+    try:
+        yield
+    except OSError as error:
+        raise ObserveError(what, str(error)) from error
+
+
 def open_socket(protocol: int, groups: int = 0) -> socket.socket:
     """Open a socket in the namespace this thread is in; it stays there for life.
 
@@ -142,7 +152,7 @@ class Socket:
             ObserveError: it is more than the meter allows.
             OSError: there was no answer.
         """
-        self._socket.send(self._number(kind, flags, body))
+        self._socket.send(self._pack(kind, flags, body))
         number = self._sequence
         is_answered_once = not flags & (NLM_F_DUMP | NLM_F_ACK)
         interrupted = pieces = 0
@@ -169,17 +179,12 @@ class Socket:
             if is_answered_once and not is_first:
                 return
 
-    def _number(self, kind: int, flags: int, body: bytes) -> bytes:
-        """Pack a message with the next number."""
+    def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
+        """Return a request, with the next number."""
         self._sequence = self._sequence % 0xFFFFFFFF + 1
-        return pack(kind, flags, body, self._sequence)
-
-
-def pack(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
-    """Return a request."""
-    length = HEADER.size + len(body)
-    header = HEADER.pack(length, kind, flags | NLM_F_REQUEST, sequence, 0)
-    return header + body + bytes(-length % 4)
+        length = HEADER.size + len(body)
+        header = HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._sequence, 0)
+        return header + body + bytes(-length % 4)
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:

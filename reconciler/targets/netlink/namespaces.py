@@ -50,11 +50,14 @@ def own_namespace() -> Place:
 
 @contextmanager
 def entered(identity: str) -> Iterator[None]:
-    """Put this thread into a namespace for a while.
+    """Put this thread into a namespace for a while; "" stands for the one it is in.
 
     Raises:
         FileNotFoundError: there is no such namespace.
     """
+    if not identity:
+        yield
+        return
     target = open_namespace(identity)
     try:
         with entered_by(target):

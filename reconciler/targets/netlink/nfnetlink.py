@@ -10,7 +10,6 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 from reconciler.errors import ObserveError
@@ -26,6 +25,7 @@ from reconciler.targets.netlink.message import (
     KernelError,
     Socket,
     code_of,
+    reading,
     split,
 )
 
@@ -59,17 +59,11 @@ Request = tuple[int, int, bytes]
 T = TypeVar("T")
 
 
-@contextmanager
-def observing(what: str) -> Iterator[None]:
-    """Translate what keeps us from reading."""
-    try:
-        yield
-    except OSError as error:
-        raise ObserveError(what, str(error)) from error
-
-
 class Channel(Socket):
     """A socket to one subsystem of netfilter.
+
+    Everything raises ``OSError`` if the kernel refuses or does not answer, but for ``dump``, which
+    raises ``ObserveError``.
 
     Args:
         subsystem: NFNL_SUBSYS_CTNETLINK or NFNL_SUBSYS_NFTABLES.
@@ -85,29 +79,15 @@ class Channel(Socket):
         )
 
     def stream(self, kind: int, flags: int, body: bytes = b"", family: int = 0) -> Iterator[bytes]:
-        """Ask a question about one family, as ``ask`` does.
-
-        Raises:
-            KernelError: the kernel refused.
-            InterruptedDumpError: what it told is not of one moment.
-            OSError: there was no answer.
-        """
+        """Ask a question about one family, as ``ask`` does."""
         return self.ask(self._subsystem << 8 | kind, flags, FAMILY.pack(family, 0, 0) + body)
 
     def tell(self, requests: Iterable[Request], family: int = 0) -> None:
-        """Send requests at once; only what fails is answered.
-
-        Raises:
-            OSError: they could not be sent.
-        """
-        self._socket.send(b"".join(self._pack(requests, family)))
+        """Send requests at once; only what fails is answered."""
+        self._socket.send(b"".join(self._pack_all(requests, family)))
 
     def commit(self, requests: Iterable[Request], family: str) -> None:
-        """Carry out requests as one transaction: all of them, or none.
-
-        Raises:
-            OSError: what the kernel has answered to the first that it refused.
-        """
+        """Carry out requests as one transaction: all of them, or none."""
         requests = list(requests)
         if not requests:
             return
@@ -116,10 +96,10 @@ class Channel(Socket):
         requests[-1] = (kind, flags | NLM_F_ACK, body)
         resource = FAMILY.pack(0, 0, self._subsystem)
         first = self._sequence + 1
-        parts = [self._number(NFNL_MSG_BATCH_BEGIN, 0, resource)]
-        parts += self._pack(requests, NUMBERS[family])
+        parts = [self._pack(NFNL_MSG_BATCH_BEGIN, 0, resource)]
+        parts += self._pack_all(requests, NUMBERS[family])
         last = self._sequence
-        parts.append(self._number(NFNL_MSG_BATCH_END, 0, resource))
+        parts.append(self._pack(NFNL_MSG_BATCH_END, 0, resource))
         data = b"".join(parts)
         self._make_room(len(data))
         self._socket.send(data)
@@ -142,11 +122,7 @@ class Channel(Socket):
                     return
 
     def one(self, kind: int, body: bytes, family: int) -> bytes | None:
-        """Return the one message that answers a question; None if there is no such thing.
-
-        Raises:
-            OSError: the kernel refused, or there was no answer.
-        """
+        """Return the one message that answers a question; None if there is no such thing."""
         try:
             (message,) = self.stream(kind, 0, body, family)
         except KernelError as error:
@@ -172,11 +148,8 @@ class Channel(Socket):
                 first one if there are changes meanwhile.
             body: attributes of the request.
             family: whose.
-
-        Raises:
-            ObserveError: the kernel refused, or never held still.
         """
-        with observing(what):
+        with reading(what):
             for _ in range(DUMP_ATTEMPTS):
                 try:
                     messages = self.stream(kind, NLM_F_DUMP, body, family)
@@ -202,10 +175,10 @@ class Channel(Socket):
                 if answer == NLMSG_ERROR:
                     yield KernelError(code_of(message))
 
-    def _pack(self, requests: Iterable[Request], family: int) -> list[bytes]:
+    def _pack_all(self, requests: Iterable[Request], family: int) -> list[bytes]:
         head = FAMILY.pack(family, 0, 0)
         return [
-            self._number(self._subsystem << 8 | kind, flags, head + body)
+            self._pack(self._subsystem << 8 | kind, flags, head + body)
             for kind, flags, body in requests
         ]
 

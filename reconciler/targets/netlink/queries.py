@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from reconciler.domains.inputs import Links
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ObserveError
-from reconciler.targets.netlink import entries
+from reconciler.targets.netlink import entries, tables
 from reconciler.targets.netlink.decode import (
     decode_address,
     decode_foreign_rule,
@@ -34,21 +33,13 @@ from reconciler.targets.netlink.decode import (
     find_connected,
     tell_apart,
 )
-from reconciler.targets.netlink.host import RTM_F_LOOKUP_TABLE, get, learn_names, reading
-from reconciler.targets.netlink.message import HEADER, Bounds, KernelError, native
+from reconciler.targets.netlink.host import RTM_F_LOOKUP_TABLE, get, learn_names
+from reconciler.targets.netlink.message import HEADER, Bounds, KernelError, native, reading
 from reconciler.targets.netlink.namespaces import entered
 from reconciler.targets.netlink.rtnetlink import POD_BOUNDS, Memory, Rtnetlink
 from reconciler.targets.netlink.surplus import FirstRules
 from reconciler.targets.netlink.tables import (
-    ADDRESSES,
     AF,
-    LINKS,
-    LOCAL_ROUTES,
-    LOOKUPS,
-    NEIGHBOURS,
-    ROUTES,
-    RTPROT_KERNEL,
-    RULES,
     Attributes,
     Facts,
     af_of,
@@ -85,7 +76,7 @@ class Fib(NamedTuple):
 
 
 class Queries:
-    """Asks this namespace's tables."""
+    """Asks this namespace's tables; raises ``ObserveError`` if they cannot be read."""
 
     def __init__(self) -> None:
         self._memory: Memory = {}
@@ -93,23 +84,21 @@ class Queries:
         self._unread_rules: tuple[tuple[str, str], ...] = ()
 
     def links(self) -> Links:
-        """Tell ENIs' links from pods'.
-
-        Raises:
-            ObserveError: the kernel could not be read.
-        """
+        """Tell ENIs' links from pods'."""
         others: dict[str, str] = {}
 
         def is_ours(link: bytes) -> bool:
             if entries.may_be_ours(link):
                 return True
             if entries.may_be_eni(link):  # there may be 20,000, so no more of them is looked at
-                mac = value_of(LINKS, link, "IFLA_ADDRESS").hex(":")
+                mac = value_of(tables.LINKS, link, "IFLA_ADDRESS").hex(":")
                 others.setdefault(mac, entries.name_of(link).decode(errors="replace"))
             return False
 
         with reading("links"), Rtnetlink(self._memory) as host:
-            messages = host.decode(LINKS, host.read(LINKS, takes=is_ours), "perhaps ours")
+            messages = host.decode(
+                tables.LINKS, host.read(tables.LINKS, takes=is_ours), "perhaps ours"
+            )
         links: Links = self._tell_apart(messages)
         return replace(links, names={**others, **links.names})
 
@@ -117,19 +106,18 @@ class Queries:
         """Return the ``ip rule``s of other owners, the kernel's own three left out.
 
         Not more than ``MAX_FOREIGN_RULES`` of a family; ``unread_rules`` names the rest.
-
-        Raises:
-            ObserveError: the kernel could not be read.
         """
         first = FirstRules()
 
         def is_foreign(rule: bytes) -> bool:
-            if entries.protocol_of(rule) == RTPROT_KERNEL or entries.is_stamped(rule):
+            if entries.protocol_of(rule) == tables.RTPROT_KERNEL or entries.is_stamped(rule):
                 return False
             return first(rule)
 
         with reading("other owners' rules"), Rtnetlink(self._memory) as host:
-            messages = host.decode(RULES, host.read_all(RULES, takes=is_foreign), "foreign")
+            messages = host.decode(
+                tables.RULES, host.read_all(tables.RULES, takes=is_foreign), "foreign"
+            )
         self._unread_rules = tuple(first.unread())
         return tuple(map(decode_foreign_rule, messages))
 
@@ -141,14 +129,11 @@ class Queries:
         """Where the pods' table leads: addresses by the host end of a pod's link, IPv4 first.
 
         Of a link with more than ``MAX_POD_ADDRESSES``, one more than that.
-
-        Raises:
-            ObserveError: the kernel could not be read.
         """
         found: dict[int, set[bytes]] = {}
 
         def note(route: bytes) -> bool:
-            own, way = values_of(ROUTES, route, "RTA_DST", "RTA_OIF")
+            own, way = values_of(tables.ROUTES, route, "RTA_DST", "RTA_OIF")
             if route[HEADER.size + 1] == 8 * len(own):
                 held = found.setdefault(native(way), set())
                 if len(held) <= MAX_POD_ADDRESSES:
@@ -156,7 +141,7 @@ class Queries:
             return False
 
         with reading("the pods' routes"), Rtnetlink() as host:
-            host.read_all(ROUTES, (("RTA_TABLE", PODS_TABLE),), note, proto=PROTOCOL)
+            host.read_all(tables.ROUTES, (("RTA_TABLE", PODS_TABLE),), note, proto=PROTOCOL)
         names: dict[int, str] = {}
         learn_names(names, found)
         return {
@@ -171,9 +156,6 @@ class Queries:
         First by the host's own neighbours, then by the pod's own link. What is on that is up to
         the pod; the kernel shows it by the number of the namespace (IFA_TARGET_NETNSID, Linux
         4.20), so its path need not be known.
-
-        Raises:
-            ObserveError: the host's neighbours could not be read.
         """
         found: dict[str, tuple[IpAddress, ...]] = {}
         unknown = 0
@@ -181,7 +163,7 @@ class Queries:
             if unknown == MAX_UNKNOWN:
                 break
             with reading(f"what is behind {name}"), Rtnetlink() as host:
-                link = get(host, LINKS, (("IFLA_IFNAME", name),))
+                link = get(host, tables.LINKS, (("IFLA_IFNAME", name),))
                 told = _neighbours_of(host, link["index"]) if link else []
             if not 0 < len(told) <= MAX_POD_ADDRESSES:
                 told = _addresses_at(link) if link else []
@@ -197,22 +179,19 @@ class Queries:
         Args:
             addresses: of which each is looked for.
             networks: in which any address is.
-
-        Raises:
-            ObserveError: the kernel could not be read.
         """
         sought = Sought.of(addresses, networks)
         found: dict[IpNetwork, str] = {}
-        if not sought:
+        if not any(sought):
             return found
         with reading("the host's own addresses"), Rtnetlink() as host:
             local = (("RTA_TABLE", LOCAL_TABLE),)
             for number in AF.values():
-                for route in host.read(LOCAL_ROUTES, local, sought.meets, family=number):
+                for route in host.read(tables.LOCAL_ROUTES, local, sought.covers, family=number):
                     kind = ROUTE_TYPES[route[HEADER.size + 7]]
                     found[entries.network_of(route)] = f"a route of type {kind} in table local"
-                for message in host.read(ADDRESSES, (), sought.has_address, family=number):
-                    facts = decode_message(ADDRESSES, message)
+                for message in host.read(tables.ADDRESSES, (), sought.has_address, family=number):
+                    facts = decode_message(tables.ADDRESSES, message)
                     own, index = _own_of(facts), facts["index"]
                     names: dict[int, str] = {}
                     learn_names(names, [index])
@@ -225,25 +204,24 @@ class Queries:
         """Read every unicast route and address of the host, and its rules.
 
         Of other owners' rules only those that ``foreign_rules`` reads; the rest is named.
-
-        Raises:
-            ObserveError: the kernel could not be read.
         """
         first = FirstRules()
 
         def is_walked(rule: bytes) -> bool:
-            return entries.protocol_of(rule) in (RTPROT_KERNEL, PROTOCOL) or first(rule)
+            return entries.protocol_of(rule) in (tables.RTPROT_KERNEL, PROTOCOL) or first(rule)
 
         with (
             reading("the host's rules, routes and addresses"),
             Rtnetlink(None, FIB_BOUNDS) as host,
         ):
-            names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
-            rules = host.decode(RULES, host.read_all(RULES, takes=is_walked))
-            messages = host.decode(ROUTES, host.read_all(ROUTES))
+            names = {m["index"]: m.get("ifname") for m in host.dump(tables.LINKS)}
+            rules = host.decode(tables.RULES, host.read_all(tables.RULES, takes=is_walked))
+            messages = host.decode(tables.ROUTES, host.read_all(tables.ROUTES))
             routes = [r for m in messages if (r := decode_route(m, "", names))]
             connected = find_connected(routes)
-            addresses = [decode_address(m, "", names, connected) for m in host.dump(ADDRESSES)]
+            addresses = [
+                decode_address(m, "", names, connected) for m in host.dump(tables.ADDRESSES)
+            ]
         return Fib(
             frozenset(map(decode_rule, rules)),
             frozenset(routes),
@@ -257,9 +235,6 @@ class Queries:
         Args:
             packet: what is sent.
             netns: identity of the namespace that is asked; "" for the host's.
-
-        Raises:
-            ObserveError: it could not be asked.
         """
         destination, source = packet.destination, packet.source
         fields = {"family": af_of(destination), "dst_len": destination.max_prefixlen}
@@ -269,17 +244,17 @@ class Queries:
             wanted += (("RTA_SRC", str(source)),)
         if destination.version == 4:  # IPv6's answer always names the table
             fields["flags"] = RTM_F_LOOKUP_TABLE
-        inside = entered(netns) if netns else nullcontext()
-        with reading(f"the answer to '{packet.command}'"), inside, Rtnetlink() as asked:
+        what = f"the answer to '{packet.command}'"
+        with reading(what), entered(netns), Rtnetlink() as asked:
             if packet.link:
-                link = get(asked, LINKS, (("IFLA_IFNAME", packet.link),))
+                link = get(asked, tables.LINKS, (("IFLA_IFNAME", packet.link),))
                 wanted += (("RTA_IIF", link["index"] if link else 0),)
             try:
-                told = asked.read_one(LOOKUPS, wanted, (), **fields)
+                told = asked.read_one(tables.LOOKUPS, wanted, (), **fields)
             except KernelError as error:
                 return Found(0, "", refusal=os.strerror(error.errno or 0))
-            answer = decode_message(LOOKUPS, told[0])
-            out = get(asked, LINKS, (), index=answer.get("oif") or 0) or {}
+            answer = decode_message(tables.LOOKUPS, told[0])
+            out = get(asked, tables.LINKS, (), index=answer.get("oif") or 0) or {}
         gateway = answer.get("gateway")
         via = ip_address(gateway) if gateway else None
         return Found(answer.get("table"), out.get("ifname", ""), via)
@@ -290,47 +265,45 @@ class Sought(NamedTuple):
 
     Attributes:
         single: as the kernel says them.
-        networks: likewise: network, mask and length in bytes.
+        spans: length in bytes, first and last address of each network.
     """
 
     single: frozenset[bytes]
-    networks: tuple[tuple[int, int, int], ...]
+    spans: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def of(cls, addresses: Iterable[IpAddress], networks: Iterable[IpNetwork]) -> Sought:
         """Pack them."""
-        spans = {(int(n.network_address), int(n.netmask), n.max_prefixlen // 8) for n in networks}
-        return cls(frozenset(a.packed for a in addresses), tuple(sorted(spans)))
-
-    def __bool__(self) -> bool:
-        return bool(self.single or self.networks)
+        return cls(frozenset(a.packed for a in addresses), tuple(map(_span_of, networks)))
 
     def has(self, packed: bytes) -> bool:
         """Whether an address is among them."""
-        number, size = int.from_bytes(packed, "big"), len(packed)
-        return packed in self.single or any(
-            size == length and number & mask == network for network, mask, length in self.networks
-        )
+        number = int.from_bytes(packed, "big")
+        return packed in self.single or self._meets(len(packed), number, number)
 
     def has_address(self, message: bytes) -> bool:
         """Whether an address of the host is."""
         return self.has(entries.own_address(message))
 
-    def meets(self, route: bytes) -> bool:
-        """Whether a route of table local covers any of them."""
+    def covers(self, route: bytes) -> bool:
+        """Whether a route of table local leads to any of them."""
         if route[HEADER.size + 7] not in ROUTE_TYPES:
             return False
-        length, packed = route[HEADER.size + 1], value_of(ROUTES, route, "RTA_DST")
-        if length == 8 * len(packed):
+        packed = value_of(tables.ROUTES, route, "RTA_DST")
+        if route[HEADER.size + 1] == 8 * len(packed):
             return self.has(packed)
-        span = entries.network_of(route)
-        size, first, mask = span.max_prefixlen // 8, int(span.network_address), int(span.netmask)
-        return any(
-            len(s) == size and int.from_bytes(s, "big") & mask == first for s in self.single
-        ) or any(
-            length == size and (first & m == network or network & mask == first)
-            for network, m, length in self.networks
+        size, first, last = _span_of(entries.network_of(route))
+        return self._meets(size, first, last) or any(
+            len(s) == size and first <= int.from_bytes(s, "big") <= last for s in self.single
         )
+
+    def _meets(self, size: int, first: int, last: int) -> bool:
+        return any(s == size and f <= last and first <= end for s, f, end in self.spans)
+
+
+def _span_of(network: IpNetwork) -> tuple[int, int, int]:
+    first = int(network.network_address)
+    return network.max_prefixlen // 8, first, first + network.num_addresses - 1
 
 
 def _own_of(address: Facts) -> IpAddress:
@@ -340,8 +313,8 @@ def _own_of(address: Facts) -> IpAddress:
 
 def _neighbours_of(host: Rtnetlink, link: int) -> list[IpAddress]:
     """Return whom the host has a permanent neighbour for, on one link: we have made it."""
-    told = host.read_all(NEIGHBOURS, (("NDA_IFINDEX", link),))
-    return [ip_address(decode_message(NEIGHBOURS, m)["dst"]) for m in told]
+    told = host.read_all(tables.NEIGHBOURS, (("NDA_IFINDEX", link),))
+    return [ip_address(decode_message(tables.NEIGHBOURS, m)["dst"]) for m in told]
 
 
 def _addresses_at(link: Facts) -> list[IpAddress]:
@@ -351,8 +324,8 @@ def _addresses_at(link: Facts) -> list[IpAddress]:
         return []
     try:
         with Rtnetlink(None, POD_BOUNDS) as host:
-            told = host.read_all(ADDRESSES, (("IFA_TARGET_NETNSID", nsid),), index=index)
-            found = [_own_of(decode_message(ADDRESSES, m)) for m in told]
+            told = host.read_all(tables.ADDRESSES, (("IFA_TARGET_NETNSID", nsid),), index=index)
+            found = [_own_of(decode_message(tables.ADDRESSES, m)) for m in told]
     except (ObserveError, OSError, ValueError):
         return []  # then it is not known
     return [a for a in found if not (a.version == 6 and a.is_link_local)]

@@ -88,7 +88,10 @@ class How(Enum):
 
 
 class Rtnetlink(Socket):
-    """A socket into the namespace its thread was in when it was made; it stays there for life.
+    """A socket into the namespace its thread was in when it was made.
+
+    Everything raises ``KernelError`` if the kernel refuses, and ``ObserveError`` if a table never
+    stands still or is beyond the bounds.
 
     Args:
         memory: shared by the sockets into one namespace; without it everything is decoded.
@@ -125,10 +128,6 @@ class Rtnetlink(Socket):
             takes: whether an entry is wanted, where only we can; it is given its whole message.
             absent: answers that say that there is no such table.
             fields: what an entry's message must begin with.
-
-        Raises:
-            KernelError: the kernel refused.
-            ObserveError: the table never stood still, or is beyond the bounds.
         """
         body = pack_entry(table, fields, table.asks + filters)
         meter = Meter(table.name, self._bounds)
@@ -183,9 +182,6 @@ class Rtnetlink(Socket):
             attributes: of the request.
             absent: answers that say that there is no such entry.
             fields: what the request begins with.
-
-        Raises:
-            KernelError: the kernel has no such entry, or refused.
         """
         body = pack_entry(table, fields, attributes)
         try:
@@ -216,19 +212,11 @@ class Rtnetlink(Socket):
         return [now[content] for content in told]
 
     def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
-        """Make, change or delete one entry.
-
-        Raises:
-            KernelError: the kernel refused.
-        """
+        """Make, change or delete one entry."""
         self._change(table, how, pack_entry(table, fields, attributes))
 
     def delete(self, table: Table, told: bytes) -> None:
-        """Delete the entry of which the kernel told this, its message without the header.
-
-        Raises:
-            KernelError: the kernel refused.
-        """
+        """Delete the entry of which the kernel told this, its message without the header."""
         self._change(table, How.DELETE, told)
 
     def _change(self, table: Table, how: How, body: bytes) -> None:

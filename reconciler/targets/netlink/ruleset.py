@@ -8,15 +8,17 @@ for with every full pass, elements for every pod.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import ClassVar, TypeVar
 
 from reconciler.errors import ObserveError
 from reconciler.targets.netlink import nf_tables as nft
-from reconciler.targets.netlink.message import attribute, attributes
+from reconciler.targets.netlink.message import attribute, attributes, reading
 from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.nfnetlink import (
     FAMILIES,
@@ -25,7 +27,6 @@ from reconciler.targets.netlink.nfnetlink import (
     NUMBERS,
     Channel,
     Request,
-    observing,
 )
 
 MAX_OBJECTS = 10_000
@@ -44,7 +45,11 @@ class TooMuchError(Exception):
 
 
 class Nfnetlink(Channel):
-    """A socket into the namespace its thread was in when it was made; it stays there for life."""
+    """The ruleset of the namespace its thread was in when it was made.
+
+    What is read raises ``ObserveError`` if the kernel refuses, never holds still, or has more than
+    is read.
+    """
 
     _ours: ClassVar[dict[int, tuple[int, int]]] = {}
     """By namespace: the number of the last change, if it was one of our table, and the number of
@@ -56,12 +61,8 @@ class Nfnetlink(Channel):
         self._namespace = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116 - no file
 
     def generation(self) -> int:
-        """Return a number that every change of any ruleset in this namespace changes.
-
-        Raises:
-            ObserveError: the kernel refused.
-        """
-        with observing("nftables"):
+        """Return a number that every change of any ruleset in this namespace changes."""
+        with reading("nftables"):
             (message,) = self.stream(nft.NFT_MSG_GETGEN, 0)
         return int.from_bytes(nft.parts(message)[nft.NFTA_GEN_ID], "big")
 
@@ -69,9 +70,6 @@ class Nfnetlink(Channel):
         """Return a number that every change changes but those of our own table.
 
         A pod is an element of ours, and no reason to read what others have.
-
-        Raises:
-            ObserveError: the kernel refused.
         """
         now = self.generation()
         last, before = self._ours.get(self._namespace, (0, 0))
@@ -93,9 +91,6 @@ class Nfnetlink(Channel):
         """Name the tables of a family, whoever owns them.
 
         libnftables 1.0.6 prints no JSON for a table that has flags, as firewalld's may have.
-
-        Raises:
-            ObserveError: the kernel refused, or never held still.
         """
 
         def names(messages: Iterable[bytes]) -> frozenset[str]:
@@ -108,13 +103,9 @@ class Nfnetlink(Channel):
         return self.dump(nft.NFT_MSG_GETTABLE, "tables", names)
 
     def table_flags(self, family: str, table: str) -> int | None:
-        """Return a table's flags; None if there is no such table.
-
-        Raises:
-            ObserveError: the kernel refused.
-        """
+        """Return a table's flags; None if there is no such table."""
         body = nft.string(nft.NFTA_TABLE_NAME, table)
-        with observing("nftables"):
+        with reading("nftables"):
             found = self.one(nft.NFT_MSG_GETTABLE, body, NUMBERS[family])
         return None if found is None else _flags(found, nft.NFTA_TABLE_FLAGS)
 
@@ -124,9 +115,6 @@ class Nfnetlink(Channel):
         Args:
             choose: as for ``dump``.
             hooked: only those that packets enter by a hook; the others are not even decoded.
-
-        Raises:
-            ObserveError: the kernel refused, or never held still.
         """
         dormant = self.dump(nft.NFT_MSG_GETTABLE, "tables", _dormant)
 
@@ -139,11 +127,7 @@ class Nfnetlink(Channel):
         return self.dump(nft.NFT_MSG_GETCHAIN, "chains", some)
 
     def table_chains(self, family: str, table: str) -> list[Chain]:
-        """List the chains of one table; those of others are not decoded.
-
-        Raises:
-            ObserveError: the kernel refused, or never held still.
-        """
+        """List the chains of one table; those of others are not decoded."""
         is_of_it = _of_table(nft.string(nft.NFTA_CHAIN_TABLE, table), NUMBERS[family])
 
         def ours(messages: Iterable[bytes]) -> list[Chain]:
@@ -156,27 +140,18 @@ class Nfnetlink(Channel):
 
         Raises:
             TooMuchError: there are more than are worth reading.
-            ObserveError: the kernel refused, or never held still.
         """
-
-        def some(messages: Iterable[bytes]) -> list[bytes]:
-            return list(_within(islice(messages, MAX_OBJECTS), MAX_BYTES_OF_RULES))
-
         body = nft.string(nft.NFTA_RULE_TABLE, table)
+        some = partial(_within, MAX_OBJECTS, MAX_BYTES_OF_RULES)
         found = self.dump(nft.NFT_MSG_GETRULE, "rules", some, body, NUMBERS[family])
-        if len(found) == MAX_OBJECTS or _size(found) > MAX_BYTES_OF_RULES:
+        if len(found) > MAX_OBJECTS or _size(found) > MAX_BYTES_OF_RULES:
             raise TooMuchError
         rules = map(nft.parts, found)
-        return [
-            (r[nft.NFTA_RULE_CHAIN][:-1], r.get(nft.NFTA_RULE_EXPRESSIONS, b"")) for r in rules
-        ]
+        kinds = nft.NFTA_RULE_CHAIN, nft.NFTA_RULE_EXPRESSIONS
+        return [(r[kinds[0]][:-1], r.get(kinds[1], b"")) for r in rules]
 
     def mentions(self, family: str, table: str, word: bytes) -> bool:
-        """Whether a word stands anywhere in a table's rules, or in a chain's name.
-
-        Raises:
-            ObserveError: the kernel refused, or never held still.
-        """
+        """Whether a word stands anywhere in a table's rules, or in a chain's name."""
         body, number = nft.string(nft.NFTA_RULE_TABLE, table), NUMBERS[family]
         is_of_it = _of_table(body, number)
 
@@ -195,9 +170,6 @@ class Nfnetlink(Channel):
             kind: NFT_MSG_GETSET, NFT_MSG_GETOBJ or NFT_MSG_GETFLOWTABLE.
             family: of the table.
             table: its name.
-
-        Raises:
-            ObserveError: the kernel refused, or never held still.
         """
 
         def some(messages: Iterable[bytes]) -> list[dict[int, bytes]]:
@@ -206,11 +178,7 @@ class Nfnetlink(Channel):
         return self.dump(kind, "tables", some, nft.string(1, table), NUMBERS[family])
 
     def table_elements(self, family: str, table: str, name: bytes, limit: int) -> list[bytes]:
-        """List a set's elements, each as its attributes; no more than the limit.
-
-        Raises:
-            ObserveError: the kernel refused, or never held still.
-        """
+        """List a set's elements, each as its attributes; no more than the limit."""
 
         def some(messages: Iterable[bytes]) -> list[bytes]:
             listed = (nft.parts(m).get(nft.NFTA_SET_ELEM_LIST_ELEMENTS, b"") for m in messages)
@@ -226,19 +194,12 @@ class Nfnetlink(Channel):
 
         Args:
             chain: of any owner.
-            limit: number of rules; of a longer chain none is returned.
+            limit: number of rules; a longer chain is not read.
             size: bytes of all its rules, likewise.
-
-        Raises:
-            ObserveError: the kernel refused, never held still, or the chain is longer.
         """
         table, name = chain.place
         body = attribute(nft.NFTA_RULE_TABLE, table) + attribute(nft.NFTA_RULE_CHAIN, name)
-        what = f"chain {chain.path}"
-
-        def some(messages: Iterable[bytes]) -> list[bytes]:
-            return list(_within(islice(messages, limit + 1), size))
-
+        what, some = f"chain {chain.path}", partial(_within, limit, size)
         found = self.dump(nft.NFT_MSG_GETRULE, what, some, body, NUMBERS[chain.family])
         if len(found) > limit:
             raise ObserveError(what, f"it has more than {limit} rules, and is not looked at")
@@ -257,24 +218,17 @@ class Nfnetlink(Channel):
             family: of its table.
             table: as the kernel has it.
             name: likewise.
-            limit: number of messages, each of some hundred elements; of a larger set none.
-
-        Raises:
-            ObserveError: the kernel refused, never held still, or the set is larger.
+            limit: number of messages, each of some hundred elements; a larger set is not read.
         """
         body = attribute(nft.NFTA_SET_TABLE, table) + attribute(nft.NFTA_SET_NAME, name)
         what = f"set {family} {nft.text(table[:-1])} {nft.text(name[:-1])}"
-        number = NUMBERS[family]
-
-        def some(messages: Iterable[bytes]) -> list[bytes]:
-            return list(islice(messages, limit + 1))
-
         # Both questions have the same attributes (NFTA_SET_ELEM_LIST_TABLE and _SET).
-        found = self.dump(nft.NFT_MSG_GETSETELEM, what, some, body, number)
+        some = partial(_within, limit, sys.maxsize)
+        found = self.dump(nft.NFT_MSG_GETSETELEM, what, some, body, NUMBERS[family])
         if len(found) > limit:
             raise ObserveError(what, "it has more elements than are looked at")
-        with observing(what):
-            (message,) = self.stream(nft.NFT_MSG_GETSET, 0, body, number)
+        with reading(what):
+            (message,) = self.stream(nft.NFT_MSG_GETSET, 0, body, NUMBERS[family])
         return _flags(message, nft.NFTA_SET_FLAGS), found
 
     def find_elements(
@@ -291,11 +245,8 @@ class Nfnetlink(Channel):
         Returns:
             For each the chain that its verdict names, or "" if it has none; None if there is no
             such element, table or set.
-
-        Raises:
-            ObserveError: the kernel refused.
         """
-        with observing("nftables"):
+        with reading("nftables"):
             asked = [nft.element(table, name, key) for name, key in keys]
             found = [self.one(nft.NFT_MSG_GETSETELEM, body, NUMBERS[family]) for body in asked]
         return [None if message is None else _verdict(message) for message in found]
@@ -321,13 +272,15 @@ def _of_table(start: bytes, family: int) -> Callable[[bytes], bool]:
     return lambda message: message[16] == family and message[place] == start
 
 
-def _within(messages: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield messages until what their attributes have is more than so many bytes."""
+def _within(limit: int, size: int, messages: Iterable[bytes]) -> list[bytes]:
+    """Return messages until they, or the bytes of their attributes, are more than so many."""
+    found = []
     for message in messages:
-        yield message
+        found.append(message)
         size -= len(message) - HEADERS
-        if size < 0:
-            return
+        if size < 0 or len(found) > limit:
+            break
+    return found
 
 
 def _size(messages: Iterable[bytes]) -> int:

@@ -27,7 +27,6 @@ from reconciler.targets.netlink.message import (
     HEADER,
     NLA_TYPE_MASK,
     attribute,
-    attributes,
     native,
 )
 
@@ -325,14 +324,17 @@ READERS: Mapping[str, Callable[[bytes], int | str]] = {
 """By pyroute2's word for a kind of attribute."""
 
 
+_UNKNOWN = ("", None)
+
+
 @cache
-def _wanted(table: Table) -> Mapping[int, tuple[str, str]]:
-    """Return what wanted attributes are called in ``Facts``, and their kind, by number."""
+def _wanted(table: Table) -> Mapping[int, tuple[str, Callable[[bytes], int | str] | None]]:
+    """Return what wanted attributes are called in ``Facts``, and how they are read, by number."""
     found = {}
     for way in table.attributes:
         outer, name = (way, way) if isinstance(way, str) else way
         number, kind = _numbers(table.message)[f"{table.message.prefix}{outer.upper()}"]
-        found[number] = (name, kind)
+        found[number] = (name, READERS.get(kind))
     return found
 
 
@@ -341,11 +343,14 @@ def decode_message(table: Table, content: bytes) -> Facts:
     form, names = _fields(table.message)
     facts = dict(zip(names, form.unpack_from(content, HEADER.size), strict=True))
     wanted = _wanted(table)
-    for number, value in attributes(content, HEADER.size + form.size):
-        name, kind = wanted.get(number, ("", ""))
-        if kind not in READERS:
+    position, end = HEADER.size + form.size, len(content)
+    while position < end:
+        length, number = ATTRIBUTE.unpack_from(content, position)
+        name, read = wanted.get(number & NLA_TYPE_MASK, _UNKNOWN)
+        if read is None:
             return _decode_whole(table, content)
-        facts[name] = READERS[kind](value)
+        facts[name] = read(content[position + ATTRIBUTE.size : position + length])
+        position += length + 3 & ~3
     return facts
 
 

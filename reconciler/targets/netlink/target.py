@@ -12,8 +12,8 @@ from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, InternalError, boundary
 from reconciler.targets.netlink.decode import KernelObject, Pairs
-from reconciler.targets.netlink.host import Host, observe_places, reading
-from reconciler.targets.netlink.message import KernelError
+from reconciler.targets.netlink.host import Host, observe_places
+from reconciler.targets.netlink.message import KernelError, reading
 from reconciler.targets.netlink.pods import Pods
 from reconciler.targets.netlink.queries import Queries
 from reconciler.targets.netlink.rtnetlink import GONE, Rtnetlink

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import nullcontext
 from typing import Any
 
 from reconciler.domains.address import LinkAddress
@@ -14,30 +13,12 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine.plan import Change, Verb
+from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.decode import KernelObject
 from reconciler.targets.netlink.message import KernelError
 from reconciler.targets.netlink.namespaces import entered, open_namespace
 from reconciler.targets.netlink.rtnetlink import How, Rtnetlink
-from reconciler.targets.netlink.tables import (
-    ADDRESSES,
-    AF,
-    FR_ACT_TO_TBL,
-    IFA_F_NODAD,
-    IFA_F_NOPREFIXROUTE,
-    IFF_UP,
-    LINKS,
-    NEIGHBOURS,
-    NUD_PERMANENT,
-    ROUTES,
-    RTN_UNICAST,
-    RULES,
-    SCOPE_LINK,
-    SCOPE_NOWHERE,
-    SCOPE_UNIVERSE,
-    Attributes,
-    af_of,
-    decode_message,
-)
+from reconciler.targets.netlink.tables import AF, Attributes, af_of, decode_message
 
 
 class Sessions:
@@ -61,7 +42,7 @@ class Sessions:
             FileNotFoundError: there is no such namespace.
         """
         if path not in self._open:
-            with entered(path) if path else nullcontext():
+            with entered(path):
                 self._open[path] = Rtnetlink()
         return self._open[path]
 
@@ -74,7 +55,7 @@ class Sessions:
         """
         if (path, name) not in self._index:
             # By ioctl: an answer by netlink has forty attributes more.
-            with entered(path) if path else nullcontext():
+            with entered(path):
                 try:
                     self._index[path, name] = socket.if_nametoindex(name)
                 except OSError as error:
@@ -100,7 +81,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
         case Veth() as veth:
             _apply_veth(sessions, action.verb, veth, action.was)
         case PodLink() as link if deleting:
-            sessions(link.netns).change(LINKS, How.DELETE, (("IFLA_IFNAME", link.name),))
+            sessions(link.netns).change(tables.LINKS, How.DELETE, (("IFLA_IFNAME", link.name),))
         case PodLink() as link:
             settings = ("IFLA_ADDRESS", link.mac), ("IFLA_MTU", link.mtu)
             _set_link(sessions(link.netns), link.name, link.up, *settings)
@@ -108,12 +89,12 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
             _apply_address(sessions, action.verb, address)
         case Neighbour() as neighbour:
             sessions(neighbour.netns).change(
-                NEIGHBOURS,
+                tables.NEIGHBOURS,
                 How.DELETE if deleting else How.REPLACE,
                 (("NDA_DST", str(neighbour.address)), ("NDA_LLADDR", neighbour.mac)),
                 family=af_of(neighbour.address),
                 ifindex=sessions.index(neighbour.netns, neighbour.device),
-                state=NUD_PERMANENT,
+                state=tables.NUD_PERMANENT,
             )
         case Route() as route:
             _apply_route(sessions, route, deleting=deleting)
@@ -122,9 +103,9 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
 
 
 def _set_link(where: Rtnetlink, name: str, up: bool, *settings: tuple[str, Any]) -> None:
-    flags = IFF_UP if up else 0
+    flags = tables.IFF_UP if up else 0
     attributes = (("IFLA_IFNAME", name), *settings)
-    where.change(LINKS, How.SET, attributes, flags=flags, change=IFF_UP)
+    where.change(tables.LINKS, How.SET, attributes, flags=flags, change=tables.IFF_UP)
 
 
 def _apply_veth(
@@ -133,13 +114,13 @@ def _apply_veth(
     host = sessions("")
     sessions.forget()
     if verb is Verb.DELETE:
-        host.change(LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
+        host.change(tables.LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
         return
     if isinstance(was, Veth) and was.name != veth.name:
         index = sessions.index("", was.name)
         # Before Linux 6.2 a link that is up keeps its name (dev_change_name).
-        host.change(LINKS, How.SET, (), index=index, change=IFF_UP)
-        host.change(LINKS, How.SET, (("IFLA_IFNAME", veth.name),), index=index)
+        host.change(tables.LINKS, How.SET, (), index=index, change=tables.IFF_UP)
+        host.change(tables.LINKS, How.SET, (("IFLA_IFNAME", veth.name),), index=index)
         sessions.forget()
     settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
     if isinstance(was, Veth) and was.mtu != veth.mtu and veth.pod_netns:
@@ -157,14 +138,14 @@ def _apply_veth(
             data = ("IFLA_INFO_DATA", (("VETH_INFO_PEER", peer),))
             kind = ("IFLA_LINKINFO", (("IFLA_INFO_KIND", "veth"), data))
             attributes = (("IFLA_IFNAME", veth.name), *settings, kind)
-            host.change(LINKS, How.CREATE, attributes)
+            host.change(tables.LINKS, How.CREATE, attributes)
         finally:
             os.close(fd)
         settings = ()  # given at its creation
     # By a message of its own: a new link is not up yet, and a new alias of one that is up makes
     # the kernel go through every IPv6 route there is (NETDEV_CHANGE, rt6_sync_down_dev).
     alias = (("IFLA_IFNAME", veth.name), *settings, ("IFLA_IFALIAS", veth.alias))
-    host.change(LINKS, How.SET, alias)
+    host.change(tables.LINKS, How.SET, alias)
     _set_link(host, veth.name, veth.up)
 
 
@@ -174,16 +155,18 @@ def _set_peers_mtu(sessions: Sessions, veth: Veth) -> None:
     An MTU is the pair's: what is longer than the receiving end's is dropped without a word
     (``is_skb_forwardable``).
     """
-    for told in sessions("").read_one(LINKS, (("IFLA_IFNAME", veth.name),)):
-        peer = decode_message(LINKS, told).get("link")
-        sessions(veth.pod_netns).change(LINKS, How.SET, (("IFLA_MTU", veth.mtu),), index=peer)
+    for told in sessions("").read_one(tables.LINKS, (("IFLA_IFNAME", veth.name),)):
+        peer = decode_message(tables.LINKS, told).get("link")
+        sessions(veth.pod_netns).change(
+            tables.LINKS, How.SET, (("IFLA_MTU", veth.mtu),), index=peer
+        )
 
 
 def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None:
     where = sessions(address.netns)
     own = str(address.address)
-    flags = 0 if address.connected_route else IFA_F_NOPREFIXROUTE
-    flags |= IFA_F_NODAD if address.address.version == 6 else 0
+    flags = 0 if address.connected_route else tables.IFA_F_NOPREFIXROUTE
+    flags |= tables.IFA_F_NODAD if address.address.version == 6 else 0
     attributes: Attributes = (("IFA_LOCAL", own), ("IFA_ADDRESS", own), ("IFA_FLAGS", flags))
     fields = {
         "family": af_of(address.address),
@@ -191,10 +174,10 @@ def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None
         "index": sessions.index(address.netns, address.device),
     }
     if verb is not Verb.CREATE:
-        # The kernel does not change IFA_F_NOPREFIXROUTE of an IPv4 address in place.
-        where.change(ADDRESSES, How.DELETE, attributes, **fields)
+        # The kernel does not change tables.IFA_F_NOPREFIXROUTE of an IPv4 address in place.
+        where.change(tables.ADDRESSES, How.DELETE, attributes, **fields)
     if verb is not Verb.DELETE:
-        where.change(ADDRESSES, How.CREATE, attributes, **fields)
+        where.change(tables.ADDRESSES, How.CREATE, attributes, **fields)
 
 
 def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
@@ -204,6 +187,11 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
         attributes += (("RTA_DST", str(route.destination.network_address)),)
     if route.metric:
         attributes += (("RTA_PRIORITY", route.metric),)
+    # To delete it, too: without the way the first one in that place goes.
+    if route.device or not deleting:
+        attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
+    if route.gateway:
+        attributes += (("RTA_GATEWAY", str(route.gateway)),)
     fields = {
         "family": af_of(route.destination),
         "dst_len": route.destination.prefixlen,
@@ -211,27 +199,20 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
         "tos": route.tos,
     }
     if deleting:
-        # Without the way the first one in that place goes. Without a scope the kernel would look
-        # for one of scope "universe" only.
-        if route.device:
-            attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
-        if route.gateway:
-            attributes += (("RTA_GATEWAY", str(route.gateway)),)
-        where.change(ROUTES, How.DELETE, attributes, scope=SCOPE_NOWHERE, **fields)
-        return
-    attributes += (("RTA_OIF", sessions.index(route.netns, route.device)),)
-    if route.gateway:
-        attributes += (("RTA_GATEWAY", str(route.gateway)),)
-    if route.source:
-        attributes += (("RTA_PREFSRC", str(route.source)),)
-    scope = SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
-    where.change(ROUTES, How.REPLACE, attributes, scope=scope, type=RTN_UNICAST, **fields)
+        # Without a scope the kernel would look for one of scope "universe" only.
+        how, fields["scope"] = How.DELETE, tables.SCOPE_NOWHERE
+    else:
+        if route.source:
+            attributes += (("RTA_PREFSRC", str(route.source)),)
+        how, fields["type"] = How.REPLACE, tables.RTN_UNICAST
+        fields["scope"] = tables.SCOPE_UNIVERSE if route.gateway else tables.SCOPE_LINK
+    where.change(tables.ROUTES, how, attributes, **fields)
 
 
 def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
     if deleting and rule.told:
         # The first one goes that has what is named: with less than all it may be another one.
-        sessions("").delete(RULES, rule.told)
+        sessions("").delete(tables.RULES, rule.told)
         return
     attributes: Attributes = (
         ("FRA_PRIORITY", rule.priority),
@@ -239,7 +220,7 @@ def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
         ("FRA_PROTOCOL", rule.protocol),
     )
     told = dict(word.partition("=")[::2] for word in rule.extra.split(","))
-    fields = {"family": AF[rule.family], "action": int(told.get("action", FR_ACT_TO_TBL))}
+    fields = {"family": AF[rule.family], "action": int(told.get("action", tables.FR_ACT_TO_TBL))}
     if rule.mark is not None:
         attributes += (("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask))
     if rule.source is not None:
@@ -247,7 +228,7 @@ def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
         fields["src_len"] = rule.source.prefixlen
     try:
         how = How.DELETE if deleting else How.CREATE
-        sessions("").change(RULES, how, attributes, **fields)
+        sessions("").change(tables.RULES, how, attributes, **fields)
     except KernelError as error:
         if deleting or error.errno != errno.EEXIST:
             raise

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "domains": {"schemas", "errors", "engine", "core", "ipam"},
     "diagnostics": {"errors", "engine", "core", "ipam", "domains"},
     "targets": {"schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics"},
-    "migration": {"errors", "engine", "core", "ipam", "domains", "targets"},
+    "migration": {"engine", "core", "ipam", "domains", "diagnostics"},
     "node": {
         *("schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics", "targets"),
         "migration",
@@ -384,9 +384,7 @@ SLACK = 50
 """Lines by which a number in ``LONG_FILES`` may be above the file's own."""
 
 LONG_FILES = {
-    "reconciler/migration/takeover.py": 405,
     "reconciler/node/pool_controller.py": 557,
-    "reconciler/targets/remains.py": 424,
 }
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
 

@@ -172,7 +172,7 @@ TABLE = (
         "KC",
         held=("_due_s",),
     ),
-    Shared("migration.migration.Migration", "_lock", ("_look", "_unseen"), "KP", held=("_renew",)),
+    Shared("node.stock_plugin.StockPlugin", "_lock", ("_look", "_unseen"), "KP", held=("_renew",)),
     Shared("core.remembered.Remembered", WHOLE, ("_last",), "KP", held=("__call__",)),
     Shared("targets.netlink.queries.Queries", STEPS, ("_memory",), "KP"),
     Shared("targets.netlink.queries.Queries", ONE, ("_unread_rules",), "K"),

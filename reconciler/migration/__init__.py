@@ -1,5 +1,6 @@
 """Taking over a node from amazon-vpc-cni-k8s.
 
-``takeover`` decides and is pure; ``migration`` keeps the last observation between passes. The
-types that other rooms need are in ``core.predecessor``, the target is ``targets.remains``.
+``takeover`` decides and is pure; nothing imports it before a document asks for the take-over.
+What names the stock plugin's objects on any node is in ``diagnostics.stock_plugin``, the types
+that both share are in ``core.predecessor``, and ``targets.remains`` removes.
 """

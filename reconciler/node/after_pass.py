@@ -21,11 +21,11 @@ from reconciler.engine.converge import Domain, Outcomes
 from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change
 from reconciler.errors import boundary
-from reconciler.migration.migration import Migration
 from reconciler.node.environment import Environment
 from reconciler.node.hold import NO_BACKOFFS, converge_held
 from reconciler.node.kernel_domains import KernelDomains
 from reconciler.node.pass_result import OF_ONE_POD, PassResult, not_in_place, withhold
+from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits
 
 
@@ -62,8 +62,8 @@ class AfterPass:
 class Takeover:
     """Removes what the stock plugin has left, last of all, or says what is there."""
 
-    def __init__(self, migration: Migration, domains: KernelDomains, visits: Visits) -> None:
-        self._migration = migration
+    def __init__(self, stock: StockPlugin, domains: KernelDomains, visits: Visits) -> None:
+        self._stock = stock
         self._kernel = domains
         self._visits = visits
 
@@ -76,7 +76,7 @@ class Takeover:
             and all(o.settled and not o.remaining.refusals for o in ours)
             and not self._visits.readable_at(result.inputs)
         )
-        outcome = self._migration.retire(result.inputs, result.records, in_place=in_place)
+        outcome = self._stock.retire(result.inputs, result.records, in_place=in_place)
         return result.with_outcomes({"takeover": outcome}, outcome.remaining.findings)
 
 

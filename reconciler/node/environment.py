@@ -19,13 +19,13 @@ from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds.client import Imds
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.target import Nft
-from reconciler.targets.remains import DIRECTORY, Remains
 from reconciler.targets.services import Services
+from reconciler.targets.stock_plugin import DIRECTORY, StockPluginTarget
 from reconciler.targets.sysctl import SysctlTree
 
 
-def _remains() -> Remains:
-    return Remains(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
+def _stock_plugin() -> StockPluginTarget:
+    return StockPluginTarget(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Environment:
     conntrack: Any = field(default_factory=Conntrack)
     surroundings: Any = field(default_factory=Surroundings)
     services: Any = field(default_factory=Services)
-    remains: Any = field(default_factory=_remains)
+    remains: Any = field(default_factory=_stock_plugin)
     files: Any = field(default_factory=HostDirectories)
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic

@@ -19,9 +19,9 @@ from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.records import Records, find_copies
 from reconciler.ipam.unrecorded import believe, find_unrecorded
-from reconciler.migration.migration import Migration
 from reconciler.node.environment import Environment
 from reconciler.node.known import Known
+from reconciler.node.stock_plugin import StockPlugin
 from schemas.document import NodeNetwork
 
 DEAD_S = 10.0
@@ -35,13 +35,13 @@ class Gathering:
     Args:
         environment: where it is looked for.
         known: of the node.
-        migration: says what the stock plugin has left.
+        stock: says what the stock plugin has left.
     """
 
-    def __init__(self, environment: Environment, known: Known, migration: Migration) -> None:
+    def __init__(self, environment: Environment, known: Known, stock: StockPlugin) -> None:
         self._environment = environment
         self._known = known
-        self._migration = migration
+        self._stock = stock
 
     def inputs(
         self,
@@ -97,7 +97,7 @@ class Gathering:
                 {a for e in enis for a in e.pod_addresses},
                 {n for e in enis for n in e.ipv6_prefixes},
             ),
-            predecessor=self._migration.consider(
+            predecessor=self._stock.consider(
                 records, enis, asked=document.take_over == OWNER, now=self._environment.clock()
             ),
         )

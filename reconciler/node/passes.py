@@ -23,7 +23,6 @@ from reconciler.engine.issue import Issue
 from reconciler.engine.observed import cut_kinds, unread_places
 from reconciler.errors import NotReadyError, ObserveError, ReconcilerError, boundary
 from reconciler.ipam.records import Records
-from reconciler.migration.migration import Migration
 from reconciler.node.after_pass import AfterPass, Installer, OtherOwners, Takeover
 from reconciler.node.cooldown import Cooldowns
 from reconciler.node.environment import Environment
@@ -42,6 +41,7 @@ from reconciler.node.pass_result import (
     touched_pods,
 )
 from reconciler.node.pool_pass import PoolPass
+from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits
 from reconciler.targets.kernel import Kernel
 from reconciler.targets.scoped import ScopedState, StateReadOnce
@@ -63,8 +63,8 @@ class LocalNode:
         self.state = state
         self.environment = environment or Environment(node_name=os.environ.get("NODE_NAME", ""))
         self.known = Known(state)
-        migration = Migration(self.environment.remains)
-        self.gathering = Gathering(self.environment, self.known, migration)
+        stock = StockPlugin(self.environment.remains)
+        self.gathering = Gathering(self.environment, self.known, stock)
         self.pool = PoolPass(state, self.environment, self.known, self.gathering)
         self.cooldowns = Cooldowns(self.environment.conntrack, self.environment.now)
         self.dead = DeadPods()
@@ -73,7 +73,7 @@ class LocalNode:
         kernel = Kernel(self.environment.netlink, sysctl)
         self.domains = KernelDomains(kernel, sysctl, self.environment.nft)
         self.after = AfterPass(
-            Takeover(migration, self.domains, self.visits),
+            Takeover(stock, self.domains, self.visits),
             OtherOwners(self.environment),
             Installer(self.environment, self.domains),
             Inspection(kernel, self.visits),

@@ -8,12 +8,12 @@ from reconciler.core.unreadable import Unread
 from reconciler.diagnostics.audit import contradictions
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import dry_run
-from reconciler.engine.converge import Domain, Outcome, Outcomes
+from reconciler.engine.converge import Outcome, Outcomes
 from reconciler.engine.issue import Issue
 from reconciler.engine.observed import unread_places
 from reconciler.ipam.cloud import Cloud
-from reconciler.migration import takeover
 from reconciler.node.passes import LocalNode, attachment_domain
+from reconciler.node.stock_plugin import domain_for
 from schemas.document import NodeNetwork
 
 
@@ -37,8 +37,7 @@ def diff(node: LocalNode, document: NodeNetwork) -> Outcomes:
     inputs = replace(inputs, visit=node.visits.choose(inputs, audit=True))
     outcomes |= dry_run(node.domains.all, inputs)
     outcomes["link"] = _with_unread(outcomes["link"], inputs)
-    last = Domain("takeover", takeover.desire, takeover.plan, node.environment.remains)
-    outcomes |= dry_run([last], inputs)
+    outcomes |= dry_run([domain_for(inputs.document, node.environment.remains)], inputs)
     outcomes |= node.after.others.observe(inputs, outcomes)[0]
     return outcomes | node.after.installation.plan(inputs)
 

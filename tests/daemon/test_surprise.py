@@ -66,8 +66,7 @@ from reconciler.engine.backoff import Delays
 from reconciler.engine.plan import Change, Refusal, Verb
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
-from reconciler.migration import migration
-from reconciler.node import after_pass, cooldown, kernel_domains, pool_controller
+from reconciler.node import after_pass, cooldown, kernel_domains, pool_controller, stock_plugin
 from reconciler.node import passes as local
 from reconciler.node.environment import Environment
 from reconciler.targets.netlink import target as netlink
@@ -361,7 +360,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, seen: set[str]) -> dict[str, Any]:
             name, call("desire"), call("plan"), made.target, made.kinds, made.atomic
         )
 
-    for module in (after_pass, cooldown, local, pool_controller, kernel_domains, migration):
+    for module in (after_pass, cooldown, local, pool_controller, kernel_domains, stock_plugin):
         monkeypatch.setattr(module, "Domain", make)
     return which
 

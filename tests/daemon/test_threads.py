@@ -47,10 +47,10 @@ from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.errors import ApplyError, InternalError
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
-from reconciler.migration.migration import Migration
 from reconciler.node.cooldown import Cooldowns
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
+from reconciler.node.stock_plugin import StockPlugin
 from reconciler.targets.ec2 import caller as ec2_caller
 from reconciler.targets.ec2.caller import Subprocess
 from reconciler.targets.state.directory import StateDirectory
@@ -567,19 +567,19 @@ class OneAtATime:
 @without_it_fails
 def test_both_loops_look_at_the_stock_plugin_one_after_the_other(kind: type[Lock]) -> None:
     def scene(point: Point) -> Scene:
-        successor = Migration(OneAtATime(FakeRemains(), point))
-        successor._lock = lock = kind()  # type: ignore[assignment]
-        expose(successor, point, "_look")
+        watch = StockPlugin(OneAtATime(FakeRemains(), point))
+        watch._lock = lock = kind()  # type: ignore[assignment]
+        expose(watch, point, "_look")
 
         def consider(now: float) -> Any:
-            return successor.consider(Records(), (), asked=False, now=now)
+            return watch.consider(Records(), (), asked=False, now=now)
 
         def first() -> None:
             found = consider(1000.0)
-            successor.retire(inputs(predecessor=found), Records(), in_place=False)
+            watch.retire(inputs(predecessor=found), Records(), in_place=False)
 
         def check() -> None:
-            assert successor._look.at == 2000.0, "an older look has replaced it"
+            assert watch._look.at == 2000.0, "an older look has replaced it"
 
         return Scene(first, lambda: consider(2000.0), check, (lock,))
 

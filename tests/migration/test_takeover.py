@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from builders import SUBNET, attachment, document, eni, inputs, intent
-from fakes import FakeState
+from fakes import FakeRemains, FakeState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +25,7 @@ from reconciler.core.predecessor import (
     StockRule,
     StockTable,
 )
+from reconciler.diagnostics import stock_plugin
 from reconciler.domains import attachment as attachment_domain
 from reconciler.domains import eni as eni_domain
 from reconciler.domains import link, route
@@ -36,6 +37,7 @@ from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import AdoptEni
 from reconciler.ipam.records import Records
 from reconciler.migration import takeover
+from reconciler.node.stock_plugin import StockPlugin
 
 POD = SUBNET[31]  # the first of the second ENI's
 VETH = "eni0123456789a"
@@ -55,7 +57,6 @@ SEEN = Sighting(
 def consider(seen: Sighting = SEEN, **fields: Any) -> Predecessor:
     values: dict[str, Any] = {
         "ends": {VETH: END},
-        "asked": True,
         "enis": ENIS,
         "records": Records(),
     }
@@ -64,7 +65,7 @@ def consider(seen: Sighting = SEEN, **fields: Any) -> Predecessor:
 
 
 def asked(*refusals: Any, enis: Any = ENIS) -> takeover.Retirement:
-    return takeover.Retirement(True, refusals, enis, LINKS)
+    return takeover.Retirement(refusals, enis, LINKS)
 
 
 def test_a_pod_becomes_ours_with_the_name_macs_and_namespace_it_has() -> None:
@@ -82,7 +83,8 @@ def test_a_pod_becomes_ours_with_the_name_macs_and_namespace_it_has() -> None:
 
 
 def test_unasked_its_addresses_are_held_and_nothing_else_happens() -> None:
-    assert consider(asked=False) == Predecessor(held=frozenset({POD}))
+    found = StockPlugin(FakeRemains(SEEN)).consider(Records(), ENIS, asked=False, now=0.0)
+    assert found == Predecessor(held=frozenset({POD}))
 
 
 @pytest.mark.parametrize(
@@ -162,14 +164,14 @@ def test_rules_go_before_the_routes_they_lead_to() -> None:
 def test_unasked_what_is_there_is_foreign_with_a_word_on_what_to_do() -> None:
     seen = replace(SEEN, tables=frozenset({"aws-cni", "nat"}))
     enis = (eni(0), eni(1, owned=False, stock=True))
-    plan = takeover.plan(replace(asked(), asked=False, enis=enis), seen)
+    plan = stock_plugin.plan(stock_plugin.Whereabouts(enis, LINKS), seen)
     assert not plan  # it differs from nothing
     assert StockTable() in plan.foreign
     (notice,) = plan.findings
     assert notice.reason == "StockPluginPresent"
     for words in ("1 ENIs (eni-1)", "1 nftables tables", "2 ip rules", "set takeOver"):
         assert words in notice.message
-    clean = takeover.plan(replace(asked(), asked=False), Sighting())
+    clean = stock_plugin.plan(stock_plugin.Whereabouts(ENIS, LINKS), Sighting())
     assert (clean.foreign, clean.findings) == ((), ())
 
 
@@ -243,7 +245,7 @@ def test_only_routes_of_the_exact_shape_are_ever_removed() -> None:
         StockRoute(254, ip_network("10.0.1.0/24"), VETH),
     ]
     seen = Sighting(rules=(TO_POD,), routes=(*ours, *others))
-    found = takeover.recognise(seen, ENIS, LINKS)
+    found = stock_plugin.recognise(seen, ENIS, LINKS)
     assert {o for o in found if isinstance(o, StockRoute)} == set(ours)
 
 
@@ -263,7 +265,7 @@ def test_rules_of_iptables_are_known_by_target_or_by_comment_and_place() -> None
     )
     mangle = (f"-A PREROUTING {mark}", f"-A OUTPUT {mark}")
     saved = {("nft", "nat"): nat, ("legacy", "mangle"): mangle}
-    found: frozenset[Leftover] = takeover.recognise(Sighting(saved=saved), ENIS, LINKS)
+    found: frozenset[Leftover] = stock_plugin.recognise(Sighting(saved=saved), ENIS, LINKS)
     assert found == {
         IptablesChain("nft", "nat", "AWS-SNAT-CHAIN-0"),
         IptablesChain("nft", "nat", "AWS-SNAT-CHAIN-12"),

@@ -74,7 +74,7 @@ class TagDenyingEc2(FakeEc2):
 class Taken:
     """A node of the stock plugin's with one pod, in memory."""
 
-    def __init__(self, asked: bool = True) -> None:
+    def __init__(self, asked: bool = True, remains: Any = None) -> None:
         self.now = 1000.0
         tags = ("node.k8s.amazonaws.com/instance_id",)
         first = eni(0, 9, primary=SUBNET[10], stock=True, stock_tags=tags)
@@ -101,7 +101,7 @@ class Taken:
                 sysctl=self.sysctl,
                 conntrack=FakeConntrack(),
                 surroundings=FakeSurroundings(),
-                remains=self.remains,
+                remains=remains or self.remains,
                 now=lambda: self.now,
                 clock=lambda: self.now,
             ),

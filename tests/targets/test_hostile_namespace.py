@@ -36,7 +36,7 @@ from reconciler.targets.netlink.rtnetlink import How, Rtnetlink
 from reconciler.targets.netlink.surplus import MAX_FOREIGN_RULES, MAX_IN_PLACE
 from reconciler.targets.netlink.tables import ADDRESSES, LINKS, RULES
 from reconciler.targets.netlink.target import Netlink
-from reconciler.targets.remains import Remains
+from reconciler.targets.stock_plugin import StockPluginTarget
 
 pytestmark = pytest.mark.kernel
 
@@ -473,7 +473,7 @@ def test_what_others_have_is_no_part_of_what_the_stock_plugin_has_left(
             "rule add from 10.0.1.71 lookup 2 priority 1536",
         ],
     )
-    seen = Remains(tmp_path).glance()
+    seen = StockPluginTarget(tmp_path).glance()
     assert {str(r.destination) for r in seen.routes} == {
         "10.0.1.70/32", "10.0.1.71/32", "10.0.1.1/32"
     }  # fmt: skip
@@ -488,7 +488,7 @@ def test_a_pipe_among_the_namespaces_does_not_stop_the_search(
     batch(node.pods[0], [f"link add v{n} type veth peer name w{n}" for n in range(50)])
     monkeypatch.setattr(remains, "PLACES", (f"{str(tmp_path)[1:]}/*",))
     veth = attachment(1).veth
-    found = Remains(tmp_path).find_ends([veth])
+    found = StockPluginTarget(tmp_path).find_ends([veth])
     assert found.keys() == {veth}
     assert found[veth].name == "eth0"
 

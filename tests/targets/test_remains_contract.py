@@ -29,11 +29,12 @@ from reconciler.core.predecessor import (
     StockRule,
     StockTable,
 )
+from reconciler.diagnostics.stock_plugin import recognise
 from reconciler.engine.plan import Change, Verb
 from reconciler.migration import takeover
 from reconciler.targets.iptables import programs
 from reconciler.targets.netlink.ruleset import Nfnetlink
-from reconciler.targets.remains import Remains
+from reconciler.targets.stock_plugin import StockPluginTarget
 
 pytestmark = pytest.mark.kernel
 
@@ -125,8 +126,8 @@ def world() -> list[str]:
     ]
 
 
-def recognised(remains: Remains) -> frozenset[Leftover]:
-    return takeover.recognise(remains.observe(), FACTS, LINKS)
+def recognised(remains: StockPluginTarget) -> frozenset[Leftover]:
+    return recognise(remains.observe(), FACTS, LINKS)
 
 
 def lay_foreign() -> None:
@@ -155,7 +156,7 @@ def test_all_of_the_stock_plugin_goes_and_nothing_else(
         ip("address", "add", f"{eni_.address}/24", "dev", eni_.link, "noprefixroute")
         ip("address", "delete", f"{eni_.address}/24", "dev", eni_.link)
     before = world()
-    assert recognised(Remains(tmp_path)) == frozenset()
+    assert recognised(StockPluginTarget(tmp_path)) == frozenset()
     node = StockNode(
         ENIS,
         pods,
@@ -165,7 +166,7 @@ def test_all_of_the_stock_plugin_goes_and_nothing_else(
         connmark=connmark,
     )
     stock.apply(links, stock.layout(node))
-    remains = Remains(tmp_path)
+    remains = StockPluginTarget(tmp_path)
     found = recognised(remains)
     assert {type(o) for o in found} >= {StockRule, StockRoute, IptablesRule, IptablesChain}
     assert (StockTable() in found) == (node.marks_by is Connmark.NFT)
@@ -187,7 +188,7 @@ def test_all_of_the_stock_plugin_goes_and_nothing_else(
         ),
     }
     assert expected <= found
-    asked = takeover.Retirement(True, (), FACTS, LINKS)
+    asked = takeover.Retirement((), FACTS, LINKS)
     plan = takeover.plan(asked, remains.observe())
     assert {a.object for a in plan.actions if isinstance(a, Change)} == found
     assert remains.apply(plan.actions) == ()  # type: ignore[arg-type]
@@ -207,8 +208,8 @@ def _is_settling(line: str) -> bool:
 def test_the_commands_it_prints_do_what_it_does(links: str, pods: Any, tmp_path: Path) -> None:
     """An operator who types the plan gets the same."""
     stock.apply(links, stock.layout(StockNode(ENIS, pods)))
-    remains = Remains(tmp_path)
-    asked = takeover.Retirement(True, (), FACTS, LINKS)
+    remains = StockPluginTarget(tmp_path)
+    asked = takeover.Retirement((), FACTS, LINKS)
     for action in takeover.plan(asked, remains.observe()).actions:
         run("bash", "-ec", str(action))
     assert recognised(remains) == frozenset()
@@ -220,8 +221,8 @@ def test_a_rule_that_the_kernel_would_mistake_for_another_is_refused(
     foreign = "priority 1536 iif eth0 from 10.0.1.31 lookup 2 protocol 0"
     ip("rule", "add", *foreign.split())
     stock.apply(links, stock.layout(StockNode(ENIS, pods)))
-    remains = Remains(tmp_path)
-    asked = takeover.Retirement(True, (), FACTS, LINKS)
+    remains = StockPluginTarget(tmp_path)
+    asked = takeover.Retirement((), FACTS, LINKS)
     plan = takeover.plan(asked, remains.observe())
     (refusal,) = plan.refusals
     assert (refusal.reason, "iif" in refusal.message.lower()) == ("RuleHidden", True)
@@ -235,7 +236,7 @@ def test_a_rule_that_the_kernel_would_mistake_for_another_is_refused(
 
 def test_both_ends_of_a_pods_link_are_found(links: str, pods: Any, tmp_path: Path) -> None:
     stock.apply(links, stock.layout(StockNode(ENIS, pods)))
-    found = Remains(tmp_path).find_ends([p.veth for p in pods] + ["enilost"])
+    found = StockPluginTarget(tmp_path).find_ends([p.veth for p in pods] + ["enilost"])
     assert found.keys() == {p.veth for p in pods}
     for one in pods:
         end, path = found[one.veth], netns.path(one.netns)
@@ -264,7 +265,7 @@ def test_a_namespace_that_only_a_process_holds_is_found(links: str, tmp_path: Pa
             "netns",
             str(process.pid),
         )
-        (end,) = Remains(tmp_path).find_ends(["eni0123456789a"]).values()
+        (end,) = StockPluginTarget(tmp_path).find_ends(["eni0123456789a"]).values()
         assert end.netns == f"{path}@{path.stat().st_ino}"
     finally:
         process.kill()
@@ -274,10 +275,10 @@ def test_a_namespace_that_only_a_process_holds_is_found(links: str, tmp_path: Pa
 def test_the_checkpoint_is_read_and_a_wrong_one_says_why(home: str, tmp_path: Path) -> None:
     one = StockPod("default", "a", IPv4Address("10.0.1.11"), "x", container_id="c0ffee")
     path = tmp_path / "ipam.json"
-    seen = Remains(tmp_path).observe()
+    seen = StockPluginTarget(tmp_path).observe()
     assert (dict(seen.allocations), "FileNotFoundError" in seen.unread) == ({}, True)
     stock.write_checkpoint([one], path)
-    seen = Remains(tmp_path).observe()
+    seen = StockPluginTarget(tmp_path).observe()
     (allocation,) = seen.allocations.values()
     assert allocation.key == AttachmentKey("c0ffee", "eth0")
     assert (allocation.address, allocation.pod) == (one.address, "default/a")
@@ -290,12 +291,12 @@ def test_the_checkpoint_is_read_and_a_wrong_one_says_why(home: str, tmp_path: Pa
         json.dumps(body | {"allocations": [{"ipv4": "10.0.1.11"}]}),
     ):
         path.write_text(wrong)
-        seen = Remains(tmp_path).observe()
+        seen = StockPluginTarget(tmp_path).observe()
         assert (dict(seen.allocations), str(path) in seen.unread) == ({}, True), wrong
 
 
 def test_its_daemon_runs_while_it_accepts_connections(home: str, tmp_path: Path) -> None:
-    remains = Remains(tmp_path)
+    remains = StockPluginTarget(tmp_path)
     assert not remains.observe().running
     path = str(tmp_path / "ipamd.sock")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -310,12 +311,12 @@ def test_tables_without_a_program_to_read_them_are_named(
 ) -> None:
     stock.apply(links, stock.layout(StockNode(ENIS, pods)))
     monkeypatch.setenv("PATH", str(tmp_path))
-    remains = Remains(tmp_path)
+    remains = StockPluginTarget(tmp_path)
     seen = remains.observe()
     assert dict(seen.unlisted) == {
         ("nft", table): "there is no iptables-nft-save" for table in programs.TABLES
     }
-    plan = takeover.plan(takeover.Retirement(True, (), FACTS, LINKS), seen)
+    plan = takeover.plan(takeover.Retirement((), FACTS, LINKS), seen)
     assert (plan.actions, [r.reason for r in plan.refusals]) == ((), ["IptablesUnreadable"])
 
 
@@ -323,13 +324,13 @@ def test_looking_makes_no_legacy_table(home: str, tmp_path: Path) -> None:
     """A table of NAT that is only looked at would cost every packet a hook."""
     names = Path("/proc/thread-self/net/ip_tables_names")
     before = names.read_text() if names.exists() else ""
-    Remains(tmp_path).observe()
+    StockPluginTarget(tmp_path).observe()
     assert (names.read_text() if names.exists() else "") == before == ""
 
 
 def test_a_removal_that_is_refused_is_reported_by_its_command(home: str, tmp_path: Path) -> None:
     gone = IptablesRule("nft", "nat", "POSTROUTING", "-j AWS-SNAT-CHAIN-0")
-    (failure,) = Remains(tmp_path).apply([Change(Verb.DELETE, gone, "test")])
+    (failure,) = StockPluginTarget(tmp_path).apply([Change(Verb.DELETE, gone, "test")])
     assert failure.action == "iptables-nft -t nat -D POSTROUTING -j AWS-SNAT-CHAIN-0"
     assert failure.reason == "TransactionRefused"
 
@@ -341,7 +342,7 @@ def test_without_a_trace_of_the_stock_plugin_no_program_lists_iptables(
     many = "".join(f":KUBE-SVC-{n} - [0:0]\n" for n in range(300))
     run("iptables-nft-restore", "--noflush", text=f"*nat\n{many}COMMIT\n")
     monkeypatch.setattr(programs, "_list", lambda *_: pytest.fail("listed"))
-    seen = Remains(tmp_path).observe()
+    seen = StockPluginTarget(tmp_path).observe()
     assert (dict(seen.saved), dict(seen.unlisted)) == ({}, {})
     assert "nat" in seen.tables
 
@@ -354,9 +355,9 @@ def test_of_a_table_only_what_may_be_the_stock_plugins_is_kept(home: str, tmp_pa
     text = f"*nat\n:AWS-SNAT-CHAIN-0 - [0:0]\n{chains}{rules}COMMIT\n"
     run("iptables-nft-restore", "--noflush", text=text)
     wild.make_rule(Nfnetlink(), b"nat", b"PREROUTING", comment=b"AWS \xff")
-    seen = Remains(tmp_path).observe()
+    seen = StockPluginTarget(tmp_path).observe()
     assert len(seen.saved["nft", "nat"]) < 6
-    found = takeover.plan(takeover.Retirement(True, (), FACTS, LINKS), seen).actions
+    found = takeover.plan(takeover.Retirement((), FACTS, LINKS), seen).actions
     assert {type(a.object) for a in found} == {IptablesChain, IptablesRule}  # type: ignore[attr-defined]
 
 
@@ -394,6 +395,6 @@ def test_whatever_stands_in_the_checkpoints_place_is_said_to_be_unreadable(
             path.write_text("[" * 100_000)
         case "directory":
             path.mkdir()
-    seen = Remains(tmp_path).observe()
+    seen = StockPluginTarget(tmp_path).observe()
     assert dict(seen.allocations) == {}
     assert "cannot be read" in seen.unread

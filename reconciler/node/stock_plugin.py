@@ -1,4 +1,8 @@
-"""Taking over from the stock plugin: what it has left, observed seldom and removed last."""
+"""What amazon-vpc-cni-k8s, the stock plugin, has left: observed seldom, removed last if at all.
+
+Its pods' addresses are held and its objects are named on any node. Nothing of ``migration`` is
+imported before a document asks for the take-over.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.core.facts import Eni
-from reconciler.core.predecessor import PodEnd, Predecessor, Sighting
+from reconciler.core.predecessor import OWNER, PodEnd, Predecessor, Sighting
+from reconciler.diagnostics import stock_plugin
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run
 from reconciler.engine.converge import Domain, Outcome
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.records import Records
-from reconciler.migration import takeover
 from reconciler.targets.scoped import ObservedTarget
+from schemas.document import NodeNetwork
 
 REMAINS_S = 60.0
 """Seconds between looks while nothing of the stock plugin's is to be done."""
@@ -43,15 +48,15 @@ class _Look:
     whole: bool = True
 
 
-class Migration:
+class StockPlugin:
     """Remembers the last observation between the passes of both loops.
 
     Args:
-        remains: the target that looks.
+        target: looks, and removes.
     """
 
-    def __init__(self, remains: Any) -> None:
-        self._remains = remains
+    def __init__(self, target: Any) -> None:
+        self._target = target
         self._lock = threading.Lock()
         self._look = _Look()
         self._unseen: tuple[ReconcilerError, ...] = ()
@@ -82,7 +87,12 @@ class Migration:
                         return Predecessor(unread=True)
                 else:
                     self._look, self._unseen = look, ()
-            return takeover.consider(look.seen, look.ends, asked=asked, enis=enis, records=records)
+            if asked:
+                from reconciler.migration import takeover  # for who takes over only
+
+                return takeover.consider(look.seen, look.ends, enis=enis, records=records)
+            routes = stock_plugin.unexplained(look.seen, records)
+            return Predecessor(held=frozenset(r.destination.network_address for r in routes))
 
     def retire(self, inputs: Inputs, records: Records, *, in_place: bool) -> Outcome:
         """Remove what the stock plugin has left, or say what is there.
@@ -99,13 +109,13 @@ class Migration:
                 and not self._unseen
                 and inputs.predecessor.taking_over
                 and not inputs.predecessor.refusals
-                and not takeover.unexplained(look.seen, records)
+                and not stock_plugin.unexplained(look.seen, records)
                 and {a.eni_id for a in records.living} - {""}
                 <= {e.eni_id for e, _ in inputs.pod_enis}
             )
-            target = ObservedTarget(self._remains, look.seen)
-            domain = Domain("takeover", takeover.desire, takeover.plan, target)
-            outcome = (converge if ready else dry_run)([domain], inputs)["takeover"]
+            target = ObservedTarget(self._target, look.seen)
+            domains = [domain_for(inputs.document, target)]
+            outcome = (converge if ready else dry_run)(domains, inputs)["takeover"]
             seen = outcome.observed if isinstance(outcome.observed, Sighting) else look.seen
             good_s = REMAINS_S
             if outcome.remaining.refusals:
@@ -118,10 +128,21 @@ class Migration:
 
     def _renew(self, look: _Look, records: Records, *, asked: bool, now: float) -> _Look:
         if look.whole or look.asked != asked:
-            seen = self._remains.observe()
+            seen = self._target.observe()
         else:
-            glance = self._remains.glance()
+            glance = self._target.glance()
             seen = replace(glance, saved=look.seen.saved, unlisted=look.seen.unlisted)
-        unknown = takeover.unexplained(seen, records) if asked else ()
-        ends = self._remains.find_ends(r.device for r in unknown)
+        ends: Mapping[str, PodEnd] = {}
+        if asked:
+            unknown = stock_plugin.unexplained(seen, records)
+            ends = self._target.find_ends(r.device for r in unknown)
         return replace(look, seen=seen, ends=ends, asked=asked, at=now)
+
+
+def domain_for(document: NodeNetwork, target: Any) -> Domain:
+    """Return what names the stock plugin's objects, or, if the document asks, removes them."""
+    if document.take_over != OWNER:
+        return Domain("takeover", stock_plugin.desire, stock_plugin.plan, target)
+    from reconciler.migration import takeover  # for who takes over only
+
+    return Domain("takeover", takeover.desire, takeover.plan, target)

@@ -55,7 +55,7 @@ def run(
         state, namespace = lock_records(state_dir)
         agent = Agent(config, state, replace(environment, make_ec2=apart), events=events)
         door = Server(state.socket, agent)
-        agent.upkeep.properties += [namespace, door]
+        agent.upkeep.properties.extend([namespace, door])
         servers: list[Server | HealthServer] = [door]
         if listen:
             servers.append(HealthServer(listen, agent))

@@ -137,6 +137,7 @@ TABLE = (
     Shared("daemon.triggers.KernelWatch", STEPS, ("_ended",), "NWK"),
     Shared("daemon.triggers.KernelWatch", ONE, ("_thread",), "W"),
     Shared("daemon.triggers.KernelWatch", ONE, ("_sockets",), "N"),
+    Shared("daemon.upkeep.Upkeep", STEPS, ("properties",), "KW"),
     # The node.
     Shared(
         "node.known.Known",

@@ -38,7 +38,7 @@ from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.reader import Reader, Reading
-from reconciler.daemon.requests import Requests
+from reconciler.daemon.requests import PodHints, Requests
 from reconciler.daemon.triggers import Triggers
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Outcome
@@ -297,6 +297,25 @@ def test_of_two_calls_of_one_attempt_one_is_told_what_the_pod_was_given(
         return Scene(claim, claim, check, (lock,))
 
     walk(scene)
+
+
+@without_it_fails
+def test_what_a_check_finds_to_differ_while_hints_are_taken_is_repaired(kind: type[Lock]) -> None:
+    def scene(point: Point) -> Scene:
+        pods = PodHints(Triggers())
+        pods._lock = lock = kind()  # type: ignore[assignment]
+        pods.repair(key(1))
+        expose(pods, point, "_differing", "_released")
+        taken: set[Any] = set()
+
+        def check() -> None:
+            assert taken | pods.take() == {key(1), key(2)}
+
+        return Scene(
+            lambda: taken.update(pods.take()), lambda: pods.repair(key(2)), check, (lock,)
+        )
+
+    assert walk(scene) > 3
 
 
 # -- records -------------------------------------------------------------------------------

@@ -105,9 +105,10 @@ class ApplyError(ReconcilerError):
         self.retryable = retryable
 
     @classmethod
-    def from_errno(cls, action: str, number: int, message: str, cause: Exception) -> ApplyError:
+    def from_errno(cls, action: str, cause: OSError, message: str = "") -> ApplyError:
         """Translate what the kernel answered; the reason is the errno's name."""
-        failure = cls(action, errno.errorcode.get(number, f"errno {number}"), message)
+        reason = errno.errorcode.get(cause.errno or 0, f"errno {cause.errno or 0}")
+        failure = cls(action, reason, message or cause.strerror or str(cause))
         failure.__cause__ = cause
         return failure
 

@@ -8,7 +8,6 @@ ever becomes an object. Constants: linux/netfilter/nfnetlink_conntrack.h.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -102,10 +101,7 @@ class Conntrack:
                 refused = self._end(group)
             except OSError as error:
                 refused = dict.fromkeys(group, error)
-            failures += [
-                ApplyError.from_errno(doomed[a], e.errno or 0, os.strerror(e.errno or 0), e)
-                for a, e in refused.items()
-            ]
+            failures += [ApplyError.from_errno(doomed[a], e) for a, e in refused.items()]
         return tuple(failures)
 
     def _find_busy(self, group: Collection[IpAddress]) -> set[IpAddress]:

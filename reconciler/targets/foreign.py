@@ -14,7 +14,7 @@ from reconciler.targets.files.host import HostFiles
 from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
 from reconciler.targets.latest import Latest
 from reconciler.targets.netlink.nf_tables import Chain
-from reconciler.targets.netlink.target import Netlink
+from reconciler.targets.netlink.queries import Queries
 from reconciler.targets.nftables.foreign_chains import NEVER_FIREWALLS, ForeignChains
 from reconciler.targets.nftables.forward_rules import ForwardRules
 
@@ -41,7 +41,7 @@ class Surroundings:
         self._chains = ForeignChains(NEVER_FIREWALLS, translations=False)
         self._joined = Remembered(joined)
         self._legacy = LegacyTables()
-        self._netlink = Netlink()
+        self._netlink = Queries()
         self._host = HostFiles()
         self.latest = Latest(self._observe, clock)
 

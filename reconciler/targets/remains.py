@@ -77,8 +77,7 @@ def _remove(actions: Iterable[Change[StockRule | StockRoute]]) -> tuple[ApplyErr
                         _remove_route(host, route)
             except KernelError as error:
                 if error.errno not in GONE:
-                    number = error.errno or 0
-                    failures.append(ApplyError.from_errno(str(action), number, str(error), error))
+                    failures.append(ApplyError.from_errno(str(action), error))
     return tuple(failures)
 
 

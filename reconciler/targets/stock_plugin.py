@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.core.attachment import AttachmentKey
-from reconciler.core.datapath import MAIN_TABLE, PROTOCOL, IpAddress, IpNetwork
+from reconciler.core.datapath import MAIN_TABLE, PROTOCOL, IpAddress
 from reconciler.core.predecessor import (
     ENI_TABLES,
     FROM_ENI,
@@ -35,18 +35,18 @@ from reconciler.core.predecessor import (
     StockRoute,
     StockRule,
 )
+from reconciler.domains.route import Route
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.files.bounded import read_file
 from reconciler.targets.iptables.programs import TABLES, Iptables
-from reconciler.targets.netlink.decode import KNOWN_RULE_FIELDS
+from reconciler.targets.netlink.decode import decode_route, decode_rule
 from reconciler.targets.netlink.message import (
     HEADER,
     native,
 )
 from reconciler.targets.netlink.rtnetlink import Rtnetlink
 from reconciler.targets.netlink.tables import (
-    FR_ACT_TO_TBL,
     LINKS,
     ROUTES,
     RULES,
@@ -189,7 +189,8 @@ def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
         takes = partial(_may_be_its_route, frozenset(veths), frozenset(pods))
         routes = host.decode(ROUTES, host.read(ROUTES, takes=takes, family=AF_INET))
     names = dict(socket.if_nameindex()) if routes else {}
-    return rules, tuple(_decode_route(m, names) for m in routes)
+    found = (decode_route(m, "", names) for m in routes)
+    return rules, tuple(_decode_route(r) for r in found if r)
 
 
 def _may_be_its_rule(rule: bytes) -> bool:
@@ -216,38 +217,26 @@ def _may_be_its_route(veths: frozenset[int], pods: frozenset[bytes], route: byte
 
 
 def _decode_rule(message: Facts) -> StockRule:
-    mark = message.get("fwmark")
-    known = KNOWN_RULE_FIELDS | {"FRA_DST"}
-    others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in known)
-    if message["action"] != FR_ACT_TO_TBL:
-        others.append(f"action={message['action']}")
-    if message["flags"]:
-        others.append(f"flags={message['flags']}")  # "not", for one
-    if message["tos"]:
-        others.append(f"tos={message['tos']}")
+    rule, destination = decode_rule(message), message.get("dst")
+    others = [word for word in rule.extra.split(",") if not word.startswith("FRA_DST=")]
     return StockRule(
-        priority=message.get("priority") or 0,
-        table=message.get("table") or 0,
-        destination=_network(message.get("dst"), message["dst_len"]),
-        source=_network(message.get("src"), message["src_len"]),
-        mark=mark,
-        mask=(message.get("fwmask") or 0) if mark is not None else 0,
-        protocol=message.get("protocol") or 0,
+        priority=rule.priority,
+        table=rule.table or 0,
+        destination=ip_network((destination, message["dst_len"])) if destination else None,
+        source=rule.source,
+        mark=rule.mark,
+        mask=rule.mask,
+        protocol=rule.protocol,
         extra=",".join(others),
     )
 
 
-def _decode_route(message: Facts, names: dict[int, str]) -> StockRoute:
-    gateway = message.get("gateway")
+def _decode_route(route: Route) -> StockRoute:
     return StockRoute(
-        table=message.get("table"),
-        destination=_network(message.get("dst"), message["dst_len"]) or ip_network("0.0.0.0/0"),
-        device=names.get(message.get("oif") or 0, ""),
-        gateway=ip_address(gateway) if gateway else None,
-        metric=message.get("priority") or 0,
-        protocol=message["proto"],
+        table=route.table,
+        destination=route.destination,
+        device=route.device,
+        gateway=route.gateway,
+        metric=route.metric,
+        protocol=route.protocol,
     )
-
-
-def _network(address: str | None, length: int) -> IpNetwork | None:
-    return ip_network((address, length), strict=False) if address else None

@@ -53,8 +53,7 @@ class SysctlTree:
                 with entered(action.object.netns):
                     (self.root / action.object.name).write_text(action.object.value)
             except OSError as error:
-                failure = ApplyError.from_errno(str(action), error.errno or 0, str(error), error)
-                failures.append(failure)
+                failures.append(ApplyError.from_errno(str(action), error))
         return tuple(failures)
 
     def _read(self, wanted: Sysctl) -> Sysctl | None:

@@ -94,8 +94,7 @@ class Ec2Changes:
             except Ec2CallError as error:
                 failures.append(self._translate(action, error))
             except OSError as error:
-                number = error.errno or 0
-                failures.append(ApplyError.from_errno(str(action), number, str(error), error))
+                failures.append(ApplyError.from_errno(str(action), error))
         return tuple(failures)
 
     def _apply_one(self, action: Ec2Action) -> None:

@@ -105,11 +105,10 @@ class HostDirectories:
                 else:
                     _put(path, [obj.text.encode()], mode)
             except OSError as error:
-                number = error.errno or 0
-                message = f"{error.strerror}; {CURES.get(number, 'see to the directory')}"
+                cure = CURES.get(error.errno or 0, "see to the directory")
+                message = f"{path}: {error.strerror}; {cure}"
                 return tuple(
-                    ApplyError.from_errno(str(a), number, f"{path}: {message}", error)
-                    for a in actions[position:]
+                    ApplyError.from_errno(str(a), error, message) for a in actions[position:]
                 )
         return ()
 

@@ -110,12 +110,7 @@ def tell_apart(messages: Iterable[Facts]) -> Links:
 
 
 def decode_links(messages: Iterable[Facts], veths: set[str]) -> HostLinks:
-    """Make objects of the host's links.
-
-    Args:
-        messages: links.
-        veths: names that host ends have whatever their alias says.
-    """
+    """Make objects of the host's links, as ``decode_link`` does."""
     names = {m["index"]: m.get("ifname") for m in messages}
     links = {m["index"]: found for m in messages if (found := decode_link(m, veths))}
     pairs = {
@@ -127,7 +122,12 @@ def decode_links(messages: Iterable[Facts], veths: set[str]) -> HostLinks:
 
 
 def decode_link(message: Facts, veths: set[str]) -> Link | None:
-    """Return a pod's host end or an ENI's link; None for what is neither."""
+    """Return a pod's host end or an ENI's link; None for what is neither.
+
+    Args:
+        message: the link.
+        veths: names that host ends have whatever their alias says.
+    """
     name, alias = message.get("ifname"), message.get("ifalias") or ""
     mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
     ours = _our_alias(message) or is_unfinished(name, mac or "")
@@ -216,7 +216,7 @@ def decode_pod(pod: PodTables, path: str, pairs: Pairs) -> tuple[Ends, frozenset
     connected = find_connected(routes(pod.connected))
     for message in pod.addresses:
         found = decode_address(decode_message(tables.ADDRESSES, message), path, names, connected)
-        # fe80::/10 is the kernel's own business; 169.254.0.0/16 has no such exception.
+        # fe80::/10 is the kernel's own; 169.254.0.0/16 is not.
         if not (found.address.version == 6 and found.address.is_link_local):
             objects.add(found)
     objects.update(r for r in routes(pod.routes) if r)

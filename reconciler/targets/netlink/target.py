@@ -84,4 +84,4 @@ def _attempt(sessions: Sessions, action: Change[KernelObject]) -> Iterator[Apply
     except OSError as error:
         is_gone = isinstance(error, KernelError) and error.errno in GONE
         if not (is_gone and action.verb is Verb.DELETE):
-            yield ApplyError.from_errno(str(action), error.errno or 0, str(error), error)
+            yield ApplyError.from_errno(str(action), error)

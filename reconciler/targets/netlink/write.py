@@ -152,7 +152,7 @@ def _apply_veth(
 def _set_peers_mtu(sessions: Sessions, veth: Veth) -> None:
     """Give the pod's end the same MTU, whatever the pod calls it by now.
 
-    An MTU is the pair's: what is longer than the receiving end's is dropped without a word
+    An MTU is the pair's: what is longer than the receiving end's is dropped silently
     (``is_skb_forwardable``).
     """
     for told in sessions("").read_one(tables.LINKS, (("IFLA_IFNAME", veth.name),)):
@@ -174,7 +174,7 @@ def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None
         "index": sessions.index(address.netns, address.device),
     }
     if verb is not Verb.CREATE:
-        # The kernel does not change tables.IFA_F_NOPREFIXROUTE of an IPv4 address in place.
+        # The kernel does not change IFA_F_NOPREFIXROUTE of an IPv4 address in place.
         where.change(tables.ADDRESSES, How.DELETE, attributes, **fields)
     if verb is not Verb.DELETE:
         where.change(tables.ADDRESSES, How.CREATE, attributes, **fields)

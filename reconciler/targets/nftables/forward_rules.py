@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -66,10 +65,7 @@ class ForwardRules:
             try:
                 self._kernel.commit(_requests(action), action.object.family)
             except OSError as error:
-                number = error.errno or 0
-                failures.append(
-                    ApplyError.from_errno(str(action), number, os.strerror(number), error)
-                )
+                failures.append(ApplyError.from_errno(str(action), error))
         return tuple(failures)
 
 

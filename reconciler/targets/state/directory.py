@@ -206,8 +206,7 @@ class StateDirectory(OwnedDirectory):
                     continue
                 except OSError as error:
                     text = f"{records.path(action.object)}: {error.strerror}"
-                    number = error.errno or 0
-                    failure = ApplyError.from_errno(str(action), number, text, error)
+                    failure = ApplyError.from_errno(str(action), error, text)
             failures.append(failure)
             stopped |= dict.fromkeys(subjects, failure)
         return tuple(failures)

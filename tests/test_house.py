@@ -383,9 +383,7 @@ REASON = "Longer than 400 lines because"
 SLACK = 50
 """Lines by which a number in ``LONG_FILES`` may be above the file's own."""
 
-LONG_FILES = {
-    "reconciler/node/pool_controller.py": 557,
-}
+LONG_FILES = {}
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
 
 LARGE_CLASSES = {
@@ -395,7 +393,6 @@ LARGE_CLASSES = {
     "Pool": (2, 25),
     "PoolStatus": (6, 13),
     "Environment": (0, 13),
-    "PoolController": (22, 26),
 }
 """Classes that are still too large: methods and attributes that they may have. Likewise."""
 

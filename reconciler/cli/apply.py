@@ -55,7 +55,7 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
         outcomes = {"eni": pool} | result.outcomes
         for line in report.applied(outcomes):
             click.echo(line, err=True)
-        moving = node.pool.in_transition or node.pool.is_pending or pool.remaining.actions
+        moving = node.pool.in_transition or node.pool.schedule.is_pending or pool.remaining.actions
         look = False  # from now on only if something follows
         if not moving or pool.errors or time.monotonic() > deadline:
             return outcomes

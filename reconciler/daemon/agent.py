@@ -171,7 +171,7 @@ class Agent:
             cloud=parts.node.known.cloud,
             conditions=parts.conditions.all(),
             ec2_calls=parts.node.pool.ec2_calls,
-            is_pending=parts.node.pool.is_pending,
+            is_pending=parts.node.pool.schedule.is_pending,
         )
         status = describe(view)
         for state, count in status["pool"].items():

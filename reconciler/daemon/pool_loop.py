@@ -81,10 +81,13 @@ class PoolLoop:
         does not answer, that is for the next pool pass to report.
         """
         parts, pool = self._parts, self._parts.node.pool
+        schedule = pool.schedule
         deadline = time.monotonic() + wait_s
         while (left := deadline - time.monotonic()) > 0:
-            was_unconfirmed = pool.is_unconfirmed
-            hints = parts.pool_hints.wait(min(left, parts.document.resync_s, pool.hear_after_s))
+            was_unconfirmed = schedule.is_unconfirmed
+            hints = parts.pool_hints.wait(
+                min(left, parts.document.resync_s, schedule.hear_after_s)
+            )
             if hints:
                 parts.requests.let_pods_go_first()
                 return hints
@@ -92,7 +95,7 @@ class PoolLoop:
                 if pool.hear():
                     parts.hints.mark("pool")
                     return frozenset({"look"})
-            if was_unconfirmed and not pool.is_unconfirmed:
+            if was_unconfirmed and not schedule.is_unconfirmed:
                 return frozenset({"pool"})  # what is not needed can be given back now
         return frozenset()
 
@@ -105,14 +108,13 @@ class PoolLoop:
                 observation.
         """
         parts, node, pool = self._parts, self._parts.node, self._parts.node.pool
-        demand, before = None, self.planned_for
+        before = self.planned_for
         self.planned_for = None  # whatever changes from here on is told, this pass may not see it
         cloud, calls = node.known.cloud, pool.ec2_calls
         with parts.duties.over("sweeping the records"):
             node.state.sweep()
         try:
             with parts.watchdog.over(POOL_PASS, slow=True), boundary(POOL_PASS):
-                demand = node.state.observe().demand
                 outcome = pool.run(parts.document.current, look=look)
             self._owes_observation = False
         except ReconcilerError as error:
@@ -128,11 +130,8 @@ class PoolLoop:
             self.report = PoolReport(self.report.demand, fails=True)
             self.planned_for = before
             return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
-        self.report, self.planned_for = PoolReport(demand), demand
-        due_s = pool.due_s
-        if due_s is None:
-            due_s = parts.document.current.reconcile.ec2_resync.total_seconds()
-        return due_s, 0
+        self.report, self.planned_for = PoolReport(pool.demand), pool.demand
+        return pool.schedule.due_s, 0
 
 
 def hints_of(

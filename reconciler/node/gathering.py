@@ -21,6 +21,7 @@ from reconciler.ipam.records import Records, find_copies
 from reconciler.ipam.unrecorded import believe, find_unrecorded
 from reconciler.node.environment import Environment
 from reconciler.node.known import Known
+from reconciler.node.pool_inputs import Routed
 from reconciler.node.stock_plugin import StockPlugin
 from schemas.document import NodeNetwork
 
@@ -48,6 +49,7 @@ class Gathering:
         document: NodeNetwork,
         records: Records,
         cloud: Cloud | None,
+        routed: Routed | None = None,
         *,
         rehearsal: bool = False,
     ) -> Inputs:
@@ -57,6 +59,7 @@ class Gathering:
             document: as it was written.
             records: as they were read.
             cloud: the last observation; handed over, because the pool's thread may replace it.
+            routed: pods' addresses, if their routes were read already.
             rehearsal: as if EC2 had done already what it will be asked.
 
         Raises:
@@ -71,7 +74,7 @@ class Gathering:
         # A link that a record names is that record's, whatever its alias has become.
         veths = {a.veth for a in records.attachments}
         unexplained = {k: v for k, v in links.pods.items() if k not in known and v not in veths}
-        addresses = self._addresses_of(unexplained.values(), enis, records)
+        addresses = self._addresses_of(unexplained.values(), enis, records, routed)
         unrecorded = find_unrecorded(unexplained, addresses, enis, records.intents, links.macs)
         records = records.joined(unrecorded)
         document = self._known.resolve(document)
@@ -103,14 +106,19 @@ class Gathering:
         )
 
     def _addresses_of(
-        self, links: Iterable[str], enis: Iterable[Eni], records: Records
+        self,
+        links: Iterable[str],
+        enis: Iterable[Eni],
+        records: Records,
+        routed: Routed | None,
     ) -> dict[str, tuple[IpAddress, ...]]:
         """Find out which addresses pods have whose links no record explains."""
         links = list(links)
         if not links:
             return {}
         netlink = self._environment.netlink
-        routed: Mapping[str, tuple[IpAddress, ...]] = netlink.pod_addresses()
+        if routed is None:
+            routed = netlink.pod_addresses()
         found = {veth: a for veth, a in routed.items() if len(a) <= MAX_POD_ADDRESSES}
         taken = {own for a in records.attachments for own in a.addresses}
         taken |= {own for addresses in found.values() for own in addresses}

@@ -12,10 +12,13 @@ from reconciler.engine.converge import Outcome
 from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import Cloud, arrived, is_whole, retain
 from reconciler.ipam.pace import is_changing
+from reconciler.ipam.pool import Demand
 from reconciler.node.environment import Environment
 from reconciler.node.gathering import Gathering
 from reconciler.node.known import Known
-from reconciler.node.pool_controller import PoolController, Witness
+from reconciler.node.pool_controller import Given, PoolController
+from reconciler.node.pool_schedule import PoolSchedule
+from reconciler.node.sources import Sources, Witness
 from schemas.document import NodeNetwork
 
 
@@ -30,6 +33,8 @@ class PoolPass:
 
     Attributes:
         binding: held while an address is bound, or withdrawn from binding.
+        schedule: when the next pass is due, and what it waits for.
+        demand: of the records as the last pass has first read them.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class PoolPass:
         self._known = known
         self._gathering = gathering
         self.binding = threading.RLock()
+        self.schedule = PoolSchedule(environment.clock)
+        self.demand: Demand | None = None
         self._ec2: Any = None
         self._controller: PoolController | None = None
         self._is_deaf = False
@@ -48,26 +55,6 @@ class PoolPass:
     def ec2_calls(self) -> Mapping[str, int]:
         """EC2 calls made so far, by action."""
         return dict(self._ec2.calls) if self._ec2 else {}
-
-    @property
-    def due_s(self) -> float | None:
-        """Seconds until the next pass is due; None if unknown."""
-        return self._controller.due_s if self._controller else None
-
-    @property
-    def is_unconfirmed(self) -> bool:
-        """Whether EC2 and metadata differ of the pool; nothing is given back meanwhile."""
-        return self._controller is not None and self._controller.is_unconfirmed
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether the pool has more to do, or to confirm, than its plan of now says."""
-        return self._controller is not None and self._controller.is_pending
-
-    @property
-    def hear_after_s(self) -> float:
-        """Seconds until metadata may have more to tell."""
-        return self._controller.hear_after_s if self._controller else float("inf")
 
     @property
     def in_transition(self) -> bool:
@@ -82,8 +69,7 @@ class PoolPass:
             ObserveError: it does not answer.
         """
         before = self._known.facts
-        if self._controller is not None:
-            self._controller.readings += 1
+        self.schedule.note_reading()
         metadata, errors = self._ask_metadata()
         for error in errors:
             raise error
@@ -107,11 +93,11 @@ class PoolPass:
             self._controller = PoolController(
                 state=self._state,
                 ec2=self._ec2,
-                netlink=environment.netlink,
                 conntrack=environment.conntrack,
                 binding=self.binding,
+                schedule=self.schedule,
+                sources=Sources(environment.clock),
                 now=environment.now,
-                clock=environment.clock,
             )
 
     def run(self, document: NodeNetwork, *, dry: bool = False, look: bool = True) -> Outcome:
@@ -127,20 +113,20 @@ class PoolPass:
             ObserveError: IMDS or the state directory cannot be read.
             StateError: the look cannot be kept.
         """
-        if not look and self.is_unconfirmed and not self._is_deaf:
+        self.demand = None
+        if not look and self.schedule.is_unconfirmed and not self._is_deaf:
             with suppress(ObserveError):  # whoever needs an answer says so
                 look = self.hear()
         if not look and (foreseen := self._foresee(document)):
             return foreseen
         metadata, errors = self._ask_metadata()
         assert self._controller is not None
-        known, records = self._known, self._state.observe()
-        inputs = self._gathering.inputs(document, records, known.cloud)
+        known, given = self._known, self._gather(document)
         if dry:
-            outcome = self._controller.rehearse(inputs, metadata)
+            outcome = self._controller.rehearse(given, metadata)
         else:
-            outcome = self._controller.run(inputs, metadata, look=look)
-        holders = {a.eni_id for a in records.attachments if a.eni_id}
+            outcome = self._controller.run(given, metadata, look=look)
+        holders = {a.eni_id for a in given.records.attachments if a.eni_id}
         links = self._environment.netlink.links().names  # of what was just attached, too
         seen = outcome.observed
         if isinstance(seen, Cloud) and (known.cloud or is_whole(seen, holders)):
@@ -160,12 +146,20 @@ class PoolPass:
             errors = self._ask_metadata()[1]
             if not errors:
                 return None
-        inputs = self._gathering.inputs(document, self._state.observe(), known.cloud)
-        outcome = self._controller.foresee(inputs)
+        given = self._gather(document)
+        outcome = self._controller.foresee(given)
         if outcome is None:
             return None
-        known.see(arrived(known.cloud, inputs.links))
+        known.see(arrived(known.cloud, given.inputs.links))
         return replace(outcome, errors=(*outcome.errors, *errors))
+
+    def _gather(self, document: NodeNetwork) -> Given:
+        """Read records and pods' routes, and gather the inputs."""
+        records = self._state.observe()
+        self.demand = self.demand or records.demand
+        routed = self._environment.netlink.pod_addresses()
+        cloud = self._known.cloud
+        return Given(self._gathering.inputs(document, records, cloud, routed), records, routed)
 
     def _ask_metadata(self) -> tuple[Witness, tuple[ObserveError, ...]]:
         """Read metadata; what the node knew of itself already stays true without it.

@@ -32,7 +32,7 @@ from reconciler.ipam.cloud import INSTANCE_TAG
 from reconciler.ipam.pace import CHECK_S
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
-from reconciler.node.pool_controller import SHRINK_S
+from reconciler.node.pool_schedule import SHRINK_S
 from reconciler.targets.ec2.caller import InProcess
 from reconciler.targets.ec2.target import Ec2
 
@@ -132,7 +132,7 @@ class Metered:
     def pool_pass(self, *, look: bool = False) -> Any:
         outcome = self.node.pool.run(self.document, look=look)
         self.told |= {r.reason for r in outcome.remaining.refusals}
-        due_s = self.node.pool.due_s
+        due_s = self.node.pool.schedule.due_s
         assert due_s is not None
         self._due_at = self.now + due_s
         return outcome
@@ -153,7 +153,7 @@ class Metered:
         resync_s = self.document.reconcile.resync.total_seconds()
         while self.now < end:
             cooling = [c.until for c in self.state.observe().cooling]
-            hear_at = self._heard_at + min(resync_s, self.node.pool.hear_after_s)
+            hear_at = self._heard_at + min(resync_s, self.node.pool.schedule.hear_after_s)
             self.now = min([end, self._due_at, hear_at, *cooling])
             if self.now >= hear_at:
                 self._heard_at = self.now
@@ -256,7 +256,7 @@ def test_a_boot_costs_at_most_two_reads_per_eni(
     spent = made.spent()
     reads = sum(n for name, n in spent.items() if name.startswith("Describe"))
     assert reads <= 2 * enis, spent
-    assert not made.node.pool.is_unconfirmed, "metadata has confirmed what EC2 answered"
+    assert not made.node.pool.schedule.is_unconfirmed, "metadata has confirmed what EC2 answered"
 
 
 def roomy(ec2: Any, kind: str) -> None:
@@ -306,7 +306,7 @@ def test_addresses_come_and_go_on_the_last_look_while_metadata_agrees(ec2: Any) 
     assert made.bound == 6
     spent = made.spent()
     assert set(spent) == {"AssignPrivateIpAddresses"}
-    assert not made.node.pool.is_unconfirmed
+    assert not made.node.pool.schedule.is_unconfirmed
     for number in range(6):
         made.end_pod(number)
     made.live(400.0)
@@ -324,12 +324,12 @@ def test_what_metadata_does_not_show_yet_a_look_confirms(ec2: Any) -> None:
     made.start_pod(1)
     made.live(20.0)
     assert set(made.spent()) == {"AssignPrivateIpAddresses"}
-    assert made.node.pool.is_unconfirmed
+    assert made.node.pool.schedule.is_unconfirmed
     made.live(CHECK_S)
     assert made.spent() == {"DescribeNetworkInterfaces": 2}
     made.metadata.is_late = False
     made.live(60.0)
-    assert not made.node.pool.is_unconfirmed
+    assert not made.node.pool.schedule.is_unconfirmed
 
 
 def test_after_a_growth_addresses_go_back_once_metadata_shows_it(ec2: Any) -> None:
@@ -343,15 +343,15 @@ def test_after_a_growth_addresses_go_back_once_metadata_shows_it(ec2: Any) -> No
     for number in range(4):
         made.end_pod(number)
     made.live(5.0)
-    assert made.node.pool.is_unconfirmed, "and so the node does not call itself settled"
+    assert made.node.pool.schedule.is_unconfirmed, "and so the node does not call itself settled"
     assert "UnassignPrivateIpAddresses" not in made.spent()
     assert made.state.observe().quarantined == ()
     made.metadata.is_late = False
     made.live(5.0)
-    assert made.node.pool.is_pending, "not so soon after the growth"
+    assert made.node.pool.schedule.is_pending, "not so soon after the growth"
     assert made.state.observe().quarantined == ()
     made.live(SHRINK_S)
-    assert not made.node.pool.is_unconfirmed
+    assert not made.node.pool.schedule.is_unconfirmed
     assert made.state.observe().quarantined
 
 

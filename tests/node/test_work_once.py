@@ -13,6 +13,7 @@ from reconciler.core.attachment import AttachmentKey
 from reconciler.domains import attachment
 from reconciler.domains.address import LinkAddress
 from reconciler.errors import ApplyError
+from reconciler.ipam.pool import Demand
 from reconciler.node import kernel_domains
 
 
@@ -72,3 +73,25 @@ def test_a_pass_computes_once_what_each_pod_that_lacks_something_desires(
     assert not result.done
     del calls["attachment"]
     assert calls == {name: 1 + len(keys) for name, *_ in kernel_domains.POD_DOMAINS}
+
+
+def test_an_idle_pool_pass_reads_records_and_routes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = Simulation()
+    sim.turn()
+    sim.turn(1.0)
+    reads: Counter[str] = Counter()
+
+    def count(name: str, read: Any) -> Any:
+        def counting(*args: Any) -> Any:
+            reads[name] += 1
+            return read(*args)
+
+        return counting
+
+    monkeypatch.setattr(sim.state, "observe", count("records", sim.state.observe))
+    routes = count("routes", sim.netlink.pod_addresses)
+    monkeypatch.setattr(sim.netlink, "pod_addresses", routes)
+    outcome = sim.node.pool.run(sim.document, look=False)
+    assert outcome.settled
+    assert sim.node.pool.demand == Demand(0, 0, 0)
+    assert reads == {"records": 1, "routes": 1}

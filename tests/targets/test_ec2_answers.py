@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +33,10 @@ from reconciler.ipam.ec2_action import (
 )
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.source_disagreement import CONFIRM_S, NO_DISAGREEMENTS
-from reconciler.node.pool_controller import PoolController
+from reconciler.node.pool_controller import Given, PoolController
+from reconciler.node.pool_inputs import complete
+from reconciler.node.pool_schedule import PoolSchedule
+from reconciler.node.sources import Sources
 from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.state.observation import decode_observation, encode_observation
 
@@ -100,14 +102,10 @@ class Journal:
         pass
 
 
-class Kernel:
-    """All three pods have their routes."""
-
-    def pod_addresses(self) -> dict[str, Any]:
-        return {f"nn{a}": (a,) for a in USED}
-
-
 USED = tuple(map(ip_address, ("10.0.1.31", "10.0.1.32", "10.0.1.65", "10.0.1.49")))
+ROUTED = {f"nn{a}": (a,) for a in USED}
+"""All three pods have their routes."""
+
 PODS = tuple(
     attachment(n, addresses=(a,), eni_id="eni-0" if n == 3 else "eni-1")
     for n, a in enumerate(USED)
@@ -139,32 +137,31 @@ class Life:
         self.controller = PoolController(
             state=state,
             ec2=self.target,
-            netlink=Kernel(),
             conntrack=FakeConntrack(),
             binding=nullcontext(),
+            schedule=PoolSchedule(lambda: self.now),
+            sources=Sources(lambda: self.now),
             now=lambda: self.now,
-            clock=lambda: self.now,
             chance=lambda: 0.0,
         )
         self.document, self.metadata = wanted(), metadata()
         self.before = self.look()
         assert isinstance(self.before.observed, Cloud)
         assert self.before.settled, self.before.remaining
-        self._expected = self.controller._expected
+        self._expected = self.controller.sources.expected
 
     def begin_anew(self) -> None:
         """All was well a moment ago, and neither limits nor subnets have been asked for yet."""
-        self.controller.disagreements, self.controller.backoffs = (
-            NO_DISAGREEMENTS,
-            NO_CALL_BACKOFFS,
-        )
-        self.controller._expected = self._expected
+        self.controller.sources.disagreements = NO_DISAGREEMENTS
+        self.controller.schedule.calls = NO_CALL_BACKOFFS
+        self.controller.sources.expected = self._expected
         self.target._limits.clear()
         self.target._subnets._described = None
         self.caller.asked.clear()
 
     def look(self) -> Outcome:
-        return self.controller.run(self.document, self.metadata)
+        given = Given(self.document, self.controller.state.observe(), ROUTED)
+        return self.controller.run(given, self.metadata)
 
 
 def metadata() -> frozenset[Any]:
@@ -236,7 +233,9 @@ def check(life: Life, outcome: Outcome, what: str) -> None:
     before = life.before.observed
     assert isinstance(before, Cloud)
     if shown(before) - shown(outcome.observed):
-        visible = outcome.remaining.refusals or outcome.errors or life.controller.disagreements
+        visible = (
+            outcome.remaining.refusals or outcome.errors or life.controller.sources.disagreements
+        )
         assert visible, f"{what}: it vanished and nothing says so"
     kept = retain(before, outcome.observed, MACS)
     assert {"eni-0", "eni-1"} <= {e.eni_id for e in kept.enis}, f"{what}: pods lost their ENI"
@@ -333,8 +332,8 @@ def test_an_eni_that_ec2_leaves_out_is_not_lost_while_metadata_shows_it() -> Non
     for later in (1.0, 40.0, 200.0):
         life.now += later
         check(life, life.look(), "an ENI is left out")
-    assert {n for _, n in life.controller.disagreements.missing}
-    assert not life.controller.disagreements.lost
+    assert {n for _, n in life.controller.sources.disagreements.missing}
+    assert not life.controller.sources.disagreements.lost
 
 
 def test_nothing_is_lost_while_metadata_cannot_be_read() -> None:
@@ -346,7 +345,7 @@ def test_nothing_is_lost_while_metadata_cannot_be_read() -> None:
         for later in (1.0, 40.0):
             life.now += later
             life.look()
-        assert len(life.controller.disagreements.lost) == lost
+        assert len(life.controller.sources.disagreements.lost) == lost
 
 
 def test_while_routes_without_end_lead_to_one_link_every_address_counts_as_used() -> None:
@@ -356,6 +355,5 @@ def test_while_routes_without_end_lead_to_one_link_every_address_counts_as_used(
     ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
     for count, is_endless in ((1, False), (MAX_POD_ADDRESSES + 1, True)):
         routes = {"nnother": tuple(ip_address("192.0.2.1") + n for n in range(count))}
-        life.controller.netlink = SimpleNamespace(pod_addresses=lambda r=routes: r)
-        after = life.controller._completed(life.document, life.controller.state.observe(), enis)
+        after = complete(life.document, life.controller.state.observe(), routes, enis)
         assert (ours <= after.ec2.used) is is_endless

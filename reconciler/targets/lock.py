@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 from reconciler.engine.finding import Finding
 from reconciler.errors import LockedError, StateError
+from reconciler.targets.netlink.message import HEADER, NLM_F_DUMP, Socket, attributes, native
 
 NAME = "\0node-network/lock"
 """A leading NUL makes it abstract."""
@@ -37,11 +37,11 @@ else could, the number of the process, is not told across namespaces of processe
 SOCK_DIAG = 4
 """The netlink family of linux/sock_diag.h: it tells of sockets what nobody needs to answer for."""
 
-DIAG_ASK = struct.Struct("=IHHIIBBHIIIII")
-"""``struct nlmsghdr``, then ``struct unix_diag_req`` of linux/unix_diag.h: family, protocol,
-padding, states, inode, what to show, cookie."""
+DIAG_ASK = struct.Struct("=BBHIIIII")
+"""``struct unix_diag_req`` of linux/unix_diag.h: family, protocol, padding, states, inode, what
+to show, cookie."""
 
-SOCK_DIAG_BY_FAMILY, DUMP, SHOW_NAME, SHOW_MEMORY, SHOW_USER = 20, 0x301, 0x01, 0x20, 0x40
+SOCK_DIAG_BY_FAMILY, SHOW_NAME, SHOW_MEMORY, SHOW_USER = 20, 0x01, 0x20, 0x40
 DIAG_ANSWER, DIAG_NAME, DIAG_MEMORY, DIAG_USER = 16, 0, 5, 7
 
 MAX_COMMAND = 200
@@ -155,44 +155,22 @@ def _find_owner() -> tuple[int, int]:
     Both are 0 if the kernel cannot tell: it may be a reconciler's.
     """
     show = SHOW_NAME | SHOW_MEMORY | SHOW_USER
-    unix, size = socket.AF_UNIX, DIAG_ASK.size
-    ask = DIAG_ASK.pack(
-        size, SOCK_DIAG_BY_FAMILY, DUMP, 1, 0, unix, 0, 0, 0xFFFFFFFF, 0, show, 0, 0
-    )
-    with (
-        suppress(OSError, struct.error),
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as s,
-    ):
-        s.settimeout(ANSWER_S)
-        s.send(ask)
-        while True:
-            answer = memoryview(s.recv(1 << 16))
-            while len(answer) >= 16:
-                length, kind = struct.unpack_from("=IH", answer)
-                if kind != SOCK_DIAG_BY_FAMILY:
-                    return 0, 0  # the end, or a refusal
-                owner = _owner_of(answer[16:length])
-                if owner is not None:
-                    return owner
-                answer = answer[(length + 3) & ~3 :]
+    ask = DIAG_ASK.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, show, 0, 0)
+    with suppress(OSError, struct.error), Socket(SOCK_DIAG) as s:
+        for found in s.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, ask):
+            if (owner := _owner_of(found)) is not None:
+                return owner
     return 0, 0
 
 
-def _owner_of(found: memoryview) -> tuple[int, int] | None:
+def _owner_of(found: bytes) -> tuple[int, int] | None:
     """Return whose socket it is, and its buffer; None if it has another name or no owner."""
-    attributes: dict[int, bytes] = {}
-    rest = found[DIAG_ANSWER:]
-    while len(rest) >= 4:
-        length, kind = struct.unpack_from("=HH", rest)
-        attributes[kind] = bytes(rest[4:length])
-        rest = rest[max(4, (length + 3) & ~3) :]
-    if found[1] != socket.SOCK_STREAM or attributes.get(DIAG_NAME) != NAME.encode():
+    told = dict(attributes(found, HEADER.size + DIAG_ANSWER))
+    is_stream = found[HEADER.size + 1] == socket.SOCK_STREAM
+    if not is_stream or told.get(DIAG_NAME) != NAME.encode() or DIAG_USER not in told:
         return None
-    if DIAG_USER not in attributes:
-        return None
-    user, memory = attributes[DIAG_USER], attributes.get(DIAG_MEMORY, b"")
     # SK_MEMINFO_RCVBUF is the second number.
-    return int.from_bytes(user, sys.byteorder), int.from_bytes(memory[4:8], sys.byteorder)
+    return native(told[DIAG_USER]), native(told.get(DIAG_MEMORY, b"")[4:8])
 
 
 def _may_administer(process: int) -> bool:

@@ -131,7 +131,7 @@ def test_a_vpc_block_that_cannot_be_is_no_identity_at_all(block: str) -> None:
 
 def test_half_a_list_is_no_witness() -> None:
     """Else what could not be read would be as good as what is not there."""
-    with pytest.raises(ValueError, match="no IPv4 address"):
+    with pytest.raises(ValueError, match="not an IPv4 address"):
         read_interfaces(Metadata(GOOD | {f"{BASE}/local-ipv4s": "10.0.1.10\nx\n10.0.1.12"}))
 
 

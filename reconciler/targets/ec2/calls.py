@@ -11,7 +11,8 @@ from typing import Any
 from reconciler.ipam import budget
 from reconciler.ipam.budget import Bucket
 from reconciler.targets.ec2.caller import ANSWER_LOST, Caller, Ec2CallError
-from reconciler.targets.ec2.fields import TOKEN, MalformedError, Object, entries
+from reconciler.targets.ec2.fields import TOKEN
+from reconciler.targets.values import MalformedError, Object, entries
 
 PAGE_SIZE = 100
 """Items per page: unpaginated DescribeNetworkInterfaces is blocked in large accounts

@@ -31,8 +31,9 @@ from reconciler.ipam.read_your_writes import TRUST_S, Answer, is_behind, overlay
 from reconciler.targets.ec2.caller import Ec2CallError
 from reconciler.targets.ec2.calls import Calls, reading
 from reconciler.targets.ec2.decode import decode_assigned, decode_delegated, decode_interface
-from reconciler.targets.ec2.fields import ID, MalformedError, inner
+from reconciler.targets.ec2.fields import ID
 from reconciler.targets.ec2.subnets import Subnets
+from reconciler.targets.values import MalformedError, inner
 
 NO_PREFIXES = "InsufficientCidrBlocks"
 """EC2's code where a subnet has room but no whole block. Where it has no room either, the answer

@@ -26,22 +26,20 @@ from reconciler.ipam.cloud import (
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.subnet import Subnet
 from reconciler.targets.ec2.fields import (
-    FLAG,
+    CARD_INDEX,
+    DEVICE_INDEX,
+    FREE,
     ID,
-    IPV4,
-    IPV6,
     MAC,
     PREFIX,
     PREFIX_IPV6,
     SUBNET_CIDR,
     SUBNET_CIDR_IPV6,
+    TYPE_ADDRESSES,
+    TYPE_ENIS,
     WORD,
-    MalformedError,
-    Object,
-    entries,
-    inner,
-    number,
 )
+from reconciler.targets.values import FLAG, IPV4, IPV6, MalformedError, Object, entries, inner
 
 MAX_ADDRESSES = 128
 """Addresses, or prefixes, of one ENI; the largest instance types allow 64 (EC2 user guide,
@@ -61,19 +59,6 @@ MAX_CARDS = 64
 
 MAX_BLOCKS = 64
 """IPv6 CIDR blocks of one subnet; EC2 allows one that is associated, and lists earlier ones."""
-
-DEVICE_INDEX = number(0, MAX_DEVICE_INDEX)
-CARD_INDEX = number(0, 1 << 16)
-"""Index of a network card; those that are not used are seen all the same."""
-
-FREE = number(0, 1 << 16)
-"""Free addresses of a subnet."""
-
-TYPE_ENIS = number(1, 128)
-"""ENIs on one network card of an instance type: as many as there are marks for."""
-
-TYPE_ADDRESSES = number(1, 256)
-"""IPv4 addresses that a type allows on one ENI."""
 
 SERVING_TYPES = {"interface", "efa"}
 """Types of ENIs that can carry addresses for pods. Of all others (efa-only, trunk, branch, those

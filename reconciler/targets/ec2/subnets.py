@@ -12,7 +12,7 @@ from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.subnet import RESERVED_LOW, Subnet, free_blocks
 from reconciler.targets.ec2.calls import Calls, Filters, TooLongError, matching, parts
 from reconciler.targets.ec2.decode import Listed, decode_subnet, taken_numbers, unread_subnet
-from reconciler.targets.ec2.fields import MalformedError, Object
+from reconciler.targets.values import MalformedError, Object
 
 MAX_SUBNETS = 500
 """Subnets of one question: a selector can find all of a VPC (quota: 200, can be raised)."""

@@ -30,8 +30,8 @@ from reconciler.targets.ec2.decode import (
     place,
     unread_interface,
 )
-from reconciler.targets.ec2.fields import MalformedError, Object, entries
 from reconciler.targets.ec2.subnets import Described
+from reconciler.targets.values import MalformedError, Object, entries
 
 log = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 from reconciler.core.datapath import IpNetwork, host_network
 from reconciler.core.facts import Node
 from reconciler.targets.imds.bounded_http import MissingError
+from reconciler.targets.values import IPV4, like, network
 
 Get = Callable[[str], str]
 """Reads one key below ``meta-data``; raises ``MissingError`` where there is none."""
@@ -19,28 +19,26 @@ MAX_INTERFACES = 128
 MAX_ITEMS = 256
 """Lines of one list: an ENI holds at most 64 addresses or prefixes, and a VPC 50 CIDR blocks."""
 
-MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-INSTANCE_ID = re.compile(r"i-[0-9A-Za-z]{1,32}")
-INSTANCE_TYPE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
-TOKEN = re.compile(r"[!-~]{1,1024}")
+MAC = like(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+INSTANCE_ID = like(r"i-[0-9A-Za-z]{1,32}")
+INSTANCE_TYPE = like(r"[a-z0-9][a-z0-9.-]{0,63}")
+TOKEN = like(r"[!-~]{1,1024}")
 """A session's token; the real service's have 56 characters."""
 
-PLACE = re.compile(r"[a-z][a-z0-9-]{0,63}")
+PLACE = like(r"[a-z][a-z0-9-]{0,63}")
 """A region, which becomes part of a host's name, or a zone."""
 
-VPC_LENGTHS = range(16, 29)
-"""Lengths of a VPC's IPv4 CIDR blocks (VPC user guide, "VPC CIDR blocks")."""
+VPC_CIDR = network(IPv4Network, range(16, 29))
+"""A VPC's IPv4 CIDR block, or a subnet's (VPC user guide, "VPC CIDR blocks")."""
 
-VPC_LENGTHS_IPV6 = range(32, 65)
+VPC_CIDR_IPV6 = network(IPv6Network, range(32, 65))
 """The same of IPv6, those an owner brings included. Source as above."""
 
-SUBNET_LENGTHS = VPC_LENGTHS
+SUBNET_CIDR_IPV6 = network(IPv6Network, range(44, 65))
 """The same of a subnet's (VPC user guide, "Subnet CIDR blocks")."""
 
-SUBNET_LENGTHS_IPV6 = range(44, 65)
-
-PREFIX_LENGTHS = range(28, 29)
-PREFIX_LENGTHS_IPV6 = range(80, 81)
+PREFIX = network(IPv4Network, [28])
+PREFIX_IPV6 = network(IPv6Network, [80])
 
 
 def read_token(text: str) -> str:
@@ -49,7 +47,7 @@ def read_token(text: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    return _matching(TOKEN, "token", text)
+    return TOKEN.take("token", text)
 
 
 def read_node(get: Get) -> Node:
@@ -59,23 +57,21 @@ def read_node(get: Get) -> Node:
         ValueError: a key is missing, or is not what it must be. A CIDR block that is left out
             would have pods' packets translated that must not be, so all are read or none.
     """
-    mac = _matching(MAC, "mac", get("mac").lower())
+    mac = MAC.take("mac", get("mac").lower())
     base = f"network/interfaces/macs/{mac}"
     key = f"{base}/vpc-ipv4-cidr-blocks"
-    cidrs: set[IpNetwork] = {_network4(key, t, VPC_LENGTHS) for t in _items(key, get(key))}
+    cidrs: set[IpNetwork] = {VPC_CIDR.take(key, t) for t in _items(key, get(key))}
     if not cidrs:
         raise ValueError("the VPC is said to have no CIDR, which no VPC has")
     key = f"{base}/vpc-ipv6-cidr-blocks"
-    cidrs |= {_network6(key, t, VPC_LENGTHS_IPV6) for t in _items(key, _optional(get, key))}
+    cidrs |= {VPC_CIDR_IPV6.take(key, t) for t in _items(key, _optional(get, key))}
     key, key6 = f"{base}/subnet-ipv4-cidr-block", f"{base}/subnet-ipv6-cidr-blocks"
-    subnet: list[IpNetwork] = [
-        _network4(key, t, SUBNET_LENGTHS) for t in _items(key, _optional(get, key))
-    ]
-    subnet += [_network6(key6, t, SUBNET_LENGTHS_IPV6) for t in _items(key6, _optional(get, key6))]
+    subnet: list[IpNetwork] = [VPC_CIDR.take(key, t) for t in _items(key, _optional(get, key))]
+    subnet += [SUBNET_CIDR_IPV6.take(key6, t) for t in _items(key6, _optional(get, key6))]
     return Node(
-        instance_id=_matching(INSTANCE_ID, "instance-id", get("instance-id")),
-        instance_type=_matching(INSTANCE_TYPE, "instance-type", get("instance-type")),
-        availability_zone=_matching(PLACE, "zone", get("placement/availability-zone")),
+        instance_id=INSTANCE_ID.take("instance-id", get("instance-id")),
+        instance_type=INSTANCE_TYPE.take("instance-type", get("instance-type")),
+        availability_zone=PLACE.take("zone", get("placement/availability-zone")),
         primary_mac=mac,
         vpc_cidrs=tuple(sorted(cidrs, key=lambda n: (n.version, n))),
         subnet_cidrs=tuple(subnet),
@@ -88,7 +84,7 @@ def read_region(get: Get) -> str:
     Raises:
         ValueError: it is missing, or is none.
     """
-    return _matching(PLACE, "region", get("placement/region"))
+    return PLACE.take("region", get("placement/region"))
 
 
 def read_interfaces(get: Get) -> frozenset[tuple[str, IpNetwork]]:
@@ -100,16 +96,16 @@ def read_interfaces(get: Get) -> frozenset[tuple[str, IpNetwork]]:
     held: set[tuple[str, IpNetwork]] = set()
     key = "network/interfaces/macs/"
     for name in _items(key, get(key), MAX_INTERFACES):
-        mac = _matching(MAC, key, name.rstrip("/").lower())
+        mac = MAC.take(key, name.rstrip("/").lower())
         base = f"network/interfaces/macs/{mac}"
         # An interface without addresses has no such key (aws/amazon-vpc-cni-k8s#3047).
         key4, key28, key80 = (f"{base}/{k}" for k in ("local-ipv4s", "ipv4-prefix", "ipv6-prefix"))
         for text in _items(key4, _optional(get, key4))[1:]:
-            held.add((mac, host_network(_address4(key4, text))))
+            held.add((mac, host_network(IPV4.take(key4, text))))
         for text in _items(key28, _optional(get, key28)):
-            held.add((mac, _network4(key28, text, PREFIX_LENGTHS)))
+            held.add((mac, PREFIX.take(key28, text)))
         for text in _items(key80, _optional(get, key80)):
-            held.add((mac, _network6(key80, text, PREFIX_LENGTHS_IPV6)))
+            held.add((mac, PREFIX_IPV6.take(key80, text)))
     return frozenset(held)
 
 
@@ -126,39 +122,3 @@ def _items(key: str, text: str, most: int = MAX_ITEMS) -> list[str]:
     if len(found) > most:
         raise ValueError(f"{key} has more than {most} entries")
     return found
-
-
-def _matching(pattern: re.Pattern[str], key: str, text: str) -> str:
-    if not pattern.fullmatch(text):
-        raise ValueError(f"{key} is {_shown(text)}, not like {pattern.pattern}")
-    return text
-
-
-def _address4(key: str, text: str) -> IPv4Address:
-    try:
-        return IPv4Address(text)
-    except ValueError:
-        raise ValueError(f"{key} has {_shown(text)}, which is no IPv4 address") from None
-
-
-def _network4(key: str, text: str, lengths: range) -> IPv4Network:
-    try:
-        if (network := IPv4Network(text)).prefixlen in lengths:
-            return network
-    except ValueError:
-        pass
-    raise ValueError(f"{key} has {_shown(text)}, which is no IPv4 network of its length")
-
-
-def _network6(key: str, text: str, lengths: range) -> IPv6Network:
-    try:
-        if (network := IPv6Network(text)).prefixlen in lengths:
-            return network
-    except ValueError:
-        pass
-    raise ValueError(f"{key} has {_shown(text)}, which is no IPv6 network of its length")
-
-
-def _shown(text: str) -> str:
-    """Return a text for a message: short, and printable whatever it is."""
-    return ascii(text[:64]) + (f" and {len(text) - 64} characters" if text[64:] else "")

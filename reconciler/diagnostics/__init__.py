@@ -1,4 +1,4 @@
-"""What is said about a node, and never done: trace, audit, explain, other agents on it.
+"""Reports about a node: trace, audit, explain, and what other owners have that hurts us.
 
 Pure: the value types for other owners' objects, and what follows from them. Nothing here plans a
 change.

@@ -13,12 +13,9 @@ from reconciler.domains.rule import Rule
 
 
 def compare(planned: Trace, actual: Trace, answers: Iterable[Found]) -> tuple[str, ...]:
-    """Say where the node differs from what is desired, and the kernel from both.
+    """Say where the node differs from what is desired, and the kernel's answers from both.
 
-    Args:
-        planned: the walk over what is desired.
-        actual: the walk over what the node has.
-        answers: the kernel's, one for each lookup of ``planned``, in order.
+    There is one answer for each lookup of ``planned``, in order.
     """
     differences = []
     for leg, other in zip(planned.legs, actual.legs, strict=True):
@@ -42,12 +39,7 @@ UNASKED = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_UID_RANGE"
 
 
 def unasked(query: Query, rules: Iterable[Rule]) -> tuple[str, ...]:
-    """Name rules ahead of ours that may take the packet, and that the kernel was not asked about.
-
-    Args:
-        query: the connection.
-        rules: every rule of the host.
-    """
+    """Name rules ahead of ours that may take it, and that the kernel was not asked about."""
     family = family_of(query.endpoint or query.peer).name
     found = sorted(
         (r.priority, [w.partition("=")[0] for w in r.extra.split(",")])
@@ -63,13 +55,7 @@ def unasked(query: Query, rules: Iterable[Rule]) -> tuple[str, ...]:
 
 
 def compare_inside(pod: Attachment, peer: IpAddress, answer: Found) -> tuple[str, ...]:
-    """Say where a pod's own kernel sends its packets, if not to the host.
-
-    Args:
-        pod: whose namespace was asked.
-        peer: where to.
-        answer: the kernel's.
-    """
+    """Say where a pod's own kernel sends its packets, if not to the host."""
     gateway, device = family_of(peer).gateway, pod.key.ifname
     if not answer.refusal and (answer.device, answer.gateway) == (device, gateway):
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reconciler.diagnostics.packet import Bits, Mark, Passage
@@ -12,6 +12,7 @@ from reconciler.diagnostics.ruleset import (
     Changes,
     Constant,
     Elements,
+    ElementsOfSets,
     Expression,
     FieldIn,
     InSet,
@@ -28,12 +29,10 @@ from reconciler.diagnostics.ruleset import (
 REGISTERS = 64
 """Bytes of nftables' registers (NFT_REG32_15)."""
 
-ElementsOf = Callable[[str, str, str], Elements | None]
-
 
 @dataclass(slots=True)
 class Evaluated:
-    """What a rule does: its truth (None: it may hold), its verdicts, and the mark after it."""
+    """What a rule does: whether it matches (None: it may), its verdicts, and the mark after it."""
 
     truth: bool | None
     verdicts: tuple[Verdict, ...]
@@ -52,15 +51,19 @@ MAX_VERDICTS = 64
 
 
 class Evaluation:
-    """One rule over one packet, as nftables' registers go."""
+    """One rule over one packet, with nftables' registers."""
 
     def __init__(
-        self, passage: Passage, mark: Mark, chain: ChainId, elements_of: ElementsOf
+        self,
+        passage: Passage,
+        mark: Mark,
+        chain: ChainId,
+        elements: ElementsOfSets,
     ) -> None:
         self._passage = passage
         self._mark = mark
         self._chain = chain
-        self._elements_of = elements_of
+        self._elements = elements
         self._work = 0
         self._value = bytearray(REGISTERS)
         self._known = bytearray(REGISTERS)
@@ -100,7 +103,7 @@ class Evaluation:
         return Evaluated(truth, verdicts, self._mark, asks, tuple(self._changes))
 
     def _evaluate(self, expression: Expression) -> bool | None:
-        """Carry out an expression; False ends the rule, None may."""
+        """Evaluate an expression; False ends the rule, None may."""
         match expression:
             case Load() | Constant() | Masked() | SetMark() | StoreMark():
                 self._move(expression)
@@ -173,7 +176,7 @@ class Evaluation:
         self._known[register:end] = known[: end - register]
 
     def _set(self, name: str) -> Elements | None:
-        return self._elements_of(self._chain.family, self._chain.table, name)
+        return self._elements.get((self._chain.family, self._chain.table, name))
 
     def _is_in(self, register: int, name: str) -> bool | None:
         elements = self._set(name)
@@ -189,7 +192,7 @@ class Evaluation:
     def _matching(
         self, register: int, elements: Elements
     ) -> Iterator[tuple[bool | None, Verdict | None]]:
-        """Yield what has, or may have, what is in a register; and its verdict."""
+        """Yield the elements that match a register, or may (None), each with its verdict."""
         if not elements.ranges:
             return
         size = len(elements.ranges[0][0])  # keys of a set are equally long
@@ -239,7 +242,7 @@ WORDS = {
     "wayback": "whether a route leads back by the same link",
     "daddrtype": "whether the destination is the host's",
 }
-"""What rules ask for, for people."""
+"""What rules ask for, in words."""
 
 
 def masked(bits: Bits, mask: bytes) -> Bits:

@@ -8,12 +8,7 @@ from reconciler.ipam.pool_status import Pool, PoolStatus
 
 
 def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
-    """Return what is wanted, what is held, what follows, and which term binds.
-
-    Args:
-        desired: the pool that is wanted.
-        at: where the node stands.
-    """
+    """Return what is wanted, what is held, what follows, and which term binds."""
     band, stock, demand = at.band, at.stock, desired.demand
     wanted = f"wanted: at least {band.low}, aim {band.aim}, at most {band.high} addresses"
     terms = [

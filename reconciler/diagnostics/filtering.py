@@ -26,8 +26,8 @@ MAX_KEPT = 4
 """Networks for which pods' addresses must stay what they are, and are tried."""
 
 MAX_STEPS, MAX_STEPS_IN_ALL = 5_000, 30_000
-"""Rules that are looked at for one packet in one chain, and for all of a ruleset; one costs some
-ten microseconds, and pods wait meanwhile. Beyond it a chain is said not to have been read."""
+"""Rules that are evaluated for one packet in one chain, and for all of a ruleset; one costs some
+ten microseconds, and pods wait meanwhile. Beyond it a chain is reported as not read."""
 
 TCP = 6
 
@@ -88,9 +88,9 @@ def sample(pods: Iterable[Pod]) -> tuple[Pod, ...]:
 def judge(
     ruleset: Ruleset, traffic: Traffic, tables: frozenset[str] = frozenset(), *, only: bool = False
 ) -> tuple[Issue, ...]:
-    """Say which chains stop pods' packets, and which could not be looked at.
+    """Say which chains stop pods' packets, and which could not be read.
 
-    Remembered for the same look at chains and the same pods: most passes change neither.
+    The last answer is kept: most passes change neither the chains nor the pods.
 
     Args:
         ruleset: other owners' chains.
@@ -120,8 +120,7 @@ def accepting(
 ) -> frozenset[ChainId]:
     """Return which of some forward chains accept packets from and to pods for certain.
 
-    Remembered as ``judge`` is. All of them together look at so many rules; of those beyond it
-    nothing is certain.
+    The last answer is kept. Of chains beyond the bound on steps nothing is certain.
     """
     found: frozenset[ChainId] = _ACCEPTING(ruleset, traffic, chains)
     return found
@@ -144,7 +143,7 @@ _ACCEPTING = Remembered(_accepting)
 
 
 class _Trial:
-    """Packets that are sent through a ruleset, until too many rules were looked at."""
+    """Sends packets through a ruleset, within a bound on all of them."""
 
     def __init__(self, ruleset: Ruleset, traffic: Traffic) -> None:
         self.traffic = traffic

@@ -63,12 +63,7 @@ def _traffic(inputs: Inputs) -> Traffic:
 
 
 def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
-    """Leave out what a plan of ours is about to remove: there is nothing to be done about it.
-
-    Args:
-        foreign: a look at other owners.
-        leaving: what the plan removes, with everything it knows it by.
-    """
+    """Leave out what a plan of ours is about to remove: there is nothing to be done about it."""
     rules = {
         (o.priority, o.table, o.mark or 0, o.mask, o.source, o.destination)
         for o in leaving

@@ -65,13 +65,7 @@ def sign_of(chain: str) -> str:
 def users_of(
     chains: Iterable[str], tables: Iterable[str], mask: int
 ) -> list[tuple[MarkUser, str]]:
-    """Return who uses bits of this mask, each with what gave it away.
-
-    Args:
-        chains: names of chains that others have.
-        tables: names of their nftables tables.
-        mask: our bits.
-    """
+    """Return who uses bits of this mask, each with what gave it away."""
     chains, tables = sorted(set(chains)), set(tables)
     found = []
     for user in MARK_USERS:

@@ -1,7 +1,7 @@
 """Rulesets of other owners as values: chains, rules and sets, as the kernel evaluates them.
 
-A rule is what the kernel makes of it: it loads parts of the packet into registers, compares them,
-and ends with a verdict. ``walk`` follows one packet through them.
+A rule is a row of the kernel's expressions: they load parts of the packet into registers, compare
+them, and give a verdict. ``walk`` follows one packet through them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IFNAMSIZ = 16
 
 
 def printed(name: str) -> str:
-    """Return a name as it can be printed, whatever its bytes are."""
+    """Return a name that can be printed; bytes that are not UTF-8 are escaped."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -47,13 +47,13 @@ class ChainId:
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """A chain that packets come to by themselves.
+    """A chain with a hook.
 
     Attributes:
         hook: prerouting, input, forward, output or postrouting; ingress or egress of links.
         type: filter, nat or route.
-        priority: chains of a hook are asked in its order.
-        drops: its policy is to drop what no rule decides about.
+        priority: the chains of a hook are evaluated in ascending order.
+        drops: its policy is to drop what no rule decides.
         devices: names of links, for a hook of links.
     """
 
@@ -67,7 +67,7 @@ class BaseChain:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bytes of a field of the packet into a register.
+    """Loads bytes of a field of the packet into a register.
 
     Attributes:
         at: the first byte of the field.
@@ -82,7 +82,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """Given bytes into a register."""
+    """Loads given bytes into a register."""
 
     register: int
     value: bytes
@@ -90,7 +90,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """(register & mask) ^ xor."""
+    """Loads (source & mask) ^ xor into a register."""
 
     source: int
     register: int
@@ -100,7 +100,7 @@ class Masked:
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """Whether a register's bytes are in a range, in network order; one value is one as well."""
+    """Whether a register's bytes are in a range, in network order; a range may have one value."""
 
     register: int
     low: bytes
@@ -110,7 +110,7 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class InSet:
-    """Whether a set has what is in a register, or with ``verdicts``, what a map says to it."""
+    """Whether a set has a register's value; with ``verdicts``, the verdict that it maps it to."""
 
     register: int
     set: str
@@ -139,10 +139,10 @@ def field_is(field: str, at: int, mask: bytes, value: bytes, negated: bool = Fal
 
 @dataclass(frozen=True, slots=True)
 class SetMark:
-    """mark = (mark & ~mask) ^ value.
+    """Sets mark = (mark & ~mask) ^ value.
 
     Attributes:
-        known: false if the bits come from somewhere else, as a connection's mark.
+        known: false if the bits come from elsewhere, as a connection's mark.
     """
 
     mask: int
@@ -152,14 +152,14 @@ class SetMark:
 
 @dataclass(frozen=True, slots=True)
 class StoreMark:
-    """The packet's mark from a register."""
+    """Sets the packet's mark from a register."""
 
     register: int
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the packet.
+    """The verdict on the packet.
 
     Attributes:
         word: accept, drop, return, jump or goto; in a chain of type nat also snat or dnat.
@@ -174,10 +174,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The packet goes on to what comes next, and something of it was changed for good.
+    """A change of the packet that is not undone; the next expression follows.
 
     Attributes:
-        what: notrack: conntrack does not see it; rewrite: another address or port stands in it.
+        what: notrack (conntrack does not see it) or rewrite (its address or port is replaced).
     """
 
     what: str
@@ -215,49 +215,45 @@ Rule = tuple[Expression, ...]
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """What a set has.
+    """The elements of a set.
 
     Attributes:
-        ranges: (first, last, verdict) in network order; one value is a range as well.
-        whole: false if there is more, or something that is not understood.
+        ranges: (first, last, verdict) in network order; a range may have one value.
+        whole: false if there are more, or some that are not understood.
     """
 
     ranges: tuple[tuple[bytes, bytes, Verdict | None], ...] = ()
     whole: bool = True
 
 
+ElementsOfSets = Mapping[tuple[str, str, str], Elements | None]
+"""By family, table and name of the set; None if it could not be read, or is beyond a bound."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Ruleset:
-    """Chains of other owners: one look at them, and equal to no other one.
+    """Chains of other owners as read at one time; compared by identity.
 
     Attributes:
-        bases: those that packets come to by themselves.
-        rules: by chain; None for one that could not be read, or is beyond a bound.
-        elements: by family, table and name; likewise.
+        bases: those with a hook.
+        rules: by chain; None or none for one that could not be read, or is beyond a bound.
+        elements: of the sets that rules name.
         unread: what was not read, and why, where it may stop forwarded packets.
     """
 
     bases: tuple[BaseChain, ...] = ()
     rules: Mapping[ChainId, tuple[Rule, ...] | None] = field(default_factory=dict)
-    elements: Mapping[tuple[str, str, str], Elements | None] = field(default_factory=dict)
+    elements: ElementsOfSets = field(default_factory=dict)
     unread: tuple[tuple[str, str], ...] = ()
 
     def has_same(self, other: Ruleset) -> bool:
-        """Whether another look has shown the same."""
+        """Whether another read has shown the same."""
         return (self.bases, self.rules, self.elements, self.unread) == (
             other.bases,
             other.rules,
             other.elements,
             other.unread,
         )
-
-    def rules_of(self, chain: ChainId) -> tuple[Rule, ...] | None:
-        """Return the rules of a chain; None if unknown."""
-        return self.rules.get(chain)
-
-    def elements_of(self, family: str, table: str, name: str) -> Elements | None:
-        """Return what a set has; None if unknown."""
-        return self.elements.get((family, table, name))
 
 
 def joined(one: Ruleset, other: Ruleset) -> Ruleset:
@@ -281,7 +277,7 @@ def forward_chains(ruleset: Ruleset) -> tuple[ForwardChain, ...]:
     return tuple(
         _forward_chain(base, rules)
         for base in ruleset.bases
-        if base.hook == "forward" and (rules := ruleset.rules_of(base.id)) is not None
+        if base.hook == "forward" and (rules := ruleset.rules.get(base.id)) is not None
     )
 
 

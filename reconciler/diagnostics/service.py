@@ -31,14 +31,7 @@ def translations(rules: Iterable[Rule]) -> frozenset[IpAddress]:
 def endpoints_in_iptables(
     saved: Iterable[str], address: IpAddress, protocol: str, port: int
 ) -> tuple[IpAddress, ...]:
-    """Return where iptables' nat table sends a destination, ascending.
-
-    Args:
-        saved: lines of ``iptables-save -t nat``.
-        address: of the service, or of the node.
-        protocol: "tcp", "udp" or "sctp".
-        port: of the service.
-    """
+    """Return where the lines of ``iptables-save -t nat`` send a destination, ascending."""
     chains: dict[str, list[Mapping[str, str]]] = {}
     for line in saved:
         if line.startswith("-A "):

@@ -1,7 +1,7 @@
-"""Trace: the way of one connection, read off the node's objects without sending a packet.
+"""The path of one connection, derived from the node's objects without sending a packet.
 
-Pure. It walks rules, routes and sets as the kernel does, once over what is desired and once over
-what the node has; ``reconciler.targets.netlink.target`` then asks the kernel the same questions.
+It walks rules, routes and sets as the kernel does, once over what is desired and once over what
+the node has. The kernel is then asked the same questions (``difference``).
 """
 
 from __future__ import annotations

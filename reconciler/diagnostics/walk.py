@@ -1,7 +1,7 @@
-"""The way of one packet through other owners' chains: what may become of it, and by which rule.
+"""One packet through other owners' chains: the possible outcomes, and the rules that cause them.
 
-What is not known of a packet, or of a rule, makes a rule one that may match. So there may be more
-than one answer; if there is one, it is certain.
+If a part of the packet or of a rule is not known, the rule may match. So there may be several
+outcomes; a single one is certain.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Way:
     def chain(self, name: ChainId, mark: Mark, depth: int) -> tuple[set[str], Mark]:
         """Return what may become of the packet in a chain; "through" if it comes out again."""
         rules = (
-            self.ruleset.rules_of(name) if depth <= MAX_DEPTH and self.steps < self.most else None
+            self.ruleset.rules.get(name) if depth <= MAX_DEPTH and self.steps < self.most else None
         )
         if rules is None:
             self.hits.append(Hit(name, 0, "unread"))
@@ -135,7 +135,7 @@ class _Way:
                 words |= {"accept", "drop", "through"}
                 exits.append(UNKNOWN_MARK)
                 break
-            evaluation = Evaluation(self.passage, mark, name, self.ruleset.elements_of)
+            evaluation = Evaluation(self.passage, mark, name, self.ruleset.elements)
             found = evaluation.of(rule)
             self.steps += evaluation.steps
             if found.truth is False:

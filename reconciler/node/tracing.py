@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from reconciler.diagnostics.difference import compare, compare_inside, unasked
 from reconciler.diagnostics.lookup import Packet
-from reconciler.diagnostics.passage import find_obstacles
+from reconciler.diagnostics.obstacles import find_obstacles
 from reconciler.diagnostics.tables import make_tables
 from reconciler.diagnostics.trace import Query, Trace, trace
 from reconciler.domains import nat, route, rule

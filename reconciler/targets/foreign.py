@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -27,15 +26,12 @@ LEGACY_TABLES = ("filter", "mangle", "raw")
 class Surroundings:
     """The namespace this object was made in, and the host's files.
 
-    Args:
-        clock: monotonic seconds.
-
     Attributes:
         forward: our rules in other owners' chains.
         latest: the latest look at everything; a thread may refresh it.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
         self._with_ours: frozenset[Chain] = frozenset()
         self.forward = ForwardRules(lambda: self._with_ours)
         self._chains = ForeignChains(NEVER_FIREWALLS, translations=False)
@@ -43,7 +39,7 @@ class Surroundings:
         self._legacy = LegacyTables()
         self._netlink = Queries()
         self._host = HostFiles()
-        self.latest = Latest(self._observe, clock)
+        self.latest = Latest(self._observe)
 
     def chains(self) -> tuple[Ruleset, tuple[str, ...]]:
         """Read every chain of others that a packet may pass, but kube-proxy's own table.
@@ -51,17 +47,10 @@ class Surroundings:
         Returns:
             The chains; and what could not be looked at, with the reason.
         """
-        unread: list[str] = []
-
-        def tried(read: Callable[[], Ruleset]) -> Ruleset:
-            try:
-                return read()
-            except ObserveError as error:
-                unread.append(f"{error.what}: not looked at: {error.why}")
-                return NO_RULES
-
-        nft = tried(lambda: ForeignChains(NEVER_FIREWALLS).observe().ruleset)
-        legacy = tried(lambda: LegacyTables().ruleset(PRIORITIES))
+        tries = _Tries()
+        nft = tries.read(lambda: ForeignChains(NEVER_FIREWALLS).observe().ruleset, NO_RULES)
+        legacy = tries.read(lambda: LegacyTables().ruleset(PRIORITIES), NO_RULES)
+        unread = (f"{what}: not looked at: {why}" for what, why in tries.unread)
         return joined(nft, legacy), tuple(unread)
 
     def observe(self) -> Foreign:
@@ -69,21 +58,13 @@ class Surroundings:
         return self.latest.observe()
 
     def _observe(self) -> Foreign:
-        unread: list[tuple[str, str]] = []
-
-        def tried(read: Callable[[], T], otherwise: T) -> T:
-            try:
-                return read()
-            except ObserveError as error:
-                unread.append((error.what, error.why))
-                return otherwise
-
-        nft = tried(self._chains.observe, None)
+        tries = _Tries()
+        nft = tries.read(self._chains.observe, None)
         self._with_ours = nft.with_ours if nft else self._with_ours
         no_rules: tuple[ForeignRule, ...] = ()
-        rules = tried(self._netlink.foreign_rules, no_rules)
-        unread += self._netlink.unread_rules()
-        legacy = tried(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES)
+        rules = tries.read(self._netlink.foreign_rules, no_rules)
+        tries.unread += self._netlink.unread_rules()
+        legacy = tries.read(lambda: self._legacy.ruleset(LEGACY_TABLES), NO_RULES)
         ruleset: Ruleset = self._joined(nft.ruleset if nft else NO_RULES, legacy)
         names = nft.names if nft else frozenset()
         return Foreign(
@@ -96,5 +77,19 @@ class Surroundings:
             networkd=self._host.networkd(),
             managers=self._host.managers(),
             tools=self._host.tools(),
-            unread=(*unread, *ruleset.unread),
+            unread=(*tries.unread, *ruleset.unread),
         )
+
+
+class _Tries:
+    """Reads several sources; keeps what could not be read, and why."""
+
+    def __init__(self) -> None:
+        self.unread: list[tuple[str, str]] = []
+
+    def read(self, source: Callable[[], T], otherwise: T) -> T:
+        try:
+            return source()
+        except ObserveError as error:
+            self.unread.append((error.what, error.why))
+            return otherwise

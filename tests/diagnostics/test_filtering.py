@@ -315,7 +315,7 @@ def test_sets_hold_what_each_of_their_ranges_would(
     single = [between(masked, known, *r) for r in ranges]
     expected = True if True in single else None if None in single else False
     evaluation = Evaluation(
-        OUT, Mark(0), chain("c"), lambda *_: Elements(tuple((*r, None) for r in ranges))
+        OUT, Mark(0), chain("c"), {("ip", "fw", "s"): Elements(tuple((*r, None) for r in ranges))}
     )
     evaluation._value[:4], evaluation._known[:4] = masked, known
     assert evaluation._is_in(0, "s") is expected

@@ -104,7 +104,7 @@ class LegacyTables:
         result, wanted = Ruleset(), frozenset(tables)
         left = MAX_BYTES_IN_ALL
         for layout in (IPV4, IPV6):
-            for table in sorted(_names(layout) & wanted):
+            for table in sorted(table_names(layout) & wanted):
                 found = _read(table, layout, left)
                 left -= len(found[1]) if found else 0
                 read = _chains(table, layout, *found) if found else _unread(table, layout)
@@ -117,7 +117,12 @@ class LegacyTables:
 TOO_LARGE = f"one may have {MAX_TABLE_BYTES >> 20} MiB, all together {MAX_BYTES_IN_ALL >> 20}"
 
 
-def _names(layout: Layout) -> frozenset[str]:
+def table_names(layout: Layout) -> frozenset[str]:
+    """Return the tables of a family that this thread's namespace has.
+
+    Raises:
+        ObserveError: the list cannot be read.
+    """
     try:
         return frozenset(layout.names.read_text().split())
     except FileNotFoundError:

@@ -18,14 +18,11 @@ from pathlib import Path
 
 from reconciler.core.predecessor import IptablesChain, IptablesRule
 from reconciler.engine.plan import Change
-from reconciler.errors import ApplyError, ObserveError
+from reconciler.errors import ApplyError
+from reconciler.targets.iptables.legacy import IPV4, table_names
 
 TABLES = ("nat", "mangle")
 """The tables that the stock plugin writes to."""
-
-LEGACY = Path("/proc/thread-self/net/ip_tables_names")
-"""Lists the legacy tables of this namespace. To list such a table's rules, or to find it absent,
-``iptables-legacy`` would first make it, and a hook of NAT with it."""
 
 LOCK_S = 5
 """Seconds to wait for the lock that every other program of iptables holds for milliseconds."""
@@ -109,13 +106,7 @@ class Iptables:
 
 def _scope(nft_tables: Collection[str]) -> Iterator[Place]:
     yield from (("nft", table) for table in TABLES if table in nft_tables)
-    try:
-        names = LEGACY.read_text().split()
-    except FileNotFoundError:
-        return  # the kernel has no legacy tables
-    except OSError as error:
-        raise ObserveError(str(LEGACY), str(error)) from error
-    yield from (("legacy", table) for table in TABLES if table in names)
+    yield from (("legacy", table) for table in TABLES if table in table_names(IPV4))
 
 
 def _script(table: str, actions: Sequence[Change[IptablesRule | IptablesChain]]) -> Iterator[str]:

@@ -105,15 +105,7 @@ class Reader:
     def _element(
         self, name: bytes, first: bytes, after: bytes, goto: str, key_type: str
     ) -> NftElement:
-        """Return an element.
-
-        Args:
-            name: of the set.
-            first: its first address.
-            after: the same if it is one address; else where its range is over, b"" for the end.
-            goto: the chain it leads to.
-            key_type: of the set.
-        """
+        """Return an element that ends before ``after``: b"" for no end, ``first`` for one address."""
         identity = (name, first, after, goto)
         element = self._known_before.get(identity)
         if element is None:

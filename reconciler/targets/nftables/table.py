@@ -55,11 +55,6 @@ def read(
 ) -> frozenset[NftObject]:
     """Return what is in our table; the empty set if there is none.
 
-    Args:
-        kernel: where to look.
-        texts: of rules that are known, by their expressions.
-        reader: of elements.
-
     Raises:
         ObserveError: the kernel refused, or never held still.
     """
@@ -155,12 +150,7 @@ class _Stages:
 def requests(
     actions: Iterable[Change[NftObject]], compiled: Mapping[NftChain, tuple[bytes, ...]]
 ) -> list[Request]:
-    """Return the transaction, in the order the kernel's references demand.
-
-    Args:
-        actions: in any order.
-        compiled: the rules of every chain that is made or changed.
-    """
+    """Return the transaction, in the order the kernel's references demand."""
     stages = _Stages()
     for number, action in enumerate(actions):
         if action.verb is Verb.DELETE:

@@ -25,12 +25,11 @@ CONNTRACK_PRIORITY = -200
 
 @dataclass(slots=True)
 class Obstacles:
-    """What was found on a connection's way.
+    """What other owners' chains do to a connection.
 
     Attributes:
-        sure: what stops or rewrites it, or may do so, or was not looked at: the trace is not to be
-            relied on.
-        hints: what else may decide.
+        sure: what stops or rewrites it, may do so, or was not read: the trace is not reliable.
+        hints: other rules that may decide.
     """
 
     sure: list[str] = field(default_factory=list)
@@ -38,14 +37,7 @@ class Obstacles:
 
 
 def find_obstacles(query: Query, traced: Trace, inputs: Inputs, ruleset: Ruleset) -> Obstacles:
-    """Follow both legs of a connection through all hooks that they pass.
-
-    Args:
-        query: the connection.
-        traced: its way through rules and routes.
-        inputs: what is desired.
-        ruleset: other owners' chains at every hook.
-    """
+    """Follow both legs of a connection through all hooks that they pass."""
     found = Obstacles()
     for leg in traced.legs:
         mask = inputs.document.routing.mark_mask

@@ -105,7 +105,7 @@ class Reader:
     def _element(
         self, name: bytes, first: bytes, after: bytes, goto: str, key_type: str
     ) -> NftElement:
-        """Return an element that ends before ``after``: b"" for no end, ``first`` for one address."""
+        """Return an element up to ``after``: b"" for no end, ``first`` for one address."""
         identity = (name, first, after, goto)
         element = self._known_before.get(identity)
         if element is None:

@@ -310,9 +310,14 @@ def _may_create(desired: Pool, at: PoolStatus) -> int:
 
 
 def _give_back(desired: Pool, at: PoolStatus) -> Plan:
-    """Release what is quarantined and free; detach an ENI that is left with nothing."""
+    """Release what is quarantined and free; detach an ENI that is left with nothing.
+
+    What the pool lacks and EC2 shows, although it was asked to take it back, may have been given
+    again: it is waited for. To release it would end in the same answer again.
+    """
     actions: list[Ec2Action] = []
-    leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined}
+    awaited = desired.maybe_released if at.stock.held < at.band.low else frozenset()
+    leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined if u.network not in awaited}
     for eni in at.enis:
         networks = counted_networks(eni)
         mine = [n for n in networks if (eni.eni_id, n) in leaving]

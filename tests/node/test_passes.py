@@ -34,6 +34,7 @@ from reconciler.engine.plan import Change, Refusal, Verb
 from reconciler.errors import NotReadyError
 from reconciler.ipam.cloud import Cloud, Limits, Unread
 from reconciler.ipam.records import SetAside
+from reconciler.ipam.release import RELEASED_WAIT_S
 from reconciler.node.environment import Environment
 from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
@@ -267,6 +268,30 @@ def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other
     bound = {own for a in sim.state.observe().attachments for own in a.addresses}
     assert bound
     assert not bound & released
+
+
+def test_what_ec2_gives_again_serves_pods_when_it_may_and_is_not_released_for_ever() -> None:
+    """A subnet has nothing but what was just released, so EC2 gives exactly that again."""
+    rest = {SUBNET[i] for i in range(20, 255)}
+    first = eni(0, 0, primary=SUBNET[10])
+    only = FakeEc2([first], Limits(1, 10), SUBNET, rest, clock=lambda: sim.now)
+    pool = {"warm": 6, "surplus": 0}
+    sim = Simulation(only, warmPool={"addresses": pool, "cooldown": "0s"})
+    sim.turn(1.0)
+    sim.turn(100.0)
+    sim.document = document(warmPool={"addresses": pool | {"warm": 0}, "cooldown": "0s"})
+    for _ in range(3):
+        sim.turn(1.0)
+    assert only.enis[0].secondaries == ()
+    before = Counter(only.calls)
+    for number in range(4):
+        sim.start_pod(number)
+    for _ in range(int(RELEASED_WAIT_S) + 5):
+        sim.turn(1.0)
+    assert len(sim.state.observe().attachments) == 4
+    spent = Counter(only.calls) - before
+    changes = {name: n for name, n in spent.items() if not name.startswith("Describe")}
+    assert sum(changes.values()) <= 4, changes
 
 
 def test_a_subnet_given_to_prefixes_falls_back_and_returns() -> None:

@@ -18,6 +18,7 @@ THREADS = {
     "R": "reader: reads the document",
     "W": "watches: keeps the watches, looks whether directory and socket are still our own",
     "C": "cooldowns: ends connections of addresses that cool",
+    "O": "others: looks at other owners' rules",
     "D": "watchdog: looks at the others",
     "N": "kernel-watch: hears notifications of rtnetlink and nftables",
     "F": "observer and emitters of the watchdog library: notifications of files",
@@ -34,7 +35,7 @@ WHOLE = "replaced as a whole"
 other method reads it once, and works on what it has read."""
 
 ONCE = "set once"
-"""None until the writer's thread sets it, for ever."""
+"""None until the writer's thread sets it; it stays."""
 
 STEPS = "steps"
 """A primitive of ``threading``, or a container of which each call is one step of the interpreter.
@@ -67,7 +68,7 @@ class Shared:
     besides: tuple[tuple[str, str], ...] = ()
 
 
-ALL = "KPRWCDNSHXG"
+ALL = "KPRWCODNSHXG"
 
 TABLE = (
     # Requests and hints.
@@ -85,7 +86,7 @@ TABLE = (
     Shared(
         "daemon.requests.Checks", "_changed", ("_asked", "_found"), "KX", held=("_was_checked",)
     ),
-    Shared("daemon.triggers.Triggers", "_condition", ("_marks",), "KPRWCNFXG"),
+    Shared("daemon.triggers.Triggers", "_condition", ("_marks",), "KPRWCONFXG"),
     # What loops tell others.
     Shared("daemon.document.InForce", WHOLE, ("accepted",), "KPX", held=("_accept",)),
     Shared("daemon.reader.Reader", WHOLE, ("_last",), "RK", held=("look_first", "look_again")),
@@ -159,8 +160,8 @@ TABLE = (
         held=("leave", "postpones_shrinking"),
     ),
     Shared("node.pool_schedule.PoolSchedule", ONE, ("called_at", "grown_at", "readings"), "P"),
-    Shared("targets.latest.Latest", WHOLE, ("_last",), "K", held=("observe", "turn", "wait")),
-    Shared("targets.latest.Latest", STEPS, ("_asked", "_stopped"), "K"),
+    Shared("targets.latest.Latest", WHOLE, ("_last",), "KO", held=("_refresh", "wait")),
+    Shared("targets.latest.Latest", STEPS, ("_asked", "_stopped"), "KO"),
     Shared("targets.state.ownership.Lock", WHOLE, ("fd",), "KPWX", held=("take",)),
     Shared(
         "targets.state.directory.StateDirectory",

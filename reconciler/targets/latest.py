@@ -36,24 +36,27 @@ class Latest(Generic[T]):
 
     def observe(self) -> T:
         """Return the last result, and have it refreshed; the first one is waited for."""
-        if self.apart and self._last is not None:
+        last = self._last
+        if self.apart and last is not None:
             self._asked.set()
-            return self._last[0]
-        self.turn()
-        assert self._last is not None
-        return self._last[0]
+        else:
+            last = self._refresh()
+        return last[0]
 
     def turn(self) -> bool:
         """Read, unless the last result is still good; say whether there is another one."""
+        before = self._last
+        after = self._refresh()
+        return before is None or after[0] != before[0]
+
+    def _refresh(self) -> tuple[T, float]:
         self._asked.clear()
-        before, started = self._last, self._clock()
-        if before is not None and (started < before[1] or self._stopped.is_set()):
-            return False
-        found = self._read()
-        ended = self._clock()
-        idle_s = IDLE_SHARE * (ended - started) if ended - started > QUICK_S else 0.0
-        self._last = found, ended + idle_s
-        return before is None or found != before[0]
+        last, started = self._last, self._clock()
+        if last is None or (started >= last[1] and not self._stopped.is_set()):
+            found, ended = self._read(), self._clock()
+            idle_s = IDLE_SHARE * (ended - started) if ended - started > QUICK_S else 0.0
+            last = self._last = found, ended + idle_s
+        return last
 
     def wait(self) -> None:
         """Wait until it is asked for, and the last result is good no more."""

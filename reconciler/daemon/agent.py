@@ -185,7 +185,7 @@ class Agent:
     def _recall_answered(self) -> None:
         """Take what was seen in place once for answered: who asked has lost its connection.
 
-        What is bound and unfinished was never answered: whoever asks for it again is told.
+        What is bound and unfinished was never answered: the next ADD for it is.
         """
         with suppress(ReconcilerError), boundary("recall"):  # the first pass reports it
             records = self.parts.node.state.observe()

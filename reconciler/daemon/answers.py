@@ -100,7 +100,7 @@ def _answer_add(agent: Agent, question: dict[str, Any]) -> dict[str, Any]:
         )
     message = "it has its interface already, and keeps it; a DEL for it comes first"
     already = Issue(f"attachment {key}", "AlreadyAttached", message)
-    # First, for whoever hears of another failure takes back what the first ADD was given.
+    # First: a runtime that hears of another failure deletes what the first ADD was given.
     if requests.was_answered(key, attempt):
         return refuse_for(already)
     outcome = requests.await_attachment(key, budget_s)

@@ -31,13 +31,13 @@ PID_MAX_LIMIT = 1 << 22
 """Of the kernel. The port that bind chooses for a process's second socket is above."""
 
 RECENT_S = 10.0
-"""Seconds for which somebody who has changed something is remembered."""
+"""Seconds for which another writer is remembered."""
 
 MOST = 8
 """Names that are told."""
 
 MAX_AUTHORS = 64
-"""Of one notification, and names that are remembered; whoever changes something does so again."""
+"""Of one notification, and names that are remembered."""
 
 
 class ChangeAttribution:

@@ -1,4 +1,4 @@
-"""Conditions: named, dated, reasoned facts about the node. Each trouble is kept once."""
+"""Conditions: named, dated, reasoned facts about the node. Each issue is kept once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reconciler.errors import InternalError
 log = logging.getLogger(__name__)
 
 MOST_TRACED = 256
-"""Distinct failures of which the traceback was logged; beyond that the log would have no end."""
+"""Distinct failures whose traceback is logged; a limit, so that the log has an end."""
 
 MOST_OF_ONE = 50
 """Conditions that are kept of one domain."""
@@ -26,7 +26,7 @@ Condition = dict[str, Any]
 
 
 class Conditions:
-    """What is wrong now, by domain; may be asked and told by any thread."""
+    """What is wrong now, by domain; any thread may read and write it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,10 +34,10 @@ class Conditions:
         self._traced: set[tuple[str, str]] = set()
 
     def report(self, domain: str, outcome: Outcome, *, is_logged: bool = False) -> None:
-        """Take over a domain's troubles; log when one comes and when it goes.
+        """Replace a domain's issues; log each that begins or ends.
 
         Args:
-            domain: whose troubles.
+            domain: whose issues.
             outcome: all of them.
             is_logged: what they say is in the log already.
         """
@@ -59,7 +59,7 @@ class Conditions:
         log.error("internal error in %s; its traceback, once:\n%s", error.what, error.trace)
 
     def note(self, domain: str, findings: Iterable[Issue]) -> None:
-        """Take over what was found of other owners; likewise."""
+        """Replace the findings of a domain, as ``report`` does."""
         self._take(domain, findings)
 
     def _take(self, domain: str, issues: Iterable[Issue], *, is_logged: bool = False) -> None:

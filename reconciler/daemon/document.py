@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 NEVER_CHANGES = (
     "it is a mount of its own, as subPath makes it: a ConfigMap's next version never arrives "
     "here, and neither does a file that an editor renames into its place; mount the whole "
-    "ConfigMap as a directory, without subPath, and start this reconciler anew"
+    "ConfigMap as a directory, without subPath, and restart this reconciler"
 )
 
 MOST_PROBLEMS = 20

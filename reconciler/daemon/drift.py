@@ -1,4 +1,4 @@
-"""Drift: an owned object that somebody else changed, told from what was asked for."""
+"""Drift: an owned object that another writer changed, told apart from what was asked for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The daemon's duties: each is watched, fails alone, and is a condition while it fails.
 
-A loop of the daemon is many duties, one after the other: a pass, the answers to pods, the books of
-drift. What one of them raises must not keep the next from being done, and never ends a thread.
+A loop of the daemon is a sequence of duties: a pass, the answers to pods, the drift tracker. If
+one raises, the next is done all the same, and the thread goes on.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Duties:
             self.conditions.trace(InternalError("a thread of a library", ended.exc_value))
 
     def forever(self, name: str, turn: Callable[[], None], stopping: threading.Event) -> None:
-        """Take turns until told to stop; after one that fails, wait a while.
+        """Take turns until told to stop; after one that fails, back off.
 
         Args:
             name: the loop.
-            turn: one turn; it waits by itself for something to do.
-            stopping: set when it shall end.
+            turn: one turn; it waits until there is something to do.
+            stopping: set when it must end.
         """
         failures = 0
         while not stopping.is_set():

@@ -1,8 +1,8 @@
 """Health and metrics over HTTP, for kubelet's probes and for Prometheus.
 
-``/livez``: every thread goes on. ``/readyz``: pods can be served. ``/metrics``: all counters. All
-are answered from what is known, at once: none waits for EC2 or for a pass. Whoever can reach the
-address may ask; ``listener`` bounds what that costs.
+``/livez``: every thread makes progress. ``/readyz``: pods can start. ``/metrics``: all counters.
+All are answered at once from what is known; none waits for EC2 or for a pass. Any client that
+reaches the address may ask; ``listener`` limits what that costs.
 """
 
 from __future__ import annotations

@@ -66,12 +66,12 @@ class KernelLoop:
             self._schedule = replace(self._schedule, pods_at=time.monotonic())
             self._is_untidy = True
         if "document" in hints:
-            # That it was read is no reason to look at every pod.
+            # A document that says nothing new is no reason to look into every pod.
             hints -= {"document"}
             with parts.duties.over("taking over the document"):
                 hints |= {"edited"} if self._take_document() else frozenset()
         if self._due_s(hints) <= 0:
-            # Not only when told: a directory that was replaced is watched no more.
+            # Also without a notification: the watch of a replaced directory is lost.
             parts.document.reader.hints.mark("document")
             wait_s = self.full_pass(audit=self._is_audit_due(hints))
             self._schedule = replace(self._schedule, wait_s=wait_s)

@@ -1,9 +1,9 @@
 """Accepts connections on one socket and reads a request from each, in one thread, within bounds.
 
-However many connections others open, however slowly they speak or read, and whatever they leave
-half said: they cost one thread, a bounded number of descriptors and bytes, and nobody's time. When
-all places are taken, the connection that has been open longest makes room for the next one. While
-there is no room to be made, nothing is accepted: the kernel's queue waits.
+Connections cost one thread and a bounded number of descriptors and bytes, however many are open
+and however slowly they write or read. When all places are taken, the connection that has been open
+longest is closed for the next one. While none may be closed, nothing is accepted: connections wait
+in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SHARE, OWN = 8, 128
 one in ``SHARE`` if that is more: the daemon needs some forty itself, or no pod is served."""
 
 PAUSE_S = 0.1
-"""Seconds in which nothing is accepted when no place can be had, unless one is given back."""
+"""Seconds in which nothing is accepted when there is no place, unless one becomes free."""
 
 TURN_S = 2.0
-"""Seconds after which the thread says that it is alive, if nobody connects."""
+"""Seconds after which the thread says that it is alive, if no connection comes."""
 
 Take = Callable[[socket.socket, bytes], bytes | None]
 """Takes a connection and its request; returns what to answer. None: the connection is now another
@@ -39,15 +39,15 @@ thread's, which closes it by ``Listener.close``."""
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What others may cost.
+    """Limits of what connections may cost.
 
     Attributes:
-        connections: open at once, those with other threads included.
-        request_bytes: of one request; it is handed over with one byte more if it is longer.
+        connections: open at once, those of other threads included.
+        request_bytes: of one request; a longer one is passed on with one byte more.
         request_s: seconds from the connection's beginning until its whole request must be here.
         answer_s: seconds in which the other side must have read its answer.
-        grace_s: seconds in which a connection makes room for no other, so that a burst of those
-            who are about to ask does not cut its own.
+        grace_s: seconds in which a connection is not closed for another, so that a burst of
+            clients that are about to ask does not cut its own.
     """
 
     connections: int
@@ -175,7 +175,7 @@ class _Places:
         self.take_back()
 
     def close(self) -> None:
-        """Close all connections but those of other threads, and listen no more."""
+        """Stop listening; close all connections but those of other threads."""
         for each in (*(c.socket for c in self.held.values()), self.listening):
             each.close()
         self.selector.close()
@@ -187,7 +187,7 @@ class Listener:
     Args:
         name: what it is, for the log, the metric and the thread.
         listening: bound and listening already; it is closed by ``stop``.
-        bounds: what others may cost.
+        bounds: limits of what connections may cost.
         is_whole: whether what has come so far is a whole request; what came before the other side
             stopped talking is one, too.
         take: called with each request in the listener's own thread, so it must not wait.

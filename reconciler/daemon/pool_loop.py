@@ -54,7 +54,7 @@ class PoolLoop:
     Attributes:
         planned_for: the demand that the pool was last planned for; None while its pass is under
             way. Replaced as a whole.
-        report: likewise.
+        report: of the last pass; replaced as a whole.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -156,5 +156,5 @@ def hints_of(
     ):
         told.add("pool")
     if before.linked & attached - linked:
-        told.add("look")  # EC2 says nothing when somebody detaches an ENI
+        told.add("look")  # EC2 does not notify of a detached ENI
     return frozenset(told), Links(taking_over, linked)

@@ -1,6 +1,6 @@
-"""Reads the document beside the loops.
+"""Reads the document in a thread of its own.
 
-Neither a file system that hangs nor a document that takes seconds to parse holds up a pod.
+No pod waits for a file system that hangs, or for a document that takes seconds to parse.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Reading:
         text: as it stands in the file; "" if that could not be read.
         document: what it says; None if it is refused.
         refused: why it is.
-        fixed: its mount shows the same content for ever.
+        fixed: its mount never shows another content.
     """
 
     text: str

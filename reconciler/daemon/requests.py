@@ -74,7 +74,7 @@ class Requests:
             budget_s: seconds to wait at most.
         """
         with self._changed:
-            # Not before it has the lock: a pass that begins in between would seem to have looked.
+            # Under the lock: a pass that begins before it has not looked for this pod.
             asked_at = time.monotonic()
             self._asked[key] = asked_at
             self._hints.mark("intent")
@@ -181,7 +181,7 @@ class Requests:
         return wanted
 
     def _forget_gone(self, result: PassResult) -> None:
-        """Forget what was known of attachments that a pass no more has found."""
+        """Forget attachments that a pass has not found."""
         looked_for = result.asked
         if looked_for is None:
             looked_for = frozenset(self._done.keys() | self._answered.keys())
@@ -196,9 +196,9 @@ class Requests:
             self._served_at = time.monotonic()
 
     def let_pods_go_first(self) -> None:
-        """Wait until no pod comes any more: the caller would take the interpreter from them.
+        """Wait until no pod has come for ``QUIET_S``: the caller would slow them down.
 
-        Not for long, and not if one waits, which is for the addresses that EC2 may give.
+        At most ``POOL_PASS_S``, and not while an ADD waits for addresses, which EC2 may give.
         """
         deadline = time.monotonic() + POOL_PASS_S
         with self._changed:

@@ -20,8 +20,8 @@ FULL_PASS_S = 1.0
 """Seconds that pods coming and going may put off a full pass."""
 
 PASS_SHARE = 5
-"""Full passes that only notifications ask for begin this many durations apart: a fifth of a core
-at most goes to somebody who changes the kernel without end."""
+"""Full passes that only notifications ask for begin this many durations apart: changes of the
+kernel without end take a fifth of a core at most."""
 
 CAN_WAIT = {"kernel", "pool", "cooldown", "files", "others"}
 """Hints whose full pass pods may put off."""
@@ -64,9 +64,9 @@ def due_s(schedule: Schedule, hints: frozenset[str], now: float, *, is_awaited: 
         return by_time
     if not hints <= CAN_WAIT or is_awaited:
         return min(by_time, 0.0)
-    # Each pod's links make the kernel notify us, so pods bring as many hints to look at
-    # everything as there are pods. Those that wait come first, but not for long. Whoever changes
-    # the kernel without end must not have us look without end.
+    # The kernel notifies us of each pod's links, so every pod brings a hint to observe everything.
+    # Pods that wait come first, but not for long. Changes of the kernel without end do not make
+    # passes without end.
     quiet_at = min(schedule.pods_at + QUIET_S, schedule.full_pass_at + FULL_PASS_S)
     idle_until = schedule.full_pass_at + PASS_SHARE * schedule.full_pass_s
     return min(by_time, max(quiet_at, idle_until) - now)

@@ -91,7 +91,7 @@ class Server:
         return _place(self._path) == self._place
 
     def reclaim(self) -> tuple[Issue, ...]:
-        """Listen again if the socket's path leads here no more; say so.
+        """Listen again if the socket's path does not lead here; say so.
 
         The lock must be held: another reconciler's socket would be taken away.
 
@@ -150,7 +150,7 @@ class Server:
             if self._workers.run(kind, most, exchange):
                 return None
             message = f"{most} questions of this kind are under way"
-        except RuntimeError as error:  # EAGAIN in pthread_create(3); Python says no more of it
+        except RuntimeError as error:  # EAGAIN in pthread_create(3)
             message = f"the reconciler: {error}: its pids cgroup or the host has as many as it may"
         return encode(refuse(protocol.TRY_AGAIN, message, do))
 
@@ -174,7 +174,7 @@ class Server:
         if do == "add" and reply["ok"] and not told:
             self._agent.parts.requests.disclaim(answers.key_of(question))
         if do in LOGGED:
-            # A DEL has left no more than a hint, and is gone.
+            # A DEL leaves only a hint, and does not wait for the answer.
             _log(
                 question,
                 reply,

@@ -25,7 +25,7 @@ REGISTRY = CollectorRegistry()
 
 DRIFT = Counter(
     "node_network_drift_repaired",
-    "Owned objects that somebody else changed or removed, and that were put right",
+    "Owned objects that another writer changed or removed, and that were repaired",
     ["domain", "kind", "verb"],
     registry=REGISTRY,
 )
@@ -37,7 +37,7 @@ ACTIONS = Counter(
 )
 FAILURES = Counter(
     "node_network_failures",
-    "Looks and actions that failed",
+    "Observations and actions that failed",
     ["domain", "reason"],
     registry=REGISTRY,
 )
@@ -103,8 +103,8 @@ FOREIGN_TEXT = 256
 
 
 MOST_WAITING = 1 << 20
-"""Bytes of lines that wait to be written, while nobody reads them or the disk is full: some hours
-of a node that is well, a second of one that is not."""
+"""Bytes of lines that wait while they are not read or the disk is full: some hours of a healthy
+node, a second of a failing one."""
 
 AGAIN_S = 1.0
 """Seconds until it is tried again after a line could not be written."""
@@ -130,15 +130,15 @@ def configure(*, verbose: bool = False) -> None:
     logging.captureWarnings(capture=True)
     # Python would write to stderr by itself, and wait there.
     sys.unraisablehook = lambda raised: logging.getLogger(__name__).error(
-        "an exception that nobody can catch: %r in %r", raised.exc_value, raised.object
+        "an exception outside of any caller: %r in %r", raised.exc_value, raised.object
     )
 
 
 class LogWriter(logging.Handler):
-    """Writes lines in a thread of its own, so that whoever logs never waits.
+    """Writes lines in a thread of its own, so that no caller waits.
 
-    What should read them may have stopped, or a disk is full. Then they wait, up to a limit. Those
-    beyond it are dropped and counted, until all that waits is written, which the next line says.
+    If the reader has stopped or the disk is full, lines wait, up to a limit. Lines beyond it are
+    dropped and counted, until all that waits is written; the next line says how many.
 
     Args:
         descriptor: of the open file that the lines go to.

@@ -1,8 +1,7 @@
 """Triggers: hints that something may have changed. They carry no content.
 
-The loop looks for itself; losing every trigger costs latency, never correctness. So a watch that
-cannot be had, or is lost, is a condition and no more, and is tried again. This is the door to
-``watchdog``.
+The loop observes for itself; losing every trigger costs latency, never correctness. So a watch
+that fails or is lost is only a condition, and is tried again. This is the door to ``watchdog``.
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ class FileWatch:
         self._inode = 0
 
     def keep(self) -> None:
-        """Begin to watch; or begin anew, if the watch was lost or the directory replaced.
+        """Begin to watch; begin again if the watch was lost or the directory replaced.
 
         Raises:
             WatchError: it cannot be watched now.
@@ -288,8 +287,8 @@ def _ready(sockets: list[socket.socket], timeout_s: float) -> list[socket.socket
 def _drain(s: socket.socket, attribution: ChangeAttribution) -> None:
     """Read notifications; what they are about is looked at elsewhere.
 
-    Not for as long as there are any: whoever makes them without end must not keep this thread from
-    marking the next burst. What is left is read then, or lost, which says as much.
+    At most ``MAX_READ``: changes without end must not keep this thread from marking the next
+    burst. What is left is read then, or lost, which marks as much.
     """
     try:
         for _ in range(MAX_READ):

@@ -1,8 +1,8 @@
-"""Notices a thread that does not go on, and says where it stands.
+"""Notices a thread that makes no progress, and logs its stack.
 
-A thread that works in passes is alive if it waits, or if the pass it is in has begun not long ago.
-One that waits for others all its life is alive if it has lately said so. A thread of its own looks
-at that from outside, because a thread that is stuck in a system call can say nothing itself.
+A thread that works in passes is alive if it waits, or if its pass began not long ago. A thread
+that waits for clients is alive if it has lately said so. The watchdog is a thread of its own,
+because one that is stuck in a system call cannot report itself.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from reconciler.errors import ReconcilerError, boundary
 log = logging.getLogger(__name__)
 
 STUCK_S = 10.0
-"""Seconds after which a pass counts as stuck: with 250 pods one takes a tenth of a second, and the
-slowest thing in it that may work after all, a rule set of many thousand rules, a few seconds."""
+"""Seconds after which a pass counts as stuck: with 250 pods it takes a tenth of a second, and
+with a rule set of many thousand rules a few seconds."""
 
 DEAD_S = 60.0
-"""Seconds after which the process is worth a restart: it loses nothing but the pass."""
+"""Seconds after which ``/livez`` asks for a restart: only the pass is lost."""
 
 EVERY_S = 2.0
 """Seconds between looks."""
@@ -40,7 +40,7 @@ FRAMES = 12
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """A pass that does not end, or a thread that says nothing any more.
+    """A pass that does not end, or a thread that has stopped reporting.
 
     Attributes:
         what: which pass, or which thread.
@@ -89,8 +89,7 @@ class Watchdog:
     """Watches all threads of the daemon.
 
     Args:
-        tell: hears of what is stuck, the longest first, again with each look, and of nothing once
-            nothing is.
+        tell: called with each look: with what has been stuck longest, or with None.
     """
 
     def __init__(self, tell: Callable[[Stuck | None], None]) -> None:
@@ -130,7 +129,7 @@ class Watchdog:
                 self._passes[thread] = around
 
     def hear(self, what: str) -> None:
-        """Note that the calling thread is alive; from now on it must say so every few seconds.
+        """Note that the calling thread is alive; from now on it must call this every few seconds.
 
         Args:
             what: what the thread does.
@@ -139,7 +138,7 @@ class Watchdog:
         self._heard[thread] = _Watched(what, time.monotonic(), thread)
 
     def let_go(self) -> None:
-        """Expect nothing more from the calling thread: it ends as it should."""
+        """Watch the calling thread no longer: it ends as it should."""
         self._heard.pop(threading.get_ident(), None)
 
     @property

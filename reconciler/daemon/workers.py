@@ -47,7 +47,7 @@ class Workers:
         while work := self._work.get():
             kind, what = work
             try:
-                what()  # an error of ours ends this thread, and no other
+                what()  # what it raises ends this thread only
             finally:
                 with self._lock:
                     self._busy[kind] -= 1

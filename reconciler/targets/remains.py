@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from reconciler.core.predecessor import (
     StockRule,
     StockTable,
 )
-from reconciler.engine.plan import Change
+from reconciler.domains.route import Route
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.iptables.programs import Iptables
 from reconciler.targets.netlink.message import (
@@ -34,16 +34,15 @@ from reconciler.targets.netlink.message import (
 from reconciler.targets.netlink.namespaces import entered_by
 from reconciler.targets.netlink.rtnetlink import GONE, POD_BOUNDS, How, Rtnetlink
 from reconciler.targets.netlink.tables import (
+    AF,
     FR_ACT_TO_TBL,
     LINKS,
-    ROUTES,
     RULES,
-    SCOPE_NOWHERE,
     Attributes,
 )
+from reconciler.targets.netlink.write import Sessions, apply_one
 from reconciler.targets.nftables.target import StockTables
 
-AF_INET = socket.AF_INET
 RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3
 
 PLACES = ("run/netns/*", "proc/[0-9]*/ns/net")
@@ -67,14 +66,18 @@ def remove(
 
 def _remove(actions: Iterable[Change[StockRule | StockRoute]]) -> tuple[ApplyError, ...]:
     failures = []
-    with Rtnetlink() as host:
+    with Sessions() as sessions:
         for action in actions:
             try:
                 match action.object:
                     case StockRule() as rule:
-                        _remove_rule(host, rule)
-                    case StockRoute() as route:
-                        _remove_route(host, route)
+                        _remove_rule(sessions(""), rule)
+                    case StockRoute(device=""):
+                        pass  # it went with its link
+                    case StockRoute() as old:
+                        way = old.device, old.gateway, old.metric, old.protocol
+                        route = Route("", old.table, old.destination, *way)
+                        apply_one(sessions, Change(Verb.DELETE, route, action.reason))
             except KernelError as error:
                 if error.errno not in GONE:
                     failures.append(ApplyError.from_errno(str(action), error))
@@ -87,7 +90,7 @@ def _remove_rule(host: Rtnetlink, rule: StockRule) -> None:
         ("FRA_TABLE", rule.table),
         ("FRA_PROTOCOL", rule.protocol),
     )
-    fields = {"family": AF_INET, "action": FR_ACT_TO_TBL}
+    fields = {"family": AF["ipv4"], "action": FR_ACT_TO_TBL}
     if rule.mark is not None:
         wanted += (("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask))
     for side, network in (("src", rule.source), ("dst", rule.destination)):
@@ -95,23 +98,6 @@ def _remove_rule(host: Rtnetlink, rule: StockRule) -> None:
             wanted += ((f"FRA_{side.upper()}", str(network.network_address)),)
             fields[f"{side}_len"] = network.prefixlen
     host.change(RULES, How.DELETE, wanted, **fields)
-
-
-def _remove_route(host: Rtnetlink, route: StockRoute) -> None:
-    # By its device, too: another route to the same place may stand beside it by now.
-    try:
-        device = socket.if_nametoindex(route.device)
-    except OSError:
-        return  # it went with its link
-    wanted: Attributes = (("RTA_TABLE", route.table), ("RTA_OIF", device))
-    if route.destination.prefixlen:
-        wanted += (("RTA_DST", str(route.destination.network_address)),)
-    if route.gateway:
-        wanted += (("RTA_GATEWAY", str(route.gateway)),)
-    if route.metric:
-        wanted += (("RTA_PRIORITY", route.metric),)
-    fields = {"dst_len": route.destination.prefixlen, "proto": route.protocol}
-    host.change(ROUTES, How.DELETE, wanted, family=AF_INET, scope=SCOPE_NOWHERE, **fields)
 
 
 def find_ends(veths: set[str]) -> Mapping[str, PodEnd]:

@@ -34,6 +34,7 @@ from lab.faults import Faults
 from lab.server import IMAGE
 from lab.topology import SUBNETS
 from lab.wire import NoWire
+from reconciler.targets.netlink.ruleset import Nfnetlink
 
 # Programs are started by the hundred here, and each would compile all it imports: an eighth of
 # its start. Some containers set this for images' sake.
@@ -120,6 +121,7 @@ def plug(mac: str, name: str, far: str) -> None:
 @pytest.fixture
 def home() -> Iterator[str]:
     """Run the test's thread inside a namespace of its own."""
+    Nfnetlink._ours.clear()  # by inode, which the kernel gives to another namespace later
     with namespace("home") as name, netns.inside(name):
         yield name
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from reconciler.core.attachment import Attachment, Cooling, Intent, alias_key
@@ -45,6 +46,7 @@ from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import Records
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.latest import Latest
+from reconciler.targets.state.codec import _parse_intent
 from schemas.cni import TYPE
 
 
@@ -382,7 +384,14 @@ class FakeState:
         """Another process: it knows only what was written."""
         self._unwritten = {}
 
+    root = Path("/run/node-network")
     is_own = True
+
+    def sweep(self) -> None:
+        """Nothing is left of any writing."""
+
+    def hand_over(self, release: dict[str, Any]) -> None:
+        self.put(_parse_intent(release))
 
     def reclaim(self) -> tuple[()]:
         return ()

@@ -25,6 +25,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.errors import ReconcilerError
 from reconciler.node.passes import LocalNode
 from reconciler.node.tracing import Traced, follow
+from reconciler.targets.services import Services
 
 
 class _Address(click.ParamType[IpAddress]):
@@ -100,7 +101,7 @@ def trace(
     try:
         ends: tuple[IpAddress | None, ...] = (endpoint,)
         if port and not endpoint and not inbound:
-            ends = node.environment.services.endpoints(peer, protocol, port) or ends
+            ends = Services().endpoints(peer, protocol, port) or ends
 
         def make(inputs: Inputs) -> list[Query]:
             who = find_pod(inputs.attachments, pod)

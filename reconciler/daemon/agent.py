@@ -31,8 +31,8 @@ from reconciler.engine.issue import Issue
 from reconciler.errors import LockedError, ReconcilerError, boundary
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
+from reconciler.node.targets import State
 from reconciler.targets.files.installation import INTERIM
-from reconciler.targets.state.directory import StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Agent:
     def __init__(
         self,
         document_path: Path,
-        state: StateDirectory,
+        state: State,
         environment: Environment | None = None,
         *,
         events: bool = True,

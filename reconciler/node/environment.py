@@ -7,9 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from reconciler.engine.converge import Target
 from reconciler.ipam.ec2_action import Creation
+from reconciler.node.targets import (
+    Connections,
+    Directories,
+    Ec2Target,
+    Leftovers,
+    Metadata,
+    Neighbourhood,
+    Network,
+    Table,
+)
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2.caller import Subprocess
 from reconciler.targets.ec2.changes import Journal
@@ -19,7 +29,6 @@ from reconciler.targets.foreign import Surroundings
 from reconciler.targets.imds.client import Imds
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.target import Nft
-from reconciler.targets.services import Services
 from reconciler.targets.stock_plugin import DIRECTORY, StockPluginTarget
 from reconciler.targets.sysctl import SysctlTree
 
@@ -41,16 +50,15 @@ class Environment:
         node_name: what the cluster calls the node; "" if it is not set.
     """
 
-    imds: Any = field(default_factory=Imds)
-    make_ec2: Callable[[str, str, Journal], Any] = Ec2
-    netlink: Any = field(default_factory=Netlink)
-    nft: Any = field(default_factory=Nft)
-    sysctl: Any = field(default_factory=SysctlTree)
-    conntrack: Any = field(default_factory=Conntrack)
-    surroundings: Any = field(default_factory=Surroundings)
-    services: Any = field(default_factory=Services)
-    remains: Any = field(default_factory=_stock_plugin)
-    files: Any = field(default_factory=HostDirectories)
+    imds: Metadata = field(default_factory=Imds)
+    make_ec2: Callable[[str, str, Journal], Ec2Target] = Ec2
+    netlink: Network = field(default_factory=Netlink)
+    nft: Table = field(default_factory=Nft)
+    sysctl: Target = field(default_factory=SysctlTree)
+    conntrack: Connections = field(default_factory=Conntrack)
+    surroundings: Neighbourhood = field(default_factory=Surroundings)
+    remains: Leftovers = field(default_factory=_stock_plugin)
+    files: Directories = field(default_factory=HostDirectories)
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
     node_name: str = ""

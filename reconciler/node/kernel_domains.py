@@ -20,6 +20,7 @@ from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Domain, Target
 from reconciler.engine.plan import Key, Plan
 from reconciler.errors import ReconcilerError, boundary
+from reconciler.node.targets import Table
 from reconciler.targets.kernel import Kernel
 from reconciler.targets.scoped import ScopedTarget
 
@@ -43,7 +44,7 @@ class KernelDomains:
         all: every domain; those that share a target stand side by side.
     """
 
-    def __init__(self, kernel: Kernel, settings: Target, nft: Any) -> None:
+    def __init__(self, kernel: Kernel, settings: Target, nft: Table) -> None:
         self.kernel = kernel
         self._nft = nft
         self.all = (
@@ -64,12 +65,14 @@ class KernelDomains:
             gone: what is looked at besides all that is desired: it is not wanted any more.
         """
         elements = frozenset(o for o in gone if isinstance(o, NftElement))
-        kernel = ScopedTarget(self.kernel, gone - elements)
-        nft = ScopedTarget(self._nft, elements)
+        others = gone - elements
+        kernel, table = self.kernel, self._nft
+        seen = ScopedTarget(lambda o: kernel.observe_at(others.union(o)), kernel.apply)
+        nft = ScopedTarget(lambda o: table.observe_at(elements.union(o)), table.apply)
         return [
             Domain(name, desire, plan, nft, kinds, atomic=True)
             if NftElement in kinds
-            else Domain(name, desire, plan, kernel, kinds)
+            else Domain(name, desire, plan, seen, kinds)
             for name, desire, plan, kinds in POD_DOMAINS
         ]
 

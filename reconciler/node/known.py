@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from reconciler.core.facts import Node
 from reconciler.errors import ConflictError, NotReadyError
 from reconciler.ipam.cloud import Cloud
+from reconciler.node.targets import State
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
 from schemas.resolve import resolve
@@ -23,7 +22,7 @@ class Known:
         cloud: the last observation of EC2, also of an earlier process; None until there was one.
     """
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
         self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
         self.facts: Node | None = self._remembered[0]
@@ -46,9 +45,10 @@ class Known:
         Raises:
             StateError: it cannot be written.
         """
-        if self._remembered != (self.facts, self.cloud):
-            self._state.remember(self.facts, self.cloud)
-            self._remembered = (self.facts, self.cloud)
+        facts, cloud = self.facts, self.cloud
+        if facts is not None and cloud is not None and self._remembered != (facts, cloud):
+            self._state.remember(facts, cloud)
+            self._remembered = (facts, cloud)
 
     def observation(self) -> Cloud:
         """Return the last observation of EC2.

@@ -18,7 +18,7 @@ from reconciler.domains import attachment
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run, left_out
 from reconciler.engine.backoff import Backoffs
-from reconciler.engine.converge import Domain, Outcome, Outcomes
+from reconciler.engine.converge import Domain, Outcome, Outcomes, Target
 from reconciler.engine.issue import Issue
 from reconciler.engine.observed import cut_kinds, unread_places
 from reconciler.errors import NotReadyError, ObserveError, ReconcilerError, boundary
@@ -42,9 +42,10 @@ from reconciler.node.pass_result import (
 )
 from reconciler.node.pool_pass import PoolPass
 from reconciler.node.stock_plugin import StockPlugin
+from reconciler.node.targets import State
 from reconciler.node.visits import Inspection, Visits
 from reconciler.targets.kernel import Kernel
-from reconciler.targets.scoped import ScopedState, StateReadOnce
+from reconciler.targets.scoped import known_records, records_of
 from schemas.document import NodeNetwork
 
 
@@ -59,7 +60,7 @@ class LocalNode:
         after: what follows a full pass.
     """
 
-    def __init__(self, state: Any, environment: Environment | None = None) -> None:
+    def __init__(self, state: State, environment: Environment | None = None) -> None:
         self.state = state
         self.environment = environment or Environment(node_name=os.environ.get("NODE_NAME", ""))
         self.known = Known(state)
@@ -152,7 +153,7 @@ class LocalNode:
         inputs, before = self._surveyed()
         environment = self.environment
         inputs = replace(inputs, now=environment.now(), clock=environment.clock())
-        state = ScopedState(self.state, keys, before)
+        state = records_of(self.state, keys, before)
         plan = partial(attachment.plan_pods, keys)
         domain = Domain("attachment", attachment.desire, plan, state)
         with self.pool.binding:
@@ -246,7 +247,7 @@ class LocalNode:
         self.state.hold(inputs.unrecorded)
         flows, ended = self.cooldowns.review(records.resting)
         inputs = replace(inputs, flows=flows, dead=self.dead.find(records, inputs))
-        domain = attachment_domain(StateReadOnce(self.state, records))
+        domain = attachment_domain(known_records(self.state, records))
         with self.pool.binding:
             return inputs, converge([domain], inputs) | {"conntrack": ended}
 
@@ -312,7 +313,7 @@ class LocalNode:
         ]
 
 
-def attachment_domain(state: Any) -> Domain:
+def attachment_domain(state: Target) -> Domain:
     """Return the domain that binds and releases."""
     return Domain("attachment", attachment.desire, attachment.plan, state)
 

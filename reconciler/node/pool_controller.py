@@ -14,14 +14,13 @@ from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from reconciler.core.datapath import IpAddress, IpNetwork, family_of
 from reconciler.domains import eni
 from reconciler.domains.conntrack import ConntrackFlush
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.converge import Domain, Outcome, Target, converge
-from reconciler.engine.plan import Plan
+from reconciler.engine.converge import Domain, Outcome, converge
+from reconciler.engine.plan import Change, Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
 from reconciler.ipam import creation, quarantine
 from reconciler.ipam.budget import Failure
@@ -30,6 +29,7 @@ from reconciler.ipam.ec2_action import (
     AddEni,
     AssignAddresses,
     AssignPrefixes,
+    Ec2Action,
     ReleaseAddresses,
     ReleasePrefixes,
 )
@@ -41,6 +41,7 @@ from reconciler.node.answered_ec2 import AnsweredEc2, kind_of
 from reconciler.node.pool_inputs import Routed, complete
 from reconciler.node.pool_schedule import PoolSchedule
 from reconciler.node.sources import Sources, Witness
+from reconciler.node.targets import Connections, Ec2Target, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,10 @@ class PoolController:
         sources: what EC2 and metadata have shown.
     """
 
-    state: Any
-    ec2: Any
-    conntrack: Target
-    binding: AbstractContextManager[Any]
+    state: State
+    ec2: Ec2Target
+    conntrack: Connections
+    binding: AbstractContextManager[object]
     schedule: PoolSchedule
     sources: Sources
     now: Callable[[], float] = time.time
@@ -304,14 +305,14 @@ class PoolController:
         observed = outcomes["quarantine"].observed
         return observed if isinstance(observed, Records) else self.state.observe()
 
-    def _write_down(self, cloud: Cloud, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+    def _write_down(self, cloud: Cloud, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
         """Record what EC2 is about to be asked to take back; return what must not be asked."""
         networks = {str(a): eni.given_back(a, cloud) for a in actions}
         asked = frozenset[IpNetwork]().union(*networks.values())
         if not asked:
             return ()
         plan = quarantine.ask(asked, self.state.observe(), self.now())
-        failures = self.state.apply(plan.actions)
+        failures = self.state.apply([a for a in plan.actions if isinstance(a, Change)])
         if not failures:
             return ()
         why = f"EC2 is not asked before this is recorded: {failures[0]}"

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ObserveError
@@ -19,6 +18,7 @@ from reconciler.node.known import Known
 from reconciler.node.pool_controller import Given, PoolController
 from reconciler.node.pool_schedule import PoolSchedule
 from reconciler.node.sources import Sources, Witness
+from reconciler.node.targets import Ec2Target, State
 from schemas.document import NodeNetwork
 
 
@@ -38,7 +38,7 @@ class PoolPass:
     """
 
     def __init__(
-        self, state: Any, environment: Environment, known: Known, gathering: Gathering
+        self, state: State, environment: Environment, known: Known, gathering: Gathering
     ) -> None:
         self._state = state
         self._environment = environment
@@ -47,7 +47,7 @@ class PoolPass:
         self.binding = threading.RLock()
         self.schedule = PoolSchedule(environment.clock)
         self.demand: Demand | None = None
-        self._ec2: Any = None
+        self._ec2: Ec2Target | None = None
         self._controller: PoolController | None = None
         self._is_deaf = False
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from reconciler.core.facts import Eni
 from reconciler.core.predecessor import OWNER, PodEnd, Predecessor, Sighting
 from reconciler.diagnostics import stock_plugin
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run
-from reconciler.engine.converge import Domain, Outcome
+from reconciler.engine.converge import Domain, Outcome, Target
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.records import Records
-from reconciler.targets.scoped import ObservedTarget
+from reconciler.node.targets import Leftovers
+from reconciler.targets.scoped import ScopedTarget, seen_first
 from schemas.document import NodeNetwork
 
 REMAINS_S = 60.0
@@ -55,7 +55,7 @@ class StockPlugin:
         target: looks, and removes.
     """
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Leftovers) -> None:
         self._target = target
         self._lock = threading.Lock()
         self._look = _Look()
@@ -113,7 +113,7 @@ class StockPlugin:
                 and {a.eni_id for a in records.living} - {""}
                 <= {e.eni_id for e, _ in inputs.pod_enis}
             )
-            target = ObservedTarget(self._target, look.seen)
+            target = ScopedTarget(seen_first(look.seen, self._target.observe), self._target.apply)
             domains = [domain_for(inputs.document, target)]
             outcome = (converge if ready else dry_run)(domains, inputs)["takeover"]
             seen = outcome.observed if isinstance(outcome.observed, Sighting) else look.seen
@@ -139,7 +139,7 @@ class StockPlugin:
         return replace(look, seen=seen, ends=ends, asked=asked, at=now)
 
 
-def domain_for(document: NodeNetwork, target: Any) -> Domain:
+def domain_for(document: NodeNetwork, target: Target) -> Domain:
     """Return what names the stock plugin's objects, or, if the document asks, removes them."""
     if document.take_over != OWNER:
         return Domain("takeover", stock_plugin.desire, stock_plugin.plan, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reconciler.diagnostics.difference import compare, compare_inside, unasked
 from reconciler.diagnostics.lookup import Packet
@@ -14,6 +14,7 @@ from reconciler.domains import nat, route, rule
 from reconciler.domains.inputs import Inputs
 from reconciler.errors import ObserveError
 from reconciler.node.passes import LocalNode
+from reconciler.targets.netlink.queries import Queries
 from schemas.document import NodeNetwork
 
 
@@ -54,7 +55,8 @@ def follow(
     cloud, environment = node.known.observation(), node.environment
     inputs = node.gathering.inputs(document, node.state.observe(), cloud)
     queries = make(inputs)
-    fib = environment.netlink.fib()
+    routing = Queries()
+    fib = routing.fib()
     rules = [r for r in fib.rules if not rule.is_owned(r)]
     routes = [r for r in fib.routes if not route.is_owned(r)]
     desired = make_tables(
@@ -73,7 +75,7 @@ def follow(
         found.append(
             Traced(
                 planned,
-                _differences(environment.netlink, query, planned, actual),
+                _differences(routing, query, planned, actual),
                 tuple(dict.fromkeys((*met.sure, *unasked(query, fib.rules), *unread))),
                 tuple(dict.fromkeys(met.hints)),
             )
@@ -81,7 +83,7 @@ def follow(
     return tuple(found)
 
 
-def _differences(netlink: Any, query: Query, planned: Trace, actual: Trace) -> tuple[str, ...]:
+def _differences(netlink: Queries, query: Query, planned: Trace, actual: Trace) -> tuple[str, ...]:
     packets = [packet for leg in planned.legs for packet, _ in leg.lookups]
     answers = [netlink.look_up(packet) for packet in packets]
     found = compare(planned, actual, answers)

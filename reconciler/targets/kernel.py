@@ -8,18 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 from reconciler.domains.sysctl import Sysctl
+from reconciler.engine.converge import Target
 from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError
 
 
+class KernelTarget(Protocol):
+    """What is looked at and changed by rtnetlink."""
+
+    def observe(self, desired: Iterable[Any]) -> Observed:
+        """Look at the host, and at pods' namespaces as far as they are named."""
+        ...
+
+    def observe_at(self, places: Iterable[Any]) -> Observed:
+        """Look where these objects live, and nowhere else."""
+        ...
+
+    def observe_inside(self, places: Iterable[Any]) -> Observed:
+        """Look into pods' namespaces only."""
+        ...
+
+    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+        """Carry out actions in order."""
+        ...
+
+
 class Kernel:
     """Passes each object on to the target that knows it; decides nothing."""
 
-    def __init__(self, netlink: Any, sysctl: Any) -> None:
+    def __init__(self, netlink: KernelTarget, sysctl: Target) -> None:
         self._netlink = netlink
         self._sysctl = sysctl
 

@@ -83,21 +83,12 @@ LEFT = Sighting(rules=(StockRule(1024, MAIN_TABLE, mark=0x80, mask=0x80),))
 RESTING = SUBNET[200]
 
 
-class Disk(FakeState):
-    """Records, of which the daemon asks a little more."""
-
-    root = Path("/run/node-network")
-
-    def sweep(self) -> None:
-        """Nobody dies here while writing."""
-
-
 class House:
     """A node with everything that is ever put right, and its daemon."""
 
     def __init__(self, directory: Path) -> None:
         self.now = 1000.0
-        self.state = Disk()
+        self.state = FakeState()
         first = eni(0, 0, primary=SUBNET[10])
         self.ec2 = FakeEc2(
             [first], Limits(3, 10), SUBNET, journal=self.state, clock=lambda: self.now
@@ -131,7 +122,7 @@ class House:
             now=lambda: self.now,
             clock=lambda: self.now,
         )
-        self.agent = Agent(self._path, self.state, environment, events=events)  # type: ignore[arg-type]
+        self.agent = Agent(self._path, self.state, environment, events=events)
         self.agent.parts.document.take_first()
 
     def work(self) -> None:

@@ -212,7 +212,7 @@ def test_a_restarted_daemon_knows_which_adds_were_answered(
     house = House()
     house.state.put(replace(intent(1), attempt="first"))
     house.state.put(replace(house.pod, unfinished=not finished))
-    agent = Agent(tmp_path / "none.yaml", house.state, house.node.environment, events=False)  # type: ignore[arg-type]
+    agent = Agent(tmp_path / "none.yaml", house.state, house.node.environment, events=False)
     agent._recall_answered()
     assert agent.parts.requests.was_answered(key(1), "first") is finished
 

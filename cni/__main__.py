@@ -62,7 +62,9 @@ def _read_config() -> Object:
         while part := os.read(0, 65536):
             received += part
             if len(received) > MAX_CONFIG:
-                raise CniError(protocol.DECODING_FAILURE, "standard input has no end")
+                raise CniError(
+                    protocol.DECODING_FAILURE, f"standard input has more than {MAX_CONFIG} bytes"
+                )
         config = json.loads(received.decode())  # exchanged JSON is UTF-8 (RFC 8259, section 8.1)
     except OSError as error:
         raise CniError(
@@ -78,7 +80,7 @@ def _read_config() -> Object:
 
 
 def _read_asked_version() -> Object:
-    """Read what VERSION is asked by; nothing, or what is no configuration, asks as well.
+    """Read the configuration of a VERSION; anything else on standard input counts as none.
 
     The reference plugins' ``skel.go`` does not look at standard input for VERSION either.
     """
@@ -89,7 +91,7 @@ def _read_asked_version() -> Object:
 
 
 def _print(answer: Object) -> bool:
-    """Write the answer to standard output; return whether somebody took it."""
+    """Write the answer to standard output; return whether that succeeded."""
     left = json.dumps(answer).encode() + b"\n"
     try:
         while left:
@@ -100,10 +102,7 @@ def _print(answer: Object) -> bool:
 
 
 def _untaken(call: Call | None) -> CniError:
-    """Undo an ADD whose result was not taken.
-
-    No DEL need come for what the runtime does not know.
-    """
+    """Undo an ADD whose result could not be printed: the runtime may send no DEL for it."""
     try:
         if call is not None and call.verb == "ADD":
             _give_back(call)
@@ -246,7 +245,7 @@ VERBS = {"ADD": _add, "DEL": _del, "CHECK": _check, "GC": _gc, "STATUS": _status
 
 
 def _give_back(call: Call) -> None:
-    """Take back what an ADD of this process has wanted."""
+    """Release what an ADD of this process has asked for."""
     path = _path(call)
     _release(call, path, _released(call, intent.read(path)))
     exchange.hint(call.state_dir, _question(call, "del", 0))
@@ -260,14 +259,14 @@ def _record(call: Call, path: str, body: Object) -> None:
 
 
 def _release(call: Call, path: str, body: Object) -> None:
-    """Record that nothing is wanted any more, by what still takes it.
+    """Record a release, in the way that still works.
 
-    On a disk that takes no new file, the old one can often be changed in its place. Where even
-    that cannot be, the reconciler is told, which then remembers it; and if it is not there, the
-    end of the namespace says the same, which it looks for by itself.
+    On a full disk the existing intent is changed in place. If that fails, the release is sent to
+    the reconciler, which remembers it. If the reconciler is down, it finds later that the pod's
+    namespace is gone, and releases the attachment.
 
     Raises:
-        CniError: the disk is neither full nor read-only, and yet nothing took it.
+        CniError: none of these worked, and the disk is neither full nor read-only.
     """
     try:
         intent.record(path, body)

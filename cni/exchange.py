@@ -13,7 +13,7 @@ CONNECT_S = 2.0
 reconciler does not accept."""
 
 SHORT_S = 0.25
-"""Seconds for everything that must not wait: the hint of a DEL, each half of a STATUS."""
+"""Seconds for what must not wait: the hint of a DEL, each half of a STATUS."""
 
 MAX_ANSWER = 1 << 20
 """Bytes of an answer."""
@@ -66,7 +66,7 @@ def ask(s: Connection, question: dict[str, object], timeout_s: float) -> dict[st
             raise ConnectionResetError("the connection was closed")
         received += part
         if len(received) > MAX_ANSWER:
-            raise ValueError("the answer has no end")
+            raise ValueError(f"the answer has no end within {MAX_ANSWER} bytes")
     try:
         reply = json.loads(received.decode())
     except RecursionError as error:

@@ -1,9 +1,9 @@
 """Which sandbox a call is about, and which namespace is where.
 
-A container ID outlives a sandbox (podman starts a container again under its ID, in a new network
-namespace), and a path or an inode outlives a namespace: the kernel gives the next one the lowest
-inode that is free. So an intent is bound to container ID, interface, pod UID, path and inode
-together, and a DEL for an older sandbox, late or repeated, frees nothing that lives.
+A container ID is used again for a new sandbox (podman restarts a container under its ID, in a new
+network namespace). A path and an inode are used again for a new namespace: the kernel gives it the
+lowest free inode. So an intent is bound to container ID, interface, pod UID, path and inode
+together, and a DEL for an older sandbox, late or repeated, releases nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from cni import exchange, protocol
 from cni.protocol import Call, CniError
 
 NEW = "new"
-"""Nothing stands in the way: what is recorded, if anything, is of a sandbox that is no more."""
+"""What is recorded, if anything, is of a sandbox that is gone."""
 
 AGAIN = "again"
-"""The very same is wanted already: by an ADD that was killed, or that has been answered."""
+"""The same is wanted already: by an ADD that was killed, or that has been answered."""
 
 TAKEN = "taken"
 """The container has this interface in another namespace, which is alive."""

@@ -12,11 +12,11 @@ MAX_BYTES = 65536
 """Of one intent; those that are written here have a tenth of it at most."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What a file system answers that takes nothing more."""
+"""Errors of a file system that is full or read-only."""
 
 WANTED, RELEASED = b'"wanted"  ', b'"released"'
-"""The state as it is written. Both have as many bytes, so that one can be put into the other's
-place on a disk that has no room left for another file."""
+"""The state as it is written. Both have the same length, so that one can replace the other in
+place on a disk without room for another file."""
 
 
 def body_of(call: Call, state: str, netns_inode: int, attempt: str) -> dict[str, object]:
@@ -54,7 +54,7 @@ def path_of(state_dir: str, container_id: str, ifname: str) -> str:
 def read(path: str) -> dict[str, object] | None:
     """Return what is recorded; None if nothing is, or nothing that can be understood."""
     try:
-        # A name that somebody gave to a pipe or device must not make a runtime wait.
+        # A pipe or device under this name must not make a runtime wait.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             # As bytes, json would guess an encoding: of zeros, which is what a loss of power may
@@ -113,7 +113,7 @@ def record(path: str, body: dict[str, object]) -> None:
 def overwrite(path: str) -> bool:
     """Turn a wanted intent into a released one in its own place; return whether it is one now.
 
-    It needs no room on the disk. These few bytes lie at the file's beginning, in one page.
+    It needs no space on the disk: these few bytes are at the file's beginning, in one page.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -125,7 +125,7 @@ def overwrite(path: str) -> bool:
         if at < 0:
             return b'"state": "released"' in content
         os.pwrite(fd, RELEASED, at)
-        # Its time has the clock's ticks only; by its size it is another file for certain.
+        # The file's time has the resolution of clock ticks; a new size shows the change.
         os.ftruncate(fd, len(content.rstrip()))
         os.fsync(fd)
     except OSError:

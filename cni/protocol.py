@@ -153,7 +153,7 @@ class Call:
         if not is_ifname(self.ifname) or (self.verb == "ADD" and not is_link_name(self.ifname)):
             raise CniError(INVALID_ENVIRONMENT, "CNI_IFNAME is missing or malformed")
         if self.verb == "DEL":
-            return  # whatever else is wrong, what was given can be given back
+            return  # whatever else is wrong, the release is possible
         if not self.netns:
             raise CniError(INVALID_ENVIRONMENT, "CNI_NETNS is missing")
         if not is_path(self.netns):
@@ -172,7 +172,7 @@ class Call:
             self._check_wishes()
 
     def _check_wishes(self) -> None:
-        """Refuse what a runtime asks for by a capability that we have not.
+        """Refuse requests by capabilities that we do not have.
 
         It passes only capabilities that the configuration declares; others are never here.
         """
@@ -303,9 +303,9 @@ def _ip(ip: Object, version: str, shift: int) -> Object:
 
 
 def find_difference(previous: object, reply: Object, ifname: str) -> str:
-    """Name the first of what a pod was given that prevResult does not have as it is.
+    """Name the first object of a pod that prevResult does not have.
 
-    What later plugins of the chain have added is theirs.
+    What later plugins of the chain have added is ignored.
 
     Args:
         previous: prevResult, the last result of the whole chain.
@@ -344,7 +344,7 @@ def error(problem: CniError, version: str) -> Object:
 
 
 def defuse(problem: CniError) -> CniError:
-    """Return a DEL's error without the words that go-cni takes for success.
+    """Return a DEL's error without the words that go-cni treats as success.
 
     Source: containerd/go-cni, ``cni.go``, Remove: an error whose text has one of them is dropped,
     and with it the release.

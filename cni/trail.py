@@ -1,6 +1,6 @@
-"""What a call leaves for people to read: one line in a file, or in the journal.
+"""The log of calls: one line each, in a file or in the journal.
 
-Nothing here may make a call fail: a log that cannot be written is not written.
+A log that cannot be written makes no call fail.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PRIORITIES = ("7", "6", "3")
 
 
 def write(config: dict[str, object], level: str, fields: dict[str, str]) -> None:
-    """Leave a line where the network's configuration says.
+    """Write a line where the network's configuration says.
 
     Args:
-        config: of the network. ``logFile`` is a path or ``journal``; without it nothing is left.
+        config: of the network. ``logFile`` is a path or ``journal``; without it nothing is logged.
             ``logLevel`` is ``debug``, ``info``, ``error`` (calls that failed), or ``none``.
         level: of this line.
         fields: by name, in order; empty ones are left out.
@@ -61,7 +61,7 @@ def _append(path: str, line: str) -> None:
     try:
         os.write(fd, line.encode(errors="backslashreplace"))
         found = os.fstat(fd)
-        # Whoever else has just renamed it left a new one here.
+        # If another process has renamed it meanwhile, this path is a new file.
         if found.st_size > MAX_BYTES and os.stat(path).st_ino == found.st_ino:
             os.rename(path, f"{path}.1")
     finally:

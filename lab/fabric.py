@@ -1,4 +1,4 @@
-"""The packet world: what a VPC does to packets, in one namespace.
+"""The packet fabric: what a VPC does to packets, in one namespace.
 
 Every ENI is a veth pair between its instance's namespace and this one. The VPC knows each address
 and the MAC it belongs to, so nothing on a node answers ARP for a pod's address, and a packet whose
@@ -356,7 +356,7 @@ def _has_ipv6_default(ip: IPRoute, index: int) -> bool:
 
 
 def _add_address(ip: IPRoute, index: int, address: Address, length: int) -> None:
-    """Add an address that is its holder's at once: nobody else can have it in a VPC."""
+    """Add an address without duplicate address detection: in a VPC it has one owner."""
     flags = IFA_F_NODAD if address.version == 6 else 0
     ip.addr("add", index=index, address=str(address), prefixlen=length, flags=flags)
 

@@ -230,7 +230,7 @@ def reboot(lab: Lab, node: str) -> None:
     """Start a node anew: its processes, pods, kernel objects and ``/run`` are gone.
 
     Its disk stays, the runtime's directories among it, and EC2 notices nothing. The node's own
-    daemons start when somebody starts them.
+    daemons are started separately.
 
     Raises:
         LabError: there is no such node.
@@ -288,7 +288,7 @@ def labs() -> list[str]:
 
 
 def _claim(names: Names) -> bool:
-    """Make the lab's directory; False if somebody has: of two at once, one makes the lab."""
+    """Make the lab's directory; False if it exists: of two at once, one makes the lab."""
     while True:
         try:
             STATE.mkdir(mode=0o700, exist_ok=True)

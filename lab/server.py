@@ -156,7 +156,7 @@ class Lab:
         if subnet.occupied:
             occupant = ec2.create_network_interface(
                 SubnetId=subnet_id,
-                Description="somebody's, so that this subnet is not empty",
+                Description="another owner's, so that this subnet is not empty",
                 PrivateIpAddresses=[
                     {"PrivateIpAddress": str(a), "Primary": a == subnet.occupied[0]}
                     for a in subnet.occupied

@@ -1,4 +1,4 @@
-"""What EC2 tells the packet world."""
+"""What EC2 tells the packet fabric."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Wire(Protocol):
 
 
 class NoWire:
-    """No packet world: for tests of EC2 alone."""
+    """No packet fabric: for tests of EC2 alone."""
 
     def plug(self, eni: EniView) -> None:
         """Do nothing."""

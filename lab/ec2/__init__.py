@@ -177,7 +177,7 @@ def _install(cloud: Cloud) -> None:
     moto_instances.Instance = LabInstance
     moto_subnets.Subnet = LabSubnet
     moto_vpcs.random_ipv6_cidr = cloud.free_ipv6_block
-    # Nobody asks for images, and moto reads 1,300 of them whenever it forgets everything.
+    # The lab needs no images, and moto reads 1,300 of them whenever it forgets everything.
     moto_amis.AmiBackend._load_amis = lambda _: None
     Backend.wire, Backend.faults, Backend.lock = cloud.wire, cloud.faults, cloud.lock
     Response.cloud = cloud

@@ -342,7 +342,7 @@ class Backend(EC2Backend):  # type: ignore[misc]
         return chosen + self.choose_addresses(subnet, count, besides=chosen)
 
     def claim(self, subnet: Any, addresses: list[IPv4Address]) -> None:
-        """Refuse explicit addresses that are not in the subnet, reserved, or somebody's."""
+        """Refuse explicit addresses that are not in the subnet, reserved, or in use."""
         allowed = allocation.usable(IPv4Network(subnet.cidr_block))
         taken = self.taken(subnet)
         for address in addresses:

@@ -44,7 +44,7 @@ def apply(config: Path, state_dir: Path, environment: Environment, output: str) 
 
 
 def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
-    """Run passes until nothing is left, or nothing moves any more; say what is done."""
+    """Run passes until nothing is left, or nothing changes any more; print what is done."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
     look = True
     while True:

@@ -25,18 +25,18 @@ from reconciler.node.passes import LocalNode
     "apart_s",
     default=3.0,
     show_default=True,
-    help="Seconds between the two looks that must both show a disagreement.",
+    help="Seconds between the two observations that must both show a disagreement.",
 )
 @output_option
 def audit(
     config: Path, state_dir: Path, environment: Environment, apart_s: float, output: str
 ) -> None:
-    """Say what document, intents, records, kernel, nftables and EC2 disagree about.
+    """Show where document, intents, records, kernel, nftables and EC2 disagree.
 
-    Unlike diff, it also looks for what must never be, whatever the planner thinks of it: an
-    address that two pods have, or that is in cooldown while it is used, or that EC2 has taken
-    away. Nothing is changed. What is just being done disagrees for a moment, so it looks twice.
-    What other owners have on the node that hurts us is said on stderr, and changes no exit status.
+    Unlike diff, it also checks invariants: no address of two pods, none that is used during its
+    cooldown, none that EC2 has taken away. Nothing is changed. Changes in progress disagree for a
+    moment, so a disagreement counts if two observations show it. Findings about other owners'
+    objects are printed on stderr, and change no exit status.
 
     Exit status: 0 all agree, 1 they do not, 2 an error.
     """

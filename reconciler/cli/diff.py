@@ -1,4 +1,4 @@
-"""``diff``: what a pass would do."""
+"""``diff``: the plan of a pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reconciler.node.passes import LocalNode
 def diff(config: Path, state_dir: Path, environment: Environment, output: str) -> None:
     """Show what differs from the document, and change nothing.
 
-    What other owners have on the node that hurts us is said on stderr, and changes no exit status.
+    Findings about other owners' objects are printed on stderr, and change no exit status.
 
     Exit status: 0 in sync, 1 something differs, 2 an error.
     """
@@ -38,7 +38,7 @@ def diff(config: Path, state_dir: Path, environment: Environment, output: str) -
         click.echo(report.as_json(outcomes, findings), nl=False)
     else:
         click.echo(report.as_text(outcomes), nl=False)
-        # Nothing differs by them, so they are no part of the plan and of the exit status.
+        # They are no differences, so they are no part of the plan and of the exit status.
         for finding in findings:
             click.echo(f"! {report.finding_line(finding)}", err=True)
         for line in report.foreign(outcomes):

@@ -1,4 +1,4 @@
-"""``validate`` and ``render``: a document alone, whatever the node has."""
+"""``validate`` and ``render``: the document alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from schemas.resolve import resolve
 def validate(file: Path, output: str) -> None:
     """Check a document without touching anything.
 
-    What maxPods says is compared with what each instance type in instanceTypes can serve.
+    maxPods is compared with the limits of each instance type in instanceTypes.
 
     Exit status: 0 valid, 2 not.
     """
@@ -49,7 +49,7 @@ def validate(file: Path, output: str) -> None:
 @click.option("--zone", default="", help="Availability zone.")
 @click.option("--node-name", default="", help="As the cluster calls the node.")
 @click.option(
-    "--conflist", "as_conflist", is_flag=True, help="Print the CNI configuration made of it."
+    "--conflist", "as_conflist", is_flag=True, help="Print the CNI configuration for it."
 )
 @state_option
 def render(
@@ -61,7 +61,7 @@ def render(
     *,
     as_conflist: bool,
 ) -> None:
-    """Print the document for one node: its overrides applied, all defaults spelt out."""
+    """Print the effective document for one node: overrides applied, defaults explicit."""
     document = read_document(config)
     try:
         found = resolve(document, instance_type=instance_type, zone=zone, node_name=node_name)

@@ -1,4 +1,4 @@
-"""``explain``: why the node is as it is, with the numbers."""
+"""``explain``: the node's state, with the numbers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from reconciler.node.passes import LocalNode
 
 @click.group()
 def explain() -> None:
-    """Say why the node is as it is, with the numbers."""
+    """Explain the node's state, with the numbers."""
 
 
 @explain.command()
 @config_option
 @state_option
 def pool(config: Path, state_dir: Path) -> None:
-    """Print the pool's arithmetic and name the term that binds."""
+    """Print the pool's arithmetic, and the limit that binds."""
     document = read_document(config)
     try:
         outcome = LocalNode(open_records(state_dir)).pool.run(document, dry=True)

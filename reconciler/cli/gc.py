@@ -1,4 +1,4 @@
-"""``gc``: ENIs that nodes have leaked."""
+"""``gc``: delete ENIs that nodes have leaked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from schemas.load import DocumentError, Problem
     "apart_s",
     default=5.0,
     show_default=True,
-    help="Seconds between the two looks that must both show an ENI.",
+    help="Seconds between the two observations that must both show an ENI.",
 )
 def gc(config: Path, *, dry_run: bool, apart_s: float) -> None:
     """Delete ENIs that nodes of this cluster have leaked; any node or CI job may run it.

@@ -1,4 +1,4 @@
-"""What the commands that look at this host take: its environment, its records, the lock."""
+"""Options of the commands that observe this host: its environment, records and lock."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ INSTALL_OPTIONS = (
         envvar="NODE_NETWORK_CNI_CONF_DIR",
         show_envvar=True,
         default="",
-        help="The runtime's directory of CNI configurations, usually /etc/cni/net.d; "
-        "10-node-network.conflist is installed there. Default: it is not.",
+        help="The runtime's directory of CNI configurations, usually /etc/cni/net.d, to "
+        "install 10-node-network.conflist there. Default: disabled.",
     ),
     click.option(
         "--cni-bin-dir",
@@ -39,8 +39,8 @@ INSTALL_OPTIONS = (
         envvar="NODE_NETWORK_CNI_BIN_DIR",
         show_envvar=True,
         default="",
-        help="The runtime's directory of CNI plugins, usually /opt/cni/bin; the executable is "
-        "installed there. Default: it is not.",
+        help="The runtime's directory of CNI plugins, usually /opt/cni/bin, to install the "
+        "executable there. Default: disabled.",
     ),
     click.option(
         "--cni-executable",
@@ -56,7 +56,7 @@ INSTALL_OPTIONS = (
 
 
 def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the state directory, and what is installed where; pass on an ``Environment``."""
+    """Add the options for state and installation; pass an ``Environment`` to the command."""
 
     @wraps(command)
     def run(*, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, **others: Any) -> None:
@@ -76,7 +76,7 @@ def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def open_records(state_dir: Path) -> StateDirectory:
     """Open the records to read them.
 
-    They are root's: whoever may not list them would otherwise see a node without any.
+    They are root's. A user who may not list them is told so, and does not see a node without pods.
     """
     try:
         os.listdir(state_dir)  # noqa: PTH208 - for the errno
@@ -103,7 +103,7 @@ def lock_records(state_dir: Path) -> tuple[StateDirectory, NamespaceLock]:
 
 
 def show_tracebacks(outcomes: Mapping[str, Outcome]) -> None:
-    """Print the traceback of each failure that no code expects, as the daemon logs it."""
+    """Print the traceback of each unexpected exception, as the daemon logs it."""
     errors = [e for o in outcomes.values() for e in o.errors]
     for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
         click.echo(trace, err=True)

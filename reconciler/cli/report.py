@@ -74,7 +74,7 @@ def action_line(action: Action) -> str:
 
 
 def applied(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    """What was done: planned at first, and not wanted any more at the last observation."""
+    """What was done: in the first plan, and not in the last one."""
     for outcome in outcomes.values():
         left = {str(a) for a in outcome.remaining.actions}
         for action in outcome.plan.actions:
@@ -97,9 +97,9 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def foreign(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    """Name what another owner has left, a line an object."""
+    """Name foreign objects, a line each."""
     for obj in _foreign(outcomes):
-        # The command that would remove it says best what it is.
+        # The command that would delete it identifies it.
         yield f"= {obj.kind:<13} {obj.command(Verb.DELETE)}  # foreign: not touched"
 
 
@@ -109,7 +109,7 @@ def finding_line(finding: Finding) -> str:
 
 
 def findings(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
-    """What there is to say about what another owner has left."""
+    """Findings about foreign objects."""
     return (f for o in outcomes.values() for f in o.remaining.findings)
 
 

@@ -30,16 +30,16 @@ from schemas.load import DocumentError
     show_envvar=True,
     default="",
     help="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "
-    "address. Default: they are not served.",
+    "address. Default: disabled.",
 )
 @click.option(
     "--events/--no-events",
     default=True,
     show_default=True,
-    help="Listen for changes of files and of the kernel; or see them by the clock alone, every "
-    "reconcile.resync.",
+    help="Watch files and the kernel for changes; without, observe them every reconcile.resync "
+    "only.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log every look, not only changes.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every observation, not only changes.")
 def run(
     config: Path,
     state_dir: Path,
@@ -49,7 +49,7 @@ def run(
     events: bool,
     verbose: bool,
 ) -> None:
-    """Reconcile this node until told to stop (the daemon)."""
+    """Reconcile this node until SIGTERM (the daemon)."""
     telemetry.configure(verbose=verbose)
     try:
         state, namespace = lock_records(state_dir)
@@ -73,10 +73,10 @@ def run(
 
 
 def _stop_when_told(agent: Agent) -> None:
-    """Have SIGTERM and SIGINT end the daemon.
+    """Let SIGTERM and SIGINT end the daemon.
 
-    Not from the handler itself: it runs between two steps of the main thread, which may be about
-    to wait, and would then not be woken, or hold the very lock that ``stop`` takes.
+    In a thread of its own, because a handler runs between two steps of the main thread. If that
+    thread is about to wait, it would not wake; it may also hold the lock that ``stop`` takes.
     """
     told, tell = os.pipe()
     os.set_blocking(tell, False)

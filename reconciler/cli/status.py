@@ -1,4 +1,4 @@
-"""``status``: what the running reconciler knows."""
+"""``status``: the running reconciler's state."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from reconciler.errors import ReconcilerError
 @state_option
 @output_option
 def status(state_dir: Path, output: str) -> None:
-    """Show what the running reconciler knows; its metrics, too, with -o json.
+    """Show the running reconciler's state; with -o json, its metrics too.
 
-    Exit status: 0 all is well, 1 not, 2 no reconciler answers.
+    Exit status: 0 settled, without conditions; 1 not; 2 no reconciler answers.
     """
     try:
         body = ask(state_dir / SOCKET, {"do": "status"})["status"]
@@ -35,7 +35,7 @@ def status(state_dir: Path, output: str) -> None:
 def _as_text(body: Mapping[str, Any]) -> str:
     """What ``status`` prints."""
     document = body["document"]
-    # The condition below says what is wrong with it.
+    # The condition below says why.
     refused = "; the file has changed since and is refused" if document["refused"] else ""
     lines = [
         f"document     {document['path']} (generation {document['generation']}{refused})",
@@ -63,7 +63,7 @@ def _as_text(body: Mapping[str, Any]) -> str:
 
 
 def _condition_text(condition: Mapping[str, Any]) -> str:
-    """Leave out what the line has said already: an action's error begins with both."""
+    """Leave out subject and reason, which the line has already: an action's error has both."""
     text = str(condition["text"])
     for said in (condition["subject"], condition["reason"]):
         text = text.removeprefix(f"{said}: ")

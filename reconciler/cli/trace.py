@@ -1,4 +1,4 @@
-"""``trace``: the way of a connection's packets."""
+"""``trace``: how a connection's packets are routed and translated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from reconciler.targets.services import Services
 
 
 class _Address(click.ParamType[IpAddress]):
-    """An IP address of one host; names are not resolved: which of its addresses would be meant?"""
+    """An IP address of one host. Names are not resolved: a name may have several addresses."""
 
     name = "ADDRESS"
 
@@ -58,11 +58,13 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
-    help="That is connected to; of a service, to find its endpoints.",
+    help="Destination port; with a service's address, it selects the endpoints.",
 )
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="tcp", show_default=True)
 @click.option(
-    "--endpoint", type=_Address(), help="What a service is translated to; else all are traced."
+    "--endpoint",
+    type=_Address(),
+    help="The endpoint that the service is translated to. Default: trace all.",
 )
 @click.option("--inbound", is_flag=True, help="The destination opens the connection to the pod.")
 @click.option(
@@ -86,13 +88,13 @@ def trace(
     *,
     inbound: bool,
 ) -> None:
-    """Say how a pod's packets to DESTINATION find their way, and the answers back.
+    """Show how packets between a pod and DESTINATION are routed and translated.
 
-    No packet is sent: what is desired is walked, the kernel is asked the same questions, and other
-    owners' chains are followed rule by rule, in nftables and iptables.
+    No packet is sent: the desired tables are evaluated, the kernel is asked for the same routes,
+    and other owners' chains are evaluated rule by rule, in nftables and iptables.
     POD is namespace/name, a name, an address, a container ID, or host.
 
-    Exit status: 0 it works as far as the node can know, 1 something is against it, 2 an error.
+    Exit status: 0 it works as far as the node knows, 1 something stops or rewrites it, 2 an error.
     """
     if at and not inbound:
         raise click.UsageError("--at is about connections from outside; add --inbound")
@@ -117,7 +119,7 @@ def trace(
 
 
 def _as_text(traces: Iterable[Traced]) -> str:
-    """Print each decision of connections' ways, and what stands against them."""
+    """Print each step of each connection, and what stops or rewrites its packets."""
     return "\n".join("".join(f"{line}\n" for line in _lines(traced)) for traced in traces)
 
 

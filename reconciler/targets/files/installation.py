@@ -27,6 +27,7 @@ from reconciler.domains.conflist import (
 from reconciler.domains.executable import Executable
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
+from reconciler.targets.files.bounded import replace_file
 from schemas.cni import TYPE
 
 INTERIM = frozenset(f".{name}.tmp" for name in (NAME, TYPE))
@@ -227,24 +228,5 @@ def _printable(name: str) -> str:
 
 
 def _put(path: Path, chunks: Iterable[bytes], mode: int) -> None:
-    """Put a new file into a place, whatever stood there but a directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    interim = path.with_name(f".{path.name}.tmp")
-    interim.unlink(missing_ok=True)
-    fd = os.open(interim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fchmod(fd, mode)
-            os.fsync(fd)
-        interim.replace(path)
-    except OSError:
-        interim.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    replace_file(path, path.with_name(f".{path.name}.tmp"), chunks, mode)

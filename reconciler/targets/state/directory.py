@@ -23,6 +23,7 @@ from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import BY_KEY, Records, SetAside
 from reconciler.ipam.release import Quarantine
+from reconciler.targets.files.bounded import read_file
 from reconciler.targets.netlink.namespaces import own_namespace
 from reconciler.targets.state.clock import Clock, boot_id, clock_offset
 from reconciler.targets.state.codec import (
@@ -47,7 +48,6 @@ from reconciler.targets.state.record_file import (
     MAX_RECORDS,
     UNREADABLE,
     Json,
-    read_record,
     why,
     write_atomically,
 )
@@ -266,7 +266,7 @@ class StateDirectory(OwnedDirectory):
         It is a cache: the next observation replaces it, whatever it holds.
         """
         try:
-            body = json.loads(read_record(str(self.root / LOOK), limit=MAX_OBSERVATION_BYTES))
+            body = json.loads(read_file(self.root / LOOK, MAX_OBSERVATION_BYTES, follow=False))
             check_version(body)
             return decode_observation(body)
         except FileNotFoundError:

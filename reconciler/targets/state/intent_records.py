@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reconciler.core.attachment import AttachmentKey, Intent, IntentState
+from reconciler.targets.files.bounded import sync_directory
 from reconciler.targets.state.clock import Clock
 from reconciler.targets.state.codec import INTENTS, check_version
 from reconciler.targets.state.kind_records import IsAlive, KindRecords
@@ -19,7 +20,6 @@ from reconciler.targets.state.record_file import (
     Json,
     printable,
     read_record,
-    sync_directory,
 )
 
 MAX_UNREADABLE = 20
@@ -122,7 +122,7 @@ class IntentRecords(KindRecords[Intent]):
             OSError: it has; the next observation will see what it is now.
         """
         try:
-            body = json.loads(read_record(str(path)))
+            body = json.loads(read_record(path))
             check_version(body)
             now = self._as_told(self.kind.parse(body))
         except UNREADABLE:  # what does not exist, or is no intent, was not written by it

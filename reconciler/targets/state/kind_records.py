@@ -14,6 +14,7 @@ from typing import Generic
 from reconciler.core.attachment import Attachment, Intent, netns_inode, netns_path
 from reconciler.errors import ObserveError
 from reconciler.ipam.records import BY_KEY, Identity
+from reconciler.targets.files.bounded import sync_directory
 from reconciler.targets.netlink.namespaces import Place, own_namespace
 from reconciler.targets.state.clock import Clock, shift
 from reconciler.targets.state.codec import Kind, R
@@ -27,7 +28,6 @@ from reconciler.targets.state.record_file import (
     Version,
     raise_for_means,
     read_record,
-    sync_directory,
     version_of,
     why,
     write_atomically,
@@ -88,8 +88,8 @@ class KindRecords(Generic[R]):
         del was
         path = self.path(record)
         try:
-            before = read_record(str(path))
-        except (OSError, ValueError):
+            before = read_record(path)
+        except OSError:
             before = b""
         write_atomically(path, self.kind.body(record, before) | self._clock.stamp(record))
 

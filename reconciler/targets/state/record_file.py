@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import ObserveError
+from reconciler.targets.files.bounded import read_file, replace_file
 
 Json = dict[str, Any]
 
@@ -98,62 +99,24 @@ def version_of(path: str) -> Version:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def read_record(path: str, *, cut: bool = False, limit: int = MAX_RECORD_BYTES) -> bytes:
-    """Read a record's file. A FIFO in its place is not waited for; a link is not followed.
-
-    Args:
-        path: of the file.
-        cut: return its beginning if it is too large.
-        limit: bytes.
+def read_record(path: Path | str, *, cut: bool = False) -> bytes:
+    """Read a record's file, or its beginning; a link is not followed.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file, or too large.
+        OSError: it cannot be read, is no regular file, or too large.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("it is no file")
-        content = os.read(fd, limit + 1)
-    finally:
-        os.close(fd)
-    if len(content) > limit and not cut:
-        raise ValueError(f"it has more than {limit} bytes")
-    return content[:limit]
+    return read_file(path, MAX_RECORD_BYTES, follow=False, cut=cut)
 
 
 def write_atomically(path: Path, content: Json) -> None:
-    """Replace a file so that a crash leaves the old content or the new one, never half of it.
+    """Replace a record's file.
 
     Raises:
         OSError: it cannot be written.
     """
-    text = json.dumps(content, sort_keys=True)
     # Of this thread alone: two of them may write the same record at once.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable.
-
-    Raises:
-        OSError: it does not exist, or the disk refuses.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    interim = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    replace_file(path, interim, [json.dumps(content, sort_keys=True).encode()], None)
 
 
 def is_same(fd: int, path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.ipam.records import SetAside
+from reconciler.targets.files.bounded import sync_directory
 from reconciler.targets.state.clock import shift
 from reconciler.targets.state.codec import ATTACHMENTS, Kind, addresses_in, stem_key
 from reconciler.targets.state.record_file import (
@@ -17,7 +18,6 @@ from reconciler.targets.state.record_file import (
     Version,
     printable,
     read_record,
-    sync_directory,
 )
 
 log = logging.getLogger(__name__)
@@ -141,5 +141,5 @@ def _glimpse(path: str) -> str:
     """Return what can be read of a file that is no record, to search it for addresses."""
     try:
         return read_record(path, cut=True).decode("latin-1")
-    except (OSError, ValueError):
+    except OSError:
         return ""

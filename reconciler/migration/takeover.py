@@ -198,8 +198,9 @@ def _hidden(rule: Leftover, by: StockRule) -> Refusal:
     return Refusal(
         subject=rule.command(Verb.DELETE),
         reason="RuleHidden",
-        message=f"the kernel would delete somebody else's in its place: {by.command(Verb.CREATE)} "
-        f"{by.extra}; remove that one first, or move it to another priority",
+        message="the kernel would delete another owner's rule in its place: "
+        f"{by.command(Verb.CREATE)} {by.extra}; remove that one first, or move it to another "
+        "priority",
         about=(rule.kind, rule.key),
     )
 

@@ -35,7 +35,7 @@ CAP_NET_ADMIN gets more than net.core.rmem_max, so the size, which sock_diag tel
 else could, the number of the process, is not told across namespaces of processes."""
 
 SOCK_DIAG = 4
-"""The netlink family of linux/sock_diag.h: it tells of sockets what nobody needs to answer for."""
+"""The netlink family of linux/sock_diag.h: it describes sockets whose owners do not answer."""
 
 DIAG_ASK = struct.Struct("=BBHIIIII")
 """``struct unix_diag_req`` of linux/unix_diag.h: family, protocol, padding, states, inode, what
@@ -74,7 +74,7 @@ class NamespaceLock:
         can_prove = _prove(s)
         try:
             s.bind(NAME)
-            s.listen(8)  # whoever finds it taken asks who holds it
+            s.listen(8)  # a process that finds it taken asks who holds it
         except OSError as error:
             s.close()
             return self._judge_holder(error, can_prove=can_prove)
@@ -127,7 +127,7 @@ class NamespaceLock:
 
 
 def _find_holder() -> tuple[int, int]:
-    """Return process (0 if it cannot be seen from here) and user of whoever listens.
+    """Return process (0 if it cannot be seen from here) and user of the listener.
 
     Raises:
         OSError: it cannot be asked.

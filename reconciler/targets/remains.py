@@ -137,7 +137,7 @@ def _look_into(
 ) -> None:
     """Add what one namespace holds of the ends that are looked for."""
     try:
-        # Whatever somebody has put there, a pipe for one: opening it must not wait.
+        # Another program may have put a pipe there: opening it must not wait.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return  # a process that has ended, or a mount that is being made

@@ -153,7 +153,7 @@ class StockPluginTarget:
         return {a.address: a for a in found}, ""
 
     def _is_running(self) -> bool:
-        """Whether somebody accepts connections on the daemon's socket."""
+        """Whether a process accepts connections on the daemon's socket."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(SOCKET_TIMEOUT_S)
             try:

@@ -199,7 +199,7 @@ class Subprocess:
         process.kill()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                with suppress(OSError):  # what was still in its buffer concerns nobody
+                with suppress(OSError):  # what was still in its buffer is not needed
                     stream.close()
         with suppress(subprocess.TimeoutExpired):  # the kernel may be busy with its memory
             process.wait(END_S)
@@ -318,7 +318,7 @@ def _be_the_first_to_go() -> None:
 
 
 def main(region: str) -> None:
-    """Answer questions until there are no more: whoever asks them has ended, or wants none."""
+    """Answer questions until there are no more: the process that asks has ended, or wants none."""
     _be_the_first_to_go()
     # Whatever else is printed here, by a library say, is for the log and no answer.
     answers = os.fdopen(os.dup(1), "w")

@@ -152,7 +152,7 @@ def decode_interface(
         security_groups=tuple(sorted(ID.each(body, "Groups", "GroupId", MAX_GROUPS))),
         attachment_id=ID.of(here, "AttachmentId") if here else None,
         delete_on_termination=FLAG.of(attachment, "DeleteOnTermination"),
-        # The primary is part of the instance; nobody else can own it.
+        # The primary is part of the instance; no other owner is possible.
         owned=is_primary or (usable and tags.get(INSTANCE_TAG) == instance_id),
         prefixes=tuple(sorted(PREFIX.each(body, "Ipv4Prefixes", "Ipv4Prefix", MAX_ADDRESSES))),
         creation=tags.get(CREATION_TAG, ""),

@@ -208,7 +208,7 @@ def _is_whole(known: Described, interfaces: Interfaces) -> bool:
 def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described | None:
     """Return what metadata tells of the subnet, if the primary ENI's is the only one there is.
 
-    How much room it has nobody tells: it may have all that our own addresses leave.
+    How much room it has is not known: it may have all that our own addresses leave.
     """
     node = pool.node
     cidr = next((c for c in node.subnet_cidrs if isinstance(c, IPv4Network)), None)

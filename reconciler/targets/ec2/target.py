@@ -43,7 +43,7 @@ MAX_LEAKED = 5000
 """ENIs that ``gc`` looks at in one run."""
 
 FREE_SHARE = 0.9
-"""Of ``reconcile.ec2Resync``: how long nobody looks for ENIs of ours that are attached to nothing,
+"""Of ``reconcile.ec2Resync``: how long ENIs of ours that are attached to nothing are not listed,
 unless one is missed. Less than 1, so that each look that is due by time has it."""
 
 UNKNOWN_TYPE = "InvalidInstanceType"
@@ -148,7 +148,7 @@ class Ec2(Ec2Changes):
         self._limits.setdefault(instance_type, limits)
 
     def leaked(self, tags: dict[str, str]) -> list[Eni]:
-        """Describe every ENI with these tags that is attached to nothing, whoever created it.
+        """Describe every ENI with these tags that is attached to nothing, of any node.
 
         Raises:
             ObserveError: EC2 did not answer, or refused.

@@ -161,7 +161,7 @@ def _opened(path: Path) -> Iterator[BinaryIO | None]:
         ObserveError: it is a directory, or cannot be read.
     """
     try:
-        # A pipe would make us wait for whoever writes into it.
+        # A pipe would make us wait for its writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         yield None

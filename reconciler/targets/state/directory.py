@@ -65,7 +65,7 @@ LOOK = "look.json"
 class StateDirectory(OwnedDirectory):
     """The records below one directory.
 
-    Whoever holds the lock knows every record of ours, because no other process writes them. A
+    The holder of the lock knows every record of ours, because no other process writes them. A
     record that is not on disk any more, or cannot be read, is therefore not gone: what is known of
     it counts until the reconciler itself removes it, and is told as unwritten until it is on disk.
     """
@@ -177,8 +177,8 @@ class StateDirectory(OwnedDirectory):
     def hold(self, attachments: Iterable[Attachment]) -> None:
         """Know attachments that only the kernel remembers, until they are written and removed.
 
-        Whoever does not hold the lock forgets them with the next ones: another process may write
-        and remove them meanwhile.
+        Without the lock they are forgotten with the next ones: another process may write and
+        remove them meanwhile.
         """
         with self._memory:
             self._attachments.hold(attachments)

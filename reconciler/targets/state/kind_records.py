@@ -135,7 +135,7 @@ class KindRecords(Generic[R]):
 
 
 class OurRecords(KindRecords[R]):
-    """Records of which whoever holds the lock is the only writer.
+    """Records of which the holder of the lock is the only writer.
 
     What is known of one counts until this process removes it. While it is not on disk, or older
     there, it is *unwritten*. What cannot be read is set aside.
@@ -160,8 +160,8 @@ class OurRecords(KindRecords[R]):
     def hold(self, records: Iterable[R]) -> None:
         """Know records that only the kernel remembers, until they are written and removed.
 
-        Whoever does not hold the lock forgets them with the next ones: another process may write
-        and remove them meanwhile.
+        Without the lock they are forgotten with the next ones: another process may write and
+        remove them meanwhile.
         """
         if not self._lock.is_held:
             self._known.clear()

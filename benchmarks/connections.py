@@ -45,9 +45,9 @@ def measure() -> list[str]:
         with netns.inside(lab.names.namespace(FULL)):
             flows.open_many(ip_address(address), ENTRIES // 2)
             flows.open_many(ip_address("198.51.100.1"), ENTRIES // 2)
-        before = {node: _passes(lab, node) for node in (FULL, EMPTY)}
+        before = {node: passes(lab, node) for node in (FULL, EMPTY)}
         times = _rounds(lab)
-        passes = {node: _mean_pass_ms(before[node], _passes(lab, node)) for node in before}
+        pass_ms = {node: mean_pass_ms(before[node], passes(lab, node)) for node in before}
         left_s, growth_mib = _leave(lab, pids[FULL], greedy, address)
     return [
         TITLE,
@@ -58,8 +58,8 @@ def measure() -> list[str]:
         f"| {ROUNDS} pods come and go; ms | {ENTRIES:,} entries | none | ratio, at most {GOAL} |",
         "|---|---|---|---|",
         *_rows(times),
-        f"| a pass of the loop that serves pods, mean | {passes[FULL]:.2f} | {passes[EMPTY]:.2f} "
-        f"| {passes[FULL] / passes[EMPTY]:.2f} |",
+        f"| a pass of the loop that serves pods, mean | {pass_ms[FULL]:.2f} "
+        f"| {pass_ms[EMPTY]:.2f} | {pass_ms[FULL] / pass_ms[EMPTY]:.2f} |",
         "",
         f"The pod with {ENTRIES // 2:,} entries leaves: {left_s:.1f} s after its DEL was answered "
         f"none of them is left; the reconciler's resident memory has grown by {growth_mib:.1f} "
@@ -123,7 +123,7 @@ def _status(lab: Lab, node: str) -> dict[str, Any]:
     return body
 
 
-def _passes(lab: Lab, node: str) -> tuple[float, float]:
+def passes(lab: Lab, node: str) -> tuple[float, float]:
     """Return the seconds of all passes, and their number."""
     lines = str(_status(lab, node)["metrics"]).splitlines()
     found = [
@@ -135,7 +135,8 @@ def _passes(lab: Lab, node: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _mean_pass_ms(before: tuple[float, float], after: tuple[float, float]) -> float:
+def mean_pass_ms(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Return the mean milliseconds of the passes between two looks."""
     return 1000 * (after[0] - before[0]) / (after[1] - before[1])
 
 

@@ -17,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from lab import lifecycle, netns
 from lab.lifecycle import EXECUTABLE, Lab
@@ -206,12 +207,17 @@ def node() -> Iterator[tuple[Lab, int]]:
 
 
 @contextmanager
-def nodes(minima: Mapping[str, int], cooldown: str = "0s") -> Iterator[tuple[Lab, dict[str, int]]]:
+def nodes(
+    minima: Mapping[str, int],
+    cooldown: str = "0s",
+    earlier: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Iterator[tuple[Lab, dict[str, int]]]:
     """A lab with a reconciler on each of some large nodes, and their processes.
 
     Args:
         minima: addresses that a node shall have, by its name.
         cooldown: of addresses; those of a pod that has left can be given out again at once.
+        earlier: words before the command of a node that runs another release, by its name.
     """
     name = "bench"
     lifecycle.down(name)
@@ -220,7 +226,9 @@ def nodes(minima: Mapping[str, int], cooldown: str = "0s") -> Iterator[tuple[Lab
         try:
             with ExitStack() as stack:
                 pids = {
-                    node: stack.enter_context(_reconciler(lab, node, text, Path(directory)))
+                    node: stack.enter_context(
+                        _reconciler(lab, node, text, Path(directory), earlier.get(node, ()))
+                    )
                     for node, minimum in minima.items()
                     for text in [DOCUMENT.format(minimum=minimum, cooldown=cooldown)]
                 }
@@ -232,10 +240,12 @@ def nodes(minima: Mapping[str, int], cooldown: str = "0s") -> Iterator[tuple[Lab
 
 
 @contextmanager
-def _reconciler(lab: Lab, node: str, document: str, directory: Path) -> Iterator[int]:
+def _reconciler(
+    lab: Lab, node: str, document: str, directory: Path, words: Sequence[str]
+) -> Iterator[int]:
     config = directory / f"{node}.yaml"
     config.write_text(document)
-    argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
+    argv = [*words, sys.executable, "-m", "reconciler", "run", "-f", str(config)]
     with _tmpfs(lab.names.node_state(node)), (directory / f"{node}.log").open("w") as log:
         process = lab.start(node, argv, stderr=log)
         yield process.pid  # nsenter has become the reconciler by exec

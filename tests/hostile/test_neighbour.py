@@ -192,25 +192,22 @@ def test_100000_routes_of_somebody_else_on_the_host(neighbourhood: Any) -> None:
 
 
 def test_what_somebody_else_stamps_as_ours(neighbourhood: Any) -> None:
-    """The second time, as above: a thousand routes and rules at once make arenas grow for good.
-
-    To have made them grow, a flood need not be larger than what one look takes of it.
-    """
+    """The second time, as above: a thousand routes and rules at once make arenas grow for good."""
     n = neighbourhood
     first = IPv4Address("172.16.0.0")
 
-    def stamp(routes: int, rules: int, links: int) -> None:
+    def stamp() -> None:
         with (
-            hostility.routes(n.node, "eth0", routes, first, table=512, protocol=201),
-            hostility.rules(n.node, rules, first, priority=512, protocol=201),
-            hostility.links(n.node, links, "node-network:"),
+            hostility.routes(n.node, "eth0", 50_000, first, table=512, protocol=201),
+            hostility.rules(n.node, 3_000, first, priority=512, protocol=201),
+            hostility.links(n.node, 200, "node-network:"),
         ):
             until(lambda: n.complains_of("are stamped as ours"), "a look at them")
             n.serve()
 
-    stamp(2_000, 2_000, 20)
+    stamp()
     with n.lives_through():
-        stamp(25_000, 2_000, 100)
+        stamp()
 
 
 def test_addresses_of_somebody_else_on_the_host_that_come_and_go_without_end(

@@ -387,11 +387,8 @@ LONG_FILES = {}
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
 
 LARGE_CLASSES = {
-    "Family": (0, 13),
     "Eni": (7, 20),
     "Inputs": (10, 23),
-    "Pool": (2, 25),
-    "PoolStatus": (6, 13),
 }
 """Classes that are still too large: methods and attributes that they may have. Likewise."""
 

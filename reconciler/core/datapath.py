@@ -110,7 +110,6 @@ class Family:
 
     name: str
     version: int
-    bits: int
     nft: str
     nft_type: str
     gateway: IpAddress
@@ -127,7 +126,6 @@ FAMILIES = {
     "ipv4": Family(
         "ipv4",
         4,
-        32,
         "ip",
         "ipv4_addr",
         gateway=ip_address("169.254.1.1"),
@@ -142,7 +140,6 @@ FAMILIES = {
     "ipv6": Family(
         "ipv6",
         6,
-        128,
         "ip6",
         "ipv6_addr",
         gateway=ip_address("fe80::1"),

@@ -32,11 +32,11 @@ def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
     for name in at.choice.subnets:
         space = at.spaces[name]
         blocks = f", {space.blocks} whole /28" if desired.prefixes else ""
-        known = at.subnets[name].is_described
+        known = at.observed.subnets[name].is_described
         most = "" if known else "at most, not asked of EC2 yet: "
         lines.append(f"subnet {name}: {most}{space.free} free{blocks}")
     lines += [f"subnet {name}: not used: {reason}" for name, reason in at.choice.rejected]
-    lines += [f"{r.subject}: {r.message}" for r in shortage.unread(at.unread)]
+    lines += [f"{r.subject}: {r.message}" for r in shortage.unread(at.observed.unread)]
     lines += _delegations(desired, at)
     return [*lines, _verdict(at)]
 

@@ -13,7 +13,7 @@ from reconciler.ipam.pool_status import Pool
 
 def desire(inputs: Inputs) -> Pool:
     """Gather what the document wants and what is used."""
-    document, ec2 = inputs.document, inputs.ec2
+    document = inputs.document
     tags = dict(document.eni.tags) | {INSTANCE_TAG: inputs.node.instance_id}
     if document.cluster:
         tags[CLUSTER_TAG] = document.cluster
@@ -23,27 +23,12 @@ def desire(inputs: Inputs) -> Pool:
     return Pool(
         node=inputs.node,
         document=document,
-        strategy=document.warm_pool.strategy,
         demand=inputs.demand,
-        max_pods=document.max_pods,
-        used=ec2.used,
-        quarantined=ec2.quarantined,
-        max_enis=document.eni.max,
-        limits=Limits(limits.enis, limits.addresses_per_eni) if limits else None,
-        prefixes=document.eni.allocate == "prefixes",
-        use_primary=document.eni.use_primary,
-        subnets=document.eni.subnets,
-        selector=document.eni.subnet_tags,
-        security_groups=document.eni.security_groups,
         tags=tuple(sorted(tags.items())),
+        limits=Limits(limits.enis, limits.addresses_per_eni) if limits else None,
         attachments=inputs.attachments,
-        creations=ec2.creations,
-        disagreements=ec2.disagreements,
-        backoffs=ec2.backoffs,
-        nonce=ec2.nonce,
+        ec2=inputs.ec2,
         now=inputs.now,
         clock=inputs.clock,
         take_over=inputs.predecessor.taking_over,
-        families=document.families,
-        maybe_released=ec2.maybe_released,
     )

@@ -19,39 +19,9 @@ from reconciler.core.forward import ForwardChain
 from reconciler.core.installation import NOWHERE, Installation
 from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
 from reconciler.ipam.allocation import Unexplained
-from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.source_disagreement import NO_DISAGREEMENTS, Disagreements
+from reconciler.ipam.pool_status import NO_EC2, Ec2Inputs
 from schemas.document import NodeNetwork
-
-NO_CALL_BACKOFFS = CallBackoffs()
-
-
-@dataclass(frozen=True, slots=True)
-class Ec2Inputs:
-    """What only the pool's planner looks at.
-
-    Attributes:
-        used: addresses that a pod, a cooldown, a route or a connection holds.
-        quarantined: networks with a record: they are being given back, or were just now.
-        maybe_released: those of them that EC2 may have taken back already, whatever it shows.
-        creations: ENIs that were asked for in the last hour.
-        disagreements: where EC2 and metadata disagree.
-        backoffs: EC2 actions that are not called for now.
-        nonce: text that no other pass has; new ClientTokens are made of it.
-    """
-
-    used: frozenset[IpAddress] = frozenset()
-    quarantined: frozenset[IpNetwork] = frozenset()
-    maybe_released: frozenset[IpNetwork] = frozenset()
-    creations: tuple[Creation, ...] = ()
-    disagreements: Disagreements = NO_DISAGREEMENTS
-    backoffs: CallBackoffs = NO_CALL_BACKOFFS
-    nonce: str = ""
-
-
-NO_EC2 = Ec2Inputs()
 
 
 @dataclass(frozen=True, slots=True)

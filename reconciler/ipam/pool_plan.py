@@ -48,7 +48,7 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
     is needed.
     """
     if _to_adopt(desired, observed):
-        return desired.quarantined
+        return desired.ec2.quarantined
     at = find_pool_status(desired, observed)
     needed = 0
     if desired.prefixes and at.shortfall > 0:
@@ -59,10 +59,10 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
         at.band,
         slots_needed=needed,
         growable=at.fitting,
-        maybe_released=desired.maybe_released,
+        maybe_released=desired.ec2.maybe_released,
     )
     chosen |= {n for e in at.enis if _goes(e, chosen, desired, at) for n in e.ipv6_prefixes}
-    return chosen & desired.quarantined if _sources_disagree(desired, observed) else chosen
+    return chosen & desired.ec2.quarantined if _sources_disagree(desired, observed) else chosen
 
 
 def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: PoolStatus) -> bool:
@@ -72,7 +72,7 @@ def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: PoolStatus
     counted = counted_networks(eni)
     emptied = not eni.is_primary and all(n in leaving for n in counted)
     useless = not counted and eni.eni_id not in at.needed
-    return bool(emptied and (counted or useless)) and not holds_used(eni, desired.used)
+    return bool(emptied and (counted or useless)) and not holds_used(eni, desired.ec2.used)
 
 
 def _stays(eni: Eni, desired: Pool, at: PoolStatus) -> bool:
@@ -115,7 +115,7 @@ def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
     """
     limited = desired.limits or observed.limits
     known = limited and observed.primary and not observed.unread_enis
-    return bool(desired.disagreements or not known) or observed.behind
+    return bool(desired.ec2.disagreements or not known) or observed.behind
 
 
 def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
@@ -163,7 +163,7 @@ def _finish(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
         reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
         actions.append(AttachEni(eni.eni_id, instance_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
-        used = holds_used(eni, desired.used)
+        used = holds_used(eni, desired.ec2.used)
         needed = eni in back.values() or used or _sources_disagree(desired, observed)
         if not needed and _is_old(eni, desired.now):
             reason = "ours, attached to nothing, and not needed"
@@ -177,11 +177,11 @@ def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]
     First those whose addresses pods use: they were detached by hand.
     """
     found = [e for e in observed.enis if e.owned and e.status == "available"]
-    found.sort(key=lambda e: -sum(e.holds(a) for a in desired.used))
+    found.sort(key=lambda e: -sum(e.holds(a) for a in desired.ec2.used))
     chosen: dict[int, Eni] = {}
     short = at.shortfall if desired.counts else int(not at.needed)
     for index, eni in zip(_free_indices(observed, at), found, strict=False):
-        used = holds_used(eni, desired.used)
+        used = holds_used(eni, desired.ec2.used)
         if len(chosen) < at.room_for_enis and (used or short > 0):
             chosen[index] = eni
             short -= len(eni.pod_addresses) if desired.counts else 1
@@ -194,7 +194,7 @@ def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[Ec2Act
         tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
             yield TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
-    wanted = tuple(sorted(desired.security_groups))
+    wanted = tuple(sorted(desired.document.eni.security_groups))
     for eni in at.enis:
         if wanted and not eni.is_primary and eni.security_groups != wanted:
             reason = f"security groups {' '.join(eni.security_groups)}"
@@ -209,7 +209,7 @@ def _cure(desired: Pool, at: PoolStatus) -> Plan:
     bound = ((a, address) for a in desired.attachments for address in a.addresses)
     for attachment, address in bound:
         held = host_network(address)
-        lost = [n for eni_id, n in desired.disagreements.lost if eni_id == attachment.eni_id]
+        lost = [n for eni_id, n in desired.ec2.disagreements.lost if eni_id == attachment.eni_id]
         item = next(
             (n for n in sorted(lost, key=lambda n: n.prefixlen) if address in n),
             None,
@@ -285,7 +285,9 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
     if not desired.delegates:
         return Plan()
     # One that EC2 does not show any more may still be there, and could not be given back.
-    withheld = {eni_id for eni_id, n in desired.disagreements.missing if not family_of(n).counted}
+    withheld = {
+        eni_id for eni_id, n in desired.ec2.disagreements.missing if not family_of(n).counted
+    }
     waiting = asked | withheld
     actions: list[Ec2Action] = [
         DelegatePrefix(e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}")
@@ -305,7 +307,7 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
 
 def _may_create(desired: Pool, at: PoolStatus) -> int:
     """Return how many ENIs may still be created in this hour."""
-    recent = [c for c in desired.creations if desired.now - c.at < CREATION_WINDOW_S]
+    recent = [c for c in desired.ec2.creations if desired.now - c.at < CREATION_WINDOW_S]
     return max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
 
 
@@ -316,7 +318,7 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
     again: it is waited for. To release it would end in the same answer again.
     """
     actions: list[Ec2Action] = []
-    awaited = desired.maybe_released if at.stock.held < at.band.low else frozenset()
+    awaited = desired.ec2.maybe_released if at.stock.held < at.band.low else frozenset()
     leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined if u.network not in awaited}
     for eni in at.enis:
         networks = counted_networks(eni)
@@ -324,8 +326,8 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
         emptied = not eni.is_primary and eni.attachment_id and len(mine) == len(networks)
         if eni.ipv6_prefixes and emptied:
             # No pod can get an address of its prefix any more, and none has.
-            emptied = desired.quarantined.issuperset(eni.ipv6_prefixes)
-            emptied = emptied and not holds_used(eni, desired.used)
+            emptied = desired.ec2.quarantined.issuperset(eni.ipv6_prefixes)
+            emptied = emptied and not holds_used(eni, desired.ec2.used)
         useless = not networks and eni.eni_id not in at.needed
         if emptied and (mine or useless) and not _stays(eni, desired, at):
             if not _is_old(eni, desired.now):
@@ -346,7 +348,7 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
     """Replace actions in backoff by the reason."""
     actions, refusals = [], list(whole.refusals)
     for action in whole.actions:
-        backoffs = ((call, desired.backoffs.of(call, desired.clock)) for call in action.calls)
+        backoffs = ((call, desired.ec2.backoffs.of(call, desired.clock)) for call in action.calls)
         call, backoff = next(((c, r) for c, r in backoffs if r), ("", None))
         if backoff is None:
             actions.append(action)
@@ -359,13 +361,13 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
 
 def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> Creation:
     groups = observed.primary.security_groups if observed.primary else ()
-    text = f"{desired.nonce}/{desired.node.instance_id}/{index}"
+    text = f"{desired.ec2.nonce}/{desired.node.instance_id}/{index}"
     token = hashlib.sha256(text.encode()).hexdigest()[:32]
     return Creation(
         token=token,
         device_index=index,
         subnet_id=share.subnet_id,
-        security_groups=tuple(sorted(desired.security_groups or groups)),
+        security_groups=tuple(sorted(desired.document.eni.security_groups or groups)),
         addresses=share.addresses,
         prefixes=share.prefixes,
         tags=tuple(sorted((*desired.tags, (CREATION_TAG, token)))),

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.ipam import pool, subnet
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.cloud import Cloud, Limits, Unread
+from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import PREFIX_SIZE, Band, Demand, Space
 from reconciler.ipam.release import Stock, Unit, take_stock
-from reconciler.ipam.source_disagreement import Disagreements
+from reconciler.ipam.source_disagreement import NO_DISAGREEMENTS, Disagreements
 from reconciler.ipam.subnet import Choice, Subnet
 from schemas.document import NodeNetwork
-from schemas.warm_pool import Strategy
 
 HERE = {"attaching", "attached"}
 """EC2's words for an attachment that is, or is about to be."""
@@ -27,60 +26,73 @@ CREATION_TRUST_S = 600.0
 24 hours (EC2 Developer Guide, "Ensuring idempotency"), an observation stale for seconds."""
 
 
+NO_CALL_BACKOFFS = CallBackoffs()
+
+
+@dataclass(frozen=True, slots=True)
+class Ec2Inputs:
+    """What is known of the node's addresses, and of the calls about them.
+
+    Attributes:
+        used: addresses that a pod, a cooldown, a route or a connection holds.
+        quarantined: networks with a record: they are being given back, or were just now.
+        maybe_released: those of them that EC2 may have taken back already, whatever it shows.
+        creations: ENIs that were asked for in the last hour.
+        disagreements: where EC2 and metadata disagree.
+        backoffs: EC2 actions that are not called for now.
+        nonce: text that no other pass has; new ClientTokens are made of it.
+    """
+
+    used: frozenset[IpAddress] = frozenset()
+    quarantined: frozenset[IpNetwork] = frozenset()
+    maybe_released: frozenset[IpNetwork] = frozenset()
+    creations: tuple[Creation, ...] = ()
+    disagreements: Disagreements = NO_DISAGREEMENTS
+    backoffs: CallBackoffs = NO_CALL_BACKOFFS
+    nonce: str = ""
+
+
+NO_EC2 = Ec2Inputs()
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """The pool that is wanted, and all that deciding about it needs.
 
     Attributes:
-        document: resolved for this node.
-        used: addresses that a pod, a cooldown, a route or a connection holds.
-        quarantined: networks with a record.
-        maybe_released: those of them that EC2 may have taken back already, whatever it shows.
-        max_enis: the document's limit; None leaves the instance type's.
+        document: for this node: overrides are resolved.
+        tags: of new ENIs, in key order.
         limits: the document's, in place of EC2's.
-        creations: records of this and earlier passes.
-        nonce: what makes new tokens new; text.
         now: seconds since the epoch; for records, and what EC2 says of time.
         clock: monotonic seconds; for backoff and disagreements, which live in memory.
         take_over: the stock plugin's ENIs become ours.
-        families: those that pods get addresses of from EC2.
     """
 
     node: Node
     document: NodeNetwork
-    strategy: Strategy
     demand: Demand
-    max_pods: int | None
-    used: frozenset[IpAddress]
-    quarantined: frozenset[IpNetwork]
-    max_enis: int | None
-    limits: Limits | None
-    prefixes: bool
-    use_primary: bool
-    subnets: tuple[str, ...]
-    selector: tuple[tuple[str, str], ...]
-    security_groups: tuple[str, ...]
     tags: tuple[tuple[str, str], ...]
+    limits: Limits | None
     attachments: tuple[Attachment, ...]
-    creations: tuple[Creation, ...]
-    disagreements: Disagreements
-    backoffs: CallBackoffs
-    nonce: str
+    ec2: Ec2Inputs
     now: float
     clock: float
     take_over: bool = False
-    families: tuple[str, ...] = ("ipv4",)
-    maybe_released: frozenset[IpNetwork] = frozenset()
+
+    @property
+    def prefixes(self) -> bool:
+        """Whether ENIs get prefixes rather than single addresses."""
+        return self.document.eni.allocate == "prefixes"
 
     @property
     def counts(self) -> bool:
         """Whether pods need addresses that the pool must have in stock."""
-        return any(FAMILIES[name].counted for name in self.families)
+        return any(FAMILIES[name].counted for name in self.document.families)
 
     @property
     def delegates(self) -> bool:
         """Whether pods need a prefix that is not counted, on each ENI that serves them."""
-        return any(not FAMILIES[name].counted for name in self.families)
+        return any(not FAMILIES[name].counted for name in self.document.families)
 
 
 NOTHING_COUNTED = Band(
@@ -105,8 +117,7 @@ class PoolStatus:
         needed: those of them that stay although they hold nothing in stock. Where nothing is
             counted the first one stays, because its prefix serves every pod.
         foreign: attached ENIs that are not ours.
-        subnets: by id, as EC2 showed them.
-        unread: what EC2 listed and could not be read.
+        observed: the observation.
     """
 
     limits: Limits | None
@@ -119,9 +130,8 @@ class PoolStatus:
     pending: tuple[Creation, ...]
     fitting: frozenset[str]
     foreign: int
-    needed: frozenset[str] = frozenset()
-    subnets: Mapping[str, Subnet] = field(default_factory=dict)
-    unread: tuple[Unread, ...] = ()
+    needed: frozenset[str]
+    observed: Cloud
 
     @property
     def slots(self) -> int:
@@ -163,9 +173,9 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         observed.subnets,
         zone=desired.node.availability_zone,
         primary=primary.subnet_id if primary else "",
-        listed=desired.subnets,
-        selector=desired.selector,
-        families=desired.families,
+        listed=desired.document.eni.subnets,
+        selector=desired.document.eni.subnet_tags,
+        families=desired.document.families,
     )
     spaces = {name: _space(desired, s) for name, s in observed.subnets.items()}
     enis = tuple(
@@ -185,8 +195,8 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
 
     stock = take_stock(
         enis,
-        used=desired.used,
-        quarantined=desired.quarantined,
+        used=desired.ec2.used,
+        quarantined=desired.ec2.quarantined,
         unwanted=unwanted,
         prefixes=desired.prefixes,
     )
@@ -194,23 +204,23 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
     band = NOTHING_COUNTED
     if desired.counts:
         band = pool.band(
-            desired.strategy,
+            desired.document.warm_pool.strategy,
             desired.demand,
             per_eni=slots * (PREFIX_SIZE if desired.prefixes else 1),
-            max_pods=desired.max_pods,
+            max_pods=desired.document.max_pods,
         )
     tokens = {e.creation for e in observed.enis if e.creation}
     pending = tuple(
         c
-        for c in desired.creations
+        for c in desired.ec2.creations
         if not c.done and c.token not in tokens and desired.now - c.at < CREATION_TRUST_S
     )
     attached = sum(1 for e in observed.enis if e.device_index is not None)
     attached += len(observed.unread_enis)
     foreign = sum(1 for e in observed.enis if e.device_index is not None and not e.owned)
     limit = limits.enis if limits else 0
-    if desired.max_enis is not None:
-        limit = min(limit, desired.max_enis)
+    if desired.document.eni.max is not None:
+        limit = min(limit, desired.document.eni.max)
     room = max(limit - attached - len(pending), 0)
     return PoolStatus(
         limits,
@@ -224,8 +234,7 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         fitting,
         foreign,
         needed,
-        observed.subnets,
-        observed.unread,
+        observed,
     )
 
 
@@ -233,13 +242,13 @@ def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
     """Whether the document wants this ENI's addresses for pods."""
     if eni.is_primary:
         home = observed.subnets.get(eni.subnet_id)
-        able = home is None or set(desired.families) <= set(home.families)
-        return desired.use_primary and able
+        able = home is None or set(desired.document.families) <= set(home.families)
+        return desired.document.eni.use_primary and able
     return eni.subnet_id in choice.subnets
 
 
 def _space(desired: Pool, known: Subnet) -> Space:
-    no_blocks = desired.backoffs.of(f"prefixes:{known.subnet_id}", desired.clock)
-    full = desired.backoffs.of(f"addresses:{known.subnet_id}", desired.clock)
+    no_blocks = desired.ec2.backoffs.of(f"prefixes:{known.subnet_id}", desired.clock)
+    full = desired.ec2.backoffs.of(f"addresses:{known.subnet_id}", desired.clock)
     blocks = 0 if no_blocks or not desired.prefixes else known.blocks or 0
     return Space(0 if full else known.free, blocks)

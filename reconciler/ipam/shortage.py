@@ -88,7 +88,7 @@ def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) ->
         yield Issue(
             f"pool of {desired.node.instance_id}",
             "CreationRateReached",
-            f"{missing}: {len(desired.creations)} ENIs were created within an hour and "
+            f"{missing}: {len(desired.ec2.creations)} ENIs were created within an hour and "
             "added no capacity; check their state in EC2",
         )
         return
@@ -153,9 +153,9 @@ def no_way_in(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
 
 def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Issue:
     assert at.limits is not None
-    by_type = desired.max_enis is None or desired.max_enis >= at.limits.enis
+    by_type = desired.document.eni.max is None or desired.document.eni.max >= at.limits.enis
     source = desired.node.instance_type if by_type else "eni.max"
-    foreign = at.foreign + sum(u.kind == "eni" for u in at.unread)
+    foreign = at.foreign + sum(u.kind == "eni" for u in at.observed.unread)
     most, text = most_addresses(desired.document, at.limits, foreign=foreign)
     singles = sum(len(e.secondaries) for e in at.enis) if desired.prefixes else 0
     if at.misplaced:
@@ -188,11 +188,11 @@ def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
         )
         if told:
             yield Issue(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
-    yield from unread(at.unread)
+    yield from unread(at.observed.unread)
     yield from _without_block(desired, at)
     yield from _without_egress(desired, at)
     for eni in at.enis:
-        used = sum(eni.holds(a) for a in desired.used)
+        used = sum(eni.holds(a) for a in desired.ec2.used)
         if not eni.is_primary and eni.eni_id not in at.fitting and used:
             yield Issue(
                 f"eni {eni.eni_id}",
@@ -200,7 +200,7 @@ def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
                 f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move "
                 f"it; it goes when its {used} addresses in use are free: drain the node to hasten",
             )
-    if desired.disagreements and desired.clock - desired.disagreements.since >= REPORT_S:
+    if desired.ec2.disagreements and desired.clock - desired.ec2.disagreements.since >= REPORT_S:
         yield _disagreement(desired)
 
 
@@ -220,10 +220,10 @@ def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
 def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """The primary ENI's subnet has no CIDR block of a family in ``families``."""
     for eni in at.enis:
-        home = at.subnets.get(eni.subnet_id)
-        if not eni.is_primary or home is None or not desired.use_primary:
+        home = at.observed.subnets.get(eni.subnet_id)
+        if not eni.is_primary or home is None or not desired.document.eni.use_primary:
             continue
-        if missing := [f for f in desired.families if f not in home.families]:
+        if missing := [f for f in desired.document.families if f not in home.families]:
             yield Issue(
                 f"subnet {eni.subnet_id}",
                 "SubnetWithoutFamily",
@@ -234,7 +234,7 @@ def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
 
 
 def _disagreement(desired: Pool) -> Issue:
-    disagreements = desired.disagreements
+    disagreements = desired.ec2.disagreements
     missing, unconfirmed = len(disagreements.missing), len(disagreements.unconfirmed)
     parts = []
     if missing:

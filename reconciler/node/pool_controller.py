@@ -219,7 +219,8 @@ class PoolController:
         """Keep what a look has shown and the calls have changed, and what they have left open."""
         schedule, sources = self.schedule, self.sources
         cloud: Cloud = outcome.observed
-        desired = replace(outcome.desired, backoffs=schedule.calls)
+        ec2 = replace(outcome.desired.ec2, backoffs=schedule.calls)
+        desired = replace(outcome.desired, ec2=ec2)
         plan = eni.plan(desired, cloud)  # what has just failed is in backoff
         sources.expect(cloud)
         sources.note_change(before, cloud)

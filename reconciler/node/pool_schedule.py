@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from reconciler.domains.inputs import NO_CALL_BACKOFFS
 from reconciler.engine.backoff import Delays
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.pace import (
@@ -15,6 +14,7 @@ from reconciler.ipam.pace import (
     observe_after_s,
     plan_after_s,
 )
+from reconciler.ipam.pool_status import NO_CALL_BACKOFFS
 
 SHRINK_S = 30.0
 """Seconds after a growth for which nothing else is chosen to be given back, so that pods that come

@@ -21,7 +21,7 @@ from reconciler.core.attachment import Attachment, Cooling, IntentState
 from reconciler.domains import address, attachment, link, nat, neighbour, route, rule, sysctl
 from reconciler.domains import eni as eni_domain
 from reconciler.domains.address import LinkAddress
-from reconciler.domains.inputs import Ec2Inputs, Inputs
+from reconciler.domains.inputs import Inputs
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftChain, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
@@ -30,7 +30,7 @@ from reconciler.domains.rule import Rule
 from reconciler.engine.converge import Domain, converge, dry_run
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_status import find_pool_status
+from reconciler.ipam.pool_status import Ec2Inputs, find_pool_status
 from reconciler.ipam.records import Records
 from reconciler.node.kernel_domains import KernelDomains
 from reconciler.targets.kernel import Kernel

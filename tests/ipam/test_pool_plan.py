@@ -12,7 +12,6 @@ from builders import SUBNET, attachment, document, eni, inputs
 from reconciler.core.datapath import host_network
 from reconciler.domains import eni as domain
 from reconciler.domains import nat, route, rule
-from reconciler.domains.inputs import NO_EC2, Ec2Inputs
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import CLUSTER_TAG, CREATION_TAG, INSTANCE_TAG, Cloud, Limits, retain
 from reconciler.ipam.ec2_action import (
@@ -28,7 +27,7 @@ from reconciler.ipam.ec2_action import (
     TieToInstance,
 )
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_status import Pool, find_pool_status
+from reconciler.ipam.pool_status import NO_EC2, Ec2Inputs, Pool, find_pool_status
 from reconciler.ipam.source_disagreement import Disagreements
 from reconciler.ipam.subnet import Subnet
 
@@ -58,7 +57,8 @@ def test_demand_counts_at_once() -> None:
 
 def test_tokens_of_one_pass_differ_and_of_the_same_inputs_do_not() -> None:
     def tokens(nonce: str) -> list[str]:
-        wanted = replace(pool(27), nonce=nonce)
+        wanted = pool(27)
+        wanted = replace(wanted, ec2=replace(wanted.ec2, nonce=nonce))
         plan = domain.plan(wanted, cloud(eni(0, 9)))
         return [a.creation.token for a in plan.actions if isinstance(a, AddEni)]
 
@@ -153,7 +153,7 @@ def test_an_eni_that_an_old_answer_shows_as_attaching_keeps_its_place() -> None:
 
 def quarantined(wanted: Pool, look: Cloud) -> Pool:
     """As after the pass that recorded what shall go."""
-    return replace(wanted, quarantined=domain.quarantine(wanted, look))
+    return replace(wanted, ec2=replace(wanted.ec2, quarantined=domain.quarantine(wanted, look)))
 
 
 def given_back(wanted: Pool, look: Cloud) -> list[Any]:
@@ -202,14 +202,14 @@ def test_while_there_are_doubts_nothing_is_given_back(kind: str) -> None:
     look = cloud(eni(0, 9), eni(None, 3, eni_id="eni-spare", created_at=0.0))
     wanted = pool(5, ec2=Ec2Inputs(disagreements=disagreements))
     assert domain.quarantine(wanted, look) == frozenset()
-    ready = replace(wanted, quarantined=domain.quarantine(pool(5), look))
+    ready = replace(wanted, ec2=replace(wanted.ec2, quarantined=domain.quarantine(pool(5), look)))
     assert domain.plan(ready, look).actions == ()
 
 
 def test_a_look_that_lacks_what_ec2_has_answered_gives_nothing_back() -> None:
     look = cloud(eni(0, 9), eni(None, 3, eni_id="eni-spare", created_at=0.0))
     wanted = pool(5)
-    ready = replace(wanted, quarantined=domain.quarantine(wanted, look))
+    ready = replace(wanted, ec2=replace(wanted.ec2, quarantined=domain.quarantine(wanted, look)))
     assert len(domain.plan(ready, look).actions) == 2
     late = replace(look, behind=True)
     assert domain.quarantine(wanted, late) == frozenset()
@@ -428,7 +428,8 @@ def test_a_prefix_that_pods_use_and_nobody_shows_is_asked_for_by_name() -> None:
     pod = attachment(1, addresses=(OWN,))
     wanted = pool(0, families=["ipv6"], ec2=Ec2Inputs(used=frozenset({OWN})))
     lost = Disagreements({}, {}, frozenset({("eni-0", BLOCK)}))
-    plan = domain.plan(replace(wanted, disagreements=lost, attachments=(pod,)), dual(eni(0, 0)))
+    wanted = replace(wanted, ec2=replace(wanted.ec2, disagreements=lost), attachments=(pod,))
+    plan = domain.plan(wanted, dual(eni(0, 0)))
     assert [str(a) for a in plan.actions] == [
         f"aws ec2 assign-ipv6-addresses --network-interface-id eni-0 --ipv6-prefixes {BLOCK}"
     ]
@@ -439,7 +440,9 @@ def test_a_prefix_that_may_still_be_there_is_not_replaced_until_it_is_proved_los
     """It could not be given back: with every stale answer there would be one more."""
     item = ("eni-0", BLOCK)
     wanted = pool(0, families=["ipv6"])
-    missing = replace(wanted, disagreements=Disagreements({item: 990.0}, {}, frozenset()))
+    known = Disagreements({item: 990.0}, {}, frozenset())
+    missing = replace(wanted, ec2=replace(wanted.ec2, disagreements=known))
     assert commands(missing, dual(eni(0, 0))) == []
-    gone = replace(wanted, disagreements=Disagreements({}, {}, frozenset({item})))
+    lost = Disagreements({}, {}, frozenset({item}))
+    gone = replace(wanted, ec2=replace(wanted.ec2, disagreements=lost))
     assert len(commands(gone, dual(eni(0, 0)))) == 1

@@ -8,12 +8,11 @@ from builders import SUBNET, document, eni, inputs
 
 from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
-from reconciler.domains.inputs import Ec2Inputs
 from reconciler.engine.plan import Refusal
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_status import Pool, find_pool_status
+from reconciler.ipam.pool_status import Ec2Inputs, Pool, find_pool_status
 from reconciler.ipam.subnet import Subnet
 
 LIMITS = Limits(3, 10)

@@ -409,7 +409,7 @@ class PoolMachine(RuleBasedStateMachine):
         lost = {a for a in bound_addresses if not any(e.holds(a) for e in here)}
         told = {r for r in outcome.remaining.refusals if r.reason == "AddressLost"}
         assert not lost or told
-        assert not outcome.desired.disagreements
+        assert not outcome.desired.ec2.disagreements
         if outcome.desired.delegates:
             # What was not told, or not truly, may bring one too many, and no more.
             count = [len(e.ipv6_prefixes) for e in at.enis if e.eni_id in at.needed]

@@ -19,7 +19,7 @@ from fakes import FakeConntrack, FakeState
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.domains import eni as domain
-from reconciler.domains.inputs import NO_CALL_BACKOFFS, Inputs
+from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, retain
@@ -31,6 +31,7 @@ from reconciler.ipam.ec2_action import (
     Creation,
     DelegatePrefix,
 )
+from reconciler.ipam.pool_status import NO_CALL_BACKOFFS
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.source_disagreement import CONFIRM_S, NO_DISAGREEMENTS
 from reconciler.node.pool_controller import Given, PoolController

@@ -222,7 +222,7 @@ def test_a_type_that_ec2_did_not_know_is_asked_for_again_one_day(code: str) -> N
     backoffs = CallBackoffs({})
     ec2 = Ec2("i-1", "us-east-1", Journal(), clock=lambda: now, caller=caller)
     for _ in range(24 * 60):
-        pool = replace(pool, clock=now, backoffs=backoffs)
+        pool = replace(pool, clock=now, ec2=replace(pool.ec2, backoffs=backoffs))
         before = caller.asked["describe_instance_types"]
         cloud = ec2.observe([pool])
         if caller.asked["describe_instance_types"] > before:
@@ -439,7 +439,7 @@ def test_while_an_eni_cannot_be_read_nothing_is_given_back(known: bool) -> None:
     enis(told)[2] |= {"Groups": "x"} | ({} if known else {"NetworkInterfaceId": 3})
     desired, cloud = surplus(told)
     assert domain.plan(desired, cloud).actions == ()
-    assert domain.quarantine(desired, cloud) <= desired.quarantined
+    assert domain.quarantine(desired, cloud) <= desired.ec2.quarantined
 
 
 def test_an_eni_that_cannot_be_read_takes_a_place_and_its_index() -> None:

@@ -104,10 +104,11 @@ class Subnets:
         """
         primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
         questions: list[Filters] = []
-        if pool.selector and primary:
-            filters = [matching(f"tag:{key}", value) for key, value in pool.selector]
+        eni = pool.document.eni
+        if eni.subnet_tags and primary:
+            filters = [matching(f"tag:{key}", value) for key, value in eni.subnet_tags]
             questions.append([*filters, matching("vpc-id", primary.vpc_id)])
-        wanted = sorted({i.eni.subnet_id for i in interfaces.values()} | set(pool.subnets))
+        wanted = sorted({i.eni.subnet_id for i in interfaces.values()} | set(eni.subnets))
         # By filter, not by id: one id that does not exist would fail the whole call.
         questions += [[matching("subnet-id", *ids)] for ids in parts(wanted)]
         found: dict[str, Subnet] = {}
@@ -148,7 +149,7 @@ class Subnets:
                 unread.append(unread_subnet(body, str(error)))
             else:
                 # A subnet's other tags are nothing to us, and may be many.
-                tags = tuple(t for t in subnet.tags if t in pool.selector)
+                tags = tuple(t for t in subnet.tags if t in pool.document.eni.subnet_tags)
                 found[subnet.subnet_id] = replace(subnet, tags=tags)
 
     def _count_blocks(
@@ -195,7 +196,7 @@ class Subnets:
 def _asked(pool: Pool, interfaces: Interfaces) -> tuple[object, ...]:
     ids = frozenset(i.eni.subnet_id for i in interfaces.values())
     vpc = next((i.vpc_id for i in interfaces.values() if i.eni.is_primary), "")
-    return (ids, vpc, pool.subnets, pool.selector, pool.prefixes)
+    return (ids, vpc, pool.document.eni.subnets, pool.document.eni.subnet_tags, pool.prefixes)
 
 
 def _is_whole(known: Described, interfaces: Interfaces) -> bool:
@@ -214,12 +215,12 @@ def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described 
     cidr = next((c for c in node.subnet_cidrs if isinstance(c, IPv4Network)), None)
     families = tuple(sorted({f"ipv{c.version}" for c in node.subnet_cidrs}))
     primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
-    if primary is None or cidr is None or not set(pool.families) <= set(families):
+    if primary is None or cidr is None or not set(pool.document.families) <= set(families):
         return None
     name = primary.eni.subnet_id
     if {i.eni.subnet_id for i in interfaces.values()} != {name}:
         return None
-    if (pool.subnets or pool.selector) and len(interfaces) > 1:
+    if (pool.document.eni.subnets or pool.document.eni.subnet_tags) and len(interfaces) > 1:
         return None  # whether the others are where they should be, only EC2 tells
     free = cidr.num_addresses - RESERVED_LOW - 1
     subnet = Subnet(

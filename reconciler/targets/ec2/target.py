@@ -222,7 +222,9 @@ class Ec2(Ec2Changes):
         known = {e.eni_id for e in self.told().enis}
         known |= {a.eni_id for a in pool.attachments if a.eni_id}
         seen = {i.eni.creation for i in look.found.values()}
-        if known - look.names or any(not c.done and c.token not in seen for c in pool.creations):
+        if known - look.names or any(
+            not c.done and c.token not in seen for c in pool.ec2.creations
+        ):
             self._missed_until = now + TRUST_S  # EC2 may show it late
         resync_s = pool.document.reconcile.ec2_resync.total_seconds()
         is_due = self._free_at is None or now - self._free_at >= FREE_SHARE * resync_s
@@ -238,7 +240,7 @@ class Ec2(Ec2Changes):
         if kind in self._limits:
             return self._limits[kind], []
         method = "describe_instance_types"
-        if rest := pool.backoffs.of(operation(method), pool.clock):
+        if rest := pool.ec2.backoffs.of(operation(method), pool.clock):
             return None, [Unread("instance-type", kind, f"{rest.code}: {rest.message}")]
         try:
             answer = self._calls(method, InstanceTypes=[kind])

@@ -40,7 +40,7 @@ from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.nat import NftElement
 from reconciler.domains.route import Route
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ReconcilerError
 from reconciler.ipam.cloud import Limits
@@ -617,7 +617,7 @@ class Life:
         assert [c for c in records.creations if not c.done] == []
         assert list(map(str, self._audit())) == []
 
-    def _audit(self) -> tuple[Finding, ...]:
+    def _audit(self) -> tuple[Issue, ...]:
         before, self.fate = self.fate, Fate()
         try:
             return views.audit(self.node, self.document)

@@ -61,7 +61,6 @@ ARROWS: dict[str, set[str]] = {
 PURE = (
     *(f"reconciler/{part}/" for part in ("core", "ipam", "domains", "diagnostics")),
     "reconciler/engine/plan.py",
-    "reconciler/engine/finding.py",
     "reconciler/engine/issue.py",
     "reconciler/engine/observed.py",
     "reconciler/engine/backoff.py",

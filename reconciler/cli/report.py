@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from reconciler.engine.converge import Outcome, actions_of
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Action, Keyed, Verb
 
 
@@ -23,7 +23,7 @@ def remaining_text(outcomes: Mapping[str, Outcome]) -> str:
     return _joined(lines + list(_refusals(outcomes)) + list(_errors(outcomes)))
 
 
-def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -> str:
+def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Issue] = ()) -> str:
     """Return the same as one JSON object (actions, refusals, errors, findings, foreign, calls)."""
     body = {
         "actions": [
@@ -58,12 +58,12 @@ def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Finding] = ()) -
     return json.dumps(body, indent=2) + "\n"
 
 
-def findings_json(findings: Iterable[Finding]) -> str:
+def findings_json(findings: Iterable[Issue]) -> str:
     """Return findings as one JSON object."""
     return json.dumps({"findings": _findings(findings)}, indent=2) + "\n"
 
 
-def _findings(findings: Iterable[Finding]) -> list[dict[str, str]]:
+def _findings(findings: Iterable[Issue]) -> list[dict[str, str]]:
     return [{"subject": f.subject, "reason": f.reason, "message": f.message} for f in findings]
 
 
@@ -103,12 +103,12 @@ def foreign(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
         yield f"= {obj.kind:<13} {obj.command(Verb.DELETE)}  # foreign: not touched"
 
 
-def finding_line(finding: Finding) -> str:
+def finding_line(finding: Issue) -> str:
     """Return a finding as a line for people, its reason first."""
     return f"{finding.reason}: {finding.subject}: {finding.message}"
 
 
-def findings(outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+def findings(outcomes: Mapping[str, Outcome]) -> Iterator[Issue]:
     """Findings about foreign objects."""
     return (f for o in outcomes.values() for f in o.remaining.findings)
 

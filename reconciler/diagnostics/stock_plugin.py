@@ -32,7 +32,7 @@ from reconciler.core.predecessor import (
     StockTable,
 )
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Plan
 from reconciler.ipam.records import Records
 
@@ -186,7 +186,7 @@ def _is_host(network: IpNetwork | None) -> bool:
 
 def _findings(
     desired: Whereabouts, seen: Sighting, found: Iterable[Leftover]
-) -> tuple[Finding, ...]:
+) -> tuple[Issue, ...]:
     tagged = [e.eni_id for e in desired.enis if e.is_adoptable]
     counts = Counter(PLURALS[type(o)] for o in found)
     parts = [f"{count} {noun}" for noun, count in sorted(counts.items())]
@@ -195,7 +195,7 @@ def _findings(
         return ()
     running = "; its daemon still runs: stop it first" if seen.running else ""
     return (
-        Finding(
+        Issue(
             subject=OWNER,
             reason="StockPluginPresent",
             message=f"left on this node: {', '.join(parts)}; they are not touched{running}; to "

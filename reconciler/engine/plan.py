@@ -104,10 +104,6 @@ class Change(Generic[O_co]):
         return self.object.command(self.verb)
 
 
-Refusal = Issue
-"""For modules that do not say ``Issue`` yet."""
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Actions in the order in which they must be applied, and what was refused.

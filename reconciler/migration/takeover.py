@@ -30,7 +30,8 @@ from reconciler.core.predecessor import (
 )
 from reconciler.diagnostics.stock_plugin import in_order, pod_routes, recognise, unexplained
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.plan import Change, Plan, Refusal, Verb
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.ipam.records import Records
 
 SUBJECT = f"take-over from {OWNER}"
@@ -45,7 +46,7 @@ class Retirement:
         links: interface name by MAC.
     """
 
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[Issue, ...]
     enis: tuple[Eni, ...]
     links: Mapping[str, str]
 
@@ -91,12 +92,12 @@ def consider(
         return Predecessor(held=held, refusals=(_running(),))
     enis = tuple(enis)
     adoptions: list[tuple[Attachment, Intent]] = []
-    refusals: list[Refusal] = []
+    refusals: list[Issue] = []
     pending = False
     for route in routes:
         found = _adoption(route, seen, ends.get(route.device), enis)
         match found:
-            case Refusal():
+            case Issue():
                 refusals.append(found)
             case None:
                 pending = True
@@ -138,7 +139,7 @@ def _selectors(rule: StockRule) -> tuple[object, ...]:
 
 def _adoption(
     route: StockRoute, seen: Sighting, end: PodEnd | None, enis: tuple[Eni, ...]
-) -> tuple[Attachment, Intent] | Refusal | None:
+) -> tuple[Attachment, Intent] | Issue | None:
     """Return a pod as ours; None if it only waits for its ENI."""
     address = route.destination.network_address
     allocation = seen.allocations.get(address)
@@ -185,8 +186,8 @@ def _half_done(seen: Sighting, records: Records) -> Iterator[tuple[Attachment, I
             yield a, _intent(a)
 
 
-def _running() -> Refusal:
-    return Refusal(
+def _running() -> Issue:
+    return Issue(
         subject=SUBJECT,
         reason="StockPluginRunning",
         message="its daemon answers on its socket, and two owners of one node would fight; "
@@ -194,8 +195,8 @@ def _running() -> Refusal:
     )
 
 
-def _hidden(rule: Leftover, by: StockRule) -> Refusal:
-    return Refusal(
+def _hidden(rule: Leftover, by: StockRule) -> Issue:
+    return Issue(
         subject=rule.command(Verb.DELETE),
         reason="RuleHidden",
         message="the kernel would delete another owner's rule in its place: "
@@ -205,12 +206,12 @@ def _hidden(rule: Leftover, by: StockRule) -> Refusal:
     )
 
 
-def _unlisted(places: Mapping[tuple[str, str], str]) -> Refusal:
+def _unlisted(places: Mapping[tuple[str, str], str]) -> Issue:
     what = "; ".join(
         f"table {table} of iptables-{backend} cannot be read: {why}"
         for (backend, table), why in sorted(places.items())
     )
-    return Refusal(
+    return Issue(
         subject=SUBJECT,
         reason="IptablesUnreadable",
         message=f"{what}; the stock plugin's rules may be in it, so nothing is removed; install "
@@ -218,9 +219,9 @@ def _unlisted(places: Mapping[tuple[str, str], str]) -> Refusal:
     )
 
 
-def _unknown(route: StockRoute, why: str) -> Refusal:
+def _unknown(route: StockRoute, why: str) -> Issue:
     address = route.destination.network_address
-    return Refusal(
+    return Issue(
         subject=f"pod {address} behind {route.device}",
         reason="StockPodUnknown",
         message=f"{why}; nothing of the stock plugin's is removed while it runs; restart that "

@@ -12,7 +12,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 from reconciler.errors import LockedError, StateError
 from reconciler.targets.netlink.message import HEADER, NLM_F_DUMP, Socket, attributes, native
 
@@ -58,7 +58,7 @@ class NamespaceLock:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
 
-    def take(self) -> tuple[Finding, ...]:
+    def take(self) -> tuple[Issue, ...]:
         """Become the only reconciler of the namespace, until the process ends.
 
         Returns:
@@ -92,7 +92,7 @@ class NamespaceLock:
             self._socket.close()
             self._socket = None
 
-    def _judge_holder(self, refusal: OSError, *, can_prove: bool) -> tuple[Finding, ...]:
+    def _judge_holder(self, refusal: OSError, *, can_prove: bool) -> tuple[Issue, ...]:
         """Tell a reconciler from others.
 
         Args:
@@ -117,7 +117,7 @@ class NamespaceLock:
                 "own: end it, or start this one with the same --state-dir"
             )
         return (
-            Finding(
+            Issue(
                 "network namespace",
                 "LockOccupied",
                 f"{who} holds {NAME[1:]} and cannot be a reconciler; without the lock a second "

@@ -18,7 +18,7 @@ from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.duty import Duties
 from reconciler.daemon.health import BOUNDS, HealthServer
 from reconciler.daemon.watchdog import Watchdog
-from reconciler.engine.plan import Refusal
+from reconciler.engine.issue import Issue
 from reconciler.errors import StateError
 
 
@@ -29,9 +29,9 @@ class Agent:
         self.parts = self
         self.watchdog = Watchdog(lambda _: None)
         self.duties = Duties(Conditions(), self.watchdog)
-        self.obstacle: Refusal | None = None
+        self.obstacle: Issue | None = None
 
-    def find_obstacle(self) -> Refusal | None:
+    def find_obstacle(self) -> Issue | None:
         return self.obstacle
 
 
@@ -81,7 +81,7 @@ def test_what_is_answered(port: int) -> None:
 
 def test_a_text_of_others_is_told_whatever_is_in_it() -> None:
     agent = Agent()
-    agent.obstacle = Refusal("node", "NotAvailable", "a name of bytes: \udcff")
+    agent.obstacle = Issue("node", "NotAvailable", "a name of bytes: \udcff")
     with serving("127.0.0.1:0", agent) as port:
         assert get(port, "/readyz") == (503, "node: NotAvailable: a name of bytes: \\udcff\n")
 

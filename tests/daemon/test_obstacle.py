@@ -25,8 +25,8 @@ from reconciler.daemon.agent import Agent
 from reconciler.daemon.requests import MOST_HINTS
 from reconciler.daemon.server import Server
 from reconciler.engine.converge import Outcome
-from reconciler.engine.finding import Finding
-from reconciler.engine.plan import Change, Refusal
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.cloud import Limits
 from reconciler.node.environment import Environment
@@ -69,16 +69,16 @@ def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Pat
     state = StateDirectory(tmp_path / "run")
     agent = Agent(tmp_path / "node-network.yaml", state, Environment(), events=False)
     key = AttachmentKey("c1", "eth0")
-    docker = Finding("chain ip filter FORWARD", "ForwardingDropped", "its policy is drop")
+    docker = Issue("chain ip filter FORWARD", "ForwardingDropped", "its policy is drop")
     agent.parts.conditions.note("foreign", [docker])
-    agent.parts.conditions.note("mount", [Finding("/etc/x", "DocumentNeverChanges", "by subPath")])
+    agent.parts.conditions.note("mount", [Issue("/etc/x", "DocumentNeverChanges", "by subPath")])
     told = agent.parts.requests.await_attachment(key, 0.0)
-    assert isinstance(told, Refusal)
+    assert isinstance(told, Issue)
     assert told.message == "its objects were not seen in place within the budget"
     broken = ObserveError("the host's routes", "no memory")
     agent.parts.conditions.report("route", Outcome(errors=(broken,)))
     told = agent.parts.requests.await_attachment(key, 0.0)
-    assert isinstance(told, Refusal)
+    assert isinstance(told, Issue)
     assert told.message.startswith("the host's routes: cannot read the host's routes: no memory")
     assert "its policy is drop" not in told.message
 

@@ -22,8 +22,7 @@ from reconciler.daemon.agent import Agent
 from reconciler.daemon.client import ask
 from reconciler.daemon.listener import Listener
 from reconciler.daemon.server import Server
-from reconciler.engine.finding import Finding
-from reconciler.engine.plan import Refusal
+from reconciler.engine.issue import Issue
 from reconciler.errors import LockedError, StateError, UnansweredError
 from reconciler.ipam.cloud import Limits
 from reconciler.node.environment import Environment
@@ -167,7 +166,7 @@ class Refused:
 
     is_own = False
 
-    def reclaim(self) -> tuple[Finding, ...]:
+    def reclaim(self) -> tuple[Issue, ...]:
         raise StateError("cannot make it: No space left on device")
 
 
@@ -187,5 +186,5 @@ def test_who_waits_while_the_daemon_ends_is_not_told_that_its_budget_is_over(
     daemon.agent.stop()
     daemon.thread.join()
     told = daemon.agent.parts.requests.await_attachment(key(1), 60.0)
-    assert isinstance(told, Refusal)
+    assert isinstance(told, Issue)
     assert "told to end" in told.message

@@ -63,7 +63,8 @@ from reconciler.domains.nat import NftElement, NftTable
 from reconciler.domains.route import Route
 from reconciler.engine import converge
 from reconciler.engine.backoff import Delays
-from reconciler.engine.plan import Change, Refusal, Verb
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Change, Verb
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
 from reconciler.node import after_pass, cooldown, kernel_domains, pool_controller, stock_plugin
@@ -476,7 +477,7 @@ def test_an_add_whose_data_makes_a_domain_raise_is_told_why(
     broken.update({name: call, OF: Pod(key, netns, veth_name("nn", key), addresses)})
     house.work()
     refusal = house.agent.parts.requests.await_attachment(key, 0.001)
-    if isinstance(refusal, Refusal):
+    if isinstance(refusal, Issue):
         assert refusal.reason == "InternalError"
         assert f"{call} of {name}" in refusal.message
     else:

@@ -42,7 +42,7 @@ from reconciler.daemon.requests import PodHints, Requests
 from reconciler.daemon.triggers import Triggers
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Outcome
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.errors import ApplyError, InternalError
 from reconciler.ipam.cloud import Limits
@@ -400,7 +400,7 @@ def test_conditions_are_listed_while_another_thread_reports_the_first_of_a_domai
     def scene(point: Point) -> Scene:
         conditions = Conditions()
         conditions._lock = lock = kind()  # type: ignore[assignment]
-        found = [Finding("x", "Y", "z")]
+        found = [Issue("x", "Y", "z")]
         conditions.note("one", found)
         conditions.note("two", found)
 

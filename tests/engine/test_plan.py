@@ -8,7 +8,8 @@ from typing import ClassVar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.engine.plan import Change, Key, Plan, Refusal, Verb, compare, merge
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Change, Key, Plan, Verb, compare, merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +92,4 @@ def test_merged_plans_build_forwards_and_clear_backwards() -> None:
 
 def test_a_plan_with_nothing_but_a_refusal_is_not_empty() -> None:
     assert not Plan()
-    assert Plan(refusals=(Refusal("x", "Y", "z"),))
+    assert Plan(refusals=(Issue("x", "Y", "z"),))

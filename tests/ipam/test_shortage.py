@@ -8,7 +8,7 @@ from builders import SUBNET, document, eni, inputs
 
 from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
-from reconciler.engine.plan import Refusal
+from reconciler.engine.issue import Issue
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.pool import Demand
@@ -33,7 +33,7 @@ def cloud(*enis: Any, subnets: tuple[Subnet, ...] = (subnet(),)) -> Cloud:
     return Cloud(enis, LIMITS, {s.subnet_id: s for s in subnets})
 
 
-def refusals(desired: Pool, observed: Cloud) -> dict[str, Refusal]:
+def refusals(desired: Pool, observed: Cloud) -> dict[str, Issue]:
     return {r.reason: r for r in domain.plan(desired, observed).refusals}
 
 

@@ -30,7 +30,8 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine.converge import actions_of
-from reconciler.engine.plan import Change, Refusal, Verb
+from reconciler.engine.issue import Issue
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import NotReadyError
 from reconciler.ipam.cloud import Cloud, Limits, Unread
 from reconciler.ipam.records import SetAside
@@ -418,7 +419,7 @@ def test_a_check_changes_nothing_and_names_the_first_that_differs() -> None:
     with pytest.raises(NotReadyError):
         sim.node.check(key)
     sim.turn()
-    assert isinstance(missing := sim.node.check(key), Refusal)
+    assert isinstance(missing := sim.node.check(key), Issue)
     assert missing.reason == "NotAttached"
     sim.start_pod(1)
     sim.turn()
@@ -427,10 +428,10 @@ def test_a_check_changes_nothing_and_names_the_first_that_differs() -> None:
     sim.netlink.lose_namespace("/run/netns/pod1@1")
     sim.netlink.namespaces.add("/run/netns/pod1@1")
     for _ in range(2):
-        assert isinstance(found := sim.node.check(key), Refusal)
+        assert isinstance(found := sim.node.check(key), Issue)
         assert (found.reason, found.subject) == ("Differs", f"veth {bound.veth}")
     sim.state.put(replace(bound, netns_alive=False))
-    assert isinstance(gone := sim.node.check(key), Refusal)
+    assert isinstance(gone := sim.node.check(key), Issue)
     assert gone.subject == "namespace /run/netns/pod1@1"
 
 

@@ -18,7 +18,7 @@ from lab import netns, pod
 from lab.pod import Pod, PodError
 from lab.traffic import Receiver, probe
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.engine.plan import Refusal
+from reconciler.engine.issue import Issue
 from reconciler.node.passes import LocalNode
 from reconciler.targets.state.directory import StateDirectory
 from schemas.load import load
@@ -121,7 +121,7 @@ def break_one_by_one(cluster: Any, one: Pod) -> Iterator[tuple[str, str]]:
         break_it(cluster)
         with netns.inside(home):
             found = node.check(key)
-            assert isinstance(found, Refusal), f"{name}: nothing was seen"
+            assert isinstance(found, Issue), f"{name}: nothing was seen"
             assert found.reason == "Differs"
             node.kernel_pass(document)
             assert isinstance(node.check(key), Attachment), f"{name}: not mended"

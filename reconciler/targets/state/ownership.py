@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from reconciler.engine.finding import Finding
+from reconciler.engine.issue import Issue
 from reconciler.errors import LockedError, ObserveError, StateError
 from reconciler.targets.state.codec import INTENTS, KINDS
 from reconciler.targets.state.record_file import is_same, why
@@ -126,7 +126,7 @@ class OwnedDirectory:
         """Whether the lock's file is still the one that is held here."""
         return self._lock.is_own
 
-    def reclaim(self) -> tuple[Finding, ...]:
+    def reclaim(self) -> tuple[Issue, ...]:
         """Make again what others have removed of the directory, its lock included.
 
         A second reconciler could take a lock whose file is another one than is held here.
@@ -155,7 +155,7 @@ class OwnedDirectory:
         if not missing:
             return ()
         return (
-            Finding(
+            Issue(
                 f"state directory {self.root}",
                 "DirectoryReplaced",
                 f"{', '.join(missing)} were removed by another program and are made again; what "

@@ -161,6 +161,7 @@ TABLE = (
     ),
     Shared("node.pool_schedule.PoolSchedule", ONE, ("called_at", "grown_at", "readings"), "P"),
     Shared("targets.latest.Latest", WHOLE, ("_last",), "KO", held=("_refresh", "wait")),
+    Shared("targets.foreign.Surroundings", WHOLE, ("_with_ours",), "KO", held=("_observe",)),
     Shared("targets.latest.Latest", STEPS, ("_asked", "_stopped"), "KO"),
     Shared("targets.state.ownership.Lock", WHOLE, ("fd",), "KPWX", held=("take",)),
     Shared(

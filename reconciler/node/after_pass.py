@@ -34,7 +34,6 @@ class Step(Protocol):
 
     def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
         """Do it, and add what it did."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,19 +22,15 @@ class KernelTarget(Protocol):
 
     def observe(self, desired: Iterable[Any]) -> Observed:
         """Look at the host, and at pods' namespaces as far as they are named."""
-        ...
 
     def observe_at(self, places: Iterable[Any]) -> Observed:
         """Look where these objects live, and nowhere else."""
-        ...
 
     def observe_inside(self, places: Iterable[Any]) -> Observed:
         """Look into pods' namespaces only."""
-        ...
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order."""
-        ...
 
 
 class Kernel:

@@ -20,15 +20,12 @@ class RecordsTarget(Protocol):
 
     def observe(self, desired: Iterable[object] = ()) -> Records:
         """Read all."""
-        ...
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
         """Read those of some attachments again, and those that are no pod's."""
-        ...
 
     def apply(self, actions: Sequence[Change[Record | SetAside]]) -> tuple[ApplyError, ...]:
         """Write and remove."""
-        ...
 
 
 class ScopedTarget(Generic[S]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,15 @@ from builders import intent
 from node.test_passes import Simulation
 
 from reconciler.core.attachment import AttachmentKey
+from reconciler.daemon import reader
 from reconciler.domains import attachment
 from reconciler.domains.address import LinkAddress
 from reconciler.errors import ApplyError
 from reconciler.ipam.pool import Demand
 from reconciler.node import kernel_domains
+from schemas.document import NodeNetwork
+
+DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 
 
 @pytest.fixture
@@ -95,3 +100,31 @@ def test_an_idle_pool_pass_reads_records_and_routes_once(monkeypatch: pytest.Mon
     assert outcome.settled
     assert sim.node.pool.demand == Demand(0, 0, 0)
     assert reads == {"records": 1, "routes": 1}
+
+
+def test_an_edited_document_is_validated_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the file is looked at, and however many passes work on it."""
+    validated: list[str] = []
+    load = reader.load
+
+    def count(text: str, name: str) -> NodeNetwork:
+        validated.append(text)
+        return load(text, name)
+
+    monkeypatch.setattr(reader, "load", count)
+    path, edits = tmp_path / "node-network.yaml", (f"{DOCUMENT}", f"{DOCUMENT}maxPods: 20\n")
+    path.write_text(edits[0])
+    reading = reader.Reader(path, lambda: None)
+    reading.look_first()
+    path.write_text(edits[1])
+    for _ in range(3):
+        reading.look_again()
+    taken = reading.take()
+    assert taken is not None
+    assert taken.document is not None
+    assert validated == list(edits)
+    sim = Simulation()
+    sim.turn()
+    assert sim.node.known.resolve(taken.document) is sim.node.known.resolve(taken.document)

@@ -4,7 +4,7 @@
 
     ReconcilerError
     ├── NotReadyError    a needed fact is not known yet: wait, nothing is wrong
-    ├── ObserveError     the world could not be read: nothing may be deleted on it
+    ├── ObserveError     a target could not be read: nothing may be deleted on it
     │   └── NamespaceError   one pod's namespace could not be
     ├── ApplyError       one action failed: the next round plans it again
     ├── WatchError       a change is not noticed at once, but by the clock
@@ -58,7 +58,7 @@ class NotReadyError(ReconcilerError):
 
 
 class ObserveError(ReconcilerError):
-    """The world could not be read.
+    """A target could not be read.
 
     An empty observation is a value; a failed one is this exception, and no plan is made from it.
 
@@ -91,7 +91,7 @@ class ApplyError(ReconcilerError):
     Attributes:
         action: the action as the command an operator would type.
         reason: an errno name, an EC2 error code.
-        retryable: false when only a change of the document or of the world can help.
+        retryable: false when only a change of the document, the host or EC2 can help.
     """
 
     def __init__(self, action: str, reason: str, message: str, *, retryable: bool = True) -> None:

@@ -107,7 +107,7 @@ class Attachment:
 
     @property
     def vpc_addresses(self) -> tuple[IpAddress, ...]:
-        """Those that EC2 gave: what the world knows the pod by."""
+        """Those that EC2 gave: by which other hosts reach the pod."""
         return tuple(a for a in self.addresses if not is_node_local(a))
 
     @property

@@ -97,8 +97,8 @@ class Family:
         gateway_route: the kernel wants a route to that next hop before a route may name it. A
             link-local IPv6 one is on every link by itself.
         metric: what the kernel makes of "no metric" (IPv6: IP6_RT_PRIO_USER, linux/ipv6_route.h).
-        private: its addresses mean nothing beyond the VPC and its peers, so that the world must
-            see the node's.
+        private: its addresses mean nothing beyond the VPC and its peers, so that others must see
+            the node's.
         everything: the default route's destination.
         router: the VPC's, in every subnet; None if it is the subnet's base plus one (VPC user
             guide, "Subnet sizing").

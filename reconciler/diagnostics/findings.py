@@ -76,7 +76,7 @@ def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
         rules=tuple(
             r
             for r in foreign.rules
-            if r.narrow
+            if r.selects_more
             or (r.priority, r.table, r.mark, r.mask, r.source, r.destination) not in rules
         ),
     )
@@ -123,7 +123,7 @@ def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
 
 
 RELEASE = {
-    NETWORKD: "narrow the [Match] of that file, or put a file that sorts before it with "
+    NETWORKD: "restrict the [Match] of that file, or put a file that sorts before it with "
     "'[Link] Unmanaged=yes' and '[Match] Name={link}' into /etc/systemd/network",
     NETWORK_MANAGER: "put '[keyfile]' and 'unmanaged-devices=interface-name:{link}' into "
     "/etc/NetworkManager/conf.d/90-pods.conf, then reload it",
@@ -191,7 +191,7 @@ def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     count: dict[tuple[int, int, str], list[ForeignRule]] = {}
     for rule in foreign.rules:
         early = rule.priority <= ENI_PRIORITY + MAX_DEVICE_INDEX and rule.table != LOCAL_TABLE
-        if not early or rule.mask or rule.narrow or rule.family not in families:
+        if not early or rule.mask or rule.selects_more or rule.family not in families:
             continue
         if _takes(rule.source, ours.sources) and _leads_to(rule.destination, ours.sources):
             count.setdefault((rule.priority, rule.table, rule.does), []).append(rule)

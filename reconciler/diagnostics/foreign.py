@@ -20,7 +20,7 @@ class ForeignRule:
 
     Attributes:
         mark, mask: of its fwmark; a mask of 0 is none.
-        narrow: it selects by something else as well: a link, a user.
+        selects_more: it selects by something else as well: a link, a user.
         does: what it does in place of looking the table up: prohibit, or goto and a priority.
     """
 
@@ -30,7 +30,7 @@ class ForeignRule:
     mark: int = 0
     mask: int = 0
     source: IpNetwork | None = None
-    narrow: bool = False
+    selects_more: bool = False
     destination: IpNetwork | None = None
     does: str = ""
 

@@ -92,8 +92,8 @@ class Cooldowns:
                 self._outcome = replace(self._outcome, remaining=Plan(), errors=())
                 return False
         started = time.monotonic()
-        silence = ConntrackFlush(frozenset(c.address for c in due))
-        domain = Domain("conntrack", lambda _: silence, conntrack.plan, self._target)
+        flush = ConntrackFlush(frozenset(c.address for c in due))
+        domain = Domain("conntrack", lambda _: flush, conntrack.plan, self._target)
         outcome = converge([domain], None)["conntrack"]
         left = {a.key for a in outcome.remaining.actions}
         # Without a plan nothing is left to do, and nothing is known either.

@@ -161,7 +161,7 @@ class StockPluginTarget:
             except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
                 return False  # left by a process that is gone
             except OSError:
-                return True  # in doubt it runs: a full queue, for one
+                return True  # it may run: its queue may be full
         return True
 
 

@@ -214,7 +214,7 @@ def test_a_rule_that_chooses_before_ours_is_a_finding_and_many_are_one() -> None
         replace(early, source=None, destination=pod),
         replace(early, source=None, destination=ip_network("198.51.100.0/24")),
         replace(early, source=ip_network("10.0.1.10/32")),
-        replace(early, narrow=True),
+        replace(early, selects_more=True),
         replace(early, mark=0x200, mask=0xF00),
         replace(early, family="ipv6", source=None),
     )

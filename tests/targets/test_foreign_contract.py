@@ -450,12 +450,12 @@ def test_rules_of_others_are_told_from_the_kernels_and_from_ours(home: str) -> N
     assert set(Netlink().foreign_rules()) == {
         ForeignRule("ipv4", 9, 2004, 0x200, 0xF00),
         ForeignRule("ipv4", 10, 7, source=source),
-        ForeignRule("ipv4", 11, 7, source=source, narrow=True),
+        ForeignRule("ipv4", 11, 7, source=source, selects_more=True),
         ForeignRule("ipv4", 12, 7, destination=source),
-        ForeignRule("ipv4", 8, 0, narrow=True),
+        ForeignRule("ipv4", 8, 0, selects_more=True),
         ForeignRule("ipv4", 13, 0, does="prohibit"),
         ForeignRule("ipv4", 14, 0, does="goto 32766"),
-        ForeignRule("ipv4", 15, 7, narrow=True),
+        ForeignRule("ipv4", 15, 7, selects_more=True),
     }
 
 

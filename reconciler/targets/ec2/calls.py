@@ -15,7 +15,7 @@ from reconciler.targets.ec2.fields import TOKEN
 from reconciler.targets.values import MalformedError, Object, entries
 
 PAGE_SIZE = 100
-"""Items per page: unpaginated DescribeNetworkInterfaces is blocked in large accounts
+"""Items per page: unpaginated DescribeNetworkInterfaces is blocked in a large AWS account
 (amazon-vpc-resource-controller-k8s #188)."""
 
 MAX_VALUES = 200

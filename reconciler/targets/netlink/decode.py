@@ -300,7 +300,7 @@ def decode_foreign_rule(message: Facts) -> ForeignRule:
         mark=rule.mark or 0,
         mask=rule.mask,
         source=rule.source,
-        narrow=bool(told),
+        selects_more=bool(told),
         destination=ip_network((destination, message["dst_len"]), strict=False)
         if destination
         else None,

@@ -42,7 +42,7 @@ FAMILY = struct.Struct(">BBH")
 HEADERS = HEADER.size + FAMILY.size
 """Bytes of ``nlmsghdr`` and ``nfgenmsg``."""
 
-SILENCE_S = 10
+ANSWER_S = 10
 """Seconds without an answer after which a question is given up; the kernel answers in
 milliseconds, and a walk over a conntrack table of a million entries in half a second."""
 
@@ -75,7 +75,7 @@ class Channel(Socket):
         self._room = DEFAULT_SEND_BYTES
         # Not Python's own timeout, which costs each answer another system call.
         self._socket.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", SILENCE_S, 0)
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0)
         )
 
     def stream(self, kind: int, flags: int, body: bytes = b"", family: int = 0) -> Iterator[bytes]:

@@ -34,7 +34,7 @@ class Clock:
 
     A record says by both when it was written. So long as the node has not booted since, a step of
     the clock in between is known, and the record's times are moved by it. After a boot only the
-    wall clock is left; no pod has outlived it.
+    wall clock is left; no pod has survived it.
 
     Args:
         boot: identity of this boot; "" if it cannot be read, and then nothing is moved.

@@ -40,12 +40,12 @@ def may_be_eni(link: bytes) -> bool:
 
 
 def may_be_ours(link: bytes) -> bool:
-    """Whether a link is ours, perhaps: who decodes it looks closer."""
+    """Whether a link may be ours; decoding it tells."""
     return ALIAS_START in link or STAMP in link
 
 
 def own_address(address: bytes) -> bytes:
-    """Return what is the link's own of an address: the other may be the far end's."""
+    """Return the link's own address. IFA_ADDRESS may be the far end's."""
     local, either = values_of(tables.ADDRESSES, address, "IFA_LOCAL", "IFA_ADDRESS")
     return local or either
 

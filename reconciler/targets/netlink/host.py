@@ -1,4 +1,4 @@
-"""What of the host's tables is ours, or is in the place of what is desired."""
+"""The host's objects: ours, and those in the place of a desired one."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ route's table only with RTM_F_LOOKUP_TABLE. IPv6's always does, and refuses that
 on a socket with strict checks (inet6_rtm_valid_getroute_req)."""
 
 MALFORMED = (LookupError, ValueError, TypeError, OverflowError, struct.error)
-"""What may come of an entry that has another form than is expected."""
+"""What decoding an entry of an unexpected form raises."""
 
 
 class Host:
-    """Reads the host's objects. What says the same as the last time is not made into them again.
+    """Reads the host's objects. Tables that have not changed are not decoded again.
 
     Args:
         memory: what was decoded the last time.
@@ -105,7 +105,7 @@ class Host:
     def _read_links(
         self, host: Rtnetlink, desired: Iterable[KernelObject]
     ) -> tuple[Observed, HostLinks]:
-        """Read those of which something is desired, and some of ours besides."""
+        """Read desired links, those that desired objects are on, and the first of our others."""
         veths = {o.name for o in desired if isinstance(o, Veth)}
         enis = [o for o in desired if isinstance(o, EniLink)]
         kinds = LinkAddress | Neighbour | Route
@@ -130,9 +130,9 @@ class Host:
     def _read_routes(
         self, host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
     ) -> Observed:
-        """Read those with our stamp, and what is in the place of one that is not among them.
+        """Read our routes, and what is in the place of a desired one that is missing.
 
-        Of those that are not desired, not more than ``MAX_SURPLUS``.
+        Of ours that are not desired, not more than ``MAX_SURPLUS``.
         """
         wanted = {o.key for o in desired if isinstance(o, Route) and not o.netns}
         surplus = Surplus(MAX_SURPLUS, entries.place_of, entries.places_of(wanted))
@@ -216,7 +216,7 @@ def _read_rules(
 def _read_neighbours(
     host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
 ) -> set[KernelObject]:
-    """Ask for them one by one: there may be as many others as their owners like."""
+    """Ask for them one by one: there may be any number of others."""
     indices = {name: index for index, name in names.items()}
     told = [
         message

@@ -1,7 +1,7 @@
 """netlink messages: their form, and the sockets they are sent and received by (netlink(7)).
 
-What is in a message is for the modules of each family: ``tables`` and ``rtnetlink``,
-``nfnetlink`` and ``nf_tables``, ``targets.conntrack``. Constants: linux/netlink.h.
+The modules of each family know what is in a message: ``tables`` and ``rtnetlink``, ``nfnetlink``
+and ``nf_tables``, ``targets.conntrack``. Constants: linux/netlink.h.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class KernelError(OSError):
 
 
 class InterruptedDumpError(OSError):
-    """The table changed during a dump, which was read to its end."""
+    """The table changed during a dump. The dump was read to its end."""
 
     def __init__(self) -> None:
         super().__init__(errno.EAGAIN, "it changed while it was read")
@@ -72,11 +72,11 @@ class Bounds(NamedTuple):
 
 
 class Meter:
-    """Counts what one question costs.
+    """Counts the bytes and the time of one question.
 
     Args:
-        what: is asked for.
-        bounds: of it.
+        what: the table.
+        bounds: of the question.
     """
 
     def __init__(self, what: str, bounds: Bounds) -> None:
@@ -102,7 +102,7 @@ class Meter:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Translate what keeps us from reading."""
+    """Turn an ``OSError`` into an ``ObserveError``."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What is ours in pods' namespaces: all the rest there is up to the pod (decision 21)."""
+"""Our objects in pods' namespaces. Everything else there is the pod's (decision 21)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reconciler.targets.netlink.rtnetlink import GONE, POD_BOUNDS, Rtnetlink, To
 from reconciler.targets.netlink.tables import ADDRESSES, LINKS, ROUTES, index_of
 
 HOSTILE = (ObserveError, OSError, *MALFORMED)
-"""What may come of what a pod has in its own namespace; it concerns that pod alone."""
+"""What reading a pod's namespace may raise; it concerns that pod alone."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class SeenPod(NamedTuple):
 
 
 class Pods:
-    """Reads pods' namespaces; what says the same as the last time is not decoded again."""
+    """Reads pods' namespaces. Tables that have not changed are not decoded again."""
 
     def __init__(self) -> None:
         self._seen: dict[str, SeenPod] = {}
@@ -74,7 +74,7 @@ class Pods:
                     tables = _read(inside, wanted)
                 objects |= self._recognise(tables, path, pairs)
             except HOSTILE as error:
-                # Whoever owns the pod may have anything in there, and change it while we read.
+                # The pod may have anything in there, and may change it while we read.
                 why = error.why if isinstance(error, ObserveError) else str(error)
                 what = f"its {error.what}: " if isinstance(error, ObserveError) else ""
                 unread[path] = NamespaceError(path, f"{what}{why or type(error).__name__}")
@@ -139,7 +139,7 @@ def _read(inside: Rtnetlink, wanted: Inside) -> PodTables:
 
 
 def _read_routes(inside: Rtnetlink, keys: Iterable[Key]) -> Told:
-    """Read ours, and what is in the place of one that is not among them."""
+    """Read our routes, and what is in the place of a desired one that is missing."""
     ours = inside.read_all(ROUTES, (("RTA_TABLE", MAIN_TABLE),), proto=PROTOCOL)
     missing = entries.places_of(keys).difference(map(entries.place_of, ours))
     return ours + in_places(inside, missing)

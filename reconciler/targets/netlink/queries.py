@@ -1,4 +1,4 @@
-"""What the host's tables are asked for besides the objects of the domains."""
+"""Questions to the host's tables that are not about one domain's objects."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from reconciler.targets.netlink.tables import (
 )
 
 MAX_UNKNOWN = 32
-"""Links of ours of which no address can be found, in one look. One is enough for no pod to be
-given an address, so the links after them are not asked about until the next observation."""
+"""Links of ours without a known address that one look asks about. While there is one, no pod is
+given an address, so the others can wait for the next observation."""
 
 FIB_BOUNDS = Bounds(16 << 20, 30, 10.0)
-"""For who traces a connection, and needs whole tables: some 200,000 routes."""
+"""To trace a connection takes whole tables: some 200,000 routes."""
 
 ROUTE_TYPES = {
     2: "local",
@@ -63,7 +63,7 @@ ROUTE_TYPES = {
     7: "unreachable",
     8: "prohibit",
 }
-"""What else but ``unicast`` ends a packet's way (linux/rtnetlink.h, RTN_*)."""
+"""Route types other than ``unicast`` that end a packet's way (linux/rtnetlink.h, RTN_*)."""
 
 
 class Fib(NamedTuple):

@@ -36,9 +36,9 @@ from reconciler.targets.netlink.tables import (
     Attributes,
     Facts,
     Table,
+    comparable,
     decode_message,
     pack_entry,
-    settled,
     wanted_of,
 )
 
@@ -66,13 +66,13 @@ CHANGE_BOUNDS = Bounds(RECEIVE_BYTES, 1, float("inf"))
 become of a change that is not waited for is not known."""
 
 GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
-"""What the kernel answers when the thing that is asked for, or to be deleted, does not exist."""
+"""What the kernel answers if an object does not exist."""
 
 NO_FAMILY = {errno.EAFNOSUPPORT}
-"""What a kernel without IPv6 answers: it has none of them."""
+"""What a kernel without IPv6 answers."""
 
 UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
-"""What it answers when it is asked for a route and has none, or one that says no."""
+"""What the kernel answers if there is no route, or one that rejects packets."""
 
 
 class How(Enum):
@@ -102,7 +102,7 @@ class Rtnetlink(Socket):
         super().__init__(NETLINK_ROUTE)
         self._memory = memory
         self._bounds = bounds
-        # Without it the kernel takes no notice of a filter, and shows the whole table.
+        # Without it the kernel ignores filters, and shows the whole table.
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
 
     def dump(self, table: Table, filters: Attributes = (), **fields: int) -> list[Facts]:
@@ -125,8 +125,8 @@ class Rtnetlink(Socket):
         Args:
             table: which.
             filters: what entries must have, where the kernel can tell.
-            takes: whether an entry is wanted, where only we can; it is given its whole message.
-            absent: answers that say that there is no such table.
+            takes: whether an entry is wanted, by its message, where the kernel cannot tell.
+            absent: errors that mean that there is no such table.
             fields: what an entry's message must begin with.
         """
         body = pack_entry(table, fields, table.asks + filters)
@@ -140,7 +140,7 @@ class Rtnetlink(Socket):
                     if table.takes is not None and not table.takes(content):
                         continue
                     if takes is None or takes(content):
-                        told.append(settled(table, content))
+                        told.append(comparable(table, content))
             except InterruptedDumpError:
                 if table.identity:
                     united |= {table.identity(entry): entry for entry in told}
@@ -180,7 +180,7 @@ class Rtnetlink(Socket):
         Args:
             table: of which.
             attributes: of the request.
-            absent: answers that say that there is no such entry.
+            absent: errors that mean that there is no such entry.
             fields: what the request begins with.
         """
         body = pack_entry(table, fields, attributes)

@@ -1,4 +1,4 @@
-"""How much is read of what others may add without end: the first ones, and what is wanted."""
+"""Limits on what others may add: desired entries are read, and the first ones of the others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from reconciler.targets.netlink.tables import AF
 
 MAX_SURPLUS = 1000
 """Routes, and rules, that carry our protocol number and that nothing desires, in one look. They
-are removed, so the next observation shows the next ones. With all of them at once, 80,000 that
-somebody else adds would end the daemon for memory, and the next one at its start; and pods would
-wait while they are removed."""
+are removed, so the next observation shows the next ones. If another program adds 80,000, reading
+all of them would exhaust the daemon's memory, again after each restart; and pods would wait while
+they are removed."""
 
 MAX_IN_PLACE = 8
 """Routes, or rules, that may stand in one place of ours before the others count as surplus: some
@@ -28,12 +28,12 @@ tells them by priority, and what can hurt pods has to come before ours."""
 
 
 class Surplus:
-    """Takes what stands in the places of what is wanted, and the first ones of all else.
+    """Takes entries in the places of desired objects, and the first ones of all others.
 
     Args:
-        limit: how many it takes of all else.
-        place_of: where an entry stands.
-        wanted: those places.
+        limit: how many of the others it takes.
+        place_of: the place of an entry.
+        wanted: the places of desired objects.
 
     Attributes:
         left_out: how many it did not take.

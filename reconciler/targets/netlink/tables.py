@@ -258,8 +258,8 @@ def wanted_of(table: Table, content: bytes) -> bytes:
     return layout.header + b"".join([content[part] for part in layout.kept])
 
 
-def settled(table: Table, content: bytes) -> bytes:
-    """Leave out who asked, and of a restless table all that is not wanted."""
+def comparable(table: Table, content: bytes) -> bytes:
+    """Return a message without what differs from dump to dump: who asked, counters, ages."""
     if table.is_restless:
         return wanted_of(table, content)
     # Who asked is in the header, and no two sockets have the same number.

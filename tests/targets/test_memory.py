@@ -10,6 +10,7 @@ import pytest
 from builders import attachment, document, eni, inputs
 from conftest import namespace, plug
 from drift_injection import FOREIGN, HOST, IN_POD, POD_ON_HOST, run
+from waiting import until
 
 from lab import netns
 from reconciler.core.remembered import Remembered
@@ -83,6 +84,8 @@ def test_traffic_and_its_neighbours_make_no_look_anew(monkeypatch: pytest.Monkey
         plug(eni(0).mac, "eth0", vpc)
         run(home, "ip address add 192.0.2.1/24 dev eth0; ip link set eth0 up")
         run(vpc, "ip address add 192.0.2.2/24 dev xeth0")
+        # The kernel notes a carrier some time after it is there (net/core/link_watch.c).
+        until(lambda: run(home, "ip link show eth0 | grep -q 'state UP'"), "eth0 to be up")
         target = Netlink()
         wanted = [EniLink(eni(0).mac, "eth0", 1500)]
         before = target.observe(wanted)

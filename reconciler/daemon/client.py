@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from cni import exchange
+from cni import exchange, protocol
 from reconciler.errors import UnansweredError
 
 TIMEOUT_S = 10.0
 """Seconds until the whole answer must be here, however it trickles in."""
+
+BUSY_S, AGAIN_S = 1.0, 0.05
+"""Seconds for which ``status`` is asked again if the reconciler says to try again, and between two
+tries: the thread of an earlier answer may not have ended when the next question comes."""
 
 
 def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
@@ -19,6 +24,16 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UnansweredError: no reconciler answers, or the answer is a refusal.
     """
+    deadline = time.monotonic() + BUSY_S
+    while not (answer := _ask_once(path, question)).get("ok"):
+        is_busy = question.get("do") == "status" and answer.get("code") == protocol.TRY_AGAIN
+        if not is_busy or time.monotonic() > deadline:
+            raise UnansweredError(f"{path}: {answer.get('msg')}")
+        time.sleep(AGAIN_S)
+    return answer
+
+
+def _ask_once(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(TIMEOUT_S)
@@ -35,6 +50,4 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         why = f"this is no answer: {error}"
         raise UnansweredError(f"{path}: {why}; see the reconciler's log") from error
-    if not answer.get("ok"):
-        raise UnansweredError(f"{path}: {answer.get('msg')}")
     return answer

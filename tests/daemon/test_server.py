@@ -32,7 +32,7 @@ from reconciler.daemon.server import (
     Server,
 )
 from reconciler.daemon.watchdog import Watchdog
-from reconciler.daemon.workers import SPARE_THREADS
+from reconciler.daemon.workers import SPARE_THREADS, Workers
 from reconciler.errors import UnansweredError
 
 
@@ -160,6 +160,15 @@ def test_questions_beyond_what_is_answered_at_once_are_refused_and_others_are_no
         agent.go_on.set()
         assert all(one.result()["ok"] for one in asked)
     until(lambda: add(path)["ok"])
+
+
+def test_status_is_asked_again_while_the_threads_of_earlier_answers_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, busy = Workers.run, [False, False]
+    monkeypatch.setattr(Workers, "run", lambda *words: busy.pop() if busy else run(*words))
+    assert ask(path, {"do": "status"})["ok"]
+    assert busy == []
 
 
 def test_a_question_for_which_no_thread_can_be_started_is_refused_with_the_reason(

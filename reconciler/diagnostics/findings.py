@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv4Network
 
 from reconciler.core.datapath import (
     ENI_PRIORITY,
@@ -19,12 +20,17 @@ from reconciler.core.datapath import (
 )
 from reconciler.core.forward import covers
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
+from reconciler.core.ranges import find
 from reconciler.diagnostics import forwarding
 from reconciler.diagnostics.filtering import Pod, Traffic, sample
 from reconciler.diagnostics.foreign import NETWORK_MANAGER, NETWORKD, Foreign, ForeignRule, Ours
 from reconciler.diagnostics.mark import users_of
 from reconciler.domains.inputs import Inputs
+from reconciler.domains.snat import untranslated
 from reconciler.engine.issue import Issue
+
+BEYOND = IPv4Network("198.51.100.0/24")
+"""Stands for every destination that no list names (TEST-NET-2, RFC 5737)."""
 
 
 def desire(inputs: Inputs) -> Ours:
@@ -57,9 +63,16 @@ def _traffic(inputs: Inputs) -> Traffic:
     return Traffic(
         pods=sample(pods),
         hosts=tuple(h for h in hosts if h),
-        kept=(*inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs),
+        kept=_kept(inputs),
         patterns=tuple(sorted(inputs.veth_patterns)),
     )
+
+
+def _kept(inputs: Inputs) -> tuple[IpNetwork, ...]:
+    """Return destinations that must see pods' own addresses, by every setting that says so."""
+    ranges = untranslated(inputs, FAMILIES["ipv4"])
+    beyond = (BEYOND,) if find(ranges, BEYOND.network_address) else ()
+    return (*beyond, *inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs)
 
 
 def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:

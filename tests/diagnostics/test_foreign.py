@@ -274,3 +274,20 @@ def test_a_pod_of_an_earlier_prefix_is_let_through_by_its_name() -> None:
     now = inputs(1, (old,), document=document(pods={"vethPrefix": "new"}))
     assert now.veth_patterns == {"new*", "old0123456789ab"}
     assert findings.desire(now).patterns == now.veth_patterns
+
+
+@pytest.mark.parametrize(
+    ("snat", "keeps"),
+    [
+        ({}, False),
+        ({"mode": "external"}, True),
+        ({"onlyCIDRs": ["203.0.113.0/24"]}, True),
+        ({"onlyCIDRs": ["198.51.100.0/22"]}, False),
+    ],
+)
+def test_every_setting_that_keeps_pods_addresses_is_asked_about(
+    snat: dict[str, object], keeps: bool
+) -> None:
+    kept = findings.desire(inputs(document=document(snat=snat))).traffic.kept
+    assert (findings.BEYOND in kept) is keeps
+    assert ip_network("10.0.0.0/16") in kept

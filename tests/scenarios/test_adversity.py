@@ -195,8 +195,8 @@ def test_an_address_that_only_a_torn_record_remembers_is_given_to_nobody(cluster
     with cluster.pods(1) as (one,):
         gone = one.address  # the next pod would get it, for its cooldown is over by then
     until(lambda: cluster.status()["pool"]["cooling"] == 0)
-    # The type allows 27; with one withheld there are 26.
-    free = min(cluster.status()["pool"]["allocatable"], 26)
+    # The type allows 27. Some of them may be on their way back to EC2, and one is withheld.
+    free = min(cluster.status()["pool"]["allocatable"], 20)
     torn = cluster.state() / "attachments" / "dead:eth0.json"
     torn.write_text(f'{{"version": 1, "addresses": ["{gone}"], "conta')
     aside = cluster.state() / "unreadable" / "attachments-dead:eth0.json"

@@ -206,8 +206,14 @@ def test_a_chain_that_jumps_to_a_drop_stays_a_condition_whatever_the_document_ac
     ):
         wait_for(scale_fixture, {"ForwardingDropped"})
         assert not any(flows(scale_fixture))
-        condition = next(c for c in scale_fixture.conditions() if "inet guard" in c["subject"])
-        assert "rule 1 of chain inet guard shut drops or rejects packets" in condition["text"]
+
+        def said() -> list[str]:
+            found = scale_fixture.conditions()
+            return [str(c["text"]) for c in found if "inet guard" in c["subject"]]
+
+        until(lambda: said() != [], "a word on the chain that jumps")
+        (text,) = said()
+        assert "rule 1 of chain inet guard shut drops or rejects packets" in text
         until(lambda: len(scale_fixture.conditions()) == 1, "Docker's chain to be open")
     wait_for(scale_fixture, set())
 

@@ -46,7 +46,7 @@ def measure() -> list[str]:
             flows.open_many(ip_address(address), ENTRIES // 2)
             flows.open_many(ip_address("198.51.100.1"), ENTRIES // 2)
         before = {node: passes(lab, node) for node in (FULL, EMPTY)}
-        times = _rounds(lab)
+        times = rounds(lab, ROUNDS, "connections")
         pass_ms = {node: mean_pass_ms(before[node], passes(lab, node)) for node in before}
         left_s, growth_mib = _leave(lab, pids[FULL], greedy, address)
     return [
@@ -67,20 +67,20 @@ def measure() -> list[str]:
     ]
 
 
-def _rounds(lab: Lab) -> pods.Times:
-    """Let one pod after the other come and go on each node."""
-    chance, order = random.Random(ROUNDS), [FULL, EMPTY]
+def rounds(lab: Lab, number: int, title: str) -> pods.Times:
+    """Let pods come and go one after the other, on both nodes in turn, in changing order."""
+    chance, order = random.Random(number), [FULL, EMPTY]
     calls = {node: partial(pods.call_ours, lab, node=node) for node in order}
     times: pods.Times = {(node, verb): [] for node in order for verb in ("ADD", "DEL")}
-    for number in range(ROUNDS):
-        print(f"\rconnections: {number + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
+    for which in range(number):
+        print(f"\r{title}: {which + 1} of {number}", end="", file=sys.stderr, flush=True)
         chance.shuffle(order)
         for node in order:
-            where = lab.names.namespace(f"pod-{node}x{number}")
+            where = lab.names.namespace(f"pod-{node}x{which}")
             netns.make(where)
             for verb in ("ADD", "DEL"):
                 began = time.perf_counter()
-                calls[node](verb, f"x{number}", where)
+                calls[node](verb, f"x{which}", where)
                 times[node, verb].append(1000 * (time.perf_counter() - began))
             netns.remove(where)
     print(file=sys.stderr)

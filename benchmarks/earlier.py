@@ -7,18 +7,15 @@ same CNI executable; pods come and go on each node in turn, in changing order.
 from __future__ import annotations
 
 import os
-import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 from benchmarks import pods
-from benchmarks.connections import mean_pass_ms, passes
-from lab import netns
+from benchmarks.connections import EMPTY, FULL, mean_pass_ms, passes, rounds
 from lab.lifecycle import Lab
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -32,7 +29,7 @@ CROWD = 50
 IDLE_S = 30.0
 """Seconds without a pod, with a full pass each second because a rule is added and deleted."""
 
-NOW, THEN = "node1", "node2"
+NOW, THEN = FULL, EMPTY
 
 
 def measure() -> list[str]:
@@ -46,7 +43,7 @@ def measure() -> list[str]:
         with pods.nodes({NOW: minimum, THEN: minimum}, earlier=words) as (lab, pids):
             for node in (NOW, THEN):
                 pods.crowd(lab, node, partial(pods.call_ours, lab, node=node), range(CROWD))
-            times = _rounds(lab)
+            times = rounds(lab, ROUNDS, "earlier")
             idle = _idle(lab)
             memory = {node: _private_mib(pids[node]) for node in pids}
     rows: list[tuple[str, float, float]] = [
@@ -79,24 +76,6 @@ def measure() -> list[str]:
 
 def _git(*words: str) -> bytes:
     return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, check=True).stdout
-
-
-def _rounds(lab: Lab) -> pods.Times:
-    chance, order = random.Random(ROUNDS), [NOW, THEN]
-    times: pods.Times = {(node, verb): [] for node in order for verb in ("ADD", "DEL")}
-    for number in range(ROUNDS):
-        print(f"\rearlier: {number + 1} of {ROUNDS}", end="", file=sys.stderr, flush=True)
-        chance.shuffle(order)
-        for node in order:
-            where = lab.names.namespace(f"pod-{node}x{number}")
-            netns.make(where)
-            for verb in ("ADD", "DEL"):
-                began = time.perf_counter()
-                pods.call_ours(lab, verb, f"x{number}", where, node=node)
-                times[node, verb].append(1000 * (time.perf_counter() - began))
-            netns.remove(where)
-    print(file=sys.stderr)
-    return times
 
 
 def _idle(lab: Lab) -> dict[str, float]:

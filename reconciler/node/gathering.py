@@ -13,10 +13,10 @@ from reconciler.core.attachment import (
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni
 from reconciler.core.predecessor import OWNER
-from reconciler.domains import eni as eni_domain
 from reconciler.domains.inputs import Inputs
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.pool_plan import adopted
 from reconciler.ipam.records import Records, find_copies
 from reconciler.ipam.unrecorded import believe, find_unrecorded
 from reconciler.node.environment import Environment
@@ -79,7 +79,7 @@ class Gathering:
         records = records.joined(unrecorded)
         document = self._known.resolve(document)
         if rehearsal and document.take_over == OWNER:
-            enis = tuple(eni_domain.adopted(e) if e.is_adoptable else e for e in enis)
+            enis = tuple(adopted(e) if e.is_adoptable else e for e in enis)
         return Inputs(
             document=document,
             node=node,

@@ -12,6 +12,7 @@ from builders import SUBNET, attachment, document, eni, inputs
 from reconciler.core.datapath import host_network
 from reconciler.domains import eni as domain
 from reconciler.domains import nat, route, rule
+from reconciler.ipam import pool_plan
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import CLUSTER_TAG, CREATION_TAG, INSTANCE_TAG, Cloud, Limits, retain
 from reconciler.ipam.ec2_action import (
@@ -153,7 +154,7 @@ def test_an_eni_that_an_old_answer_shows_as_attaching_keeps_its_place() -> None:
 
 def quarantined(wanted: Pool, look: Cloud) -> Pool:
     """As after the pass that recorded what shall go."""
-    return replace(wanted, ec2=replace(wanted.ec2, quarantined=domain.quarantine(wanted, look)))
+    return replace(wanted, ec2=replace(wanted.ec2, quarantined=pool_plan.quarantine(wanted, look)))
 
 
 def given_back(wanted: Pool, look: Cloud) -> list[Any]:
@@ -201,18 +202,22 @@ def test_while_there_are_doubts_nothing_is_given_back(kind: str) -> None:
     )
     look = cloud(eni(0, 9), eni(None, 3, eni_id="eni-spare", created_at=0.0))
     wanted = pool(5, ec2=Ec2Inputs(disagreements=disagreements))
-    assert domain.quarantine(wanted, look) == frozenset()
-    ready = replace(wanted, ec2=replace(wanted.ec2, quarantined=domain.quarantine(pool(5), look)))
+    assert pool_plan.quarantine(wanted, look) == frozenset()
+    ready = replace(
+        wanted, ec2=replace(wanted.ec2, quarantined=pool_plan.quarantine(pool(5), look))
+    )
     assert domain.plan(ready, look).actions == ()
 
 
 def test_a_look_that_lacks_what_ec2_has_answered_gives_nothing_back() -> None:
     look = cloud(eni(0, 9), eni(None, 3, eni_id="eni-spare", created_at=0.0))
     wanted = pool(5)
-    ready = replace(wanted, ec2=replace(wanted.ec2, quarantined=domain.quarantine(wanted, look)))
+    ready = replace(
+        wanted, ec2=replace(wanted.ec2, quarantined=pool_plan.quarantine(wanted, look))
+    )
     assert len(domain.plan(ready, look).actions) == 2
     late = replace(look, behind=True)
-    assert domain.quarantine(wanted, late) == frozenset()
+    assert pool_plan.quarantine(wanted, late) == frozenset()
     assert domain.plan(ready, late).actions == ()
 
 
@@ -230,7 +235,7 @@ def test_a_quarantined_address_comes_back_before_ec2_is_asked_for_more() -> None
     look = cloud(eni(0, 9))
     leaving = frozenset(map(host_network, eni(0, 9).secondaries[5:]))
     wanted = pool(8, ec2=Ec2Inputs(quarantined=leaving))
-    assert len(domain.quarantine(wanted, look)) == 1
+    assert len(pool_plan.quarantine(wanted, look)) == 1
 
 
 # -- prefixes -----------------------------------------------------------------------------
@@ -392,7 +397,7 @@ def test_a_node_of_ipv6_alone_gives_back_what_it_held_of_ipv4_by_the_usual_proof
     held = eni(0, 3, ipv6_prefixes=(BLOCK,))
     spare = frozenset(map(host_network, held.secondaries[1:]))
     used = Ec2Inputs(used=frozenset(held.secondaries[:1]))
-    assert domain.quarantine(pool(9, ec2=used, **v6), dual(held)) == spare
+    assert pool_plan.quarantine(pool(9, ec2=used, **v6), dual(held)) == spare
     assert commands(pool(9, ec2=used, **v6), dual(held)) == []
     gone = replace(used, quarantined=spare)
     (release,) = commands(pool(9, ec2=gone, **v6), dual(held))
@@ -404,7 +409,7 @@ def test_the_eni_whose_prefix_serves_every_pod_stays_when_its_addresses_go() -> 
     v6 = {"families": ["ipv6"], "eni": {"usePrimary": False}}
     held = eni(1, 3, ipv6_prefixes=(BLOCK,))
     units = frozenset(map(host_network, held.secondaries))
-    assert domain.quarantine(pool(0, **v6), dual(eni(0, 0), held)) == units
+    assert pool_plan.quarantine(pool(0, **v6), dual(eni(0, 0), held)) == units
     gone = Ec2Inputs(quarantined=units)
     plan = domain.plan(pool(0, ec2=gone, **v6), dual(eni(0, 0), held))
     assert [type(a) for a in plan.actions] == [ReleaseAddresses]
@@ -415,7 +420,7 @@ def test_an_eni_goes_only_if_no_pod_has_an_address_of_its_prefix(used: bool) -> 
     first, second = eni(0, 9, ipv6_prefixes=(ip_network("2001:db8::/80"),)), eni(1, 1)
     second = replace(second, ipv6_prefixes=(BLOCK,))
     held = Ec2Inputs(used=frozenset({OWN} if used else ()))
-    leaving = domain.quarantine(pool(9, ec2=held, **BOTH), dual(first, second))
+    leaving = pool_plan.quarantine(pool(9, ec2=held, **BOTH), dual(first, second))
     units = {host_network(second.secondaries[0])}
     assert leaving == units | (set() if used else {BLOCK})
     plan = domain.plan(

@@ -15,6 +15,7 @@ from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
 from reconciler.domains.inputs import Inputs
 from reconciler.errors import ObserveError
+from reconciler.ipam import pool_plan
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import AddEni, AssignAddresses, AssignPrefixes
@@ -182,7 +183,7 @@ def test_a_look_without_the_primary_eni_changes_nothing_and_says_so() -> None:
         for minimum in (0, 30):
             cloud, plan = look(told, minimum, **parts)
             desired = domain.desire(wanted(minimum, **parts))
-            assert domain.quarantine(desired, cloud) == frozenset()
+            assert pool_plan.quarantine(desired, cloud) == frozenset()
             assert plan.actions == ()
             assert [r.reason for r in plan.refusals] == ["PrimaryEniUnknown"]
 
@@ -230,8 +231,8 @@ def test_a_type_that_ec2_did_not_know_is_asked_for_again_one_day(code: str) -> N
         # Nothing else of the look suffers, and nothing is given back on it.
         assert cloud.limits is None
         assert len(cloud.enis) == 2
-        assert domain.quarantine(pool, cloud) == frozenset()
-        assert domain.quarantine(by_enis, cloud) == frozenset()
+        assert pool_plan.quarantine(pool, cloud) == frozenset()
+        assert pool_plan.quarantine(by_enis, cloud) == frozenset()
         plan = domain.plan(pool, cloud)
         assert "InstanceTypeUnknown" in {r.reason for r in plan.refusals}
         for f in ec2.drain()[0]:
@@ -328,7 +329,7 @@ def test_more_enis_in_a_subnet_than_can_be_counted_leave_its_blocks_unknown() ->
     assert (told.subject, "does not end" in told.message) == ("subnet subnet-a", True)
     # Single addresses stand in, and nothing that is held is exchanged for them.
     assert [a for a in plan.actions if isinstance(a, AssignAddresses)]
-    assert domain.quarantine(desired, cloud) == frozenset()
+    assert pool_plan.quarantine(desired, cloud) == frozenset()
 
 
 def test_an_eni_of_others_that_cannot_be_read_leaves_its_subnet_s_blocks_unknown() -> None:
@@ -439,7 +440,7 @@ def test_while_an_eni_cannot_be_read_nothing_is_given_back(known: bool) -> None:
     enis(told)[2] |= {"Groups": "x"} | ({} if known else {"NetworkInterfaceId": 3})
     desired, cloud = surplus(told)
     assert domain.plan(desired, cloud).actions == ()
-    assert domain.quarantine(desired, cloud) <= desired.ec2.quarantined
+    assert pool_plan.quarantine(desired, cloud) <= desired.ec2.quarantined
 
 
 def test_an_eni_that_cannot_be_read_takes_a_place_and_its_index() -> None:

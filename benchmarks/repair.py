@@ -28,7 +28,7 @@ from lab.lifecycle import Lab
 from lab.pod import Pod, add
 from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from reconciler.daemon.client import ask
-from reconciler.ipam.read_your_writes import TRUST_S
+from reconciler.ipam.sources import TRUST_S
 from reconciler.targets.netlink.rtnetlink import Rtnetlink
 from reconciler.targets.netlink.tables import AF, LINKS, ROUTES, RULES
 from reconciler.targets.nftables.target import Nft

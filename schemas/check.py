@@ -1,6 +1,7 @@
-"""Validation: what the models refuse, with the file's line and column.
+"""Validation, and the effective document for one node: overrides applied.
 
-Nothing here knows YAML; ``schemas.load`` says where each value is.
+What the models refuse is told with the file's line and column. Nothing here knows YAML;
+``schemas.load`` says where each value is.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from schemas import words
+from schemas import problem
 from schemas.document import NodeNetwork
-from schemas.override import FIXED
-from schemas.problem import Path, Places, Problem
-from schemas.resolve import merge
+from schemas.override import FIXED, Match
+from schemas.pool import STRATEGIES
+from schemas.problem import DocumentError, Path, Places, Problem, print_path
 
 Error = Mapping[str, Any]
 """One of pydantic's ``ErrorDetails``: its type, its place (``loc``), its text."""
@@ -27,9 +29,8 @@ _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9.]*)(?:\[(\d+)\])?: ")
 def check(tree: dict[str, Any], places: Places) -> tuple[NodeNetwork | None, list[Problem]]:
     """Validate a document, every override included, and name all that is wrong with it.
 
-    Args:
-        tree: plain values by the document's keys.
-        places: where they are in the file; what is spoilt there is not reported again.
+    ``tree``: plain values by the document's keys. What is spoilt in the file is not reported
+    again.
     """
     document, said = _validate(tree)
     problems = [p for error, message in said for p in _place(error, message, places)]
@@ -44,7 +45,7 @@ def _validate(tree: dict[str, Any]) -> tuple[NodeNetwork | None, list[tuple[Erro
     try:
         return NodeNetwork.model_validate(tree, by_alias=True, by_name=False), []
     except ValidationError as found:
-        return None, [(error, m) for error in found.errors() for m in words.explain(error)]
+        return None, [(error, m) for error in found.errors() for m in problem.explain(error)]
 
 
 def _patches(tree: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -66,12 +67,7 @@ def _check_patch(
 ) -> Iterator[Problem]:
     """Find what is wrong with the document once a patch is applied, and was not before.
 
-    Args:
-        prefix: where the patch is.
-        changes: what it says.
-        base: the document.
-        known: what is wrong with it: pydantic's place, and the message.
-        places: where all of it stands.
+    ``known``: what is wrong with the base: pydantic's place, and the message.
     """
     before = {k: v for k, v in base.items() if k != "overrides"}  # each has its own turn
     alone = _validate(changes)[1]
@@ -88,11 +84,7 @@ def _check_patch(
 def _place(error: Error, message: str, places: Places, prefix: Path = ()) -> Iterator[Problem]:
     """Say in the document's terms what pydantic found; nothing if its place is spoilt.
 
-    Args:
-        error: found in the document, or in what an override makes of it.
-        message: one of those that explain it.
-        places: where it all stands.
-        prefix: where the override's patch is; empty for the document itself.
+    ``prefix``: where the override's patch is; empty for the document itself.
     """
     path, message = _reach(error, message, places, prefix)
     if places.is_spoilt(path):
@@ -154,3 +146,73 @@ def _model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((m for arg in get_args(annotation) if (m := _model(arg))), None)
+
+
+ALTERNATIVES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("warmPool",): STRATEGIES,
+    ("eni",): ("subnets", "subnetTags"),
+}
+"""Keys of a mapping of which only one may be given: a patch that names one drops the others."""
+
+
+def resolve(
+    document: NodeNetwork, *, instance_type: str, zone: str, node_name: str
+) -> NodeNetwork:
+    """Return the effective document for one node: its overrides are applied.
+
+    Raises:
+        DocumentError: overrides that are valid alone contradict each other on this node.
+    """
+    applying = {
+        f"overrides[{position}]": override.changes
+        for position, override in enumerate(document.overrides)
+        if matches(override.match, instance_type=instance_type, zone=zone, node_name=node_name)
+    }
+    if not applying:
+        # Nothing to validate again: with 10,000 CIDRs that takes 0.1 s in the kernel loop.
+        return document.model_copy(update={"overrides": ()})
+    tree = document.model_dump(mode="json", exclude={"overrides"})
+    for changes in applying.values():
+        tree = merge(tree, changes)
+    try:
+        return NodeNetwork.model_validate(tree, by_alias=True, by_name=False)
+    except ValidationError as error:
+        where = f"node {node_name} ({instance_type}, {zone})"
+        cause = f"this comes of {' with '.join(applying)}"
+        raise DocumentError(
+            Problem(where, 0, 0, print_path(e["loc"]), f"{message}; {cause}")
+            for e in error.errors()
+            for message in problem.explain(e)
+        ) from error
+
+
+def matches(match: Match, *, instance_type: str, zone: str, node_name: str) -> bool:
+    """Return whether all patterns that are given match."""
+    pairs = (
+        (match.instance_type, instance_type),
+        (match.zone, zone),
+        (match.node_name, node_name),
+    )
+    return all(fnmatchcase(value, pattern) for pattern, value in pairs if pattern is not None)
+
+
+def merge(
+    base: Mapping[str, Any], changes: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return a tree with a JSON merge patch applied (RFC 7396); neither argument is changed.
+
+    ``path``: of both in the document.
+    """
+    alternatives = ALTERNATIVES.get(path, ())
+    chosen = {key for key in alternatives if changes.get(key) is not None}
+    dropped = set(alternatives) - chosen if chosen else set()
+    merged = {key: value for key, value in base.items() if key not in dropped}
+    for key, change in changes.items():
+        if change is None:
+            merged.pop(key, None)
+        elif isinstance(change, dict):
+            below = merged.get(key)
+            merged[key] = merge(below if isinstance(below, dict) else {}, change, (*path, key))
+        else:
+            merged[key] = change
+    return merged

@@ -16,9 +16,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from schemas import words
-from schemas.model import Model
-from schemas.value import Duration, Form, as_json, check_unique
+from schemas import problem
+from schemas.value import Duration, Form, Model, as_json, check_unique
 
 TYPE = "node-network"
 """What CNI calls our plugin: its executable's file name."""
@@ -62,7 +61,7 @@ def _plugin_faults(plugin: dict[Any, Any]) -> Iterator[str]:
     if "type" not in plugin:
         yield "type: missing; it names the plugin's executable"
     elif not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
-        shown = words.shown("{!r}: ", name)
+        shown = problem.shown("{!r}: ", name)
         yield f"type: {shown}must be the name of an executable, without a path"
     elif name == TYPE:
         yield f"type: {TYPE} is first in every chain already; remove the entry"
@@ -81,7 +80,7 @@ def _capability_faults(capabilities: object) -> Iterator[str]:
         return
     for name, wanted in capabilities.items():
         if not isinstance(wanted, bool):
-            yield f"capabilities.{name}: {words.shown('{!r}: ', wanted)}must be true or false"
+            yield f"capabilities.{name}: {problem.shown('{!r}: ', wanted)}must be true or false"
 
 
 Plugin = Annotated[

@@ -13,9 +13,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, StrictInt
 
 from schemas.cni import Cni
-from schemas.eni import Eni, InstanceLimits, InstanceTypes
-from schemas.model import Model
 from schemas.override import Override, patch_schema
+from schemas.pool import (
+    AddressTarget,
+    Eni,
+    EniTarget,
+    InstanceLimits,
+    InstanceTypes,
+    PrefixTarget,
+    Strategy,
+    WarmPool,
+)
 from schemas.value import (
     Cidr,
     ClusterName,
@@ -23,10 +31,10 @@ from schemas.value import (
     EgressFamilies,
     Families,
     MarkMask,
+    Model,
     Mtu,
     VethPrefix,
 )
-from schemas.warm_pool import AddressTarget, EniTarget, PrefixTarget, Strategy, WarmPool
 
 __all__ = [
     "AddressTarget",

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from schemas import words
+from schemas import problem
 from schemas.check import check
 from schemas.document import NodeNetwork
 from schemas.problem import DocumentError, Path, Place, Places, Problem, print_path
@@ -109,11 +109,9 @@ def load(text: str, source: str) -> NodeNetwork:
     """Parse and validate a document whole, every override included.
 
     Each override is checked alone. Which of them apply together is known only on a node, where
-    ``schemas.resolve.resolve`` checks the result.
+    ``schemas.check.resolve`` checks the result.
 
-    Args:
-        text: the YAML.
-        source: what to call it in errors; usually the file's path.
+    ``source``: what to call it in errors; usually the file's path.
 
     Raises:
         DocumentError: it is invalid; all problems at once.
@@ -219,7 +217,7 @@ class _Reading:
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         text: str = node.value
-        if message := words.surprise(text, node.tag, _as_number(text)):
+        if message := problem.surprise(text, node.tag, _as_number(text)):
             self._spoil(node, path, message)
             return text
         match node.tag.rpartition(":")[2]:
@@ -243,7 +241,7 @@ class _Reading:
 
 def _as_number(text: str) -> str:
     try:
-        return str(yaml.safe_load(text)) if len(text) <= words.MAX_DIGITS else "?"
+        return str(yaml.safe_load(text)) if len(text) <= problem.MAX_DIGITS else "?"
     except (yaml.YAMLError, ValueError):
         return "?"
 

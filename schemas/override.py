@@ -1,7 +1,7 @@
 """Overrides: other values for some nodes.
 
 ``set`` is a JSON merge patch (RFC 7396) of the document around it. It is kept as it was written:
-``schemas.resolve`` applies it to the document, and ``schemas.load`` checks the result.
+``schemas.check`` applies it to the document, and checks the result.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from schemas.model import Model, Sparse
-from schemas.value import as_json
+from schemas.value import Model, Sparse, as_json
 
 FIXED = ("apiVersion", "kind", "overrides")
 """Keys of the document that no override sets: they say what the document is."""
@@ -97,9 +96,7 @@ def patch_schema(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any
 
     In a patch nothing is required, null removes any key, and what is absent is the base's.
 
-    Args:
-        schema: of the whole, or of a part in the recursion.
-        parts: its ``$defs``; none may refer to itself.
+    ``parts``: the schema's ``$defs``; none may refer to itself.
     """
     named = parts[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else {}
     patch = {k: v for k, v in (named | schema).items() if k not in _NOT_IN_A_PATCH}

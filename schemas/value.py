@@ -1,26 +1,34 @@
-"""Single values of the document: durations, CIDRs, tags, ids and names, read and written."""
+"""The base of the document's parts, and its single values: durations, CIDRs, tags, names."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     StrictInt,
     WithJsonSchema,
+    model_serializer,
+    model_validator,
 )
+from pydantic.alias_generators import to_camel
 
-from schemas import words
+from schemas import problem
+from schemas.problem import EMPTY
 
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
@@ -41,7 +49,7 @@ RESERVED_PREFIXES = {
 }
 
 MARK_BITS = 8
-"""As many ENIs as an instance can have, and one bit for the primary (``schemas.eni.MAX_ENIS``)."""
+"""One for each ENI an instance can have, and one for the primary (``schemas.pool.MAX_ENIS``)."""
 
 KUBERNETES_MARKS = {
     0x4000: "kube-proxy marks what it will masquerade with it",
@@ -68,7 +76,7 @@ def parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if value is None:
-        raise ValueError(words.EMPTY)
+        raise ValueError(problem.EMPTY)
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{value!r} is no duration; write a number and a unit, as 30s, 2m or 1h")
@@ -155,7 +163,7 @@ def _read_tags(value: object, refuse: Callable[[str], str]) -> Pairs:
 
 def _fault(key: object, text: object) -> str:
     if not isinstance(key, str) or not isinstance(text, str):
-        return f"names and values are text{words.shown('; put {} in quotes', text)}"
+        return f"names and values are text{problem.shown('; put {} in quotes', text)}"
     if not 1 <= len(key) <= 128 or len(text) > 256:
         return "a name has 1 to 128 characters, a value at most 256"
     return ""
@@ -284,3 +292,59 @@ InstanceTypeName = Annotated[
     str, Form(r"[a-z0-9-]+\.[a-z0-9-]+", "an instance type like m5.large")
 ]
 ClusterName = Annotated[str, Form("[A-Za-z0-9-]{0,100}", "1 to 100 letters, digits and hyphens")]
+
+
+class Model(BaseModel):
+    """A part of the document: frozen, strict about its keys, ``camelCase`` in YAML."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+    def _faults(self) -> Iterator[str]:
+        """Say which keys do not agree; a text may begin with the key: ``a.b: `` or ``a[3]: ``."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if faults := list(self._faults()):
+            raise ValueError("\n".join(faults))
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Show defaults as in YAML; pydantic shows Python's (``PT30S``)."""
+        made = handler(core_schema)
+        written = cls.model_construct().model_dump(mode="json", warnings="none")
+        for key, schema in handler.resolve_ref_schema(made)["properties"].items():
+            if "default" not in schema:
+                continue
+            if key in written:
+                schema["default"] = written[key]
+            else:  # None, which a Sparse part neither writes nor reads
+                del schema["default"]
+                schema.update(schema.pop("anyOf")[0])
+        return made
+
+
+class Sparse(Model):
+    """A part whose keys are absent or have a value.
+
+    ``enis:`` without a value would otherwise count as absent, and another strategy would apply.
+    """
+
+    def _faults(self) -> Iterator[str]:
+        for name, field in type(self).model_fields.items():
+            if name in self.model_fields_set and getattr(self, name) is None:
+                yield f"{field.alias}: {EMPTY}"
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from schemas.check import merge
 from schemas.document import NodeNetwork
-from schemas.resolve import merge
 
 HEAD = {"apiVersion": "node-network/v1alpha1", "kind": "NodeNetwork"}
 NODE = {"instance_type": "m5.large", "zone": "us-east-1a", "node_name": "ip-10-0-1-10"}

@@ -16,7 +16,7 @@ from reconciler.core.datapath import host_network
 from reconciler.core.facts import Eni, Node
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.budget import Failure, classify
-from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, Unread
+from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, Subnet, Unread, free_blocks
 from reconciler.ipam.ec2_action import (
     AddEni,
     AdoptEni,
@@ -31,9 +31,8 @@ from reconciler.ipam.ec2_action import (
     SetSecurityGroups,
     TieToInstance,
 )
-from reconciler.ipam.read_your_writes import TRUST_S, Answer, is_behind, overlay
 from reconciler.ipam.release import unit_networks
-from reconciler.ipam.subnet import Subnet, free_blocks
+from reconciler.ipam.sources import TRUST_S, Answer, is_behind, overlay
 from reconciler.targets.ec2.calls import CallFailure
 
 

@@ -85,17 +85,7 @@ DOORS = {
     },
     "pydantic": {
         f"schemas/{room}.py"
-        for room in (
-            "check",
-            "cni",
-            "document",
-            "eni",
-            "model",
-            "override",
-            "resolve",
-            "value",
-            "warm_pool",
-        )
+        for room in (*("check", "cni", "document", "override", "pool", "value"),)
     },
 }
 

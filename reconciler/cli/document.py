@@ -16,10 +16,10 @@ from reconciler.cli.options import (
     state_option,
 )
 from reconciler.domains import conflist
-from reconciler.ipam.capacity import overcommitted
 from reconciler.ipam.cloud import Limits
+from reconciler.ipam.pool import overcommitted
+from schemas.check import resolve
 from schemas.load import DocumentError, Problem, dump
-from schemas.resolve import resolve
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reconciler.ipam import shortage
-from reconciler.ipam.capacity import capacity
+from reconciler.ipam.pool import capacity
 from reconciler.ipam.pool_status import Pool, PoolStatus
 
 

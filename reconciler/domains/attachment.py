@@ -247,13 +247,7 @@ def _cool(
 
 
 def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Action], list[Issue]]:
-    """Give addresses to the pods that wait for one, or say why they get none.
-
-    Args:
-        desired: the supply, and the terms.
-        asked: the pods to bind.
-        observed: all records, of other pods too.
-    """
+    """Give addresses to the pods that wait for one, or say why they get none."""
     others = [a for a, _ in desired.adoptions]
     adopted = {a.key for a in others}
     refusals = list(_why_not(asked, adopted))

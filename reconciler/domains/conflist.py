@@ -131,9 +131,7 @@ def write(body: dict[str, Any]) -> str:
 def make(cni: Cni, state_dir: str) -> dict[str, Any]:
     """Return the configuration of a network, our plugin first.
 
-    Args:
-        cni: what the document says.
-        state_dir: the records, as the executable on the host sees them.
+    ``state_dir``: the records, as the executable on the host sees them.
     """
     ours: dict[str, Any] = {
         "type": TYPE,
@@ -184,11 +182,7 @@ def plan(desired: Iterable[Conflist], observed: Iterable[Seen]) -> Plan:
 
 
 def withhold(plan: Plan) -> Plan:
-    """Turn actions into refusals while pods cannot be served yet.
-
-    Args:
-        plan: of what belongs on the host.
-    """
+    """Turn actions into refusals while pods cannot be served yet."""
     refusals = tuple(
         Issue(
             " ".join(map(str, (action.kind, *action.key))),

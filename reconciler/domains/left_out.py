@@ -39,11 +39,7 @@ def converge(
 ) -> Outcomes:
     """Converge as ``engine.converge`` does; a pod that makes a domain raise is left out of it.
 
-    Args:
-        domains: as there.
-        inputs: as there.
-        hold: as there.
-        leaving: pods that are no more wanted, and of which something may be there.
+    ``leaving``: pods that are no more wanted, and of which something may be there.
     """
     guards = _guards(domains, (*inputs.attachments, *leaving))
     return _told(guards, engine.converge([g.domain for g in guards], inputs, hold=hold))
@@ -77,11 +73,8 @@ def find(
 class _Guard:
     """One domain in one convergence.
 
-    Args:
-        domain: as it is.
-        everybody: all pods; tried one by one only when a domain raises.
-        failed: pods that are left out of it, and of those after it, which build upon it; each with
-            the domain that raised, and what.
+    ``failed``: pods left out of it and of those after it, which build upon it; each with the
+    domain that raised, and what.
     """
 
     def __init__(
@@ -138,10 +131,7 @@ class _Guard:
     def _without(self, keys: Callable[[], Keys], attempt: Callable[[Keys], Any], what: str) -> Any:
         """Make an attempt; if it raises, without the pods with which it does.
 
-        Args:
-            keys: returns those of all pods.
-            attempt: takes those that are left out.
-            what: it is, for the condition.
+        ``keys`` are those of all pods; ``attempt`` takes those that are left out.
 
         Raises:
             InternalError: it raises with no pod at all, or not because of single ones.

@@ -140,12 +140,7 @@ class CallBackoffs:
     ) -> CallBackoffs:
         """Start or double a scope's backoff: exponential, with full jitter.
 
-        Args:
-            scope: what failed.
-            code: EC2's.
-            message: EC2's.
-            now: monotonic seconds.
-            chance: a random number from 0 to 1.
+        ``now``: monotonic seconds. ``chance``: a random number from 0 to 1.
         """
         failure = classify(code)
         known = self.by_scope.get(scope)

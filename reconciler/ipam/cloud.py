@@ -1,12 +1,16 @@
-"""One observation of EC2, and the tags that say whose an ENI is."""
+"""One observation of EC2: ENIs and subnets, the tags that say whose an ENI is.
+
+And where the next ENI goes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 
+from reconciler.core.datapath import IpNetwork
 from reconciler.core.facts import Eni
-from reconciler.ipam.subnet import Subnet
 
 INSTANCE_TAG = "node-network/instance"
 """Marks an ENI as ours, and says whose. A tag of our own: by its own the stock plugin would find
@@ -34,6 +38,14 @@ that runs it deletes ENIs with this tag that are attached to nothing."""
 STOCK_TAGS = ("node.k8s.amazonaws.com/", "eks:eni:owner")
 """How the keys of the stock plugin's tags begin. ``no_manage`` addresses both plugins, and the
 cluster's tag holds under either. Source as above."""
+
+
+PREFIX_SIZE = 16
+"""Addresses in a delegated IPv4 prefix, a /28 (EC2 user guide, "Prefix delegation")."""
+
+RESERVED_LOW = 4
+"""Network, router, DNS, future use; the broadcast address is reserved too (VPC user guide,
+"Subnet sizing")."""
 
 
 def is_stock_tag(key: str) -> bool:
@@ -78,6 +90,43 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
+class Subnet:
+    """One subnet as EC2 describes it.
+
+    Attributes:
+        free: addresses EC2 could still give out.
+        blocks: whole aligned /28 blocks left; None until they are counted.
+        tags: pairs in key order.
+        families: those it has a CIDR block of.
+        vpc_id: of its VPC; "" in a look of an earlier release.
+        is_described: EC2 was asked about it; if not, ``free`` and ``blocks`` are upper bounds, and
+            EC2 refuses what it does not have.
+    """
+
+    subnet_id: str
+    zone: str
+    cidr: IpNetwork
+    free: int
+    blocks: int | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    families: tuple[str, ...] = ("ipv4",)
+    vpc_id: str = ""
+    is_described: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which subnets new ENIs may go to, in order, and why the others may not.
+
+    Attributes:
+        rejected: (subnet id, reason).
+    """
+
+    subnets: tuple[str, ...]
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Cloud:
     """One observation of EC2.
 
@@ -112,9 +161,7 @@ def is_whole(cloud: Cloud, holders: Container[str]) -> bool:
     Without the primary ENI there is no datapath. Without an ENI that pods have addresses of, their
     routes and rules would be removed.
 
-    Args:
-        cloud: the observation.
-        holders: ids of ENIs that pods have addresses of.
+    ``holders``: ids of ENIs that pods have addresses of.
     """
     unread = cloud.unread_enis
     return cloud.primary is not None and not any(u.name in holders or not u.name for u in unread)
@@ -126,9 +173,7 @@ def arrived(cloud: Cloud, macs: Container[str]) -> Cloud:
     EC2's list says so seconds later, and asking for it costs a call. The link is what packets
     need.
 
-    Args:
-        cloud: an observation of EC2.
-        macs: of the links that are on the node.
+    ``macs``: of the links that are on the node.
     """
     enis = tuple(
         replace(e, status="attached") if e.status == "attaching" and e.mac in macs else e
@@ -144,10 +189,7 @@ def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
     or one from before an attachment, would take down the routes of running pods. A kept ENI serves
     the pods it has; its addresses are given to no others.
 
-    Args:
-        before: the previous observation.
-        now: this one.
-        macs: of the links that are on the node.
+    ``macs``: of the links that are on the node.
     """
     serving = {e.eni_id for e in now.enis if e.serves_pods}
     kept = {
@@ -156,3 +198,62 @@ def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
         if e.serves_pods and e.eni_id not in serving and e.mac in macs
     }
     return replace(now, enis=(*(e for e in now.enis if e.eni_id not in kept), *kept.values()))
+
+
+def free_blocks(cidr: IpNetwork, taken: Collection[int]) -> int:
+    """Count aligned /28 blocks of an IPv4 subnet that hold no address in use or reserved.
+
+    ``taken``: numbers of the addresses in use, those inside prefixes included.
+    """
+    if not isinstance(cidr, IPv4Network):
+        return 0
+    first, last = int(cidr.network_address), int(cidr.broadcast_address)
+    broken = {number // PREFIX_SIZE for number in taken}
+    broken |= {number // PREFIX_SIZE for number in (*range(first, first + RESERVED_LOW), last)}
+    return sum(
+        1 for block in range(first // PREFIX_SIZE, last // PREFIX_SIZE + 1) if block not in broken
+    )
+
+
+def choose(
+    known: Mapping[str, Subnet],
+    *,
+    zone: str,
+    primary: str,
+    listed: tuple[str, ...],
+    selector: tuple[tuple[str, str], ...],
+    families: Collection[str] = ("ipv4",),
+) -> Choice:
+    """Say where new ENIs may go.
+
+    An ENI can only be attached in its instance's zone and VPC (EC2 user guide, "Elastic network
+    interfaces"), and the host's own address on it is of IPv4. A selector's subnets are tried in
+    the order of their free space, most first.
+
+    ``primary``: the primary ENI's subnet, where ENIs go when the document names none.
+    """
+    if selector:
+        wanted = set(selector)
+        order = sorted(
+            (s for s in known.values() if wanted <= set(s.tags)),
+            key=lambda s: (-s.free, s.subnet_id),
+        )
+        names = tuple(s.subnet_id for s in order)
+    else:
+        names = listed or (primary,)
+    home = known.get(primary)
+    needed = dict.fromkeys(("ipv4", *families))
+    chosen, rejected = [], []
+    for name in filter(None, names):
+        subnet = known.get(name)
+        if subnet is None:
+            rejected.append((name, "EC2 does not know it"))
+        elif home is not None and subnet.vpc_id != home.vpc_id:
+            rejected.append((name, f"in VPC {subnet.vpc_id}, the node is in {home.vpc_id}"))
+        elif subnet.zone != zone:
+            rejected.append((name, f"in zone {subnet.zone}, the node is in {zone}"))
+        elif missing := [f for f in needed if f not in subnet.families]:
+            rejected.append((name, f"it has no CIDR block of {' and '.join(missing)}"))
+        else:
+            chosen.append(name)
+    return Choice(tuple(chosen), tuple(rejected))

@@ -32,10 +32,7 @@ class Verdict:
 def judge(first: Iterable[Eni], second: Iterable[Eni], *, now: float) -> tuple[Verdict, ...]:
     """Judge the ENIs that two observations showed as attached to nothing.
 
-    Args:
-        first: an earlier observation.
-        second: a later one; an ENI must be in both.
-        now: seconds since the epoch.
+    An ENI must be in both. ``now``: seconds since the epoch.
     """
     before = {e.eni_id for e in first}
     verdicts: list[Verdict] = []

@@ -155,11 +155,7 @@ def state_of(
 ) -> State:
     """Derive the state of one attachment.
 
-    Args:
-        intent: what the runtime last asked for.
-        attachment: what is bound.
-        torn: a record of it cannot be read.
-        superseded: the intent is of a later sandbox than the attachment.
+    ``torn``: a record of it cannot be read. ``superseded``: the intent is of a later sandbox.
     """
     if intent is not None and intent.state is IntentState.RELEASED:
         return WITHDRAWN if attachment is None else RELEASED

@@ -14,7 +14,7 @@ from reconciler.core.datapath import IpNetwork
 from reconciler.engine.backoff import Delays
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.release import unit_networks
-from reconciler.ipam.source_disagreement import CONFIRM_S
+from reconciler.ipam.sources import CONFIRM_S
 
 CHANGING = {"attaching", "detaching", "pending"}
 """EC2's words for an attachment that is about to change by itself."""
@@ -76,9 +76,7 @@ NOTHING_LEFT = Left()
 def observe_after_s(left: Left, resync_s: float) -> float:
     """Return how many seconds after the last observation the next one is due.
 
-    Args:
-        left: what the last one has left open.
-        resync_s: the document's ``reconcile.ec2Resync``.
+    ``resync_s``: the document's ``reconcile.ec2Resync``.
     """
     waits = [
         resync_s,
@@ -100,9 +98,7 @@ def plan_after_s(left: Left) -> float:
 def is_changing(cloud: Cloud, macs: Container[str]) -> bool:
     """Whether an attachment of ours changes by itself, or its link has yet to come.
 
-    Args:
-        cloud: the last observation.
-        macs: of the links that are on the node.
+    ``macs``: of the links that are on the node.
     """
     return any(
         e.status in CHANGING or (e.serves_pods and e.mac not in macs)

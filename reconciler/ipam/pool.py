@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from schemas.warm_pool import AddressTarget, EniTarget, PrefixTarget, Strategy
-
-PREFIX_SIZE = 16
-"""Addresses in a delegated IPv4 prefix, a /28 (EC2 user guide, "Prefix delegation")."""
+from reconciler.core.datapath import FAMILIES
+from reconciler.ipam.cloud import PREFIX_SIZE, Limits
+from schemas.document import NodeNetwork
+from schemas.pool import AddressTarget, EniTarget, PrefixTarget, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,8 @@ class Band:
 def band(strategy: Strategy, demand: Demand, *, per_eni: int, max_pods: int | None) -> Band:
     """Return the target.
 
-    Args:
-        strategy: the one the document names.
-        demand: what is used now.
-        per_eni: pod addresses that one more ENI would bring.
-        max_pods: pods the node runs at most; a cooling address serves none of them, so it comes
-            on top. What is in use is held in any case.
+    ``per_eni``: pod addresses that one more ENI would bring. ``max_pods``: a cooling address
+    serves none of them, so it comes on top. What is in use is held in any case.
     """
     used = demand.total
     if isinstance(strategy, AddressTarget):
@@ -181,14 +177,9 @@ def grow(
 ) -> Growth:
     """Spread a shortfall: existing ENIs first, in order, then as few new ENIs as possible.
 
-    Args:
-        shortfall: addresses missing; zero or less asks for nothing.
-        places: existing ENIs.
-        spaces: what each subnet has left, by id.
-        candidates: subnets for new ENIs; the first that has room gets the next one.
-        new_enis: how many ENIs may still be created.
-        slots: addresses or prefixes an ENI of this instance type can hold beside its primary.
-        prefixes: ask for prefixes wherever a subnet has a whole block, single addresses elsewhere.
+    ``slots`` of an ENI hold an address or a prefix each. With ``prefixes`` single addresses are
+    asked for only where a subnet has no whole block. The first candidate that has room gets the
+    next new ENI.
     """
     ledger = _Ledger(shortfall, places, spaces, candidates, new_enis, slots)
     if prefixes:
@@ -286,3 +277,61 @@ class _Ledger:
         self._free[subnet_id] = free - taken
         plot.slots -= count
         self.short -= taken
+
+
+HOST_NETWORK_PODS = 2
+"""Pods without an address of their own that every node runs (kube-proxy and this one); kubelet's
+figures for EC2 count them (amazon-eks-ami ``eni-max-pods.txt``: ENIs x (addresses - 1) + 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a node can serve.
+
+    Attributes:
+        pods: those on the host's network included.
+        text: how it comes about.
+    """
+
+    pods: int
+    text: str
+
+
+def capacity(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> Capacity:
+    """Return how many pods a node of these limits can serve."""
+    if not any(FAMILIES[name].counted for name in document.families):
+        more = f"{HOST_NETWORK_PODS} on the host's network"
+        return Capacity(2**48 + HOST_NETWORK_PODS, f"one IPv6 prefix x 2^48 + {more}")
+    addresses, text = most_addresses(document, limits, foreign=foreign)
+    more = f"{HOST_NETWORK_PODS} on the host's network"
+    return Capacity(addresses + HOST_NETWORK_PODS, f"{text} + {more}")
+
+
+def most_addresses(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> tuple[int, str]:
+    """Return how many addresses for pods a node can hold, and how that comes about.
+
+    ``foreign``: ENIs on the instance that are not ours.
+    """
+    most = document.eni.max
+    enis = limits.enis if most is None else min(limits.enis, most)
+    usable = max(enis - foreign - (not document.eni.use_primary), 0)
+    prefixes = document.eni.allocate == "prefixes"
+    less = f" - {foreign} foreign" if foreign else ""
+    less += "" if document.eni.use_primary else " - the primary"
+    size = f" x {PREFIX_SIZE}" if prefixes else ""
+    count = usable * limits.slots * (PREFIX_SIZE if prefixes else 1)
+    held = f"({enis} ENIs{less})" if less else f"{enis} ENIs"
+    return count, f"{held} x {limits.slots}{size}"
+
+
+def overcommitted(
+    document: NodeNetwork, instance_type: str, limits: Limits, *, foreign: int = 0
+) -> str:
+    """Say that ``maxPods`` is more than the node can serve; "" if it is not."""
+    found = capacity(document, limits, foreign=foreign)
+    if document.max_pods is None or document.max_pods <= found.pods:
+        return ""
+    return (
+        f"{document.max_pods} pods are more than {instance_type} can serve, {found.pods}: "
+        f"{found.text}; lower maxPods and kubelet's --max-pods"
+    )

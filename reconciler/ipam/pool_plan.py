@@ -12,7 +12,7 @@ from reconciler.core.facts import Eni
 from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Plan
 from reconciler.ipam import pool, shortage
-from reconciler.ipam.cloud import CREATION_TAG, Cloud
+from reconciler.ipam.cloud import CREATION_TAG, PREFIX_SIZE, Cloud
 from reconciler.ipam.ec2_action import (
     AddEni,
     AdoptEni,
@@ -29,7 +29,7 @@ from reconciler.ipam.ec2_action import (
     SetSecurityGroups,
     TieToInstance,
 )
-from reconciler.ipam.pool import PREFIX_SIZE, Place
+from reconciler.ipam.pool import Place
 from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
 from reconciler.ipam.release import counted_networks, holds_used, pick, unit_networks
 
@@ -276,11 +276,7 @@ def _grow(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
 def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]) -> Plan:
     """Have a prefix that is not counted on every ENI that serves pods, and one such ENI.
 
-    Args:
-        desired: the pool that is wanted.
-        observed: the observation.
-        at: its pool status.
-        asked: ENIs whose lost prefix is asked for by name.
+    ``asked``: ENIs whose lost prefix is asked for by name.
     """
     if not desired.delegates:
         return Plan()

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
-from reconciler.ipam import pool, subnet
+from reconciler.ipam import pool
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.cloud import PREFIX_SIZE, Choice, Cloud, Limits, Subnet, choose
 from reconciler.ipam.ec2_action import Creation
-from reconciler.ipam.pool import PREFIX_SIZE, Band, Demand, Space
+from reconciler.ipam.pool import Band, Demand, Space
 from reconciler.ipam.release import Stock, Unit, take_stock
-from reconciler.ipam.source_disagreement import NO_DISAGREEMENTS, Disagreements
-from reconciler.ipam.subnet import Choice, Subnet
+from reconciler.ipam.sources import NO_DISAGREEMENTS, Disagreements
 from schemas.document import NodeNetwork
 
 HERE = {"attaching", "attached"}
@@ -169,7 +168,7 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
     """Measure one observation against what is wanted."""
     limits = desired.limits or observed.limits
     primary = observed.primary
-    choice = subnet.choose(
+    choice = choose(
         observed.subnets,
         zone=desired.node.availability_zone,
         primary=primary.subnet_id if primary else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -16,8 +16,10 @@ from reconciler.core.attachment import (
     Intent,
     IntentState,
     is_superseded,
+    netns_identity,
 )
-from reconciler.core.datapath import IpAddress, is_counted
+from reconciler.core.datapath import MAC_STAMP, IpAddress, is_counted, is_node_local
+from reconciler.core.facts import Eni
 from reconciler.engine.plan import Key, Verb
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Demand
@@ -124,8 +126,7 @@ class Records:
     def withheld(self, now: float) -> frozenset[IpAddress]:
         """Addresses that a torn record names, and that no pod may be given yet.
 
-        Args:
-            now: seconds since the epoch.
+        ``now``: seconds since the epoch.
         """
         fresh = (s for s in self.set_aside if now - s.since < WITHHELD_S)
         return frozenset(address for record in fresh for address in record.addresses)
@@ -209,9 +210,7 @@ def find_copies(
     A record was copied, or an old one restored. The attachment whose link is there counts:
     objects made for the other would be taken from a running pod.
 
-    Args:
-        attachments: in key order.
-        linked: those that have a link on the host.
+    ``linked``: those that have a link on the host.
     """
     holders: dict[str | IpAddress, AttachmentKey] = {}
     copies = {}
@@ -225,3 +224,63 @@ def find_copies(
 def _found(records: tuple[R, ...], keys: Collection[AttachmentKey]) -> tuple[R, ...]:
     places = ((key, bisect_left(records, key, key=BY_KEY)) for key in sorted(keys))
     return tuple(records[p] for key, p in places if p < len(records) and records[p].key == key)
+
+
+def find_unrecorded(
+    pods: Mapping[AttachmentKey, str],
+    addresses: Mapping[str, tuple[IpAddress, ...]],
+    enis: Iterable[Eni],
+    intents: Iterable[Intent],
+    macs: Mapping[str, str],
+) -> tuple[Attachment, ...]:
+    """Rebuild attachments from what the kernel has of them.
+
+    Absence is no release: the state directory may have been wiped, or be another one than usual,
+    while pods run. A link of which no address is known is left out.
+
+    ``addresses``: of the pod behind each host end. ``macs``: of the host ends, by name: one
+    without our stamp was kept in a take-over.
+    """
+    paths = {i.key: netns_identity(i.netns, i.netns_inode) for i in intents if i.netns_alive}
+    enis = list(enis)
+    unrecorded = []
+    for key, veth in sorted(pods.items()):
+        found = tuple(sorted(addresses.get(veth, ()), key=is_node_local))
+        if not found:
+            continue
+        eni = next((e for e in enis for a in found if e.holds(a)), None)
+        mac = macs.get(veth, "")
+        unrecorded.append(
+            Attachment(
+                key=key,
+                netns=paths.get(key, ""),
+                netns_alive=key in paths,
+                addresses=found,
+                eni_id=eni.eni_id if eni else "",
+                veth=veth,
+                kept_macs=("" if mac.startswith(MAC_STAMP) else mac, ""),
+            )
+        )
+    return tuple(unrecorded)
+
+
+def believe(
+    addresses: Iterable[IpAddress], enis: Iterable[Eni], taken: Collection[IpAddress]
+) -> tuple[IpAddress, ...]:
+    """Return what a pod's own link says of its address; nothing if that is no proof.
+
+    A pod may put on its link whatever it likes. So it counts only if of each family exactly one
+    can be the pod's: one that an ENI holds, or that is good on this node only, and that no other
+    pod has.
+
+    ``taken``: what others have.
+    """
+    enis = list(enis)
+    possible = [
+        a
+        for a in dict.fromkeys(addresses)
+        if a not in taken and (is_node_local(a) or any(e.holds(a) for e in enis))
+    ]
+    kinds = [(a.version, is_node_local(a)) for a in possible]
+    certain = len(set(kinds)) == len(kinds) and not all(map(is_node_local, possible))
+    return tuple(possible) if certain else ()

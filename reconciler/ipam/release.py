@@ -43,8 +43,7 @@ class Quarantine:
     def is_pending(self, now: float) -> bool:
         """Whether an observation that shows it may be older than its release.
 
-        Args:
-            now: seconds since the epoch.
+        ``now``: seconds since the epoch.
         """
         last = max(self.asked, self.gone)
         return last > 0 and now - last < RELEASED_WAIT_S
@@ -61,13 +60,17 @@ class Quarantine:
     @property
     def key(self) -> Key:
         """Family, number, length."""
-        n = self.network
-        return (n.version, int(n.network_address), n.prefixlen)
+        return network_order(self.network)
 
     def command(self, verb: Verb) -> str:
         """What is done to the record."""
         words = {Verb.CREATE: "begin", Verb.UPDATE: "go on with", Verb.DELETE: "end"}
         return f"{words[verb]} quarantine of {self.network}"
+
+
+def network_order(network: IpNetwork) -> tuple[int, int, int]:
+    """Order by family, number, length."""
+    return network.version, int(network.network_address), network.prefixlen
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +124,9 @@ def take_stock(
 ) -> Stock:
     """Sort what the node's ENIs hold.
 
-    Args:
-        enis: those that serve pods.
-        used: addresses that a pod, a cooldown, a route or a connection holds.
-        quarantined: networks with a record.
-        unwanted: whether a unit is to be exchanged for another one as soon as it is free.
-        prefixes: which kind the document prefers, and so gives back last: else a prefix would be
-            given back only to be asked for again.
+    ``used``: addresses that a pod, a cooldown, a route or a connection holds. ``unwanted``: the
+    unit is exchanged for another one as soon as it is free. ``prefixes``: the kind the document
+    prefers, and so gives back last: else a prefix would be given back only to be asked for again.
     """
     enis = list(enis)
     units = [Unit(e, n) for e in enis for n in counted_networks(e)]
@@ -183,13 +182,9 @@ def pick(
     go until one more would lead below ``aim``. Free units of the unwanted kind go as soon as the
     rest reaches ``low`` without them, or as many of them as slots are needed for the other kind.
 
-    Args:
-        stock: what is held.
-        band: how much should be.
-        slots_needed: slots that units of the wanted kind need and no ENI has free.
-        growable: ids of ENIs whose slots they could have.
-        maybe_released: quarantined networks that EC2 may have taken back although it shows them:
-            they do not come back yet.
+    ``slots_needed``: slots that units of the wanted kind need and no ENI has free; ``growable``:
+    ids of ENIs whose slots they could have. ``maybe_released``: quarantined networks that EC2 may
+    have taken back although it shows them: they do not come back yet.
     """
     chosen = list(stock.quarantined)
     held = stock.held

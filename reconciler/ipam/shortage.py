@@ -11,11 +11,10 @@ from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Action
 from reconciler.ipam import budget
 from reconciler.ipam.budget import CallBackoff
-from reconciler.ipam.capacity import most_addresses, overcommitted
-from reconciler.ipam.cloud import Unread
-from reconciler.ipam.pool import PREFIX_SIZE, Growth
+from reconciler.ipam.cloud import PREFIX_SIZE, Unread
+from reconciler.ipam.pool import Growth, most_addresses, overcommitted
 from reconciler.ipam.pool_status import Pool, PoolStatus
-from reconciler.ipam.source_disagreement import REPORT_S
+from reconciler.ipam.sources import REPORT_S
 
 MAX_NAMED = 8
 """EC2 objects that are named for one reason; the others are counted."""

@@ -17,8 +17,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool_plan import adopted
-from reconciler.ipam.records import Records, find_copies
-from reconciler.ipam.unrecorded import believe, find_unrecorded
+from reconciler.ipam.records import Records, believe, find_copies, find_unrecorded
 from reconciler.node.environment import Environment
 from reconciler.node.known import Known
 from reconciler.node.pool_inputs import Routed

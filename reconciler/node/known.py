@@ -6,9 +6,9 @@ from reconciler.core.facts import Node
 from reconciler.errors import ConflictError, NotReadyError
 from reconciler.ipam.cloud import Cloud
 from reconciler.node.targets import State
+from schemas.check import resolve
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
-from schemas.resolve import resolve
 
 
 class Known:

@@ -22,7 +22,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Domain, Outcome, converge
 from reconciler.engine.plan import Change, Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
-from reconciler.ipam import creation, pool_plan, quarantine
+from reconciler.ipam import pool_plan, pool_records
 from reconciler.ipam.budget import Failure
 from reconciler.ipam.cloud import Cloud, arrived
 from reconciler.ipam.ec2_action import (
@@ -36,7 +36,7 @@ from reconciler.ipam.ec2_action import (
 from reconciler.ipam.pace import Left, held_by_mac, is_changing
 from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.records import Records
-from reconciler.ipam.source_disagreement import CONFIRM_S, items
+from reconciler.ipam.sources import CONFIRM_S, items
 from reconciler.node.answered_ec2 import AnsweredEc2, kind_of
 from reconciler.node.pool_inputs import Routed, complete
 from reconciler.node.pool_schedule import PoolSchedule
@@ -146,7 +146,7 @@ class PoolController:
         desired = eni.desire(inputs)
         plan = eni.plan(desired, cloud)
         wanted = _wanted(picks, cloud, self.now())
-        if plan.actions or quarantine.plan(wanted, given.records).actions:
+        if plan.actions or pool_records.plan_quarantines(wanted, given.records).actions:
             return None
         self.sources.note_change(self._cloud, cloud)
         schedule = self.schedule
@@ -297,7 +297,9 @@ class PoolController:
         with self.binding:
             outcomes = converge(
                 [
-                    Domain("quarantine", lambda _: wanted, quarantine.plan, self.state),
+                    Domain(
+                        "quarantine", lambda _: wanted, pool_records.plan_quarantines, self.state
+                    ),
                     self._creations(cloud),
                 ],
                 None,
@@ -312,7 +314,7 @@ class PoolController:
         asked = frozenset[IpNetwork]().union(*networks.values())
         if not asked:
             return ()
-        plan = quarantine.ask(asked, self.state.observe(), self.now())
+        plan = pool_records.ask(asked, self.state.observe(), self.now())
         failures = self.state.apply([a for a in plan.actions if isinstance(a, Change)])
         if not failures:
             return ()
@@ -322,8 +324,10 @@ class PoolController:
         )
 
     def _creations(self, cloud: Cloud) -> Domain:
-        seen = creation.Seen(frozenset(e.creation for e in cloud.enis if e.creation), self.now())
-        return Domain("creation", lambda _: seen, creation.plan, self.state)
+        seen = pool_records.Seen(
+            frozenset(e.creation for e in cloud.enis if e.creation), self.now()
+        )
+        return Domain("creation", lambda _: seen, pool_records.plan_creations, self.state)
 
     def _find_flows(self, addresses: frozenset[IpAddress]) -> frozenset[IpAddress]:
         """Return those that conntrack has connections of; if it cannot be read, all may have."""
@@ -363,8 +367,8 @@ GROWTH = AddEni | AssignAddresses | AssignPrefixes
 """What adds to the pool."""
 
 
-def _wanted(picks: frozenset[IpNetwork], cloud: Cloud, now: float) -> quarantine.Wanted:
-    return quarantine.Wanted(picks, frozenset(n for _, n in items(cloud.enis)), now)
+def _wanted(picks: frozenset[IpNetwork], cloud: Cloud, now: float) -> pool_records.Wanted:
+    return pool_records.Wanted(picks, frozenset(n for _, n in items(cloud.enis)), now)
 
 
 def _may_change(cloud: Cloud, macs: Container[str]) -> bool:

@@ -9,13 +9,7 @@ from reconciler.core.datapath import IpAddress, IpNetwork, unit_of
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pace import held_by_mac
 from reconciler.ipam.records import Records
-from reconciler.ipam.source_disagreement import (
-    NO_DISAGREEMENTS,
-    Disagreements,
-    Item,
-    items,
-    weigh,
-)
+from reconciler.ipam.sources import NO_DISAGREEMENTS, Disagreements, Item, items, weigh
 
 Witness = frozenset[tuple[str, IpNetwork]] | None
 """What instance metadata shows, by MAC; None if it cannot be read, which proves nothing."""

@@ -20,10 +20,10 @@ from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins, make
 from reconciler.domains.executable import Executable
 from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Plan, Verb
+from schemas.check import resolve
 from schemas.cni import TYPE, VERSIONS, Cni
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError
-from schemas.resolve import resolve
 
 PLACES = Installation("/etc/cni/net.d", "/opt/cni/bin", "/opt/shipped", "/run/node-network")
 PLUGINS = Plugins("/opt/cni/bin", frozenset({"portmap"}))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.ipam.pool import PREFIX_SIZE, Demand, Place, Share, Space, band, grow
-from schemas.warm_pool import AddressTarget, EniTarget, PrefixTarget
+from reconciler.ipam.cloud import PREFIX_SIZE
+from reconciler.ipam.pool import Demand, Place, Share, Space, band, grow
+from schemas.pool import AddressTarget, EniTarget, PrefixTarget
 
 demands = st.builds(Demand, st.integers(0, 60), st.integers(0, 20), st.integers(0, 20))
 targets = st.one_of(

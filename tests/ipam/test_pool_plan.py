@@ -14,7 +14,15 @@ from reconciler.domains import eni as domain
 from reconciler.domains import nat, route, rule
 from reconciler.ipam import pool_plan
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.cloud import CLUSTER_TAG, CREATION_TAG, INSTANCE_TAG, Cloud, Limits, retain
+from reconciler.ipam.cloud import (
+    CLUSTER_TAG,
+    CREATION_TAG,
+    INSTANCE_TAG,
+    Cloud,
+    Limits,
+    Subnet,
+    retain,
+)
 from reconciler.ipam.ec2_action import (
     AddEni,
     AssignAddresses,
@@ -29,8 +37,7 @@ from reconciler.ipam.ec2_action import (
 )
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import NO_EC2, Ec2Inputs, Pool, find_pool_status
-from reconciler.ipam.source_disagreement import Disagreements
-from reconciler.ipam.subnet import Subnet
+from reconciler.ipam.sources import Disagreements
 
 LIMITS = Limits(3, 10)
 

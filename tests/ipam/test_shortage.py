@@ -10,10 +10,9 @@ from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
 from reconciler.engine.issue import Issue
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import Ec2Inputs, Pool, find_pool_status
-from reconciler.ipam.subnet import Subnet
 
 LIMITS = Limits(3, 10)
 

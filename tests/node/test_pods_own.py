@@ -27,8 +27,7 @@ from reconciler.engine.issue import Issue
 from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Verb
 from reconciler.errors import ObserveError
-from reconciler.ipam.records import Records
-from reconciler.ipam.unrecorded import believe
+from reconciler.ipam.records import Records, believe
 from reconciler.node import views
 from reconciler.node.pass_result import PassResult
 

@@ -18,10 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.document import NodeNetwork
-from schemas.eni import InstanceLimits
 from schemas.load import DocumentError, dump, load, read
+from schemas.pool import AddressTarget, InstanceLimits
 from schemas.value import parse_duration, print_duration
-from schemas.warm_pool import AddressTarget
 
 ROOT = Path(__file__).parents[2]
 HEAD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"

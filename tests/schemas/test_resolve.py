@@ -9,11 +9,11 @@ import pytest
 from document_strategies import HEAD, NODE, documents, patches
 from hypothesis import assume, given
 
+from schemas.check import ALTERNATIVES, matches, merge, resolve
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, dump, load
 from schemas.override import Match
-from schemas.resolve import ALTERNATIVES, matches, merge, resolve
-from schemas.warm_pool import AddressTarget, EniTarget
+from schemas.pool import AddressTarget, EniTarget
 
 EVERYWHERE = {"nodeName": "*"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from schemas.warm_pool import AddressTarget, EniTarget, PrefixTarget, WarmPool
+from schemas.pool import AddressTarget, EniTarget, PrefixTarget, WarmPool
 
 
 @pytest.mark.parametrize(

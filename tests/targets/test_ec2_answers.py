@@ -33,7 +33,7 @@ from reconciler.ipam.ec2_action import (
 )
 from reconciler.ipam.pool_status import NO_CALL_BACKOFFS
 from reconciler.ipam.release import unit_networks
-from reconciler.ipam.source_disagreement import CONFIRM_S, NO_DISAGREEMENTS
+from reconciler.ipam.sources import CONFIRM_S, NO_DISAGREEMENTS
 from reconciler.node.pool_controller import Given, PoolController
 from reconciler.node.pool_inputs import complete
 from reconciler.node.pool_schedule import PoolSchedule

@@ -14,8 +14,7 @@ import pytest
 from builders import SUBNET, eni, mac, node
 
 from reconciler.core.facts import Eni, Node
-from reconciler.ipam.cloud import Cloud, Limits
-from reconciler.ipam.subnet import Subnet
+from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.targets.state.directory import StateDirectory
 from reconciler.targets.state.observation import MAX_ITEMS, MAX_OBSERVATION_BYTES, ON_DISK
 

@@ -26,11 +26,10 @@ from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
 from reconciler.domains import attachment as attachment_domain
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import LockedError, ObserveError, StateError
-from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import WITHHELD_S, Records
 from reconciler.ipam.release import Quarantine
-from reconciler.ipam.subnet import Subnet
 from reconciler.targets.netlink.namespaces import open_namespace
 from reconciler.targets.state import directory as state_module
 from reconciler.targets.state.directory import StateDirectory

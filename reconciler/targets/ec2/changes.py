@@ -27,7 +27,7 @@ from reconciler.ipam.ec2_action import (
     SetSecurityGroups,
     TieToInstance,
 )
-from reconciler.ipam.read_your_writes import TRUST_S, Answer, is_behind, overlay
+from reconciler.ipam.sources import TRUST_S, Answer, is_behind, overlay
 from reconciler.targets.ec2.caller import Ec2CallError
 from reconciler.targets.ec2.calls import Calls, reading
 from reconciler.targets.ec2.decode import decode_assigned, decode_delegated, decode_interface

@@ -20,11 +20,11 @@ from reconciler.ipam.cloud import (
     STOCK_INSTANCE_TAG,
     UNMANAGED_TAG,
     Limits,
+    Subnet,
     Unread,
     is_stock_tag,
 )
 from reconciler.ipam.release import unit_networks
-from reconciler.ipam.subnet import Subnet
 from reconciler.targets.ec2.fields import (
     CARD_INDEX,
     DEVICE_INDEX,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX
-from reconciler.ipam.pool import PREFIX_SIZE
+from reconciler.ipam.cloud import PREFIX_SIZE
 from reconciler.targets.values import like, network, number
 
 ID = like(r"(eni|eni-attach|subnet|sg|vpc)-[0-9A-Za-z-]{1,48}")

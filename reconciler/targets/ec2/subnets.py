@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from reconciler.engine.plan import Plan
-from reconciler.ipam.cloud import Unread
+from reconciler.ipam.cloud import RESERVED_LOW, Subnet, Unread, free_blocks
 from reconciler.ipam.pool_status import Pool
-from reconciler.ipam.subnet import RESERVED_LOW, Subnet, free_blocks
 from reconciler.targets.ec2.calls import Calls, Filters, TooLongError, matching, parts
 from reconciler.targets.ec2.decode import Listed, decode_subnet, taken_numbers, unread_subnet
 from reconciler.targets.values import MalformedError, Object

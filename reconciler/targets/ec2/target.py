@@ -19,7 +19,7 @@ from reconciler.ipam import budget
 from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, Unread
 from reconciler.ipam.ec2_action import AddEni
 from reconciler.ipam.pool_status import Pool
-from reconciler.ipam.read_your_writes import TRUST_S
+from reconciler.ipam.sources import TRUST_S
 from reconciler.targets.ec2.caller import Caller, Ec2CallError, InProcess
 from reconciler.targets.ec2.calls import Calls, TooLongError, matching, operation
 from reconciler.targets.ec2.changes import Ec2Changes, Journal

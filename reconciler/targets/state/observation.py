@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX
 from reconciler.core.facts import Eni, Node
-from reconciler.ipam.cloud import Cloud, Limits
-from reconciler.ipam.subnet import Subnet
+from reconciler.ipam.cloud import Cloud, Limits, Subnet
 
 Json = dict[str, Any]
 

@@ -1,4 +1,8 @@
-"""Quarantine: units that no pod may get, because they are or were just given back."""
+"""The pool's records: units in quarantine, and creations of ENIs.
+
+No pod may get a unit in quarantine: it is or was just given back. With a creation's record an
+interrupted CreateNetworkInterface is repeated, once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass, replace
 from reconciler.core.datapath import IpNetwork
 from reconciler.engine.plan import Action, Change, Plan, Verb
 from reconciler.ipam.records import Records
-from reconciler.ipam.release import Quarantine
+from reconciler.ipam.release import Quarantine, network_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Wanted:
     now: float
 
 
-def plan(desired: Wanted, observed: Records) -> Plan:
+def plan_quarantines(desired: Wanted, observed: Records) -> Plan:
     """Compare with fresh records: a unit that a pod was given meanwhile is not quarantined."""
     return Plan(tuple(_begin(desired, observed)) + tuple(_end(desired, observed)))
 
@@ -35,7 +39,7 @@ def _begin(desired: Wanted, observed: Records) -> Iterator[Action]:
     known = {q.network for q in observed.quarantined}
     used = {c.address for c in observed.cooling}
     used |= {a for bound in observed.attachments for a in bound.addresses}
-    for network in sorted(desired.networks - known, key=_order):
+    for network in sorted(desired.networks - known, key=network_order):
         if not any(address in network for address in used):
             yield Change(Verb.CREATE, Quarantine(network, desired.now), "not needed")
 
@@ -69,5 +73,37 @@ def _end(desired: Wanted, observed: Records) -> Iterator[Action]:
             yield Change(Verb.DELETE, record, "EC2 took it back")
 
 
-def _order(network: IpNetwork) -> tuple[int, int, int]:
-    return network.version, int(network.network_address), network.prefixlen
+WINDOW_S = 3600.0
+"""Seconds for which a record is kept: creations of that time count against the node's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What EC2 shows of creations.
+
+    Attributes:
+        tokens: of every ENI that EC2 shows on this node.
+        now: seconds since the epoch.
+    """
+
+    tokens: frozenset[str]
+    now: float
+
+
+def plan_creations(desired: Seen, observed: Records) -> Plan:
+    """Finish the records of ENIs that were seen; forget those that are old.
+
+    A record from the future was written before the clock was set back. It is dated now, or it
+    would forbid creations until the clock has caught up.
+    """
+    actions: list[Action] = []
+    for record in observed.creations:
+        if desired.now - record.at >= WINDOW_S:
+            actions.append(Change(Verb.DELETE, record, "an hour old"))
+        elif record.token in desired.tokens and not record.done:
+            done = replace(record, done=True, at=min(record.at, desired.now))
+            actions.append(Change(Verb.UPDATE, done, "its ENI was seen", record))
+        elif record.at > desired.now:
+            moved = replace(record, at=desired.now)
+            actions.append(Change(Verb.UPDATE, moved, "the clock was set back", record))
+    return Plan(tuple(actions))

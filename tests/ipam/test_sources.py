@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 from builders import eni
 
-from reconciler.ipam.read_your_writes import Answer, is_behind, overlay
+from reconciler.ipam.sources import Answer, is_behind, overlay
 
 NEW = frozenset({ip_network("10.0.1.77/32")})
 

@@ -8,9 +8,9 @@ import pytest
 from builders import eni
 
 from reconciler.engine.plan import Change
-from reconciler.ipam import quarantine
+from reconciler.ipam import pool_records
 from reconciler.ipam.pool import Band
-from reconciler.ipam.quarantine import Wanted
+from reconciler.ipam.pool_records import Wanted
 from reconciler.ipam.records import Records
 from reconciler.ipam.release import RELEASED_WAIT_S, Quarantine, Stock, Unit, pick
 
@@ -25,7 +25,7 @@ def step(
     """Return what becomes of a record once nothing more is planned; None if it is ended."""
     desired = Wanted(frozenset({ONE} if wanted else ()), frozenset({ONE} if shown else ()), now)
     for _ in range(4):
-        actions = quarantine.plan(desired, Records(quarantined=(record,))).actions
+        actions = pool_records.plan_quarantines(desired, Records(quarantined=(record,))).actions
         if not actions:
             return record
         (action,) = actions
@@ -70,7 +70,7 @@ def test_what_is_still_to_be_given_back_stays() -> None:
 def test_ec2_is_asked_only_for_what_was_written_down() -> None:
     other = Quarantine(ip_network("10.0.1.12/32"), BEGAN)
     records = Records(quarantined=(Quarantine(ONE, BEGAN), other))
-    (action,) = quarantine.ask({ONE}, records, NOW).actions
+    (action,) = pool_records.ask({ONE}, records, NOW).actions
     assert isinstance(action, Change)
     assert action.object == Quarantine(ONE, BEGAN, asked=NOW)
 

@@ -13,20 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.daemon import telemetry
-from reconciler.daemon.change_attribution import ChangeAttribution
-from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.document import InForce
 from reconciler.daemon.drift import DriftTracker
-from reconciler.daemon.duty import Duties
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.kernel_loop import KernelLoop
-from reconciler.daemon.parts import Parts
+from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
-from reconciler.daemon.readiness import find_obstacle
 from reconciler.daemon.requests import Checks, PodHints, Requests
-from reconciler.daemon.status import View, describe
-from reconciler.daemon.triggers import FileWatch, KernelWatch, Triggers
-from reconciler.daemon.upkeep import Upkeep
-from reconciler.daemon.watchdog import Stuck, Watchdog
+from reconciler.daemon.status import describe, find_obstacle
+from reconciler.daemon.triggers import ChangeAttribution, FileWatch, KernelWatch, Triggers
 from reconciler.engine.issue import Issue
 from reconciler.errors import LockedError, ReconcilerError, boundary
 from reconciler.node.environment import Environment
@@ -84,7 +79,11 @@ class Agent:
         events: bool = True,
     ) -> None:
         hints, conditions, stopping = Triggers(), Conditions(), threading.Event()
-        watchdog = Watchdog(lambda stuck: _note_stuck(conditions, stuck))
+        watchdog = Watchdog(
+            lambda stuck: conditions.note(
+                "watchdog", [Issue("the loop", "PassStuck", str(stuck))] if stuck else []
+            )
+        )
         pods = PodHints(hints)
         attribution = ChangeAttribution()
         self.parts = Parts(
@@ -163,17 +162,16 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """Describe the node: what is in force, what is held, what is wrong."""
         parts = self.parts
-        view = View(
-            path=parts.document.path,
-            accepted=parts.document.accepted,
-            progress=self.kernel.progress,
-            pool=self.pool.report,
-            cloud=parts.node.known.cloud,
-            conditions=parts.conditions.all(),
-            ec2_calls=parts.node.pool.ec2_calls,
+        status = describe(
+            parts.document.path,
+            parts.document.accepted,
+            self.kernel.progress,
+            self.pool.report,
+            parts.node.known.cloud,
+            parts.conditions.all(),
+            parts.node.pool.ec2_calls,
             is_pending=parts.node.pool.schedule.is_pending,
         )
-        status = describe(view)
         for state, count in status["pool"].items():
             telemetry.ADDRESSES.labels(state).set(count)
         return status | {"metrics": telemetry.exposition()}
@@ -235,7 +233,7 @@ class Agent:
                 watch.keep()
         # By another name than the making: that it was looked for does not end what that failed by.
         with parts.duties.over("looking for the state directory"):
-            if not self.upkeep.is_complete:
+            if not all(each.is_own for each in self.upkeep.properties):
                 parts.hints.mark("files")  # no pod can ask until it is made again
         parts.stopping.wait(WATCHES_S)
 
@@ -245,13 +243,9 @@ def _make_watches(
 ) -> tuple[FileWatch | KernelWatch, ...]:
     return (
         FileWatch(parts.document.path.parent, parts.document.reader.hints, "document"),
-        KernelWatch(parts.hints, attribution, parts.duties, parts.watchdog),
+        KernelWatch(parts.hints, attribution, parts.duties),
         *(
-            FileWatch(directory, parts.hints, "files", besides=INTERIM)
+            FileWatch(directory, parts.hints, "files", INTERIM)
             for directory in parts.node.after.installation.directories
         ),
     )
-
-
-def _note_stuck(conditions: Conditions, stuck: Stuck | None) -> None:
-    conditions.note("watchdog", [Issue("the loop", "PassStuck", str(stuck))] if stuck else [])

@@ -1,19 +1,22 @@
-"""The document in force: the last valid one, kept while a newer one is refused."""
+"""The document: read in a thread of its own, and the last valid one in force.
+
+No pod waits for a file system that hangs, or for a document that takes seconds to parse. While a
+newer document is refused, the last good one stays.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.reader import Reader, Reading
+from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
-from reconciler.engine.converge import Outcome
 from reconciler.engine.issue import Issue
-from reconciler.engine.plan import Plan
+from reconciler.targets.files.mount import is_mounted_alone
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError
+from schemas.load import DocumentError, load, read
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,77 @@ MOST_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What one look at the document has found.
+
+    Attributes:
+        text: as it stands in the file; None if that could not be read.
+        document: what it says; None if it is refused.
+        refused: why it is.
+        fixed: its mount never shows another content.
+    """
+
+    text: str | None = None
+    document: NodeNetwork | None = None
+    refused: DocumentError | None = None
+    fixed: bool = False
+
+    @property
+    def said(self) -> tuple[str | None, str, bool]:
+        """What makes it another reading."""
+        return self.text, str(self.refused), self.fixed
+
+
+class Reader:
+    """Reads one document, again and again.
+
+    Args:
+        path: the document.
+        tell: called when a reading says something new.
+
+    Attributes:
+        hints: mark something here to have it read.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[], None]) -> None:
+        self.hints = Triggers()
+        self._path, self._tell = path, tell
+        self._last = self._taken = Reading()
+
+    def look(self) -> Reading:
+        """Read it; what was read before is not parsed again, however often it is refused."""
+        fixed = is_mounted_alone(self._path)
+        last, text = self._last, None
+        try:
+            text = read(self._path)
+            if text == last.text:
+                return replace(last, fixed=fixed)
+            return Reading(text, load(text, str(self._path)), fixed=fixed)
+        except DocumentError as error:
+            return Reading(text, refused=error, fixed=fixed)
+
+    def look_first(self) -> Reading:
+        """Read it before anything else is done."""
+        self._last = self._taken = self.look()
+        return self._last
+
+    def look_again(self) -> None:
+        """Read it, and tell if there is something new."""
+        reading = self.look()
+        if reading.said != self._last.said:
+            self._last = reading
+            self._tell()
+
+    def take(self) -> Reading | None:
+        """Return the last reading if it was not taken yet."""
+        last = self._last
+        if last is self._taken:
+            return None
+        self._taken = last
+        return last
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """What is in force.
 
@@ -39,7 +113,7 @@ class Accepted:
     """
 
     document: NodeNetwork | None = None
-    text: str = ""
+    text: str | None = None
     generation: int = 0
     refused: str | None = None
 
@@ -54,7 +128,6 @@ class InForce:
 
     Attributes:
         accepted: replaced as a whole, by the kernel loop.
-        reader: reads the file.
     """
 
     def __init__(self, path: Path, hints: Triggers, conditions: Conditions) -> None:
@@ -87,10 +160,7 @@ class InForce:
         self._accept(reading)
 
     def take(self) -> bool:
-        """Take over a document that was read since; return whether it says something new.
-
-        If it is invalid, the last good one stays.
-        """
+        """Take over a document that was read since; return whether it says something new."""
         reading = self.reader.take()
         return reading is not None and self._accept(reading)
 
@@ -101,7 +171,7 @@ class InForce:
         if reading.refused:
             self.accepted = replace(before, refused=self._refuse(reading.refused, before.refused))
             return False
-        self._conditions.report("document", Outcome())
+        self._conditions.note("document", [])
         if reading.text == before.text:
             self.accepted = replace(before, refused=None)
             return False  # an invalid edit that was taken back changes nothing
@@ -119,6 +189,5 @@ class InForce:
                 log.error("document refused, the last good one stays", extra={"problem": problem})
         message = f"{said}; the last good one stays in force"
         refusal = Issue(str(self.path), "DocumentRefused", message)
-        outcome = Outcome(remaining=Plan(refusals=(refusal,)))
-        self._conditions.report("document", outcome, is_logged=True)
+        self._conditions.note("document", [refusal], is_logged=True)
         return said

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from reconciler.daemon import telemetry
-from reconciler.daemon.change_attribution import ChangeAttribution
+from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains.link import Veth
 from reconciler.engine.backoff import Backoffs
 from reconciler.engine.converge import Outcome, Outcomes, actions_of

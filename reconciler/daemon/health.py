@@ -22,7 +22,7 @@ BOUNDS = Bounds(connections=16, request_bytes=16384, request_s=5.0, answer_s=5.0
 hundred bytes. 16 KiB is what other servers take of a request's head."""
 
 
-class HealthServer:
+class HealthServer(Listener):
     """Answers on one address.
 
     Args:
@@ -34,57 +34,42 @@ class HealthServer:
     """
 
     def __init__(self, listen: str, agent: Agent) -> None:
-        self._agent = agent
-        self._socket = _listen(listen)
-        self._listener = Listener(
-            "health",
-            self._socket,
-            BOUNDS,
-            lambda received: b"\r\n\r\n" in received or b"\n\n" in received,
-            lambda _, request: self._answer(request),
-            duties=agent.parts.duties,
-            watchdog=agent.parts.watchdog,
-        )
+        def is_whole(received: bytearray) -> bool:
+            return b"\r\n\r\n" in received or b"\n\n" in received
 
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return int(self._socket.getsockname()[1])
+        def take(_: socket.socket, request: bytes) -> bytes:
+            return _answer(request, agent)
 
-    def start(self) -> None:
-        """Begin to answer."""
-        self._listener.start()
+        listening = _listen(listen)
+        self.port = int(listening.getsockname()[1])
+        super().__init__("health", listening, BOUNDS, is_whole, take, agent.parts.duties)
 
-    def stop(self) -> None:
-        """End answering."""
-        self._listener.stop()
 
-    def _answer(self, request: bytes) -> bytes:
-        if len(request) > BOUNDS.request_bytes:
-            text = f"a request has at most {BOUNDS.request_bytes} bytes\n"
-            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
-        match request.split(b"\n", 1)[0].split():
-            case [b"GET", path, version] if version.startswith(b"HTTP/1."):
-                return self._answer_get(path.partition(b"?")[0])
-            case [_, _, version] if version.startswith(b"HTTP/1."):
-                return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", "Allow: GET\r\n")
-            case _:
-                return _response(HTTPStatus.BAD_REQUEST, "this is no HTTP/1 request\n")
+def _answer(request: bytes, agent: Agent) -> bytes:
+    if len(request) > BOUNDS.request_bytes:
+        text = f"a request has at most {BOUNDS.request_bytes} bytes\n"
+        return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+    match request.split(b"\n", 1)[0].split():
+        case [b"GET", path, version] if version.startswith(b"HTTP/1."):
+            return _answer_get(path.partition(b"?")[0], agent)
+        case [_, _, version] if version.startswith(b"HTTP/1."):
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", "Allow: GET\r\n")
+        case _:
+            return _response(HTTPStatus.BAD_REQUEST, "this is no HTTP/1 request\n")
 
-    def _answer_get(self, path: bytes) -> bytes:
-        match path:
-            case b"/livez":
-                watchdog = self._agent.parts.watchdog
-                return _health(str(watchdog.stuck or "ok"), is_well=watchdog.is_alive)
-            case b"/readyz":
-                obstacle = self._agent.find_obstacle()
-                return _health(str(obstacle or "ok"), is_well=obstacle is None)
-            case b"/metrics":
-                return _response(
-                    HTTPStatus.OK, telemetry.exposition(), kind=telemetry.CONTENT_TYPE
-                )
-            case _:
-                return _response(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n")
+
+def _answer_get(path: bytes, agent: Agent) -> bytes:
+    match path:
+        case b"/livez":
+            watchdog = agent.parts.watchdog
+            return _health(str(watchdog.stuck or "ok"), is_well=watchdog.is_alive)
+        case b"/readyz":
+            obstacle = agent.find_obstacle()
+            return _health(str(obstacle or "ok"), is_well=obstacle is None)
+        case b"/metrics":
+            return _response(HTTPStatus.OK, telemetry.exposition(), kind=telemetry.CONTENT_TYPE)
+        case _:
+            return _response(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n")
 
 
 def _listen(listen: str) -> socket.socket:
@@ -92,24 +77,21 @@ def _listen(listen: str) -> socket.socket:
     host, colon, port = listen.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not port.isdecimal() or (":" in host and not bracketed):
-        raise StateError(
-            f"cannot listen on {listen!r}: it must be host:port, an IPv6 host in brackets"
-        )
+        why = "it must be host:port, an IPv6 host in brackets"
+        raise StateError(f"cannot listen on {listen!r}: {why}")
     host = host[1:-1] if bracketed else host
     try:
         if not host and socket.has_dualstack_ipv6():
-            return socket.create_server(
-                ("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True
-            )
+            family = socket.AF_INET6
+            return socket.create_server(("", int(port)), family=family, dualstack_ipv6=True)
         (family, _, _, _, address), *_ = socket.getaddrinfo(
             host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         # The port as it was asked for: a resolver may cut a number that is none.
         return socket.create_server((address[0], int(port), *address[2:]), family=family)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise StateError(
-            f"cannot listen on {listen}: {error}; choose another with --listen"
-        ) from error
+        why = f"{error}; choose another with --listen"
+        raise StateError(f"cannot listen on {listen}: {why}") from error
 
 
 def _health(text: str, *, is_well: bool) -> bytes:

@@ -5,20 +5,20 @@ It works on the last observation of EC2 and never waits for one.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import random
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.daemon import schedule, telemetry
-from reconciler.daemon.memory import give_back
-from reconciler.daemon.parts import Parts
-from reconciler.daemon.pool_loop import Links, PoolLoop, hints_of
-from reconciler.daemon.readiness import Progress
-from reconciler.daemon.schedule import Schedule
-from reconciler.daemon.upkeep import Upkeep
+from reconciler.daemon.parts import Parts, Upkeep
+from reconciler.daemon.pool_loop import PoolLoop
+from reconciler.daemon.schedule import Links, Schedule
+from reconciler.daemon.status import Progress
 from reconciler.engine.converge import Outcome
 from reconciler.engine.issue import Issue
 from reconciler.errors import InternalError, ReconcilerError, boundary
@@ -101,10 +101,15 @@ class KernelLoop:
         return is_due  # noqa: RET504 - likewise
 
     def _tidy(self) -> None:
-        """Give back the memory that a burst of work has left, now that no pod waits."""
+        """Give back the memory that a burst of work has left, now that no pod waits.
+
+        glibc keeps the top of each thread's heap; a burst of pods has a thread for each
+        (malloc_trim(3)). Other C libraries have no such function, and give back by themselves.
+        """
         self._is_untidy = False
         gc.collect()
-        give_back()
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def _take_document(self) -> bool:
         """Take over a changed document; return whether it was."""
@@ -168,27 +173,16 @@ class KernelLoop:
         if asked:
             time.sleep(ANSWER_S)
         for key, intent in asked.items():
-            if attachment := result.done.get(key):
-                log.info(
-                    "attachment in place",
-                    extra={
-                        "key": key,
-                        "addresses": " ".join(map(str, attachment.addresses)),
-                        "eni": attachment.eni_id,
-                        "veth": attachment.veth,
-                        "pod": intent.pod,
-                        "trace": intent.trace,
-                        "attempt": intent.attempt,
-                    },
-                )
+            if found := result.done.get(key):
+                addresses = " ".join(map(str, found.addresses))
+                given = {"addresses": addresses, "eni": found.eni_id, "veth": found.veth}
+                asked_by = {n: getattr(intent, n) for n in ("pod", "trace", "attempt")}
+                log.info("attachment in place", extra={"key": key, **given, **asked_by})
 
     def _tell_pool(self, result: PassResult) -> None:
         """Wake the pool's loop if there is something for it."""
-        hints, self._links = hints_of(
-            result,
-            self._links,
-            planned_for=self._pool.planned_for,
-        )
+        planned_for = self._pool.planned_for
+        hints, self._links = schedule.hints_of(result, self._links, planned_for=planned_for)
         for hint in hints:
             self._parts.pool_hints.mark(hint)
 
@@ -244,19 +238,12 @@ class KernelLoop:
                 parts.conditions.note("pods", result.pods)
             for name, outcome in result.outcomes.items():
                 parts.conditions.report(name, outcome)
-        due_s = schedule.RETRY_S
+        due_s, node = schedule.RETRY_S, parts.node
         with parts.duties.over("the next pass's time"):
-            due_s = self._next_pass_s(result)
+            ends = (*node.dead.until.values(), *node.visits.readable_at(result.inputs))
+            resync_s = parts.document.resync_s * random.uniform(0.9, 1.0)
+            now = time.monotonic()
+            due_s = schedule.next_pass_s(result, parts.drift.backoffs, ends, resync_s, now)
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
         return due_s
-
-    def _next_pass_s(self, result: PassResult) -> float:
-        node = self._parts.node
-        return schedule.next_pass_s(
-            result,
-            self._parts.drift.backoffs,
-            (*node.dead.until.values(), *node.visits.readable_at(result.inputs)),
-            self._parts.document.resync_s * random.uniform(0.9, 1.0),
-            time.monotonic(),
-        )

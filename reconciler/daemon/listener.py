@@ -3,7 +3,7 @@
 Connections cost one thread and a bounded number of descriptors and bytes, however many are open
 and however slowly they write or read. When all places are taken, the connection that has been open
 longest is closed for the next one. While none may be closed, nothing is accepted: connections wait
-in the kernel's queue.
+in the kernel's queue. Requests that must wait are answered by ``Workers``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import selectors
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from reconciler.daemon import telemetry
 from reconciler.daemon.duty import Duties
-from reconciler.daemon.watchdog import Watchdog
 
 SHARE, OWN = 8, 128
 """Of the descriptors that this process may have, a listener's connections get all but ``OWN``, or
@@ -31,6 +31,9 @@ PAUSE_S = 0.1
 
 TURN_S = 2.0
 """Seconds after which the thread says that it is alive, if no connection comes."""
+
+SPARE_THREADS = 4
+"""Workers that are kept for the next connections."""
 
 Take = Callable[[socket.socket, bytes], bytes | None]
 """Takes a connection and its request; returns what to answer. None: the connection is now another
@@ -117,22 +120,19 @@ class _Places:
         return min(self._bounds.connections, max(soft // SHARE, soft - OWN))
 
     def _make_room(self) -> bool:
-        """Cut the connection that has been open longest; if that may not be, pause."""
-        oldest = next(iter(self.held.values()), None)
-        if oldest is None:
-            self._pause(PAUSE_S)
-            return False
-        left = oldest.since + self._bounds.grace_s - time.monotonic()
-        if left > 0:
-            self._pause(left)
-            return False
-        self.cut(oldest, "crowded out")
-        return True
+        """Cut the connection that has been open longest; if that may not be, pause.
 
-    def _pause(self, seconds: float) -> None:
-        """Accept nothing for a while, or until another thread gives a place back."""
+        Then nothing is accepted for a while, or until another thread gives a place back.
+        """
+        now = time.monotonic()
+        oldest = next(iter(self.held.values()), None)
+        resume_at = oldest.since + self._bounds.grace_s if oldest else now + PAUSE_S
+        if oldest and resume_at <= now:
+            self.cut(oldest, "crowded out")
+            return True
         self.selector.unregister(self.listening)
-        self._resume_at = time.monotonic() + seconds
+        self._resume_at = resume_at
+        return False
 
     def resume(self) -> None:
         """Cut what is late; accept again when the pause is over."""
@@ -191,8 +191,7 @@ class Listener:
         is_whole: whether what has come so far is a whole request; what came before the other side
             stopped talking is one, too.
         take: called with each request in the listener's own thread, so it must not wait.
-        duties: reports what fails.
-        watchdog: hears that the thread is alive.
+        duties: reports what fails, and hears that the thread is alive.
     """
 
     def __init__(
@@ -202,12 +201,9 @@ class Listener:
         bounds: Bounds,
         is_whole: Callable[[bytearray], bool],
         take: Take,
-        *,
         duties: Duties,
-        watchdog: Watchdog,
     ) -> None:
-        self._name, self._bounds = name, bounds
-        self._duties, self._watchdog = duties, watchdog
+        self._name, self._bounds, self._duties = name, bounds, duties
         self._is_whole, self._take = is_whole, take
         self._returned: deque[None] = deque()
         self._ended = threading.Event()
@@ -216,7 +212,8 @@ class Listener:
             each.setblocking(False)
         self._places = _Places(name, listening, bounds)
         self._places.selector.register(self._wakes, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        words = (name, self._turn, self._ended)
+        self._thread = threading.Thread(target=duties.heard, args=words, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -242,14 +239,7 @@ class Listener:
         with suppress(OSError):  # it is full, so that it wakes; or this has ended
             self._wake.send(b"x")
 
-    def _run(self) -> None:
-        try:
-            self._duties.forever(self._name, self._turn, self._ended)
-        finally:
-            self._watchdog.let_go()
-
     def _turn(self) -> None:
-        self._watchdog.hear(self._name)
         places = self._places
         now = time.monotonic()
         due_s = max(min([*places.due_at(), now + TURN_S]) - now, 0.0)
@@ -264,8 +254,6 @@ class Listener:
             self._returned.popleft()
             places.take_back()
         places.resume()
-
-    # -- one connection -------------------------------------------------------------------
 
     def _go_on(self, connection: _Connection) -> None:
         try:
@@ -286,13 +274,10 @@ class Listener:
             return
         if len(received) > most:
             telemetry.CONNECTIONS_CUT.labels(self._name, "too long").inc()
-        self._hand_over(connection)
-
-    def _hand_over(self, connection: _Connection) -> None:
         reply: bytes | None = b""  # if it fails
         self._places.let_go(connection)
         with self._duties.over(f"a request to {self._name}"):
-            reply = self._take(connection.socket, bytes(connection.received))
+            reply = self._take(connection.socket, bytes(received))
         if reply is None:
             return
         self._places.take_back()
@@ -313,3 +298,49 @@ class Listener:
             with suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_WR)
             self._places.end(connection)
+
+
+class Workers:
+    """Runs what waits in threads, so many of a kind at once, of which a few are kept for the next.
+
+    A pod waits for a thread to start as long as for a link of its to be made.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._busy: Counter[str] = Counter()
+        self._work: SimpleQueue[tuple[str, Callable[[], None]] | None] = SimpleQueue()
+
+    def run(self, kind: str, most: int, what: Callable[[], None]) -> bool:
+        """Have a thread do something; False if it does so much of this kind already."""
+        with self._lock:
+            if self._busy[kind] >= most:
+                return False
+            if self._idle:
+                self._idle -= 1
+            else:
+                threading.Thread(target=self._go, name="exchange", daemon=True).start()
+            self._busy[kind] += 1
+        self._work.put((kind, what))
+        return True
+
+    def stop(self) -> None:
+        """End the threads that are idle."""
+        with self._lock:
+            for _ in range(self._idle):
+                self._work.put(None)
+            self._idle = 0
+
+    def _go(self) -> None:
+        while work := self._work.get():
+            kind, what = work
+            try:
+                what()  # what it raises ends this thread only
+            finally:
+                with self._lock:
+                    self._busy[kind] -= 1
+            with self._lock:
+                if self._idle >= SPARE_THREADS:
+                    return
+                self._idle += 1

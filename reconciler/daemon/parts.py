@@ -1,18 +1,23 @@
-"""What the loops of one daemon work with."""
+"""What the loops of one daemon work with, and what it must keep on the host."""
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from reconciler.daemon.conditions import Conditions
 from reconciler.daemon.document import InForce
 from reconciler.daemon.drift import DriftTracker
-from reconciler.daemon.duty import Duties
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.requests import Checks, PodHints, Requests
 from reconciler.daemon.triggers import Triggers
-from reconciler.daemon.watchdog import Watchdog
+from reconciler.engine.issue import Issue
+from reconciler.errors import LockedError
 from reconciler.node.passes import LocalNode
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +42,55 @@ class Parts:
     hints: Triggers
     pool_hints: Triggers
     stopping: threading.Event
+
+
+class Property(Protocol):
+    """What this process has on the host, and others can take away: directory, lock, socket."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it still is this process's."""
+        ...
+
+    def reclaim(self) -> tuple[Issue, ...]:
+        """Make again what is gone, and say so.
+
+        Raises:
+            LockedError: another reconciler has it.
+            StateError: it cannot be made.
+        """
+        ...
+
+
+class Upkeep:
+    """Makes again what others have taken away.
+
+    Args:
+        duties: reports what fails.
+        step_back: called when another reconciler has taken the node over.
+
+    Attributes:
+        properties: in the order in which they are made again.
+    """
+
+    def __init__(self, duties: Duties, step_back: Callable[[LockedError], None]) -> None:
+        self.properties: list[Property] = []
+        self._duties, self._step_back = duties, step_back
+
+    def keep(self) -> bool:
+        """Make again what others have taken of ours; return whether this node is still ours.
+
+        Raises nothing: what cannot be made again is a condition, and tried with the next pass.
+        """
+        found: list[Issue] = []
+        with self._duties.over("keeping the state directory"):
+            try:
+                for each in self.properties:
+                    found += each.reclaim()
+            except LockedError as error:
+                log.error("another reconciler has taken over", extra={"error": str(error)})
+                self._step_back(error)
+                return False
+        with self._duties.over("the conditions of the state directory"):
+            self._duties.conditions.note("state directory", found)
+        return True

@@ -5,47 +5,20 @@ from __future__ import annotations
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 
 from reconciler.daemon import telemetry
 from reconciler.daemon.parts import Parts
+from reconciler.daemon.status import PoolReport
 from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.pool import Demand
-from reconciler.node.pass_result import PassResult
 
 POOL_PASS = "the pass over the pool"
 """The duty, as conditions, metrics and the watchdog name it."""
 
 POOL_BACKOFF_S = Delays(1.0, 60.0, jitter=1)
 """After EC2 failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolReport:
-    """What the last pass over the pool has done.
-
-    Attributes:
-        demand: that the last successful one has planned for.
-        fails: whether the last one has failed.
-    """
-
-    demand: Demand | None = None
-    fails: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """What a pass over the kernel shows of the pool's ENIs.
-
-    Attributes:
-        taking_over: whether the node is being taken over from the stock plugin.
-        linked: attached secondary ENIs of ours that have their link.
-    """
-
-    taking_over: bool = False
-    linked: frozenset[str] = frozenset()
 
 
 class PoolLoop:
@@ -85,10 +58,8 @@ class PoolLoop:
         deadline = time.monotonic() + wait_s
         while (left := deadline - time.monotonic()) > 0:
             was_unconfirmed = schedule.is_unconfirmed
-            hints = parts.pool_hints.wait(
-                min(left, parts.document.resync_s, schedule.hear_after_s)
-            )
-            if hints:
+            most_s = min(left, parts.document.resync_s, schedule.hear_after_s)
+            if hints := parts.pool_hints.wait(most_s):
                 parts.requests.let_pods_go_first()
                 return hints
             with suppress(ReconcilerError), boundary("hear"):
@@ -132,29 +103,3 @@ class PoolLoop:
             return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
         self.report, self.planned_for = PoolReport(pool.demand), pool.demand
         return pool.schedule.due_s, 0
-
-
-def hints_of(
-    result: PassResult, before: Links, *, planned_for: Demand | None
-) -> tuple[frozenset[str], Links]:
-    """Say what a pass over the kernel has for the pool's loop, and what it shows of ENIs.
-
-    Args:
-        result: of the pass.
-        before: what the pass before it has shown.
-        planned_for: the demand that the pool was last planned for.
-    """
-    inputs = result.inputs
-    taking_over = inputs.predecessor.taking_over
-    attached = frozenset(e.eni_id for e in inputs.enis if e.owned and e.device_index)
-    linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
-    told = set()
-    if (
-        result.records.demand != planned_for
-        or (taking_over and not before.taking_over)  # ENIs come first
-        or linked - before.linked  # an attachment is done
-    ):
-        told.add("pool")
-    if before.linked & attached - linked:
-        told.add("look")  # EC2 does not notify of a detached ENI
-    return frozenset(told), Links(taking_over, linked)

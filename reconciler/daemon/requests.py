@@ -10,7 +10,7 @@ from functools import partial
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState
 from reconciler.daemon import telemetry
-from reconciler.daemon.conditions import Conditions
+from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
 from reconciler.engine.issue import Issue
 from reconciler.errors import InternalError

@@ -1,4 +1,4 @@
-"""The schedule of the kernel loop's passes: when a full pass, an audit or a retry is due."""
+"""The schedule of the kernel loop's passes, and what they have for the pool loop: pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from reconciler.daemon.requests import QUIET_S
 from reconciler.domains.left_out import left_out
 from reconciler.engine.backoff import Backoffs
+from reconciler.ipam.pool import Demand
 from reconciler.node.pass_result import PassResult, undone
 
 RETRY_S = 1.0
@@ -78,11 +79,7 @@ def is_audit_due(schedule: Schedule, hints: frozenset[str], now: float, resync_s
 
 
 def next_pass_s(
-    result: PassResult,
-    backoffs: Backoffs,
-    ends: Iterable[float],
-    resync_s: float,
-    now: float,
+    result: PassResult, backoffs: Backoffs, ends: Iterable[float], resync_s: float, now: float
 ) -> float:
     """Return seconds until the next full pass is due without a hint.
 
@@ -93,14 +90,52 @@ def next_pass_s(
         resync_s: the longest wait, with its jitter.
         now: monotonic seconds.
     """
-    left = [o.remaining for o in result.outcomes.values() if not o.settled]
+    outcomes = result.outcomes.values()
+    left = [o.remaining for o in outcomes if not o.settled]
     due_at = [due for plan in left if (due := backoffs.due(plan)) is not None]
     if due_at and not any(plan.actions for plan in left):
         return max(min(due_at) - now, RETRY_S)
-    if left_out(result.outcomes) and not any(
-        o.failed or undone(o) for o in result.outcomes.values()
-    ):
+    if left_out(result.outcomes) and not any(o.failed or undone(o) for o in outcomes):
         return LEFT_OUT_S
     if not result.settled:
         return RETRY_S
     return max(min([resync_s, *(end - now for end in ends)]), 0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What a pass over the kernel shows of the pool's ENIs.
+
+    Attributes:
+        taking_over: whether the node is being taken over from the stock plugin.
+        linked: attached secondary ENIs of ours that have their link.
+    """
+
+    taking_over: bool = False
+    linked: frozenset[str] = frozenset()
+
+
+def hints_of(
+    result: PassResult, before: Links, *, planned_for: Demand | None
+) -> tuple[frozenset[str], Links]:
+    """Say what a pass over the kernel has for the pool's loop, and what it shows of ENIs.
+
+    Args:
+        result: of the pass.
+        before: what the pass before it has shown.
+        planned_for: the demand that the pool was last planned for.
+    """
+    inputs = result.inputs
+    taking_over = inputs.predecessor.taking_over
+    attached = frozenset(e.eni_id for e in inputs.enis if e.owned and e.device_index)
+    linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
+    told = set()
+    if (
+        result.records.demand != planned_for
+        or (taking_over and not before.taking_over)  # ENIs come first
+        or linked - before.linked  # an attachment is done
+    ):
+        told.add("pool")
+    if before.linked & attached - linked:
+        told.add("look")  # EC2 does not notify of a detached ENI
+    return frozenset(told), Links(taking_over, linked)

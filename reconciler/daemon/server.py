@@ -12,25 +12,42 @@ import logging
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cni import protocol
-from reconciler.daemon import answers
+from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
+from reconciler.core.datapath import family_of, host_network
 from reconciler.daemon.agent import Agent
-from reconciler.daemon.answers import MALFORMED, encode, refuse
-from reconciler.daemon.listener import Bounds, Listener
-from reconciler.daemon.workers import Workers
+from reconciler.daemon.listener import Bounds, Listener, Workers
 from reconciler.engine.issue import Issue
 from reconciler.errors import InternalError, ReconcilerError, StateError, boundary
+from reconciler.targets.netlink.namespaces import own_namespace
 
 log = logging.getLogger(__name__)
 
+CODES = {
+    "AlreadyAttached": protocol.ALREADY_ATTACHED,
+    "InterfaceExists": protocol.INTERFACE_EXISTS,
+    "ObjectExists": protocol.OBJECT_EXISTS,
+    "NetnsTaken": protocol.NETNS_TAKEN,
+    "NotAttached": protocol.UNKNOWN_CONTAINER,
+    "Differs": protocol.KERNEL_DIFFERS,
+    "ForeignObject": protocol.KERNEL_DIFFERS,
+    "NotAvailable": protocol.NOT_AVAILABLE,
+    "Limited": protocol.LIMITED,
+}
+"""What the executable says, by reason; for all others there is a point in trying again later."""
+
+MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What a question raises that is none."""
+
+OF_A_POD = frozenset({"add", "del", "check", "release"})
+"""Questions about one pod's attachment; they are logged."""
+
 ANSWERING = "an answer on the socket"
 """The duty, as conditions and the watchdog name it."""
-
-LOGGED = {do: f"{do} answered" for do in answers.OF_A_POD}
-"""What a pod's way is followed by, in the log, by question."""
 
 QUEUE = 512
 """Connections that the kernel keeps for us; a node's worth of pods may ask at once."""
@@ -48,6 +65,57 @@ one."""
 OTHERS_AT_ONCE = 32
 """The same for all other kinds together: they wait for nothing."""
 
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer: what the executable and ``node-network status`` read of one."""
+
+LONGEST_BUDGET_S = 110.0
+"""Seconds; kubelet gives a sandbox two minutes."""
+
+Reply = dict[str, Any]
+Place = tuple[int, int] | None
+"""Device and inode of a path; None if there is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What was asked.
+
+    Attributes:
+        body: all of it; what ``do`` needs was checked.
+        began: monotonic seconds at which it was here.
+    """
+
+    do: str
+    body: dict[str, Any]
+    began: float
+
+    @classmethod
+    def parse(cls, line: bytes) -> Question:
+        """Read a question.
+
+        Raises:
+            Any of ``MALFORMED``: it cannot be understood.
+        """
+        if len(line) > BOUNDS.request_bytes:
+            raise ValueError(f"it has more than {BOUNDS.request_bytes} bytes")
+        body = json.loads(line)
+        found = cls(str(body["do"]), body, time.monotonic())
+        if found.do in OF_A_POD:
+            body["containerID"], body["ifname"]
+        if not 0 < found.budget_s <= LONGEST_BUDGET_S:
+            raise ValueError(f"budgetSeconds {found.budget_s}")
+        return found
+
+    @property
+    def key(self) -> AttachmentKey:
+        """The attachment that it is about, if it is about one."""
+        return AttachmentKey(str(self.body["containerID"]), str(self.body["ifname"]))
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds that an ADD waits at most."""
+        return float(self.body.get("budgetSeconds", 30)) if self.do == "add" else 30.0
+
 
 class Server:
     """Answers on one socket path, each question in a thread of its own.
@@ -59,8 +127,7 @@ class Server:
     """
 
     def __init__(self, path: Path, agent: Agent) -> None:
-        self._agent = agent
-        self._path = path
+        self._agent, self._path = agent, path
         self._workers = Workers()
         self._listener, self._place = self._open()
 
@@ -70,15 +137,8 @@ class Server:
         def take(connection: socket.socket, line: bytes) -> bytes | None:
             return self._take(listener, connection, line)
 
-        listener = Listener(
-            "the socket",
-            _listen(self._path),
-            BOUNDS,
-            lambda received: b"\n" in received,
-            take,
-            duties=self._agent.parts.duties,
-            watchdog=self._agent.parts.watchdog,
-        )
+        duties, listening = self._agent.parts.duties, _listen(self._path)
+        listener = Listener("the socket", listening, BOUNDS, lambda b: b"\n" in b, take, duties)
         return listener, _place(self._path)
 
     def start(self) -> None:
@@ -109,14 +169,11 @@ class Server:
             raise
         self._listener, self._place = listener, place
         before.stop()
-        return (
-            Issue(
-                f"socket {self._path}",
-                "SocketReplaced",
-                "it was removed or replaced by another program, so that no pod could ask for its "
-                "network; it is made again. Find out who removes it",
-            ),
+        message = (
+            "it was removed or replaced by another program, so that no pod could ask for its "
+            "network; it is made again. Find out who removes it"
         )
+        return (Issue(f"socket {self._path}", "SocketReplaced", message),)
 
     def stop(self) -> None:
         """End answering; what is under way is finished by its own thread."""
@@ -127,22 +184,18 @@ class Server:
 
     def _take(self, listener: Listener, connection: socket.socket, line: bytes) -> bytes | None:
         """Give a question to a thread; refuse what is none, and what is too much at once."""
-        began = time.monotonic()
         try:
-            if len(line) > BOUNDS.request_bytes:
-                raise ValueError(f"it has more than {BOUNDS.request_bytes} bytes")
-            question = json.loads(line)
-            do = str(question["do"])
+            question = Question.parse(line)
         except MALFORMED as error:
-            return encode(
-                refuse(protocol.DECODING_FAILURE, "the request cannot be understood", error)
-            )
+            why = "the request cannot be understood"
+            return encode(refuse(protocol.DECODING_FAILURE, why, error))
+        do = question.do
         kind, most = (do, AT_ONCE[do]) if do in AT_ONCE else ("other", OTHERS_AT_ONCE)
 
         def exchange() -> None:
             try:
                 with self._agent.parts.duties.over(ANSWERING, slow=True):
-                    self._exchange(connection, question, began)
+                    self._exchange(connection, question)
             finally:
                 listener.close(connection)
 
@@ -154,39 +207,22 @@ class Server:
             message = f"the reconciler: {error}: its pids cgroup or the host has as many as it may"
         return encode(refuse(protocol.TRY_AGAIN, message, do))
 
-    def _exchange(self, connection: socket.socket, question: dict[str, Any], began: float) -> None:
+    def _exchange(self, connection: socket.socket, question: Question) -> None:
         """Answer one question; also if that fails in a way that no code expects."""
         surprise: InternalError | None = None
         try:
-            answers.check(question)
-        except MALFORMED as error:
-            reply = refuse(protocol.DECODING_FAILURE, "the request cannot be understood", error)
-        else:
-            try:
-                with boundary(ANSWERING):
-                    reply = answers.answer(self._agent, question)
-            except ReconcilerError as error:
-                surprise = error if isinstance(error, InternalError) else None
-                reason = type(error).__name__
-                reply = answers.refuse_for(Issue("the reconciler", reason, str(error)))
+            with boundary(ANSWERING):
+                reply = answer(self._agent, question)
+        except ReconcilerError as error:
+            surprise = error if isinstance(error, InternalError) else None
+            reply = refuse_for(Issue("the reconciler", type(error).__name__, str(error)))
         told = _say(connection, reply)
-        do = str(question["do"])
-        if do == "add" and reply["ok"] and not told:
-            self._agent.parts.requests.disclaim(answers.key_of(question))
-        if do in LOGGED:
-            # A DEL leaves only a hint, and does not wait for the answer.
-            _log(
-                question,
-                reply,
-                told=told or do == "del",
-                milliseconds=(time.monotonic() - began) * 1000,
-            )
+        if question.do == "add" and reply["ok"] and not told:
+            self._agent.parts.requests.disclaim(question.key)
+        if question.do in OF_A_POD:
+            _log(question, reply, told=told)
         if surprise is not None:
             raise surprise  # to be a condition
-
-
-Place = tuple[int, int] | None
-"""Device and inode of a path; None if there is nothing."""
 
 
 def _place(path: Path) -> Place:
@@ -219,7 +255,7 @@ def _listen(path: Path) -> socket.socket:
     return listening
 
 
-def _say(connection: socket.socket, reply: dict[str, Any]) -> bool:
+def _say(connection: socket.socket, reply: Reply) -> bool:
     """Write the answer; return whether the other side was still there to take it.
 
     If not, its intent says what it wanted.
@@ -232,17 +268,112 @@ def _say(connection: socket.socket, reply: dict[str, Any]) -> bool:
     return True
 
 
-def _log(
-    question: dict[str, Any], reply: dict[str, Any], *, told: bool, milliseconds: float
-) -> None:
-    log.info(
-        LOGGED[question["do"]],
-        extra={
-            "key": f"{question.get('containerID')}/{question.get('ifname')}",
-            "pod": question.get("pod", ""),
-            "trace": question.get("trace", ""),
-            "attempt": question.get("attempt", ""),
-            "outcome": reply.get("reason", "ok") if told else "client_gone",
-            "ms": round(milliseconds, 1),
-        },
-    )
+def _log(question: Question, reply: Reply, *, told: bool) -> None:
+    # A DEL leaves only a hint, and does not wait for the answer.
+    outcome = reply.get("reason", "ok") if told or question.do == "del" else "client_gone"
+    fields: dict[str, Any] = {"key": question.key}
+    fields |= {name: question.body.get(name, "") for name in ("pod", "trace", "attempt")}
+    fields |= {"outcome": outcome, "ms": round((time.monotonic() - question.began) * 1000, 1)}
+    log.info("%s answered", question.do, extra=fields)
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+def answer(agent: Agent, question: Question) -> Reply:
+    """Answer a question."""
+    parts = agent.parts
+    match question.do:
+        case "add":
+            return _answer_add(agent, question)
+        case "del":
+            parts.pods.release(question.key)  # it is on disk: there is nothing to wait for
+            return {"ok": True}
+        case "release":
+            try:
+                parts.node.state.hand_over(question.body["intent"])
+            except MALFORMED as error:
+                return refuse(protocol.DECODING_FAILURE, "it is no release", error)
+            parts.pods.release(question.key)
+            return {"ok": True}
+        case "check":
+            return _result(parts.checks.check(question.key), agent)
+        case "ready":
+            obstacle = agent.find_obstacle()
+            return refuse_for(obstacle) if obstacle else {"ok": True}
+        case "status":
+            return _within({"ok": True, "status": agent.status()})
+        case other:
+            return refuse(protocol.DECODING_FAILURE, f"unknown request {other!r}", "")
+
+
+def _answer_add(agent: Agent, question: Question) -> Reply:
+    requests, key = agent.parts.requests, question.key
+    attempt = str(question.body.get("attempt", ""))
+    # Of this thread: the one that the process is known by is in a pod's namespace now and then.
+    if question.body.get("netnsInode") == own_namespace()[1]:
+        message = "CNI_NETNS is the reconciler's own namespace"
+        why = "the host would lose its own network"
+        return refuse(protocol.INVALID_ENVIRONMENT, message, why)
+    message = "it has its interface already, and keeps it; a DEL for it comes first"
+    already = Issue(f"attachment {key}", "AlreadyAttached", message)
+    # First: a runtime that hears of another failure deletes what the first ADD was given.
+    if requests.was_answered(key, attempt):
+        return refuse_for(already)
+    outcome = requests.await_attachment(key, question.budget_s)
+    if isinstance(outcome, Attachment) and not requests.claim(key, attempt):
+        outcome = already
+    return _result(outcome, agent)
+
+
+def _within(reply: Reply) -> Reply:
+    """Return an answer to ``status`` that is not too long: the longest lists lose their ends.
+
+    Of what was left out, ``shortened`` has the number, by list.
+    """
+    status, shortened = dict(reply["status"]), {}
+    lists = {name: value for name, value in status.items() if isinstance(value, list)}
+    while lists and len(encode(reply)) > MAX_ANSWER:
+        name = max(lists, key=lambda n: len(json.dumps(status[n])))
+        status[name] = status[name][: len(status[name]) // 2]
+        shortened[name] = len(lists[name]) - len(status[name])
+        reply = {"ok": True, "status": status | {"shortened": shortened}}
+    return reply
+
+
+def _result(attachment: Attachment | Issue, agent: Agent) -> Reply:
+    """Return what the pod was given, in the terms of a CNI result, or why it was not."""
+    if isinstance(attachment, Issue):
+        return refuse_for(attachment)
+    mtu = agent.parts.document.current.pod_mtu  # there is one: something was given by it
+    # kubelet takes the pod's addresses from here: only those that others can reach it by.
+    pairs = [(a, family_of(a)) for a in attachment.vpc_addresses]
+    host = {"name": attachment.veth, "mac": attachment.host_mac, "mtu": mtu, "sandbox": ""}
+    pod = {"name": attachment.key.ifname, "mac": attachment.pod_mac, "mtu": mtu}
+    return {
+        "ok": True,
+        "interfaces": [host, pod | {"sandbox": netns_path(attachment.netns)}],
+        "ips": [
+            {"address": str(host_network(a)), "gateway": str(family.gateway), "interface": 1}
+            for a, family in pairs
+        ],
+        "routes": [{"dst": str(f.everything), "gw": str(f.gateway)} for _, f in pairs],
+        "dns": {},
+    }
+
+
+def refuse_for(refusal: Issue) -> Reply:
+    """Answer that something is not done, with its reason."""
+    code = CODES.get(refusal.reason, protocol.TRY_AGAIN)
+    reply = refuse(code, f"{refusal.reason}: {refusal.message}", refusal.subject)
+    return reply | {"reason": refusal.reason}
+
+
+def refuse(code: int, message: str, details: object) -> Reply:
+    """Answer with an error of the CNI specification or of ours."""
+    return {"ok": False, "code": code, "msg": message, "details": str(details)}
+
+
+def encode(reply: Reply) -> bytes:
+    """Return an answer as its line on the socket."""
+    return json.dumps(reply).encode() + b"\n"

@@ -1,74 +1,149 @@
-"""What ``status`` shows: what is in force, what is held, what is wrong."""
+"""What is known of the node after the last passes: can pods start, and what ``status`` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reconciler.core.datapath import IpNetwork
-from reconciler.daemon.conditions import Condition
 from reconciler.daemon.document import Accepted
-from reconciler.daemon.pool_loop import PoolReport
-from reconciler.daemon.readiness import Progress
+from reconciler.daemon.duty import Condition
+from reconciler.daemon.telemetry import FOREIGN_TEXT
+from reconciler.engine.issue import Issue
 from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.pool import Demand
 from reconciler.ipam.records import Records
+from reconciler.node.pass_result import PassResult
+
+PATIENCE_S = 30.0
+"""Seconds for which passes must fail before STATUS says so: a node that flaps to NotReady has its
+pods taken out of every Service, though they run as before."""
+
+HOST_WIDE = ("sysctl", "rule", "nat")
+"""Domains without whose objects no pod reaches what is beyond the node, running ones included."""
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """All that it is made of, each read once.
+class Progress:
+    """What is known after the last pass over the kernel.
 
     Attributes:
-        is_pending: whether the pool has more to do than its plan says.
-        ec2_calls: made so far, by action.
+        latest: of what was last observed; None after a full pass that failed.
+        generation: of the document that the last full pass worked on.
+        failing_since: monotonic seconds since which full passes fail.
+        limited_since: monotonic seconds since which a domain of ``HOST_WIDE`` fails.
+        has_converged: whether a full pass has ever succeeded.
     """
 
-    path: Path
-    accepted: Accepted
-    progress: Progress
-    pool: PoolReport
-    cloud: Cloud | None
-    conditions: list[Condition]
-    ec2_calls: Mapping[str, int]
-    is_pending: bool
+    latest: PassResult | None = None
+    generation: int = 0
+    failing_since: float | None = None
+    limited_since: float | None = None
+    has_converged: bool = False
 
-    @property
-    def addresses(self) -> dict[str, int]:
-        """Count pod addresses by state; none before a pass."""
-        if (latest := self.progress.latest) is None:
-            return {}
-        return count_addresses(latest.records, self.cloud, latest.inputs.occupied)
+    def after_failure(self, started: float) -> Progress:
+        """After a full pass that failed: what was known is not known any more."""
+        return replace(self, latest=None, failing_since=self.failing_since or started)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is left to do, by the document in force, and this was seen."""
-        latest = self.progress.latest
-        return bool(
-            latest
-            and latest.settled
-            and self.progress.generation == self.accepted.generation
-            and (self.pool.fails or self.pool.demand == latest.records.demand)
-            and not self.is_pending
-        )
+    def after_observation(self, result: PassResult) -> Progress:
+        """After any pass, before its duties are done."""
+        if self.latest is None or result.asked is None:
+            return replace(self, latest=result)
+        return replace(self, latest=replace(self.latest, records=result.records))
+
+    def after_pass(self, result: PassResult, generation: int, started: float) -> Progress:
+        """After a whole full pass."""
+        limited = any(result.outcomes[name].failed for name in HOST_WIDE)
+        since = (self.limited_since or started) if limited else None
+        return Progress(result, generation, limited_since=since, has_converged=True)
 
 
-def describe(view: View) -> dict[str, Any]:
-    """Describe the node."""
-    latest = view.progress.latest
+@dataclass(frozen=True, slots=True)
+class PoolReport:
+    """What the last pass over the pool has done.
+
+    Attributes:
+        demand: that the last successful one has planned for.
+        fails: whether the last one has failed.
+    """
+
+    demand: Demand | None = None
+    fails: bool = False
+
+
+def find_obstacle(
+    progress: Progress, cloud: Cloud | None, texts: Callable[[str], list[str]], now: float
+) -> Issue | None:
+    """Say why no pod can start on this node; None if they can.
+
+    Exhaustion is none: a node that says it is not ready loses the pods it has.
+
+    Args:
+        progress: of the kernel loop.
+        cloud: the last observation of EC2.
+        texts: a domain's conditions.
+        now: monotonic seconds.
+    """
+
+    def causes(instead: str, of: Iterable[str] = ("node", "eni")) -> str:
+        return ("; ".join(t for name in of for t in texts(name)) or instead)[: FOREIGN_TEXT * 2]
+
+    if cloud is None or not cloud.enis:
+        return Issue("node", "NotAvailable", causes("no ENI is known yet"))
+    failing, limited = progress.failing_since, progress.limited_since
+    if failing is not None and (not progress.has_converged or now - failing > PATIENCE_S):
+        return Issue("node", "NotAvailable", causes("no pass succeeds"))
+    if limited is not None and now - limited > PATIENCE_S:
+        return Issue("node", "Limited", causes("rules or settings are missing", HOST_WIDE))
+    return None
+
+
+def describe(
+    path: Path,
+    accepted: Accepted,
+    progress: Progress,
+    pool: PoolReport,
+    cloud: Cloud | None,
+    conditions: list[Condition],
+    ec2_calls: Mapping[str, int],
+    *,
+    is_pending: bool,
+) -> dict[str, Any]:
+    """Describe the node: what is in force, what is held, what is wrong.
+
+    Args:
+        path: of the document.
+        accepted: the document in force.
+        progress: of the kernel loop.
+        pool: of the pool loop.
+        cloud: the last observation of EC2.
+        conditions: what is wrong.
+        ec2_calls: made so far, by action.
+        is_pending: whether the pool has more to do than its plan says.
+    """
+    latest = progress.latest
     records = latest.records if latest else Records()
-    enis = view.cloud.enis if view.cloud else ()
+    enis = cloud.enis if cloud else ()
     devices = {e.eni_id: e.device_index for e in enis}
+    # Nothing is left to do, by the document in force, and this was seen.
+    settled = (
+        latest is not None
+        and latest.settled
+        and progress.generation == accepted.generation
+        and (pool.fails or pool.demand == latest.records.demand)
+        and not is_pending
+    )
     return {
         "document": {
-            "path": str(view.path),
-            "generation": view.accepted.generation,
-            "refused": view.accepted.refused,
+            "path": str(path),
+            "generation": accepted.generation,
+            "refused": accepted.refused,
         },
-        "settled": view.is_settled,
-        "pool": view.addresses,
-        "conditions": view.conditions,
+        "settled": settled,
+        "pool": count_addresses(records, cloud, latest.inputs.occupied) if latest else {},
+        "conditions": conditions,
         "enis": [
             {
                 "id": e.eni_id,
@@ -91,7 +166,7 @@ def describe(view: View) -> dict[str, Any]:
             for a in records.living
         ],
         "cooling": [str(c.address) for c in records.cooling],
-        "ec2Calls": dict(view.ec2_calls),
+        "ec2Calls": dict(ec2_calls),
     }
 
 

@@ -89,8 +89,8 @@ TABLE = (
     Shared("daemon.triggers.Triggers", "_condition", ("_marks",), "KPRWCONFXG"),
     # What loops tell others.
     Shared("daemon.document.InForce", WHOLE, ("accepted",), "KPX", held=("_accept",)),
-    Shared("daemon.reader.Reader", WHOLE, ("_last",), "RK", held=("look_first", "look_again")),
-    Shared("daemon.reader.Reader", ONE, ("_taken",), "K"),
+    Shared("daemon.document.Reader", WHOLE, ("_last",), "RK", held=("look_first", "look_again")),
+    Shared("daemon.document.Reader", ONE, ("_taken",), "K"),
     Shared(
         "daemon.kernel_loop.KernelLoop",
         WHOLE,
@@ -108,11 +108,9 @@ TABLE = (
         "daemon.pool_loop.PoolLoop", WHOLE, ("planned_for", "report"), "PKX", held=("run_pass",)
     ),
     Shared("daemon.pool_loop.PoolLoop", ONE, ("_failures", "_hints", "_owes_observation"), "P"),
-    Shared(
-        "daemon.change_attribution.ChangeAttribution", WHOLE, ("_seen",), "NKP", held=("hear",)
-    ),
+    Shared("daemon.triggers.ChangeAttribution", WHOLE, ("_seen",), "NKP", held=("hear",)),
     # What every loop reports to.
-    Shared("daemon.conditions.Conditions", "_lock", ("_known", "_traced"), ALL),
+    Shared("daemon.duty.Conditions", "_lock", ("_known", "_traced"), ALL),
     Shared(
         "daemon.drift.DriftTracker",
         "_lock",
@@ -127,18 +125,18 @@ TABLE = (
         "KP",
         held=("clear", "_book", "_count_all"),
     ),
-    Shared("daemon.watchdog.Watchdog", STEPS, ("_passes", "_heard", "_ended", "_thread"), ALL),
-    Shared("daemon.watchdog.Watchdog", ONE, ("_logged",), "D"),
+    Shared("daemon.duty.Watchdog", STEPS, ("_passes", "_heard", "_ended", "_thread"), ALL),
+    Shared("daemon.duty.Watchdog", ONE, ("_logged",), "D"),
     Shared("daemon.telemetry.LogWriter", "_changed", ("_waiting", "_bytes", "_dropped"), ALL),
     # The socket, and watches.
-    Shared("daemon.workers.Workers", "_lock", ("_idle", "_busy"), "SXK"),
-    Shared("daemon.workers.Workers", STEPS, ("_work",), "SXK"),
+    Shared("daemon.listener.Workers", "_lock", ("_idle", "_busy"), "SXK"),
+    Shared("daemon.listener.Workers", STEPS, ("_work",), "SXK"),
     Shared("daemon.server.Server", WHOLE, ("_listener", "_place"), "KW", held=("reclaim", "stop")),
     Shared("daemon.listener.Listener", STEPS, ("_returned", "_ended", "_thread"), "SHXK"),
     Shared("daemon.triggers.KernelWatch", STEPS, ("_ended",), "NWK"),
     Shared("daemon.triggers.KernelWatch", ONE, ("_thread",), "W"),
     Shared("daemon.triggers.KernelWatch", ONE, ("_sockets",), "N"),
-    Shared("daemon.upkeep.Upkeep", STEPS, ("properties",), "KW"),
+    Shared("daemon.parts.Upkeep", STEPS, ("properties",), "KW"),
     # The node.
     Shared(
         "node.known.Known",

@@ -1,18 +1,22 @@
-"""Triggers: hints that something may have changed. They carry no content.
+"""Triggers: hints that something may have changed, and the watches that mark them.
 
-The loop observes for itself; losing every trigger costs latency, never correctness. So a watch
-that fails or is lost is only a condition, and is tried again. This is the door to ``watchdog``.
+Hints carry no content. The loop observes for itself; losing every trigger costs latency, never
+correctness. So a watch that fails or is lost is only a condition, and is tried again. This is the
+door to ``watchdog``, the library.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import select
 import socket
+import struct
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,10 @@ from typing import Any
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from reconciler.daemon.change_attribution import ChangeAttribution
 from reconciler.daemon.duty import Duties
-from reconciler.daemon.watchdog import Watchdog
 from reconciler.errors import WatchError
-from reconciler.targets.netlink.message import NETLINK_NETFILTER, NETLINK_ROUTE, open_socket
+from reconciler.targets.netlink import message, nf_tables
+from reconciler.targets.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +38,27 @@ bits). Neighbours are left out: every ARP exchange would wake us."""
 NFNLGRP_NFTABLES = 1 << 7 - 1
 """nftables changes (linux/netfilter/nfnetlink.h), as a bit."""
 
+NEW_RULESET = NFNL_SUBSYS_NFTABLES << 8 | nf_tables.NFT_MSG_NEWGEN
+"""Type of the notification that ends each change of a ruleset."""
+
+PID_MAX_LIMIT = 1 << 22
+"""Of the kernel. The port that bind chooses for a process's second socket is above."""
+
 SETTLE_S = 0.02
 """Seconds a burst of hints is given to end before the loop looks once for all of them."""
 
 ALIVE_S = 2.0
 """Seconds after which the thread that listens to the kernel says that it is alive."""
 
-BURST_S = 0.01
-"""Seconds between two readings of the kernel's notifications; each reading marks at once."""
+BURST_S, MAX_READ = 0.01, 256
+"""Seconds between two readings of the kernel's notifications, and how many are read each time of
+one socket; each reading marks at once."""
 
+RECENT_S, MOST = 10.0, 8
+"""Seconds for which another writer is remembered, and names that are told."""
 
-MAX_READ = 256
-"""Notifications that are read of one burst and socket: that many in each ``BURST_S``."""
+MAX_AUTHORS = 64
+"""Of one notification, and names that are remembered."""
 
 
 class Triggers:
@@ -57,22 +69,16 @@ class Triggers:
         self._marks: dict[str, float] = {}
 
     def mark(self, what: str) -> None:
-        """Say that ``what`` may have changed.
+        """Say that "intent", "kernel", "document", "pool", "look", "files" may have changed.
 
-        Args:
-            what: "intent", "kernel", "document", "pool", "look", "files" or "stop".
+        "stop" ends the loop.
         """
         with self._condition:
             self._marks[what] = time.monotonic()
             self._condition.notify_all()
 
     def forget(self, what: str, *, before: float) -> None:
-        """Drop a hint that is older than a look which has meanwhile been taken.
-
-        Args:
-            what: the hint.
-            before: monotonic seconds at which that look began.
-        """
+        """Drop a hint that is older than a look which began at these monotonic seconds."""
         with self._condition:
             if self._marks.get(what, before) < before:
                 del self._marks[what]
@@ -89,6 +95,9 @@ class Triggers:
             marks = frozenset(self._marks)
             self._marks.clear()
             return marks
+
+
+# -- files ----------------------------------------------------------------------------------------
 
 
 class FileWatch:
@@ -112,13 +121,10 @@ class FileWatch:
         directory: Path,
         triggers: Triggers,
         what: str,
-        *,
         besides: frozenset[str] = frozenset(),
     ) -> None:
         self.name = f"the watch of {directory}"
-        self._directory = directory
-        self._triggers = triggers
-        self._what = what
+        self._directory, self._triggers, self._what = directory, triggers, what
         self._handler = _Mark(triggers, what, besides | {directory.name} if besides else besides)
         self._observer: Any = None
         self._inode = 0
@@ -138,16 +144,15 @@ class FileWatch:
         self.stop()
         if not inode:
             return
-        try:
-            observer = Observer()  # takes one of fs.inotify.max_user_instances
-        except OSError as error:
-            raise WatchError(str(self._directory), _why(error)) from error
-        try:
-            observer.schedule(self._handler, str(self._directory), recursive=False)
-            observer.start()
-        except OSError as error:
-            observer.stop()
-            raise WatchError(str(self._directory), _why(error)) from error
+        with ExitStack() as undo:
+            try:
+                observer = Observer()  # takes one of fs.inotify.max_user_instances
+                undo.callback(observer.stop)
+                observer.schedule(self._handler, str(self._directory), recursive=False)
+                observer.start()
+            except OSError as error:
+                raise WatchError(str(self._directory), _why(error)) from error
+            undo.pop_all()
         self._observer, self._inode = observer, inode
         self._triggers.mark(self._what)  # something may have happened meanwhile
 
@@ -181,9 +186,7 @@ def _why(error: OSError) -> str:
 
 class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind this door
     def __init__(self, triggers: Triggers, what: str, besides: frozenset[str]) -> None:
-        self._triggers = triggers
-        self._what = what
-        self._besides = besides
+        self._triggers, self._what, self._besides = triggers, what, besides
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in {"opened", "closed_no_write"}:
@@ -192,30 +195,73 @@ class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind
             self._triggers.mark(self._what)
 
 
+# -- the kernel -----------------------------------------------------------------------------------
+
+
+class ChangeAttribution:
+    """The others who lately changed the kernel's networking, by name.
+
+    nftables names the process behind each change. rtnetlink gives the port of the socket that
+    asked, which is the process's number for the first socket it opened, and what it is called can
+    be read for as long as it lives. Both are hints for people, never grounds to act on.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Mapping[str, float] = {}
+        self._own = os.getpid()
+
+    def hear(self, notifications: bytes) -> None:
+        """Remember who is behind some notifications; what cannot be understood tells nothing."""
+        authors = set(itertools.islice(_authors(notifications), MAX_AUTHORS))
+        names = {name or _name(pid) for pid, name in authors if pid != self._own}
+        if names:
+            seen = {**self._seen, **dict.fromkeys(names, time.monotonic())}
+            if len(seen) > MAX_AUTHORS:
+                seen = {name: seen[name] for name in sorted(seen, key=seen.__getitem__)[-MOST:]}
+            self._seen = seen
+
+    def lately(self) -> tuple[str, ...]:
+        """Return who it was in the last seconds, the latest first, as ``name (pid 1234)``."""
+        since = time.monotonic() - RECENT_S
+        recent = {name: at for name, at in self._seen.items() if at >= since}
+        return tuple(sorted(recent, key=recent.__getitem__, reverse=True)[:MOST])
+
+
+def _authors(notifications: bytes) -> Iterator[tuple[int, str]]:
+    """Yield number and name of each author; no name if the notification has none."""
+    with suppress(OSError, struct.error):
+        for kind, _, _, port, body in message.split(notifications):
+            if kind != NEW_RULESET:
+                if 0 < port < PID_MAX_LIMIT:
+                    yield port, ""
+                continue
+            found = nf_tables.parts(body)
+            if pid := int.from_bytes(found.get(nf_tables.NFTA_GEN_PROC_PID, b"")[:4], "big"):
+                name = found.get(nf_tables.NFTA_GEN_PROC_NAME, b"").rstrip(b"\0")
+                yield pid, f"{name.decode(errors='replace')} (pid {pid})"
+
+
+def _name(pid: int) -> str:
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").strip()
+    except OSError:
+        return f"a process that has ended (pid {pid})"
+    return f"{name} (pid {pid})"
+
+
 class KernelWatch:
     """Marks "kernel" on rtnetlink and nftables notifications of this network namespace.
 
     Args:
         triggers: where to mark.
         attribution: hears them.
-        duties: reports what fails.
-        watchdog: hears that the thread is alive.
-
-    Attributes:
-        name: what is watched, for a condition.
+        duties: reports what fails, and hears that the thread is alive.
     """
 
     name = "the watch of the kernel"
 
-    def __init__(
-        self,
-        triggers: Triggers,
-        attribution: ChangeAttribution,
-        duties: Duties,
-        watchdog: Watchdog,
-    ) -> None:
-        self._triggers, self._attribution = triggers, attribution
-        self._duties, self._watchdog = duties, watchdog
+    def __init__(self, triggers: Triggers, attribution: ChangeAttribution, duties: Duties) -> None:
+        self._triggers, self._attribution, self._duties = triggers, attribution, duties
         self._ended = threading.Event()
         self._stop, self._wake = socket.socketpair()
         self._sockets: list[socket.socket] = []
@@ -224,7 +270,11 @@ class KernelWatch:
     def keep(self) -> None:
         """Begin to listen; from then on the thread sees to itself."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="kernel-watch", daemon=True)
+            listen = self._duties.heard
+            words = (self.name, self._turn, self._ended)
+            self._thread = threading.Thread(
+                target=listen, args=words, name="kernel-watch", daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:
@@ -236,35 +286,27 @@ class KernelWatch:
         self._close()
         self._stop.close()
 
-    def _watch(self) -> None:
-        try:
-            self._duties.forever(self.name, self._turn, self._ended)
-        finally:
-            self._watchdog.let_go()
-
     def _turn(self) -> None:
         """Wait for notifications for a while, and mark; open what they come by, if that is due."""
-        self._watchdog.hear(self.name)
         with ExitStack() as undo:
             undo.callback(self._close)  # if anything fails, the next turn opens them anew
             if not self._sockets:
                 self._open()
-            if not (ready := _ready([self._stop, *self._sockets], ALIVE_S)):
-                undo.pop_all()
-                return
+            ready = _ready([self._stop, *self._sockets], ALIVE_S)
             if self._stop in ready:
                 return
-            self._triggers.mark("kernel")
+            if ready:
+                self._triggers.mark("kernel")
             for s in ready:
                 _drain(s, self._attribution)
             undo.pop_all()
-        # More of the same burst come together: each by itself would stop a pass of ours.
-        _ready([self._stop], BURST_S)
+        if ready:  # more of the same burst come together: each by itself would stop a pass of ours
+            _ready([self._stop], BURST_S)
 
     def _open(self) -> None:
         try:
             self._sockets.append(_rtnetlink())
-            self._sockets.append(_nftables())
+            self._sockets.append(message.open_socket(message.NETLINK_NETFILTER, NFNLGRP_NFTABLES))
         except OSError as error:
             raise WatchError("the kernel's networking", error.strerror or str(error)) from error
         self._triggers.mark("kernel")  # something may have happened meanwhile
@@ -273,6 +315,10 @@ class KernelWatch:
         while self._sockets:
             with suppress(OSError):
                 self._sockets.pop().close()
+
+
+def _rtnetlink() -> socket.socket:
+    return message.open_socket(message.NETLINK_ROUTE, RTNLGRP)
 
 
 def _ready(sockets: list[socket.socket], timeout_s: float) -> list[socket.socket]:
@@ -300,11 +346,3 @@ def _drain(s: socket.socket, attribution: ChangeAttribution) -> None:
             raise
         # Notifications were lost. What we know is the same: look.
         log.debug("kernel notifications lost", extra={"error": str(error)})
-
-
-def _rtnetlink() -> socket.socket:
-    return open_socket(NETLINK_ROUTE, RTNLGRP)
-
-
-def _nftables() -> socket.socket:
-    return open_socket(NETLINK_NETFILTER, NFNLGRP_NFTABLES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from reconciler.daemon import change_attribution
+from reconciler.daemon import triggers
 
 
 def test_a_process_whose_name_is_no_text_is_named_all_the_same() -> None:
@@ -13,6 +13,6 @@ def test_a_process_whose_name_is_no_text_is_named_all_the_same() -> None:
     before = comm.read_bytes()
     try:
         comm.write_bytes(b"x\xff\xfe")
-        assert change_attribution._name(os.getpid()) == rf"x\xff\xfe (pid {os.getpid()})"
+        assert triggers._name(os.getpid()) == rf"x\xff\xfe (pid {os.getpid()})"
     finally:
         comm.write_bytes(before)

@@ -15,9 +15,9 @@ from fakes import FakeDirectories
 
 from reconciler.core.installation import Installation
 from reconciler.daemon import telemetry
-from reconciler.daemon.change_attribution import ChangeAttribution
-from reconciler.daemon.conditions import MOST_OF_ONE, Conditions
 from reconciler.daemon.drift import DriftTracker
+from reconciler.daemon.duty import MOST_OF_ONE, Conditions
+from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains import conflist
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
 from reconciler.domains.nat import NftElement

@@ -8,10 +8,8 @@ import threading
 import pytest
 
 from reconciler.daemon import duty
-from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.duty import Duties
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.telemetry import exposition
-from reconciler.daemon.watchdog import Watchdog
 from reconciler.engine.backoff import Delays
 from reconciler.errors import StateError
 

@@ -14,10 +14,8 @@ import pytest
 from waiting import until
 
 from reconciler.daemon import health
-from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.duty import Duties
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.health import BOUNDS, HealthServer
-from reconciler.daemon.watchdog import Watchdog
 from reconciler.engine.issue import Issue
 from reconciler.errors import StateError
 

@@ -16,13 +16,9 @@ from conftest import namespace
 from waiting import until
 
 from lab import netns
-from reconciler.daemon import change_attribution as heard
 from reconciler.daemon import triggers as told
-from reconciler.daemon.change_attribution import MAX_AUTHORS, MOST, ChangeAttribution
-from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.duty import Duties
-from reconciler.daemon.triggers import KernelWatch, Triggers
-from reconciler.daemon.watchdog import Watchdog
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
+from reconciler.daemon.triggers import MAX_AUTHORS, MOST, ChangeAttribution, KernelWatch, Triggers
 
 
 class Endless:
@@ -86,7 +82,7 @@ def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing(
     dog = Watchdog(lambda *_: None)
     with namespace("home") as home, netns.inside(home):
         marks = Triggers()
-        watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog), dog)
+        watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog))
         watch.keep()
         try:
             with flood(home):
@@ -105,7 +101,7 @@ def test_thousands_of_authors_are_not_all_looked_up_or_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(heard, "_name", lambda pid: asked.append(pid) or f"x (pid {pid})")
+    monkeypatch.setattr(told, "_name", lambda pid: asked.append(pid) or f"x (pid {pid})")
     known = ChangeAttribution()
 
     def notification(pid: int) -> bytes:

@@ -15,10 +15,8 @@ from typing import Any
 from waiting import until
 
 from reconciler.daemon import telemetry
-from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.duty import Duties
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.listener import OWN, SHARE, Bounds, Listener
-from reconciler.daemon.watchdog import Watchdog
 
 BOUNDS = Bounds(connections=8, request_bytes=1000, request_s=30.0, answer_s=30.0, grace_s=0.0)
 
@@ -33,15 +31,13 @@ class Served:
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(path))
         listening.listen(64)
-        watchdog = Watchdog(lambda _: None)
         self.listener = Listener(
             f"test {path}",
             listening,
             bounds,
             lambda received: b"\n" in received,
             take or self._take,
-            duties=Duties(self.conditions, watchdog),
-            watchdog=watchdog,
+            Duties(self.conditions, Watchdog(lambda _: None)),
         )
 
     def _take(self, _: socket.socket, request: bytes) -> bytes:

@@ -20,7 +20,8 @@ from waiting import until
 
 from cni import protocol
 from reconciler.core.attachment import AttachmentKey
-from reconciler.daemon import readiness, schedule
+from reconciler.daemon import schedule
+from reconciler.daemon import status as shown
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.requests import MOST_HINTS
 from reconciler.daemon.server import Server
@@ -94,7 +95,7 @@ def nft() -> Refusing:
 @pytest.fixture
 def answers(tmp_path: Path, nft: Refusing, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return what asks the daemon, which has two tenths of a second of patience."""
-    monkeypatch.setattr(readiness, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(shown, "PATIENCE_S", 0.2)
     monkeypatch.setattr(schedule, "RETRY_S", 0.05)
     state = StateDirectory(tmp_path / "run")
     state.prepare()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.daemon import reader
-from reconciler.daemon.reader import Reader
+from reconciler.daemon import document as reader
+from reconciler.daemon.document import Reader
 from schemas.document import NodeNetwork
 
 GOOD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
@@ -108,3 +108,15 @@ def test_a_reading_that_hangs_holds_nobody_else(
         goes_on.set()
         thread.join()
     assert reading.take() is not None
+
+
+def test_an_empty_document_is_not_taken_for_one_that_could_not_be_read(
+    reading: Reader, path: Path
+) -> None:
+    path.unlink()
+    reading.look_again()
+    path.write_text("")
+    reading.look_again()
+    taken = reading.take()
+    assert taken is not None
+    assert "cannot be read" not in str(taken.refused)

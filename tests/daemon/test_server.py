@@ -21,18 +21,16 @@ from waiting import until
 from cni import protocol
 from lab import netns
 from reconciler.daemon import client, server
-from reconciler.daemon.answers import MAX_ANSWER
 from reconciler.daemon.client import ask
-from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.duty import Duties
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
+from reconciler.daemon.listener import SPARE_THREADS, Workers
 from reconciler.daemon.server import (
     AT_ONCE,
     BOUNDS,
+    MAX_ANSWER,
     OTHERS_AT_ONCE,
     Server,
 )
-from reconciler.daemon.watchdog import Watchdog
-from reconciler.daemon.workers import SPARE_THREADS, Workers
 from reconciler.errors import UnansweredError
 
 

@@ -45,16 +45,16 @@ from reconciler.core.datapath import MAIN_TABLE
 from reconciler.core.predecessor import Sighting, StockRule
 from reconciler.daemon import agent as daemon
 from reconciler.daemon import (
-    answers,
     duty,
     kernel_loop,
     pool_loop,
     requests,
     schedule,
+    server,
     triggers,
 )
 from reconciler.daemon.agent import Agent
-from reconciler.daemon.conditions import Conditions
+from reconciler.daemon.duty import Conditions
 from reconciler.daemon.telemetry import exposition
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.domains.inputs import Inputs
@@ -732,7 +732,7 @@ def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
     waits.start()
     until(lambda: told)
     assert told[0].reason == reason
-    assert answers._result(told[0], running.agent)["code"] == code
+    assert server._result(told[0], running.agent)["code"] == code
     assert is_served(running)
 
 

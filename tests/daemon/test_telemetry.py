@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from waiting import until
 
-from reconciler.daemon.conditions import Conditions
+from reconciler.daemon.duty import Conditions
 from reconciler.daemon.telemetry import MOST_REASONS, OTHER, exposition
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ObserveError

@@ -33,13 +33,12 @@ from fakes import (
 
 from reconciler.core.attachment import Cooling, IntentState
 from reconciler.core.remembered import Remembered
-from reconciler.daemon import drift, telemetry, triggers, workers
-from reconciler.daemon.change_attribution import ChangeAttribution
-from reconciler.daemon.conditions import Conditions
+from reconciler.daemon import drift, listener, telemetry, triggers
+from reconciler.daemon.document import Reader, Reading
 from reconciler.daemon.drift import DriftTracker
-from reconciler.daemon.reader import Reader, Reading
+from reconciler.daemon.duty import Conditions
 from reconciler.daemon.requests import PodHints, Requests
-from reconciler.daemon.triggers import Triggers
+from reconciler.daemon.triggers import ChangeAttribution, Triggers
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Outcome
 from reconciler.engine.issue import Issue
@@ -620,11 +619,11 @@ def test_as_many_questions_are_under_way_as_may_be_and_each_has_a_thread(
             self.start = lambda: started.append(self)
 
     threads = SimpleNamespace(Lock=threading.Lock, Thread=Thread)
-    monkeypatch.setattr(workers, "threading", threads)
+    monkeypatch.setattr(listener, "threading", threads)
 
     def scene(point: Point) -> Scene:
         started.clear()
-        made = workers.Workers()
+        made = listener.Workers()
         made._idle = 1
         made._lock = lock = kind()  # type: ignore[assignment]
         expose(made, point, "_idle", "_busy")

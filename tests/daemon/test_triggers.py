@@ -13,11 +13,8 @@ import pytest
 from waiting import until
 
 from reconciler.daemon import duty, triggers
-from reconciler.daemon.change_attribution import ChangeAttribution
-from reconciler.daemon.conditions import Conditions
-from reconciler.daemon.duty import Duties
-from reconciler.daemon.triggers import FileWatch, KernelWatch, Triggers
-from reconciler.daemon.watchdog import Watchdog
+from reconciler.daemon.duty import Conditions, Duties, Watchdog
+from reconciler.daemon.triggers import ChangeAttribution, FileWatch, KernelWatch, Triggers
 from reconciler.engine.backoff import Delays
 from reconciler.errors import WatchError
 
@@ -111,7 +108,7 @@ def test_the_kernels_watch_goes_on_when_its_sockets_break_and_when_none_can_be_h
         raise refused[0]
 
     monkeypatch.setattr(triggers, "_rtnetlink", refuse)
-    watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog), dog)
+    watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog))
     watch.keep()
     try:
         until(lambda: "Watch" in {c["reason"] for c in conditions.all()})

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 import pytest
 from waiting import until
 
-from reconciler.daemon import watchdog
-from reconciler.daemon.watchdog import Stuck, Watchdog
+from reconciler.daemon import duty
+from reconciler.daemon.duty import Watchdog, Watched
 
-Told = list[Stuck | None]
+Told = list[Watched | None]
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    monkeypatch.setattr(watchdog, "EVERY_S", 0.01)
-    monkeypatch.setattr(watchdog, "STUCK_S", 0.1)
-    monkeypatch.setattr(watchdog, "DEAD_S", 0.3)
+    monkeypatch.setattr(duty, "EVERY_S", 0.01)
+    monkeypatch.setattr(duty, "STUCK_S", 0.1)
+    monkeypatch.setattr(duty, "DEAD_S", 0.3)
     return []
 
 
@@ -136,10 +136,10 @@ def test_what_waits_for_ec2_has_longer_and_a_pass_within_a_pass_is_watched_in_it
 
 
 def test_a_watchdog_that_cannot_tell_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "EVERY_S", 0.001)
+    monkeypatch.setattr(duty, "EVERY_S", 0.001)
     calls = iter(range(1000))
 
-    def tell(_: Stuck | None) -> None:
+    def tell(_: Watched | None) -> None:
         if next(calls) < 3:
             raise KeyError("x")
 

@@ -11,7 +11,7 @@ from builders import intent
 from node.test_passes import Simulation
 
 from reconciler.core.attachment import AttachmentKey
-from reconciler.daemon import reader
+from reconciler.daemon import document
 from reconciler.domains import attachment
 from reconciler.domains.address import LinkAddress
 from reconciler.errors import ApplyError
@@ -107,16 +107,16 @@ def test_an_edited_document_is_validated_once(
 ) -> None:
     """However often the file is looked at, and however many passes work on it."""
     validated: list[str] = []
-    load = reader.load
+    load = document.load
 
     def count(text: str, name: str) -> NodeNetwork:
         validated.append(text)
         return load(text, name)
 
-    monkeypatch.setattr(reader, "load", count)
+    monkeypatch.setattr(document, "load", count)
     path, edits = tmp_path / "node-network.yaml", (f"{DOCUMENT}", f"{DOCUMENT}maxPods: 20\n")
     path.write_text(edits[0])
-    reading = reader.Reader(path, lambda: None)
+    reading = document.Reader(path, lambda: None)
     reading.look_first()
     path.write_text(edits[1])
     for _ in range(3):

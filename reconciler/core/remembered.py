@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Remembered:
+class Remembered(Generic[P, R]):
     """A pure function of frozen arguments that does not work out its last answer again.
 
     Several threads may call it: what is remembered is one value, and looked at once in each call.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[P, R]) -> None:
         self._function = function
-        self._last: tuple[tuple[Any, ...], Any] | None = None
+        self._last: tuple[tuple[Any, ...], R] | None = None
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
         """Return what the function returns; raise what it raises."""
-        last = self._last
-        if last is None or last[0] != arguments:
-            last = self._last = arguments, self._function(*arguments)
+        last, asked = self._last, (arguments, named)
+        if last is None or last[0] != asked:
+            last = self._last = asked, self._function(*arguments, **named)
         return last[1]

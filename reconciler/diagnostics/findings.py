@@ -22,9 +22,16 @@ from reconciler.core.forward import covers
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.core.ranges import find
 from reconciler.diagnostics import forwarding
-from reconciler.diagnostics.filtering import Pod, Traffic, sample
-from reconciler.diagnostics.foreign import NETWORK_MANAGER, NETWORKD, Foreign, ForeignRule, Ours
-from reconciler.diagnostics.mark import users_of
+from reconciler.diagnostics.foreign import (
+    MARK_USERS,
+    NETWORK_MANAGER,
+    NETWORKD,
+    Foreign,
+    ForeignRule,
+    Ours,
+    Pod,
+    Traffic,
+)
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.snat import untranslated
 from reconciler.engine.issue import Issue
@@ -61,7 +68,7 @@ def _traffic(inputs: Inputs) -> Traffic:
         e.host_address(FAMILIES[name].version) for name in inputs.families for e in inputs.enis[:1]
     )
     return Traffic(
-        pods=sample(pods),
+        pods=forwarding.sample(pods),
         hosts=tuple(h for h in hosts if h),
         kept=_kept(inputs),
         patterns=tuple(sorted(inputs.veth_patterns)),
@@ -78,7 +85,9 @@ def _kept(inputs: Inputs) -> tuple[IpNetwork, ...]:
 def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
     """Leave out what a plan of ours is about to remove: there is nothing to be done about it."""
     rules = {
-        (o.priority, o.table, o.mark or 0, o.mask, o.source, o.destination)
+        ForeignRule(
+            "ipv4", o.priority, o.table, o.mark or 0, o.mask, o.source, False, o.destination
+        )
         for o in leaving
         if isinstance(o, StockRule)
     }
@@ -86,12 +95,7 @@ def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:
         foreign,
         chains=foreign.chains - {o.name for o in leaving if isinstance(o, IptablesChain)},
         tables=foreign.tables - {o.name for o in leaving if isinstance(o, StockTable)},
-        rules=tuple(
-            r
-            for r in foreign.rules
-            if r.selects_more
-            or (r.priority, r.table, r.mark, r.mask, r.source, r.destination) not in rules
-        ),
+        rules=tuple(r for r in foreign.rules if r not in rules),
     )
 
 
@@ -123,15 +127,13 @@ def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
             "deletes every ip rule that is not its own; ours come back at once, but packets "
             f"leave by the wrong ENI meanwhile; {cure}",
         )
-    managed = sorted(
-        m.link for m in foreign.managers if m.program == NETWORKD and m.link in ours.eni_links
-    )
-    if routes.value and managed:
+    links = {m.link for m in foreign.managers if m.program == NETWORKD} & ours.eni_links
+    if routes.value and links:
         yield Issue(
             f"systemd-networkd, {routes.file or 'by default'}",
             "NetworkdDeletesRoutes",
-            f"ManageForeignRoutes is on and it manages {', '.join(managed)}: when it configures "
-            f"them it deletes our routes over them; {cure}",
+            f"ManageForeignRoutes is on and it manages {', '.join(sorted(links))}: when it "
+            f"configures them it deletes our routes over them; {cure}",
         )
 
 
@@ -152,7 +154,7 @@ def _managers(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
             f"{tool.file} lets it give every ENI addresses, routes and rules of its own, beside "
             f"and against ours; {tool.cure}",
         )
-    pods: dict[tuple[str, str], list[str]] = {}
+    pods: dict[str, list[str]] = {}
     for manager in foreign.managers:
         if manager.link in ours.eni_links:
             yield Issue(
@@ -163,26 +165,26 @@ def _managers(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
                 f"{RELEASE[manager.program].format(link=manager.link)}",
             )
         elif any(covers(p, manager.link) for p in ours.patterns):
-            pods.setdefault((manager.program, manager.file), []).append(manager.link)
-    # NetworkManager has a file for each link; what matters is whose they are.
-    by_program: dict[str, tuple[str, int]] = {}
-    for (program, file), links in sorted(pods.items()):
-        first, count = by_program.get(program, (file, 0))
-        by_program[program] = (first, count + len(links))
-    for program, (file, count) in by_program.items():
-        pattern = sorted(ours.patterns, key=lambda p: not p.endswith("*"))[0]
+            # NetworkManager has a file for each link; what matters is whose they are.
+            pods.setdefault(manager.program, []).append(manager.file)
+    for program, files in sorted(pods.items()):
+        pattern = min(ours.patterns, key=lambda p: not p.endswith("*"))
         yield Issue(
-            f"{count} links of pods",
+            f"{len(files)} links of pods",
             "ToolsManagePods",
-            f"{program} manages them by {file}: it may take them down, or delete their routes; "
-            f"{RELEASE[program].format(link=pattern)}",
+            f"{program} manages them by {min(files)}: it may take them down, or delete their "
+            f"routes; {RELEASE[program].format(link=pattern)}",
         )
 
 
 def _marks(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
-    for user, trace in users_of(foreign.chains, foreign.tables, ours.mark_mask):
+    for user in MARK_USERS:
+        signs = [f"chain {c}" for c in sorted(foreign.chains) if c.startswith(user.chains)]
+        signs += [f"table {user.table}"] if user.table in foreign.tables else []
+        if not signs or not user.mask & ours.mark_mask:
+            continue
         yield Issue(
-            trace,
+            signs[0],
             "MarkConflict",
             f"{user.name} uses bits {user.mask:#x} of packet marks and our mask is "
             f"{ours.mark_mask:#x}: each takes the other's for its own; {user.cure}",
@@ -206,7 +208,11 @@ def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
         early = rule.priority <= ENI_PRIORITY + MAX_DEVICE_INDEX and rule.table != LOCAL_TABLE
         if not early or rule.mask or rule.selects_more or rule.family not in families:
             continue
-        if _takes(rule.source, ours.sources) and _leads_to(rule.destination, ours.sources):
+        # A single destination is not meant: such a rule, as the stock plugin's, leads to a route
+        # of its own.
+        to = rule.destination
+        is_single = to is not None and to.prefixlen == to.max_prefixlen
+        if _means(rule.source, ours.sources) and not is_single and _means(to, ours.sources):
             count.setdefault((rule.priority, rule.table, rule.does), []).append(rule)
     for (_, _, does), rules in sorted(count.items()):
         more = f", and {len(rules) - 1} more like it" if len(rules) > 1 else ""
@@ -224,20 +230,8 @@ def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
         )
 
 
-def _leads_to(destination: IpNetwork | None, pods: frozenset[IpNetwork]) -> bool:
-    """Whether a rule's destination means pods.
-
-    Not a single address: such a rule, as the stock plugin's, leads to a route of its own.
-    """
-    if destination is None:
+def _means(network: IpNetwork | None, pods: frozenset[IpNetwork]) -> bool:
+    """Whether a rule's source or destination means a pod."""
+    if network is None or network in pods:
         return True
-    return destination.prefixlen < destination.max_prefixlen and any(
-        p.version == destination.version and p.network_address in destination for p in pods
-    )
-
-
-def _takes(source: IpNetwork | None, pods: frozenset[IpNetwork]) -> bool:
-    """Whether a rule's source means a pod."""
-    if source is None or source in pods:
-        return True
-    return any(p.version == source.version and p.network_address in source for p in pods)
+    return any(p.version == network.version and p.network_address in network for p in pods)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reconciler.core.datapath import MAIN_TABLE, IpNetwork
+from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork
 from reconciler.core.forward import ForwardChain
-from reconciler.diagnostics.filtering import Traffic
 from reconciler.diagnostics.ruleset import Ruleset
 
 NETWORKD, NETWORK_MANAGER = "systemd-networkd", "NetworkManager"
-
-NO_RULES, NO_TRAFFIC = Ruleset(), Traffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +43,7 @@ class ForeignRule:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a program's configuration says in the end.
-
-    Attributes:
-        file: where it is said; "" if nowhere, so that it is the program's default.
-    """
+    """What a program's configuration says in the end; no file if that is its default."""
 
     value: bool
     file: str = ""
@@ -58,11 +51,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Networkd:
-    """systemd-networkd, running.
-
-    Attributes:
-        rules, routes: ManageForeignRoutingPolicyRules and ManageForeignRoutes.
-    """
+    """A running systemd-networkd's ManageForeignRoutingPolicyRules and ManageForeignRoutes."""
 
     rules: Setting
     routes: Setting
@@ -70,11 +59,7 @@ class Networkd:
 
 @dataclass(frozen=True, slots=True)
 class Manager:
-    """A program that configures a link.
-
-    Attributes:
-        file: what makes it do so, or where it says that it does.
-    """
+    """A program that configures a link, and the file that makes it do so, or says that it does."""
 
     link: str
     program: str
@@ -83,15 +68,45 @@ class Manager:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program that configures every ENI it meets.
-
-    Attributes:
-        file: by which it is in force.
-    """
+    """A program that configures every ENI it meets, and the file by which it is in force."""
 
     name: str
     file: str
     cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod whose packets are followed.
+
+    Attributes:
+        veth: the host's end of its link; ``prefix*`` for a pod that may come.
+        link: of the ENI that its packets leave and come by.
+    """
+
+    veth: str
+    address: IpAddress
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What passes a node for its pods.
+
+    Attributes:
+        pods: those that are tried.
+        hosts: addresses of the host, one for each family.
+        kept: destinations that must see pods' own addresses.
+        patterns: names of pods' links, as nftables writes them.
+    """
+
+    pods: tuple[Pod, ...] = ()
+    hosts: tuple[IpAddress, ...] = ()
+    kept: tuple[IpNetwork, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+
+NO_RULES, NO_TRAFFIC = Ruleset(), Traffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +155,59 @@ class Ours:
     sources: frozenset[IpNetwork]
     accept_forwarded: bool = False
     traffic: Traffic = NO_TRAFFIC
+
+
+@dataclass(frozen=True, slots=True)
+class MarkUser:
+    """A program that marks packets on a node's own namespace.
+
+    Attributes:
+        chains: how the names of its chains begin; they give it away.
+        mask: the bits it sets or reads.
+        cure: what an operator can do if they are ours as well.
+        table: its nftables table, if it has one of its own.
+    """
+
+    name: str
+    chains: tuple[str, ...]
+    mask: int
+    cure: str
+    table: str = ""
+
+
+OTHER_BITS = "give routing.markMask eight bits that it leaves alone"
+
+MARK_USERS = (
+    # --iptables-masquerade-bit 14, and kubelet's --iptables-drop-bit 15 until Kubernetes 1.27.
+    MarkUser("kube-proxy", ("KUBE-",), 0xC000, OTHER_BITS, "kube-proxy"),
+    # containernetworking/plugins, portmap: "markMasqBit", default 13.
+    MarkUser("the portmap plugin", ("CNI-HOSTPORT-",), 0x2000, OTHER_BITS),
+    # Felix configuration "iptablesMarkMask".
+    MarkUser("Calico", ("cali-",), 0xFFFF0000, f"{OTHER_BITS}, or Felix another iptablesMarkMask"),
+    # bpf/lib/common.h and identity.h: the magic in 0x0f00, the identity in the upper half, its
+    # cluster in the lowest byte.
+    MarkUser(
+        "Cilium",
+        ("CILIUM_",),
+        0xFFFF0FFF,
+        "set Cilium's enableIdentityMark to false (it leaves no eight adjacent bits free)",
+    ),
+    # util/linuxfw: the mask of its marks 0x40000 and 0x80000.
+    MarkUser("Tailscale", ("ts-",), 0xFF0000, OTHER_BITS),
+    # amazon-vpc-cni-k8s: AWS_VPC_K8S_CNI_CONNMARK, default 0x80.
+    MarkUser(
+        "amazon-vpc-cni-k8s",
+        ("AWS-SNAT-CHAIN-", "AWS-CONNMARK-CHAIN-"),
+        0x80,
+        "remove what it left: its rules translate pods' packets as well; restart the node, or "
+        "delete its chains and the jumps to them, and table ip aws-cni",
+        "aws-cni",
+    ),
+)
+"""Istio's 0x539 is not here: it marks inside pods' namespaces, which have marks of their own."""
+
+
+def sign_of(chain: str) -> str:
+    """Return the beginning by which a chain's name tells who marks packets; "" if it does not."""
+    signs = (sign for user in MARK_USERS for sign in user.chains)
+    return next((sign for sign in signs if chain.startswith(sign)), "")

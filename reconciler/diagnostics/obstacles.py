@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.datapath import IpAddress
-from reconciler.diagnostics.lookup import Packet
+from reconciler.diagnostics.lookup import Decision, Packet
 from reconciler.diagnostics.packet import Mark, Passage, State
 from reconciler.diagnostics.ruleset import BaseChain, Ruleset
-from reconciler.diagnostics.tables import Decision
 from reconciler.diagnostics.trace import Leg, Query, Trace
 from reconciler.diagnostics.walk import ChainOutcome, at_hook
 from reconciler.domains.inputs import Inputs
@@ -38,45 +37,30 @@ class Obstacles:
 
 def find_obstacles(query: Query, traced: Trace, inputs: Inputs, ruleset: Ruleset) -> Obstacles:
     """Follow both legs of a connection through all hooks that they pass."""
-    found = Obstacles()
-    for leg in traced.legs:
-        mask = inputs.document.routing.mark_mask
-        for packet, decision in leg.lookups:
-            start = _passage(query, leg, packet, decision)
-            if any(a.veth == packet.link for a in inputs.attachments):
-                start = replace(start, has_way_back=True)  # of pods there is a route by each link
-            mark = Mark(0)
-            for hook, passage in _hooks(query, leg, packet, start):
-                for bases, is_late in _around_ours(ruleset.bases, hook):
-                    at = replace(passage, mark=mark)
-                    outcomes = at_hook(bases, hook, at, ruleset)
-                    for outcome in outcomes:
-                        _tell(found, query, traced, leg, outcome)
-                        mark = outcome.mark
-                        if is_late and (mark.value ^ packet.mark) & mark.known & mask:
-                            found.sure.append(_says_remarked(leg, outcome, packet, mask))
-                            mark = mark.changed(mask, packet.mark)  # said once
-                    if not is_late and hook in ("prerouting", "output"):
-                        mark = mark.changed(mask, packet.mark)  # what our own chains do there
+    found, mask = Obstacles(), inputs.document.routing.mark_mask
+    for leg, (packet, decision) in ((one, asked) for one in traced.legs for asked in one.lookups):
+        start = _passage(query, leg, packet, decision)
+        if any(a.veth == packet.link for a in inputs.attachments):
+            start = replace(start, has_way_back=True)  # of pods there is a route by each link
+        mark = Mark(0)
+        for hook, passage in _hooks(query, leg, packet, start):
+            late = [b for b in ruleset.bases if b.priority > ROUTE_MARK_PRIORITY]
+            late = late if hook == "prerouting" else []  # behind where we set the mark
+            for bases in ([b for b in ruleset.bases if b not in late], late):
+                for outcome in at_hook(bases, hook, replace(passage, mark=mark), ruleset):
+                    _tell(found, query, traced, leg, outcome)
+                    mark = outcome.mark
+                    if bases is late and (mark.value ^ packet.mark) & mark.known & mask:
+                        found.sure.append(
+                            f"{leg.name}: chain {outcome.base.id} sets bits of the packet's mark "
+                            f"to {mark.value & mask:#x} that are {packet.mark & mask:#x} for its "
+                            f"route; have it leave {mask:#x} alone, or choose another "
+                            "routing.markMask"
+                        )
+                        mark = mark.changed(mask, packet.mark)  # said once
+                if bases is not late and hook in ("prerouting", "output"):
+                    mark = mark.changed(mask, packet.mark)  # what our own chains do there
     return found
-
-
-def _around_ours(
-    bases: Iterable[BaseChain], hook: str
-) -> Iterator[tuple[tuple[BaseChain, ...], bool]]:
-    """Yield a hook's chains ahead of where we set the mark, and those after it."""
-    late = tuple(b for b in bases if hook == "prerouting" and b.priority > ROUTE_MARK_PRIORITY)
-    yield tuple(b for b in bases if b not in late), False
-    if late:
-        yield late, True
-
-
-def _says_remarked(leg: Leg, outcome: ChainOutcome, packet: Packet, mask: int) -> str:
-    return (
-        f"{leg.name}: chain {outcome.base.id} sets bits of the packet's mark to "
-        f"{outcome.mark.value & mask:#x} that are {packet.mark & mask:#x} for its route; have it "
-        f"leave {mask:#x} alone, or choose another routing.markMask"
-    )
 
 
 def _passage(query: Query, leg: Leg, packet: Packet, decision: Decision) -> Passage:

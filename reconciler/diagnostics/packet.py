@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -29,11 +30,7 @@ class State(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A packet's mark, as far as it is known.
-
-    Attributes:
-        known: the bits that are.
-    """
+    """A packet's mark, and which of its bits are known."""
 
     value: int = 0
     known: int = ALL
@@ -59,7 +56,6 @@ class Passage:
 
     Attributes:
         incoming, outgoing: names of links, or ``prefix*``; "" where there is none.
-        state: of its connection.
         translated: its destination was translated (DNAT).
         local: its destination is an address of the host.
         has_way_back: a route leads to its source by the link it came by.
@@ -87,81 +83,61 @@ class Passage:
 
     def read(self, name: str, mark: Mark) -> Bits:
         """Return a field's bytes, and which of their bits are known."""
-        match name:
-            case "network":
-                return self._network()
-            case "transport":
-                return _joined(_number(self.source_port, 2), _number(self.port, 2), (b"", b""))
-            case "iifname":
-                return _text(self.incoming)
-            case "oifname":
-                return _text(self.outgoing)
-            case "mark":
-                return _host(mark.value), _host(mark.known)
-            case "state":
-                return (_host(self.state or 0), _host(ALL if self.state is not None else 0))
-            case _:
-                return self._of_family(name)
+        if name == "mark":
+            return struct.pack("=I", mark.value), struct.pack("=I", mark.known)
+        return FIELDS[name](self) if name in FIELDS else (b"", b"")
 
-    def _of_family(self, name: str) -> Bits:
-        match name:
-            case "l4proto":
-                return _number(self.protocol, 1)
-            case "nfproto":
-                return _number(2 if self.version == 4 else 10, 1)
-            case "protocol":
-                return _number(0x0800 if self.version == 4 else 0x86DD, 2)
-            case "status":
-                known = 0 if self.translated is None else DNATED
-                return _host(DNATED if self.translated else 0), _host(known)
-            case "direction":
-                known_direction = self.state is State.NEW
-                return b"\0", (b"\xff" if known_direction else b"\0")
-            case "wayback":
-                back = b"\0" * 3 + bytes([bool(self.has_way_back)])
-                return back, (b"\0" if self.has_way_back is None else b"\xff") * 4
-            case "daddrtype":
-                known_type = 0 if self.local is None else ALL
-                return _host(RTN_LOCAL if self.local else RTN_UNICAST), _host(known_type)
-            case _:
-                return b"", b""
 
-    def _network(self) -> Bits:
-        size = 4 if self.version == 4 else 16
-        source, destination = _address(self.source, size), _address(self.destination, size)
-        protocol = _number(self.protocol, 1)
-        if self.version == 4:
-            return _joined(_unknown(9), protocol, _unknown(2), source, destination)
-        return _joined(_unknown(6), protocol, _unknown(1), source, destination)
+def _network(packet: Passage) -> Bits:
+    size = 4 if packet.version == 4 else 16
+    before, after = (9, 2) if packet.version == 4 else (6, 1)
+    addresses = [
+        (a.packed, b"\xff" * size) if a else _number(None, size)
+        for a in (packet.source, packet.destination)
+    ]
+    protocol = _number(packet.protocol, 1)
+    return _joined(_number(None, before), protocol, _number(None, after), *addresses)
 
 
 def _joined(*parts: Bits) -> Bits:
     return b"".join(p[0] for p in parts), b"".join(p[1] for p in parts)
 
 
-def _unknown(length: int) -> Bits:
-    return bytes(length), bytes(length)
-
-
 def _number(value: int | None, length: int) -> Bits:
-    if value is None:
-        return _unknown(length)
-    return value.to_bytes(length, "big"), b"\xff" * length
+    """In network order, as addresses and ports are."""
+    known = bytes(length) if value is None else b"\xff" * length
+    return (value or 0).to_bytes(length, "big"), known
 
 
-def _address(address: IpAddress | None, length: int) -> Bits:
-    return (address.packed, b"\xff" * length) if address else _unknown(length)
+def _host(value: int | None, mask: int = ALL) -> Bits:
+    """As the kernel keeps numbers of its own."""
+    return struct.pack("=I", value or 0), struct.pack("=I", 0 if value is None else mask)
+
+
+def _chosen(which: bool | None, yes: int, no: int) -> int | None:
+    return None if which is None else yes if which else no
 
 
 def _text(name: str | None) -> Bits:
     if name is None:
-        return _unknown(IFNAMSIZ)
-    if name.endswith("*"):  # all that begin so
-        prefix = name[:-1].encode()
-        return prefix.ljust(IFNAMSIZ, b"\0"), (b"\xff" * len(prefix)).ljust(IFNAMSIZ, b"\0")
-    return name.encode().ljust(IFNAMSIZ, b"\0")[:IFNAMSIZ], b"\xff" * IFNAMSIZ
+        return _number(None, IFNAMSIZ)
+    text = name.removesuffix("*").encode()
+    length = len(text) if name.endswith("*") else IFNAMSIZ  # of ``prefix*`` the rest may be any
+    return text.ljust(IFNAMSIZ, b"\0")[:IFNAMSIZ], (b"\xff" * length).ljust(IFNAMSIZ, b"\0")
 
 
-def _host(value: int) -> bytes:
-    """As the kernel keeps numbers of its own; addresses and ports are in network order."""
-    return struct.pack("=I", value)
+FIELDS: dict[str, Callable[[Passage], Bits]] = {
+    "network": _network,
+    "transport": lambda p: _joined(_number(p.source_port, 2), _number(p.port, 2)),
+    "iifname": lambda p: _text(p.incoming),
+    "oifname": lambda p: _text(p.outgoing),
+    "state": lambda p: _host(p.state),
+    "l4proto": lambda p: _number(p.protocol, 1),
+    "nfproto": lambda p: _number(2 if p.version == 4 else 10, 1),
+    "protocol": lambda p: _number(0x0800 if p.version == 4 else 0x86DD, 2),
+    "status": lambda p: _host(_chosen(p.translated, DNATED, 0), DNATED),
+    "direction": lambda p: _number(0 if p.state is State.NEW else None, 1),
+    "wayback": lambda p: _number(_chosen(p.has_way_back, 1, 0), 4),
+    "daddrtype": lambda p: _host(_chosen(p.local, RTN_LOCAL, RTN_UNICAST)),
+}
+"""What rules may ask for, and what of it is known."""

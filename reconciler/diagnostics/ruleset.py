@@ -40,6 +40,10 @@ class ChainId:
     table: str
     name: str
 
+    def beside(self, name: str) -> ChainId:
+        """Return another chain of its table."""
+        return ChainId(self.backend, self.family, self.table, name)
+
     def __str__(self) -> str:
         path = " ".join(map(printed, (self.family, self.table, self.name)))
         return f"{path} (legacy iptables)" if self.backend == "legacy" else path
@@ -67,12 +71,7 @@ class BaseChain:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Loads bytes of a field of the packet into a register.
-
-    Attributes:
-        at: the first byte of the field.
-        register: the first byte of the register file.
-    """
+    """Loads bytes of a field of the packet into a register, which is named by its first byte."""
 
     field: str
     at: int
@@ -120,10 +119,7 @@ class InSet:
 
 @dataclass(frozen=True, slots=True)
 class FieldIn:
-    """Whether (field & mask) is in one of some ranges, in network order.
-
-    iptables' matches are made of these.
-    """
+    """Whether (field & mask) is in one of some ranges: what iptables' matches are made of."""
 
     field: str
     at: int
@@ -139,11 +135,7 @@ def field_is(field: str, at: int, mask: bytes, value: bytes, negated: bool = Fal
 
 @dataclass(frozen=True, slots=True)
 class SetMark:
-    """Sets mark = (mark & ~mask) ^ value.
-
-    Attributes:
-        known: false if the bits come from elsewhere, as a connection's mark.
-    """
+    """Sets mark = (mark & ~mask) ^ value; not known if it comes from a connection's mark."""
 
     mask: int
     value: int
@@ -159,12 +151,10 @@ class StoreMark:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict on the packet.
+    """accept, drop, return, jump or goto; in a chain of type nat also snat or dnat.
 
     Attributes:
-        word: accept, drop, return, jump or goto; in a chain of type nat also snat or dnat.
-        chain: that a jump or goto leads to.
-        register: with the address that snat or dnat translates to; None if it is another's.
+        register: with the address that is translated to; None if it is another's.
     """
 
     word: str
@@ -174,53 +164,27 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """A change of the packet that is not undone; the next expression follows.
-
-    Attributes:
-        what: notrack (conntrack does not see it) or rewrite (its address or port is replaced).
-    """
+    """notrack (conntrack does not see it) or rewrite (its address or port is replaced)."""
 
     what: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
-    """An expression that is not evaluated: it may hold or not.
-
-    Attributes:
-        name: the kernel's.
-        ends: it may also end the packet's way.
-    """
+    """An expression that is not evaluated: it may hold or not, or also end the packet's way."""
 
     name: str
     ends: bool = False
 
 
-Expression = (
-    Load
-    | Constant
-    | Masked
-    | Within
-    | InSet
-    | FieldIn
-    | SetMark
-    | StoreMark
-    | Verdict
-    | Changes
-    | Unclear
-)
-
+Moves = Load | Constant | Masked | SetMark | StoreMark
+Expression = Moves | Within | InSet | FieldIn | Verdict | Changes | Unclear
 Rule = tuple[Expression, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """The elements of a set.
-
-    Attributes:
-        ranges: (first, last, verdict) in network order; a range may have one value.
-        whole: false if there are more, or some that are not understood.
-    """
+    """(first, last, verdict) in network order; not whole if more, or some are not understood."""
 
     ranges: tuple[tuple[bytes, bytes, Verdict | None], ...] = ()
     whole: bool = True
@@ -230,9 +194,9 @@ ElementsOfSets = Mapping[tuple[str, str, str], Elements | None]
 """By family, table and name of the set; None if it could not be read, or is beyond a bound."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Ruleset:
-    """Chains of other owners as read at one time; compared by identity.
+    """Chains of other owners as read at one time.
 
     Attributes:
         bases: those with a hook.
@@ -245,15 +209,6 @@ class Ruleset:
     rules: Mapping[ChainId, tuple[Rule, ...] | None] = field(default_factory=dict)
     elements: ElementsOfSets = field(default_factory=dict)
     unread: tuple[tuple[str, str], ...] = ()
-
-    def has_same(self, other: Ruleset) -> bool:
-        """Whether another read has shown the same."""
-        return (self.bases, self.rules, self.elements, self.unread) == (
-            other.bases,
-            other.rules,
-            other.elements,
-            other.unread,
-        )
 
 
 def joined(one: Ruleset, other: Ruleset) -> Ruleset:
@@ -274,25 +229,16 @@ def chain_names(ruleset: Ruleset) -> frozenset[str]:
 
 def forward_chains(ruleset: Ruleset) -> tuple[ForwardChain, ...]:
     """Return the base chains with hook forward whose rules are known."""
-    return tuple(
-        _forward_chain(base, rules)
-        for base in ruleset.bases
-        if base.hook == "forward" and (rules := ruleset.rules.get(base.id)) is not None
-    )
-
-
-def _forward_chain(base: BaseChain, rules: tuple[Rule, ...]) -> ForwardChain:
-    end = next((n for n, rule in enumerate(rules) if rule == (Verdict("drop"),)), None)
-    accepted = (accepted_link(rule) for rule in rules[:end])
-    return ForwardChain(
-        base.id.family,
-        printed(base.id.table),
-        printed(base.id.name),
-        base.id.backend,
-        drops=base.drops,
-        shut=end is not None,
-        accepts=frozenset(found for found in accepted if found),
-    )
+    found = []
+    for base in ruleset.bases:
+        rules = ruleset.rules.get(base.id)
+        if base.hook != "forward" or rules is None:
+            continue
+        end = next((n for n, rule in enumerate(rules) if rule == (Verdict("drop"),)), None)
+        accepts = frozenset(filter(None, map(accepted_link, rules[:end])))
+        names = (base.id.family, printed(base.id.table), printed(base.id.name), base.id.backend)
+        found.append(ForwardChain(*names, base.drops, end is not None, accepts))
+    return tuple(found)
 
 
 def accepted_link(rule: Rule) -> tuple[str, str] | None:
@@ -311,8 +257,7 @@ def accepted_link(rule: Rule) -> tuple[str, str] | None:
         ) if low == high and mask and not mask.rstrip(b"\0").strip(b"\xff"):
             return way, _pattern(low, len(mask.rstrip(b"\0")))
         case _:
-            pass
-    return None
+            return None
 
 
 def _pattern(name: bytes, length: int) -> str:

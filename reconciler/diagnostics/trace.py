@@ -1,17 +1,19 @@
 """The path of one connection, derived from the node's objects without sending a packet.
 
 It walks rules, routes and sets as the kernel does, once over what is desired and once over what
-the node has. The kernel is then asked the same questions (``difference``).
+the node has. The kernel is then asked the same questions (``compare``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import (
+    ENI_PRIORITY,
+    MAX_DEVICE_INDEX,
     Family,
     IpAddress,
     Marks,
@@ -20,24 +22,21 @@ from reconciler.core.datapath import (
 )
 from reconciler.core.facts import Eni
 from reconciler.core.ranges import print_range
-from reconciler.diagnostics.lookup import Packet
-from reconciler.diagnostics.tables import Decision, Tables
+from reconciler.diagnostics.lookup import Decision, Found, Packet, Tables
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_rules import chain_of, sets_of
+from reconciler.domains.rule import Rule
 from reconciler.domains.snat import why_kept, why_translated
 from reconciler.errors import UnknownPodError
 
-PRIVATE = tuple(
-    ip_network(cidr)
-    for cidr in (
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "100.64.0.0/10",
-        "169.254.0.0/16",
-    )
+PRIVATE = (
+    *map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")),  # RFC 1918
+    *map(ip_network, ("100.64.0.0/10", "169.254.0.0/16")),  # RFC 6598, RFC 3927
 )
-"""What no internet gateway leads to: RFC 1918, RFC 6598, RFC 3927."""
+"""What no internet gateway leads to."""
+
+UNASKED = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_UID_RANGE", "FRA_TUN_ID")
+"""Selectors of rules that the questions to the kernel leave out (linux/fib_rules.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,206 +141,182 @@ def trace(query: Query, inputs: Inputs, tables: Tables) -> Trace:
     if query.pod and query.peer in own:
         step = Step("pod", f"{query.peer} is its own: nothing of this leaves the pod")
         return Trace((Leg("request", (step,)),), home, None)
-    walk = _Walk(query, inputs, tables, primary, home)
+    walk = _Walk(query, inputs, tables, primary, home, family_of(query.peer))
     return walk.incoming() if query.inbound else walk.outgoing()
 
 
+@dataclass(slots=True)
 class _Walk:
     """One connection on its way; the steps of a leg are collected as they are taken."""
 
-    def __init__(
-        self, query: Query, inputs: Inputs, tables: Tables, primary: Eni, home: IpAddress
-    ) -> None:
-        self._query = query
-        self._inputs = inputs
-        self._tables = tables
-        self._primary = primary
-        self._home = home
-        self._marks = Marks(inputs.document.routing.mark_mask)
-        self._family: Family = family_of(query.peer)
-        self._links = {name: eni for eni in inputs.enis if (name := inputs.links.get(eni.mac))}
-        self._steps: list[Step] = []
-        self._lookups: list[tuple[Packet, Decision]] = []
-        self._troubles: list[str] = []
-        self._hints: list[str] = []
+    query: Query
+    inputs: Inputs
+    tables: Tables
+    primary: Eni
+    home: IpAddress
+    family: Family
+    legs: list[Leg] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    lookups: list[tuple[Packet, Decision]] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
     def outgoing(self) -> Trace:
-        pod, peer = self._query.pod, self._query.peer
-        target = self._query.endpoint or peer
+        pod, peer, home = self.query.pod, self.query.peer, self.home
+        target = self.query.endpoint or peer
         if pod:
-            self._say("pod", f"{self._home} sends to {peer}: {_default_route(pod, self._family)}")
+            self._say("pod", f"{home} sends to {peer}: {_default_route(pod, self.family)}")
         if target != peer:
             self._say("service", f"{peer} is translated to {target}; the rest is decided for that")
-        bound = 0
         packet = Packet(None, target)
         if pod:
-            bound = self._bind_outgoing(self._home, target)
-            packet = Packet(self._home, target, pod.veth, self._mark(self._home, target, bound))
+            bound = self._bind_outgoing(target)
+            packet = Packet(home, target, pod.veth, self._mark(target, bound))
         decision = self._route(packet)
-        eni = self._links.get(decision.device)
-        source = self._source_seen(pod, target, decision)
-        self._leave(eni, source, target, decision)
-        request = self._leg("request")
-        self._reply_to(pod, source, target, eni, decision)
-        device = eni.device_index if eni else None
-        return self._result((request, self._leg("reply")), source, device)
-
-    def _bind_outgoing(self, source: IpAddress, target: IpAddress) -> int:
-        """Say what chain snat_mark does with the first packet."""
-        if is_node_local(source):
-            text = f"{source} means something on this node only: it leaves with the node's address"
-            self._say("snat", text)
-            return 0
-        sets = sets_of(self._family)
-        kept = self._tables.range_of(sets.no_snat, target)
-        if kept:
-            element = f"in {sets.no_snat} {print_range(*kept)}{why_kept(self._inputs, target)}"
-            self._say("snat", f"{target} sees the pod: {element}")
-            return 0
-        why = why_translated(self._inputs, target)
-        if self._tables.range_of(sets.pods, source) is None:
-            self._say("snat", f"{source} is in no set of pods; nothing is translated")
-            return 0
-        mark = self._marks.of(0)
-        self._say("snat", f"{target} sees the node: not in {sets.no_snat}{why}; ct mark {mark:#x}")
-        return mark
-
-    def _source_seen(
-        self, pod: Attachment | None, target: IpAddress, decision: Decision
-    ) -> IpAddress:
-        """Say what chain source_nat does, and return the source that the receiver sees."""
-        host = self._primary.host_address(self._family.version)
-        by_primary = decision.device == self._inputs.links.get(self._primary.mac)
-        sets = sets_of(self._family)
-        is_translated = is_node_local(self._home) or (
-            self._tables.range_of(sets.no_snat, target) is None
-            and self._tables.range_of(sets.pods, self._home) is not None
-        )
-        if pod is None or host is None or not by_primary or not is_translated:
-            return self._home
-        ports = self._inputs.document.snat.ports
-        self._say("snat", f"source {self._home} becomes {host} ({ports} port)")
-        return host
-
-    def _reply_to(
-        self,
-        pod: Attachment | None,
-        source: IpAddress,
-        target: IpAddress,
-        eni: Eni | None,
-        decision: Decision,
-    ) -> None:
-        home = self._home
+        source = self._source_seen(target, decision)
+        eni = self._leave(source, target, decision)
+        self._end("request")
         if eni is None:
-            link = decision.device
-            if link == "lo":
+            if decision.device == "lo":
                 self._say("host", f"answers {home}")
-                link = ""
-            self._route(Packet(target, home, link))
-            return
+            self._route(Packet(target, home, "" if decision.device == "lo" else decision.device))
+            return self._result(source, None)
         back = self._holder(source)
         self._arrive(back, target, source)
         if home != source:
             self._say("conntrack", f"{source} becomes {home} again")
         if back:
-            self._route(Packet(target, home, self._inputs.links.get(back.mac, "")))
+            self._route(Packet(target, home, self.inputs.links.get(back.mac, "")))
+        return self._result(source, eni)
 
     def incoming(self) -> Trace:
-        pod, peer, at = self._query.pod, self._query.peer, self._query.at
-        home = self._home
-        entry = self._holder(at or home)
-        self._arrive(entry, peer, at or home)
+        pod, peer, at, home = self.query.pod, self.query.peer, self.query.at, self.home
+        address = at or home
+        entry = self._holder(address)
+        self._arrive(entry, peer, address)
         bound = 0
         if (at or pod is None) and entry:
-            bound = self._marks.of(entry.device_index or 0)
-            text = f"{at or home} is an address of this host: ct mark {bound:#x}, for this ENI"
+            bound = self._mark_of(entry.device_index or 0)
+            text = f"{address} is an address of this host: ct mark {bound:#x}, for this ENI"
             self._say("arrival", text)
         if at and pod:
             self._say("service", f"{at} is translated to {home}")
         if entry:
-            link = self._inputs.links.get(entry.mac, "")
-            self._route(Packet(peer, home, link, bound))
-        request = self._leg("request")
+            self._route(Packet(peer, home, self.inputs.links.get(entry.mac, ""), bound))
+        self._end("request")
         packet = Packet(home, peer)
         if pod:
-            self._say("pod", f"{home} answers {peer}: {_default_route(pod, self._family)}")
-            packet = Packet(home, peer, pod.veth, self._mark(home, peer, bound))
+            self._say("pod", f"{home} answers {peer}: {_default_route(pod, self.family)}")
+            packet = Packet(home, peer, pod.veth, self._mark(peer, bound))
         decision = self._route(packet)
-        eni = self._links.get(decision.device)
-        answer = at or home
-        if answer != home:
-            self._say("conntrack", f"{home} becomes {answer} again")
-        self._leave(eni, answer, peer, decision)
-        return self._result((request, self._leg("reply")), peer, eni.device_index if eni else None)
+        if address != home:
+            self._say("conntrack", f"{home} becomes {address} again")
+        return self._result(peer, self._leave(address, peer, decision))
 
-    def _mark(self, source: IpAddress, target: IpAddress, bound: int) -> int:
-        """Say what chain route_mark does: the connection's ENI, else the pod's own."""
-        sets = sets_of(self._family)
-        if by_main := self._tables.range_of(sets.by_main, target):
-            mark = self._marks.of(0)
-            text = f"{mark:#x}: the main table, for {sets.by_main} has {print_range(*by_main)}"
-            self._say("mark", text)
-            return mark
-        if bound:
-            self._say("mark", f"{bound:#x}: the ENI that the connection is bound to")
-            return bound
-        verdict = self._tables.verdicts.get((sets.pod_eni, source))
-        devices = {chain_of(e.device_index or 0): e.device_index or 0 for e in self._inputs.enis}
-        if verdict not in devices:
-            self._say("mark", f"none: {sets.pod_eni} does not know {source}")
-            return 0
-        mark = self._marks.of(devices[verdict])
-        self._say("mark", f"{mark:#x}: {sets.pod_eni} has {source} : {verdict}")
+    def _bind_outgoing(self, target: IpAddress) -> int:
+        """Say what chain snat_mark does with the first packet."""
+        source, sets, mark = self.home, sets_of(self.family), 0
+        if is_node_local(source):
+            text = f"{source} means something on this node only: it leaves with the node's address"
+        elif kept := self.tables.range_of(sets.no_snat, target):
+            element = f"in {sets.no_snat} {print_range(*kept)}{why_kept(self.inputs, target)}"
+            text = f"{target} sees the pod: {element}"
+        elif self.tables.range_of(sets.pods, source) is None:
+            text = f"{source} is in no set of pods; nothing is translated"
+        else:
+            mark = self._mark_of(0)
+            why = f"not in {sets.no_snat}{why_translated(self.inputs, target)}"
+            text = f"{target} sees the node: {why}; ct mark {mark:#x}"
+        self._say("snat", text)
         return mark
 
+    def _source_seen(self, target: IpAddress, decision: Decision) -> IpAddress:
+        """Say what chain source_nat does, and return the source that the receiver sees."""
+        host = self.primary.host_address(self.family.version)
+        by_primary = decision.device == self.inputs.links.get(self.primary.mac)
+        sets = sets_of(self.family)
+        is_translated = is_node_local(self.home) or (
+            self.tables.range_of(sets.no_snat, target) is None
+            and self.tables.range_of(sets.pods, self.home) is not None
+        )
+        if self.query.pod is None or host is None or not by_primary or not is_translated:
+            return self.home
+        ports = self.inputs.document.snat.ports
+        self._say("snat", f"source {self.home} becomes {host} ({ports} port)")
+        return host
+
+    def _mark(self, target: IpAddress, bound: int) -> int:
+        """Say what chain route_mark does: the connection's ENI, else the pod's own."""
+        sets, mark = sets_of(self.family), bound
+        verdict = self.tables.verdicts.get((sets.pod_eni, self.home))
+        devices = {chain_of(e.device_index or 0): e.device_index or 0 for e in self.inputs.enis}
+        if by_main := self.tables.range_of(sets.by_main, target):
+            mark = self._mark_of(0)
+            why = f"the main table, for {sets.by_main} has {print_range(*by_main)}"
+        elif bound:
+            why = "the ENI that the connection is bound to"
+        elif verdict in devices:
+            mark = self._mark_of(devices[verdict])
+            why = f"{sets.pod_eni} has {self.home} : {verdict}"
+        else:
+            why = f"{sets.pod_eni} does not know {self.home}"
+        self._say("mark", f"{mark:#x}: {why}" if mark else f"none: {why}")
+        return mark
+
+    def _mark_of(self, device: int) -> int:
+        return Marks(self.inputs.document.routing.mark_mask).of(device)
+
     def _route(self, packet: Packet) -> Decision:
-        decision = self._tables.look_up(packet)
-        self._lookups.append((packet, decision))
+        decision = self.tables.look_up(packet)
+        self.lookups.append((packet, decision))
         self._say("route", str(decision))
         if decision.rule is None:
-            self._troubles.append(f"no route leads from this node to {packet.destination}")
+            self.troubles.append(f"no route leads from this node to {packet.destination}")
         return decision
 
-    def _leave(
-        self, eni: Eni | None, source: IpAddress, target: IpAddress, decision: Decision
-    ) -> None:
+    def _leave(self, source: IpAddress, target: IpAddress, decision: Decision) -> Eni | None:
+        """Say how it leaves, and return the ENI, unless it stays."""
+        link = decision.device
+        eni = next((e for e in self.inputs.enis if self.inputs.links.get(e.mac) == link), None)
         if eni is None:
             if decision.rule:
-                self._say("stays", f"on the node, dev {decision.device}; {target} sees {source}")
-            return
-        self._say("leaves", f"by {_name(eni)}, dev {decision.device}; {target} sees {source}")
+                self._say("stays", f"on the node, dev {link}; {target} sees {source}")
+            return None
+        self._say("leaves", f"by {_name(eni)}, dev {link}; {target} sees {source}")
         if not _holds(eni, source):
-            self._troubles.append(
+            self.troubles.append(
                 f"the VPC drops it: {source} is no address of {_name(eni)} (source/dest check)"
             )
-        private = any(target in c for c in (*self._inputs.node.vpc_cidrs, *PRIVATE))
-        if self._family.private and not private and source != self._primary.primary:
-            self._hints.append(
+        private = any(target in c for c in (*self.inputs.node.vpc_cidrs, *PRIVATE))
+        if self.family.private and not private and source != self.primary.primary:
+            self.hints.append(
                 f"{target} is beyond the VPC and sees {source}, which has no public address: its "
                 "subnet's route table must lead to a NAT gateway, or to a peer that knows the way "
                 "back"
             )
+        return eni
 
     def _arrive(self, eni: Eni | None, peer: IpAddress, address: IpAddress) -> None:
         if eni is None:
-            self._troubles.append(f"no ENI of this node has {address}; the VPC knows no way to it")
+            self.troubles.append(f"no ENI of this node has {address}; the VPC knows no way to it")
             return
-        link = self._inputs.links.get(eni.mac, "a link that is not here")
+        link = self.inputs.links.get(eni.mac, "a link that is not here")
         self._say("arrives", f"from {peer} for {address} by {_name(eni)}, dev {link}")
 
     def _holder(self, address: IpAddress) -> Eni | None:
-        return next((e for e in self._inputs.enis if _holds(e, address)), None)
+        return next((e for e in self.inputs.enis if _holds(e, address)), None)
 
     def _say(self, about: str, text: str) -> None:
-        self._steps.append(Step(about, text))
+        self.steps.append(Step(about, text))
 
-    def _leg(self, name: str) -> Leg:
-        leg = Leg(name, tuple(self._steps), tuple(self._lookups))
-        self._steps, self._lookups = [], []
-        return leg
+    def _end(self, name: str) -> None:
+        self.legs.append(Leg(name, tuple(self.steps), tuple(self.lookups)))
+        self.steps, self.lookups = [], []
 
-    def _result(self, legs: tuple[Leg, ...], source: IpAddress, device: int | None) -> Trace:
-        return Trace(legs, source, device, tuple(self._troubles), tuple(self._hints))
+    def _result(self, source: IpAddress, eni: Eni | None) -> Trace:
+        self._end("reply")
+        device = eni.device_index if eni else None
+        return Trace(tuple(self.legs), source, device, tuple(self.troubles), tuple(self.hints))
 
 
 def _default_route(pod: Attachment, family: Family) -> str:
@@ -354,3 +329,65 @@ def _holds(eni: Eni, address: IpAddress) -> bool:
 
 def _name(eni: Eni) -> str:
     return f"ENI {eni.device_index} ({eni.eni_id})"
+
+
+def compare(planned: Trace, actual: Trace, answers: Iterable[Found]) -> tuple[str, ...]:
+    """Say where the node differs from what is desired, and the kernel's answers from both.
+
+    There is one answer for each lookup of ``planned``, in order.
+    """
+    differences = []
+    for leg, other in zip(planned.legs, actual.legs, strict=True):
+        before, after = [s.text for s in leg.steps], [s.text for s in other.steps]
+        if before != after:
+            wanted = [t for t in before if t not in after]
+            differences.append(
+                f"{leg.name}: the node differs from the document: {'; '.join(wanted) or 'more'} "
+                f"is desired, {'; '.join(t for t in after if t not in before) or 'nothing'} is "
+                "there; see 'node-network diff'"
+            )
+    lookups = [lookup for leg in planned.legs for lookup in leg.lookups]
+    for (packet, decision), answer in zip(lookups, answers, strict=True):
+        if said := _disagreement(decision, answer):
+            differences.append(f"{packet.command}: the kernel says {said}, not '{decision}'")
+    return tuple(differences)
+
+
+def unasked(query: Query, rules: Iterable[Rule]) -> tuple[str, ...]:
+    """Name rules ahead of ours that may take it, and that the kernel was not asked about."""
+    family = family_of(query.endpoint or query.peer).name
+    found = sorted(
+        (r.priority, [w.partition("=")[0] for w in r.extra.split(",")])
+        for r in rules
+        if r.family == family and r.priority < ENI_PRIORITY + MAX_DEVICE_INDEX
+    )
+    return tuple(
+        f"ip rule {priority} selects by {', '.join(n for n in names if n in UNASKED)}, which the "
+        "kernel was not asked about: it may take this connection elsewhere"
+        for priority, names in found
+        if any(n in UNASKED for n in names)
+    )
+
+
+def compare_inside(pod: Attachment, peer: IpAddress, answer: Found) -> tuple[str, ...]:
+    """Say where a pod's own kernel sends its packets, if not to the host."""
+    gateway, device = family_of(peer).gateway, pod.key.ifname
+    if not answer.refusal and (answer.device, answer.gateway) == (device, gateway):
+        return ()
+    via = f" via {answer.gateway}" if answer.gateway else ""
+    says = f"'{answer.refusal}'" if answer.refusal else f"dev {answer.device}{via}"
+    return (
+        f"in the pod, {Packet(None, peer).command}: the kernel says {says}, not dev {device} via "
+        f"{gateway}; something in the pod has changed it (a sandbox such as gVisor does)",
+    )
+
+
+def _disagreement(decision: Decision, answer: Found) -> str:
+    if answer.refusal:
+        return "" if decision.rule is None else f"'{answer.refusal}'"
+    table = decision.rule.table if decision.rule else 0
+    gateway = decision.route.gateway if decision.route else None
+    if (answer.table, answer.device, answer.gateway) == (table, decision.device, gateway):
+        return ""
+    via = f" via {answer.gateway}" if answer.gateway else ""
+    return f"table {answer.table}{via} dev {answer.device}"

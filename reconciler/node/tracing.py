@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from reconciler.diagnostics.difference import compare, compare_inside, unasked
-from reconciler.diagnostics.lookup import Packet
+from reconciler.diagnostics.lookup import Packet, make_tables
 from reconciler.diagnostics.obstacles import find_obstacles
-from reconciler.diagnostics.tables import make_tables
-from reconciler.diagnostics.trace import Query, Trace, trace
+from reconciler.diagnostics.trace import Query, Trace, compare, compare_inside, trace, unasked
 from reconciler.domains import nat, route, rule
 from reconciler.domains.inputs import Inputs
 from reconciler.errors import ObserveError

@@ -11,17 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.diagnostics.evaluation import Evaluation, between
-from reconciler.diagnostics.filtering import (
+from reconciler.diagnostics.foreign import Pod, Traffic
+from reconciler.diagnostics.forwarding import (
     MAX_LINKS,
     MAX_PODS,
     MAX_STEPS_IN_ALL,
-    Pod,
-    Traffic,
     accepting,
-    judge,
     sample,
 )
+from reconciler.diagnostics.forwarding import judge_chains as judge
 from reconciler.diagnostics.packet import Mark, Passage, State
 from reconciler.diagnostics.ruleset import (
     BaseChain,
@@ -39,7 +37,15 @@ from reconciler.diagnostics.ruleset import (
     Within,
     field_is,
 )
-from reconciler.diagnostics.walk import MAX_STEPS, ChainOutcome, Hit, at_hook, walk
+from reconciler.diagnostics.walk import (
+    MAX_STEPS,
+    ChainOutcome,
+    Evaluation,
+    Hit,
+    at_hook,
+    between,
+    walk,
+)
 
 ONE, TWO = ip_address("10.0.1.20"), ip_address("10.0.1.21")
 FAR, HOST = ip_address("198.51.100.7"), ip_address("10.0.1.10")

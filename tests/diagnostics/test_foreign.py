@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from reconciler.core.forward import ForwardChain, covers
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.diagnostics import findings
-from reconciler.diagnostics.filtering import Pod, Traffic
 from reconciler.diagnostics.findings import judge
 from reconciler.diagnostics.foreign import (
+    MARK_USERS,
     NETWORK_MANAGER,
     NETWORKD,
     Foreign,
@@ -23,10 +23,11 @@ from reconciler.diagnostics.foreign import (
     Manager,
     Networkd,
     Ours,
+    Pod,
     Setting,
     Tool,
+    Traffic,
 )
-from reconciler.diagnostics.mark import MARK_USERS
 from reconciler.diagnostics.ruleset import BaseChain, ChainId, Ruleset, Verdict
 from reconciler.domains import forward
 from reconciler.engine.plan import Verb

@@ -13,8 +13,7 @@ from conftest import namespace
 from services import Endpoint, HostPort, Service
 
 from lab import netns
-from reconciler.diagnostics.service import endpoints_in_iptables
-from reconciler.targets.services import Services
+from reconciler.targets.services import Services, endpoints_in_iptables
 
 pytestmark = pytest.mark.kernel
 

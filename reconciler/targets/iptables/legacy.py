@@ -109,9 +109,9 @@ class LegacyTables:
                 left -= len(found[1]) if found else 0
                 read = _chains(table, layout, *found) if found else _unread(table, layout)
                 result = joined(result, read)
-        if not self._seen.has_same(result):
+        if self._seen != result:
             self._seen = result
-        return self._seen
+        return self._seen  # the same object, so that what follows from it is not decided anew
 
 
 TOO_LARGE = f"one may have {MAX_TABLE_BYTES >> 20} MiB, all together {MAX_BYTES_IN_ALL >> 20}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from reconciler.core.datapath import ALIAS, TABLE
-from reconciler.diagnostics.mark import sign_of
+from reconciler.diagnostics.foreign import sign_of
 from reconciler.diagnostics.ruleset import (
     BaseChain,
     ChainId,
@@ -97,7 +97,7 @@ class ForeignChains:
         if self._seen is None or self._seen[0] != now:
             # A change that comes in between has a later number, and is seen next time.
             found, before = self._observe(), self._seen
-            if before is not None and before[1].ruleset.has_same(found.ruleset):
+            if before is not None and before[1].ruleset == found.ruleset:
                 found = replace(found, ruleset=before[1].ruleset)
             self._seen = (now, found)
         return self._seen[1]

@@ -9,7 +9,7 @@ CNI    := build/node-network-cni
 # Two more than the two cores it is measured on: lab tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: help demo cni test lint format bench soak schema clean setup
+.PHONY: help demo cni image test lint format bench soak schema clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ test: $(STAMP) $(CNI) ## run all tests
 	@$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 cni: $(CNI) ## build the static CNI executable
+
+image: ## build the container image without a registry: build/node-network-image.tar
+	@deploy/image/build.sh $(or $(TAG),localhost/node-network:dev)
 
 lint: $(STAMP) ## lint, format and type checks
 	@$(BIN)/ruff check .

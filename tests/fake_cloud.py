@@ -210,19 +210,19 @@ class FakeEc2:
                     self._change(eni.eni_id, ipv6_prefixes=(*eni.ipv6_prefixes, fresh))
                 self._learn(action.eni_id, added=frozenset({fresh}))
             case ReleaseAddresses():
-                gone = frozenset(map(host_network, action.addresses))
+                gone = frozenset(map(host_network, action.units))
                 with self._releasing(action.eni_id, gone):
                     eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
-                    if not set(action.addresses) <= set(eni.secondaries):
+                    if not set(action.units) <= set(eni.secondaries):
                         raise RefusedError("UnassignPrivateIpAddresses", "InvalidParameterValue")
-                    left = tuple(a for a in eni.secondaries if a not in action.addresses)
+                    left = tuple(a for a in eni.secondaries if a not in action.units)
                     self._change(eni.eni_id, secondaries=left)
             case ReleasePrefixes():
-                with self._releasing(action.eni_id, frozenset(action.prefixes)):
+                with self._releasing(action.eni_id, frozenset(action.units)):
                     eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
-                    if not set(action.prefixes) <= set(eni.prefixes):
+                    if not set(action.units) <= set(eni.prefixes):
                         raise RefusedError("UnassignPrivateIpAddresses", "InvalidParameterValue")
-                    left = tuple(p for p in eni.prefixes if p not in action.prefixes)
+                    left = tuple(p for p in eni.prefixes if p not in action.units)
                     self._change(eni.eni_id, prefixes=left)
             case DetachEni():
                 with self._call("DetachNetworkInterface"):
@@ -339,7 +339,7 @@ class FakeEc2:
 
     def _room(self, eni: Eni, action: AssignAddresses) -> list[Any]:
         name = "AssignPrivateIpAddresses"
-        fresh = [a for a in action.addresses if a not in eni.secondaries]
+        fresh = [a for a in action.units if a not in eni.secondaries]
         count = action.count + len(fresh)
         if 1 + len(eni.secondaries) + len(eni.prefixes) + count > self.limits.addresses_per_eni:
             raise RefusedError(name, "PrivateIpAddressLimitExceeded")
@@ -349,7 +349,7 @@ class FakeEc2:
 
     def _blocks(self, eni: Eni, action: AssignPrefixes) -> list[Any]:
         name = "AssignPrivateIpAddresses"
-        fresh = [p for p in action.prefixes if p not in eni.prefixes]
+        fresh = [p for p in action.units if p not in eni.prefixes]
         count = action.count + len(fresh)
         if 1 + len(eni.secondaries) + len(eni.prefixes) + count > self.limits.addresses_per_eni:
             raise RefusedError(name, "PrivateIpAddressLimitExceeded")

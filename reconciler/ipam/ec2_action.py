@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.engine.plan import Key, Verb
+
+U = TypeVar("U", IpAddress, IpNetwork)
+"""What is assigned and released: single addresses, or prefixes."""
+
+ATTACH = ("AttachNetworkInterface", "ModifyNetworkInterfaceAttribute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +48,9 @@ class Creation:
 
     @property
     def key(self) -> Key:
-        """The token."""
         return (self.token,)
 
     def command(self, verb: Verb) -> str:
-        """What is done to the record."""
         word = "forget" if verb is Verb.DELETE else "finish" if self.done else "record"
         return f"{word} creation {self.token}"
 
@@ -61,15 +64,10 @@ class AddEni:
     reason: str
     verb: ClassVar[Verb] = Verb.CREATE
     kind: ClassVar[str] = "eni"
-    calls: ClassVar[tuple[str, ...]] = (
-        "CreateNetworkInterface",
-        "AttachNetworkInterface",
-        "ModifyNetworkInterfaceAttribute",
-    )
+    calls: ClassVar[tuple[str, ...]] = ("CreateNetworkInterface", *ATTACH)
 
     @property
     def key(self) -> Key:
-        """The device index it will have."""
         return (self.creation.device_index,)
 
     def __str__(self) -> str:
@@ -90,7 +88,7 @@ class _Words(Formatter):
     """Writes a tuple as its words."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """Ignore the format: there is none."""
+        del format_spec  # there is none
         return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -101,7 +99,6 @@ class _OnEni:
     Attributes:
         calls: EC2 actions, in order; the node's role needs the right to each.
         command: what is typed after ``aws ec2``, with the action's fields.
-        names: the field with the addresses or prefixes it is about.
     """
 
     eni_id: str
@@ -109,17 +106,11 @@ class _OnEni:
     kind: ClassVar[str] = "eni"
     calls: ClassVar[tuple[str, ...]]
     command: ClassVar[str]
-    names: ClassVar[str] = ""
 
     @property
     def key(self) -> Key:
-        """The ENI, and what is named."""
-        return (self.eni_id, *(int(getattr(n, "network_address", n)) for n in self.named))
-
-    @property
-    def named(self) -> tuple[Any, ...]:
-        """The addresses or prefixes it is about; empty for most actions."""
-        return getattr(self, self.names) if self.names else ()
+        units = getattr(self, "units", ())
+        return (self.eni_id, *(int(getattr(u, "network_address", u)) for u in units))
 
     def __str__(self) -> str:
         return f"aws ec2 {_Words().format(self.command, self)}"
@@ -132,7 +123,7 @@ class AttachEni(_OnEni):
     instance_id: str
     device_index: int
     reason: str
-    calls = ("AttachNetworkInterface", "ModifyNetworkInterfaceAttribute")
+    calls = ATTACH
     command = (
         "attach-network-interface --network-interface-id {0.eni_id} "
         "--device-index {0.device_index}"
@@ -189,16 +180,16 @@ class SetSecurityGroups(_OnEni):
 
 
 @dataclass(frozen=True, slots=True)
-class _Assignment(_OnEni):
+class _Assignment(_OnEni, Generic[U]):
     """Give an ENI more: as many as EC2 chooses, or those that are named.
 
-    Attributes:
-        options: of the command, before the names and before the count.
+    ``options`` are the command's, before the names and before the count.
     """
 
     subnet_id: str
     reason: str
     count: int = 0
+    units: tuple[U, ...] = ()
     verb = Verb.CREATE
     calls = ("AssignPrivateIpAddresses",)
     command = "assign-private-ip-addresses --network-interface-id {0.eni_id} {0.what}"
@@ -206,27 +197,20 @@ class _Assignment(_OnEni):
 
     @property
     def what(self) -> tuple[object, ...]:
-        """The option, and the names or the count."""
         by_name, by_count = self.options
-        return (by_name, *self.named) if self.named else (by_count, self.count)
+        return (by_name, *self.units) if self.units else (by_count, self.count)
 
 
-@dataclass(frozen=True, slots=True)
-class AssignAddresses(_Assignment):
+class AssignAddresses(_Assignment[IpAddress]):
     """Give an ENI more single addresses."""
 
-    addresses: tuple[IpAddress, ...] = ()
-    names = "addresses"
     kind = "address"
     options = ("--private-ip-addresses", "--secondary-private-ip-address-count")
 
 
-@dataclass(frozen=True, slots=True)
-class AssignPrefixes(_Assignment):
+class AssignPrefixes(_Assignment[IpNetwork]):
     """Give an ENI more prefixes."""
 
-    prefixes: tuple[IpNetwork, ...] = ()
-    names = "prefixes"
     kind = "prefix"
     options = ("--ipv4-prefixes", "--ipv4-prefix-count")
 
@@ -244,7 +228,6 @@ class DelegatePrefix(_OnEni):
 
     @property
     def key(self) -> Key:
-        """The ENI, the family, and what is named."""
         return (self.eni_id, "ipv6", int(self.prefix.network_address) if self.prefix else 0)
 
     def __str__(self) -> str:
@@ -253,35 +236,31 @@ class DelegatePrefix(_OnEni):
 
 
 @dataclass(frozen=True, slots=True)
-class ReleaseAddresses(_OnEni):
+class _Release(_OnEni, Generic[U]):
+    """Give addresses or prefixes of an ENI back."""
+
+    units: tuple[U, ...]
+    reason: str
+    verb = Verb.DELETE
+    calls = ("UnassignPrivateIpAddresses",)
+    command = (
+        "unassign-private-ip-addresses --network-interface-id {0.eni_id} {0.option} {0.units}"
+    )
+    option: ClassVar[str]
+
+
+class ReleaseAddresses(_Release[IpAddress]):
     """Give single addresses of an ENI back."""
 
-    addresses: tuple[IpAddress, ...]
-    reason: str
-    names = "addresses"
-    verb = Verb.DELETE
     kind = "address"
-    calls = ("UnassignPrivateIpAddresses",)
-    command = (
-        "unassign-private-ip-addresses --network-interface-id {0.eni_id} "
-        "--private-ip-addresses {0.addresses}"
-    )
+    option = "--private-ip-addresses"
 
 
-@dataclass(frozen=True, slots=True)
-class ReleasePrefixes(_OnEni):
+class ReleasePrefixes(_Release[IpNetwork]):
     """Give prefixes of an ENI back."""
 
-    prefixes: tuple[IpNetwork, ...]
-    reason: str
-    names = "prefixes"
-    verb = Verb.DELETE
     kind = "prefix"
-    calls = ("UnassignPrivateIpAddresses",)
-    command = (
-        "unassign-private-ip-addresses --network-interface-id {0.eni_id} "
-        "--ipv4-prefixes {0.prefixes}"
-    )
+    option = "--ipv4-prefixes"
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,9 +122,9 @@ def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
     """Return what an action asks EC2 to take from this instance; empty for most actions."""
     match action:
         case ReleaseAddresses():
-            return frozenset(map(host_network, action.addresses))
+            return frozenset(map(host_network, action.units))
         case ReleasePrefixes():
-            return frozenset(action.prefixes)
+            return frozenset(action.units)
         case DetachEni():
             enis = (e for e in observed.enis if e.eni_id == action.eni_id)
             return frozenset(n for e in enis for n in unit_networks(e))
@@ -223,11 +223,11 @@ def _cure(desired: Pool, at: PoolStatus) -> Plan:
             continue
         reason = f"AddressLost: {who} uses it"
         if item == held:
-            again = AssignAddresses(eni.eni_id, eni.subnet_id, reason, addresses=(address,))
+            again = AssignAddresses(eni.eni_id, eni.subnet_id, reason, units=(address,))
             actions.append(again)
         else:
             prefix: AssignPrefixes | DelegatePrefix = (
-                AssignPrefixes(eni.eni_id, eni.subnet_id, reason, prefixes=(item,))
+                AssignPrefixes(eni.eni_id, eni.subnet_id, reason, units=(item,))
                 if family_of(item).counted
                 else DelegatePrefix(eni.eni_id, eni.subnet_id, reason, item)
             )

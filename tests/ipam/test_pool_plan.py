@@ -173,15 +173,15 @@ def test_nothing_is_given_back_before_it_is_quarantined() -> None:
     assert domain.plan(pool(5), look).actions == ()
     (action,) = given_back(pool(5), look)
     assert isinstance(action, ReleaseAddresses)
-    assert action.addresses == eni(0, 9).secondaries[5:]
+    assert action.units == eni(0, 9).secondaries[5:]
 
 
 def test_what_is_used_stays() -> None:
     used = frozenset(eni(0, 9).secondaries[6:])
     (action,) = given_back(pool(5, ec2=Ec2Inputs(used=used)), cloud(eni(0, 9)))
     assert isinstance(action, ReleaseAddresses)
-    assert not used & set(action.addresses)
-    assert len(action.addresses) == 4
+    assert not used & set(action.units)
+    assert len(action.units) == 4
 
 
 def test_an_eni_that_nobody_needs_goes_whole_the_primary_never() -> None:
@@ -264,7 +264,7 @@ def test_without_whole_blocks_single_addresses_do_and_are_exchanged_when_one_is_
     both = eni(0, 5, prefixes=(ip_network("10.0.1.64/28"),))
     (last,) = given_back(pool(5, **PREFIXES), cloud(both, blocks=1))
     assert isinstance(last, ReleaseAddresses)
-    assert len(last.addresses) == 5
+    assert len(last.units) == 5
 
 
 def test_changing_back_to_single_addresses_gives_free_prefixes_back() -> None:
@@ -336,7 +336,7 @@ def test_an_address_in_use_that_both_sources_lack_is_lost_and_asked_for_again() 
     wanted = replace(pool(0, ec2=Ec2Inputs(disagreements=lost)), attachments=(pod,))
     plan = domain.plan(wanted, look)
     (action,) = [a for a in plan.actions if isinstance(a, AssignAddresses)]
-    assert action.addresses == pod.addresses
+    assert action.units == pod.addresses
     assert "AddressLost" in [r.reason for r in plan.refusals]
 
 

@@ -100,9 +100,9 @@ class Watched(FakeEc2):
     def _apply_one(self, action: Any) -> None:
         match action:
             case ReleaseAddresses():
-                given = set(action.addresses)
+                given = set(action.units)
             case ReleasePrefixes():
-                given = {a for p in action.prefixes for a in p}
+                given = {a for p in action.units for a in p}
             case DetachEni() | DeleteEni():
                 found = [e for e in self.enis if e.eni_id == action.eni_id]
                 given = {a for e in found for a in self._held() if e.holds(a)}

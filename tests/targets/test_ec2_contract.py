@@ -180,7 +180,7 @@ def test_prefixes_come_go_and_count_as_one_slot_each(world: World) -> None:
     assert len(only.pod_addresses) == 48
     assert world.apply(ReleasePrefixes(only.eni_id, only.prefixes[1:], "test")) == []
     assert world.cloud().enis[0].prefixes == only.prefixes[:1]
-    again = AssignPrefixes(only.eni_id, only.subnet_id, "test", prefixes=only.prefixes[1:2])
+    again = AssignPrefixes(only.eni_id, only.subnet_id, "test", units=only.prefixes[1:2])
     assert world.apply(again) == []
     assert world.cloud().enis[0].prefixes == only.prefixes[:2]
 
@@ -191,7 +191,7 @@ def test_addresses_are_given_back_by_name(world: World) -> None:
     gone = only.secondaries[5:]
     assert world.apply(ReleaseAddresses(only.eni_id, gone, "test")) == []
     assert world.cloud().enis[0].secondaries == only.secondaries[:5]
-    again = AssignAddresses(only.eni_id, only.subnet_id, "test", addresses=gone[:1])
+    again = AssignAddresses(only.eni_id, only.subnet_id, "test", units=gone[:1])
     assert world.apply(again) == []
     assert world.cloud().enis[0].secondaries == only.secondaries[:6]
 

@@ -120,9 +120,9 @@ class Ec2Changes:
             case AssignAddresses() | AssignPrefixes() | DelegatePrefix():
                 self._assign(action)
             case ReleaseAddresses():
-                self._release(action.eni_id, "PrivateIpAddresses", action.addresses)
+                self._release(action.eni_id, "PrivateIpAddresses", action.units)
             case ReleasePrefixes():
-                self._release(action.eni_id, "Ipv4Prefixes", action.prefixes)
+                self._release(action.eni_id, "Ipv4Prefixes", action.units)
             case DetachEni() | DeleteEni():
                 self._remove(action)
 
@@ -209,14 +209,14 @@ class Ec2Changes:
         method, decode = "assign_private_ip_addresses", decode_assigned
         wanted: dict[str, Any]
         match action:
-            case AssignAddresses(addresses=()):
+            case AssignAddresses(units=()):
                 wanted = {"SecondaryPrivateIpAddressCount": action.count}
             case AssignAddresses():
-                wanted = {"PrivateIpAddresses": [str(a) for a in action.addresses]}
-            case AssignPrefixes(prefixes=()):
+                wanted = {"PrivateIpAddresses": [str(a) for a in action.units]}
+            case AssignPrefixes(units=()):
                 wanted = {"Ipv4PrefixCount": action.count}
             case AssignPrefixes():
-                wanted = {"Ipv4Prefixes": [str(p) for p in action.prefixes]}
+                wanted = {"Ipv4Prefixes": [str(p) for p in action.units]}
             case DelegatePrefix(prefix=named):
                 method, decode = "assign_ipv6_addresses", decode_delegated
                 wanted = {"Ipv6Prefixes": [str(named)]} if named else {"Ipv6PrefixCount": 1}

@@ -289,14 +289,15 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
 def _why_not(asked: Pods, adopted: Collection[AttachmentKey]) -> Iterator[Issue]:
     """Say which pods are not served because of what their own records say."""
     for state in (State.WANTED, State.UNREADABLE, State.BOUND, State.READY):
-        gone = (p.intent for p in asked[state] if p.intent is not None and not p.netns_alive)
-        yield from map(issues.netns_gone, gone)
+        for pod in asked[state]:
+            if pod.intent is not None and not pod.netns_alive:
+                yield issues.why_not("netns_gone", pod.intent)
     for pod in asked[State.REPLACED]:
         if pod.intent is not None:
-            yield issues.sandbox_replaced(pod.intent)
+            yield issues.why_not("sandbox_replaced", pod.intent)
     for pod in asked[State.UNREADABLE]:
         if pod.intent and pod.torn and pod.netns_alive and pod.key not in adopted:
-            yield issues.undecided(pod.intent, pod.torn)
+            yield issues.why_not("undecided", pod.intent, path=pod.torn.path)
 
 
 class _Holders:
@@ -331,14 +332,15 @@ def _obstacle(
 ) -> Issue | None:
     """Say why a pod may get no address, however many are free."""
     if holder := holders.of_namespace(intent):
-        is_leaving = holder in observed.released
-        return (issues.netns_leaving if is_leaving else issues.netns_taken)(intent, holder)
+        taken = "netns_leaving" if holder in observed.released else "netns_taken"
+        return issues.why_not(taken, intent, holder=holder)
     if holder := holders.veths.get(veth):
-        return issues.veth_taken(intent, veth, holder)
+        return issues.why_not("veth_taken", intent, veth=veth, holder=holder)
     if supply.unread:
-        return issues.unread(intent)
-    if supply.unexplained:
-        return issues.unexplained(intent, supply.unexplained)
+        return issues.why_not("unread", intent)
+    if links := supply.unexplained:
+        more = f" and of {len(links) - 1} more" if len(links) > 1 else ""
+        return issues.why_not("unexplained", intent, links=links[0].veth + more)
     return None
 
 

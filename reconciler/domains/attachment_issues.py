@@ -8,7 +8,7 @@ from reconciler.core.attachment import AttachmentKey, Intent
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.engine.issue import Issue
 from reconciler.ipam.allocation import Supply, Unexplained, lacking
-from reconciler.ipam.records import WITHHELD_S, Records, SetAside, find_copies
+from reconciler.ipam.records import WITHHELD_S, Records, find_copies
 
 MAX_NAMED = 20
 """Unreadable records, and addresses on the host, that get a condition each; the others are counted
@@ -43,86 +43,56 @@ def exhausted(intent: Intent, supply: Supply, observed: Records) -> Issue:
     return _of(intent, "AddressesExhausted", message)
 
 
-def unread(intent: Intent) -> Issue:
-    """It is not known which addresses the stock plugin's pods hold."""
-    return _of(
-        intent,
+WHY_NOT = {
+    "unread": (
         "AddressesUnknown",
-        "the routes of pods that amazon-vpc-cni-k8s may have left could not be read since "
-        "the start, so no address is known to be free; it is served once they can be",
-    )
-
-
-def unexplained(intent: Intent, links: tuple[Unexplained, ...]) -> Issue:
-    """It is not known which addresses our own links have."""
-    more = f" and of {len(links) - 1} more" if len(links) > 1 else ""
-    return _of(
-        intent,
+        "the routes of pods that amazon-vpc-cni-k8s may have left could not be read since the "
+        "start, so no address is known to be free; it is served once they can be",
+    ),
+    "unexplained": (
         "AddressesUnknown",
-        f"the address of link {links[0].veth}{more} is not known, so no address is known "
-        "to be free; it is served once that is known, or the link is gone",
-    )
-
-
-def undecided(intent: Intent, record: SetAside) -> Issue:
-    """Its record cannot be read."""
-    return _of(
-        intent,
+        "the address of link {links} is not known, so no address is known to be free; it is "
+        "served once that is known, or the link is gone",
+    ),
+    "undecided": (
         "RecordUnreadable",
-        f"what it was given is in {record.path}, which cannot be read, and the kernel has "
-        "no link of it: nothing new is bound to it, because its pod may run with the old address; "
-        "a DEL for this container, or removing that file, ends this",
-    )
-
-
-def netns_leaving(intent: Intent, holder: AttachmentKey) -> Issue:
-    """Its namespace has an attachment that is being released."""
-    return _of(
-        intent,
+        "what it was given is in {path}, which cannot be read, and the kernel has no link of it: "
+        "nothing new is bound to it, because its pod may run with the old address; a DEL for this "
+        "container, or removing that file, ends this",
+    ),
+    "netns_leaving": (
         "NetnsStillTaken",
-        f"{intent.netns} has {holder} until that is released, which is under way; it is "
-        "served as soon as nothing of it is left",
-    )
-
-
-def netns_taken(intent: Intent, holder: AttachmentKey) -> Issue:
-    """Its namespace has another attachment."""
-    return _of(
-        intent,
+        "{intent.netns} has {holder} until that is released, which is under way; it is served as "
+        "soon as nothing of it is left",
+    ),
+    "netns_taken": (
         "NetnsTaken",
-        f"{intent.netns} already has {holder} for its way out; a second interface of ours "
-        "in one namespace is not supported",
-    )
-
-
-def veth_taken(intent: Intent, veth: str, holder: AttachmentKey) -> Issue:
-    """An older sandbox of its pod has the name of its link."""
-    return _of(
-        intent,
+        "{intent.netns} already has {holder} for its way out; a second interface of ours in one "
+        "namespace is not supported",
+    ),
+    "veth_taken": (
         "VethNameTaken",
-        f"link {veth} of pod {intent.pod} is still that of its sandbox {holder}; it is "
-        "served as soon as a DEL, or the end of that sandbox's namespace, has released it",
-    )
-
-
-def sandbox_replaced(intent: Intent) -> Issue:
-    """What it had in its former namespace is being released."""
-    return _of(
-        intent,
+        "link {veth} of pod {intent.pod} is still that of its sandbox {holder}; it is served as "
+        "soon as a DEL, or the end of that sandbox's namespace, has released it",
+    ),
+    "sandbox_replaced": (
         "SandboxReplaced",
-        "what this container had in its former namespace is being released; it is served "
-        f"in {intent.netns} as soon as nothing of that is left",
-    )
-
-
-def netns_gone(intent: Intent) -> Issue:
-    """Its namespace is not there."""
-    return _of(
-        intent,
+        "what this container had in its former namespace is being released; it is served in "
+        "{intent.netns} as soon as nothing of that is left",
+    ),
+    "netns_gone": (
         "NetnsGone",
-        f"{intent.netns} is gone, not the namespace it was when the pod asked, or the "
-        "host's own; a DEL for this container ends it",
-    )
+        "{intent.netns} is gone, not the namespace it was when the pod asked, or the host's own; "
+        "a DEL for this container ends it",
+    ),
+}
+"""Why a pod gets no address although some may be free: reason and message."""
+
+
+def why_not(obstacle: str, intent: Intent, **facts: object) -> Issue:
+    """Say which obstacle of ``WHY_NOT`` is in a pod's way."""
+    reason, message = WHY_NOT[obstacle]
+    return _of(intent, reason, message.format(intent=intent, **facts))
 
 
 def _of(intent: Intent, reason: str, message: str) -> Issue:

@@ -126,7 +126,7 @@ def hints_of(
         planned_for: the demand that the pool was last planned for.
     """
     inputs = result.inputs
-    taking_over = inputs.predecessor.taking_over
+    taking_over = inputs.host.predecessor.taking_over
     attached = frozenset(e.eni_id for e in inputs.enis if e.owned and e.device_index)
     linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
     told = set()

@@ -142,7 +142,7 @@ def describe(
             "refused": accepted.refused,
         },
         "settled": settled,
-        "pool": count_addresses(records, cloud, latest.inputs.occupied) if latest else {},
+        "pool": count_addresses(records, cloud, latest.inputs.host.occupied) if latest else {},
         "conditions": conditions,
         "enis": [
             {

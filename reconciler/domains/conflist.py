@@ -152,7 +152,7 @@ def make(cni: Cni, state_dir: str) -> dict[str, Any]:
 
 def desire(inputs: Inputs) -> frozenset[Conflist]:
     """One file, if it is ours to install."""
-    where = inputs.installation
+    where = inputs.host.installation
     if not where.conf_dir:
         return frozenset()
     content = normal(json.dumps(make(inputs.document.cni, where.state_dir)))

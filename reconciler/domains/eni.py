@@ -27,5 +27,5 @@ def desire(inputs: Inputs) -> Pool:
         ec2=inputs.ec2,
         now=inputs.now,
         clock=inputs.clock,
-        take_over=inputs.predecessor.taking_over,
+        take_over=inputs.host.predecessor.taking_over,
     )

@@ -46,7 +46,7 @@ class Executable:
 
 def desire(inputs: Inputs) -> frozenset[Executable]:
     """One program, if it is ours to install."""
-    where = inputs.installation
+    where = inputs.host.installation
     if not where.bin_dir:
         return frozenset()
     return frozenset({Executable(f"{where.bin_dir}/{TYPE}", where.program)})

@@ -55,7 +55,7 @@ def desire(inputs: Inputs) -> frozenset[ForwardAccept]:
     families = frozenset(FAMILIES[name].nft for name in inputs.families)
     return frozenset(
         ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
-        for chain in inputs.forward
+        for chain in inputs.host.forward
         if is_ours_to_open(chain, families)
         for way in ("iifname", "oifname")
         for pattern in inputs.veth_patterns

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.datapath import (
@@ -39,7 +40,50 @@ class Links:
     macs: Mapping[str, str] = field(default_factory=dict)
 
 
-NO_DEMAND = Demand()
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What an observation of the kernel says of attachments.
+
+    Attributes:
+        linked: those that have a link on the host.
+        clear: those of which it has found nothing left.
+        finished: those of which it has found everything in place.
+        visit: those whose own namespace is looked into, and put right; None means all of them.
+            Host objects are always compared in full.
+        unreadable: those whose namespace could not be read, now or a short while ago.
+        dead: those whose namespace is gone for so long that no DEL will come.
+        flows: addresses that conntrack still has connections of.
+        unrecorded: those that only the kernel remembers: their records were lost.
+        unexplained: links of ours of which not even the kernel says which address they have.
+    """
+
+    linked: frozenset[AttachmentKey] = frozenset()
+    clear: frozenset[AttachmentKey] = frozenset()
+    finished: frozenset[AttachmentKey] = frozenset()
+    visit: frozenset[AttachmentKey] | None = None
+    unreadable: frozenset[AttachmentKey] = frozenset()
+    dead: frozenset[AttachmentKey] = frozenset()
+    flows: frozenset[IpAddress] = frozenset()
+    unrecorded: tuple[Attachment, ...] = ()
+    unexplained: tuple[Unexplained, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What is on the host beside pods and ENIs.
+
+    Attributes:
+        occupied: what the host takes for its own of the addresses that ENIs hold for pods, each
+            with where that is said.
+        forward: forward chains of other owners.
+        predecessor: what the stock plugin has left, and what becomes of it.
+        installation: what of ours belongs there, and where.
+    """
+
+    occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
+    forward: tuple[ForwardChain, ...] = ()
+    predecessor: Predecessor = NO_PREDECESSOR
+    installation: Installation = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +99,6 @@ class Inputs:
         now: seconds since the epoch, from the wall clock; for records only.
         clock: monotonic seconds; for all that lives in memory.
         demand: what the pool must cover.
-        clear: attachments of which an observation of the kernel has found nothing left.
-        finished: attachments of which it has found everything in place.
-        flows: addresses that conntrack still has connections of.
-        dead: attachments whose namespace is gone for so long that no DEL will come.
-        visit: the attachments whose own namespace is looked into, and put right; None means all of
-            them. Host objects are always compared in full.
-        unreadable: attachments whose namespace could not be read, now or a short while ago.
-        pods: attachments that have a link on the host.
-        unrecorded: attachments that only the kernel remembers: their records were lost.
-        unexplained: links of ours of which not even the kernel says which address they have.
-        occupied: what the host takes for its own of the addresses that ENIs hold for pods, each
-            with where that is said.
-        forward: forward chains of other owners.
-        predecessor: what the stock plugin has left, and what becomes of it.
-        installation: what of ours belongs on the host, and where.
     """
 
     document: NodeNetwork
@@ -80,21 +109,14 @@ class Inputs:
     left_out: tuple[Attachment, ...] = ()
     now: float = 0.0
     clock: float = 0.0
-    demand: Demand = NO_DEMAND
-    clear: frozenset[AttachmentKey] = frozenset()
-    finished: frozenset[AttachmentKey] = frozenset()
-    visit: frozenset[AttachmentKey] | None = None
-    unreadable: frozenset[AttachmentKey] = frozenset()
-    pods: frozenset[AttachmentKey] = frozenset()
-    unrecorded: tuple[Attachment, ...] = ()
-    unexplained: tuple[Unexplained, ...] = ()
-    occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
-    flows: frozenset[IpAddress] = frozenset()
-    dead: frozenset[AttachmentKey] = frozenset()
+    demand: Demand = field(default_factory=Demand)
     ec2: Ec2Inputs = NO_EC2
-    forward: tuple[ForwardChain, ...] = ()
-    predecessor: Predecessor = NO_PREDECESSOR
-    installation: Installation = NOWHERE
+    kernel: Kernel = field(default_factory=Kernel)
+    host: Host = field(default_factory=Host)
+
+    def seeing(self, **changes: Any) -> Inputs:
+        """Return the same with some fields of ``kernel`` replaced."""
+        return replace(self, kernel=replace(self.kernel, **changes))
 
     @property
     def primary(self) -> Eni | None:
@@ -149,8 +171,8 @@ class Inputs:
             a
             for a in self.attachments
             if a.netns_alive
-            and a.key not in self.unreadable
-            and (self.visit is None or a.key in self.visit)
+            and a.key not in self.kernel.unreadable
+            and (self.kernel.visit is None or a.key in self.kernel.visit)
         )
 
     @property
@@ -159,7 +181,7 @@ class Inputs:
 
         Without its namespace a link cannot be made; one that is there is kept.
         """
-        return tuple(a for a in self.attachments if a.netns_alive or a.key in self.pods)
+        return tuple(a for a in self.attachments if a.netns_alive or a.key in self.kernel.linked)
 
     @property
     def veth_patterns(self) -> frozenset[str]:

@@ -151,7 +151,7 @@ def desire_pods(inputs: Inputs) -> frozenset[Link]:
             )
         )
     # Whose address is not known is kept as it is: absence is no release.
-    for u in inputs.unexplained:
+    for u in inputs.kernel.unexplained:
         links.add(Veth(u.veth, u.mac, pod_mtu, link_alias(u.key)))
     for a in inputs.visited:
         links.add(PodLink(a.netns, a.key.ifname, a.pod_mac, pod_mtu, veth=a.veth))

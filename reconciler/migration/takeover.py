@@ -53,7 +53,7 @@ class Retirement:
 
 def desire(inputs: Inputs) -> Retirement:
     """Nothing of the stock plugin's."""
-    return Retirement(inputs.predecessor.refusals, inputs.enis, inputs.links)
+    return Retirement(inputs.host.predecessor.refusals, inputs.enis, inputs.links)
 
 
 def plan(desired: Retirement, observed: Sighting) -> Plan:

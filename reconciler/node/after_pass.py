@@ -107,7 +107,7 @@ class OtherOwners:
             seen = self._surroundings.observe()
         made: Outcomes = {}
         if seen.forward is not None:
-            inputs = replace(inputs, forward=seen.forward)
+            inputs = replace(inputs, host=replace(inputs.host, forward=seen.forward))
             domains = [Domain("forward", forward.desire, forward.plan, self._surroundings.forward)]
             if backoffs is None:
                 made = dry_run(domains, inputs)
@@ -156,7 +156,7 @@ class Installer:
         return dry_run(self._domains(), self._placed(inputs))
 
     def _placed(self, inputs: Inputs) -> Inputs:
-        return replace(inputs, installation=self._files.places)
+        return replace(inputs, host=replace(inputs.host, installation=self._files.places))
 
     def _domains(self) -> list[Domain]:
         found: tuple[type[Any], ...] = (Conflist, OtherConf, Plugins)
@@ -171,7 +171,7 @@ class Installer:
         What one pod that is here already lacks holds no other back.
         """
         inputs = result.inputs
-        node = replace(inputs, attachments=(), visit=frozenset())
+        node = replace(inputs.seeing(visit=frozenset()), attachments=())
         outcomes = [result.outcomes[d.name] for d in self._kernel.all]
         errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
         left = not_in_place(outcomes)

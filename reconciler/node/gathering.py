@@ -13,7 +13,7 @@ from reconciler.core.attachment import (
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni
 from reconciler.core.predecessor import OWNER
-from reconciler.domains.inputs import Inputs
+from reconciler.domains.inputs import Host, Inputs, Kernel
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool_plan import adopted
@@ -88,19 +88,23 @@ class Gathering:
             now=self._environment.now(),
             clock=self._environment.clock(),
             demand=records.demand,
-            pods=frozenset(links.pods),
-            unrecorded=unrecorded,
-            unexplained=tuple(
-                Unexplained(key, veth, links.macs.get(veth, ""))
-                for key, veth in sorted(unexplained.items())
-                if veth not in addresses and key not in records.released
+            kernel=Kernel(
+                linked=frozenset(links.pods),
+                unrecorded=unrecorded,
+                unexplained=tuple(
+                    Unexplained(key, veth, links.macs.get(veth, ""))
+                    for key, veth in sorted(unexplained.items())
+                    if veth not in addresses and key not in records.released
+                ),
             ),
-            occupied=netlink.occupied(
-                {a for e in enis for a in e.pod_addresses},
-                {n for e in enis for n in e.ipv6_prefixes},
-            ),
-            predecessor=self._stock.consider(
-                records, enis, asked=document.take_over == OWNER, now=self._environment.clock()
+            host=Host(
+                occupied=netlink.occupied(
+                    {a for e in enis for a in e.pod_addresses},
+                    {n for e in enis for n in e.ipv6_prefixes},
+                ),
+                predecessor=self._stock.consider(
+                    records, enis, asked=document.take_over == OWNER, now=self._environment.clock()
+                ),
             ),
         )
 
@@ -147,7 +151,7 @@ class DeadPods:
             i.key for i in records.intents if i.state is IntentState.WANTED and not i.netns_alive
         }
         dead |= {a.key for a in records.attachments if a.key not in asked and not a.netns_alive}
-        self.until = {key: self.until.get(key, gone_at) for key in dead - inputs.pods}
+        self.until = {key: self.until.get(key, gone_at) for key in dead - inputs.kernel.linked}
         return frozenset(key for key, until in self.until.items() if until <= inputs.clock)
 
 

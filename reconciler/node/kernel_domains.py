@@ -90,7 +90,8 @@ def inside_objects(inputs: Inputs) -> frozenset[Any]:
 def alone(pod: Attachment, inputs: Inputs) -> Inputs:
     """Inputs of which everything but this pod is left out."""
     key = frozenset({pod.key})
-    return replace(inputs, attachments=(pod,), visit=key, pods=key, unreadable=frozenset())
+    seen = inputs.seeing(visit=key, linked=key, unreadable=frozenset())
+    return replace(seen, attachments=(pod,))
 
 
 class PodObjects:

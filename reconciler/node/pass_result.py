@@ -96,7 +96,7 @@ def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
         frozenset(
             a.key for a in inputs.placed if a.veth in names and a.netns_alive and a not in visited
         )
-        - inputs.unreadable
+        - inputs.kernel.unreadable
     )
 
 

@@ -105,14 +105,14 @@ class LocalNode:
         outcomes = {"attachment": Outcome(errors=errors)} if errors else {}
         if not errors:
             _need_node(inputs)
-        self._records = self._records.joined(inputs.unrecorded)
+        self._records = self._records.joined(inputs.kernel.unrecorded)
         if not errors:
             inputs, outcomes = self._bind(inputs, self._records)
         records = self._records_after(outcomes)
-        inputs = replace(inputs, attachments=without_copies(records.living, inputs.pods))
+        inputs = replace(inputs, attachments=without_copies(records.living, inputs.kernel.linked))
         observed_at = time.monotonic()
         self.visits.unread = self.visits.unread.among(a.key for a in records.living)
-        inputs = replace(inputs, visit=self.visits.choose(inputs, audit=audit))
+        inputs = inputs.seeing(visit=self.visits.choose(inputs, audit=audit))
         going = [a for a in records.attachments if a.key in records.released]
         objects = PodObjects(inputs)
         inputs, kernel = self._converge_kernel(self.domains.all, inputs, objects, backoffs, going)
@@ -125,8 +125,9 @@ class LocalNode:
                 going = []  # something of theirs may be among what was not shown
             clear = frozenset(a.key for a in self._in_place(going, objects, outcomes))
             # What was adopted has its record by now, and the kernel has changed since.
-            predecessor = replace(inputs.predecessor, adoptions=())
-            after = replace(inputs, clear=clear, finished=finished, predecessor=predecessor)
+            predecessor = replace(inputs.host.predecessor, adoptions=())
+            after = replace(inputs, host=replace(inputs.host, predecessor=predecessor))
+            after = after.seeing(clear=clear, finished=finished)
             with self.pool.binding:
                 outcomes |= converge([attachment_domain(self.state)], after)
             records = self._records_after(outcomes)
@@ -162,20 +163,15 @@ class LocalNode:
         concerned, living = asked.attachments, asked.living
         observed_at = time.monotonic()
         # Some namespaces may be readable by now.
-        inputs = replace(
-            inputs,
-            attachments=living,
-            pods=inputs.pods & keys,
-            visit=None,
-            unreadable=frozenset[AttachmentKey](),
+        inputs = replace(inputs, attachments=living).seeing(
+            linked=inputs.kernel.linked & keys, visit=None, unreadable=frozenset()
         )
         leaving = tuple(a for a in concerned if a.key in asked.released)
         gone: frozenset[Any] = frozenset()
         if leaving:
             # Only the host's objects: those in a pod's namespace go with its link.
-            gone = pod_objects(
-                replace(inputs, attachments=leaving, pods=keys, visit=frozenset[AttachmentKey]())
-            )
+            there = inputs.seeing(linked=keys, visit=frozenset())
+            gone = pod_objects(replace(there, attachments=leaving))
         domains, objects = self.domains.of_pods(gone), PodObjects(inputs)
         inputs, kernel = self._converge_kernel(domains, inputs, objects, backoffs, concerned)
         outcomes |= kernel
@@ -185,7 +181,7 @@ class LocalNode:
         finished = frozenset(done.keys() & asked.unfinished)
         if (going or finished) and not outcomes["attachment"].failed:
             with self.pool.binding:
-                outcomes |= converge([domain], replace(inputs, clear=going, finished=finished))
+                outcomes |= converge([domain], inputs.seeing(clear=going, finished=finished))
         records = self._records_after(outcomes)
         here = {a.key: a for a in living if a.key in done}
         self.visits.prove_some(keys, here)
@@ -244,9 +240,9 @@ class LocalNode:
         return ()
 
     def _bind(self, inputs: Inputs, records: Records) -> tuple[Inputs, Outcomes]:
-        self.state.hold(inputs.unrecorded)
+        self.state.hold(inputs.kernel.unrecorded)
         flows, ended = self.cooldowns.review(records.resting)
-        inputs = replace(inputs, flows=flows, dead=self.dead.find(records, inputs))
+        inputs = inputs.seeing(flows=flows, dead=self.dead.find(records, inputs))
         domain = attachment_domain(known_records(self.state, records))
         with self.pool.binding:
             return inputs, converge([domain], inputs) | {"conntrack": ended}
@@ -272,7 +268,7 @@ class LocalNode:
         Again with a pod whose link had to be made anew, because its other end has not been looked
         at. A pod whose namespace turns out to be unreadable is left out, with backoff.
         """
-        inputs = replace(inputs, unreadable=inputs.unreadable | self.visits.unreadable())
+        inputs = inputs.seeing(unreadable=inputs.kernel.unreadable | self.visits.unreadable())
         earlier: Outcomes = {}
         while True:
             leaving = Leaving(inputs.attachments, objects, self._look_again)
@@ -283,12 +279,12 @@ class LocalNode:
                 for name, o in outcomes.items()
             }
             failed = self.visits.note(inputs, outcomes["link"].observed)
-            inputs = replace(inputs, unreadable=inputs.unreadable | failed)
+            inputs = inputs.seeing(unreadable=inputs.kernel.unreadable | failed)
             touched = touched_pods(inputs, outcomes["link"])
             if not touched:
                 return inputs, outcomes
-            visit = None if inputs.visit is None else inputs.visit | touched
-            inputs = replace(inputs, visit=visit)
+            if inputs.kernel.visit is not None:
+                inputs = inputs.seeing(visit=inputs.kernel.visit | touched)
             earlier = outcomes
 
     def _look_again(self, keys: Collection[AttachmentKey]) -> Records:
@@ -324,7 +320,7 @@ def _need_node(inputs: Inputs) -> None:
     Raises:
         ObserveError: this is another network namespace than the node's.
     """
-    seen = inputs.pods or any(e.mac in inputs.links for e in inputs.enis)
+    seen = inputs.kernel.linked or any(e.mac in inputs.links for e in inputs.enis)
     if inputs.attachments and inputs.enis and not seen:
         raise ObserveError(
             "the links of the node",

@@ -271,7 +271,7 @@ class PoolController:
         if doomed and (flows := self._find_flows(doomed)):
             inputs = replace(inputs, ec2=replace(inputs.ec2, used=inputs.ec2.used | flows))
             picks = pool_plan.quarantine(eni.desire(inputs), cloud)
-        if inputs.predecessor.unread:
+        if inputs.host.predecessor.unread:
             picks = frozenset()  # a pod of the stock plugin's may use any of them
         calm = picks & inputs.ec2.quarantined
         return inputs, calm if self.schedule.postpones_shrinking(wanted=picks != calm) else picks

@@ -29,11 +29,11 @@ def complete(inputs: Inputs, records: Records, routed: Routed, enis: Iterable[En
     used |= {a for bound in records.attachments for a in bound.addresses}
     used |= records.withheld(inputs.now)
     used |= {a for held in routed.values() for a in held}
-    elsewhere = inputs.predecessor.held
+    elsewhere = inputs.host.predecessor.held
     # Those on ENIs that are not ours are neither held by us nor asked of us.
     ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
     # What the host takes for its own serves no pod, and is in use.
-    occupied = {a for a in ours - used if any(a in n for n in inputs.occupied)}
+    occupied = {a for a in ours - used if any(a in n for n in inputs.host.occupied)}
     used |= occupied
     if any(len(held) > MAX_POD_ADDRESSES for held in routed.values()):
         # Routes are added without end, so any address may be in use: none is given back.

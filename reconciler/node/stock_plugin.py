@@ -107,8 +107,8 @@ class StockPlugin:
             ready = (
                 in_place
                 and not self._unseen
-                and inputs.predecessor.taking_over
-                and not inputs.predecessor.refusals
+                and inputs.host.predecessor.taking_over
+                and not inputs.host.predecessor.refusals
                 and not stock_plugin.unexplained(look.seen, records)
                 and {a.eni_id for a in records.living} - {""}
                 <= {e.eni_id for e, _ in inputs.pod_enis}

@@ -29,12 +29,12 @@ def diff(node: LocalNode, document: NodeNetwork) -> Outcomes:
     node.state.hold(())  # what an earlier observation of this process has found in the kernel
     records = node.state.observe()
     inputs = node.gathering.inputs(document, records, node.known.cloud, rehearsal=True)
-    node.state.hold(inputs.unrecorded)
-    inputs = replace(inputs, clear=records.released)
+    node.state.hold(inputs.kernel.unrecorded)
+    inputs = inputs.seeing(clear=records.released)
     outcomes |= dry_run([attachment_domain(node.state)], inputs)
-    adopted = [a for a, _ in inputs.predecessor.adoptions if a not in inputs.attachments]
+    adopted = [a for a, _ in inputs.host.predecessor.adoptions if a not in inputs.attachments]
     inputs = replace(inputs, attachments=(*inputs.attachments, *adopted))
-    inputs = replace(inputs, visit=node.visits.choose(inputs, audit=True))
+    inputs = inputs.seeing(visit=node.visits.choose(inputs, audit=True))
     outcomes |= dry_run(node.domains.all, inputs)
     outcomes["link"] = _with_unread(outcomes["link"], inputs)
     outcomes |= dry_run([domain_for(inputs.document, node.environment.remains)], inputs)

@@ -95,9 +95,7 @@ def test_a_chain_that_a_rule_shuts_gets_commands_that_come_before_it() -> None:
     assert "nft insert rule inet mine fw iifname 'nn*' accept" in said
     assert (
         forward.desire(
-            replace(
-                inputs(1), document=document(routing={"acceptForwarded": True}), forward=(shut,)
-            )
+            inputs(1, document=document(routing={"acceptForwarded": True}), forward=(shut,))
         )
         == frozenset()
     ), "its owner has decided"
@@ -254,7 +252,7 @@ def test_rules_of_ours_stand_only_where_they_help_and_are_asked_for() -> None:
         replace(DOCKER, family="ip6"),
         replace(DOCKER, backend="legacy"),
     )
-    off = replace(inputs(1, (attachment(1, 0),)), forward=chains)
+    off = inputs(1, (attachment(1, 0),), forward=chains)
     assert forward.desire(off) == frozenset()
     on = replace(off, document=document(routing={"acceptForwarded": True}))
     wanted = forward.desire(on)

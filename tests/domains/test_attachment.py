@@ -61,7 +61,7 @@ def test_nothing_is_released_while_the_kernel_still_has_it() -> None:
 def test_an_attachment_without_an_intent_is_kept() -> None:
     """Nothing is released on absence: a wiped directory of intents is no proof."""
     here = frozenset({attachment(1).key})
-    assert plan(Records((), (attachment(1),)), clear=here, pods=here) == []
+    assert plan(Records((), (attachment(1),)), clear=here, linked=here) == []
 
 
 def test_a_crash_between_cooling_and_release_does_not_start_the_rest_anew() -> None:
@@ -361,7 +361,7 @@ def test_what_is_known_and_not_on_disk_is_written_again() -> None:
     records = Records((intent(1),), (), (Cooling(SUBNET[12], 9.0),)).joined([attachment(1)])
     here = frozenset({attachment(1).key})
     written = f"bind {attachment(1).addresses[0]} on eni-0 to pod1/eth0"
-    assert plan(records, pods=here) == [written]
+    assert plan(records, linked=here) == [written]
     assert records.living == (attachment(1),)
     assert records.demand.assigned == 1
     assert records.joined([attachment(1)]) == records
@@ -402,10 +402,10 @@ def test_a_rebuilt_attachment_learns_where_its_pod_is_when_an_intent_says_it() -
     rebuilt = replace(rebuilt, netns="")
     records = Records((replace(intent(1), pod="default/web-0"),), (rebuilt,))
     linked = frozenset({intent(1).key, intent(2).key})
-    (action,) = domain.plan(domain.desire(inputs(1, pods=linked)), records).actions
+    (action,) = domain.plan(domain.desire(inputs(1, linked=linked)), records).actions
     assert isinstance(action, Change)
     assert (action.object.netns, action.object.pod) == ("/run/netns/pod1@1", "default/web-0")
     taken = attachment(2, netns="/run/netns/pod1@1")
-    assert plan(replace(records, attachments=(rebuilt, taken)), pods=linked) == []
+    assert plan(replace(records, attachments=(rebuilt, taken)), linked=linked) == []
     gone = replace(records, intents=(intent(1, netns_alive=False),))
-    assert plan(gone, pods=linked) == []
+    assert plan(gone, linked=linked) == []

@@ -69,7 +69,7 @@ def facts() -> Iterator[dict[str, Any]]:
             continue
         unfinished = replace(POD, unfinished=True)
         yield {
-            "pods": mine if linked else frozenset(),
+            "linked": mine if linked else frozenset(),
             "finished": mine if finished else frozenset(),
             "clear": mine if clear else frozenset(),
             "dead": mine if dead else frozenset(),

@@ -521,7 +521,7 @@ def test_an_exhausted_pool_says_how_many_addresses_are_on_the_host() -> None:
     house = House()
 
     def count_free() -> int:
-        occupied = house.look().inputs.occupied
+        occupied = house.look().inputs.host.occupied
         return count_addresses(house.state.observe(), house.node.known.cloud, occupied)[
             "allocatable"
         ]

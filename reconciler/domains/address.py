@@ -36,12 +36,10 @@ class LinkAddress:
 
     @property
     def key(self) -> Key:
-        """Namespace, device, family, number, length."""
         a = self.address
         return (self.netns, self.device, a.version, int(a), self.prefix_length)
 
     def command(self, verb: Verb) -> str:
-        """The ``ip address`` command."""
         where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
         what = f"{self.address}/{self.prefix_length} dev {self.device}"
         if verb is Verb.DELETE:

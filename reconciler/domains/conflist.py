@@ -50,7 +50,6 @@ class Conflist:
 
     @property
     def key(self) -> Key:
-        """Its path."""
         return (self.path,)
 
     @property

@@ -23,11 +23,9 @@ class Flow:
 
     @property
     def key(self) -> Key:
-        """Family and number."""
         return (self.address.version, int(self.address))
 
     def command(self, verb: Verb) -> str:
-        """The ``conntrack`` command."""
         word = "-D" if verb is Verb.DELETE else "-L"
         return f"conntrack {word} -s {self.address}; conntrack {word} -d {self.address}"
 

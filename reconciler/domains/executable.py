@@ -34,7 +34,6 @@ class Executable:
 
     @property
     def key(self) -> Key:
-        """Its path."""
         return (self.path,)
 
     def command(self, verb: Verb) -> str:

@@ -37,11 +37,9 @@ class ForwardAccept:
 
     @property
     def key(self) -> Key:
-        """All of it: a rule that differs is another one."""
         return (self.family, self.table, self.chain, self.way, self.pattern)
 
     def command(self, verb: Verb) -> str:
-        """The ``nft`` command."""
         place = f"{self.family} {self.table} {self.chain}"
         if verb is Verb.DELETE:
             return "; ".join(f"nft delete rule {place} handle {h}" for h in self.handles or (0,))

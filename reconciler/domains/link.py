@@ -70,11 +70,9 @@ class Veth:
 
     @property
     def key(self) -> Key:
-        """The name."""
         return (self.name,)
 
     def command(self, verb: Verb) -> str:
-        """The ``ip link`` command, peer included."""
         settings = f"mtu {self.mtu} address {self.mac}"
         match verb:
             case Verb.CREATE:
@@ -111,11 +109,9 @@ class PodLink:
 
     @property
     def key(self) -> Key:
-        """Namespace and name."""
         return (self.netns, self.name)
 
     def command(self, verb: Verb) -> str:
-        """The ``ip link`` command, in the pod's namespace."""
         if verb is Verb.DELETE:
             return f"nsenter --net={netns_path(self.netns)} ip link delete {self.name}"
         return (

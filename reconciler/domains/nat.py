@@ -59,11 +59,9 @@ class NftTable:
 
     @property
     def key(self) -> Key:
-        """The name."""
         return (self.name,)
 
     def command(self, verb: Verb) -> str:
-        """The ``nft`` command."""
         return f"nft {'delete' if verb is Verb.DELETE else 'add'} table inet {self.name}"
 
 
@@ -87,7 +85,6 @@ class NftChain:
 
     @property
     def key(self) -> Key:
-        """The name."""
         return (self.name,)
 
     @property
@@ -96,7 +93,6 @@ class NftChain:
         return (self.type, self.hook, self.priority, self.policy or "accept")
 
     def command(self, verb: Verb) -> str:
-        """The ``nft`` command."""
         place = f"inet {TABLE} {self.name}"
         if verb is Verb.DELETE:
             return f"nft delete chain {place}"
@@ -123,11 +119,9 @@ class NftSet:
 
     @property
     def key(self) -> Key:
-        """The name."""
         return (self.name,)
 
     def command(self, verb: Verb) -> str:
-        """The ``nft`` command."""
         noun = "map" if self.verdicts else "set"
         if verb is Verb.DELETE:
             return f"nft delete {noun} inet {TABLE} {self.name}"
@@ -156,7 +150,6 @@ class NftElement:
 
     @property
     def key(self) -> Key:
-        """Set and range."""
         return (self.set, self.first.version, int(self.first), int(self.last))
 
     @property
@@ -165,7 +158,6 @@ class NftElement:
         return print_range(self.first, self.last)
 
     def command(self, verb: Verb) -> str:
-        """The ``nft`` command."""
         word = "delete" if verb is Verb.DELETE else "add"
         verdict = f" : goto {self.goto}" if self.goto else ""
         return f"nft {word} element inet {TABLE} {self.set} {{ {self.text}{verdict} }}"

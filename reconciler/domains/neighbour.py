@@ -34,11 +34,9 @@ class Neighbour:
 
     @property
     def key(self) -> Key:
-        """Namespace, device, family, number."""
         return (self.netns, self.device, self.address.version, int(self.address))
 
     def command(self, verb: Verb) -> str:
-        """The ``ip neighbour`` command."""
         inside = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
         where = f"{inside}ip neighbour"
         if verb is Verb.DELETE:

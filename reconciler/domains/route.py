@@ -55,14 +55,12 @@ class Route:
 
     @property
     def key(self) -> Key:
-        """Namespace, table, family, length, network, metric, TOS."""
         d = self.destination
         # Longest first: a gateway must be reachable before a route may name it.
         network = (d.version, -d.prefixlen, int(d.network_address))
         return (self.netns, self.table, *network, self.metric, self.tos)
 
     def command(self, verb: Verb) -> str:
-        """The ``ip route`` command."""
         where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
         via = f" via {self.gateway}" if self.gateway else ""
         table = "" if self.table == MAIN_TABLE else f" table {self.table}"

@@ -73,7 +73,6 @@ class Rule:
         )
 
     def command(self, verb: Verb) -> str:
-        """The ``ip rule`` command."""
         v6 = " -6" if self.family == "ipv6" else ""
         word = "delete" if verb is Verb.DELETE else "add"
         source = f" from {self.source}" if self.source else ""

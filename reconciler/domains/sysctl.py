@@ -37,7 +37,6 @@ class Sysctl:
 
     @property
     def key(self) -> Key:
-        """Namespace and name."""
         return (self.netns, self.name)
 
     def command(self, verb: Verb) -> str:

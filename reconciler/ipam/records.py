@@ -59,11 +59,9 @@ class SetAside:
 
     @property
     def key(self) -> Key:
-        """The path."""
         return (self.path,)
 
     def command(self, verb: Verb) -> str:
-        """What is done to the file."""
         del verb  # it is only ever put away
         return f"mv {self.path} {self.path}.released"
 

@@ -59,11 +59,9 @@ class Quarantine:
 
     @property
     def key(self) -> Key:
-        """Family, number, length."""
         return network_order(self.network)
 
     def command(self, verb: Verb) -> str:
-        """What is done to the record."""
         words = {Verb.CREATE: "begin", Verb.UPDATE: "go on with", Verb.DELETE: "end"}
         return f"{words[verb]} quarantine of {self.network}"
 

@@ -33,65 +33,41 @@ from reconciler.ipam.records import Records
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What may be given, and the terms.
-
-    Attributes:
-        supply: the addresses.
-        veth_of_pod: host veths are called after their pods, not after their sandboxes.
-        cooldown_s: seconds a released address cools down.
-        now: seconds since the epoch.
-        adoptions: pods of the stock plugin's that become ours, each with its intent.
-        flows: addresses that conntrack still has connections of.
-        dead: attachments whose namespace is gone for so long that no DEL will come.
-        clear: attachments of which nothing is left in the kernel.
-        finished: attachments of which everything was seen in place.
-        linked: attachments that have a link on the host.
-    """
+    """What may be given: ``supply``, and on which terms: ``inputs``."""
 
     supply: Supply
-    veth_prefix: str
-    veth_of_pod: bool
-    cooldown_s: float
-    now: float
-    adoptions: tuple[tuple[Attachment, Intent], ...]
-    flows: frozenset[IpAddress]
-    dead: frozenset[AttachmentKey]
-    clear: frozenset[AttachmentKey]
-    finished: frozenset[AttachmentKey]
-    linked: frozenset[AttachmentKey]
+    inputs: Inputs
+
+    @property
+    def cooldown_s(self) -> float:
+        return self.inputs.document.warm_pool.cooldown.total_seconds()
+
+    @property
+    def adoptions(self) -> tuple[tuple[Attachment, Intent], ...]:
+        """Pods of the stock plugin's that become ours, each with its intent."""
+        return self.inputs.host.predecessor.adoptions
 
     def veth(self, key: AttachmentKey, pod: str) -> str:
         """Name a host end; a sandbox of no pod has only its own name to be called by."""
-        if self.veth_of_pod and pod:
-            return pod_veth_name(self.veth_prefix, pod)
-        return veth_name(self.veth_prefix, key)
+        pods = self.inputs.document.pods
+        if pods.veth_name == "pod" and pod:
+            return pod_veth_name(pods.veth_prefix, pod)
+        return veth_name(pods.veth_prefix, key)
 
 
 def desire(inputs: Inputs) -> Allocation:
     """Addresses of ENIs that EC2 and the kernel both show; lowest device first."""
-    document = inputs.document
-    use_primary = document.eni.use_primary
-    return Allocation(
-        supply=Supply(
-            enis=tuple(eni for eni, _ in inputs.pod_enis if not eni.is_primary or use_primary),
-            families=document.families,
-            egress=inputs.egress,
-            elsewhere=inputs.host.predecessor.held,
-            occupied=inputs.host.occupied,
-            unread=inputs.host.predecessor.unread,
-            unexplained=inputs.kernel.unexplained,
-        ),
-        veth_prefix=document.pods.veth_prefix,
-        veth_of_pod=document.pods.veth_name == "pod",
-        cooldown_s=document.warm_pool.cooldown.total_seconds(),
-        now=inputs.now,
-        adoptions=inputs.host.predecessor.adoptions,
-        flows=inputs.kernel.flows,
-        dead=inputs.kernel.dead,
-        clear=inputs.kernel.clear,
-        finished=inputs.kernel.finished,
-        linked=inputs.kernel.linked,
+    use_primary = inputs.document.eni.use_primary
+    supply = Supply(
+        enis=tuple(eni for eni, _ in inputs.pod_enis if not eni.is_primary or use_primary),
+        families=inputs.document.families,
+        egress=inputs.egress,
+        elsewhere=inputs.host.predecessor.held,
+        occupied=inputs.host.occupied,
+        unread=inputs.host.predecessor.unread,
+        unexplained=inputs.kernel.unexplained,
     )
+    return Allocation(supply, inputs)
 
 
 def plan(desired: Allocation, observed: Records) -> Plan:
@@ -114,7 +90,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
             *refusals,
             *issues.on_links(desired.supply.unexplained),
             *issues.on_host(desired.supply.occupied, observed),
-            *issues.on_copies(observed, desired.linked),
+            *issues.on_copies(observed, desired.inputs.kernel.linked),
             *issues.on_files(observed),
         ),
         findings=tuple(_find_kept(desired, observed)),
@@ -180,7 +156,7 @@ def _expire(desired: Allocation, pods: Pods) -> Iterator[Action]:
     If even its intent is gone, one is written as a DEL would have: from there on it is as any.
     """
     for pod in may(pods, Event.EXPIRE):
-        if pod.key not in desired.dead or pod.netns_alive:
+        if pod.key not in desired.inputs.kernel.dead or pod.netns_alive:
             continue
         if pod.intent is not None:
             after = replace(pod.intent, state=IntentState.RELEASED)
@@ -198,12 +174,12 @@ def _end_cooldowns(desired: Allocation, observed: Records) -> Iterator[Action]:
     conntrack remembers it (amazon-vpc-cni-k8s #3634). None waits longer than a cooldown from now:
     a longer one was written before the clock was set back, or before the document shortened it.
     """
-    longest = desired.now + desired.cooldown_s
+    longest = desired.inputs.now + desired.cooldown_s
     for c in observed.cooling:
         if c.until > longest:
             reason = f"no cooldown is longer than {desired.cooldown_s:g} s"
             yield Change(Verb.UPDATE, replace(c, until=longest), reason, c)
-        elif c.until <= desired.now and c.address not in desired.flows:
+        elif c.until <= desired.inputs.now and c.address not in desired.inputs.kernel.flows:
             yield Change(Verb.DELETE, c, "cooldown over")
 
 
@@ -211,7 +187,7 @@ def _release(desired: Allocation, pods: Pods, observed: Records) -> Iterator[Act
     """Cooldown first, then the binding, then the intent: at every point the address is held."""
     cooling = {c.address for c in observed.cooling}
     for pod in may(pods, Event.CLEAR):
-        if pod.attachment is None or pod.key not in desired.clear:
+        if pod.attachment is None or pod.key not in desired.inputs.kernel.clear:
             continue  # the kernel comes first
         yield from _cool(pod.attachment.addresses, cooling, "released", desired)
         is_released = pod.state is State.RELEASED
@@ -242,7 +218,7 @@ def _cool(
 ) -> Iterator[Action]:
     for address in addresses:
         if address not in cooling and desired.cooldown_s > 0:
-            until = desired.now + desired.cooldown_s
+            until = desired.inputs.now + desired.cooldown_s
             yield Change(Verb.CREATE, Cooling(address, until), why)
 
 
@@ -259,7 +235,7 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
     # By number: an address computes its hash anew each time, and each pod looks at all there are.
     taken = {int(address) for a in holders.held for address in a.addresses}
     taken.update(int(c.address) for c in observed.cooling)
-    taken.update(map(int, desired.supply.elsewhere | observed.withheld(desired.now)))
+    taken.update(map(int, desired.supply.elsewhere | observed.withheld(desired.inputs.now)))
     leaving = [*(q.network for q in observed.quarantined), *desired.supply.occupied]
     offered = offers(desired.supply, taken, leaving)
     actions: list[Action] = []
@@ -350,7 +326,7 @@ def _finish(desired: Allocation, pods: Pods) -> Iterator[Action]:
     From then on the pod's namespace is the pod's own, also after a restart.
     """
     for pod in may(pods, Event.FINISH):
-        if pod.attachment is not None and pod.key in desired.finished:
+        if pod.attachment is not None and pod.key in desired.inputs.kernel.finished:
             after = replace(pod.attachment, unfinished=False)
             yield Change(Verb.UPDATE, after, "everything of it is in place", pod.attachment)
 
@@ -361,7 +337,11 @@ def _begin_again(desired: Allocation, pods: Pods) -> Iterator[Action]:
     Both of its ends are gone then, so nothing of the pod's own is in the way. Before it is made,
     because a crash must not leave a link without an address.
     """
-    here = desired.linked | desired.finished | {a.key for a, _ in desired.adoptions}
+    here = (
+        desired.inputs.kernel.linked
+        | desired.inputs.kernel.finished
+        | {a.key for a, _ in desired.adoptions}
+    )
     for pod in may(pods, Event.BEGIN_AGAIN):
         before = pod.attachment
         if before is not None and before.netns_alive and pod.key not in here:

@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from reconciler.core import datapath
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.core.datapath import (
-    FAMILIES,
-    Family,
-    IpAddress,
-    IpNetwork,
-    family_of,
-    is_node_local,
-)
 from reconciler.core.facts import Eni, Node
 from reconciler.core.forward import ForwardChain
 from reconciler.core.installation import NOWHERE, Installation
@@ -63,7 +56,7 @@ class Kernel:
     visit: frozenset[AttachmentKey] | None = None
     unreadable: frozenset[AttachmentKey] = frozenset()
     dead: frozenset[AttachmentKey] = frozenset()
-    flows: frozenset[IpAddress] = frozenset()
+    flows: frozenset[datapath.IpAddress] = frozenset()
     unrecorded: tuple[Attachment, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()
 
@@ -80,7 +73,7 @@ class Host:
         installation: what of ours belongs there, and where.
     """
 
-    occupied: Mapping[IpNetwork, str] = field(default_factory=dict)
+    occupied: Mapping[datapath.IpNetwork, str] = field(default_factory=dict)
     forward: tuple[ForwardChain, ...] = ()
     predecessor: Predecessor = NO_PREDECESSOR
     installation: Installation = NOWHERE
@@ -130,7 +123,8 @@ class Inputs:
         return tuple(
             name
             for name in self.document.egress_families
-            if primary is not None and primary.host_address(FAMILIES[name].version) is not None
+            if primary is not None
+            and primary.host_address(datapath.FAMILIES[name].version) is not None
         )
 
     @property
@@ -144,20 +138,25 @@ class Inputs:
 
         A change of the document never takes an address from a running pod.
         """
-        held = sorted({family_of(a).name for pod in self.everybody for a in pod.addresses})
+        held = sorted(
+            {datapath.family_of(a).name for pod in self.everybody for a in pod.addresses}
+        )
         named = (*self.document.families, *self.document.egress_families)
         return tuple(dict.fromkeys((*named, *held)))
 
-    def families_of(self, eni: Eni) -> tuple[Family, ...]:
+    def families_of(self, eni: Eni) -> tuple[datapath.Family, ...]:
         """Families that an ENI carries: that of the host's address on it, and the pods'."""
-        names = dict.fromkeys((family_of(eni.primary).name, *self.families))
-        return tuple(FAMILIES[name] for name in names)
+        names = dict.fromkeys((datapath.family_of(eni.primary).name, *self.families))
+        return tuple(datapath.FAMILIES[name] for name in names)
 
     @property
     def local_families(self) -> tuple[str, ...]:
         """Families of which pods have, or will get, addresses that are valid on this node only."""
         held = {
-            family_of(a).name for pod in self.everybody for a in pod.addresses if is_node_local(a)
+            datapath.family_of(a).name
+            for pod in self.everybody
+            for a in pod.addresses
+            if datapath.is_node_local(a)
         }
         return tuple(dict.fromkeys((*self.document.egress_families, *sorted(held))))
 

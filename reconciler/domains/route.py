@@ -6,18 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from reconciler.core import datapath
 from reconciler.core.attachment import netns_path
-from reconciler.core.datapath import (
-    MAIN_TABLE,
-    PODS_TABLE,
-    PROTOCOL,
-    Family,
-    IpAddress,
-    IpNetwork,
-    eni_table,
-    family_of,
-    host_network,
-)
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Key, Plan, Verb, compare
 
@@ -44,14 +34,14 @@ class Route:
     kind: ClassVar[str] = "route"
     netns: str
     table: int
-    destination: IpNetwork
+    destination: datapath.IpNetwork
     device: str
-    gateway: IpAddress | None = None
+    gateway: datapath.IpAddress | None = None
     metric: int = 0
-    protocol: int = PROTOCOL
+    protocol: int = datapath.PROTOCOL
     tos: int = 0
     options: str = ""
-    source: IpAddress | None = None
+    source: datapath.IpAddress | None = None
 
     @property
     def key(self) -> Key:
@@ -63,7 +53,7 @@ class Route:
     def command(self, verb: Verb) -> str:
         where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
         via = f" via {self.gateway}" if self.gateway else ""
-        table = "" if self.table == MAIN_TABLE else f" table {self.table}"
+        table = "" if self.table == datapath.MAIN_TABLE else f" table {self.table}"
         word = "delete" if verb is Verb.DELETE else "replace"
         metric = f" metric {self.metric}" if self.metric else ""
         metric += f" tos {self.tos:#x}" if self.tos else ""
@@ -85,7 +75,7 @@ def desire(inputs: Inputs) -> frozenset[Route]:
     for eni, name in inputs.pod_enis:
         for family in inputs.families_of(eni):
             if eni.device_index and not eni.is_primary:
-                table, router = eni_table(eni.device_index), eni.router(family)
+                table, router = datapath.eni_table(eni.device_index), eni.router(family)
                 routes.update(_default("", table, family, name, router))
     return frozenset(routes | desire_pods(inputs))
 
@@ -95,12 +85,16 @@ def desire_pods(inputs: Inputs) -> frozenset[Route]:
     routes: set[Route] = set()
     for a in inputs.placed:
         for address in a.addresses:
-            metric = family_of(address).metric
-            routes.add(Route("", PODS_TABLE, host_network(address), a.veth, metric=metric))
+            metric = datapath.family_of(address).metric
+            routes.add(
+                Route(
+                    "", datapath.PODS_TABLE, datapath.host_network(address), a.veth, metric=metric
+                )
+            )
     for a in inputs.visited:
         for address in a.addresses:
-            family = family_of(address)
-            way = a.netns, MAIN_TABLE, family, a.key.ifname, family.gateway
+            family = datapath.family_of(address)
+            way = a.netns, datapath.MAIN_TABLE, family, a.key.ifname, family.gateway
             routes.update(_default(*way, source=address))
     return frozenset(routes)
 
@@ -108,22 +102,22 @@ def desire_pods(inputs: Inputs) -> frozenset[Route]:
 def _default(
     netns: str,
     table: int,
-    family: Family,
+    family: datapath.Family,
     device: str,
-    gateway: IpAddress,
+    gateway: datapath.IpAddress,
     *,
-    source: IpAddress | None = None,
+    source: datapath.IpAddress | None = None,
 ) -> Iterator[Route]:
     """A default route, after the one to its next hop if the kernel wants that."""
     if family.gateway_route:
-        yield Route(netns, table, host_network(gateway), device, metric=family.metric)
+        yield Route(netns, table, datapath.host_network(gateway), device, metric=family.metric)
     metric = family.metric
     yield Route(netns, table, family.everything, device, gateway, metric, source=source)
 
 
 def is_owned(route: Route) -> bool:
     """Ours carries our protocol number."""
-    return route.protocol == PROTOCOL
+    return route.protocol == datapath.PROTOCOL
 
 
 def plan(desired: Iterable[Route], observed: Iterable[Route]) -> Plan:

@@ -6,28 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reconciler.core.datapath import (
-    ENI_PRIORITY,
-    FAMILIES,
-    HOST_PRIORITY,
-    MAIN_TABLE,
-    MAX_DEVICE_INDEX,
-    PODS_PRIORITY,
-    PODS_TABLE,
-    PRIMARY_PRIORITY,
-    PROTOCOL,
-    IpNetwork,
-    Marks,
-    eni_table,
-    family_of,
-    host_network,
-)
+from reconciler.core import datapath
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Key, Plan, Verb, compare
 
 BAND = frozenset(
-    {PODS_PRIORITY, PRIMARY_PRIORITY, HOST_PRIORITY}
-    | set(range(ENI_PRIORITY, ENI_PRIORITY + MAX_DEVICE_INDEX + 1))
+    {datapath.PODS_PRIORITY, datapath.PRIMARY_PRIORITY, datapath.HOST_PRIORITY}
+    | set(range(datapath.ENI_PRIORITY, datapath.ENI_PRIORITY + datapath.MAX_DEVICE_INDEX + 1))
 )
 """Priorities of our rules."""
 
@@ -51,8 +36,8 @@ class Rule:
     table: int
     mark: int | None = None
     mask: int = 0
-    source: IpNetwork | None = None
-    protocol: int = PROTOCOL
+    source: datapath.IpNetwork | None = None
+    protocol: int = datapath.PROTOCOL
     extra: str = ""
     told: bytes = field(default=b"", compare=False, repr=False)
 
@@ -77,7 +62,7 @@ class Rule:
         word = "delete" if verb is Verb.DELETE else "add"
         source = f" from {self.source}" if self.source else ""
         mark = "" if self.mark is None else f" fwmark {self.mark:#x}/{self.mask:#x}"
-        table = "main" if self.table == MAIN_TABLE else self.table
+        table = "main" if self.table == datapath.MAIN_TABLE else self.table
         return (
             f"ip{v6} rule {word} priority {self.priority}{source}{mark} "
             f"lookup {table} protocol {self.protocol}"
@@ -87,24 +72,32 @@ class Rule:
 def desire(inputs: Inputs) -> frozenset[Rule]:
     """Compute the rules of ``reconciler.core.datapath``'s table, for each family."""
     rules: set[Rule] = set()
-    marks = Marks(inputs.document.routing.mark_mask)
+    marks = datapath.Marks(inputs.document.routing.mark_mask)
     for name in inputs.families:
-        rules.add(Rule(name, PODS_PRIORITY, PODS_TABLE))
-        rules.add(Rule(name, PRIMARY_PRIORITY, MAIN_TABLE, marks.of(0), marks.mask))
+        rules.add(Rule(name, datapath.PODS_PRIORITY, datapath.PODS_TABLE))
+        rules.add(
+            Rule(name, datapath.PRIMARY_PRIORITY, datapath.MAIN_TABLE, marks.of(0), marks.mask)
+        )
     for eni, _ in inputs.pod_enis:
         if eni.is_primary or not eni.device_index:
             continue
-        k, own = eni.device_index, family_of(eni.primary).name
-        table = eni_table(k)
+        k, own = eni.device_index, datapath.family_of(eni.primary).name
+        table = datapath.eni_table(k)
         for family in inputs.families_of(eni):
-            rules.add(Rule(family.name, ENI_PRIORITY + k, table, marks.of(k), marks.mask))
-        rules.add(Rule(own, HOST_PRIORITY, table, source=host_network(eni.primary)))
+            rules.add(Rule(family.name, datapath.ENI_PRIORITY + k, table, marks.of(k), marks.mask))
+        rules.add(
+            Rule(own, datapath.HOST_PRIORITY, table, source=datapath.host_network(eni.primary))
+        )
     return frozenset(rules)
 
 
 def is_owned(rule: Rule) -> bool:
     """Ours has our protocol number *and* a priority of our band."""
-    return rule.family in FAMILIES and rule.protocol == PROTOCOL and rule.priority in BAND
+    return (
+        rule.family in datapath.FAMILIES
+        and rule.protocol == datapath.PROTOCOL
+        and rule.priority in BAND
+    )
 
 
 def plan(desired: Iterable[Rule], observed: Iterable[Rule]) -> Plan:

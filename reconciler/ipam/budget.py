@@ -43,32 +43,30 @@ class Failure(StrEnum):
     OTHER = "failed"
 
 
-THROTTLED = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "BudgetExhausted"}
-DENIED = {
-    "UnauthorizedOperation",
-    "AuthFailure",
-    "InvalidClientTokenId",
-    "OptInRequired",
-    "AccessDenied",
-}
 NOT_ALLOWED = {"UnauthorizedOperation", "AccessDenied"}
-"""Of those that deny, the ones that a change of the role's policy cures."""
+"""Of the codes that deny, the ones that a change of the role's policy cures."""
 
-EXHAUSTED = {
-    "InsufficientFreeAddressesInSubnet",
-    "InsufficientCidrBlocks",
-    "InsufficientCapacity",
+CODES = {
+    Failure.THROTTLED: {
+        *("RequestLimitExceeded", "Throttling", "ThrottlingException", "BudgetExhausted"),
+    },
+    Failure.DENIED: NOT_ALLOWED | {"AuthFailure", "InvalidClientTokenId", "OptInRequired"},
+    Failure.EXHAUSTED: {
+        *("InsufficientFreeAddressesInSubnet", "InsufficientCidrBlocks", "InsufficientCapacity"),
+    },
+    Failure.LIMIT: {
+        "AttachmentLimitExceeded",
+        "NetworkInterfaceLimitExceeded",
+        "PrivateIpAddressLimitExceeded",
+    },
+    # After these the call may have had its effect.
+    Failure.LOST: {
+        *("AnswerLost", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable"),
+    },
+    # EC2 does not know an instance type; a region may get it any day.
+    Failure.UNKNOWN_TYPE: {"InvalidInstanceType"},
 }
-LIMIT = {
-    "AttachmentLimitExceeded",
-    "NetworkInterfaceLimitExceeded",
-    "PrivateIpAddressLimitExceeded",
-}
-UNKNOWN_TYPE = {"InvalidInstanceType"}
-"""EC2 does not know an instance type; a region may get it any day."""
-
-LOST = {"AnswerLost", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable"}
-"""After these the call may have had its effect."""
+"""EC2's error codes."""
 
 BACKOFF_S = {
     Failure.THROTTLED: Delays(1.0, 60.0, jitter=1),
@@ -163,14 +161,5 @@ def cure(call: str, code: str) -> str:
 
 def classify(code: str) -> Failure:
     """Return the kind of an EC2 error code."""
-    for failure, codes in (
-        (Failure.THROTTLED, THROTTLED),
-        (Failure.DENIED, DENIED),
-        (Failure.EXHAUSTED, EXHAUSTED),
-        (Failure.LIMIT, LIMIT),
-        (Failure.LOST, LOST),
-        (Failure.UNKNOWN_TYPE, UNKNOWN_TYPE),
-    ):
-        if code in codes:
-            return failure
-    return Failure.NOT_FOUND if code.endswith(".NotFound") else Failure.OTHER
+    kind = Failure.NOT_FOUND if code.endswith(".NotFound") else Failure.OTHER
+    return next((failure for failure, codes in CODES.items() if code in codes), kind)

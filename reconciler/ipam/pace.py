@@ -70,9 +70,6 @@ class Left:
     waiting: bool = False
 
 
-NOTHING_LEFT = Left()
-
-
 def observe_after_s(left: Left, resync_s: float) -> float:
     """Return how many seconds after the last observation the next one is due.
 

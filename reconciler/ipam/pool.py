@@ -9,7 +9,7 @@ reaches a fixed point, because neither of the two ever leads to where the other 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reconciler.core.datapath import FAMILIES
 from reconciler.ipam.cloud import PREFIX_SIZE, Limits
@@ -72,13 +72,9 @@ def band(strategy: Strategy, demand: Demand, *, per_eni: int, max_pods: int | No
         return found
     cap = max(max_pods + demand.cooling, used)
     term = ("maxPods", cap, f"maxPods {max_pods} + cooling {demand.cooling}, at most")
-    return Band(
-        min(found.low, cap),
-        min(found.aim, cap),
-        min(found.high, cap),
-        (*found.terms, term),
-        "maxPods" if cap < found.low else found.binds,
-    )
+    low, aim, high = (min(bound, cap) for bound in (found.low, found.aim, found.high))
+    binds = "maxPods" if cap < found.low else found.binds
+    return Band(low, aim, high, (*found.terms, term), binds)
 
 
 def _by_addresses(target: AddressTarget, demand: Demand) -> Band:
@@ -181,100 +177,96 @@ def grow(
     asked for only where a subnet has no whole block. The first candidate that has room gets the
     next new ENI.
     """
-    ledger = _Ledger(shortfall, places, spaces, candidates, new_enis, slots)
-    if prefixes:
-        ledger.spread("prefixes")
-    ledger.spread("addresses")
-    shares = [plot.share for plot in ledger.plots]
-    count = len(places)
+    ledger = _Ledger(
+        shortfall,
+        [_Plot(place.subnet_id, place.slots) for place in places],
+        {name: max(space.free, 0) for name, space in spaces.items()},
+        {name: space.blocks for name, space in spaces.items()},
+        new_enis if slots > 0 else 0,
+    )
+    for kind in ("prefixes", "addresses") if prefixes else ("addresses",):
+        ledger.spread(kind, candidates, slots)
+    shares = [Share(plot.subnet_id, plot.addresses, plot.prefixes) for plot in ledger.plots]
     return Growth(
-        tuple(shares[:count]),
-        tuple(s for s in shares[count:] if s),
+        tuple(shares[: len(places)]),
+        tuple(s for s in shares[len(places) :] if s),
         max(ledger.short - ledger.deferred, 0),
         tuple(sorted(ledger.full.items())),
     )
 
 
+@dataclass
 class _Plot:
     """A place while it is being filled."""
 
-    def __init__(self, place: Place, *, fresh: bool) -> None:
-        self.place = place
-        self.fresh = fresh
-        self.slots = place.slots
-        self.share = Share(place.subnet_id)
+    subnet_id: str
+    slots: int
+    fresh: bool = False
+    addresses: int = 0
+    prefixes: int = 0
 
 
+@dataclass
 class _Ledger:
     """The books of one growth; lives only inside ``grow``."""
 
-    def __init__(
-        self,
-        shortfall: int,
-        places: Sequence[Place],
-        spaces: Mapping[str, Space],
-        candidates: Sequence[str],
-        new_enis: int,
-        slots: int,
-    ) -> None:
-        self.short = shortfall
-        self.plots = [_Plot(place, fresh=False) for place in places]
-        self.full: dict[str, str] = {}
-        self._free = {name: max(space.free, 0) for name, space in spaces.items()}
-        self._blocks = {name: space.blocks for name, space in spaces.items()}
-        self._candidates = candidates
-        self._new_enis = new_enis
-        self._slots = slots
+    short: int
+    plots: list[_Plot]
+    free: dict[str, int]
+    blocks: dict[str, int]
+    new_enis: int
+    full: dict[str, str] = field(default_factory=dict)
 
     @property
     def deferred(self) -> int:
         """Addresses for which an ENI that is created now will have slots."""
-        return sum(p.slots for p in self.plots if p.fresh and p.share.prefixes)
+        return sum(p.slots for p in self.plots if p.fresh and p.prefixes)
 
-    def spread(self, kind: str) -> None:
+    def spread(self, kind: str, candidates: Sequence[str], slots: int) -> None:
         """Fill what is there, then new ENIs, until nothing is missing or nothing helps."""
         for plot in self.plots:
             if not (plot.fresh and kind == "addresses"):
                 self._fill(plot, kind)
-        while self.short > self.deferred and self._new_enis > 0 and self._slots > 0:
-            subnet_id = next((s for s in self._candidates if self._has_room(s, kind)), None)
+        while self.short > self.deferred and self.new_enis > 0:
+            subnet_id = next((s for s in candidates if self._has_room(s, kind)), None)
             if subnet_id is None:
                 return
-            self._new_enis -= 1
-            self._free[subnet_id] -= 1  # its primary address
-            self.plots.append(_Plot(Place(subnet_id, self._slots), fresh=True))
+            self.new_enis -= 1
+            self.free[subnet_id] -= 1  # its primary address
+            self.plots.append(_Plot(subnet_id, slots, fresh=True))
             self._fill(self.plots[-1], kind)
 
     def _has_room(self, subnet_id: str, kind: str) -> bool:
-        free, blocks = self._free.get(subnet_id, 0), self._blocks.get(subnet_id, 0)
+        free, blocks = self.free.get(subnet_id, 0), self.blocks.get(subnet_id, 0)
         if kind == "addresses":
-            if free < 2:
-                self.full[subnet_id] = f"{free} addresses free"
-            return free >= 2
-        if not blocks or free <= PREFIX_SIZE:
-            self.full[subnet_id] = f"no whole /28 free ({free} addresses are)"
-        return blocks > 0 and free > PREFIX_SIZE
+            has_room, why = free >= 2, f"{free} addresses free"
+        else:
+            has_room = blocks > 0 and free > PREFIX_SIZE
+            why = f"no whole /28 free ({free} addresses are)"
+        if not has_room:
+            self.full[subnet_id] = why
+        return has_room
 
     def _fill(self, plot: _Plot, kind: str) -> None:
-        subnet_id = plot.place.subnet_id
-        free, blocks = self._free.get(subnet_id, 0), self._blocks.get(subnet_id, 0)
         if self.short <= 0 or plot.slots <= 0:
             return
+        where = plot.subnet_id
+        free, blocks = self.free.get(where, 0), self.blocks.get(where, 0)
         if kind == "prefixes":
             wanted = min(-(-self.short // PREFIX_SIZE), plot.slots)
             count = min(wanted, blocks, free // PREFIX_SIZE)
             taken = count * PREFIX_SIZE
-            self._blocks[subnet_id] = blocks - count
-            plot.share = Share(subnet_id, plot.share.addresses, plot.share.prefixes + count)
-            if count < wanted:
-                self.full[subnet_id] = f"no whole /28 free ({free - taken} addresses are)"
+            self.blocks[where] = blocks - count
+            plot.prefixes += count
+            why = f"no whole /28 free ({free - taken} addresses are)"
         else:
             wanted = min(self.short, plot.slots)
             count = taken = min(wanted, free)
-            plot.share = Share(subnet_id, plot.share.addresses + count, plot.share.prefixes)
-            if count < wanted:
-                self.full[subnet_id] = "no address free"
-        self._free[subnet_id] = free - taken
+            plot.addresses += count
+            why = "no address free"
+        if count < wanted:
+            self.full[where] = why
+        self.free[where] = free - taken
         plot.slots -= count
         self.short -= taken
 
@@ -299,10 +291,12 @@ class Capacity:
 
 def capacity(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> Capacity:
     """Return how many pods a node of these limits can serve."""
-    if not any(FAMILIES[name].counted for name in document.families):
-        more = f"{HOST_NETWORK_PODS} on the host's network"
-        return Capacity(2**48 + HOST_NETWORK_PODS, f"one IPv6 prefix x 2^48 + {more}")
-    addresses, text = most_addresses(document, limits, foreign=foreign)
+    counted = any(FAMILIES[name].counted for name in document.families)
+    addresses, text = (
+        most_addresses(document, limits, foreign=foreign)
+        if counted
+        else (2**48, "one IPv6 prefix x 2^48")
+    )
     more = f"{HOST_NETWORK_PODS} on the host's network"
     return Capacity(addresses + HOST_NETWORK_PODS, f"{text} + {more}")
 

@@ -11,24 +11,8 @@ from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of, hos
 from reconciler.core.facts import Eni
 from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Plan
-from reconciler.ipam import pool, shortage
+from reconciler.ipam import ec2_action, pool, shortage
 from reconciler.ipam.cloud import CREATION_TAG, PREFIX_SIZE, Cloud
-from reconciler.ipam.ec2_action import (
-    AddEni,
-    AdoptEni,
-    AssignAddresses,
-    AssignPrefixes,
-    AttachEni,
-    Creation,
-    DelegatePrefix,
-    DeleteEni,
-    DetachEni,
-    Ec2Action,
-    ReleaseAddresses,
-    ReleasePrefixes,
-    SetSecurityGroups,
-    TieToInstance,
-)
 from reconciler.ipam.pool import Place
 from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
 from reconciler.ipam.release import counted_networks, holds_used, pick, unit_networks
@@ -91,7 +75,7 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
         # Without them the pool seems to lack what it has: they come first.
         return _hold_back(adoptions, desired)
     cure = _cure(desired, at)
-    asked = {a.eni_id for a in cure.actions if isinstance(a, DelegatePrefix)}
+    asked = {a.eni_id for a in cure.actions if isinstance(a, ec2_action.DelegatePrefix)}
     parts = (
         adoptions,
         _finish(desired, observed, at),
@@ -121,11 +105,11 @@ def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
 def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
     """Return what an action asks EC2 to take from this instance; empty for most actions."""
     match action:
-        case ReleaseAddresses():
+        case ec2_action.ReleaseAddresses():
             return frozenset(map(host_network, action.units))
-        case ReleasePrefixes():
+        case ec2_action.ReleasePrefixes():
             return frozenset(action.units)
-        case DetachEni():
+        case ec2_action.DetachEni():
             enis = (e for e in observed.enis if e.eni_id == action.eni_id)
             return frozenset(n for e in enis for n in unit_networks(e))
         case _:
@@ -142,32 +126,32 @@ def _to_adopt(desired: Pool, observed: Cloud) -> list[Eni]:
     return [e for e in observed.enis if desired.take_over and e.is_adoptable]
 
 
-def _adopt(desired: Pool, observed: Cloud) -> Iterator[Ec2Action]:
+def _adopt(desired: Pool, observed: Cloud) -> Iterator[ec2_action.Ec2Action]:
     """Replace the stock plugin's tags by ours on every ENI that is attached here."""
     for eni in observed.enis:
         ours = eni.owned or eni.is_adoptable
         if desired.take_over and ours and eni.stock_tags and eni.device_index is not None:
             reason = "the stock plugin's; other nodes that run it would delete it once detached"
-            yield AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
+            yield ec2_action.AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
 
 
 def _finish(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
     """Go on with creations that were recorded, and with ENIs that are attached to nothing."""
-    actions: list[Ec2Action] = []
+    actions: list[ec2_action.Ec2Action] = []
     instance_id = desired.node.instance_id
     for creation in at.pending:
         reason = "recorded, but its ENI was not seen yet"
-        actions.append(AddEni(instance_id, creation, reason))
+        actions.append(ec2_action.AddEni(instance_id, creation, reason))
     back = _to_attach(desired, observed, at)
     for index, eni in back.items():
         reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
-        actions.append(AttachEni(eni.eni_id, instance_id, index, reason))
+        actions.append(ec2_action.AttachEni(eni.eni_id, instance_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
         used = holds_used(eni, desired.ec2.used)
         needed = eni in back.values() or used or _sources_disagree(desired, observed)
         if not needed and _is_old(eni, desired.now):
             reason = "ours, attached to nothing, and not needed"
-            actions.append(DeleteEni(eni.eni_id, reason))
+            actions.append(ec2_action.DeleteEni(eni.eni_id, reason))
     return Plan((*actions, *_settings(desired, observed, at)))
 
 
@@ -188,22 +172,24 @@ def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]
     return chosen
 
 
-def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[Ec2Action]:
+def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[ec2_action.Ec2Action]:
     """Change an ENI's settings in place."""
     for eni in observed.enis:
         tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
-            yield TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
+            yield ec2_action.TieToInstance(
+                eni.eni_id, eni.attachment_id, "would outlive the instance"
+            )
     wanted = tuple(sorted(desired.document.eni.security_groups))
     for eni in at.enis:
         if wanted and not eni.is_primary and eni.security_groups != wanted:
             reason = f"security groups {' '.join(eni.security_groups)}"
-            yield SetSecurityGroups(eni.eni_id, wanted, reason)
+            yield ec2_action.SetSecurityGroups(eni.eni_id, wanted, reason)
 
 
 def _cure(desired: Pool, at: PoolStatus) -> Plan:
     """Report an address in use that neither EC2 nor metadata shows, and ask for it again."""
-    actions: list[Ec2Action] = []
+    actions: list[ec2_action.Ec2Action] = []
     refusals: list[Issue] = []
     enis = {e.eni_id: e for e in at.enis}
     bound = ((a, address) for a in desired.attachments for address in a.addresses)
@@ -223,13 +209,13 @@ def _cure(desired: Pool, at: PoolStatus) -> Plan:
             continue
         reason = f"AddressLost: {who} uses it"
         if item == held:
-            again = AssignAddresses(eni.eni_id, eni.subnet_id, reason, units=(address,))
+            again = ec2_action.AssignAddresses(eni.eni_id, eni.subnet_id, reason, units=(address,))
             actions.append(again)
         else:
-            prefix: AssignPrefixes | DelegatePrefix = (
-                AssignPrefixes(eni.eni_id, eni.subnet_id, reason, units=(item,))
+            prefix: ec2_action.AssignPrefixes | ec2_action.DelegatePrefix = (
+                ec2_action.AssignPrefixes(eni.eni_id, eni.subnet_id, reason, units=(item,))
                 if family_of(item).counted
-                else DelegatePrefix(eni.eni_id, eni.subnet_id, reason, item)
+                else ec2_action.DelegatePrefix(eni.eni_id, eni.subnet_id, reason, item)
             )
             if all(a.key != prefix.key for a in actions):
                 actions.append(prefix)
@@ -254,20 +240,24 @@ def _grow(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
     besides = at.stock.held + at.coming - at.counted
     why = f"pool holds {at.counted} of {at.band.aim} addresses"
     why += f" besides {besides} to be exchanged" if besides else ""
-    actions: list[Ec2Action] = []
+    actions: list[ec2_action.Ec2Action] = []
     for eni, share in zip(at.enis, growth.shares, strict=True):
         where, reason = eni.subnet_id, f"{why}; {eni.subnet_id}"
         if share.prefixes:
-            actions.append(AssignPrefixes(eni.eni_id, where, reason, count=share.prefixes))
+            actions.append(
+                ec2_action.AssignPrefixes(eni.eni_id, where, reason, count=share.prefixes)
+            )
         if share.addresses:
-            actions.append(AssignAddresses(eni.eni_id, where, reason, count=share.addresses))
+            actions.append(
+                ec2_action.AssignAddresses(eni.eni_id, where, reason, count=share.addresses)
+            )
     lost = [f"{name}: {reason}" for name, reason in (*at.choice.rejected, *growth.full)]
     lost[shortage.MAX_NAMED :] = ["others"] if lost[shortage.MAX_NAMED :] else []
     indices = [i for i in _free_indices(observed, at) if i not in back]
     for index, share in zip(indices, growth.creations, strict=False):
         chosen = f"{why}; {share.subnet_id}" + (f", not {', '.join(lost)}" if lost else "")
         creation = _creation(desired, observed, index, share)
-        actions.append(AddEni(desired.node.instance_id, creation, chosen))
+        actions.append(ec2_action.AddEni(desired.node.instance_id, creation, chosen))
     return Plan(
         tuple(actions), tuple(shortage.shortages(desired, at, growth, capped=allowed == 0))
     )
@@ -285,8 +275,10 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
         eni_id for eni_id, n in desired.ec2.disagreements.missing if not family_of(n).counted
     }
     waiting = asked | withheld
-    actions: list[Ec2Action] = [
-        DelegatePrefix(e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}")
+    actions: list[ec2_action.Ec2Action] = [
+        ec2_action.DelegatePrefix(
+            e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}"
+        )
         for e in at.enis
         if e.eni_id in at.needed and not e.ipv6_prefixes and e.eni_id not in waiting
     ]
@@ -298,7 +290,7 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
     share = pool.Share(at.choice.subnets[0])
     reason = f"no ENI may serve pods, and its prefix will serve all; {share.subnet_id}"
     creation = _creation(desired, observed, index, share)
-    return Plan((*actions, AddEni(desired.node.instance_id, creation, reason)))
+    return Plan((*actions, ec2_action.AddEni(desired.node.instance_id, creation, reason)))
 
 
 def _may_create(desired: Pool, at: PoolStatus) -> int:
@@ -313,7 +305,7 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
     What the pool lacks and EC2 shows, although it was asked to take it back, may have been given
     again: it is waited for. To release it would end in the same answer again.
     """
-    actions: list[Ec2Action] = []
+    actions: list[ec2_action.Ec2Action] = []
     awaited = desired.ec2.maybe_released if at.stock.held < at.band.low else frozenset()
     leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined if u.network not in awaited}
     for eni in at.enis:
@@ -330,13 +322,13 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
                 continue  # whole, and soon enough
             count = len(eni.pod_addresses)
             reason = f"not needed: {count} addresses beyond {at.band.high}; {eni.subnet_id}"
-            actions.append(DetachEni(eni.eni_id, str(eni.attachment_id), reason))
+            actions.append(ec2_action.DetachEni(eni.eni_id, str(eni.attachment_id), reason))
             continue
         reason = f"pool holds {at.stock.held} of {at.band.aim} without; {eni.subnet_id}"
         if addresses := tuple(n.network_address for n in mine if n.num_addresses == 1):
-            actions.append(ReleaseAddresses(eni.eni_id, addresses, reason))
+            actions.append(ec2_action.ReleaseAddresses(eni.eni_id, addresses, reason))
         if prefixes := tuple(n for n in mine if n.num_addresses > 1):
-            actions.append(ReleasePrefixes(eni.eni_id, prefixes, reason))
+            actions.append(ec2_action.ReleasePrefixes(eni.eni_id, prefixes, reason))
     return Plan(tuple(actions))
 
 
@@ -355,11 +347,13 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
     return Plan(tuple(actions), tuple(refusals))
 
 
-def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> Creation:
+def _creation(
+    desired: Pool, observed: Cloud, index: int, share: pool.Share
+) -> ec2_action.Creation:
     groups = observed.primary.security_groups if observed.primary else ()
     text = f"{desired.ec2.nonce}/{desired.node.instance_id}/{index}"
     token = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return Creation(
+    return ec2_action.Creation(
         token=token,
         device_index=index,
         subnet_id=share.subnet_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
@@ -14,7 +14,7 @@ from reconciler.ipam.cloud import PREFIX_SIZE, Choice, Cloud, Limits, Subnet, ch
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Band, Demand, Space
 from reconciler.ipam.release import Stock, Unit, take_stock
-from reconciler.ipam.sources import NO_DISAGREEMENTS, Disagreements
+from reconciler.ipam.sources import Disagreements
 from schemas.document import NodeNetwork
 
 HERE = {"attaching", "attached"}
@@ -23,9 +23,6 @@ HERE = {"attaching", "attached"}
 CREATION_TRUST_S = 600.0
 """Seconds for which a recorded creation is repeated until its ENI is seen; a token is good for
 24 hours (EC2 Developer Guide, "Ensuring idempotency"), an observation stale for seconds."""
-
-
-NO_CALL_BACKOFFS = CallBackoffs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +43,8 @@ class Ec2Inputs:
     quarantined: frozenset[IpNetwork] = frozenset()
     maybe_released: frozenset[IpNetwork] = frozenset()
     creations: tuple[Creation, ...] = ()
-    disagreements: Disagreements = NO_DISAGREEMENTS
-    backoffs: CallBackoffs = NO_CALL_BACKOFFS
+    disagreements: Disagreements = field(default_factory=Disagreements)
+    backoffs: CallBackoffs = field(default_factory=CallBackoffs)
     nonce: str = ""
 
 
@@ -182,9 +179,8 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
     )
     fits = [e.eni_id for e in enis if _fits(e, desired, observed, choice)]
     fitting = frozenset(fits)
-    needed = frozenset(fits if desired.counts else fits[:1])
-    nothing = Space(0)
-    blocks = any(spaces.get(e.subnet_id, nothing).blocks for e in enis if e.eni_id in fitting)
+    homes = {e.subnet_id for e in enis if e.eni_id in fitting}
+    blocks = any(space.blocks for name, space in spaces.items() if name in homes)
 
     def unwanted(unit: Unit) -> bool:
         if unit.eni.eni_id not in fitting:
@@ -214,26 +210,24 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         for c in desired.ec2.creations
         if not c.done and c.token not in tokens and desired.now - c.at < CREATION_TRUST_S
     )
-    attached = sum(1 for e in observed.enis if e.device_index is not None)
-    attached += len(observed.unread_enis)
-    foreign = sum(1 for e in observed.enis if e.device_index is not None and not e.owned)
+    attached = [e for e in observed.enis if e.device_index is not None]
+    most = desired.document.eni.max
     limit = limits.enis if limits else 0
-    if desired.document.eni.max is not None:
-        limit = min(limit, desired.document.eni.max)
-    room = max(limit - attached - len(pending), 0)
+    limit = limit if most is None else min(limit, most)
+    taken = len(attached) + len(observed.unread_enis) + len(pending)
     return PoolStatus(
-        limits,
-        enis,
-        choice,
-        spaces,
-        band,
-        stock,
-        room,
-        pending,
-        fitting,
-        foreign,
-        needed,
-        observed,
+        limits=limits,
+        enis=enis,
+        choice=choice,
+        spaces=spaces,
+        band=band,
+        stock=stock,
+        room_for_enis=max(limit - taken, 0),
+        pending=pending,
+        fitting=fitting,
+        foreign=sum(not e.owned for e in attached),
+        needed=frozenset(fits if desired.counts else fits[:1]),
+        observed=observed,
     )
 
 

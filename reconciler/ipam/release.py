@@ -8,7 +8,7 @@ quarantined, so that no pod can get it; then EC2 is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from reconciler.core.datapath import IpAddress, IpNetwork, host_network
@@ -50,12 +50,8 @@ class Quarantine:
 
     def bounded(self, now: float) -> Quarantine:
         """Return the same without times that have not come yet: the clock was set back."""
-        return replace(
-            self,
-            since=min(self.since, now),
-            asked=min(self.asked, now),
-            gone=min(self.gone, now),
-        )
+        times = (min(at, now) for at in (self.since, self.asked, self.gone))
+        return Quarantine(self.network, *times)
 
     @property
     def key(self) -> Key:

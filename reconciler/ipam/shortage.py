@@ -20,25 +20,29 @@ MAX_NAMED = 8
 """EC2 objects that are named for one reason; the others are counted."""
 
 
+def _of_pool(node: Node, reason: str, message: str) -> Issue:
+    return Issue(f"pool of {node.instance_id}", reason, message)
+
+
 def no_primary(node: Node) -> Issue:
     """EC2 does not show the primary ENI, whose subnet and groups new ENIs take."""
-    return Issue(
-        subject=f"pool of {node.instance_id}",
-        reason="PrimaryEniUnknown",
-        message=f"EC2 shows no ENI with the MAC {node.primary_mac}, the primary's by instance "
-        "metadata, whose subnet and security groups new ENIs take; check that "
-        "DescribeNetworkInterfaces sees this instance",
+    return _of_pool(
+        node,
+        "PrimaryEniUnknown",
+        f"EC2 shows no ENI with the MAC {node.primary_mac}, the primary's by instance metadata, "
+        "whose subnet and security groups new ENIs take; check that DescribeNetworkInterfaces "
+        "sees this instance",
     )
 
 
 def no_limits(node: Node, unread: Iterable[Unread]) -> Issue:
     """The instance type's limits are not known."""
     why = next((u.why for u in unread if u.kind == "instance-type"), "EC2 does not tell")
-    return Issue(
-        subject=f"pool of {node.instance_id}",
-        reason="InstanceTypeUnknown",
-        message=f"what {node.instance_type} allows is not known, so the pool neither grows nor "
-        f"gives back: {why}; it is asked for again, or name its limits in instanceTypes",
+    return _of_pool(
+        node,
+        "InstanceTypeUnknown",
+        f"what {node.instance_type} allows is not known, so the pool neither grows nor gives "
+        f"back: {why}; it is asked for again, or name its limits in instanceTypes",
     )
 
 
@@ -61,17 +65,15 @@ def unread(found: Sequence[Unread]) -> Iterator[Issue]:
 
 def address_lost(attachment: Attachment, address: IpAddress, *, present: bool) -> Issue:
     """A pod uses an address that EC2 has assigned to no ENI, or to another one."""
-    who = attachment.pod or str(attachment.key)
+    who, eni_id = attachment.pod or str(attachment.key), attachment.eni_id
     cure = (
-        f"it is asked for again on {attachment.eni_id}"
-        if present
-        else f"{attachment.eni_id} is gone: restart the pod"
+        f"it is asked for again on {eni_id}" if present else f"{eni_id} is gone: restart the pod"
     )
     return Issue(
-        subject=f"attachment {attachment.key}",
-        reason="AddressLost",
-        message=f"{who} uses {address}, which neither EC2 nor instance metadata shows "
-        f"on this node any more; {cure}",
+        f"attachment {attachment.key}",
+        "AddressLost",
+        f"{who} uses {address}, which neither EC2 nor instance metadata shows on this node any "
+        f"more; {cure}",
     )
 
 
@@ -84,12 +86,9 @@ def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) ->
         f"{growth.unmet} cannot be had"
     )
     if capped and at.room_for_enis:
-        yield Issue(
-            f"pool of {desired.node.instance_id}",
-            "CreationRateReached",
-            f"{missing}: {len(desired.ec2.creations)} ENIs were created within an hour and "
-            "added no capacity; check their state in EC2",
-        )
+        created = f"{len(desired.ec2.creations)} ENIs were created within an hour"
+        why = f"{missing}: {created} and added no capacity; check their state in EC2"
+        yield _of_pool(desired.node, "CreationRateReached", why)
         return
     advice = "free addresses there, or name further subnets in eni.subnets"
     full = [(name, f"{missing}: {reason}; {advice}") for name, reason in growth.full]
@@ -142,8 +141,8 @@ def no_way_in(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
     yield from _of_subnets("SubnetRejected", rejected)
     if at.choice.subnets:
-        yield Issue(
-            f"pool of {desired.node.instance_id}",
+        yield _of_pool(
+            desired.node,
             "PoolLimitReached" if at.room_for_enis <= 0 else "CreationRateReached",
             f"{missing}: no further ENI can be had now; let pods use the primary ENI "
             "(eni.usePrimary), or raise eni.max",
@@ -157,6 +156,7 @@ def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Issue:
     foreign = at.foreign + sum(u.kind == "eni" for u in at.observed.unread)
     most, text = most_addresses(desired.document, at.limits, foreign=foreign)
     singles = sum(len(e.secondaries) for e in at.enis) if desired.prefixes else 0
+    larger = "use a larger instance type" if by_type else "raise eni.max"
     if at.misplaced:
         cure = "drain the node, so that what is in the wrong subnet can go"
     elif singles:
@@ -166,27 +166,20 @@ def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Issue:
         )
     elif desired.demand.total >= most:
         # All of it is in use: less held ready would change nothing.
-        larger = "use a larger instance type" if by_type else "raise eni.max"
         cure = f"pods use all of them: {larger}, or run fewer pods here (maxPods)"
     else:
-        cure = "lower warmPool, or " + (
-            "use a larger instance type" if by_type else "raise eni.max"
-        )
-    return Issue(
-        subject=f"pool of {desired.node.instance_id}",
-        reason="PoolLimitReached",
-        message=f"{missing}: {source} allows {text} = {most}; {cure}",
-    )
+        cure = f"lower warmPool, or {larger}"
+    message = f"{missing}: {source} allows {text} = {most}; {cure}"
+    return _of_pool(desired.node, "PoolLimitReached", message)
 
 
 def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """What the document asks for and cannot be done now."""
+    node = desired.node
     if at.limits is not None:
-        told = overcommitted(
-            desired.document, desired.node.instance_type, at.limits, foreign=at.foreign
-        )
+        told = overcommitted(desired.document, node.instance_type, at.limits, foreign=at.foreign)
         if told:
-            yield Issue(f"maxPods of {desired.node.instance_id}", "MaxPodsTooHigh", told)
+            yield Issue(f"maxPods of {node.instance_id}", "MaxPodsTooHigh", told)
     yield from unread(at.observed.unread)
     yield from _without_block(desired, at)
     yield from _without_egress(desired, at)
@@ -234,18 +227,16 @@ def _without_block(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
 
 def _disagreement(desired: Pool) -> Issue:
     disagreements = desired.ec2.disagreements
-    missing, unconfirmed = len(disagreements.missing), len(disagreements.unconfirmed)
     parts = []
-    if missing:
+    if missing := len(disagreements.missing):
         parts.append(f"EC2 no longer shows {missing} addresses or prefixes that were there")
-    if unconfirmed:
+    if unconfirmed := len(disagreements.unconfirmed):
         parts.append(f"instance metadata lacks {unconfirmed} that EC2 shows")
-    return Issue(
-        f"pool of {desired.node.instance_id}",
+    return _of_pool(
+        desired.node,
         "SourcesDisagree",
         f"for {desired.clock - disagreements.since:.0f} s {' and '.join(parts)}; nothing is given "
-        f"back "
-        "until they agree",
+        "back until they agree",
     )
 
 

@@ -13,7 +13,7 @@ of a prefix in use).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from reconciler.core.datapath import IpNetwork, family_of
 from reconciler.core.facts import Eni
@@ -62,10 +62,11 @@ def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
             known.pop(answer.eni_id, None)
         else:
             known[answer.eni_id] = _changed(eni, answer)
-    order = sorted(
-        known.values(), key=lambda e: (e.device_index is None, e.device_index or 0, e.eni_id)
-    )
-    return tuple(order)
+
+    def order(eni: Eni) -> tuple[bool, int, str]:
+        return eni.device_index is None, eni.device_index or 0, eni.eni_id
+
+    return tuple(sorted(known.values(), key=order))
 
 
 def is_behind(shown: Iterable[Eni], told: Iterable[Eni]) -> bool:
@@ -129,9 +130,9 @@ class Disagreements:
         lost: items that neither shows any more.
     """
 
-    missing: Mapping[Item, float]
-    unconfirmed: Mapping[Item, float]
-    lost: frozenset[Item]
+    missing: Mapping[Item, float] = field(default_factory=dict)
+    unconfirmed: Mapping[Item, float] = field(default_factory=dict)
+    lost: frozenset[Item] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unconfirmed)
@@ -140,9 +141,6 @@ class Disagreements:
     def since(self) -> float:
         """When the oldest began, in monotonic seconds; 0 without any."""
         return min([*self.missing.values(), *self.unconfirmed.values()], default=0.0)
-
-
-NO_DISAGREEMENTS = Disagreements({}, {}, frozenset())
 
 
 def items(enis: Iterable[Eni]) -> frozenset[Item]:
@@ -168,10 +166,8 @@ def weigh(
     missing: dict[Item, float] = {}
     lost = set()
     for item in sorted(expected | before.missing.keys(), key=_order):
-        if item in shown:
-            continue
-        if item not in expected:
-            continue  # it is not expected any more: it was given back
+        if item in shown or item not in expected:
+            continue  # what is not expected any more was given back
         since = before.missing.get(item, now)
         known = item not in metadata and item not in unread
         if item in before.lost or (known and now - since >= CONFIRM_S):

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from reconciler.engine.backoff import Delays
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.pace import (
-    NOTHING_LEFT,
-    UNFINISHED_S,
-    Left,
-    observe_after_s,
-    plan_after_s,
-)
-from reconciler.ipam.pool_status import NO_CALL_BACKOFFS
+from reconciler.ipam.pace import UNFINISHED_S, Left, observe_after_s, plan_after_s
 
 SHRINK_S = 30.0
 """Seconds after a growth for which nothing else is chosen to be given back, so that pods that come
@@ -41,8 +34,8 @@ class PoolSchedule:
     """
 
     clock: Callable[[], float]
-    calls: CallBackoffs = NO_CALL_BACKOFFS
-    left: Left = NOTHING_LEFT
+    calls: CallBackoffs = field(default_factory=CallBackoffs)
+    left: Left = field(default_factory=Left)
     failed: bool = False
     unfinished: bool = False
     has_called: bool = False

@@ -9,7 +9,7 @@ from reconciler.core.datapath import IpAddress, IpNetwork, unit_of
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pace import held_by_mac
 from reconciler.ipam.records import Records
-from reconciler.ipam.sources import NO_DISAGREEMENTS, Disagreements, Item, items, weigh
+from reconciler.ipam.sources import Disagreements, Item, items, weigh
 
 Witness = frozenset[tuple[str, IpNetwork]] | None
 """What instance metadata shows, by MAC; None if it cannot be read, which proves nothing."""
@@ -26,7 +26,7 @@ class Sources:
     """
 
     clock: Callable[[], float]
-    disagreements: Disagreements = NO_DISAGREEMENTS
+    disagreements: Disagreements = field(default_factory=Disagreements)
     expected: frozenset[Item] = frozenset()
     _macs: Mapping[str, str] = field(default_factory=dict)
     """ENIs by MAC, as metadata names them: also those that EC2 does not show any more."""

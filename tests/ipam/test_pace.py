@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from builders import eni, mac
 
 from reconciler.ipam.cloud import Cloud, arrived
-from reconciler.ipam.pace import NOTHING_LEFT, Left, held_by_mac, is_changing, observe_after_s
+from reconciler.ipam.pace import Left, held_by_mac, is_changing, observe_after_s
 
 RESYNC_S = 1800.0
 
@@ -34,7 +33,7 @@ RESYNC_S = 1800.0
 def test_a_look_is_due_after_what_the_last_one_has_left_open(
     left: dict[str, Any], seconds: float
 ) -> None:
-    assert observe_after_s(replace(NOTHING_LEFT, **left), RESYNC_S) == seconds
+    assert observe_after_s(Left(**left), RESYNC_S) == seconds
     assert observe_after_s(Left(**left), 10.0) == min(seconds, 10.0), "ec2Resync is the longest"
 
 

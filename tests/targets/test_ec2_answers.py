@@ -22,6 +22,7 @@ from reconciler.domains import eni as domain
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ApplyError, ObserveError
+from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, retain
 from reconciler.ipam.ec2_action import (
     AddEni,
@@ -31,9 +32,8 @@ from reconciler.ipam.ec2_action import (
     Creation,
     DelegatePrefix,
 )
-from reconciler.ipam.pool_status import NO_CALL_BACKOFFS
 from reconciler.ipam.release import unit_networks
-from reconciler.ipam.sources import CONFIRM_S, NO_DISAGREEMENTS
+from reconciler.ipam.sources import CONFIRM_S, Disagreements
 from reconciler.node.pool_controller import Given, PoolController
 from reconciler.node.pool_inputs import complete
 from reconciler.node.pool_schedule import PoolSchedule
@@ -153,8 +153,8 @@ class Life:
 
     def begin_anew(self) -> None:
         """All was well a moment ago, and neither limits nor subnets have been asked for yet."""
-        self.controller.sources.disagreements = NO_DISAGREEMENTS
-        self.controller.schedule.calls = NO_CALL_BACKOFFS
+        self.controller.sources.disagreements = Disagreements()
+        self.controller.schedule.calls = CallBackoffs()
         self.controller.sources.expected = self._expected
         self.target._limits.clear()
         self.target._subnets._described = None

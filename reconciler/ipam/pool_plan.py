@@ -11,7 +11,8 @@ from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of, hos
 from reconciler.core.facts import Eni
 from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Plan
-from reconciler.ipam import ec2_action, pool, shortage
+from reconciler.ipam import ec2_action as ec2
+from reconciler.ipam import pool, shortage
 from reconciler.ipam.cloud import CREATION_TAG, PREFIX_SIZE, Cloud
 from reconciler.ipam.pool import Place
 from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
@@ -75,7 +76,7 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
         # Without them the pool seems to lack what it has: they come first.
         return _hold_back(adoptions, desired)
     cure = _cure(desired, at)
-    asked = {a.eni_id for a in cure.actions if isinstance(a, ec2_action.DelegatePrefix)}
+    asked = {a.eni_id for a in cure.actions if isinstance(a, ec2.DelegatePrefix)}
     parts = (
         adoptions,
         _finish(desired, observed, at),
@@ -105,11 +106,11 @@ def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
 def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
     """Return what an action asks EC2 to take from this instance; empty for most actions."""
     match action:
-        case ec2_action.ReleaseAddresses():
+        case ec2.ReleaseAddresses():
             return frozenset(map(host_network, action.units))
-        case ec2_action.ReleasePrefixes():
+        case ec2.ReleasePrefixes():
             return frozenset(action.units)
-        case ec2_action.DetachEni():
+        case ec2.DetachEni():
             enis = (e for e in observed.enis if e.eni_id == action.eni_id)
             return frozenset(n for e in enis for n in unit_networks(e))
         case _:
@@ -126,32 +127,32 @@ def _to_adopt(desired: Pool, observed: Cloud) -> list[Eni]:
     return [e for e in observed.enis if desired.take_over and e.is_adoptable]
 
 
-def _adopt(desired: Pool, observed: Cloud) -> Iterator[ec2_action.Ec2Action]:
+def _adopt(desired: Pool, observed: Cloud) -> Iterator[ec2.Ec2Action]:
     """Replace the stock plugin's tags by ours on every ENI that is attached here."""
     for eni in observed.enis:
         ours = eni.owned or eni.is_adoptable
         if desired.take_over and ours and eni.stock_tags and eni.device_index is not None:
             reason = "the stock plugin's; other nodes that run it would delete it once detached"
-            yield ec2_action.AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
+            yield ec2.AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
 
 
 def _finish(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
     """Go on with creations that were recorded, and with ENIs that are attached to nothing."""
-    actions: list[ec2_action.Ec2Action] = []
+    actions: list[ec2.Ec2Action] = []
     instance_id = desired.node.instance_id
     for creation in at.pending:
         reason = "recorded, but its ENI was not seen yet"
-        actions.append(ec2_action.AddEni(instance_id, creation, reason))
+        actions.append(ec2.AddEni(instance_id, creation, reason))
     back = _to_attach(desired, observed, at)
     for index, eni in back.items():
         reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
-        actions.append(ec2_action.AttachEni(eni.eni_id, instance_id, index, reason))
+        actions.append(ec2.AttachEni(eni.eni_id, instance_id, index, reason))
     for eni in (e for e in observed.enis if e.owned and e.status == "available"):
         used = holds_used(eni, desired.ec2.used)
         needed = eni in back.values() or used or _sources_disagree(desired, observed)
         if not needed and _is_old(eni, desired.now):
             reason = "ours, attached to nothing, and not needed"
-            actions.append(ec2_action.DeleteEni(eni.eni_id, reason))
+            actions.append(ec2.DeleteEni(eni.eni_id, reason))
     return Plan((*actions, *_settings(desired, observed, at)))
 
 
@@ -172,54 +173,47 @@ def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]
     return chosen
 
 
-def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[ec2_action.Ec2Action]:
+def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[ec2.Ec2Action]:
     """Change an ENI's settings in place."""
     for eni in observed.enis:
         tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
-            yield ec2_action.TieToInstance(
-                eni.eni_id, eni.attachment_id, "would outlive the instance"
-            )
+            yield ec2.TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
     wanted = tuple(sorted(desired.document.eni.security_groups))
     for eni in at.enis:
         if wanted and not eni.is_primary and eni.security_groups != wanted:
             reason = f"security groups {' '.join(eni.security_groups)}"
-            yield ec2_action.SetSecurityGroups(eni.eni_id, wanted, reason)
+            yield ec2.SetSecurityGroups(eni.eni_id, wanted, reason)
 
 
 def _cure(desired: Pool, at: PoolStatus) -> Plan:
     """Report an address in use that neither EC2 nor metadata shows, and ask for it again."""
-    actions: list[ec2_action.Ec2Action] = []
+    actions: list[ec2.Ec2Action] = []
     refusals: list[Issue] = []
     enis = {e.eni_id: e for e in at.enis}
-    bound = ((a, address) for a in desired.attachments for address in a.addresses)
-    for attachment, address in bound:
-        held = host_network(address)
-        lost = [n for eni_id, n in desired.ec2.disagreements.lost if eni_id == attachment.eni_id]
-        item = next(
-            (n for n in sorted(lost, key=lambda n: n.prefixlen) if address in n),
-            None,
-        )
-        if item is None:
+    lost = desired.ec2.disagreements.lost
+    for attachment, address in ((a, own) for a in desired.attachments for own in a.addresses):
+        holding = [n for eni_id, n in lost if eni_id == attachment.eni_id and address in n]
+        if not holding:
             continue
-        who = attachment.pod or str(attachment.key)
         eni = enis.get(attachment.eni_id)
         refusals.append(shortage.address_lost(attachment, address, present=eni is not None))
-        if eni is None:
-            continue
-        reason = f"AddressLost: {who} uses it"
-        if item == held:
-            again = ec2_action.AssignAddresses(eni.eni_id, eni.subnet_id, reason, units=(address,))
-            actions.append(again)
-        else:
-            prefix: ec2_action.AssignPrefixes | ec2_action.DelegatePrefix = (
-                ec2_action.AssignPrefixes(eni.eni_id, eni.subnet_id, reason, units=(item,))
-                if family_of(item).counted
-                else ec2_action.DelegatePrefix(eni.eni_id, eni.subnet_id, reason, item)
-            )
-            if all(a.key != prefix.key for a in actions):
-                actions.append(prefix)
+        if eni is not None:
+            who = attachment.pod or str(attachment.key)
+            item = min(holding, key=lambda n: n.prefixlen)
+            again = _ask_again(eni, item, f"AddressLost: {who} uses it")
+            if all(a.key != again.key for a in actions):
+                actions.append(again)
     return Plan(tuple(actions), tuple(refusals))
+
+
+def _ask_again(eni: Eni, item: IpNetwork, reason: str) -> ec2.Ec2Action:
+    where = eni.eni_id, eni.subnet_id, reason
+    if item.num_addresses == 1:
+        return ec2.AssignAddresses(*where, units=(item.network_address,))
+    if family_of(item).counted:
+        return ec2.AssignPrefixes(*where, units=(item,))
+    return ec2.DelegatePrefix(*where, item)
 
 
 def _grow(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
@@ -240,24 +234,20 @@ def _grow(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
     besides = at.stock.held + at.coming - at.counted
     why = f"pool holds {at.counted} of {at.band.aim} addresses"
     why += f" besides {besides} to be exchanged" if besides else ""
-    actions: list[ec2_action.Ec2Action] = []
+    actions: list[ec2.Ec2Action] = []
     for eni, share in zip(at.enis, growth.shares, strict=True):
         where, reason = eni.subnet_id, f"{why}; {eni.subnet_id}"
         if share.prefixes:
-            actions.append(
-                ec2_action.AssignPrefixes(eni.eni_id, where, reason, count=share.prefixes)
-            )
+            actions.append(ec2.AssignPrefixes(eni.eni_id, where, reason, count=share.prefixes))
         if share.addresses:
-            actions.append(
-                ec2_action.AssignAddresses(eni.eni_id, where, reason, count=share.addresses)
-            )
+            actions.append(ec2.AssignAddresses(eni.eni_id, where, reason, count=share.addresses))
     lost = [f"{name}: {reason}" for name, reason in (*at.choice.rejected, *growth.full)]
     lost[shortage.MAX_NAMED :] = ["others"] if lost[shortage.MAX_NAMED :] else []
     indices = [i for i in _free_indices(observed, at) if i not in back]
     for index, share in zip(indices, growth.creations, strict=False):
         chosen = f"{why}; {share.subnet_id}" + (f", not {', '.join(lost)}" if lost else "")
         creation = _creation(desired, observed, index, share)
-        actions.append(ec2_action.AddEni(desired.node.instance_id, creation, chosen))
+        actions.append(ec2.AddEni(desired.node.instance_id, creation, chosen))
     return Plan(
         tuple(actions), tuple(shortage.shortages(desired, at, growth, capped=allowed == 0))
     )
@@ -275,10 +265,8 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
         eni_id for eni_id, n in desired.ec2.disagreements.missing if not family_of(n).counted
     }
     waiting = asked | withheld
-    actions: list[ec2_action.Ec2Action] = [
-        ec2_action.DelegatePrefix(
-            e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}"
-        )
+    actions: list[ec2.Ec2Action] = [
+        ec2.DelegatePrefix(e.eni_id, e.subnet_id, f"it has none, and pods need one; {e.subnet_id}")
         for e in at.enis
         if e.eni_id in at.needed and not e.ipv6_prefixes and e.eni_id not in waiting
     ]
@@ -290,7 +278,7 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
     share = pool.Share(at.choice.subnets[0])
     reason = f"no ENI may serve pods, and its prefix will serve all; {share.subnet_id}"
     creation = _creation(desired, observed, index, share)
-    return Plan((*actions, ec2_action.AddEni(desired.node.instance_id, creation, reason)))
+    return Plan((*actions, ec2.AddEni(desired.node.instance_id, creation, reason)))
 
 
 def _may_create(desired: Pool, at: PoolStatus) -> int:
@@ -305,7 +293,7 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
     What the pool lacks and EC2 shows, although it was asked to take it back, may have been given
     again: it is waited for. To release it would end in the same answer again.
     """
-    actions: list[ec2_action.Ec2Action] = []
+    actions: list[ec2.Ec2Action] = []
     awaited = desired.ec2.maybe_released if at.stock.held < at.band.low else frozenset()
     leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined if u.network not in awaited}
     for eni in at.enis:
@@ -322,13 +310,13 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
                 continue  # whole, and soon enough
             count = len(eni.pod_addresses)
             reason = f"not needed: {count} addresses beyond {at.band.high}; {eni.subnet_id}"
-            actions.append(ec2_action.DetachEni(eni.eni_id, str(eni.attachment_id), reason))
+            actions.append(ec2.DetachEni(eni.eni_id, str(eni.attachment_id), reason))
             continue
         reason = f"pool holds {at.stock.held} of {at.band.aim} without; {eni.subnet_id}"
         if addresses := tuple(n.network_address for n in mine if n.num_addresses == 1):
-            actions.append(ec2_action.ReleaseAddresses(eni.eni_id, addresses, reason))
+            actions.append(ec2.ReleaseAddresses(eni.eni_id, addresses, reason))
         if prefixes := tuple(n for n in mine if n.num_addresses > 1):
-            actions.append(ec2_action.ReleasePrefixes(eni.eni_id, prefixes, reason))
+            actions.append(ec2.ReleasePrefixes(eni.eni_id, prefixes, reason))
     return Plan(tuple(actions))
 
 
@@ -347,13 +335,11 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
     return Plan(tuple(actions), tuple(refusals))
 
 
-def _creation(
-    desired: Pool, observed: Cloud, index: int, share: pool.Share
-) -> ec2_action.Creation:
+def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> ec2.Creation:
     groups = observed.primary.security_groups if observed.primary else ()
     text = f"{desired.ec2.nonce}/{desired.node.instance_id}/{index}"
     token = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return ec2_action.Creation(
+    return ec2.Creation(
         token=token,
         device_index=index,
         subnet_id=share.subnet_id,

@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 from reconciler.domains.inputs import Inputs
@@ -86,6 +87,7 @@ class Plugins:
 
 
 Seen = Conflist | OtherConf | Plugins
+_ABSENT = object()
 
 
 def normal(text: str) -> str:
@@ -137,10 +139,8 @@ def make(cni: Cni, state_dir: str) -> dict[str, Any]:
         "stateDir": state_dir,
         "budgetSeconds": _number(str(cni.budget.total_seconds())),
     }
-    if cni.log_file is not None:
-        ours["logFile"] = cni.log_file
-    if cni.log_level is not None:
-        ours["logLevel"] = cni.log_level
+    logging = {"logFile": cni.log_file, "logLevel": cni.log_level}
+    ours |= {key: value for key, value in logging.items() if value is not None}
     versions = sorted(cni.versions, key=VERSIONS.index)
     body: dict[str, Any] = {"cniVersion": versions[0], "name": cni.network}
     if len(versions) > 1:
@@ -168,15 +168,10 @@ def plan(desired: Iterable[Conflist], observed: Iterable[Seen]) -> Plan:
     result = Plan()
     for want in sorted(desired, key=lambda o: o.key):
         there = [o for o in seen if isinstance(o, Conflist) and o.key == want.key]
-        actions = [
-            replace(action, reason=_reason(action))
-            for action in compare([want], there).actions
-            if isinstance(action, Change)
-        ]
+        changes = [a for a in compare([want], there).actions if isinstance(a, Change)]
         missing = tuple(_missing(want, seen))
-        result += Plan(
-            () if missing else tuple(actions), missing, findings=tuple(_ahead(want, seen))
-        )
+        actions = () if missing else tuple(replace(a, reason=_reason(a)) for a in changes)
+        result += Plan(actions, missing, findings=tuple(_ahead(want, seen)))
     return result
 
 
@@ -242,14 +237,10 @@ def _differences(path: str, was: Any, now: Any) -> Iterator[str]:
             below = f"{path}.{key}" if path else key
             yield from _differences(below, was.get(key, _ABSENT), now.get(key, _ABSENT))
     elif isinstance(was, list) and isinstance(now, list):
-        for i in range(max(len(was), len(now))):
-            before, after = (x[i] if i < len(x) else _ABSENT for x in (was, now))
-            yield from _differences(f"{path}[{i}]", before, after)
+        for i, pair in enumerate(zip_longest(was, now, fillvalue=_ABSENT)):
+            yield from _differences(f"{path}[{i}]", *pair)
     elif was is _ABSENT or now is _ABSENT or json.dumps(was) != json.dumps(now):
         before, after = (
             "none" if x is _ABSENT else json.dumps(x, sort_keys=True) for x in (was, now)
         )
         yield f"{path} {before} -> {after}".lstrip()
-
-
-_ABSENT = object()

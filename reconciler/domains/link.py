@@ -73,19 +73,14 @@ class Veth:
         return (self.name,)
 
     def command(self, verb: Verb) -> str:
-        settings = f"mtu {self.mtu} address {self.mac}"
+        settings = f"mtu {self.mtu} address {self.mac} alias {self.alias}"
         match verb:
             case Verb.CREATE:
-                where = netns_path(self.pod_netns)
-                return (
-                    f"ip link add {self.name} {settings} alias {self.alias} type veth "
-                    f"peer {self.pod_name} address {self.pod_mac} netns {where}"
-                )
+                peer = f"peer {self.pod_name} address {self.pod_mac}"
+                where = f"netns {netns_path(self.pod_netns)}"
+                return f"ip link add {self.name} {settings} type veth {peer} {where}"
             case Verb.UPDATE:
-                return (
-                    f"ip link set {self.name} {settings} alias {self.alias} "
-                    f"{'up' if self.up else 'down'}"
-                )
+                return f"ip link set {self.name} {settings} {'up' if self.up else 'down'}"
             case Verb.DELETE:
                 return f"ip link delete {self.name}"
 
@@ -133,25 +128,25 @@ def desire(inputs: Inputs) -> frozenset[Link]:
 def desire_pods(inputs: Inputs) -> frozenset[Link]:
     """The pods' part of it: both ends of each pair."""
     pod_mtu = inputs.document.pod_mtu
-    links: set[Link] = set()
-    for a in inputs.placed:
-        links.add(
-            Veth(
-                a.veth,
-                a.host_mac,
-                pod_mtu,
-                a.alias,
-                pod_netns=a.netns,
-                pod_name=a.key.ifname,
-                pod_mac=a.pod_mac,
-            )
+    links: set[Link] = {
+        Veth(
+            a.veth,
+            a.host_mac,
+            pod_mtu,
+            a.alias,
+            pod_netns=a.netns,
+            pod_name=a.key.ifname,
+            pod_mac=a.pod_mac,
         )
+        for a in inputs.placed
+    }
     # Whose address is not known is kept as it is: absence is no release.
-    for u in inputs.kernel.unexplained:
-        links.add(Veth(u.veth, u.mac, pod_mtu, link_alias(u.key)))
-    for a in inputs.visited:
-        links.add(PodLink(a.netns, a.key.ifname, a.pod_mac, pod_mtu, veth=a.veth))
-    return frozenset(links)
+    unexplained = inputs.kernel.unexplained
+    links |= {Veth(u.veth, u.mac, pod_mtu, link_alias(u.key)) for u in unexplained}
+    pods = (
+        PodLink(a.netns, a.key.ifname, a.pod_mac, pod_mtu, veth=a.veth) for a in inputs.visited
+    )
+    return frozenset(links.union(pods))
 
 
 def is_owned(link: Link) -> bool:

@@ -182,13 +182,12 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     snat = rules.source_nat(
         families, link, primary, inputs.local_families, inputs.document.snat.ports
     )
+    route_mark = rules.route_mark(families, sorted(links), marks)
     objects: set[NftObject] = {
         NftTable(),
         _base_chain("arrival", rules.arrival(links, marks), ARRIVAL_PRIORITY),
         _base_chain("snat_mark", rules.snat_mark(families, marks), SNAT_MARK_PRIORITY),
-        _base_chain(
-            "route_mark", rules.route_mark(families, sorted(links), marks), ROUTE_MARK_PRIORITY
-        ),
+        _base_chain("route_mark", route_mark, ROUTE_MARK_PRIORITY),
         NftChain("source_nat", texts(snat), "nat", "postrouting", SOURCE_NAT_PRIORITY),
     }
     objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
@@ -216,8 +215,7 @@ def desire_pods(inputs: Inputs) -> frozenset[NftElement]:
             continue
         elements.add(NftElement(sets.pods, own, own))
         if a.eni_id in devices:
-            chain = chain_of(devices[a.eni_id])
-            elements.add(NftElement(sets.pod_eni, own, own, chain))
+            elements.add(NftElement(sets.pod_eni, own, own, chain_of(devices[a.eni_id])))
     return frozenset(elements)
 
 
@@ -253,13 +251,9 @@ def _compare(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Pla
 
 
 def _shape(obj: NftObject) -> object:
-    match obj:
-        case NftChain():
-            return obj.place
-        case NftSet() | NftTable():
-            return obj
-        case NftElement():
-            return None
+    if isinstance(obj, NftElement):
+        return None
+    return obj.place if isinstance(obj, NftChain) else obj
 
 
 def _family_sets(family: Family) -> set[NftObject]:

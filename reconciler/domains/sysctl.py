@@ -86,20 +86,14 @@ def desire_pods(inputs: Inputs) -> frozenset[Sysctl]:
     No pod tells the host its routes; and a runtime that has switched IPv6 off has done so for
     pods without it.
     """
-    settings = set()
-    for a in inputs.placed:
-        if has_ipv6(a):
-            settings |= _on(f"net/ipv6/conf/{a.veth}", netns="")
-            settings.add(Sysctl(f"net/ipv6/conf/{a.veth}/accept_ra", "0"))
-    for a in inputs.visited:
-        if has_ipv6(a):
-            for name in (a.key.ifname, "lo"):
-                settings |= _on(f"net/ipv6/conf/{name}", netns=a.netns)
-    return frozenset(settings)
-
-
-def _on(base: str, *, netns: str) -> set[Sysctl]:
-    return {Sysctl(f"{base}/disable_ipv6", "0", netns)}
+    base = "net/ipv6/conf"
+    host = [a.veth for a in inputs.placed if has_ipv6(a)]
+    pods = [
+        (a.netns, name) for a in inputs.visited if has_ipv6(a) for name in (a.key.ifname, "lo")
+    ]
+    links = [*(("", veth) for veth in host), *pods]
+    settings = {Sysctl(f"{base}/{name}/disable_ipv6", "0", netns) for netns, name in links}
+    return frozenset(settings | {Sysctl(f"{base}/{veth}/accept_ra", "0") for veth in host})
 
 
 def has_ipv6(attachment: Attachment) -> bool:

@@ -375,9 +375,7 @@ SLACK = 50
 LONG_FILES = {}
 """Files that are still too long, and how long they may be. Shrink this; add nothing."""
 
-LARGE_CLASSES = {
-    "Eni": (7, 20),
-}
+LARGE_CLASSES: dict[str, tuple[int, int]] = {}
 """Classes that are still too large: methods and attributes that they may have. Likewise."""
 
 

@@ -29,49 +29,26 @@ class Node:
     subnet_cidrs: tuple[IpNetwork, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Eni:
-    """One elastic network interface as EC2 describes it.
+@dataclass(frozen=True, kw_only=True)
+class EniAddresses:
+    """The addresses of an ENI: the host's own, and those for pods.
 
     Attributes:
-        device_index: place on the first network card, the only one that is used; None while not
-            attached.
-        status: of the attachment in EC2 (attaching, attached, detaching), or "available".
         primary: the address EC2 calls primary; it belongs to the host.
+        host_addresses: what belongs to the host beside ``primary``: single IPv6 addresses.
         secondaries: single addresses for pods, ascending.
         prefixes: delegated prefixes, whose addresses are all for pods; ascending.
         ipv6_prefixes: the same, of a family whose prefixes no node can use up (an IPv6 /80); they
             are not counted, never enumerated, and only released with the ENI.
-        host_addresses: what belongs to the host beside ``primary``: single IPv6 addresses.
-        is_primary: the ENI that the instance began with, by its MAC. Device index 0 does not tell:
-            each further network card may have one too.
-        owned: carries our tag for this instance, or is the primary.
-        creation: the token it was created with, "" if we did not create it.
-        created_at: seconds since the epoch, None if no tag says so.
-        stock: the stock plugin's, by its tag for this instance.
-        stock_tags: keys of the stock plugin's tags, ascending.
     """
 
-    eni_id: str
-    mac: str
-    device_index: int | None
-    status: str
     subnet_id: str
     subnet_cidr: IpNetwork
     primary: IpAddress
     secondaries: tuple[IpAddress, ...]
-    security_groups: tuple[str, ...]
-    attachment_id: str | None = None
-    delete_on_termination: bool = True
-    owned: bool = True
     prefixes: tuple[IpNetwork, ...] = ()
-    creation: str = ""
-    created_at: float | None = None
-    stock: bool = False
-    stock_tags: tuple[str, ...] = ()
     ipv6_prefixes: tuple[IpNetwork, ...] = ()
     host_addresses: tuple[IpAddress, ...] = ()
-    is_primary: bool = False
 
     @property
     def pod_addresses(self) -> tuple[IpAddress, ...]:
@@ -96,6 +73,47 @@ class Eni:
     def router(self, family: Family) -> IpAddress:
         """Return the VPC router's address of a family on this ENI's wire."""
         return family.router or self.gateway
+
+
+@dataclass(frozen=True, kw_only=True)
+class EniTags:
+    """What an ENI's tags say: whose it is, and how it came to be.
+
+    Attributes:
+        owned: carries our tag for this instance, or is the primary.
+        creation: the token it was created with, "" if we did not create it.
+        created_at: seconds since the epoch, None if no tag says so.
+        stock: the stock plugin's, by its tag for this instance.
+        stock_tags: keys of the stock plugin's tags, ascending.
+    """
+
+    owned: bool = True
+    creation: str = ""
+    created_at: float | None = None
+    stock: bool = False
+    stock_tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eni(EniAddresses, EniTags):
+    """One elastic network interface as EC2 describes it.
+
+    Attributes:
+        device_index: place on the first network card, the only one that is used; None while not
+            attached.
+        status: of the attachment in EC2 (attaching, attached, detaching), or "available".
+        is_primary: the ENI that the instance began with, by its MAC. Device index 0 does not tell:
+            each further network card may have one too.
+    """
+
+    eni_id: str
+    mac: str
+    device_index: int | None
+    status: str
+    security_groups: tuple[str, ...]
+    attachment_id: str | None = None
+    delete_on_termination: bool = True
+    is_primary: bool = False
 
     @property
     def is_adoptable(self) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
 
@@ -104,12 +105,12 @@ def parse_cidr(value: object) -> Network:
     if value is None:
         raise ValueError("the entry is empty; remove it, or write a CIDR as 10.1.0.0/16")
     shown = "a list inside the list" if isinstance(value, list) else repr(value)
-    if not isinstance(value, str) or not _CIDR.fullmatch(value):
-        raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16")
     try:
-        return ip_network(value, strict=False)
+        if isinstance(value, str) and _CIDR.fullmatch(value):
+            return ip_network(value, strict=False)
     except ValueError:
-        raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16") from None
+        pass
+    raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16")
 
 
 def parse_mark_mask(value: object) -> int:
@@ -129,32 +130,19 @@ def parse_mark_mask(value: object) -> int:
     return mask
 
 
-def parse_tag_selector(value: object) -> Pairs:
-    """Read EC2 tags of any owner. Limits: EC2 user guide, "Tag restrictions".
+def parse_tags(value: object, *, ours: bool = True) -> Pairs:
+    """Read EC2 tags; if they are to be ``ours``, none that are Amazon's or say who owns an ENI.
 
     Raises:
-        ValueError: no mapping of text to text, or tags longer than EC2 allows; all that are.
+        ValueError: no mapping of text to text, or other tags than these; all that are.
     """
-    return _read_tags(value, lambda _: "")
-
-
-def parse_tags(value: object) -> Pairs:
-    """Read EC2 tags that we may set.
-
-    Raises:
-        ValueError: no tags, or Amazon's, or those that say who owns an ENI.
-    """
-    return _read_tags(value, _whose)
-
-
-def _read_tags(value: object, refuse: Callable[[str], str]) -> Pairs:
     pairs = dict(value) if isinstance(value, dict | tuple) else None
     if pairs is None:
         raise ValueError("must be a mapping of names to values")
     faults = [
         f"tag {key!r}: {fault}"
         for key, text in pairs.items()
-        if (fault := _fault(key, text) or refuse(key))
+        if (fault := _fault(key, text) or (_whose(key) if ours else ""))
     ]
     if faults:
         raise ValueError("\n".join(faults))
@@ -162,6 +150,7 @@ def _read_tags(value: object, refuse: Callable[[str], str]) -> Pairs:
 
 
 def _fault(key: object, text: object) -> str:
+    """Say what EC2 refuses (EC2 user guide, "Tag restrictions")."""
     if not isinstance(key, str) or not isinstance(text, str):
         return f"names and values are text{problem.shown('; put {} in quotes', text)}"
     if not 1 <= len(key) <= 128 or len(text) > 256:
@@ -263,7 +252,7 @@ Tags = Annotated[
 ]
 TagSelector = Annotated[
     Pairs,
-    BeforeValidator(parse_tag_selector),
+    BeforeValidator(partial(parse_tags, ours=False)),
     PlainSerializer(dict, return_type=dict[str, str]),
     _tags_schema({}),
 ]

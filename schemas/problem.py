@@ -18,11 +18,9 @@ Place = tuple[int, int]
 class Problem:
     """One thing that is wrong.
 
-    Attributes:
-        source: the file's path, or the node on which overrides contradict each other.
-        line, column: counted from 1, where the value, or for an unknown key the key, begins; 0
-            if it has no one place, or the file could not be read.
-        path: keys from the top, joined with dots.
+    ``source``: the file's path, or the node on which overrides contradict each other. ``line``,
+    ``column``: counted from 1, where the value, or for an unknown key the key, begins; 0 if it has
+    no one place, or the file could not be read. ``path``: keys from the top, joined with dots.
     """
 
     source: str
@@ -51,9 +49,7 @@ class DocumentError(Exception):
 class Places:
     """Where each part of a document stands in its file, as line and column.
 
-    Attributes:
-        values, keys: by path.
-        spoilt: what YAML reads as something else, and is a problem already.
+    ``spoilt``: what YAML reads as something else, and is a problem already.
     """
 
     source: str

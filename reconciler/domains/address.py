@@ -19,12 +19,10 @@ from reconciler.engine.plan import Key, Plan, Verb, compare
 class LinkAddress:
     """One address of one link.
 
-    Attributes:
-        netns: identity of the namespace; empty for the host's.
-        prefix_length: bits; the kernel keeps one entry per address and length.
-        connected_route: the kernel adds a route for the network to ``main``. We never want it:
-            for a secondary ENI it would send the host's traffic out of the wrong interface
-            (``IFA_F_NOPREFIXROUTE``, Linux 3.14).
+    ``netns``: identity of the namespace; empty for the host's. ``prefix_length``: bits; the kernel
+    keeps one entry per address and length. ``connected_route``: the kernel adds a route for the
+    network to ``main``. We never want it: for a secondary ENI it would send the host's traffic out
+    of the wrong interface (``IFA_F_NOPREFIXROUTE``, Linux 3.14).
     """
 
     kind: ClassVar[str] = "address"

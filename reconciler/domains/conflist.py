@@ -33,10 +33,8 @@ SUFFIXES = (".conf", ".conflist", ".json")
 class Conflist:
     """A configuration of ours.
 
-    Attributes:
-        path: the file.
-        content: in ``normal`` form; "" if the file is no JSON.
-        mode: its permissions in octal, as chmod takes them.
+    ``content``: in ``normal`` form; "" if the file is no JSON. ``mode``: its permissions in octal,
+    as chmod takes them.
     """
 
     kind: ClassVar[str] = "conflist"
@@ -69,9 +67,7 @@ class Conflist:
 class OtherConf:
     """A configuration of another owner in the same directory.
 
-    Attributes:
-        name: the file's.
-        words: every text in it; none if it cannot be read.
+    ``words``: every text in it; none if it cannot be read.
     """
 
     name: str

@@ -17,10 +17,8 @@ MODE = "0755"
 class Executable:
     """A program in the directory of plugins.
 
-    Attributes:
-        path: where the runtime starts it.
-        copy_of: the file that it is the same as, byte for byte; "" if it is another.
-        mode: its permissions in octal, as chmod takes them.
+    ``path``: where the runtime starts it. ``copy_of``: the file that it is the same as, byte for
+    byte; "" if it is another. ``mode``: its permissions in octal, as chmod takes them.
     """
 
     kind: ClassVar[str] = "executable"

@@ -22,10 +22,8 @@ from schemas.document import NodeNetwork
 class Links:
     """The links of the host namespace, by whose they are.
 
-    Attributes:
-        names: interface name by MAC, for links that are no veth of ours.
-        pods: name of the host end by attachment, for veths of ours.
-        macs: of those host ends, by name.
+    ``names``: interface name by MAC, for links that are no veth of ours. ``pods``: name of the
+    host end by attachment, for veths of ours. ``macs``: of those host ends, by name.
     """
 
     names: Mapping[str, str]
@@ -38,14 +36,12 @@ class Kernel:
     """What an observation of the kernel says of attachments.
 
     Attributes:
-        linked: those that have a link on the host.
         clear: those of which it has found nothing left.
         finished: those of which it has found everything in place.
         visit: those whose own namespace is looked into, and put right; None means all of them.
             Host objects are always compared in full.
         unreadable: those whose namespace could not be read, now or a short while ago.
         dead: those whose namespace is gone for so long that no DEL will come.
-        flows: addresses that conntrack still has connections of.
         unrecorded: those that only the kernel remembers: their records were lost.
         unexplained: links of ours of which not even the kernel says which address they have.
     """
@@ -65,12 +61,9 @@ class Kernel:
 class Host:
     """What is on the host beside pods and ENIs.
 
-    Attributes:
-        occupied: what the host takes for its own of the addresses that ENIs hold for pods, each
-            with where that is said.
-        forward: forward chains of other owners.
-        predecessor: what the stock plugin has left, and what becomes of it.
-        installation: what of ours belongs there, and where.
+    ``occupied``: what the host takes for its own of the addresses that ENIs hold for pods, each
+    with where that is said. ``predecessor``: what the stock plugin has left, and what becomes of
+    it. ``installation``: what of ours belongs there, and where.
     """
 
     occupied: Mapping[datapath.IpNetwork, str] = field(default_factory=dict)
@@ -91,7 +84,6 @@ class Inputs:
             data makes it raise.
         now: seconds since the epoch, from the wall clock; for records only.
         clock: monotonic seconds; for all that lives in memory.
-        demand: what the pool must cover.
     """
 
     document: NodeNetwork

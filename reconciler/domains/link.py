@@ -25,11 +25,7 @@ from reconciler.engine.plan import Action, Change, Key, Plan, Verb, compare, mer
 
 @dataclass(frozen=True, slots=True)
 class EniLink:
-    """The link of an ENI in the host namespace, found by its MAC.
-
-    Attributes:
-        mtu: bytes.
-    """
+    """The link of an ENI in the host namespace, found by its MAC."""
 
     kind: ClassVar[str] = "link"
     mac: str
@@ -53,9 +49,8 @@ class EniLink:
 class Veth:
     """The host end of a pod's veth pair.
 
-    Attributes:
-        alias: whose it is; ours begin with ``node-network``.
-        pod_netns, pod_name, pod_mac: where the other end goes when the pair is made.
+    ``alias``: whose it is; ours begin with ``node-network``. ``pod_netns``, ``pod_name``,
+    ``pod_mac``: where the other end goes when the pair is made.
     """
 
     kind: ClassVar[str] = "veth"
@@ -89,9 +84,8 @@ class Veth:
 class PodLink:
     """The pod's end of its veth pair.
 
-    Attributes:
-        veth: name of the host end, which must be remade if this end is lost; "" for a link of
-            another owner.
+    ``veth``: name of the host end, which must be remade if this end is lost; "" for a link of
+    another owner.
     """
 
     kind: ClassVar[str] = "pod-link"

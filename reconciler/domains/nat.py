@@ -47,9 +47,8 @@ SOURCE_NAT_PRIORITY = 100
 class NftTable:
     """Our table; everything else lives in it.
 
-    Attributes:
-        flags: ours has none; a dormant table does nothing.
-        readable: false if it holds something that we never write.
+    ``flags``: ours has none; a dormant table does nothing. ``readable``: false if it holds
+    something that we never write.
     """
 
     kind: ClassVar[str] = "nft-table"
@@ -69,10 +68,8 @@ class NftTable:
 class NftChain:
     """A chain and all its rules, in order: a rule has no identity but its place.
 
-    Attributes:
-        hook: "" for a chain that is only jumped to; then type and priority mean nothing.
-        policy: "" is accept.
-        rules: expressions of each rule as canonical JSON.
+    ``hook``: "" for a chain that is only jumped to; then type and priority mean nothing.
+    ``policy``: "" is accept. ``rules``: expressions of each rule as canonical JSON.
     """
 
     kind: ClassVar[str] = "nft-chain"
@@ -106,9 +103,8 @@ class NftChain:
 class NftSet:
     """A set, or with ``verdicts`` a verdict map.
 
-    Attributes:
-        interval: elements are ranges. Without auto-merge: the planner coalesces, so that the
-            kernel holds exactly the elements that were written.
+    ``interval``: elements are ranges. Without auto-merge: the planner coalesces, so that the
+    kernel holds exactly the elements that were written.
     """
 
     kind: ClassVar[str] = "nft-set"
@@ -134,8 +130,7 @@ class NftSet:
 class NftElement:
     """One element: an address, or a range of them, with its verdict if the set is a map.
 
-    Attributes:
-        goto: the chain a verdict map sends matching packets to; "" in a plain set.
+    ``goto``: the chain a verdict map sends matching packets to; "" in a plain set.
     """
 
     kind: ClassVar[str] = "nft-element"

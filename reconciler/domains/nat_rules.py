@@ -27,11 +27,8 @@ LATER_PACKETS: list[Expression] = [
 class Sets:
     """Names of one family's sets.
 
-    Attributes:
-        no_snat: destinations that see pods' own addresses.
-        pods: addresses of pods.
-        pod_eni: verdict map from a pod's address to the chain of its ENI.
-        by_main: destinations that the main table routes.
+    ``no_snat``: destinations that see pods' own addresses. ``pod_eni``: verdict map from a pod's
+    address to the chain of its ENI. ``by_main``: destinations that the main table routes.
     """
 
     no_snat: str

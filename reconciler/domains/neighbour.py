@@ -22,8 +22,7 @@ from reconciler.engine.plan import Key, Plan, Verb, compare
 class Neighbour:
     """One permanent entry; what the kernel has learnt is no object.
 
-    Attributes:
-        netns: identity of the namespace; empty for the host's.
+    ``netns``: identity of the namespace; empty for the host's.
     """
 
     kind: ClassVar[str] = "neighbour"

@@ -25,9 +25,8 @@ FORWARDING = "net/ipv6/conf/all/forwarding"
 class Sysctl:
     """One setting of a network namespace.
 
-    Attributes:
-        name: path below /proc/sys with slashes, because interface names may contain dots.
-        netns: identity of the namespace; empty for the host's.
+    ``name``: path below /proc/sys with slashes, because interface names may contain dots.
+    ``netns``: identity of the namespace; empty for the host's.
     """
 
     kind: ClassVar[str] = "sysctl"

@@ -13,11 +13,7 @@ from reconciler.core.facts import Eni
 
 @dataclass(frozen=True, slots=True)
 class Unexplained:
-    """A host end of ours that no record explains, and of which no address is known.
-
-    Attributes:
-        mac: of the host end.
-    """
+    """A host end of ours that no record explains, and of which no address is known."""
 
     key: AttachmentKey
     veth: str
@@ -29,7 +25,6 @@ class Supply:
     """The addresses that pods can get.
 
     Attributes:
-        enis: those that serve pods, in the order in which they are filled.
         families: of which each pod gets one address of its ENI, in this order.
         egress: of which it gets one that is good on this node only.
         elsewhere: addresses that pods of the stock plugin's hold.

@@ -88,9 +88,7 @@ FORGET_S = 3600.0
 class Bucket:
     """A token bucket.
 
-    Attributes:
-        tokens: calls that may be made at once.
-        at: when that was so, in monotonic seconds.
+    ``at``: when that was so, in monotonic seconds.
     """
 
     tokens: float
@@ -110,9 +108,7 @@ def take(bucket: Bucket | None, action: str, now: float) -> tuple[Bucket, bool]:
 class CallBackoff:
     """Why an action is not called for now.
 
-    Attributes:
-        until: monotonic seconds.
-        failures: in a row.
+    ``until``: monotonic seconds. ``failures``: in a row.
     """
 
     failure: Failure

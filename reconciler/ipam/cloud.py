@@ -57,10 +57,7 @@ def is_stock_tag(key: str) -> bool:
 class Limits:
     """What the instance type allows.
 
-    Attributes:
-        enis: interfaces, the primary included.
-        addresses_per_eni: IPv4 addresses of one ENI, its primary included; a prefix counts as
-            one.
+    ``addresses_per_eni``: IPv4 addresses of one ENI, its primary included; a prefix counts as one.
     """
 
     enis: int
@@ -76,11 +73,8 @@ class Limits:
 class Unread:
     """An object that EC2 listed and that could not be read.
 
-    Attributes:
-        kind: "eni", "subnet" or "instance-type".
-        name: its id; "" if not even that could be read.
-        why: what could not be read.
-        device_index: of an ENI, if it could be read.
+    ``kind``: "eni", "subnet" or "instance-type". ``name``: its id; "" if not even that could be
+    read. ``device_index``: of an ENI, if it could be read.
     """
 
     kind: str
@@ -118,8 +112,7 @@ class Subnet:
 class Choice:
     """Which subnets new ENIs may go to, in order, and why the others may not.
 
-    Attributes:
-        rejected: (subnet id, reason).
+    ``rejected``: (subnet id, reason).
     """
 
     subnets: tuple[str, ...]
@@ -135,7 +128,6 @@ class Cloud:
         limits: None if EC2 does not tell, or does not know the instance type.
         subnets: by id: those of the ENIs, and those that the document names.
         behind: EC2 does not list yet, or any more, what it answered moments ago.
-        unread: what it listed and could not be read.
     """
 
     enis: tuple[Eni, ...]

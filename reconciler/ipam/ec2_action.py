@@ -31,7 +31,6 @@ class Creation:
         ipv6_prefixes: the same; besides either.
         tags: pairs in key order.
         at: seconds since the epoch.
-        done: the ENI was seen.
     """
 
     kind: ClassVar[str] = "creation"
@@ -96,9 +95,8 @@ class _Words(Formatter):
 class _OnEni:
     """An action about one ENI.
 
-    Attributes:
-        calls: EC2 actions, in order; the node's role needs the right to each.
-        command: what is typed after ``aws ec2``, with the action's fields.
+    ``calls``: EC2 actions, in order; the node's role needs the right to each. ``command``: what is
+    typed after ``aws ec2``, with the action's fields.
     """
 
     eni_id: str
@@ -147,9 +145,7 @@ class TieToInstance(_OnEni):
 class AdoptEni(_OnEni):
     """Make an ENI of the stock plugin's ours: add our tags first, then remove its own.
 
-    Attributes:
-        tags: pairs in key order.
-        obsolete: keys of the stock plugin's tags.
+    ``tags``: pairs in key order. ``obsolete``: keys of the stock plugin's tags.
     """
 
     tags: tuple[tuple[str, str], ...]

@@ -19,9 +19,7 @@ MOST_AT_ONCE = 20
 class Verdict:
     """The decision on one ENI.
 
-    Attributes:
-        leaked: it may be deleted.
-        why: with its age in seconds.
+    ``why``: with its age in seconds.
     """
 
     eni: Eni

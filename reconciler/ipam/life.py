@@ -71,11 +71,9 @@ class Cause(StrEnum):
 class Transition:
     """One row.
 
-    Attributes:
-        before: in which it may happen.
-        after: one of these follows; which, the records say.
-        writes: which records are removed (-) or written (+ for a new one, ~ for a new content),
-            in this order, as far as there is something to write.
+    ``after``: one of these follows; which, the records say. ``writes``: which records are removed
+    (-) or written (+ for a new one, ~ for a new content), in this order, as far as there is
+    something to write.
     """
 
     before: tuple[State, ...]
@@ -127,11 +125,7 @@ BEFORE = {e: tuple(s for t in LIFE if t.event is e for s in t.before) for e in E
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One attachment as its records show it.
-
-    Attributes:
-        torn: a record of it that cannot be read.
-    """
+    """One attachment as its records show it."""
 
     key: AttachmentKey
     state: State

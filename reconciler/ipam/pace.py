@@ -47,14 +47,12 @@ class Left:
     """What the last observation has left open.
 
     Attributes:
-        unfinished: the plan has actions left.
         changing: an attachment changes by itself, or its link has yet to come or go.
         times: observations in a row after which either was so, or that led to calls.
         behind: EC2 has answered what no observation has shown yet.
         late: the observation lacks what EC2 had answered before it; it may be a short list.
         missing: EC2 no longer shows something since moments ago; the next observation may confirm
             it.
-        disagreeing: EC2 and metadata differ.
         short: a subnet has no room for addresses that the pool lacks.
         waiting: pods wait for them.
     """

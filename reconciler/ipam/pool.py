@@ -21,10 +21,7 @@ from schemas.pool import AddressTarget, EniTarget, PrefixTarget, Strategy
 class Demand:
     """What the pool must cover, in addresses.
 
-    Attributes:
-        assigned: held by pods.
-        cooling: released, not yet to be given out again.
-        waiting: intents without an address.
+    ``cooling``: released, not yet to be given out again. ``waiting``: intents without an address.
     """
 
     assigned: int = 0
@@ -44,10 +41,8 @@ class Demand:
 class Band:
     """How many pod addresses the node should hold, those in use included.
 
-    Attributes:
-        low, aim, high: addresses; ``low <= aim <= high``.
-        terms: what was compared, as (name, addresses, how it comes about).
-        binds: the name of the term that decided.
+    ``low``, ``aim``, ``high``: addresses; ``low <= aim <= high``. ``terms``: what was compared, as
+    (name, addresses, how it comes about). ``binds``: the name of the term that decided.
     """
 
     low: int
@@ -105,9 +100,7 @@ def _by_units(target: EniTarget | PrefixTarget, demand: Demand, *, per_eni: int)
 class Space:
     """What a subnet has left.
 
-    Attributes:
-        free: addresses, as EC2 counts them.
-        blocks: whole aligned /28 blocks without an address in use.
+    ``blocks``: whole aligned /28 blocks without an address in use.
     """
 
     free: int
@@ -118,8 +111,7 @@ class Space:
 class Place:
     """An ENI that can take more.
 
-    Attributes:
-        slots: addresses or prefixes that its instance type still allows it.
+    ``slots``: addresses or prefixes that its instance type still allows it.
     """
 
     subnet_id: str
@@ -128,12 +120,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one ENI gets.
-
-    Attributes:
-        addresses: single addresses.
-        prefixes: /28 prefixes.
-    """
+    """What one ENI gets."""
 
     subnet_id: str
     addresses: int = 0
@@ -280,9 +267,7 @@ figures for EC2 count them (amazon-eks-ami ``eni-max-pods.txt``: ENIs x (address
 class Capacity:
     """What a node can serve.
 
-    Attributes:
-        pods: those on the host's network included.
-        text: how it comes about.
+    ``pods``: those on the host's network included.
     """
 
     pods: int

@@ -19,10 +19,8 @@ from reconciler.ipam.release import Quarantine, network_order
 class Wanted:
     """The units to quarantine.
 
-    Attributes:
-        networks: units that are to be given back.
-        held: every unit that EC2 shows on this node.
-        now: seconds since the epoch.
+    ``networks``: units that are to be given back. ``held``: every unit that EC2 shows on this
+    node. ``now``: seconds since the epoch.
     """
 
     networks: frozenset[IpNetwork]
@@ -81,9 +79,7 @@ WINDOW_S = 3600.0
 class Seen:
     """What EC2 shows of creations.
 
-    Attributes:
-        tokens: of every ENI that EC2 shows on this node.
-        now: seconds since the epoch.
+    ``tokens``: of every ENI that EC2 shows on this node. ``now``: seconds since the epoch.
     """
 
     tokens: frozenset[str]

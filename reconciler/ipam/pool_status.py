@@ -34,7 +34,6 @@ class Ec2Inputs:
         quarantined: networks with a record: they are being given back, or were just now.
         maybe_released: those of them that EC2 may have taken back already, whatever it shows.
         creations: ENIs that were asked for in the last hour.
-        disagreements: where EC2 and metadata disagree.
         backoffs: EC2 actions that are not called for now.
         nonce: text that no other pass has; new ClientTokens are made of it.
     """
@@ -102,18 +101,11 @@ class PoolStatus:
     """One observation of EC2, measured against the document.
 
     Attributes:
-        limits: what the instance type allows; None if unknown.
         enis: ours that are or will soon be attached, in device order.
-        choice: the subnets that new ENIs may go to.
-        band: how many addresses to hold.
-        stock: what is held.
-        room_for_enis: how many ENIs may still be attached.
         pending: creations that are recorded and not yet seen.
         fitting: ids of ENIs that pods may get addresses of.
         needed: those of them that stay although they hold nothing in stock. Where nothing is
             counted the first one stays, because its prefix serves every pod.
-        foreign: attached ENIs that are not ours.
-        observed: the observation.
     """
 
     limits: Limits | None

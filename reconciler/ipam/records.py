@@ -43,12 +43,9 @@ Identity = tuple[str, Key]
 class SetAside:
     """A record of ours that could not be read, and that nothing is planned on.
 
-    Attributes:
-        path: where it is now.
-        since: seconds since the epoch.
-        addresses: those that could be read in it or in its name.
-        attachment: whose it is, by its name, if it is an attachment's: nothing new is bound to
-            that one until the file is removed or a DEL has released the pod.
+    ``path``: where it is now. ``addresses``: those that could be read in it or in its name.
+    ``attachment``: whose it is, by its name, if it is an attachment's: nothing new is bound to
+    that one until the file is removed or a DEL has released the pod.
     """
 
     kind: ClassVar[str] = "unreadable-record"

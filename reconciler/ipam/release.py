@@ -89,12 +89,9 @@ class Unit:
 class Stock:
     """What the node holds, by what may be done with it.
 
-    Attributes:
-        free: units of which no address is used, quarantined ones left out; in the order in which
-            they are given back.
-        quarantined: units that are being given back.
-        held: addresses, quarantined ones left out.
-        exchangeable: free units of a kind or in a place that the document does not want.
+    ``free``: units of which no address is used, quarantined ones left out; in the order in which
+    they are given back. ``held``: addresses, quarantined ones left out. ``exchangeable``: free
+    units of a kind or in a place that the document does not want.
     """
 
     free: tuple[Unit, ...]

@@ -32,10 +32,7 @@ class Answer:
         created: the ENI as EC2 described it, for a creation.
         added, removed: addresses as /32, and prefixes.
         attached: (device index, attachment id).
-        tied: it will be deleted with its instance.
-        adopted: it carries our tags now.
         disowned: it no longer carries the stock plugin's.
-        detached, deleted: it is, or will be.
     """
 
     at: float
@@ -123,11 +120,8 @@ Item = tuple[str, IpNetwork]
 class Disagreements:
     """What the sources disagree about.
 
-    Attributes:
-        missing: items that EC2 does not show and that are not proved lost; since when, in
-            monotonic seconds.
-        unconfirmed: items that EC2 shows and metadata does not, since when.
-        lost: items that neither shows any more.
+    ``missing``: items that EC2 does not show and that are not proved lost; since when, in
+    monotonic seconds. ``unconfirmed``: items that EC2 shows and metadata does not, since when.
     """
 
     missing: Mapping[Item, float] = field(default_factory=dict)

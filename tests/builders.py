@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState, veth_name
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
-from reconciler.domains.inputs import Host, Inputs, Kernel
+from reconciler.domains.inputs import HostState, Inputs, KernelState
 from schemas.document import NodeNetwork
 
 SUBNET = ip_network("10.0.1.0/24")
@@ -95,7 +95,7 @@ def inputs(devices: int = 3, attachments: tuple[Attachment, ...] = (), **fields:
         "links": {e.mac: f"eth{e.device_index}" for e in enis},
         "attachments": attachments,
     }
-    for group, of in (("kernel", Kernel), ("host", Host)):
+    for group, of in (("kernel", KernelState), ("host", HostState)):
         values[group] = of(**{f: fields.pop(f) for f in of.__match_args__ if f in fields})
     return Inputs(**(values | fields))
 

@@ -32,7 +32,7 @@ class Links:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelState:
     """What an observation of the kernel says of attachments.
 
     Attributes:
@@ -58,7 +58,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostState:
     """What is on the host beside pods and ENIs.
 
     ``occupied``: what the host takes for its own of the addresses that ENIs hold for pods, each
@@ -96,8 +96,8 @@ class Inputs:
     clock: float = 0.0
     demand: Demand = field(default_factory=Demand)
     ec2: Ec2Inputs = NO_EC2
-    kernel: Kernel = field(default_factory=Kernel)
-    host: Host = field(default_factory=Host)
+    kernel: KernelState = field(default_factory=KernelState)
+    host: HostState = field(default_factory=HostState)
 
     def seeing(self, **changes: Any) -> Inputs:
         """Return the same with some fields of ``kernel`` replaced."""

@@ -13,7 +13,7 @@ from reconciler.core.attachment import (
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni
 from reconciler.core.predecessor import OWNER
-from reconciler.domains.inputs import Host, Inputs, Kernel
+from reconciler.domains.inputs import HostState, Inputs, KernelState
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool_plan import adopted
@@ -88,7 +88,7 @@ class Gathering:
             now=self._environment.now(),
             clock=self._environment.clock(),
             demand=records.demand,
-            kernel=Kernel(
+            kernel=KernelState(
                 linked=frozenset(links.pods),
                 unrecorded=unrecorded,
                 unexplained=tuple(
@@ -97,7 +97,7 @@ class Gathering:
                     if veth not in addresses and key not in records.released
                 ),
             ),
-            host=Host(
+            host=HostState(
                 occupied=netlink.occupied(
                     {a for e in enis for a in e.pod_addresses},
                     {n for e in enis for n in e.ipv6_prefixes},

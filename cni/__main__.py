@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from cni import exchange, generation, intent, protocol, trail
+from cni import exchange, intent, protocol, trail
 from cni.protocol import Call, CniError, Object
 
 GRACE_S = 2.0
@@ -44,8 +44,7 @@ def main() -> int:
     except CniError as refused:
         problem = refused
     except Exception as bug:  # noqa: BLE001 - the specification wants JSON, whatever happened
-        why = f"{type(bug).__name__}: {bug}"
-        problem = CniError(protocol.OUR_BUG, "internal error", why)
+        problem = CniError(protocol.OUR_BUG, "internal error", f"{type(bug).__name__}: {bug}")
     if problem is not None:
         if os.environ.get("CNI_COMMAND") == "DEL":
             problem = protocol.defuse(problem)
@@ -57,25 +56,19 @@ def main() -> int:
 
 
 def _read_config() -> Object:
-    received = b""
+    received, malformed = b"", protocol.DECODING_FAILURE
     try:
         while part := os.read(0, 65536):
             received += part
             if len(received) > MAX_CONFIG:
-                raise CniError(
-                    protocol.DECODING_FAILURE, f"standard input has more than {MAX_CONFIG} bytes"
-                )
+                raise CniError(malformed, f"standard input has more than {MAX_CONFIG} bytes")
         config = json.loads(received.decode())  # exchanged JSON is UTF-8 (RFC 8259, section 8.1)
     except OSError as error:
-        raise CniError(
-            protocol.DECODING_FAILURE, "standard input cannot be read", exchange.why(error)
-        ) from error
+        raise CniError(malformed, "standard input cannot be read", error) from error
     except (ValueError, RecursionError) as error:
-        raise CniError(
-            protocol.DECODING_FAILURE, "standard input is no JSON", str(error)
-        ) from error
+        raise CniError(malformed, "standard input is no JSON", str(error)) from error
     if not isinstance(config, dict):
-        raise CniError(protocol.DECODING_FAILURE, "standard input is no JSON object")
+        raise CniError(malformed, "standard input is no JSON object")
     return config
 
 
@@ -112,40 +105,37 @@ def _untaken(call: Call | None) -> CniError:
 
 
 def _add(call: Call) -> Object:
-    inode = generation.need_netns(call)
+    inode = intent.need_netns(call)
     path = _path(call)
     recorded = intent.read(path)
-    found = generation.judge_add(
+    found = intent.judge_add(
         recorded,
         netns=call.netns,
         inode=inode,
         pod_uid=call.pod_uid,
-        is_alive=generation.is_alive(recorded),
+        is_alive=intent.is_alive(recorded),
     )
-    if found == generation.TAKEN:
-        raise CniError(
-            protocol.ALREADY_ATTACHED,
-            f"container {call.container_id} has {call.ifname} already, in another namespace",
-            "it keeps it; a DEL for it comes first",
-        )
+    if found == intent.TAKEN:
+        what = f"container {call.container_id} has {call.ifname} already, in another namespace"
+        raise CniError(protocol.ALREADY_ATTACHED, what, "it keeps it; a DEL for it comes first")
     with _connect(call) as connection:  # first: if none can serve it, nothing is left behind
-        if found == generation.NEW:
+        if found == intent.NEW:
             call.attempt = os.urandom(8).hex()
-            _record(call, path, intent.body_of(call, "wanted", inode, call.attempt))
+            try:
+                intent.record(path, intent.body_of(call, "wanted", inode, call.attempt))
+            except OSError as error:
+                raise _unrecorded(call, error) from error
         elif recorded:
             call.attempt = str(recorded.get("attempt", ""))
+        question = _question(call, "add", inode)
         try:
-            reply = _ask_for_result(
-                connection, _question(call, "add", inode), call.budget_s + GRACE_S
-            )
-        except (OSError, ValueError) as error:
+            reply = _ask_for_result(connection, question, call.budget_s + GRACE_S)
+        except CniError:
             # The reconciler went away or hangs: what it may have begun, it shall undo. What an
             # earlier ADD asked for stays: it may be in use.
-            if found == generation.NEW:
+            if found == intent.NEW:
                 _give_back(call)
-            raise CniError(
-                protocol.TRY_AGAIN, "the reconciler did not answer", exchange.why(error)
-            ) from error
+            raise
     if reply.get("ok") is not True:
         if reply.get("code") != protocol.ALREADY_ATTACHED:
             _give_back(call)
@@ -156,8 +146,8 @@ def _add(call: Call) -> Object:
 def _del(call: Call) -> None:
     path = _path(call)
     recorded = intent.read(path)
-    if not generation.is_meant(
-        recorded, netns=call.netns, inode=generation.find_netns(call.netns), pod_uid=call.pod_uid
+    if not intent.is_meant(
+        recorded, netns=call.netns, inode=intent.find_netns(call.netns), pod_uid=call.pod_uid
     ):
         call.note = "for an older sandbox: nothing to free"
         return
@@ -168,20 +158,14 @@ def _del(call: Call) -> None:
 
 
 def _check(call: Call) -> None:
-    inode = generation.need_netns(call)
+    inode = intent.need_netns(call)
     with _connect(call) as connection:
-        try:
-            reply = _ask_for_result(connection, _question(call, "check", inode), CHECK_S)
-        except (OSError, ValueError) as error:
-            raise CniError(
-                protocol.TRY_AGAIN, "the reconciler did not answer", exchange.why(error)
-            ) from error
+        reply = _ask_for_result(connection, _question(call, "check", inode), CHECK_S)
     if reply.get("ok") is not True:
         raise _refusal(reply)
     if difference := protocol.find_difference(call.previous, reply, call.ifname):
-        raise CniError(
-            protocol.RESULT_DIFFERS, "prevResult is not what the pod was given", difference
-        )
+        what = "prevResult is not what the pod was given"
+        raise CniError(protocol.RESULT_DIFFERS, what, difference)
 
 
 def _gc(call: Call) -> None:
@@ -196,9 +180,7 @@ def _gc(call: Call) -> None:
     try:
         paths = intent.names(call.state_dir)
     except OSError as error:
-        raise CniError(
-            protocol.IO_FAILURE, "cannot list the intents", exchange.why(error)
-        ) from error
+        raise CniError(protocol.IO_FAILURE, "cannot list the intents", error) from error
     for path in paths:
         recorded = intent.read(path) or {}
         key = str(recorded.get("containerID")), str(recorded.get("ifname"))
@@ -207,7 +189,7 @@ def _gc(call: Call) -> None:
             or recorded.get("network") != call.network
             or key in kept
             or path != intent.path_of(call.state_dir, *key)
-            or not _is_older(path, began)
+            or intent.written_at(path) > began
         ):
             continue
         call.container_id, call.ifname = key
@@ -220,9 +202,8 @@ def _gc(call: Call) -> None:
         exchange.hint(call.state_dir, _question(call, "del", 0))
     call.note = f"{released} released"
     if problems:
-        raise CniError(
-            protocol.IO_FAILURE, f"{len(problems)} attachments were not released", problems[0]
-        )
+        what = f"{len(problems)} attachments were not released"
+        raise CniError(protocol.IO_FAILURE, what, problems[0])
 
 
 def _status(call: Call) -> None:
@@ -232,11 +213,8 @@ def _status(call: Call) -> None:
     except PermissionError as error:
         raise _not_permitted(call, error) from error
     except (OSError, ValueError) as error:
-        raise CniError(
-            protocol.NOT_AVAILABLE,
-            "the reconciler does not answer on this node",
-            exchange.why(error),
-        ) from error
+        what = "the reconciler does not answer on this node"
+        raise CniError(protocol.NOT_AVAILABLE, what, error) from error
     if reply.get("ok") is not True:
         raise _refusal(reply)
 
@@ -249,13 +227,6 @@ def _give_back(call: Call) -> None:
     path = _path(call)
     _release(call, path, _released(call, intent.read(path)))
     exchange.hint(call.state_dir, _question(call, "del", 0))
-
-
-def _record(call: Call, path: str, body: Object) -> None:
-    try:
-        intent.record(path, body)
-    except OSError as error:
-        raise _unrecorded(call, error) from error
 
 
 def _release(call: Call, path: str, body: Object) -> None:
@@ -272,7 +243,7 @@ def _release(call: Call, path: str, body: Object) -> None:
         intent.record(path, body)
     except OSError as error:
         if intent.overwrite(path) or _hand_over(call, body) or error.errno in intent.FULL:
-            call.note = f"not recorded as usual: {exchange.why(error)}"
+            call.note = f"not recorded as usual: {protocol.why(error)}"
             return
         raise _unrecorded(call, error) from error
 
@@ -288,7 +259,7 @@ def _hand_over(call: Call, body: Object) -> bool:
 
 def _released(call: Call, recorded: Object | None) -> Object:
     """Return the release of what is recorded: of that generation, and by that attempt."""
-    body = intent.body_of(call, "released", generation.find_netns(call.netns), call.attempt)
+    body = intent.body_of(call, "released", intent.find_netns(call.netns), call.attempt)
     for key, value in (recorded or {}).items():
         known = body.get(key)
         if key != "state" and known is not None and type(value) is type(known) and value:
@@ -302,23 +273,23 @@ def _connect(call: Call) -> exchange.Connection:
     except PermissionError as error:
         raise _not_permitted(call, error) from error
     except OSError as error:
-        raise CniError(
-            protocol.TRY_AGAIN,
-            "the reconciler is not running on this node",
-            f"{call.state_dir}/{exchange.SOCKET}: {exchange.why(error)}",
-        ) from error
+        what = "the reconciler is not running on this node"
+        details = f"{call.state_dir}/{exchange.SOCKET}: {protocol.why(error)}"
+        raise CniError(protocol.TRY_AGAIN, what, details) from error
 
 
 def _ask_for_result(connection: exchange.Connection, question: Object, timeout_s: float) -> Object:
     """Ask what a pod is given; return that, or a refusal.
 
     Raises:
-        OSError: the connection broke or the time ran out.
-        ValueError: the answer is neither.
+        CniError: the connection broke, the time ran out, or the answer is neither.
     """
-    reply = exchange.ask(connection, question, timeout_s)
-    if reply.get("ok") is True and not protocol.is_result(reply):
-        raise ValueError("the answer is no result")
+    try:
+        reply = exchange.ask(connection, question, timeout_s)
+        if reply.get("ok") is True and not protocol.is_result(reply):
+            raise ValueError("the answer is no result")
+    except (OSError, ValueError) as error:
+        raise CniError(protocol.TRY_AGAIN, "the reconciler did not answer", error) from error
     return reply
 
 
@@ -335,13 +306,6 @@ def _question(call: Call, do: str, inode: int) -> Object:
     }
 
 
-def _is_older(path: str, when: float) -> bool:
-    try:
-        return os.stat(path).st_mtime <= when
-    except OSError:
-        return False
-
-
 def _path(call: Call) -> str:
     return intent.path_of(call.state_dir, call.container_id, call.ifname)
 
@@ -350,25 +314,17 @@ def _refusal(reply: Object) -> CniError:
     code = reply.get("code")
     if type(code) is not int or not 0 < code <= protocol.MAX_CODE:
         code = protocol.TRY_AGAIN
-    return CniError(
-        code,
-        str(reply.get("msg", "the reconciler refused")),
-        str(reply.get("details", "")),
-    )
+    msg = str(reply.get("msg", "the reconciler refused"))
+    return CniError(code, msg, str(reply.get("details", "")))
 
 
 def _unrecorded(call: Call, error: OSError) -> CniError:
-    return CniError(
-        protocol.IO_FAILURE, f"cannot record the intent in {call.state_dir}", exchange.why(error)
-    )
+    return CniError(protocol.IO_FAILURE, f"cannot record the intent in {call.state_dir}", error)
 
 
 def _not_permitted(call: Call, error: OSError) -> CniError:
-    return CniError(
-        protocol.IO_FAILURE,
-        f"this user may not use {call.state_dir}: a runtime must run this as root",
-        exchange.why(error),
-    )
+    what = f"this user may not use {call.state_dir}: a runtime must run this as root"
+    return CniError(protocol.IO_FAILURE, what, error)
 
 
 def _leave_trail(

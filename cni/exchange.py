@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import socket
 import time
 
@@ -41,12 +39,7 @@ def connect(state_dir: str, timeout_s: float) -> Connection:
 
 
 def ask(s: Connection, question: dict[str, object], timeout_s: float) -> dict[str, object]:
-    """Ask, return the answer.
-
-    Args:
-        s: a connection.
-        question: what is asked.
-        timeout_s: seconds from now until the whole answer must be here.
+    """Ask, return the answer; all of it must be here within the time.
 
     Raises:
         OSError: the connection broke or the time ran out.
@@ -88,11 +81,3 @@ def hint(state_dir: str, question: dict[str, object]) -> None:
 def encode(question: dict[str, object]) -> bytes:
     """Return a question as it is sent."""
     return json.dumps(question).encode() + b"\n"
-
-
-def why(error: Exception) -> str:
-    """Return what went wrong, by its number's name: runtimes act on texts of the C library."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None:
-        return f"{type(error).__name__}: {error}"
-    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"

@@ -5,6 +5,9 @@ Source: CNI specification 1.1.0, sections "Execution Protocol" and "Error".
 
 from __future__ import annotations
 
+import errno
+import os
+
 VERSIONS = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 
 INCOMPATIBLE_VERSION = 1
@@ -62,13 +65,20 @@ Object = dict[str, object]
 
 
 class CniError(Exception):
-    """An error as the specification wants it told: code, message, details."""
+    """An error as the specification wants it told: code, message, details or a cause."""
 
-    def __init__(self, code: int, msg: str, details: str = "") -> None:
+    def __init__(self, code: int, msg: str, details: str | Exception = "") -> None:
         super().__init__(msg)
-        self.code = code
-        self.msg = msg
-        self.details = details
+        self.code, self.msg = code, msg
+        self.details = why(details) if isinstance(details, Exception) else details
+
+
+def why(error: Exception) -> str:
+    """Return what went wrong, by its number's name: runtimes act on texts of the C library."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        return f"{type(error).__name__}: {error}"
+    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"
 
 
 class Call:
@@ -132,19 +142,15 @@ class Call:
 
     def _check_version(self) -> None:
         if self.version not in VERSIONS:
-            raise CniError(
-                INCOMPATIBLE_VERSION,
-                f"cniVersion {self.version!r} is not supported",
-                f"supported: {', '.join(VERSIONS)}",
-            )
+            what = f"cniVersion {self.version!r} is not supported"
+            raise CniError(INCOMPATIBLE_VERSION, what, f"supported: {', '.join(VERSIONS)}")
         if self.verb not in SINCE:
             what = f"CNI_COMMAND {self.verb!r} is no verb"
             raise CniError(INVALID_ENVIRONMENT, what, ", ".join(SINCE))
         if VERSIONS.index(self.version) < SINCE[self.verb]:
+            what = f"cniVersion {self.version} does not allow {self.verb}"
             raise CniError(
-                INCOMPATIBLE_VERSION,
-                f"cniVersion {self.version} does not allow {self.verb}",
-                f"it came with {VERSIONS[SINCE[self.verb]]}",
+                INCOMPATIBLE_VERSION, what, f"it came with {VERSIONS[SINCE[self.verb]]}"
             )
 
     def _check_attachment(self) -> None:
@@ -164,11 +170,9 @@ class Call:
             raise CniError(INVALID_CONFIG, "prevResult is missing: CHECK is about what ADD gave")
         if self.verb == "ADD":
             if self.ifname == LOOPBACK:
-                raise CniError(
-                    INTERFACE_EXISTS,
-                    f"CNI_IFNAME is {LOOPBACK}, which every namespace has from its beginning",
-                    "name the pod's interface otherwise, as eth0",
-                )
+                what = f"CNI_IFNAME is {LOOPBACK}, which every namespace has from its beginning"
+                cure = "name the pod's interface otherwise, as eth0"
+                raise CniError(INTERFACE_EXISTS, what, cure)
             self._check_wishes()
 
     def _check_wishes(self) -> None:
@@ -179,17 +183,15 @@ class Call:
         wishes = self.config.get("runtimeConfig")
         for key in ("ips", "mac"):
             if isinstance(wishes, dict) and wishes.get(key):
-                raise CniError(
-                    UNSUPPORTED_FIELD,
-                    f"runtimeConfig.{key} cannot be honoured",
+                details = (
                     "addresses are those of the node's ENIs, MACs follow from the container; "
-                    f"do not declare the capability {key!r} for this plugin",
+                    f"do not declare the capability {key!r} for this plugin"
                 )
+                what = f"runtimeConfig.{key} cannot be honoured"
+                raise CniError(UNSUPPORTED_FIELD, what, details)
         if _links(self.previous, self.ifname):
-            raise CniError(
-                INVALID_CONFIG,
-                f"prevResult has {self.ifname} already: an earlier plugin of the chain made it",
-            )
+            what = f"prevResult has {self.ifname} already: an earlier plugin of the chain made it"
+            raise CniError(INVALID_CONFIG, what)
 
 
 def parse_args(text: str) -> dict[str, str]:
@@ -251,11 +253,8 @@ def parse_valid_attachments(value: object) -> set[tuple[str, str]]:
     for entry in value:
         parts = (entry.get("containerID"), entry.get("ifname")) if isinstance(entry, dict) else ()
         if len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-            raise CniError(
-                INVALID_CONFIG,
-                f"{key} has an entry without containerID and ifname",
-                "nothing was released",
-            )
+            what = f"{key} has an entry without containerID and ifname"
+            raise CniError(INVALID_CONFIG, what, "nothing was released")
         kept.add((str(parts[0]), str(parts[1])))
     return kept
 
@@ -305,12 +304,8 @@ def _ip(ip: Object, version: str, shift: int) -> Object:
 def find_difference(previous: object, reply: Object, ifname: str) -> str:
     """Name the first object of a pod that prevResult does not have.
 
-    What later plugins of the chain have added is ignored.
-
-    Args:
-        previous: prevResult, the last result of the whole chain.
-        reply: what the pod has: interfaces, ips and routes as in a result.
-        ifname: the pod's interface.
+    What later plugins of the chain have added is ignored. ``reply`` is what the pod has:
+    interfaces, ips and routes as in a result.
     """
     known = _links(previous, ifname)
     if not known:
@@ -333,14 +328,9 @@ def find_difference(previous: object, reply: Object, ifname: str) -> str:
 
 def error(problem: CniError, version: str) -> Object:
     """Return an error as the specification prints it."""
-    body: Object = {
-        "cniVersion": version if version in VERSIONS else VERSIONS[-1],
-        "code": problem.code,
-        "msg": problem.msg,
-    }
-    if problem.details:
-        body["details"] = problem.details
-    return body
+    known = version if version in VERSIONS else VERSIONS[-1]
+    body: Object = {"cniVersion": known, "code": problem.code, "msg": problem.msg}
+    return body | ({"details": problem.details} if problem.details else {})
 
 
 def defuse(problem: CniError) -> CniError:
@@ -361,10 +351,8 @@ def defuse(problem: CniError) -> CniError:
 def versions(config: Object) -> Object:
     """Return the answer to VERSION."""
     asked = config.get("cniVersion")
-    return {
-        "cniVersion": asked if asked in VERSIONS else VERSIONS[-1],
-        "supportedVersions": VERSIONS,
-    }
+    known = asked if asked in VERSIONS else VERSIONS[-1]
+    return {"cniVersion": known, "supportedVersions": VERSIONS}
 
 
 def _is_word(text: str) -> bool:

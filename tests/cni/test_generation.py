@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.generation import AGAIN, NEW, TAKEN, is_meant, judge_add
+from cni.intent import AGAIN, NEW, TAKEN, is_meant, judge_add
 
 
 def wanted(**fields: Any) -> dict[str, object]:

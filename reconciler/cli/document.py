@@ -6,15 +6,7 @@ from pathlib import Path
 
 import click
 
-from reconciler.cli.options import (
-    PATH,
-    config_option,
-    fail,
-    output_option,
-    read_document,
-    refuse,
-    state_option,
-)
+from reconciler.cli import options
 from reconciler.domains import conflist
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.pool import overcommitted
@@ -23,8 +15,8 @@ from schemas.load import DocumentError, Problem, dump
 
 
 @click.command()
-@click.argument("file", type=PATH)
-@output_option
+@click.argument("file", type=options.PATH)
+@options.output_option
 def validate(file: Path, output: str) -> None:
     """Check a document without touching anything.
 
@@ -32,26 +24,26 @@ def validate(file: Path, output: str) -> None:
 
     Exit status: 0 valid, 2 not.
     """
-    document = read_document(file, output)
+    document = options.read_document(file, output)
     problems = []
     for name, given in document.instance_types:
         here = resolve(document, instance_type=name, zone="", node_name="")
         if told := overcommitted(here, name, Limits(given.enis, given.addresses_per_eni)):
             problems.append(Problem(str(file), 0, 0, "maxPods", told))
     if problems:
-        refuse(DocumentError(problems), output)
+        options.refuse(DocumentError(problems), output)
     click.echo('{"errors": []}' if output == "json" else f"{file}: valid")
 
 
 @click.command()
-@config_option
+@options.config_option
 @click.option("--instance-type", default="", help="As instance metadata says it.")
 @click.option("--zone", default="", help="Availability zone.")
 @click.option("--node-name", default="", help="As the cluster calls the node.")
 @click.option(
     "--conflist", "as_conflist", is_flag=True, help="Print the CNI configuration for it."
 )
-@state_option
+@options.state_option
 def render(
     config: Path,
     instance_type: str,
@@ -62,11 +54,11 @@ def render(
     as_conflist: bool,
 ) -> None:
     """Print the effective document for one node: overrides applied, defaults explicit."""
-    document = read_document(config)
+    document = options.read_document(config)
     try:
         found = resolve(document, instance_type=instance_type, zone=zone, node_name=node_name)
     except DocumentError as error:
-        fail(error)
+        options.fail(error)
     if as_conflist:
         click.echo(conflist.write(conflist.make(found.cni, str(state_dir.absolute()))), nl=False)
     else:

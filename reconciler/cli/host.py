@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import click
-
-from reconciler.cli.options import PATH, fail, state_option
+from reconciler.cli.options import PATH, fail, setting, state_option
 from reconciler.core.installation import Installation
-from reconciler.engine.converge import Outcome
-from reconciler.errors import InternalError, StateError
+from reconciler.errors import StateError
 from reconciler.node.environment import Environment
 from reconciler.targets.files.installation import HostDirectories
 from reconciler.targets.lock import NamespaceLock
@@ -24,33 +21,24 @@ PROGRAM = "/opt/node-network/bin/node-network-cni"
 
 INSTALL_OPTIONS = (
     state_option,
-    click.option(
+    setting(
         "--cni-conf-dir",
         "conf_dir",
-        envvar="NODE_NETWORK_CNI_CONF_DIR",
-        show_envvar=True,
-        default="",
-        help="The runtime's directory of CNI configurations, usually /etc/cni/net.d, to "
+        about="The runtime's directory of CNI configurations, usually /etc/cni/net.d, to "
         "install 10-node-network.conflist there. Default: disabled.",
     ),
-    click.option(
+    setting(
         "--cni-bin-dir",
         "bin_dir",
-        envvar="NODE_NETWORK_CNI_BIN_DIR",
-        show_envvar=True,
-        default="",
-        help="The runtime's directory of CNI plugins, usually /opt/cni/bin, to install the "
+        about="The runtime's directory of CNI plugins, usually /opt/cni/bin, to install the "
         "executable there. Default: disabled.",
     ),
-    click.option(
+    setting(
         "--cni-executable",
         "program",
-        type=PATH,
-        envvar="NODE_NETWORK_CNI_EXECUTABLE",
-        show_envvar=True,
+        kind=PATH,
         default=PROGRAM,
-        show_default=True,
-        help="The CNI executable to install.",
+        about="The CNI executable to install.",
     ),
 )
 
@@ -62,9 +50,8 @@ def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, **others: Any) -> None:
         conf, plugins = (str(Path(d).absolute()) if d else "" for d in (conf_dir, bin_dir))
         places = Installation(conf, plugins, str(program.absolute()), str(state_dir.absolute()))
-        environment = Environment(
-            files=HostDirectories(places), node_name=os.environ.get("NODE_NAME", "")
-        )
+        node_name = os.environ.get("NODE_NAME", "")
+        environment = Environment(files=HostDirectories(places), node_name=node_name)
         command(state_dir=state_dir, environment=environment, **others)
 
     decorated: Callable[..., Any] = run
@@ -100,10 +87,3 @@ def lock_records(state_dir: Path) -> tuple[StateDirectory, NamespaceLock]:
     namespace = NamespaceLock()
     namespace.take()
     return state, namespace
-
-
-def show_tracebacks(outcomes: Mapping[str, Outcome]) -> None:
-    """Print the traceback of each unexpected exception, as the daemon logs it."""
-    errors = [e for o in outcomes.values() for e in o.errors]
-    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
-        click.echo(trace, err=True)

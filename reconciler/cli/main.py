@@ -20,11 +20,7 @@ NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 """Exit codes of what did not come to its end, as shells have them. 1 would say "it differs"."""
 
 MODULES = {
-    "apply": "reconciler.cli.apply",
-    "audit": "reconciler.cli.audit",
-    "diff": "reconciler.cli.diff",
-    "explain": "reconciler.cli.explain",
-    "gc": "reconciler.cli.gc",
+    **dict.fromkeys(("apply", "audit", "diff", "explain", "gc"), "reconciler.cli.node"),
     "lab": "lab.cli",
     "render": "reconciler.cli.document",
     "run": "reconciler.cli.run",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -21,30 +22,37 @@ NEEDS = "run as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
 PATH = click.Path(path_type=Path, readable=False)
 """What cannot be read is said by whoever reads it, with what to do; click calls it wrong usage."""
 
-config_option = click.option(
-    "-f",
-    "--config",
-    "config",
-    type=PATH,
-    envvar="NODE_NETWORK_CONFIG",
-    show_envvar=True,
-    default=CONFIG,
-    show_default=True,
-    help="The NodeNetwork document.",
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def setting(
+    *names: str, about: str, default: str = "", kind: click.ParamType[Any] | None = None
+) -> Decorator:
+    """An option that a variable of the environment sets as well, which is called like it."""
+    flag = next(name for name in names if name.startswith("--"))
+    variable = f"NODE_NETWORK{flag[1:].replace('-', '_').upper()}"
+    shown: Any = {"show_envvar": True, "show_default": bool(default)}
+    return click.option(*names, type=kind, envvar=variable, default=default, help=about, **shown)
+
+
+config_option = setting(
+    "-f", "--config", kind=PATH, default=CONFIG, about="The NodeNetwork document."
 )
-state_option = click.option(
+state_option = setting(
     "--state-dir",
-    "state_dir",
-    type=PATH,
-    envvar="NODE_NETWORK_STATE_DIR",
-    show_envvar=True,
+    kind=PATH,
     default=DEFAULT_STATE_DIR,
-    show_default=True,
-    help="Intents, attachments and the socket.",
+    about="Intents, attachments and the socket.",
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
+
+
+def apart_option(seconds: float, what: str) -> Decorator:
+    """Return the option of commands that act on what two observations show."""
+    about = f"Seconds between the two observations that must both show {what}."
+    return click.option("--apart", "apart_s", default=seconds, show_default=True, help=about)
 
 
 def read_document(path: Path, output: str = "text") -> NodeNetwork:
@@ -58,16 +66,8 @@ def read_document(path: Path, output: str = "text") -> NodeNetwork:
 def refuse(error: DocumentError, output: str) -> NoReturn:
     """End the command by what is wrong with the document."""
     if output == "json":
-        problems = [
-            {
-                "file": p.source,
-                "line": p.line,
-                "column": p.column,
-                "path": p.path,
-                "message": p.message,
-            }
-            for p in error.problems
-        ]
+        names = {"file": "source"} | {n: n for n in ("line", "column", "path", "message")}
+        problems = [{k: getattr(p, name) for k, name in names.items()} for p in error.problems]
         click.echo(json.dumps({"errors": problems}, indent=2))
     fail(error)
 

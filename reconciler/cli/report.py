@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from reconciler.engine.converge import Outcome, actions_of
 from reconciler.engine.issue import Issue
-from reconciler.engine.plan import Action, Keyed, Verb
+from reconciler.engine.plan import Action, Verb
+
+Outcomes = Mapping[str, Outcome]
 
 
-def as_text(outcomes: Mapping[str, Outcome]) -> str:
-    """One line an action or refusal; nothing when all is in sync."""
-    lines = [action_line(action) for _, action in actions_of(outcomes)]
-    return _joined(lines + list(_refusals(outcomes)) + list(_errors(outcomes)))
+def as_text(outcomes: Outcomes, *, remaining: bool = False) -> str:
+    """One line an action (or what remains of them) or refusal; nothing when all is in sync."""
+    lines = [
+        action_line(action)
+        for outcome in outcomes.values()
+        for action in (outcome.remaining if remaining else outcome.plan).actions
+    ]
+    lines += [f"! {refusal}" for o in outcomes.values() for refusal in o.remaining.refusals]
+    lines += [f"? {domain}: {error}" for domain, o in outcomes.items() for error in o.errors]
+    return "".join(f"{line}\n" for line in lines)
 
 
-def remaining_text(outcomes: Mapping[str, Outcome]) -> str:
-    """As ``as_text``, for what is left after applying."""
-    lines = [action_line(a) for o in outcomes.values() for a in o.remaining.actions]
-    return _joined(lines + list(_refusals(outcomes)) + list(_errors(outcomes)))
-
-
-def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Issue] = ()) -> str:
+def as_json(outcomes: Outcomes, findings: Iterable[Issue] = ()) -> str:
     """Return the same as one JSON object (actions, refusals, errors, findings, foreign, calls)."""
     body = {
         "actions": [
@@ -39,19 +42,20 @@ def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Issue] = ()) -> 
             for domain, action in actions_of(outcomes)
         ],
         "refusals": [
-            {"domain": d, "subject": r.subject, "reason": r.reason, "message": r.message}
-            for d, o in outcomes.items()
-            for r in o.remaining.refusals
+            {"domain": domain, **_issue(refusal)}
+            for domain, outcome in outcomes.items()
+            for refusal in outcome.remaining.refusals
         ],
         "errors": [
-            {"domain": d, "error": type(e).__name__, "message": str(e)}
-            for d, o in outcomes.items()
-            for e in o.errors
+            {"domain": domain, "error": type(e).__name__, "message": str(e)}
+            for domain, outcome in outcomes.items()
+            for e in outcome.errors
         ],
-        "findings": _findings(findings),
+        "findings": [_issue(finding) for finding in findings],
         "foreign": [
             {"kind": f.kind, "key": list(f.key), "command": f.command(Verb.DELETE)}
-            for f in _foreign(outcomes)
+            for outcome in outcomes.values()
+            for f in outcome.remaining.foreign
         ],
         "calls": dict(_calls(outcomes)),
     }
@@ -60,11 +64,11 @@ def as_json(outcomes: Mapping[str, Outcome], findings: Iterable[Issue] = ()) -> 
 
 def findings_json(findings: Iterable[Issue]) -> str:
     """Return findings as one JSON object."""
-    return json.dumps({"findings": _findings(findings)}, indent=2) + "\n"
+    return json.dumps({"findings": [_issue(f) for f in findings]}, indent=2) + "\n"
 
 
-def _findings(findings: Iterable[Issue]) -> list[dict[str, str]]:
-    return [{"subject": f.subject, "reason": f.reason, "message": f.message} for f in findings]
+def _issue(issue: Issue) -> dict[str, Any]:
+    return {name: getattr(issue, name) for name in ("subject", "reason", "message")}
 
 
 def action_line(action: Action) -> str:
@@ -73,16 +77,14 @@ def action_line(action: Action) -> str:
     return f"{action.verb} {action.kind:<11} {action}  # {action.reason}{calls}"
 
 
-def applied(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+def applied(outcomes: Outcomes) -> Iterator[str]:
     """What was done: in the first plan, and not in the last one."""
     for outcome in outcomes.values():
         left = {str(a) for a in outcome.remaining.actions}
-        for action in outcome.plan.actions:
-            if str(action) not in left:
-                yield action_line(action)
+        yield from (action_line(a) for a in outcome.plan.actions if str(a) not in left)
 
 
-def summary(outcomes: Mapping[str, Outcome]) -> str:
+def summary(outcomes: Outcomes) -> str:
     """Count, as terraform does; empty when there is nothing to count."""
     verbs = Counter(action.verb for _, action in actions_of(outcomes))
     if not verbs:
@@ -96,24 +98,24 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
     )
 
 
-def foreign(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+def foreign(outcomes: Outcomes) -> Iterator[str]:
     """Name foreign objects, a line each."""
-    for obj in _foreign(outcomes):
+    for obj in (obj for o in outcomes.values() for obj in o.remaining.foreign):
         # The command that would delete it identifies it.
         yield f"= {obj.kind:<13} {obj.command(Verb.DELETE)}  # foreign: not touched"
 
 
-def finding_line(finding: Issue) -> str:
-    """Return a finding as a line for people, its reason first."""
-    return f"{finding.reason}: {finding.subject}: {finding.message}"
+def finding_lines(findings: Iterable[Issue]) -> Iterator[str]:
+    """Yield findings as lines for people, the reason first."""
+    return (f"! {f.reason}: {f.subject}: {f.message}" for f in findings)
 
 
-def findings(outcomes: Mapping[str, Outcome]) -> Iterator[Issue]:
+def findings(outcomes: Outcomes) -> Iterator[Issue]:
     """Findings about foreign objects."""
     return (f for o in outcomes.values() for f in o.remaining.findings)
 
 
-def exit_code(outcomes: Mapping[str, Outcome], *, remaining: bool = False) -> int:
+def exit_code(outcomes: Outcomes, *, remaining: bool = False) -> int:
     """0 in sync, 1 something differs or is refused, 2 something could not be read or done."""
     if any(o.errors for o in outcomes.values()):
         return 2
@@ -121,25 +123,5 @@ def exit_code(outcomes: Mapping[str, Outcome], *, remaining: bool = False) -> in
     return 1 if any(plans) else 0
 
 
-def _refusals(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    for outcome in outcomes.values():
-        for refusal in outcome.remaining.refusals:
-            yield f"! {refusal}"
-
-
-def _errors(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
-    for domain, outcome in outcomes.items():
-        for error in outcome.errors:
-            yield f"? {domain}: {error}"
-
-
-def _foreign(outcomes: Mapping[str, Outcome]) -> Iterator[Keyed]:
-    return (obj for o in outcomes.values() for obj in o.remaining.foreign)
-
-
-def _calls(outcomes: Mapping[str, Outcome]) -> Counter[str]:
+def _calls(outcomes: Outcomes) -> Counter[str]:
     return Counter(call for _, action in actions_of(outcomes) for call in action.calls)
-
-
-def _joined(lines: list[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)

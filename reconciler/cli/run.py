@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from reconciler.cli.host import host_options, lock_records
-from reconciler.cli.options import config_option, fail
+from reconciler.cli.options import config_option, fail, setting
 from reconciler.daemon import telemetry
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.health import HealthServer
@@ -24,12 +24,9 @@ from schemas.load import DocumentError
 @click.command()
 @config_option
 @host_options
-@click.option(
+@setting(
     "--listen",
-    envvar="NODE_NETWORK_LISTEN",
-    show_envvar=True,
-    default="",
-    help="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "
+    about="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "
     "address. Default: disabled.",
 )
 @click.option(
@@ -56,9 +53,7 @@ def run(
         agent = Agent(config, state, replace(environment, make_ec2=apart), events=events)
         door = Server(state.socket, agent)
         agent.upkeep.properties.extend([namespace, door])
-        servers: list[Server | HealthServer] = [door]
-        if listen:
-            servers.append(HealthServer(listen, agent))
+        servers = (door, *((HealthServer(listen, agent),) if listen else ()))
         threading.excepthook = agent.parts.duties.note_end
         _stop_when_told(agent)
         for server in servers:

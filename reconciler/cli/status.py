@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,47 +28,32 @@ def status(state_dir: Path, output: str) -> None:
         body = ask(state_dir / SOCKET, {"do": "status"})["status"]
     except ReconcilerError as error:
         fail(error)
-    click.echo(json.dumps(body, indent=2) if output == "json" else _as_text(body))
+    if output == "json":
+        click.echo(json.dumps(body, indent=2))
+    else:
+        click.echo("\n".join(f"{about:<12} {text}" for about, text in _lines(body)))
     sys.exit(0 if body["settled"] and not body["conditions"] else 1)
 
 
-def _as_text(body: Mapping[str, Any]) -> str:
-    """What ``status`` prints."""
+def _lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     document = body["document"]
     # The condition below says why.
     refused = "; the file has changed since and is refused" if document["refused"] else ""
-    lines = [
-        f"document     {document['path']} (generation {document['generation']}{refused})",
-        f"settled      {'yes' if body['settled'] else 'no'}",
-    ]
-    pool = body["pool"]
-    lines.append(f"pool         {', '.join(f'{count} {state}' for state, count in pool.items())}")
-    for eni in body["enis"]:
-        owner = "" if eni["owned"] else ", foreign"
-        lines.append(
-            f"eni          {eni['id']} device {eni['device']}, {eni['status']}, "
-            f"{eni['addresses']} addresses{_prefixes(eni)}{owner}"
-        )
-    lines += [
-        f"attachment   {' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
-        for a in body["attachments"]
-    ]
+    yield "document", f"{document['path']} (generation {document['generation']}{refused})"
+    yield "settled", "yes" if body["settled"] else "no"
+    yield "pool", ", ".join(f"{count} {state}" for state, count in body["pool"].items())
+    for e in body["enis"]:
+        prefixes = f", {' '.join(e['prefixes'])}" if e["prefixes"] else ""
+        more = prefixes + ("" if e["owned"] else ", foreign")
+        where = f"{e['id']} device {e['device']}, {e['status']}"
+        yield "eni", f"{where}, {e['addresses']} addresses{more}"
+    for a in body["attachments"]:
+        yield "attachment", f"{' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
     if body["cooling"]:
-        lines.append(f"cooling      {', '.join(body['cooling'])}")
-    lines += [
-        f"condition    {c['reason']} since {c['since']}: {c['subject']}: {_condition_text(c)}"
-        for c in body["conditions"]
-    ]
-    return "\n".join(lines)
-
-
-def _condition_text(condition: Mapping[str, Any]) -> str:
-    """Leave out subject and reason, which the line has already: an action's error has both."""
-    text = str(condition["text"])
-    for said in (condition["subject"], condition["reason"]):
-        text = text.removeprefix(f"{said}: ")
-    return text
-
-
-def _prefixes(eni: dict[str, Any]) -> str:
-    return f", {' '.join(eni['prefixes'])}" if eni["prefixes"] else ""
+        yield "cooling", ", ".join(body["cooling"])
+    for c in body["conditions"]:
+        text = str(c["text"])
+        # An action's error says again what the line has already.
+        for said in (c["subject"], c["reason"]):
+            text = text.removeprefix(f"{said}: ")
+        yield "condition", f"{c['reason']} since {c['since']}: {c['subject']}: {text}"

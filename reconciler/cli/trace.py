@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 import click
 
+from reconciler.cli import options
 from reconciler.cli.host import open_records
-from reconciler.cli.options import (
-    config_option,
-    fail,
-    output_option,
-    read_document,
-    state_option,
-)
 from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.domains.inputs import Inputs
@@ -72,9 +66,9 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
     type=_Address(),
     help="With --inbound: the node's address that it connects to (NodePort, hostPort).",
 )
-@config_option
-@state_option
-@output_option
+@options.config_option
+@options.state_option
+@options.output_option
 def trace(
     pod: str,
     peer: IpAddress,
@@ -98,7 +92,7 @@ def trace(
     """
     if at and not inbound:
         raise click.UsageError("--at is about connections from outside; add --inbound")
-    document = read_document(config, output)
+    document = options.read_document(config, output)
     node = LocalNode(open_records(state_dir))
     try:
         ends: tuple[IpAddress | None, ...] = (endpoint,)
@@ -112,15 +106,12 @@ def trace(
 
         traces = follow(node, document, make)
     except ReconcilerError as error:
-        fail(error)
-    text = _as_json(traces) if output == "json" else _as_text(traces)
-    click.echo(text, nl=False)
+        options.fail(error)
+    if output == "json":
+        click.echo(json.dumps({"traces": [_body(t) for t in traces]}, indent=2))
+    else:
+        click.echo("\n".join("".join(f"{line}\n" for line in _lines(t)) for t in traces), nl=False)
     sys.exit(1 if any(t.planned.troubles or t.differences or t.obstacles for t in traces) else 0)
-
-
-def _as_text(traces: Iterable[Traced]) -> str:
-    """Print each step of each connection, and what stops or rewrites its packets."""
-    return "\n".join("".join(f"{line}\n" for line in _lines(traced)) for traced in traces)
 
 
 def _lines(traced: Traced) -> Iterator[str]:
@@ -132,11 +123,6 @@ def _lines(traced: Traced) -> Iterator[str]:
     yield from (f"note: {text}" for text in (*traced.planned.hints, *traced.hints))
     if traced.planned.legs and not traced.differences and not traced.obstacles:
         yield "the kernel agrees with every step"
-
-
-def _as_json(traces: Iterable[Traced]) -> str:
-    """Return the same as one JSON object."""
-    return json.dumps({"traces": [_body(t) for t in traces]}, indent=2) + "\n"
 
 
 def _body(traced: Traced) -> dict[str, Any]:

@@ -1,0 +1,209 @@
+"""``diff``, ``apply``, ``audit``, ``explain`` and ``gc``: what observes this node, or EC2."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from reconciler.cli import report
+from reconciler.cli.host import host_options, lock_records, open_records
+from reconciler.cli.options import (
+    advice,
+    apart_option,
+    config_option,
+    fail,
+    output_option,
+    read_document,
+    state_option,
+)
+from reconciler.diagnostics.explain import explain_pool
+from reconciler.engine.converge import Outcome
+from reconciler.errors import InternalError, ReconcilerError
+from reconciler.ipam.cloud import CLUSTER_TAG
+from reconciler.ipam.ec2_action import DeleteEni
+from reconciler.ipam.leak import judge
+from reconciler.ipam.pool_status import find_pool_status
+from reconciler.node import views
+from reconciler.node.environment import Environment, collector
+from reconciler.node.passes import LocalNode
+from schemas.document import NodeNetwork
+from schemas.load import DocumentError, Problem
+
+SETTLE_LIMIT_S = 60.0
+"""Seconds ``apply`` gives EC2 to attach what it asked for."""
+
+
+@click.command()
+@config_option
+@host_options
+@output_option
+def diff(config: Path, state_dir: Path, environment: Environment, output: str) -> None:
+    """Show what differs from the document, and change nothing.
+
+    Findings about other owners' objects are printed on stderr, and change no exit status.
+
+    Exit status: 0 in sync, 1 something differs, 2 an error.
+    """
+    document = read_document(config, output)
+    node = LocalNode(open_records(state_dir), environment)
+    try:
+        outcomes = views.diff(node, document)
+        findings = [*views.findings(node, document, outcomes), *report.findings(outcomes)]
+    except ReconcilerError as error:
+        fail(error)
+    if output == "json":
+        click.echo(report.as_json(outcomes, findings), nl=False)
+    else:
+        click.echo(report.as_text(outcomes), nl=False)
+        # They are no differences, so they are no part of the plan and of the exit status.
+        for line in (*report.finding_lines(findings), *report.foreign(outcomes)):
+            click.echo(line, err=True)
+    if summary := report.summary(outcomes):
+        click.echo(summary, err=True)
+    _show_tracebacks(outcomes)
+    for cure in {advice(e) for o in outcomes.values() for e in o.errors} - {""}:
+        click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
+    sys.exit(report.exit_code(outcomes))
+
+
+@click.command()
+@config_option
+@host_options
+@output_option
+def apply(config: Path, state_dir: Path, environment: Environment, output: str) -> None:
+    """Converge once, then exit.
+
+    Exit status: 0 in sync, 1 something is refused or left to do, 2 an error.
+    """
+    document = read_document(config, output)
+    try:
+        state, _lock = lock_records(state_dir)
+        outcomes = _settle(LocalNode(state, environment), document)
+    except ReconcilerError as error:
+        fail(error)
+    is_json = output == "json"
+    text = report.as_json(outcomes) if is_json else report.as_text(outcomes, remaining=True)
+    click.echo(text, nl=False)
+    _show_tracebacks(outcomes)
+    sys.exit(report.exit_code(outcomes, remaining=True))
+
+
+def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
+    """Run passes until nothing is left, or nothing changes any more; print what is done."""
+    deadline = time.monotonic() + SETTLE_LIMIT_S
+    look = True
+    while True:
+        pool = node.pool.run(document, look=look)
+        if node.known.cloud is None:
+            return {"eni": pool}  # it says why EC2 could not be read
+        result = node.after.run(node.kernel_pass(document))
+        outcomes = {"eni": pool} | result.outcomes
+        for line in report.applied(outcomes):
+            click.echo(line, err=True)
+        moving = node.pool.in_transition or node.pool.schedule.is_pending or pool.remaining.actions
+        look = False  # from now on only if something follows
+        if not moving or pool.errors or time.monotonic() > deadline:
+            return outcomes
+        time.sleep(0.2)
+
+
+def _show_tracebacks(outcomes: Mapping[str, Outcome]) -> None:
+    """Print the traceback of each unexpected exception, as the daemon logs it."""
+    errors = [e for o in outcomes.values() for e in o.errors]
+    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
+        click.echo(trace, err=True)
+
+
+@click.command()
+@config_option
+@host_options
+@apart_option(3.0, "a disagreement")
+@output_option
+def audit(
+    config: Path, state_dir: Path, environment: Environment, apart_s: float, output: str
+) -> None:
+    """Show where document, intents, records, kernel, nftables and EC2 disagree.
+
+    Unlike diff, it also checks invariants: no address of two pods, none that is used during its
+    cooldown, none that EC2 has taken away. Nothing is changed. Changes in progress disagree for a
+    moment, so a disagreement counts if two observations show it. Findings about other owners'
+    objects are printed on stderr, and change no exit status.
+
+    Exit status: 0 all agree, 1 they do not, 2 an error.
+    """
+    document = read_document(config, output)
+    node = LocalNode(open_records(state_dir), environment)
+    try:
+        outcomes = views.diff(node, document)
+        found = views.audit(node, document, outcomes)
+        others = (*views.findings(node, document, outcomes), *report.findings(outcomes))
+        if found:
+            time.sleep(apart_s)
+            before = {(f.subject, f.reason) for f in found}
+            again = views.audit(node, document)
+            found = tuple(f for f in again if (f.subject, f.reason) in before)
+    except ReconcilerError as error:
+        fail(error)
+    if output == "json":
+        click.echo(report.findings_json(found), nl=False)
+    else:
+        for line in report.finding_lines(found):
+            click.echo(line)
+    for line in report.finding_lines(dict.fromkeys(f for f in others if f not in found)):
+        click.echo(line, err=True)
+    sys.exit(1 if found else 0)
+
+
+@click.group()
+def explain() -> None:
+    """Explain the node's state, with the numbers."""
+
+
+@explain.command()
+@config_option
+@state_option
+def pool(config: Path, state_dir: Path) -> None:
+    """Print the pool's arithmetic, and the limit that binds."""
+    document = read_document(config)
+    try:
+        outcome = LocalNode(open_records(state_dir)).pool.run(document, dry=True)
+    except ReconcilerError as error:
+        fail(error)
+    if outcome.errors:
+        fail(outcome.errors[0])
+    lines = explain_pool(outcome.desired, find_pool_status(outcome.desired, outcome.observed))
+    lines += [f"! {refusal}" for refusal in outcome.remaining.refusals]
+    click.echo("\n".join(lines))
+
+
+@click.command()
+@config_option
+@click.option("--dry-run", is_flag=True, help="List, delete nothing.")
+@apart_option(5.0, "an ENI")
+def gc(config: Path, *, dry_run: bool, apart_s: float) -> None:
+    """Delete ENIs that nodes of this cluster have leaked; any node or CI job may run it.
+
+    Exit status: 0 done, 2 an error.
+    """
+    document = read_document(config)
+    if not document.cluster:
+        fail(DocumentError([Problem(str(config), 0, 0, "cluster", "is not named; gc needs it")]))
+    try:
+        ec2 = collector()
+        first = ec2.leaked({CLUSTER_TAG: document.cluster})
+        time.sleep(apart_s if first else 0)
+        second = ec2.leaked({CLUSTER_TAG: document.cluster}) if first else []
+    except ReconcilerError as error:
+        fail(error)
+    doomed = []
+    for verdict in judge(first, second, now=time.time()):
+        word = "keep" if not verdict.leaked else "would delete" if dry_run else "delete"
+        click.echo(f"{word} {verdict.eni.eni_id}: {verdict.why}")
+        if verdict.leaked and not dry_run:
+            doomed.append(DeleteEni(verdict.eni.eni_id, verdict.why))
+    for failure in ec2.apply(doomed):
+        fail(failure)

@@ -1,21 +1,5 @@
 """Every exception the reconciler raises; the class says who has to act.
 
-::
-
-    ReconcilerError
-    ├── NotReadyError    a needed fact is not known yet: wait, nothing is wrong
-    ├── ObserveError     a target could not be read: nothing may be deleted on it
-    │   └── NamespaceError   one pod's namespace could not be
-    ├── ApplyError       one action failed: the next round plans it again
-    ├── WatchError       a change is not noticed at once, but by the clock
-    ├── StateError       the state directory cannot be used: the operator must act
-    ├── InternalError    what no code expected: a bug of ours, please report it
-    ├── PodError         the same, and it concerns one pod alone
-    ├── ConflictError    overrides of the document contradict each other on this node
-    ├── UnknownPodError  no pod of this node is meant: name another
-    ├── LockedError      another reconciler holds this node
-    └── UnansweredError  no reconciler runs here, or it refuses to answer
-
 A wrong document is ``schemas.load.DocumentError``: it is raised below this layer.
 Library exceptions end at the doors in ``targets``: each is translated once, with its cause. What
 passes a door untranslated becomes an ``InternalError`` at the next ``boundary``.
@@ -54,16 +38,13 @@ class ReconcilerError(Exception):
 
 
 class NotReadyError(ReconcilerError):
-    """A fact that planning needs is not known yet."""
+    """A fact that planning needs is not known yet: wait, nothing is wrong."""
 
 
 class ObserveError(ReconcilerError):
-    """A target could not be read.
+    """A target could not be read: nothing may be deleted on it.
 
     An empty observation is a value; a failed one is this exception, and no plan is made from it.
-
-    Attributes:
-        reason: an EC2 error code, or ``Observe``.
     """
 
     def __init__(self, what: str, why: str, *, reason: str = "Observe") -> None:
@@ -74,11 +55,7 @@ class ObserveError(ReconcilerError):
 
 
 class NamespaceError(ObserveError):
-    """A pod's namespace is gone or could not be read; all others are looked at without it.
-
-    Attributes:
-        netns: its identity.
-    """
+    """A pod's namespace is gone or could not be read; all others are looked at without it."""
 
     def __init__(self, netns: str, why: str) -> None:
         super().__init__(f"the pod in {netns}", why, reason="Namespace")
@@ -86,7 +63,7 @@ class NamespaceError(ObserveError):
 
 
 class ApplyError(ReconcilerError):
-    """One action failed.
+    """One action failed: the next round plans it again.
 
     Attributes:
         action: the action as the command an operator would type.
@@ -95,9 +72,8 @@ class ApplyError(ReconcilerError):
     """
 
     def __init__(self, action: str, reason: str, message: str, *, retryable: bool = True) -> None:
-        outlook = (
-            "it is tried again" if retryable else "only a change helps, so it is tried seldom"
-        )
+        seldom = "only a change helps, so it is tried seldom"
+        outlook = "it is tried again" if retryable else seldom
         super().__init__(f"{action}: {reason}: {message}; {outlook}")
         self.subject = self.action = action
         self.reason = reason
@@ -121,11 +97,7 @@ class ApplyError(ReconcilerError):
 
 
 class WatchError(ReconcilerError):
-    """Something cannot be watched: what happens there is seen later, and nothing else is lost.
-
-    Attributes:
-        what: cannot be watched.
-    """
+    """Something cannot be watched: what happens there is seen later, and nothing else is lost."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(
@@ -136,11 +108,11 @@ class WatchError(ReconcilerError):
 
 
 class StateError(ReconcilerError):
-    """The state directory, or a record in it, cannot be used."""
+    """The state directory, or a record in it, cannot be used: the operator must act."""
 
 
 class InternalError(ReconcilerError):
-    """Something raised what no code expected; only this one thing fails by it.
+    """What no code expected: a bug of ours, please report it. Only this one thing fails by it.
 
     Attributes:
         what: what was done, from a small fixed set of texts.
@@ -167,11 +139,7 @@ class InternalError(ReconcilerError):
 
 
 class PodError(ReconcilerError):
-    """One pod's data makes a domain raise what no code expects: it is left out of that domain.
-
-    Attributes:
-        key: its attachment.
-    """
+    """One pod's data makes a domain raise what no code expects: it is left out of that domain."""
 
     reason = InternalError.reason
 
@@ -207,7 +175,7 @@ class ConflictError(ReconcilerError):
 
 
 class UnknownPodError(ReconcilerError):
-    """No pod, or more than one, is called so."""
+    """No pod, or more than one, is called so: name another."""
 
     def __init__(self, text: str, known: list[str]) -> None:
         listed = ", ".join(known[:8]) or "none"

@@ -13,19 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.daemon import telemetry
-from reconciler.daemon.document import InForce
-from reconciler.daemon.drift import DriftTracker
-from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.kernel_loop import KernelLoop
 from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
-from reconciler.daemon.requests import Checks, PodHints, Requests
 from reconciler.daemon.status import describe, find_obstacle
-from reconciler.daemon.triggers import ChangeAttribution, FileWatch, KernelWatch, Triggers
+from reconciler.daemon.triggers import FileWatch, KernelWatch
 from reconciler.engine.issue import Issue
 from reconciler.errors import LockedError, ReconcilerError, boundary
 from reconciler.node.environment import Environment
-from reconciler.node.passes import LocalNode
 from reconciler.node.targets import State
 from reconciler.targets.files.installation import INTERIM
 
@@ -43,11 +38,9 @@ READING, COOLDOWNS = "reading the document", "ending the connections of addresse
 OTHERS = "looking at other owners"
 """Duties, as conditions, metrics and the watchdog name them."""
 
-WATCHES_S = 10.0
-"""Seconds between looks whether all that should be watched is."""
-
-READING_S = 60.0
-"""Seconds after which the document is read again, even if no hint says that it changed."""
+WATCHES_S, READING_S = 10.0, 60.0
+"""Seconds between looks whether all that should be watched is, and after which the document is
+read again even if no hint says that it changed."""
 
 JOIN_S = 5.0
 """Seconds that a thread is given to end."""
@@ -78,34 +71,21 @@ class Agent:
         *,
         events: bool = True,
     ) -> None:
-        hints, conditions, stopping = Triggers(), Conditions(), threading.Event()
-        watchdog = Watchdog(
-            lambda stuck: conditions.note(
-                "watchdog", [Issue("the loop", "PassStuck", str(stuck))] if stuck else []
-            )
-        )
-        pods = PodHints(hints)
-        attribution = ChangeAttribution()
-        self.parts = Parts(
-            node=LocalNode(state, environment),
-            document=InForce(document_path, hints, conditions),
-            requests=Requests(hints, conditions, stopping),
-            checks=Checks(hints, pods, stopping),
-            pods=pods,
-            conditions=conditions,
-            watchdog=watchdog,
-            duties=Duties(conditions, watchdog),
-            drift=DriftTracker(attribution),
-            hints=hints,
-            pool_hints=Triggers(),
-            stopping=stopping,
-        )
-        self.upkeep = Upkeep(self.parts.duties, self._step_back)
+        self.parts = parts = Parts(document_path, state, environment)
+        self.upkeep = Upkeep(parts.duties, self._step_back)
         self.upkeep.properties.append(state)
-        self.pool = PoolLoop(self.parts)
-        self.kernel = KernelLoop(self.parts, self.pool, self.upkeep)
+        self.pool = PoolLoop(parts)
+        self.kernel = KernelLoop(parts, self.pool, self.upkeep)
         self._displaced: LockedError | None = None
-        self._watches = _make_watches(self.parts, attribution) if events else ()
+        reading = parts.document.reader.hints
+        installed = parts.node.after.installation.directories
+        self._watches: tuple[FileWatch | KernelWatch, ...] = ()
+        if events:
+            self._watches = (
+                FileWatch(document_path.parent, reading, "document"),
+                KernelWatch(parts.hints, parts.drift.attribution, parts.duties),
+                *(FileWatch(d, parts.hints, "files", INTERIM) for d in installed),
+            )
 
     def run(self) -> None:
         """Reconcile until ``stop`` is called.
@@ -128,8 +108,8 @@ class Agent:
         self._start("cooldowns", "the cooldowns' loop", self._end_cooldowns)
         parts.node.environment.surroundings.latest.apart = True
         self._start("others", "the loop of looks at other owners", self._look_at_others)
-        started = {"document": parts.document.path, "state": parts.node.state.root}
-        log.info("started", extra=started)
+        where = {"document": parts.document.path, "state": parts.node.state.root}
+        log.info("started", extra=where)
         try:
             parts.duties.forever("the kernel loop", self.kernel.turn, parts.stopping)
         finally:
@@ -191,8 +171,6 @@ class Agent:
             answered = {i.key: i.attempt for i in records.intents if i.key in finished}
             self.parts.requests.recall(answered)
 
-    # -- threads --------------------------------------------------------------------------
-
     def _start(self, name: str, loop: str, turn: Callable[[], None]) -> threading.Thread:
         """Take turns in a thread of its own until the daemon ends."""
         duties, stopping = self.parts.duties, self.parts.stopping
@@ -236,16 +214,3 @@ class Agent:
             if not all(each.is_own for each in self.upkeep.properties):
                 parts.hints.mark("files")  # no pod can ask until it is made again
         parts.stopping.wait(WATCHES_S)
-
-
-def _make_watches(
-    parts: Parts, attribution: ChangeAttribution
-) -> tuple[FileWatch | KernelWatch, ...]:
-    return (
-        FileWatch(parts.document.path.parent, parts.document.reader.hints, "document"),
-        KernelWatch(parts.hints, attribution, parts.duties),
-        *(
-            FileWatch(directory, parts.hints, "files", INTERIM)
-            for directory in parts.node.after.installation.directories
-        ),
-    )

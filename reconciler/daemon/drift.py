@@ -29,10 +29,8 @@ number of those like it. An edit of the document can ask for 20,000."""
 class DriftTracker:
     """What each domain desired when it was last seen settled, and what did not stay so.
 
-    Args:
-        other_writers: who else may be at work.
-
     Attributes:
+        attribution: who else is at work.
         backoffs: objects that are put back again and again, or cannot be.
     """
 
@@ -41,7 +39,7 @@ class DriftTracker:
         self._inside: dict[str, set[Any]] = {}
         """The same of pods' namespaces, also of those that the last pass did not look into."""
         self._attached: set[str] = set()
-        self._attribution = attribution
+        self.attribution = attribution
         self._lock = threading.Lock()
         """Both loops book, and each books on what the other has booked."""
         self.backoffs = Backoffs()
@@ -54,12 +52,7 @@ class DriftTracker:
             self.backoffs = Backoffs()
 
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
-        """Log and count what was done.
-
-        Args:
-            outcomes: of one pass.
-            everything: whether the pass looked into every pod.
-        """
+        """Log and count what a pass has done; ``everything``: it looked into every pod."""
         with self._lock:
             self._book(outcomes, everything=everything)
 
@@ -107,14 +100,17 @@ class DriftTracker:
             self._attached = (self._attached & there | now) - ended
 
     def _count_all(self, outcomes: Outcomes) -> None:
-        now, other_writers = time.monotonic(), self._attribution.lately()
+        now, other_writers = time.monotonic(), self.attribution.lately()
         done: list[Action] = []
         repaired: list[Action] = []
         failed: list[tuple[Action, str]] = []
         groups: dict[_Group, list[Action]] = {}
         reverted = {(a.kind, a.key) for o in outcomes.values() for a in o.reverted}
         for name, outcome in outcomes.items():
-            left = _Left(outcome)
+            left: dict[tuple[str, Key], list[Action]] = {}  # looked up for each of very many
+            for action in outcome.remaining.actions:
+                left.setdefault((action.kind, action.key), []).append(action)
+            errors = {getattr(e, "action", ""): e for e in outcome.errors}
             # Whoever makes more than a look shows is named; 80,000 of them are not remembered.
             masses = {kind.kind for kind in cut_kinds(outcome.observed)}
             for action in outcome.plan.actions:
@@ -122,8 +118,9 @@ class DriftTracker:
                 if (action.kind, action.key) in reverted and not is_one_of_many:
                     repaired.append(action)
                     continue
-                if action in left:  # it failed: a condition
-                    failed += left.error_of(action)
+                if action in left.get((action.kind, action.key), ()):  # it failed: a condition
+                    if error := errors.get(str(action)):
+                        failed.append((action, getattr(error, "message", str(error))))
                     continue
                 done.append(action)
                 drift = self._is_drift(name, action)
@@ -157,24 +154,6 @@ class _Group(NamedTuple):
     is_drift: bool
 
 
-class _Left:
-    """What of one domain's plan is left, and why; asked for each of very many actions."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self._actions: dict[tuple[str, Key], list[Action]] = {}
-        for action in outcome.remaining.actions:
-            self._actions.setdefault((action.kind, action.key), []).append(action)
-        self._errors = {getattr(e, "action", ""): e for e in outcome.errors}
-
-    def __contains__(self, action: Action) -> bool:
-        return action in self._actions.get((action.kind, action.key), ())
-
-    def error_of(self, action: Action) -> list[tuple[Action, str]]:
-        """Return the action with what was answered to it; nothing if that is not known."""
-        error = self._errors.get(str(action))
-        return [(action, getattr(error, "message", str(error)))] if error else []
-
-
 def _tell(group: _Group, actions: Sequence[Action]) -> None:
     """Count what was done and say it: one by one, or if it is much, in one line."""
     labels = (group.domain, group.kind, group.verb.name.lower())
@@ -185,11 +164,6 @@ def _tell(group: _Group, actions: Sequence[Action]) -> None:
     message = "drift repaired" if group.is_drift else "action applied"
     shown = actions if len(actions) <= LINES else actions[:1]
     for action in shown:
-        told: dict[str, Any] = {
-            "domain": group.domain,
-            "action": str(action),
-            "reason": action.reason,
-        }
-        if len(shown) < len(actions):
-            told["alike"] = len(actions) - 1
-        log.log(level, message, extra=told)
+        alike: dict[str, Any] = {"alike": len(actions) - 1} if len(shown) < len(actions) else {}
+        told = {"domain": group.domain, "action": str(action), "reason": action.reason}
+        log.log(level, message, extra=told | alike)

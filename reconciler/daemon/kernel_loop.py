@@ -43,9 +43,6 @@ class KernelLoop:
         parts: of the daemon.
         pool: told what a pass has for it.
         upkeep: what each full pass looks at first.
-
-    Attributes:
-        progress: replaced as a whole.
     """
 
     def __init__(self, parts: Parts, pool: PoolLoop, upkeep: Upkeep) -> None:

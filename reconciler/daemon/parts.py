@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from reconciler.daemon.document import InForce
 from reconciler.daemon.drift import DriftTracker
-from reconciler.daemon.duty import Conditions, Duties, Watchdog
+from reconciler.daemon.duty import Conditions, Duties, Watchdog, Watched
 from reconciler.daemon.requests import Checks, PodHints, Requests
-from reconciler.daemon.triggers import Triggers
+from reconciler.daemon.triggers import ChangeAttribution, Triggers
 from reconciler.engine.issue import Issue
 from reconciler.errors import LockedError
+from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
+from reconciler.node.targets import State
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
 class Parts:
     """Each part guards its own fields, so that any thread may call it.
 
@@ -30,18 +31,22 @@ class Parts:
         stopping: set when the daemon ends.
     """
 
-    node: LocalNode
-    document: InForce
-    requests: Requests
-    checks: Checks
-    pods: PodHints
-    conditions: Conditions
-    watchdog: Watchdog
-    duties: Duties
-    drift: DriftTracker
-    hints: Triggers
-    pool_hints: Triggers
-    stopping: threading.Event
+    def __init__(self, document_path: Path, state: State, environment: Environment | None) -> None:
+        self.stopping = threading.Event()
+        self.hints, self.pool_hints = Triggers(), Triggers()
+        self.conditions = Conditions()
+        self.watchdog = Watchdog(self._note_stuck)
+        self.duties = Duties(self.conditions, self.watchdog)
+        self.drift = DriftTracker(ChangeAttribution())
+        self.node = LocalNode(state, environment)
+        self.document = InForce(document_path, self.hints, self.conditions)
+        self.requests = Requests(self.hints, self.conditions, self.stopping)
+        self.pods = PodHints(self.hints)
+        self.checks = Checks(self.hints, self.pods, self.stopping)
+
+    def _note_stuck(self, stuck: Watched | None) -> None:
+        issues = [Issue("the loop", "PassStuck", str(stuck))] if stuck else []
+        self.conditions.note("watchdog", issues)
 
 
 class Property(Protocol):

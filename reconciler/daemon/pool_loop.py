@@ -26,8 +26,8 @@ class PoolLoop:
 
     Attributes:
         planned_for: the demand that the pool was last planned for; None while its pass is under
-            way. Replaced as a whole.
-        report: of the last pass; replaced as a whole.
+            way.
+        report: of the last pass.
     """
 
     def __init__(self, parts: Parts) -> None:

@@ -9,11 +9,10 @@ from dataclasses import replace
 from functools import partial
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState
-from reconciler.daemon import telemetry
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
 from reconciler.engine.issue import Issue
-from reconciler.errors import InternalError
+from reconciler.errors import FOREIGN_TEXT, InternalError
 from reconciler.node.pass_result import PassResult
 
 CONVERGE_S = 2.0
@@ -42,18 +41,12 @@ NO_CAUSE = frozenset({"foreign", "mount", "document", "forward", "executable", "
 """Domains whose conditions are never why a pod's objects are not in place: other owners' doings,
 and what belongs on the host. They would stand ahead of the cause in a runtime's error."""
 
-MOST_TEXT = telemetry.FOREIGN_TEXT * 2
+MOST_TEXT = FOREIGN_TEXT * 2
 """Characters of the causes that a runtime is told."""
 
 
 class Requests:
-    """ADDs that wait, what passes say to them, and which of them were answered.
-
-    Args:
-        hints: wakes the kernel loop.
-        conditions: the causes behind a refusal.
-        stopping: set when the daemon ends.
-    """
+    """ADDs that wait, what passes say to them, and which attempts of them were answered."""
 
     def __init__(self, hints: Triggers, conditions: Conditions, stopping: threading.Event) -> None:
         self._hints, self._conditions, self._stopping = hints, conditions, stopping
@@ -67,12 +60,7 @@ class Requests:
         self._answered: dict[AttachmentKey, str] = {}
 
     def await_attachment(self, key: AttachmentKey, budget_s: float) -> Attachment | Issue:
-        """Wait until a pod's attachment was seen in place, or say why it is not.
-
-        Args:
-            key: the attachment.
-            budget_s: seconds to wait at most.
-        """
+        """Wait until a pod's attachment was seen in place, or say why it is not."""
         with self._changed:
             # Under the lock: a pass that begins before it has not looked for this pod.
             asked_at = time.monotonic()
@@ -125,10 +113,6 @@ class Requests:
         """Take the right to tell the runtime what a pod was given; only one ADD ever has it.
 
         An ADD that was killed before it heard the answer has not used it, so its retry can.
-
-        Args:
-            key: the attachment.
-            attempt: which ADD it is, as its intent says.
         """
         with self._changed:
             if self._answered.get(key) == attempt:
@@ -159,14 +143,11 @@ class Requests:
             return not self._asked.keys().isdisjoint(self._waiting)
 
     def publish(self, result: PassResult, started: float) -> Mapping[AttachmentKey, Intent]:
-        """Tell those that wait what a pass has found.
+        """Tell those that wait what a pass has found; return their wanted intents.
 
         Args:
             result: of the pass.
             started: monotonic seconds at which it began; who asked later waits for the next one.
-
-        Returns:
-            The wanted intents of those that wait.
         """
         with self._changed:
             self._forget_gone(result)
@@ -210,11 +191,7 @@ class Requests:
 
 
 class PodHints:
-    """Pods that the kernel loop observes though no ADD waits for them.
-
-    Args:
-        hints: wakes the kernel loop.
-    """
+    """Pods that the kernel loop observes though no ADD waits for them."""
 
     def __init__(self, hints: Triggers) -> None:
         self._hints = hints
@@ -256,13 +233,7 @@ class PodHints:
 
 
 class Checks:
-    """CHECKs that wait for a comparison with the kernel, and what was found.
-
-    Args:
-        hints: wakes the kernel loop.
-        pods: told what differs.
-        stopping: set when the daemon ends.
-    """
+    """CHECKs that wait for a comparison with the kernel, and what was found."""
 
     def __init__(self, hints: Triggers, pods: PodHints, stopping: threading.Event) -> None:
         self._hints, self._pods, self._stopping = hints, pods, stopping
@@ -276,17 +247,15 @@ class Checks:
         What differs is also for the next pass to repair. It counts only if it still differs when
         the time for that is over.
         """
-        verdict: Attachment | Issue = Issue(
-            f"attachment {key}", "NotSettled", "the reconciler has not come to look at it"
-        )
+        message = "the reconciler has not come to look at it"
+        verdict: Attachment | Issue = Issue(f"attachment {key}", "NotSettled", message)
         deadline = time.monotonic() + CONVERGE_S
         with self._changed:
             while (asked_at := time.monotonic()) < deadline and not self._stopping.is_set():
                 self._asked.add(key)
                 self._hints.mark("intent")
-                self._changed.wait_for(
-                    partial(self._was_checked, key, asked_at), deadline - asked_at
-                )
+                was_checked = partial(self._was_checked, key, asked_at)
+                self._changed.wait_for(was_checked, deadline - asked_at)
                 verdict, _ = self._found.get(key, (verdict, 0.0))
                 if isinstance(verdict, Attachment) or verdict.reason == "NotAttached":
                     break

@@ -19,63 +19,46 @@ from prometheus_client import (
     generate_latest,
 )
 
-from reconciler.errors import ReconcilerError, boundary
+from reconciler.errors import FOREIGN_TEXT, ReconcilerError, boundary
 
 REGISTRY = CollectorRegistry()
 
-DRIFT = Counter(
-    "node_network_drift_repaired",
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+"""Of ``exposition``."""
+
+
+def _counter(name: str, about: str, *labels: str) -> Counter:
+    return Counter(f"node_network_{name}", about, labels, registry=REGISTRY)
+
+
+DRIFT = _counter(
+    "drift_repaired",
     "Owned objects that another writer changed or removed, and that were repaired",
-    ["domain", "kind", "verb"],
-    registry=REGISTRY,
+    *("domain", "kind", "verb"),
 )
-ACTIONS = Counter(
-    "node_network_actions",
-    "Actions planned and carried out",
-    ["domain", "kind", "verb"],
-    registry=REGISTRY,
+ACTIONS = _counter("actions", "Actions planned and carried out", "domain", "kind", "verb")
+FAILURES = _counter("failures", "Observations and actions that failed", "domain", "reason")
+INTERNAL_ERRORS = _counter(
+    "internal_errors", "What failed in a way that no code expects, each time", "what"
 )
-FAILURES = Counter(
-    "node_network_failures",
-    "Observations and actions that failed",
-    ["domain", "reason"],
-    registry=REGISTRY,
+CONNECTIONS_CUT = _counter(
+    "connections_cut",
+    "Connections to this process that were closed before they had their answer",
+    *("listener", "why"),
 )
-INTERNAL_ERRORS = Counter(
-    "node_network_internal_errors",
-    "What failed in a way that no code expects, each time",
-    ["what"],
-    registry=REGISTRY,
+LOG_DROPPED = _counter(
+    "log_lines_dropped",
+    "Lines of the log that were dropped, because those before could not be written",
 )
 EC2_CALLS = Gauge(
-    "node_network_ec2_calls",
-    "EC2 calls since the start",
-    ["action"],
-    registry=REGISTRY,
+    "node_network_ec2_calls", "EC2 calls since the start", ["action"], registry=REGISTRY
 )
-ADDRESSES = Gauge(
-    "node_network_addresses",
-    "Pod addresses by state",
-    ["state"],
-    registry=REGISTRY,
-)
-CONNECTIONS_CUT = Counter(
-    "node_network_connections_cut",
-    "Connections to this process that were closed before they had their answer",
-    ["listener", "why"],
-    registry=REGISTRY,
-)
+ADDRESSES = Gauge("node_network_addresses", "Pod addresses by state", ["state"], registry=REGISTRY)
 PASS_SECONDS = Histogram(
     "node_network_pass_seconds",
     "Duration of a pass over the node",
     registry=REGISTRY,
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
-)
-
-LOG_DROPPED = Counter(
-    "node_network_log_lines_dropped",
-    "Lines of the log that were dropped, because those before could not be written",
-    registry=REGISTRY,
 )
 
 MOST_REASONS = 64
@@ -95,27 +78,18 @@ def count_failure(domain: str, reason: str) -> None:
     FAILURES.labels(domain, reason if reason in known else OTHER).inc()
 
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-"""Of ``exposition``."""
-
-FOREIGN_TEXT = 256
-"""Characters kept of text that others wrote."""
-
-
 MOST_WAITING = 1 << 20
 """Bytes of lines that wait while they are not read or the disk is full: some hours of a healthy
 node, a second of a failing one."""
 
-AGAIN_S = 1.0
-"""Seconds until it is tried again after a line could not be written."""
+AGAIN_S, FLUSH_S = 1.0, 1.0
+"""Seconds until it is tried again after a line could not be written, and for which the end of the
+process waits for what is not written yet."""
 
 WRITE_BYTES = 4096
 """Bytes that are written at once: a pipe takes as many whole (PIPE_BUF in pipe(7))."""
 
 STDERR = 2
-
-FLUSH_S = 1.0
-"""Seconds that the end of the process waits for what is not written yet."""
 
 
 def configure(*, verbose: bool = False) -> None:
@@ -214,17 +188,10 @@ class KeyValue(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = [
-            f"{key}={_value(value)}"
-            for key, value in vars(record).items()
-            if key not in self._standard
-        ]
-        line = " ".join(
-            [at.replace("+00:00", "Z"), record.levelname, record.getMessage(), *fields]
-        )
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+        given = {k: v for k, v in vars(record).items() if k not in self._standard}
+        words = [at.replace("+00:00", "Z"), record.levelname, record.getMessage()]
+        line = " ".join([*words, *(f"{key}={_value(value)}" for key, value in given.items())])
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def _value(value: object) -> str:

@@ -51,9 +51,7 @@ class Shared:
 
     Attributes:
         cls: module below ``reconciler``, and class.
-        lock: the field that holds their lock; or ``WHOLE``, ``ONCE``, ``STEPS`` or
-            ``ONE``.
-        fields: names.
+        lock: the field that holds their lock; or ``WHOLE``, ``ONCE``, ``STEPS`` or ``ONE``.
         threads: letters of ``THREADS``.
         held: methods that are called with the lock held; for ``WHOLE`` and ``ONCE``, those of the
             writer.
@@ -99,10 +97,7 @@ TABLE = (
         held=("turn", "full_pass", "_publish", "_finish"),
     ),
     Shared(
-        "daemon.kernel_loop.KernelLoop",
-        ONE,
-        ("_schedule", "_hints", "_is_untidy", "_links"),
-        "K",
+        "daemon.kernel_loop.KernelLoop", ONE, ("_schedule", "_hints", "_is_untidy", "_links"), "K"
     ),
     Shared(
         "daemon.pool_loop.PoolLoop", WHOLE, ("planned_for", "report"), "PKX", held=("run_pass",)
@@ -136,14 +131,11 @@ TABLE = (
     Shared("daemon.triggers.KernelWatch", STEPS, ("_ended",), "NWK"),
     Shared("daemon.triggers.KernelWatch", ONE, ("_thread",), "W"),
     Shared("daemon.triggers.KernelWatch", ONE, ("_sockets",), "N"),
+    Shared("daemon.parts.Parts", STEPS, ("stopping",), ALL),
     Shared("daemon.parts.Upkeep", STEPS, ("properties",), "KW"),
     # The node.
     Shared(
-        "node.known.Known",
-        WHOLE,
-        ("facts", "cloud"),
-        "PKX",
-        held=("identify", "see", "remember"),
+        "node.known.Known", WHOLE, ("facts", "cloud"), "PKX", held=("identify", "see", "remember")
     ),
     Shared("node.known.Known", WHOLE, ("_resolved",), "PK", held=("resolve",)),
     Shared("node.known.Known", ONE, ("_remembered",), "P"),

@@ -117,11 +117,7 @@ class FileWatch:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        triggers: Triggers,
-        what: str,
-        besides: frozenset[str] = frozenset(),
+        self, directory: Path, triggers: Triggers, what: str, besides: frozenset[str] = frozenset()
     ) -> None:
         self.name = f"the watch of {directory}"
         self._directory, self._triggers, self._what = directory, triggers, what

@@ -54,42 +54,36 @@ class DriftTracker:
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what a pass has done; ``everything``: it looked into every pod."""
         with self._lock:
-            self._book(outcomes, everything=everything)
+            self._count_all(outcomes)
+            for outcome in outcomes.values():
+                self._follow_enis(outcome)
+            links = outcomes["link"].desired if "link" in outcomes else None
+            if links is not None:  # an observation of the kernel, and it could plan
+                self.backoffs = self.backoffs.asked_for(o.plan for o in outcomes.values())
+            pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
+            for name, outcome in outcomes.items():
+                if outcome.settled and isinstance(outcome.desired, frozenset):
+                    # A pass that looked into some pods only says nothing about the others.
+                    inside = set() if everything else self._inside.get(name, set())
+                    inside.difference_update([o for o in inside if o.netns not in pods])
+                    inside.update(o for o in outcome.desired if getattr(o, "netns", ""))
+                    self._inside[name] = inside
+                    self._settled[name] = set(outcome.desired)
 
     def book_pods(self, outcomes: Outcomes) -> None:
         """Log and count what a pass over some pods alone has done."""
         with self._lock:
-            self._book_pods(outcomes)
-
-    def _book(self, outcomes: Outcomes, *, everything: bool) -> None:
-        self._count_all(outcomes)
-        for outcome in outcomes.values():
-            self._follow_enis(outcome)
-        links = outcomes["link"].desired if "link" in outcomes else None
-        if links is not None:  # an observation of the kernel, and it could plan
-            self.backoffs = self.backoffs.asked_for(o.plan for o in outcomes.values())
-        pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
-        for name, outcome in outcomes.items():
-            if outcome.settled and isinstance(outcome.desired, frozenset):
-                # A pass that looked into some pods only says nothing about the others.
-                inside = set() if everything else self._inside.get(name, set())
-                inside.difference_update([o for o in inside if o.netns not in pods])
-                inside.update(o for o in outcome.desired if getattr(o, "netns", ""))
-                self._inside[name] = inside
-                self._settled[name] = set(outcome.desired)
-
-    def _book_pods(self, outcomes: Outcomes) -> None:
-        self._count_all(outcomes)
-        for name, action in actions_of(outcomes):
-            if action in outcomes[name].remaining.actions or name not in self._settled:
-                continue
-            target = getattr(action, "object", None)
-            if action.verb is Verb.DELETE:
-                self._settled[name].discard(target)
-                self._inside[name].discard(target)
-            else:
-                books = self._inside if getattr(target, "netns", "") else self._settled
-                books[name].add(target)
+            self._count_all(outcomes)
+            for name, action in actions_of(outcomes):
+                if action in outcomes[name].remaining.actions or name not in self._settled:
+                    continue
+                target = getattr(action, "object", None)
+                if action.verb is Verb.DELETE:
+                    self._settled[name].discard(target)
+                    self._inside[name].discard(target)
+                else:
+                    books = self._inside if getattr(target, "netns", "") else self._settled
+                    books[name].add(target)
 
     def _follow_enis(self, outcome: Outcome) -> None:
         """Remember which ENIs are attached by our will."""

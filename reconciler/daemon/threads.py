@@ -10,7 +10,8 @@ Locks are taken in this order, never the other way round: ``PoolPass.binding``, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
 THREADS = {
     "K": "MainThread: the kernel loop; before the others start it makes everything",
@@ -30,167 +31,105 @@ THREADS = {
     "L": "log: writes lines",
 }
 
-WHOLE = "replaced as a whole"
-"""The value is frozen, or never changed once it is there. The writer's thread replaces it; every
-other method reads it once, and works on what it has read."""
+WHOLE = "whole"
+"""Replaced as a whole: the value is frozen, or never changed once it is there. The writer's thread
+replaces it; every other method reads it once, and works on what it has read."""
 
-ONCE = "set once"
-"""None until the writer's thread sets it; it stays."""
+ONCE = "once"  # set once: None until the writer's thread sets it; it stays
 
 STEPS = "steps"
 """A primitive of ``threading``, or a container of which each call is one step of the interpreter.
 Assigned once, when the object is made."""
 
-ONE = "one thread"
-"""Only that thread touches it, though others touch other fields of the object."""
+ONE = "one"  # only that thread touches it, though others touch other fields of the object
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """Fields of one class that are guarded alike.
+class Shared(NamedTuple):
+    """Fields of one class that are guarded alike."""
 
-    Attributes:
-        cls: module below ``reconciler``, and class.
-        lock: the field that holds their lock; or ``WHOLE``, ``ONCE``, ``STEPS`` or ``ONE``.
-        threads: letters of ``THREADS``.
-        held: methods that are called with the lock held; for ``WHOLE`` and ``ONCE``, those of the
-            writer.
-        besides: methods that need no lock, each with the reason.
-    """
-
-    cls: str
-    lock: str
+    cls: str  # module below ``reconciler``, and class
+    lock: str  # the field that holds their lock; or ``WHOLE``, ``ONCE``, ``STEPS`` or ``ONE``
     fields: tuple[str, ...]
-    threads: str
-    held: tuple[str, ...] = ()
-    besides: tuple[tuple[str, str], ...] = ()
+    threads: str  # letters of ``THREADS``
+    held: tuple[str, ...] = ()  # called under the lock; of ``WHOLE`` and ``ONCE``, the writer's
+    besides: tuple[str, ...] = ()  # methods that need no lock
 
 
 ALL = "KPRWCODNSHXG"
 
-TABLE = (
-    # Requests and hints.
-    Shared(
-        "daemon.requests.Requests",
-        "_changed",
-        (
-            *("_asked", "_done", "_waiting", "_withdrawn", "_answered"),
-            *("_published_at", "_served_at"),
-        ),
-        "KPX",
-        held=("_verdict", "_explain", "_forget_gone"),
-    ),
-    Shared("daemon.requests.PodHints", "_lock", ("_released", "_differing"), "KX"),
-    Shared(
-        "daemon.requests.Checks", "_changed", ("_asked", "_found"), "KX", held=("_was_checked",)
-    ),
-    Shared("daemon.triggers.Triggers", "_condition", ("_marks",), "KPRWCONFXG"),
-    # What loops tell others.
-    Shared("daemon.document.InForce", WHOLE, ("accepted",), "KPX", held=("_accept",)),
-    Shared("daemon.document.Reader", WHOLE, ("_last",), "RK", held=("look_first", "look_again")),
-    Shared("daemon.document.Reader", ONE, ("_taken",), "K"),
-    Shared(
-        "daemon.kernel_loop.KernelLoop",
-        WHOLE,
-        ("progress",),
-        "KX",
-        held=("turn", "full_pass", "_publish", "_finish"),
-    ),
-    Shared(
-        "daemon.kernel_loop.KernelLoop", ONE, ("_schedule", "_hints", "_is_untidy", "_links"), "K"
-    ),
-    Shared(
-        "daemon.pool_loop.PoolLoop", WHOLE, ("planned_for", "report"), "PKX", held=("run_pass",)
-    ),
-    Shared("daemon.pool_loop.PoolLoop", ONE, ("_failures", "_hints", "_owes_observation"), "P"),
-    Shared("daemon.triggers.ChangeAttribution", WHOLE, ("_seen",), "NKP", held=("hear",)),
-    # What every loop reports to.
-    Shared("daemon.duty.Conditions", "_lock", ("_known", "_traced"), ALL),
-    Shared(
-        "daemon.drift.DriftTracker",
-        "_lock",
-        ("_settled", "_inside", "_attached"),
-        "KP",
-        held=("_book", "_book_pods", "_follow_enis", "_count_all", "_is_drift"),
-    ),
-    Shared(
-        "daemon.drift.DriftTracker",
-        WHOLE,
-        ("backoffs",),
-        "KP",
-        held=("clear", "_book", "_count_all"),
-    ),
-    Shared("daemon.duty.Watchdog", STEPS, ("_passes", "_heard", "_ended", "_thread"), ALL),
-    Shared("daemon.duty.Watchdog", ONE, ("_logged",), "D"),
-    Shared("daemon.telemetry.LogWriter", "_changed", ("_waiting", "_bytes", "_dropped"), ALL),
-    # The socket, and watches.
-    Shared("daemon.listener.Workers", "_lock", ("_idle", "_busy"), "SXK"),
-    Shared("daemon.listener.Workers", STEPS, ("_work",), "SXK"),
-    Shared("daemon.server.Server", WHOLE, ("_listener", "_place"), "KW", held=("reclaim", "stop")),
-    Shared("daemon.listener.Listener", STEPS, ("_returned", "_ended", "_thread"), "SHXK"),
-    Shared("daemon.triggers.KernelWatch", STEPS, ("_ended",), "NWK"),
-    Shared("daemon.triggers.KernelWatch", ONE, ("_thread",), "W"),
-    Shared("daemon.triggers.KernelWatch", ONE, ("_sockets",), "N"),
-    Shared("daemon.parts.Parts", STEPS, ("stopping",), ALL),
-    Shared("daemon.parts.Upkeep", STEPS, ("properties",), "KW"),
-    # The node.
-    Shared(
-        "node.known.Known", WHOLE, ("facts", "cloud"), "PKX", held=("identify", "see", "remember")
-    ),
-    Shared("node.known.Known", WHOLE, ("_resolved",), "PK", held=("resolve",)),
-    Shared("node.known.Known", ONE, ("_remembered",), "P"),
-    Shared("node.pool_pass.PoolPass", STEPS, ("binding",), "PK"),
-    Shared("node.pool_pass.PoolPass", ONCE, ("_controller", "_ec2"), "PX", held=("learn",)),
-    Shared("node.pool_pass.PoolPass", ONE, ("_is_deaf", "demand"), "P"),
-    Shared(
-        "node.pool_schedule.PoolSchedule",
-        WHOLE,
-        ("left", "waits_to_shrink"),
-        "PX",
-        held=("leave", "postpones_shrinking"),
-    ),
-    Shared("node.pool_schedule.PoolSchedule", ONE, ("called_at", "grown_at", "readings"), "P"),
-    Shared("targets.latest.Latest", WHOLE, ("_last",), "KO", held=("_refresh", "wait")),
-    Shared("targets.foreign.Surroundings", WHOLE, ("_with_ours",), "KO", held=("_observe",)),
-    Shared("targets.latest.Latest", STEPS, ("_asked", "_stopped"), "KO"),
-    Shared("targets.state.ownership.Lock", WHOLE, ("fd",), "KPWX", held=("take",)),
-    Shared(
-        "targets.state.directory.StateDirectory",
-        "_memory",
-        ("_intents", "_attachments", "_aside", "_ours", "_clock"),
-        "KPX",
-        held=("_with_others",),
-        besides=(
-            ("lock", "no other thread runs yet"),
-            ("_records", "chooses one of them, and touches nothing of it"),
-            ("hand_over", "names a file; what is kept, is kept under the lock"),
-        ),
-    ),
-    Shared(
-        "node.cooldown.Cooldowns",
-        "_changed",
-        ("_ended", "_quiet", "_outcome", "_failures", "_idle_until", "_stopping"),
-        "KC",
-        held=("_due_s",),
-    ),
-    Shared("node.stock_plugin.StockPlugin", "_lock", ("_look", "_unseen"), "KP", held=("_renew",)),
-    Shared("core.remembered.Remembered", WHOLE, ("_last",), "KP", held=("__call__",)),
-    Shared("targets.netlink.queries.Queries", STEPS, ("_memory",), "KP"),
-    Shared("targets.netlink.queries.Queries", ONE, ("_unread_rules",), "K"),
-    Shared(
-        "targets.conntrack.Conntrack",
-        WHOLE,
-        ("_filters_looks", "_filters_deletions"),
-        "PC",
-        held=("_find_busy", "_end"),
-    ),
-    Shared("targets.ec2.calls.Calls", STEPS, ("made",), "PX"),
-    Shared("targets.ec2.calls.Calls", ONE, ("_failures", "_successes", "_buckets"), "P"),
-    Shared(
-        "targets.ec2.caller.Subprocess",
-        "_lock",
-        ("_process", "_questions", "_idle"),
-        "PT",
-        held=("_ask", "_running", "_end"),
-    ),
-)
+ROWS = """\
+# class | lock | threads | fields | held | besides
+# class | lock | threads | fields | held | besides
+# Requests and hints.
+daemon.requests.Requests | _changed | KPX | _asked _done _waiting _withdrawn _answered
+    _published_at _served_at | _verdict _explain _forget_gone
+daemon.requests.PodHints | _lock | KX | _released _differing
+daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
+daemon.triggers.Triggers | _condition | KPRWCONFXG | _marks
+# What loops tell others.
+daemon.document.InForce | whole | KPX | accepted | _accept
+daemon.document.Reader | whole | RK | _last | look_first look_again
+daemon.document.Reader | one | K | _taken
+daemon.kernel_loop.KernelLoop | whole | KX | progress | turn full_pass _publish _finish
+daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links
+daemon.pool_loop.PoolLoop | whole | PKX | planned_for report | run_pass
+daemon.pool_loop.PoolLoop | one | P | _failures _hints _owes_observation
+daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
+# What every loop reports to.
+daemon.duty.Conditions | _lock | ALL | _known _traced
+daemon.drift.DriftTracker | _lock | KP | _settled _inside _attached | _follow_enis
+    _count_all _is_drift
+daemon.drift.DriftTracker | whole | KP | backoffs | clear book _count_all
+daemon.duty.Watchdog | steps | ALL | _passes _heard _ended _thread
+daemon.duty.Watchdog | one | D | _logged
+daemon.telemetry.LogWriter | _changed | ALL | _waiting _bytes _dropped
+# The socket, and watches.
+daemon.listener.Workers | _lock | SXK | _idle _busy
+daemon.listener.Workers | steps | SXK | _work
+daemon.server.Server | whole | KW | _listener _place | reclaim stop
+daemon.listener.Listener | steps | SHXK | _returned _ended _thread
+daemon.triggers.KernelWatch | steps | NWK | _ended
+daemon.triggers.KernelWatch | one | W | _thread
+daemon.triggers.KernelWatch | one | N | _sockets
+daemon.parts.Parts | steps | ALL | stopping
+daemon.parts.Upkeep | steps | KW | properties
+# The node.
+node.known.Known | whole | PKX | facts cloud | identify see remember
+node.known.Known | whole | PK | _resolved | resolve
+node.known.Known | one | P | _remembered
+node.pool_pass.PoolPass | steps | PK | binding
+node.pool_pass.PoolPass | once | PX | _controller _ec2 | learn
+node.pool_pass.PoolPass | one | P | _is_deaf demand
+node.pool_schedule.PoolSchedule | whole | PX | left waits_to_shrink | leave postpones_shrinking
+node.pool_schedule.PoolSchedule | one | P | called_at grown_at readings
+targets.latest.Latest | whole | KO | _last | _refresh wait
+targets.foreign.Surroundings | whole | KO | _with_ours | _observe
+targets.latest.Latest | steps | KO | _asked _stopped
+targets.state.ownership.Lock | whole | KPWX | fd | take
+#   lock: no other thread runs yet
+#   _records: chooses one of them, and touches nothing of it
+#   hand_over: names a file; what is kept, is kept under the lock
+targets.state.directory.StateDirectory | _memory | KPX | _intents _attachments _aside _ours
+    _clock | _with_others | lock _records hand_over
+node.cooldown.Cooldowns | _changed | KC | _ended _quiet _outcome _failures _idle_until _stopping
+    | _due_s
+node.stock_plugin.StockPlugin | _lock | KP | _look _unseen | _renew
+core.remembered.Remembered | whole | KP | _last | __call__
+targets.netlink.queries.Queries | steps | KP | _memory
+targets.netlink.queries.Queries | one | K | _unread_rules
+targets.conntrack.Conntrack | whole | PC | _filters_looks _filters_deletions | _find_busy _end
+targets.ec2.calls.Calls | steps | PX | made
+targets.ec2.calls.Calls | one | P | _failures _successes _buckets
+targets.ec2.caller.Subprocess | _lock | PT | _process _questions _idle | _ask _running _end
+"""
+
+
+def _read(rows: str) -> Iterator[Shared]:
+    lines = [line for line in rows.splitlines() if not line.startswith("#")]
+    for row in "\n".join(lines).replace("\n    ", " ").splitlines():
+        cls, lock, threads, *names = row.split(" | ")
+        fields, *methods = (tuple(each.split()) for each in names)
+        yield Shared(cls, lock, fields, threads.replace("ALL", ALL), *methods)
+
+
+TABLE = tuple(_read(ROWS))

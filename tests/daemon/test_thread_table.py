@@ -92,7 +92,7 @@ def accesses(node: ast.AST, lock: str, *, held: bool) -> Iterator[tuple[ast.Attr
 def unlocked(row: Shared, cls: ast.ClassDef) -> Iterator[str]:
     """What touches a field, or calls a method that does, without the lock."""
     guarded = {*row.fields, *row.held}
-    free = {"__init__", *(name for name, _ in row.besides)}
+    free = {"__init__", *row.besides}
     for name, method in methods_of(cls).items():
         if name in free:
             continue
@@ -166,7 +166,7 @@ def stale(row: Shared, cls: ast.ClassDef) -> Iterator[str]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.add(node.target.id)
     lock = () if row.lock in (WHOLE, ONCE, STEPS, ONE) else (row.lock,)
-    methods = {*row.held, *(name for name, _ in row.besides)}
+    methods = {*row.held, *row.besides}
     for name in {*row.fields, *lock} - names:
         yield f"{row.cls} has no field {name}"
     for name in methods - methods_of(cls).keys():

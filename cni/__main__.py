@@ -14,8 +14,7 @@ import time
 from cni import exchange, intent, protocol, trail
 from cni.protocol import Call, CniError, Object
 
-GRACE_S = 2.0
-"""Seconds beyond the budget in which the reconciler's own refusal may still arrive."""
+GRACE_S = 2.0  # seconds beyond the budget in which the reconciler's own refusal may still arrive
 
 CHECK_S = 10.0
 """Seconds in which the reconciler must say whether a pod is as it should be: it gives itself two,

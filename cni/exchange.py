@@ -10,14 +10,9 @@ CONNECT_S = 2.0
 """Seconds in which ADD must reach the socket. Its queue has 512 places: longer means that the
 reconciler does not accept."""
 
-SHORT_S = 0.25
-"""Seconds for what must not wait: the hint of a DEL, each half of a STATUS."""
-
-MAX_ANSWER = 1 << 20
-"""Bytes of an answer."""
-
-SOCKET = "node-network.sock"
-"""In the state directory."""
+SHORT_S = 0.25  # seconds for what must not wait: the hint of a DEL, each half of a STATUS
+MAX_ANSWER = 1 << 20  # bytes of an answer
+SOCKET = "node-network.sock"  # in the state directory
 
 Connection = socket.socket
 

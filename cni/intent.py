@@ -14,8 +14,7 @@ import os
 
 from cni.protocol import INVALID_ENVIRONMENT, MAX_TEXT, Call, CniError, Object, is_path
 
-MAX_BYTES = 65536
-"""Of one intent; those that are written here have a tenth of it at most."""
+MAX_BYTES = 65536  # of one intent; those that are written here have a tenth of it at most
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a file system that is full or read-only."""
@@ -26,13 +25,9 @@ place on a disk without room for another file."""
 
 
 def body_of(call: Call, state: str, netns_inode: int, attempt: str) -> Object:
-    """Return the record of a call.
+    """Return the record of a call: ``wanted`` or ``released``; by an attempt like no other.
 
-    Args:
-        call: what the runtime says.
-        state: ``wanted`` or ``released``.
-        netns_inode: 0 if it is unknown.
-        attempt: text that no other ADD has.
+    An inode of 0 is unknown.
     """
     return {
         "state": state,
@@ -172,14 +167,9 @@ def _unlink(path: str) -> None:
 
 # -- which sandbox --------------------------------------------------------------------------------
 
-NEW = "new"
-"""What is recorded, if anything, is of a sandbox that is gone."""
-
-AGAIN = "again"
-"""The same is wanted already: by an ADD that was killed, or that has been answered."""
-
-TAKEN = "taken"
-"""The container has this interface in another namespace, which is alive."""
+NEW = "new"  # what is recorded, if anything, is of a sandbox that is gone
+AGAIN = "again"  # the same is wanted already: by an ADD that was killed, or that has been answered
+TAKEN = "taken"  # the container has this interface in another namespace, which is alive
 
 
 def judge_add(

@@ -22,17 +22,10 @@ NOT_AVAILABLE = 50
 LIMITED = 51
 
 OUR_BUG = 100
-ALREADY_ATTACHED = 101
-"""ADD: this container has this interface already; nothing of it is touched."""
-
-INTERFACE_EXISTS = 102
-"""ADD: another owner's link has the name CNI_IFNAME in the pod's namespace."""
-
-KERNEL_DIFFERS = 103
-"""CHECK: an object of the attachment is not in the kernel as it should be."""
-
-RESULT_DIFFERS = 104
-"""CHECK: prevResult is not what the pod was given."""
+ALREADY_ATTACHED = 101  # ADD: this container has this interface already; nothing of it is touched
+INTERFACE_EXISTS = 102  # ADD: another owner's link has the name CNI_IFNAME in the pod's namespace
+KERNEL_DIFFERS = 103  # CHECK: an object of the attachment is not in the kernel as it should be
+RESULT_DIFFERS = 104  # CHECK: prevResult is not what the pod was given
 
 NETNS_TAKEN = 105
 """ADD: the namespace has an interface of ours already, of another container or name."""
@@ -54,12 +47,10 @@ IFNAMSIZ = 15
 MAX_TEXT = 253
 """Characters that an intent keeps of a name; a pod's has no more (RFC 1123 subdomain)."""
 
-MAX_PATH = 4095
-"""Bytes of a path (PATH_MAX without its end)."""
+MAX_PATH = 4095  # bytes of a path (PATH_MAX without its end)
 
 DEFAULT_STATE_DIR = "/run/node-network"
-DEFAULT_BUDGET_S = 30.0
-"""Seconds an ADD waits; kubelet gives a sandbox two minutes."""
+DEFAULT_BUDGET_S = 30.0  # seconds an ADD waits; kubelet gives a sandbox two minutes
 
 Object = dict[str, object]
 
@@ -315,14 +306,11 @@ def find_difference(previous: object, reply: Object, ifname: str) -> str:
             return f"interface {ifname}: mac {link['mac']}, in prevResult {known[0]['mac']}"
         if known[0].get("sandbox") != link["sandbox"]:
             return f"interface {ifname}: in {link['sandbox']}, in prevResult {known[0]['sandbox']}"
-    addresses = {str(ip.get("address")).lower() for ip in _objects(previous, "ips")}
-    for ip in _objects(reply, "ips"):
-        if str(ip["address"]).lower() not in addresses:
-            return f"address {ip['address']}: prevResult does not have it"
-    routes = {str(route.get("dst")) for route in _objects(previous, "routes")}
-    for route in _objects(reply, "routes"):
-        if str(route["dst"]) not in routes:
-            return f"route {route['dst']}: prevResult does not have it"
+    for key, what, field in (("ips", "address", "address"), ("routes", "route", "dst")):
+        had = {str(entry.get(field)).lower() for entry in _objects(previous, key)}
+        for entry in _objects(reply, key):
+            if str(entry[field]).lower() not in had:
+                return f"{what} {entry[field]}: prevResult does not have it"
     return ""
 
 

@@ -10,19 +10,15 @@ import os
 import socket
 import time
 
-MAX_BYTES = 1 << 20
-"""Of the log file; then it is renamed to ``.1``, in place of an older one."""
-
-MAX_VALUE = 512
-"""Characters of one value."""
+MAX_BYTES = 1 << 20  # of the log file; then it is renamed to ``.1``, in place of an older one
+MAX_VALUE = 512  # characters of one value
 
 JOURNAL = "/run/systemd/journal/socket"
 """Where systemd's journal takes datagrams (its "Native Journal Protocol")."""
 
 LEVELS = {"debug": 0, "info": 1, "error": 2, "none": 3}
 
-PRIORITIES = ("7", "6", "3")
-"""Of syslog, by level."""
+PRIORITIES = ("7", "6", "3")  # of syslog, by level
 
 
 def write(config: dict[str, object], level: str, fields: dict[str, str]) -> None:

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-FOREIGN_TEXT = 256
-"""Characters kept of the text of an exception that is not ours."""
+FOREIGN_TEXT = 256  # characters kept of the text of an exception that is not ours
 
 FRAMES = 24
 """Innermost frames kept of an unexpected exception's traceback: an endless recursion has 1,000."""

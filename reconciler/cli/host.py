@@ -16,8 +16,7 @@ from reconciler.targets.files.installation import HostDirectories
 from reconciler.targets.lock import NamespaceLock
 from reconciler.targets.state.directory import StateDirectory
 
-PROGRAM = "/opt/node-network/bin/node-network-cni"
-"""Where the image has it."""
+PROGRAM = "/opt/node-network/bin/node-network-cni"  # where the image has it
 
 INSTALL_OPTIONS = (
     state_option,

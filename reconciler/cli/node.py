@@ -33,8 +33,7 @@ from reconciler.node.passes import LocalNode
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, Problem
 
-SETTLE_LIMIT_S = 60.0
-"""Seconds ``apply`` gives EC2 to attach what it asked for."""
+SETTLE_LIMIT_S = 60.0  # seconds ``apply`` gives EC2 to attach what it asked for
 
 
 @click.command()

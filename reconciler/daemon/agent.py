@@ -35,32 +35,23 @@ COLLECTIONS = (10_000, 20, 20)
 would pay for ten looks. What libraries have made at the start is not looked at again."""
 
 READING, COOLDOWNS = "reading the document", "ending the connections of addresses that cool"
-OTHERS = "looking at other owners"
-"""Duties, as conditions, metrics and the watchdog name them."""
+OTHERS = "looking at other owners"  # duties, as conditions, metrics and the watchdog name them
 
 WATCHES_S, READING_S = 10.0, 60.0
 """Seconds between looks whether all that should be watched is, and after which the document is
 read again even if no hint says that it changed."""
 
-JOIN_S = 5.0
-"""Seconds that a thread is given to end."""
+JOIN_S = 5.0  # seconds that a thread is given to end
 
 
 class Agent:
     """The daemon; what it knows is rebuilt by looking again.
 
     Args:
-        document_path: file that holds the desired state.
         state: the directory of records; its lock must be held.
         environment: everything outside; by default this host.
         events: whether to listen for changes of files and of the kernel; if not, they are seen by
             the clock alone.
-
-    Attributes:
-        parts: what its threads share.
-        kernel: the loop that serves pods.
-        pool: the loop that asks EC2.
-        upkeep: what it has on the host, and each full pass looks at first.
     """
 
     def __init__(

@@ -10,8 +10,7 @@ from typing import Any
 from cni import exchange, protocol
 from reconciler.errors import UnansweredError
 
-TIMEOUT_S = 10.0
-"""Seconds until the whole answer must be here, however it trickles in."""
+TIMEOUT_S = 10.0  # seconds until the whole answer must be here, however it trickles in
 
 BUSY_S, AGAIN_S = 1.0, 0.05
 """Seconds for which ``status`` is asked again if the reconciler says to try again, and between two

@@ -26,25 +26,17 @@ NEVER_CHANGES = (
     "ConfigMap as a directory, without subPath, and restart this reconciler"
 )
 
-MOST_PROBLEMS = 20
-"""Of a refused document that are told; ``validate`` tells all."""
+MOST_PROBLEMS = 20  # of a refused document that are told; ``validate`` tells all
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one look at the document has found.
+    """What one look at the document has found."""
 
-    Attributes:
-        text: as it stands in the file; None if that could not be read.
-        document: what it says; None if it is refused.
-        refused: why it is.
-        fixed: its mount never shows another content.
-    """
-
-    text: str | None = None
-    document: NodeNetwork | None = None
-    refused: DocumentError | None = None
-    fixed: bool = False
+    text: str | None = None  # as it stands in the file; None if that could not be read
+    document: NodeNetwork | None = None  # what it says; None if it is refused
+    refused: DocumentError | None = None  # why it is
+    fixed: bool = False  # its mount never shows another content
 
     @property
     def said(self) -> tuple[str | None, str, bool]:
@@ -56,7 +48,6 @@ class Reader:
     """Reads one document, again and again.
 
     Args:
-        path: the document.
         tell: called when a reading says something new.
 
     Attributes:
@@ -106,15 +97,12 @@ class Accepted:
     """What is in force.
 
     Attributes:
-        document: None until there was a valid one.
-        text: it was read from.
-        generation: how many documents were accepted so far.
         refused: what is wrong with the file as it is now; None if it is this document.
     """
 
-    document: NodeNetwork | None = None
-    text: str | None = None
-    generation: int = 0
+    document: NodeNetwork | None = None  # None until there was a valid one
+    text: str | None = None  # it was read from
+    generation: int = 0  # how many documents were accepted so far
     refused: str | None = None
 
 
@@ -122,12 +110,7 @@ class InForce:
     """Keeps the document in force.
 
     Args:
-        path: the file that holds the desired state.
         hints: hears "document" when the file says something new.
-        conditions: told of what is wrong with it.
-
-    Attributes:
-        accepted: replaced as a whole, by the kernel loop.
     """
 
     def __init__(self, path: Path, hints: Triggers, conditions: Conditions) -> None:

@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 MOST_TRACED = 256
 """Distinct failures whose traceback is logged; a limit, so that the log has an end."""
 
-MOST_OF_ONE = 50
-"""Conditions that are kept of one domain."""
+MOST_OF_ONE = 50  # conditions that are kept of one domain
 
 STUCK_S, DEAD_S = 10.0, 60.0
 """Seconds after which a pass counts as stuck (with 250 pods it takes a tenth of a second, and with
@@ -42,17 +41,13 @@ SLOW_STUCK_S, SLOW_DEAD_S = 120.0, 600.0
 """The same for what waits for EC2: a call may take 40 s (``ec2_caller.ANSWER_S``), and a pass over
 the pool makes several."""
 
-EVERY_S = 2.0
-"""Seconds between looks of the watchdog."""
-
-FRAMES = 12
-"""Of the stack, innermost: enough to name the target and its system call."""
+EVERY_S = 2.0  # seconds between looks of the watchdog
+FRAMES = 12  # of the stack, innermost: enough to name the target and its system call
 
 BACKOFF_S = Delays(0.5, 5.0, jitter=0.5)
 """After a turn of a loop has failed. Each turn serves pods first, so they wait no longer."""
 
-Condition = dict[str, Any]
-"""Subject, reason, text, and since when, as ``status`` prints it."""
+Condition = dict[str, Any]  # subject, reason, text, and since when, as ``status`` prints it
 
 
 class Conditions:
@@ -83,12 +78,9 @@ class Conditions:
         log.error("internal error in %s; its traceback, once:\n%s", error.what, error.trace)
 
     def note(self, domain: str, issues: Iterable[Issue], *, is_logged: bool = False) -> None:
-        """Replace a domain's issues; log each that begins or ends.
+        """Replace all of a domain's issues; log each that begins or ends.
 
-        Args:
-            domain: whose issues.
-            issues: all of them.
-            is_logged: what they say is in the log already.
+        What they say is left out if it is in the log already (``is_logged``).
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         bounded = {f"{i.subject}/{i.reason}": i for i in _bounded(issues)}
@@ -137,19 +129,12 @@ def _bounded(issues: Iterable[Issue]) -> list[Issue]:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What is watched of one thread.
+    """What is watched of one thread."""
 
-    Attributes:
-        what: its pass, or its own name.
-        since: monotonic seconds at which that began, or it was last heard of.
-        thread: its identifier.
-        slow: whether it may wait for EC2.
-    """
-
-    what: str
-    since: float
-    thread: int
-    slow: bool = False
+    what: str  # its pass, or its own name
+    since: float  # monotonic seconds at which that began, or it was last heard of
+    thread: int  # its identifier
+    slow: bool = False  # whether it may wait for EC2
 
     @property
     def seconds(self) -> float:
@@ -227,11 +212,7 @@ class Watchdog:
                 self._passes[thread] = around
 
     def hear(self, what: str) -> None:
-        """Note that the calling thread is alive; from now on it must call this every few seconds.
-
-        Args:
-            what: what the thread does.
-        """
+        """Note that the calling thread is alive; it must call this every few seconds from now."""
         thread = threading.get_ident()
         self._heard[thread] = Watched(what, time.monotonic(), thread)
 
@@ -272,12 +253,7 @@ class Watchdog:
 
 
 class Duties:
-    """Runs duties, of any thread.
-
-    Args:
-        conditions: told which duty fails, by the duty's name.
-        watchdog: watches each while it is done.
-    """
+    """Runs duties, of any thread."""
 
     def __init__(self, conditions: Conditions, watchdog: Watchdog) -> None:
         self.conditions, self.watchdog = conditions, watchdog
@@ -286,9 +262,7 @@ class Duties:
     def over(self, name: str, *, slow: bool = False) -> Iterator[None]:
         """Surround one duty: what it raises is a condition, and ends with its next success.
 
-        Args:
-            name: the duty, from a small fixed set of texts.
-            slow: whether it may wait for EC2.
+        Duties are named from a small fixed set of texts. A slow one may wait for EC2.
         """
         error: tuple[ReconcilerError, ...] = ()
         try:
@@ -314,10 +288,7 @@ class Duties:
     def forever(self, name: str, turn: Callable[[], None], stopping: threading.Event) -> None:
         """Take turns until told to stop; after one that fails, back off.
 
-        Args:
-            name: the loop.
-            turn: one turn; it waits until there is something to do.
-            stopping: set when it must end.
+        Each waits until there is something to do.
         """
         failures = 0
         while not stopping.is_set():

@@ -27,7 +27,6 @@ class HealthServer(Listener):
 
     Args:
         listen: ``host:port``; an IPv6 host in brackets, or none for every address of the host.
-        agent: whose health it is.
 
     Raises:
         StateError: nothing can listen there.

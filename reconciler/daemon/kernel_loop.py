@@ -29,21 +29,14 @@ log = logging.getLogger(__name__)
 FULL_PASS, PODS_PASS = "the pass over everything", "the pass over some pods"
 """Duties, as conditions, metrics and the watchdog name them."""
 
-TIDY_S = 3.0
-"""Seconds without any work after which memory is given back."""
+TIDY_S = 3.0  # seconds without any work after which memory is given back
 
 ANSWER_S = 0.001
 """Seconds in which this thread leaves the interpreter to those that now tell pods' runtimes."""
 
 
 class KernelLoop:
-    """Runs the passes over the kernel.
-
-    Args:
-        parts: of the daemon.
-        pool: told what a pass has for it.
-        upkeep: what each full pass looks at first.
-    """
+    """Runs the passes over the kernel."""
 
     def __init__(self, parts: Parts, pool: PoolLoop, upkeep: Upkeep) -> None:
         self._parts, self._pool, self._upkeep = parts, pool, upkeep
@@ -188,8 +181,7 @@ class KernelLoop:
     def full_pass(self, *, audit: bool) -> float:
         """Run one pass over everything; return seconds until the next is due without a hint.
 
-        Args:
-            audit: whether every pod's namespace is looked into.
+        An audit looks into every pod's namespace, too.
         """
         parts = self._parts
         started = time.monotonic()

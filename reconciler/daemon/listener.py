@@ -29,11 +29,8 @@ one in ``SHARE`` if that is more: the daemon needs some forty itself, or no pod 
 PAUSE_S = 0.1
 """Seconds in which nothing is accepted when there is no place, unless one becomes free."""
 
-TURN_S = 2.0
-"""Seconds after which the thread says that it is alive, if no connection comes."""
-
-SPARE_THREADS = 4
-"""Workers that are kept for the next connections."""
+TURN_S = 2.0  # seconds after which the thread says that it is alive, if no connection comes
+SPARE_THREADS = 4  # workers that are kept for the next connections
 
 Take = Callable[[socket.socket, bytes], bytes | None]
 """Takes a connection and its request; returns what to answer. None: the connection is now another
@@ -45,36 +42,27 @@ class Bounds:
     """Limits of what connections may cost.
 
     Attributes:
-        connections: open at once, those of other threads included.
-        request_bytes: of one request; a longer one is passed on with one byte more.
         request_s: seconds from the connection's beginning until its whole request must be here.
-        answer_s: seconds in which the other side must have read its answer.
         grace_s: seconds in which a connection is not closed for another, so that a burst of
             clients that are about to ask does not cut its own.
     """
 
-    connections: int
-    request_bytes: int
+    connections: int  # open at once, those of other threads included
+    request_bytes: int  # of one request; a longer one is passed on with one byte more
     request_s: float
-    answer_s: float
+    answer_s: float  # seconds in which the other side must have read its answer
     grace_s: float
 
 
 @dataclass(slots=True)
 class _Connection:
-    """A connection that this thread reads from, or writes to.
-
-    Attributes:
-        since: monotonic seconds at which it was accepted, or its answer begun.
-        deadline: monotonic seconds at which it is cut.
-        unsent: of its answer; None while its request is read.
-    """
+    """A connection that this thread reads from, or writes to."""
 
     socket: socket.socket
-    since: float
-    deadline: float
+    since: float  # monotonic seconds at which it was accepted, or its answer begun
+    deadline: float  # monotonic seconds at which it is cut
     received: bytearray = field(default_factory=bytearray)
-    unsent: memoryview | None = None
+    unsent: memoryview | None = None  # of its answer; None while its request is read
 
 
 class _Places:
@@ -187,7 +175,6 @@ class Listener:
     Args:
         name: what it is, for the log, the metric and the thread.
         listening: bound and listening already; it is closed by ``stop``.
-        bounds: limits of what connections may cost.
         is_whole: whether what has come so far is a whole request; what came before the other side
             stopped talking is one, too.
         take: called with each request in the listener's own thread, so it must not wait.

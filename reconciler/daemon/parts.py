@@ -71,7 +71,6 @@ class Upkeep:
     """Makes again what others have taken away.
 
     Args:
-        duties: reports what fails.
         step_back: called when another reconciler has taken the node over.
 
     Attributes:

@@ -14,11 +14,8 @@ from reconciler.engine.converge import Outcome
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.pool import Demand
 
-POOL_PASS = "the pass over the pool"
-"""The duty, as conditions, metrics and the watchdog name it."""
-
-POOL_BACKOFF_S = Delays(1.0, 60.0, jitter=1)
-"""After EC2 failed."""
+POOL_PASS = "the pass over the pool"  # the duty, as conditions, metrics and the watchdog name it
+POOL_BACKOFF_S = Delays(1.0, 60.0, jitter=1)  # after EC2 failed
 
 
 class PoolLoop:

@@ -18,15 +18,13 @@ from reconciler.node.pass_result import PassResult
 CONVERGE_S = 2.0
 """Seconds a CHECK gives the kernel to become what it should be; the specification wants some."""
 
-CHECK_AGAIN_S = 0.1
-"""Seconds between observations of one CHECK."""
+CHECK_AGAIN_S = 0.1  # seconds between observations of one CHECK
 
 MOST_HINTS = 1024
 """DELs that are honoured one by one, in the order they came: more than an instance has pods. A
 full pass finds the rest, as it finds those whose hint never came."""
 
-QUIET_S = 0.5
-"""Seconds without a pod after which everything is observed, if something asks for it."""
+QUIET_S = 0.5  # seconds without a pod after which everything is observed, if something asks for it
 
 POOL_PASS_S = 2.0
 """Seconds that they may put off observing EC2, unless one waits for what that would bring."""
@@ -41,8 +39,7 @@ NO_CAUSE = frozenset({"foreign", "mount", "document", "forward", "executable", "
 """Domains whose conditions are never why a pod's objects are not in place: other owners' doings,
 and what belongs on the host. They would stand ahead of the cause in a runtime's error."""
 
-MOST_TEXT = FOREIGN_TEXT * 2
-"""Characters of the causes that a runtime is told."""
+MOST_TEXT = FOREIGN_TEXT * 2  # characters of the causes that a runtime is told
 
 
 class Requests:

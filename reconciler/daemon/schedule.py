@@ -11,14 +11,12 @@ from reconciler.engine.backoff import Backoffs
 from reconciler.ipam.pool import Demand
 from reconciler.node.pass_result import PassResult, undone
 
-RETRY_S = 1.0
-"""Seconds until the kernel loop looks again when something is left to do."""
+RETRY_S = 1.0  # seconds until the kernel loop looks again when something is left to do
 
 LEFT_OUT_S = 5.0
 """The same when nothing is left to do, but for pods whose data makes a domain raise."""
 
-FULL_PASS_S = 1.0
-"""Seconds that pods coming and going may put off a full pass."""
+FULL_PASS_S = 1.0  # seconds that pods coming and going may put off a full pass
 
 PASS_SHARE = 5
 """Full passes that only notifications ask for begin this many durations apart: changes of the
@@ -34,31 +32,19 @@ there notify no process outside."""
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What was done when, in monotonic seconds.
+    """What was done when, in monotonic seconds."""
 
-    Attributes:
-        pods_at: pods were last served.
-        full_pass_at: the last full pass began.
-        full_pass_s: seconds that it took.
-        wait_s: seconds from its beginning until the next, if no hint comes.
-        audit_at: the last full pass began that looked into every pod.
-    """
-
-    pods_at: float = float("-inf")
-    full_pass_at: float = float("-inf")
-    full_pass_s: float = 0.0
-    wait_s: float = 0.0
-    audit_at: float = float("-inf")
+    pods_at: float = float("-inf")  # pods were last served
+    full_pass_at: float = float("-inf")  # the last full pass began
+    full_pass_s: float = 0.0  # seconds that it took
+    wait_s: float = 0.0  # seconds from its beginning until the next, if no hint comes
+    audit_at: float = float("-inf")  # the last full pass began that looked into every pod
 
 
 def due_s(schedule: Schedule, hints: frozenset[str], now: float, *, is_awaited: bool) -> float:
-    """Return seconds until a full pass, 0 or less if it is due.
+    """Return seconds until a full pass, 0 or less if it is due, at these monotonic seconds.
 
-    Args:
-        schedule: what was done when.
-        hints: what may have changed since.
-        now: monotonic seconds.
-        is_awaited: whether an ADD waits for what a pass could not give it.
+    It is at once if an ADD waits for what a pass could not give it (``is_awaited``).
     """
     by_time = schedule.full_pass_at + schedule.wait_s - now
     if not hints:
@@ -83,12 +69,8 @@ def next_pass_s(
 ) -> float:
     """Return seconds until the next full pass is due without a hint.
 
-    Args:
-        result: of the last one.
-        backoffs: of objects that failed or were reverted.
-        ends: monotonic seconds at which pods' own waits are over.
-        resync_s: the longest wait, with its jitter.
-        now: monotonic seconds.
+    It is when pods' own waits end (monotonic seconds, as ``now``), or after the longest wait,
+    which has its jitter already.
     """
     outcomes = result.outcomes.values()
     left = [o.remaining for o in outcomes if not o.settled]
@@ -104,15 +86,10 @@ def next_pass_s(
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """What a pass over the kernel shows of the pool's ENIs.
+    """What a pass over the kernel shows of the pool's ENIs."""
 
-    Attributes:
-        taking_over: whether the node is being taken over from the stock plugin.
-        linked: attached secondary ENIs of ours that have their link.
-    """
-
-    taking_over: bool = False
-    linked: frozenset[str] = frozenset()
+    taking_over: bool = False  # whether the node is being taken over from the stock plugin
+    linked: frozenset[str] = frozenset()  # attached secondary ENIs of ours that have their link
 
 
 def hints_of(
@@ -120,10 +97,7 @@ def hints_of(
 ) -> tuple[frozenset[str], Links]:
     """Say what a pass over the kernel has for the pool's loop, and what it shows of ENIs.
 
-    Args:
-        result: of the pass.
-        before: what the pass before it has shown.
-        planned_for: the demand that the pool was last planned for.
+    Compared with what the pass before it has shown, and the demand that was last planned for.
     """
     inputs = result.inputs
     taking_over = inputs.host.predecessor.taking_over

@@ -46,11 +46,8 @@ MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 OF_A_POD = frozenset({"add", "del", "check", "release"})
 """Questions about one pod's attachment; they are logged."""
 
-ANSWERING = "an answer on the socket"
-"""The duty, as conditions and the watchdog name it."""
-
-QUEUE = 512
-"""Connections that the kernel keeps for us; a node's worth of pods may ask at once."""
+ANSWERING = "an answer on the socket"  # the duty, as conditions and the watchdog name it
+QUEUE = 512  # connections that the kernel keeps for us; a node's worth of pods may ask at once
 
 BOUNDS = Bounds(connections=1024, request_bytes=65536, request_s=10.0, answer_s=10.0, grace_s=0.1)
 """A node's pods may all ask at once, and each waits on its connection. The executable connects,
@@ -62,32 +59,24 @@ AT_ONCE = {"add": 768, "check": 64, "status": 4}
 than 737 pods, and 768 threads that wait take some 15 MB; an answer to ``status`` is the only large
 one."""
 
-OTHERS_AT_ONCE = 32
-"""The same for all other kinds together: they wait for nothing."""
+OTHERS_AT_ONCE = 32  # the same for all other kinds together: they wait for nothing
 
 MAX_ANSWER = 1 << 20
 """Bytes of an answer: what the executable and ``node-network status`` read of one."""
 
-LONGEST_BUDGET_S = 110.0
-"""Seconds; kubelet gives a sandbox two minutes."""
+LONGEST_BUDGET_S = 110.0  # seconds; kubelet gives a sandbox two minutes
 
 Reply = dict[str, Any]
-Place = tuple[int, int] | None
-"""Device and inode of a path; None if there is nothing."""
+Place = tuple[int, int] | None  # device and inode of a path; None if there is nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What was asked.
-
-    Attributes:
-        body: all of it; what ``do`` needs was checked.
-        began: monotonic seconds at which it was here.
-    """
+    """What was asked."""
 
     do: str
-    body: dict[str, Any]
-    began: float
+    body: dict[str, Any]  # all of it; what ``do`` needs was checked
+    began: float  # monotonic seconds at which it was here
 
     @classmethod
     def parse(cls, line: bytes) -> Question:

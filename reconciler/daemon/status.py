@@ -31,17 +31,14 @@ class Progress:
 
     Attributes:
         latest: of what was last observed; None after a full pass that failed.
-        generation: of the document that the last full pass worked on.
-        failing_since: monotonic seconds since which full passes fail.
         limited_since: monotonic seconds since which a domain of ``HOST_WIDE`` fails.
-        has_converged: whether a full pass has ever succeeded.
     """
 
     latest: PassResult | None = None
-    generation: int = 0
-    failing_since: float | None = None
+    generation: int = 0  # of the document that the last full pass worked on
+    failing_since: float | None = None  # monotonic seconds since which full passes fail
     limited_since: float | None = None
-    has_converged: bool = False
+    has_converged: bool = False  # whether a full pass has ever succeeded
 
     def after_failure(self, started: float) -> Progress:
         """After a full pass that failed: what was known is not known any more."""
@@ -62,15 +59,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """What the last pass over the pool has done.
+    """What the last pass over the pool has done."""
 
-    Attributes:
-        demand: that the last successful one has planned for.
-        fails: whether the last one has failed.
-    """
-
-    demand: Demand | None = None
-    fails: bool = False
+    demand: Demand | None = None  # that the last successful one has planned for
+    fails: bool = False  # whether the last one has failed
 
 
 def find_obstacle(
@@ -80,11 +72,7 @@ def find_obstacle(
 
     Exhaustion is none: a node that says it is not ready loses the pods it has.
 
-    Args:
-        progress: of the kernel loop.
-        cloud: the last observation of EC2.
-        texts: a domain's conditions.
-        now: monotonic seconds.
+    ``texts`` returns a domain's conditions; ``now`` is in monotonic seconds.
     """
 
     def causes(instead: str, of: Iterable[str] = ("node", "eni")) -> str:
@@ -113,15 +101,7 @@ def describe(
 ) -> dict[str, Any]:
     """Describe the node: what is in force, what is held, what is wrong.
 
-    Args:
-        path: of the document.
-        accepted: the document in force.
-        progress: of the kernel loop.
-        pool: of the pool loop.
-        cloud: the last observation of EC2.
-        conditions: what is wrong.
-        ec2_calls: made so far, by action.
-        is_pending: whether the pool has more to do than its plan says.
+    The pool may have more to do than its plan says (``is_pending``).
     """
     latest = progress.latest
     records = latest.records if latest else Records()
@@ -173,13 +153,7 @@ def describe(
 def count_addresses(
     records: Records, cloud: Cloud | None, occupied: Collection[IpNetwork]
 ) -> dict[str, int]:
-    """Count pod addresses by state.
-
-    Args:
-        records: of pods, cooldowns and quarantines.
-        cloud: what the node's ENIs hold.
-        occupied: what the host takes for its own.
-    """
+    """Count pod addresses by state; what the host takes for its own is not allocatable."""
     enis = cloud.enis if cloud else ()
     held = {a for e in enis if e.serves_pods for a in e.pod_addresses}
     assigned = {own for a in records.attachments for own in a.vpc_addresses}

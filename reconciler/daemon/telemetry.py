@@ -23,8 +23,7 @@ from reconciler.errors import FOREIGN_TEXT, ReconcilerError, boundary
 
 REGISTRY = CollectorRegistry()
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-"""Of ``exposition``."""
+CONTENT_TYPE = CONTENT_TYPE_LATEST  # of ``exposition``
 
 
 def _counter(name: str, about: str, *labels: str) -> Counter:
@@ -113,9 +112,6 @@ class LogWriter(logging.Handler):
 
     If the reader has stopped or the disk is full, lines wait, up to a limit. Lines beyond it are
     dropped and counted, until all that waits is written; the next line says how many.
-
-    Args:
-        descriptor: of the open file that the lines go to.
     """
 
     def __init__(self, descriptor: int) -> None:

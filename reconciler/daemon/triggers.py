@@ -35,8 +35,7 @@ RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
 """Links, then addresses, routes and rules of IPv4 and of IPv6 (RTNLGRP_* of linux/rtnetlink.h, as
 bits). Neighbours are left out: every ARP exchange would wake us."""
 
-NFNLGRP_NFTABLES = 1 << 7 - 1
-"""nftables changes (linux/netfilter/nfnetlink.h), as a bit."""
+NFNLGRP_NFTABLES = 1 << 7 - 1  # nftables changes (linux/netfilter/nfnetlink.h), as a bit
 
 NEW_RULESET = NFNL_SUBSYS_NFTABLES << 8 | nf_tables.NFT_MSG_NEWGEN
 """Type of the notification that ends each change of a ruleset."""
@@ -47,18 +46,14 @@ PID_MAX_LIMIT = 1 << 22
 SETTLE_S = 0.02
 """Seconds a burst of hints is given to end before the loop looks once for all of them."""
 
-ALIVE_S = 2.0
-"""Seconds after which the thread that listens to the kernel says that it is alive."""
+ALIVE_S = 2.0  # seconds after which the thread that listens to the kernel says that it is alive
 
 BURST_S, MAX_READ = 0.01, 256
 """Seconds between two readings of the kernel's notifications, and how many are read each time of
 one socket; each reading marks at once."""
 
-RECENT_S, MOST = 10.0, 8
-"""Seconds for which another writer is remembered, and names that are told."""
-
-MAX_AUTHORS = 64
-"""Of one notification, and names that are remembered."""
+RECENT_S, MOST = 10.0, 8  # seconds for which another writer is remembered, and names that are told
+MAX_AUTHORS = 64  # of one notification, and names that are remembered
 
 
 class Triggers:
@@ -108,12 +103,7 @@ class FileWatch:
 
     Args:
         directory: until it is there, nothing is marked.
-        triggers: where to mark.
-        what: what to mark.
         besides: names of files that tell nothing.
-
-    Attributes:
-        name: what is watched, for a condition.
     """
 
     def __init__(
@@ -246,13 +236,7 @@ def _name(pid: int) -> str:
 
 
 class KernelWatch:
-    """Marks "kernel" on rtnetlink and nftables notifications of this network namespace.
-
-    Args:
-        triggers: where to mark.
-        attribution: hears them.
-        duties: reports what fails, and hears that the thread is alive.
-    """
+    """Marks "kernel" on rtnetlink and nftables notifications of this network namespace."""
 
     name = "the watch of the kernel"
 

@@ -196,6 +196,11 @@ def netns_path(identity: str) -> str:
     return path if at and inode.isdigit() else identity
 
 
+def nsenter(identity: str) -> str:
+    """Begin a command that is run in a namespace; "" in the host's."""
+    return f"nsenter --net={netns_path(identity)} " if identity else ""
+
+
 def netns_inode(identity: str) -> int:
     """Return the inode in a namespace's identity, 0 if it is unknown."""
     _, at, inode = identity.rpartition("@")

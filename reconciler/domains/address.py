@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from reconciler.core.attachment import netns_path
+from reconciler.core.attachment import nsenter
 from reconciler.core.datapath import IpAddress
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Key, Plan, Verb, compare
@@ -38,7 +38,7 @@ class LinkAddress:
         return (self.netns, self.device, a.version, int(a), self.prefix_length)
 
     def command(self, verb: Verb) -> str:
-        where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
+        where = nsenter(self.netns)
         what = f"{self.address}/{self.prefix_length} dev {self.device}"
         if verb is Verb.DELETE:
             return f"{where}ip address delete {what}"

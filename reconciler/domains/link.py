@@ -17,6 +17,7 @@ from reconciler.core.attachment import (
     POD_DIGITS,
     link_alias,
     netns_path,
+    nsenter,
 )
 from reconciler.core.datapath import ALIAS, MAC_STAMP
 from reconciler.domains.inputs import Inputs
@@ -101,12 +102,11 @@ class PodLink:
         return (self.netns, self.name)
 
     def command(self, verb: Verb) -> str:
+        where = f"{nsenter(self.netns)}ip link"
         if verb is Verb.DELETE:
-            return f"nsenter --net={netns_path(self.netns)} ip link delete {self.name}"
-        return (
-            f"nsenter --net={netns_path(self.netns)} ip link set {self.name} address {self.mac} "
-            f"mtu {self.mtu} {'up' if self.up else 'down'}"
-        )
+            return f"{where} delete {self.name}"
+        settings = f"address {self.mac} mtu {self.mtu} {'up' if self.up else 'down'}"
+        return f"{where} set {self.name} {settings}"
 
 
 Link = EniLink | Veth | PodLink

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from reconciler.core.attachment import netns_path
+from reconciler.core.attachment import nsenter
 from reconciler.core.datapath import IpAddress, family_of
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Key, Plan, Verb, compare
@@ -36,8 +36,7 @@ class Neighbour:
         return (self.netns, self.device, self.address.version, int(self.address))
 
     def command(self, verb: Verb) -> str:
-        inside = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
-        where = f"{inside}ip neighbour"
+        where = f"{nsenter(self.netns)}ip neighbour"
         if verb is Verb.DELETE:
             return f"{where} delete {self.address} dev {self.device}"
         return f"{where} replace {self.address} dev {self.device} lladdr {self.mac} nud permanent"

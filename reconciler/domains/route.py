@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from reconciler.core import datapath
-from reconciler.core.attachment import netns_path
+from reconciler.core.attachment import nsenter
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Key, Plan, Verb, compare
 
@@ -51,7 +51,7 @@ class Route:
         return (self.netns, self.table, *network, self.metric, self.tos)
 
     def command(self, verb: Verb) -> str:
-        where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
+        where = nsenter(self.netns)
         via = f" via {self.gateway}" if self.gateway else ""
         table = "" if self.table == datapath.MAIN_TABLE else f" table {self.table}"
         word = "delete" if verb is Verb.DELETE else "replace"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from reconciler.core.attachment import Attachment, netns_path
+from reconciler.core.attachment import Attachment, nsenter
 from reconciler.core.datapath import family_of
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Key, Plan, Verb, compare
@@ -40,8 +40,7 @@ class Sysctl:
 
     def command(self, verb: Verb) -> str:
         """``sysctl -w``; a setting is never deleted."""
-        where = f"nsenter --net={netns_path(self.netns)} " if self.netns else ""
-        return f"{where}sysctl -w {self.name}={self.value}"
+        return f"{nsenter(self.netns)}sysctl -w {self.name}={self.value}"
 
 
 def desire(inputs: Inputs) -> frozenset[Sysctl]:

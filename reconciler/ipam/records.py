@@ -30,6 +30,9 @@ WITHHELD_S = 600.0
 cooldown, and than conntrack remembers what is not an open connection."""
 
 
+OurRecord = Attachment | Cooling | Quarantine | Creation
+"""What only this process writes."""
+
 R = TypeVar("R", Intent, Attachment)
 
 BY_KEY = attrgetter("key")
@@ -127,17 +130,17 @@ class Records:
         return frozenset(address for record in fresh for address in record.addresses)
 
     @property
-    def lost(self) -> tuple[Attachment | Cooling | Quarantine | Creation, ...]:
+    def lost(self) -> tuple[OurRecord, ...]:
         """Records that are known, and not on disk."""
-        ours: tuple[Attachment | Cooling | Quarantine | Creation, ...] = (
+        if not self.unwritten:
+            return ()
+        ours: Iterable[OurRecord] = (
             *self.attachments,
             *self.cooling,
             *self.quarantined,
             *self.creations,
         )
-        return (
-            tuple(r for r in ours if (r.kind, r.key) in self.unwritten) if self.unwritten else ()
-        )
+        return tuple(r for r in ours if (r.kind, r.key) in self.unwritten)
 
     @property
     def undecided(self) -> dict[AttachmentKey, SetAside]:

@@ -14,16 +14,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from schemas.cni import Cni
 from schemas.override import Override, patch_schema
-from schemas.pool import (
-    AddressTarget,
-    Eni,
-    EniTarget,
-    InstanceLimits,
-    InstanceTypes,
-    PrefixTarget,
-    Strategy,
-    WarmPool,
-)
+from schemas.pool import Eni, InstanceTypes, WarmPool
 from schemas.value import (
     Cidr,
     ClusterName,
@@ -35,24 +26,6 @@ from schemas.value import (
     Mtu,
     VethPrefix,
 )
-
-__all__ = [
-    "AddressTarget",
-    "Cni",
-    "Eni",
-    "EniTarget",
-    "InstanceLimits",
-    "NodeNetwork",
-    "Pods",
-    "PrefixTarget",
-    "Reconcile",
-    "Routing",
-    "Snat",
-    "Strategy",
-    "WarmPool",
-    "json_schema",
-]
-
 
 MAX_CIDRS = 10_000
 """CIDRs in one list. A ConfigMap could hold more. A change of so many takes a second or two, and

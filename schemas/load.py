@@ -21,16 +21,7 @@ from schemas.check import check
 from schemas.document import NodeNetwork
 from schemas.problem import DocumentError, Path, Place, Places, Problem, print_path
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "MAX_VALUES",
-    "DocumentError",
-    "Problem",
-    "dump",
-    "load",
-    "read",
-]
+__all__ = ["DocumentError", "Problem", "dump", "load", "read"]
 
 MAX_BYTES = 1 << 20
 """Kubernetes refuses ConfigMaps larger than this."""

@@ -132,12 +132,7 @@ EMPTY = "empty; remove the key, or give it a value"
 EMPTY_ENTRY = "empty; remove the entry, or give it a value"
 
 NEEDS_VALUE = {
-    "model_type",
-    "dict_type",
-    "tuple_type",
-    "int_type",
-    "string_type",
-    "bool_type",
+    *("model_type", "dict_type", "tuple_type", "int_type", "string_type", "bool_type"),
     "literal_error",
 }
 

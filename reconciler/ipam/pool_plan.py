@@ -75,16 +75,16 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
     if _to_adopt(desired, observed):
         # Without them the pool seems to lack what it has: they come first.
         return _hold_back(adoptions, desired)
-    cure = _cure(desired, at)
+    cure, back = _cure(desired, at), _to_attach(desired, at)
     asked = {a.eni_id for a in cure.actions if isinstance(a, ec2.DelegatePrefix)}
     parts = (
         adoptions,
-        _finish(desired, observed, at),
+        _finish(desired, at, back),
         cure,
-        _grow(desired, observed, at)
+        _grow(desired, at, back)
         if at.limits
         else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),)),
-        _delegate(desired, observed, at, asked=asked),
+        _delegate(desired, at, asked=asked, attaching=bool(back)),
         Plan() if _sources_disagree(desired, observed) else _give_back(desired, at),
         Plan(refusals=tuple(shortage.notices(desired, at))),
     )
@@ -136,36 +136,38 @@ def _adopt(desired: Pool, observed: Cloud) -> Iterator[ec2.Ec2Action]:
             yield ec2.AdoptEni(eni.eni_id, desired.tags, eni.stock_tags, reason)
 
 
-def _finish(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
+def _finish(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> Plan:
     """Go on with creations that were recorded, and with ENIs that are attached to nothing."""
     actions: list[ec2.Ec2Action] = []
     instance_id = desired.node.instance_id
     for creation in at.pending:
         reason = "recorded, but its ENI was not seen yet"
         actions.append(ec2.AddEni(instance_id, creation, reason))
-    back = _to_attach(desired, observed, at)
     for index, eni in back.items():
         reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
         actions.append(ec2.AttachEni(eni.eni_id, instance_id, index, reason))
-    for eni in (e for e in observed.enis if e.owned and e.status == "available"):
+    for eni in _unattached(at):
         used = holds_used(eni, desired.ec2.used)
-        needed = eni in back.values() or used or _sources_disagree(desired, observed)
+        needed = eni in back.values() or used or _sources_disagree(desired, at.observed)
         if not needed and _is_old(eni, desired.now):
             reason = "ours, attached to nothing, and not needed"
             actions.append(ec2.DeleteEni(eni.eni_id, reason))
-    return Plan((*actions, *_settings(desired, observed, at)))
+    return Plan((*actions, *_settings(desired, at)))
 
 
-def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]:
+def _unattached(at: PoolStatus) -> list[Eni]:
+    return [e for e in at.observed.enis if e.owned and e.status == "available"]
+
+
+def _to_attach(desired: Pool, at: PoolStatus) -> dict[int, Eni]:
     """Choose the ENIs of ours to attach again, by their new device index.
 
     First those whose addresses pods use: they were detached by hand.
     """
-    found = [e for e in observed.enis if e.owned and e.status == "available"]
-    found.sort(key=lambda e: -sum(e.holds(a) for a in desired.ec2.used))
+    found = sorted(_unattached(at), key=lambda e: -sum(e.holds(a) for a in desired.ec2.used))
     chosen: dict[int, Eni] = {}
     short = at.shortfall if desired.counts else int(not at.needed)
-    for index, eni in zip(_free_indices(observed, at), found, strict=False):
+    for index, eni in zip(_free_indices(at), found, strict=False):
         used = holds_used(eni, desired.ec2.used)
         if len(chosen) < at.room_for_enis and (used or short > 0):
             chosen[index] = eni
@@ -173,9 +175,9 @@ def _to_attach(desired: Pool, observed: Cloud, at: PoolStatus) -> dict[int, Eni]
     return chosen
 
 
-def _settings(desired: Pool, observed: Cloud, at: PoolStatus) -> Iterator[ec2.Ec2Action]:
+def _settings(desired: Pool, at: PoolStatus) -> Iterator[ec2.Ec2Action]:
     """Change an ENI's settings in place."""
-    for eni in observed.enis:
+    for eni in at.observed.enis:
         tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
             yield ec2.TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
@@ -216,8 +218,7 @@ def _ask_again(eni: Eni, item: IpNetwork, reason: str) -> ec2.Ec2Action:
     return ec2.DelegatePrefix(*where, item)
 
 
-def _grow(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
-    back = _to_attach(desired, observed, at)
+def _grow(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> Plan:
     short = at.shortfall - sum(len(e.pod_addresses) for e in back.values())
     if short <= 0:
         return Plan()
@@ -243,17 +244,17 @@ def _grow(desired: Pool, observed: Cloud, at: PoolStatus) -> Plan:
             actions.append(ec2.AssignAddresses(eni.eni_id, where, reason, count=share.addresses))
     lost = [f"{name}: {reason}" for name, reason in (*at.choice.rejected, *growth.full)]
     lost[shortage.MAX_NAMED :] = ["others"] if lost[shortage.MAX_NAMED :] else []
-    indices = [i for i in _free_indices(observed, at) if i not in back]
+    indices = [i for i in _free_indices(at) if i not in back]
     for index, share in zip(indices, growth.creations, strict=False):
         chosen = f"{why}; {share.subnet_id}" + (f", not {', '.join(lost)}" if lost else "")
-        creation = _creation(desired, observed, index, share)
+        creation = _creation(desired, at, index, share)
         actions.append(ec2.AddEni(desired.node.instance_id, creation, chosen))
     return Plan(
         tuple(actions), tuple(shortage.shortages(desired, at, growth, capped=allowed == 0))
     )
 
 
-def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]) -> Plan:
+def _delegate(desired: Pool, at: PoolStatus, *, asked: set[str], attaching: bool) -> Plan:
     """Have a prefix that is not counted on every ENI that serves pods, and one such ENI.
 
     ``asked``: ENIs whose lost prefix is asked for by name.
@@ -270,14 +271,14 @@ def _delegate(desired: Pool, observed: Cloud, at: PoolStatus, *, asked: set[str]
         for e in at.enis
         if e.eni_id in at.needed and not e.ipv6_prefixes and e.eni_id not in waiting
     ]
-    if desired.counts or at.needed or at.pending or _to_attach(desired, observed, at):
+    if desired.counts or at.needed or at.pending or attaching:
         return Plan(tuple(actions))
     if at.room_for_enis <= 0 or not at.choice.subnets or not _may_create(desired, at):
         return Plan(tuple(actions), tuple(shortage.no_way_in(desired, at)))
-    (index, *_) = _free_indices(observed, at)
+    (index, *_) = _free_indices(at)
     share = pool.Share(at.choice.subnets[0])
     reason = f"no ENI may serve pods, and its prefix will serve all; {share.subnet_id}"
-    creation = _creation(desired, observed, index, share)
+    creation = _creation(desired, at, index, share)
     return Plan((*actions, ec2.AddEni(desired.node.instance_id, creation, reason)))
 
 
@@ -335,8 +336,9 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
     return Plan(tuple(actions), tuple(refusals))
 
 
-def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> ec2.Creation:
-    groups = observed.primary.security_groups if observed.primary else ()
+def _creation(desired: Pool, at: PoolStatus, index: int, share: pool.Share) -> ec2.Creation:
+    primary = at.observed.primary
+    groups = primary.security_groups if primary else ()
     text = f"{desired.ec2.nonce}/{desired.node.instance_id}/{index}"
     token = hashlib.sha256(text.encode()).hexdigest()[:32]
     return ec2.Creation(
@@ -352,9 +354,9 @@ def _creation(desired: Pool, observed: Cloud, index: int, share: pool.Share) -> 
     )
 
 
-def _free_indices(observed: Cloud, at: PoolStatus) -> list[int]:
-    used = {e.device_index for e in observed.enis} | {c.device_index for c in at.pending}
-    used |= {u.device_index for u in observed.unread_enis}
+def _free_indices(at: PoolStatus) -> list[int]:
+    used = {e.device_index for e in at.observed.enis} | {c.device_index for c in at.pending}
+    used |= {u.device_index for u in at.observed.unread_enis}
     return [i for i in range(1, MAX_DEVICE_INDEX + 1) if i not in used]
 
 

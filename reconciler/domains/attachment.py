@@ -298,7 +298,6 @@ class _Holders:
         self.namespaces[attachment.netns] = attachment.key
 
     def of_namespace(self, intent: Intent) -> AttachmentKey | None:
-        """Return who has the namespace that an intent names."""
         netns = netns_identity(intent.netns, intent.netns_inode)
         return self.namespaces.get(netns) or self.namespaces.get(intent.netns_inode or netns)
 

@@ -105,7 +105,6 @@ class Inputs:
 
     @property
     def primary(self) -> Eni | None:
-        """The primary ENI; None if no look has shown it."""
         return next((e for e in self.enis if e.is_primary), None)
 
     @property

@@ -146,7 +146,6 @@ class CallBackoffs:
         return CallBackoffs({**others, scope: backoff})
 
     def after_success(self, scope: str) -> CallBackoffs:
-        """Forget a scope's failures."""
         return CallBackoffs({k: v for k, v in self.by_scope.items() if k != scope})
 
 

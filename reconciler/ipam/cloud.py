@@ -143,7 +143,6 @@ class Cloud:
 
     @property
     def unread_enis(self) -> tuple[Unread, ...]:
-        """ENIs that could not be read."""
         return tuple(u for u in self.unread if u.kind == "eni")
 
 

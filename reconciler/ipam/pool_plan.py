@@ -176,7 +176,6 @@ def _to_attach(desired: Pool, at: PoolStatus) -> dict[int, Eni]:
 
 
 def _settings(desired: Pool, at: PoolStatus) -> Iterator[ec2.Ec2Action]:
-    """Change an ENI's settings in place."""
     for eni in at.observed.enis:
         tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
@@ -283,7 +282,6 @@ def _delegate(desired: Pool, at: PoolStatus, *, asked: set[str], attaching: bool
 
 
 def _may_create(desired: Pool, at: PoolStatus) -> int:
-    """Return how many ENIs may still be created in this hour."""
     recent = [c for c in desired.ec2.creations if desired.now - c.at < CREATION_WINDOW_S]
     return max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
 

@@ -123,12 +123,10 @@ class PoolStatus:
 
     @property
     def slots(self) -> int:
-        """What one ENI can hold beside its primary address."""
         return self.limits.slots if self.limits else 0
 
     @property
     def coming(self) -> int:
-        """Addresses of creations that are under way."""
         return sum(c.addresses + c.prefixes * PREFIX_SIZE for c in self.pending)
 
     @property

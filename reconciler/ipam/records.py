@@ -131,7 +131,6 @@ class Records:
 
     @property
     def lost(self) -> tuple[OurRecord, ...]:
-        """Records that are known, and not on disk."""
         if not self.unwritten:
             return ()
         ours: Iterable[OurRecord] = (
@@ -181,7 +180,6 @@ class Records:
 
     @cached_property
     def unfinished(self) -> frozenset[AttachmentKey]:
-        """Keys of attachments of which not everything was seen in place yet."""
         return frozenset(a.key for a in self.attachments if a.unfinished)
 
     @cached_property

@@ -76,12 +76,10 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """Addresses."""
         return self.network.num_addresses
 
     @property
     def is_prefix(self) -> bool:
-        """Whether it is a delegated prefix."""
         return self.size > 1
 
 

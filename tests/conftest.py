@@ -66,7 +66,7 @@ fork_server = ForkServer()
 """Where labs come from that are not themselves what a test is about."""
 
 
-LONGEST = ("test_pool.py", "test_neighbour.py", "test_takeover.py")
+LONGEST = ("test_pool.py", "test_neighbour.py", "test_takeover.py", "test_privileges.py")
 """Files that take minutes, because they wait for EC2's times or fill a node with pods."""
 
 

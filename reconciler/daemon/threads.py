@@ -115,7 +115,6 @@ node.cooldown.Cooldowns | _changed | KC | _ended _quiet _outcome _failures _idle
     | _due_s
 node.stock_plugin.StockPlugin | _lock | KP | _look _unseen | _renew
 core.remembered.Remembered | whole | KP | _last | __call__
-targets.netlink.queries.Queries | steps | KP | _memory
 targets.netlink.queries.Queries | one | K | _unread_rules
 targets.conntrack.Conntrack | whole | PC | _filters_looks _filters_deletions | _find_busy _end
 targets.ec2.calls.Calls | steps | PX | made

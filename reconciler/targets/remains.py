@@ -39,6 +39,7 @@ from reconciler.targets.netlink.tables import (
     LINKS,
     RULES,
     Attributes,
+    decode_entry,
 )
 from reconciler.targets.netlink.write import Sessions, apply_one
 from reconciler.targets.nftables.target import StockTables
@@ -150,12 +151,12 @@ def _look_into(
         if ends is None:
             return
         with entered_by(fd):
-            inner = Rtnetlink(None, POD_BOUNDS)
+            inner = Rtnetlink(POD_BOUNDS)
         with inner:
             for index, (veth, host_mac) in ends.items():
                 # By its index: how many more there are is up to the pod.
-                told = inner.read_one(LINKS, LINKS.asks, GONE, index=index)
-                for link in inner.decode(LINKS, told):
+                for told in inner.read_one(LINKS, LINKS.asks, index=index):
+                    link = decode_entry(LINKS, told)
                     identity = netns_identity(str(path), inode)
                     end = PodEnd(identity, link.get("ifname"), host_mac, link.get("address"))
                     found[veth] = end

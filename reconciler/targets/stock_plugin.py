@@ -41,18 +41,9 @@ from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.files.bounded import read_file
 from reconciler.targets.iptables.programs import TABLES, Iptables
 from reconciler.targets.netlink.decode import decode_route, decode_rule
-from reconciler.targets.netlink.message import (
-    HEADER,
-    native,
-)
+from reconciler.targets.netlink.message import native
 from reconciler.targets.netlink.rtnetlink import Rtnetlink
-from reconciler.targets.netlink.tables import (
-    LINKS,
-    ROUTES,
-    RULES,
-    Facts,
-    value_of,
-)
+from reconciler.targets.netlink.tables import LINKS, ROUTES, RULES, Facts, decode_entry, value_of
 from reconciler.targets.nftables.target import StockTables
 
 DIRECTORY = Path("/var/run/aws-node")
@@ -178,8 +169,8 @@ def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
     """Read what may be of the stock plugin's, message by message; others may have any number."""
     with Rtnetlink() as host:
         told = host.read(RULES, takes=_may_be_its_rule, family=AF_INET)
-        rules = tuple(_decode_rule(m) for m in host.decode(RULES, told))
-        links = host.decode(LINKS, host.read(LINKS, takes=_may_be_its_link))
+        rules = tuple(_decode_rule(decode_entry(RULES, entry)) for entry in told)
+        links = [decode_entry(LINKS, m) for m in host.read(LINKS, takes=_may_be_its_link)]
         veths = {m["index"] for m in links if VETH.fullmatch(m.get("ifname") or "")}
         pods = {
             r.destination.network_address.packed
@@ -187,9 +178,9 @@ def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
             if r.priority == TO_POD and r.destination
         }
         takes = partial(_may_be_its_route, frozenset(veths), frozenset(pods))
-        routes = host.decode(ROUTES, host.read(ROUTES, takes=takes, family=AF_INET))
+        routes = host.read(ROUTES, takes=takes, family=AF_INET)
     names = dict(socket.if_nameindex()) if routes else {}
-    found = (decode_route(m, "", names) for m in routes)
+    found = (decode_route(decode_entry(ROUTES, m), "", names) for m in routes)
     return rules, tuple(_decode_route(r) for r in found if r)
 
 
@@ -205,7 +196,7 @@ def _may_be_its_link(link: bytes) -> bool:
 
 def _may_be_its_route(veths: frozenset[int], pods: frozenset[bytes], route: bytes) -> bool:
     """Whether a route is in an ENI's table, or leads to one address, over such a link or ruled."""
-    _, length, _, _, table, protocol = route[HEADER.size : HEADER.size + 6]  # ``struct rtmsg``
+    _, length, _, _, table, protocol = route[:6]  # ``struct rtmsg``
     if protocol not in PROTOCOLS:
         return False
     if table in ENI_TABLES:

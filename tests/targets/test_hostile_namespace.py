@@ -29,11 +29,11 @@ from reconciler.domains.rule import Rule
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
 from reconciler.targets import remains
-from reconciler.targets.netlink import host as kernel
-from reconciler.targets.netlink import message, queries, rtnetlink, tables
+from reconciler.targets.netlink import decode, message, queries, rtnetlink, tables
+from reconciler.targets.netlink import read as kernel
+from reconciler.targets.netlink.entries import MAX_FOREIGN_RULES, MAX_IN_PLACE
 from reconciler.targets.netlink.message import Bounds
 from reconciler.targets.netlink.rtnetlink import How, Rtnetlink
-from reconciler.targets.netlink.surplus import MAX_FOREIGN_RULES, MAX_IN_PLACE
 from reconciler.targets.netlink.tables import ADDRESSES, LINKS, RULES
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.stock_plugin import StockPluginTarget
@@ -250,9 +250,7 @@ def test_a_foreign_route_in_the_place_of_ours_is_found_among_thousands(node: Nod
     assert len([o for o in seen if isinstance(o, Route)]) < 30
 
 
-def test_rules_of_others_are_not_decoded_and_the_first_ones_are_judged(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rules_of_others_are_not_decoded_and_the_first_ones_are_judged(node: Node) -> None:
     count = MAX_FOREIGN_RULES + 50
     batch(
         node.home,
@@ -261,16 +259,9 @@ def test_rules_of_others_are_not_decoded_and_the_first_ones_are_judged(
             for n in range(count)
         ],
     )
-    decoded: list[bytes] = []
-    decode = rtnetlink.decode_message
-
-    def counting(table: Any, content: bytes) -> Any:
-        decoded.append(content)
-        return decode(table, content)
-
-    monkeypatch.setattr(rtnetlink, "decode_message", counting)
+    tables.decode_entry.cache_clear()
     assert node.wanted <= node.target.observe(node.wanted)
-    assert len(decoded) < 100
+    assert 0 < tables.decode_entry.cache_info().misses < 100
     found = node.target.foreign_rules()
     assert len(found) == MAX_FOREIGN_RULES
     assert found[0].priority == 100
@@ -346,7 +337,7 @@ def test_the_kernel_filters(node: Node) -> None:
 
 @pytest.mark.parametrize("bounds", [Bounds(100, 5, 60.0), Bounds(1 << 20, 5, 0.0)])
 def test_each_bound_ends_a_question(node: Node, bounds: Bounds) -> None:
-    with Rtnetlink(None, bounds) as host, pytest.raises(ObserveError, match=r"MiB|longer than"):
+    with Rtnetlink(bounds) as host, pytest.raises(ObserveError, match=r"MiB|longer than"):
         host.dump(LINKS)
 
 
@@ -500,7 +491,7 @@ def test_an_entry_that_cannot_be_understood_fails_its_domain_alone(
     def surprised(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(kernel, "decode_rule", surprised)
+    monkeypatch.setattr(decode, "decode_rule", surprised)
     seen = node.target.observe(node.wanted)
     assert seen.unread_kinds.keys() == {Rule}
     assert {o for o in node.wanted if not isinstance(o, Rule)} <= seen
@@ -522,19 +513,22 @@ def test_a_change_is_waited_for_however_long_others_hold_the_kernels_lock(
 ) -> None:
     assert rtnetlink.CHANGE_BOUNDS.seconds == float("inf")
     monkeypatch.setattr(rtnetlink, "HOST_BOUNDS", Bounds(1, 1, 0.0))
-    with namespace("home") as home, netns.inside(home), Rtnetlink(None, Bounds(1, 1, 0.0)) as host:
+    with namespace("home") as home, netns.inside(home), Rtnetlink(Bounds(1, 1, 0.0)) as host:
         host.change(LINKS, How.SET, (("IFLA_IFNAME", "lo"),), flags=0, change=1)
     assert home
 
 
-def test_messages_of_ever_new_lengths_are_not_all_remembered(node: Node) -> None:
+def test_entries_of_ever_new_lengths_are_not_all_remembered(node: Node) -> None:
     """A pod may give its link one more name before each look."""
     with Rtnetlink() as host:
         told = host.read(LINKS)
-        for number in range(tables.MAX_LAYOUTS + 10):
-            padding = message.ATTRIBUTE.pack(4 + 4 * number, 99) + bytes(4 * number)
-            assert tables.wanted_of(LINKS, told[0] + padding)[16:] == told[0][16:]
-    assert len(tables._layouts) <= tables.MAX_LAYOUTS
+        limit = tables.decode_entry.cache_info().maxsize or 0
+        for number in range(limit + 10):
+            size = 4 + 4 * (number % 1000)
+            padding = message.ATTRIBUTE.pack(size, 99) + bytes(size - 4)
+            assert tables.comparable(LINKS, told[0] + padding) == told[0]
+            tables.decode_entry(LINKS, told[0] + padding + bytes([4, 0, 98, 0]) * (number // 1000))
+    assert tables.decode_entry.cache_info().currsize <= limit
     assert node.wanted <= node.target.observe(node.wanted)
 
 

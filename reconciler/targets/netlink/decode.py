@@ -1,15 +1,21 @@
-"""What the kernel's tables say, as the objects of the domains."""
+"""What the kernel's entries say, as the objects of the domains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from hashlib import blake2b
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from reconciler.core.attachment import AttachmentKey, alias_key
-from reconciler.core.datapath import ALIAS, FAMILIES, PODS_PRIORITY, PROTOCOL, IpAddress, IpNetwork
+from reconciler.core.datapath import (
+    ALIAS,
+    FAMILIES,
+    PODS_PRIORITY,
+    PROTOCOL,
+    IpAddress,
+    IpNetwork,
+)
 from reconciler.diagnostics.foreign import ForeignRule
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.inputs import Links
@@ -20,7 +26,7 @@ from reconciler.domains.rule import Rule
 from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.entries import STACKED
 from reconciler.targets.netlink.rtnetlink import Told
-from reconciler.targets.netlink.tables import AF, Facts, decode_message
+from reconciler.targets.netlink.tables import AF, Facts, decode_entry
 
 KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 
@@ -31,13 +37,8 @@ DEEDS = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 """What a rule does in place of looking a table up: FR_ACT_* of linux/fib_rules.h."""
 
 KNOWN_RULE_FIELDS = {
-    "FRA_TABLE",
-    "FRA_PRIORITY",
-    "FRA_PROTOCOL",
-    "FRA_FWMARK",
-    "FRA_FWMASK",
-    "FRA_SRC",
-    "FRA_SUPPRESS_PREFIXLEN",
+    *("family", "dst_len", "src_len", "tos", "res1", "res2", "action", "flags"),
+    *("table", "priority", "protocol", "fwmark", "fwmask", "src", "suppress_prefixlen"),
 }
 
 Pairs = dict[tuple[int | None, int | None], str]
@@ -46,18 +47,9 @@ Pairs = dict[tuple[int | None, int | None], str]
 Connected = set[tuple[str, IpNetwork]]
 """Networks that the kernel has made a route for by itself, with the device."""
 
-Ends = tuple[tuple[tuple[int | None, int | None], str], ...]
-"""What was taken for the other end of each link of a pod."""
-
 
 class HostLinks(NamedTuple):
-    """What was made of the host's links.
-
-    Attributes:
-        names: by index.
-        objects: those that are ENIs' or pods', by index.
-        pairs: host ends of ours, by their own index and their pod's.
-    """
+    """The host's links: names by index, those of ENIs and pods by index, and pods' host ends."""
 
     names: dict[int, str]
     objects: dict[int, Link]
@@ -79,218 +71,181 @@ class PodTables(NamedTuple):
     addresses: Told = ()
     neighbours: Told = ()
 
-    @property
-    def digest(self) -> bytes:
-        """Sixteen bytes that are others when anything is."""
-        found = blake2b(digest_size=16)
-        # What is in which table is told by each message's kind, and its family.
-        for told in self:
-            for message in told:  # each begins with its length and kind
-                found.update(message)
-        return found.digest()
 
-
-def tell_apart(messages: Iterable[Facts]) -> Links:
+def tell_apart(told: Told) -> Links:
     """Tell ENIs' links, by MAC, from pods', by attachment; leave out what is neither."""
     names: dict[str, str] = {}
     pods: dict[AttachmentKey, str] = {}
     macs: dict[str, str] = {}
-    for message in messages:
-        name = message.get("ifname")
-        if alias := _our_alias(message):
+    for facts in (decode_entry(tables.LINKS, entry) for entry in told):
+        name, mac = facts.get("ifname"), facts.get("address")
+        if alias := _our_alias(facts):
             # Both ends on the host: there is no pod behind it, whatever its alias says.
-            if message.get("link_netnsid") is not None and (key := alias_key(alias)):
+            if facts.get("link_netnsid") is not None and (key := alias_key(alias)):
                 pods[key] = name
-                macs[name] = message.get("address")
-        elif is_unfinished(name, message.get("address") or ""):
-            continue
-        elif message["ifi_type"] == tables.ARPHRD_ETHER and _link_kind(message) not in STACKED:
-            names.setdefault(message.get("address"), name)
+                macs[name] = mac
+        elif not is_unfinished(name, mac or "") and _is_eni(facts):
+            names.setdefault(mac, name)
     return Links(names, pods, macs)
 
 
-def decode_links(messages: Iterable[Facts], veths: set[str]) -> HostLinks:
+def decode_links(told: Told, veths: set[str]) -> HostLinks:
     """Make objects of the host's links, as ``decode_link`` does."""
-    names = {m["index"]: m.get("ifname") for m in messages}
-    links = {m["index"]: found for m in messages if (found := decode_link(m, veths))}
-    pairs = {
-        (m["index"], m.get("link")): link.name
-        for m in messages
-        if isinstance(link := links.get(m["index"]), Veth) and is_owned(link)
-    }
-    return HostLinks(names, links, pairs)
+    every = [decode_entry(tables.LINKS, entry) for entry in told]
+    links = {m["index"]: found for m in every if (found := decode_link(m, veths))}
+    pairs: Pairs = {}
+    for m in every:
+        if isinstance(link := links.get(m["index"]), Veth) and is_owned(link):
+            pairs[m["index"], m.get("link")] = link.name
+    return HostLinks({m["index"]: m.get("ifname") for m in every}, links, pairs)
 
 
-def decode_link(message: Facts, veths: set[str]) -> Link | None:
+def decode_link(facts: Facts, veths: set[str]) -> Link | None:
     """Return a pod's host end or an ENI's link; None for what is neither.
 
     Args:
-        message: the link.
+        facts: the link.
         veths: names that host ends have whatever their alias says.
     """
-    name, alias = message.get("ifname"), message.get("ifalias") or ""
-    mac, mtu, up = message.get("address"), message.get("mtu"), _is_up(message)
-    ours = _our_alias(message) or is_unfinished(name, mac or "")
-    if ours or name in veths:
-        return Veth(name, mac, mtu, alias, up)
-    if message["ifi_type"] != tables.ARPHRD_ETHER or _link_kind(message) in STACKED:
-        return None
-    return EniLink(mac, name, mtu, up)
+    name, mac, mtu = facts.get("ifname"), facts.get("address"), facts.get("mtu")
+    if _our_alias(facts) or is_unfinished(name, mac or "") or name in veths:
+        return Veth(name, mac, mtu, facts.get("ifalias") or "", _is_up(facts))
+    return EniLink(mac, name, mtu, _is_up(facts)) if _is_eni(facts) else None
 
 
-def _our_alias(message: Facts) -> str:
+def _our_alias(facts: Facts) -> str:
     """Return a pair's alias if it is one of ours, or else nothing: all our links are pairs."""
-    alias = message.get("ifalias") or ""
-    return alias if alias.startswith(f"{ALIAS}:") and _link_kind(message) == "veth" else ""
+    alias: str = facts.get("ifalias") or ""
+    return alias if alias.startswith(f"{ALIAS}:") and facts.get("linkinfo") == "veth" else ""
 
 
-def decode_routes(messages: Iterable[Facts], names: dict[int, str]) -> frozenset[Route]:
-    """Return the host's routes, but for those that the kernel keeps for itself."""
-    return frozenset(r for m in messages if (r := decode_route(m, "", names)))
+def _is_eni(facts: Facts) -> bool:
+    return facts["ifi_type"] == tables.ARPHRD_ETHER and facts.get("linkinfo") not in STACKED
 
 
-def decode_route(message: Facts, path: str, names: dict[int, str]) -> Route | None:
+def _is_up(facts: Facts) -> bool:
+    return bool(facts["flags"] & tables.IFF_UP)
+
+
+def decode_routes(told: Told, names: dict[int, str], path: str = "") -> frozenset[Route]:
+    """Return a namespace's routes, as ``decode_route`` does."""
+    every = (decode_route(decode_entry(tables.ROUTES, entry), path, names) for entry in told)
+    return frozenset(r for r in every if r)
+
+
+def decode_route(facts: Facts, path: str, names: dict[int, str]) -> Route | None:
     """Return the route; None for those the kernel keeps for itself (local, broadcast, ...)."""
-    if message["type"] != tables.RTN_UNICAST and message["proto"] != PROTOCOL:
+    if facts["type"] != tables.RTN_UNICAST and facts["proto"] != PROTOCOL:
         return None
-    family = FAMILIES[_family_of(message)]
-    destination = message.get("dst")
-    gateway, source = message.get("gateway"), message.get("prefsrc")
     return Route(
         netns=path,
-        table=message.get("table"),
-        destination=_network(destination, message["dst_len"])
-        if destination
-        else family.everything,
-        device=names.get(message.get("oif") or 0, ""),
-        gateway=ip_address(gateway) if gateway else None,
-        metric=message.get("priority") or 0,
-        protocol=message["proto"],
-        tos=message["tos"],
-        options=_options(message),
-        source=ip_address(source) if source else None,
+        table=facts.get("table"),
+        destination=_network(facts, "dst") or FAMILIES[_family_of(facts)].everything,
+        device=names.get(facts.get("oif") or 0, ""),
+        gateway=_address(facts.get("gateway")),
+        metric=facts.get("priority") or 0,
+        protocol=facts["proto"],
+        tos=facts["tos"],
+        options=facts.get("metrics") or "",
+        source=_address(facts.get("prefsrc")),
     )
 
 
-def _options(message: Facts) -> str:
-    """Spell a route's metrics (``RTA_METRICS``), as ``mtu 1300 advmss 1260``."""
-    metrics = message.get("metrics")
-    pairs = metrics["attrs"] if metrics else ()
-    return " ".join(f"{name.removeprefix('RTAX_').lower()} {value}" for name, value in pairs)
-
-
-@lru_cache(4096)
-def _network(address: str, length: int) -> IpNetwork:
-    """Parse a network; the same ones come with every look."""
-    return ip_network((address, length), strict=False)
-
-
-def find_connected(routes: Iterable[Route | None]) -> Connected:
+def find_connected(routes: Iterable[Route]) -> Connected:
     """Return what the kernel has made a route for because of an address."""
-    return {(r.device, r.destination) for r in routes if r and r.protocol == tables.RTPROT_KERNEL}
+    return {(r.device, r.destination) for r in routes if r.protocol == tables.RTPROT_KERNEL}
 
 
-def decode_pod(pod: PodTables, path: str, pairs: Pairs) -> tuple[Ends, frozenset[KernelObject]]:
-    """Make objects of a pod's tables; say what was taken for the other end of its link.
+def decode_pod(pod: PodTables, path: str, veths: tuple[str, ...]) -> frozenset[KernelObject]:
+    """Make objects of a pod's tables.
 
     Args:
         pod: as read.
         path: identity of the pod's namespace.
-        pairs: the host's ends.
+        veths: of each of its links the other end; "" if it is none of ours.
     """
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
-    ends = []
-    for message in (decode_message(tables.LINKS, m) for m in pod.link):
-        name = message.get("ifname")
-        names[message["index"]] = name
-        # Each end names the other by index (IFLA_LINK).
-        end = message.get("link"), message["index"]
-        veth, mac, mtu = pairs.get(end, ""), message.get("address"), message.get("mtu")
-        objects.add(PodLink(path, name, mac, mtu, _is_up(message), veth))
-        ends.append((end, veth))
-
-    def routes(told: Told) -> list[Route | None]:
-        return [decode_route(decode_message(tables.ROUTES, m), path, names) for m in told]
-
-    connected = find_connected(routes(pod.connected))
-    for message in pod.addresses:
-        found = decode_address(decode_message(tables.ADDRESSES, message), path, names, connected)
+    for entry, veth in zip(pod.link, veths, strict=True):
+        facts = decode_entry(tables.LINKS, entry)
+        name = names[facts["index"]] = facts.get("ifname")
+        mac, mtu = facts.get("address"), facts.get("mtu")
+        objects.add(PodLink(path, name, mac, mtu, _is_up(facts), veth))
+    connected = find_connected(decode_routes(pod.connected, names, path))
+    for found in decode_addresses(pod.addresses, path, names, connected):
         # fe80::/10 is the kernel's own; 169.254.0.0/16 is not.
         if not (found.address.version == 6 and found.address.is_link_local):
             objects.add(found)
-    objects.update(r for r in routes(pod.routes) if r)
-    neighbours = [decode_message(tables.NEIGHBOURS, m) for m in pod.neighbours]
-    return tuple(ends), frozenset(objects | decode_neighbours(neighbours, path, names))
+    objects |= decode_routes(pod.routes, names, path)
+    return frozenset(objects | decode_neighbours(pod.neighbours, path, names))
 
 
-def decode_neighbours(
-    messages: Iterable[Facts], path: str, names: Mapping[int, str]
-) -> set[KernelObject]:
+def decode_neighbours(told: Told, path: str, names: Mapping[int, str]) -> set[KernelObject]:
     """Make objects of permanent neighbours; leave out those without a MAC."""
     found: set[KernelObject] = set()
-    for message in messages:
-        device, mac = names.get(message["ifindex"]), message.get("lladdr")
+    for facts in (decode_entry(tables.NEIGHBOURS, entry) for entry in told):
+        device, mac = names.get(facts["ifindex"]), facts.get("lladdr")
         if device and mac:
-            found.add(Neighbour(path, device, ip_address(message.get("dst")), mac))
+            found.add(Neighbour(path, device, ip_address(facts.get("dst")), mac))
     return found
 
 
-def decode_address(
-    message: Facts, path: str, names: dict[int, str], connected: Connected
-) -> LinkAddress:
-    """Return an address; what counts is not its flag, but whether the route is there.
+def address_of(facts: Facts) -> IpAddress:
+    """Return a link's own address."""
+    found: IpAddress = ip_address(facts.get("local") or facts.get("address"))
+    return found
 
-    The stock plugin adds it without the flag and deletes the route. To set the flag the address
+
+def decode_addresses(
+    told: Told, path: str, names: dict[int, str], connected: Connected
+) -> set[LinkAddress]:
+    """Return addresses; what counts is not the flag, but whether the route is there.
+
+    The stock plugin adds one without the flag and deletes the route. To set the flag the address
     would have to go, and with a link's last address the kernel drops every route over the link.
     """
-    address: IpAddress = ip_address(message.get("local") or message.get("address"))
-    flags = message.get("flags") or 0
-    device, length = names.get(message["index"], ""), message["prefixlen"]
-    network = ip_network((address, length), strict=False)
-    return LinkAddress(
-        netns=path,
-        device=device,
-        address=address,
-        prefix_length=length,
-        connected_route=not flags & tables.IFA_F_NOPREFIXROUTE and (device, network) in connected,
-    )
+    found = set()
+    for facts in (decode_entry(tables.ADDRESSES, entry) for entry in told):
+        address, length = address_of(facts), facts["prefixlen"]
+        device, network = names.get(facts["index"], ""), (address, length)
+        has_route = not (facts.get("flags") or 0) & tables.IFA_F_NOPREFIXROUTE
+        has_route = has_route and (device, ip_network(network, strict=False)) in connected
+        found.add(LinkAddress(path, device, address, length, has_route))
+    return found
 
 
-def decode_rule(message: Facts) -> Rule:
+def decode_rule(facts: Facts) -> Rule:
     """Return a rule; what we never ask for is spelt in its ``extra``."""
-    source = message.get("src")
-    mark = message.get("fwmark")
-    others = sorted(f"{k}={v}" for k, v in message["attrs"] if k not in KNOWN_RULE_FIELDS)
+    mark = facts.get("fwmark")
+    others = sorted(f"FRA_{k.upper()}={v}" for k, v in facts.items() if k not in KNOWN_RULE_FIELDS)
     # Always there; all ones stand for "suppress nothing" (linux/fib_rules.h).
-    suppressed = message.get("suppress_prefixlen")
-    if suppressed not in (None, NOTHING, -1):
+    suppressed = facts.get("suppress_prefixlen", NOTHING)
+    if suppressed != NOTHING:
         others.append(f"suppress_prefixlen={suppressed}")
-    if message["flags"] & FIB_RULE_INVERT:
+    if facts["flags"] & FIB_RULE_INVERT:
         others.append("not")
-    if message["tos"]:
-        others.append(f"tos={message['tos']:#x}")
-    if message["action"] != tables.FR_ACT_TO_TBL:
-        others.append(f"action={message['action']}")
+    if facts["tos"]:
+        others.append(f"tos={facts['tos']:#x}")
+    if facts["action"] != tables.FR_ACT_TO_TBL:
+        others.append(f"action={facts['action']}")
     return Rule(
-        family=_family_of(message),
-        priority=message.get("priority") or 0,
-        table=message.get("table"),
+        family=_family_of(facts),
+        priority=facts.get("priority") or 0,
+        table=facts.get("table"),
         mark=mark,
-        mask=(message.get("fwmask") or 0) if mark is not None else 0,
-        source=ip_network((source, message["src_len"]), strict=False) if source else None,
-        protocol=message.get("protocol") or 0,
+        mask=(facts.get("fwmask") or 0) if mark is not None else 0,
+        source=_network(facts, "src"),
+        protocol=facts.get("protocol") or 0,
         extra=",".join(others),
     )
 
 
-def decode_foreign_rule(message: Facts) -> ForeignRule:
+def decode_foreign_rule(facts: Facts) -> ForeignRule:
     """Return what of another owner's rule can hurt us."""
-    rule = decode_rule(message)
-    destination = message.get("dst")
-    does = DEEDS.get(message["action"], "")
-    if message["action"] == tables.FR_ACT_GOTO and (message.get("goto") or 0) > PODS_PRIORITY:
-        does = f"goto {message.get('goto')}"  # past ours
+    rule = decode_rule(facts)
+    does = DEEDS.get(facts["action"], "")
+    if facts["action"] == tables.FR_ACT_GOTO and (facts.get("goto") or 0) > PODS_PRIORITY:
+        does = f"goto {facts.get('goto')}"  # past ours
     told = {word.partition("=")[0] for word in rule.extra.split(",") if word}
     told -= {"FRA_DST"} | ({"action", "FRA_GOTO"} if does else set())
     return ForeignRule(
@@ -301,20 +256,25 @@ def decode_foreign_rule(message: Facts) -> ForeignRule:
         mask=rule.mask,
         source=rule.source,
         selects_more=bool(told),
-        destination=ip_network((destination, message["dst_len"]), strict=False)
-        if destination
-        else None,
+        destination=_network(facts, "dst"),
         does=does,
     )
 
 
-def _is_up(message: Facts) -> bool:
-    return bool(message["flags"] & tables.IFF_UP)
+def _address(found: str | None) -> IpAddress | None:
+    return ip_address(found) if found else None
 
 
-def _link_kind(message: Facts) -> str:
-    return message.get("kind") or ""
+def _network(facts: Facts, end: str) -> IpNetwork | None:
+    """Return a route's or rule's network, ``dst`` or ``src``; None for all there is."""
+    found = facts.get(end)
+    return _parse_network(found, facts[f"{end}_len"]) if found else None
 
 
-def _family_of(message: Facts) -> str:
-    return "ipv4" if message["family"] == AF["ipv4"] else "ipv6"
+@lru_cache(1 << 12)
+def _parse_network(address: str, length: int) -> IpNetwork:
+    return ip_network((address, length), strict=False)
+
+
+def _family_of(facts: Facts) -> str:
+    return "ipv4" if facts["family"] == AF["ipv4"] else "ipv6"

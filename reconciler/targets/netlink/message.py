@@ -1,7 +1,6 @@
 """netlink messages: their form, and the sockets they are sent and received by (netlink(7)).
 
-The modules of each family know what is in a message: ``tables`` and ``rtnetlink``, ``nfnetlink``
-and ``nf_tables``, ``targets.conntrack``. Constants: linux/netlink.h.
+The modules of each family know what is in a message. Constants: linux/netlink.h.
 """
 
 from __future__ import annotations
@@ -58,13 +57,7 @@ class InterruptedDumpError(OSError):
 
 
 class Bounds(NamedTuple):
-    """How much of one table is read at most.
-
-    Attributes:
-        size: bytes of the kernel's answers to one question, over all tries.
-        attempts: tries of a dump that the kernel marks as interrupted.
-        seconds: over all tries.
-    """
+    """How much is read for one question: bytes and seconds over all tries, and tries of a dump."""
 
     size: int
     attempts: int
@@ -72,27 +65,18 @@ class Bounds(NamedTuple):
 
 
 class Meter:
-    """Counts the bytes and the time of one question.
-
-    Args:
-        what: the table.
-        bounds: of the question.
-    """
+    """Counts the bytes and the time of one question about a table."""
 
     def __init__(self, what: str, bounds: Bounds) -> None:
         self._what = what
         self._bounds = bounds
-        self._size = 0
+        self._left = bounds.size
         self._until = time.monotonic() + bounds.seconds
 
     def count(self, size: int) -> None:
-        """Add an answer's bytes.
-
-        Raises:
-            ObserveError: they are too many, or it takes too long.
-        """
-        self._size += size
-        if self._size > self._bounds.size:
+        """Add an answer's bytes; raise ``ObserveError`` if it is too much, or takes too long."""
+        self._left -= size
+        if self._left < 0:
             limit = self._bounds.size >> 20
             raise ObserveError(self._what, f"they are more than {limit} MiB, the limit")
         if time.monotonic() > self._until:
@@ -211,11 +195,7 @@ def code_of(message: bytes) -> int:
 
 
 def attributes(data: bytes, position: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield type and content of each attribute in a row.
-
-    Raises:
-        struct.error: one is cut off.
-    """
+    """Yield type and content of each attribute in a row; ``struct.error`` if one is cut off."""
     end = len(data)
     while position < end:
         length, kind = ATTRIBUTE.unpack_from(data, position)

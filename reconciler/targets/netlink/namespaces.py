@@ -19,6 +19,8 @@ from reconciler.core.attachment import netns_inode, netns_path
 
 CLONE_NEWNET = 0x40000000
 
+OWN = "/proc/thread-self/ns/net"
+
 Place = tuple[int, int]
 """Device and inode."""
 
@@ -44,7 +46,7 @@ def open_namespace(identity: str) -> int:
 
 def own_namespace() -> Place:
     """Return device and inode of the namespace that this thread is in."""
-    found = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116 - no file
+    found = os.stat(OWN)  # noqa: PTH116 - no file
     return found.st_dev, found.st_ino
 
 
@@ -73,35 +75,31 @@ def entered(identity: str) -> Iterator[None]:
 
 
 @contextmanager
+def entered_by(descriptor: int) -> Iterator[None]:
+    """Put this thread into an open namespace for a while; ``OSError`` if it is none."""
+    with _coming_back():
+        setns(descriptor)
+        yield
+
+
+@contextmanager
 def empty_namespace() -> Iterator[None]:
     """Put this thread into a network namespace that is made for it, and goes when it leaves.
 
     Raises:
         OSError: the kernel refused.
     """
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _coming_back():
         if _libc.unshare(CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
-        try:
-            yield
-        finally:
-            setns(home)
-    finally:
-        os.close(home)
+        yield
 
 
 @contextmanager
-def entered_by(descriptor: int) -> Iterator[None]:
-    """Put this thread into an open namespace for a while.
-
-    Raises:
-        OSError: the descriptor is of no network namespace.
-    """
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+def _coming_back() -> Iterator[None]:
+    home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        setns(descriptor)
         try:
             yield
         finally:

@@ -24,26 +24,25 @@ from reconciler.domains.inputs import Links
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ObserveError
-from reconciler.targets.netlink import entries, tables
-from reconciler.targets.netlink.decode import (
-    decode_address,
-    decode_foreign_rule,
-    decode_route,
-    decode_rule,
-    find_connected,
-    tell_apart,
-)
-from reconciler.targets.netlink.host import RTM_F_LOOKUP_TABLE, get, learn_names
-from reconciler.targets.netlink.message import HEADER, Bounds, KernelError, native, reading
+from reconciler.targets.netlink import decode, entries
+from reconciler.targets.netlink.message import Bounds, KernelError, native, reading
 from reconciler.targets.netlink.namespaces import entered
-from reconciler.targets.netlink.rtnetlink import POD_BOUNDS, Memory, Rtnetlink
-from reconciler.targets.netlink.surplus import FirstRules
+from reconciler.targets.netlink.read import RTM_F_LOOKUP_TABLE, get, learn_names
+from reconciler.targets.netlink.rtnetlink import POD_BOUNDS, Rtnetlink
 from reconciler.targets.netlink.tables import (
+    ADDRESSES,
     AF,
+    LINKS,
+    LOCAL_ROUTES,
+    LOOKUPS,
+    NEIGHBOURS,
+    ROUTES,
+    RTPROT_KERNEL,
+    RULES,
     Attributes,
     Facts,
     af_of,
-    decode_message,
+    decode_entry,
     value_of,
     values_of,
 )
@@ -79,8 +78,7 @@ class Queries:
     """Asks this namespace's tables; raises ``ObserveError`` if they cannot be read."""
 
     def __init__(self) -> None:
-        self._memory: Memory = {}
-        self._tell_apart = Remembered(tell_apart)
+        self._tell_apart = Remembered(decode.tell_apart)
         self._unread_rules: tuple[tuple[str, str], ...] = ()
 
     def links(self) -> Links:
@@ -91,15 +89,12 @@ class Queries:
             if entries.may_be_ours(link):
                 return True
             if entries.may_be_eni(link):  # there may be 20,000, so no more of them is looked at
-                mac = value_of(tables.LINKS, link, "IFLA_ADDRESS").hex(":")
+                mac = value_of(LINKS, link, "IFLA_ADDRESS").hex(":")
                 others.setdefault(mac, entries.name_of(link).decode(errors="replace"))
             return False
 
-        with reading("links"), Rtnetlink(self._memory) as host:
-            messages = host.decode(
-                tables.LINKS, host.read(tables.LINKS, takes=is_ours), "perhaps ours"
-            )
-        links: Links = self._tell_apart(messages)
+        with reading("links"), Rtnetlink() as host:
+            links: Links = self._tell_apart(host.read(LINKS, takes=is_ours))
         return replace(links, names={**others, **links.names})
 
     def foreign_rules(self) -> tuple[ForeignRule, ...]:
@@ -107,19 +102,16 @@ class Queries:
 
         Not more than ``MAX_FOREIGN_RULES`` of a family; ``unread_rules`` names the rest.
         """
-        first = FirstRules()
+        first = entries.FirstRules()
 
         def is_foreign(rule: bytes) -> bool:
-            if entries.protocol_of(rule) == tables.RTPROT_KERNEL or entries.is_stamped(rule):
-                return False
-            return first(rule)
+            is_ours = entries.protocol_of(rule) == RTPROT_KERNEL or entries.is_stamped(rule)
+            return not is_ours and first(rule)
 
-        with reading("other owners' rules"), Rtnetlink(self._memory) as host:
-            messages = host.decode(
-                tables.RULES, host.read_all(tables.RULES, takes=is_foreign), "foreign"
-            )
+        with reading("other owners' rules"), Rtnetlink() as host:
+            told = host.read_all(RULES, takes=is_foreign)
         self._unread_rules = tuple(first.unread())
-        return tuple(map(decode_foreign_rule, messages))
+        return tuple(decode.decode_foreign_rule(decode_entry(RULES, rule)) for rule in told)
 
     def unread_rules(self) -> tuple[tuple[str, str], ...]:
         """Say what ``foreign_rules`` has left out the last time, and why."""
@@ -133,15 +125,15 @@ class Queries:
         found: dict[int, set[bytes]] = {}
 
         def note(route: bytes) -> bool:
-            own, way = values_of(tables.ROUTES, route, "RTA_DST", "RTA_OIF")
-            if route[HEADER.size + 1] == 8 * len(own):
+            own, way = values_of(ROUTES, route, "RTA_DST", "RTA_OIF")
+            if route[1] == 8 * len(own):
                 held = found.setdefault(native(way), set())
                 if len(held) <= MAX_POD_ADDRESSES:
                     held.add(own)
             return False
 
         with reading("the pods' routes"), Rtnetlink() as host:
-            host.read_all(tables.ROUTES, (("RTA_TABLE", PODS_TABLE),), note, proto=PROTOCOL)
+            host.read_all(ROUTES, (("RTA_TABLE", PODS_TABLE),), note, proto=PROTOCOL)
         names: dict[int, str] = {}
         learn_names(names, found)
         return {
@@ -163,7 +155,7 @@ class Queries:
             if unknown == MAX_UNKNOWN:
                 break
             with reading(f"what is behind {name}"), Rtnetlink() as host:
-                link = get(host, tables.LINKS, (("IFLA_IFNAME", name),))
+                link = get(host, LINKS, (("IFLA_IFNAME", name),))
                 told = _neighbours_of(host, link["index"]) if link else []
             if not 0 < len(told) <= MAX_POD_ADDRESSES:
                 told = _addresses_at(link) if link else []
@@ -180,24 +172,45 @@ class Queries:
             addresses: of which each is looked for.
             networks: in which any address is.
         """
-        sought = Sought.of(addresses, networks)
+        single = {(a.max_prefixlen, int(a)) for a in addresses}
+        spans = [
+            (n.max_prefixlen, int(n.network_address), int(n.broadcast_address)) for n in networks
+        ]
         found: dict[IpNetwork, str] = {}
-        if not any(sought):
+        if not single and not spans:
             return found
+
+        def is_sought(packed: bytes, length: int) -> bool:
+            """Whether a network has any of them in it."""
+            bits, first = 8 * len(packed), int.from_bytes(packed, "big")
+            last = first | (1 << bits - length) - 1
+            if any(b == bits and f <= last and first <= end for b, f, end in spans):
+                return True
+            if first == last:
+                return (bits, first) in single
+            return any(b == bits and first <= one <= last for b, one in single)
+
+        def is_end(route: bytes) -> bool:
+            size = 4 if route[0] == AF["ipv4"] else 16
+            packed = value_of(ROUTES, route, "RTA_DST").ljust(size, b"\0")
+            return route[7] in ROUTE_TYPES and is_sought(packed, route[1])  # ``struct rtmsg``
+
+        def is_own(address: bytes) -> bool:
+            packed = entries.own_address(address)
+            return is_sought(packed, 8 * len(packed))
+
         with reading("the host's own addresses"), Rtnetlink() as host:
-            local = (("RTA_TABLE", LOCAL_TABLE),)
-            for number in AF.values():
-                for route in host.read(tables.LOCAL_ROUTES, local, sought.covers, family=number):
-                    kind = ROUTE_TYPES[route[HEADER.size + 7]]
-                    found[entries.network_of(route)] = f"a route of type {kind} in table local"
-                for message in host.read(tables.ADDRESSES, (), sought.has_address, family=number):
-                    facts = decode_message(tables.ADDRESSES, message)
-                    own, index = _own_of(facts), facts["index"]
-                    names: dict[int, str] = {}
-                    learn_names(names, [index])
-                    device = names.get(index, "a link that is gone by now")
-                    where = f"ip address delete {own}/{facts['prefixlen']} dev {device}"
-                    found[host_network(own)] = f"it is on {device} ({where})"
+            for route in host.read_all(LOCAL_ROUTES, (("RTA_TABLE", LOCAL_TABLE),), is_end):
+                kind = ROUTE_TYPES[route[7]]
+                found[entries.network_of(route)] = f"a route of type {kind} in table local"
+            for address in host.read_all(ADDRESSES, (), is_own):
+                facts = decode_entry(ADDRESSES, address)
+                own, index = decode.address_of(facts), facts["index"]
+                names: dict[int, str] = {}
+                learn_names(names, [index])
+                device = names.get(index, "a link that is gone by now")
+                where = f"ip address delete {own}/{facts['prefixlen']} dev {device}"
+                found[host_network(own)] = f"it is on {device} ({where})"
         return found
 
     def fib(self) -> Fib:
@@ -205,29 +218,18 @@ class Queries:
 
         Of other owners' rules only those that ``foreign_rules`` reads; the rest is named.
         """
-        first = FirstRules()
+        first = entries.FirstRules()
 
         def is_walked(rule: bytes) -> bool:
-            return entries.protocol_of(rule) in (tables.RTPROT_KERNEL, PROTOCOL) or first(rule)
+            return entries.protocol_of(rule) in (RTPROT_KERNEL, PROTOCOL) or first(rule)
 
-        with (
-            reading("the host's rules, routes and addresses"),
-            Rtnetlink(None, FIB_BOUNDS) as host,
-        ):
-            names = {m["index"]: m.get("ifname") for m in host.dump(tables.LINKS)}
-            rules = host.decode(tables.RULES, host.read_all(tables.RULES, takes=is_walked))
-            messages = host.decode(tables.ROUTES, host.read_all(tables.ROUTES))
-            routes = [r for m in messages if (r := decode_route(m, "", names))]
-            connected = find_connected(routes)
-            addresses = [
-                decode_address(m, "", names, connected) for m in host.dump(tables.ADDRESSES)
-            ]
-        return Fib(
-            frozenset(map(decode_rule, rules)),
-            frozenset(routes),
-            frozenset(a.address for a in addresses),
-            tuple(first.unread()),
-        )
+        with reading("the host's rules, routes and addresses"), Rtnetlink(FIB_BOUNDS) as host:
+            names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
+            rules = host.read_all(RULES, takes=is_walked)
+            routes = decode.decode_routes(host.read_all(ROUTES), names)
+            addresses = frozenset(map(decode.address_of, host.dump(ADDRESSES)))
+        found = frozenset(decode.decode_rule(decode_entry(RULES, rule)) for rule in rules)
+        return Fib(found, routes, addresses, tuple(first.unread()))
 
     def look_up(self, packet: Packet, netns: str = "") -> Found:
         """Ask the kernel where a packet would go, as ``ip route get`` does.
@@ -247,74 +249,23 @@ class Queries:
         what = f"the answer to '{packet.command}'"
         with reading(what), entered(netns), Rtnetlink() as asked:
             if packet.link:
-                link = get(asked, tables.LINKS, (("IFLA_IFNAME", packet.link),))
+                link = get(asked, LINKS, (("IFLA_IFNAME", packet.link),))
                 wanted += (("RTA_IIF", link["index"] if link else 0),)
             try:
-                told = asked.read_one(tables.LOOKUPS, wanted, (), **fields)
+                (told,) = asked.read_one(LOOKUPS, wanted, (), **fields)
             except KernelError as error:
                 return Found(0, "", refusal=os.strerror(error.errno or 0))
-            answer = decode_message(tables.LOOKUPS, told[0])
-            out = get(asked, tables.LINKS, (), index=answer.get("oif") or 0) or {}
+            answer = decode_entry(LOOKUPS, told)
+            out = get(asked, LINKS, (), index=answer.get("oif") or 0) or {}
         gateway = answer.get("gateway")
         via = ip_address(gateway) if gateway else None
         return Found(answer.get("table"), out.get("ifname", ""), via)
 
 
-class Sought(NamedTuple):
-    """Addresses that are looked for in the host's tables.
-
-    Attributes:
-        single: as the kernel says them.
-        spans: length in bytes, first and last address of each network.
-    """
-
-    single: frozenset[bytes]
-    spans: tuple[tuple[int, int, int], ...]
-
-    @classmethod
-    def of(cls, addresses: Iterable[IpAddress], networks: Iterable[IpNetwork]) -> Sought:
-        """Pack them."""
-        return cls(frozenset(a.packed for a in addresses), tuple(map(_span_of, networks)))
-
-    def has(self, packed: bytes) -> bool:
-        """Whether an address is among them."""
-        number = int.from_bytes(packed, "big")
-        return packed in self.single or self._meets(len(packed), number, number)
-
-    def has_address(self, message: bytes) -> bool:
-        """Whether an address of the host is."""
-        return self.has(entries.own_address(message))
-
-    def covers(self, route: bytes) -> bool:
-        """Whether a route of table local leads to any of them."""
-        if route[HEADER.size + 7] not in ROUTE_TYPES:
-            return False
-        packed = value_of(tables.ROUTES, route, "RTA_DST")
-        if route[HEADER.size + 1] == 8 * len(packed):
-            return self.has(packed)
-        size, first, last = _span_of(entries.network_of(route))
-        return self._meets(size, first, last) or any(
-            len(s) == size and first <= int.from_bytes(s, "big") <= last for s in self.single
-        )
-
-    def _meets(self, size: int, first: int, last: int) -> bool:
-        return any(s == size and f <= last and first <= end for s, f, end in self.spans)
-
-
-def _span_of(network: IpNetwork) -> tuple[int, int, int]:
-    first = int(network.network_address)
-    return network.max_prefixlen // 8, first, first + network.num_addresses - 1
-
-
-def _own_of(address: Facts) -> IpAddress:
-    found: IpAddress = ip_address(address.get("local") or address.get("address"))
-    return found
-
-
 def _neighbours_of(host: Rtnetlink, link: int) -> list[IpAddress]:
     """Return whom the host has a permanent neighbour for, on one link: we have made it."""
-    told = host.read_all(tables.NEIGHBOURS, (("NDA_IFINDEX", link),))
-    return [ip_address(decode_message(tables.NEIGHBOURS, m)["dst"]) for m in told]
+    told = host.read_all(NEIGHBOURS, (("NDA_IFINDEX", link),))
+    return [ip_address(decode_entry(NEIGHBOURS, entry)["dst"]) for entry in told]
 
 
 def _addresses_at(link: Facts) -> list[IpAddress]:
@@ -323,9 +274,9 @@ def _addresses_at(link: Facts) -> list[IpAddress]:
     if nsid is None or index is None:
         return []
     try:
-        with Rtnetlink(None, POD_BOUNDS) as host:
-            told = host.read_all(tables.ADDRESSES, (("IFA_TARGET_NETNSID", nsid),), index=index)
-            found = [_own_of(decode_message(tables.ADDRESSES, m)) for m in told]
+        with Rtnetlink(POD_BOUNDS) as host:
+            told = host.read_all(ADDRESSES, (("IFA_TARGET_NETNSID", nsid),), index=index)
+            found = [decode.address_of(decode_entry(ADDRESSES, entry)) for entry in told]
     except (ObserveError, OSError, ValueError):
         return []  # then it is not known
     return [a for a in found if not (a.version == 6 and a.is_link_local)]

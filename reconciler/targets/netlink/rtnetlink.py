@@ -2,7 +2,7 @@
 
 ``IPRoute`` of pyroute2 runs an event loop for each message it reads, and decodes some forty
 attributes of each link. Both would be paid for every pod on the node at every look. Here one plain
-socket is asked, and what is told in the same bytes as before is not decoded again (decision 18).
+socket is asked.
 
 How much is in a table is up to whoever writes into it. So the kernel is asked with filters
 (NETLINK_GET_STRICT_CHK, Linux 4.20), its answer is looked at message by message, and what is not
@@ -16,52 +16,35 @@ from collections.abc import Callable, Collection
 from enum import Enum
 
 from reconciler.errors import ObserveError
-from reconciler.targets.netlink.message import (
-    DUMP_ATTEMPTS,
-    NETLINK_ROUTE,
-    NLM_F_ACK,
-    NLM_F_CREATE,
-    NLM_F_DUMP,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    RECEIVE_BYTES,
-    Bounds,
-    InterruptedDumpError,
-    KernelError,
-    Meter,
-    Socket,
-)
+from reconciler.targets.netlink import message
+from reconciler.targets.netlink.message import Bounds, KernelError, Meter
 from reconciler.targets.netlink.tables import (
     AF,
     Attributes,
     Facts,
     Table,
     comparable,
-    decode_message,
+    decode_entry,
     pack_entry,
-    wanted_of,
 )
 
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 
-Memory = dict[str, dict[bytes, Facts]]
-"""What was decoded at the last observation, by question and content."""
-
 Told = tuple[bytes, ...]
-"""A table's messages, without who asked, and without counters and ages."""
+"""Entries of a table, without counters and ages."""
 
 UNITED_ATTEMPTS = 3
 """Tries after which what several interrupted dumps have shown together is taken for the whole,
 where one entry too many does no harm (``Table.identity``)."""
 
-HOST_BOUNDS = Bounds(256 << 20, DUMP_ATTEMPTS, 5.0)
+HOST_BOUNDS = Bounds(256 << 20, message.DUMP_ATTEMPTS, 5.0)
 """For the host's tables: 200,000 routes are some 15 MB, and a dump of them takes half a second.
 Nothing of it is kept but what is wanted."""
 
 POD_BOUNDS = Bounds(1 << 20, 5, 1.0)
 """For one question to a pod's namespace: some 10,000 entries. What we put there is a handful."""
 
-CHANGE_BOUNDS = Bounds(RECEIVE_BYTES, 1, float("inf"))
+CHANGE_BOUNDS = Bounds(message.RECEIVE_BYTES, 1, float("inf"))
 """For the answer to one change. It may take as long as others hold the kernel's lock: what has
 become of a change that is not waited for is not known."""
 
@@ -82,33 +65,30 @@ class How(Enum):
     """
 
     SET = (-2, 0)
-    CREATE = (-2, NLM_F_CREATE | NLM_F_EXCL)
-    REPLACE = (-2, NLM_F_CREATE | NLM_F_REPLACE)
+    CREATE = (-2, message.NLM_F_CREATE | message.NLM_F_EXCL)
+    REPLACE = (-2, message.NLM_F_CREATE | message.NLM_F_REPLACE)
     DELETE = (-1, 0)
 
 
-class Rtnetlink(Socket):
+class Rtnetlink(message.Socket):
     """A socket into the namespace its thread was in when it was made.
 
     Everything raises ``KernelError`` if the kernel refuses, and ``ObserveError`` if a table never
-    stands still or is beyond the bounds.
-
-    Args:
-        memory: shared by the sockets into one namespace; without it everything is decoded.
-        bounds: of each question. A question that goes beyond them leaves the socket of no use.
+    stands still or is beyond the bounds. A question that goes beyond them leaves the socket of no
+    use.
     """
 
-    def __init__(self, memory: Memory | None = None, bounds: Bounds = HOST_BOUNDS) -> None:
-        super().__init__(NETLINK_ROUTE)
-        self._memory = memory
+    def __init__(self, bounds: Bounds = HOST_BOUNDS) -> None:
+        super().__init__(message.NETLINK_ROUTE)
         self._bounds = bounds
         # Without it the kernel ignores filters, and shows the whole table.
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
 
     def dump(self, table: Table, filters: Attributes = (), **fields: int) -> list[Facts]:
-        """Read a table and decode it, as ``read`` and ``decode`` do."""
-        told = self.read(table, filters, None, (), **fields)
-        return self.decode(table, told, (filters, *sorted(fields.items())))
+        """Read a table, as ``read`` does, and decode it."""
+        return [
+            decode_entry(table, entry) for entry in self.read(table, filters, None, (), **fields)
+        ]
 
     def read(
         self,
@@ -125,23 +105,25 @@ class Rtnetlink(Socket):
         Args:
             table: which.
             filters: what entries must have, where the kernel can tell.
-            takes: whether an entry is wanted, by its message, where the kernel cannot tell.
+            takes: whether an entry is wanted, where the kernel cannot tell.
             absent: errors that mean that there is no such table.
-            fields: what an entry's message must begin with.
+            fields: what an entry must begin with.
         """
         body = pack_entry(table, fields, table.asks + filters)
         meter = Meter(table.name, self._bounds)
         united: dict[object, bytes] = {}
-        attempts = min(self._bounds.attempts, UNITED_ATTEMPTS if table.identity else DUMP_ATTEMPTS)
+        limit = UNITED_ATTEMPTS if table.identity else message.DUMP_ATTEMPTS
+        attempts = min(self._bounds.attempts, limit)
         for _ in range(attempts):
             told: list[bytes] = []
             try:
-                for content in self.ask(table.get, NLM_F_DUMP, body, meter):
-                    if table.takes is not None and not table.takes(content):
+                for whole in self.ask(table.get, message.NLM_F_DUMP, body, meter):
+                    entry = whole[message.HEADER.size :]
+                    if table.takes is not None and not table.takes(entry):
                         continue
-                    if takes is None or takes(content):
-                        told.append(comparable(table, content))
-            except InterruptedDumpError:
+                    if takes is None or takes(entry):
+                        told.append(comparable(table, entry))
+            except message.InterruptedDumpError:
                 if table.identity:
                     united |= {table.identity(entry): entry for entry in told}
                 continue
@@ -163,16 +145,16 @@ class Rtnetlink(Socket):
     ) -> Told:
         """Read a table of both families, as ``read`` does; nothing if there is no such table."""
         return tuple(
-            message
+            entry
             for family in AF.values()
-            for message in self.read(table, filters, takes, GONE, family=family, **fields)
+            for entry in self.read(table, filters, takes, GONE, family=family, **fields)
         )
 
     def read_one(
         self,
         table: Table,
         attributes: Attributes,
-        absent: Collection[int] = (),
+        absent: Collection[int] = GONE,
         **fields: int,
     ) -> Told:
         """Read one entry; nothing if it is none of those that are wanted.
@@ -190,37 +172,19 @@ class Rtnetlink(Socket):
             if error.errno in absent:
                 return ()
             raise
-        return tuple(wanted_of(table, c) for c in answer if not table.takes or table.takes(c))
-
-    def decode(self, table: Table, told: Told, question: object = None) -> list[Facts]:
-        """Decode what was read; the same message twice is decoded once.
-
-        Args:
-            table: which.
-            told: as read.
-            question: tells it from others about the same table.
-        """
-        if self._memory is None:
-            return [decode_message(table, wanted_of(table, content)) for content in told]
-        what = f"{table.name} {question}"
-        before = self._memory.get(what, {})
-        now = {
-            c: before[c] if c in before else decode_message(table, wanted_of(table, c))
-            for c in told
-        }
-        self._memory[what] = now
-        return [now[content] for content in told]
+        entries = (whole[message.HEADER.size :] for whole in answer)
+        return tuple(comparable(table, e) for e in entries if not table.takes or table.takes(e))
 
     def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
         """Make, change or delete one entry."""
         self._change(table, how, pack_entry(table, fields, attributes))
 
-    def delete(self, table: Table, told: bytes) -> None:
-        """Delete the entry of which the kernel told this, its message without the header."""
-        self._change(table, How.DELETE, told)
+    def delete(self, table: Table, entry: bytes) -> None:
+        """Delete the entry of which the kernel told this."""
+        self._change(table, How.DELETE, entry)
 
     def _change(self, table: Table, how: How, body: bytes) -> None:
         distance, flags = how.value
         meter = Meter(table.name, CHANGE_BOUNDS)
-        for _ in self.ask(table.get + distance, flags | NLM_F_ACK, body, meter):
+        for _ in self.ask(table.get + distance, flags | message.NLM_F_ACK, body, meter):
             pass

@@ -1,8 +1,8 @@
-"""rtnetlink's tables: what is asked of them, and what a message says of an entry.
+"""rtnetlink's tables: what is asked of them, and what an entry says.
 
-Numbers and kinds of attributes are pyroute2's, to which this is a door. What is plain is packed
-and read here, because its messages can be anything that netlink knows, and cost accordingly
-(decision 20). Counters and ages are cut out: the same entry is the same bytes (decision 18).
+An entry is a message without its netlink header. Numbers and kinds of attributes are pyroute2's,
+to which this is a door. They are packed and read here, because its messages can be anything that
+netlink knows, and cost accordingly (decision 20).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from reconciler.core.datapath import PROTOCOL, IpAddress, IpNetwork
 from reconciler.targets.netlink.message import (
     ATTRIBUTE,
-    HEADER,
     NLA_TYPE_MASK,
     attribute,
+    attributes,
     native,
 )
 
@@ -52,7 +52,7 @@ def af_of(address: IpAddress | IpNetwork) -> int:
 
 
 Facts = Any
-"""A message as a dict: its header's fields, and the attributes that the kernel sent by their names
+"""An entry as a dict: its header's fields, and the attributes that the kernel sent, by their names
 without the prefix (``ifname``)."""
 
 Attributes = tuple[tuple[str, Any], ...]
@@ -65,18 +65,18 @@ class Table(NamedTuple):
     Attributes:
         message: pyroute2's class for its entries.
         get: the request (linux/rtnetlink.h).
-        attributes: those that are wanted, of nested ones the way; all, if none are named.
-        takes: whether an entry is wanted, by its message; all are, if this is None.
+        attributes: those that are wanted; all, if none are named.
+        takes: whether an entry is wanted; all are, if this is None.
         asks: attributes of a request for the whole table.
         is_restless: its entries have counters or ages, which change by themselves.
-        identity: tells entries apart, by their messages, where a dump may be put together from
-            interrupted ones: such an entry is there if any of them has shown it.
+        identity: tells entries apart where a dump may be put together from interrupted ones: such
+            an entry is there if any of them has shown it.
     """
 
     name: str
     message: Any
     get: int
-    attributes: tuple[str | tuple[str, str], ...] = ()
+    attributes: tuple[str, ...] = ()
     takes: Callable[[bytes], bool] | None = None
     asks: Attributes = ()
     is_restless: bool = False
@@ -84,27 +84,25 @@ class Table(NamedTuple):
 
 
 def index_of(link: bytes) -> int:
-    """Return a link's index, by its message."""
-    return native(link[HEADER.size + 4 : HEADER.size + 8])  # ``struct ifinfomsg``
+    """Return a link's index."""
+    return native(link[4:8])  # ``struct ifinfomsg``
 
 
 def _is_of_an_owner(route: bytes) -> bool:
     """Leave out what the kernel keeps for itself: routes to its own addresses, broadcasts."""
-    protocol, kind = route[HEADER.size + 5], route[HEADER.size + 7]  # ``struct rtmsg``
-    return kind == RTN_UNICAST or protocol == PROTOCOL
+    return route[7] == RTN_UNICAST or route[5] == PROTOCOL  # ``struct rtmsg``
 
 
 def _is_permanent(neighbour: bytes) -> bool:
     """Leave out what comes and goes with traffic."""
-    state = native(neighbour[HEADER.size + 8 : HEADER.size + 10])  # ``struct ndmsg``
-    return bool(state & NUD_PERMANENT)
+    return bool(native(neighbour[8:10]) & NUD_PERMANENT)  # ``struct ndmsg``
 
 
 LINKS = Table(
     "links",
     ifinfmsg,
     18,
-    ("ifname", "address", "mtu", "link", "ifalias", "link_netnsid", ("linkinfo", "kind")),
+    ("ifname", "address", "mtu", "link", "ifalias", "link_netnsid", "linkinfo"),
     asks=(("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS),),
     is_restless=True,
     identity=index_of,
@@ -128,10 +126,25 @@ NEIGHBOURS = Table(
 RULES = Table("rules", fibmsg, 34)
 
 
+@cache
+def _header(message: Any) -> tuple[struct.Struct, tuple[str, ...]]:
+    """Return what an entry begins with, and the names of what is in it."""
+    form = struct.Struct("=" + "".join(form for _, form in message.fields))
+    return form, tuple(name for name, form in message.fields if not form.endswith("x"))
+
+
+@cache
+def _numbers(message: Any) -> Mapping[str, tuple[int, str]]:
+    """Return number and kind of each attribute, by its name."""
+    listed = message.nla_map
+    numbered = listed if len(listed[0]) == 3 else [(n, *named) for n, named in enumerate(listed)]
+    return {name: (number, kind) for number, name, kind in numbered}
+
+
 # -- requests
 
-WIDTHS = {"uint8": 1, "uint16": 2, "uint32": 4, "netns_fd": 4}
-"""Bytes of a number, by pyroute2's word for its kind."""
+WIDTHS = {"uint8": 1, "uint16": 2}
+"""Bytes of a number, by pyroute2's word for its kind; all others have four."""
 
 INNER = {
     "IFLA_INFO_KIND": (1, "asciiz"),
@@ -141,26 +154,27 @@ INNER = {
 """Numbers of attributes inside of others (linux/if_link.h, linux/veth.h)."""
 
 PEER_HEADER = bytes(16)
-"""The other end of a veth is described by a whole message, of which this is the beginning."""
+"""The other end of a veth is described by a whole entry, of which this is the beginning."""
 
 
 def pack_entry(table: Table, fields: Mapping[str, int], wanted: Attributes) -> bytes:
-    """Return a request's body: what an entry's message begins with, and attributes."""
-    form, names = _fields(table.message)
-    head = form.pack(*(fields.get(name, 0) for name in names))
-    return head + _pack(wanted, _numbers(table.message))
+    """Return a request's body: what an entry begins with, and attributes."""
+    form, names = _header(table.message)
+    return form.pack(*[fields.get(name, 0) for name in names]) + _pack(wanted, table.message)
 
 
-def _pack(wanted: Attributes, numbers: Mapping[str, tuple[int, str]]) -> bytes:
+@lru_cache(1 << 8)
+def _pack(wanted: Attributes, message: Any) -> bytes:
+    """Return attributes of an entry; most questions are put to each pod's namespace alike."""
     packed = []
+    numbers = _numbers(message)
     for name, value in wanted:
-        number, kind = numbers[name]
+        number, kind = INNER.get(name) or numbers[name]
         match value:
             case tuple():
                 payload = PEER_HEADER if name == "VETH_INFO_PEER" else b""
-                payload += _pack(value, numbers)
+                payload += _pack(value, message)
             case int():
-                # Four, if it is taken for something else: IFA_TARGET_NETNSID is.
                 payload = value.to_bytes(WIDTHS.get(kind, 4), sys.byteorder)
             case _ if kind == "asciiz":
                 payload = value.encode() + b"\0"
@@ -172,40 +186,25 @@ def _pack(wanted: Attributes, numbers: Mapping[str, tuple[int, str]]) -> bytes:
     return b"".join(packed)
 
 
-@cache
-def _fields(message: Any) -> tuple[struct.Struct, tuple[str, ...]]:
-    """Return what a message begins with, and the names of what is in it."""
-    form = struct.Struct("=" + "".join(form for _, form in message.fields))
-    return form, tuple(name for name, form in message.fields if not form.endswith("x"))
+# -- answers
 
 
-@cache
-def _numbers(message: Any) -> Mapping[str, tuple[int, str]]:
-    """Return number and kind of each attribute, by its name."""
-    listed = message.nla_map
-    numbered = listed if len(listed[0]) == 3 else [(n, *named) for n, named in enumerate(listed)]
-    return {name: (number, kind) for number, name, kind in numbered} | INNER
+def value_of(table: Table, entry: bytes, name: str) -> bytes:
+    """Return an attribute of an entry, not decoded; nothing if it has none of that name."""
+    return values_of(table, entry, name)[0]
 
 
-# -- answers, as bytes
-
-
-def value_of(table: Table, content: bytes, name: str) -> bytes:
-    """Return an attribute of a message, not decoded; nothing if it has none of that name."""
-    return values_of(table, content, name)[0]
-
-
-def values_of(table: Table, content: bytes, *names: str) -> list[bytes]:
-    """Return some attributes of a message, as ``value_of`` does."""
+def values_of(table: Table, entry: bytes, *names: str) -> list[bytes]:
+    """Return some attributes of an entry, as ``value_of`` does."""
     # Not by ``message.attributes``: each of 200,000 routes that a host may have comes by here.
     numbers, position = _places_of(table.message, names)
     found = [b""] * len(names)
-    left, end = len(names), len(content) - ATTRIBUTE.size
+    left, end = len(names), len(entry) - ATTRIBUTE.size
     while left and position <= end:
-        length, number = ATTRIBUTE.unpack_from(content, position)
+        length, number = ATTRIBUTE.unpack_from(entry, position)
         place = numbers.get(number & NLA_TYPE_MASK)
         if place is not None:
-            found[place] = content[position + ATTRIBUTE.size : position + length]
+            found[place] = entry[position + ATTRIBUTE.size : position + length]
             left -= 1
         position += (length + 3 & ~3) or ATTRIBUTE.size
     return found
@@ -215,85 +214,53 @@ def values_of(table: Table, content: bytes, *names: str) -> list[bytes]:
 def _places_of(message: Any, names: tuple[str, ...]) -> tuple[Mapping[int, int], int]:
     """Return the places of attributes by number, and where the first one begins."""
     places = {_numbers(message)[name][0]: place for place, name in enumerate(names)}
-    return places, HEADER.size + _fields(message)[0].size
+    return places, _header(message)[0].size
 
 
-KIND_END, NOT_KEPT = 6, bytes(10)
-"""Where a message's type ends, and what stands for the rest of its header."""
-
-MAX_LAYOUTS = 1024
-"""Layouts that are remembered. A node has a handful; with each more name of a pod's link there
-is a message of one more length."""
-
-
-class _Layout(NamedTuple):
-    """Where the attributes of a message are.
-
-    Attributes:
-        headers: of all its attributes, and before them the message's own type.
-        told: what they say; a message that says the same has its attributes in the same places.
-        kept: the wanted ones.
-        header: what the message begins with when nothing else is left.
-    """
-
-    headers: struct.Struct
-    told: tuple[int, ...]
-    kept: tuple[slice, ...]
-    header: bytes
-
-
-_layouts: dict[tuple[int, int], _Layout] = {}
-"""The last one seen, by table and length: a node has hundreds of links and neighbours that differ
-in their numbers alone, and to go from attribute to attribute takes four times as long."""
-
-
-def wanted_of(table: Table, content: bytes) -> bytes:
-    """Leave out of a message whatever is not wanted, and who asked."""
-    place = table.get, len(content)
-    layout = _layouts.get(place)
-    if layout is None or layout.headers.unpack(content) != layout.told:
-        if len(_layouts) >= MAX_LAYOUTS:
-            _layouts.clear()
-        layout = _layouts[place] = _lay_out(table, content)
-    return layout.header + b"".join([content[part] for part in layout.kept])
-
-
-def comparable(table: Table, content: bytes) -> bytes:
-    """Return a message without what differs from dump to dump: who asked, counters, ages."""
-    if table.is_restless:
-        return wanted_of(table, content)
-    # Who asked is in the header, and no two sockets have the same number.
-    return content[:KIND_END] + NOT_KEPT + content[HEADER.size :]
-
-
-def _lay_out(table: Table, content: bytes) -> _Layout:
-    """Go from attribute to attribute."""
-    wanted = _wanted(table)
-    start = position = HEADER.size + _fields(table.message)[0].size
-    form = f"=4xH{start - KIND_END}x"
-    kept = [slice(HEADER.size, start if wanted else len(content))]
-    while position < len(content):
-        length, number = ATTRIBUTE.unpack_from(content, position)
-        after = min(position + (length + 3 & ~3), len(content))
-        if number & NLA_TYPE_MASK in wanted:
-            kept.append(slice(position, after))
-        form += f"HH{after - position - ATTRIBUTE.size}x"
+def comparable(table: Table, entry: bytes) -> bytes:
+    """Return an entry without counters and ages: the same one is the same bytes (decision 18)."""
+    if not table.is_restless:
+        return entry
+    wanted, start = _wanted(table), _header(table.message)[0].size
+    # Two bytes each: to unpack forty attributes of each link takes three times as long.
+    words, position, kept = memoryview(entry).cast("H"), start // 2, [entry[:start]]
+    end = len(words)
+    while position < end:
+        after = position + ((words[position] + 3 >> 2) * 2 or 2)
+        if words[position + 1] & NLA_TYPE_MASK in wanted:
+            kept.append(entry[2 * position : 2 * after])
         position = after
-    headers = struct.Struct(form)
-    told = headers.unpack(content)
-    size = HEADER.size + sum(part.stop - part.start for part in kept)
-    return _Layout(headers, told, tuple(kept), HEADER.pack(size, told[0], 0, 0, 0))
+    return b"".join(kept)
 
 
-# -- answers, decoded
+@lru_cache(1 << 12)
+def decode_entry(table: Table, entry: bytes) -> Facts:
+    """Return what is wanted of an entry; the same one is not decoded again (decision 18)."""
+    form, names = _header(table.message)
+    facts = dict(zip(names, form.unpack_from(entry), strict=True))
+    wanted = _wanted(table)
+    for number, value in attributes(entry, form.size):
+        if number in wanted:
+            name, read = wanted[number]
+            facts[name] = read(value)
+        elif not table.attributes:
+            facts[str(number)] = value.hex()
+    return facts
+
+
+@cache
+def _wanted(table: Table) -> Mapping[int, tuple[str, Callable[[bytes], int | str]]]:
+    """Return what wanted attributes are called in ``Facts``, and how they are read, by number."""
+    prefix = len(table.message.prefix)
+    named = {n[prefix:].lower(): known for n, known in _numbers(table.message).items()}
+    return {
+        named[name][0]: (name, READERS.get(named[name][1], bytes.hex))
+        for name in table.attributes or named
+    }
 
 
 def _read_text(value: bytes) -> str:
     return value.rstrip(b"\0").decode(errors="replace")  # an alias may be anything
-
-
-def _read_signed(value: bytes) -> int:
-    return native(value, signed=True)
 
 
 def _read_mac(value: bytes) -> str:
@@ -306,63 +273,34 @@ def _read_address(value: bytes) -> str:
 
 def read_link_kind(value: bytes) -> str:
     """Return ``IFLA_INFO_KIND``, which comes first; what is only another's port has none."""
-    length, number = ATTRIBUTE.unpack_from(value)
-    is_kind = number == INNER["IFLA_INFO_KIND"][0]
-    return _read_text(value[ATTRIBUTE.size : length]) if is_kind else ""
+    number, kind = next(attributes(value), (0, b""))
+    return _read_text(kind) if number == INNER["IFLA_INFO_KIND"][0] else ""
+
+
+def _read_metrics(value: bytes) -> str:
+    """Spell a route's metrics (``RTA_METRICS``), as ``mtu 1300 advmss 1260``."""
+    known = {number: named for named, (number, _) in _numbers(rtmsg.metrics).items()}
+    words = ((known.get(n, f"RTAX_{n}")[5:].lower(), v) for n, v in attributes(value))
+    return " ".join(f"{w} {_read_text(v) if w == 'cc_algo' else native(v)}" for w, v in words)
+
+
+def _read_range(value: bytes) -> str:
+    half = len(value) // 2
+    return f"{native(value[:half])}:{native(value[half:])}"
 
 
 READERS: Mapping[str, Callable[[bytes], int | str]] = {
     "asciiz": _read_text,
-    "int32": _read_signed,
+    "int32": lambda value: native(value, signed=True),
+    "uint8": native,
     "uint32": native,
     "l2addr": _read_mac,
     "lladdr": _read_mac,
     "ipaddr": _read_address,
     "target": _read_address,
     "ifinfo": read_link_kind,
+    "metrics": _read_metrics,
+    "port_range": _read_range,
+    "uid_range": _read_range,
 }
-"""By pyroute2's word for a kind of attribute."""
-
-
-_UNKNOWN = ("", None)
-
-
-@cache
-def _wanted(table: Table) -> Mapping[int, tuple[str, Callable[[bytes], int | str] | None]]:
-    """Return what wanted attributes are called in ``Facts``, and how they are read, by number."""
-    found = {}
-    for way in table.attributes:
-        outer, name = (way, way) if isinstance(way, str) else way
-        number, kind = _numbers(table.message)[f"{table.message.prefix}{outer.upper()}"]
-        found[number] = (name, READERS.get(kind))
-    return found
-
-
-def decode_message(table: Table, content: bytes) -> Facts:
-    """Decode what is wanted of a message; all of it, and all that is not plain, by pyroute2."""
-    form, names = _fields(table.message)
-    facts = dict(zip(names, form.unpack_from(content, HEADER.size), strict=True))
-    wanted = _wanted(table)
-    position, end = HEADER.size + form.size, len(content)
-    while position < end:
-        length, number = ATTRIBUTE.unpack_from(content, position)
-        name, read = wanted.get(number & NLA_TYPE_MASK, _UNKNOWN)
-        if read is None:
-            return _decode_whole(table, content)
-        facts[name] = read(content[position + ATTRIBUTE.size : position + length])
-        position += length + 3 & ~3
-    return facts
-
-
-def _decode_whole(table: Table, content: bytes) -> Facts:
-    message = table.message(content)
-    message.decode()
-    facts: dict[str, Any] = {name: message[name] for name, _ in table.message.fields}
-    if not table.attributes:
-        prefix = len(table.message.prefix)
-        facts |= {name[prefix:].lower(): value for name, value in message["attrs"]}
-        facts["attrs"] = tuple(message["attrs"])
-    for way in table.attributes:
-        if (value := message.get(way)) is not None:
-            facts[way if isinstance(way, str) else way[-1]] = value
-    return facts
+"""By pyroute2's word for a kind of attribute; all others are spelt as hexadecimal digits."""

@@ -5,17 +5,16 @@ Sockets are opened and closed within each call, so that they never leave their t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from reconciler.domains.link import Veth
 from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, InternalError, boundary
 from reconciler.targets.netlink.decode import KernelObject, Pairs
-from reconciler.targets.netlink.host import Host, observe_places
 from reconciler.targets.netlink.message import KernelError, reading
-from reconciler.targets.netlink.pods import Pods
 from reconciler.targets.netlink.queries import Queries
+from reconciler.targets.netlink.read import Host, Pods, observe_places
 from reconciler.targets.netlink.rtnetlink import GONE, Rtnetlink
 from reconciler.targets.netlink.write import Sessions, apply_one
 
@@ -25,7 +24,7 @@ class Netlink(Queries):
 
     def __init__(self) -> None:
         super().__init__()
-        self._host = Host(self._memory)
+        self._host = Host()
         self._pods = Pods()
         self._pairs: Pairs = {}
 
@@ -71,17 +70,12 @@ class Netlink(Queries):
             for action in actions:
                 try:
                     with boundary("apply of a kernel object"):
-                        failures += _attempt(sessions, action)
+                        try:
+                            apply_one(sessions, action)
+                        except OSError as error:
+                            is_gone = isinstance(error, KernelError) and error.errno in GONE
+                            if not (is_gone and action.verb is Verb.DELETE):
+                                failures.append(ApplyError.from_errno(str(action), error))
                 except InternalError as error:  # of this object: no other waits for it
                     failures.append(ApplyError.from_surprise(str(action), error))
         return tuple(failures)
-
-
-def _attempt(sessions: Sessions, action: Change[KernelObject]) -> Iterator[ApplyError]:
-    """Carry out one action; yield what failed."""
-    try:
-        apply_one(sessions, action)
-    except OSError as error:
-        is_gone = isinstance(error, KernelError) and error.errno in GONE
-        if not (is_gone and action.verb is Verb.DELETE):
-            yield ApplyError.from_errno(str(action), error)

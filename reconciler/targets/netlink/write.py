@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Any
+from typing import Any, Self
 
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
@@ -18,7 +18,16 @@ from reconciler.targets.netlink.decode import KernelObject
 from reconciler.targets.netlink.message import KernelError
 from reconciler.targets.netlink.namespaces import entered, open_namespace
 from reconciler.targets.netlink.rtnetlink import How, Rtnetlink
-from reconciler.targets.netlink.tables import AF, Attributes, af_of, decode_message
+from reconciler.targets.netlink.tables import (
+    ADDRESSES,
+    AF,
+    LINKS,
+    NEIGHBOURS,
+    ROUTES,
+    RULES,
+    Attributes,
+    af_of,
+)
 
 
 class Sessions:
@@ -28,7 +37,7 @@ class Sessions:
         self._open: dict[str, Rtnetlink] = {}
         self._index: dict[tuple[str, str], int] = {}
 
-    def __enter__(self) -> Sessions:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,12 +56,7 @@ class Sessions:
         return self._open[path]
 
     def index(self, path: str, name: str) -> int:
-        """Return a link's index.
-
-        Raises:
-            FileNotFoundError: there is no such namespace.
-            KernelError: ENODEV if there is no such link.
-        """
+        """Return a link's index; raise what the socket does, and ENODEV if there is none."""
         if (path, name) not in self._index:
             # By ioctl: an answer by netlink has forty attributes more.
             with entered(path):
@@ -78,10 +82,12 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
     match action.object:
         case EniLink() as link:
             _set_link(sessions(""), link.name, link.up, ("IFLA_MTU", link.mtu))
+        case Veth() | PodLink() as link if deleting:
+            sessions.forget()
+            where = sessions(link.netns if isinstance(link, PodLink) else "")
+            where.change(LINKS, How.DELETE, (("IFLA_IFNAME", link.name),))
         case Veth() as veth:
-            _apply_veth(sessions, action.verb, veth, action.was)
-        case PodLink() as link if deleting:
-            sessions(link.netns).change(tables.LINKS, How.DELETE, (("IFLA_IFNAME", link.name),))
+            _apply_veth(sessions, veth, action.was, creating=action.verb is Verb.CREATE)
         case PodLink() as link:
             settings = ("IFLA_ADDRESS", link.mac), ("IFLA_MTU", link.mtu)
             _set_link(sessions(link.netns), link.name, link.up, *settings)
@@ -89,7 +95,7 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
             _apply_address(sessions, action.verb, address)
         case Neighbour() as neighbour:
             sessions(neighbour.netns).change(
-                tables.NEIGHBOURS,
+                NEIGHBOURS,
                 How.DELETE if deleting else How.REPLACE,
                 (("NDA_DST", str(neighbour.address)), ("NDA_LLADDR", neighbour.mac)),
                 family=af_of(neighbour.address),
@@ -99,33 +105,30 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
         case Route() as route:
             _apply_route(sessions, route, deleting=deleting)
         case Rule() as rule:
-            _apply_rule(sessions, rule, deleting=deleting)
+            _apply_rule(sessions(""), rule, deleting=deleting)
 
 
 def _set_link(where: Rtnetlink, name: str, up: bool, *settings: tuple[str, Any]) -> None:
     flags = tables.IFF_UP if up else 0
     attributes = (("IFLA_IFNAME", name), *settings)
-    where.change(tables.LINKS, How.SET, attributes, flags=flags, change=tables.IFF_UP)
+    where.change(LINKS, How.SET, attributes, flags=flags, change=tables.IFF_UP)
 
 
 def _apply_veth(
-    sessions: Sessions, verb: Verb, veth: Veth, was: KernelObject | None = None
+    sessions: Sessions, veth: Veth, was: KernelObject | None, *, creating: bool
 ) -> None:
     host = sessions("")
     sessions.forget()
-    if verb is Verb.DELETE:
-        host.change(tables.LINKS, How.DELETE, (("IFLA_IFNAME", veth.name),))
-        return
     if isinstance(was, Veth) and was.name != veth.name:
         index = sessions.index("", was.name)
         # Before Linux 6.2 a link that is up keeps its name (dev_change_name).
-        host.change(tables.LINKS, How.SET, (), index=index, change=tables.IFF_UP)
-        host.change(tables.LINKS, How.SET, (("IFLA_IFNAME", veth.name),), index=index)
+        host.change(LINKS, How.SET, (), index=index, change=tables.IFF_UP)
+        host.change(LINKS, How.SET, (("IFLA_IFNAME", veth.name),), index=index)
         sessions.forget()
-    settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
     if isinstance(was, Veth) and was.mtu != veth.mtu and veth.pod_netns:
         _set_peers_mtu(sessions, veth)
-    if verb is Verb.CREATE:
+    settings: Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
+    if creating:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
         fd = open_namespace(veth.pod_netns)
         try:
@@ -137,15 +140,14 @@ def _apply_veth(
             )
             data = ("IFLA_INFO_DATA", (("VETH_INFO_PEER", peer),))
             kind = ("IFLA_LINKINFO", (("IFLA_INFO_KIND", "veth"), data))
-            attributes = (("IFLA_IFNAME", veth.name), *settings, kind)
-            host.change(tables.LINKS, How.CREATE, attributes)
+            host.change(LINKS, How.CREATE, (("IFLA_IFNAME", veth.name), *settings, kind))
         finally:
             os.close(fd)
         settings = ()  # given at its creation
     # By a message of its own: a new link is not up yet, and a new alias of one that is up makes
     # the kernel go through every IPv6 route there is (NETDEV_CHANGE, rt6_sync_down_dev).
     alias = (("IFLA_IFNAME", veth.name), *settings, ("IFLA_IFALIAS", veth.alias))
-    host.change(tables.LINKS, How.SET, alias)
+    host.change(LINKS, How.SET, alias)
     _set_link(host, veth.name, veth.up)
 
 
@@ -155,11 +157,10 @@ def _set_peers_mtu(sessions: Sessions, veth: Veth) -> None:
     An MTU is the pair's: what is longer than the receiving end's is dropped silently
     (``is_skb_forwardable``).
     """
-    for told in sessions("").read_one(tables.LINKS, (("IFLA_IFNAME", veth.name),)):
-        peer = decode_message(tables.LINKS, told).get("link")
-        sessions(veth.pod_netns).change(
-            tables.LINKS, How.SET, (("IFLA_MTU", veth.mtu),), index=peer
-        )
+    for told in sessions("").read_one(LINKS, (("IFLA_IFNAME", veth.name),), ()):
+        peer = tables.decode_entry(LINKS, told).get("link")
+        mtu = ("IFLA_MTU", veth.mtu)
+        sessions(veth.pod_netns).change(LINKS, How.SET, (mtu,), index=peer)
 
 
 def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None:
@@ -175,9 +176,9 @@ def _apply_address(sessions: Sessions, verb: Verb, address: LinkAddress) -> None
     }
     if verb is not Verb.CREATE:
         # The kernel does not change IFA_F_NOPREFIXROUTE of an IPv4 address in place.
-        where.change(tables.ADDRESSES, How.DELETE, attributes, **fields)
+        where.change(ADDRESSES, How.DELETE, attributes, **fields)
     if verb is not Verb.DELETE:
-        where.change(tables.ADDRESSES, How.CREATE, attributes, **fields)
+        where.change(ADDRESSES, How.CREATE, attributes, **fields)
 
 
 def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
@@ -206,13 +207,13 @@ def _apply_route(sessions: Sessions, route: Route, *, deleting: bool) -> None:
             attributes += (("RTA_PREFSRC", str(route.source)),)
         how, fields["type"] = How.REPLACE, tables.RTN_UNICAST
         fields["scope"] = tables.SCOPE_UNIVERSE if route.gateway else tables.SCOPE_LINK
-    where.change(tables.ROUTES, how, attributes, **fields)
+    where.change(ROUTES, how, attributes, **fields)
 
 
-def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
+def _apply_rule(host: Rtnetlink, rule: Rule, *, deleting: bool) -> None:
     if deleting and rule.told:
         # The first one goes that has what is named: with less than all it may be another one.
-        sessions("").delete(tables.RULES, rule.told)
+        host.delete(RULES, rule.told)
         return
     attributes: Attributes = (
         ("FRA_PRIORITY", rule.priority),
@@ -228,7 +229,7 @@ def _apply_rule(sessions: Sessions, rule: Rule, *, deleting: bool) -> None:
         fields["src_len"] = rule.source.prefixlen
     try:
         how = How.DELETE if deleting else How.CREATE
-        sessions("").change(tables.RULES, how, attributes, **fields)
+        host.change(RULES, how, attributes, **fields)
     except KernelError as error:
         if deleting or error.errno != errno.EEXIST:
             raise

@@ -18,14 +18,8 @@ from reconciler.core.datapath import IpAddress
 from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError
-from reconciler.targets.netlink.message import (
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    attribute,
-    attributes,
-    nested,
-    reading,
-)
+from reconciler.targets.netlink import message as netlink
+from reconciler.targets.netlink.message import attribute, attributes, nested
 from reconciler.targets.netlink.nfnetlink import HEADERS, NFNL_SUBSYS_CTNETLINK, Channel
 
 CT_NEW, CT_GET, CT_DELETE, CT_GET_STATS = 0, 1, 2, 5
@@ -87,10 +81,9 @@ class Conntrack:
             ObserveError: the table could not be read.
         """
         wanted = frozenset[IpAddress]().union(*(d.addresses for d in desired))
-        with reading("conntrack"):
-            return frozenset(
-                Flow(a) for group in _families(wanted) for a in self._find_busy(group)
-            )
+        with netlink.reading("conntrack"):
+            busy = [address for group in _families(wanted) for address in self._find_busy(group)]
+        return frozenset(map(Flow, busy))
 
     def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]:
         """Delete every connection from or to each address."""
@@ -172,7 +165,7 @@ def _has_any(address: IpAddress) -> bool:
     family = SHAPES[address.version].af
     for body in _filters(address):
         with Channel(NFNL_SUBSYS_CTNETLINK) as channel:
-            for message in channel.stream(CT_GET, NLM_F_DUMP, body, family):
+            for message in channel.stream(CT_GET, netlink.NLM_F_DUMP, body, family):
                 if address.packed not in _ends(message):
                     raise _UnfilteredError
                 return True
@@ -180,15 +173,11 @@ def _has_any(address: IpAddress) -> bool:
 
 
 def _flush(address: IpAddress) -> None:
-    """Have the kernel delete all that has this end.
-
-    Raises:
-        OSError: it refused; see UNFILTERED.
-    """
+    """Have the kernel delete all that has this end; it may refuse, see UNFILTERED."""
     family = SHAPES[address.version].af
     with Channel(NFNL_SUBSYS_CTNETLINK) as channel:
         for body in _filters(address):
-            list(channel.stream(CT_DELETE, NLM_F_ACK, body, family))
+            list(channel.stream(CT_DELETE, netlink.NLM_F_ACK, body, family))
 
 
 def _stream(group: Collection[IpAddress]) -> Iterator[tuple[bytes, set[IpAddress]]]:
@@ -196,18 +185,14 @@ def _stream(group: Collection[IpAddress]) -> Iterator[tuple[bytes, set[IpAddress
     wanted = {a.packed: a for a in group}
     family = SHAPES[next(iter(group)).version].af
     with Channel(NFNL_SUBSYS_CTNETLINK) as channel:
-        for message in channel.stream(CT_GET, NLM_F_DUMP, family=family):
+        for message in channel.stream(CT_GET, netlink.NLM_F_DUMP, family=family):
             ends = _ends(message)
             if not wanted.keys().isdisjoint(ends):
                 yield message, {wanted[end] for end in ends if end in wanted}
 
 
 def _ends(message: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """Return sources and targets of both tuples, as the kernel has them.
-
-    Raises:
-        OSError: they do not stand where every kernel has put them yet.
-    """
+    """Return sources and targets of both tuples, which stand where every kernel has put them."""
     shape = SHAPES[4 if message[16] == socket.AF_INET else 6]
     try:
         length, one, _, _, _, source_is, source, _, target_is, target = shape.tuple.unpack_from(

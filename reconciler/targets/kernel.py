@@ -1,4 +1,4 @@
-"""The kernel's objects and its links' settings as one target.
+"""The kernel's objects and its links' settings (sysctls) as one target.
 
 A setting of a link appears with the link and must be there before an address is, so both belong
 into one plan, in the order in which the domains build upon each other.
@@ -7,33 +7,42 @@ into one plan, in the order in which the domains build upon each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Target
 from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Change
-from reconciler.errors import ApplyError
+from reconciler.errors import ApplyError, NamespaceError, ObserveError
+from reconciler.targets.netlink.namespaces import entered
+
+PROC_SYS = Path("/proc/sys")
+"""``/proc/sys/net`` shows the namespace of the thread that opens it (proc(5))."""
+
+MAX_VALUE_BYTES = 4096
+"""Of one setting; those that are ours have one digit."""
 
 
 class KernelTarget(Protocol):
-    """What is looked at and changed by rtnetlink."""
+    """What is looked at and changed by rtnetlink; a look raises ``ObserveError``."""
 
     def observe(self, desired: Iterable[Any]) -> Observed:
         """Look at the host, and at pods' namespaces as far as they are named."""
 
     def observe_at(self, places: Iterable[Any]) -> Observed:
-        """Look where these objects live, and nowhere else."""
+        """Look where these objects of pods live, and nowhere else."""
 
     def observe_inside(self, places: Iterable[Any]) -> Observed:
-        """Look into pods' namespaces only."""
+        """Look into pods' namespaces only; raise nothing."""
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order."""
 
 
-class Kernel:
+class Kernel(KernelTarget):
     """Passes each object on to the target that knows it; decides nothing."""
 
     def __init__(self, netlink: KernelTarget, sysctl: Target) -> None:
@@ -41,19 +50,11 @@ class Kernel:
         self._sysctl = sysctl
 
     def observe(self, desired: Iterable[Any]) -> Observed:
-        """Look at both.
-
-        Raises:
-            ObserveError: the kernel could not be read.
-        """
+        """Look at both."""
         return self._look(self._netlink.observe, desired)
 
     def observe_at(self, places: Iterable[Any]) -> Observed:
-        """Look where these objects of pods live, and nowhere else.
-
-        Raises:
-            ObserveError: the kernel could not be read.
-        """
+        """Look where these objects live, and nowhere else."""
         return self._look(self._netlink.observe_at, places)
 
     def observe_inside(self, places: Iterable[Any]) -> Observed:
@@ -72,3 +73,52 @@ class Kernel:
         for is_setting, group in groupby(actions, key=lambda a: isinstance(a.object, Sysctl)):
             failures += (self._sysctl if is_setting else self._netlink).apply(list(group))
         return tuple(failures)
+
+
+class SysctlTree:
+    """The settings below /proc/sys, or a directory of the same shape."""
+
+    def __init__(self, root: Path = PROC_SYS) -> None:
+        self.root = root
+
+    def observe(self, desired: Iterable[Sysctl]) -> Observed:
+        """Read the desired settings; one whose file does not exist is left out.
+
+        Raises nothing: what cannot be read is named in the answer.
+        """
+        seen = Observed()
+        for netns, settings in groupby(sorted(desired, key=lambda s: s.key), lambda s: s.netns):
+            try:
+                with entered(netns):
+                    seen = seen.with_these([s for wanted in settings if (s := self._read(wanted))])
+            except (OSError, ObserveError) as error:
+                if netns:
+                    unread = Observed(unread_places={netns: NamespaceError(netns, str(error))})
+                elif isinstance(error, OSError):
+                    why = ObserveError("the host's sysctls", str(error))
+                    unread = Observed(unread_kinds={Sysctl: why})
+                else:
+                    unread = Observed(unread_kinds={Sysctl: error})
+                seen = seen.with_these(unread)
+        return seen
+
+    def apply(self, actions: Sequence[Change[Sysctl]]) -> tuple[ApplyError, ...]:
+        """Write each setting."""
+        failures = []
+        for action in actions:
+            try:
+                with entered(action.object.netns):
+                    (self.root / action.object.name).write_text(action.object.value)
+            except OSError as error:
+                failures.append(ApplyError.from_errno(str(action), error))
+        return tuple(failures)
+
+    def _read(self, wanted: Sysctl) -> Sysctl | None:
+        try:
+            with (self.root / wanted.name).open("rb") as f:
+                value = f.read(MAX_VALUE_BYTES)
+            return replace(wanted, value=value.decode(errors="replace").strip())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ObserveError(f"sysctl {wanted.name}", str(error)) from error

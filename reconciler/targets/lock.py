@@ -59,10 +59,7 @@ class NamespaceLock:
         self._socket: socket.socket | None = None
 
     def take(self) -> tuple[Issue, ...]:
-        """Become the only reconciler of the namespace, until the process ends.
-
-        Returns:
-            Who has the name without being a reconciler.
+        """Become the only reconciler of the namespace; say who has its name without being one.
 
         Raises:
             LockedError: another reconciler is, or may be, here.
@@ -71,13 +68,17 @@ class NamespaceLock:
         if self._socket is not None:
             return ()
         s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        can_prove = _prove(s)
+        can_prove = True
+        try:
+            s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, PROOF)
+        except OSError:
+            can_prove = False
         try:
             s.bind(NAME)
             s.listen(8)  # a process that finds it taken asks who holds it
         except OSError as error:
             s.close()
-            return self._judge_holder(error, can_prove=can_prove)
+            return _judge_holder(error, can_prove=can_prove)
         self._socket = s
         return ()
 
@@ -92,61 +93,41 @@ class NamespaceLock:
             self._socket.close()
             self._socket = None
 
-    def _judge_holder(self, refusal: OSError, *, can_prove: bool) -> tuple[Issue, ...]:
-        """Tell a reconciler from others.
 
-        Args:
-            refusal: by the kernel, of the name.
-            can_prove: a reconciler can prove here what it may; else root may be one.
-        """
-        process, user, proof = 0, *_find_owner()
-        try:
-            process, user = _find_holder()
-        except (ConnectionRefusedError, BlockingIOError):
-            pass  # not listening yet, or any more; or its queue is full: only the kernel answers
-        except OSError as error:
-            raise StateError(
-                f"cannot lock this network namespace: {refusal.strerror}, and its holder cannot "
-                f"be asked: {error.strerror}"
-            ) from error
-        is_able = proof >= PROOF if can_prove and proof else _may_administer(process)
-        who = f"process {process or '?'} of user {user}{_command(process)}"
-        if user == 0 and is_able:
-            raise LockedError(
-                f"{who} already reconciles this network namespace, with a state directory of its "
-                "own: end it, or start this one with the same --state-dir"
-            )
-        return (
-            Issue(
-                "network namespace",
-                "LockOccupied",
-                f"{who} holds {NAME[1:]} and cannot be a reconciler; without the lock a second "
-                "reconciler with another --state-dir would not be noticed: end that process",
-            ),
+def _judge_holder(refusal: OSError, *, can_prove: bool) -> tuple[Issue, ...]:
+    """Tell a reconciler from others; where none can prove what it may, root may be one."""
+    process, user, proof = 0, *_find_owner()
+    try:
+        process, user = _find_holder()
+    except (ConnectionRefusedError, BlockingIOError):
+        pass  # not listening yet, or any more; or its queue is full: only the kernel answers
+    except OSError as error:
+        raise StateError(
+            f"cannot lock this network namespace: {refusal.strerror}, and its holder cannot "
+            f"be asked: {error.strerror}"
+        ) from error
+    is_able = proof >= PROOF if can_prove and proof else _may_administer(process)
+    who = f"process {process or '?'} of user {user}{_command(process)}"
+    if user == 0 and is_able:
+        raise LockedError(
+            f"{who} already reconciles this network namespace, with a state directory of its "
+            "own: end it, or start this one with the same --state-dir"
         )
+    text = (
+        f"{who} holds {NAME[1:]} and cannot be a reconciler; without the lock a second "
+        "reconciler with another --state-dir would not be noticed: end that process"
+    )
+    return (Issue("network namespace", "LockOccupied", text),)
 
 
 def _find_holder() -> tuple[int, int]:
-    """Return process (0 if it cannot be seen from here) and user of the listener.
-
-    Raises:
-        OSError: it cannot be asked.
-    """
+    """Return process (0 if it cannot be seen from here) and user of the listener."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
         s.settimeout(ANSWER_S)
         s.connect(NAME)
         found = s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     process, user, _ = CREDENTIALS.unpack(found)
     return process, user
-
-
-def _prove(s: socket.socket) -> bool:
-    """Show by a socket that this process may change the network; return whether it could be."""
-    try:
-        s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, PROOF)
-    except OSError:
-        return False
-    return True
 
 
 def _find_owner() -> tuple[int, int]:
@@ -158,19 +139,12 @@ def _find_owner() -> tuple[int, int]:
     ask = DIAG_ASK.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, show, 0, 0)
     with suppress(OSError, struct.error), Socket(SOCK_DIAG) as s:
         for found in s.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, ask):
-            if (owner := _owner_of(found)) is not None:
-                return owner
+            told = dict(attributes(found, HEADER.size + DIAG_ANSWER))
+            is_stream = found[HEADER.size + 1] == socket.SOCK_STREAM
+            if is_stream and told.get(DIAG_NAME) == NAME.encode() and DIAG_USER in told:
+                # SK_MEMINFO_RCVBUF is the second number.
+                return native(told[DIAG_USER]), native(told.get(DIAG_MEMORY, b"")[4:8])
     return 0, 0
-
-
-def _owner_of(found: bytes) -> tuple[int, int] | None:
-    """Return whose socket it is, and its buffer; None if it has another name or no owner."""
-    told = dict(attributes(found, HEADER.size + DIAG_ANSWER))
-    is_stream = found[HEADER.size + 1] == socket.SOCK_STREAM
-    if not is_stream or told.get(DIAG_NAME) != NAME.encode() or DIAG_USER not in told:
-        return None
-    # SK_MEMINFO_RCVBUF is the second number.
-    return native(told[DIAG_USER]), native(told.get(DIAG_MEMORY, b"")[4:8])
 
 
 def _may_administer(process: int) -> bool:

@@ -41,7 +41,7 @@ from reconciler.targets.netlink.tables import (
     Attributes,
     decode_entry,
 )
-from reconciler.targets.netlink.write import Sessions, apply_one
+from reconciler.targets.netlink.target import Sessions, apply_one
 from reconciler.targets.nftables.target import StockTables
 
 RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3

@@ -29,12 +29,7 @@ class RecordsTarget(Protocol):
 
 
 class ScopedTarget(Generic[S]):
-    """A target that is looked at in another way than whole.
-
-    Args:
-        look: takes the place of its ``observe``.
-        apply: its own.
-    """
+    """A target with another look in the place of its ``observe``, and its own ``apply``."""
 
     def __init__(self, look: Callable[[Iterable[Any]], S], apply: Apply) -> None:
         self.observe = look
@@ -42,12 +37,7 @@ class ScopedTarget(Generic[S]):
 
 
 def seen_first(seen: S, look: Callable[[Iterable[Any]], S]) -> Callable[[Iterable[Any]], S]:
-    """Return a look that costs nothing the first time.
-
-    Args:
-        seen: what was seen a moment ago.
-        look: from then on.
-    """
+    """Return a look that shows the first time what was seen a moment ago."""
     left = [seen]
     return lambda desired: left.pop() if left else look(desired)
 

@@ -29,14 +29,9 @@ class Services:
         self._iptables = Iptables()
 
     def endpoints(self, address: IpAddress, protocol: str, port: int) -> tuple[IpAddress, ...]:
-        """Return what a destination is translated to, ascending; nothing if it is not.
+        """Return what a service's address is translated to, ascending; nothing if it is not.
 
         Of iptables only IPv4's tables are looked at.
-
-        Args:
-            address: of the service.
-            protocol: "tcp", "udp" or "sctp".
-            port: of the service.
 
         Raises:
             ObserveError: a ruleset could not be read.

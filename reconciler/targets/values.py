@@ -24,7 +24,7 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Type(Generic[T]):
-    """What a value must be.
+    """What a value must be; all of it raises ``MalformedError`` for one that is not that.
 
     Attributes:
         wanted: the same in words.
@@ -35,58 +35,42 @@ class Type(Generic[T]):
     read: Callable[[Any], T]
 
     def take(self, key: str, found: object) -> T:
-        """Read what was found by a name.
-
-        Raises:
-            MalformedError: it is of another type, or out of bounds.
-        """
+        """Read what was found by a name."""
         try:
             return self.read(found)
         except (ValueError, TypeError):
             raise MalformedError(key, found, self.wanted) from None
 
     def of(self, body: Object, key: str) -> T:
-        """Read a field.
-
-        Raises:
-            MalformedError: it is absent, of another type, or out of bounds.
-        """
+        """Read a field."""
         return self.take(key, body.get(key))
 
     def each(self, body: Object, lists: str, key: str, most: int) -> set[T]:
-        """Read the same field of every object in a list.
-
-        Raises:
-            MalformedError: one of them is not that, or the list is longer.
-        """
+        """Read the same field of every object in a list that is not longer."""
         return {self.of(entry, key) for entry in entries(body, lists, most)}
 
 
+def _held(value: T, holds: object) -> T:
+    if not holds:
+        raise ValueError
+    return value
+
+
 def _text(found: Any) -> str:
-    if not isinstance(found, str):
-        raise TypeError
-    return found
+    return str(_held(found, isinstance(found, str)))
 
 
 def like(pattern: str) -> Type[str]:
     """A text that matches as a whole."""
-    compiled = re.compile(pattern)
-
-    def read(found: Any) -> str:
-        if not compiled.fullmatch(_text(found)):
-            raise ValueError
-        return str(found)
-
-    return Type(f"a text like {pattern}", read)
+    matches = re.compile(pattern).fullmatch
+    return Type(f"a text like {pattern}", lambda found: _held(_text(found), matches(found)))
 
 
 def number(least: int, most: int) -> Type[int]:
     """A whole number within bounds; a truth value is none."""
 
     def read(found: Any) -> int:
-        if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
-            raise ValueError
-        return found
+        return int(_held(found, type(found) is int and least <= found <= most))
 
     return Type(f"a number from {least} to {most}", read)
 
@@ -96,20 +80,14 @@ def network(kind: type[N], lengths: Iterable[int]) -> Type[N]:
 
     def read(found: Any) -> N:
         value = kind(_text(found))
-        if value.prefixlen not in lengths:
-            raise ValueError
-        return value
+        return _held(value, value.prefixlen in lengths)
 
     return Type(f"an IPv{kind(0).version} network of the right length", read)
 
 
-def _flag(found: Any) -> bool:
-    if found is not None and not isinstance(found, bool):
-        raise TypeError
-    return bool(found)
-
-
-FLAG = Type("true or false", _flag)
+FLAG = Type(
+    "true or false", lambda found: bool(_held(found, found is None or isinstance(found, bool)))
+)
 """One that is absent is false."""
 
 IPV4: Type[IPv4Address] = Type("an IPv4 address", lambda found: IPv4Address(_text(found)))
@@ -117,11 +95,7 @@ IPV6: Type[IPv6Address] = Type("an IPv6 address", lambda found: IPv6Address(_tex
 
 
 def entries(body: Object, key: str, most: int, *, required: bool = False) -> list[Object]:
-    """Return a list of objects; one that is absent is empty.
-
-    Raises:
-        MalformedError: it is no such list, or longer.
-    """
+    """Return a list of objects, one that is absent as empty; ``MalformedError`` if it is none."""
     found = body.get(key)
     if found is None and not required:
         return []
@@ -134,11 +108,7 @@ def entries(body: Object, key: str, most: int, *, required: bool = False) -> lis
 
 
 def inner(body: Object, key: str) -> Object:
-    """Return an object; one that is absent is empty.
-
-    Raises:
-        MalformedError: it is none.
-    """
+    """Return an object, one that is absent as empty; ``MalformedError`` if it is none."""
     found = body.get(key)
     if found is None:
         return {}

@@ -12,7 +12,7 @@ from fakes import FakeSysctl
 from lab import netns
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.plan import Change, Verb
-from reconciler.targets.sysctl import SysctlTree
+from reconciler.targets.kernel import SysctlTree
 
 FORWARD = "net/ipv4/ip_forward"
 LOOSE = "net/ipv4/conf/lo/rp_filter"

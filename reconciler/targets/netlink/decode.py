@@ -101,12 +101,7 @@ def decode_links(told: Told, veths: set[str]) -> HostLinks:
 
 
 def decode_link(facts: Facts, veths: set[str]) -> Link | None:
-    """Return a pod's host end or an ENI's link; None for what is neither.
-
-    Args:
-        facts: the link.
-        veths: names that host ends have whatever their alias says.
-    """
+    """Return an ENI's link or a pod's host end, known by its alias or name; None for others."""
     name, mac, mtu = facts.get("ifname"), facts.get("address"), facts.get("mtu")
     if _our_alias(facts) or is_unfinished(name, mac or "") or name in veths:
         return Veth(name, mac, mtu, facts.get("ifalias") or "", _is_up(facts))
@@ -157,13 +152,7 @@ def find_connected(routes: Iterable[Route]) -> Connected:
 
 
 def decode_pod(pod: PodTables, path: str, veths: tuple[str, ...]) -> frozenset[KernelObject]:
-    """Make objects of a pod's tables.
-
-    Args:
-        pod: as read.
-        path: identity of the pod's namespace.
-        veths: of each of its links the other end; "" if it is none of ours.
-    """
+    """Make objects of a pod's tables; ``veths`` are its links' other ends, "" if none of ours."""
     objects: set[KernelObject] = set()
     names: dict[int, str] = {}
     for entry, veth in zip(pod.link, veths, strict=True):

@@ -113,15 +113,10 @@ def rule_place_of(rule: bytes) -> RulePlace:
 
 
 class Surplus:
-    """Takes entries in the places of desired objects, and the first ones of all others.
-
-    Args:
-        limit: how many of the others it takes.
-        place_of: the place of an entry.
-        wanted: the places of desired objects.
+    """Takes some entries in the places of desired objects, and the first ones of all others.
 
     Attributes:
-        left_out: how many it did not take.
+        left_out: how many of the others are beyond the limit.
     """
 
     def __init__(

@@ -94,12 +94,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def open_socket(protocol: int, groups: int = 0) -> socket.socket:
-    """Open a socket in the namespace this thread is in; it stays there for life.
-
-    Args:
-        protocol: NETLINK_ROUTE or NETLINK_NETFILTER.
-        groups: multicast groups to hear, as bits.
-    """
+    """Open a socket in the namespace this thread is in, for life; hear multicast groups (bits)."""
     s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     if groups:
         s.bind((0, groups))
@@ -172,11 +167,7 @@ class Socket:
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """Yield type, flags, sequence, port and the whole of each message.
-
-    Raises:
-        OSError: one is cut off.
-    """
+    """Yield type, flags, sequence, port and whole of each message; ``OSError`` if one is cut."""
     position, end = 0, len(data)
     try:
         while position < end:

@@ -84,11 +84,7 @@ def entered_by(descriptor: int) -> Iterator[None]:
 
 @contextmanager
 def empty_namespace() -> Iterator[None]:
-    """Put this thread into a network namespace that is made for it, and goes when it leaves.
-
-    Raises:
-        OSError: the kernel refused.
-    """
+    """Put this thread into a network namespace that is made for it, and goes when it leaves."""
     with _coming_back():
         if _libc.unshare(CLONE_NEWNET) != 0:
             number = ctypes.get_errno()

@@ -13,21 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from reconciler.errors import ObserveError
-from reconciler.targets.netlink.message import (
-    DUMP_ATTEMPTS,
-    HEADER,
-    NETLINK_NETFILTER,
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLMSG_ERROR,
-    RECEIVE_BYTES,
-    InterruptedDumpError,
-    KernelError,
-    Socket,
-    code_of,
-    reading,
-    split,
-)
+from reconciler.targets.netlink import message as netlink
+from reconciler.targets.netlink.message import HEADER, NLMSG_ERROR, KernelError, code_of, split
 
 NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_NFTABLES = 1, 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
@@ -55,28 +42,23 @@ DEFAULT_SEND_BYTES = 1 << 17
 Request = tuple[int, int, bytes]
 """Kind, flags and attributes of a message."""
 
-
 T = TypeVar("T")
 
 
-class Channel(Socket):
+class Channel(netlink.Socket):
     """A socket to one subsystem of netfilter.
 
     Everything raises ``OSError`` if the kernel refuses or does not answer, but for ``dump``, which
     raises ``ObserveError``.
-
-    Args:
-        subsystem: NFNL_SUBSYS_CTNETLINK or NFNL_SUBSYS_NFTABLES.
     """
 
     def __init__(self, subsystem: int) -> None:
-        super().__init__(NETLINK_NETFILTER)
+        super().__init__(netlink.NETLINK_NETFILTER)
         self._subsystem = subsystem
         self._room = DEFAULT_SEND_BYTES
         # Not Python's own timeout, which costs each answer another system call.
-        self._socket.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0)
-        )
+        wait = struct.pack("ll", ANSWER_S, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
     def stream(self, kind: int, flags: int, body: bytes = b"", family: int = 0) -> Iterator[bytes]:
         """Ask a question about one family, as ``ask`` does."""
@@ -93,7 +75,7 @@ class Channel(Socket):
             return
         # The acknowledgement of the last one comes once all have been tried.
         kind, flags, body = requests[-1]
-        requests[-1] = (kind, flags | NLM_F_ACK, body)
+        requests[-1] = (kind, flags | netlink.NLM_F_ACK, body)
         resource = FAMILY.pack(0, 0, self._subsystem)
         first = self._sequence + 1
         parts = [self._pack(NFNL_MSG_BATCH_BEGIN, 0, resource)]
@@ -101,12 +83,14 @@ class Channel(Socket):
         last = self._sequence
         parts.append(self._pack(NFNL_MSG_BATCH_END, 0, resource))
         data = b"".join(parts)
-        self._make_room(len(data))
+        if len(data) > self._room:  # a transaction has to be sent at once
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(data))
+            self._room = len(data)
         self._socket.send(data)
         refused = 0
         while True:
             try:
-                answers = self._socket.recv(RECEIVE_BYTES)
+                answers = self._socket.recv(netlink.RECEIVE_BYTES)
             except OSError as lost:
                 if lost.errno != errno.ENOBUFS:
                     raise
@@ -141,30 +125,25 @@ class Channel(Socket):
     ) -> T:
         """Return what is chosen of a dump during which nothing has changed.
 
-        Args:
-            kind: the request.
-            what: is asked for.
-            choose: given the messages one by one, returns what is to be kept; again from the
-                first one if there are changes meanwhile.
-            body: attributes of the request.
-            family: whose.
+        ``choose`` is given the messages one by one, and returns what is to be kept; again from the
+        first one if there are changes meanwhile.
         """
-        with reading(what):
-            for _ in range(DUMP_ATTEMPTS):
+        with netlink.reading(what):
+            for _ in range(netlink.DUMP_ATTEMPTS):
                 try:
-                    messages = self.stream(kind, NLM_F_DUMP, body, family)
+                    messages = self.stream(kind, netlink.NLM_F_DUMP, body, family)
                     chosen = choose(messages)
                     deque(messages, maxlen=0)  # the next question has to wait for its end
-                except InterruptedDumpError:
+                except netlink.InterruptedDumpError:
                     continue
                 return chosen
-        raise ObserveError(what, f"it changed during each of {DUMP_ATTEMPTS} dumps")
+        raise ObserveError(what, f"it changed during each of {netlink.DUMP_ATTEMPTS} dumps")
 
     def errors(self) -> Iterator[KernelError]:
         """Return what the kernel has answered to what was told; do not wait for more."""
         while True:
             try:
-                answers = self._socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                answers = self._socket.recv(netlink.RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -176,14 +155,5 @@ class Channel(Socket):
                     yield KernelError(code_of(message))
 
     def _pack_all(self, requests: Iterable[Request], family: int) -> list[bytes]:
-        head = FAMILY.pack(family, 0, 0)
-        return [
-            self._pack(self._subsystem << 8 | kind, flags, head + body)
-            for kind, flags, body in requests
-        ]
-
-    def _make_room(self, size: int) -> None:
-        """Let a message of this many bytes be sent at once, as a transaction has to be."""
-        if size > self._room:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * size)
-            self._room = size
+        subsystem, head = self._subsystem << 8, FAMILY.pack(family, 0, 0)
+        return [self._pack(subsystem | kind, flags, head + body) for kind, flags, body in requests]

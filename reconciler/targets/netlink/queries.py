@@ -24,27 +24,18 @@ from reconciler.domains.inputs import Links
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ObserveError
-from reconciler.targets.netlink import decode, entries
+from reconciler.targets.netlink import decode, entries, tables
 from reconciler.targets.netlink.message import Bounds, KernelError, native, reading
 from reconciler.targets.netlink.namespaces import entered
-from reconciler.targets.netlink.read import RTM_F_LOOKUP_TABLE, get, learn_names
+from reconciler.targets.netlink.read import RTM_F_LOOKUP_TABLE, learn_names
 from reconciler.targets.netlink.rtnetlink import POD_BOUNDS, Rtnetlink
 from reconciler.targets.netlink.tables import (
     ADDRESSES,
-    AF,
     LINKS,
-    LOCAL_ROUTES,
     LOOKUPS,
-    NEIGHBOURS,
     ROUTES,
-    RTPROT_KERNEL,
     RULES,
-    Attributes,
-    Facts,
-    af_of,
     decode_entry,
-    value_of,
-    values_of,
 )
 
 MAX_UNKNOWN = 32
@@ -89,12 +80,12 @@ class Queries:
             if entries.may_be_ours(link):
                 return True
             if entries.may_be_eni(link):  # there may be 20,000, so no more of them is looked at
-                mac = value_of(LINKS, link, "IFLA_ADDRESS").hex(":")
+                mac = tables.value_of(LINKS, link, "IFLA_ADDRESS").hex(":")
                 others.setdefault(mac, entries.name_of(link).decode(errors="replace"))
             return False
 
         with reading("links"), Rtnetlink() as host:
-            links: Links = self._tell_apart(host.read(LINKS, takes=is_ours))
+            links = self._tell_apart(host.read(LINKS, takes=is_ours))
         return replace(links, names={**others, **links.names})
 
     def foreign_rules(self) -> tuple[ForeignRule, ...]:
@@ -105,7 +96,7 @@ class Queries:
         first = entries.FirstRules()
 
         def is_foreign(rule: bytes) -> bool:
-            is_ours = entries.protocol_of(rule) == RTPROT_KERNEL or entries.is_stamped(rule)
+            is_ours = entries.protocol_of(rule) == tables.RTPROT_KERNEL or entries.is_stamped(rule)
             return not is_ours and first(rule)
 
         with reading("other owners' rules"), Rtnetlink() as host:
@@ -125,7 +116,7 @@ class Queries:
         found: dict[int, set[bytes]] = {}
 
         def note(route: bytes) -> bool:
-            own, way = values_of(ROUTES, route, "RTA_DST", "RTA_OIF")
+            own, way = tables.values_of(ROUTES, route, "RTA_DST", "RTA_OIF")
             if route[1] == 8 * len(own):
                 held = found.setdefault(native(way), set())
                 if len(held) <= MAX_POD_ADDRESSES:
@@ -155,7 +146,7 @@ class Queries:
             if unknown == MAX_UNKNOWN:
                 break
             with reading(f"what is behind {name}"), Rtnetlink() as host:
-                link = get(host, LINKS, (("IFLA_IFNAME", name),))
+                link = host.get(LINKS, (("IFLA_IFNAME", name),))
                 told = _neighbours_of(host, link["index"]) if link else []
             if not 0 < len(told) <= MAX_POD_ADDRESSES:
                 told = _addresses_at(link) if link else []
@@ -166,12 +157,7 @@ class Queries:
     def occupied(
         self, addresses: Iterable[IpAddress], networks: Iterable[IpNetwork]
     ) -> dict[IpNetwork, str]:
-        """Say which of these the host takes for its own, and where that is said.
-
-        Args:
-            addresses: of which each is looked for.
-            networks: in which any address is.
-        """
+        """Say which of these addresses, or in these networks, are the host's own, and why."""
         single = {(a.max_prefixlen, int(a)) for a in addresses}
         spans = [
             (n.max_prefixlen, int(n.network_address), int(n.broadcast_address)) for n in networks
@@ -191,8 +177,8 @@ class Queries:
             return any(b == bits and first <= one <= last for b, one in single)
 
         def is_end(route: bytes) -> bool:
-            size = 4 if route[0] == AF["ipv4"] else 16
-            packed = value_of(ROUTES, route, "RTA_DST").ljust(size, b"\0")
+            size = 4 if route[0] == tables.AF["ipv4"] else 16
+            packed = tables.value_of(ROUTES, route, "RTA_DST").ljust(size, b"\0")
             return route[7] in ROUTE_TYPES and is_sought(packed, route[1])  # ``struct rtmsg``
 
         def is_own(address: bytes) -> bool:
@@ -200,7 +186,7 @@ class Queries:
             return is_sought(packed, 8 * len(packed))
 
         with reading("the host's own addresses"), Rtnetlink() as host:
-            for route in host.read_all(LOCAL_ROUTES, (("RTA_TABLE", LOCAL_TABLE),), is_end):
+            for route in host.read_all(tables.LOCAL_ROUTES, (("RTA_TABLE", LOCAL_TABLE),), is_end):
                 kind = ROUTE_TYPES[route[7]]
                 found[entries.network_of(route)] = f"a route of type {kind} in table local"
             for address in host.read_all(ADDRESSES, (), is_own):
@@ -221,7 +207,7 @@ class Queries:
         first = entries.FirstRules()
 
         def is_walked(rule: bytes) -> bool:
-            return entries.protocol_of(rule) in (RTPROT_KERNEL, PROTOCOL) or first(rule)
+            return entries.protocol_of(rule) in (tables.RTPROT_KERNEL, PROTOCOL) or first(rule)
 
         with reading("the host's rules, routes and addresses"), Rtnetlink(FIB_BOUNDS) as host:
             names = {m["index"]: m.get("ifname") for m in host.dump(LINKS)}
@@ -232,15 +218,10 @@ class Queries:
         return Fib(found, routes, addresses, tuple(first.unread()))
 
     def look_up(self, packet: Packet, netns: str = "") -> Found:
-        """Ask the kernel where a packet would go, as ``ip route get`` does.
-
-        Args:
-            packet: what is sent.
-            netns: identity of the namespace that is asked; "" for the host's.
-        """
+        """Ask a namespace ("": the host) where a packet would go, as ``ip route get`` does."""
         destination, source = packet.destination, packet.source
-        fields = {"family": af_of(destination), "dst_len": destination.max_prefixlen}
-        wanted: Attributes = (("RTA_DST", str(destination)), ("RTA_MARK", packet.mark))
+        fields = {"family": tables.af_of(destination), "dst_len": destination.max_prefixlen}
+        wanted: tables.Attributes = (("RTA_DST", str(destination)), ("RTA_MARK", packet.mark))
         if source is not None:
             fields["src_len"] = source.max_prefixlen
             wanted += (("RTA_SRC", str(source)),)
@@ -249,14 +230,14 @@ class Queries:
         what = f"the answer to '{packet.command}'"
         with reading(what), entered(netns), Rtnetlink() as asked:
             if packet.link:
-                link = get(asked, LINKS, (("IFLA_IFNAME", packet.link),))
+                link = asked.get(LINKS, (("IFLA_IFNAME", packet.link),))
                 wanted += (("RTA_IIF", link["index"] if link else 0),)
             try:
                 (told,) = asked.read_one(LOOKUPS, wanted, (), **fields)
             except KernelError as error:
                 return Found(0, "", refusal=os.strerror(error.errno or 0))
             answer = decode_entry(LOOKUPS, told)
-            out = get(asked, LINKS, (), index=answer.get("oif") or 0) or {}
+            out = asked.get(LINKS, (), index=answer.get("oif") or 0) or {}
         gateway = answer.get("gateway")
         via = ip_address(gateway) if gateway else None
         return Found(answer.get("table"), out.get("ifname", ""), via)
@@ -264,11 +245,11 @@ class Queries:
 
 def _neighbours_of(host: Rtnetlink, link: int) -> list[IpAddress]:
     """Return whom the host has a permanent neighbour for, on one link: we have made it."""
-    told = host.read_all(NEIGHBOURS, (("NDA_IFINDEX", link),))
-    return [ip_address(decode_entry(NEIGHBOURS, entry)["dst"]) for entry in told]
+    told = host.read_all(tables.NEIGHBOURS, (("NDA_IFINDEX", link),))
+    return [ip_address(decode_entry(tables.NEIGHBOURS, entry)["dst"]) for entry in told]
 
 
-def _addresses_at(link: Facts) -> list[IpAddress]:
+def _addresses_at(link: tables.Facts) -> list[IpAddress]:
     """Return the addresses of the other end of a link, but for the kernel's own of IPv6."""
     nsid, index = link.get("link_netnsid"), link.get("link")
     if nsid is None or index is None:

@@ -23,33 +23,12 @@ from reconciler.domains.rule import Rule
 from reconciler.engine.observed import Observed
 from reconciler.engine.plan import Key
 from reconciler.errors import NamespaceError, ObserveError
-from reconciler.targets.netlink import decode, entries, tables
+from reconciler.targets.netlink import decode, entries, rtnetlink, tables
 from reconciler.targets.netlink.decode import HostLinks, KernelObject, Pairs, PodTables
 from reconciler.targets.netlink.message import native, reading
 from reconciler.targets.netlink.namespaces import entered
-from reconciler.targets.netlink.rtnetlink import (
-    GONE,
-    NO_FAMILY,
-    POD_BOUNDS,
-    UNREACHABLE,
-    Rtnetlink,
-    Told,
-)
-from reconciler.targets.netlink.tables import (
-    ADDRESSES,
-    AF,
-    LINKS,
-    NEIGHBOURS,
-    ROUTES,
-    RULES,
-    Attributes,
-    Facts,
-    Table,
-    af_of,
-    decode_entry,
-    index_of,
-    value_of,
-)
+from reconciler.targets.netlink.rtnetlink import GONE, NO_FAMILY, Rtnetlink, Told
+from reconciler.targets.netlink.tables import ADDRESSES, LINKS, NEIGHBOURS, ROUTES, RULES, value_of
 
 MAX_SURPLUS = 1000
 """Routes, and rules, that carry our protocol number and that nothing desires, in one look. They
@@ -119,14 +98,14 @@ class Host:
         names |= {o.device for o in desired if isinstance(o, LinkAddress | Neighbour | Route)}
         raw = frozenset(name.encode() for name in names)
         macs = frozenset(bytes.fromhex(o.mac.replace(":", "")) for o in enis)
-        surplus = entries.Surplus(MAX_SURPLUS_LINKS, index_of)
+        surplus = entries.Surplus(MAX_SURPLUS_LINKS, tables.index_of)
 
         def takes(link: bytes) -> bool:
             if entries.name_of(link) in raw or value_of(LINKS, link, "IFLA_ADDRESS") in macs:
                 return True
             return entries.may_be_ours(link) and surplus(link)
 
-        links: HostLinks = self._decode_links(host.read(LINKS, takes=takes), veths)
+        links = self._decode_links(host.read(LINKS, takes=takes), veths)
         return surplus.among(Veth, links.objects.values()), links
 
     def _read_routes(
@@ -140,7 +119,7 @@ class Host:
         surplus = entries.Surplus(MAX_SURPLUS, entries.place_of, entries.places_of(wanted))
         told, known = host.read_all(ROUTES, (), surplus, proto=PROTOCOL), dict(names)
         learn_names(known, map(_way_of, told))
-        ours: frozenset[Route] = self._decode_routes(told, known)
+        ours = self._decode_routes(told, known)
         others = in_places(host, entries.places_of(wanted - {r.key for r in ours}))
         learn_names(known, map(_way_of, others))
         ours |= {r for r in decode.decode_routes(others, known) if r.key in wanted}
@@ -156,7 +135,7 @@ def observe_places(
     names: dict[int, str] = {}
     places = [o for o in places if not getattr(o, "netns", "")]
     for name in {o.name for o in places if isinstance(o, Veth)}:
-        facts = get(host, LINKS, (("IFLA_IFNAME", name),))
+        facts = host.get(LINKS, (("IFLA_IFNAME", name),))
         if facts is None or (link := decode.decode_link(facts, {name})) is None:
             continue
         names[facts["index"]] = name
@@ -167,11 +146,10 @@ def observe_places(
         # The kernel has no other way to ask for one route: it tells which one a packet would take
         # (RTM_F_FIB_MATCH, Linux 4.13). With the rule to the pods' table gone it names another
         # one, and this one counts as missing until a full pass finds out why.
-        facts = get(
-            host,
+        facts = host.get(
             ROUTES,
             (("RTA_DST", str(route.destination.network_address)),),
-            family=af_of(route.destination),
+            family=tables.af_of(route.destination),
             dst_len=route.destination.prefixlen,
             flags=MATCH_FLAGS[route.destination.version],
         )
@@ -179,12 +157,6 @@ def observe_places(
         if found and found.key == route.key:
             objects.add(found)
     return objects | _read_neighbours(host, places, names), pairs
-
-
-def get(host: Rtnetlink, table: Table, attributes: Attributes, **fields: int) -> Facts | None:
-    """Read one entry; None if there is no such thing."""
-    told = host.read_one(table, attributes, GONE | UNREACHABLE, **fields)
-    return decode_entry(table, told[0]) if told else None
 
 
 def _read_rules(
@@ -196,10 +168,10 @@ def _read_rules(
     for o in desired:
         if isinstance(o, Rule):
             source = o.source.network_address.packed if o.source else b""
-            wanted.add((AF[o.family], o.priority, o.table, o.mark or 0, source))
+            wanted.add((tables.AF[o.family], o.priority, o.table, o.mark or 0, source))
     surplus = entries.Surplus(MAX_SURPLUS, entries.rule_place_of, wanted)
     told = host.read_all(RULES, (), lambda rule: entries.is_stamped(rule) and surplus(rule))
-    rules = {replace(decode.decode_rule(decode_entry(RULES, r)), told=r) for r in told}
+    rules = {replace(decode.decode_rule(tables.decode_entry(RULES, r)), told=r) for r in told}
     return surplus.among(Rule, rules)
 
 
@@ -245,11 +217,7 @@ def _connected_of(
 ) -> Told:
     """Read the routes that the kernel has made by itself for addresses of some links.
 
-    Args:
-        where: they are.
-        links: their indices.
-        addresses: on them; if none can have such a route, nothing is read.
-        wanted: own addresses of which they are wanted; if none are named, of all.
+    If ``wanted`` names own addresses, only those to their networks.
     """
     if not any(map(entries.may_have_route, addresses)):
         return ()
@@ -292,11 +260,16 @@ def _read_neighbour(where: Rtnetlink, address: IpAddress, link: int) -> Told:
     through those of all (``neigh_dump_table``).
     """
     wanted, absent = (("NDA_DST", str(address)),), GONE | NO_FAMILY
-    return where.read_one(NEIGHBOURS, wanted, absent, family=af_of(address), ifindex=link)
+    return where.read_one(NEIGHBOURS, wanted, absent, family=tables.af_of(address), ifindex=link)
 
 
 def _way_of(route: bytes) -> int:
     return native(value_of(ROUTES, route, "RTA_OIF"))
+
+
+def _ends_of(link: bytes) -> tuple[int, int]:
+    """Return the other end's index, which each end names, and a link's own."""
+    return native(value_of(LINKS, link, "IFLA_LINK")), tables.index_of(link)
 
 
 def learn_names(names: dict[int, str], indices: Iterable[int]) -> None:
@@ -324,7 +297,9 @@ class Pods:
     """Reads pods' namespaces; objects of tables that have not changed are not made anew."""
 
     def __init__(self) -> None:
-        self._decode: dict[str, Remembered] = {}
+        self._decode: dict[
+            str, Remembered[[PodTables, str, tuple[str, ...]], frozenset[KernelObject]]
+        ] = {}
 
     def forget_all_but(self, paths: Collection[str]) -> None:
         """Forget the pods that are not on the node any more."""
@@ -340,12 +315,10 @@ class Pods:
         for path, wanted in sorted(_by_namespace(desired).items()):
             try:
                 with entered(path):
-                    inside = Rtnetlink(POD_BOUNDS)
+                    inside = Rtnetlink(rtnetlink.POD_BOUNDS)
                 with inside:
                     told = _read_pod(inside, wanted)
-                # Each end names the other by index.
-                ends = ((native(value_of(LINKS, m, "IFLA_LINK")), index_of(m)) for m in told.link)
-                veths = tuple(pairs.get(end, "") for end in ends)
+                veths = tuple(pairs.get(_ends_of(link), "") for link in told.link)
                 pod = self._decode.setdefault(path, Remembered(decode.decode_pod))
                 objects |= pod(told, path, veths)
             except (ObserveError, OSError, *MALFORMED) as error:
@@ -387,7 +360,7 @@ def _read_pod(inside: Rtnetlink, wanted: _Inside) -> PodTables:
     )
     if not link:  # nothing of ours can be without it, but what is in the place of ours can
         return PodTables(routes=routes)
-    indices = [index_of(entry) for entry in link]
+    indices = [tables.index_of(entry) for entry in link]
     addresses = tuple(a for index in indices for a in inside.read_all(ADDRESSES, index=index))
     neighbours = tuple(
         entry

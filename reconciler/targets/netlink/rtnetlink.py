@@ -90,6 +90,11 @@ class Rtnetlink(message.Socket):
             decode_entry(table, entry) for entry in self.read(table, filters, None, (), **fields)
         ]
 
+    def get(self, table: Table, attributes: Attributes, **fields: int) -> Facts | None:
+        """Read and decode one entry; None if there is no such thing."""
+        told = self.read_one(table, attributes, GONE | UNREACHABLE, **fields)
+        return decode_entry(table, told[0]) if told else None
+
     def read(
         self,
         table: Table,
@@ -157,14 +162,7 @@ class Rtnetlink(message.Socket):
         absent: Collection[int] = GONE,
         **fields: int,
     ) -> Told:
-        """Read one entry; nothing if it is none of those that are wanted.
-
-        Args:
-            table: of which.
-            attributes: of the request.
-            absent: errors that mean that there is no such entry.
-            fields: what the request begins with.
-        """
+        """Read one entry; nothing if it is none of the wanted, or an error says it is absent."""
         body = pack_entry(table, fields, attributes)
         try:
             answer = list(self.ask(table.get, 0, body, Meter(table.name, self._bounds)))
@@ -177,13 +175,10 @@ class Rtnetlink(message.Socket):
 
     def change(self, table: Table, how: How, attributes: Attributes, **fields: int) -> None:
         """Make, change or delete one entry."""
-        self._change(table, how, pack_entry(table, fields, attributes))
+        self.send(table, how, pack_entry(table, fields, attributes))
 
-    def delete(self, table: Table, entry: bytes) -> None:
-        """Delete the entry of which the kernel told this."""
-        self._change(table, How.DELETE, entry)
-
-    def _change(self, table: Table, how: How, body: bytes) -> None:
+    def send(self, table: Table, how: How, body: bytes) -> None:
+        """Make, change or delete one entry, as the kernel told it."""
         distance, flags = how.value
         meter = Meter(table.name, CHANGE_BOUNDS)
         for _ in self.ask(table.get + distance, flags | message.NLM_F_ACK, body, meter):

@@ -7,7 +7,6 @@ for with every full pass, elements for every pod.
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import ClassVar, TypeVar
 from reconciler.errors import ObserveError
 from reconciler.targets.netlink import nf_tables as nft
 from reconciler.targets.netlink.message import attribute, attributes, reading
+from reconciler.targets.netlink.namespaces import own_namespace
 from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.nfnetlink import (
     FAMILIES,
@@ -40,8 +40,8 @@ iptables' with a comment 700; and one may have 128 expressions, each of which be
 T = TypeVar("T")
 
 
-class TooMuchError(Exception):
-    """A table of ours has more than we would ever put there."""
+class TooMuchError(ObserveError):
+    """There is more than is read."""
 
 
 class Nfnetlink(Channel):
@@ -58,13 +58,13 @@ class Nfnetlink(Channel):
     def __init__(self) -> None:
         super().__init__(NFNL_SUBSYS_NFTABLES)
         weakref.finalize(self, self._socket.close)
-        self._namespace = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116 - no file
+        self._namespace = own_namespace()[1]
 
     def generation(self) -> int:
         """Return a number that every change of any ruleset in this namespace changes."""
         with reading("nftables"):
             (message,) = self.stream(nft.NFT_MSG_GETGEN, 0)
-        return int.from_bytes(nft.parts(message)[nft.NFTA_GEN_ID], "big")
+        return _number_in(message, nft.NFTA_GEN_ID)
 
     def foreign_generation(self) -> int:
         """Return a number that every change changes but those of our own table.
@@ -94,11 +94,8 @@ class Nfnetlink(Channel):
         """
 
         def names(messages: Iterable[bytes]) -> frozenset[str]:
-            return frozenset(
-                nft.text(nft.parts(m)[nft.NFTA_TABLE_NAME][:-1])
-                for m in messages
-                if FAMILIES.get(m[16]) == family
-            )
+            ours = (m for m in messages if FAMILIES.get(m[16]) == family)
+            return frozenset(nft.text(nft.parts(m)[nft.NFTA_TABLE_NAME][:-1]) for m in ours)
 
         return self.dump(nft.NFT_MSG_GETTABLE, "tables", names)
 
@@ -107,7 +104,7 @@ class Nfnetlink(Channel):
         body = nft.string(nft.NFTA_TABLE_NAME, table)
         with reading("nftables"):
             found = self.one(nft.NFT_MSG_GETTABLE, body, NUMBERS[family])
-        return None if found is None else _flags(found, nft.NFTA_TABLE_FLAGS)
+        return None if found is None else _number_in(found, nft.NFTA_TABLE_FLAGS)
 
     def chains(self, choose: Callable[[Iterable[Chain]], T], *, hooked: bool = False) -> T:
         """Go through every chain of this namespace, of which there may be very many.
@@ -139,16 +136,12 @@ class Nfnetlink(Channel):
         """List the rules of one table in order: the name of its chain, and its expressions.
 
         Raises:
-            TooMuchError: there are more than are worth reading.
+            TooMuchError: there are more than we would ever put there.
         """
         body = nft.string(nft.NFTA_RULE_TABLE, table)
-        some = partial(_within, MAX_OBJECTS, MAX_BYTES_OF_RULES)
-        found = self.dump(nft.NFT_MSG_GETRULE, "rules", some, body, NUMBERS[family])
-        if len(found) > MAX_OBJECTS or _size(found) > MAX_BYTES_OF_RULES:
-            raise TooMuchError
-        rules = map(nft.parts, found)
-        kinds = nft.NFTA_RULE_CHAIN, nft.NFTA_RULE_EXPRESSIONS
-        return [(r[kinds[0]][:-1], r.get(kinds[1], b"")) for r in rules]
+        found = _all_rules(self, "rules", family, body, MAX_OBJECTS, MAX_BYTES_OF_RULES)
+        chain, expressions = nft.NFTA_RULE_CHAIN, nft.NFTA_RULE_EXPRESSIONS
+        return [(r[chain][:-1], r.get(expressions, b"")) for r in map(nft.parts, found)]
 
     def mentions(self, family: str, table: str, word: bytes) -> bool:
         """Whether a word stands anywhere in a table's rules, or in a chain's name."""
@@ -158,19 +151,11 @@ class Nfnetlink(Channel):
         def any_of(messages: Iterable[bytes]) -> bool:
             return any(word in m for m in messages if is_of_it(m))
 
-        return any(
-            self.dump(kind, "rules", any_of, body, number)
-            for kind in (nft.NFT_MSG_GETCHAIN, nft.NFT_MSG_GETRULE)
-        )
+        kinds = nft.NFT_MSG_GETCHAIN, nft.NFT_MSG_GETRULE
+        return any(self.dump(kind, "rules", any_of, body, number) for kind in kinds)
 
     def table_parts(self, kind: int, family: str, table: str) -> list[dict[int, bytes]]:
-        """List a table's sets, objects or flowtables, each by its attributes.
-
-        Args:
-            kind: NFT_MSG_GETSET, NFT_MSG_GETOBJ or NFT_MSG_GETFLOWTABLE.
-            family: of the table.
-            table: its name.
-        """
+        """List a table's sets, objects or flowtables (the kind of request), by attributes."""
 
         def some(messages: Iterable[bytes]) -> list[dict[int, bytes]]:
             return [nft.parts(m) for m in islice(messages, MAX_OBJECTS)]
@@ -190,23 +175,13 @@ class Nfnetlink(Channel):
         return self.dump(nft.NFT_MSG_GETSETELEM, "elements", some, body, NUMBERS[family])
 
     def rules(self, chain: Chain, limit: int, size: int = MAX_BYTES_OF_RULES) -> list[bytes]:
-        """Return the rules of a chain in order, each as the attributes of its message.
+        """Return the rules of any owner's chain in order, each as its attributes.
 
-        Args:
-            chain: of any owner.
-            limit: number of rules; a longer chain is not read.
-            size: bytes of all its rules, likewise.
+        A chain of more rules than the limit, or of more bytes than the size, is not read.
         """
         table, name = chain.place
         body = attribute(nft.NFTA_RULE_TABLE, table) + attribute(nft.NFTA_RULE_CHAIN, name)
-        what, some = f"chain {chain.path}", partial(_within, limit, size)
-        found = self.dump(nft.NFT_MSG_GETRULE, what, some, body, NUMBERS[chain.family])
-        if len(found) > limit:
-            raise ObserveError(what, f"it has more than {limit} rules, and is not looked at")
-        if _size(found) > size:
-            raise ObserveError(
-                what, f"its rules have more than {size} bytes, and are not looked at"
-            )
+        found = _all_rules(self, f"chain {chain.path}", chain.family, body, limit, size)
         return [m[HEADERS:] for m in found]
 
     def elements(
@@ -229,7 +204,7 @@ class Nfnetlink(Channel):
             raise ObserveError(what, "it has more elements than are looked at")
         with reading(what):
             (message,) = self.stream(nft.NFT_MSG_GETSET, 0, body, NUMBERS[family])
-        return _flags(message, nft.NFTA_SET_FLAGS), found
+        return _number_in(message, nft.NFTA_SET_FLAGS), found
 
     def find_elements(
         self, table: str, keys: Iterable[tuple[str, bytes]], family: str = "inet"
@@ -238,9 +213,9 @@ class Nfnetlink(Channel):
 
         Args:
             table: the table's name.
-            family: of the table.
             keys: of each element the set, or verdict map, and its key as the kernel has it: an
                 address in network order.
+            family: of the table.
 
         Returns:
             For each the chain that its verdict names, or "" if it has none; None if there is no
@@ -257,12 +232,12 @@ def _dormant(messages: Iterable[bytes]) -> frozenset[tuple[str, bytes]]:
     found = (
         (FAMILIES.get(m[16], ""), nft.parts(m)[nft.NFTA_TABLE_NAME])
         for m in messages
-        if _flags(m, nft.NFTA_TABLE_FLAGS) & nft.NFT_TABLE_F_DORMANT
+        if _number_in(m, nft.NFTA_TABLE_FLAGS) & nft.NFT_TABLE_F_DORMANT
     )
     return frozenset(islice(found, MAX_OBJECTS))
 
 
-def _flags(message: bytes, kind: int) -> int:
+def _number_in(message: bytes, kind: int) -> int:
     return int.from_bytes(nft.parts(message).get(kind, b""), "big")
 
 
@@ -270,6 +245,19 @@ def _of_table(start: bytes, family: int) -> Callable[[bytes], bool]:
     """Tell which messages begin with a table's name and are of its family."""
     place = slice(HEADERS, HEADERS + len(start))
     return lambda message: message[16] == family and message[place] == start
+
+
+def _all_rules(
+    kernel: Channel, what: str, family: str, body: bytes, limit: int, size: int
+) -> list[bytes]:
+    some = partial(_within, limit, size)
+    found = kernel.dump(nft.NFT_MSG_GETRULE, what, some, body, NUMBERS[family])
+    if len(found) > limit:
+        raise TooMuchError(what, f"it has more than {limit} rules, and is not looked at")
+    if sum(len(m) - HEADERS for m in found) > size:
+        why = f"its rules have more than {size} bytes, and are not looked at"
+        raise TooMuchError(what, why)
+    return found
 
 
 def _within(limit: int, size: int, messages: Iterable[bytes]) -> list[bytes]:
@@ -281,10 +269,6 @@ def _within(limit: int, size: int, messages: Iterable[bytes]) -> list[bytes]:
         if size < 0 or len(found) > limit:
             break
     return found
-
-
-def _size(messages: Iterable[bytes]) -> int:
-    return sum(len(m) - HEADERS for m in messages)
 
 
 def _verdict(message: bytes) -> str:

@@ -12,6 +12,7 @@ from reconciler.ipam.records import Records, SetAside
 from reconciler.targets.state.codec import Record
 
 S = TypeVar("S")
+Look = Callable[[Iterable[Any]], S]
 Apply = Callable[[Sequence[Any]], tuple[ApplyError, ...]]
 
 
@@ -31,15 +32,19 @@ class RecordsTarget(Protocol):
 class ScopedTarget(Generic[S]):
     """A target with another look in the place of its ``observe``, and its own ``apply``."""
 
-    def __init__(self, look: Callable[[Iterable[Any]], S], apply: Apply) -> None:
+    def __init__(self, look: Look[S], apply: Apply) -> None:
         self.observe = look
         self.apply = apply
 
 
-def seen_first(seen: S, look: Callable[[Iterable[Any]], S]) -> Callable[[Iterable[Any]], S]:
+def seen_first(seen: S, look: Look[S]) -> Look[S]:
     """Return a look that shows the first time what was seen a moment ago."""
-    left = [seen]
-    return lambda desired: left.pop() if left else look(desired)
+    return _once(lambda _: seen, look)
+
+
+def _once(first: Look[S], then: Look[S]) -> Look[S]:
+    left = [first]
+    return lambda desired: (left.pop() if left else then)(desired)
 
 
 def known_records(state: RecordsTarget, records: Records) -> ScopedTarget[Records]:
@@ -47,12 +52,8 @@ def known_records(state: RecordsTarget, records: Records) -> ScopedTarget[Record
 
     What is written by others of this process meanwhile, the pool's records, is read again.
     """
-    left = [records]
-
-    def look(desired: Iterable[object]) -> Records:
-        return state.observe_at((), left.pop()) if left else state.observe(desired)
-
-    return ScopedTarget(look, state.apply)
+    first = _once(lambda _: state.observe_at((), records), state.observe)
+    return ScopedTarget(first, state.apply)
 
 
 def records_of(

@@ -113,11 +113,7 @@ def rule_place_of(rule: bytes) -> RulePlace:
 
 
 class Surplus:
-    """Takes some entries in the places of desired objects, and the first ones of all others.
-
-    Attributes:
-        left_out: how many of the others are beyond the limit.
-    """
+    """Takes some entries in the places of desired objects, and the first ones of all others."""
 
     def __init__(
         self,

@@ -123,13 +123,8 @@ class Socket:
     ) -> Iterator[bytes]:
         """Ask a question; yield the messages of its answer as they come.
 
-        What is no dump and wants no acknowledgement is answered once.
-
-        Raises:
-            KernelError: the kernel refused.
-            InterruptedDumpError: what it told is not of one moment.
-            ObserveError: it is more than the meter allows.
-            OSError: there was no answer.
+        What is no dump and wants no acknowledgement is answered once. Raises ``KernelError``,
+        ``InterruptedDumpError``, ``ObserveError`` by the meter, and ``OSError`` without an answer.
         """
         self._socket.send(self._pack(kind, flags, body))
         number = self._sequence

@@ -105,14 +105,8 @@ class Rtnetlink(message.Socket):
     ) -> Told:
         """Read a table, again if the kernel says that it changed meanwhile.
 
-        Of routes and rules without a ``family`` the kernel shows those of one family only.
-
-        Args:
-            table: which.
-            filters: what entries must have, where the kernel can tell.
-            takes: whether an entry is wanted, where the kernel cannot tell.
-            absent: errors that mean that there is no such table.
-            fields: what an entry must begin with.
+        The kernel looks after filters and fields; of routes and rules without a ``family`` it
+        shows those of one only. ``absent`` are errors that mean that there is no such table.
         """
         body = pack_entry(table, fields, table.asks + filters)
         meter = Meter(table.name, self._bounds)

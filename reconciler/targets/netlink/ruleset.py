@@ -107,11 +107,9 @@ class Nfnetlink(Channel):
         return None if found is None else _number_in(found, nft.NFTA_TABLE_FLAGS)
 
     def chains(self, choose: Callable[[Iterable[Chain]], T], *, hooked: bool = False) -> T:
-        """Go through every chain of this namespace, of which there may be very many.
+        """Choose, as in ``dump``, of every chain there is; there may be very many.
 
-        Args:
-            choose: as for ``dump``.
-            hooked: only those that packets enter by a hook; the others are not even decoded.
+        If only hooked ones are wanted, which packets enter by a hook, no others are even decoded.
         """
         dormant = self.dump(nft.NFT_MSG_GETTABLE, "tables", _dormant)
 
@@ -189,11 +187,8 @@ class Nfnetlink(Channel):
     ) -> tuple[int, list[bytes]]:
         """Return the flags of a set, and the messages that list its elements.
 
-        Args:
-            family: of its table.
-            table: as the kernel has it.
-            name: likewise.
-            limit: number of messages, each of some hundred elements; a larger set is not read.
+        Names are the kernel's bytes. A message has some hundred elements; a set of more than
+        ``limit`` messages is not read.
         """
         body = attribute(nft.NFTA_SET_TABLE, table) + attribute(nft.NFTA_SET_NAME, name)
         what = f"set {family} {nft.text(table[:-1])} {nft.text(name[:-1])}"
@@ -209,13 +204,7 @@ class Nfnetlink(Channel):
     def find_elements(
         self, table: str, keys: Iterable[tuple[str, bytes]], family: str = "inet"
     ) -> list[str | None]:
-        """Look for single elements of sets without ranges.
-
-        Args:
-            table: the table's name.
-            keys: of each element the set, or verdict map, and its key as the kernel has it: an
-                address in network order.
-            family: of the table.
+        """Look for elements of sets without ranges, by set and key (addresses in network order).
 
         Returns:
             For each the chain that its verdict names, or "" if it has none; None if there is no

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from contextlib import ExitStack
+from typing import Any
 
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
@@ -90,25 +91,19 @@ class Netlink(Queries):
         return tuple(failures)
 
 
-class Sessions:
+class Sessions(ExitStack):
     """Sockets by namespace, opened when first needed, closed together."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._open: dict[str, Rtnetlink] = {}
         self._index: dict[tuple[str, str], int] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each in self._open.values():
-            each.close()
 
     def __call__(self, path: str) -> Rtnetlink:
         """Return the socket into a namespace, "" for the host's; ``OSError`` if it is gone."""
         if path not in self._open:
             with entered(path):
-                self._open[path] = Rtnetlink()
+                self._open[path] = self.enter_context(Rtnetlink())
         return self._open[path]
 
     def index(self, path: str, name: str) -> int:

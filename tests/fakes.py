@@ -45,7 +45,7 @@ from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import Records
 from reconciler.ipam.release import Quarantine
-from reconciler.targets.latest import Latest
+from reconciler.targets.foreign import Latest
 from reconciler.targets.state.codec import _parse_intent
 from schemas.cni import TYPE
 

@@ -70,7 +70,7 @@ PURE = (
 DOORS = {
     "boto3": {"reconciler/targets/ec2/caller.py"},
     "botocore": {"reconciler/targets/ec2/caller.py"},
-    "nftables": {"reconciler/targets/nftables/compiler.py"},
+    "nftables": {"reconciler/targets/nftables/target.py"},
     "pyroute2": {
         *(f"reconciler/targets/netlink/{door}.py" for door in ("namespaces", "tables")),
     },

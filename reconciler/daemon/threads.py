@@ -102,9 +102,9 @@ node.pool_pass.PoolPass | once | PX | _controller _ec2 | learn
 node.pool_pass.PoolPass | one | P | _is_deaf demand
 node.pool_schedule.PoolSchedule | whole | PX | left waits_to_shrink | leave postpones_shrinking
 node.pool_schedule.PoolSchedule | one | P | called_at grown_at readings
-targets.latest.Latest | whole | KO | _last | _refresh wait
+targets.foreign.Latest | whole | KO | _last | _refresh wait
 targets.foreign.Surroundings | whole | KO | _with_ours | _observe
-targets.latest.Latest | steps | KO | _asked _stopped
+targets.foreign.Latest | steps | KO | _asked _stopped
 targets.state.ownership.Lock | whole | KPWX | fd | take
 #   lock: no other thread runs yet
 #   _records: chooses one of them, and touches nothing of it

@@ -27,8 +27,8 @@ from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import Creation, Ec2Action
 from reconciler.ipam.pool_status import Pool
 from reconciler.targets.ec2.calls import CallFailure
+from reconciler.targets.foreign import Latest
 from reconciler.targets.kernel import KernelTarget
-from reconciler.targets.latest import Latest
 from reconciler.targets.scoped import RecordsTarget
 
 

@@ -48,9 +48,8 @@ from reconciler.domains.forward import ForwardAccept
 from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets.files.host import ROOT, HostFiles
-from reconciler.targets.foreign import Surroundings
+from reconciler.targets.foreign import Latest, Surroundings
 from reconciler.targets.iptables.legacy import LegacyTables
-from reconciler.targets.latest import Latest
 from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.netlink.target import Netlink

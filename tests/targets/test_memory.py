@@ -106,7 +106,7 @@ def test_a_ruleset_that_nobody_has_changed_is_not_listed_again(
         converge([Domain("nat", nat.desire, nat.plan, target)], now)
         seen = target.observe(nat.desire(now))
         monkeypatch.setattr(
-            "reconciler.targets.nftables.table.read", lambda *_: pytest.fail("read")
+            "reconciler.targets.nftables.table.Reader.read", lambda *_: pytest.fail("read")
         )
         assert target.observe(nat.desire(now)) is seen
 

@@ -27,7 +27,7 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.netlink.target import Netlink
-from reconciler.targets.nftables import compiler as targets_compiler
+from reconciler.targets.nftables import target as targets_compiler
 from reconciler.targets.nftables.table import UNREADABLE
 from reconciler.targets.nftables.target import Nft
 

@@ -14,26 +14,15 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from reconciler.diagnostics.ruleset import (
-    NF_INET_HOOKS,
-    BaseChain,
-    ChainId,
-    Expression,
-    Rule,
-    Ruleset,
-    Unclear,
-    Verdict,
-    field_is,
-    joined,
-)
+from reconciler.diagnostics import ruleset as of
 from reconciler.errors import ObserveError
 from reconciler.targets.iptables.xtables import decode_match, decode_target
 
 NAMES = Path("/proc/thread-self/net/ip_tables_names")
-"""The legacy tables of this thread's namespace; asking for another one would make it."""
-
 NAMES_IPV6 = Path("/proc/thread-self/net/ip6_tables_names")
+"""The legacy tables of this thread's namespace; asking for another one would make it."""
 
 SO_GET_INFO, SO_GET_ENTRIES = 64, 65
 INFO_SIZE = 84
@@ -43,8 +32,9 @@ ENTRIES_HEADER = 40
 """``struct ipt_get_entries`` up to its entries."""
 
 TARGET_HEADER = 32
-ACCEPT, DROP, RETURN = -2, -1, -5
-"""Verdicts of a standard target: minus the nf verdict, minus one."""
+DROP = -1
+VERDICTS = {-2: "accept", DROP: "drop", -5: "return"}
+"""Of a standard target: minus the nf verdict, minus one."""
 
 MAX_TABLE_BYTES, MAX_BYTES_IN_ALL = 8 << 20, 16 << 20
 """Of one table, as the kernel has it: some 20,000 rules; and of all in one look, which take three
@@ -61,9 +51,10 @@ class Layout:
 
     Attributes:
         width: bytes of an address. An entry begins with source, destination and their masks, then
-            come the links' names and masks.
-        protocol, flags: where they are in an entry; ``offsets``: of the target and the next one.
+            come the links' names and masks, and the protocol.
+        flags: where they are in an entry; ``offsets``: of the target and the next one.
         goto: the flag of a rule that does not return.
+        known: all flags that are understood.
         size: of an entry up to its matches.
         header: where source and destination are in a packet.
     """
@@ -73,17 +64,26 @@ class Layout:
     domain: int
     level: int
     width: int
-    protocol: int
     flags: int
     goto: int
+    known: int
     offsets: int
     size: int
     header: tuple[int, int]
 
+    def base(self, table: str, hook: str, *, drops: bool) -> of.BaseChain:
+        """Return a table's chain with a hook."""
+        source = table == "nat" and hook in ("input", "postrouting")
+        priority = NAT_SRC if source else PRIORITIES.get(table, 0)
+        place = of.ChainId("legacy", self.family, table, hook.upper())
+        return of.BaseChain(place, hook, "nat" if table == "nat" else "filter", priority, drops)
 
-IPV4 = Layout("ip", NAMES, socket.AF_INET, socket.IPPROTO_IP, 4, 80, 82, 2, 88, 112, (12, 16))
+
+IPV4 = Layout("ip", NAMES, socket.AF_INET, socket.IPPROTO_IP, 4, 82, 2, 2, 88, 112, (12, 16))
 IPV6 = Layout(
-    "ip6", NAMES_IPV6, socket.AF_INET6, socket.IPPROTO_IPV6, 16, 128, 131, 4, 140, 168, (8, 24)
+    # IP6T_F_PROTO says that an entry asks for a protocol; IPv4's entries have no such flag.
+    *("ip6", NAMES_IPV6, socket.AF_INET6, socket.IPPROTO_IPV6, 16, 131, 4, 4 | 1, 140, 168),
+    (8, 24),
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -93,28 +93,25 @@ class LegacyTables:
     """The tables of the network namespace that a thread is in."""
 
     def __init__(self) -> None:
-        self._seen = Ruleset()
+        self._seen = of.Ruleset()
 
-    def ruleset(self, tables: Iterable[str]) -> Ruleset:
+    def ruleset(self, tables: Iterable[str]) -> of.Ruleset:
         """Return the chains of some tables, rule by rule; one that is too large is not read.
 
         Raises:
             ObserveError: the kernel refused.
         """
-        result, wanted = Ruleset(), frozenset(tables)
+        result, wanted = of.Ruleset(), frozenset(tables)
         left = MAX_BYTES_IN_ALL
         for layout in (IPV4, IPV6):
             for table in sorted(table_names(layout) & wanted):
                 found = _read(table, layout, left)
                 left -= len(found[1]) if found else 0
                 read = _chains(table, layout, *found) if found else _unread(table, layout)
-                result = joined(result, read)
+                result = of.joined(result, read)
         if self._seen != result:
             self._seen = result
         return self._seen  # the same object, so that what follows from it is not decided anew
-
-
-TOO_LARGE = f"one may have {MAX_TABLE_BYTES >> 20} MiB, all together {MAX_BYTES_IN_ALL >> 20}"
 
 
 def table_names(layout: Layout) -> frozenset[str]:
@@ -133,15 +130,14 @@ def table_names(layout: Layout) -> frozenset[str]:
 
 def _read(table: str, layout: Layout, most: int) -> tuple[bytes, bytes] | None:
     """Return a table's info and entries; None if these are more bytes than one table may have."""
-    level = layout.level
     try:
         with socket.socket(layout.domain, socket.SOCK_RAW, socket.IPPROTO_RAW) as s:
-            info = _ask(s, SO_GET_INFO, INFO_SIZE, table.encode(), level)
+            info = _ask(s, SO_GET_INFO, INFO_SIZE, table.encode(), layout.level)
             (size,) = struct.unpack_from("I", info, 80)
             if size > min(MAX_TABLE_BYTES, most):
                 return None
             header = struct.pack("32sI4x", table.encode(), size)
-            entries = _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header, level)
+            entries = _ask(s, SO_GET_ENTRIES, ENTRIES_HEADER + size, header, layout.level)
             return info, entries[ENTRIES_HEADER:]
     except OSError as error:
         raise ObserveError(f"legacy iptables' {table} table", str(error)) from error
@@ -158,98 +154,93 @@ def _ask(s: socket.socket, option: int, size: int, question: bytes, level: int) 
     return buffer.raw
 
 
-def _text(raw: bytes) -> str:
-    return raw.split(b"\0", 1)[0].decode(errors="replace")
+def _unread(table: str, layout: Layout) -> of.Ruleset:
+    bases = tuple(layout.base(table, hook, drops=False) for hook in of.NF_INET_HOOKS)
+    why = f"one may have {MAX_TABLE_BYTES >> 20} MiB, all together {MAX_BYTES_IN_ALL >> 20}"
+    unread = (f"legacy {layout.family}tables' {table} table", why)
+    return of.Ruleset(bases, dict.fromkeys(b.id for b in bases), unread=(unread,))
 
 
-def _unread(table: str, layout: Layout) -> Ruleset:
-    bases = tuple(_base(table, layout, hook, drops=False) for hook in NF_INET_HOOKS)
-    unread = (f"legacy {layout.family}tables' {table} table", TOO_LARGE)
-    return Ruleset(bases, dict.fromkeys(b.id for b in bases), unread=(unread,))
+class _Entry(NamedTuple):
+    """A rule: where it and the next one begin, what it asks for, and what its target holds."""
+
+    offset: int
+    after: int
+    target: str
+    revision: int
+    asks: bytes
+    does: bytes
 
 
-def _base(table: str, layout: Layout, hook: str, *, drops: bool) -> BaseChain:
-    source = table == "nat" and hook in ("input", "postrouting")
-    priority = NAT_SRC if source else PRIORITIES.get(table, 0)
-    kind = "nat" if table == "nat" else "filter"
-    place = ChainId("legacy", layout.family, table, hook.upper())
-    return BaseChain(place, hook, kind, priority, drops)
-
-
-def _chains(table: str, layout: Layout, info: bytes, entries: bytes) -> Ruleset:
-    """Cut a table's entries into chains: they follow each other, and jumps name offsets."""
-    valid, *starts = struct.unpack_from("6I", info, 32)
-    ends = struct.unpack_from("5I", info, 56)
-    hooks = {starts[n]: n for n in range(len(NF_INET_HOOKS)) if valid >> n & 1}
-    names = {offset: NF_INET_HOOKS[n].upper() for offset, n in hooks.items()}
-    listed = list(_entries(entries, layout))
-    for _, after, name, target in listed:
-        if name == "ERROR":
-            names[after] = _text(entries[target + TARGET_HEADER : target + TARGET_HEADER + 30])
-    policies = {ends[n] for n in hooks.values()}
-    rules: dict[str, list[Rule]] = {name: [] for name in names.values()}
-    dropping: set[str] = set()
-    here = ""
-    for offset, after, name, target in listed:
-        here = names.get(offset, here)
-        if name == "ERROR" or not here:
-            continue
-        verdict = struct.unpack_from("i", entries, target + TARGET_HEADER)[0] if not name else 0
-        if offset in policies:
-            dropping |= {here} if verdict == DROP else set()
-            here = ""
-            continue
-        is_goto = bool(entries[offset + layout.flags] & layout.goto)
-        does = _standard(after, verdict, names, is_goto=is_goto) if not name else ()
-        if name:
-            info_at = target + TARGET_HEADER
-            does = decode_target(name, entries[target + 31], entries[info_at:after])
-        rules[here].append((*_asks(entries[offset:target], layout), *does))
-    bases = tuple(
-        _base(table, layout, NF_INET_HOOKS[n], drops=NF_INET_HOOKS[n].upper() in dropping)
-        for n in hooks.values()
-    )
-    rules.pop("ERROR", None)  # the end of the table
-    place = ("legacy", layout.family, table)
-    return Ruleset(bases, {ChainId(*place, name): tuple(r) for name, r in rules.items()})
-
-
-def _entries(entries: bytes, layout: Layout) -> Iterator[tuple[int, int, str, int]]:
-    """Yield where each entry and the one after it begin, its target's name, and where that is."""
+def _entries(entries: bytes, layout: Layout) -> Iterator[_Entry]:
     offset = 0
     while offset + layout.size <= len(entries):
         to_target, length = struct.unpack_from("HH", entries, offset + layout.offsets)
         if length < layout.size:
             return
-        target = offset + to_target
-        yield offset, offset + length, _text(entries[target + 2 : target + 31]), target
-        offset += length
+        target, after = offset + to_target, offset + length
+        head = entries[target : target + TARGET_HEADER].ljust(TARGET_HEADER, b"\0")
+        does = entries[target + TARGET_HEADER : after]
+        yield _Entry(offset, after, _text(head[2:31]), head[31], entries[offset:target], does)
+        offset = after
 
 
-def _standard(
-    after: int, verdict: int, names: dict[int, str], *, is_goto: bool
-) -> tuple[Expression, ...]:
-    words = {ACCEPT: "accept", DROP: "drop", RETURN: "return"}
-    if verdict in words:
-        return (Verdict(words[verdict]),)
-    if verdict == after:
+def _chains(table: str, layout: Layout, info: bytes, entries: bytes) -> of.Ruleset:
+    """Cut a table's entries into chains: they follow each other, and jumps name offsets."""
+    valid, *starts = struct.unpack_from("6I", info, 32)
+    ends = struct.unpack_from("5I", info, 56)
+    hooks = [n for n in range(len(of.NF_INET_HOOKS)) if valid >> n & 1]
+    listed = list(_entries(entries, layout))
+    names = {starts[n]: of.NF_INET_HOOKS[n].upper() for n in hooks}
+    names |= {e.after: _text(e.does[:30]) for e in listed if e.target == "ERROR"}
+    policies = {ends[n] for n in hooks}
+    rules: dict[str, list[of.Rule]] = {name: [] for name in names.values()}
+    dropping: set[str] = set()
+    here = ""
+    for entry in listed:
+        here = names.get(entry.offset, here)
+        if entry.target == "ERROR" or not here:
+            continue
+        if entry.offset in policies:
+            dropping |= {here} if entry.does[:4] == struct.pack("i", DROP) else set()
+            here = ""
+            continue
+        if entry.target:
+            does = decode_target(entry.target, entry.revision, entry.does)
+        else:
+            does = _standard(entry, names, layout)
+        rules[here].append((*_asks(entry.asks, layout), *does))
+    hooked = [of.NF_INET_HOOKS[n] for n in hooks]
+    bases = tuple(layout.base(table, h, drops=h.upper() in dropping) for h in hooked)
+    rules.pop("ERROR", None)  # the end of the table
+    place = ("legacy", layout.family, table)
+    return of.Ruleset(bases, {of.ChainId(*place, name): tuple(r) for name, r in rules.items()})
+
+
+def _standard(entry: _Entry, names: dict[int, str], layout: Layout) -> tuple[of.Expression, ...]:
+    """Return what a target without a name does."""
+    (verdict,) = struct.unpack_from("i", entry.does)
+    if verdict == entry.after:
         return ()  # a rule without a target
+    if verdict in VERDICTS:
+        return (of.Verdict(VERDICTS[verdict]),)
     if verdict not in names:
-        return (Unclear("verdict", ends=True),)
-    return (Verdict("goto" if is_goto else "jump", names[verdict]),)
+        return (of.Unclear("verdict", ends=True),)
+    is_goto = entry.asks[layout.flags] & layout.goto
+    return (of.Verdict("goto" if is_goto else "jump", names[verdict]),)
 
 
-def _asks(entry: bytes, layout: Layout) -> tuple[Expression, ...]:
+def _asks(entry: bytes, layout: Layout) -> tuple[of.Expression, ...]:
     """Return what an entry asks for: addresses, links, the protocol, and its matches."""
-    inverted = entry[layout.flags + 1]
-    protocol, width = entry[layout.protocol : layout.protocol + 2], layout.width
+    width, inverted = layout.width, entry[layout.flags + 1]
     source, destination, source_mask, destination_mask = (
         entry[n * width : (n + 1) * width] for n in range(4)
     )
     incoming, outgoing, incoming_mask, outgoing_mask = (
-        entry[4 * width + n * 16 : 4 * width + (n + 1) * 16] for n in range(4)
+        entry[at : at + 16] for at in range(4 * width, 4 * width + 64, 16)
     )
-    found: list[Expression] = []
+    protocol = entry[4 * width + 64 : 4 * width + 66]
+    found: list[of.Expression] = []
     for field, at, value, mask, bit in (
         ("network", layout.header[0], source, source_mask, 8),
         ("network", layout.header[1], destination, destination_mask, 16),
@@ -259,9 +250,9 @@ def _asks(entry: bytes, layout: Layout) -> tuple[Expression, ...]:
     ):
         if any(mask):
             wanted = bytes(v & m for v, m in zip(value, mask, strict=True))
-            found.append(field_is(field, at, mask, wanted, bool(inverted & bit)))
-    if entry[layout.flags] & ~(layout.goto | OF_PROTOCOL[layout.family]) or inverted & 0x24:
-        found.append(Unclear("fragments or TOS"))
+            found.append(of.field_is(field, at, mask, wanted, bool(inverted & bit)))
+    if entry[layout.flags] & ~layout.known or inverted & 0x24:
+        found.append(of.Unclear("fragments or TOS"))
     offset = layout.size
     while offset + TARGET_HEADER <= len(entry):
         (size,) = struct.unpack_from("H", entry, offset)
@@ -273,5 +264,5 @@ def _asks(entry: bytes, layout: Layout) -> tuple[Expression, ...]:
     return tuple(found)
 
 
-OF_PROTOCOL = {"ip": 0, "ip6": 1}
-"""The flag that says that an entry asks for a protocol (IP6T_F_PROTO); IPv4's has none."""
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode(errors="replace")

@@ -42,6 +42,8 @@ MAX_MEMORY = 256 << 20
 Place = tuple[str, str]
 """Backend and table."""
 
+Removal = Change[IptablesRule | IptablesChain]
+
 
 class Iptables:
     """The nat and mangle tables of this network namespace, in both backends."""
@@ -64,52 +66,34 @@ class Iptables:
         """
         saved: dict[Place, tuple[str, ...]] = {}
         unlisted: dict[Place, str] = {}
-        for backend, table in _scope(nft_tables):
+        for backend, there in (("nft", nft_tables), ("legacy", table_names(IPV4))):
             program = f"iptables-{backend}-save"
-            if shutil.which(program) is None:
-                unlisted[backend, table] = f"there is no {program}"
-                continue
-            lines, why = _list([program, "-t", table], telling.encode(), limit)
-            if why:
-                unlisted[backend, table] = why
-            else:
-                saved[backend, table] = lines
+            for table in (t for t in TABLES if t in there):
+                if shutil.which(program) is None:
+                    unlisted[backend, table] = f"there is no {program}"
+                    continue
+                lines, why = _list([program, "-t", table], telling.encode(), limit)
+                if why:
+                    unlisted[backend, table] = why
+                else:
+                    saved[backend, table] = lines
         return saved, unlisted
 
-    def apply(
-        self, actions: Sequence[Change[IptablesRule | IptablesChain]]
-    ) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Removal]) -> tuple[ApplyError, ...]:
         """Remove rules and chains: one transaction for each backend and table."""
-        places: dict[Place, list[Change[IptablesRule | IptablesChain]]] = defaultdict(list)
+        places: dict[Place, list[Removal]] = defaultdict(list)
         for action in actions:
             places[action.object.backend, action.object.table].append(action)
-        return tuple(
-            failure
-            for (backend, table), group in places.items()
-            for failure in self._restore(backend, table, group)
-        )
-
-    def _restore(
-        self,
-        backend: str,
-        table: str,
-        actions: Sequence[Change[IptablesRule | IptablesChain]],
-    ) -> Iterator[ApplyError]:
-        program = f"iptables-{backend}-restore"
-        # The nft backend has the kernel's transactions, and no lock.
-        wait = ["-w", str(LOCK_S)]
-        done = _run([program, "--noflush", *wait], "\n".join(_script(table, actions)))
-        if done.returncode != 0:
-            why = _words(done.stderr)
-            yield from (ApplyError(str(a), "TransactionRefused", why) for a in actions)
+        failures: list[ApplyError] = []
+        for (backend, table), group in places.items():
+            # The nft backend has the kernel's transactions, and no lock.
+            argv = [f"iptables-{backend}-restore", "--noflush", "-w", str(LOCK_S)]
+            if why := _run(argv, "\n".join(_script(table, group))):
+                failures += [ApplyError(str(a), "TransactionRefused", why) for a in group]
+        return tuple(failures)
 
 
-def _scope(nft_tables: Collection[str]) -> Iterator[Place]:
-    yield from (("nft", table) for table in TABLES if table in nft_tables)
-    yield from (("legacy", table) for table in TABLES if table in table_names(IPV4))
-
-
-def _script(table: str, actions: Sequence[Change[IptablesRule | IptablesChain]]) -> Iterator[str]:
+def _script(table: str, actions: Sequence[Removal]) -> Iterator[str]:
     """What refers to chains goes first, then what is in them, then they."""
     objects = [a.object for a in actions]
     chains = [o for o in objects if isinstance(o, IptablesChain)]
@@ -128,8 +112,7 @@ def _list(argv: list[str], telling: bytes, limit: int) -> tuple[tuple[str, ...],
             program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said)
         except OSError as error:
             return (), str(error)
-        # Its end closes the pipe, so that reading ends as well.
-        timer = threading.Timer(TIMEOUT_S, program.kill)
+        timer = threading.Timer(TIMEOUT_S, program.kill)  # it ends reading as well
         try:
             timer.start()
         except RuntimeError as error:  # no thread can be started
@@ -163,13 +146,17 @@ def _restrict(pid: int) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
 
 
-def _run(argv: list[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
+def _run(argv: list[str], text: str) -> str:
+    """Run a program with a text to read; return why it failed, if it did."""
     try:
-        return subprocess.run(
-            argv, input=text.encode(), capture_output=True, timeout=TIMEOUT_S, check=False
+        subprocess.run(
+            argv, input=text.encode(), capture_output=True, timeout=TIMEOUT_S, check=True
         )
+    except subprocess.CalledProcessError as error:
+        return _words(error.stderr) or str(error)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(argv, 1, b"", str(error).encode())
+        return str(error)
+    return ""
 
 
 def _words(said: bytes) -> str:

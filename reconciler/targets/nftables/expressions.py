@@ -9,53 +9,38 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from itertools import zip_longest
 
-from reconciler.diagnostics.ruleset import (
-    Changes,
-    Constant,
-    Elements,
-    Expression,
-    InSet,
-    Load,
-    Masked,
-    Rule,
-    StoreMark,
-    Unclear,
-    Verdict,
-    Within,
-)
+from reconciler.diagnostics import ruleset as of
 from reconciler.targets.iptables.xtables import decode_match, decode_target
+from reconciler.targets.netlink import nf_tables as nft
 from reconciler.targets.netlink.message import attributes
-from reconciler.targets.netlink.nf_tables import (
-    NFTA_LIST_ELEM,
-    NFTA_RULE_EXPRESSIONS,
-    NFTA_SET_ELEM_LIST_ELEMENTS,
-)
-from reconciler.targets.netlink.nfnetlink import HEADERS
 
 NFTA_RULE_HANDLE, NFTA_RULE_USERDATA = 3, 7
 COMMENT = 0
 """Kind of a rule's user data (libnftnl's NFTNL_UDATA_RULE_COMMENT): kind, length, text, NUL."""
 
-ELEM_KEY, ELEM_DATA, ELEM_FLAGS, ELEM_KEY_END = 1, 2, 3, 10
+ELEM_FLAGS, ELEM_KEY_END = 3, 10
 INTERVAL_END, CATCHALL = 1, 2
-DATA_VALUE, DATA_VERDICT = 1, 2
 
-FIELDS_OF_META = {
-    3: "mark",
-    6: "iifname",
-    7: "oifname",
-    15: "nfproto",
-    16: "l4proto",
-    1: "protocol",
+META_MARK = 3
+META = {
+    1: ("protocol", 2),
+    META_MARK: ("mark", 4),
+    6: ("iifname", 16),
+    7: ("oifname", 16),
+    15: ("nfproto", 1),
+    16: ("l4proto", 1),
 }
-FIELDS_OF_CT = {0: "state", 1: "direction", 2: "status"}
-BASES = {1: "network", 2: "transport"}
+CT = {0: ("state", 4), 1: ("direction", 1), 2: ("status", 4)}
+"""By the kernel's key: our name of a field, and its bytes."""
 
-REWRITTEN = {"network": (12, 40), "transport": (0, 4)}
-"""Where addresses are in the headers of IPv4 and IPv6, and where ports are: first byte, and beyond
-the last."""
+BASES = {1: ("network", 12, 40), 2: ("transport", 0, 4)}
+"""Headers, and where addresses are in those of IPv4 and IPv6, and where ports are: first byte, and
+beyond the last."""
+
+OBJECTS = {2: "quota", 4: "limit", 10: "synproxy"}
+"""NFT_OBJECT_* that may decide."""
 
 VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
 NEUTRAL = {"counter", "log", "last", "dup", "flow_offload"}
@@ -64,6 +49,8 @@ NEUTRAL = {"counter", "log", "last", "dup", "flow_offload"}
 ENDING = {"queue", "tproxy", "synproxy", "fwd"}
 
 Attributes = dict[int, bytes]
+Edge = tuple[bytes, bool, of.Verdict | None]
+"""Where a range begins, or (False) is over."""
 
 
 def name_of(place: bytes) -> str:
@@ -71,15 +58,14 @@ def name_of(place: bytes) -> str:
     return place[:-1].decode(errors="surrogateescape")
 
 
-def decode_rule(body: bytes) -> Rule:
+def decode_rule(body: bytes) -> of.Rule:
     """Return the rule in a message's attributes, without what decides nothing."""
-    listed = dict(attributes(body)).get(NFTA_RULE_EXPRESSIONS, b"")
-    rule: list[Expression] = []
+    listed = dict(attributes(body)).get(nft.NFTA_RULE_EXPRESSIONS, b"")
+    rule: list[of.Expression] = []
     for kind, element in attributes(listed):
-        if kind == NFTA_LIST_ELEM:
+        if kind == nft.NFTA_LIST_ELEM:
             found = dict(attributes(element))
-            name = found[1][:-1].decode(errors="replace")
-            rule += _decode_expression(name, dict(attributes(found.get(2, b""))))
+            rule += _decode(_text(found[1]), dict(attributes(found.get(2, b""))))
     return tuple(rule)
 
 
@@ -96,147 +82,131 @@ def handle_and_comment(body: bytes) -> tuple[int, str]:
     return int.from_bytes(found.get(NFTA_RULE_HANDLE, b""), "big"), comment
 
 
-def _decode_expression(name: str, body: Attributes) -> tuple[Expression, ...]:
+def _decode(name: str, body: Attributes) -> Iterable[of.Expression]:
     if name in NEUTRAL:
         return ()
-    if name == "notrack":
-        return (Changes(name),)
+    if name not in DECODERS:
+        return (of.Unclear(name, name in ENDING),)
     try:
-        return DECODERS[name](body) if name in DECODERS else (Unclear(name, name in ENDING),)
+        found = DECODERS[name](body)
+        return found if isinstance(found, tuple) else (found,)
     except (KeyError, IndexError, struct.error):
-        return (Unclear(name),)  # of a kernel that says it otherwise
+        return (of.Unclear(name),)  # of a kernel that says it otherwise
 
 
-def _register(number: int) -> int:
-    """The first byte: NFT_REG_1 to 4 are of sixteen bytes, NFT_REG32_00 and above of four."""
-    return (number - 1) * 16 if number < 8 else (number - 8) * 4
+def _text(name: bytes) -> str:
+    return name[:-1].decode(errors="replace")
 
 
 def _number(body: Attributes, kind: int) -> int:
     return int.from_bytes(body[kind], "big")
 
 
+def _register(body: Attributes, kind: int) -> int:
+    """The first byte: NFT_REG_1 to 4 are of sixteen bytes, NFT_REG32_00 and above of four."""
+    number = _number(body, kind)
+    return (number - 1) * 16 if number < 8 else (number - 8) * 4
+
+
 def _value(body: Attributes, kind: int) -> bytes:
-    return dict(attributes(body[kind]))[DATA_VALUE]
+    return dict(attributes(body[kind]))[nft.NFTA_DATA_VALUE]
 
 
-def _meta(body: Attributes) -> tuple[Expression, ...]:
+Found = of.Expression | tuple[of.Expression, ...]
+
+
+def _meta(body: Attributes) -> Found:
     key = _number(body, 2)
     if 3 in body:
-        return (StoreMark(_register(_number(body, 3))),) if key == 3 else ()
-    name = FIELDS_OF_META.get(key, f"meta {key}")
-    length = {"nfproto": 1, "l4proto": 1, "protocol": 2, "mark": 4}.get(name, 16)
-    return (Load(name, 0, length, _register(_number(body, 1))),)
+        return of.StoreMark(_register(body, 3)) if key == META_MARK else ()
+    name, length = META.get(key, (f"meta {key}", 16))
+    return of.Load(name, 0, length, _register(body, 1))
 
 
-def _payload(body: Attributes) -> tuple[Expression, ...]:
-    base = BASES.get(_number(body, 2), "link layer")
+def _payload(body: Attributes) -> Found:
+    base, first, beyond = BASES.get(_number(body, 2), ("link layer", 0, 0))
     at, length = _number(body, 3), _number(body, 4)
     if 5 in body:  # it writes into the packet
-        first, beyond = REWRITTEN.get(base, (0, 0))
-        return (Changes("rewrite"),) if at < beyond and at + length > first else ()
-    return (Load(base, at, length, _register(_number(body, 1))),)
+        return of.Changes("rewrite") if at < beyond and at + length > first else ()
+    return of.Load(base, at, length, _register(body, 1))
 
 
-def _cmp(body: Attributes) -> tuple[Expression, ...]:
-    register, operator, value = _register(_number(body, 1)), _number(body, 2), _value(body, 3)
+def _cmp(body: Attributes) -> Found:
+    register, operator, value = _register(body, 1), _number(body, 2), _value(body, 3)
     size, number = len(value), int.from_bytes(value, "big")
-    low, high = {
-        0: (number, number),
-        1: (number, number),
-        2: (0, number - 1),
-        3: (0, number),
-        4: (number + 1, (1 << 8 * size) - 1),
-        5: (number, (1 << 8 * size) - 1),
-    }[operator]
-    if not 0 <= low <= high < 1 << 8 * size:
-        return (Unclear("cmp"),)
+    most = (1 << 8 * size) - 1
+    ranges = ((number, number), (number, number), (0, number - 1), (0, number))  # ==, !=, <, <=
+    low, high = (*ranges, (number + 1, most), (number, most))[operator]  # >, >=
+    if not 0 <= low <= high <= most:
+        return of.Unclear("cmp")
     bounds = low.to_bytes(size, "big"), high.to_bytes(size, "big")
-    return (Within(register, *bounds, negated=operator == 1),)
+    return of.Within(register, *bounds, negated=operator == 1)
 
 
-def _range(body: Attributes) -> tuple[Expression, ...]:
+def _range(body: Attributes) -> Found:
     negated = _number(body, 2) == 1
-    return (Within(_register(_number(body, 1)), _value(body, 3), _value(body, 4), negated),)
+    return of.Within(_register(body, 1), _value(body, 3), _value(body, 4), negated)
 
 
-def _bitwise(body: Attributes) -> tuple[Expression, ...]:
-    if _number(body, 6) if 6 in body else 0:
-        return (Unclear("bitwise"),)
-    source, register = _register(_number(body, 1)), _register(_number(body, 2))
-    return (Masked(source, register, _value(body, 4), _value(body, 5)),)
+def _bitwise(body: Attributes) -> Found:
+    if 6 in body and _number(body, 6):
+        return of.Unclear("bitwise")
+    return of.Masked(_register(body, 1), _register(body, 2), _value(body, 4), _value(body, 5))
 
 
-def _lookup(body: Attributes) -> tuple[Expression, ...]:
-    name = name_of(body[1])
-    register = _register(_number(body, 2))
-    negated = bool(_number(body, 5) & 1) if 5 in body else False
+def _lookup(body: Attributes) -> Found:
+    name, register = name_of(body[1]), _register(body, 2)
     if 3 not in body:
-        return (InSet(register, name, negated),)
+        return of.InSet(register, name, negated=5 in body and bool(_number(body, 5) & 1))
     if _number(body, 3) == 0:  # NFT_REG_VERDICT
-        return (InSet(register, name, verdicts=True),)
-    return (InSet(register, name), Load(f"map {name}", 0, 16, _register(_number(body, 3))))
+        return of.InSet(register, name, verdicts=True)
+    return of.InSet(register, name), of.Load(f"map {name}", 0, 16, _register(body, 3))
 
 
-def _immediate(body: Attributes) -> tuple[Expression, ...]:
-    register = _number(body, 1)
-    if register:
-        return (Constant(_register(register), _value(body, 2)),)
-    return (_verdict(dict(attributes(body[2]))[DATA_VERDICT]),)
+def _immediate(body: Attributes) -> Found:
+    if _number(body, 1):
+        return of.Constant(_register(body, 1), _value(body, 2))
+    return _verdict(dict(attributes(body[2]))[nft.NFTA_DATA_VERDICT])
 
 
-def _verdict(data: bytes) -> Verdict | Unclear:
+def _verdict(data: bytes) -> of.Verdict | of.Unclear:
     found = dict(attributes(data))
     (code,) = struct.unpack(">i", found[1])
-    word = VERDICTS.get(code)
-    if word is None:
-        return Unclear("verdict", ends=True)
-    return Verdict(word, name_of(found.get(2, b"\0")))
+    if code not in VERDICTS:
+        return of.Unclear("verdict", ends=True)
+    return of.Verdict(VERDICTS[code], name_of(found.get(2, b"\0")))
 
 
-def _ct(body: Attributes) -> tuple[Expression, ...]:
+def _ct(body: Attributes) -> Found:
     if 4 in body or 1 not in body:
         return ()
-    name = FIELDS_OF_CT.get(_number(body, 2), "the connection")
-    length = 1 if name == "direction" else 4 if name in ("state", "status") else 16
-    return (Load(name, 0, length, _register(_number(body, 1))),)
+    name, length = CT.get(_number(body, 2), ("the connection", 16))
+    return of.Load(name, 0, length, _register(body, 1))
 
 
-def _objref(body: Attributes) -> tuple[Expression, ...]:
+def _objref(body: Attributes) -> Found:
     if 1 not in body:
-        return (Unclear("an object of a map"),)
-    name = {2: "quota", 4: "limit", 10: "synproxy"}.get(_number(body, 1))  # NFT_OBJECT_*
-    return (Unclear(name, name in ENDING),) if name else ()
+        return of.Unclear("an object of a map")
+    name = OBJECTS.get(_number(body, 1))
+    return of.Unclear(name, name in ENDING) if name else ()
 
 
-def _nat(body: Attributes) -> tuple[Expression, ...]:
-    register = _register(_number(body, 3)) if 3 in body else None
-    return (Verdict("dnat" if _number(body, 1) else "snat", register=register),)
+def _nat(body: Attributes) -> Found:
+    register = _register(body, 3) if 3 in body else None
+    return of.Verdict("dnat" if _number(body, 1) else "snat", register=register)
 
 
-def _fib(body: Attributes) -> tuple[Expression, ...]:
+def _fib(body: Attributes) -> Found:
     result, flags = _number(body, 2), _number(body, 3)
     name = "fib"
     if result == 3 and flags == 2:  # NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR
         name = "daddrtype"
     elif result == 1 and flags & 1:  # NFT_FIB_RESULT_OIF of NFTA_FIB_F_SADDR
         name = "wayback"
-    return (Load(name, 0, 4, _register(_number(body, 1))),)
+    return of.Load(name, 0, 4, _register(body, 1))
 
 
-def _xt_match(body: Attributes) -> tuple[Expression, ...]:
-    return decode_match(body[1][:-1].decode(errors="replace"), _number(body, 2), body[3])
-
-
-def _xt_target(body: Attributes) -> tuple[Expression, ...]:
-    return decode_target(body[1][:-1].decode(errors="replace"), _number(body, 2), body[3])
-
-
-def _does(word: str) -> Callable[[Attributes], tuple[Expression, ...]]:
-    return lambda _: (Verdict(word),)
-
-
-DECODERS: dict[str, Callable[[Attributes], tuple[Any, ...]]] = {
+DECODERS: dict[str, Callable[[Attributes], Found]] = {
     "meta": _meta,
     "payload": _payload,
     "cmp": _cmp,
@@ -248,55 +218,47 @@ DECODERS: dict[str, Callable[[Attributes], tuple[Any, ...]]] = {
     "nat": _nat,
     "objref": _objref,
     "fib": _fib,
-    "masq": _does("snat"),
-    "redir": _does("dnat"),
-    "reject": _does("drop"),
-    "match": _xt_match,
-    "target": _xt_target,
+    "notrack": lambda _: of.Changes("notrack"),
+    "masq": lambda _: of.Verdict("snat"),
+    "redir": lambda _: of.Verdict("dnat"),
+    "reject": lambda _: of.Verdict("drop"),
+    "match": lambda body: decode_match(_text(body[1]), _number(body, 2), body[3]),
+    "target": lambda body: decode_target(_text(body[1]), _number(body, 2), body[3]),
 }
 """By the kernel's name of the expression."""
 
 
-def decode_elements(messages: Iterable[bytes], *, is_interval: bool) -> Elements:
+def decode_elements(messages: Iterable[bytes], *, is_interval: bool) -> of.Elements:
     """Return what the messages list that answer the question for a set."""
-    single: list[tuple[bytes, bytes, Verdict | None]] = []
-    edges: list[tuple[bytes, bool, Verdict | None]] = []
+    single: list[tuple[bytes, bytes, of.Verdict | None]] = []
+    edges: list[Edge] = []
     whole = True
     for message in messages:
-        listed = dict(attributes(message[HEADERS:])).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
-        for _, element in attributes(listed):
-            body = dict(attributes(element))
+        listed = nft.parts(message).get(nft.NFTA_SET_ELEM_LIST_ELEMENTS, b"")
+        for body in (dict(attributes(element)) for _, element in attributes(listed)):
             flags = _number(body, ELEM_FLAGS) if ELEM_FLAGS in body else 0
-            verdict = _verdict_of(body)
-            if flags & CATCHALL or ELEM_KEY not in body or isinstance(verdict, Unclear):
+            data = dict(attributes(body.get(nft.NFTA_SET_ELEM_DATA, b"")))
+            told = data.get(nft.NFTA_DATA_VERDICT)
+            verdict = _verdict(told) if told else None
+            is_odd = flags & CATCHALL or nft.NFTA_SET_ELEM_KEY not in body
+            if is_odd or isinstance(verdict, of.Unclear):
                 whole = False
                 continue
-            key = _value(body, ELEM_KEY)
+            key = _value(body, nft.NFTA_SET_ELEM_KEY)
             if ELEM_KEY_END in body and _value(body, ELEM_KEY_END) != key:
                 whole = False  # several ranges in one
             elif is_interval and ELEM_KEY_END not in body:
                 edges.append((key, not flags & INTERVAL_END, verdict))
             else:
                 single.append((key, key, verdict))
-    return Elements((*single, *_joined(edges)), whole)
+    return of.Elements((*single, *_joined(edges)), whole)
 
 
-def _verdict_of(body: Attributes) -> Verdict | Unclear | None:
-    data = dict(attributes(body[ELEM_DATA])) if ELEM_DATA in body else {}
-    return _verdict(data[DATA_VERDICT]) if DATA_VERDICT in data else None
-
-
-def _joined(
-    edges: list[tuple[bytes, bool, Verdict | None]],
-) -> Iterator[tuple[bytes, bytes, Verdict | None]]:
+def _joined(edges: list[Edge]) -> Iterator[tuple[bytes, bytes, of.Verdict | None]]:
     """Pair where ranges begin with where they end; one without an end goes to the last value."""
-    edges.sort(key=lambda e: (e[0], e[1]))
-    for number, (key, is_start, verdict) in enumerate(edges):
-        if not is_start:
-            continue
-        beyond = edges[number + 1][0] if number + 1 < len(edges) else None
-        if beyond is None:
-            yield key, b"\xff" * len(key), verdict
-        else:
-            last = int.from_bytes(beyond, "big") - 1
-            yield key, last.to_bytes(len(key), "big"), verdict
+    edges.sort(key=lambda e: e[:2])
+    for (key, is_start, verdict), after in zip_longest(edges, edges[1:]):
+        if is_start:
+            size = len(key)
+            last = int.from_bytes(after[0], "big") - 1 if after else (1 << 8 * size) - 1
+            yield key, last.to_bytes(size, "big"), verdict

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from reconciler.core.datapath import ALIAS, TABLE
+from reconciler.diagnostics import ruleset as of
 from reconciler.diagnostics.foreign import sign_of
-from reconciler.diagnostics.ruleset import (
-    BaseChain,
-    ChainId,
-    Elements,
-    InSet,
-    Rule,
-    Ruleset,
-    Verdict,
-)
 from reconciler.errors import ObserveError
 from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.ruleset import MAX_BYTES_OF_RULES, Nfnetlink
@@ -65,7 +57,7 @@ class Seen:
         with_ours: chains with hook forward that have rules with our comment.
     """
 
-    ruleset: Ruleset
+    ruleset: of.Ruleset
     names: frozenset[tuple[str, str]]
     with_ours: frozenset[Chain]
 
@@ -103,31 +95,31 @@ class ForeignChains:
         return self._seen[1]
 
     def _is_wanted(self, chain: Chain) -> bool:
-        if (chain.family, chain.table) in self._besides:
-            return False
         translates = chain.type == "nat" and chain.hook != "postrouting"
-        return self._translations or not translates
+        is_besides = (chain.family, chain.table) in self._besides
+        return not is_besides and (self._translations or not translates)
 
     def _observe(self) -> Seen:
         names, hooked = self._kernel.chains(choose)
         # Those that our own rules may be put into are read before a bound is reached.
         wanted = sorted(filter(self._is_wanted, hooked), key=lambda c: c.hook != "forward")
-        found = wanted[:MAX_BASES]
+        found = {
+            of.ChainId("nft", c.family, *map(name_of, c.place)): c for c in wanted[:MAX_BASES]
+        }
         bases = tuple(
-            BaseChain(_id(c), c.hook, c.type, c.priority, c.drops, c.devices) for c in found
+            of.BaseChain(name, c.hook, c.type, c.priority, c.drops, c.devices)
+            for name, c in found.items()
         )
         reading = Reading(self._kernel)
-        reading.follow([b.id for b in bases])
-        forward = [c for c in found if c.hook == "forward"]
-        unread = [(f"chain {_id(c)}", reading.unread.get(_id(c), "")) for c in forward]
+        reading.follow([*found])
+        forward = [name for name, c in found.items() if c.hook == "forward"]
+        unread = [(f"chain {c}", reading.unread[c]) for c in forward if c in reading.unread]
         if len(wanted) > MAX_BASES:
             why = f"{len(wanted)} have a hook, and {MAX_BASES} at most are read"
             unread.append(("other owners' chains", why))
-        return Seen(
-            Ruleset(bases, reading.rules, reading.elements, tuple(u for u in unread if u[1])),
-            names,
-            frozenset(c for c in forward if _id(c) in reading.with_ours),
-        )
+        ruleset = of.Ruleset(bases, reading.rules, reading.elements, tuple(unread))
+        with_ours = frozenset(found[name] for name in forward if name in reading.with_ours)
+        return Seen(ruleset, names, with_ours)
 
 
 def choose(chains: Iterable[Chain]) -> tuple[frozenset[tuple[str, str]], list[Chain]]:
@@ -147,10 +139,6 @@ def choose(chains: Iterable[Chain]) -> tuple[frozenset[tuple[str, str]], list[Ch
     return frozenset(names), hooked
 
 
-def _id(chain: Chain) -> ChainId:
-    return ChainId("nft", chain.family, *map(name_of, chain.place))
-
-
 class Reading:
     """One look, with what is left of its bounds.
 
@@ -165,51 +153,34 @@ class Reading:
         self._left = MAX_RULES_IN_ALL
         self._left_bytes = MAX_BYTES_IN_ALL
         self._left_elements = MAX_ELEMENTS_IN_ALL
-        self.rules: dict[ChainId, tuple[Rule, ...] | None] = {}
-        self.elements: dict[tuple[str, str, str], Elements | None] = {}
-        self.unread: dict[ChainId, str] = {}
-        self.with_ours: set[ChainId] = set()
+        self.rules: dict[of.ChainId, tuple[of.Rule, ...] | None] = {}
+        self.elements: dict[tuple[str, str, str], of.Elements | None] = {}
+        self.unread: dict[of.ChainId, str] = {}
+        self.with_ours: set[of.ChainId] = set()
 
-    def follow(self, chains: list[ChainId]) -> None:
+    def follow(self, chains: list[of.ChainId]) -> None:
         """Read these chains, and all that they lead to."""
         while chains:
             chain = chains.pop(0)
             if chain in self.rules:
                 continue
-            self.rules[chain] = self._rules(chain) if len(self.rules) < MAX_CHAINS else None
-            for verdicts in self._sets_of(chain):
-                chains += [self._beside(chain, v) for v in verdicts if v.chain]
-            chains += [
-                self._beside(chain, e)
-                for rule in self.rules[chain] or ()
-                for e in rule
-                if isinstance(e, Verdict) and e.chain
-            ]
-
-    @staticmethod
-    def _beside(chain: ChainId, verdict: Verdict) -> ChainId:
-        return ChainId(chain.backend, chain.family, chain.table, verdict.chain)
-
-    def _sets_of(self, chain: ChainId) -> Iterator[list[Verdict]]:
-        """Read the sets that a chain's rules name; yield the verdicts that are in each."""
-        for rule in self.rules[chain] or ():
-            for expression in rule:
-                if not isinstance(expression, InSet):
-                    continue
-                place = (chain.family, chain.table, expression.set)
-                if place not in self.elements:
-                    self.elements[place] = self._elements(*place)
-                    found = self.elements[place]
-                    yield [v for _, _, v in found.ranges if v] if found else []
-
-    def _rules(self, chain: ChainId) -> tuple[Rule, ...] | None:
-        there = Chain(
-            chain.family, chain.table, chain.name, place=(_raw(chain.table), _raw(chain.name))
-        )
-        try:
-            found = self._kernel.rules(
-                there, min(MAX_RULES, self._left), min(MAX_BYTES_OF_RULES, self._left_bytes)
+            rules = self.rules[chain] = (
+                self._rules(chain) if len(self.rules) < MAX_CHAINS else None
             )
+            for expression in (e for rule in rules or () for e in rule):
+                verdicts: Iterable[of.Verdict | None] = ()
+                if isinstance(expression, of.Verdict):
+                    verdicts = (expression,)
+                elif isinstance(expression, of.InSet):
+                    verdicts = self._verdicts_of((chain.family, chain.table, expression.set))
+                chains += [chain.beside(v.chain) for v in verdicts if v and v.chain]
+
+    def _rules(self, chain: of.ChainId) -> tuple[of.Rule, ...] | None:
+        place = _raw(chain.table), _raw(chain.name)
+        there = Chain(chain.family, chain.table, chain.name, place=place)
+        most, size = min(MAX_RULES, self._left), min(MAX_BYTES_OF_RULES, self._left_bytes)
+        try:
+            found = self._kernel.rules(there, most, size)
         except ObserveError as error:
             self.unread[chain] = error.why
             return None
@@ -219,7 +190,14 @@ class Reading:
             self.with_ours.add(chain)
         return tuple(map(decode_rule, found))
 
-    def _elements(self, family: str, table: str, name: str) -> Elements | None:
+    def _verdicts_of(self, place: tuple[str, str, str]) -> Iterable[of.Verdict | None]:
+        """Read a set, unless it was; return the verdicts that are in it."""
+        if place in self.elements:
+            return ()
+        found = self.elements[place] = self._elements(*place)
+        return [verdict for _, _, verdict in found.ranges] if found else ()
+
+    def _elements(self, family: str, table: str, name: str) -> of.Elements | None:
         if len(self.elements) >= MAX_SETS or self._left_elements <= 0:
             return None
         place = _raw(table), _raw(name)

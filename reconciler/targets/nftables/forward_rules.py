@@ -50,12 +50,15 @@ class ForwardRules:
         chains = [*self._with_ours(), *map(_chain, desired)]
         for chain in {(c.family, c.place): c for c in chains}.values():
             for body in self._kernel.rules(chain, MAX_RULES):
-                if ALIAS.encode() not in body:
+                has = ALIAS.encode() in body
+                handle, comment = handle_and_comment(body) if has else (0, "")
+                if comment != ALIAS:
                     continue
-                handle, comment = handle_and_comment(body)
-                if comment == ALIAS:
-                    found = _accept(chain, body)
-                    handles[found] = (*handles.get(found, ()), handle)
+                # One that was changed is like none that is ever desired.
+                other = "", f"another rule, of {len(body)} bytes"
+                way, pattern = accepted_link(decode_rule(body)) or other
+                found = ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
+                handles[found] = (*handles.get(found, ()), handle)
         return frozenset(replace(found, handles=h) for found, h in handles.items())
 
     def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
@@ -74,25 +77,13 @@ def _chain(rule: ForwardAccept) -> Chain:
     return Chain(rule.family, rule.table, rule.chain, "forward", place=place)
 
 
-def _accept(chain: Chain, body: bytes) -> ForwardAccept:
-    """Return the rule; one that was changed is like none that is ever desired."""
-    way, pattern = accepted_link(decode_rule(body)) or ("", f"another rule, of {len(body)} bytes")
-    return ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
-
-
 def _requests(action: Change[ForwardAccept]) -> list[Request]:
     rule = action.object
     table, name = _chain(rule).place
     place = attribute(nft.NFTA_RULE_TABLE, table) + attribute(nft.NFTA_RULE_CHAIN, name)
     if action.verb is Verb.DELETE:
-        return [
-            (
-                nft.NFT_MSG_DELRULE,
-                0,
-                place + attribute(NFTA_RULE_HANDLE, struct.pack(">Q", handle)),
-            )
-            for handle in rule.handles
-        ]
+        handles = [attribute(NFTA_RULE_HANDLE, struct.pack(">Q", n)) for n in rule.handles]
+        return [(nft.NFT_MSG_DELRULE, 0, place + handle) for handle in handles]
     comment = ALIAS.encode() + b"\0"
     body = (
         place

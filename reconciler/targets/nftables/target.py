@@ -1,26 +1,40 @@
-"""nftables: our table, one transaction per plan; and the tables that a migration removes."""
+"""nftables: our table, one transaction per plan; and the tables that a migration removes.
+
+The door to ``nftables``: libnftables translates a rule's text into the kernel's expressions. It
+first loads the chains and sets of every owner, and a crafted one ends the process. So it works in
+an empty network namespace, and the expressions that the kernel holds there are copied.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from reconciler.core.datapath import TABLE
+import nftables
+
+from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.core.predecessor import StockTable
 from reconciler.domains.nat import NftChain, NftElement, NftObject
+from reconciler.domains.nat_rules import SETS
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.netlink.message import NLM_F_CREATE, attribute
-from reconciler.targets.netlink.nf_tables import (
-    NFT_MSG_DELTABLE,
-    NFT_MSG_NEWTABLE,
-    NFTA_TABLE_NAME,
-)
+from reconciler.targets.netlink import nf_tables as nft
+from reconciler.targets.netlink.message import NLM_F_CREATE
+from reconciler.targets.netlink.namespaces import empty_namespace
 from reconciler.targets.netlink.nfnetlink import Request
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.nftables import table
-from reconciler.targets.nftables.compiler import CompileError, Compiler
-from reconciler.targets.nftables.elements import Reader
+
+Json = dict[str, Any]
+Compiled = dict[NftChain, tuple[bytes, ...]]
+"""The expressions of each rule of some chains, as the kernel has them."""
+
+
+class CompileError(Exception):
+    """libnftables, or the kernel, does not take a rule of ours."""
 
 
 class Nft:
@@ -28,9 +42,9 @@ class Nft:
 
     def __init__(self) -> None:
         self.kernel = Nfnetlink()
-        self._compiler = Compiler()
-        self._elements = Reader()
-        self._texts: Mapping[bytes, str] = {}
+        self._reader = table.Reader(self.kernel)
+        self._compiled: Compiled = {}
+        self._texts: dict[bytes, str] = {}
         self._seen: tuple[int, frozenset[NftObject]] | None = None
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
@@ -41,26 +55,34 @@ class Nft:
         Raises:
             ObserveError: the kernel refused.
         """
-        is_new = self._learn(o for o in desired if isinstance(o, NftChain))
+        is_new = self._learn([o for o in desired if isinstance(o, NftChain)])
         now = self.kernel.generation()
         if self._seen is None or self._seen[0] != now or is_new:
             # A change that comes in between has a later number, and is seen next time.
-            self._seen = now, table.read(self.kernel, self._texts, self._elements)
+            self._seen = now, self._reader.read(self._texts)
         return self._seen[1]
 
-    def _learn(self, chains: Iterable[NftChain]) -> bool:
+    def _learn(self, chains: list[NftChain]) -> bool:
         """Know rules by their bytes; say whether there are any that were not known."""
         try:
-            compiled = self._compiler.compile(chains)
+            compiled = self._compile(chains)
         except CompileError:
             return False  # nothing will be like it, and applying it will say why
-        texts = {
-            raw: rule
-            for chain, raws in compiled.items()
-            for raw, rule in zip(raws, chain.rules, strict=True)
-        }
-        before, self._texts = self._texts, texts
-        return not texts.keys() <= before.keys()
+        rules = (pair for c, raws in compiled.items() for pair in zip(raws, c.rules, strict=True))
+        before, self._texts = self._texts, dict(rules)
+        return not self._texts.keys() <= before.keys()
+
+    def _compile(self, chains: list[NftChain]) -> Compiled:
+        """Translate rules; what it was last asked for is remembered.
+
+        Raises:
+            CompileError: one of them is refused.
+            ObserveError: there is no namespace to translate them in.
+        """
+        if missing := [c for c in chains if c not in self._compiled]:
+            kept = {c: self._compiled[c] for c in chains if c in self._compiled}
+            self._compiled = kept | _compile(missing)
+        return self._compiled
 
     def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]:
         """Read single elements of sets without ranges; the cost does not grow with the sets.
@@ -78,17 +100,13 @@ class Nft:
 
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
-        chains = [
-            a.object
-            for a in actions
-            if isinstance(a.object, NftChain) and a.verb is not Verb.DELETE
-        ]
+        kept = [a.object for a in actions if a.verb is not Verb.DELETE]
+        chains = [o for o in kept if isinstance(o, NftChain)]
         try:
-            compiled = self._compiler.compile(chains) if chains else {}
+            compiled = self._compile(chains) if chains else {}
             self.kernel.commit_ours(table.requests(actions, compiled))
         except (CompileError, OSError, ObserveError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
+            return _refused(actions, error)
         return ()
 
 
@@ -118,12 +136,61 @@ class StockTables:
         """Delete tables, all or none."""
         requests: list[Request] = []
         for action in actions:
-            name = attribute(NFTA_TABLE_NAME, action.object.name.encode() + b"\0")
+            name = nft.string(nft.NFTA_TABLE_NAME, action.object.name)
             # Made first, so that deleting a table that is already gone is no error.
-            requests += [(NFT_MSG_NEWTABLE, NLM_F_CREATE, name), (NFT_MSG_DELTABLE, 0, name)]
+            requests.append((nft.NFT_MSG_NEWTABLE, NLM_F_CREATE, name))
+            requests.append((nft.NFT_MSG_DELTABLE, 0, name))
         try:
             self._kernel.commit(requests, "ip")
         except OSError as error:
-            why = error.strerror or str(error)
-            return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
+            return _refused(actions, error)
         return ()
+
+
+def _refused(actions: Sequence[Change[Any]], error: Exception) -> tuple[ApplyError, ...]:
+    why = getattr(error, "strerror", None) or str(error)
+    return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
+
+
+def _compile(chains: list[NftChain]) -> Compiled:
+    try:
+        with empty_namespace():
+            library = nftables.Nftables()
+            code, _, error = library.json_cmd({"nftables": _script(chains)})
+            if code != 0:
+                raise CompileError(" ".join(str(error).split())[:256])
+            made = Nfnetlink().table_rules("inet", TABLE)
+    except OSError as error:
+        why = f"no empty network namespace to translate our rules in: {error}"
+        raise ObserveError("nftables", why) from error
+    by_chain: dict[str, list[bytes]] = {c.name: [] for c in chains}
+    for name, expressions in made:
+        by_chain[nft.text(name)].append(expressions)
+    if any(len(by_chain[c.name]) != len(c.rules) for c in chains):
+        raise CompileError("the kernel holds another number of rules than were written")
+    return {c: tuple(by_chain[c.name]) for c in chains}
+
+
+def _script(chains: list[NftChain]) -> list[Json]:
+    """Define everything that a rule may name, and then the rules."""
+    place = {"family": "inet", "table": TABLE}
+    named = {
+        t for c in chains for rule in c.rules for t in re.findall(r'"target":"([^"]+)"', rule)
+    }
+    chains_: dict[str, Json] = {name: {"name": name} for name in named | {c.name for c in chains}}
+    for c in chains:
+        if c.hook:
+            hook = {"type": c.type, "hook": c.hook, "prio": c.priority, "policy": "accept"}
+            chains_[c.name] |= hook
+    objects: list[tuple[str, Json]] = []
+    for family, sets in SETS.items():
+        of = {"type": FAMILIES[family].nft_type}
+        ranges = of | {"flags": ["interval"]}
+        objects += [("set", ranges | {"name": name}) for name in (sets.no_snat, sets.by_main)]
+        objects.append(("set", of | {"name": sets.pods}))
+        objects.append(("map", of | {"name": sets.pod_eni, "map": "verdict"}))
+    objects += [("chain", chains_[name]) for name in sorted(chains_)]
+    for c in chains:
+        objects += [("rule", {"chain": c.name, "expr": json.loads(rule)}) for rule in c.rules]
+    table: Json = {"add": {"table": {"family": "inet", "name": TABLE}}}
+    return [table, *({"add": {kind: place | body}} for kind, body in objects)]

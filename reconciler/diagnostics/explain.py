@@ -37,16 +37,11 @@ def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
         lines.append(f"subnet {name}: {most}{space.free} free{blocks}")
     lines += [f"subnet {name}: not used: {reason}" for name, reason in at.choice.rejected]
     lines += [f"{r.subject}: {r.message}" for r in shortage.unread(at.observed.unread)]
-    lines += _delegations(desired, at)
+    if desired.delegates:  # these prefixes are not counted
+        prefixes = [f"{e.eni_id} {n}" for e in at.enis for n in e.ipv6_prefixes]
+        some = ", ".join(prefixes) or "no prefix yet"
+        lines.append(f"ipv6: {some}; a prefix serves any number of pods")
     return [*lines, _verdict(at)]
-
-
-def _delegations(desired: Pool, at: PoolStatus) -> list[str]:
-    """Say which prefixes are not counted."""
-    if not desired.delegates:
-        return []
-    held = [f"{e.eni_id} {n}" for e in at.enis for n in e.ipv6_prefixes]
-    return [f"ipv6: {', '.join(held) or 'no prefix yet'}; a prefix serves any number of pods"]
 
 
 def _verdict(at: PoolStatus) -> str:

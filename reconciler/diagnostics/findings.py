@@ -10,14 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from reconciler.core.datapath import (
-    ENI_PRIORITY,
-    FAMILIES,
-    LOCAL_TABLE,
-    MAX_DEVICE_INDEX,
-    IpNetwork,
-    host_network,
-)
+from reconciler.core import datapath
+from reconciler.core.datapath import FAMILIES, IpNetwork
 from reconciler.core.forward import covers
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.core.ranges import find
@@ -40,6 +34,19 @@ BEYOND = IPv4Network("198.51.100.0/24")
 """Stands for every destination that no list names (TEST-NET-2, RFC 5737)."""
 
 
+LAST_OF_OURS = datapath.ENI_PRIORITY + datapath.MAX_DEVICE_INDEX
+"""Priority of the last of our rules that choose a route by a mark."""
+
+DECIDES = (
+    "it decides about pods' packets before our rules are asked, so they are dropped, or find "
+    "another route or none"
+)
+LEADS = (
+    "it sends pods' packets to another table before our rules are asked, so they may leave by an "
+    "ENI that their address does not belong to"
+)
+
+
 def desire(inputs: Inputs) -> Ours:
     """Say what of ours is at stake."""
     return Ours(
@@ -47,7 +54,9 @@ def desire(inputs: Inputs) -> Ours:
         mark_mask=inputs.document.routing.mark_mask,
         patterns=inputs.veth_patterns,
         eni_links=frozenset(name for eni, name in inputs.pod_enis if not eni.is_primary),
-        sources=frozenset(host_network(x) for a in inputs.attachments for x in a.addresses),
+        sources=frozenset(
+            datapath.host_network(x) for a in inputs.attachments for x in a.addresses
+        ),
         accept_forwarded=inputs.document.routing.accept_forwarded,
         traffic=_traffic(inputs),
     )
@@ -120,21 +129,21 @@ def _networkd(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     )
     rules, routes = foreign.networkd.rules, foreign.networkd.routes
     if rules.value:
-        yield Issue(
-            f"systemd-networkd, {rules.file or 'by default'}",
-            "NetworkdDeletesRules",
+        why = (
             "ManageForeignRoutingPolicyRules is on: whenever it starts or a link changes, it "
             "deletes every ip rule that is not its own; ours come back at once, but packets "
-            f"leave by the wrong ENI meanwhile; {cure}",
+            f"leave by the wrong ENI meanwhile; {cure}"
         )
+        subject = f"systemd-networkd, {rules.file or 'by default'}"
+        yield Issue(subject, "NetworkdDeletesRules", why)
     links = {m.link for m in foreign.managers if m.program == NETWORKD} & ours.eni_links
     if routes.value and links:
-        yield Issue(
-            f"systemd-networkd, {routes.file or 'by default'}",
-            "NetworkdDeletesRoutes",
+        why = (
             f"ManageForeignRoutes is on and it manages {', '.join(sorted(links))}: when it "
-            f"configures them it deletes our routes over them; {cure}",
+            f"configures them it deletes our routes over them; {cure}"
         )
+        subject = f"systemd-networkd, {routes.file or 'by default'}"
+        yield Issue(subject, "NetworkdDeletesRoutes", why)
 
 
 RELEASE = {
@@ -205,7 +214,7 @@ def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
     families = {f.name for f in FAMILIES.values() if f.nft in ours.families}
     count: dict[tuple[int, int, str], list[ForeignRule]] = {}
     for rule in foreign.rules:
-        early = rule.priority <= ENI_PRIORITY + MAX_DEVICE_INDEX and rule.table != LOCAL_TABLE
+        early = rule.priority <= LAST_OF_OURS and rule.table != datapath.LOCAL_TABLE
         if not early or rule.mask or rule.selects_more or rule.family not in families:
             continue
         # A single destination is not meant: such a rule, as the stock plugin's, leads to a route
@@ -216,17 +225,10 @@ def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
             count.setdefault((rule.priority, rule.table, rule.does), []).append(rule)
     for (_, _, does), rules in sorted(count.items()):
         more = f", and {len(rules) - 1} more like it" if len(rules) > 1 else ""
-        harm = (
-            "it decides about pods' packets before our rules are asked, so they are dropped, or "
-            "find another route or none"
-            if does
-            else "it sends pods' packets to another table before our rules are asked, so they may "
-            "leave by an ENI that their address does not belong to"
-        )
         yield Issue(
             f"{rules[0]}{more}",
             "RuleBeforeOurs",
-            f"{harm}; delete it, or give it a priority above {ENI_PRIORITY + MAX_DEVICE_INDEX}",
+            f"{DECIDES if does else LEADS}; delete it, or give it a priority above {LAST_OF_OURS}",
         )
 
 

@@ -16,7 +16,6 @@ class ForeignRule:
     """An ``ip rule`` of another owner.
 
     Attributes:
-        mark, mask: of its fwmark; a mask of 0 is none.
         selects_more: it selects by something else as well: a link, a user.
         does: what it does in place of looking the table up: prohibit, or goto and a priority.
     """
@@ -77,12 +76,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod whose packets are followed.
-
-    Attributes:
-        veth: the host's end of its link; ``prefix*`` for a pod that may come.
-        link: of the ENI that its packets leave and come by.
-    """
+    """A pod whose packets are followed: its veth (``prefix*`` if it may come), its ENI's link."""
 
     veth: str
     address: IpAddress
@@ -91,14 +85,7 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What passes a node for its pods.
-
-    Attributes:
-        pods: those that are tried.
-        hosts: addresses of the host, one for each family.
-        kept: destinations that must see pods' own addresses.
-        patterns: names of pods' links, as nftables writes them.
-    """
+    """What passes a node for its pods; those that are kept must see pods' own addresses."""
 
     pods: tuple[Pod, ...] = ()
     hosts: tuple[IpAddress, ...] = ()
@@ -114,9 +101,8 @@ class Foreign:
     """Everything of other owners that was looked at.
 
     Attributes:
-        chains, tables: names of their chains and nftables tables, in all families.
+        chains, tables: names, in all families.
         forward: their base chains with hook forward; None if unknown.
-        ruleset: the chains that packets from and to pods pass, rule by rule.
         firewalld_accepts: patterns of links that a zone of firewalld accepts, in both directions.
         networkd: None if it does not run.
         unread: what could not be looked at, and why.
@@ -140,12 +126,9 @@ class Ours:
 
     Attributes:
         families: nftables' words for the families of pods.
-        mark_mask: our bits of packet marks.
         patterns: names of pods' links on the host; ``prefix*`` for all that begin so.
         eni_links: links of ENIs that we configure: all but the primary's.
         sources: pods' addresses, as networks of one.
-        accept_forwarded: we add rules to chains that drop.
-        traffic: packets that have to pass.
     """
 
     families: frozenset[str]
@@ -159,14 +142,7 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class MarkUser:
-    """A program that marks packets on a node's own namespace.
-
-    Attributes:
-        chains: how the names of its chains begin; they give it away.
-        mask: the bits it sets or reads.
-        cure: what an operator can do if they are ours as well.
-        table: its nftables table, if it has one of its own.
-    """
+    """A program that marks packets: how its chains' names begin, its bits, its own table."""
 
     name: str
     chains: tuple[str, ...]

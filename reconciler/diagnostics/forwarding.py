@@ -219,33 +219,25 @@ def _groups(traffic: Traffic, base: BaseChain) -> Iterator[tuple[int, list[Pod]]
 def _directions(base: BaseChain, traffic: Traffic) -> Iterator[tuple[str, list[Passage]]]:
     """Yield the first packets of connections from pods of an ENI, and of connections to them."""
     for _, pods in _groups(traffic, base):
-        yield "from", [p for pod in pods for p in _sent(base, pod)]
-        yield "to", [p for pod in pods for p in _received(base, pod)]
+        yield "from", [p for pod in pods for p in _forwarded(base, pod, is_sent=True)]
+        yield "to", [p for pod in pods for p in _forwarded(base, pod, is_sent=False)]
 
 
-def _sent(base: BaseChain, pod: Pod) -> Iterator[Passage]:
-    """What a pod sends beyond the node, as it is at a chain's hook."""
+def _forwarded(base: BaseChain, pod: Pod, *, is_sent: bool) -> Iterator[Passage]:
+    """Yield what a pod sends beyond the node, or gets from there, as it is at a chain's hook."""
+    source, to = (pod.address, None) if is_sent else (None, pod.address)
+    come, leave = (pod.veth, pod.link) if is_sent else (pod.link, pod.veth)
     match base.hook:
         case "prerouting":
-            yield Passage(pod.veth, "", pod.address, None, has_way_back=True)
+            yield Passage(come, "", source, to, has_way_back=True if is_sent else None)
         case "forward":
-            yield Passage(pod.veth, pod.link, pod.address, None)
+            yield Passage(come, leave, source, to)
         case "postrouting":
-            yield Passage("", pod.link, pod.address, None)
-        case "egress" if pod.link in base.devices:
-            yield Passage("", pod.link, pod.address, None, state=None)
-
-
-def _received(base: BaseChain, pod: Pod) -> Iterator[Passage]:
-    match base.hook:
-        case "prerouting":
-            yield Passage(pod.link, "", None, pod.address)
-        case "forward":
-            yield Passage(pod.link, pod.veth, None, pod.address)
-        case "postrouting":
-            yield Passage("", pod.veth, None, pod.address)
-        case "ingress" if pod.link in base.devices:
-            yield Passage(pod.link, "", None, pod.address, state=None)
+            yield Passage("", leave, source, to)
+        case "egress" if is_sent and leave in base.devices:
+            yield Passage("", leave, source, to, state=None)
+        case "ingress" if not is_sent and come in base.devices:
+            yield Passage(come, "", source, to, state=None)
 
 
 def _issues(base: BaseChain, trial: _Trial, traffic: Traffic) -> Iterator[Issue]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.lookup import Decision, Packet
 from reconciler.diagnostics.packet import Mark, Passage, State
-from reconciler.diagnostics.ruleset import BaseChain, Ruleset
+from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.diagnostics.trace import Leg, Query, Trace
-from reconciler.diagnostics.walk import ChainOutcome, at_hook
+from reconciler.diagnostics.walk import ChainOutcome, Hit, at_hook
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat import ROUTE_MARK_PRIORITY
 
@@ -85,7 +84,12 @@ def _hooks(
     query: Query, leg: Leg, packet: Packet, passage: Passage
 ) -> Iterator[tuple[str, Passage]]:
     """Yield the hooks that a packet passes, each with what it looks like there."""
-    sent = _before_translation(query, leg, passage)
+    sent, sent_to = passage, query.at or (query.peer if query.endpoint else None)
+    if leg.name == "request" and sent_to:  # to a service, or a port of the node: as it was sent
+        local = query.at is not None
+        sent = replace(
+            passage, destination=sent_to, port=query.port, translated=False, local=local
+        )
     if packet.link:
         arriving = replace(sent, outgoing="")
         yield "ingress", replace(arriving, state=None)
@@ -102,71 +106,65 @@ def _hooks(
     yield "egress", replace(leaving, state=None)
 
 
-def _before_translation(query: Query, leg: Leg, passage: Passage) -> Passage:
-    """A request to a service, or to a port of the node, as the client has sent it."""
-    sent_to: IpAddress | None = query.at or (query.peer if query.endpoint else None)
-    if leg.name == "reply" or sent_to is None:
-        return passage
-    return replace(
-        passage,
-        destination=sent_to,
-        port=query.port,
-        translated=False,
-        local=query.at is not None,
-    )
+SAYS = {
+    "drop": ("drop or reject", "drops or rejects", "it at hook {hook}{why}"),
+    "snat": (
+        "translate",
+        "translates",
+        "its source (snat, masquerade), so that the receiver does not see {source}{why}",
+    ),
+    "notrack": (
+        "take",
+        "takes",
+        "it out of connection tracking (notrack), so that the receiver sees the pod's own address "
+        "and not {source}{why}",
+    ),
+    "rewrite": (
+        "write",
+        "writes",
+        "another address or port into it at hook {hook}, beside connection tracking{why}; what "
+        "this trace says of it from there on is about the packet as it was",
+    ),
+    "dnat": (
+        "translate",
+        "translates",
+        "its destination{why}; name where it leads by --endpoint, and the port by --port",
+    ),
+}
+"""What a rule may do, does, and to what."""
 
 
 def _tell(found: Obstacles, query: Query, traced: Trace, leg: Leg, outcome: ChainOutcome) -> None:
-    may = "" if len(outcome.words) == 1 else "may "
     for hit in outcome.hits:
-        why = f": it asks for {hit.asks}, which is not evaluated or not known" if hit.asks else ""
-        if hit.what == "unread" and may:
+        is_sure = len(outcome.words) == 1
+        if hit.what == "unread" and not is_sure:
             found.sure.append(
                 f"{leg.name}: chain {hit.chain} was not looked at: it has too many rules, or "
                 "changes all the time; what becomes of the packet there is not known"
             )
-        elif hit.what == "drop" and "drop" in outcome.words:
-            verb = "may drop or reject" if may else "drops or rejects"
-            found.sure.append(f"{leg.name}: {hit} {verb} it at hook {outcome.base.hook}{why}")
-        elif hit.what == "snat" and _is_kept(query, traced, leg):
-            verb = "may translate" if may else "translates"
-            found.sure.append(
-                f"{leg.name}: {hit} {verb} its source (snat, masquerade), so that the receiver "
-                f"does not see {traced.source}{why}"
-            )
-        elif hit.what == "notrack" and _is_translated(query, traced, outcome.base):
-            verb = "may take" if hit.asks else "takes"
-            found.sure.append(
-                f"{leg.name}: {hit} {verb} it out of connection tracking (notrack), so that the "
-                f"receiver sees the pod's own address and not {traced.source}{why}"
-            )
-        elif hit.what == "rewrite":
-            verb = "may write" if hit.asks else "writes"
-            found.sure.append(
-                f"{leg.name}: {hit} {verb} another address or port into it at hook "
-                f"{outcome.base.hook}, beside connection tracking{why}; what this trace says of "
-                "it from there on is about the packet as it was"
-            )
-        elif hit.what == "dnat" and leg.name == "request" and not (query.endpoint or query.at):
-            text = (
-                f"{leg.name}: {hit} {may}translate{'' if may else 's'} its destination{why}; "
-                "name where it leads by --endpoint, and the port by --port"
-            )
-            (found.hints if may else found.sure).append(text)
+        if not _matters(hit, query, traced, leg, outcome):
+            continue
+        is_sure = not hit.asks if hit.what in ("notrack", "rewrite") else is_sure
+        may, does, text = SAYS[hit.what]
+        why = f": it asks for {hit.asks}, which is not evaluated or not known" if hit.asks else ""
+        text = text.format(hook=outcome.base.hook, source=traced.source, why=why)
+        about = found.hints if hit.what == "dnat" and not is_sure else found.sure
+        about.append(f"{leg.name}: {hit} {does if is_sure else f'may {may}'} {text}")
 
 
-def _is_translated(query: Query, traced: Trace, base: BaseChain) -> bool:
-    """Whether conntrack, which comes after a chain, gives the connection the node's address."""
-    return (
-        base.priority < CONNTRACK_PRIORITY
-        and query.pod is not None
-        and not query.inbound
-        and traced.source not in (None, *query.pod.addresses)
-    )
-
-
-def _is_kept(query: Query, traced: Trace, leg: Leg) -> bool:
-    """Whether the receiver shall see the pod's own address."""
-    if leg.name != "request" or query.pod is None:
-        return False
-    return query.inbound or traced.source in query.pod.addresses
+def _matters(hit: Hit, query: Query, traced: Trace, leg: Leg, outcome: ChainOutcome) -> bool:
+    """Whether what a rule does is other than this connection is meant to be."""
+    own = query.pod.addresses if query.pod else ()
+    match hit.what:
+        case "drop":
+            return "drop" in outcome.words
+        case "snat":  # if the receiver shall see the pod's own address
+            is_kept = query.inbound or traced.source in own
+            return leg.name == "request" and query.pod is not None and is_kept
+        case "notrack":  # if conntrack, which comes after the chain, gives it the node's address
+            is_early = outcome.base.priority < CONNTRACK_PRIORITY and query.pod is not None
+            return is_early and not query.inbound and traced.source not in (None, *own)
+        case "dnat":
+            return leg.name == "request" and not (query.endpoint or query.at)
+        case _:
+            return hit.what == "rewrite"

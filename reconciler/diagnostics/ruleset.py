@@ -28,11 +28,9 @@ def printed(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ChainId:
-    """A chain's identity.
+    """A chain of backend "nft", or "legacy" for what only iptables-legacy shows.
 
-    Attributes:
-        backend: "nft", or "legacy" for what only iptables-legacy shows.
-        name: bytes that are not UTF-8 are surrogates, so that it can be asked for again.
+    Bytes of a name that are not UTF-8 are surrogates, so that it can be asked for again.
     """
 
     backend: str
@@ -51,15 +49,7 @@ class ChainId:
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """A chain with a hook.
-
-    Attributes:
-        hook: prerouting, input, forward, output or postrouting; ingress or egress of links.
-        type: filter, nat or route.
-        priority: the chains of a hook are evaluated in ascending order.
-        drops: its policy is to drop what no rule decides.
-        devices: names of links, for a hook of links.
-    """
+    """A chain with a hook, or with one of some links. It drops what no rule decides, or not."""
 
     id: ChainId
     hook: str
@@ -199,9 +189,7 @@ class Ruleset:
     """Chains of other owners as read at one time.
 
     Attributes:
-        bases: those with a hook.
         rules: by chain; None or none for one that could not be read, or is beyond a bound.
-        elements: of the sets that rules name.
         unread: what was not read, and why, where it may stop forwarded packets.
     """
 

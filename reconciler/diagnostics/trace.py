@@ -10,16 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
+from reconciler.core import datapath
 from reconciler.core.attachment import Attachment
-from reconciler.core.datapath import (
-    ENI_PRIORITY,
-    MAX_DEVICE_INDEX,
-    Family,
-    IpAddress,
-    Marks,
-    family_of,
-    is_node_local,
-)
+from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni
 from reconciler.core.ranges import print_range
 from reconciler.diagnostics.lookup import Decision, Found, Packet, Tables
@@ -41,17 +34,12 @@ UNASKED = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_UID_RANGE"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One connection.
+    """One connection of a pod, or of the host, with a peer as the client addresses it.
 
     Attributes:
-        pod: None for the host itself.
-        peer: the other side, as the client addresses it.
         inbound: the peer opens the connection.
-        at: the address of this node that the peer connects to (NodePort, hostPort); None if it
-            connects to the pod itself.
-        endpoint: what a service address is translated to before we decide; None if it is none.
-        protocol: its number; None if any is meant.
-        port: that the peer, or who connects, addresses; likewise.
+        at: the address of this node that the peer connects to (NodePort, hostPort), if any.
+        endpoint: what a service address is translated to before we decide.
     """
 
     pod: Attachment | None
@@ -82,10 +70,9 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The whole way.
+    """The whole way: request and reply.
 
     Attributes:
-        legs: request and reply.
         source: whose address the receiver of the request sees.
         device: device index of the ENI that the request of an outgoing, or the reply of an
             incoming connection leaves by; None if it stays on the node.
@@ -103,9 +90,7 @@ class Trace:
 def find_pod(attachments: Iterable[Attachment], text: str) -> Attachment | None:
     """Return the attachment that a person means; None for the host itself.
 
-    Args:
-        attachments: those of this node.
-        text: ``namespace/name``, a name, an address, the start of a container ID, or ``host``.
+    The text is ``namespace/name``, a name, an address, the start of a container ID, or ``host``.
 
     Raises:
         UnknownPodError: there is none, or more than one.
@@ -135,13 +120,13 @@ def trace(query: Query, inputs: Inputs, tables: Tables) -> Trace:
     home = next((a for a in own if a.version == version), None)
     if home is None:
         who = "the pod" if query.pod else "the host"
-        family = family_of(query.peer).name
+        family = datapath.family_of(query.peer).name
         trouble = f"{who} has no {family} address; see families in the document"
         return Trace((), query.peer, None, (trouble,))
     if query.pod and query.peer in own:
         step = Step("pod", f"{query.peer} is its own: nothing of this leaves the pod")
         return Trace((Leg("request", (step,)),), home, None)
-    walk = _Walk(query, inputs, tables, primary, home, family_of(query.peer))
+    walk = _Walk(query, inputs, tables, primary, home, datapath.family_of(query.peer))
     return walk.incoming() if query.inbound else walk.outgoing()
 
 
@@ -154,7 +139,7 @@ class _Walk:
     tables: Tables
     primary: Eni
     home: IpAddress
-    family: Family
+    family: datapath.Family
     legs: list[Leg] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     lookups: list[tuple[Packet, Decision]] = field(default_factory=list)
@@ -216,7 +201,7 @@ class _Walk:
     def _bind_outgoing(self, target: IpAddress) -> int:
         """Say what chain snat_mark does with the first packet."""
         source, sets, mark = self.home, sets_of(self.family), 0
-        if is_node_local(source):
+        if datapath.is_node_local(source):
             text = f"{source} means something on this node only: it leaves with the node's address"
         elif kept := self.tables.range_of(sets.no_snat, target):
             element = f"in {sets.no_snat} {print_range(*kept)}{why_kept(self.inputs, target)}"
@@ -235,7 +220,7 @@ class _Walk:
         host = self.primary.host_address(self.family.version)
         by_primary = decision.device == self.inputs.links.get(self.primary.mac)
         sets = sets_of(self.family)
-        is_translated = is_node_local(self.home) or (
+        is_translated = datapath.is_node_local(self.home) or (
             self.tables.range_of(sets.no_snat, target) is None
             and self.tables.range_of(sets.pods, self.home) is not None
         )
@@ -264,7 +249,7 @@ class _Walk:
         return mark
 
     def _mark_of(self, device: int) -> int:
-        return Marks(self.inputs.document.routing.mark_mask).of(device)
+        return datapath.Marks(self.inputs.document.routing.mark_mask).of(device)
 
     def _route(self, packet: Packet) -> Decision:
         decision = self.tables.look_up(packet)
@@ -319,7 +304,7 @@ class _Walk:
         return Trace(tuple(self.legs), source, device, tuple(self.troubles), tuple(self.hints))
 
 
-def _default_route(pod: Attachment, family: Family) -> str:
+def _default_route(pod: Attachment, family: datapath.Family) -> str:
     return f"default via {family.gateway} dev {pod.key.ifname}, to the host's {pod.veth}"
 
 
@@ -355,11 +340,11 @@ def compare(planned: Trace, actual: Trace, answers: Iterable[Found]) -> tuple[st
 
 def unasked(query: Query, rules: Iterable[Rule]) -> tuple[str, ...]:
     """Name rules ahead of ours that may take it, and that the kernel was not asked about."""
-    family = family_of(query.endpoint or query.peer).name
+    family = datapath.family_of(query.endpoint or query.peer).name
     found = sorted(
         (r.priority, [w.partition("=")[0] for w in r.extra.split(",")])
         for r in rules
-        if r.family == family and r.priority < ENI_PRIORITY + MAX_DEVICE_INDEX
+        if r.family == family and r.priority < datapath.ENI_PRIORITY + datapath.MAX_DEVICE_INDEX
     )
     return tuple(
         f"ip rule {priority} selects by {', '.join(n for n in names if n in UNASKED)}, which the "
@@ -371,7 +356,7 @@ def unasked(query: Query, rules: Iterable[Rule]) -> tuple[str, ...]:
 
 def compare_inside(pod: Attachment, peer: IpAddress, answer: Found) -> tuple[str, ...]:
     """Say where a pod's own kernel sends its packets, if not to the host."""
-    gateway, device = family_of(peer).gateway, pod.key.ifname
+    gateway, device = datapath.family_of(peer).gateway, pod.key.ifname
     if not answer.refusal and (answer.device, answer.gateway) == (device, gateway):
         return ()
     via = f" via {answer.gateway}" if answer.gateway else ""

@@ -50,10 +50,9 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A rule that decides, or may.
+    """A rule that decides, or may; number 0 is its chain's policy.
 
     Attributes:
-        number: of the rule in its chain, from 1; 0 for the chain's policy.
         what: drop, snat, dnat, notrack, rewrite, or "unread" for what could not be walked.
         asks: what could not be evaluated; "" if it decides for certain.
     """
@@ -72,12 +71,11 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class ChainOutcome:
-    """What may become of a packet in one base chain.
+    """What may become of a packet in one base chain, and its mark after it.
 
     Attributes:
         words: accept, drop, snat, dnat; more than one if it is not certain.
         hits: rules that do, or may do, anything but accept.
-        mark: as the chain leaves it.
         steps: rules that were looked at; a long one, or one with large sets, is several.
     """
 
@@ -202,9 +200,7 @@ class Evaluation:
     Attributes:
         truth: whether the rule matches; None if it may.
         verdicts: what it says then; of several, one.
-        mark: the packet's, after the rule.
         asks: what could not be evaluated.
-        changes: that it makes of the packet.
     """
 
     def __init__(

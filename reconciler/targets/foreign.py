@@ -16,8 +16,12 @@ from reconciler.targets.files.host import HostFiles
 from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
 from reconciler.targets.netlink.nf_tables import Chain
 from reconciler.targets.netlink.queries import Queries
-from reconciler.targets.nftables.foreign_chains import NEVER_FIREWALLS, ForeignChains, Seen
-from reconciler.targets.nftables.forward_rules import ForwardRules
+from reconciler.targets.nftables.foreign_chains import (
+    NEVER_FIREWALLS,
+    ForeignChains,
+    ForwardRules,
+    Seen,
+)
 
 T = TypeVar("T")
 

@@ -55,8 +55,7 @@ from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables import foreign_chains
 from reconciler.targets.nftables.expressions import decode_rule
-from reconciler.targets.nftables.foreign_chains import NEVER_FIREWALLS, ForeignChains
-from reconciler.targets.nftables.forward_rules import ForwardRules
+from reconciler.targets.nftables.foreign_chains import NEVER_FIREWALLS, ForeignChains, ForwardRules
 from reconciler.targets.nftables.target import Nft
 
 pytestmark = pytest.mark.kernel

@@ -1,17 +1,23 @@
-"""Chains of other owners: their names, and those that routed packets come to, rule by rule."""
+"""Chains of other owners: their names, those that routed packets come to, and our rules there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from reconciler.core.datapath import ALIAS, TABLE
 from reconciler.diagnostics import ruleset as of
 from reconciler.diagnostics.foreign import sign_of
-from reconciler.errors import ObserveError
+from reconciler.domains.forward import ForwardAccept
+from reconciler.engine.plan import Change, Verb
+from reconciler.errors import ApplyError, ObserveError
+from reconciler.targets.netlink import nf_tables as nft
+from reconciler.targets.netlink.message import NLM_F_APPEND, NLM_F_CREATE, attribute, nested
 from reconciler.targets.netlink.nf_tables import Chain
+from reconciler.targets.netlink.nfnetlink import Request
 from reconciler.targets.netlink.ruleset import MAX_BYTES_OF_RULES, Nfnetlink
-from reconciler.targets.nftables.expressions import decode_elements, decode_rule, name_of
+from reconciler.targets.nftables import expressions as raw
 
 KUBE_PROXY = "kube-proxy"
 """Its table in mode nftables, one for each family."""
@@ -46,6 +52,8 @@ that are the first to tell a program which marks packets. A cluster with 10,000 
 60,000 chains on each node."""
 
 NFT_SET_INTERVAL = 4
+META_KEYS = {"iifname": 6, "oifname": 7}
+VERDICT_REGISTER, REGISTER, EQUAL, ACCEPT = 0, 1, 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,7 @@ class ForeignChains:
         # Those that our own rules may be put into are read before a bound is reached.
         wanted = sorted(filter(self._is_wanted, hooked), key=lambda c: c.hook != "forward")
         found = {
-            of.ChainId("nft", c.family, *map(name_of, c.place)): c for c in wanted[:MAX_BASES]
+            of.ChainId("nft", c.family, *map(raw.name_of, c.place)): c for c in wanted[:MAX_BASES]
         }
         bases = tuple(
             of.BaseChain(name, c.hook, c.type, c.priority, c.drops, c.devices)
@@ -188,7 +196,7 @@ class Reading:
         self._left_bytes -= sum(map(len, found))
         if any(ALIAS.encode() in body for body in found):
             self.with_ours.add(chain)
-        return tuple(map(decode_rule, found))
+        return tuple(map(raw.decode_rule, found))
 
     def _verdicts_of(self, place: tuple[str, str, str]) -> Iterable[of.Verdict | None]:
         """Read a set, unless it was; return the verdicts that are in it."""
@@ -205,10 +213,97 @@ class Reading:
             flags, messages = self._kernel.elements(family, *place, MAX_SET_MESSAGES)
         except ObserveError:
             return None
-        found = decode_elements(messages, is_interval=bool(flags & NFT_SET_INTERVAL))
+        found = raw.decode_elements(messages, is_interval=bool(flags & NFT_SET_INTERVAL))
         self._left_elements -= len(found.ranges)
         return found if self._left_elements >= 0 else None
 
 
 def _raw(name: str) -> bytes:
     return name.encode(errors="surrogateescape") + b"\0"
+
+
+class ForwardRules:
+    """Rules of ours in the namespace this object was made in.
+
+    Args:
+        with_ours: returns the chains that have some, as far as is known.
+    """
+
+    def __init__(self, with_ours: Callable[[], Iterable[Chain]]) -> None:
+        self._kernel = Nfnetlink()
+        self._with_ours = with_ours
+
+    def observe(self, desired: Iterable[ForwardAccept] = ()) -> frozenset[ForwardAccept]:
+        """List the rules that carry our comment; of other chains' rules none is read.
+
+        Raises:
+            ObserveError: the kernel refused, or a chain has too many rules.
+        """
+        handles: dict[ForwardAccept, tuple[int, ...]] = {}
+        chains = [*self._with_ours(), *map(_chain, desired)]
+        for chain in {(c.family, c.place): c for c in chains}.values():
+            for body in self._kernel.rules(chain, MAX_RULES):
+                has = ALIAS.encode() in body
+                handle, comment = raw.handle_and_comment(body) if has else (0, "")
+                if comment != ALIAS:
+                    continue
+                # One that was changed is like none that is ever desired.
+                other = "", f"another rule, of {len(body)} bytes"
+                way, pattern = of.accepted_link(raw.decode_rule(body)) or other
+                found = ForwardAccept(chain.family, chain.table, chain.name, way, pattern)
+                handles[found] = (*handles.get(found, ()), handle)
+        return frozenset(replace(found, handles=h) for found, h in handles.items())
+
+    def apply(self, actions: Sequence[Change[ForwardAccept]]) -> tuple[ApplyError, ...]:
+        """Carry out actions, each a transaction: one chain's owner is not another's."""
+        failures = []
+        for action in actions:
+            try:
+                self._kernel.commit(_requests(action), action.object.family)
+            except OSError as error:
+                failures.append(ApplyError.from_errno(str(action), error))
+        return tuple(failures)
+
+
+def _chain(rule: ForwardAccept) -> Chain:
+    place = rule.table.encode() + b"\0", rule.chain.encode() + b"\0"
+    return Chain(rule.family, rule.table, rule.chain, "forward", place=place)
+
+
+def _requests(action: Change[ForwardAccept]) -> list[Request]:
+    rule = action.object
+    table, name = _chain(rule).place
+    place = attribute(nft.NFTA_RULE_TABLE, table) + attribute(nft.NFTA_RULE_CHAIN, name)
+    if action.verb is Verb.DELETE:
+        handles = [attribute(raw.NFTA_RULE_HANDLE, struct.pack(">Q", n)) for n in rule.handles]
+        return [(nft.NFT_MSG_DELRULE, 0, place + handle) for handle in handles]
+    comment = ALIAS.encode() + b"\0"
+    body = (
+        place
+        + nested(nft.NFTA_RULE_EXPRESSIONS, _expressions(rule.way, rule.pattern))
+        + attribute(raw.NFTA_RULE_USERDATA, bytes([raw.COMMENT, len(comment)]) + comment)
+    )
+    return [(nft.NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)]
+
+
+def _expressions(way: str, pattern: str) -> bytes:
+    """Return expressions that accept what comes from, or goes to, links of a name."""
+    name = pattern.encode()
+    name = name[:-1] if pattern.endswith("*") else name.ljust(of.IFNAMSIZ, b"\0")
+    register = attribute(1, _be32(REGISTER))
+    value = nested(3, attribute(nft.NFTA_DATA_VALUE, name))
+    verdict = nested(nft.NFTA_DATA_VERDICT, attribute(nft.NFTA_VERDICT_CODE, _be32(ACCEPT)))
+    expressions = (
+        ("meta", register + attribute(2, _be32(META_KEYS[way]))),
+        ("cmp", register + attribute(2, _be32(EQUAL)) + value),
+        ("counter", attribute(1, bytes(8)) + attribute(2, bytes(8))),
+        ("immediate", attribute(1, _be32(VERDICT_REGISTER)) + nested(2, verdict)),
+    )
+    return b"".join(
+        nested(nft.NFTA_LIST_ELEM, nft.string(1, kind) + nested(2, content))
+        for kind, content in expressions
+    )
+
+
+def _be32(number: int) -> bytes:
+    return struct.pack(">I", number)

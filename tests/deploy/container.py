@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ set -e
 mount -t tmpfs tmpfs "$1/layer"
 mkdir "$1/layer/upper" "$1/layer/work"
 cp -a "$1/files/." "$1/layer/upper/"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/layer/upper,workdir=$1/layer/work" "$1/rootfs"
+mount -t overlay overlay -o "lowerdir=$3,upperdir=$1/layer/upper,workdir=$1/layer/work" "$1/rootfs"
 exec runc --root "$1/runc" run --bundle "$1" "$2"
 """
 
@@ -51,8 +51,8 @@ class Container:
         node: on which node; the pod is in its network namespace.
         pod: the pod's ``spec``, changed at will before it is started.
         directory: for the bundle.
-        here: directories of this test for paths of the host.
-        environment: more of it.
+        here: what this test has for paths of the host.
+        root: an image's files; or this machine's, to which ours are added.
     """
 
     lab: Lab
@@ -60,7 +60,7 @@ class Container:
     pod: Manifest
     directory: Path
     here: Mapping[str, Path]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    root: Path = Path("/")
 
     def __post_init__(self) -> None:
         self.name = f"nnt-{RUN}-{secrets.token_hex(3)}"
@@ -76,10 +76,11 @@ class Container:
         """Start it, with a command of its own or another one."""
         for name in ("layer", "rootfs", "runc", "files"):
             (self.directory / name).mkdir(parents=True)
-        self._make_files(self.directory / "files")
+        if self.root == Path("/"):
+            self._make_files(self.directory / "files")
         bundle = self._bundle(argv or [*self._spec["command"], *self._spec["args"]])
         (self.directory / "config.json").write_text(json.dumps(bundle))
-        words = ["sh", "-c", SCRIPT, "sh", str(self.directory), self.name]
+        words = ["sh", "-c", SCRIPT, "sh", str(self.directory), self.name, str(self.root)]
         with (self.directory / "log").open("w") as log:
             # A mount namespace of its own, so that every mount goes with it.
             self._process = self.lab.start(
@@ -122,11 +123,14 @@ class Container:
         granted = [f"CAP_{name}" for name in security["capabilities"].get("add", [])]
         assert self.pod["hostNetwork"]
         assert "hostPID" not in self.pod
-        mounts = [*OWN_MOUNTS, *(self._mount(m) for m in self._spec["volumeMounts"])]
-        # Shorter paths first, as the kubelet's order is not.
-        mounts[len(OWN_MOUNTS) :] = sorted(
-            mounts[len(OWN_MOUNTS) :], key=lambda m: m["destination"]
-        )
+        mounts = [self._mount(each) for each in self._spec["volumeMounts"]]
+        if self.root == Path("/"):
+            # The tree is perhaps below /tmp, which the pod has of its own.
+            mounts += [
+                _own(str(p), "bind", str(p), "rbind", "ro") for p in {ROOT, Path(sys.prefix)}
+            ]
+        # Paths before what is below them, as the kubelet's order is not.
+        mounts = [*OWN_MOUNTS, *sorted(mounts, key=lambda m: str(m["destination"]))]
         return {
             "ociVersion": "1.0.2",
             "root": {"path": "rootfs", "readonly": security["readOnlyRootFilesystem"]},
@@ -153,7 +157,7 @@ class Container:
 
     def _environment(self) -> dict[str, str]:
         lab = {k: v for k, v in self.lab.environment(self.node).items() if "NODE_NETWORK" not in k}
-        found = {**lab, **self.environment}
+        found = dict(lab)
         for each in self._spec["env"]:
             if "valueFrom" in each:
                 path = each["valueFrom"]["fieldRef"]["fieldPath"]

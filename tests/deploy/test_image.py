@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deploy.archive import ARCHIVE, opened
 
 ROOT = Path(__file__).parents[2]
-ARCHIVE = ROOT / "build/node-network-image.tar"
 RECIPE = (ROOT / "deploy/Dockerfile").read_text()
 
 MOST_BYTES = 150_000_000
@@ -62,28 +62,17 @@ def image() -> Image:
     if not ARCHIVE.exists():
         pytest.skip("no image: 'make image' builds it, with a Debian mirror and a package index")
     layers, sbom = [], b"{}"
-    with tarfile.open(ARCHIVE) as archive:
-
-        def blob(descriptor: dict[str, Any]) -> Any:
-            return archive.extractfile("blobs/" + descriptor["digest"].replace(":", "/"))
-
-        def text(descriptor: dict[str, Any]) -> Any:
-            return json.loads(blob(descriptor).read())
-
-        index = archive.extractfile("index.json")
-        assert index is not None
-        manifest = text(json.loads(index.read())["manifests"][0])
-        for each in manifest["layers"]:
-            with tarfile.open(fileobj=blob(each)) as layer:
-                members = []
-                for member in layer:
-                    members.append(member)
-                    if member.name.endswith("node-network/sbom.cdx.json"):
-                        found = layer.extractfile(member)
-                        assert found is not None
-                        sbom = found.read()
-                layers.append(members)
-        return Image(text(manifest["config"]), layers, json.loads(sbom))
+    with opened() as archive:
+        for layer in archive.layers():
+            members = []
+            for member in layer:
+                members.append(member)
+                if member.name.endswith("node-network/sbom.cdx.json"):
+                    found = layer.extractfile(member)
+                    assert found is not None
+                    sbom = found.read()
+            layers.append(members)
+        return Image(archive.config, layers, json.loads(sbom))
 
 
 def test_it_is_small(image: Image) -> None:

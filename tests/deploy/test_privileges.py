@@ -8,6 +8,8 @@ place that needs it.
 from __future__ import annotations
 
 import copy
+import fcntl
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 from conftest import fork_server, lab_name
+from deploy.archive import ARCHIVE, unpack
 from deploy.container import Container, Manifest, pod_of, without_mount
 from deploy.programs import DEPLOY, program
 from waiting import PATIENCE_S, until
@@ -48,7 +51,24 @@ overrides:
 PEER = "10.100.0.10"
 VPC_HOST = "10.0.9.10"
 
-SHORT_S = 15.0
+HOST_FILES = {
+    each["name"]
+    for each in yaml.safe_load((render.CHART / "values.yaml").read_text())["hostFiles"]
+}
+"""Mounts of which each is taken away in test_host_files.py."""
+
+PYTHON = ["/opt/node-network/venv/bin/python", "-c"]
+
+LOCKED = """
+import fcntl
+try:
+    fcntl.flock(open("/run/xtables.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    raise SystemExit(0)
+raise SystemExit("it is not the lock that the host holds")
+"""
+
+SHORT_S = 6.0
 """Seconds to wait for what is not expected to come."""
 
 
@@ -56,12 +76,15 @@ class Node:
     """A node of a lab with the container on it.
 
     Args:
-        patience_s: seconds to wait for each step.
+        breaks_at: steps that are not expected to come, as a pattern; "" if all are.
+        root: of the container.
     """
 
-    def __init__(self, lab: Lab, directory: Path, spec: Manifest, patience_s: float) -> None:
+    def __init__(
+        self, lab: Lab, directory: Path, spec: Manifest, breaks_at: str, root: Path
+    ) -> None:
         self.lab = lab
-        self.patience_s = patience_s
+        self.breaks_at = breaks_at
         self.document = directory / "document"
         self.document.mkdir()
         self.write(DOCUMENT)
@@ -79,9 +102,12 @@ class Node:
                 here.setdefault(path, directory / "empty" / each["name"])
         for path in here.values():
             path.mkdir(parents=True, exist_ok=True)
+        self.lock = here["/run/xtables.lock"] = directory / "xtables.lock"
+        self.lock.touch()
         # ``portmap``, which the default configuration names.
         (self.bin / "portmap").touch(mode=0o755)
-        self.container = Container(lab, "node1", spec, directory / "bundle", here)
+        self.container = Container(lab, "node1", spec, directory / "bundle", here, root)
+        self.here = here
 
     def write(self, text: str) -> None:
         """Write the document as the kubelet does: a new directory behind a link."""
@@ -93,6 +119,10 @@ class Node:
         (self.document / "..data_tmp").rename(self.document / "..data")
         if not (link := self.document / "node-network.yaml").is_symlink():
             link.symlink_to("..data/node-network.yaml")
+
+    def patience_s(self, step: str) -> float:
+        """Seconds to wait for a step."""
+        return SHORT_S if self.breaks_at and re.match(self.breaks_at, step) else PATIENCE_S
 
     def step(self, name: str, holds: Callable[[], Any]) -> None:
         """Wait for a step.
@@ -106,7 +136,7 @@ class Node:
                 raise AssertionError(f"{name}: it has ended: {self.container.log}")
             return bool(holds())
 
-        until(now, lambda: f"{name}: {self.container.log}", patience_s=self.patience_s)
+        until(now, lambda: f"{name}: {self.container.log}", patience_s=self.patience_s(name))
 
     def status(self) -> dict[str, Any]:
         """What the daemon says; empty if it does not answer."""
@@ -140,7 +170,7 @@ class Node:
         self.step("executable", lambda: (self.bin / "node-network").exists())
         self.step("conflist", lambda: list(self.conf.glob("10-node-network.conflist")))
         try:
-            one = pod.add(self.lab, "node1", "one", budget_s=min(self.patience_s, 30))
+            one = pod.add(self.lab, "node1", "one", budget_s=min(self.patience_s("ADD"), 30))
         except pod.PodError as error:
             raise AssertionError(f"ADD: {error}: {self.container.log}") from error
         peers = {p: self.lab.names.namespace(p) for p in ("vpchost", "peer")}
@@ -164,11 +194,13 @@ def probe_works(namespace: str, peer: str) -> bool:
 
 
 @contextmanager
-def node(directory: Path, spec: Manifest, patience_s: float = PATIENCE_S) -> Iterator[Node]:
+def node(
+    directory: Path, spec: Manifest, *, breaks_at: str = "", root: Path = Path("/")
+) -> Iterator[Node]:
     """A lab of the test's own, with the container on its first node."""
     lab = lifecycle.up(lab_name("v"), start=fork_server.start)
     try:
-        made = Node(lab, directory, copy.deepcopy(spec), patience_s)
+        made = Node(lab, directory, copy.deepcopy(spec), breaks_at, root)
         try:
             yield made
         finally:
@@ -184,6 +216,15 @@ def container_of(spec: Manifest) -> Manifest:
 
 def test_the_manifests_container_serves_pods(tmp_path: Path) -> None:
     with node(tmp_path, POD) as made:
+        made.tell()
+
+
+def test_the_image_serves_pods_in_it(tmp_path: Path) -> None:
+    if not ARCHIVE.exists():
+        pytest.skip("no image: 'make image' builds it, with a Debian mirror and a package index")
+    root = tmp_path / "root"
+    unpack(ARCHIVE, root)
+    with node(tmp_path, POD, root=root) as made:
         made.tell()
 
 
@@ -213,7 +254,7 @@ def drop_propagation(spec: Manifest) -> None:
 NEEDED: dict[str, tuple[Callable[[Manifest], None], str]] = {
     "capability NET_ADMIN": (drop_capability("NET_ADMIN"), "executable"),
     "capability SYS_ADMIN": (drop_capability("SYS_ADMIN"), "answers"),
-    "mount document": (drop_mount("document"), "answers|^ready"),
+    "mount document": (drop_mount("document"), "answers|ready"),
     "mount state": (drop_mount("state"), "answers"),
     "mount cni-bin": (drop_mount("cni-bin"), "executable"),
     "mount cni-conf": (drop_mount("cni-conf"), "conflist"),
@@ -225,26 +266,51 @@ NEEDED: dict[str, tuple[Callable[[Manifest], None], str]] = {
 """What is taken away, and the step that fails for it."""
 
 
-def test_everything_that_is_granted_is_taken_away_once() -> None:
-    container = container_of(POD)
+USED: dict[str, tuple[Callable[[Manifest], None], list[str]]] = {
+    "mount tmp": (drop_mount("tmp"), [*PYTHON, "import tempfile; tempfile.TemporaryFile()"]),
+    "capability NET_RAW": (drop_capability("NET_RAW"), ["iptables-legacy-save", "-t", "nat"]),
+    "mount aws-node": (drop_mount("aws-node"), ["cat", "/var/run/aws-node/ipam.json"]),
+    "mount xtables-lock": (drop_mount("xtables-lock"), [*PYTHON, LOCKED]),
+}
+"""What is taken away, and a command that works only with it: all of this is for what the stock
+plugin has left, and what is done then is in tests/scenarios/test_takeover.py."""
+
+
+def granted(spec: Manifest) -> set[str]:
+    """All that a manifest grants, by the names that are used here."""
+    container = container_of(spec)
     mounts = container["volumeMounts"]
-    host_files = {h["name"] for h in yaml.safe_load(VALUES.read_text())["hostFiles"]}
-    granted = {
+    return {
         *(f"capability {name}" for name in container["securityContext"]["capabilities"]["add"]),
-        *(f"mount {m['name']}" for m in mounts if m["name"] not in host_files),
+        *(f"mount {m['name']}" for m in mounts if m["name"] not in HOST_FILES),
         *(f"propagation of {m['name']}" for m in mounts if "mountPropagation" in m),
         *(f"variable {e['name']}" for e in container["env"] if "valueFrom" in e),
     }
-    assert granted == set(NEEDED)
 
 
-VALUES = render.CHART / "values.yaml"
+def test_everything_that_is_granted_is_taken_away_once() -> None:
+    assert granted(TAKE_OVER) == {*NEEDED, *USED}
+    assert granted(TAKE_OVER) - granted(POD) == {*USED} - {"mount tmp"}
 
 
 @pytest.mark.parametrize("what", NEEDED)
 def test_without_it_the_story_breaks(what: str, tmp_path: Path) -> None:
     take, step = NEEDED[what]
-    with node(tmp_path, POD, SHORT_S) as made:
+    with node(tmp_path, POD, breaks_at=step) as made:
         take(made.container.pod)
-        with pytest.raises(AssertionError, match=f"^{step}"):
+        with pytest.raises(AssertionError, match=f"^({step})"):
             made.tell()
+
+
+@pytest.mark.parametrize("what", USED)
+def test_a_command_works_only_with_it(what: str, tmp_path: Path) -> None:
+    take, command = USED[what]
+    for name, change in (("with", lambda _: None), ("without", take)):
+        directory = tmp_path / name
+        directory.mkdir()
+        with node(directory, TAKE_OVER) as made, made.lock.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (made.here["/var/run/aws-node"] / "ipam.json").write_text("{}")
+            change(made.container.pod)
+            made.container.start(command)
+            assert (made.container.wait() == 0) == (name == "with"), made.container.log

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,18 @@ def merged(below: Any, above: Any) -> Any:
     return {k: merged(below[k], above[k]) if k in below and k in above else keys[k] for k in keys}
 
 
-def render(values: Mapping[str, Any] | None = None, namespace: str = "kube-system") -> str:
-    """Return the chart's manifests for some values, as one text."""
+def render(
+    values: Mapping[str, Any] | None = None,
+    namespace: str = "kube-system",
+    templates: Sequence[str] = ORDER,
+) -> str:
+    """Return the chart's manifests for some values, as one text.
+
+    Args:
+        values: on top of the default ones.
+        namespace: of the release.
+        templates: their names; by default all but those of hooks, which are Helm's alone.
+    """
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     scope = {
@@ -188,7 +198,7 @@ def render(values: Mapping[str, Any] | None = None, namespace: str = "kube-syste
         "Chart": {key[0].upper() + key[1:]: value for key, value in chart.items()},
     }
     texts = []
-    for name in ORDER:
+    for name in templates:
         template = parse((CHART / f"templates/{name}.yaml").read_text())
         texts.append("".join(fill(template.parts, scope, scope)))
     return "---\n".join(texts)

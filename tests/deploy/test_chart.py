@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from deploy.programs import DEPLOY, program
 from jsonschema import Draft202012Validator
 
 ROOT = DEPLOY.parent
+HOOKS = ("validate",)
 render = program("render.py")
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "node-network/kubectl"
@@ -34,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "document": {
             "snat": {"excludeCIDRs": ["10.0.0.0/8"]},
             "eni": {"tags": {"team": "net"}},
-            "overrides": [{"match": {"nodeName": "a*"}, "set": {"snat": {"mode": "external"}}}],
+            "overrides": [{"match": {"nodeName": "a*"}, "set": {"pods": {"mtu": 1400}}}],
         },
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/a"}},
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
@@ -156,18 +158,49 @@ def programs() -> Path:
     return CACHE
 
 
-def template(tool: Tool, values: dict[str, Any], directory: Path) -> dict[str, Any]:
+def template(tool: Tool, values: dict[str, Any], directory: Path, *options: str) -> dict[str, Any]:
     """Return what Helm makes of the chart."""
     file = directory / "values.yaml"
     file.write_text(yaml.safe_dump(values))
     words = ("template", "node-network", str(render.CHART), "-n", "kube-system", "-f", str(file))
-    return manifests(tool("helm", *words))
+    return manifests(tool("helm", *words, *options))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_helm_makes_the_same(case: str, tool: Tool, tmp_path: Path) -> None:
     values = CASES[case]
-    assert template(tool, values, tmp_path) == manifests(render.render(values))
+    made = template(tool, values, tmp_path, "--no-hooks")
+    assert made == manifests(render.render(values))
+    hooks = template(tool, values, tmp_path, "--show-only", "templates/validate.yaml")
+    assert hooks == manifests(render.render(values, templates=HOOKS))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_document_is_checked_before_anything_is_changed(case: str, tmp_path: Path) -> None:
+    hooks = manifests(render.render(CASES[case], templates=HOOKS))
+    config, job = hooks["ConfigMap"], hooks["Job"]
+    assert config["data"] == manifests(render.render(CASES[case]))["ConfigMap"]["data"]
+    for each, weight in ((config, "-1"), (job, "0")):
+        notes = each["metadata"]["annotations"]
+        assert notes["helm.sh/hook"] == "pre-install,pre-upgrade"
+        assert notes["helm.sh/hook-weight"] == weight
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["volumes"] == [
+        {"name": "document", "configMap": {"name": config["metadata"]["name"]}}
+    ]
+    verb, path = container["args"]
+    (mount,) = container["volumeMounts"]
+    file = tmp_path / Path(path).relative_to(mount["mountPath"])
+    file.write_text(config["data"][file.name])
+    words = [sys.executable, "-m", "reconciler", verb, str(file)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_can_be_left_out() -> None:
+    assert manifests(render.render({"validate": False}, templates=HOOKS)) == {}
 
 
 def test_helm_finds_nothing_wrong_and_refuses_a_wrong_document(tool: Tool) -> None:

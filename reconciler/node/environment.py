@@ -26,7 +26,7 @@ from reconciler.targets.ec2.changes import Journal
 from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.files.installation import HostDirectories
 from reconciler.targets.foreign import Surroundings
-from reconciler.targets.imds.client import Imds
+from reconciler.targets.imds import Imds
 from reconciler.targets.kernel import SysctlTree
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.target import Nft

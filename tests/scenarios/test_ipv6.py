@@ -24,7 +24,7 @@ from lab.topology import (
     VPC_IPV6_CIDR,
 )
 from lab.traffic import Receiver, Stream, probe
-from reconciler.targets.imds.client import Imds
+from reconciler.targets.imds import Imds
 
 pytestmark = pytest.mark.lab
 

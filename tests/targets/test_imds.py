@@ -15,9 +15,8 @@ from ipaddress import IPv4Network
 import pytest
 
 from reconciler.errors import ObserveError
-from reconciler.targets.imds import client
-from reconciler.targets.imds.answers import MAX_INTERFACES, MAX_ITEMS
-from reconciler.targets.imds.client import ADDRESSES, BOUNDS, Imds
+from reconciler.targets import imds
+from reconciler.targets.imds import ADDRESSES, BOUNDS, MAX_INTERFACES, MAX_ITEMS, Imds
 
 MAC = "02:00:00:00:00:01"
 BASE = f"/latest/meta-data/network/interfaces/macs/{MAC}"
@@ -104,7 +103,7 @@ def serving(
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds of time that a test can wait out."""
-    monkeypatch.setattr(client, "BOUNDS", replace(BOUNDS, total_s=60.0, request_s=0.4))
+    monkeypatch.setattr(imds, "BOUNDS", replace(BOUNDS, total_s=60.0, request_s=0.4))
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
@@ -201,7 +200,7 @@ def test_a_byte_now_and_then_does_not_prolong_a_requests_time(text: bytes) -> No
 
 
 def test_all_requests_of_a_look_together_have_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BOUNDS", replace(BOUNDS, total_s=1.0))
+    monkeypatch.setattr(imds, "BOUNDS", replace(BOUNDS, total_s=1.0))
 
     def slow(path: str) -> Iterator[bytes]:
         threading.Event().wait(0.3)
@@ -246,7 +245,7 @@ def test_no_list_is_longer_than_anything_can_hold(key: str) -> None:
 
 
 def test_no_more_requests_are_made_than_a_look_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BOUNDS", replace(BOUNDS, requests=3))
+    monkeypatch.setattr(imds, "BOUNDS", replace(BOUNDS, requests=3))
     with (
         serving(whole) as (service, target),
         pytest.raises(ObserveError, match="at most 3 requests"),

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from reconciler.targets.imds.answers import (
+from reconciler.targets.imds import (
     MAX_INTERFACES,
+    MissingError,
     read_interfaces,
     read_node,
     read_region,
     read_token,
 )
-from reconciler.targets.imds.bounded_http import MissingError
 
 MAC = "02:aa:00:00:00:01"
 BASE = f"network/interfaces/macs/{MAC}"

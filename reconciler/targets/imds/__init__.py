@@ -1,1 +1,0 @@
-"""Instance metadata, version 2: asked within bounds, read with distrust."""

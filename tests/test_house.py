@@ -83,8 +83,9 @@ DOORS = {
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
     },
     "pydantic": {
-        f"schemas/{room}.py"
-        for room in (*("check", "cni", "document", "override", "pool", "value"),)
+        *(f"schemas/{part}.py" for part in ("check", "cni", "document", "override")),
+        *(f"schemas/{part}.py" for part in ("pool", "value")),
+        "reconciler/targets/state/observation.py",
     },
 }
 
@@ -443,7 +444,7 @@ WORDS = {
 """Words that a reader must guess, and what the field says in their place."""
 
 WORDS_LEFT: dict[str, int] = {
-    "boundless": 3,
+    "boundless": 1,
 }
 """How often each is still said. Shrink this; add nothing."""
 

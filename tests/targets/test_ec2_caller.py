@@ -121,7 +121,12 @@ def test_a_process_that_babbles_is_ended(
 def test_a_refusal_is_a_word_and_a_short_line_whatever_it_says(
     caller: Subprocess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = {"number": 1, "operation": 7, "code": "x" * 9999, "message": "\x1b[2J\n\ud800" * 9999}
+    told = {
+        "number": 1,
+        "operation_name": 7,
+        "code": "x" * 9999,
+        "message": "\x1b[2J\n\ud800" * 9999,
+    }
     python = tmp_path / "python"
     python.write_text(
         f"#!{sys.executable}\ninput()\nprint({json.dumps(told | {'refused': 3})!r})\n"

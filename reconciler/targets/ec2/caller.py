@@ -15,7 +15,6 @@ so that no answer is ever taken for another question's.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import resource
@@ -24,14 +23,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
-
-log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
@@ -67,7 +65,7 @@ CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 ANSWER_LOST = "AnswerLost"
 """The code of a call of which it is unknown whether it has happened."""
 
-REFUSAL = frozenset({"operation", "code", "message", "refused"})
+REFUSAL = ("operation_name", "code", "message", "refused")
 """What the other process tells of an ``Ec2CallError``."""
 
 
@@ -94,29 +92,13 @@ class Ec2CallError(Exception):
         self.refused = refused
 
 
-class Caller(Protocol):
-    """Makes calls."""
-
-    def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
-        """Make one.
-
-        Args:
-            operation: EC2's name of it.
-            method: the SDK's.
-            arguments: as the SDK takes them; texts, numbers, lists and objects.
-
-        Raises:
-            Ec2CallError: there is no answer.
-        """
-        ...
+Caller = Callable[[str, str, dict[str, Any]], Any]
+"""Makes a call: EC2's name of it, the SDK's method, and its arguments as the SDK takes them.
+Raises an ``Ec2CallError`` if there is no answer."""
 
 
 class Subprocess:
-    """Makes calls in a process of their own; one at a time.
-
-    Args:
-        region: of EC2.
-    """
+    """Makes calls in a process of their own; one at a time."""
 
     def __init__(self, region: str) -> None:
         self._region = region
@@ -126,11 +108,7 @@ class Subprocess:
         self._idle: threading.Timer | None = None
 
     def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
-        """Make one call.
-
-        Raises:
-            Ec2CallError: there is no answer.
-        """
+        """Make one call."""
         with self._lock:
             if self._idle is not None:
                 self._idle.cancel()
@@ -164,17 +142,12 @@ class Subprocess:
         except (OSError, ValueError, RecursionError) as error:
             # Killed, hung, or out of its mind: whether EC2 was asked is unknown.
             self._end()
-            raise Ec2CallError(
-                operation, ANSWER_LOST, f"the process that calls EC2 failed: {error}"
-            ) from error
+            why = f"the process that calls EC2 failed: {error}"
+            raise Ec2CallError(operation, ANSWER_LOST, why) from error
         if "answer" in answer:
             return answer["answer"]
-        raise Ec2CallError(
-            str(answer["operation"] or operation),
-            str(answer["code"]),
-            str(answer["message"]),
-            refused=bool(answer["refused"]),
-        )
+        named, code, message, refused = map(answer.get, REFUSAL)
+        raise Ec2CallError(str(named or operation), str(code), str(message), refused=bool(refused))
 
     def _running(self, operation: str) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
@@ -187,9 +160,8 @@ class Subprocess:
                     argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
                 )
             except OSError as error:
-                raise Ec2CallError(
-                    operation, "NotStarted", f"the process that calls EC2: {error}"
-                ) from error
+                why = f"the process that calls EC2: {error}"
+                raise Ec2CallError(operation, "NotStarted", why) from error
         return self._process
 
     def _end(self) -> None:
@@ -206,11 +178,7 @@ class Subprocess:
 
 
 def _read_line(stream: IO[bytes]) -> bytes:
-    """Return an answer: all that comes until a line is whole.
-
-    Raises:
-        OSError: none came in time, it has no end, or the process has ended.
-    """
+    """Return an answer, all that comes until a line is whole; an OSError says there is none."""
     deadline = time.monotonic() + ANSWER_S
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -227,15 +195,11 @@ def _read_line(stream: IO[bytes]) -> bytes:
 
 
 def _parse(line: bytes, number: int) -> dict[str, Any]:
-    """Return the answer to a question.
-
-    Raises:
-        ValueError, RecursionError: it is none, or another question's.
-    """
+    """Return the answer to a question; a ValueError or RecursionError says that it is none."""
     answer = json.loads(line)
     if not isinstance(answer, dict) or answer.get("number") != number:
         raise ValueError(f"no answer to question {number}: {line[:64]!r}")
-    if "answer" not in answer and not answer.keys() >= REFUSAL:
+    if "answer" not in answer and not answer.keys() >= set(REFUSAL):
         raise ValueError(f"neither answer nor refusal: {line[:64]!r}")
     return answer
 
@@ -244,22 +208,14 @@ def _parse(line: bytes, number: int) -> dict[str, Any]:
 
 
 class InProcess:
-    """Makes calls right here, with the SDK.
-
-    Args:
-        region: of EC2.
-    """
+    """Makes calls right here, with the SDK."""
 
     def __init__(self, region: str) -> None:
         self._region = region
         self._client: EC2Client | None = None
 
     def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
-        """Make one call.
-
-        Raises:
-            Ec2CallError: there is no answer.
-        """
+        """Make one call."""
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
         from botocore.parsers import ResponseParserError
 
@@ -330,12 +286,7 @@ def main(region: str) -> None:
         try:
             answer = {"answer": call("", question["method"], question["arguments"])}
         except Ec2CallError as error:
-            answer = {
-                "operation": error.operation_name,
-                "code": error.code,
-                "message": error.message,
-                "refused": error.refused,
-            }
+            answer = {name: getattr(error, name) for name in REFUSAL}
         # Of times, which are all that JSON has no word for, nothing is read.
         answers.write(json.dumps({"number": question["number"], **answer}, default=str) + "\n")
         answers.flush()

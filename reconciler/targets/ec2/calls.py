@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 from reconciler.ipam import budget
 from reconciler.ipam.budget import Bucket
 from reconciler.targets.ec2.caller import ANSWER_LOST, Caller, Ec2CallError
-from reconciler.targets.ec2.fields import TOKEN
-from reconciler.targets.values import MalformedError, Object, entries
+from reconciler.targets.values import MalformedError, Object, entries, like
 
 PAGE_SIZE = 100
 """Items per page: unpaginated DescribeNetworkInterfaces is blocked in a large AWS account
@@ -20,6 +19,9 @@ PAGE_SIZE = 100
 
 MAX_VALUES = 200
 """Values of one filter (EC2 API reference, "List and filter resources": at most 200)."""
+
+TOKEN = like(r"[ -~]{1,8192}")
+"""A page's token: EC2 calls it opaque, and it is printable."""
 
 Filters = list[dict[str, Any]]
 
@@ -38,11 +40,7 @@ class TooLongError(Ec2CallError):
 
 
 class Calls:
-    """Makes calls, and notes which failed and which succeeded.
-
-    Args:
-        caller: who makes them.
-        clock: monotonic seconds.
+    """Makes calls within the budget, and notes which failed and which succeeded.
 
     Attributes:
         made: calls since the start, by action.
@@ -57,11 +55,7 @@ class Calls:
         self._buckets: dict[str, Bucket] = {}
 
     def __call__(self, method: str, **arguments: Any) -> Object:
-        """Make one call.
-
-        Raises:
-            Ec2CallError: there is no answer, or no budget for it.
-        """
+        """Make one call; an Ec2CallError says that there is no answer, or no budget for it."""
         action = operation(method)
         bucket, granted = budget.take(self._buckets.get(action), action, self._clock())
         self._buckets[action] = bucket
@@ -95,9 +89,8 @@ class Calls:
 
     def interfaces(self, filters: Filters, *, most: int) -> Iterator[Object]:
         """The same of ENIs."""
-        yield from self.pages(
-            "describe_network_interfaces", "NetworkInterfaces", filters, most=most
-        )
+        method = "describe_network_interfaces"
+        return self.pages(method, "NetworkInterfaces", filters, most=most)
 
     def fail(self, scope: str, code: str, message: str) -> None:
         """Note a failure that gets a backoff."""
@@ -130,7 +123,8 @@ def matching(name: str, *values: str) -> dict[str, Any]:
     return {"Name": name, "Values": list(values)}
 
 
-def parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Split what does not go into one filter."""
-    for start in range(0, len(names), MAX_VALUES):
-        yield names[start : start + MAX_VALUES]
+def parts(names: Iterable[str]) -> Iterator[Sequence[str]]:
+    """Split what does not go into one filter, in order."""
+    ordered = sorted(names)
+    for start in range(0, len(ordered), MAX_VALUES):
+        yield ordered[start : start + MAX_VALUES]

@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any, Protocol
 
+from reconciler.core.datapath import IpNetwork
 from reconciler.errors import ApplyError
 from reconciler.ipam import budget
+from reconciler.ipam import ec2_action as ec2
 from reconciler.ipam.cloud import CREATED_TAG, CREATION_TAG, INSTANCE_TAG, Cloud
-from reconciler.ipam.ec2_action import (
-    AddEni,
-    AdoptEni,
-    AssignAddresses,
-    AssignPrefixes,
-    AttachEni,
-    Creation,
-    DelegatePrefix,
-    DeleteEni,
-    DetachEni,
-    Ec2Action,
-    ReleaseAddresses,
-    ReleasePrefixes,
-    SetSecurityGroups,
-    TieToInstance,
-)
+from reconciler.ipam.ec2_action import AddEni, Creation, DelegatePrefix, Ec2Action
 from reconciler.ipam.sources import TRUST_S, Answer, is_behind, overlay
+from reconciler.targets.ec2 import decode
 from reconciler.targets.ec2.caller import Ec2CallError
 from reconciler.targets.ec2.calls import Calls, reading
-from reconciler.targets.ec2.decode import decode_assigned, decode_delegated, decode_interface
-from reconciler.targets.ec2.fields import ID
 from reconciler.targets.ec2.subnets import Subnets
-from reconciler.targets.values import MalformedError, inner
+from reconciler.targets.values import MalformedError, Object, inner
 
 NO_PREFIXES = "InsufficientCidrBlocks"
 """EC2's code where a subnet has room but no whole block. Where it has no room either, the answer
 is a bare InvalidParameterValue that says so in words (cilium/cilium#31016)."""
+
+Assignment = ec2.AssignAddresses | ec2.AssignPrefixes | DelegatePrefix
+
+ASSIGNMENTS: Mapping[type[Assignment], tuple[str, str, str]] = {
+    ec2.AssignAddresses: (
+        "assign_private_ip_addresses",
+        "PrivateIpAddresses",
+        "SecondaryPrivateIpAddressCount",
+    ),
+    ec2.AssignPrefixes: ("assign_private_ip_addresses", "Ipv4Prefixes", "Ipv4PrefixCount"),
+    DelegatePrefix: ("assign_ipv6_addresses", "Ipv6Prefixes", "Ipv6PrefixCount"),
+}
+"""The method of each, its argument with what is named, and the one with how many EC2 chooses."""
 
 
 class Journal(Protocol):
     """Where a creation is written down before EC2 is asked, and taken out if EC2 refused."""
 
     def record(self, creation: Creation) -> None:
-        """Write it down, durably.
-
-        Raises:
-            OSError: it cannot be written; then EC2 is not asked.
-        """
+        """Write it down, durably. An OSError says that it cannot be: then EC2 is not asked."""
         ...
 
     def forget(self, creation: Creation) -> None:
@@ -57,14 +52,7 @@ class Journal(Protocol):
 
 
 class Ec2Changes:
-    """Makes changes, one call after another; nothing is repeated.
-
-    Args:
-        instance_id: the instance.
-        calls: makes calls.
-        journal: where creations are written down.
-        clock: monotonic seconds.
-    """
+    """Makes changes of one instance's ENIs, one call after another; nothing is repeated."""
 
     def __init__(
         self, instance_id: str, calls: Calls, journal: Journal, clock: Callable[[], float]
@@ -100,41 +88,43 @@ class Ec2Changes:
 
     def _apply_one(self, action: Ec2Action) -> None:
         match action:
-            case AddEni():
-                eni_id = self._create(action.creation)
-                index = action.creation.device_index
-                self._tie(eni_id, self._attach(eni_id, action.instance_id, index))
-            case AttachEni():
-                attachment = self._attach(action.eni_id, action.instance_id, action.device_index)
-                self._tie(action.eni_id, attachment)
-            case TieToInstance():
-                self._tie(action.eni_id, action.attachment_id)
-            case AdoptEni():
-                self._adopt(action)
-            case SetSecurityGroups():
-                self._calls(
-                    "modify_network_interface_attribute",
-                    NetworkInterfaceId=action.eni_id,
-                    Groups=list(action.security_groups),
-                )
-            case AssignAddresses() | AssignPrefixes() | DelegatePrefix():
-                self._assign(action)
-            case ReleaseAddresses():
-                self._release(action.eni_id, "PrivateIpAddresses", action.units)
-            case ReleasePrefixes():
-                self._release(action.eni_id, "Ipv4Prefixes", action.units)
-            case DetachEni() | DeleteEni():
-                self._remove(action)
+            case AddEni(instance_id, creation):
+                eni_id = self._create(creation)
+                self._attach(eni_id, instance_id, creation.device_index)
+            case ec2.AttachEni(eni_id, instance_id, device_index):
+                self._attach(eni_id, instance_id, device_index)
+            case ec2.TieToInstance(eni_id, attachment_id):
+                self._tie(eni_id, attachment_id)
+            case ec2.AdoptEni(eni_id, tags, obsolete):
+                self._calls("create_tags", Resources=[eni_id], Tags=_tags(tags))
+                self._learn(eni_id, adopted=True)
+                keys = [{"Key": key} for key in obsolete]
+                self._calls("delete_tags", Resources=[eni_id], Tags=keys)
+                self._learn(eni_id, disowned=True)
+            case ec2.SetSecurityGroups(eni_id, groups):
+                self._change("modify_network_interface_attribute", eni_id, Groups=list(groups))
+            case ec2.AssignAddresses() | ec2.AssignPrefixes() | DelegatePrefix():
+                self._learn(action.eni_id, added=self._assign(action))
+            case ec2.ReleaseAddresses() | ec2.ReleasePrefixes():
+                self._release(action)
+            case ec2.DetachEni(eni_id, attachment_id):
+                self._calls("detach_network_interface", AttachmentId=attachment_id)
+                self._learn(eni_id, detached=True)
+            case ec2.DeleteEni(eni_id):
+                self._change("delete_network_interface", eni_id)
+                self._learn(eni_id, deleted=True)
+
+    def _change(self, method: str, eni_id: str, **arguments: Any) -> Object:
+        return self._calls(method, NetworkInterfaceId=eni_id, **arguments)
 
     def _create(self, creation: Creation) -> str:
         created = datetime.fromtimestamp(int(creation.at), UTC).isoformat()
-        tags = [*creation.tags, (CREATED_TAG, created)]
+        tags = _tags([*creation.tags, (CREATED_TAG, created)])
         counts = {
             "Ipv4PrefixCount": creation.prefixes,
             "SecondaryPrivateIpAddressCount": creation.addresses,
             "Ipv6PrefixCount": creation.ipv6_prefixes,
         }
-        wanted = {name: count for name, count in counts.items() if count}
         self._journal.record(creation)
         try:
             answer = self._calls(
@@ -143,94 +133,65 @@ class Ec2Changes:
                 Groups=list(creation.security_groups),
                 Description=f"node-network {self._instance_id}",
                 ClientToken=creation.token,
-                TagSpecifications=[
-                    {
-                        "ResourceType": "network-interface",
-                        "Tags": [{"Key": key, "Value": value} for key, value in tags],
-                    }
-                ],
-                **wanted,
+                TagSpecifications=[{"ResourceType": "network-interface", "Tags": tags}],
+                **{name: count for name, count in counts.items() if count},
             )
         except Ec2CallError as error:
             if not _may_have_happened(error):
                 self._journal.forget(creation)
             raise
         with reading("create_network_interface"):
-            listed = decode_interface(inner(answer, "NetworkInterface"), self._instance_id)
+            body = inner(answer, "NetworkInterface")
+            listed = decode.decode_interface(body, self._instance_id)
             if listed is None:
                 raise MalformedError("NetworkInterface", None, "attached to nothing")
         # The subnet's CIDR is not in the answer; the look that chose the subnet has it.
         known = self._shown.subnets.get(creation.subnet_id)
         eni = replace(listed.eni, subnet_cidr=known.cidr) if known else listed.eni
         tagged = {INSTANCE_TAG: self._instance_id, CREATION_TAG: creation.token}
-        owned = tagged.items() <= dict(creation.tags).items()
-        self._learn(
-            eni.eni_id,
-            created=replace(
-                eni,
-                device_index=None,
-                status="available",
-                owned=owned,
-                creation=creation.token,
-                created_at=float(int(creation.at)),
-            ),
+        created_eni = replace(
+            eni,
+            device_index=None,
+            status="available",
+            owned=tagged.items() <= dict(creation.tags).items(),
+            creation=creation.token,
+            created_at=float(int(creation.at)),
         )
+        self._learn(eni.eni_id, created=created_eni)
         return eni.eni_id
 
-    def _attach(self, eni_id: str, instance_id: str, device_index: int) -> str:
-        answer = self._calls(
-            "attach_network_interface",
-            NetworkInterfaceId=eni_id,
-            InstanceId=instance_id,
-            DeviceIndex=device_index,
-        )
-        with reading("attach_network_interface"):
-            attachment = ID.of(answer, "AttachmentId")
-        self._learn(eni_id, attached=(device_index, attachment))
-        return attachment
+    def _attach(self, eni_id: str, instance_id: str, device_index: int) -> None:
+        method = "attach_network_interface"
+        answer = self._change(method, eni_id, InstanceId=instance_id, DeviceIndex=device_index)
+        with reading(method):
+            attachment_id = decode.ID.of(answer, "AttachmentId")
+        self._learn(eni_id, attached=(device_index, attachment_id))
+        self._tie(eni_id, attachment_id)
 
     def _tie(self, eni_id: str, attachment_id: str) -> None:
-        self._calls(
-            "modify_network_interface_attribute",
-            NetworkInterfaceId=eni_id,
-            Attachment={"AttachmentId": attachment_id, "DeleteOnTermination": True},
-        )
+        tied = {"AttachmentId": attachment_id, "DeleteOnTermination": True}
+        self._change("modify_network_interface_attribute", eni_id, Attachment=tied)
         self._learn(eni_id, tied=True)
 
-    def _adopt(self, action: AdoptEni) -> None:
-        tags = [{"Key": key, "Value": value} for key, value in action.tags]
-        self._calls("create_tags", Resources=[action.eni_id], Tags=tags)
-        self._learn(action.eni_id, adopted=True)
-        keys = [{"Key": key} for key in action.obsolete]
-        self._calls("delete_tags", Resources=[action.eni_id], Tags=keys)
-        self._learn(action.eni_id, disowned=True)
-
-    def _assign(self, action: AssignAddresses | AssignPrefixes | DelegatePrefix) -> None:
-        method, decode = "assign_private_ip_addresses", decode_assigned
-        wanted: dict[str, Any]
-        match action:
-            case AssignAddresses(units=()):
-                wanted = {"SecondaryPrivateIpAddressCount": action.count}
-            case AssignAddresses():
-                wanted = {"PrivateIpAddresses": [str(a) for a in action.units]}
-            case AssignPrefixes(units=()):
-                wanted = {"Ipv4PrefixCount": action.count}
-            case AssignPrefixes():
-                wanted = {"Ipv4Prefixes": [str(p) for p in action.units]}
-            case DelegatePrefix(prefix=named):
-                method, decode = "assign_ipv6_addresses", decode_delegated
-                wanted = {"Ipv6Prefixes": [str(named)]} if named else {"Ipv6PrefixCount": 1}
-        answer = self._calls(method, NetworkInterfaceId=action.eni_id, **wanted)
+    def _assign(self, action: Assignment) -> frozenset[IpNetwork]:
+        method, names, number = ASSIGNMENTS[type(action)]
+        units: tuple[object, ...]
+        if isinstance(action, DelegatePrefix):
+            units, count = (action.prefix,) if action.prefix else (), 1
+        else:
+            units, count = action.units, action.count
+        wanted: dict[str, Any] = {names: list(map(str, units))} if units else {number: count}
+        answer = self._change(method, action.eni_id, **wanted)
         with reading(method):
-            added = decode(answer)
-        self._learn(action.eni_id, added=added)
+            return decode.decode_assigned(answer)
 
-    def _release(self, eni_id: str, name: str, units: Sequence[object]) -> None:
-        texts = [str(unit) for unit in units]
+    def _release(self, action: ec2.ReleaseAddresses | ec2.ReleasePrefixes) -> None:
+        is_prefix = isinstance(action, ec2.ReleasePrefixes)
+        name = "Ipv4Prefixes" if is_prefix else "PrivateIpAddresses"
+        eni_id, texts = action.eni_id, [str(unit) for unit in action.units]
         gone = frozenset(map(ip_network, texts))
         try:
-            method = "unassign_private_ip_addresses"
-            self._calls(method, NetworkInterfaceId=eni_id, **{name: texts})
+            self._change("unassign_private_ip_addresses", eni_id, **{name: texts})
         except Ec2CallError as error:
             # An earlier answer, or a late look, would show them as ours, and a pod get one.
             if _may_have_happened(error):
@@ -238,21 +199,13 @@ class Ec2Changes:
             raise
         self._learn(eni_id, removed=gone)
 
-    def _remove(self, action: DetachEni | DeleteEni) -> None:
-        match action:
-            case DetachEni():
-                self._calls("detach_network_interface", AttachmentId=action.attachment_id)
-                self._learn(action.eni_id, detached=True)
-            case DeleteEni():
-                self._calls("delete_network_interface", NetworkInterfaceId=action.eni_id)
-                self._learn(action.eni_id, deleted=True)
-
     def _learn(self, eni_id: str, **effect: Any) -> None:
         self._answers.append(Answer(self._clock(), eni_id, **effect))
 
     def _translate(self, action: Ec2Action, error: Ec2CallError) -> ApplyError:
         code, call = error.code, error.operation_name
-        subnet_id = _subnet(action)
+        subnet_id = action.creation.subnet_id if isinstance(action, AddEni) else ""
+        subnet_id = getattr(action, "subnet_id", subnet_id)
         if code == "InvalidParameterValue" and "sufficient free Ipv4" in error.message:
             code = NO_PREFIXES
         exhausted = budget.classify(code) is budget.Failure.EXHAUSTED
@@ -268,16 +221,10 @@ class Ec2Changes:
         return failure
 
 
+def _tags(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in pairs]
+
+
 def _may_have_happened(error: Ec2CallError) -> bool:
     """Whether a call that failed may have had its effect: what was not answered is unknown."""
     return not error.refused or budget.classify(error.code) is budget.Failure.LOST
-
-
-def _subnet(action: Ec2Action) -> str:
-    match action:
-        case AddEni():
-            return action.creation.subnet_id
-        case AssignAddresses() | AssignPrefixes() | DelegatePrefix():
-            return action.subnet_id
-        case _:
-            return ""

@@ -1,7 +1,8 @@
 """What EC2 answers, read with distrust, as values.
 
-A look decides what is given back. So an object whose fields cannot be read is *unread*: it
-concerns that object alone, it counts as there, and nothing is given back meanwhile.
+Each reader raises a ``MalformedError`` if something is not what it must be. A look decides what is
+given back. So an object whose fields cannot be read is *unread*: it concerns that object alone, it
+counts as there, and nothing is given back meanwhile.
 """
 
 from __future__ import annotations
@@ -13,33 +14,51 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, host_network
 from reconciler.core.facts import Eni
-from reconciler.ipam.cloud import (
-    CREATED_TAG,
-    CREATION_TAG,
-    INSTANCE_TAG,
-    STOCK_INSTANCE_TAG,
-    UNMANAGED_TAG,
-    Limits,
-    Subnet,
-    Unread,
-    is_stock_tag,
-)
+from reconciler.ipam import cloud
+from reconciler.ipam.cloud import Limits, Subnet, Unread
 from reconciler.ipam.release import unit_networks
-from reconciler.targets.ec2.fields import (
-    CARD_INDEX,
-    DEVICE_INDEX,
-    FREE,
-    ID,
-    MAC,
-    PREFIX,
-    PREFIX_IPV6,
-    SUBNET_CIDR,
-    SUBNET_CIDR_IPV6,
-    TYPE_ADDRESSES,
-    TYPE_ENIS,
-    WORD,
+from reconciler.targets.values import (
+    FLAG,
+    IPV4,
+    IPV6,
+    MalformedError,
+    Object,
+    entries,
+    inner,
+    like,
+    network,
+    number,
 )
-from reconciler.targets.values import FLAG, IPV4, IPV6, MalformedError, Object, entries, inner
+
+# -- types of fields; the SDK checks nothing of them ----------------------------------------
+
+ID = like(r"(eni|eni-attach|subnet|sg|vpc)-[0-9A-Za-z-]{1,48}")
+WORD = like(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""A zone, a type or a status."""
+
+MAC = like(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+PREFIX = network(IPv4Network, [33 - cloud.PREFIX_SIZE.bit_length()])
+"""A delegated IPv4 prefix; one of another length would be spelt out to more addresses."""
+
+PREFIX_IPV6 = network(IPv6Network, [80])
+SUBNET_CIDR = network(IPv4Network, range(16, 29))
+"""A subnet's IPv4 CIDR block (VPC user guide, "Subnet sizing")."""
+
+SUBNET_CIDR_IPV6 = network(IPv6Network, range(44, 65))
+"""The same of IPv6. Source as above."""
+
+DEVICE_INDEX = number(0, MAX_DEVICE_INDEX)
+CARD_INDEX = number(0, 1 << 16)
+"""Index of a network card; those that are not used are seen all the same."""
+
+FREE = number(0, 1 << 16)
+"""Free addresses of a subnet."""
+
+TYPE_ENIS = number(1, 128)
+"""ENIs on one network card of an instance type: as many as there are marks for."""
+
+TYPE_ADDRESSES = number(1, 256)
+"""IPv4 addresses that a type allows on one ENI."""
 
 MAX_ADDRESSES = 128
 """Addresses, or prefixes, of one ENI; the largest instance types allow 64 (EC2 user guide,
@@ -73,26 +92,21 @@ NO_ADDRESS = IPv4Address("0.0.0.0")
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An ENI of a list, before its subnet is known.
-
-    Attributes:
-        eni: with ``ANYWHERE`` in place of its subnet's CIDR block.
-        vpc_id: of its VPC.
-    """
+    """An ENI with ``ANYWHERE`` in place of its subnet's CIDR block, which is not known yet."""
 
     eni: Eni
     vpc_id: str
 
 
+TAG_TEXT = like(rf"(?s).{{0,{MAX_TAG_TEXT}}}")
+
+
 def _tags(body: Object, key: str) -> dict[str, str]:
     found = {}
     for entry in entries(body, key, MAX_TAGS):
-        pair = [entry.get("Key"), entry.get("Value")]
-        for part in pair:
-            if not isinstance(part, str) or len(part) > MAX_TAG_TEXT:
-                raise MalformedError(f"a tag of {key}", part, f"a text up to {MAX_TAG_TEXT}")
+        texts = (TAG_TEXT.of(entry, part) for part in ("Key", "Value"))
         # A lone surrogate can be in JSON, and in no file or log.
-        name, value = (str(part).encode(errors="replace").decode() for part in pair)
+        name, value = (text.encode(errors="replace").decode() for text in texts)
         found[name] = value
     return found
 
@@ -112,9 +126,6 @@ def decode_interface(
         primary_mac: of the primary ENI, by instance metadata. Its place alone does not tell: on
             each further network card there may be one with device index 0 (EC2 user guide,
             "Elastic Fabric Adapter").
-
-    Raises:
-        MalformedError: something in it is not what it must be.
     """
     eni_id = ID.of(body, "NetworkInterfaceId")
     attachment = inner(body, "Attachment")
@@ -126,7 +137,7 @@ def decode_interface(
     tags = _tags(body, "TagSet")
     card = here.get("NetworkCardIndex")
     if card is not None and (card := CARD_INDEX.of(here, "NetworkCardIndex")):
-        if is_primary or tags.get(INSTANCE_TAG) == instance_id:
+        if is_primary or tags.get(cloud.INSTANCE_TAG) == instance_id:
             raise MalformedError("NetworkCardIndex", card, "0, of the only card that is used")
         return None
     index = DEVICE_INDEX.of(here, "DeviceIndex") if here else None
@@ -136,7 +147,7 @@ def decode_interface(
     kind = body.get("InterfaceType")
     usable = (
         (kind is None or WORD.of(body, "InterfaceType") in SERVING_TYPES)
-        and tags.get(UNMANAGED_TAG) != "true"
+        and tags.get(cloud.UNMANAGED_TAG) != "true"
         and primary != NO_ADDRESS
         and (index is None or index > 0)
     )
@@ -153,12 +164,12 @@ def decode_interface(
         attachment_id=ID.of(here, "AttachmentId") if here else None,
         delete_on_termination=FLAG.of(attachment, "DeleteOnTermination"),
         # The primary is part of the instance; no other owner is possible.
-        owned=is_primary or (usable and tags.get(INSTANCE_TAG) == instance_id),
+        owned=is_primary or (usable and tags.get(cloud.INSTANCE_TAG) == instance_id),
         prefixes=tuple(sorted(PREFIX.each(body, "Ipv4Prefixes", "Ipv4Prefix", MAX_ADDRESSES))),
-        creation=tags.get(CREATION_TAG, ""),
-        created_at=_moment(tags.get(CREATED_TAG, "")),
-        stock=usable and tags.get(STOCK_INSTANCE_TAG) == instance_id,
-        stock_tags=tuple(sorted(filter(is_stock_tag, tags))),
+        creation=tags.get(cloud.CREATION_TAG, ""),
+        created_at=_moment(tags.get(cloud.CREATED_TAG, "")),
+        stock=usable and tags.get(cloud.STOCK_INSTANCE_TAG) == instance_id,
+        stock_tags=tuple(sorted(filter(cloud.is_stock_tag, tags))),
         ipv6_prefixes=tuple(
             sorted(PREFIX_IPV6.each(body, "Ipv6Prefixes", "Ipv6Prefix", MAX_ADDRESSES))
         ),
@@ -181,42 +192,37 @@ def _secondaries(body: Object, primary: IPv4Address) -> tuple[IPv4Address, ...]:
     return tuple(sorted(found - {primary}))
 
 
-def place(eni: Eni, subnet: Subnet) -> Eni:
-    """Put an ENI into its subnet.
+def place(eni: Eni, subnets: Mapping[str, Subnet]) -> Eni:
+    """Put an ENI into its subnet; eventual consistency can show an ENI before that.
 
     Raises:
-        MalformedError: it holds what is not of that subnet, or the same twice.
+        MalformedError: it is not known, or the ENI holds what is not of it, or the same twice.
     """
+    subnet = subnets.get(eni.subnet_id)
+    if subnet is None:
+        raise MalformedError(f"its subnet {eni.subnet_id}", None, "among the subnets")
     held = [n for n in unit_networks(eni) if isinstance(n, IPv4Network)]
     held += [IPv4Network(eni.primary)] if eni.primary != NO_ADDRESS else []
-    for network in held:
-        inside = isinstance(subnet.cidr, IPv4Network) and network.subnet_of(subnet.cidr)
+    for unit in held:
+        inside = isinstance(subnet.cidr, IPv4Network) and unit.subnet_of(subnet.cidr)
         if not inside:
-            raise MalformedError("an address", str(network), f"one of its subnet, {subnet.cidr}")
+            raise MalformedError("an address", str(unit), f"one of its subnet, {subnet.cidr}")
     for address in (eni.primary, *eni.secondaries):
         if any(address in prefix for prefix in eni.prefixes):
             raise MalformedError("an address", str(address), "outside of the ENI's prefixes")
     return replace(eni, subnet_cidr=subnet.cidr)
 
 
-def unread_interface(body: Object, why: str) -> Unread:
-    """Say what of an ENI that cannot be read is known all the same."""
+def unread(kind: str, body: Object, why: str) -> Unread:
+    """Say what of an ENI or a subnet that cannot be read is known all the same."""
+    try:
+        name = ID.of(body, "SubnetId" if kind == "subnet" else "NetworkInterfaceId")
+    except MalformedError:
+        name = ""
     attachment = body.get("Attachment")
     index = attachment.get("DeviceIndex") if isinstance(attachment, Mapping) else None
-    usable = isinstance(index, int) and 0 <= index <= MAX_DEVICE_INDEX
-    return Unread("eni", _name(body, "NetworkInterfaceId"), why, index if usable else None)
-
-
-def unread_subnet(body: Object, why: str) -> Unread:
-    """The same of a subnet."""
-    return Unread("subnet", _name(body, "SubnetId"), why)
-
-
-def _name(body: Object, key: str) -> str:
-    try:
-        return ID.of(body, key)
-    except MalformedError:
-        return ""
+    usable = kind == "eni" and isinstance(index, int) and 0 <= index <= MAX_DEVICE_INDEX
+    return Unread(kind, name, why, index if usable else None)
 
 
 def _moment(value: str) -> float | None:
@@ -231,11 +237,7 @@ def _moment(value: str) -> float | None:
 
 
 def decode_subnet(body: Object) -> Subnet:
-    """Read a subnet; its blocks are not counted yet.
-
-    Raises:
-        MalformedError: something in it is not what it must be.
-    """
+    """Read a subnet; its blocks are not counted yet."""
     ipv6 = _ipv6_block(body)
     families: tuple[str, ...] = ("ipv4", "ipv6") if ipv6 else ("ipv4",)
     cidr: IpNetwork
@@ -262,11 +264,7 @@ def _ipv6_block(body: Object) -> IPv6Network | None:
 
 
 def taken_numbers(body: Object) -> tuple[str, set[int]]:
-    """Return an ENI's subnet and the numbers of all its addresses, those of prefixes too.
-
-    Raises:
-        MalformedError: something in it is not what it must be.
-    """
+    """Return an ENI's subnet and the numbers of all its addresses, those of prefixes too."""
     addresses = IPV4.each(body, "PrivateIpAddresses", "PrivateIpAddress", MAX_ADDRESSES)
     numbers = set(map(int, addresses))
     for prefix in PREFIX.each(body, "Ipv4Prefixes", "Ipv4Prefix", MAX_ADDRESSES):
@@ -275,11 +273,7 @@ def taken_numbers(body: Object) -> tuple[str, set[int]]:
 
 
 def decode_limits(body: Object) -> Limits:
-    """Read what an instance type allows on its first network card, the only one that is used.
-
-    Raises:
-        MalformedError: something in it is not what it must be.
-    """
+    """Read what an instance type allows on its first network card, the only one that is used."""
     network = inner(body, "NetworkInfo")
     cards = entries(network, "NetworkCards", MAX_CARDS)
     first = next((c for c in cards if c.get("NetworkCardIndex", 0) == 0), network)
@@ -293,26 +287,13 @@ def decode_limits(body: Object) -> Limits:
 
 
 def decode_assigned(body: Object) -> frozenset[IpNetwork]:
-    """Read what AssignPrivateIpAddresses gave: addresses as /32, and prefixes.
-
-    Raises:
-        MalformedError: something in it is not what it must be.
-    """
+    """Read what an ENI was given: addresses as /32, and prefixes."""
     lists = "AssignedPrivateIpAddresses"
     addresses = IPV4.each(body, lists, "PrivateIpAddress", MAX_ADDRESSES)
     prefixes = PREFIX.each(body, "AssignedIpv4Prefixes", "Ipv4Prefix", MAX_ADDRESSES)
-    return frozenset(map(host_network, addresses)) | prefixes
-
-
-def decode_delegated(body: Object) -> frozenset[IpNetwork]:
-    """Read what AssignIpv6Addresses gave.
-
-    Raises:
-        MalformedError: something in it is not what it must be.
-    """
-    found = body.get("AssignedIpv6Prefixes")
-    if found is None:
-        return frozenset()
-    if not isinstance(found, list) or len(found) > MAX_ADDRESSES:
-        raise MalformedError("AssignedIpv6Prefixes", found, f"a list of at most {MAX_ADDRESSES}")
-    return frozenset(PREFIX_IPV6.of({"Ipv6Prefix": p}, "Ipv6Prefix") for p in found)
+    texts = body.get("AssignedIpv6Prefixes")
+    texts = [] if texts is None else texts
+    if not isinstance(texts, list) or len(texts) > MAX_ADDRESSES:
+        raise MalformedError("AssignedIpv6Prefixes", texts, f"a list of at most {MAX_ADDRESSES}")
+    ipv6 = {PREFIX_IPV6.take("AssignedIpv6Prefixes", text) for text in texts}
+    return frozenset({*map(host_network, addresses), *prefixes, *ipv6})

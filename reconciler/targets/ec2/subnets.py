@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Network
 
 from reconciler.engine.plan import Plan
 from reconciler.ipam.cloud import RESERVED_LOW, Subnet, Unread, free_blocks
 from reconciler.ipam.pool_status import Pool
 from reconciler.targets.ec2.calls import Calls, Filters, TooLongError, matching, parts
-from reconciler.targets.ec2.decode import Listed, decode_subnet, taken_numbers, unread_subnet
+from reconciler.targets.ec2.decode import Listed, decode_subnet, taken_numbers, unread
 from reconciler.targets.values import MalformedError, Object
 
 MAX_SUBNETS = 500
@@ -56,12 +57,7 @@ class Described:
 class Subnets:
     """The subnets that an instance's ENIs are in or may be created in.
 
-    Args:
-        calls: makes calls.
-        clock: monotonic seconds.
-
-    Attributes:
-        is_room_fresh: they were described in this look.
+    ``is_room_fresh``: they were described in this look.
     """
 
     def __init__(self, calls: Calls, clock: Callable[[], float]) -> None:
@@ -73,55 +69,61 @@ class Subnets:
 
     def known(self, pool: Pool, interfaces: Interfaces) -> Described:
         """Return the subnets as last described, if that is good enough."""
-        known = self._described
-        good = known is not None and (
+        known, now = self._described, self._clock()
+        if known is not None and not (
             known.asked == _asked(pool, interfaces)
             and (self.is_room_fresh or _is_whole(known, interfaces))
-            and self._clock() - known.at < SUBNETS_S
-        )
-        if known is None or not good or not known.is_told:
-            supposed = _suppose_subnet(pool, interfaces, self._clock())
-            known = known if known and good else None
-            self._described = supposed or known or self.describe(pool, interfaces)
-        assert self._described is not None
-        return self._described
+            and now - known.at < SUBNETS_S
+        ):
+            known = None
+        if known is None or not known.is_told:
+            supposed = _suppose_subnet(pool, interfaces, now)
+            known = supposed or known or self.describe(pool, interfaces)
+        self._described = known
+        return known
 
     def describe(self, pool: Pool, interfaces: Interfaces) -> Described:
         """Ask EC2 for them now."""
         at = self._clock()
-        subnets, unread = self._subnets(pool, interfaces)
+        subnets, unknown = self._subnets(pool, interfaces)
         self.is_room_fresh, self._is_room_unsure = True, False
-        self._described = Described(at, _asked(pool, interfaces), subnets, tuple(unread))
+        self._described = Described(at, _asked(pool, interfaces), subnets, tuple(unknown))
         return self._described
 
     def _subnets(
         self, pool: Pool, interfaces: Interfaces
     ) -> tuple[dict[str, Subnet], list[Unread]]:
-        """Describe the subnets of the ENIs, and those that the document names.
-
-        A selector asks in the primary ENI's VPC only: no other can be attached here.
-        """
-        primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
+        """Describe the subnets of the ENIs, and those that the document names."""
+        primary = _primary(interfaces)
         questions: list[Filters] = []
         eni = pool.document.eni
         if eni.subnet_tags and primary:
             filters = [matching(f"tag:{key}", value) for key, value in eni.subnet_tags]
             questions.append([*filters, matching("vpc-id", primary.vpc_id)])
-        wanted = sorted({i.eni.subnet_id for i in interfaces.values()} | set(eni.subnets))
+        wanted = _subnet_ids(interfaces) | set(eni.subnets)
         # By filter, not by id: one id that does not exist would fail the whole call.
         questions += [[matching("subnet-id", *ids)] for ids in parts(wanted)]
         found: dict[str, Subnet] = {}
-        unread: list[Unread] = []
+        unknown: list[Unread] = []
+        pages = partial(self._calls.pages, "describe_subnets", "Subnets", most=MAX_SUBNETS)
         for filters in questions:
             try:
-                self._list_subnets(filters, pool, found, unread)
+                for body in pages(filters):
+                    try:
+                        subnet = decode_subnet(body)
+                    except MalformedError as error:
+                        unknown.append(unread("subnet", body, str(error)))
+                        continue
+                    # A subnet's other tags are nothing to us, and may be many.
+                    tags = tuple(t for t in subnet.tags if t in eni.subnet_tags)
+                    found[subnet.subnet_id] = replace(subnet, tags=tags)
             except TooLongError as error:
                 # Those that were listed do; an ENI whose subnet is not among them is unread.
-                unread.append(Unread("subnet", "", str(error)))
+                unknown.append(Unread("subnet", "", str(error)))
         if pool.prefixes:
-            found, unknown = self._blocks(found, interfaces)
-            unread += unknown
-        return found, unread
+            found, uncounted = self._blocks(found, interfaces)
+            unknown += uncounted
+        return found, unknown
 
     def _blocks(
         self, subnets: Mapping[str, Subnet], interfaces: Interfaces
@@ -129,46 +131,25 @@ class Subnets:
         """Say how many whole free blocks subnets have.
 
         EC2 has no figure for it: every ENI in the subnet has to be looked at. So it is counted
-        only where EC2 has refused one; elsewhere it is what our own addresses leave, at most.
+        only where EC2 has refused one; elsewhere it is what our own addresses leave, at most. Of a
+        subnet with an ENI that cannot be read, or with too many, the number is not known.
         """
-        counted = {name: s for name, s in subnets.items() if name in self._fragmented}
-        most = {name: _most_blocks(s, interfaces) for name, s in subnets.items()}
-        if not counted:
-            return most, []
-        known, unknown = self._count_blocks(counted)
-        return most | known, unknown
-
-    def _list_subnets(
-        self, filters: Filters, pool: Pool, found: dict[str, Subnet], unread: list[Unread]
-    ) -> None:
-        for body in self._calls.pages("describe_subnets", "Subnets", filters, most=MAX_SUBNETS):
-            try:
-                subnet = decode_subnet(body)
-            except MalformedError as error:
-                unread.append(unread_subnet(body, str(error)))
-            else:
-                # A subnet's other tags are nothing to us, and may be many.
-                tags = tuple(t for t in subnet.tags if t in pool.document.eni.subnet_tags)
-                found[subnet.subnet_id] = replace(subnet, tags=tags)
-
-    def _count_blocks(
-        self, subnets: Mapping[str, Subnet]
-    ) -> tuple[dict[str, Subnet], list[Unread]]:
-        """Count whole free blocks.
-
-        Of a subnet with an ENI that cannot be read, or with too many, the number is not known.
-        """
-        taken: dict[str, set[int]] = {name: set() for name in subnets}
+        taken: dict[str, set[int]] = {name: set() for name in subnets.keys() & self._fragmented}
         unknown: dict[str, Unread] = {}
-        for ids in parts(sorted(subnets)):
+        for ids in parts(taken):
             filters = [matching("subnet-id", *ids)]
             try:
                 for body in self._calls.interfaces(filters, most=MAX_NEIGHBOURS):
                     _count(body, taken, unknown)
             except TooLongError as error:
                 unknown |= {name: Unread("subnet", name, str(error)) for name in ids}
-        counted = {n: replace(s, blocks=free_blocks(s.cidr, taken[n])) for n, s in subnets.items()}
-        return counted | {n: subnets[n] for n in unknown}, list(unknown.values())
+        most = {n: _most_blocks(s, interfaces) for n, s in subnets.items() if n not in taken}
+        counted = {
+            name: replace(subnets[name], blocks=free_blocks(subnets[name].cidr, numbers))
+            for name, numbers in taken.items()
+            if name not in unknown
+        }
+        return {**subnets, **most, **counted}, list(unknown.values())
 
     def needs_room(self, plan: Plan, *, creates: bool) -> bool:
         """Whether what is planned depends on how much room subnets have now."""
@@ -180,10 +161,9 @@ class Subnets:
         return unsure or (creates and is_old) or any(r.reason in NO_ROOM for r in plan.refusals)
 
     def is_news_of_room(self, kind: str, subnet_id: str) -> bool:
-        """Note that a subnet has less room than was believed, and so must be described anew.
+        """Note that a subnet has less room than was believed; it must be described anew.
 
-        Returns whether that is news: then the call was made on what was not known well enough,
-        and is planned anew without a rest.
+        Returns whether that is news: then the call is planned anew without a rest.
         """
         known = subnet_id in self._fragmented if kind == "prefixes" else self.is_room_fresh
         if kind == "prefixes":
@@ -193,16 +173,22 @@ class Subnets:
 
 
 def _asked(pool: Pool, interfaces: Interfaces) -> tuple[object, ...]:
-    ids = frozenset(i.eni.subnet_id for i in interfaces.values())
-    vpc = next((i.vpc_id for i in interfaces.values() if i.eni.is_primary), "")
-    return (ids, vpc, pool.document.eni.subnets, pool.document.eni.subnet_tags, pool.prefixes)
+    primary, eni = _primary(interfaces), pool.document.eni
+    vpc = primary.vpc_id if primary else ""
+    return (_subnet_ids(interfaces), vpc, eni.subnets, eni.subnet_tags, pool.prefixes)
+
+
+def _primary(interfaces: Interfaces) -> Listed | None:
+    return next((i for i in interfaces.values() if i.eni.is_primary), None)
+
+
+def _subnet_ids(interfaces: Interfaces) -> frozenset[str]:
+    return frozenset(i.eni.subnet_id for i in interfaces.values())
 
 
 def _is_whole(known: Described, interfaces: Interfaces) -> bool:
     """Whether every subnet could be read, and those of all ENIs are among them."""
-    return not known.unread and known.subnets.keys() >= {
-        i.eni.subnet_id for i in interfaces.values()
-    }
+    return not known.unread and known.subnets.keys() >= _subnet_ids(interfaces)
 
 
 def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described | None:
@@ -213,11 +199,11 @@ def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described 
     node = pool.node
     cidr = next((c for c in node.subnet_cidrs if isinstance(c, IPv4Network)), None)
     families = tuple(sorted({f"ipv{c.version}" for c in node.subnet_cidrs}))
-    primary = next((i for i in interfaces.values() if i.eni.is_primary), None)
+    primary = _primary(interfaces)
     if primary is None or cidr is None or not set(pool.document.families) <= set(families):
         return None
     name = primary.eni.subnet_id
-    if {i.eni.subnet_id for i in interfaces.values()} != {name}:
+    if _subnet_ids(interfaces) != {name}:
         return None
     if (pool.document.eni.subnets or pool.document.eni.subnet_tags) and len(interfaces) > 1:
         return None  # whether the others are where they should be, only EC2 tells
@@ -247,7 +233,7 @@ def _count(body: Object, taken: dict[str, set[int]], unknown: dict[str, Unread])
     try:
         name, numbers = taken_numbers(body)
     except MalformedError as error:
-        entry = unread_subnet(body, f"its free blocks cannot be counted: {error}")
+        entry = unread("subnet", body, f"its free blocks cannot be counted: {error}")
         names = [entry.name] if entry.name in taken else taken
         unknown.update({name: replace(entry, name=name) for name in names})
     else:

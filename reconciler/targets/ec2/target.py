@@ -28,9 +28,8 @@ from reconciler.targets.ec2.decode import (
     decode_interface,
     decode_limits,
     place,
-    unread_interface,
+    unread,
 )
-from reconciler.targets.ec2.subnets import Described
 from reconciler.targets.values import MalformedError, Object, entries
 
 log = logging.getLogger(__name__)
@@ -49,14 +48,12 @@ unless one is missed. Less than 1, so that each look that is due by time has it.
 UNKNOWN_TYPE = "InvalidInstanceType"
 """EC2's code of an instance type that it does not know."""
 
+AVAILABLE = matching("status", "available")
+
 
 @dataclass
 class Look:
-    """What one look has read of ENIs, and what of it could not be.
-
-    Attributes:
-        found: by id.
-    """
+    """What one look has read of ENIs, by id, and what of it could not be."""
 
     instance_id: str
     primary_mac: str
@@ -69,16 +66,11 @@ class Look:
         return self.found.keys() | {u.name for u in self.unread}
 
     def add(self, body: Object, *, attached: bool) -> None:
-        """Read one ENI of a list; of two with the same id the first one counts.
-
-        Args:
-            body: as EC2 tells it.
-            attached: it is of the list of those that are attached here.
-        """
+        """Read one ENI of a list, of those attached here say; the first with an id counts."""
         try:
             listed = decode_interface(body, self.instance_id, self.primary_mac, attached=attached)
         except MalformedError as error:
-            self.unread.append(unread_interface(body, str(error)))
+            self.unread.append(unread("eni", body, str(error)))
             return
         if listed is not None and listed.eni.eni_id not in self.names:
             self.found[listed.eni.eni_id] = listed
@@ -92,14 +84,7 @@ class Look:
 
 
 class Ec2(Ec2Changes):
-    """The ENIs of one instance.
-
-    Args:
-        instance_id: the instance.
-        region: where it is.
-        journal: where creations are written down.
-        clock: monotonic seconds.
-        caller: who makes the calls; by default this process.
+    """The ENIs of one instance; the calls are made by this process unless a caller is given.
 
     Attributes:
         calls: EC2 calls made since the start, by action; for ``status`` and the benchmarks.
@@ -148,13 +133,9 @@ class Ec2(Ec2Changes):
         self._limits.setdefault(instance_type, limits)
 
     def leaked(self, tags: dict[str, str]) -> list[Eni]:
-        """Describe every ENI with these tags that is attached to nothing, of any node.
-
-        Raises:
-            ObserveError: EC2 did not answer, or refused.
-        """
+        """Describe every ENI with these tags that is attached to nothing, of any node."""
         filters = [matching(f"tag:{key}", value) for key, value in sorted(tags.items())]
-        filters += [matching("tag-key", INSTANCE_TAG), matching("status", "available")]
+        filters += [matching("tag-key", INSTANCE_TAG), AVAILABLE]
         look = Look(self._instance_id, "")
         try:
             for body in self._calls.interfaces(filters, most=MAX_LEAKED):
@@ -163,8 +144,8 @@ class Ec2(Ec2Changes):
             log.warning("the rest is the next run's turn", extra={"why": str(error)})
         except Ec2CallError as error:
             raise _unanswered(error) from error
-        for unread in look.unread:
-            log.warning("an ENI is left alone", extra={"why": unread.why})
+        for one in look.unread:
+            log.warning("an ENI is left alone", extra={"why": one.why})
         return [i.eni for i in look.found.values() if i.eni.status == "available"]
 
     def _look(self, pool: Pool) -> None:
@@ -197,7 +178,7 @@ class Ec2(Ec2Changes):
         enis = []
         for one in listed.values():
             try:
-                enis.append(_placed(one.eni, described))
+                enis.append(place(one.eni, described.subnets))
             except MalformedError as error:
                 more.append(_unread(one.eni, str(error)))
         whole = (*more, *described.unread)
@@ -205,12 +186,9 @@ class Ec2(Ec2Changes):
 
     def _list_free(self, look: Look) -> None:
         """What is ours and attached to nothing; a part of it is good enough."""
-        filters = [
-            matching(f"tag:{INSTANCE_TAG}", self._instance_id),
-            matching("status", "available"),
-        ]
+        ours = matching(f"tag:{INSTANCE_TAG}", self._instance_id)
         try:
-            for body in self._calls.interfaces(filters, most=MAX_ENIS):
+            for body in self._calls.interfaces([ours, AVAILABLE], most=MAX_ENIS):
                 look.add(body, attached=False)
         except TooLongError as error:
             look.unread.append(Unread("eni", "", str(error)))
@@ -248,8 +226,8 @@ class Ec2(Ec2Changes):
             self._limits[kind] = decode_limits(info)
         except (Ec2CallError, MalformedError) as error:
             code = error.code if isinstance(error, Ec2CallError) else UNKNOWN_TYPE
-            known = code not in {UNKNOWN_TYPE, "InvalidParameterValue"}
-            self._calls.fail(operation(method), code if known else UNKNOWN_TYPE, str(error))
+            code = UNKNOWN_TYPE if code == "InvalidParameterValue" else code
+            self._calls.fail(operation(method), code, str(error))
             return None, [Unread("instance-type", kind, str(error))]
         return self._limits[kind], []
 
@@ -257,17 +235,6 @@ class Ec2(Ec2Changes):
 def _unanswered(error: Ec2CallError) -> ObserveError:
     why = f"{error}{budget.cure(error.operation_name, error.code)}"
     return ObserveError("EC2", why, reason=error.code)
-
-
-def _placed(eni: Eni, described: Described) -> Eni:
-    """Put an ENI into its subnet; eventual consistency can show an ENI before that.
-
-    Raises:
-        MalformedError: the subnet cannot be read, or the ENI holds what is not of it.
-    """
-    if eni.subnet_id not in described.subnets:
-        raise MalformedError(f"its subnet {eni.subnet_id}", None, "among the subnets")
-    return place(eni, described.subnets[eni.subnet_id])
 
 
 def _unread(eni: Eni, why: str) -> Unread:

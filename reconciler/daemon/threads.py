@@ -105,7 +105,7 @@ node.pool_schedule.PoolSchedule | one | P | called_at grown_at readings
 targets.foreign.Latest | whole | KO | _last | _refresh wait
 targets.foreign.Surroundings | whole | KO | _with_ours | _observe
 targets.foreign.Latest | steps | KO | _asked _stopped
-targets.state.ownership.Lock | whole | KPWX | fd | take
+targets.state.record_file.Lock | whole | KPWX | fd | take
 #   lock: no other thread runs yet
 #   _records: chooses one of them, and touches nothing of it
 #   hand_over: names a file; what is kept, is kept under the lock

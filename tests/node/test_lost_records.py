@@ -39,7 +39,7 @@ from reconciler.node.environment import Environment
 from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
 from reconciler.targets.state.directory import StateDirectory
-from reconciler.targets.state.ownership import SECOND
+from reconciler.targets.state.kind_records import SECOND
 
 RUNNING = (1, 2, 3)
 NEW = 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.targets.files.mount import is_mounted_alone
+from reconciler.targets.files.bounded import is_mounted_alone
 
 
 @pytest.mark.lab

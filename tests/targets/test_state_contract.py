@@ -31,9 +31,9 @@ from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import WITHHELD_S, Records
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.netlink.namespaces import open_namespace
-from reconciler.targets.state import directory as state_module
+from reconciler.targets.state import record_file
 from reconciler.targets.state.directory import StateDirectory
-from reconciler.targets.state.intent_records import MAX_UNREADABLE, IntentRecords
+from reconciler.targets.state.kind_records import MAX_UNREADABLE, IntentRecords
 from reconciler.targets.state.record_file import MAX_RECORDS, write_atomically
 
 
@@ -163,6 +163,8 @@ def test_addresses_that_can_be_made_out_in_a_torn_record_are_named(tmp_path: Pat
     assert records.withheld(since + WITHHELD_S + 60) == frozenset()
 
 
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
 IN_PLACE: dict[str, Any] = {
     "symlink": lambda path: path.symlink_to("/dev/zero"),
     "symlink to itself": lambda path: path.symlink_to(path.name),
@@ -180,6 +182,10 @@ IN_PLACE: dict[str, Any] = {
     "no time": lambda path: path.write_text(
         '{"version": 1, "address": "10.0.1.50", "until": NaN, "network": "10.0.1.64/28", '
         '"since": Infinity}'
+    ),
+    "no clock": lambda path: path.write_text(
+        '{"version": 1, "address": "10.0.1.50", "until": 5, "network": "10.0.1.64/28", "since": 5,'
+        f'"clock": {{"boot": "{BOOT}", "offset": NaN}}}}'
     ),
     "lists for texts": lambda path: path.write_text('{"version": 1, "addresses": [[]]}'),
     "endless texts": lambda path: path.write_text(
@@ -595,7 +601,7 @@ def test_releases_that_are_handed_over_while_others_look_are_neither_lost_nor_in
                     comes[0].start()
                     comes[0].join(0.2)
 
-    monkeypatch.setattr(state_module, "write_atomically", refuse)
+    monkeypatch.setattr(record_file, "write_atomically", refuse)
     state._intents._handed_over = Walked(state._intents._handed_over)
     state.observe()
     comes[0].join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -9,18 +10,19 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+AT_FDCWD, STATX_BASIC_STATS, STATX_SIZE = -100, 0x7FF, 256
+STATX_ATTRIBUTES, STATX_ATTR_MOUNT_ROOT = slice(8, 16), 0x2000
+"""linux/stat.h: where ``struct statx`` has attributes, and the one of a mount's root, since Linux
+5.8. A kernel that does not know it leaves it unset."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 def read_file(path: Path | str, limit: int, *, follow: bool = True, cut: bool = False) -> bytes:
     """Return a file's content. A FIFO in its place does not make the reader wait.
 
-    Args:
-        path: of the file.
-        limit: bytes.
-        follow: follow a link in its place.
-        cut: return the beginning of one that is larger.
-
-    Raises:
-        OSError: it is not there, is no file, cannot be read, or is larger.
+    ``follow`` a link in its place; ``cut`` a file that has more bytes than the limit. An OSError
+    says that it is not there, is no file, cannot be read, or is larger.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
@@ -39,14 +41,8 @@ def read_file(path: Path | str, limit: int, *, follow: bool = True, cut: bool = 
 def replace_file(path: Path, interim: Path, chunks: Iterable[bytes], mode: int | None) -> None:
     """Put a new file into a place, so that a crash leaves the old content or the new one.
 
-    Args:
-        path: of the file.
-        interim: where it is written before it is renamed.
-        chunks: its content.
-        mode: permissions; None for those that the process gives to any file.
-
-    Raises:
-        OSError: it cannot be written, or a directory is in its place.
+    It is written to ``interim`` before it is renamed. Its mode is None for the permissions that
+    the process gives to any file.
     """
     interim.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -67,11 +63,7 @@ def replace_file(path: Path, interim: Path, chunks: Iterable[bytes], mode: int |
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable.
-
-    Raises:
-        OSError: it does not exist, or the disk refuses.
-    """
+    """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -79,12 +71,26 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def list_files(directory: Path, pattern: str, limit: int) -> list[Path]:
-    """List what matches in a directory, in order; of a larger one only so many.
+def printable(text: str) -> str:
+    """Return a file's name as it can be printed: it need not be UTF-8."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
-    One that is not there, or not ours to read, has no files.
-    """
+
+def list_files(directory: Path, pattern: str, limit: int) -> list[Path]:
+    """List so many of what matches in a directory; one that cannot be read has no files."""
     try:
         return sorted(islice(directory.glob(pattern), limit))
     except OSError:
         return []
+
+
+def is_mounted_alone(path: Path) -> bool:
+    """Whether a file is itself the root of a mount, as Kubernetes' ``subPath`` makes it.
+
+    Asked of the kernel for this one path: ``/proc/self/mountinfo`` has a line for each mount of
+    the host. What cannot be told is False.
+    """
+    buffer = ctypes.create_string_buffer(STATX_SIZE)
+    code = _libc.statx(AT_FDCWD, os.fsencode(path), 0, STATX_BASIC_STATS, buffer)
+    attributes = int.from_bytes(buffer.raw[STATX_ATTRIBUTES], "little") if code == 0 else 0
+    return bool(attributes & STATX_ATTR_MOUNT_ROOT)

@@ -12,15 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from reconciler.diagnostics.foreign import (
-    NETWORK_MANAGER,
-    NETWORKD,
-    Manager,
-    Networkd,
-    Setting,
-    Tool,
-)
-from reconciler.targets.files.bounded import list_files, read_file
+from reconciler.diagnostics import foreign
+from reconciler.diagnostics.foreign import Manager, Networkd, Setting, Tool
+from reconciler.targets.files.bounded import list_files, printable, read_file
 
 ROOT = "NODE_NETWORK_HOST_ROOT"
 """Environment variable: where the host's root is mounted. Default: /."""
@@ -46,11 +40,7 @@ MAX_FILES = 1_000
 
 
 class HostFiles:
-    """The host's files.
-
-    Args:
-        root: where the host's root directory is; by default what the environment says.
-    """
+    """The host's files, below its root directory; by default that is what the environment says."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or Path(os.environ.get(ROOT, "/"))
@@ -80,12 +70,12 @@ class HostFiles:
                     yield socket.if_indextoname(int(path.name)), path
 
         networkd = (
-            Manager(name, NETWORKD, file)
+            Manager(name, foreign.NETWORKD, file)
             for name, path in of_links("run/systemd/netif/links")
             if (file := dict(_assignments(_text(path))).get("NETWORK_FILE"))
         )
         manager = (
-            Manager(name, NETWORK_MANAGER, self._name(path))
+            Manager(name, foreign.NETWORK_MANAGER, self._name(path))
             for name, path in of_links("run/NetworkManager/devices")
             if dict(_section(path, "device")).get("managed") == "true"
         )
@@ -172,8 +162,7 @@ class HostFiles:
 
     def _name(self, path: Path) -> str:
         """Return the path as the host's operator knows it."""
-        name = str(path.relative_to(self.root))
-        return "/" + name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        return f"/{printable(str(path.relative_to(self.root)))}"
 
 
 def _is_masked(path: Path) -> bool:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from reconciler.core.installation import NOWHERE, Installation
 from reconciler.domains.conflist import (
@@ -27,7 +27,7 @@ from reconciler.domains.conflist import (
 from reconciler.domains.executable import Executable
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
-from reconciler.targets.files.bounded import replace_file
+from reconciler.targets.files.bounded import printable, replace_file
 from schemas.cni import TYPE
 
 INTERIM = frozenset(f".{name}.tmp" for name in (NAME, TYPE))
@@ -55,16 +55,6 @@ Installed = Conflist | Executable
 Seen = Conflist | OtherConf | Plugins | Executable
 
 
-class _Stamp(NamedTuple):
-    """What changes whenever a file does (inode(7)); kept to not read eight megabytes each time."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-    changed_ns: int
-
-
 class HostDirectories:
     """The runtime's two directories on the host.
 
@@ -74,15 +64,10 @@ class HostDirectories:
 
     def __init__(self, places: Installation = NOWHERE) -> None:
         self.places = places
-        self._compared: tuple[tuple[_Stamp, _Stamp], bool] | None = None
+        self._compared: tuple[object, bool] | None = None
 
     def observe(self, desired: Iterable[Installed]) -> frozenset[Seen]:
-        """Read our files, and who else has some there.
-
-        Raises:
-            ObserveError: the shipped executable or a file of ours cannot be read, or has a
-                directory in its place.
-        """
+        """Read our files, and who else has some there."""
         del desired
         found: set[Seen] = set()
         if self.places.bin_dir:
@@ -140,7 +125,7 @@ class HostDirectories:
                     if file is not None:
                         yield Conflist(str(path), _normal(file), _mode(file))
             elif name.endswith(SUFFIXES) and not path.is_dir():
-                yield OtherConf(_printable(name), _words(path))
+                yield OtherConf(printable(name), _words(path))
 
 
 def _list(directory: Path) -> list[str]:
@@ -155,11 +140,7 @@ def _list(directory: Path) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO | None]:
-    """Open a file to read it; None if there is none.
-
-    Raises:
-        ObserveError: it is a directory, or cannot be read.
-    """
+    """Open a file to read it; None if there is none."""
     try:
         # A pipe would make us wait for its writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -168,16 +149,14 @@ def _opened(path: Path) -> Iterator[BinaryIO | None]:
         return
     except OSError as error:
         raise _unreadable(path, error) from error
-    try:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise ObserveError(str(path), "it is a directory; remove it")
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            try:
-                yield file
-            except OSError as error:
-                raise _unreadable(path, error) from error
-    finally:
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
+        raise ObserveError(str(path), "it is a directory; remove it")
+    with os.fdopen(fd, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> ObserveError:
@@ -185,9 +164,10 @@ def _unreadable(path: Path, error: OSError) -> ObserveError:
     return ObserveError(str(path), f"{error.strerror}; {cure}")
 
 
-def _stamp(file: BinaryIO) -> _Stamp:
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    """Return what changes whenever a file does (inode(7)): it has eight megabytes."""
     found = os.fstat(file.fileno())
-    return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _mode(file: BinaryIO) -> str:
@@ -195,8 +175,6 @@ def _mode(file: BinaryIO) -> str:
 
 
 def _have_equal_content(one: BinaryIO, other: BinaryIO) -> bool:
-    if _stamp(one).size != _stamp(other).size:
-        return False
     while (chunk := one.read(CHUNK_BYTES)) == other.read(CHUNK_BYTES):
         if not chunk:
             return True
@@ -221,10 +199,6 @@ def _words(path: Path) -> frozenset[str]:
             return words_of(file.read(MAX_CONF_BYTES).decode()) if file else frozenset()
     except (ObserveError, UnicodeDecodeError):
         return frozenset()
-
-
-def _printable(name: str) -> str:
-    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _put(path: Path, chunks: Iterable[bytes], mode: int) -> None:

@@ -7,10 +7,11 @@ A body comes from a file that others may have written, so every value has a boun
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any, Generic, TypeVar
 
@@ -26,8 +27,9 @@ from reconciler.core.datapath import IpAddress
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import WITHHELD_S
 from reconciler.ipam.release import Quarantine
-from reconciler.targets.state.clock import seconds_of
-from reconciler.targets.state.record_file import Json, printable
+from reconciler.targets.files.bounded import printable
+
+Json = dict[str, Any]
 
 VERSION = 1
 """Schema of the records."""
@@ -52,11 +54,12 @@ class Kind(Generic[R]):
 
     Attributes:
         directory: the name of its directory.
-        stem: returns the name of a record's file, without its ending.
+        name: returns the name of a record's file.
         encode: returns the fields of a record.
         parse: returns the record that has these fields; raises one of ``UNREADABLE``.
         guess: returns what a file's stem says by itself, counted from a time in seconds since the
             epoch; None if it says nothing.
+        times: its fields that are times.
         is_of_pod: its key is that of an attachment, and its file's name says it.
         is_edited: an edit of its file counts; or else only this process changes what it says.
         has_second_name: no other source says that an address waits. A record that is lost while
@@ -64,17 +67,14 @@ class Kind(Generic[R]):
     """
 
     directory: str
-    stem: Callable[[R], str]
+    name: Callable[[R], str]
     encode: Callable[[R], Json]
     parse: Callable[[Json], R]
     guess: Callable[[str, float], R | None] = lambda stem, since: None
+    times: tuple[str, ...] = ()
     is_of_pod: bool = False
     is_edited: bool = True
     has_second_name: bool = False
-
-    def name(self, record: R) -> str:
-        """Return the name of a record's file."""
-        return f"{self.stem(record)}.json"
 
     def guessed(self, name: str, since: float) -> R | None:
         """Return what a file's name says by itself; None if it says nothing."""
@@ -88,22 +88,20 @@ class Kind(Generic[R]):
             return ":" in name
         return self is CREATIONS or self.guessed(name, 0.0) is not None
 
+    def shift(self, record: R, delta: float) -> R:
+        """Move the times of a record; 0 says that something never was, and is no time."""
+        times = {name: at for name in self.times if delta and (at := getattr(record, name))}
+        return replace(record, **{name: at + delta for name, at in times.items()})
+
     def decode(self, content: bytes, name: str) -> tuple[R, Json]:
-        """Read a record; its name must be the one of what it is about.
-
-        Returns:
-            the record, and the fields it was read from.
-
-        Raises:
-            one of ``UNREADABLE``: it is none of this kind.
-        """
+        """Read a record, and its fields; its name must be of what it is about."""
         body = json.loads(content)
         check_version(body)
         if self.is_of_pod:
             container_id, colon, ifname = name.removesuffix(".json").rpartition(":")
             if colon:
                 body = {"containerID": container_id, "ifname": ifname} | body
-            if f"{key_stem(_parse_key(body))}.json" != name:
+            if key_name(_parse_key(body)) != name:
                 raise ValueError("it is about another attachment than its name says")
         return self.parse(body), body
 
@@ -123,23 +121,19 @@ class Kind(Generic[R]):
 
 
 def check_version(body: object) -> None:
-    """Refuse what is of another schema.
-
-    Raises:
-        ValueError: it is.
-    """
+    """Refuse with a ValueError what is of another schema."""
     if not isinstance(body, dict) or body.get("version") != VERSION:
         raise ValueError(f"no record of schema version {VERSION}, the one this release reads")
 
 
-def key_stem(key: AttachmentKey) -> str:
-    """Join a key by a colon, which neither part may contain."""
-    return f"{key.container_id}:{key.ifname}"
+def key_name(key: AttachmentKey) -> str:
+    """Return a file's name: the key joined by a colon, which neither part may contain."""
+    return f"{key.container_id}:{key.ifname}.json"
 
 
-def stem_key(stem: str) -> AttachmentKey | None:
-    """Return the key that a file's stem names; None if it names none."""
-    container_id, colon, ifname = stem.rpartition(":")
+def named_key(name: str) -> AttachmentKey | None:
+    """Return the key that a file's name says; None if it says none."""
+    container_id, colon, ifname = name.removesuffix(".json").rpartition(":")
     return AttachmentKey(printable(container_id), printable(ifname)) if colon else None
 
 
@@ -154,11 +148,6 @@ def addresses_in(text: str) -> Iterator[IpAddress]:
 
 
 def _text(value: object) -> str:
-    """Return a text of a record.
-
-    Raises:
-        ValueError: it is longer than any can be.
-    """
     text = str(value)
     if len(text) > MAX_TEXT:
         raise ValueError(f"a text of {len(text)} characters, of {MAX_TEXT} at most")
@@ -174,22 +163,38 @@ def _shown(value: object) -> str:
     return _text(value).encode(errors="backslashreplace").decode()
 
 
+def _seconds(value: Any) -> float:
+    """Return a time. JSON may say NaN, which is neither before nor after anything."""
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{value} is no time")
+    return seconds
+
+
 def _parse_key(body: Json) -> AttachmentKey:
     key = AttachmentKey(str(body["containerID"]), str(body["ifname"]))
     str(key).encode()  # it goes to the kernel; raises a ValueError if it never could
     return key
 
 
-def _key_fields(key: AttachmentKey) -> Json:
-    return {"containerID": key.container_id, "ifname": key.ifname}
+def _parser(kind: type[R], readers: dict[str, Callable[[Any], Any]]) -> Callable[[Json], R]:
+    """Return what reads a record whose fields are called as on disk; a default may be absent."""
+
+    def parse(body: Json) -> R:
+        known = readers.items()
+        return kind(**{name: read(body[name]) for name, read in known if name in body})
+
+    return parse
 
 
-# -- intents ------------------------------------------------------------------------------
+# -- intents and attachments ----------------------------------------------------------------
 
 
 def _encode_intent(intent: Intent) -> Json:
     namespace, _, name = intent.pod.rpartition("/")
-    return _key_fields(intent.key) | {
+    return {
+        "containerID": intent.key.container_id,
+        "ifname": intent.key.ifname,
         "state": str(intent.state),
         "netns": intent.netns,
         "netnsInode": intent.netns_inode,
@@ -212,11 +217,10 @@ def _parse_intent(body: Json) -> Intent:
     )
 
 
-# -- attachments --------------------------------------------------------------------------
-
-
 def _encode_attachment(attachment: Attachment) -> Json:
-    body = _key_fields(attachment.key) | {
+    body: Json = {
+        "containerID": attachment.key.container_id,
+        "ifname": attachment.key.ifname,
         "netns": attachment.netns,
         "addresses": [str(a) for a in attachment.addresses],
         "eniID": attachment.eni_id,
@@ -232,10 +236,14 @@ def _encode_attachment(attachment: Attachment) -> Json:
 
 def _parse_attachment(body: Json) -> Attachment:
     host_mac, pod_mac = body.get("macs", ("", ""))
+    # Releases before IPv6 wrote a single address.
+    texts = body["addresses"] if "addresses" in body else [body["address"]]
+    if not isinstance(texts, list) or not 0 < len(texts) <= MAX_POD_ADDRESSES:
+        raise ValueError(f"an attachment has 1 to {MAX_POD_ADDRESSES} addresses")
     return Attachment(
         key=_parse_key(body),
         netns=_text(body.get("netns", "")),
-        addresses=_parse_addresses(body),
+        addresses=tuple(map(ip_address, texts)),
         eni_id=_text(body["eniID"]),
         veth=_text(body["veth"]),
         pod=_shown(body.get("pod", "")),
@@ -244,54 +252,35 @@ def _parse_attachment(body: Json) -> Attachment:
     )
 
 
-def _parse_addresses(body: Json) -> tuple[IpAddress, ...]:
-    """Read a record's addresses; releases before IPv6 wrote a single one."""
-    texts = body["addresses"] if "addresses" in body else [body["address"]]
-    if not texts or not isinstance(texts, list):
-        raise ValueError("an attachment has at least one address")
-    if len(texts) > MAX_POD_ADDRESSES:
-        raise ValueError(f"{len(texts)} addresses, of {MAX_POD_ADDRESSES} at most")
-    return tuple(ip_address(text) for text in texts)
-
-
 # -- addresses that wait, and creations ---------------------------------------------------
 
-
-def _parse_quarantine(body: Json) -> Quarantine:
-    since = seconds_of(body["since"])
-    # Releases that did not write it down may have asked at any time since then.
-    asked, gone = seconds_of(body.get("asked", since)), seconds_of(body.get("gone", 0.0))
-    return Quarantine(ip_network(body["network"]), since, asked, gone)
-
-
-def _guess_quarantine(stem: str, since: float) -> Quarantine:
-    address, _, length = stem.partition("-")
-    return Quarantine(ip_network(f"{address}/{length}"), since, asked=since)
-
-
-def _parse_creation(body: Json) -> Creation:
-    return Creation(
-        token=str(body["token"]),
-        device_index=int(body["device_index"]),
-        subnet_id=str(body["subnet_id"]),
-        security_groups=tuple(body["security_groups"]),
-        addresses=int(body["addresses"]),
-        prefixes=int(body["prefixes"]),
-        tags=tuple((key, value) for key, value in body["tags"]),
-        at=seconds_of(body["at"]),
-        done=bool(body.get("done", False)),
-        ipv6_prefixes=int(body.get("ipv6_prefixes", 0)),
-    )
-
-
-# -- the table ----------------------------------------------------------------------------
+_parse_cooling = _parser(Cooling, {"address": ip_address, "until": _seconds})
+_parse_quarantine = _parser(
+    Quarantine,
+    {"network": ip_network, "since": _seconds, "asked": _seconds, "gone": _seconds},
+)
+_parse_creation = _parser(
+    Creation,
+    {
+        "token": str,
+        "device_index": int,
+        "subnet_id": str,
+        "security_groups": tuple,
+        "addresses": int,
+        "prefixes": int,
+        "tags": lambda pairs: tuple((key, value) for key, value in pairs),
+        "at": _seconds,
+        "done": bool,
+        "ipv6_prefixes": int,
+    },
+)
 
 INTENTS: Kind[Intent] = Kind(
-    "intents", lambda i: key_stem(i.key), _encode_intent, _parse_intent, is_of_pod=True
+    "intents", lambda i: key_name(i.key), _encode_intent, _parse_intent, is_of_pod=True
 )
 ATTACHMENTS: Kind[Attachment] = Kind(
     "attachments",
-    lambda a: key_stem(a.key),
+    lambda a: key_name(a.key),
     _encode_attachment,
     _parse_attachment,
     is_of_pod=True,
@@ -299,22 +288,29 @@ ATTACHMENTS: Kind[Attachment] = Kind(
 )
 COOLING: Kind[Cooling] = Kind(
     "cooling",
-    lambda c: str(c.address),
+    lambda c: f"{c.address}.json",
     lambda c: {"address": str(c.address), "until": c.until},
-    lambda body: Cooling(ip_address(body["address"]), seconds_of(body["until"])),
+    _parse_cooling,
     # That is the longest it can have to wait.
     lambda stem, since: Cooling(ip_address(stem), since + WITHHELD_S),
+    times=("until",),
     has_second_name=True,
 )
 QUARANTINE: Kind[Quarantine] = Kind(
     "quarantine",
-    lambda q: f"{q.network.network_address}-{q.network.prefixlen}",
+    lambda q: f"{q.network.network_address}-{q.network.prefixlen}.json",
     lambda q: asdict(q) | {"network": str(q.network)},
-    _parse_quarantine,
-    _guess_quarantine,
+    # Releases that did not write it down may have asked at any time since then.
+    lambda body: _parse_quarantine({"asked": body["since"]} | body),
+    lambda stem, since: Quarantine(
+        ip_network("/".join(stem.partition("-")[::2])), since, asked=since
+    ),
+    times=("since", "asked", "gone"),
     has_second_name=True,
 )
-CREATIONS: Kind[Creation] = Kind("creations", lambda c: c.token, asdict, _parse_creation)
+CREATIONS: Kind[Creation] = Kind(
+    "creations", lambda c: f"{c.token}.json", asdict, _parse_creation, times=("at",)
+)
 
 KINDS: tuple[Kind[Any], ...] = (INTENTS, ATTACHMENTS, COOLING, QUARANTINE, CREATIONS)
 """All of them, each in its directory."""

@@ -6,17 +6,20 @@ or not at all. ``/run`` is the right place: a reboot ends every pod, so it shoul
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import threading
+import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cache, partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Cooling, Intent
 from reconciler.core.facts import Node
+from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError, StateError
 from reconciler.ipam.cloud import Cloud
@@ -24,80 +27,140 @@ from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import BY_KEY, Records, SetAside
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.files.bounded import read_file
-from reconciler.targets.netlink.namespaces import own_namespace
-from reconciler.targets.state.clock import Clock, boot_id, clock_offset
-from reconciler.targets.state.codec import (
-    ATTACHMENTS,
-    COOLING,
-    CREATIONS,
-    QUARANTINE,
-    VERSION,
-    Record,
-    check_version,
-    key_stem,
+from reconciler.targets.state import codec, observation
+from reconciler.targets.state import record_file as disk
+from reconciler.targets.state.kind_records import (
+    SECOND,
+    IntentRecords,
+    OurRecords,
 )
-from reconciler.targets.state.intent_records import IntentRecords
-from reconciler.targets.state.kind_records import IsAlive, OurRecords, is_alive
-from reconciler.targets.state.observation import (
-    MAX_OBSERVATION_BYTES,
-    decode_observation,
-    encode_observation,
-)
-from reconciler.targets.state.ownership import OwnedDirectory
-from reconciler.targets.state.record_file import (
-    MAX_RECORDS,
-    UNREADABLE,
-    Json,
-    why,
-    write_atomically,
-)
-from reconciler.targets.state.set_aside import SetAsideRecords
+from reconciler.targets.state.record_file import IsAlive, Lock
+from reconciler.targets.state.set_aside import SET_ASIDE, SetAsideRecords
 
 log = logging.getLogger(__name__)
 
 DEFAULT = Path("/run/node-network")
 """Where the CNI executable looks as well, unless its configuration says otherwise."""
 
+WRITING_S = 60.0
+"""Seconds after which no process is still writing a temporary file."""
+
 LOOK = "look.json"
 """The last observation of EC2."""
 
 
+class OwnedDirectory:
+    """A directory with one directory for each kind of record, and at most one writer.
+
+    ``intents`` is where the executable writes, ``socket`` where the reconciler answers it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.intents = root / codec.INTENTS.directory
+        self.socket = root / "node-network.sock"
+        self._lock = Lock(root / "lock")
+
+    def prepare(self) -> None:
+        """Make the directories, readable by root only."""
+        try:
+            for kind in codec.KINDS:
+                path = self.root / kind.directory
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if path.stat().st_mode & 0o077:
+                    with suppress(OSError):  # a read-only disk does not keep pods from starting
+                        path.chmod(0o700)
+            for name in (SET_ASIDE, SECOND):
+                with suppress(OSError):  # what cannot be read then stays where it is
+                    (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            cure = "run as root" if error.errno == errno.EACCES else "free or remount it"
+            raise StateError(f"cannot make {self.root}: {error.strerror}; {cure}") from error
+
+    def lock(self) -> None:
+        """Become this directory's only writer, until the process ends."""
+        self._lock.take(
+            f"already reconciles this node ({self.root}); it applies what differs by itself: use "
+            "'node-network diff' or 'node-network status'"
+        )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the lock's file is still the one that is held here."""
+        return self._lock.is_own
+
+    def reclaim(self) -> tuple[Issue, ...]:
+        """Make again what others have removed of the directory, its lock included; say what.
+
+        A second reconciler could take a lock whose file is another one than is held here: then a
+        LockedError says that the directory is not ours any more.
+        """
+        if not self._lock.is_held:
+            return ()
+        directories = (kind.directory for kind in codec.KINDS)
+        missing = [name for name in directories if not (self.root / name).is_dir()]
+        self.prepare()
+        if not self.is_own:
+            missing.append("lock")
+            self._lock.take(
+                f"has taken over {self.root}, which was removed or replaced; it reconciles this "
+                "node now, and this process ends"
+            )
+        if not missing:
+            return ()
+        return (
+            Issue(
+                f"state directory {self.root}",
+                "DirectoryReplaced",
+                f"{', '.join(missing)} were removed by another program and are made again; what "
+                "this process knows of the records is written again. Find out who removes them",
+            ),
+        )
+
+    def sweep(self) -> None:
+        """Remove what killed writers have left half-written."""
+        oldest = time.time() - WRITING_S
+        try:
+            left = list(self.root.glob("*/.*.tmp"))
+        except OSError as error:
+            raise ObserveError(f"state directory {self.root}", disk.why(error)) from error
+        for path in left:
+            with suppress(OSError):  # its writer was only slow, or the disk is read-only
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+
+
 class StateDirectory(OwnedDirectory):
-    """The records below one directory.
+    """The records below one directory; nothing is read or made yet.
 
     The holder of the lock knows every record of ours, because no other process writes them. A
     record that is not on disk any more, or cannot be read, is therefore not gone: what is known of
     it counts until the reconciler itself removes it, and is told as unwritten until it is on disk.
+
+    Args:
+        root: where it is.
+        offset: returns seconds from boot's clock to the wall clock's; it changes with a step.
     """
 
-    def __init__(self, root: Path = DEFAULT, *, offset: Callable[[], float] | None = None) -> None:
-        """Know of the directory; nothing is read or made yet.
-
-        Args:
-            root: where it is.
-            offset: returns seconds from boot's clock to the wall clock's; it changes with a step.
-        """
+    def __init__(
+        self, root: Path = DEFAULT, *, offset: Callable[[], float] = disk.clock_offset
+    ) -> None:
         super().__init__(root)
-        self._clock = clock = Clock(boot_id(), offset or clock_offset)
+        self._clock = clock = disk.Clock(offset)
         self._memory = threading.RLock()
         self._aside = SetAsideRecords(root)
         self._intents = IntentRecords(root, clock)
         ours = root, clock, self._lock, self._aside
-        self._attachments = OurRecords(ATTACHMENTS, *ours)
+        self._attachments = OurRecords(codec.ATTACHMENTS, *ours)
         self._ours: dict[type, OurRecords[Any]] = {
             Attachment: self._attachments,
-            Cooling: OurRecords(COOLING, *ours),
-            Quarantine: OurRecords(QUARANTINE, *ours),
-            Creation: OurRecords(CREATIONS, *ours),
+            Cooling: OurRecords(codec.COOLING, *ours),
+            Quarantine: OurRecords(codec.QUARANTINE, *ours),
+            Creation: OurRecords(codec.CREATIONS, *ours),
         }
 
     def lock(self) -> None:
-        """Become this directory's only writer, until the process ends.
-
-        Raises:
-            LockedError: another process is.
-            StateError: the lock's file cannot be opened.
-        """
+        """Become this directory's only writer, and take up what an earlier one has left."""
         super().lock()
         self._intents.sweep()
         for records in self._ours.values():
@@ -121,43 +184,37 @@ class StateDirectory(OwnedDirectory):
         except PermissionError as error:
             reason = f"{error.strerror}; run as root"
             raise ObserveError(f"state directory {self.root}", reason) from error
-        alive = _remembered_life()
+        alive = disk.remembered_life()
         with self._memory:
             intents = self._intents.load(alive)
             return self._with_others(intents, self._attachments.load(alive), alive)
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
-        """Read the records of these attachments, and those that are no pod's.
+        """Read these attachments' records, and those that are no pod's.
 
-        Args:
-            keys: of the intents and attachments to read again.
-            before: what was last read; of all others it is still true.
-
-        Raises:
-            ObserveError: as for ``observe``.
+        Of all others what was read before is still true.
         """
-        names = sorted(f"{key_stem(key)}.json" for key in keys)
-        alive = _remembered_life()
+        names = sorted(map(codec.key_name, keys))
+        alive = disk.remembered_life()
         with self._memory:
-            intents = self._intents.load(alive, names)
+            intents = _updated(before.intents, keys, self._intents.load(alive, names))
             attachments = self._attachments.load(alive, names)
             return self._with_others(
-                _updated(before.intents, keys, intents),
-                _updated(before.attachments, keys, attachments),
-                alive,
+                intents, _updated(before.attachments, keys, attachments), alive
             )
 
     def _with_others(
         self, intents: tuple[Intent, ...], attachments: tuple[Attachment, ...], alive: IsAlive
     ) -> Records:
         """Add the records that are no pod's; their times move with a clock that was set."""
+        ours = self._ours.values()
         if delta := self._clock.follow():
             log.warning("the clock was set", extra={"seconds": round(delta, 1)})
-            for records in self._ours.values():
-                records.follow_clock(delta)
             self._aside.follow_clock(delta)
-        listings = [self._intents.listing, self._aside.listing]
-        listings += [records.listing for records in self._ours.values()]
+            for records in ours:
+                records.follow_clock(delta)
+        counts = {one.directory: one.count for one in (self._intents, *ours)}
+        counts[self._aside.directory] = self._aside.count
         return Records(
             intents=intents,
             attachments=attachments,
@@ -166,24 +223,20 @@ class StateDirectory(OwnedDirectory):
             creations=self._ours[Creation].load(alive),
             unreadable=self._intents.unreadable,
             set_aside=self._aside.read(),
-            unwritten=frozenset(i for records in self._ours.values() for i in records.unwritten),
+            unwritten=frozenset(identity for records in ours for identity in records.unwritten),
             crowded=tuple(
-                (listing.path, f"{listing.count} files, of which {MAX_RECORDS} are looked at")
-                for listing in sorted(listings, key=lambda one: one.path)
-                if listing.is_crowded
+                (path, f"{count} files, of which {disk.MAX_RECORDS} are looked at")
+                for path, count in sorted(counts.items())
+                if count > disk.MAX_RECORDS
             ),
         )
 
     def hold(self, attachments: Iterable[Attachment]) -> None:
-        """Know attachments that only the kernel remembers, until they are written and removed.
-
-        Without the lock they are forgotten with the next ones: another process may write and
-        remove them meanwhile.
-        """
+        """Know attachments that only the kernel remembers, until they are written and removed."""
         with self._memory:
             self._attachments.hold(attachments)
 
-    def apply(self, actions: Sequence[Change[Record | SetAside]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Change[codec.Record | SetAside]]) -> tuple[ApplyError, ...]:
         """Write and unlink records, in order.
 
         What fails stops the later actions on the same attachment or address, because they rely on
@@ -217,7 +270,7 @@ class StateDirectory(OwnedDirectory):
             return self._aside
         return self._ours.get(type(record), self._intents)
 
-    def hand_over(self, release: Json) -> None:
+    def hand_over(self, release: codec.Json) -> None:
         """Take a release that the executable could not write down.
 
         It is written here if that is possible, or else remembered: until the intent goes, until
@@ -229,17 +282,13 @@ class StateDirectory(OwnedDirectory):
         """
         intent = self._intents.release_of(release)
         try:
-            write_atomically(self._intents.path(intent), release)
+            disk.write_atomically(self._intents.path(intent), release)
         except OSError:
             with self._memory:  # another thread may be looking, and would lose or miss it
                 self._intents.keep(intent)
 
     def record(self, creation: Creation) -> None:
-        """Write down an ENI's creation before EC2 is asked.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Write down an ENI's creation before EC2 is asked. Raises an OSError."""
         with self._memory:
             self._ours[Creation].write(creation)
 
@@ -249,14 +298,11 @@ class StateDirectory(OwnedDirectory):
             self._ours[Creation].remove(creation)
 
     def remember(self, node: Node, cloud: Cloud) -> None:
-        """Keep an observation of EC2, so that a restart does not have to wait for the next one.
-
-        Raises:
-            StateError: it cannot be written.
-        """
+        """Keep an observation of EC2, so that a restart does not have to wait for one."""
         path = self.root / LOOK
+        body = {"version": codec.VERSION} | observation.encode_observation(node, cloud)
         try:
-            write_atomically(path, {"version": VERSION} | encode_observation(node, cloud))
+            disk.write_atomically(path, body)
         except OSError as error:
             raise StateError(f"cannot write {path}: {error.strerror}") from error
 
@@ -266,25 +312,19 @@ class StateDirectory(OwnedDirectory):
         It is a cache: the next observation replaces it, whatever it holds.
         """
         try:
-            body = json.loads(read_file(self.root / LOOK, MAX_OBSERVATION_BYTES, follow=False))
-            check_version(body)
-            return decode_observation(body)
+            most = observation.MAX_OBSERVATION_BYTES
+            body = json.loads(read_file(self.root / LOOK, most, follow=False))
+            codec.check_version(body)
+            return observation.decode_observation(body)
         except FileNotFoundError:
             return None
-        except UNREADABLE as error:
-            log.warning(
-                "the last observation of EC2 cannot be read; another is made",
-                extra={"why": why(error)},
-            )
+        except disk.UNREADABLE as error:
+            text = "the last observation of EC2 cannot be read; another is made"
+            log.warning(text, extra={"why": disk.why(error)})
             return None
 
 
-def _remembered_life() -> IsAlive:
-    """An intent and its attachment ask for the same namespace: look at each once."""
-    return cache(partial(is_alive, own=own_namespace()))
-
-
-def _subjects(record: Record | SetAside) -> tuple[object, ...]:
+def _subjects(record: codec.Record | SetAside) -> tuple[object, ...]:
     """What a record is about: later actions on the same rely on it."""
     match record:
         case Attachment():

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Generic
 
-from reconciler.core.attachment import Attachment, Intent, netns_inode, netns_path
+from reconciler.core.attachment import AttachmentKey, Intent, IntentState
 from reconciler.errors import ObserveError
 from reconciler.ipam.records import BY_KEY, Identity
-from reconciler.targets.files.bounded import sync_directory
-from reconciler.targets.netlink.namespaces import Place, own_namespace
-from reconciler.targets.state.clock import Clock, shift
-from reconciler.targets.state.codec import Kind, R
-from reconciler.targets.state.ownership import SECOND, Lock
+from reconciler.targets.files.bounded import printable, sync_directory
+from reconciler.targets.state import record_file as disk
+from reconciler.targets.state.codec import INTENTS, Json, Kind, R, check_version
 from reconciler.targets.state.record_file import (
-    MAX_RECORDS,
-    NO_FILE,
     OUT_OF_MEANS,
     UNREADABLE,
-    Listing,
+    Clock,
+    IsAlive,
+    Lock,
     Version,
-    raise_for_means,
-    read_record,
-    version_of,
-    why,
-    write_atomically,
 )
 from reconciler.targets.state.set_aside import SetAsideRecords
 
-IsAlive = Callable[[str, int], bool]
-"""Whether the path of a namespace still leads to it, by its inode; 0 if that is not known."""
+SECOND = "second"
+"""Directory of the second names of records."""
+
+MAX_UNREADABLE = 20
+"""Intents that cannot be understood, each named; the others are counted."""
+
+ASIDE = ".aside"
+"""How the name of an intent ends that is being removed."""
 
 Parsed = dict[str, tuple[Version, R]]
 """Records that were read, by their files' names."""
@@ -45,28 +46,19 @@ Broken = dict[str, tuple[Version, str]]
 
 
 class KindRecords(Generic[R]):
-    """The files of one kind of record; those that have not changed are not parsed again.
-
-    Args:
-        kind: how they are called and written.
-        root: the state directory.
-        clock: moves the times of what was written before the clock was set.
-    """
+    """The files of one kind of record; those that have not changed are not parsed again."""
 
     def __init__(self, kind: Kind[R], root: Path, clock: Clock) -> None:
         self.kind = kind
-        self.listing = Listing(f"{root}/{kind.directory}")
+        self.directory = f"{root}/{kind.directory}"
+        self.count = 0
         self._root = root
         self._clock = clock
         self._parsed: Parsed[R] = {}
         self._broken: Broken = {}
 
     def load(self, is_alive: IsAlive, names: Collection[str] | None = None) -> tuple[R, ...]:
-        """Read all records, or those of these names, in key order.
-
-        Raises:
-            ObserveError: the directory cannot be listed, or this process has not the means.
-        """
+        """Read all records, or those of these names, in key order."""
         parsed, broken = self._read(names, is_alive)
         if names is None:
             self._parsed, self._broken = parsed, broken
@@ -75,33 +67,28 @@ class KindRecords(Generic[R]):
             self._parsed, self._broken = self._parsed | parsed, others | broken
         return tuple(sorted((record for _, record in parsed.values()), key=BY_KEY))
 
-    def write(self, record: R, was: R | None) -> None:
-        """Write a record.
-
-        Args:
-            record: to write.
-            was: what it replaces, if it is a change of what was seen.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+    def write(self, record: R, was: R | None = None) -> None:
+        """Write a record; it may be a change of what was seen. Raises an OSError."""
         del was
         path = self.path(record)
         try:
-            before = read_record(path)
+            before = disk.read_record(path)
         except OSError:
             before = b""
-        write_atomically(path, self.kind.body(record, before) | self._clock.stamp(record))
+        stamp = self._clock.stamp() if self.kind.times else {}
+        disk.write_atomically(path, self.kind.body(record, before) | stamp)
 
     def path(self, record: R) -> Path:
         """Return where a record is, or would be."""
-        return Path(self.listing.path, self.kind.name(record))
+        return Path(self.directory, self.kind.name(record))
 
     def _list(self) -> list[str]:
         """List the directory; what is known, and what is called like a record, comes first."""
-        return self.listing.names(
-            lambda n: (n not in self._parsed, not self.kind.is_plausible(n), n)
+        self.count = 0
+        names, self.count = disk.list_records(
+            self.directory, lambda n: (n not in self._parsed, not self.kind.is_plausible(n), n)
         )
+        return names
 
     def _read(self, names: Collection[str] | None, is_alive: IsAlive) -> tuple[Parsed[R], Broken]:
         """Read these files, or all; those that do not exist any more are left out."""
@@ -110,28 +97,28 @@ class KindRecords(Generic[R]):
         try:
             asked = self._list() if names is None else names
         except OSError as error:
-            raise ObserveError(self.listing.path, str(error)) from error
+            raise ObserveError(self.directory, str(error)) from error
         for name in asked:
-            path, version = f"{self.listing.path}/{name}", NO_FILE
+            path, version = f"{self.directory}/{name}", disk.NO_FILE
             try:
-                version = version_of(path)
+                version = disk.version_of(path)
                 if (failed := self._broken.get(name)) is not None and failed[0] == version:
                     broken[name] = failed
                     continue
-                earlier = self._parsed.get(name)
-                is_unchanged = earlier is not None and earlier[0] == version
-                record = earlier[1] if earlier and is_unchanged else self._decode(path, name)
-                parsed[name] = (version, with_life(record, is_alive))
+                known = self._parsed.get(name)
+                record = known[1] if known and known[0] == version else self._decode(path, name)
+                parsed[name] = (version, disk.with_life(record, is_alive))
             except FileNotFoundError:
                 continue
             except UNREADABLE as error:
-                raise_for_means(path, error)
-                broken[name] = (version, why(error))
+                if isinstance(error, MemoryError) or getattr(error, "errno", 0) in OUT_OF_MEANS:
+                    raise ObserveError(f"record {printable(path)}", disk.why(error)) from error
+                broken[name] = (version, disk.why(error))
         return parsed, broken
 
     def _decode(self, path: str, name: str) -> R:
-        record, body = self.kind.decode(read_record(path), name)
-        return self._clock.shifted(record, body)
+        record, body = self.kind.decode(disk.read_record(path), name)
+        return self.kind.shift(record, self._clock.set_since(body))
 
 
 class OurRecords(KindRecords[R]):
@@ -173,7 +160,7 @@ class OurRecords(KindRecords[R]):
         if not self.kind.has_second_name:
             return
         start = f"{self.kind.directory}-"
-        for path in islice((self._root / SECOND).glob(f"{start}*.json"), MAX_RECORDS):
+        for path in islice((self._root / SECOND).glob(f"{start}*.json"), disk.MAX_RECORDS):
             name = path.name.removeprefix(start)
             try:
                 self._known[name] = self._decode(str(path), name)
@@ -190,23 +177,19 @@ class OurRecords(KindRecords[R]):
             if was is not None and self._lock.is_held:
                 self._known[name], self._overruled[name] = record, None
                 with suppress(OSError, ValueError):
-                    self._overruled[name] = version_of(str(path))
+                    self._overruled[name] = disk.version_of(str(path))
             raise
         if self.kind.has_second_name:
             with suppress(OSError):  # it has its first name, which is what counts
                 self._second(name).unlink(missing_ok=True)
                 os.link(path, self._second(name))
         self._forget(name)
-        self._aside.forget(str(path))
+        self._aside.left.pop(str(path), None)
         if self._lock.is_held:
             self._known[name] = record
 
     def remove(self, record: R) -> None:
-        """Remove a record; one that does not exist is removed already.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Remove a record; one that does not exist is removed already. Raises an OSError."""
         path = self.path(record)
         self._second(path.name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -216,6 +199,7 @@ class OurRecords(KindRecords[R]):
 
     def follow_clock(self, delta: float) -> None:
         """Move the times of what is known with the clock."""
+        shift = self.kind.shift
         self._parsed = {n: (v, shift(r, delta)) for n, (v, r) in self._parsed.items()}
         self._known = {n: shift(r, delta) for n, r in self._known.items()}
 
@@ -241,7 +225,7 @@ class OurRecords(KindRecords[R]):
         parsed, broken = super()._read(names, is_alive)
         self._was_read = True
         for name in parsed if self._aside.left else ():
-            self._aside.forget(f"{self.listing.path}/{name}")
+            self._aside.left.pop(f"{self.directory}/{name}", None)
         for name, (_, reason) in list(broken.items()):
             self._guess(name)
             if self._aside.add(self.kind, name, reason, is_ours=self._lock.is_held):
@@ -251,7 +235,7 @@ class OurRecords(KindRecords[R]):
         asked = self._known.keys() & (self._known.keys() if names is None else set(names))
         lost = {name for name in asked if name not in parsed or name in self._overruled}
         for name in lost:
-            parsed[name] = (NO_FILE, with_life(self._known[name], is_alive))
+            parsed[name] = (disk.NO_FILE, disk.with_life(self._known[name], is_alive))
         self._unwritten = (set() if names is None else self._unwritten - set(names)) | lost
         return parsed, broken
 
@@ -277,27 +261,95 @@ class OurRecords(KindRecords[R]):
             self._known.setdefault(name, record)
 
 
-def with_life(record: R, is_alive: IsAlive) -> R:
-    """Say whether a record's namespace is there: that is not in its file."""
-    if isinstance(record, Intent):
-        alive = is_alive(record.netns, record.netns_inode)
-        return record if alive is record.netns_alive else replace(record, netns_alive=alive)
-    if isinstance(record, Attachment):
-        alive = is_alive(netns_path(record.netns), netns_inode(record.netns))
-        return record if alive is record.netns_alive else replace(record, netns_alive=alive)
-    return record
+class IntentRecords(KindRecords[Intent]):
+    """The intents, which the executable writes; some releases it can only hand over."""
 
+    def __init__(self, root: Path, clock: Clock) -> None:
+        super().__init__(INTENTS, root, clock)
+        self._handed_over: dict[AttachmentKey, str] = {}
 
-def is_alive(netns: str, inode: int, own: Place | None = None) -> bool:
-    """Whether the path still leads to the namespace it led to; a path can be reused.
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Name those that cannot be understood: some of them, and how many there are."""
+        found = [
+            f"{printable(f'{self.directory}/{name}')}: {self._broken[name][1]}"
+            for name in sorted(self._broken)[:MAX_UNREADABLE]
+        ]
+        if (more := len(self._broken) - MAX_UNREADABLE) > 0:
+            found.append(f"{self.directory}: {more} more cannot be understood")
+        return tuple(found)
 
-    Never if it leads to our own, which is the host's: a record without an inode may be of a path
-    like /proc/7/ns/net whose process has ended. The host would lose its own network.
-    """
-    if not netns:
-        return False
-    try:
-        found = os.stat(netns)  # noqa: PTH116 - there are hundreds
-    except OSError as error:
-        return error.errno in OUT_OF_MEANS  # nothing is released on that
-    return inode in (0, found.st_ino) and (found.st_dev, found.st_ino) != (own or own_namespace())
+    def load(self, is_alive: IsAlive, names: Collection[str] | None = None) -> tuple[Intent, ...]:
+        """Read intents, and what was said of them without being written."""
+        intents = super().load(is_alive, names)
+        if not self._handed_over:
+            return intents
+        if names is None:
+            present = {i.key for i in intents}
+            self._handed_over = {k: a for k, a in self._handed_over.items() if k in present}
+        return tuple(map(self._as_told, intents))
+
+    def release_of(self, body: Json) -> Intent:
+        """Read a release that the executable hands over; needs no lock."""
+        check_version(body)
+        intent = self.kind.parse(body)
+        if intent.state is not IntentState.RELEASED:
+            raise ValueError("it is no release")
+        if self.path(intent).parent != Path(self.directory):
+            raise ValueError("it names no attachment")
+        return intent
+
+    def keep(self, release: Intent) -> None:
+        """Remember a release that cannot be written."""
+        self._handed_over[release.key] = release.attempt
+
+    def write(self, record: Intent, was: Intent | None = None) -> None:
+        """Write an intent, unless the executable has replaced it."""
+        self._check_unchanged(self.path(record), was or record)
+        super().write(record, was)
+
+    def remove(self, record: Intent) -> None:
+        """Remove an intent, unless the executable has replaced it since it was seen.
+
+        It is looked at in a place where no other process writes: between a look at its own place
+        and the unlink, a container may be started again.
+
+        Raises:
+            OSError: it was replaced, and stays; or the disk refuses.
+        """
+        path = self.path(record)
+        aside = path.with_name(f".{path.name}{ASIDE}")
+        with suppress(FileNotFoundError):
+            path.rename(aside)
+            try:
+                self._check_unchanged(aside, record)
+            except OSError:
+                with suppress(FileExistsError):  # one that is newer still counts
+                    os.link(aside, path)
+                raise
+            finally:
+                aside.unlink()
+        with suppress(FileNotFoundError):
+            sync_directory(path.parent)
+
+    def sweep(self) -> None:
+        """Remove what a killed process was removing: it had nothing left to do for it."""
+        for path in Path(self.directory).glob(f".*{ASIDE}"):
+            with suppress(OSError):  # a read-only disk: the next process comes back to it
+                path.unlink()
+
+    def _as_told(self, intent: Intent) -> Intent:
+        if self._handed_over.get(intent.key) == intent.attempt:
+            return replace(intent, state=IntentState.RELEASED)
+        return intent
+
+    def _check_unchanged(self, path: Path, seen: Intent) -> None:
+        """Raise an OSError if the executable has replaced an intent since it was seen."""
+        try:
+            body = json.loads(disk.read_record(path))
+            check_version(body)
+            now = self._as_told(self.kind.parse(body))
+        except UNREADABLE:  # what does not exist, or is no intent, was not written by it
+            return
+        if replace(now, netns_alive=seen.netns_alive) != seen:
+            raise OSError(errno.EAGAIN, "it was replaced meanwhile")

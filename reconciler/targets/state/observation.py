@@ -16,8 +16,7 @@ from pydantic import TypeAdapter
 from reconciler.core.datapath import MAX_DEVICE_INDEX
 from reconciler.core.facts import Eni, Node
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
-
-Json = dict[str, Any]
+from reconciler.targets.state.codec import Json
 
 MAX_OBSERVATION_BYTES = 4 << 20
 """Bytes of a look. The largest instance's ENIs take some 100 KiB; a subnet 300 bytes, or 20 KiB
@@ -57,11 +56,7 @@ def encode_observation(node: Node, cloud: Cloud) -> Json:
 
 
 def decode_observation(body: Json) -> tuple[Node, Cloud]:
-    """Read a look.
-
-    Raises:
-        one of ``record_file.UNREADABLE``: it is none.
-    """
+    """Read a look; what it raises is one of ``record_file.UNREADABLE``."""
     _check_lengths(body)
     here = {on_disk: name for name, on_disk in ON_DISK.items()}
     enis = [{here.get(k, k): v for k, v in eni.items()} for eni in body["enis"]]

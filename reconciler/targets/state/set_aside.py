@@ -6,19 +6,14 @@ import logging
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reconciler.ipam.records import SetAside
-from reconciler.targets.files.bounded import sync_directory
-from reconciler.targets.state.clock import shift
-from reconciler.targets.state.codec import ATTACHMENTS, Kind, addresses_in, stem_key
-from reconciler.targets.state.record_file import (
-    Listing,
-    Version,
-    printable,
-    read_record,
-)
+from reconciler.targets.files.bounded import printable, sync_directory
+from reconciler.targets.state.codec import ATTACHMENTS, Kind, addresses_in, named_key
+from reconciler.targets.state.record_file import Version, list_records, read_record
 
 log = logging.getLogger(__name__)
 
@@ -34,42 +29,29 @@ where they are, and only their names say what they were about."""
 
 
 class SetAsideRecords:
-    """The directory of records that are set aside, and those that could not be moved to it.
-
-    Attributes:
-        left: the latter, by path.
-    """
+    """The directory of records that are set aside, and those left where they were, by path."""
 
     def __init__(self, root: Path) -> None:
-        """Know the directory; nothing is read or made yet."""
         self.root = root
-        self.listing = Listing(f"{root}/{SET_ASIDE}")
+        self.directory = f"{root}/{SET_ASIDE}"
+        self.count = 0
         self._known: dict[str, tuple[Version, SetAside]] = {}
         self.left: dict[str, SetAside] = {}
         self._moved = 0
 
     def add(self, kind: Kind[Any], name: str, why: str, *, is_ours: bool) -> bool:
-        """Put a record that cannot be read where it is kept and not planned on.
+        """Put a record that cannot be read where it is kept and not planned on, if it is ours.
 
-        What cannot be moved is planned on as little, and named where it is.
-
-        Args:
-            kind: of the record.
-            name: of its file.
-            why: it cannot be read.
-            is_ours: this process may move it: it holds the lock.
-
-        Returns:
-            Whether it was moved.
+        What cannot be moved is planned on as little, and named where it is. Returns which.
         """
         source = f"{self.root}/{kind.directory}/{name}"
-        target = f"{self.listing.path}/{kind.directory}-{name}"
+        target = f"{self.directory}/{kind.directory}-{name}"
         if is_ours and self._moved < MAX_SET_ASIDE:
             try:
-                os.makedirs(self.listing.path, mode=0o700, exist_ok=True)  # noqa: PTH103
+                os.makedirs(self.directory, mode=0o700, exist_ok=True)  # noqa: PTH103
                 os.rename(source, target)  # noqa: PTH104
                 os.utime(target, follow_symlinks=False)  # from now on it is set aside
-                sync_directory(Path(self.listing.path))
+                sync_directory(Path(self.directory))
             except OSError as error:
                 why = f"{why}; and it cannot be moved: {error.strerror}"
             else:
@@ -82,20 +64,12 @@ class SetAsideRecords:
             log.warning("a record cannot be read", extra={"path": printable(source), "why": why})
         return False
 
-    def forget(self, path: str) -> None:
-        """Take out one that could be read, or was written, where it was left."""
-        self.left.pop(path, None)
-
     def path(self, record: SetAside) -> str:
         """Return where one is."""
         return record.path
 
     def remove(self, record: SetAside) -> None:
-        """Keep one for people, and plan on it no more.
-
-        Raises:
-            OSError: it cannot be renamed.
-        """
+        """Keep one for people, and plan on it no more. Raises an OSError."""
         with suppress(FileNotFoundError):
             os.rename(record.path, f"{record.path}{RELEASED}")  # noqa: PTH104 - it may have any name
         self.left.pop(record.path, None)
@@ -104,10 +78,13 @@ class SetAsideRecords:
         """Describe what is set aside."""
         found: dict[str, tuple[Version, SetAside]] = {}
         names: list[str] = []
+        self.count = 0
         with suppress(OSError):  # no address hangs on it that its records' names do not say
-            names = sorted(self.listing.names(lambda name: (name not in self._known, name)))
-        for name in names:
-            path = f"{self.listing.path}/{name}"
+            names, self.count = list_records(
+                self.directory, lambda name: (name not in self._known, name)
+            )
+        for name in sorted(names):
+            path = f"{self.directory}/{name}"
             with suppress(OSError):  # people take them away
                 status = os.lstat(path)
                 version = (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -127,13 +104,17 @@ class SetAsideRecords:
 
     def follow_clock(self, delta: float) -> None:
         """Move the times with the clock."""
-        self._known = {n: (v, shift(r, delta)) for n, (v, r) in self._known.items()}
-        self.left = {p: shift(r, delta) for p, r in self.left.items()}
+        self._known = {n: (v, _shift(r, delta)) for n, (v, r) in self._known.items()}
+        self.left = {p: _shift(r, delta) for p, r in self.left.items()}
+
+
+def _shift(record: SetAside, delta: float) -> SetAside:
+    return replace(record, since=record.since + delta)
 
 
 def _described(path: str, directory: str, name: str, text: str, since: float) -> SetAside:
     is_attachment = directory == ATTACHMENTS.directory
-    key = stem_key(name.removesuffix(".json")) if is_attachment else None
+    key = named_key(name) if is_attachment else None
     return SetAside(path, since, frozenset(addresses_in(text)), key)
 
 

@@ -216,13 +216,7 @@ class _Connection(http.client.HTTPConnection):
         self._end = self._request_end = time.monotonic() + bounds.total_s
 
     def ask(self, method: str, path: str, headers: dict[str, str]) -> str:
-        """Return the answer's text, without white space around it.
-
-        Raises:
-            MissingError: the service has no such path.
-            OSError, ValueError, http.client.HTTPException: it does not answer within the bounds,
-                or not with success.
-        """
+        """Return the answer's text, without white space around it."""
         what, bounds = f"{method} {path}", self._bounds
         if not self._requests:
             raise ValueError(f"one look makes at most {bounds.requests} requests")

@@ -8,16 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reconciler.core import predecessor as stock
 from reconciler.core.attachment import netns_identity
-from reconciler.core.predecessor import (
-    IptablesChain,
-    IptablesRule,
-    Leftover,
-    PodEnd,
-    StockRoute,
-    StockRule,
-    StockTable,
-)
+from reconciler.core.predecessor import Leftover, PodEnd, StockRoute, StockRule
 from reconciler.domains.route import Route
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError
@@ -59,8 +52,8 @@ def remove(
         return [a for a in actions if isinstance(a.object, kinds)]
 
     return (
-        *iptables.apply(of(IptablesRule | IptablesChain)),
-        *tables.apply(of(StockTable)),
+        *iptables.apply(of(stock.IptablesRule | stock.IptablesChain)),
+        *tables.apply(of(stock.StockTable)),
         *_remove(of(StockRule | StockRoute)),
     )
 
@@ -104,29 +97,24 @@ def _remove_rule(host: Rtnetlink, rule: StockRule) -> None:
 def find_ends(veths: set[str]) -> Mapping[str, PodEnd]:
     """Find the other ends of host links, wherever a namespace can be seen.
 
-    Raises:
-        ObserveError: the kernel could not be read.
+    Each link's peer, by namespace id and index, is matched with what is in that namespace.
     """
-    try:
-        return _find_ends(veths) if veths else {}
-    except OSError as error:
-        raise ObserveError("namespaces of pods", str(error)) from error
-
-
-def _find_ends(veths: set[str]) -> dict[str, PodEnd]:
-    """Match each link's peer, by namespace id and index, with what is in that namespace."""
     peers: dict[int, dict[int, tuple[str, str]]] = {}
-    with Rtnetlink() as host:
-        messages = host.dump(LINKS)
-    for message in messages:
-        name, nsid = message.get("ifname"), message.get("link_netnsid")
-        if name in veths and nsid is not None:
-            peers.setdefault(nsid, {})[message.get("link")] = (name, message.get("address"))
     found: dict[str, PodEnd] = {}
     known: set[int] = set()
-    for pattern in PLACES:
-        for path in sorted(Path("/").glob(pattern)) if peers else ():
-            _look_into(path, peers, known, found)
+    try:
+        with Rtnetlink() as host:
+            messages = host.dump(LINKS) if veths else []
+        for message in messages:
+            name, nsid = message.get("ifname"), message.get("link_netnsid")
+            if name in veths and nsid is not None:
+                ends = peers.setdefault(nsid, {})
+                ends[message.get("link")] = (name, message.get("address"))
+        for pattern in PLACES if peers else ():
+            for path in sorted(Path("/").glob(pattern)):
+                _look_into(path, peers, known, found)
+    except OSError as error:
+        raise ObserveError("namespaces of pods", str(error)) from error
     return found
 
 
@@ -168,9 +156,6 @@ def _nsid(fd: int) -> int:
     """Return this namespace's number for another one; -1 if it has none.
 
     The kernel gives one to a namespace as soon as one of our links has its peer there.
-
-    Raises:
-        OSError: the kernel does not answer.
     """
     # ``struct rtgenmsg``, one attribute (linux/rtnetlink.h, linux/net_namespace.h).
     body = bytes(4) + attribute(NETNSA_FD, struct.pack("=I", fd))

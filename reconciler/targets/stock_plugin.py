@@ -10,24 +10,16 @@ import json
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from reconciler.core import predecessor as stock
 from reconciler.core.attachment import AttachmentKey
 from reconciler.core.datapath import MAIN_TABLE, PROTOCOL, IpAddress
 from reconciler.core.predecessor import (
-    ENI_TABLES,
-    FROM_ENI,
-    FROM_POD,
-    FWMARK,
-    PROTOCOLS,
-    SERVICE_CIDR,
-    SIGN,
-    TO_POD,
-    VETH,
     Allocation,
     Leftover,
     PodEnd,
@@ -35,7 +27,6 @@ from reconciler.core.predecessor import (
     StockRoute,
     StockRule,
 )
-from reconciler.domains.route import Route
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.files.bounded import read_file
@@ -63,7 +54,7 @@ SOCKET_TIMEOUT_S = 0.5
 MAX_LEFT = 2_000
 """Lines of one of iptables' tables that may be the stock plugin's: some ten for each CIDR."""
 
-PLACES_OF_RULES = {TO_POD, FWMARK, SERVICE_CIDR, FROM_POD, FROM_ENI}
+PLACES_OF_RULES = {stock.TO_POD, stock.FWMARK, stock.SERVICE_CIDR, stock.FROM_POD, stock.FROM_ENI}
 OUR_PROTOCOL = bytes([PROTOCOL])
 
 AF_INET = socket.AF_INET
@@ -82,24 +73,16 @@ class StockPluginTarget:
         self._tables = StockTables()
 
     def observe(self, desired: Iterable[object] = ()) -> Sighting:
-        """Look at everything that could be the stock plugin's.
-
-        Raises:
-            ObserveError: the kernel could not be read.
-        """
+        """Look at everything that could be the stock plugin's."""
         del desired
         seen = self.glance()
         # With thousands of services iptables-nft-save takes seconds: only where something is.
-        telling = {t for t in TABLES if t in seen.tables and self._tables.mentions(t, SIGN)}
-        saved, unlisted = self._iptables.observe(telling, SIGN, MAX_LEFT)
+        telling = {t for t in TABLES if t in seen.tables and self._tables.mentions(t, stock.SIGN)}
+        saved, unlisted = self._iptables.observe(telling, stock.SIGN, MAX_LEFT)
         return replace(seen, saved=saved, unlisted=unlisted)
 
     def glance(self) -> Sighting:
-        """Look at all but iptables: where there are thousands of services, that takes long.
-
-        Raises:
-            ObserveError: the kernel could not be read.
-        """
+        """Look at all but iptables: where there are thousands of services, that takes long."""
         allocations, unread = self._checkpoint()
         tables = self._tables.observe()
         try:
@@ -122,11 +105,7 @@ class StockPluginTarget:
         return remains.remove(actions, self._iptables, self._tables)
 
     def find_ends(self, veths: Iterable[str]) -> Mapping[str, PodEnd]:
-        """Find the other ends of host links, wherever a namespace can be seen.
-
-        Raises:
-            ObserveError: the kernel could not be read.
-        """
+        """Find the other ends of host links, wherever a namespace can be seen."""
         from reconciler.targets import remains  # for who takes over only
 
         return remains.find_ends(set(veths))
@@ -171,17 +150,20 @@ def _read_kernel() -> tuple[tuple[StockRule, ...], tuple[StockRoute, ...]]:
         told = host.read(RULES, takes=_may_be_its_rule, family=AF_INET)
         rules = tuple(_decode_rule(decode_entry(RULES, entry)) for entry in told)
         links = [decode_entry(LINKS, m) for m in host.read(LINKS, takes=_may_be_its_link)]
-        veths = {m["index"] for m in links if VETH.fullmatch(m.get("ifname") or "")}
+        veths = {m["index"] for m in links if stock.VETH.fullmatch(m.get("ifname") or "")}
         pods = {
             r.destination.network_address.packed
             for r in rules
-            if r.priority == TO_POD and r.destination
+            if r.priority == stock.TO_POD and r.destination
         }
         takes = partial(_may_be_its_route, frozenset(veths), frozenset(pods))
         routes = host.read(ROUTES, takes=takes, family=AF_INET)
     names = dict(socket.if_nameindex()) if routes else {}
     found = (decode_route(decode_entry(ROUTES, m), "", names) for m in routes)
-    return rules, tuple(_decode_route(r) for r in found if r)
+    names_of = [field.name for field in fields(StockRoute)]
+    return rules, tuple(
+        StockRoute(**{name: getattr(r, name) for name in names_of}) for r in found if r
+    )
 
 
 def _may_be_its_rule(rule: bytes) -> bool:
@@ -197,9 +179,9 @@ def _may_be_its_link(link: bytes) -> bool:
 def _may_be_its_route(veths: frozenset[int], pods: frozenset[bytes], route: bytes) -> bool:
     """Whether a route is in an ENI's table, or leads to one address, over such a link or ruled."""
     _, length, _, _, table, protocol = route[:6]  # ``struct rtmsg``
-    if protocol not in PROTOCOLS:
+    if protocol not in stock.PROTOCOLS:
         return False
-    if table in ENI_TABLES:
+    if table in stock.ENI_TABLES:
         return True
     link = native(value_of(ROUTES, route, "RTA_OIF"))
     return (table, length) == (MAIN_TABLE, 32) and (
@@ -219,15 +201,4 @@ def _decode_rule(message: Facts) -> StockRule:
         mask=rule.mask,
         protocol=rule.protocol,
         extra=",".join(others),
-    )
-
-
-def _decode_route(route: Route) -> StockRoute:
-    return StockRoute(
-        table=route.table,
-        destination=route.destination,
-        device=route.device,
-        gateway=route.gateway,
-        metric=route.metric,
-        protocol=route.protocol,
     )

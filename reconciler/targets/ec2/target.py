@@ -23,13 +23,7 @@ from reconciler.ipam.sources import TRUST_S
 from reconciler.targets.ec2.caller import Caller, Ec2CallError, InProcess
 from reconciler.targets.ec2.calls import Calls, TooLongError, matching, operation
 from reconciler.targets.ec2.changes import Ec2Changes, Journal
-from reconciler.targets.ec2.decode import (
-    Listed,
-    decode_interface,
-    decode_limits,
-    place,
-    unread,
-)
+from reconciler.targets.ec2.decode import Listed, decode_interface, decode_limits, place, unread
 from reconciler.targets.values import MalformedError, Object, entries
 
 log = logging.getLogger(__name__)

@@ -256,8 +256,7 @@ def _parse_attachment(body: Json) -> Attachment:
 
 _parse_cooling = _parser(Cooling, {"address": ip_address, "until": _seconds})
 _parse_quarantine = _parser(
-    Quarantine,
-    {"network": ip_network, "since": _seconds, "asked": _seconds, "gone": _seconds},
+    Quarantine, {"network": ip_network, "since": _seconds, "asked": _seconds, "gone": _seconds}
 )
 _parse_creation = _parser(
     Creation,

@@ -29,11 +29,7 @@ from reconciler.ipam.release import Quarantine
 from reconciler.targets.files.bounded import read_file
 from reconciler.targets.state import codec, observation
 from reconciler.targets.state import record_file as disk
-from reconciler.targets.state.kind_records import (
-    SECOND,
-    IntentRecords,
-    OurRecords,
-)
+from reconciler.targets.state.kind_records import SECOND, IntentRecords, OurRecords
 from reconciler.targets.state.record_file import IsAlive, Lock
 from reconciler.targets.state.set_aside import SET_ASIDE, SetAsideRecords
 

@@ -90,8 +90,8 @@ class Kind(Generic[R]):
 
     def shift(self, record: R, delta: float) -> R:
         """Move the times of a record; 0 says that something never was, and is no time."""
-        times = {name: at for name in self.times if delta and (at := getattr(record, name))}
-        return replace(record, **{name: at + delta for name, at in times.items()})
+        times = {name: at for name in self.times if (at := getattr(record, name))}
+        return replace(record, **{n: at + delta for n, at in times.items()}) if delta else record
 
     def decode(self, content: bytes, name: str) -> tuple[R, Json]:
         """Read a record, and its fields; its name must be of what it is about."""

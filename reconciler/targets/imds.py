@@ -68,12 +68,8 @@ T = TypeVar("T")
 class Bounds:
     """What one look at a service may cost.
 
-    Attributes:
-        requests: how many there may be.
-        total_bytes: of all answers together, headers included.
-        body_bytes: of one answer's body.
-        total_s: seconds for all requests together.
-        request_s: seconds for one request, from connecting to the last byte of its answer.
+    ``total_bytes`` are all answers', headers included. ``request_s`` are one request's, from
+    connecting to the last byte of its answer.
     """
 
     requests: int

@@ -73,9 +73,7 @@ class Ec2CallError(Exception):
     """A call that brought no answer.
 
     Attributes:
-        operation_name: EC2's name of it.
         code: EC2's, or the SDK's name of what went wrong, or ``ANSWER_LOST``.
-        message: in EC2's or the SDK's words.
         refused: EC2 itself said so; it has certainly not happened, unless the code says otherwise.
     """
 

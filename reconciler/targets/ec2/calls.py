@@ -40,11 +40,7 @@ class TooLongError(Ec2CallError):
 
 
 class Calls:
-    """Makes calls within the budget, and notes which failed and which succeeded.
-
-    Attributes:
-        made: calls since the start, by action.
-    """
+    """Makes calls, and notes which failed and which succeeded; ``made`` counts them by action."""
 
     def __init__(self, caller: Caller, clock: Callable[[], float]) -> None:
         self.made: Counter[str] = Counter()
@@ -72,9 +68,7 @@ class Calls:
     def pages(self, method: str, result: str, filters: Filters, *, most: int) -> Iterator[Object]:
         """Yield what all pages have, one page in memory at a time.
 
-        Raises:
-            TooLongError: there are more than may be.
-            Ec2CallError: a page cannot be had.
+        Raises a TooLongError if there are more than may be, and an Ec2CallError for what it lacks.
         """
         token: dict[str, str] = {}
         for _ in range(most // PAGE_SIZE):

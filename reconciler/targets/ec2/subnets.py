@@ -37,14 +37,10 @@ Interfaces = Mapping[str, Listed]
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Subnets as they were described.
+    """Subnets as they were described, by id, and those that could not be read.
 
-    Attributes:
-        at: monotonic seconds.
-        asked: what decides which are described, and how.
-        subnets: by id, of those that could be read.
-        unread: those that could not.
-        is_told: by EC2; or else it is what metadata tells of the primary ENI's subnet.
+    ``asked``: what decides which are described, and how. ``is_told``: by EC2; or else it is what
+    metadata tells of the primary ENI's subnet.
     """
 
     at: float

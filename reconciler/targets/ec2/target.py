@@ -80,9 +80,8 @@ class Look:
 class Ec2(Ec2Changes):
     """The ENIs of one instance; the calls are made by this process unless a caller is given.
 
-    Attributes:
-        calls: EC2 calls made since the start, by action; for ``status`` and the benchmarks.
-        drain: returns what failed and which actions succeeded since it was last called.
+    ``calls`` counts those made since the start, by action; ``drain`` returns what failed and which
+    actions succeeded since it was last called.
     """
 
     def __init__(

@@ -132,10 +132,7 @@ class StateDirectory(OwnedDirectory):
     The holder of the lock knows every record of ours, because no other process writes them. A
     record that is not on disk any more, or cannot be read, is therefore not gone: what is known of
     it counts until the reconciler itself removes it, and is told as unwritten until it is on disk.
-
-    Args:
-        root: where it is.
-        offset: returns seconds from boot's clock to the wall clock's; it changes with a step.
+    ``offset`` returns seconds from boot's clock to the wall clock's; it changes with a step.
     """
 
     def __init__(

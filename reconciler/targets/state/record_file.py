@@ -156,9 +156,6 @@ class Clock:
     A record says by both when it was written. So long as the node has not booted since, a step of
     the clock in between is known, and the record's times are moved by it. After a boot, or if the
     boot's identity cannot be read, only the wall clock is left; no pod has survived a boot.
-
-    Args:
-        offset: returns seconds from boot's clock to the wall clock's.
     """
 
     def __init__(self, offset: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""Every exception the reconciler raises; the class says who has to act.
+"""What is wrong: issues, and every exception; an exception's class says who has to act.
 
 A wrong document is ``schemas.load.DocumentError``: it is raised below this layer.
 Library exceptions end at the doors in ``targets``: each is translated once, with its cause. What
@@ -11,12 +11,36 @@ import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 FOREIGN_TEXT = 256  # characters kept of the text of an exception that is not ours
 
 FRAMES = 24
 """Innermost frames kept of an unexpected exception's traceback: an endless recursion has 1,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One fact that an operator should know of.
+
+    A plan holds it as a refusal (something wanted is not done) or as a finding (nothing is left
+    undone, and nothing of it is ours to change). Each error has one.
+
+    Attributes:
+        subject: the object, as an operator finds it.
+        reason: stable CamelCase word, the same in CNI error, status, log and metric.
+        message: what was wanted or why it hurts, with its numbers, and what to do next.
+        about: kind and key of the object, if it is one that could not be put in its place.
+    """
+
+    subject: str
+    reason: str
+    message: str
+    about: tuple[str, tuple[int | str, ...]] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}: {self.message}"
 
 
 class ReconcilerError(Exception):
@@ -34,6 +58,11 @@ class ReconcilerError(Exception):
         """Derive the reason of a class that does not name one."""
         if "reason" not in cls.__dict__:
             cls.reason = cls.__name__.removesuffix("Error")
+
+    @property
+    def issue(self) -> Issue:
+        """What it means for an operator."""
+        return Issue(self.subject, self.reason, str(self))
 
 
 class NotReadyError(ReconcilerError):

@@ -32,17 +32,15 @@ from fakes import (
 )
 
 from reconciler.core.attachment import AttachmentKey, IntentState, alias_key, netns_identity
-from reconciler.core.forward import ForwardChain
-from reconciler.core.installation import Installation
+from reconciler.core.facts import ForwardChain, Installation
 from reconciler.core.predecessor import Allocation, PodEnd, Sighting, StockRoute, StockRule
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.nat import NftElement
 from reconciler.domains.route import Route
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Verb
-from reconciler.errors import ReconcilerError
+from reconciler.errors import Issue, ReconcilerError
 from reconciler.ipam.cloud import Limits
 from reconciler.node import views
 from reconciler.node.environment import Environment

@@ -14,8 +14,7 @@ from typing import Any
 
 from reconciler.core.attachment import Attachment, Cooling, Intent, alias_key
 from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, host_network
-from reconciler.core.facts import Node
-from reconciler.core.installation import NOWHERE, Installation
+from reconciler.core.facts import NOWHERE, Installation, Node
 from reconciler.core.predecessor import PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
@@ -38,7 +37,7 @@ from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftT
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import Observed
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, NamespaceError
 from reconciler.ipam.cloud import Cloud

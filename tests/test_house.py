@@ -13,7 +13,7 @@ import pytest
 
 from reconciler.core import attachment as core_attachment
 from reconciler.core import predecessor
-from reconciler.core.installation import Installation
+from reconciler.core.facts import Installation
 from reconciler.domains import (
     address,
     conflist,
@@ -38,12 +38,12 @@ ARROWS: dict[str, set[str]] = {
     "cni": set(),
     "errors": set(),
     "engine": {"errors"},
-    "core": {"engine"},
-    "ipam": {"schemas", "engine", "core"},
+    "core": {"errors", "engine"},
+    "ipam": {"schemas", "errors", "engine", "core"},
     "domains": {"schemas", "errors", "engine", "core", "ipam"},
     "diagnostics": {"errors", "engine", "core", "ipam", "domains"},
     "targets": {"schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics"},
-    "migration": {"engine", "core", "ipam", "domains", "diagnostics"},
+    "migration": {"errors", "engine", "core", "ipam", "domains", "diagnostics"},
     "node": {
         *("schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics", "targets"),
         "migration",
@@ -61,8 +61,6 @@ ARROWS: dict[str, set[str]] = {
 PURE = (
     *(f"reconciler/{part}/" for part in ("core", "ipam", "domains", "diagnostics")),
     "reconciler/engine/plan.py",
-    "reconciler/engine/issue.py",
-    "reconciler/engine/observed.py",
     "reconciler/engine/backoff.py",
     "reconciler/migration/takeover.py",
 )

@@ -21,7 +21,7 @@ from lab import netns
 from lab.pod import Pod
 from lab.topology import INTERNET_CIDR, INTERNET_HOST, PEER_CIDR, PEER_HOST
 from lab.traffic import PORT, Receiver, Seen
-from reconciler.node.tracing import Traced
+from reconciler.node.views import Traced
 
 NODE = "10.0.1.10"
 HOSTS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.cli.options import PATH, fail, setting, state_option
-from reconciler.core.installation import Installation
+from reconciler.core.facts import Installation
 from reconciler.errors import StateError
 from reconciler.node.environment import Environment
 from reconciler.targets.files.installation import HostDirectories

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from reconciler.engine.converge import Outcome, actions_of
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Action, Verb
+from reconciler.errors import Issue
 
 Outcomes = Mapping[str, Outcome]
 

@@ -18,7 +18,7 @@ from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.domains.inputs import Inputs
 from reconciler.errors import ReconcilerError
 from reconciler.node.passes import LocalNode
-from reconciler.node.tracing import Traced, follow
+from reconciler.node.views import Traced, follow
 from reconciler.targets.services import Services
 
 

@@ -10,8 +10,7 @@ from typing import ClassVar, NamedTuple
 from reconciler.core.datapath import ALIAS, IpAddress, is_node_local, stable_mac
 from reconciler.engine.plan import Key, Verb
 
-IFNAMSIZ = 15
-"""Longest interface name, without the terminating NUL (linux/if.h)."""
+IFNAMSIZ = 15  # longest interface name, without the terminating NUL (linux/if.h)
 
 
 MAX_VETH_PREFIX = 4
@@ -45,29 +44,22 @@ class IntentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One CNI call, as recorded.
-
-    Attributes:
-        netns: path of the pod's network namespace; empty for a release that did not name it.
-        netns_inode: its inode when the intent was written, 0 if unknown: a path can be reused.
-        netns_alive: the path still leads to that inode; read again with every observation.
-        pod: ``namespace/name``, empty when the runtime did not say.
-        attempt: the ADD that wrote it; empty if none did.
-        trace: the trace that ADD is part of, empty if it is part of none; for the log.
-    """
+    """One CNI call, as recorded."""
 
     kind: ClassVar[str] = "intent"
     key: AttachmentKey
     state: IntentState
-    netns: str
+    netns: str  # path of the pod's network namespace; empty for a release that did not name it
+    # its inode when the intent was written, 0 if unknown: a path can be reused
     netns_inode: int = 0
+    # the path still leads to that inode; read again with every observation
     netns_alive: bool = True
-    pod: str = ""
-    attempt: str = ""
+    pod: str = ""  # ``namespace/name``, empty when the runtime did not say
+    attempt: str = ""  # the ADD that wrote it; empty if none did
+    # the trace that ADD is part of, empty if it is part of none; for the log
     trace: str = field(default="", compare=False)
 
     def command(self, verb: Verb) -> str:
-        """What is done to the record."""
         return f"{'forget' if verb is Verb.DELETE else 'record'} {self.state} intent {self.key}"
 
 
@@ -131,7 +123,6 @@ class Attachment:
         return not self.kept_macs[0] or bool(self.kept_macs[1])
 
     def command(self, verb: Verb) -> str:
-        """What is done to the record."""
         what = " and ".join(map(str, self.addresses))
         if verb is Verb.DELETE:
             return f"release {what} from {self.key}"
@@ -144,8 +135,7 @@ class Attachment:
 class Cooling:
     """A released address in cooldown: it is not given out yet.
 
-    Attributes:
-        until: seconds since the epoch; the wall clock, because it must outlive a restart.
+    ``until`` is in seconds since the epoch; the wall clock, because it must outlive a restart.
     """
 
     kind: ClassVar[str] = "cooling"
@@ -154,11 +144,9 @@ class Cooling:
 
     @property
     def key(self) -> Key:
-        """Family and number."""
         return (self.address.version, int(self.address))
 
     def command(self, verb: Verb) -> str:
-        """What is done to the record."""
         words = {Verb.CREATE: "begin", Verb.UPDATE: "shorten", Verb.DELETE: "end"}
         return f"{words[verb]} cooldown of {self.address}"
 
@@ -183,11 +171,10 @@ def is_superseded(attachment: Attachment, intent: Intent) -> bool:
         return False
     if attachment.netns == netns_identity(intent.netns, intent.netns_inode):
         return False
-    before = netns_path(attachment.netns), netns_inode(attachment.netns)
-    now = intent.netns, intent.netns_inode
-    if before[1] and now[1]:
-        return before[1] != now[1] or (before[0] != now[0] and not attachment.netns_alive)
-    return before[0] != now[0]
+    path, inode = netns_path(attachment.netns), netns_inode(attachment.netns)
+    if inode and inode == intent.netns_inode:
+        return path != intent.netns and not attachment.netns_alive
+    return bool(inode and intent.netns_inode) or path != intent.netns
 
 
 def netns_path(identity: str) -> str:
@@ -229,9 +216,7 @@ def veth_name(prefix: str, key: AttachmentKey) -> str:
 def pod_veth_name(prefix: str, pod: str) -> str:
     """Return the name by which Calico knows the host veth of a pod, whatever its sandbox is.
 
-    Args:
-        prefix: Calico's FELIX_INTERFACEPREFIX.
-        pod: ``namespace/name``.
+    The prefix is Calico's FELIX_INTERFACEPREFIX, the pod ``namespace/name``.
     """
     namespace, _, name = pod.partition("/")
     digest = hashlib.sha1(f"{namespace}.{name}".encode(), usedforsecurity=False).hexdigest()

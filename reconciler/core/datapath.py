@@ -37,11 +37,9 @@ Ours by choice: above 186-192, which iproute2's ``rt_protos`` gives to routing d
 LOCAL_TABLE = 255
 """The kernel's table of the host's own addresses (``rt_tables``); its first rule leads there."""
 
-MAIN_TABLE = 254
-"""The kernel's main table (``rt_tables``)."""
+MAIN_TABLE = 254  # the kernel's main table (``rt_tables``)
 
-PODS_TABLE = 512
-"""Holds one route per local pod; the rule that looks it up has the same number."""
+PODS_TABLE = 512  # holds one route per local pod; the rule that looks it up has the same number
 
 PODS_PRIORITY = 512
 PRIMARY_PRIORITY = 1024
@@ -53,8 +51,7 @@ PRIMARY_MARK = 0x80
 """Bit of the primary ENI. With the default mask it is the stock plugin's connmark, with the same
 meaning, so that connections outlive the move from one to the other."""
 
-MAX_DEVICE_INDEX = 0x7F
-"""ENI *k* is marked with *k*, which must not reach ``PRIMARY_MARK``."""
+MAX_DEVICE_INDEX = 0x7F  # ENI *k* is marked with *k*, which must not reach ``PRIMARY_MARK``
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +59,9 @@ class Marks:
     """How ENIs are written into packet and connection marks.
 
     All other bits are left as they are: kube-proxy uses 0x4000, Calico 0xffff0000, Cilium 0x0f00.
-
-    Attributes:
-        mask: the eight adjacent bits that are ours.
     """
 
-    mask: int = 0xFF
+    mask: int = 0xFF  # the eight adjacent bits that are ours
 
     def of(self, device_index: int) -> int:
         """Return the mark of an ENI."""
@@ -79,46 +73,38 @@ class Marks:
         return ~self.mask & 0xFFFFFFFF
 
 
-TABLE = "node_network"
-"""The one nftables table, family ``inet``."""
+TABLE = "node_network"  # the one nftables table, family ``inet``
 
-ALIAS = "node-network"
-"""Start of the alias of every link we made; the rest names its attachment."""
+ALIAS = "node-network"  # start of the alias of every link we made; the rest names its attachment
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What differs between address families; nothing else in the project knows one by name.
-
-    Attributes:
-        nft: its name in nftables expressions.
-        gateway: link-local next hop that every pod uses; the host never owns it, the pod has a
-            permanent neighbour entry for it.
-        gateway_route: the kernel wants a route to that next hop before a route may name it. A
-            link-local IPv6 one is on every link by itself.
-        metric: what the kernel makes of "no metric" (IPv6: IP6_RT_PRIO_USER, linux/ipv6_route.h).
-        private: its addresses mean nothing beyond the VPC and its peers, so that others must see
-            the node's.
-        everything: the default route's destination.
-        router: the VPC's, in every subnet; None if it is the subnet's base plus one (VPC user
-            guide, "Subnet sizing").
-        counted: EC2 gives addresses out one by one, or sixteen at a time; otherwise an ENI has
-            one prefix that no node can use up.
-        node_local: what pods have addresses of that are good for nothing but egress. The ranges
-            of the stock plugin's egress-cni (``cmd/aws-vpc-cni/main.go``).
-    """
+    """What differs between address families; nothing else in the project knows one by name."""
 
     name: str
     version: int
-    nft: str
+    nft: str  # its name in nftables expressions
     nft_type: str
+    # link-local next hop that every pod uses; the host never owns it, the pod has a permanent
+    # neighbour entry for it
     gateway: IpAddress
+    # the kernel wants a route to that next hop before a route may name it. A link-local IPv6 one
+    # is on every link by itself.
     gateway_route: bool
+    # what the kernel makes of "no metric" (IPv6: IP6_RT_PRIO_USER, linux/ipv6_route.h)
     metric: int
+    # its addresses mean nothing beyond the VPC and its peers, so that others must see the node's
     private: bool
-    everything: IpNetwork
+    everything: IpNetwork  # the default route's destination
+    # the VPC's, in every subnet; None if it is the subnet's base plus one (VPC user guide, "Subnet
+    # sizing")
     router: IpAddress | None
+    # EC2 gives addresses out one by one, or sixteen at a time; otherwise an ENI has one prefix
+    # that no node can use up
     counted: bool
+    # what pods have addresses of that are good for nothing but egress. The ranges of the stock
+    # plugin's egress-cni (``cmd/aws-vpc-cni/main.go``).
     node_local: IpNetwork
 
 
@@ -155,8 +141,7 @@ FAMILIES = {
 """By name. 169.254.1.1 is the stock plugin's gateway as well."""
 
 
-PREFIX_BITS = 80
-"""Length of a delegated IPv6 prefix (EC2 user guide, "Prefix delegation")."""
+PREFIX_BITS = 80  # length of a delegated IPv6 prefix (EC2 user guide, "Prefix delegation")
 
 
 def family_of(value: IpAddress | IpNetwork) -> Family:
@@ -189,7 +174,7 @@ def unit_of(address: IpAddress) -> IpNetwork:
 
 
 def eni_table(device_index: int) -> int:
-    """Return the route table of a secondary ENI; the primary's routes are in ``main``."""
+    """Return the route table of an ENI; the primary's routes are in ``main``."""
     return ENI_PRIORITY + device_index if device_index else MAIN_TABLE
 
 

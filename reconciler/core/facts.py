@@ -11,43 +11,32 @@ from reconciler.core.datapath import Family, IpAddress, IpNetwork
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What the node knows of itself for free, from IMDS.
-
-    Attributes:
-        primary_mac: MAC of the primary ENI, lower case with colons.
-        vpc_cidrs: every CIDR of the VPC now, ascending.
-        name: what the cluster calls it; "" if it is not set.
-        subnet_cidrs: CIDRs of the primary ENI's subnet; of an earlier release's look none.
-    """
+    """What the node knows of itself for free, from IMDS."""
 
     instance_id: str
     instance_type: str
     availability_zone: str
-    primary_mac: str
-    vpc_cidrs: tuple[IpNetwork, ...]
-    name: str = ""
+    primary_mac: str  # MAC of the primary ENI, lower case with colons
+    vpc_cidrs: tuple[IpNetwork, ...]  # every CIDR of the VPC now, ascending
+    name: str = ""  # what the cluster calls it; "" if it is not set
+    # CIDRs of the primary ENI's subnet; of an earlier release's look none
     subnet_cidrs: tuple[IpNetwork, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EniAddresses:
-    """The addresses of an ENI: the host's own, and those for pods.
-
-    Attributes:
-        primary: the address EC2 calls primary; it belongs to the host.
-        host_addresses: what belongs to the host beside ``primary``: single IPv6 addresses.
-        secondaries: single addresses for pods, ascending.
-        prefixes: delegated prefixes, whose addresses are all for pods; ascending.
-        ipv6_prefixes: the same, of a family whose prefixes no node can use up (an IPv6 /80); they
-            are not counted, never enumerated, and only released with the ENI.
-    """
+    """The addresses of an ENI: the host's own, and those for pods."""
 
     subnet_id: str
     subnet_cidr: IpNetwork
-    primary: IpAddress
-    secondaries: tuple[IpAddress, ...]
+    primary: IpAddress  # the address EC2 calls primary; it belongs to the host
+    secondaries: tuple[IpAddress, ...]  # single addresses for pods, ascending
+    # delegated prefixes, whose addresses are all for pods; ascending
     prefixes: tuple[IpNetwork, ...] = ()
+    # like ``prefixes``, of a family whose prefixes no node can use up (an IPv6 /80); they are not
+    # counted, never enumerated, and only released with the ENI
     ipv6_prefixes: tuple[IpNetwork, ...] = ()
+    # what belongs to the host beside ``primary``: single IPv6 addresses
     host_addresses: tuple[IpAddress, ...] = ()
 
     @property
@@ -77,42 +66,29 @@ class EniAddresses:
 
 @dataclass(frozen=True, kw_only=True)
 class EniTags:
-    """What an ENI's tags say: whose it is, and how it came to be.
+    """What an ENI's tags say: whose it is, and how it came to be."""
 
-    Attributes:
-        owned: carries our tag for this instance, or is the primary.
-        creation: the token it was created with, "" if we did not create it.
-        created_at: seconds since the epoch, None if no tag says so.
-        stock: the stock plugin's, by its tag for this instance.
-        stock_tags: keys of the stock plugin's tags, ascending.
-    """
-
-    owned: bool = True
-    creation: str = ""
-    created_at: float | None = None
-    stock: bool = False
-    stock_tags: tuple[str, ...] = ()
+    owned: bool = True  # carries our tag for this instance, or is the primary
+    creation: str = ""  # the token it was created with, "" if we did not create it
+    created_at: float | None = None  # seconds since the epoch, None if no tag says so
+    stock: bool = False  # the stock plugin's, by its tag for this instance
+    stock_tags: tuple[str, ...] = ()  # keys of the stock plugin's tags, ascending
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eni(EniAddresses, EniTags):
-    """One elastic network interface as EC2 describes it.
-
-    Attributes:
-        device_index: place on the first network card, the only one that is used; None while not
-            attached.
-        status: of the attachment in EC2 (attaching, attached, detaching), or "available".
-        is_primary: the ENI that the instance began with, by its MAC. Device index 0 does not tell:
-            each further network card may have one too.
-    """
+    """One elastic network interface as EC2 describes it."""
 
     eni_id: str
     mac: str
+    # place on the first network card, the only one that is used; None while not attached
     device_index: int | None
-    status: str
+    status: str  # of the attachment in EC2 (attaching, attached, detaching), or "available"
     security_groups: tuple[str, ...]
     attachment_id: str | None = None
     delete_on_termination: bool = True
+    # the ENI that the instance began with, by its MAC. Device index 0 does not tell: each further
+    # network card may have one too.
     is_primary: bool = False
 
     @property
@@ -130,3 +106,53 @@ class Eni(EniAddresses, EniTags):
 def _addresses(prefix: IpNetwork) -> tuple[IpAddress, ...]:
     """Return a prefix's addresses: sixteen, needed again with every observation."""
     return tuple(prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Directories and files of the host; one that is "" is not managed."""
+
+    conf_dir: str = ""  # the runtime's directory of CNI configurations
+    bin_dir: str = ""  # its directory of plugins
+    program: str = ""  # our executable, as it was shipped
+    state_dir: str = ""  # the records, as the executable on the host sees them
+
+    def __bool__(self) -> bool:
+        return bool(self.conf_dir or self.bin_dir)
+
+
+NOWHERE = Installation()
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardChain:
+    """A base chain of another owner that forwarded packets pass."""
+
+    family: str  # nftables' word: ip, ip6 or inet
+    table: str
+    name: str
+    backend: str = "nft"  # "nft", or "legacy" for what only iptables-legacy shows
+    drops: bool = False  # its policy is to drop what no rule accepts
+    shut: bool = False  # a rule in it drops or rejects every packet that reaches it
+    # (iifname or oifname, pattern) of its rules that accept what comes from, or goes to, such
+    # links; those behind a rule that shuts it do not count
+    accepts: frozenset[tuple[str, str]] = frozenset()
+
+    @property
+    def path(self) -> str:
+        """As ``nft`` names it."""
+        return f"{self.family} {self.table} {self.name}"
+
+
+def is_ours_to_open(chain: ForwardChain, families: frozenset[str]) -> bool:
+    """Whether rules of ours can make this chain let pods' packets pass."""
+    served = chain.family == "inet" or chain.family in families
+    by_policy = chain.drops and not chain.shut
+    return by_policy and chain.backend == "nft" and served
+
+
+def covers(pattern: str, other: str) -> bool:
+    """Whether every link name that ``other`` means is one that ``pattern`` means."""
+    if pattern.endswith("*"):
+        return other.removesuffix("*").startswith(pattern[:-1])
+    return pattern == other

@@ -14,11 +14,10 @@ from typing import ClassVar
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Key, Verb
+from reconciler.errors import Issue
 
-OWNER = "amazon-vpc-cni"
-"""What the document calls it."""
+OWNER = "amazon-vpc-cni"  # what the document calls it
 
 MARK = 0x80
 """Bit of its packet and connection marks (``pkg/networkutils/network.go``, defaultConnmark)."""
@@ -46,17 +45,12 @@ SIGN = "AWS"
 CONNMARK_COMMENTS = {"nat": {"AWS, CONNMARK"}, "mangle": {"AWS, primary ENI"}}
 """By table, comments of the CONNMARK rules that it puts into PREROUTING itself."""
 
-NFT_TABLE = "aws-cni"
-"""Its nftables table, family ip (``nftables_connmark.go``)."""
+NFT_TABLE = "aws-cni"  # its nftables table, family ip (``nftables_connmark.go``)
 
 
 @dataclass(frozen=True, slots=True)
 class StockRule:
-    """A policy rule that looks a table up, with every selector it has.
-
-    Attributes:
-        extra: selectors that none of the stock plugin's has, as text.
-    """
+    """A policy rule that looks a table up; ``extra`` is what no rule of the stock plugin's has."""
 
     kind: ClassVar[str] = "stock-rule"
     priority: int
@@ -70,13 +64,11 @@ class StockRule:
 
     @property
     def key(self) -> Key:
-        """Everything; priority first."""
         mark = -1 if self.mark is None else self.mark
         ends = (_number(self.destination), _number(self.source))
         return (self.priority, *ends, self.table, mark, self.mask, self.protocol, self.extra)
 
     def command(self, verb: Verb) -> str:
-        """The ``ip rule`` command."""
         word = "delete" if verb is Verb.DELETE else "add"
         source = f" from {self.source}" if self.source else ""
         destination = f" to {self.destination}" if self.destination else ""
@@ -102,12 +94,10 @@ class StockRoute:
 
     @property
     def key(self) -> Key:
-        """Table, length, network, device."""
         d = self.destination
         return (self.table, -d.prefixlen, int(d.network_address), self.metric, self.device)
 
     def command(self, verb: Verb) -> str:
-        """The ``ip route`` command."""
         word = "delete" if verb is Verb.DELETE else "replace"
         via = f" via {self.gateway}" if self.gateway else ""
         table = "" if self.table == MAIN_TABLE else f" table {self.table}"
@@ -116,28 +106,20 @@ class StockRoute:
 
 @dataclass(frozen=True, slots=True)
 class IptablesRule:
-    """One rule in a chain that is not the stock plugin's own.
-
-    Attributes:
-        backend: "nft" or "legacy", which do not see each other.
-        text: as ``iptables-save`` writes it, behind the chain's name.
-        copy: which one it is of several that are the same.
-    """
+    """One rule in a chain that is not the stock plugin's own."""
 
     kind: ClassVar[str] = "iptables-rule"
-    backend: str
+    backend: str  # "nft" or "legacy", which do not see each other
     table: str
     chain: str
-    text: str
-    copy: int = 0
+    text: str  # as ``iptables-save`` writes it, behind the chain's name
+    copy: int = 0  # which one it is of several that are the same
 
     @property
     def key(self) -> Key:
-        """Everything."""
         return (self.backend, self.table, self.chain, self.text, self.copy)
 
     def command(self, verb: Verb) -> str:
-        """The ``iptables`` command."""
         word = "-D" if verb is Verb.DELETE else "-A"
         return f"iptables-{self.backend} -t {self.table} {word} {self.chain} {self.text}"
 
@@ -153,11 +135,9 @@ class IptablesChain:
 
     @property
     def key(self) -> Key:
-        """Where it is."""
         return (self.backend, self.table, self.name)
 
     def command(self, verb: Verb) -> str:
-        """The ``iptables`` commands."""
         program = f"iptables-{self.backend} -t {self.table}"
         if verb is Verb.DELETE:
             return f"{program} -F {self.name} && {program} -X {self.name}"
@@ -173,11 +153,9 @@ class StockTable:
 
     @property
     def key(self) -> Key:
-        """Family and name."""
         return ("ip", self.name)
 
     def command(self, verb: Verb) -> str:
-        """The ``nft`` command."""
         return f"nft {'delete' if verb is Verb.DELETE else 'add'} table ip {self.name}"
 
 
@@ -186,11 +164,7 @@ Leftover = StockRule | StockRoute | IptablesRule | IptablesChain | StockTable
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """One entry of the stock plugin's checkpoint (``pkg/ipamd/datastore/data_store.go``).
-
-    Attributes:
-        pod: ``namespace/name``.
-    """
+    """One entry of the stock plugin's checkpoint (``pkg/ipamd/datastore/data_store.go``)."""
 
     key: AttachmentKey
     address: IpAddress
@@ -199,12 +173,7 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class PodEnd:
-    """Where a host link's other end is.
-
-    Attributes:
-        netns: identity of its namespace.
-        host_mac, mac: of the two ends.
-    """
+    """Where a host link's other end is: in which namespace, and the MACs of both ends."""
 
     netns: str
     name: str
@@ -214,46 +183,33 @@ class PodEnd:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One observation of all that may be the stock plugin's, before it is recognised.
+    """One observation of all that may be the stock plugin's, before it is recognised."""
 
-    Attributes:
-        rules: IPv4 policy rules without our stamp.
-        routes: IPv4 unicast routes without our stamp.
-        saved: lines of ``iptables-save`` by backend and table.
-        unlisted: why the tables of some backends could not be read.
-        tables: names of nftables tables of family ip.
-        allocations: the checkpoint's, by address.
-        unread: why the checkpoint says nothing; "" if it was read.
-        running: its daemon answers on its socket.
-    """
-
-    rules: tuple[StockRule, ...] = ()
-    routes: tuple[StockRoute, ...] = ()
+    rules: tuple[StockRule, ...] = ()  # IPv4 policy rules without our stamp
+    routes: tuple[StockRoute, ...] = ()  # IPv4 unicast routes without our stamp
+    # lines of ``iptables-save`` by backend and table
     saved: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    # why the tables of some backends could not be read
     unlisted: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    tables: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()  # names of nftables tables of family ip
+    # the checkpoint's, by address
     allocations: Mapping[IpAddress, Allocation] = field(default_factory=dict)
-    unread: str = ""
-    running: bool = False
+    unread: str = ""  # why the checkpoint says nothing; "" if it was read
+    running: bool = False  # its daemon answers on its socket
 
 
 @dataclass(frozen=True, slots=True)
 class Predecessor:
-    """What the stock plugin has left, and what is done about it.
+    """What the stock plugin has left, and what is done about it."""
 
-    Attributes:
-        taking_over: the document asks for it, and its daemon does not run.
-        held: addresses of its pods that no attachment of ours explains.
-        adoptions: those pods as attachments and intents of ours; all of them, or none yet.
-        refusals: why its objects may not go, although the document asks for it.
-        unread: its objects have never been read, so no address is known to be free.
-    """
-
-    taking_over: bool = False
+    taking_over: bool = False  # the document asks for it, and its daemon does not run
+    # addresses of its pods that no attachment of ours explains
     held: frozenset[IpAddress] = frozenset()
+    # those pods as attachments and intents of ours; all of them, or none yet
     adoptions: tuple[tuple[Attachment, Intent], ...] = ()
+    # why its objects may not go, although the document asks for it
     refusals: tuple[Issue, ...] = ()
-    unread: bool = False
+    unread: bool = False  # its objects have never been read, so no address is known to be free
 
 
 NO_PREDECESSOR = Predecessor()

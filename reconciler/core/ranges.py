@@ -8,8 +8,7 @@ from ipaddress import ip_network
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 
-Range = tuple[IpAddress, IpAddress]
-"""First and last address, both included."""
+Range = tuple[IpAddress, IpAddress]  # first and last address, both included
 
 
 def coalesce(networks: Iterable[IpNetwork]) -> tuple[Range, ...]:

@@ -18,10 +18,8 @@ from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
 from reconciler.daemon.status import describe, find_obstacle
 from reconciler.daemon.triggers import FileWatch, KernelWatch
-from reconciler.engine.issue import Issue
-from reconciler.errors import LockedError, ReconcilerError, boundary
-from reconciler.node.environment import Environment
-from reconciler.node.targets import State
+from reconciler.errors import Issue, LockedError, ReconcilerError, boundary
+from reconciler.node.environment import Environment, State
 from reconciler.targets.files.installation import INTERIM
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 from reconciler.targets.files.bounded import is_mounted_alone
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, load, read

@@ -13,8 +13,7 @@ from reconciler.daemon import telemetry
 from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains.link import Veth
 from reconciler.engine.backoff import Backoffs
-from reconciler.engine.converge import Outcome, Outcomes, actions_of
-from reconciler.engine.observed import cut_kinds
+from reconciler.engine.converge import Outcome, Outcomes, actions_of, gaps
 from reconciler.engine.plan import Action, Key, Verb
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import AttachEni, DetachEni
@@ -106,7 +105,7 @@ class DriftTracker:
                 left.setdefault((action.kind, action.key), []).append(action)
             errors = {getattr(e, "action", ""): e for e in outcome.errors}
             # Whoever makes more than a look shows is named; 80,000 of them are not remembered.
-            masses = {kind.kind for kind in cut_kinds(outcome.observed)}
+            masses = {kind.kind for kind in gaps(outcome.observed).cut_kinds}
             for action in outcome.plan.actions:
                 is_one_of_many = action.kind in masses and action.verb is Verb.DELETE
                 if (action.kind, action.key) in reverted and not is_one_of_many:

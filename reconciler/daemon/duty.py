@@ -22,8 +22,7 @@ from typing import Any
 from reconciler.daemon import telemetry
 from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Outcome
-from reconciler.engine.issue import Issue, issue_of
-from reconciler.errors import InternalError, ReconcilerError, boundary
+from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Conditions:
             surprise = error if isinstance(error, InternalError) else error.__cause__
             if isinstance(surprise, InternalError):
                 self.trace(surprise)
-        issues = (*outcome.remaining.refusals, *map(issue_of, outcome.errors))
+        issues = (*outcome.remaining.refusals, *(e.issue for e in outcome.errors))
         self.note(domain, issues, is_logged=is_logged)
 
     def trace(self, error: InternalError) -> None:

@@ -20,8 +20,7 @@ from reconciler.daemon.pool_loop import PoolLoop
 from reconciler.daemon.schedule import Links, Schedule
 from reconciler.daemon.status import Progress
 from reconciler.engine.converge import Outcome
-from reconciler.engine.issue import Issue
-from reconciler.errors import InternalError, ReconcilerError, boundary
+from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 from reconciler.node.pass_result import PassResult
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,9 @@ from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.duty import Conditions, Duties, Watchdog, Watched
 from reconciler.daemon.requests import Checks, PodHints, Requests
 from reconciler.daemon.triggers import ChangeAttribution, Triggers
-from reconciler.engine.issue import Issue
-from reconciler.errors import LockedError
-from reconciler.node.environment import Environment
+from reconciler.errors import Issue, LockedError
+from reconciler.node.environment import Environment, State
 from reconciler.node.passes import LocalNode
-from reconciler.node.targets import State
 
 log = logging.getLogger(__name__)
 

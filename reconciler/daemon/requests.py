@@ -11,8 +11,7 @@ from functools import partial
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
-from reconciler.engine.issue import Issue
-from reconciler.errors import FOREIGN_TEXT, InternalError
+from reconciler.errors import FOREIGN_TEXT, InternalError, Issue
 from reconciler.node.pass_result import PassResult
 
 CONVERGE_S = 2.0

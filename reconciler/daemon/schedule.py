@@ -9,7 +9,7 @@ from reconciler.daemon.requests import QUIET_S
 from reconciler.domains.left_out import left_out
 from reconciler.engine.backoff import Backoffs
 from reconciler.ipam.pool import Demand
-from reconciler.node.pass_result import PassResult, undone
+from reconciler.node.pass_result import PassResult
 
 RETRY_S = 1.0  # seconds until the kernel loop looks again when something is left to do
 
@@ -77,7 +77,7 @@ def next_pass_s(
     due_at = [due for plan in left if (due := backoffs.due(plan)) is not None]
     if due_at and not any(plan.actions for plan in left):
         return max(min(due_at) - now, RETRY_S)
-    if left_out(result.outcomes) and not any(o.failed or undone(o) for o in outcomes):
+    if left_out(result.outcomes) and not any(o.failed or o.undone for o in outcomes):
         return LEFT_OUT_S
     if not result.settled:
         return RETRY_S

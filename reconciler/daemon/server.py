@@ -21,8 +21,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
 from reconciler.core.datapath import family_of, host_network
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.listener import Bounds, Listener, Workers
-from reconciler.engine.issue import Issue
-from reconciler.errors import InternalError, ReconcilerError, StateError, boundary
+from reconciler.errors import InternalError, Issue, ReconcilerError, StateError, boundary
 from reconciler.targets.netlink.namespaces import own_namespace
 
 log = logging.getLogger(__name__)

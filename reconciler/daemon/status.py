@@ -10,8 +10,7 @@ from typing import Any
 from reconciler.core.datapath import IpNetwork
 from reconciler.daemon.document import Accepted
 from reconciler.daemon.duty import Condition
-from reconciler.engine.issue import Issue
-from reconciler.errors import FOREIGN_TEXT
+from reconciler.errors import FOREIGN_TEXT, Issue
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.records import Records

@@ -94,9 +94,9 @@ daemon.triggers.KernelWatch | one | N | _sockets
 daemon.parts.Parts | steps | ALL | stopping
 daemon.parts.Upkeep | steps | KW | properties
 # The node.
-node.known.Known | whole | PKX | facts cloud | identify see remember
-node.known.Known | whole | PK | _resolved | resolve
-node.known.Known | one | P | _remembered
+node.gathering.Known | whole | PKX | facts cloud | identify see remember
+node.gathering.Known | whole | PK | _resolved | resolve
+node.gathering.Known | one | P | _remembered
 node.pool_pass.PoolPass | steps | PK | binding
 node.pool_pass.PoolPass | once | PX | _controller _ec2 | learn
 node.pool_pass.PoolPass | one | P | _is_deaf demand

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from reconciler.core.attachment import Attachment, IntentState
 from reconciler.core.datapath import IpAddress
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.leak import GRACE_S
 from reconciler.ipam.records import Records

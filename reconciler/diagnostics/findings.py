@@ -12,7 +12,7 @@ from ipaddress import IPv4Network
 
 from reconciler.core import datapath
 from reconciler.core.datapath import FAMILIES, IpNetwork
-from reconciler.core.forward import covers
+from reconciler.core.facts import covers
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.core.ranges import find
 from reconciler.diagnostics import forwarding
@@ -28,7 +28,7 @@ from reconciler.diagnostics.foreign import (
 )
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.snat import untranslated
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 
 BEYOND = IPv4Network("198.51.100.0/24")
 """Stands for every destination that no list names (TEST-NET-2, RFC 5737)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork
-from reconciler.core.forward import ForwardChain
+from reconciler.core.facts import ForwardChain
 from reconciler.diagnostics.ruleset import Ruleset
 
 NETWORKD, NETWORK_MANAGER = "systemd-networkd", "NetworkManager"

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from reconciler.core.datapath import IpAddress
-from reconciler.core.forward import ForwardChain, covers, is_ours_to_open
+from reconciler.core.facts import ForwardChain, covers, is_ours_to_open
 from reconciler.core.remembered import Remembered
 from reconciler.diagnostics.foreign import Foreign, Ours, Pod, Traffic
 from reconciler.diagnostics.packet import Passage, State
 from reconciler.diagnostics.ruleset import BaseChain, ChainId, Ruleset
 from reconciler.diagnostics.walk import ChainOutcome, walk
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 
 MAX_PODS = 2
 """Pods of each ENI and family whose packets are followed: what stops one alone may be a policy."""

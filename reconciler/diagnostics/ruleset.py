@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from reconciler.core.forward import ForwardChain
+from reconciler.core.facts import ForwardChain
 
 NF_INET_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """By number (linux/netfilter.h)."""

@@ -15,8 +15,8 @@ from reconciler.core import predecessor as stock
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork, family_of, host_network
 from reconciler.core.facts import Eni
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Plan
+from reconciler.errors import Issue
 from reconciler.ipam.records import Records
 
 PLURALS: dict[type, str] = {

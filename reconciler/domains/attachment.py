@@ -24,8 +24,8 @@ from reconciler.core.attachment import (
 from reconciler.core.datapath import IpAddress, family_of
 from reconciler.domains import attachment_issues as issues
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Action, Change, Plan, Verb
+from reconciler.errors import Issue
 from reconciler.ipam.allocation import Supply, offers
 from reconciler.ipam.life import BEFORE, Event, Pod, Pods, State, may, pods_of
 from reconciler.ipam.records import Records

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from reconciler.core.attachment import AttachmentKey, Intent
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 from reconciler.ipam.allocation import Supply, Unexplained, lacking
 from reconciler.ipam.records import WITHHELD_S, Records, find_copies
 

@@ -14,8 +14,8 @@ from itertools import zip_longest
 from typing import Any, ClassVar
 
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Key, Plan, Verb, compare
+from reconciler.errors import Issue
 from schemas.cni import TYPE, VERSIONS, Cni
 
 NAME = "10-node-network.conflist"

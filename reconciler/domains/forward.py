@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from reconciler.core.datapath import ALIAS, FAMILIES
-from reconciler.core.forward import is_ours_to_open
+from reconciler.core.facts import is_ours_to_open
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Key, Plan, Verb, compare
 

@@ -8,9 +8,7 @@ from typing import Any
 
 from reconciler.core import datapath
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.core.facts import Eni, Node
-from reconciler.core.forward import ForwardChain
-from reconciler.core.installation import NOWHERE, Installation
+from reconciler.core.facts import NOWHERE, Eni, ForwardChain, Installation, Node
 from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.pool import Demand

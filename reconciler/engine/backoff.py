@@ -9,23 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from math import inf
 from typing import Any, NamedTuple
 
 from reconciler.engine.plan import Action, Key, Plan
 from reconciler.errors import ApplyError
 
-MAX_DOUBLINGS = 16
-"""Beyond it a wait no longer grows."""
+MAX_DOUBLINGS = 16  # beyond it a wait no longer grows
 
 
 class Delays(NamedTuple):
-    """How long to wait after failures in a row: doubled each time, up to the longest.
+    """How long to wait after failures in a row, in seconds: doubled each time, up to the longest.
 
-    Attributes:
-        first, longest: seconds.
-        jitter: which share of a wait is random, so that nodes do not go in step: 0 none, 1 all.
+    ``jitter`` is which share of a wait is random, so that nodes do not go in step: 0 none, 1 all.
     """
 
     first: float
@@ -33,12 +29,7 @@ class Delays(NamedTuple):
     jitter: float = 0.0
 
     def after(self, failures: int, chance: float = 1.0) -> float:
-        """Return the seconds to wait; none without a failure.
-
-        Args:
-            failures: in a row.
-            chance: a random number from 0 to 1.
-        """
+        """Return the seconds to wait; ``chance`` is a random number from 0 to 1."""
         if failures < 1:
             return 0.0
         longest = min(self.first * 2.0 ** min(failures - 1, MAX_DOUBLINGS), self.longest)
@@ -60,30 +51,20 @@ MAX_KNOWN = 40_000
 adding other objects to our table would otherwise make it a million within ``WINDOW_S``, of half a
 KiB each. An object that is forgotten has no backoff."""
 
-Identity = tuple[str, Key]
-"""An object's kind and key."""
+Identity = tuple[str, Key]  # an object's kind and key
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """The recent repairs and failures of one object.
+    """The recent repairs and failures of one object. Times are monotonic seconds."""
 
-    Attributes:
-        object: as desired; for a deletion, as observed.
-        repairs: the times of the last ones, in monotonic seconds.
-        failures: in a row.
-        error: of the last attempt; "" if it succeeded.
-        waits: in a row, for repairs.
-        until: monotonic seconds until which it is left alone.
-        other_writers: who else changed the kernel's networking around the last repair.
-    """
-
-    object: Any
-    repairs: tuple[float, ...] = ()
-    failures: int = 0
-    error: str = ""
-    waits: int = 0
-    until: float = 0.0
+    object: Any  # as desired; for a deletion, as observed
+    repairs: tuple[float, ...] = ()  # the times of the last ones
+    failures: int = 0  # in a row
+    error: str = ""  # of the last attempt; "" if it succeeded
+    waits: int = 0  # in a row, for repairs
+    until: float = 0.0  # it is left alone until then
+    # who else changed the kernel's networking around the last repair
     other_writers: tuple[str, ...] = ()
 
     @property
@@ -126,12 +107,9 @@ class Backoffs:
     def after_failures(
         self, failures: Iterable[tuple[Action, str]], now: float, chance: float
     ) -> Backoffs:
-        """Note that actions failed; each is retried at once after its first failure.
+        """Note that actions failed, and what the kernel answered.
 
-        Args:
-            failures: the actions, and what the kernel answered.
-            now: monotonic seconds.
-            chance: a random number from 0 to 1.
+        Each is retried at once after its first failure.
         """
         changed: dict[Identity, Backoff] = {}
         for action, error in failures:
@@ -169,19 +147,13 @@ class Backoffs:
         return Backoffs(kept) if len(kept) < len(self.known) else self
 
     def hold(self, plan: Plan, now: float, *, atomic: bool) -> Plan:
-        """Defer the actions that are in backoff.
-
-        Args:
-            plan: of one domain.
-            now: monotonic seconds.
-            atomic: whether all its actions are deferred together.
-        """
-        deferred = tuple(a for a in plan.actions if self._is_backing_off(a, now))
-        if not deferred:
+        """Defer the actions that are in backoff; all together if the plan is ``atomic``."""
+        going = tuple(a for a in plan.actions if not self._is_backing_off(a, now))
+        if len(going) == len(plan.actions):
             return plan
         if atomic:
             return replace(plan, actions=(), deferred=plan.actions)
-        going = tuple(a for a in plan.actions if not self._is_backing_off(a, now))
+        deferred = tuple(a for a in plan.actions if self._is_backing_off(a, now))
         return replace(plan, actions=going, deferred=deferred)
 
     def explain(self, plan: Plan) -> tuple[ApplyError, ...]:
@@ -205,14 +177,11 @@ class Backoffs:
         )
 
     def _is_backing_off(self, action: Action, now: float) -> bool:
-        backoff = self.known.get((action.kind, action.key))
-        return backoff is not None and backoff.until > now and backoff.object == _object(action)
+        return self._of(action).until > now
 
     def _of(self, action: Action) -> Backoff:
-        known = self.known.get((action.kind, action.key))
-        if known is not None and known.object == _object(action):
-            return known
-        return Backoff(_object(action))
+        known, desired = self.known.get((action.kind, action.key)), getattr(action, "object", None)
+        return known if known is not None and known.object == desired else Backoff(desired)
 
     def _with(self, changed: Mapping[Identity, Backoff]) -> Backoffs:
         if not changed:
@@ -221,13 +190,8 @@ class Backoffs:
         if len(known) > MAX_KNOWN:
             # The changed ones last: the oldest are forgotten.
             earlier = {k: s for k, s in self.known.items() if k not in changed}
-            known = {**earlier, **changed}
-            known = dict(islice(known.items(), len(known) - MAX_KNOWN, None))
+            known = dict([*earlier.items(), *changed.items()][-MAX_KNOWN:])
         return Backoffs(known)
-
-
-def _object(action: Action) -> Any:
-    return getattr(action, "object", None)
 
 
 def _text(members: list[tuple[Action, Backoff]]) -> str:

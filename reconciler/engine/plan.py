@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 
 Key = tuple[int | str, ...]
 """An identity: numbers stay numbers, so that priority 512 sorts before 1536."""
@@ -35,11 +35,9 @@ class Keyed(Protocol):
     @property
     def key(self) -> Key:
         """Identity among objects of this kind; the sort order of plans."""
-        ...
 
     def command(self, verb: Verb) -> str:
         """The command an operator would type to do ``verb`` to this object."""
-        ...
 
 
 O_co = TypeVar("O_co", bound=Keyed, covariant=True)
@@ -47,41 +45,28 @@ O = TypeVar("O", bound=Keyed)  # noqa: E741 - the object of a Change; the letter
 
 
 class Action(Protocol):
-    """One change to one object. ``str(action)`` is the command an operator would type."""
+    """One change to one object. ``str(action)`` is the command an operator would type.
+
+    ``reason`` is in words for people. ``calls`` are the EC2 calls it costs, by name.
+    """
 
     @property
-    def verb(self) -> Verb:
-        """Create, update or delete."""
-        ...
-
+    def verb(self) -> Verb: ...
     @property
-    def kind(self) -> str:
-        """The object's noun."""
-        ...
-
+    def kind(self) -> str: ...
     @property
-    def key(self) -> Key:
-        """The object's identity."""
-        ...
-
+    def key(self) -> Key: ...
     @property
-    def reason(self) -> str:
-        """Why, in words for people."""
-        ...
-
+    def reason(self) -> str: ...
     @property
-    def calls(self) -> tuple[str, ...]:
-        """The EC2 calls it costs, by name; empty for anything on the node."""
-        ...
+    def calls(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[O_co]):
-    """An action on an object of the node itself.
+    """An action on an object of the node itself: as desired; for a delete, as observed.
 
-    Attributes:
-        object: as desired; for a delete, as observed.
-        was: as observed; only for an update.
+    ``was`` is as observed; only for an update.
     """
 
     verb: Verb
@@ -92,12 +77,10 @@ class Change(Generic[O_co]):
 
     @property
     def kind(self) -> str:
-        """The object's noun."""
         return self.object.kind
 
     @property
     def key(self) -> Key:
-        """The object's identity."""
         return self.object.key
 
     def __str__(self) -> str:
@@ -106,39 +89,25 @@ class Change(Generic[O_co]):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Actions in the order in which they must be applied, and what was refused.
-
-    Attributes:
-        refusals: what is wanted and not done.
-        foreign: objects of other owners that operators should know of; they are no differences.
-        findings: issues of them, and what to do next.
-        deferred: actions in backoff, because they failed or were reverted lately.
-    """
+    """Actions in the order in which they must be applied, and what was refused."""
 
     actions: tuple[Action, ...] = ()
-    refusals: tuple[Issue, ...] = ()
+    refusals: tuple[Issue, ...] = ()  # what is wanted and not done
+    # objects of other owners that operators should know of; they are no differences
     foreign: tuple[Keyed, ...] = ()
-    findings: tuple[Issue, ...] = ()
+    findings: tuple[Issue, ...] = ()  # issues of them, and what to do next
+    # actions in backoff, because they failed or were reverted lately
     deferred: tuple[Action, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.actions or self.refusals)
 
     def __add__(self, other: Plan) -> Plan:
-        return Plan(
-            self.actions + other.actions,
-            self.refusals + other.refusals,
-            self.foreign + other.foreign,
-            self.findings + other.findings,
-            self.deferred + other.deferred,
-        )
+        return Plan(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Plan)))
 
 
 def compare(
-    desired: Iterable[O],
-    observed: Iterable[O],
-    *,
-    owned: Callable[[O], bool] = lambda _: True,
+    desired: Iterable[O], observed: Iterable[O], *, owned: Callable[[O], bool] = lambda _: True
 ) -> Plan:
     """Return the plan that turns ``observed`` into ``desired``.
 
@@ -162,11 +131,10 @@ def compare(
         obj, existing = want[identity], have.get(identity)
         if existing is None:
             create.append(Change(Verb.CREATE, obj, "missing"))
-        elif existing != obj:
-            if owned(existing):
-                update.append(Change(Verb.UPDATE, obj, _difference(existing, obj), existing))
-            else:
-                refusals.append(_in_the_way(obj, existing))
+        elif owned(existing):
+            update.append(Change(Verb.UPDATE, obj, _difference(existing, obj), existing))
+        else:
+            refusals.append(_in_the_way(obj, existing))
     delete: list[Action] = [
         Change(Verb.DELETE, obj, "not desired")
         for obj in sorted(observed - desired, key=_identity, reverse=True)
@@ -178,9 +146,8 @@ def compare(
 def merge(plans: Mapping[str, Plan]) -> Plan:
     """Order the plans of several domains that share a target.
 
-    Args:
-        plans: by domain, in the order in which the domains build upon each other. What adds and
-            changes runs in that order, what deletes afterwards in the reverse order.
+    They are in the order in which the domains build upon each other. What adds and changes runs in
+    that order, what deletes afterwards in the reverse order.
     """
     build = [a for p in plans.values() for a in p.actions if a.verb is not Verb.DELETE]
     backwards = reversed(list(plans.values()))
@@ -195,31 +162,24 @@ def _identity(obj: Keyed) -> tuple[str, Key]:
 
 def _difference(was: Keyed, now: Keyed) -> str:
     """Name the fields that differ: ``mtu 1500 -> 9001, up no -> yes``."""
-    parts = []
-    for f in fields(now):  # type: ignore[arg-type]  # Keyed objects are dataclasses by contract
-        before, after = getattr(was, f.name), getattr(now, f.name)
-        if f.compare and before != after:
-            parts.append(f"{f.name} {_word(before)} -> {_word(after)}")
-    return ", ".join(parts)
+    return ", ".join(
+        f"{f.name} {_word(before)} -> {_word(after)}"
+        for f in fields(now)  # type: ignore[arg-type]  # Keyed objects are dataclasses by contract
+        if f.compare and (before := getattr(was, f.name)) != (after := getattr(now, f.name))
+    )
 
 
 def _word(value: Any) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case None | "":
-            return "none"
-        case tuple():
-            return f"{len(value)} entries" if value else "none"
-        case _:
-            return str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple) and value:
+        return f"{len(value)} entries"
+    return "none" if value in (None, "", ()) else str(value)
 
 
 def _in_the_way(obj: Keyed, existing: Keyed) -> Issue:
-    return Issue(
-        subject=f"{obj.kind} {obj.command(Verb.CREATE)}",
-        reason="ForeignObject",
-        message=f"another owner's {existing.kind} stands in its place "
-        f"({_difference(existing, obj)}); remove it or change the document",
-        about=_identity(obj),
+    why = (
+        f"another owner's {existing.kind} stands in its place ({_difference(existing, obj)}); "
+        "remove it or change the document"
     )
+    return Issue(f"{obj.kind} {obj.command(Verb.CREATE)}", "ForeignObject", why, _identity(obj))

@@ -9,8 +9,8 @@ from typing import Any
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of, host_network
 from reconciler.core.facts import Eni
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Plan
+from reconciler.errors import Issue
 from reconciler.ipam import ec2_action as ec2
 from reconciler.ipam import pool, shortage
 from reconciler.ipam.cloud import CREATION_TAG, PREFIX_SIZE, Cloud

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, IpAddress
 from reconciler.core.facts import Node
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Action
+from reconciler.errors import Issue
 from reconciler.ipam import budget
 from reconciler.ipam.budget import CallBackoff
 from reconciler.ipam.cloud import PREFIX_SIZE, Unread

@@ -11,13 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from reconciler.core.attachment import (
-    Attachment,
-    Intent,
-    IntentState,
-    netns_inode,
-    netns_path,
-)
+from reconciler.core.attachment import Attachment, Intent, IntentState, netns_inode, netns_path
 from reconciler.core.facts import Eni
 from reconciler.core.predecessor import (
     OWNER,
@@ -30,8 +24,8 @@ from reconciler.core.predecessor import (
 )
 from reconciler.diagnostics.stock_plugin import in_order, pod_routes, recognise, unexplained
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Plan, Verb
+from reconciler.errors import Issue
 from reconciler.ipam.records import Records
 
 SUBJECT = f"take-over from {OWNER}"
@@ -39,12 +33,7 @@ SUBJECT = f"take-over from {OWNER}"
 
 @dataclass(frozen=True, slots=True)
 class Retirement:
-    """What is needed to recognise the stock plugin's objects, and whether they may go.
-
-    Attributes:
-        refusals: why they may not.
-        links: interface name by MAC.
-    """
+    """What is needed to recognise the stock plugin's objects; and why they may not go, if so."""
 
     refusals: tuple[Issue, ...]
     enis: tuple[Eni, ...]
@@ -72,37 +61,32 @@ def plan(desired: Retirement, observed: Sighting) -> Plan:
 
 
 def consider(
-    seen: Sighting,
-    ends: Mapping[str, PodEnd],
-    *,
-    enis: Iterable[Eni],
-    records: Records,
+    seen: Sighting, ends: Mapping[str, PodEnd], *, enis: Iterable[Eni], records: Records
 ) -> Predecessor:
     """Say what becomes of the stock plugin's pods.
 
-    Args:
-        seen: the look.
-        ends: other end by the name of the host's, for the links of ``unexplained`` routes.
-        enis: what EC2 last showed.
-        records: intents and attachments.
+    ``ends`` has the other end by the name of the host's, for the links of ``unexplained`` routes.
     """
     routes = unexplained(seen, records)
     held = frozenset(r.destination.network_address for r in routes)
     if seen.running:
-        return Predecessor(held=held, refusals=(_running(),))
+        why = (
+            "its daemon answers on its socket, and two owners of one node would fight; keep "
+            "aws-node off this node (a node affinity of its DaemonSet), and it goes on by itself"
+        )
+        return Predecessor(held=held, refusals=(Issue(SUBJECT, "StockPluginRunning", why),))
     enis = tuple(enis)
     adoptions: list[tuple[Attachment, Intent]] = []
     refusals: list[Issue] = []
     pending = False
     for route in routes:
-        found = _adoption(route, seen, ends.get(route.device), enis)
-        match found:
-            case Issue():
-                refusals.append(found)
+        match _adoption(route, seen, ends.get(route.device), enis):
+            case Issue() as refusal:
+                refusals.append(refusal)
             case None:
                 pending = True
-            case _:
-                adoptions.append(found)
+            case adoption:
+                adoptions.append(adoption)
     adoptions += _half_done(seen, records)
     if refusals or pending:
         adoptions = []  # all of them or none: nothing may go before the last one
@@ -186,24 +170,12 @@ def _half_done(seen: Sighting, records: Records) -> Iterator[tuple[Attachment, I
             yield a, _intent(a)
 
 
-def _running() -> Issue:
-    return Issue(
-        subject=SUBJECT,
-        reason="StockPluginRunning",
-        message="its daemon answers on its socket, and two owners of one node would fight; "
-        "keep aws-node off this node (a node affinity of its DaemonSet), and it goes on by itself",
-    )
-
-
 def _hidden(rule: Leftover, by: StockRule) -> Issue:
-    return Issue(
-        subject=rule.command(Verb.DELETE),
-        reason="RuleHidden",
-        message="the kernel would delete another owner's rule in its place: "
-        f"{by.command(Verb.CREATE)} {by.extra}; remove that one first, or move it to another "
-        "priority",
-        about=(rule.kind, rule.key),
+    why = (
+        f"the kernel would delete another owner's rule in its place: {by.command(Verb.CREATE)} "
+        f"{by.extra}; remove that one first, or move it to another priority"
     )
+    return Issue(rule.command(Verb.DELETE), "RuleHidden", why, (rule.kind, rule.key))
 
 
 def _unlisted(places: Mapping[tuple[str, str], str]) -> Issue:
@@ -211,19 +183,17 @@ def _unlisted(places: Mapping[tuple[str, str], str]) -> Issue:
         f"table {table} of iptables-{backend} cannot be read: {why}"
         for (backend, table), why in sorted(places.items())
     )
-    return Issue(
-        subject=SUBJECT,
-        reason="IptablesUnreadable",
-        message=f"{what}; the stock plugin's rules may be in it, so nothing is removed; install "
-        "iptables beside the reconciler",
+    why = (
+        f"{what}; the stock plugin's rules may be in it, so nothing is removed; install iptables "
+        "beside the reconciler"
     )
+    return Issue(SUBJECT, "IptablesUnreadable", why)
 
 
 def _unknown(route: StockRoute, why: str) -> Issue:
-    address = route.destination.network_address
-    return Issue(
-        subject=f"pod {address} behind {route.device}",
-        reason="StockPodUnknown",
-        message=f"{why}; nothing of the stock plugin's is removed while it runs; restart that "
-        "pod, and the take-over goes on by itself",
+    subject = f"pod {route.destination.network_address} behind {route.device}"
+    advice = (
+        f"{why}; nothing of the stock plugin's is removed while it runs; restart that pod, and "
+        "the take-over goes on by itself"
     )
+    return Issue(subject, "StockPodUnknown", advice)

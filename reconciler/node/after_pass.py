@@ -17,14 +17,12 @@ from reconciler.domains.executable import Executable
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import dry_run
 from reconciler.engine.backoff import Backoffs
-from reconciler.engine.converge import Domain, Outcomes
-from reconciler.engine.issue import Issue
+from reconciler.engine.converge import Domain, Outcome, Outcomes
 from reconciler.engine.plan import Change
-from reconciler.errors import boundary
-from reconciler.node.environment import Environment
-from reconciler.node.hold import NO_BACKOFFS, converge_held
-from reconciler.node.kernel_domains import KernelDomains
-from reconciler.node.pass_result import OF_ONE_POD, PassResult, not_in_place, withhold
+from reconciler.errors import Issue, boundary
+from reconciler.node.environment import Directories, Neighbourhood
+from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, converge_held
+from reconciler.node.pass_result import OF_ONE_POD, PassResult, not_in_place
 from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits
 
@@ -32,8 +30,7 @@ from reconciler.node.visits import Inspection, Visits
 class Step(Protocol):
     """One of them."""
 
-    def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
-        """Do it, and add what it did."""
+    def run(self, result: PassResult, backoffs: Backoffs) -> PassResult: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +55,35 @@ class AfterPass:
         return result
 
 
+@dataclass
 class Takeover:
     """Removes what the stock plugin has left, last of all, or says what is there."""
 
-    def __init__(self, stock: StockPlugin, domains: KernelDomains, visits: Visits) -> None:
-        self._stock = stock
-        self._kernel = domains
-        self._visits = visits
+    stock: StockPlugin
+    kernel: KernelDomains
+    visits: Visits
 
     def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
         """Remove it if everything of ours was seen in its place."""
         del backoffs  # what fails is tried again with the next look
-        ours = [result.outcomes[d.name] for d in self._kernel.all]
+        ours = [result.outcomes[d.name] for d in self.kernel.all]
         in_place = (
             result.outcomes["attachment"].settled
             and all(o.settled and not o.remaining.refusals for o in ours)
-            and not self._visits.readable_at(result.inputs)
+            and not self.visits.readable_at(result.inputs)
         )
-        outcome = self._stock.retire(result.inputs, result.records, in_place=in_place)
+        outcome = self.stock.retire(result.inputs, result.records, in_place=in_place)
         return result.with_outcomes({"takeover": outcome}, outcome.remaining.findings)
 
 
+@dataclass
 class OtherOwners:
     """Looks at other owners on the node, and says what of theirs hurts us.
 
     Puts rules of ours into their forward chains if the document asks for it.
     """
 
-    def __init__(self, environment: Environment) -> None:
-        self._surroundings = environment.surroundings
+    surroundings: Neighbourhood
 
     def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
         """Look, and put rules there."""
@@ -96,27 +93,23 @@ class OtherOwners:
     def observe(
         self, inputs: Inputs, outcomes: Outcomes, backoffs: Backoffs | None = None
     ) -> tuple[Outcomes, tuple[Issue, ...]]:
-        """Look, and say what hurts.
+        """Look, and say what hurts; what is about to be removed, by ``outcomes``, hurts no more.
 
-        Args:
-            inputs: what the pass planned on.
-            outcomes: of all that went before: what is about to be removed hurts no more.
-            backoffs: the objects that are left alone for a while; without it nothing is changed.
+        Without ``backoffs`` nothing is changed.
         """
         with boundary("observe of forward"):
-            seen = self._surroundings.observe()
+            seen = self.surroundings.observe()
         made: Outcomes = {}
         if seen.forward is not None:
             inputs = replace(inputs, host=replace(inputs.host, forward=seen.forward))
-            domains = [Domain("forward", forward.desire, forward.plan, self._surroundings.forward)]
+            domains = [Domain("forward", forward.desire, forward.plan, self.surroundings.forward)]
             if backoffs is None:
                 made = dry_run(domains, inputs)
             else:
                 made = converge_held(domains, inputs, backoffs)
                 if made["forward"].plan.actions:
-                    seen = self._surroundings.observe()
-        last = outcomes.get("takeover")
-        actions = last.remaining.actions if last else ()
+                    seen = self.surroundings.observe()
+        actions = outcomes.get("takeover", Outcome()).remaining.actions
         leaving = frozenset(a.object for a in actions if isinstance(a, Change))
         hurting = findings.judge(findings.without(seen, leaving), findings.desire(inputs))
         return made, hurting
@@ -129,8 +122,8 @@ class Installer:
     as it is until then, because without it a runtime could not even end pods.
     """
 
-    def __init__(self, environment: Environment, domains: KernelDomains) -> None:
-        self._files = environment.files
+    def __init__(self, files: Directories, domains: KernelDomains) -> None:
+        self._files = files
         self._kernel = domains
         self._can_serve = False
 
@@ -146,8 +139,10 @@ class Installer:
         if self._can_serve:
             outcomes = converge_held(self._domains(), self._placed(result.inputs), backoffs)
         else:
-            planned = self.plan(result.inputs)
-            outcomes = {name: withhold(outcome) for name, outcome in planned.items()}
+            outcomes = self.plan(result.inputs)
+            for name, outcome in outcomes.items():
+                plan = conflist.withhold(outcome.remaining)
+                outcomes[name] = replace(outcome, desired=None, plan=plan, remaining=plan)
         found = tuple(f for o in outcomes.values() for f in o.remaining.findings)
         return result.with_outcomes(outcomes, found)
 
@@ -176,14 +171,11 @@ class Installer:
         errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
         left = not_in_place(outcomes)
         shared = {(o.kind, o.key) for d in self._kernel.all for o in d.desire(node)}
+        enis = [e for e, _ in inputs.pod_enis]
+        served = {"ipv4": any(e.pod_addresses for e in enis)}
+        served["ipv6"] = any(e.ipv6_prefixes for e in enis)
         return (
             all(isinstance(e, OF_ONE_POD) for e in errors)
             and not left & shared
-            and all(
-                any(
-                    e.ipv6_prefixes if family == "ipv6" else e.pod_addresses
-                    for e, _ in inputs.pod_enis
-                )
-                for family in inputs.document.families
-            )
+            and all(served[family] for family in inputs.document.families)
         )

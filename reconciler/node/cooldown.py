@@ -23,32 +23,23 @@ IDLE_SHARE = 5
 """Rounds begin this many durations apart at least: a sixth of a core at most goes to a table that
 takes long to walk, and pods that end together share a round."""
 
-RETRY_S = Delays(1.0, 30.0)
-"""After a round that failed, or left connections."""
+RETRY_S = Delays(1.0, 30.0)  # after a round that failed, or left connections
 
-LONGEST_S = 30.0
-"""Seconds between looks at the clock, which may step."""
+LONGEST_S = 30.0  # seconds between looks at the clock, which may step
 
 
 class Cooldowns:
     """What is known of the connections of each address that cools.
 
-    Args:
-        conntrack: the target that looks and ends.
-        now: seconds since the epoch.
-
-    Attributes:
-        apart: another thread runs the rounds; else each review runs one.
+    While ``apart``, another thread runs the rounds; else each review runs one.
     """
 
     def __init__(self, conntrack: Target, now: Callable[[], float]) -> None:
         self._target = conntrack
         self._now = now
         self._changed = threading.Condition()
-        self._ended: dict[Cooling, bool] = {}
-        """Whether its connections were ended since its pod left."""
-        self._quiet: frozenset[Cooling] = frozenset()
-        """Of which none was seen after their time was over."""
+        self._ended: dict[Cooling, bool] = {}  # whether its connections were, since its pod left
+        self._quiet: frozenset[Cooling] = frozenset()  # of which none was seen after their time
         self._outcome = Outcome()
         self._failures = 0
         self._idle_until = float("-inf")
@@ -56,14 +47,10 @@ class Cooldowns:
         self.apart = False
 
     def review(self, cooling: Iterable[Cooling]) -> tuple[frozenset[IpAddress], Outcome]:
-        """Take over which addresses cool; say which must go on, and what has been done.
+        """Take over which addresses cool, all of them.
 
-        Args:
-            cooling: all that there are.
-
-        Returns:
-            Addresses that may have connections left; and what the rounds since the last review
-            have done, and could not do.
+        Returns addresses that may have connections left; and what the rounds since the last review
+        have done, and could not do.
         """
         now = set(cooling)
         with self._changed:
@@ -81,8 +68,7 @@ class Cooldowns:
     def turn(self) -> bool:
         """End the connections of addresses that have just begun to cool, or whose time is over.
 
-        Returns:
-            Whether there is something new for the next review.
+        Returns whether there is something new for the next review.
         """
         with self._changed:
             now = self._now()
@@ -104,7 +90,7 @@ class Cooldowns:
             self._ended |= {c: True for c in gone if c in self._ended}
             self._quiet |= quiet & self._ended.keys()
             self._outcome = replace(outcome, plan=self._outcome.plan + outcome.plan)
-            self._failures = min(self._failures + 1, 16) if gone != due else 0
+            self._failures = self._failures + 1 if gone != due else 0
             ended = time.monotonic()
             retry_s = RETRY_S.after(self._failures)
             self._idle_until = ended + max(IDLE_SHARE * (ended - started), retry_s)
@@ -129,9 +115,5 @@ class Cooldowns:
 
     def _due_s(self) -> float:
         now = self._now()
-        waits = [
-            c.until - now if ended else 0.0
-            for c, ended in self._ended.items()
-            if c not in self._quiet
-        ]
-        return min(waits, default=LONGEST_S)
+        open_ = [(c, ended) for c, ended in self._ended.items() if c not in self._quiet]
+        return min((c.until - now if e else 0.0 for c, e in open_), default=LONGEST_S)

@@ -1,36 +1,158 @@
-"""Everything outside of a node, as one value: its targets and sources, and who makes EC2 calls."""
+"""Everything outside of a node: its targets and sources, and what is asked of each, as types.
+
+The real ones and the tests' fakes are held to these types. ``observe`` raises an ``ObserveError``
+for what cannot be read, and ``apply`` returns what failed.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
+from reconciler.core.attachment import Attachment
+from reconciler.core.datapath import IpAddress, IpNetwork
+from reconciler.core.facts import Installation, Node
+from reconciler.core.predecessor import Leftover, PodEnd, Sighting
+from reconciler.diagnostics.foreign import Foreign
+from reconciler.diagnostics.ruleset import Ruleset
+from reconciler.domains.conntrack import ConntrackFlush, Flow
+from reconciler.domains.inputs import Links
+from reconciler.domains.nat import NftElement, NftObject
 from reconciler.engine.converge import Target
-from reconciler.ipam.ec2_action import Creation
-from reconciler.node.targets import (
-    Connections,
-    Directories,
-    Ec2Target,
-    Leftovers,
-    Metadata,
-    Neighbourhood,
-    Network,
-    Table,
-)
+from reconciler.engine.plan import Change
+from reconciler.errors import ApplyError, Issue
+from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.ec2_action import Creation, Ec2Action
+from reconciler.ipam.pool_status import Pool
 from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2.caller import Subprocess
+from reconciler.targets.ec2.calls import CallFailure
 from reconciler.targets.ec2.changes import Journal
 from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.files.installation import HostDirectories
-from reconciler.targets.foreign import Surroundings
+from reconciler.targets.foreign import Latest, Surroundings
 from reconciler.targets.imds import Imds
-from reconciler.targets.kernel import SysctlTree
+from reconciler.targets.kernel import KernelTarget, SysctlTree
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.target import Nft
+from reconciler.targets.scoped import RecordsTarget
 from reconciler.targets.stock_plugin import DIRECTORY, StockPluginTarget
+
+
+class State(RecordsTarget, Journal, Protocol):
+    """The state directory: the records, and what else outlives this process.
+
+    ``hand_over`` takes a release that the executable could not write down. ``hold`` makes
+    attachments known that only the kernel remembers. ``reclaim`` makes again what others have
+    removed of the directory, and says so. ``sweep`` removes what a process that died has left.
+    """
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def is_own(self) -> bool: ...
+    def reclaim(self) -> tuple[Issue, ...]: ...
+    def sweep(self) -> None: ...
+    def hand_over(self, release: dict[str, Any]) -> None: ...
+    def hold(self, attachments: Iterable[Attachment]) -> None: ...
+    def recall(self) -> tuple[Node, Cloud] | None: ...
+    def remember(self, node: Node, cloud: Cloud) -> None: ...
+
+
+class Metadata(Protocol):
+    """Instance metadata; ``interfaces`` is what each interface holds, by MAC."""
+
+    def node(self) -> Node: ...
+    def region(self) -> str: ...
+    def interfaces(self) -> frozenset[tuple[str, IpNetwork]]: ...
+
+
+class Ec2Target(Protocol):
+    """EC2, of one instance.
+
+    ``suppose`` takes an earlier look for what EC2 would show now; ``told`` is the last look with
+    what EC2 has answered since. ``know`` takes over what an earlier process has asked. ``drain``
+    returns what failed and which actions succeeded since it was last called.
+    """
+
+    @property
+    def calls(self) -> Mapping[str, int]: ...
+    @property
+    def drain(self) -> Callable[[], tuple[tuple[CallFailure, ...], tuple[str, ...]]]: ...
+    def observe(self, desired: Iterable[Pool]) -> Cloud: ...
+    def suppose(self, cloud: Cloud) -> None: ...
+    def told(self) -> Cloud: ...
+    def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]: ...
+    def know(self, instance_type: str, limits: Limits) -> None: ...
+
+
+class Network(KernelTarget, Protocol):
+    """Links, addresses, neighbours, routes and rules.
+
+    ``pod_addresses`` is by host end, as the pods' routes say; ``addresses_behind`` what may be the
+    addresses of the pods behind some links. ``occupied`` is what the host takes for its own of
+    these, each with where that is said.
+    """
+
+    def links(self) -> Links: ...
+    def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]: ...
+    def addresses_behind(self, links: Iterable[str]) -> Mapping[str, tuple[IpAddress, ...]]: ...
+    def occupied(
+        self, addresses: Collection[IpAddress], networks: Collection[IpNetwork]
+    ) -> Mapping[IpNetwork, str]: ...
+
+
+class Table(Protocol):
+    """Our nftables table; ``observe_at`` looks for some elements alone."""
+
+    def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]: ...
+    def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]: ...
+    def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]: ...
+
+
+class Connections(Protocol):
+    """Conntrack's entries."""
+
+    def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]: ...
+    def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]: ...
+
+
+class Neighbourhood(Protocol):
+    """Other owners on the node; ``forward`` is our rules in their forward chains.
+
+    ``observe`` returns the latest look, and ``latest`` refreshes it. ``chains`` has every chain of
+    theirs, and what could not be looked at.
+    """
+
+    @property
+    def forward(self) -> Target: ...
+    @property
+    def latest(self) -> Latest[Foreign]: ...
+    def observe(self) -> Foreign: ...
+    def chains(self) -> tuple[Ruleset, tuple[str, ...]]: ...
+
+
+class Leftovers(Protocol):
+    """What the stock plugin has left; ``glance`` looks at all but iptables.
+
+    ``find_ends`` finds the other ends of host links.
+    """
+
+    def observe(self, desired: Iterable[object] = ()) -> Sighting: ...
+    def glance(self) -> Sighting: ...
+    def find_ends(self, veths: Iterable[str]) -> Mapping[str, PodEnd]: ...
+    def apply(self, actions: Sequence[Change[Leftover]]) -> tuple[ApplyError, ...]: ...
+
+
+class Directories(Target, Protocol):
+    """The container runtime's directories, and what is installed there."""
+
+    @property
+    def places(self) -> Installation: ...
 
 
 def _stock_plugin() -> StockPluginTarget:
@@ -39,29 +161,23 @@ def _stock_plugin() -> StockPluginTarget:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Everything outside: the targets and the sources of one node.
-
-    Attributes:
-        make_ec2: from instance id, region and journal; called once metadata has answered.
-        remains: what the stock plugin has left.
-        files: the container runtime's directories; by default nothing is installed into them.
-        now: seconds since the epoch; for what outlives a restart.
-        clock: monotonic seconds; for all that lives in memory, because the wall clock may step.
-        node_name: what the cluster calls the node; "" if it is not set.
-    """
+    """The targets and the sources of one node."""
 
     imds: Metadata = field(default_factory=Imds)
+    # from instance id, region and journal; called once metadata has answered
     make_ec2: Callable[[str, str, Journal], Ec2Target] = Ec2
     netlink: Network = field(default_factory=Netlink)
     nft: Table = field(default_factory=Nft)
     sysctl: Target = field(default_factory=SysctlTree)
     conntrack: Connections = field(default_factory=Conntrack)
     surroundings: Neighbourhood = field(default_factory=Surroundings)
-    remains: Leftovers = field(default_factory=_stock_plugin)
+    remains: Leftovers = field(default_factory=_stock_plugin)  # what the stock plugin has left
+    # the container runtime's directories; by default nothing is installed into them
     files: Directories = field(default_factory=HostDirectories)
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = time.time  # seconds since the epoch; for what outlives a restart
+    # monotonic seconds; for all that lives in memory, because the wall clock may step
     clock: Callable[[], float] = time.monotonic
-    node_name: str = ""
+    node_name: str = ""  # what the cluster calls the node; "" if it is not set
 
 
 def apart(instance_id: str, region: str, journal: Journal) -> Ec2:
@@ -83,5 +199,4 @@ class _NoJournal:
     def record(self, creation: Creation) -> None:
         raise AssertionError("a collector creates nothing")
 
-    def forget(self, creation: Creation) -> None:
-        raise AssertionError("a collector creates nothing")
+    forget = record

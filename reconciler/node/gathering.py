@@ -1,42 +1,101 @@
-"""The inputs of a pass, completed once: document, records, EC2, links, and what explains them."""
+"""What is known of the node, and the inputs of a pass gathered from it and completed once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from reconciler.core.attachment import (
-    MAX_POD_ADDRESSES,
-    Attachment,
-    AttachmentKey,
-    IntentState,
-)
+from reconciler.core.attachment import MAX_POD_ADDRESSES, Attachment, AttachmentKey, IntentState
 from reconciler.core.datapath import IpAddress
-from reconciler.core.facts import Eni
+from reconciler.core.facts import Eni, Node
 from reconciler.core.predecessor import OWNER
 from reconciler.domains.inputs import HostState, Inputs, KernelState
+from reconciler.errors import ConflictError, NotReadyError
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool_plan import adopted
 from reconciler.ipam.records import Records, believe, find_copies, find_unrecorded
-from reconciler.node.environment import Environment
-from reconciler.node.known import Known
-from reconciler.node.pool_inputs import Routed
+from reconciler.node.environment import Environment, State
 from reconciler.node.stock_plugin import StockPlugin
+from schemas.check import resolve
 from schemas.document import NodeNetwork
+from schemas.load import DocumentError
 
-DEAD_S = 10.0
+Routed = Mapping[str, tuple[IpAddress, ...]]  # addresses of pods by host end, as their routes say
+
+GONE_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
 without a DEL: between the two a runtime may have lost it for good."""
 
 
-class Gathering:
-    """Gathers what both kinds of pass plan on.
+class Known:
+    """Who the node is, what EC2 has last shown, and the effective document.
 
-    Args:
-        environment: where it is looked for.
-        known: of the node.
-        stock: says what the stock plugin has left.
+    Both loops work on it; each value is replaced as a whole. ``state`` remembers it from one
+    process to the next. None is what has never been answered or observed.
     """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
+        self.facts: Node | None = self._remembered[0]
+        self.cloud: Cloud | None = self._remembered[1]
+        self._resolved: tuple[NodeNetwork, Node, NodeNetwork] | None = None
+
+    def identify(self, facts: Node) -> None:
+        """Take over what metadata says the node is."""
+        before, self.facts = self.facts, facts
+        if before is not None and before.instance_id != facts.instance_id:
+            self.cloud = None  # an image was made of another instance, with its last look in it
+
+    def see(self, cloud: Cloud) -> None:
+        """Take over an observation of EC2."""
+        self.cloud = cloud
+
+    def remember(self) -> None:
+        """Keep what is known for the next process; raises ``StateError`` if that fails."""
+        facts, cloud = self.facts, self.cloud
+        if facts is not None and cloud is not None and self._remembered != (facts, cloud):
+            self._state.remember(facts, cloud)
+            self._remembered = (facts, cloud)
+
+    def observation(self) -> Cloud:
+        """Return the last observation of EC2; raise ``NotReadyError`` if there was none yet."""
+        if (cloud := self.cloud) is None:
+            raise NotReadyError("EC2 has not been observed yet, so the node's ENIs are unknown")
+        return cloud
+
+    def identity(self) -> Node:
+        """Return who the node is; raise ``NotReadyError`` if metadata has not answered yet."""
+        if (facts := self.facts) is None:
+            raise NotReadyError("instance metadata has not answered yet")
+        return facts
+
+    def resolve(self, document: NodeNetwork) -> NodeNetwork:
+        """Apply the document's overrides for this node.
+
+        Raises:
+            NotReadyError: it is not known yet which node this is.
+            ConflictError: overrides that match this node contradict each other.
+        """
+        facts, known = self.identity(), self._resolved
+        if known is not None and known[0] is document and known[1] == facts:
+            return known[2]  # of 10,000 CIDRs it takes a tenth of a second, for each pass
+        try:
+            resolved = resolve(
+                document,
+                instance_type=facts.instance_type,
+                zone=facts.availability_zone,
+                node_name=facts.name,
+            )
+        except DocumentError as error:
+            raise ConflictError(str(error)) from error
+        self._resolved = document, facts, resolved
+        return resolved
+
+
+class Gathering:
+    """Gathers what both kinds of pass plan on."""
 
     def __init__(self, environment: Environment, known: Known, stock: StockPlugin) -> None:
         self._environment = environment
@@ -52,14 +111,10 @@ class Gathering:
         *,
         rehearsal: bool = False,
     ) -> Inputs:
-        """Gather the inputs.
+        """Gather the inputs; for a rehearsal, as if EC2 had done already what it will be asked.
 
-        Args:
-            document: as it was written.
-            records: as they were read.
-            cloud: the last observation; handed over, because the pool's thread may replace it.
-            routed: pods' addresses, if their routes were read already.
-            rehearsal: as if EC2 had done already what it will be asked.
+        The last observation is handed over, because the pool's thread may replace it; and pods'
+        addresses, if their routes were read already.
 
         Raises:
             NotReadyError: metadata has not answered yet.
@@ -67,17 +122,19 @@ class Gathering:
             ConflictError: overrides that match this node contradict each other.
         """
         node, netlink = self._known.identity(), self._environment.netlink
+        now, clock = self._environment.now(), self._environment.clock()
         enis: tuple[Eni, ...] = cloud.enis if cloud else ()
         links = netlink.links()
         known = {a.key for a in records.attachments}
         # A link that a record names is that record's, whatever its alias has become.
         veths = {a.veth for a in records.attachments}
         unexplained = {k: v for k, v in links.pods.items() if k not in known and v not in veths}
-        addresses = self._addresses_of(unexplained.values(), enis, records, routed)
+        addresses = self._addresses_of(list(unexplained.values()), enis, records, routed)
         unrecorded = find_unrecorded(unexplained, addresses, enis, records.intents, links.macs)
         records = records.joined(unrecorded)
         document = self._known.resolve(document)
-        if rehearsal and document.take_over == OWNER:
+        asked = document.take_over == OWNER
+        if rehearsal and asked:
             enis = tuple(adopted(e) if e.is_adoptable else e for e in enis)
         return Inputs(
             document=document,
@@ -85,8 +142,8 @@ class Gathering:
             enis=enis,
             links=links.names,
             attachments=without_copies(records.living, links.pods),
-            now=self._environment.now(),
-            clock=self._environment.clock(),
+            now=now,
+            clock=clock,
             demand=records.demand,
             kernel=KernelState(
                 linked=frozenset(links.pods),
@@ -102,21 +159,14 @@ class Gathering:
                     {a for e in enis for a in e.pod_addresses},
                     {n for e in enis for n in e.ipv6_prefixes},
                 ),
-                predecessor=self._stock.consider(
-                    records, enis, asked=document.take_over == OWNER, now=self._environment.clock()
-                ),
+                predecessor=self._stock.consider(records, enis, asked=asked, now=clock),
             ),
         )
 
     def _addresses_of(
-        self,
-        links: Iterable[str],
-        enis: Iterable[Eni],
-        records: Records,
-        routed: Routed | None,
+        self, links: list[str], enis: Iterable[Eni], records: Records, routed: Routed | None
     ) -> dict[str, tuple[IpAddress, ...]]:
         """Find out which addresses pods have whose links no record explains."""
-        links = list(links)
         if not links:
             return {}
         netlink = self._environment.netlink
@@ -133,24 +183,51 @@ class Gathering:
         return found
 
 
-class DeadPods:
-    """Attachments of which namespace and link have been gone for a while.
+def complete(inputs: Inputs, records: Records, routed: Routed, enis: Sequence[Eni]) -> Inputs:
+    """Add to the inputs what only the pool's planner looks at: all that says an address is used.
 
-    Attributes:
-        until: when those that were seen so are released if no DEL comes; monotonic seconds.
+    Before EC2 was observed there are no ENIs.
     """
+    used = {c.address for c in records.cooling}
+    used |= {a for bound in records.attachments for a in bound.addresses}
+    used |= records.withheld(inputs.now)
+    used |= {a for held in routed.values() for a in held}
+    elsewhere = inputs.host.predecessor.held
+    # Those on ENIs that are not ours are neither held by us nor asked of us.
+    ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
+    # What the host takes for its own serves no pod, and is in use.
+    occupied = {a for a in ours - used if any(a in n for n in inputs.host.occupied)}
+    used |= occupied
+    if any(len(held) > MAX_POD_ADDRESSES for held in routed.values()):
+        # Routes are added without end, so any address may be in use: none is given back.
+        used |= ours | {n.network_address for e in enis for n in e.ipv6_prefixes}
+    demand, pending = records.demand, [q for q in records.quarantined if q.is_pending(inputs.now)]
+    ec2 = replace(
+        inputs.ec2,
+        used=frozenset(used | elsewhere),
+        quarantined=frozenset(q.network for q in records.quarantined),
+        maybe_released=frozenset(q.network for q in pending),
+        creations=records.creations,
+    )
+    demand = replace(demand, assigned=demand.assigned + len(elsewhere & ours | occupied))
+    return replace(inputs, attachments=records.attachments, demand=demand, ec2=ec2)
+
+
+class DeadPods:
+    """Attachments of which namespace and link have been gone for a while."""
 
     def __init__(self) -> None:
+        # when those that were seen so are released if no DEL comes; monotonic seconds
         self.until: Mapping[AttachmentKey, float] = {}
 
     def find(self, records: Records, inputs: Inputs) -> frozenset[AttachmentKey]:
         """Return those for which no DEL will come, whether an intent still wants them or not."""
-        gone_at = inputs.clock + DEAD_S
         asked = {i.key for i in records.intents}
         dead = {
             i.key for i in records.intents if i.state is IntentState.WANTED and not i.netns_alive
         }
         dead |= {a.key for a in records.attachments if a.key not in asked and not a.netns_alive}
+        gone_at = inputs.clock + GONE_S
         self.until = {key: self.until.get(key, gone_at) for key in dead - inputs.kernel.linked}
         return frozenset(key for key, until in self.until.items() if until <= inputs.clock)
 

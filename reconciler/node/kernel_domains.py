@@ -1,26 +1,34 @@
-"""The domains of the kernel, in the order in which they build upon each other."""
+"""The domains of the kernel, in the order in which they build upon each other.
+
+And what is left out of a pass's plans: what is in backoff, pods that leave, and namespaces whose
+link is another's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from reconciler.core.attachment import Attachment
+from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.domains import address, link, nat, neighbour, route, rule, sysctl
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.inputs import Inputs
+from reconciler.domains.left_out import converge
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.nat import NftElement
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.domains.sysctl import Sysctl
-from reconciler.engine.converge import Domain, Target
-from reconciler.engine.plan import Key, Plan
-from reconciler.errors import ReconcilerError, boundary
-from reconciler.node.targets import Table
+from reconciler.engine.backoff import Backoffs
+from reconciler.engine.converge import Domain, Hold, Outcomes, Target
+from reconciler.engine.plan import Action, Key, Plan, Verb
+from reconciler.errors import ApplyError, ReconcilerError, boundary
+from reconciler.ipam.records import Records
+from reconciler.node.environment import Table
 from reconciler.targets.kernel import Kernel
 from reconciler.targets.scoped import ScopedTarget
 
@@ -37,12 +45,7 @@ POD_DOMAINS = (
 
 
 class KernelDomains:
-    """All that is put into the kernel.
-
-    Attributes:
-        kernel: the target of most.
-        all: every domain; those that share a target stand side by side.
-    """
+    """All that is put into the kernel; in ``all``, those that share a target are side by side."""
 
     def __init__(self, kernel: Kernel, settings: Target, nft: Table) -> None:
         self.kernel = kernel
@@ -61,8 +64,7 @@ class KernelDomains:
     def of_pods(self, gone: frozenset[Any] = frozenset()) -> list[Domain]:
         """Return the same, for what some pods have and for nothing else.
 
-        Args:
-            gone: what is looked at besides all that is desired: it is not wanted any more.
+        ``gone`` is looked at besides all that is desired: it is not wanted any more.
         """
         elements = frozenset(o for o in gone if isinstance(o, NftElement))
         others = gone - elements
@@ -95,11 +97,7 @@ def alone(pod: Attachment, inputs: Inputs) -> Inputs:
 
 
 class PodObjects:
-    """What single pods have in the kernel, computed once for each that is asked for.
-
-    Args:
-        inputs: what the pass plans on.
-    """
+    """What single pods have in the kernel, computed once for each that is asked for."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
@@ -117,3 +115,106 @@ class PodObjects:
         """Whether a pod has one of some objects, by kind and key; so too if it cannot be told."""
         objects = self.of(pod)
         return objects is None or any((o.kind, o.key) in left for o in objects)
+
+
+NO_BACKOFFS = Backoffs()
+
+
+def hold(backoffs: Backoffs, first: Callable[[Domain, Plan], Plan] = lambda _, plan: plan) -> Hold:
+    """Return what leaves out of plans what is in backoff, and says so; ``first`` comes before."""
+    now = time.monotonic()
+
+    def leave_out(domain: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
+        held = backoffs.hold(first(domain, plan), now, atomic=domain.atomic)
+        return held, backoffs.explain(held)
+
+    return leave_out
+
+
+def converge_held(domains: Sequence[Domain], inputs: Inputs, backoffs: Backoffs) -> Outcomes:
+    """Converge what was not in vain lately."""
+    return converge(domains, inputs, hold=hold(backoffs))
+
+
+class Leaving:
+    """Takes what would be made for pods that leave out of the plans of one pass.
+
+    A pass plans on records that it has read at its beginning. A DEL is answered at once, and the
+    runtime then takes the namespace away, and the link with it: to the look that follows, the pod
+    seems to lack everything.
+
+    Where a link of another owner has the name of ours, nothing else is put into that namespace: it
+    would give that owner's link our address, and its namespace our default route.
+
+    Args:
+        attachments: of the pods that the pass plans for.
+        objects: what each of them has.
+        look: reads records again; only those of pods for which something would be made.
+    """
+
+    def __init__(
+        self,
+        attachments: Collection[Attachment],
+        objects: PodObjects,
+        look: Callable[[Collection[AttachmentKey]], Records],
+    ) -> None:
+        self._attachments = attachments
+        self._objects = objects
+        self._look = look
+        self._known: dict[AttachmentKey, bool] = {}
+        self._lost: frozenset[str] = frozenset()
+        self._others: frozenset[str] = frozenset()
+
+    def left_out(self, domain: Domain, plan: Plan) -> Plan:
+        """Return a plan without what would be made for pods that leave, or in another's place."""
+        if domain.name == "link":
+            refused = (r.about for r in plan.refusals if r.about)
+            self._others = frozenset(str(key[0]) for kind, key in refused if kind == PodLink.kind)
+        if self._others:
+            allowed = tuple(a for a in plan.actions if not self._is_another_s(a))
+            plan = replace(plan, actions=allowed)
+        made = [a for a in plan.actions if a.verb is not Verb.DELETE]
+        if domain.atomic or not made:
+            return plan
+        if domain.name == "link":
+            # The first domain of each look.
+            created = [a for a in made if a.verb is Verb.CREATE and a.kind == Veth.kind]
+            self._known, self._lost = {}, frozenset(str(a.key[0]) for a in created)
+        going = self._going(self._concerned(getattr(a, "object", None) for a in made))
+        if not going:
+            return plan
+        theirs: set[tuple[str, Key]] = set()
+        for pod in going:
+            # Of one whose objects cannot be told nothing is made but by mistake, and that is seen.
+            theirs |= {(o.kind, o.key) for o in self._objects.of(pod) or ()}
+        kept = [a for a in plan.actions if a.verb is Verb.DELETE or (a.kind, a.key) not in theirs]
+        return replace(plan, actions=tuple(kept))
+
+    def _is_another_s(self, action: Action) -> bool:
+        netns = getattr(getattr(action, "object", None), "netns", "")
+        return netns in self._others and action.verb is not Verb.DELETE
+
+    def _concerned(self, objects: Iterable[Any]) -> list[Attachment]:
+        """Return the pods that these objects are of: in their namespaces, or on their links."""
+        places: set[str] = set()
+        devices: set[str] = set()
+        for o in objects:
+            if netns := getattr(o, "netns", ""):
+                places.add(netns)
+            else:
+                devices.add(getattr(o, "device", "") or getattr(o, "name", ""))
+        return [a for a in self._attachments if a.netns in places or a.veth in devices]
+
+    def _going(self, attachments: list[Attachment]) -> tuple[Attachment, ...]:
+        asked = frozenset(a.key for a in attachments if a.key not in self._known)
+        if asked:
+            try:
+                with boundary("observe of attachment"):
+                    now = self._look(asked)
+            except ReconcilerError:
+                return ()  # the pass has its own look at them, and says so
+            now = now.among(asked)
+            # Without its namespace no link can be made; one that is there is kept.
+            gone = {a.key for a in now.attachments if not a.netns_alive and a.veth in self._lost}
+            self._known |= {key: key in gone or key in now.released for key in asked}
+        return tuple(a for a in attachments if self._known[a.key])

@@ -6,43 +6,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.domains import conflist
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import left_out
 from reconciler.domains.link import PodLink, Veth
 from reconciler.engine.converge import Outcome, Outcomes
-from reconciler.engine.issue import Issue
-from reconciler.engine.plan import Action, Key, Verb
-from reconciler.errors import ApplyError, NamespaceError, PodError
+from reconciler.engine.plan import Key, Verb
+from reconciler.errors import ApplyError, Issue, NamespaceError, PodError
 from reconciler.ipam.records import Records
 
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """What one pass over the kernel did.
-
-    Attributes:
-        observed_at: monotonic seconds at which it began to look: older hints are answered.
-        records: intents and attachments after it.
-        inputs: what was last planned on.
-        done: attachments of which every object was seen in its place.
-        waiting: why each wanted intent has no attachment yet.
-        findings: what other owners have that hurts us; None if not looked for.
-        pods: what pods have done in their own namespaces; likewise.
-        asked: the attachments that were looked at alone; None for a full pass.
-        audit: every pod's namespace was, or is to be, looked into.
-    """
+    """What one pass over the kernel did."""
 
     outcomes: Outcomes
-    observed_at: float
-    records: Records
-    inputs: Inputs
+    observed_at: float  # monotonic seconds at which it began to look: older hints are answered
+    records: Records  # intents and attachments after it
+    inputs: Inputs  # what was last planned on
+    # attachments of which every object was seen in its place
     done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
+    # why each wanted intent has no attachment yet
     waiting: Mapping[AttachmentKey, Issue] = field(default_factory=dict)
+    # what other owners have that hurts us; None if not looked for
     findings: tuple[Issue, ...] | None = None
-    pods: tuple[Issue, ...] | None = None
+    pods: tuple[Issue, ...] | None = None  # what pods have done in their own namespaces; likewise
+    # the attachments that were looked at alone; None for a full pass
     asked: frozenset[AttachmentKey] | None = None
-    audit: bool = False
+    audit: bool = False  # every pod's namespace was, or is to be, looked into
 
     @property
     def settled(self) -> bool:
@@ -68,17 +58,11 @@ OF_ONE_POD = (ApplyError, NamespaceError, PodError)
 """Errors that say nothing of any other pod than their own."""
 
 
-def undone(outcome: Outcome) -> tuple[Action, ...]:
-    """What is left to do, now or later."""
-    return (*outcome.remaining.actions, *outcome.remaining.deferred)
-
-
 def not_in_place(outcomes: Sequence[Outcome]) -> frozenset[tuple[str, Key]]:
     """Kind and key of every object that is left to do, or was refused its place."""
-    left = {(a.kind, a.key) for o in outcomes for a in undone(o)}
-    return frozenset(
-        left.union(f.about for o in outcomes for f in o.remaining.refusals if f.about)
-    )
+    left = {(a.kind, a.key) for o in outcomes for a in o.undone}
+    refusals = [f for o in outcomes for f in o.remaining.refusals]
+    return frozenset(left.union(f.about for f in refusals if f.about))
 
 
 def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
@@ -92,18 +76,8 @@ def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
         if a.kind == Veth.kind and (a.verb is Verb.CREATE or inputs.document.pods.repair == "all")
     }
     visited = set(inputs.visited)
-    return (
-        frozenset(
-            a.key for a in inputs.placed if a.veth in names and a.netns_alive and a not in visited
-        )
-        - inputs.kernel.unreadable
-    )
-
-
-def withhold(outcome: Outcome) -> Outcome:
-    """What becomes of a plan that must wait: nothing was done, and why is said."""
-    plan = conflist.withhold(outcome.remaining)
-    return replace(outcome, desired=None, plan=plan, remaining=plan)
+    touched = [a for a in inputs.placed if a.veth in names and a.netns_alive]
+    return frozenset(a.key for a in touched if a not in visited) - inputs.kernel.unreadable
 
 
 def find_waiting(outcomes: Outcomes) -> dict[AttachmentKey, Issue]:
@@ -116,15 +90,12 @@ def find_waiting(outcomes: Outcomes) -> dict[AttachmentKey, Issue]:
     records = outcomes["attachment"].observed
     if not refusals or not isinstance(records, Records):
         return apart
-    return apart | {
-        i.key: refusals[f"intent {i.key}"]
-        for i in records.intents
-        if f"intent {i.key}" in refusals
-    }
+    named = {i.key: refusals.get(f"intent {i.key}") for i in records.intents}
+    return apart | {key: refusal for key, refusal in named.items() if refusal}
 
 
-IN_PODS = ("link", "address", "neighbour", "route")
-"""Domains that have objects in pods' namespaces; each builds upon those before it."""
+IN_PODS = ("address", "neighbour", "route")
+"""Domains that have objects in pods' namespaces beside links; each builds upon those before it."""
 
 
 def find_occupied(
@@ -134,28 +105,21 @@ def find_occupied(
     links = {f.about for f in outcomes["link"].remaining.refusals}
     others = {
         str(f.about[1][0]): f
-        for name in reversed(IN_PODS[1:])
+        for name in reversed(IN_PODS)
         for f in outcomes[name].remaining.refusals
         if f.about and f.about[1] and f.about[1][0]
     }
-    found = {
-        a.key: Issue(
-            f"intent {a.key}",
-            "ObjectExists",
-            f"{others[a.netns].subject}: {others[a.netns].message}",
-        )
-        for a in attachments
-        if a.netns in others
-    }
-    return found | {
-        a.key: Issue(
-            f"intent {a.key}",
-            "InterfaceExists",
-            f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace",
-        )
-        for a in attachments
-        if (PodLink.kind, (a.netns, a.key.ifname)) in links
-    }
+    found: dict[AttachmentKey, Issue] = {}
+    for a in attachments:
+        intent = f"intent {a.key}"
+        if (PodLink.kind, (a.netns, a.key.ifname)) in links:
+            why = (
+                f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace"
+            )
+            found[a.key] = Issue(intent, "InterfaceExists", why)
+        elif other := others.get(a.netns):
+            found[a.key] = Issue(intent, "ObjectExists", f"{other.subject}: {other.message}")
+    return found
 
 
 def find_difference(outcome: Outcome) -> Issue | None:

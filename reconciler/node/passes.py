@@ -18,65 +18,42 @@ from reconciler.domains import attachment
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run, left_out
 from reconciler.engine.backoff import Backoffs
-from reconciler.engine.converge import Domain, Outcome, Outcomes, Target
-from reconciler.engine.issue import Issue
-from reconciler.engine.observed import cut_kinds, unread_places
-from reconciler.errors import NotReadyError, ObserveError, ReconcilerError, boundary
+from reconciler.engine.converge import Domain, Outcome, Outcomes, Target, gaps
+from reconciler.errors import Issue, NotReadyError, ObserveError, ReconcilerError, boundary
 from reconciler.ipam.records import Records
+from reconciler.node import kernel_domains, pass_result
 from reconciler.node.after_pass import AfterPass, Installer, OtherOwners, Takeover
 from reconciler.node.cooldown import Cooldowns
-from reconciler.node.environment import Environment
-from reconciler.node.gathering import DeadPods, Gathering, without_copies
-from reconciler.node.hold import NO_BACKOFFS, hold
-from reconciler.node.kernel_domains import KernelDomains, PodObjects, alone, pod_objects
-from reconciler.node.known import Known
-from reconciler.node.leaving import Leaving
-from reconciler.node.pass_result import (
-    OF_ONE_POD,
-    PassResult,
-    find_difference,
-    find_occupied,
-    find_waiting,
-    not_in_place,
-    touched_pods,
-)
+from reconciler.node.environment import Environment, State
+from reconciler.node.gathering import DeadPods, Gathering, Known, without_copies
+from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, PodObjects
+from reconciler.node.pass_result import OF_ONE_POD, PassResult
 from reconciler.node.pool_pass import PoolPass
 from reconciler.node.stock_plugin import StockPlugin
-from reconciler.node.targets import State
-from reconciler.node.visits import Inspection, Visits
+from reconciler.node.visits import Inspection, Visits, unread_of
 from reconciler.targets.kernel import Kernel
 from reconciler.targets.scoped import known_records, records_of
 from schemas.document import NodeNetwork
 
 
 class LocalNode:
-    """The node this process runs on.
-
-    Attributes:
-        known: who it is, and what EC2 has last shown.
-        pool: the pass over its pool.
-        cooldowns: what is known of connections of addresses that cool.
-        visits: which pods' namespaces are entered.
-        after: what follows a full pass.
-    """
+    """The node this process runs on; ``after`` is what follows a full pass."""
 
     def __init__(self, state: State, environment: Environment | None = None) -> None:
-        self.state = state
-        self.environment = environment or Environment(node_name=os.environ.get("NODE_NAME", ""))
-        self.known = Known(state)
-        stock = StockPlugin(self.environment.remains)
-        self.gathering = Gathering(self.environment, self.known, stock)
-        self.pool = PoolPass(state, self.environment, self.known, self.gathering)
-        self.cooldowns = Cooldowns(self.environment.conntrack, self.environment.now)
+        env = environment or Environment(node_name=os.environ.get("NODE_NAME", ""))
+        self.state, self.environment, self.known = state, env, Known(state)
+        stock = StockPlugin(env.remains)
+        self.gathering = Gathering(env, self.known, stock)
+        self.pool = PoolPass(state, env, self.known, self.gathering)
+        self.cooldowns = Cooldowns(env.conntrack, env.now)
         self.dead = DeadPods()
-        self.visits = Visits(self.environment.clock)
-        sysctl = self.environment.sysctl
-        kernel = Kernel(self.environment.netlink, sysctl)
-        self.domains = KernelDomains(kernel, sysctl, self.environment.nft)
+        self.visits = Visits(env.clock)
+        kernel = Kernel(env.netlink, env.sysctl)
+        self.domains = KernelDomains(kernel, env.sysctl, env.nft)
         self.after = AfterPass(
             Takeover(stock, self.domains, self.visits),
-            OtherOwners(self.environment),
-            Installer(self.environment, self.domains),
+            OtherOwners(env.surroundings),
+            Installer(env.files, self.domains),
             Inspection(kernel, self.visits),
         )
         self._records: Records | None = None
@@ -87,11 +64,8 @@ class LocalNode:
     ) -> PassResult:
         """Bind, converge the kernel, and only then release.
 
-        Args:
-            document: what is desired.
-            audit: look into every pod's namespace, and not only into those of which something is
-                new or was seen to differ: nothing in there notifies the host.
-            backoffs: the objects that are left alone for a while.
+        An ``audit`` looks into every pod's namespace, and not only into those of which something
+        is new or was seen to differ: nothing in there notifies the host.
 
         Raises:
             NotReadyError: EC2 has not been observed yet. Without its ENIs the node would seem to
@@ -111,7 +85,7 @@ class LocalNode:
         records = self._records_after(outcomes)
         inputs = replace(inputs, attachments=without_copies(records.living, inputs.kernel.linked))
         observed_at = time.monotonic()
-        self.visits.unread = self.visits.unread.among(a.key for a in records.living)
+        self.visits.forget_others(frozenset(a.key for a in records.living))
         inputs = inputs.seeing(visit=self.visits.choose(inputs, audit=audit))
         going = [a for a in records.attachments if a.key in records.released]
         objects = PodObjects(inputs)
@@ -121,7 +95,7 @@ class LocalNode:
         done = {a.key: a for a in self._in_place(visited, objects, outcomes)}
         finished = self.visits.is_proven(records.unfinished) | records.unfinished & done.keys()
         if (records.released or finished) and not outcomes["attachment"].failed:
-            if cut_kinds(outcomes["link"].observed):
+            if gaps(outcomes["link"].observed).cut_kinds:
                 going = []  # something of theirs may be among what was not shown
             clear = frozenset(a.key for a in self._in_place(going, objects, outcomes))
             # What was adopted has its record by now, and the kernel has changed since.
@@ -135,7 +109,7 @@ class LocalNode:
         visited = [a for a in visited if a in records.living]
         done = {key: a for key, a in done.items() if a in records.living}
         self.visits.prove(records, visited, done)
-        waiting = find_waiting(outcomes) | find_occupied(visited, outcomes)
+        waiting = pass_result.find_waiting(outcomes) | pass_result.find_occupied(visited, outcomes)
         return PassResult(outcomes, observed_at, records, inputs, done, waiting, audit=audit)
 
     def pods_pass(
@@ -152,8 +126,7 @@ class LocalNode:
             ObserveError: a record of these pods cannot be read.
         """
         inputs, before = self._surveyed()
-        environment = self.environment
-        inputs = replace(inputs, now=environment.now(), clock=environment.clock())
+        inputs = replace(inputs, now=self.environment.now(), clock=self.environment.clock())
         state = records_of(self.state, keys, before)
         plan = partial(attachment.plan_pods, keys)
         domain = Domain("attachment", attachment.desire, plan, state)
@@ -171,7 +144,7 @@ class LocalNode:
         if leaving:
             # Only the host's objects: those in a pod's namespace go with its link.
             there = inputs.seeing(linked=keys, visit=frozenset())
-            gone = pod_objects(replace(there, attachments=leaving))
+            gone = kernel_domains.pod_objects(replace(there, attachments=leaving))
         domains, objects = self.domains.of_pods(gone), PodObjects(inputs)
         inputs, kernel = self._converge_kernel(domains, inputs, objects, backoffs, concerned)
         outcomes |= kernel
@@ -185,41 +158,32 @@ class LocalNode:
         records = self._records_after(outcomes)
         here = {a.key: a for a in living if a.key in done}
         self.visits.prove_some(keys, here)
-        waiting = find_waiting(outcomes) | find_occupied(living, outcomes)
+        waiting = pass_result.find_waiting(outcomes) | pass_result.find_occupied(living, outcomes)
         return PassResult(outcomes, observed_at, records, inputs, here, waiting, asked=keys)
 
     def check(self, key: AttachmentKey) -> Attachment | Issue:
         """Compare every object of an attachment with the kernel; change nothing.
 
-        Returns:
-            The attachment if all are in place, or the first that is not, in the order in which
-            they build upon each other.
-
-        Raises:
-            NotReadyError: there was no full pass yet.
-            ObserveError: its records cannot be read.
+        Returns the attachment if all are in place, or the first that is not, in the order in which
+        they build upon each other; raises as ``pods_pass`` does.
         """
         survey, before = self._surveyed()
-        records: Records = self.state.observe_at(frozenset({key}), before)
+        records = self.state.observe_at(frozenset({key}), before)
         attachment = next((a for a in records.living if a.key == key), None)
         if attachment is None:
             return Issue(f"attachment {key}", "NotAttached", "nothing is bound to it")
         if not attachment.netns_alive:
             return Issue(f"namespace {attachment.netns}", "Differs", "it is gone")
-        outcomes = dry_run(self.domains.of_pods(), alone(attachment, survey))
-        for unread in unread_places(outcomes["link"].observed).values():
+        outcomes = dry_run(self.domains.of_pods(), kernel_domains.alone(attachment, survey))
+        for unread in gaps(outcomes["link"].observed).unread_places.values():
             return Issue(f"namespace {attachment.netns}", "NamespaceUnreadable", str(unread))
         for outcome in outcomes.values():
-            if difference := find_difference(outcome):
+            if difference := pass_result.find_difference(outcome):
                 return difference
         return attachment
 
     def _surveyed(self) -> tuple[Inputs, Records]:
-        """Return what the last full pass has found, with the ENIs of now, and the last records.
-
-        Raises:
-            NotReadyError: there was none yet.
-        """
+        """Return what the last full pass has found, with the ENIs of now, and the last records."""
         cloud = self.known.cloud
         if self._survey is None or self._records is None or cloud is None:
             raise NotReadyError("nothing was looked at yet")
@@ -271,16 +235,17 @@ class LocalNode:
         inputs = inputs.seeing(unreadable=inputs.kernel.unreadable | self.visits.unreadable())
         earlier: Outcomes = {}
         while True:
-            leaving = Leaving(inputs.attachments, objects, self._look_again)
-            held = hold(backoffs, leaving.left_out)
+            leaving = kernel_domains.Leaving(inputs.attachments, objects, self._look_again)
+            held = kernel_domains.hold(backoffs, leaving.left_out)
             outcomes = converge(domains, inputs, hold=held, leaving=gone)
             outcomes = {
                 name: replace(o, plan=earlier[name].plan + o.plan) if name in earlier else o
                 for name, o in outcomes.items()
             }
-            failed = self.visits.note(inputs, outcomes["link"].observed)
-            inputs = inputs.seeing(unreadable=inputs.kernel.unreadable | failed)
-            touched = touched_pods(inputs, outcomes["link"])
+            failed = unread_of(outcomes["link"].observed, inputs.visited)
+            self.visits.note([a.key for a in inputs.visited], failed)
+            inputs = inputs.seeing(unreadable=inputs.kernel.unreadable | failed.keys())
+            touched = pass_result.touched_pods(inputs, outcomes["link"])
             if not touched:
                 return inputs, outcomes
             if inputs.kernel.visit is not None:
@@ -288,10 +253,8 @@ class LocalNode:
             earlier = outcomes
 
     def _look_again(self, keys: Collection[AttachmentKey]) -> Records:
-        """Read the records of some pods again, in the middle of a pass."""
         assert self._records is not None
-        records: Records = self.state.observe_at(frozenset(keys), self._records)
-        return records
+        return self.state.observe_at(frozenset(keys), self._records)
 
     def _in_place(
         self, attachments: Iterable[Attachment], objects: PodObjects, outcomes: Outcomes
@@ -301,7 +264,7 @@ class LocalNode:
         errors = [e for r in results for e in r.errors]
         if any(not isinstance(e, OF_ONE_POD) for e in errors):
             return []
-        apart, left = left_out(outcomes), not_in_place(results)
+        apart, left = left_out(outcomes), pass_result.not_in_place(results)
         return [
             a
             for a in attachments
@@ -315,11 +278,7 @@ def attachment_domain(state: Target) -> Domain:
 
 
 def _need_node(inputs: Inputs) -> None:
-    """Refuse to plan where neither an ENI nor a pod has a link: pods would seem to lack theirs.
-
-    Raises:
-        ObserveError: this is another network namespace than the node's.
-    """
+    """Refuse to plan where neither an ENI nor a pod has a link: pods would seem to lack theirs."""
     seen = inputs.kernel.linked or any(e.mac in inputs.links for e in inputs.enis)
     if inputs.attachments and inputs.enis and not seen:
         raise ObserveError(

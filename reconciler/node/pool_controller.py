@@ -22,37 +22,56 @@ from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Domain, Outcome, converge
 from reconciler.engine.plan import Change, Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
-from reconciler.ipam import pool_plan, pool_records
-from reconciler.ipam.budget import Failure
+from reconciler.ipam import ec2_action, pool_plan, pool_records
+from reconciler.ipam.budget import Failure, classify
 from reconciler.ipam.cloud import Cloud, arrived
-from reconciler.ipam.ec2_action import (
-    AddEni,
-    AssignAddresses,
-    AssignPrefixes,
-    Ec2Action,
-    ReleaseAddresses,
-    ReleasePrefixes,
-)
+from reconciler.ipam.ec2_action import Ec2Action
 from reconciler.ipam.pace import Left, held_by_mac, is_changing
 from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.records import Records
 from reconciler.ipam.sources import CONFIRM_S, items
-from reconciler.node.answered_ec2 import AnsweredEc2, kind_of
-from reconciler.node.pool_inputs import Routed, complete
-from reconciler.node.pool_schedule import PoolSchedule
-from reconciler.node.sources import Sources, Witness
-from reconciler.node.targets import Connections, Ec2Target, State
+from reconciler.node.environment import Connections, Ec2Target, State
+from reconciler.node.gathering import Routed, complete
+from reconciler.node.pool_schedule import PoolSchedule, Sources, Witness
+from reconciler.targets.scoped import ScopedTarget, seen_first
+
+Failures = tuple[ApplyError, ...]
+
+REFUSED = {Failure.DENIED, Failure.THROTTLED, Failure.EXHAUSTED}
+"""Kinds of failures after which a look would show nothing new: the call has had no effect, and
+not because what it names is other than was believed."""
+
+
+def kind_of(error: ReconcilerError) -> Failure | None:
+    """Return what an answer of EC2 means; None if it is none."""
+    return classify(error.reason) if isinstance(error, ApplyError) else None
+
+
+def answered(
+    ec2: Ec2Target, seen: Cloud, before: Callable[[Sequence[Ec2Action]], Failures]
+) -> ScopedTarget[Cloud]:
+    """Return EC2 after the look ``seen``: its answers to the calls that follow need none.
+
+    ``before`` is called with the actions first; what it refuses is not done.
+    """
+    look = seen_first(seen, ec2.observe)
+
+    def apply(actions: Sequence[Ec2Action]) -> Failures:
+        nonlocal look
+        refused = before(actions)
+        held = {failure.action for failure in refused}
+        failures = (*refused, *ec2.apply([a for a in actions if str(a) not in held]))
+        # Of a call that EC2 refused outright it is known that nothing has happened.
+        is_known = all(kind_of(failure) in REFUSED for failure in failures)
+        look = (lambda _: ec2.told()) if is_known else ec2.observe
+        return failures
+
+    return ScopedTarget(lambda desired: look(desired), apply)
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a pass over the pool starts from; all of it is read once.
-
-    Attributes:
-        inputs: the document, the node, its links.
-        records: as they were read.
-        routed: addresses of pods, as their routes say.
-    """
+    """What a pass over the pool starts from; all of it is read once."""
 
     inputs: Inputs
     records: Records
@@ -61,23 +80,15 @@ class Given:
 
 @dataclass
 class PoolController:
-    """Keeps the pool of one node at its target.
+    """Keeps the pool of one node at its target."""
 
-    Attributes:
-        state: where records are; also the target of the quarantine and creation domains.
-        ec2: looks and calls.
-        conntrack: what else may hold an address.
-        binding: held while an address is bound, or withdrawn from binding.
-        schedule: what is left for later.
-        sources: what EC2 and metadata have shown.
-    """
-
-    state: State
-    ec2: Ec2Target
-    conntrack: Connections
+    state: State  # where records are; also the target of the quarantine and creation domains
+    ec2: Ec2Target  # looks and calls
+    conntrack: Connections  # what else may hold an address
+    # held while an address is bound, or withdrawn from binding
     binding: AbstractContextManager[object]
-    schedule: PoolSchedule
-    sources: Sources
+    schedule: PoolSchedule  # what is left for later
+    sources: Sources  # what EC2 and metadata have shown
     now: Callable[[], float] = time.time
     chance: Callable[[], float] = random.random
     nonce: Callable[[], str] = secrets.token_hex
@@ -91,11 +102,8 @@ class PoolController:
         What EC2 answers to the calls is trusted, and metadata or a later observation must show it;
         only if one failed and may have had its effect EC2 is observed again.
 
-        Args:
-            given: the document, the node, its links, its records.
-            metadata: what instance metadata shows, by MAC; None if it cannot be read.
-            look: at EC2 first, in any case; or else the last observation does where metadata
-                agrees with it and all that is planned is about addresses.
+        Without ``look`` the last observation does where metadata agrees with it and all that is
+        planned is about addresses.
 
         Raises:
             ObserveError: the state directory could not be read.
@@ -104,14 +112,14 @@ class PoolController:
         try:
             recalled = None if look else self._recall(given, metadata)
             inputs, cloud, picks = recalled or self._look(given, metadata)
-        except _UnreadableError as error:
+        except ReconcilerError as error:
             schedule.failed = True
-            return Outcome(errors=(error.cause,))
+            return Outcome(errors=(error,))
         if recalled is None:
             schedule.observed_at = schedule.clock()
         records = self._book(picks, cloud)
         inputs = self._completed(replace(given, inputs=inputs, records=records), cloud)
-        target = AnsweredEc2(self.ec2, cloud, partial(self._write_down, cloud))
+        target = answered(self.ec2, cloud, partial(self._write_down, cloud))
         domain = Domain("eni", eni.desire, eni.plan, target)
         outcome = converge([domain], inputs, max_rounds=1)["eni"]
         try:
@@ -130,18 +138,10 @@ class PoolController:
         return replace(outcome, errors=(*self._errors, *outcome.errors))
 
     def foresee(self, given: Given) -> Outcome | None:
-        """Plan on the last observation; None if EC2 must be observed, because something follows.
-
-        Args:
-            given: the document, the node, its links, its records.
-
-        Raises:
-            ObserveError: the kernel or the state directory could not be read.
-        """
+        """Plan on the last observation; None if EC2 must be observed: something follows."""
         self._errors = ()
-        if (usable := self._usable(given)) is None or self._cloud is None:
+        if self._cloud is None or (cloud := self._usable(self._cloud, given)) is None:
             return None
-        cloud, left = usable
         inputs, picks = self._pick(self._completed(given, cloud), cloud)
         desired = eni.desire(inputs)
         plan = eni.plan(desired, cloud)
@@ -149,28 +149,21 @@ class PoolController:
         if plan.actions or pool_records.plan_quarantines(wanted, given.records).actions:
             return None
         self.sources.note_change(self._cloud, cloud)
-        schedule = self.schedule
-        schedule.leave(replace(left, **_lack(desired, plan)))
+        schedule, changing = self.schedule, _may_change(cloud, inputs.links)
+        schedule.leave(replace(schedule.left, changing=changing, **_lack(desired, plan)))
         schedule.resync_s, schedule.has_called = _resync_s(inputs), False
         self._cloud = cloud
         return Outcome(desired, cloud, plan, plan, self._errors)
 
     def hear(self, metadata: Witness) -> bool:
-        """Compare metadata with the last observation, and what EC2 has answered since.
-
-        Returns whether it shows a change.
-
-        Args:
-            metadata: what instance metadata shows, by MAC.
-        """
+        """Compare metadata with what is known of EC2; return whether it shows a change."""
         if self._cloud is None:
             return True
         has_news, same = self.sources.hear(self._cloud, metadata)
         if same and not self.schedule.left.late:
             # The second witness has it: no look is needed to show what EC2 has answered since.
             self.sources.confirm()
-            left = replace(self.schedule.left, disagreeing=False, behind=False)
-            self.schedule.leave(left)
+            self.schedule.leave(replace(self.schedule.left, disagreeing=False, behind=False))
             self._cloud = replace(self._cloud, behind=False)
         return has_news
 
@@ -178,22 +171,19 @@ class PoolController:
         """Say what ``run`` would do, as if what it would quarantine were so already."""
         try:
             inputs, cloud, picks = self._look(given, metadata)
-        except _UnreadableError as error:
-            return Outcome(errors=(error.cause,))
+        except ReconcilerError as error:
+            return Outcome(errors=(error,))
         quarantined = inputs.ec2.quarantined | picks
         desired = eni.desire(replace(inputs, ec2=replace(inputs.ec2, quarantined=quarantined)))
         plan = eni.plan(desired, cloud)
         return Outcome(desired, cloud, plan, plan)
 
-    def _usable(self, given: Given) -> tuple[Cloud, Left] | None:
-        """Return the last observation as of now, and what is open of it; None if it is too old."""
-        if self._cloud is None:
-            return None
-        cloud = arrived(self._cloud, given.inputs.links)
+    def _usable(self, last: Cloud, given: Given) -> Cloud | None:
+        """Return the last observation as of now; None if it is too old."""
+        cloud = arrived(last, given.inputs.links)
         left = replace(self.schedule.left, changing=_may_change(cloud, given.inputs.links))
-        if self.schedule.needs_observation(left, _resync_s(given.inputs)):
-            return None
-        return cloud, left
+        is_due = self.schedule.needs_observation(left, _resync_s(given.inputs))
+        return None if is_due else cloud
 
     def _recall(
         self, given: Given, metadata: Witness
@@ -203,10 +193,10 @@ class PoolController:
         It is if metadata shows the same, so that there are two witnesses, and addresses come or
         go, but no ENI: if one cannot take or give them, EC2 refuses, and then it is looked at.
         """
-        if (usable := self._usable(given)) is None or self.schedule.is_unconfirmed:
+        if self._cloud is None or self.schedule.is_unconfirmed:
             return None
-        cloud, _ = usable
-        if held_by_mac(cloud) != metadata:
+        cloud = self._usable(self._cloud, given)
+        if cloud is None or held_by_mac(cloud) != metadata:
             return None
         inputs, picks = self._pick(self._completed(given, cloud), cloud)
         plan = eni.plan(eni.desire(inputs), cloud)
@@ -230,17 +220,18 @@ class PoolController:
         if calls:
             schedule.note_calls(grows=any(isinstance(a, GROWTH) for a in calls))
         oldest = schedule.clock() - 2 * CONFIRM_S
-        left = Left(
-            unfinished=unfinished,
-            changing=changing,
-            times=schedule.left.times + 1 if changing or unfinished or calls else 0,
-            behind=cloud.behind,
-            late=schedule.left.late,
-            missing=any(since > oldest for since in sources.disagreements.missing.values()),
-            disagreeing=bool(sources.disagreements),
-            **_lack(desired, plan),
+        schedule.leave(
+            Left(
+                unfinished=unfinished,
+                changing=changing,
+                times=schedule.left.times + 1 if changing or unfinished or calls else 0,
+                behind=cloud.behind,
+                late=schedule.left.late,
+                missing=any(since > oldest for since in sources.disagreements.missing.values()),
+                disagreeing=bool(sources.disagreements),
+                **_lack(desired, plan),
+            )
         )
-        schedule.leave(left)
         schedule.unfinished = bool(inputs.ec2.quarantined) or any(
             e.owned and e.device_index is None for e in cloud.enis
         )
@@ -249,16 +240,14 @@ class PoolController:
 
     def _look(self, given: Given, metadata: Witness) -> tuple[Inputs, Cloud, frozenset[IpNetwork]]:
         """One look at everything that counts, and what it says should be given back."""
-        try:
-            with boundary("observe of eni"):
-                pool = eni.desire(self._completed(given))
-                cloud = arrived(self.ec2.observe([pool]), given.inputs.links)
-        except ReconcilerError as error:
-            raise _UnreadableError(error) from error
+        with boundary("observe of eni"):
+            pool = eni.desire(self._completed(given))
+            cloud = arrived(self.ec2.observe([pool]), given.inputs.links)
         self.sources.weigh(given.records, cloud, metadata)
         disagreeing = bool(self.sources.disagreements)
-        left = replace(self.schedule.left, late=cloud.behind, disagreeing=disagreeing)
-        self.schedule.leave(left)
+        self.schedule.leave(
+            replace(self.schedule.left, late=cloud.behind, disagreeing=disagreeing)
+        )
         inputs, picks = self._pick(self._completed(given, cloud), cloud)
         return inputs, cloud, picks
 
@@ -278,37 +267,28 @@ class PoolController:
 
     def _completed(self, given: Given, cloud: Cloud | None = None) -> Inputs:
         """Add to the inputs what only the pool's planner looks at."""
-        inputs = replace(
-            given.inputs,
-            now=self.now(),
-            clock=self.schedule.clock(),
-            ec2=replace(
-                given.inputs.ec2,
-                disagreements=self.sources.disagreements,
-                backoffs=self.schedule.calls,
-                nonce=self.nonce(),
-            ),
+        ec2 = replace(
+            given.inputs.ec2,
+            disagreements=self.sources.disagreements,
+            backoffs=self.schedule.calls,
+            nonce=self.nonce(),
         )
+        inputs = replace(given.inputs, now=self.now(), clock=self.schedule.clock(), ec2=ec2)
         return complete(inputs, given.records, given.routed, cloud.enis if cloud else ())
 
     def _book(self, picks: frozenset[IpNetwork], cloud: Cloud) -> Records:
         """Record what is to be given back and what became of creations; return all records."""
         wanted = _wanted(picks, cloud, self.now())
+        withdrawn = Domain(
+            "quarantine", lambda _: wanted, pool_records.plan_quarantines, self.state
+        )
         with self.binding:
-            outcomes = converge(
-                [
-                    Domain(
-                        "quarantine", lambda _: wanted, pool_records.plan_quarantines, self.state
-                    ),
-                    self._creations(cloud),
-                ],
-                None,
-            )
+            outcomes = converge([withdrawn, self._creations(cloud)], None)
         self._errors += tuple(e for o in outcomes.values() for e in o.errors)
         observed = outcomes["quarantine"].observed
         return observed if isinstance(observed, Records) else self.state.observe()
 
-    def _write_down(self, cloud: Cloud, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
+    def _write_down(self, cloud: Cloud, actions: Sequence[Ec2Action]) -> Failures:
         """Record what EC2 is about to be asked to take back; return what must not be asked."""
         networks = {str(a): pool_plan.given_back(a, cloud) for a in actions}
         asked = frozenset[IpNetwork]().union(*networks.values())
@@ -352,18 +332,15 @@ class PoolController:
         self.schedule.calls = backoffs
 
 
-class _UnreadableError(Exception):
-    """EC2 could not be read; the error is the outcome of the pass."""
-
-    def __init__(self, cause: ReconcilerError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-SIMPLE = AssignAddresses | AssignPrefixes | ReleaseAddresses | ReleasePrefixes
+SIMPLE = (
+    ec2_action.AssignAddresses
+    | ec2_action.AssignPrefixes
+    | ec2_action.ReleaseAddresses
+    | ec2_action.ReleasePrefixes
+)
 """What EC2 may be asked for on an earlier observation: metadata shows each address."""
 
-GROWTH = AddEni | AssignAddresses | AssignPrefixes
+GROWTH = ec2_action.AddEni | ec2_action.AssignAddresses | ec2_action.AssignPrefixes
 """What adds to the pool."""
 
 

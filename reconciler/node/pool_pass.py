@@ -12,29 +12,18 @@ from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import Cloud, arrived, is_whole, retain
 from reconciler.ipam.pace import is_changing
 from reconciler.ipam.pool import Demand
-from reconciler.node.environment import Environment
-from reconciler.node.gathering import Gathering
-from reconciler.node.known import Known
+from reconciler.node.environment import Ec2Target, Environment, State
+from reconciler.node.gathering import Gathering, Known
 from reconciler.node.pool_controller import Given, PoolController
-from reconciler.node.pool_schedule import PoolSchedule
-from reconciler.node.sources import Sources, Witness
-from reconciler.node.targets import Ec2Target, State
+from reconciler.node.pool_schedule import PoolSchedule, Sources, Witness
 from schemas.document import NodeNetwork
 
 
 class PoolPass:
     """Brings the pool to its target; the pool's thread runs it.
 
-    Args:
-        state: where the records are.
-        environment: whom it asks.
-        known: of the node; EC2's observations are put there.
-        gathering: of the inputs.
-
-    Attributes:
-        binding: held while an address is bound, or withdrawn from binding.
-        schedule: when the next pass is due, and what it waits for.
-        demand: of the records as the last pass has first read them.
+    ``binding`` is held while an address is bound, or withdrawn from binding. ``demand`` is of the
+    records as the last pass has first read them.
     """
 
     def __init__(
@@ -63,11 +52,7 @@ class PoolPass:
         return self._known.cloud is None or is_changing(self._known.cloud, links)
 
     def hear(self) -> bool:
-        """Read metadata again; say whether EC2 should be observed, because of what it shows.
-
-        Raises:
-            ObserveError: it does not answer.
-        """
+        """Read metadata again; say whether EC2 should be observed, because of what it shows."""
         before = self._known.facts
         self.schedule.note_reading()
         metadata, errors = self._ask_metadata()
@@ -77,11 +62,7 @@ class PoolPass:
         return self._controller.hear(metadata) or self._known.facts != before
 
     def learn(self) -> None:
-        """Read the node's identity and VPC CIDRs again.
-
-        Raises:
-            ObserveError: IMDS does not answer.
-        """
+        """Read the node's identity and VPC CIDRs again."""
         environment, known = self._environment, self._known
         facts = replace(environment.imds.node(), name=environment.node_name)
         known.identify(facts)
@@ -103,11 +84,7 @@ class PoolPass:
     def run(self, document: NodeNetwork, *, dry: bool = False, look: bool = True) -> Outcome:
         """Look at EC2 and bring the pool to its target.
 
-        Args:
-            document: what is desired.
-            dry: change nothing.
-            look: at EC2, whatever follows; or else only if an observation is due, or something
-                follows from the last one.
+        Without ``look``, only if an observation is due, or something follows from the last one.
 
         Raises:
             ObserveError: IMDS or the state directory cannot be read.

@@ -18,42 +18,30 @@ from reconciler.domains.left_out import converge, dry_run
 from reconciler.engine.converge import Domain, Outcome, Target
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.records import Records
-from reconciler.node.targets import Leftovers
+from reconciler.node.environment import Leftovers
 from reconciler.targets.scoped import ScopedTarget, seen_first
 from schemas.document import NodeNetwork
 
-REMAINS_S = 60.0
-"""Seconds between looks while nothing of the stock plugin's is to be done."""
+REMAINS_S = 60.0  # seconds between looks while nothing of the stock plugin's is to be done
 
-REFUSED_S = 5.0
-"""The same while the take-over is refused."""
+REFUSED_S = 5.0  # the same while the take-over is refused
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """The last observation.
-
-    Attributes:
-        asked: the document asked for the take-over then; None before there was a look.
-        at: when it was, in monotonic seconds.
-        good_s: seconds for which it is good enough.
-        whole: the next one is at iptables, too: while there is something to be seen.
-    """
+    """The last observation, at ``at`` (monotonic seconds), good enough for ``good_s``."""
 
     seen: Sighting = field(default_factory=Sighting)
     ends: Mapping[str, PodEnd] = field(default_factory=dict)
+    # the document asked for the take-over then; None before there was a look
     asked: bool | None = None
     at: float = 0.0
     good_s: float = 0.0
-    whole: bool = True
+    whole: bool = True  # the next one is at iptables, too: while there is something to be seen
 
 
 class StockPlugin:
-    """Remembers the last observation between the passes of both loops.
-
-    Args:
-        target: looks, and removes.
-    """
+    """Remembers the last observation between the passes of both loops."""
 
     def __init__(self, target: Leftovers) -> None:
         self._target = target
@@ -67,13 +55,7 @@ class StockPlugin:
         """Look for the stock plugin's pods, and say what becomes of them.
 
         An observation that fails leaves the last one in force, and nothing of the stock plugin's
-        is removed meanwhile.
-
-        Args:
-            records: intents and attachments.
-            enis: what EC2 last showed.
-            asked: the document asks for the take-over.
-            now: monotonic seconds.
+        is removed meanwhile. ``asked``: the document asks for the take-over.
         """
         with self._lock:
             look = self._look
@@ -97,10 +79,7 @@ class StockPlugin:
     def retire(self, inputs: Inputs, records: Records, *, in_place: bool) -> Outcome:
         """Remove what the stock plugin has left, or say what is there.
 
-        Args:
-            inputs: what the pass over the kernel planned on.
-            records: intents and attachments after it.
-            in_place: everything of ours was seen in its place.
+        Nothing is removed before everything of ours was seen in its place.
         """
         with self._lock:
             look = self._look
@@ -117,11 +96,9 @@ class StockPlugin:
             domains = [domain_for(inputs.document, target)]
             outcome = (converge if ready else dry_run)(domains, inputs)["takeover"]
             seen = outcome.observed if isinstance(outcome.observed, Sighting) else look.seen
-            good_s = REMAINS_S
+            good_s = 0.0 if outcome.remaining.actions else REMAINS_S
             if outcome.remaining.refusals:
                 good_s = REFUSED_S
-            elif outcome.remaining.actions:
-                good_s = 0.0
             whole = bool(outcome.plan or outcome.plan.foreign)
             self._look = replace(look, seen=seen, good_s=good_s, whole=whole)
             return replace(outcome, errors=(*outcome.errors, *self._unseen))

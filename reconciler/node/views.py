@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from reconciler.core.unreadable import Unread
 from reconciler.diagnostics.audit import contradictions
+from reconciler.diagnostics.lookup import Packet, make_tables
+from reconciler.diagnostics.obstacles import find_obstacles
+from reconciler.diagnostics.trace import Query, Trace, compare, compare_inside, trace, unasked
+from reconciler.domains import nat, route, rule
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import dry_run
 from reconciler.engine.converge import Outcome, Outcomes
-from reconciler.engine.issue import Issue
-from reconciler.engine.observed import unread_places
+from reconciler.errors import Issue, ObserveError
 from reconciler.ipam.cloud import Cloud
 from reconciler.node.passes import LocalNode, attachment_domain
 from reconciler.node.stock_plugin import domain_for
+from reconciler.node.visits import unread_of, unreadable_pods
+from reconciler.targets.netlink.queries import Queries
 from schemas.document import NodeNetwork
 
 
@@ -48,12 +54,7 @@ def audit(
     """Compare document, intents, records, kernel, nftables and EC2; change nothing.
 
     What is just being done disagrees for a moment; only what a second observation confirms is
-    wrong.
-
-    Args:
-        node: where.
-        document: what is desired.
-        outcomes: of ``diff``; looked at anew if there are none.
+    wrong. Without the ``outcomes`` of ``diff`` it is looked at anew.
 
     Raises:
         ObserveError, NotReadyError: as for the passes.
@@ -68,9 +69,7 @@ def audit(
         for o in outcomes.values()
         for a in o.plan.actions
     ]
-    refused = [
-        Issue(r.subject, r.reason, r.message) for o in outcomes.values() for r in o.plan.refusals
-    ]
+    refused = [replace(r, about=None) for o in outcomes.values() for r in o.plan.refusals]
     cloud = seen if isinstance(seen, Cloud) else None
     against = contradictions(node.state.observe(), cloud, node.environment.now())
     return (*against, *differing, *refused, *outcomes["link"].remaining.findings)
@@ -79,13 +78,7 @@ def audit(
 def findings(node: LocalNode, document: NodeNetwork, outcomes: Outcomes) -> tuple[Issue, ...]:
     """Say what other owners have that hurts us; nothing if EC2 was never looked at.
 
-    Args:
-        node: where.
-        document: what is desired.
-        outcomes: of ``diff``: what it plans to remove hurts no more.
-
-    Raises:
-        ObserveError, NotReadyError: as for the passes.
+    What ``outcomes``, of ``diff``, plan to remove hurts no more.
     """
     if node.known.cloud is None:
         return ()
@@ -95,10 +88,73 @@ def findings(node: LocalNode, document: NodeNetwork, outcomes: Outcomes) -> tupl
 
 def _with_unread(links: Outcome, inputs: Inputs) -> Outcome:
     """Add a word on each pod's namespace that a look could not read."""
-    places = unread_places(links.observed)
-    failed = {a.key: places[a.netns].why for a in inputs.attachments if a.netns in places}
-    found = tuple(Unread().after((), failed, 0.0).findings(inputs.attachments))
-    if not found:
-        return links
+    pods = inputs.attachments
+    found = tuple(unreadable_pods(unread_of(links.observed, pods), pods))
     plan = replace(links.plan, findings=(*links.plan.findings, *found))
     return replace(links, plan=plan, remaining=plan)
+
+
+class Traced(NamedTuple):
+    """A connection's way."""
+
+    planned: Trace  # as desired
+    differences: tuple[str, ...]  # where node or kernel would not do it so
+    obstacles: tuple[str, ...] = ()  # what other owners' chains do, or may do, against it
+    hints: tuple[str, ...] = ()  # what else of theirs decides
+
+
+def follow(
+    node: LocalNode, document: NodeNetwork, make: Callable[[Inputs], Sequence[Query]]
+) -> tuple[Traced, ...]:
+    """Follow connections through what is desired, what is there, and the kernel's answers.
+
+    It works on the last observation of EC2 and makes no call. ``make`` returns the connections,
+    once it is known which pods there are.
+
+    Raises:
+        ObserveError, NotReadyError: as for the passes.
+        UnknownPodError: ``make`` knows no such pod.
+    """
+    if node.known.facts is None:
+        node.pool.learn()
+    cloud, environment = node.known.observation(), node.environment
+    inputs = node.gathering.inputs(document, node.state.observe(), cloud)
+    queries = make(inputs)
+    routing = Queries()
+    fib = routing.fib()
+    rules = [r for r in fib.rules if not rule.is_owned(r)]
+    routes = [r for r in fib.routes if not route.is_owned(r)]
+    desired = make_tables(
+        (*rules, *rule.desire(inputs)),
+        (*routes, *route.desire(inputs)),
+        nat.desire(inputs),
+        fib.addresses,
+    )
+    there = make_tables(fib.rules, fib.routes, environment.nft.observe(), fib.addresses)
+    others, unread = environment.surroundings.chains()
+    unread = (*unread, *(f"{what}: not read: {why}" for what, why in fib.unread))
+
+    def trace_one(query: Query) -> Traced:
+        planned, actual = trace(query, inputs, desired), trace(query, inputs, there)
+        met = find_obstacles(query, planned, inputs, others)
+        return Traced(
+            planned,
+            _differences(routing, query, planned, actual),
+            tuple(dict.fromkeys((*met.sure, *unasked(query, fib.rules), *unread))),
+            tuple(dict.fromkeys(met.hints)),
+        )
+
+    return tuple(map(trace_one, queries))
+
+
+def _differences(netlink: Queries, query: Query, planned: Trace, actual: Trace) -> tuple[str, ...]:
+    packets = [packet for leg in planned.legs for packet, _ in leg.lookups]
+    answers = [netlink.look_up(packet) for packet in packets]
+    found = compare(planned, actual, answers)
+    if query.pod is None or not packets:
+        return found
+    try:
+        way = netlink.look_up(Packet(None, query.peer), query.pod.netns)
+    except ObserveError as error:
+        return (*found, f"the pod's own namespace was not asked: {error.why}")
+    return (*found, *compare_inside(query.pod, query.peer, way))

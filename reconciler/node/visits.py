@@ -1,4 +1,8 @@
-"""Pods' own namespaces: which of them a pass enters, and what is said of the others."""
+"""Pods' own namespaces: which of them a pass enters, and what is said of the others.
+
+A pod chooses what is in its namespace. One that fills it, or changes it without end, costs the
+node one bounded read now and then, and other pods nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +10,51 @@ import time
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.core.unreadable import MAX_NAMED, Unread
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.backoff import Backoffs
-from reconciler.engine.issue import Issue
-from reconciler.engine.observed import unread_places
-from reconciler.errors import ReconcilerError, boundary
+from reconciler.engine.backoff import Backoffs, Delays
+from reconciler.engine.converge import gaps
+from reconciler.errors import Issue, ReconcilerError, boundary
 from reconciler.ipam.records import Records
 from reconciler.node.kernel_domains import alone, inside_objects
 from reconciler.node.pass_result import PassResult
 from reconciler.targets.kernel import Kernel
 
+BACKOFF_S = Delays(1.0, 60.0)
+"""Until an unreadable namespace is read again: that of a pod that is starting may be unreadable
+for a moment, and its ADD waits."""
+
+MAX_NAMED = 20  # pods that get a condition each; all others are counted in one more
+
 INSPECT_S = 0.25
 """Seconds of one look into the namespaces of pods whose ADD was answered: for hundreds of them, if
 none is slow. Pods that come meanwhile wait for it."""
 
+Keys = frozenset[AttachmentKey]
 
-class Visits:
-    """Which pods' namespaces are to be entered.
 
-    Args:
-        clock: monotonic seconds.
+class Failure(NamedTuple):
+    """The failed reads of one namespace: why the last one failed, and how many did in a row.
 
-    Attributes:
-        unread: namespaces that could not be read; they are left alone for a while.
+    Until ``until``, in monotonic seconds, it is left alone.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.unread = Unread()
-        self._proven: frozenset[AttachmentKey] = frozenset()
+    why: str
+    times: int
+    until: float
 
-    def choose(self, inputs: Inputs, *, audit: bool) -> frozenset[AttachmentKey] | None:
+
+class Visits:
+    """Which pods' namespaces are to be entered; ``unread`` are those that could not be read."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.unread: Mapping[AttachmentKey, Failure] = {}
+        self._proven: Keys = frozenset()
+
+    def choose(self, inputs: Inputs, *, audit: bool) -> Keys | None:
         """Name the pods whose own namespace is put right; None for all of them.
 
         Unless the document says otherwise, a namespace is the pod's own from the moment on at
@@ -52,26 +67,28 @@ class Visits:
 
     def readable_at(self, inputs: Inputs) -> tuple[float, ...]:
         """When unreadable namespaces that matter are tried again; monotonic seconds."""
-        waiting = {
-            a.key
-            for a in inputs.attachments
-            if a.unfinished or inputs.document.pods.repair == "all"
-        }
-        return tuple(f.until for k, f in self.unread.known.items() if k in waiting)
+        all_matter = inputs.document.pods.repair == "all"
+        waiting = {a.key for a in inputs.attachments if a.unfinished or all_matter}
+        return tuple(f.until for k, f in self.unread.items() if k in waiting)
 
-    def unreadable(self) -> frozenset[AttachmentKey]:
+    def unreadable(self) -> Keys:
         """Pods whose namespaces are left alone now."""
-        return self.unread.unreadable(self.clock())
+        now = self._clock()
+        return frozenset(key for key, f in self.unread.items() if f.until > now)
 
-    def note(self, inputs: Inputs, observed: object) -> frozenset[AttachmentKey]:
-        """Take over a look into the namespaces of the inputs; return whose could not be read."""
-        places = unread_places(observed)
-        looked = inputs.visited
-        failed = {a.key: places[a.netns].why for a in looked if a.netns in places}
-        self.unread = self.unread.after(frozenset(a.key for a in looked), failed, self.clock())
-        return frozenset(failed)
+    def note(self, looked: Iterable[AttachmentKey], failed: Mapping[AttachmentKey, str]) -> None:
+        """Take over whose namespaces were read, and why reading failed for some of them."""
+        known = {k: f for k, f in self.unread.items() if k not in frozenset(looked)}
+        for key, why in failed.items():
+            times = self.unread[key].times + 1 if key in self.unread else 1
+            known[key] = Failure(why, times, self._clock() + BACKOFF_S.after(times))
+        self.unread = known
 
-    def is_proven(self, keys: frozenset[AttachmentKey]) -> frozenset[AttachmentKey]:
+    def forget_others(self, keys: Keys) -> None:
+        """Forget what failed of pods that are gone."""
+        self.unread = {k: f for k, f in self.unread.items() if k in keys}
+
+    def is_proven(self, keys: Keys) -> Keys:
         """Return those of some pods whose objects were all seen in place."""
         return keys & self._proven
 
@@ -86,7 +103,7 @@ class Visits:
         bound = {a.key for a in records.attachments}
         self._proven = (self._proven - withheld | done.keys()) & bound - records.released
 
-    def prove_some(self, keys: frozenset[AttachmentKey], done: Iterable[AttachmentKey]) -> None:
+    def prove_some(self, keys: Keys, done: Iterable[AttachmentKey]) -> None:
         """Remember the same of some pods alone."""
         self._proven = self._proven - keys | frozenset(done)
 
@@ -111,24 +128,19 @@ class Inspection:
         pass was no audit, only those are looked into that could not be read the last time.
         """
         del backoffs  # nothing is done that could be in vain
-        inputs, known = result.inputs, self._visits.unread.known
+        inputs, unread = result.inputs, self._visits.unread
         if inputs.document.pods.repair == "none":
             entered = frozenset(a.key for a in inputs.visited)
-            self._inspect(
-                [
-                    a
-                    for a in inputs.attachments
-                    if a.key not in entered and (result.audit or a.key in known)
-                ],
-                inputs,
-            )
+            pods = [a for a in inputs.attachments if a.key not in entered]
+            self._inspect([a for a in pods if result.audit or a.key in unread], inputs)
         else:
             self._changed.clear()
         living = {a.key: a for a in inputs.attachments}
         self._changed = {k: kinds for k, kinds in self._changed.items() if k in living}
         changed = [f"{living[k].pod or k} ({kinds})" for k, kinds in sorted(self._changed.items())]
-        unread = self._visits.unread.findings(inputs.attachments)
-        return replace(result, pods=(*unread, *_changed_by_pods(changed)))
+        why = {key: failure.why for key, failure in self._visits.unread.items()}
+        found = (*unreadable_pods(why, inputs.attachments), *_changed_by_pods(changed))
+        return replace(result, pods=found)
 
     def _inspect(self, pods: Sequence[Attachment], inputs: Inputs) -> None:
         deadline = time.monotonic() + INSPECT_S
@@ -140,9 +152,7 @@ class Inspection:
             self._changed.pop(pod.key, None)
             if pod.netns_alive and pod.key not in self._visits.unreadable():
                 why = self._inspect_one(pod, inputs)
-                failed = {pod.key: why} if why else {}
-                visits = self._visits
-                visits.unread = visits.unread.after([pod.key], failed, visits.clock())
+                self._visits.note([pod.key], {pod.key: why} if why else {})
 
     def _inspect_one(self, pod: Attachment, inputs: Inputs) -> str:
         """Note what a pod has changed; return why that cannot be read, if so."""
@@ -157,6 +167,31 @@ class Inspection:
         if kinds := {o.kind for o in wanted.difference(seen)}:
             self._changed[pod.key] = ", ".join(sorted(kinds))
         return ""
+
+
+def unread_of(observed: object, pods: Iterable[Attachment]) -> dict[AttachmentKey, str]:
+    """Say why the namespaces of some pods could not be read."""
+    places = gaps(observed).unread_places
+    return {a.key: places[a.netns].why for a in pods if a.netns in places}
+
+
+def unreadable_pods(
+    unread: Mapping[AttachmentKey, str], attachments: Iterable[Attachment]
+) -> Iterator[Issue]:
+    """Name the pods whose namespaces could not be read, and what follows."""
+    pods = {a.key: a for a in attachments}
+    known = [(pods[key], why) for key, why in sorted(unread.items()) if key in pods]
+    for pod, why in known[:MAX_NAMED]:
+        yield Issue(
+            f"pod {pod.pod or pod.key}",
+            "NamespaceUnreadable",
+            f"its namespace {pod.netns} cannot be read: {why}; nothing in there is "
+            "compared or changed, and all that the host has of it is kept; it is looked at "
+            f"again at least every {BACKOFF_S.longest:.0f} s",
+        )
+    if len(known) > MAX_NAMED:
+        more = f"{len(known) - MAX_NAMED} more cannot be read either"
+        yield Issue("pods", "NamespaceUnreadable", more)
 
 
 def _changed_by_pods(pods: Sequence[str]) -> Iterator[Issue]:

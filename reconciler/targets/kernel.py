@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.domains.sysctl import Sysctl
-from reconciler.engine.converge import Target
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import Observed, Target
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, NamespaceError, ObserveError
 from reconciler.targets.netlink.namespaces import entered

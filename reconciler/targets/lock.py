@@ -12,8 +12,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from reconciler.engine.issue import Issue
-from reconciler.errors import LockedError, StateError
+from reconciler.errors import Issue, LockedError, StateError
 from reconciler.targets.netlink.message import HEADER, NLM_F_DUMP, Socket, attributes, native
 
 NAME = "\0node-network/lock"

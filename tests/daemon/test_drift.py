@@ -13,7 +13,7 @@ import pytest
 from builders import eni, inputs
 from fakes import FakeDirectories
 
-from reconciler.core.installation import Installation
+from reconciler.core.facts import Installation
 from reconciler.daemon import telemetry
 from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.duty import MOST_OF_ONE, Conditions
@@ -22,13 +22,12 @@ from reconciler.domains import conflist
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
 from reconciler.domains.nat import NftElement
 from reconciler.engine.backoff import REPAIRS
-from reconciler.engine.converge import MAX_ROUNDS, Domain, Outcome
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import MAX_ROUNDS, Domain, Observed, Outcome
 from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.errors import ApplyError
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import AttachEni, DetachEni
-from reconciler.node.hold import converge_held
+from reconciler.node.kernel_domains import converge_held
 
 LIMITS = Limits(3, 10)
 PLACES = Installation("/etc/cni/net.d", "/opt/cni/bin", "/opt/shipped", "/run/node-network")

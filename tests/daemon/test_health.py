@@ -16,8 +16,7 @@ from waiting import until
 from reconciler.daemon import health
 from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.health import BOUNDS, HealthServer
-from reconciler.engine.issue import Issue
-from reconciler.errors import StateError
+from reconciler.errors import Issue, StateError
 
 
 class Agent:

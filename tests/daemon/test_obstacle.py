@@ -26,9 +26,8 @@ from reconciler.daemon.agent import Agent
 from reconciler.daemon.requests import MOST_HINTS
 from reconciler.daemon.server import Server
 from reconciler.engine.converge import Outcome
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change
-from reconciler.errors import ApplyError, ObserveError
+from reconciler.errors import ApplyError, Issue, ObserveError
 from reconciler.ipam.cloud import Limits
 from reconciler.node.environment import Environment
 from reconciler.targets.state.directory import StateDirectory

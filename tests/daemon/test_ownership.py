@@ -22,8 +22,7 @@ from reconciler.daemon.agent import Agent
 from reconciler.daemon.client import ask
 from reconciler.daemon.listener import Listener
 from reconciler.daemon.server import Server
-from reconciler.engine.issue import Issue
-from reconciler.errors import LockedError, StateError, UnansweredError
+from reconciler.errors import Issue, LockedError, StateError, UnansweredError
 from reconciler.ipam.cloud import Limits
 from reconciler.node.environment import Environment
 from reconciler.targets.state.directory import StateDirectory

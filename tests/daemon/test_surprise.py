@@ -63,8 +63,8 @@ from reconciler.domains.nat import NftElement, NftTable
 from reconciler.domains.route import Route
 from reconciler.engine import converge
 from reconciler.engine.backoff import Delays
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Verb
+from reconciler.errors import Issue
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
 from reconciler.node import after_pass, cooldown, kernel_domains, pool_controller, stock_plugin

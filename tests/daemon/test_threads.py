@@ -41,9 +41,8 @@ from reconciler.daemon.requests import PodHints, Requests
 from reconciler.daemon.triggers import ChangeAttribution, Triggers
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Outcome
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Plan, Verb
-from reconciler.errors import ApplyError, InternalError
+from reconciler.errors import ApplyError, InternalError, Issue
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.records import Records
 from reconciler.node.cooldown import Cooldowns

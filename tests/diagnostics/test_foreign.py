@@ -10,7 +10,7 @@ from builders import attachment, document, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.core.forward import ForwardChain, covers
+from reconciler.core.facts import ForwardChain, covers
 from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.diagnostics import findings
 from reconciler.diagnostics.findings import judge

@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cni.trail import LEVELS
-from reconciler.core.installation import Installation
+from reconciler.core.facts import Installation
 from reconciler.domains import conflist, executable
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins, make, normal
 from reconciler.domains.executable import Executable

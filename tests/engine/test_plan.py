@@ -8,8 +8,8 @@ from typing import ClassVar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Key, Plan, Verb, compare, merge
+from reconciler.errors import Issue
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from builders import SUBNET, document, eni, inputs
 
 from reconciler.diagnostics.explain import explain_pool
 from reconciler.domains import eni as domain
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.ipam.pool import Demand

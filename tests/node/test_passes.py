@@ -30,9 +30,8 @@ from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine.converge import actions_of
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Verb
-from reconciler.errors import NotReadyError
+from reconciler.errors import Issue, NotReadyError
 from reconciler.ipam.cloud import Cloud, Limits, Unread
 from reconciler.ipam.records import SetAside
 from reconciler.ipam.release import RELEASED_WAIT_S

@@ -22,11 +22,9 @@ from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine.backoff import Backoffs
-from reconciler.engine.converge import actions_of
-from reconciler.engine.issue import Issue
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import Observed, actions_of
 from reconciler.engine.plan import Verb
-from reconciler.errors import ObserveError
+from reconciler.errors import Issue, ObserveError
 from reconciler.ipam.records import Records, believe
 from reconciler.node import views
 from reconciler.node.pass_result import PassResult
@@ -367,7 +365,7 @@ def test_a_running_pod_whose_address_is_on_the_host_is_named() -> None:
     records = Records((intent(1),), (pod,))
     where = {ip_network(pod.addresses[0]): "it is on eth0"}
     plan = domain.plan(
-        domain.desire(inputs(1, (pod,), pods=frozenset({pod.key}), occupied=where)), records
+        domain.desire(inputs(1, (pod,), linked=frozenset({pod.key}), occupied=where)), records
     )
     (said,) = plan.refusals
     assert pod.pod in said.message or str(pod.key) in said.message

@@ -27,7 +27,7 @@ from reconciler.daemon.client import ask
 from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.errors import UnansweredError
 from reconciler.node.passes import LocalNode
-from reconciler.node.tracing import Traced, follow
+from reconciler.node.views import Traced, follow
 from reconciler.targets.state.directory import StateDirectory
 from schemas.load import load
 

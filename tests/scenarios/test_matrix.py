@@ -25,7 +25,7 @@ from traffic_matrix import traffic_matrix as make_traffic_matrix
 
 from lab import netns
 from lab.traffic import TIMEOUT_S, Seen, probe
-from reconciler.node.tracing import Traced
+from reconciler.node.views import Traced
 
 pytestmark = pytest.mark.lab
 

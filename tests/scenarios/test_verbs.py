@@ -18,7 +18,7 @@ from lab import netns, pod
 from lab.pod import Pod, PodError
 from lab.traffic import Receiver, probe
 from reconciler.core.attachment import Attachment, AttachmentKey
-from reconciler.engine.issue import Issue
+from reconciler.errors import Issue
 from reconciler.node.passes import LocalNode
 from reconciler.targets.state.directory import StateDirectory
 from schemas.load import load

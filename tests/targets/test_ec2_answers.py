@@ -34,10 +34,9 @@ from reconciler.ipam.ec2_action import (
 )
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.sources import CONFIRM_S, Disagreements
+from reconciler.node.gathering import complete
 from reconciler.node.pool_controller import Given, PoolController
-from reconciler.node.pool_inputs import complete
-from reconciler.node.pool_schedule import PoolSchedule
-from reconciler.node.sources import Sources
+from reconciler.node.pool_schedule import PoolSchedule, Sources
 from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.state.observation import decode_observation, encode_observation
 

@@ -17,7 +17,6 @@ from werkzeug.serving import make_server
 from reconciler.domains import eni as domain
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Domain, converge
-from reconciler.engine.issue import issue_of
 from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import CLUSTER_TAG, INSTANCE_TAG, STOCK_INSTANCE_TAG, Limits
 from reconciler.ipam.ec2_action import (
@@ -383,7 +382,7 @@ def test_a_look_that_failed_is_no_look(ec2: Any, switch: dict[str, Any], reason:
     denied = reason == "UnauthorizedOperation"
     assert ("allow ec2:DescribeNetworkInterfaces" in str(caught.value)) == denied
     # The condition's word is EC2's, and not "Observe".
-    assert issue_of(caught.value).reason == reason
+    assert caught.value.issue.reason == reason
 
 
 def test_a_denied_action_says_that_trying_again_does_not_help(ec2: Any) -> None:

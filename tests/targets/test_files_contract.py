@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fakes import FakeDirectories
 
-from reconciler.core.installation import Installation
+from reconciler.core.facts import Installation
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins, normal
 from reconciler.domains.executable import Executable
 from reconciler.engine.plan import Change, Verb

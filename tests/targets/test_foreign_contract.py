@@ -21,7 +21,7 @@ from builders import attachment, inputs
 from fakes import FakeSurroundings
 
 from benchmarks import stock
-from reconciler.core.forward import ForwardChain
+from reconciler.core.facts import ForwardChain
 from reconciler.diagnostics.findings import judge
 from reconciler.diagnostics.foreign import (
     NETWORK_MANAGER,

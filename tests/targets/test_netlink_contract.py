@@ -22,7 +22,7 @@ from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import Observed
 from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.targets.netlink.target import Netlink
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rulesets import Backend
 
-from reconciler.core.forward import ForwardChain
+from reconciler.core.facts import ForwardChain
 from reconciler.diagnostics.packet import Mark, Passage, State
 from reconciler.diagnostics.ruleset import ChainId, Expression, Ruleset, forward_chains
 from reconciler.diagnostics.walk import ChainOutcome, at_hook

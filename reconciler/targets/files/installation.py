@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from reconciler.core.installation import NOWHERE, Installation
+from reconciler.core.facts import NOWHERE, Installation
 from reconciler.domains.conflist import (
     NAME,
     SUFFIXES,

@@ -11,7 +11,7 @@ from typing import Any
 
 from reconciler.core.datapath import ALIAS, MAC_STAMP, PROTOCOL, IpNetwork
 from reconciler.domains.rule import BAND
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import Observed
 from reconciler.engine.plan import Key
 from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.message import native

@@ -20,7 +20,7 @@ from reconciler.domains.link import EniLink, PodLink, Veth, is_owned
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import Observed
 from reconciler.engine.plan import Key
 from reconciler.errors import NamespaceError, ObserveError
 from reconciler.targets.netlink import decode, entries, rtnetlink, tables

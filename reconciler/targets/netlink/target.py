@@ -16,7 +16,7 @@ from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.engine.observed import Observed
+from reconciler.engine.converge import Observed
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, InternalError, boundary
 from reconciler.targets.netlink import tables

@@ -19,9 +19,8 @@ from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Cooling, Intent
 from reconciler.core.facts import Node
-from reconciler.engine.issue import Issue
 from reconciler.engine.plan import Change, Verb
-from reconciler.errors import ApplyError, ObserveError, StateError
+from reconciler.errors import ApplyError, Issue, ObserveError, StateError
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import BY_KEY, Records, SetAside

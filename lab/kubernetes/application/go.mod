@@ -1,0 +1,3 @@
+module node-network/application
+
+go 1.24.0

@@ -1,0 +1,115 @@
+"""What an end-to-end cluster is made of, as far as it needs neither Go nor a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from lab.kubernetes import build, oci
+from lab.kubernetes.cgroups import Hierarchy, hierarchies
+from lab.kubernetes.cluster import manifest
+
+HYBRID = """\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:4 - cgroup cgroup rw,cpu,cpuacct
+40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/lib/a,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate
+"""
+
+
+def test_every_hierarchy_is_mounted_again_with_the_options_that_name_it() -> None:
+    top = Path("/sys/fs/cgroup")
+    assert hierarchies(HYBRID) == (
+        Hierarchy(top / "cpu,cpuacct", "cgroup", "cpu,cpuacct"),
+        Hierarchy(top / "systemd", "cgroup", "none,name=systemd"),
+        Hierarchy(top / "unified", "cgroup2", ""),
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "node-network"
+
+
+def test_what_is_built_once_is_kept_and_said(cache: Path) -> None:
+    said: list[str] = []
+
+    def make(place: Path) -> None:
+        (place / "program").write_text("1")
+
+    first = build.kept("part", "key", make, said.append)
+    assert (first / "program").read_text() == "1"
+    assert len(said) == 2
+    assert build.kept("part", "key", make, said.append) == first
+    assert len(said) == 2
+    assert build.kept("part", "other", make, said.append) != first
+
+
+def test_a_build_that_fails_or_was_killed_leaves_nothing(cache: Path) -> None:
+    def fail(place: Path) -> None:
+        (place / "half").touch()
+        raise build.BuildError("no")
+
+    with pytest.raises(build.BuildError):
+        build.kept("part", "key", fail, print)
+    (cache / ".part-killed").mkdir()
+    build.kept("part", "key", lambda place: None, print)
+    assert sorted(p.name for p in cache.iterdir()) == ["part-key", "part.lock"]
+
+
+def test_a_changed_source_is_another_part(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "main.go").write_text("a")
+    before = build.fingerprint([source])
+    assert build.fingerprint([source]) == before
+    (source / "main.go").write_text("b")
+    assert build.fingerprint([source]) != before
+
+
+def test_the_components_are_of_the_release_that_is_named() -> None:
+    module = (build.HERE / "components/go.mod").read_text()
+    assert f"k8s.io/kubernetes {build.RELEASE}\n" in module
+    minor = build.RELEASE.removeprefix("v1.")
+    replaced = [line.split()[-1] for line in module.splitlines() if "=>" in line]
+    assert set(replaced) == {f"v0.{minor}"}
+
+
+def test_an_image_has_its_layers_and_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    oci.write_layer(tmp_path / "layer", {"/opt/file": tmp_path / "file"})
+    oci.write_archive(tmp_path / "image.tar", "localhost/x:1", [tmp_path / "layer"], {})
+    with tarfile.open(tmp_path / "image.tar") as image:
+
+        def read(name: str) -> bytes:
+            file = image.extractfile(name)
+            assert file
+            return file.read()
+
+        def blob(described: dict[str, str]) -> bytes:
+            return read(f"blobs/{described['digest'].replace(':', '/')}")
+
+        (entry,) = json.loads(read("index.json"))["manifests"]
+        body = json.loads(blob(entry))
+        (layer,) = body["layers"]
+        assert entry["annotations"]["org.opencontainers.image.ref.name"] == "localhost/x:1"
+        assert json.loads(blob(body["config"]))["rootfs"]["diff_ids"] == [layer["digest"]]
+        assert blob(layer) == (tmp_path / "layer").read_bytes()
+    with tarfile.open(tmp_path / "layer") as files:
+        (file,) = files.getmembers()
+        assert (file.name, file.uid) == ("opt/file", 0)
+
+
+def test_the_manifest_is_the_shipped_one_with_an_image_and_the_labs_ec2() -> None:
+    *others, daemons = manifest("a: document\n")
+    (text,) = (b["data"] for b in others if b["kind"] == "ConfigMap")
+    assert text == {"node-network.yaml": "a: document\n"}
+    (container,) = daemons["spec"]["template"]["spec"]["containers"]
+    assert container["image"].startswith("localhost/")
+    assert container["env"][-1]["name"] == "AWS_ENDPOINT_URL_EC2"
+    assert os.environ.get("AWS_ENDPOINT_URL_EC2") != container["env"][-1]["value"]

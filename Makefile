@@ -1,4 +1,4 @@
-# Two commands for everybody: `make demo` and `make test`. Both set up what they need.
+# Three commands for everybody: `make demo`, `make test` and `make e2e`. All set up what they need.
 # Needs root: Debian packages, network namespaces, nftables. Says so if it is missing.
 
 SHELL  := /bin/bash
@@ -9,16 +9,25 @@ CNI    := build/node-network-cni
 # Two more than the two cores it is measured on: lab tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: help demo cni image test lint format bench soak schema clean setup
+.PHONY: help demo cni image test e2e e2e-long lint format bench soak schema clean setup
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 demo: $(STAMP) $(CNI) ## show the main job on a VPC made of namespaces, and check every claim
 	@$(BIN)/node-network lab demo
 
 test: $(STAMP) $(CNI) ## run all tests
 	@$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+# A whole cluster runs in one session: no workers. It prints what it builds, and how long that takes.
+e2e: $(STAMP) $(CNI) ## a real Kubernetes cluster on two lab nodes: start, pods, edit, rollout, kill, reboot
+	@lab/kubernetes/setup.sh
+	@$(BIN)/pytest -s -v -m "not long" tests/e2e $(ARGS)
+
+e2e-long: $(STAMP) $(CNI) ## the same, and what takes longer
+	@lab/kubernetes/setup.sh
+	@$(BIN)/pytest -s -v tests/e2e $(ARGS)
 
 cni: $(CNI) ## build the static CNI executable
 

@@ -11,14 +11,8 @@ import os
 import sys
 import time
 
-from cni import exchange, intent, protocol, trail
+from cni import exchange, intent, protocol, request, trail
 from cni.protocol import Call, CniError, Object
-
-GRACE_S = 2.0  # seconds beyond the budget in which the reconciler's own refusal may still arrive
-
-CHECK_S = 10.0
-"""Seconds in which the reconciler must say whether a pod is as it should be: it gives itself two,
-and a node under load may take longer to come to it."""
 
 MAX_CONFIG = 1 << 22
 """Bytes of standard input: a configuration with the attachments of a node is some hundred KiB."""
@@ -106,18 +100,20 @@ def _untaken(call: Call | None) -> CniError:
 def _add(call: Call) -> Object:
     inode = intent.need_netns(call)
     path = _path(call)
-    recorded = intent.read(path)
-    found = intent.judge_add(
-        recorded,
-        netns=call.netns,
-        inode=inode,
-        pod_uid=call.pod_uid,
-        is_alive=intent.is_alive(recorded),
-    )
-    if found == intent.TAKEN:
-        what = f"container {call.container_id} has {call.ifname} already, in another namespace"
-        raise CniError(protocol.ALREADY_ATTACHED, what, "it keeps it; a DEL for it comes first")
-    with _connect(call) as connection:  # first: if none can serve it, nothing is left behind
+    connection, left_s = request.wait(call, call.budget_s)  # first: or else nothing is recorded
+    with connection:
+        recorded = intent.read(path)
+        found = intent.judge_add(
+            recorded,
+            netns=call.netns,
+            inode=inode,
+            pod_uid=call.pod_uid,
+            is_alive=intent.is_alive(recorded),
+        )
+        if found == intent.TAKEN:
+            what = f"container {call.container_id} has {call.ifname} already, in another namespace"
+            problem = "it keeps it; a DEL for it comes first"
+            raise CniError(protocol.ALREADY_ATTACHED, what, problem)
         if found == intent.NEW:
             call.attempt = os.urandom(8).hex()
             try:
@@ -126,9 +122,8 @@ def _add(call: Call) -> Object:
                 raise _unrecorded(call, error) from error
         elif recorded:
             call.attempt = str(recorded.get("attempt", ""))
-        question = _question(call, "add", inode)
         try:
-            reply = _ask_for_result(connection, question, call.budget_s + GRACE_S)
+            reply = request.add(call, connection, inode, left_s)
         except CniError:
             # The reconciler went away or hangs: what it may have begun, it shall undo. What an
             # earlier ADD asked for stays: it may be in use.
@@ -138,7 +133,7 @@ def _add(call: Call) -> Object:
     if reply.get("ok") is not True:
         if reply.get("code") != protocol.ALREADY_ATTACHED:
             _give_back(call)
-        raise _refusal(reply)
+        raise request.refusal(reply)
     return protocol.result(reply, call.version, call.previous)
 
 
@@ -153,15 +148,15 @@ def _del(call: Call) -> None:
     call.attempt = str((recorded or {}).get("attempt", ""))
     if recorded is None or recorded.get("state") != "released":
         _release(call, path, _released(call, recorded))
-    exchange.hint(call.state_dir, _question(call, "del", 0))
+    exchange.hint(call.state_dir, request.question(call, "del", 0))
 
 
 def _check(call: Call) -> None:
     inode = intent.need_netns(call)
-    with _connect(call) as connection:
-        reply = _ask_for_result(connection, _question(call, "check", inode), CHECK_S)
+    with request.connect(call) as connection:
+        reply = request.check(call, connection, inode)
     if reply.get("ok") is not True:
-        raise _refusal(reply)
+        raise request.refusal(reply)
     if difference := protocol.find_difference(call.previous, reply, call.ifname):
         what = "prevResult is not what the pod was given"
         raise CniError(protocol.RESULT_DIFFERS, what, difference)
@@ -198,7 +193,7 @@ def _gc(call: Call) -> None:
             problems.append(f"{'/'.join(key)}: {problem.msg}: {problem.details}")
             continue
         released += 1
-        exchange.hint(call.state_dir, _question(call, "del", 0))
+        exchange.hint(call.state_dir, request.question(call, "del", 0))
     call.note = f"{released} released"
     if problems:
         what = f"{len(problems)} attachments were not released"
@@ -210,12 +205,12 @@ def _status(call: Call) -> None:
         with exchange.connect(call.state_dir, exchange.SHORT_S) as connection:
             reply = exchange.ask(connection, {"do": "ready"}, exchange.SHORT_S)
     except PermissionError as error:
-        raise _not_permitted(call, error) from error
+        raise request.not_permitted(call, error) from error
     except (OSError, ValueError) as error:
         what = "the reconciler does not answer on this node"
         raise CniError(protocol.NOT_AVAILABLE, what, error) from error
     if reply.get("ok") is not True:
-        raise _refusal(reply)
+        raise request.refusal(reply)
 
 
 VERBS = {"ADD": _add, "DEL": _del, "CHECK": _check, "GC": _gc, "STATUS": _status}
@@ -225,7 +220,7 @@ def _give_back(call: Call) -> None:
     """Release what an ADD of this process has asked for."""
     path = _path(call)
     _release(call, path, _released(call, intent.read(path)))
-    exchange.hint(call.state_dir, _question(call, "del", 0))
+    exchange.hint(call.state_dir, request.question(call, "del", 0))
 
 
 def _release(call: Call, path: str, body: Object) -> None:
@@ -250,7 +245,7 @@ def _release(call: Call, path: str, body: Object) -> None:
 def _hand_over(call: Call, body: Object) -> bool:
     try:
         with exchange.connect(call.state_dir, exchange.SHORT_S) as connection:
-            question = {**_question(call, "release", 0), "intent": body}
+            question = {**request.question(call, "release", 0), "intent": body}
             return exchange.ask(connection, question, exchange.SHORT_S).get("ok") is True
     except (OSError, ValueError):
         return False
@@ -266,64 +261,12 @@ def _released(call: Call, recorded: Object | None) -> Object:
     return body
 
 
-def _connect(call: Call) -> exchange.Connection:
-    try:
-        return exchange.connect(call.state_dir, exchange.CONNECT_S)
-    except PermissionError as error:
-        raise _not_permitted(call, error) from error
-    except OSError as error:
-        what = "the reconciler is not running on this node"
-        details = f"{call.state_dir}/{exchange.SOCKET}: {protocol.why(error)}"
-        raise CniError(protocol.TRY_AGAIN, what, details) from error
-
-
-def _ask_for_result(connection: exchange.Connection, question: Object, timeout_s: float) -> Object:
-    """Ask what a pod is given; return that, or a refusal.
-
-    Raises:
-        CniError: the connection broke, the time ran out, or the answer is neither.
-    """
-    try:
-        reply = exchange.ask(connection, question, timeout_s)
-        if reply.get("ok") is True and not protocol.is_result(reply):
-            raise ValueError("the answer is no result")
-    except (OSError, ValueError) as error:
-        raise CniError(protocol.TRY_AGAIN, "the reconciler did not answer", error) from error
-    return reply
-
-
-def _question(call: Call, do: str, inode: int) -> Object:
-    return {
-        "do": do,
-        "containerID": call.container_id,
-        "ifname": call.ifname,
-        "budgetSeconds": call.budget_s,
-        "netnsInode": inode,
-        "attempt": call.attempt,
-        "pod": call.pod,
-        "trace": call.trace_id,
-    }
-
-
 def _path(call: Call) -> str:
     return intent.path_of(call.state_dir, call.container_id, call.ifname)
 
 
-def _refusal(reply: Object) -> CniError:
-    code = reply.get("code")
-    if type(code) is not int or not 0 < code <= protocol.MAX_CODE:
-        code = protocol.TRY_AGAIN
-    msg = str(reply.get("msg", "the reconciler refused"))
-    return CniError(code, msg, str(reply.get("details", "")))
-
-
 def _unrecorded(call: Call, error: OSError) -> CniError:
     return CniError(protocol.IO_FAILURE, f"cannot record the intent in {call.state_dir}", error)
-
-
-def _not_permitted(call: Call, error: OSError) -> CniError:
-    what = f"this user may not use {call.state_dir}: a runtime must run this as root"
-    return CniError(protocol.IO_FAILURE, what, error)
 
 
 def _leave_trail(

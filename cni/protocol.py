@@ -51,6 +51,10 @@ MAX_PATH = 4095  # bytes of a path (PATH_MAX without its end)
 
 DEFAULT_STATE_DIR = "/run/node-network"
 DEFAULT_BUDGET_S = 30.0  # seconds an ADD waits; kubelet gives a sandbox two minutes
+MAX_WAIT_S = 110
+
+ENDING = "ReconcilerEnding"
+"""The reason of a refusal by a process that was told to end: the next one serves the pod."""
 
 Object = dict[str, object]
 
@@ -85,7 +89,7 @@ class Call:
         self.version = _text(config, "cniVersion", "")
         self.network = _text(config, "name", "")
         self.state_dir = _text(config, "stateDir", DEFAULT_STATE_DIR)
-        self.budget_s = _budget(config)
+        self.budget_s = _seconds(config, "budgetSeconds", DEFAULT_BUDGET_S)
         self.attempt = ""  # which ADD this is about, once that is known
         self.note = ""  # for the log
 
@@ -93,6 +97,15 @@ class Call:
     def verb(self) -> str:
         """What is asked for."""
         return self.environ.get("CNI_COMMAND", "")
+
+    @property
+    def start_s(self) -> float:
+        """Seconds a reconciler may take to start; 0 if the configuration does not say.
+
+        Raises:
+            CniError: what it says is out of range.
+        """
+        return _seconds(self.config, "startSeconds", 0.0)
 
     @property
     def previous(self) -> object:
@@ -354,10 +367,16 @@ def _text(config: Object, key: str, default: str) -> str:
     return value
 
 
-def _budget(config: Object) -> float:
-    value = config.get("budgetSeconds", DEFAULT_BUDGET_S)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 110:
-        raise CniError(INVALID_CONFIG, "budgetSeconds must be a number above 0, at most 110")
+def _seconds(config: Object, key: str, default: float) -> float:
+    if key not in config:
+        return default
+    value = config[key]
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value <= MAX_WAIT_S
+    ):
+        raise CniError(INVALID_CONFIG, f"{key} must be a number above 0, at most {MAX_WAIT_S}")
     return float(value)
 
 

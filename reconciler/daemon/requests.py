@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from cni import protocol
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
@@ -83,7 +84,7 @@ class Requests:
         if refusal and refusal.reason in HOPELESS and self._published_at >= asked_at:
             return refusal
         if self._stopping.is_set():
-            return Issue(f"intent {key}", "NotSettled", ENDING)
+            return Issue(f"intent {key}", protocol.ENDING, ENDING)
         return None
 
     def _explain(self, key: AttachmentKey) -> Issue:

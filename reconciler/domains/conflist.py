@@ -134,6 +134,8 @@ def make(cni: Cni, state_dir: str) -> dict[str, Any]:
         "type": TYPE,
         "stateDir": state_dir,
         "budgetSeconds": _number(str(cni.budget.total_seconds())),
+        # This file outlives a reboot, the reconciler does not: half is for its start.
+        "startSeconds": _number(str(cni.budget.total_seconds() / 2)),
     }
     logging = {"logFile": cni.log_file, "logLevel": cni.log_level}
     ours |= {key: value for key, value in logging.items() if value is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -323,3 +324,62 @@ def test_two_adds_of_one_container_leave_one_intent(state: Path, serve: Any) -> 
         codes = [done[0] for done in workers.map(lambda _: run(state), range(2))]
     assert codes == [0, 0]  # it is the reconciler that tells only one of them
     assert intents(state) == {"pod1:eth0.json": "wanted"}
+
+
+def in_parallel(state: Path, config: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Start an ADD; return it with the list that its outcome will be in."""
+    outcome: list[Any] = []
+    adding = threading.Thread(target=lambda: outcome.append(run(state, stdin=config)))
+    adding.start()
+    return adding, outcome
+
+
+@pytest.mark.parametrize("expected", ["configured", "has run since the boot"])
+def test_an_add_waits_for_a_reconciler_that_is_starting(
+    state: Path, serve: Any, expected: str
+) -> None:
+    if expected == "has run since the boot":
+        (state / "attachments").mkdir()
+    config = {"startSeconds": 20} if expected == "configured" else {}
+    adding, outcome = in_parallel(state, config)
+    adding.join(0.5)
+    assert adding.is_alive()
+    assert intents(state) == {}, "recorded before there is a reconciler"
+    asked = serve(say(REPLY)).asked
+    adding.join(20)
+    assert outcome[0][0] == 0
+    assert 0 < asked[0]["budgetSeconds"] < 30, "what is left of the budget"
+
+
+def test_an_add_waits_for_a_start_no_longer_than_its_budget(state: Path) -> None:
+    code, error = run(state, stdin={"startSeconds": 100, "budgetSeconds": 0.5})
+    assert (code, error["code"]) == (1, 11)
+    assert "s for it to start" in error["details"]
+    assert intents(state) == {}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [lambda stream: None, say({"ok": False, "code": 11, "reason": "ReconcilerEnding"})],
+    ids=["killed", "told to end"],
+)
+def test_an_add_whose_reconciler_ends_asks_the_next_one_for_the_same_attempt(
+    state: Path, serve: Any, end: Any
+) -> None:
+    replies = iter([end, say(REPLY)])
+    one = serve(lambda stream: next(replies)(stream))
+    assert run(state, stdin={"startSeconds": 20})[0] == 0
+    first, second = one.asked
+    assert first["attempt"] == second["attempt"] != ""
+    assert second["budgetSeconds"] < first["budgetSeconds"]
+    assert list(intents(state).values()) == ["wanted"]
+
+
+def test_a_reconciler_that_closes_every_connection_costs_no_more_than_the_budget(
+    state: Path, serve: Any
+) -> None:
+    one = serve(lambda stream: None)
+    assert run(state, stdin={"startSeconds": 20, "budgetSeconds": 1})[1]["code"] == 11
+    asked = [question for question in one.asked if question["do"] == "add"]
+    assert 2 <= len(asked) <= 11
+    assert list(intents(state).values()) == ["released"]

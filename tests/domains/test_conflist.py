@@ -85,7 +85,12 @@ def test_the_default_is_what_every_runtime_in_use_takes() -> None:
         "cniVersion": "1.0.0",
         "name": "node-network",
         "plugins": [
-            {"type": "node-network", "stateDir": "/run/node-network", "budgetSeconds": 60},
+            {
+                "type": "node-network",
+                "stateDir": "/run/node-network",
+                "budgetSeconds": 60,
+                "startSeconds": 30,
+            },
             {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
         ],
     }
@@ -105,6 +110,7 @@ def test_the_executables_keys_are_said_only_if_the_document_says_them() -> None:
         "type": TYPE,
         "stateDir": "/x",
         "budgetSeconds": 1.5,
+        "startSeconds": 0.75,
         "logFile": "journal",
         "logLevel": "debug",
     }

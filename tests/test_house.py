@@ -329,7 +329,8 @@ def test_the_daemonset_mounts_every_directory_that_it_names_to_the_reconciler() 
     text = (ROOT / "deploy/daemonset.yaml").read_text()
     named = re.findall(r"name: NODE_NETWORK_CNI_\w+_DIR, value: ([^}]+)}", text)
     assert named == ["/opt/cni/bin", "/etc/cni/net.d"]
-    for directory in (*named, "/run/node-network"):
+    assert "{name: NODE_NETWORK_KEEP_DIR, value: /var/lib/node-network}" in text
+    for directory in (*named, "/run/node-network", "/var/lib/node-network"):
         (volume,) = re.findall(rf"name: (\S+), mountPath: {directory}}}", text)
         assert f"- name: {volume}\n          hostPath: {{path: {directory}," in text
 

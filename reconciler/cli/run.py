@@ -25,6 +25,11 @@ from schemas.load import DocumentError
 @config_option
 @host_options
 @setting(
+    "--keep-dir",
+    about="Where the last good document is kept for the next start; on a disk that survives a "
+    "reboot. Default: the state directory.",
+)
+@setting(
     "--listen",
     about="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "
     "address. Default: disabled.",
@@ -41,6 +46,7 @@ def run(
     config: Path,
     state_dir: Path,
     environment: Environment,
+    keep_dir: str,
     listen: str,
     *,
     events: bool,
@@ -50,7 +56,8 @@ def run(
     telemetry.configure(verbose=verbose)
     try:
         state, namespace = lock_records(state_dir)
-        agent = Agent(config, state, replace(environment, make_ec2=apart), events=events)
+        environment, keep = replace(environment, make_ec2=apart), Path(keep_dir or state.root)
+        agent = Agent(config, state, environment, keep_dir=keep, events=events)
         door = Server(state.socket, agent)
         agent.upkeep.properties.extend([namespace, door])
         servers = (door, *((HealthServer(listen, agent),) if listen else ()))

@@ -39,7 +39,8 @@ def _lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     document = body["document"]
     # The condition below says why.
     refused = "; the file has changed since and is refused" if document["refused"] else ""
-    yield "document", f"{document['path']} (generation {document['generation']}{refused})"
+    which = f"generation {document['generation']}, accepted {document['acceptedAt']}"
+    yield "document", f"{document['path']} ({which}{refused})"
     yield "settled", "yes" if body["settled"] else "no"
     yield "pool", ", ".join(f"{count} {state}" for state, count in body["pool"].items())
     for e in body["enis"]:

@@ -32,7 +32,8 @@ COLLECTIONS = (10_000, 20, 20)
 """When Python looks for cycles of dead objects, instead of after 700 new ones: with that, a pod
 would pay for ten looks. What libraries have made at the start is not looked at again."""
 
-READING, COOLDOWNS = "reading the document", "ending the connections of addresses that cool"
+READING, KEEPING = "reading the document", "keeping the document"
+COOLDOWNS = "ending the connections of addresses that cool"
 OTHERS = "looking at other owners"  # duties, as conditions, metrics and the watchdog name them
 
 WATCHES_S, READING_S = 10.0, 60.0
@@ -48,6 +49,7 @@ class Agent:
     Args:
         state: the directory of records; its lock must be held.
         environment: everything outside; by default this host.
+        keep_dir: where the last good document is kept; by default beside the records.
         events: whether to listen for changes of files and of the kernel; if not, they are seen by
             the clock alone.
     """
@@ -58,9 +60,10 @@ class Agent:
         state: State,
         environment: Environment | None = None,
         *,
+        keep_dir: Path | None = None,
         events: bool = True,
     ) -> None:
-        self.parts = parts = Parts(document_path, state, environment)
+        self.parts = parts = Parts(document_path, state, environment, keep_dir or state.root)
         self.upkeep = Upkeep(parts.duties, self._step_back)
         self.upkeep.properties.append(state)
         self.pool = PoolLoop(parts)
@@ -80,7 +83,7 @@ class Agent:
         """Reconcile until ``stop`` is called.
 
         Raises:
-            DocumentError: the document is invalid and there is no earlier one to keep.
+            DocumentError: the document is invalid, and no earlier one is kept.
             LockedError: another reconciler has taken the node over.
         """
         parts = self.parts
@@ -174,6 +177,8 @@ class Agent:
         reader.hints.wait(READING_S)
         with self.parts.duties.over(READING):
             reader.look_again()
+        with self.parts.duties.over(KEEPING):
+            self.parts.document.keep()
 
     def _end_cooldowns(self) -> None:
         cooldowns = self.parts.node.cooldowns

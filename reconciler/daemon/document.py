@@ -1,7 +1,7 @@
 """The document: read in a thread of its own, and the last valid one in force.
 
 No pod waits for a file system that hangs, or for a document that takes seconds to parse. While a
-newer document is refused, the last good one stays.
+newer document is refused, the last good one stays, across restarts too.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from reconciler.daemon import telemetry
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
-from reconciler.errors import Issue
+from reconciler.errors import Issue, StateError
 from reconciler.targets.files.bounded import is_mounted_alone
+from reconciler.targets.state.kept_document import Kept, KeptDocument
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError, load, read
+from schemas.load import DocumentError, Problem, load, read
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,15 @@ NEVER_CHANGES = (
     "it is a mount of its own, as subPath makes it: a ConfigMap's next version never arrives "
     "here, and neither does a file that an editor renames into its place; mount the whole "
     "ConfigMap as a directory, without subPath, and restart this reconciler"
+)
+
+KEPT = "kept document"  # the domain of conditions about it
+
+IGNORED = "it counts as none, and is replaced by the document in force"
+
+NOT_KEPT = (
+    "while the file is refused, a restart would go by an older document, or not start; it is "
+    "tried again"
 )
 
 MOST_PROBLEMS = 20  # of a refused document that are told; ``validate`` tells all
@@ -101,23 +113,41 @@ class Accepted:
     """
 
     document: NodeNetwork | None = None  # None until there was a valid one
-    text: str | None = None  # it was read from
-    generation: int = 0  # how many documents were accepted so far
+    kept: Kept | None = None  # its text, and which one it is; likewise
     refused: str | None = None
+
+    @property
+    def generation(self) -> int:
+        """How many documents were accepted on this node so far, by this process or before it."""
+        return self.kept.generation if self.kept else 0
+
+    @property
+    def accepted_at(self) -> str:
+        """When it was accepted; "" if there is none."""
+        return self.kept.accepted_at.isoformat(timespec="seconds") if self.kept else ""
 
 
 class InForce:
     """Keeps the document in force.
 
     Args:
+        kept: where it is kept for the next start.
         hints: hears "document" when the file says something new.
+        now: seconds since the epoch.
     """
 
-    def __init__(self, path: Path, hints: Triggers, conditions: Conditions) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kept: KeptDocument,
+        hints: Triggers,
+        conditions: Conditions,
+        now: Callable[[], float],
+    ) -> None:
         self.path = path
         self.reader = Reader(path, lambda: hints.mark("document"))
         self.accepted = Accepted()
-        self._conditions = conditions
+        self._kept, self._conditions, self._now = kept, conditions, now
 
     @property
     def current(self) -> NodeNetwork:
@@ -132,14 +162,23 @@ class InForce:
         return self.current.reconcile.resync.total_seconds()
 
     def take_first(self) -> None:
-        """Read and accept the first document.
+        """Accept the document in the file; if it is refused, the last good one that was kept.
 
         Raises:
-            DocumentError: it is invalid.
+            DocumentError: the file's is refused, and none is kept, or that one cannot be used
+                either: then it says what is wrong with both.
         """
         reading = self.reader.look_first()
+        try:
+            kept, unusable = self._kept.recall(), ""
+        except StateError as error:
+            kept, unusable = None, str(error)
+            ignored = Issue(str(self._kept.path), "KeptDocumentIgnored", f"{error}; {IGNORED}")
+            self._conditions.note(KEPT, [ignored])
         if reading.refused:
-            raise reading.refused
+            self._fall_back(reading.refused, kept, unusable)
+        else:
+            self.accepted = Accepted(kept=kept)
         self._accept(reading)
 
     def take(self) -> bool:
@@ -147,30 +186,68 @@ class InForce:
         reading = self.reader.take()
         return reading is not None and self._accept(reading)
 
+    def keep(self) -> None:
+        """Keep the document in force for the next start; a disk that does not is a condition.
+
+        Called by the reader's thread: no pod waits for that disk.
+        """
+        if (kept := self.accepted.kept) is None:
+            return
+        issues = []
+        try:
+            self._kept.keep(kept)
+        except StateError as error:
+            issues.append(Issue(str(self._kept.path), "DocumentNotKept", f"{error}; {NOT_KEPT}"))
+        self._conditions.note(KEPT, issues)
+
+    def _fall_back(self, refused: DocumentError, kept: Kept | None, unusable: str) -> None:
+        """Put the document in force that is kept, if there is one that can be used."""
+        if kept is None:
+            also = [Problem(str(self._kept.path), 0, 0, "", unusable)] if unusable else []
+            raise DocumentError([*refused.problems, *also])
+        try:
+            document = load(kept.text, f"the last good document, in {self._kept.path}")
+        except DocumentError as error:
+            raise DocumentError([*refused.problems, *error.problems]) from error
+        self.accepted = Accepted(document, kept)
+        started = {"kept": self._kept.path, "generation": kept.generation}
+        log.error("started by the last good document: the file is refused", extra=started)
+
     def _accept(self, reading: Reading) -> bool:
         fixed = Issue(str(self.path), "DocumentNeverChanges", NEVER_CHANGES)
         self._conditions.note("mount", [fixed] if reading.fixed else [])
-        before = self.accepted
+        before, kept = self.accepted, self.accepted.kept
+        telemetry.DOCUMENT_REFUSED.set(reading.refused is not None)
+        telemetry.DOCUMENT_GENERATION.set(before.generation)
         if reading.refused:
-            self.accepted = replace(before, refused=self._refuse(reading.refused, before.refused))
+            self.accepted = replace(before, refused=self._refuse(reading.refused, before))
             return False
         self._conditions.note("document", [])
-        if reading.text == before.text:
+        assert reading.text is not None
+        if kept is None or kept.text != reading.text:
+            now = datetime.fromtimestamp(self._now(), UTC)
+            kept = Kept(reading.text, before.generation + 1, now.replace(microsecond=0))
+        elif before.document is not None:
             self.accepted = replace(before, refused=None)
             return False  # an invalid edit that was taken back changes nothing
-        self.accepted = Accepted(reading.document, reading.text, before.generation + 1)
-        log.info("document accepted", extra={"generation": before.generation + 1})
+        self.accepted = Accepted(reading.document, kept)
+        telemetry.DOCUMENT_GENERATION.set(kept.generation)
+        log.info("document accepted", extra={"generation": kept.generation})
+        self.reader.hints.mark("keep")
         return True
 
-    def _refuse(self, error: DocumentError, said_before: str | None) -> str:
+    def _refuse(self, error: DocumentError, before: Accepted) -> str:
         """Say what is wrong, in the log only if that is new; return it."""
         said = "\n".join(map(str, error.problems[:MOST_PROBLEMS]))
         if (more := len(error.problems) - MOST_PROBLEMS) > 0:
             said += f"\nand {more} more"
-        if said != said_before:
+        if said != before.refused:
             for problem in said.splitlines():
                 log.error("document refused, the last good one stays", extra={"problem": problem})
-        message = f"{said}; the last good one stays in force"
+        message = (
+            f"{said}; the last good one stays in force: generation {before.generation}, accepted "
+            f"{before.accepted_at}"
+        )
         refusal = Issue(str(self.path), "DocumentRefused", message)
         self._conditions.note("document", [refusal], is_logged=True)
         return said

@@ -16,6 +16,7 @@ from reconciler.daemon.triggers import ChangeAttribution, Triggers
 from reconciler.errors import Issue, LockedError
 from reconciler.node.environment import Environment, State
 from reconciler.node.passes import LocalNode
+from reconciler.targets.state.kept_document import KeptDocument
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ class Parts:
         stopping: set when the daemon ends.
     """
 
-    def __init__(self, document_path: Path, state: State, environment: Environment | None) -> None:
+    def __init__(
+        self, document_path: Path, state: State, environment: Environment | None, keep_dir: Path
+    ) -> None:
         self.stopping = threading.Event()
         self.hints, self.pool_hints = Triggers(), Triggers()
         self.conditions = Conditions()
@@ -37,7 +40,8 @@ class Parts:
         self.duties = Duties(self.conditions, self.watchdog)
         self.drift = DriftTracker(ChangeAttribution())
         self.node = LocalNode(state, environment)
-        self.document = InForce(document_path, self.hints, self.conditions)
+        kept, now = KeptDocument(keep_dir), self.node.environment.now
+        self.document = InForce(document_path, kept, self.hints, self.conditions, now)
         self.requests = Requests(self.hints, self.conditions, self.stopping)
         self.pods = PodHints(self.hints)
         self.checks = Checks(self.hints, self.pods, self.stopping)

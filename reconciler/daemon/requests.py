@@ -35,7 +35,9 @@ HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken", InternalError.reaso
 ENDING = "the reconciler was told to end while it waited; it is served by the next one"
 """What an ADD under way is told then, whatever its budget is."""
 
-NO_CAUSE = frozenset({"foreign", "mount", "document", "forward", "executable", "conflist"})
+NO_CAUSE = frozenset(
+    {"foreign", "mount", "document", "kept document", "forward", "executable", "conflist"}
+)
 """Domains whose conditions are never why a pod's objects are not in place: other owners' doings,
 and what belongs on the host. They would stand ahead of the cause in a runtime's error."""
 

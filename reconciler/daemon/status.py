@@ -118,6 +118,7 @@ def describe(
         "document": {
             "path": str(path),
             "generation": accepted.generation,
+            "acceptedAt": accepted.accepted_at,
             "refused": accepted.refused,
         },
         "settled": settled,

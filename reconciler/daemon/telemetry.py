@@ -53,6 +53,16 @@ EC2_CALLS = Gauge(
     "node_network_ec2_calls", "EC2 calls since the start", ["action"], registry=REGISTRY
 )
 ADDRESSES = Gauge("node_network_addresses", "Pod addresses by state", ["state"], registry=REGISTRY)
+DOCUMENT_GENERATION = Gauge(
+    "node_network_document_generation",
+    "Documents accepted on this node, across restarts",
+    registry=REGISTRY,
+)
+DOCUMENT_REFUSED = Gauge(
+    "node_network_document_refused",
+    "1 while the file's document is refused, and an earlier one is in force",
+    registry=REGISTRY,
+)
 PASS_SECONDS = Histogram(
     "node_network_pass_seconds",
     "Duration of a pass over the node",

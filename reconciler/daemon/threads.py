@@ -16,7 +16,7 @@ from typing import NamedTuple
 THREADS = {
     "K": "MainThread: the kernel loop; before the others start it makes everything",
     "P": "pool: the pool loop",
-    "R": "reader: reads the document",
+    "R": "reader: reads the document, and keeps the one in force",
     "W": "watches: keeps the watches, looks whether directory and socket are still our own",
     "C": "cooldowns: ends connections of addresses that cool",
     "O": "others: looks at other owners' rules",
@@ -67,7 +67,7 @@ daemon.requests.PodHints | _lock | KX | _released _differing
 daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
 daemon.triggers.Triggers | _condition | KPRWCONFXG | _marks
 # What loops tell others.
-daemon.document.InForce | whole | KPX | accepted | _accept
+daemon.document.InForce | whole | KPRX | accepted | take_first _fall_back _accept
 daemon.document.Reader | whole | RK | _last | look_first look_again
 daemon.document.Reader | one | K | _taken
 daemon.kernel_loop.KernelLoop | whole | KX | progress | turn full_pass _publish _finish
@@ -111,6 +111,7 @@ targets.state.record_file.Lock | whole | KPWX | fd | take
 #   hand_over: names a file; what is kept, is kept under the lock
 targets.state.directory.StateDirectory | _memory | KPX | _intents _attachments _aside _ours
     _clock | _with_others | lock _records hand_over
+targets.state.kept_document.KeptDocument | one | R | _written
 node.cooldown.Cooldowns | _changed | KC | _ended _quiet _outcome _failures _idle_until _stopping
     | _due_s
 node.stock_plugin.StockPlugin | _lock | KP | _look _unseen | _renew

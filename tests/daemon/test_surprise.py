@@ -123,7 +123,8 @@ class House:
             now=lambda: self.now,
             clock=lambda: self.now,
         )
-        self.agent = Agent(self._path, self.state, environment, events=events)
+        kept = self._path.with_name("kept")
+        self.agent = Agent(self._path, self.state, environment, keep_dir=kept, events=events)
         self.agent.parts.document.take_first()
 
     def work(self) -> None:
@@ -575,6 +576,7 @@ STEPS = [
     "pool.run_pass",
     "pool._await_hint",
     "parts.document.reader.look_again",
+    "parts.document.keep",
     "parts.pool_hints.wait",
     "parts.drift.book",
     "parts.drift.book_pods",

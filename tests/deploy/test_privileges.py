@@ -92,6 +92,7 @@ class Node:
         here = {
             "/etc/node-network": self.document,
             "/run/node-network": lab.names.node_state("node1"),
+            "/var/lib/node-network": directory / "keep",
             "/opt/cni/bin": self.bin,
             "/etc/cni/net.d": self.conf,
         }
@@ -256,6 +257,7 @@ NEEDED: dict[str, tuple[Callable[[Manifest], None], str]] = {
     "capability SYS_ADMIN": (drop_capability("SYS_ADMIN"), "answers"),
     "mount document": (drop_mount("document"), "answers|ready"),
     "mount state": (drop_mount("state"), "answers"),
+    "mount keep": (drop_mount("keep"), "conditions"),
     "mount cni-bin": (drop_mount("cni-bin"), "executable"),
     "mount cni-conf": (drop_mount("cni-conf"), "conflist"),
     "mount netns": (drop_mount("netns"), "ADD"),

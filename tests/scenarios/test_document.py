@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from waiting import until
 
-from lab import netns
+from lab import lifecycle, netns
 from lab.traffic import Receiver, Stream
 
 pytestmark = pytest.mark.lab
@@ -219,3 +220,69 @@ def test_10000_cidrs_come_and_go_while_pods_do(cluster: Any) -> None:
     said = log.read_text().splitlines()[lines:]
     assert len([x for x in said if "no_snat_ipv4" in x]) == 2, "one line for each edit"
     assert any("alike=9979" in x for x in said)
+
+
+WRONG = "mode: nobody"
+
+
+def kept(cluster: Any) -> dict[str, Any]:
+    """What node1 has on its disk for the next start."""
+    path = cluster.state() / "var/document.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"generation": 0}
+    return found
+
+
+def crash(cluster: Any) -> None:
+    cluster.stop(number=signal.SIGKILL)
+
+
+def reboot(cluster: Any) -> None:
+    lifecycle.reboot(cluster.lab, "node1")
+    cluster.stop()
+
+
+@pytest.mark.parametrize("end", [crash, reboot])
+def test_a_start_with_a_refused_document_serves_pods_by_the_last_good_one(
+    idle: Any, end: Any
+) -> None:
+    idle.start()
+    first = idle.config.read_text()
+    idle.config.write_text(good := first.replace("CIDRs: []", "CIDRs: [192.0.2.0/24]"))
+    until(lambda: kept(idle)["generation"] == 2, "the second document on the disk")
+    assert kept(idle)["document"] == good
+    idle.config.write_text(first.replace("mode: node", WRONG))
+    until(lambda: idle.status()["document"]["refused"], "the refusal")
+    end(idle)
+    idle.launch()
+    until(idle.answers, "an answer")
+    with idle.pods(2):
+        pass
+    assert excluded(idle, "192.0.2.0/24")
+    status = idle.status()
+    assert status["document"]["generation"] == 2
+    accepted = kept(idle)["accepted"]
+    assert status["document"]["acceptedAt"] == accepted
+    (told,) = (c for c in status["conditions"] if c["reason"] == "DocumentRefused")
+    assert f"{idle.config}:5:9: snat.mode: " in told["text"]
+    assert f"the last good one stays in force: generation 2, accepted {accepted}" in told["text"]
+    assert "node_network_document_generation 2.0" in status["metrics"].splitlines()
+    assert "node_network_document_refused 1.0" in status["metrics"].splitlines()
+    shown = idle.command("node1", "status")
+    assert shown.returncode == 1
+    assert f"(generation 2, accepted {accepted}; the file has changed since" in shown.stdout
+    log = (idle.state() / "log").read_text()
+    assert "ERROR started by the last good document: the file is refused" in log
+    idle.config.write_text(first)
+    until(lambda: idle.status()["document"]["generation"] == 3, "the next valid one")
+    until(idle.is_settled, idle.log)
+    assert not excluded(idle, "192.0.2.0/24")
+    until(lambda: kept(idle)["generation"] == 3, "the third one on the disk")
+
+
+def test_a_first_start_with_a_refused_document_ends_and_says_what_is_wrong(idle: Any) -> None:
+    idle.config.write_text(idle.config.read_text().replace("mode: node", WRONG))
+    idle.launch()
+    process = idle.process()
+    assert process.wait(timeout=30) == 2
+    assert f"\n{idle.config}:5:9: snat.mode: " in f"\n{idle.log()}"
+    assert not (idle.state() / "var").exists(), "there is nothing to keep"

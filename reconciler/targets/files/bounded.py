@@ -18,17 +18,24 @@ STATX_ATTRIBUTES, STATX_ATTR_MOUNT_ROOT = slice(8, 16), 0x2000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def read_file(path: Path | str, limit: int, *, follow: bool = True, cut: bool = False) -> bytes:
+def read_file(
+    path: Path | str, limit: int, *, follow: bool = True, cut: bool = False, own: bool = False
+) -> bytes:
     """Return a file's content. A FIFO in its place does not make the reader wait.
 
-    ``follow`` a link in its place; ``cut`` a file that has more bytes than the limit. An OSError
-    says that it is not there, is no file, cannot be read, or is larger.
+    ``follow`` a link in its place; ``cut`` a file that has more bytes than the limit; only if it
+    is this process's ``own``, which no other user may write. An OSError says that it is not
+    there, is no file, is another's, cannot be read, or is larger.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     fd = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "no regular file", str(path))
+        if own and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+            owner = f"of user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}"
+            raise OSError(errno.EPERM, f"others may write it: {owner}", str(path))
         with open(fd, "rb", closefd=False) as file:
             content = file.read(limit + 1)
     finally:

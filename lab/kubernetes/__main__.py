@@ -19,7 +19,7 @@ def main() -> None:
             made.deploy()
             say(f"kubectl: {' '.join(made.kubectl_command())}")
             for node in made.nodes.values():
-                say(f"{node.name}: {' '.join(node.machine.command(['bash']))}")
+                say(f"{node.name}: {' '.join(node.machine.enter())}")
                 say(f"  logs: {node.machine.logs}")
             say("Ctrl-C removes it")
             signal.pause()

@@ -97,9 +97,12 @@ class Machine:
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return the command that runs ``argv`` on it."""
-        enter = ["nsenter", f"--target={self.first()}", "--wd=/"]
+        return [*self._group.prefix(), *self.enter(), "--", *argv]
+
+    def enter(self) -> list[str]:
+        """Return the words before a command of a person: it stays in the caller's cgroups."""
         kinds = [f"--{kind}" for kind in ("mount", "uts", "ipc", "net", "pid", "cgroup")]
-        return [*self._group.prefix(), *enter, *kinds, "--", *argv]
+        return ["nsenter", f"--target={self.first()}", "--wd=/", *kinds]
 
     def run(self, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on it to its end."""

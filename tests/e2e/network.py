@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from waiting import until
@@ -161,10 +160,15 @@ class Network:
         parts = [self.cluster.kubectl("get", "nodes,pods", "-A", "-o", "wide")]
         parts.append(self.cluster.kubectl("get", "events", "-A")[-3000:])
         for node in self.nodes.values():
-            parts += [f"--- {node.name} {log}\n{node.machine.log(log)}" for log in ("kubelet",)]
-            for path in sorted(Path(node.machine.logs).glob("pods/*reconciler*/*/*.log")):
-                parts.append(f"--- {node.name} {path.name}\n{path.read_text()[-3000:]}")
+            parts.append(f"--- kubelet of {node.name}\n{node.machine.log('kubelet')}")
+            parts.append(f"--- reconciler of {node.name}\n{self.daemon_log(node.name)[-3000:]}")
         return "\n".join(parts)
+
+    def daemon_log(self, node: str) -> str:
+        """Return what a node's reconciler has logged, and those of its pod before it."""
+        logs = self.nodes[node].machine.logs / "pods"
+        paths = logs.glob("kube-system_node-network-*/reconciler/*.log")
+        return "".join(p.read_text() for p in sorted(paths, key=lambda p: p.stat().st_mtime))
 
     @contextmanager
     def deployment(self, name: str, count: int, node: str = "") -> Iterator[list[Body]]:

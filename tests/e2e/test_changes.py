@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ DAEMONSET = "daemonset/node-network"
 EXCLUDED = "198.51.100.0/24"
 GIVING_BACK = ("Detach", "Delete", "Unassign")
 """How the names of EC2's calls begin that give something back."""
+
+POOL = re.compile(r"domain=eni|quarantine|AddressesExhausted|PoolLimitReached")
+"""What is of the pool in a reconciler's log."""
 
 BACK_S = 90.0
 """Seconds that pods have to come back after a reboot."""
@@ -203,7 +207,7 @@ def reboot(network: Network) -> Reboot:
         with suppress(AssertionError):  # said by the test that asks for all of them
             until(all_back, patience_s=BACK_S)
         took = time.monotonic() - began
-        network.say(f"{NODE}: {network.status(NODE)['pool']}")
+        network.say(f"{NODE}: {network.status(NODE)['pool']}\n{_pool_log(network)}")
         told = {
             p["metadata"]["name"]: [p["status"]["podIP"]]
             for p in _on(network, name)
@@ -232,6 +236,12 @@ def reboot(network: Network) -> Reboot:
     if seen.failed:
         network.say(seen.reasons)
     return seen
+
+
+def _pool_log(network: Network) -> str:
+    """Return what the node's reconciler has logged of its pool since it was started last."""
+    log = network.daemon_log(NODE).rpartition(" INFO started")[2]
+    return "\n".join(x.partition(" F ")[2] for x in log.splitlines() if POOL.search(x))
 
 
 def _on(network: Network, name: str) -> list[dict[str, Any]]:

@@ -280,17 +280,19 @@ class DeleteEni(_OnEni):
     command = "delete-network-interface --network-interface-id {0.eni_id}"
 
 
+Assignment = AssignAddresses | AssignPrefixes | DelegatePrefix
+"""What adds to an ENI that is there."""
+
+GiveBack = ReleaseAddresses | ReleasePrefixes | DetachEni
+"""What takes from an ENI that is attached."""
+
 Ec2Action = (
     AddEni
     | AttachEni
     | TieToInstance
     | AdoptEni
     | SetSecurityGroups
-    | AssignAddresses
-    | AssignPrefixes
-    | DelegatePrefix
-    | ReleaseAddresses
-    | ReleasePrefixes
-    | DetachEni
+    | Assignment
+    | GiveBack
     | DeleteEni
 )

@@ -75,21 +75,31 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
     if _to_adopt(desired, observed):
         # Without them the pool seems to lack what it has: they come first.
         return _hold_back(adoptions, desired)
-    cure, back = _cure(desired, at), _to_attach(desired, at)
-    asked = {a.eni_id for a in cure.actions if isinstance(a, ec2.DelegatePrefix)}
+    back = _to_attach(desired, at)
+    growth = _cure(desired, at) + (
+        _grow(desired, at, back)
+        if at.limits
+        else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),))
+    )
+    asked = {a.eni_id for a in growth.actions if isinstance(a, ec2.DelegatePrefix)}
+    given = [] if _sources_disagree(desired, observed) else _give_back(desired, at)
+    leaving = {a.eni_id for a in given if isinstance(a, ec2.DetachEni)} - _grown(growth)
+    growth += _delegate(desired, at, asked=asked | leaving, attaching=bool(back))
+    # What an ENI is given in this plan shows that it is needed: it gives back in a later one.
+    grown = _grown(growth)
     parts = (
         adoptions,
         _finish(desired, at, back),
-        cure,
-        _grow(desired, at, back)
-        if at.limits
-        else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),)),
-        _delegate(desired, at, asked=asked, attaching=bool(back)),
-        Plan() if _sources_disagree(desired, observed) else _give_back(desired, at),
+        growth,
+        Plan(tuple(a for a in given if a.eni_id not in grown)),
         Plan(refusals=tuple(shortage.notices(desired, at))),
     )
-    whole = sum(parts, Plan())
-    return _hold_back(whole, desired)
+    return _hold_back(sum(parts, Plan()), desired)
+
+
+def _grown(plan: Plan) -> set[str]:
+    """Name the ENIs that are given addresses or prefixes."""
+    return {a.eni_id for a in plan.actions if isinstance(a, ec2.Assignment)}
 
 
 def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
@@ -146,13 +156,19 @@ def _finish(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> Plan:
     for index, eni in back.items():
         reason = "ours, but attached to nothing: interrupted at its creation, or detached by hand"
         actions.append(ec2.AttachEni(eni.eni_id, instance_id, index, reason))
-    for eni in _unattached(at):
-        used = holds_used(eni, desired.ec2.used)
-        needed = eni in back.values() or used or _sources_disagree(desired, at.observed)
-        if not needed and _is_old(eni, desired.now):
-            reason = "ours, attached to nothing, and not needed"
-            actions.append(ec2.DeleteEni(eni.eni_id, reason))
+    for eni in _superfluous(desired, at, back):
+        reason = "ours, attached to nothing, and not needed"
+        actions.append(ec2.DeleteEni(eni.eni_id, reason))
     return Plan((*actions, *_settings(desired, at)))
+
+
+def _superfluous(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> list[Eni]:
+    """Return our unattached ENIs that are not needed, if that can be known."""
+    if _sources_disagree(desired, at.observed):
+        return []
+    used = desired.ec2.used
+    rest = [e for e in _unattached(at) if e not in back.values() and not holds_used(e, used)]
+    return [e for e in rest if _is_old(e, desired.now)]
 
 
 def _unattached(at: PoolStatus) -> list[Eni]:
@@ -256,7 +272,7 @@ def _grow(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> Plan:
 def _delegate(desired: Pool, at: PoolStatus, *, asked: set[str], attaching: bool) -> Plan:
     """Have a prefix that is not counted on every ENI that serves pods, and one such ENI.
 
-    ``asked``: ENIs whose lost prefix is asked for by name.
+    ``asked``: ENIs that are left out: their lost prefix is asked for by name, or they go.
     """
     if not desired.delegates:
         return Plan()
@@ -286,13 +302,13 @@ def _may_create(desired: Pool, at: PoolStatus) -> int:
     return max(2 * (at.limits.enis if at.limits else 0) - len(recent), 0)
 
 
-def _give_back(desired: Pool, at: PoolStatus) -> Plan:
+def _give_back(desired: Pool, at: PoolStatus) -> list[ec2.GiveBack]:
     """Release what is quarantined and free; detach an ENI that is left with nothing.
 
     What the pool lacks and EC2 shows, although it was asked to take it back, may have been given
     again: it is waited for. To release it would end in the same answer again.
     """
-    actions: list[ec2.Ec2Action] = []
+    actions: list[ec2.GiveBack] = []
     awaited = desired.ec2.maybe_released if at.stock.held < at.band.low else frozenset()
     leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined if u.network not in awaited}
     for eni in at.enis:
@@ -316,7 +332,7 @@ def _give_back(desired: Pool, at: PoolStatus) -> Plan:
             actions.append(ec2.ReleaseAddresses(eni.eni_id, addresses, reason))
         if prefixes := tuple(n for n in mine if n.num_addresses > 1):
             actions.append(ec2.ReleasePrefixes(eni.eni_id, prefixes, reason))
-    return Plan(tuple(actions))
+    return actions
 
 
 def _hold_back(whole: Plan, desired: Pool) -> Plan:

@@ -15,8 +15,9 @@ from reconciler.ipam import ec2_action as ec2
 from reconciler.ipam import pool, shortage
 from reconciler.ipam.cloud import CREATION_TAG, PREFIX_SIZE, Cloud
 from reconciler.ipam.pool import Place
-from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
+from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status, kept
 from reconciler.ipam.release import counted_networks, holds_used, pick, unit_networks
+from reconciler.ipam.start import NOTHING
 
 MIN_ENI_AGE_S = 60.0
 """Seconds before a new ENI may go again (stock plugin: ``minENILifeTime``), so that a burst of
@@ -46,13 +47,14 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
         growable=at.fitting,
         maybe_released=desired.ec2.maybe_released,
     )
+    chosen -= kept(desired, at).networks
     chosen |= {n for e in at.enis if _goes(e, chosen, desired, at) for n in e.ipv6_prefixes}
     return chosen & desired.ec2.quarantined if _sources_disagree(desired, observed) else chosen
 
 
 def _goes(eni: Eni, leaving: frozenset[IpNetwork], desired: Pool, at: PoolStatus) -> bool:
     """Whether an ENI goes whole, so that no pod may get an address of its prefix any more."""
-    if _stays(eni, desired, at):
+    if _stays(eni, desired, at) or eni.eni_id in kept(desired, at).enis:
         return False
     counted = counted_networks(eni)
     emptied = not eni.is_primary and all(n in leaving for n in counted)
@@ -92,9 +94,21 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
         _finish(desired, at, back),
         growth,
         Plan(tuple(a for a in given if a.eni_id not in grown)),
-        Plan(refusals=tuple(shortage.notices(desired, at))),
+        Plan(refusals=(*shortage.notices(desired, at), *_postponed(desired, at))),
     )
     return _hold_back(sum(parts, Plan()), desired)
+
+
+def _postponed(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
+    """Say what would be given back now, if the node had not just started."""
+    if desired.ec2.kept is NOTHING:
+        return
+    enis = kept(desired, at).enis
+    usual = replace(desired, ec2=replace(desired.ec2, kept=NOTHING))
+    networks = quarantine(usual, at.observed) - quarantine(desired, at.observed)
+    loose = [e.eni_id for e in _superfluous(usual, at, _to_attach(usual, at)) if e.eni_id in enis]
+    if networks or loose:
+        yield shortage.postponed(desired, at, networks, loose)
 
 
 def _grown(plan: Plan) -> set[str]:
@@ -168,7 +182,8 @@ def _superfluous(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> list[En
         return []
     used = desired.ec2.used
     rest = [e for e in _unattached(at) if e not in back.values() and not holds_used(e, used)]
-    return [e for e in rest if _is_old(e, desired.now)]
+    staying = kept(desired, at).enis
+    return [e for e in rest if _is_old(e, desired.now) and e.eni_id not in staying]
 
 
 def _unattached(at: PoolStatus) -> list[Eni]:
@@ -310,11 +325,14 @@ def _give_back(desired: Pool, at: PoolStatus) -> list[ec2.GiveBack]:
     """
     actions: list[ec2.GiveBack] = []
     awaited = desired.ec2.maybe_released if at.stock.held < at.band.low else frozenset()
-    leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined if u.network not in awaited}
+    at_start = kept(desired, at)
+    staying = awaited | at_start.networks
+    leaving = {(u.eni.eni_id, u.network) for u in at.stock.quarantined if u.network not in staying}
     for eni in at.enis:
         networks = counted_networks(eni)
         mine = [n for n in networks if (eni.eni_id, n) in leaving]
-        emptied = not eni.is_primary and eni.attachment_id and len(mine) == len(networks)
+        may_go = not eni.is_primary and eni.attachment_id and eni.eni_id not in at_start.enis
+        emptied = may_go and len(mine) == len(networks)
         if eni.ipv6_prefixes and emptied:
             # No pod can get an address of its prefix any more, and none has.
             emptied = desired.ec2.quarantined.issuperset(eni.ipv6_prefixes)

@@ -13,8 +13,9 @@ from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import PREFIX_SIZE, Choice, Cloud, Limits, Subnet, choose
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Band, Demand, Space
-from reconciler.ipam.release import Stock, Unit, take_stock
+from reconciler.ipam.release import Stock, Unit, take_stock, unit_networks
 from reconciler.ipam.sources import Disagreements
+from reconciler.ipam.start import NOTHING, Kept
 from schemas.document import NodeNetwork
 
 HERE = {"attaching", "attached"}
@@ -35,6 +36,7 @@ class Ec2Inputs:
         maybe_released: those of them that EC2 may have taken back already, whatever it shows.
         creations: ENIs that were asked for in the last hour.
         backoffs: EC2 actions that are not called for now.
+        kept: what is not given back yet, because the node has just started.
         nonce: text that no other pass has; new ClientTokens are made of it.
     """
 
@@ -44,6 +46,7 @@ class Ec2Inputs:
     creations: tuple[Creation, ...] = ()
     disagreements: Disagreements = field(default_factory=Disagreements)
     backoffs: CallBackoffs = field(default_factory=CallBackoffs)
+    kept: Kept = NOTHING
     nonce: str = ""
 
 
@@ -219,6 +222,20 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         needed=frozenset(fits if desired.counts else fits[:1]),
         observed=observed,
     )
+
+
+def kept(desired: Pool, at: PoolStatus) -> Kept:
+    """Return what is not given back yet, because the node has just started.
+
+    An ENI that is attached and that no pod may get addresses of helps no pod that is still to
+    come. Of what EC2 was asked to take back it is not known whether it is still there.
+    """
+    known = desired.ec2.kept
+    enis = [e for e in at.observed.enis if e.eni_id in known.enis]
+    enis = [e for e in enis if e.device_index is None or e.eni_id in at.fitting]
+    networks = known.networks.intersection(n for e in enis for n in unit_networks(e))
+    networks -= desired.ec2.maybe_released
+    return Kept(frozenset(e.eni_id for e in enis), networks, known.until)
 
 
 def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:

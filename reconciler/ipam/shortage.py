@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from reconciler.core.attachment import Attachment
-from reconciler.core.datapath import FAMILIES, IpAddress
+from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork, family_of
 from reconciler.core.facts import Node
 from reconciler.engine.plan import Action
 from reconciler.errors import Issue
@@ -15,6 +15,8 @@ from reconciler.ipam.cloud import PREFIX_SIZE, Unread
 from reconciler.ipam.pool import Growth, most_addresses, overcommitted
 from reconciler.ipam.pool_status import Pool, PoolStatus
 from reconciler.ipam.sources import REPORT_S
+
+DEMAND_UNKNOWN = "DemandUnknown"
 
 MAX_NAMED = 8
 """EC2 objects that are named for one reason; the others are counted."""
@@ -194,6 +196,26 @@ def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
             )
     if desired.ec2.disagreements and desired.clock - desired.ec2.disagreements.since >= REPORT_S:
         yield _disagreement(desired)
+
+
+def postponed(
+    desired: Pool, at: PoolStatus, networks: Collection[IpNetwork], enis: Sequence[str]
+) -> Issue:
+    """What would be given back, if the node had not just started.
+
+    ``networks``: units of attached ENIs. ``enis``: ids of ENIs that are attached to nothing.
+    """
+    count = sum(n.num_addresses for n in networks if family_of(n).counted)
+    prefixes = [str(n) for n in networks if not family_of(n).counted]
+    parts = [f"{count} addresses beyond {at.band.high}"] if count else []
+    parts += [f"{len(prefixes)} ENIs with an IPv6 prefix"] if prefixes else []
+    parts += [f"{' and '.join(enis[:MAX_NAMED])}, attached to nothing"] if enis else []
+    return _of_pool(
+        desired.node,
+        DEMAND_UNKNOWN,
+        f"the node has just started, and pods may still be coming: {'; '.join(parts)}; what they "
+        f"do not need is given back in {desired.ec2.kept.until - desired.clock:.0f} s",
+    )
 
 
 def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Issue]:

@@ -22,7 +22,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Domain, Outcome, converge
 from reconciler.engine.plan import Change, Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
-from reconciler.ipam import ec2_action, pool_plan, pool_records
+from reconciler.ipam import ec2_action, pool_plan, pool_records, shortage
 from reconciler.ipam.budget import Failure, classify
 from reconciler.ipam.cloud import Cloud, arrived
 from reconciler.ipam.ec2_action import Ec2Action
@@ -151,6 +151,7 @@ class PoolController:
         self.sources.note_change(self._cloud, cloud)
         schedule, changing = self.schedule, _may_change(cloud, inputs.links)
         schedule.leave(replace(schedule.left, changing=changing, **_lack(desired, plan)))
+        schedule.unfinished = _is_unfinished(desired, cloud, plan)
         schedule.resync_s, schedule.has_called = _resync_s(inputs), False
         self._cloud = cloud
         return Outcome(desired, cloud, plan, plan, self._errors)
@@ -232,9 +233,7 @@ class PoolController:
                 **_lack(desired, plan),
             )
         )
-        schedule.unfinished = bool(inputs.ec2.quarantined) or any(
-            e.owned and e.device_index is None for e in cloud.enis
-        )
+        schedule.unfinished = _is_unfinished(desired, cloud, plan)
         schedule.resync_s = _resync_s(inputs)
         self._cloud = cloud
 
@@ -271,6 +270,7 @@ class PoolController:
             given.inputs.ec2,
             disagreements=self.sources.disagreements,
             backoffs=self.schedule.calls,
+            kept=self.sources.kept.at(self.schedule.clock()),
             nonce=self.nonce(),
         )
         inputs = replace(given.inputs, now=self.now(), clock=self.schedule.clock(), ec2=ec2)
@@ -355,6 +355,13 @@ def _may_change(cloud: Cloud, macs: Container[str]) -> bool:
 
 def _resync_s(inputs: Inputs) -> float:
     return inputs.document.reconcile.ec2_resync.total_seconds()
+
+
+def _is_unfinished(desired: Pool, cloud: Cloud, plan: Plan) -> bool:
+    """Whether something waits for its time to go, or for what it is kept for to come."""
+    loose = any(e.owned and e.device_index is None for e in cloud.enis)
+    kept = any(r.reason == shortage.DEMAND_UNKNOWN for r in plan.refusals)
+    return bool(desired.ec2.quarantined) or loose or kept
 
 
 def _lack(desired: Pool, plan: Plan) -> dict[str, bool]:

@@ -77,7 +77,7 @@ class PoolPass:
                 conntrack=environment.conntrack,
                 binding=self.binding,
                 schedule=self.schedule,
-                sources=Sources(environment.clock),
+                sources=Sources(environment.clock, is_start=known.cloud is None),
                 now=environment.now,
             )
 

@@ -18,6 +18,7 @@ from reconciler.ipam.pace import (
 )
 from reconciler.ipam.records import Records
 from reconciler.ipam.sources import Disagreements, Item, items, weigh
+from reconciler.ipam.start import NOTHING, Kept, keep
 
 SHRINK_S = 30.0
 """Seconds after a growth for which nothing else is chosen to be given back, so that pods that come
@@ -119,6 +120,8 @@ class Sources:
     """What both have shown so far."""
 
     clock: Callable[[], float]  # monotonic seconds
+    is_start: bool = False  # whether no earlier process of this boot has left an observation
+    kept: Kept = NOTHING  # what the first observation has shown, at such a start
     # where they disagree, as of the last observation
     disagreements: Disagreements = field(default_factory=Disagreements)
     expected: frozenset[Item] = frozenset()  # what the next observation should show
@@ -128,6 +131,9 @@ class Sources:
 
     def weigh(self, records: Records, cloud: Cloud, metadata: Witness) -> None:
         """Compare an observation of EC2 with metadata, and with what was expected."""
+        if self.is_start:
+            self.is_start = False
+            self.kept = NOTHING if records.attachments else keep(cloud.enis, self.clock())
         shown = items(cloud.enis)
         macs = {**self._macs, **{e.mac: e.eni_id for e in cloud.enis}}
         confirmed = frozenset((macs[mac], n) for mac, n in metadata or () if mac in macs)

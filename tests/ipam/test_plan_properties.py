@@ -25,9 +25,10 @@ from reconciler.ipam.ec2_action import (
     ReleasePrefixes,
 )
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_status import Ec2Inputs, Pool
+from reconciler.ipam.pool_status import Ec2Inputs, Pool, find_pool_status
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.sources import Disagreements
+from reconciler.ipam.start import NOTHING, keep
 
 GIVES = AssignAddresses | AssignPrefixes | DelegatePrefix | AttachEni
 TAKES = ReleaseAddresses | ReleasePrefixes | DetachEni | DeleteEni
@@ -87,6 +88,7 @@ def situations(draw: st.DrawFn) -> tuple[Pool, Cloud]:
         quarantined=frozenset(n for n in quarantined if not any(a in n for a in used)),
         maybe_released=frozenset(draw(some)) & quarantined,
         disagreements=Disagreements(lost=frozenset(lost)),
+        kept=draw(st.sampled_from([NOTHING, keep(draw(st.permutations(held))[:2], 0.0)])),
         nonce="n",
     )
     doc = document(**draw(st.sampled_from(POOLS)), families=draw(st.sampled_from(FAMILIES)))
@@ -105,19 +107,62 @@ def test_no_plan_gives_to_an_eni_and_takes_from_it(situation: tuple[Pool, Cloud]
     assert not grown & shrunk, [str(a) for a in plan.actions]
 
 
-def surplus(enis: list[Any], **fields: Any) -> tuple[Pool, Cloud]:
+@settings(max_examples=400)
+@given(situations())
+def test_no_plan_gives_back_what_a_start_keeps(situation: tuple[Pool, Cloud]) -> None:
+    """Neither a unit nor an ENI, but what no pod may get; and without the start it is as usual."""
+    wanted, cloud = situation
+    at = find_pool_status(wanted, cloud)
+    kept = [e for e in cloud.enis if e.eni_id in wanted.ec2.kept.enis]
+    kept = [e for e in kept if e.device_index is None or e.eni_id in at.fitting]
+    networks = {n for e in kept for n in unit_networks(e)} - wanted.ec2.maybe_released
+    assert not pool_plan.quarantine(wanted, cloud) & networks
+    taken = [a for a in pool_plan.plan(wanted, cloud).actions if isinstance(a, TAKES)]
+    assert not {n for a in taken for n in pool_plan.given_back(a, cloud)} & networks
+    ends = {a.eni_id for a in taken if isinstance(a, DetachEni | DeleteEni)}
+    assert not ends & {e.eni_id for e in kept}
+
+
+def given_at_start(enis: list[Any], *, kept: bool, **fields: Any) -> tuple[Pool, Cloud]:
     """A node that needs nothing of what these ENIs have beyond two addresses."""
-    subnet = Subnet("subnet-a", "us-east-1a", SUBNET, 200)
-    cloud = Cloud(tuple(enis), Limits(4, 10), {"subnet-a": subnet})
+    cloud = Cloud(
+        tuple(enis), Limits(4, 10), {"subnet-a": Subnet("subnet-a", "us-east-1a", SUBNET, 200)}
+    )
+    ec2 = Ec2Inputs(kept=keep(enis, 0.0) if kept else NOTHING, nonce="n")
     doc = document(warmPool={"addresses": {"warm": 2, "minimum": 0, "surplus": 0}}, **fields)
-    ec2 = Ec2Inputs(nonce="n")
     return domain.desire(inputs(1, document=doc, ec2=ec2, now=10_000.0, clock=13.0)), cloud
+
+
+def test_what_a_start_keeps_is_told_with_its_numbers_and_its_time() -> None:
+    loose = eni(None, 9, eni_id="eni-loose")
+    wanted, cloud = given_at_start([eni(0, 9), eni(1, 9), loose], kept=True)
+    assert pool_plan.quarantine(wanted, cloud) == frozenset()
+    plan = pool_plan.plan(wanted, cloud)
+    assert plan.actions == ()
+    (told,) = plan.refusals
+    assert told.reason == "DemandUnknown"
+    assert "16 addresses beyond 2; eni-loose, attached to nothing" in told.message
+    assert "in 287 s" in told.message
+    usual, _ = given_at_start([eni(0, 9), eni(1, 9), loose], kept=False)
+    assert len(pool_plan.quarantine(usual, cloud)) == 16
+    assert [str(a.eni_id) for a in pool_plan.plan(usual, cloud).actions] == ["eni-loose"]
+
+
+def test_what_came_after_the_start_follows_the_usual_rules() -> None:
+    wanted, cloud = given_at_start([eni(0, 9)], kept=True)
+    later = replace(cloud, enis=(*cloud.enis, eni(1, 9)))
+    assert pool_plan.quarantine(wanted, later) == {host_network(a) for a in eni(1, 9).secondaries}
+
+
+def test_a_start_that_keeps_nothing_that_could_go_says_nothing() -> None:
+    wanted, cloud = given_at_start([eni(0, 2)], kept=True)
+    assert pool_plan.plan(wanted, cloud).refusals == ()
 
 
 def test_an_eni_whose_pod_has_lost_its_address_is_not_detached_while_it_is_asked_for() -> None:
     pod = attachment(1, 1, address=UNUSED)
     units = frozenset(map(host_network, eni(1, 9).secondaries))
-    wanted, cloud = surplus([eni(0, 9), eni(1, 9)])
+    wanted, cloud = given_at_start([eni(0, 9), eni(1, 9)], kept=False)
     ec2 = Ec2Inputs(
         used=frozenset({UNUSED}),
         quarantined=units,
@@ -130,7 +175,7 @@ def test_an_eni_whose_pod_has_lost_its_address_is_not_detached_while_it_is_asked
 def test_an_eni_that_goes_is_given_no_prefix() -> None:
     leaving = frozenset(map(host_network, eni(1, 9).secondaries))
     primary = eni(0, 9, ipv6_prefixes=(ip_network("2001:db8::/80"),))
-    wanted, cloud = surplus([primary, eni(1, 9)], families=["ipv4", "ipv6"])
+    wanted, cloud = given_at_start([primary, eni(1, 9)], kept=False, families=["ipv4", "ipv6"])
     subnets = {n: replace(s, families=("ipv4", "ipv6")) for n, s in cloud.subnets.items()}
     wanted = replace(wanted, ec2=replace(wanted.ec2, quarantined=leaving))
     plan = pool_plan.plan(wanted, replace(cloud, subnets=subnets))

@@ -14,6 +14,7 @@ from waiting import until
 from lab import lifecycle, netns, pod
 from lab.pod import PodError
 from lab.traffic import Receiver, Stream, probe
+from reconciler.daemon.client import ask
 
 pytestmark = pytest.mark.lab
 
@@ -227,3 +228,37 @@ def test_no_add_fails_while_the_reconciler_is_replaced_again_and_again(idle: Any
     for each in working:
         each.result()
     assert failed == []
+
+
+def test_after_a_reboot_what_pods_had_is_kept_until_they_have_come_back(idle: Any) -> None:
+    """It was detached while they were queueing, and the last of them waited for a minute."""
+    text = idle.config.read_text()
+    idle.config.write_text(text.replace("minimum: 24", "minimum: 0") + "reconcile: {resync: 1s}\n")
+    idle.least = 2
+    idle.start()
+    before = [idle.add() for _ in range(20)]
+    until(idle.is_settled, idle.log)
+    every = idle.lab.enis()
+    lifecycle.reboot(idle.lab, "node1")
+    idle.stop()
+    idle.lab.ask("calls", reset=True)
+    idle.launch()
+    until(idle.answers, "an answer")
+
+    def reasons() -> set[str]:
+        return {c["reason"] for c in idle.status()["conditions"]}
+
+    until(lambda: reasons() == {"DemandUnknown"}, lambda: str(idle.status()["conditions"]))
+    (told,) = idle.status()["conditions"]
+    assert "addresses beyond 2" in told["text"]
+    until(lambda: idle.status()["settled"], idle.log)
+    assert ask(idle.socket(), {"do": "ready"})["ok"]
+    for one in before[:10]:
+        pod.add(idle.lab, "node1", f"again-{one.name}", pod_name=one.name)
+    assert idle.records("quarantine") == []
+    for one in before[10:]:
+        pod.add(idle.lab, "node1", f"again-{one.name}", pod_name=one.name)
+    until(lambda: reasons() == set(), lambda: str(idle.status()["conditions"]))
+    assert idle.records("quarantine") == []
+    assert [c for c in idle.lab.ask("calls")["calls"] if c.startswith(CHANGES_IN_EC2)] == []
+    assert idle.lab.enis() == every

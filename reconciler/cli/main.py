@@ -23,6 +23,7 @@ MODULES = {
     **dict.fromkeys(("apply", "audit", "diff", "explain", "gc"), "reconciler.cli.node"),
     "lab": "lab.cli",
     "render": "reconciler.cli.document",
+    "retry": "reconciler.cli.status",
     "run": "reconciler.cli.run",
     "status": "reconciler.cli.status",
     "trace": "reconciler.cli.trace",

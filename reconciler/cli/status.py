@@ -1,4 +1,4 @@
-"""``status``: the running reconciler's state."""
+"""``status`` and ``retry``: what the running reconciler is asked."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def status(state_dir: Path, output: str) -> None:
     else:
         click.echo("\n".join(f"{about:<12} {text}" for about, text in _lines(body)))
     sys.exit(0 if body["settled"] and not body["conditions"] else 1)
+
+
+@click.command()
+@state_option
+def retry(state_dir: Path) -> None:
+    """Have the running reconciler try again at once what EC2 or the kernel has refused.
+
+    For when the cause is mended: a policy allows the call, a quota was raised. Without it the
+    reconciler tries again by itself, after the time that the condition names.
+
+    Exit status: 0 it does so now; 2 no reconciler answers.
+    """
+    try:
+        ask(state_dir / SOCKET, {"do": "retry"})
+    except ReconcilerError as error:
+        fail(error)
 
 
 def _lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

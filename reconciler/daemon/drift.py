@@ -50,6 +50,11 @@ class DriftTracker:
             self._inside.clear()
             self.backoffs = Backoffs()
 
+    def forget_backoffs(self) -> None:
+        """Let every object be put in its place again at once: somebody has asked for it."""
+        with self._lock:
+            self.backoffs = Backoffs()
+
     def book(self, outcomes: Outcomes, *, everything: bool) -> None:
         """Log and count what a pass has done; ``everything``: it looked into every pod."""
         with self._lock:

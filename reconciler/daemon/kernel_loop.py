@@ -48,6 +48,8 @@ class KernelLoop:
     def turn(self) -> None:
         """Do what hints ask for, and what is due; then wait for more."""
         parts, hints = self._parts, self._hints
+        if "retry" in hints:
+            parts.drift.forget_backoffs()
         if "intent" in hints and self.progress.latest is not None:
             with parts.duties.over("serving pods"):
                 hints -= {"intent"} if self.pods_pass() else set()

@@ -12,6 +12,7 @@ from reconciler.daemon.status import PoolReport
 from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ReconcilerError, boundary
+from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.pool import Demand
 
 POOL_PASS = "the pass over the pool"  # the duty, as conditions, metrics and the watchdog name it
@@ -37,12 +38,18 @@ class PoolLoop:
 
     def turn(self) -> None:
         """Run a pass, and wait for what asks for the next one."""
-        look = self._owes_observation or not self._hints <= {"pool"}
+        parts, look = self._parts, self._owes_observation or not self._hints <= {"pool"}
+        if "retry" in self._hints:
+            self._failures = 0
+            parts.node.pool.schedule.calls = CallBackoffs()
         wait_s, self._failures = self.run_pass(self._failures, look=look)
         self._hints = self._await_hint(wait_s)
-        if self._failures and "stop" not in self._hints:
-            # New demand does not make a failing EC2 answer: wait for the backoff.
-            self._parts.stopping.wait(wait_s if self._hints else 0)
+        if not (self._failures and self._hints):
+            return
+        # New demand does not make a failing EC2 answer: wait for the backoff, or for a person.
+        deadline = time.monotonic() + wait_s
+        while not self._hints & {"retry", "stop"} and (left := deadline - time.monotonic()) > 0:
+            self._hints |= parts.pool_hints.wait(left)
 
     def _await_hint(self, wait_s: float) -> frozenset[str]:
         """Wait for a hint or the time; read metadata meanwhile.

@@ -291,6 +291,10 @@ def answer(agent: Agent, question: Question) -> Reply:
             return refuse_for(obstacle) if obstacle else {"ok": True}
         case "status":
             return _within({"ok": True, "status": agent.status()})
+        case "retry":
+            for hints in (parts.hints, parts.pool_hints):
+                hints.mark("retry")
+            return {"ok": True}
         case other:
             return refuse(protocol.DECODING_FAILURE, f"unknown request {other!r}", "")
 

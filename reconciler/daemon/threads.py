@@ -79,7 +79,8 @@ daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
 daemon.duty.Conditions | _lock | ALL | _known _traced
 daemon.drift.DriftTracker | _lock | KP | _settled _inside _attached | _follow_enis
     _count_all _is_drift
-daemon.drift.DriftTracker | whole | KP | backoffs | clear book _count_all
+daemon.drift.DriftTracker | whole | KP | backoffs | clear forget_backoffs
+    book _count_all
 daemon.duty.Watchdog | steps | ALL | _passes _heard _ended _thread
 daemon.duty.Watchdog | one | D | _logged
 daemon.telemetry.LogWriter | _changed | ALL | _waiting _bytes _dropped

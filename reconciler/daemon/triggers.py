@@ -66,7 +66,7 @@ class Triggers:
     def mark(self, what: str) -> None:
         """Say that "intent", "kernel", "document", "pool", "look", "files" may have changed.
 
-        "stop" ends the loop.
+        "retry": a person asks for what is in backoff. "stop" ends the loop.
         """
         with self._condition:
             self._marks[what] = time.monotonic()

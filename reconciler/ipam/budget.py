@@ -80,6 +80,23 @@ BACKOFF_S = {
 }
 """Of a failed action."""
 
+WAITING_S = Delays(5.0, 15.0, jitter=0.5)
+"""Of a refused call that grows the pool, while pods wait for addresses: whoever has lifted the
+refusal cannot tell us. Some ten calls in two minutes are far below what EC2 allows a single node;
+what it throttles keeps its longer backoff."""
+
+GROWTH_CALLS = {
+    "AssignIpv6Addresses",
+    "AssignPrivateIpAddresses",
+    "AttachNetworkInterface",
+    "CreateNetworkInterface",
+    "ModifyNetworkInterfaceAttribute",
+}
+"""What pods that wait may be waiting for."""
+
+LIFTED = {Failure.DENIED, Failure.LIMIT}
+"""What somebody may lift at any time, by a policy or a quota."""
+
 FORGET_S = 3600.0
 """Seconds after its backoff for which an action's failures in a row are remembered."""
 
@@ -108,7 +125,8 @@ def take(bucket: Bucket | None, action: str, now: float) -> tuple[Bucket, bool]:
 class CallBackoff:
     """Why an action is not called for now.
 
-    ``until``: monotonic seconds. ``failures``: in a row.
+    ``until``: monotonic seconds; ``until_waiting``: the same while pods wait for addresses, at
+    most ``until``. ``failures``: in a row.
     """
 
     failure: Failure
@@ -116,6 +134,11 @@ class CallBackoff:
     message: str
     until: float
     failures: int
+    until_waiting: float
+
+    def ends(self, *, waiting: bool) -> float:
+        """Return when it ends, in monotonic seconds; ``waiting``: pods wait for addresses."""
+        return self.until_waiting if waiting else self.until
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +147,13 @@ class CallBackoffs:
 
     by_scope: Mapping[str, CallBackoff] = field(default_factory=dict)
 
-    def of(self, scope: str, now: float) -> CallBackoff | None:
-        """Return the backoff of a scope; None if it has none."""
+    def of(self, scope: str, now: float, *, waiting: bool = False) -> CallBackoff | None:
+        """Return the backoff of a scope; None if it has none.
+
+        ``now``: monotonic seconds. ``waiting``: pods wait for addresses.
+        """
         backoff = self.by_scope.get(scope)
-        return backoff if backoff is not None and backoff.until > now else None
+        return backoff if backoff is not None and backoff.ends(waiting=waiting) > now else None
 
     def after_failure(
         self, scope: str, code: str, message: str, *, now: float, chance: float
@@ -139,8 +165,10 @@ class CallBackoffs:
         failure = classify(code)
         known = self.by_scope.get(scope)
         failures = known.failures + 1 if known and known.failure is failure else 1
-        until = now + BACKOFF_S[failure].after(failures, chance)
-        backoff = CallBackoff(failure, code, message, until, failures)
+        until = soon = now + BACKOFF_S[failure].after(failures, chance)
+        if scope in GROWTH_CALLS and failure in LIFTED:
+            soon = min(until, now + WAITING_S.after(failures, chance))
+        backoff = CallBackoff(failure, code, message, until, failures, soon)
         # A subnet that is no longer asked for never succeeds, so its failures end by time.
         others = {k: r for k, r in self.by_scope.items() if r.until > now - FORGET_S}
         return CallBackoffs({**others, scope: backoff})
@@ -151,7 +179,9 @@ class CallBackoffs:
 
 def cure(call: str, code: str) -> str:
     """Say what a call needs that the role does not allow; "" of any other failure."""
-    return f"; allow ec2:{call} to the node's role" if code in NOT_ALLOWED else ""
+    if code not in NOT_ALLOWED:
+        return ""
+    return f"; allow ec2:{call} to the node's role, then run 'node-network retry'"
 
 
 def classify(code: str) -> Failure:

@@ -356,15 +356,15 @@ def _give_back(desired: Pool, at: PoolStatus) -> list[ec2.GiveBack]:
 def _hold_back(whole: Plan, desired: Pool) -> Plan:
     """Replace actions in backoff by the reason."""
     actions, refusals = [], list(whole.refusals)
+    known, now, waiting = desired.ec2.backoffs, desired.clock, desired.demand.waiting > 0
     for action in whole.actions:
-        backoffs = ((call, desired.ec2.backoffs.of(call, desired.clock)) for call in action.calls)
+        backoffs = ((call, known.of(call, now, waiting=waiting)) for call in action.calls)
         call, backoff = next(((c, r) for c, r in backoffs if r), ("", None))
         if backoff is None:
             actions.append(action)
         else:
-            refusals.append(
-                shortage.hold_back(action, call, backoff, backoff.until - desired.clock)
-            )
+            wait_s = backoff.ends(waiting=waiting) - now
+            refusals.append(shortage.hold_back(action, call, backoff, wait_s))
     return Plan(tuple(actions), tuple(refusals))
 
 

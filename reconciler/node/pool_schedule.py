@@ -68,7 +68,8 @@ class PoolSchedule:
     def due_s(self) -> float:
         """Seconds until an observation is due, or something can be tried again."""
         now, left = self.clock(), self.left
-        waits = [r.until - now for r in self.calls.by_scope.values() if r.until > now]
+        ends = [r.ends(waiting=left.waiting) for r in self.calls.by_scope.values()]
+        waits = [end - now for end in ends if end > now]
         waits.append(self._observe_at(left, self.resync_s) - now)
         if self.unfinished:
             waits.append(UNFINISHED_S)

@@ -36,7 +36,7 @@ from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.files.installation import HostDirectories
 from reconciler.targets.foreign import Latest, Surroundings
 from reconciler.targets.imds import Imds
-from reconciler.targets.kernel import KernelTarget, SysctlTree
+from reconciler.targets.kernel import PROC_SYS, KernelTarget, SysctlTree
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.target import Nft
 from reconciler.targets.scoped import RecordsTarget
@@ -159,6 +159,10 @@ def _stock_plugin() -> StockPluginTarget:
     return StockPluginTarget(Path(os.environ.get("NODE_NETWORK_AWS_NODE_DIR", str(DIRECTORY))))
 
 
+def _settings() -> SysctlTree:
+    return SysctlTree(Path(os.environ.get("NODE_NETWORK_PROC_SYS", str(PROC_SYS))))
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """The targets and the sources of one node."""
@@ -168,7 +172,7 @@ class Environment:
     make_ec2: Callable[[str, str, Journal], Ec2Target] = Ec2
     netlink: Network = field(default_factory=Netlink)
     nft: Table = field(default_factory=Nft)
-    sysctl: Target = field(default_factory=SysctlTree)
+    sysctl: Target = field(default_factory=_settings)
     conntrack: Connections = field(default_factory=Conntrack)
     surroundings: Neighbourhood = field(default_factory=Surroundings)
     remains: Leftovers = field(default_factory=_stock_plugin)  # what the stock plugin has left

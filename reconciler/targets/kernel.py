@@ -19,7 +19,8 @@ from reconciler.errors import ApplyError, NamespaceError, ObserveError
 from reconciler.targets.netlink.namespaces import entered
 
 PROC_SYS = Path("/proc/sys")
-"""``/proc/sys/net`` shows the namespace of the thread that opens it (proc(5))."""
+"""``net`` below it shows the namespace of the thread that opens a file, wherever it is mounted:
+names are looked up by ``current->nsproxy->net_ns`` (net_ctl_header_lookup in net/sysctl_net.c)."""
 
 MAX_VALUE_BYTES = 4096
 """Of one setting; those that are ours have one digit."""

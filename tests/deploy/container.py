@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 SECCOMP = Path("/usr/share/containers/seccomp.json")
 """The profile of podman's package: the one from which containerd's was taken."""
 
+ENTRY_POINT = "/opt/node-network/venv/bin/node-network"
+"""The image's (deploy/Dockerfile)."""
+
 MASKED = ("acpi", "kcore", "keys", "latency_stats", "timer_list", "timer_stats", "sched_debug")
 READ_ONLY = ("asound", "bus", "fs", "irq", "sys", "sysrq-trigger")
 
@@ -78,7 +81,7 @@ class Container:
             (self.directory / name).mkdir(parents=True)
         if self.root == Path("/"):
             self._make_files(self.directory / "files")
-        bundle = self._bundle(argv or [*self._spec["command"], *self._spec["args"]])
+        bundle = self._bundle(argv or [ENTRY_POINT, *self._spec["args"]])
         (self.directory / "config.json").write_text(json.dumps(bundle))
         words = ["sh", "-c", SCRIPT, "sh", str(self.directory), self.name, str(self.root)]
         with (self.directory / "log").open("w") as log:
@@ -111,7 +114,6 @@ class Container:
         """Make what the image has and this machine has not."""
         own = files / "opt/node-network"
         (own / "bin").mkdir(parents=True)
-        shutil.copy(ROOT / "deploy/image/start.sh", own / "bin/start")
         shutil.copy(EXECUTABLE, own / "bin/node-network-cni")
         (own / "venv").symlink_to(sys.prefix)
 

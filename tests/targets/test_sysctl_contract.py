@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,20 +15,39 @@ from fakes import FakeSysctl
 from lab import netns
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.plan import Change, Verb
-from reconciler.targets.kernel import SysctlTree
+from reconciler.targets.kernel import PROC_SYS, SysctlTree
 
 FORWARD = "net/ipv4/ip_forward"
 LOOSE = "net/ipv4/conf/lo/rp_filter"
 LOST = "net/ipv4/conf/eth9/rp_filter"
 
 
-@pytest.fixture(params=["fake", pytest.param("kernel", marks=pytest.mark.kernel)])
-def target(request: pytest.FixtureRequest) -> Iterator[Any]:
+KERNELS = [
+    pytest.param(each, marks=pytest.mark.kernel) for each in ("kernel", "mounted elsewhere")
+]
+
+
+@contextmanager
+def mounted(at: Path) -> Iterator[Path]:
+    """The host's /proc/sys/net at another place, as a container has it."""
+    (at / "net").mkdir()
+    subprocess.run(["mount", "--bind", "/proc/sys/net", str(at / "net")], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", str(at / "net")], check=True)
+
+
+@pytest.fixture(params=["fake", *KERNELS])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "fake":
         yield FakeSysctl({FORWARD: "0", LOOSE: "0"})
         return
-    with namespace("sysctl") as name, netns.inside(name):
-        yield SysctlTree()
+    elsewhere = (
+        mounted(tmp_path) if request.param == "mounted elsewhere" else nullcontext(PROC_SYS)
+    )
+    with elsewhere as root, namespace("sysctl") as name, netns.inside(name):
+        yield SysctlTree(root)
 
 
 def write(name: str, value: str, where: str = "") -> Change[Sysctl]:

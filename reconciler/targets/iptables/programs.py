@@ -6,10 +6,10 @@ what another plugin left is ever removed; nothing is added.
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -107,7 +107,8 @@ def _script(table: str, actions: Sequence[Removal]) -> Iterator[str]:
 def _list(argv: list[str], telling: bytes, limit: int) -> tuple[tuple[str, ...], str]:
     """Run a program that lists a table; return lines of it, or why not."""
     kept: list[str] = []
-    with tempfile.TemporaryFile() as said:
+    # In memory: a full pipe would stop it, and a container's root is read-only.
+    with os.fdopen(os.memfd_create("said"), "w+b") as said:
         try:
             program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said)
         except OSError as error:

@@ -11,7 +11,7 @@ import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 FOREIGN_TEXT = 256  # characters kept of the text of an exception that is not ours
@@ -32,12 +32,14 @@ class Issue:
         reason: stable CamelCase word, the same in CNI error, status, log and metric.
         message: what was wanted or why it hurts, with its numbers, and what to do next.
         about: kind and key of the object, if it is one that could not be put in its place.
+        for_all: no pod gets its objects meanwhile: something is not known, or does not work.
     """
 
     subject: str
     reason: str
     message: str
     about: tuple[str, tuple[int | str, ...]] | None = None
+    for_all: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.reason}: {self.message}"
@@ -49,10 +51,12 @@ class ReconcilerError(Exception):
     Attributes:
         subject: what it is about, as conditions name it.
         reason: stable CamelCase word: by default the class's name without "Error".
+        of_one_pod: it says nothing of any other pod than its own.
     """
 
     subject = "node"
     reason = "Reconciler"
+    of_one_pod = False
 
     def __init_subclass__(cls) -> None:
         """Derive the reason of a class that does not name one."""
@@ -62,7 +66,7 @@ class ReconcilerError(Exception):
     @property
     def issue(self) -> Issue:
         """What it means for an operator."""
-        return Issue(self.subject, self.reason, str(self))
+        return Issue(self.subject, self.reason, str(self), for_all=not self.of_one_pod)
 
 
 class NotReadyError(ReconcilerError):
@@ -85,6 +89,8 @@ class ObserveError(ReconcilerError):
 class NamespaceError(ObserveError):
     """A pod's namespace is gone or could not be read; all others are looked at without it."""
 
+    of_one_pod = True
+
     def __init__(self, netns: str, why: str) -> None:
         super().__init__(f"the pod in {netns}", why, reason="Namespace")
         self.netns = netns
@@ -98,6 +104,8 @@ class ApplyError(ReconcilerError):
         reason: an errno name, an EC2 error code.
         retryable: false when only a change of the document, the host or EC2 can help.
     """
+
+    of_one_pod = True
 
     def __init__(self, action: str, reason: str, message: str, *, retryable: bool = True) -> None:
         seldom = "only a change helps, so it is tried seldom"
@@ -169,6 +177,7 @@ class InternalError(ReconcilerError):
 class PodError(ReconcilerError):
     """One pod's data makes a domain raise what no code expects: it is left out of that domain."""
 
+    of_one_pod = True
     reason = InternalError.reason
 
     def __init__(self, key: Any, pod: str, cause: InternalError) -> None:

@@ -35,6 +35,11 @@ class AttachmentKey(NamedTuple):
         return f"{self.container_id}/{self.ifname}"
 
 
+def intent_name(key: AttachmentKey, pod: str) -> str:
+    """Return how conditions and errors call what a pod asked for; ``pod`` is "" if unknown."""
+    return f"intent {key} of pod {pod}" if pod else f"intent {key}"
+
+
 class IntentState(StrEnum):
     """What the runtime last asked for this key."""
 

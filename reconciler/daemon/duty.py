@@ -55,6 +55,7 @@ class Conditions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, dict[str, Condition]] = {}
+        self._for_all: dict[str, frozenset[str]] = {}
         self._traced: set[tuple[str, str]] = set()
 
     def report(self, domain: str, outcome: Outcome, *, is_logged: bool = False) -> None:
@@ -98,12 +99,22 @@ class Conditions:
                     log.warning("condition began", extra={"domain": domain, **shown})
                 body["since"] = known.get(key, {}).get("since", now)
             self._known[domain] = current
+            self._for_all[domain] = frozenset(k for k, i in bounded.items() if i.for_all)
 
-    def all(self, *, besides: Collection[str] = ()) -> list[Condition]:
-        """Return every condition, by subject; those of some domains are left out."""
+    def all(self, *, besides: Collection[str] = (), for_all: bool = False) -> list[Condition]:
+        """Return every condition, by subject; those of some domains are left out.
+
+        Or only those that keep every pod waiting (``for_all``).
+        """
         with self._lock:
-            known = [of.values() for domain, of in self._known.items() if domain not in besides]
-            return sorted((c for of in known for c in of), key=lambda c: str(c["subject"]))
+            domains = [domain for domain in self._known if domain not in besides]
+            known = [
+                condition
+                for domain in domains
+                for key, condition in self._known[domain].items()
+                if not for_all or key in self._for_all[domain]
+            ]
+            return sorted(known, key=lambda c: str(c["subject"]))
 
     def texts(self, domain: str) -> list[str]:
         """Return what is wrong with one domain, each with its reason."""

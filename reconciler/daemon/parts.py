@@ -47,7 +47,7 @@ class Parts:
         self.checks = Checks(self.hints, self.pods, self.stopping)
 
     def _note_stuck(self, stuck: Watched | None) -> None:
-        issues = [Issue("the loop", "PassStuck", str(stuck))] if stuck else []
+        issues = [Issue("the loop", "PassStuck", str(stuck), for_all=True)] if stuck else []
         self.conditions.note("watchdog", issues)
 
 

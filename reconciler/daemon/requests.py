@@ -35,11 +35,10 @@ HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken", InternalError.reaso
 ENDING = "the reconciler was told to end while it waited; it is served by the next one"
 """What an ADD under way is told then, whatever its budget is."""
 
-NO_CAUSE = frozenset(
-    {"foreign", "mount", "document", "kept document", "forward", "executable", "conflist"}
-)
-"""Domains whose conditions are never why a pod's objects are not in place: other owners' doings,
-and what belongs on the host. They would stand ahead of the cause in a runtime's error."""
+NO_CAUSE = frozenset({"foreign", "forward", "executable", "conflist", "conntrack"})
+"""Domains whose errors are never why a pod's objects are not in place: other owners' doings, what
+belongs on the host, and addresses that cool. They would stand ahead of the cause in a runtime's
+error."""
 
 MOST_TEXT = FOREIGN_TEXT * 2  # characters of the causes that a runtime is told
 
@@ -53,6 +52,7 @@ class Requests:
         self._asked: dict[AttachmentKey, float] = {}
         self._done: dict[AttachmentKey, tuple[Attachment, float]] = {}
         self._waiting: Mapping[AttachmentKey, Issue] = {}
+        self._unplaced: Mapping[AttachmentKey, Issue] = {}
         self._withdrawn: Mapping[AttachmentKey, float] = {}
         self._published_at = float("-inf")
         self._served_at = float("-inf")
@@ -92,8 +92,14 @@ class Requests:
     def _explain(self, key: AttachmentKey) -> Issue:
         """Say why a pod has not got its attachment, and the cause of that."""
         refusal = self._waiting.get(key)
+        if refusal is None and (own := self._unplaced.get(key)):
+            return replace(own, message=own.message[:MOST_TEXT])
         if refusal is None:
-            known = self._conditions.all(besides=NO_CAUSE)
+            # No pass has come to this pod: only what keeps every pod waiting can be why. That EC2
+            # cannot be observed does so until there is a first observation.
+            was_pass = self._published_at > float("-inf")
+            besides = NO_CAUSE | {"eni"} if was_pass else NO_CAUSE
+            known = self._conditions.all(besides=besides, for_all=True)
             text = "; ".join(f"{c['subject']}: {c['text']}" for c in known)
             text = text or "its objects were not seen in place within the budget"
             return Issue(f"intent {key}", "NotSettled", text[:MOST_TEXT])
@@ -151,7 +157,7 @@ class Requests:
         with self._changed:
             self._forget_gone(result)
             self._done |= {key: (a, started) for key, a in result.done.items()}
-            self._waiting = dict(result.waiting)
+            self._waiting, self._unplaced = dict(result.waiting), dict(result.unplaced)
             self._published_at = started
             intents = result.records.among(self._asked).intents
             wanted = {i.key: i for i in intents if i.state is IntentState.WANTED}

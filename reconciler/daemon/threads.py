@@ -61,7 +61,7 @@ ROWS = """\
 # class | lock | threads | fields | held | besides
 # class | lock | threads | fields | held | besides
 # Requests and hints.
-daemon.requests.Requests | _changed | KPX | _asked _done _waiting _withdrawn _answered
+daemon.requests.Requests | _changed | KPX | _asked _done _waiting _unplaced _withdrawn _answered
     _published_at _served_at | _verdict _explain _forget_gone
 daemon.requests.PodHints | _lock | KX | _released _differing
 daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
@@ -76,7 +76,7 @@ daemon.pool_loop.PoolLoop | whole | PKX | planned_for report | run_pass
 daemon.pool_loop.PoolLoop | one | P | _failures _hints _owes_observation
 daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
 # What every loop reports to.
-daemon.duty.Conditions | _lock | ALL | _known _traced
+daemon.duty.Conditions | _lock | ALL | _known _for_all _traced
 daemon.drift.DriftTracker | _lock | KP | _settled _inside _attached | _follow_enis
     _count_all _is_drift
 daemon.drift.DriftTracker | whole | KP | backoffs | clear forget_backoffs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from reconciler.core.attachment import AttachmentKey, Intent
+from reconciler.core.attachment import AttachmentKey, Intent, intent_name
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.errors import Issue
 from reconciler.ipam.allocation import Supply, Unexplained, lacking
@@ -96,7 +96,7 @@ def why_not(obstacle: str, intent: Intent, **facts: object) -> Issue:
 
 
 def _of(intent: Intent, reason: str, message: str) -> Issue:
-    return Issue(f"intent {intent.key}", reason, message)
+    return Issue(intent_name(intent.key, intent.pod), reason, message)
 
 
 def on_links(links: tuple[Unexplained, ...]) -> Iterator[Issue]:
@@ -133,11 +133,13 @@ def on_host(occupied: Mapping[IpNetwork, str], observed: Records) -> Iterator[Is
 
 def on_copies(observed: Records, linked: Collection[AttachmentKey]) -> Iterator[Issue]:
     """Name the records that are ignored, because what they name is another pod's."""
+    pods = {a.key: a.pod for a in observed.living}
     for key, holder in find_copies(observed.living, linked).items():
+        of_pod, to_pod = (f" of pod {pods[k]}" if pods.get(k) else "" for k in (key, holder))
         yield Issue(
-            f"attachment {key}",
+            f"attachment {key}{of_pod}",
             "AssignedTwice",
-            f"its record names a link or an address of {holder}, whose link is there; "
+            f"its record names a link or an address of {holder}{to_pod}, whose link is there; "
             "nothing is made for it; if it was copied or put back by hand, it is released "
             "once its namespace has ended, or else end one of these pods",
         )

@@ -22,7 +22,7 @@ from reconciler.engine.plan import Change
 from reconciler.errors import Issue, boundary
 from reconciler.node.environment import Directories, Neighbourhood
 from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, converge_held
-from reconciler.node.pass_result import OF_ONE_POD, PassResult, not_in_place
+from reconciler.node.pass_result import PassResult, not_in_place
 from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits
 
@@ -175,7 +175,7 @@ class Installer:
         served = {"ipv4": any(e.pod_addresses for e in enis)}
         served["ipv6"] = any(e.ipv6_prefixes for e in enis)
         return (
-            all(isinstance(e, OF_ONE_POD) for e in errors)
+            all(e.of_one_pod for e in errors)
             and not left & shared
             and all(served[family] for family in inputs.document.families)
         )

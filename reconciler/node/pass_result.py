@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.attachment import Attachment, AttachmentKey, intent_name
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import left_out
 from reconciler.domains.link import PodLink, Veth
 from reconciler.engine.converge import Outcome, Outcomes
 from reconciler.engine.plan import Key, Verb
-from reconciler.errors import ApplyError, Issue, NamespaceError, PodError
+from reconciler.errors import ApplyError, Issue
 from reconciler.ipam.records import Records
 
 
@@ -27,6 +28,8 @@ class PassResult:
     done: Mapping[AttachmentKey, Attachment] = field(default_factory=dict)
     # why each wanted intent has no attachment yet
     waiting: Mapping[AttachmentKey, Issue] = field(default_factory=dict)
+    # why the objects of an attachment are not in their place; of those that were never seen so
+    unplaced: Mapping[AttachmentKey, Issue] = field(default_factory=dict)
     # what other owners have that hurts us; None if not looked for
     findings: tuple[Issue, ...] | None = None
     pods: tuple[Issue, ...] | None = None  # what pods have done in their own namespaces; likewise
@@ -54,8 +57,7 @@ class PassResult:
         return replace(self, outcomes=self.outcomes | outcomes, findings=found)
 
 
-OF_ONE_POD = (ApplyError, NamespaceError, PodError)
-"""Errors that say nothing of any other pod than their own."""
+MOST_CAUSES = 4  # that are told of one attachment
 
 
 def not_in_place(outcomes: Sequence[Outcome]) -> frozenset[tuple[str, Key]]:
@@ -83,14 +85,14 @@ def touched_pods(inputs: Inputs, links: Outcome) -> frozenset[AttachmentKey]:
 def find_waiting(outcomes: Outcomes) -> dict[AttachmentKey, Issue]:
     """Why wanted intents are not served, by key."""
     apart = {
-        key: Issue(f"intent {key}", error.reason, str(error))
+        key: Issue(error.subject, error.reason, str(error))
         for key, error in left_out(outcomes).items()
     }
     refusals = {r.subject: r for r in outcomes["attachment"].remaining.refusals}
     records = outcomes["attachment"].observed
     if not refusals or not isinstance(records, Records):
         return apart
-    named = {i.key: refusals.get(f"intent {i.key}") for i in records.intents}
+    named = {i.key: refusals.get(intent_name(i.key, i.pod)) for i in records.intents}
     return apart | {key: refusal for key, refusal in named.items() if refusal}
 
 
@@ -111,7 +113,7 @@ def find_occupied(
     }
     found: dict[AttachmentKey, Issue] = {}
     for a in attachments:
-        intent = f"intent {a.key}"
+        intent = intent_name(a.key, a.pod)
         if (PodLink.kind, (a.netns, a.key.ifname)) in links:
             why = (
                 f"{a.netns} has a link {a.key.ifname} of another owner; it is not ours to replace"
@@ -120,6 +122,43 @@ def find_occupied(
         elif other := others.get(a.netns):
             found[a.key] = Issue(intent, "ObjectExists", f"{other.subject}: {other.message}")
     return found
+
+
+def find_unplaced(
+    pods: Mapping[Attachment, Iterable[Any]],
+    outcomes: Sequence[Outcome],
+    unread: Mapping[AttachmentKey, str],
+) -> dict[AttachmentKey, Issue]:
+    """Say why attachments are not in place: by their own objects, and by what fails for every pod.
+
+    Args:
+        pods: each with the objects it has in the kernel.
+        outcomes: of the kernel's domains.
+        unread: why the namespaces of pods cannot be read.
+    """
+    for_all = [str(e) for o in outcomes for e in o.errors if not e.of_one_pod]
+    found: dict[AttachmentKey, Issue] = {}
+    for a, objects in pods.items():
+        own = frozenset((o.kind, o.key) for o in objects)
+        texts = [text for o in outcomes for text in _why_left(own, o)]
+        if why := unread.get(a.key):
+            texts.insert(0, f"its namespace {a.netns} cannot be read: {why}")
+        if causes := list(dict.fromkeys((*for_all, *texts)))[:MOST_CAUSES]:
+            name = intent_name(a.key, a.pod)
+            found[a.key] = Issue(name, "NotSettled", "; ".join(causes))
+    return found
+
+
+def _why_left(own: frozenset[tuple[str, Key]], outcome: Outcome) -> Iterator[str]:
+    """Say what is left to do of some objects, each with the error that it failed by."""
+    errors = {e.action: e for e in outcome.errors if isinstance(e, ApplyError)}
+    for action in outcome.undone:
+        if (action.kind, action.key) in own:
+            error = errors.get(str(action))
+            yield str(error) if error else f"{action}: {action.reason}; not done yet"
+    for refusal in outcome.remaining.refusals:
+        if refusal.about in own:
+            yield f"{refusal.subject}: {refusal.message}"
 
 
 def find_difference(outcome: Outcome) -> Issue | None:

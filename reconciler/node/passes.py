@@ -27,7 +27,7 @@ from reconciler.node.cooldown import Cooldowns
 from reconciler.node.environment import Environment, State
 from reconciler.node.gathering import DeadPods, Gathering, Known, without_copies
 from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, PodObjects
-from reconciler.node.pass_result import OF_ONE_POD, PassResult
+from reconciler.node.pass_result import PassResult
 from reconciler.node.pool_pass import PoolPass
 from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits, unread_of
@@ -110,7 +110,11 @@ class LocalNode:
         done = {key: a for key, a in done.items() if a in records.living}
         self.visits.prove(records, visited, done)
         waiting = pass_result.find_waiting(outcomes) | pass_result.find_occupied(visited, outcomes)
-        return PassResult(outcomes, observed_at, records, inputs, done, waiting, audit=audit)
+        left = [a for a in records.living if a.key in records.unfinished - done.keys()]
+        unplaced = self._find_unplaced(left, objects, outcomes)
+        return PassResult(
+            outcomes, observed_at, records, inputs, done, waiting, unplaced, audit=audit
+        )
 
     def pods_pass(
         self, keys: frozenset[AttachmentKey], *, backoffs: Backoffs = NO_BACKOFFS
@@ -159,7 +163,11 @@ class LocalNode:
         here = {a.key: a for a in living if a.key in done}
         self.visits.prove_some(keys, here)
         waiting = pass_result.find_waiting(outcomes) | pass_result.find_occupied(living, outcomes)
-        return PassResult(outcomes, observed_at, records, inputs, here, waiting, asked=keys)
+        left = [a for a in living if a.key not in here]
+        unplaced = self._find_unplaced(left, objects, outcomes)
+        return PassResult(
+            outcomes, observed_at, records, inputs, here, waiting, unplaced, asked=keys
+        )
 
     def check(self, key: AttachmentKey) -> Attachment | Issue:
         """Compare every object of an attachment with the kernel; change nothing.
@@ -262,7 +270,7 @@ class LocalNode:
         """Return those of whose kernel objects none is left to do, and this was seen."""
         results = [outcomes[d.name] for d in self.domains.all if d.name in outcomes]
         errors = [e for r in results for e in r.errors]
-        if any(not isinstance(e, OF_ONE_POD) for e in errors):
+        if any(not e.of_one_pod for e in errors):
             return []
         apart, left = left_out(outcomes), pass_result.not_in_place(results)
         return [
@@ -270,6 +278,15 @@ class LocalNode:
             for a in attachments
             if a.key not in apart and not (left and objects.has_any(a, left))
         ]
+
+    def _find_unplaced(
+        self, attachments: Iterable[Attachment], objects: PodObjects, outcomes: Outcomes
+    ) -> dict[AttachmentKey, Issue]:
+        """Say why some attachments are not in place, each by what is its own."""
+        results = [outcomes[d.name] for d in self.domains.all if d.name in outcomes]
+        unread = {key: failure.why for key, failure in self.visits.unread.items()}
+        own = {a: objects.of(a) or frozenset() for a in attachments}
+        return pass_result.find_unplaced(own, results, unread)
 
 
 def attachment_domain(state: Target) -> Domain:

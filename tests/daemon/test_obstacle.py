@@ -81,6 +81,10 @@ def test_an_add_is_not_told_of_conditions_that_cannot_be_its_cause(tmp_path: Pat
     assert isinstance(told, Issue)
     assert told.message.startswith("the host's routes: cannot read the host's routes: no memory")
     assert "its policy is drop" not in told.message
+    agent.parts._note_stuck("for 12 s")  # type: ignore[arg-type]  # only its text is used
+    told = agent.parts.requests.await_attachment(key, 0.0)
+    assert isinstance(told, Issue)
+    assert told.message.endswith("; the loop: for 12 s")
 
 
 @pytest.fixture

@@ -175,7 +175,8 @@ def test_a_pod_waits_for_the_link_of_its_older_sandbox() -> None:
     plan = domain.plan(domain.desire(inputs(1, document=BY_POD)), both)
     assert [a.key.container_id for a in plan.actions] == ["pod1"]
     (refusal,) = plan.refusals
-    assert (refusal.reason, refusal.subject) == ("VethNameTaken", "intent pod2/eth0")
+    assert refusal.reason == "VethNameTaken"
+    assert refusal.subject == "intent pod2/eth0 of pod default/web-0"
     assert "pod1/eth0" in refusal.message
     bound = tuple(a.object for a in plan.actions if isinstance(a, Change))
     again = domain.plan(

@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from reconciler.cli.memory import yield_to_daemon
+
 NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 """Exit codes of what did not come to its end, as shells have them. 1 would say "it differs"."""
 
@@ -31,6 +33,9 @@ MODULES = {
 }
 """The module of each command. The lab's is there only where its package is installed: a node has
 no use for it."""
+
+OBSERVING = frozenset({"apply", "audit", "diff", "explain", "gc", "trace"})
+"""Commands that observe by themselves, and so may take as much memory as the daemon."""
 
 
 class Commands(click.Group):
@@ -70,6 +75,9 @@ def run_command_line() -> None:
     Python exits 1 after an uncaught exception, which is what ``diff`` says when something differs.
     """
     code: Any
+    if OBSERVING.intersection(sys.argv[1:2]) and (why := yield_to_daemon()):
+        click.echo(f"node-network: {why}.", err=True)
+        sys.exit(2)
     try:
         code = main(prog_name="node-network", standalone_mode=False)
     except click.ClickException as error:
@@ -78,6 +86,9 @@ def run_command_line() -> None:
     except click.Abort:
         click.echo("interrupted", err=True)
         code = INTERRUPTED
+    except MemoryError:
+        click.echo("node-network: out of memory: the daemon's is left to the daemon", err=True)
+        code = 2
     except OSError as error:
         # Of the host: a disk that is full, output that cannot be written.
         click.echo(f"node-network: cannot go on: {error}", err=True)

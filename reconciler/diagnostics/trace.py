@@ -267,6 +267,12 @@ class _Walk:
             if decision.rule:
                 self._say("stays", f"on the node, dev {link}; {target} sees {source}")
             return None
+        sets = sets_of(self.family)
+        if self.tables.range_of(sets.held, target) and not self.tables.range_of(sets.pods, target):
+            text = f"{target} is this node's, and no pod has it: the sender is told so at once"
+            self._say("refused", text)
+            self.troubles.append(text)
+            return None
         self._say("leaves", f"by {_name(eni)}, dev {link}; {target} sees {source}")
         if not _holds(eni, source):
             self.troubles.append(

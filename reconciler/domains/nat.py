@@ -19,6 +19,7 @@ from reconciler.core.datapath import (
     IpNetwork,
     Marks,
     family_of,
+    host_network,
     is_node_local,
 )
 from reconciler.core.ranges import Range, coalesce, print_range
@@ -41,6 +42,10 @@ ROUTE_MARK_PRIORITY = -89
 
 SOURCE_NAT_PRIORITY = 100
 """``srcnat``, in postrouting."""
+
+
+REFUSAL_PRIORITY = -10
+"""Before ``filter``, where others may drop what they do not know and tell the client nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +188,24 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         _base_chain("arrival", rules.arrival(links, marks), ARRIVAL_PRIORITY),
         _base_chain("snat_mark", rules.snat_mark(families, marks), SNAT_MARK_PRIORITY),
         _base_chain("route_mark", route_mark, ROUTE_MARK_PRIORITY),
+        _base_chain("forwarded", rules.to_held(families), REFUSAL_PRIORITY, "forward"),
+        _base_chain("sent", rules.to_held(families), REFUSAL_PRIORITY, "output"),
+        NftChain(rules.HELD, texts(rules.held(families, links.values()))),
+        NftChain(rules.REFUSE, texts(rules.refuse(links.values()))),
         NftChain("source_nat", texts(snat), "nat", "postrouting", SOURCE_NAT_PRIORITY),
     }
     objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
     for family in families:
         objects |= _family_sets(family)
         objects |= _cidrs(inputs, family)
+        objects |= HELD[family.name](_held(inputs), family)
     return frozenset(objects | desire_pods(inputs))
 
 
-def _base_chain(name: str, its_rules: rules.Rules, priority: int) -> NftChain:
-    return NftChain(name, texts(its_rules), "filter", "prerouting", priority)
+def _base_chain(
+    name: str, its_rules: rules.Rules, priority: int, hook: str = "prerouting"
+) -> NftChain:
+    return NftChain(name, texts(its_rules), "filter", hook, priority)
 
 
 def desire_pods(inputs: Inputs) -> frozenset[NftElement]:
@@ -254,11 +266,23 @@ def _shape(obj: NftObject) -> object:
 def _family_sets(family: Family) -> set[NftObject]:
     sets = sets_of(family)
     return {
-        NftSet(sets.no_snat, family.nft_type, interval=True),
-        NftSet(sets.by_main, family.nft_type, interval=True),
+        *(NftSet(name, family.nft_type, interval=True) for name in sets.of_ranges),
         NftSet(sets.pods, family.nft_type),
         NftSet(sets.pod_eni, family.nft_type, verdicts=True),
     }
+
+
+def _held(inputs: Inputs) -> tuple[IpNetwork, ...]:
+    """Return what EC2 has given this node for pods, but for what is on its way back to EC2.
+
+    That may soon be another node's, which pods of this one must reach.
+    """
+    return tuple(
+        network
+        for eni, _ in inputs.pod_enis
+        for network in (*map(host_network, eni.secondaries), *eni.prefixes, *eni.ipv6_prefixes)
+        if network not in inputs.ec2.quarantined
+    )
 
 
 def _cidrs(inputs: Inputs, family: Family) -> frozenset[NftObject]:
@@ -279,5 +303,13 @@ def _ranges(
     )
 
 
+def _held_ranges(held: tuple[IpNetwork, ...], family: Family) -> frozenset[NftObject]:
+    ranges = coalesce(n for n in held if n.version == family.version)
+    return frozenset(NftElement(sets_of(family).held, *range_) for range_ in ranges)
+
+
 RANGES = {name: Remembered(_ranges) for name in FAMILIES}
 """Those in force, by family: objects that are the same are compared with no look into them."""
+
+HELD = {name: Remembered(_held_ranges) for name in FAMILIES}
+"""Those that are held, likewise."""

@@ -29,16 +29,24 @@ class Sets:
 
     ``no_snat``: destinations that see pods' own addresses. ``pod_eni``: verdict map from a pod's
     address to the chain of its ENI. ``by_main``: destinations that the main table routes.
+    ``held``: addresses that EC2 has assigned to this node's ENIs for pods, whether a pod has them
+    or not.
     """
 
     no_snat: str
     pods: str
     pod_eni: str
     by_main: str
+    held: str
+
+    @property
+    def of_ranges(self) -> tuple[str, ...]:
+        """Those whose elements are ranges."""
+        return (self.no_snat, self.by_main, self.held)
 
 
 SETS = {
-    name: Sets(*(f"{noun}_{name}" for noun in ("no_snat", "pods", "pod_eni", "by_main")))
+    name: Sets(*(f"{noun}_{name}" for noun in ("no_snat", "pods", "pod_eni", "by_main", "held")))
     for name in FAMILIES
 }
 """By family."""
@@ -134,6 +142,57 @@ def source_nat(
         ]
         for f, which in chosen
         if (address := primary.host_address(f.version)) is not None
+    ]
+
+
+HELD = "held"
+"""The chain for packets to addresses that this node holds for pods."""
+
+REFUSE = "refuse"
+"""The chain that answers a packet by saying that no pod is there."""
+
+
+def to_held(families: Sequence[Family]) -> Rules:
+    """Look at packets to addresses that this node holds for pods."""
+    return [
+        [_match(_payload(f, "daddr"), f"@{sets_of(f).held}"), {"goto": {"target": HELD}}]
+        for f in families
+    ]
+
+
+def held(families: Sequence[Family], links: Iterable[str]) -> Rules:
+    """Refuse those that would leave by an ENI: EC2 would only bring them back.
+
+    A packet to a pod, of whichever plugin, leaves by that pod's link, and one to the host itself
+    is not forwarded. So this depends on no record. Pods that are known are asked about first
+    because nearly all packets are theirs: one lookup, however many ENIs there are.
+    """
+    known = [
+        [_match(_payload(f, "daddr"), f"@{sets_of(f).pods}"), {"return": None}] for f in families
+    ]
+    leaving = [
+        [_match({"meta": {"key": "oifname"}}, link), {"goto": {"target": REFUSE}}]
+        for link in sorted(links)
+    ]
+    return [*known, *leaving]
+
+
+def refuse(links: Iterable[str]) -> Rules:
+    """Say that no pod is there, in words by which a client gives up at once.
+
+    Port unreachable: TCP that is connecting and UDP that is connected take it for the end, where
+    host unreachable is only a hint (RFC 1122, 4.2.3.9; icmp_err_convert). To a pod of this node
+    and the host itself TCP's own reset, which also ends connections that are open, is not limited
+    in rate, and which conntrack translates back if a service was asked for: an ICMP error of a
+    connection's first packet it does not know. Not to what came in by an ENI: a reset has the
+    gone pod's address as its source, and the VPC drops it unless it leaves by that one's ENI.
+    """
+    unreachable = {"reject": {"type": "icmpx", "expr": "port-unreachable"}}
+    reset = {"reject": {"type": "tcp reset"}}
+    return [
+        *([_match({"meta": {"key": "iifname"}}, link), unreachable] for link in sorted(links)),
+        [_match({"meta": {"key": "l4proto"}}, "tcp"), reset],
+        [unreachable],
     ]
 
 

@@ -14,6 +14,7 @@ from reconciler.errors import ConflictError, NotReadyError
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool_plan import adopted
+from reconciler.ipam.pool_status import Ec2Inputs
 from reconciler.ipam.records import Records, believe, find_copies, find_unrecorded
 from reconciler.node.environment import Environment, State
 from reconciler.node.stock_plugin import StockPlugin
@@ -145,6 +146,7 @@ class Gathering:
             now=now,
             clock=clock,
             demand=records.demand,
+            ec2=Ec2Inputs(quarantined=frozenset(q.network for q in records.quarantined)),
             kernel=KernelState(
                 linked=frozenset(links.pods),
                 unrecorded=unrecorded,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from builders import attachment, document, eni, inputs
 from reconciler.domains import nat
 from reconciler.domains import rule as rule_domain
 from reconciler.domains.nat import NftChain, NftElement, NftSet
+from reconciler.ipam.pool_status import Ec2Inputs
 
 
 def chains(now: Any) -> dict[str, NftChain]:
@@ -29,6 +30,8 @@ def test_the_chains_stand_where_the_design_puts_them() -> None:
         "arrival": ("filter", "prerouting", -150, "accept"),
         "snat_mark": ("filter", "prerouting", -90, "accept"),
         "route_mark": ("filter", "prerouting", -89, "accept"),
+        "forwarded": ("filter", "forward", -10, "accept"),
+        "sent": ("filter", "output", -10, "accept"),
         "source_nat": ("nat", "postrouting", 100, "accept"),
     }
 
@@ -150,6 +153,50 @@ def test_families_are_data() -> None:
     assert elements(now, "pods_ipv6") == {"2001:db8::9"}
     assert elements(now, "no_snat_ipv6") == {"::/0"}
     assert len(chains(now)["route_mark"].rules) == 7
+
+
+def test_what_is_held_is_what_pods_may_get_whether_they_have_it_or_not() -> None:
+    enis = (eni(0, 2), eni(1, 0, prefixes=(ip_network("10.0.9.16/28"),)))
+    for now in (inputs(2, enis=enis), inputs(2, (attachment(1, 0),), enis=enis)):
+        assert elements(now, "held_ipv4") == {"10.0.1.11-10.0.1.12", "10.0.9.16/28"}
+
+
+def test_what_goes_back_to_ec2_is_not_held_for_it_may_be_another_nodes() -> None:
+    prefix, single = ip_network("10.0.9.16/28"), ip_network("10.0.1.12/32")
+    enis = (eni(0, 3), eni(1, 0, prefixes=(prefix,)))
+    now = inputs(2, enis=enis, ec2=Ec2Inputs(quarantined=frozenset({prefix, single})))
+    assert elements(now, "held_ipv4") == {"10.0.1.11", "10.0.1.13"}
+
+
+@pytest.mark.parametrize("fields", [{"owned": False}, {"status": "detaching"}], ids=str)
+def test_an_eni_that_serves_no_pods_holds_nothing(fields: dict[str, Any]) -> None:
+    now = inputs(2, enis=(eni(0, 1), eni(1, 4, **fields)))
+    assert elements(now, "held_ipv4") == {"10.0.1.11"}
+
+
+def test_a_prefix_of_ipv6_is_held_as_one_range() -> None:
+    prefix = ip_network("2001:db8:1:2:3::/80")
+    both = document().model_copy(update={"families": ("ipv4", "ipv6")})
+    now = inputs(1, enis=(eni(0, 1, ipv6_prefixes=(prefix,)),), document=both)
+    assert elements(now, "held_ipv6") == {"2001:db8:1:2:3::/80"}
+
+
+def test_packets_to_held_addresses_are_refused_only_on_their_way_out_by_an_eni() -> None:
+    found = chains(inputs(2))
+    known, *leaving = [json.loads(rule) for rule in found["held"].rules]
+    assert (known[0]["match"]["right"], known[1]) == ("@pods_ipv4", {"return": None})
+    assert [rule[0]["match"]["left"] for rule in leaving] == [{"meta": {"key": "oifname"}}] * 2
+    assert [rule[0]["match"]["right"] for rule in leaving] == ["eth0", "eth1"]
+    assert {rule[1]["goto"]["target"] for rule in leaving} == {"refuse"}
+
+
+def test_what_came_by_an_eni_is_answered_from_the_hosts_address() -> None:
+    """A reset has the gone pod's, which the VPC takes from that one's ENI alone."""
+    *came, tcp, others = [json.loads(rule) for rule in chains(inputs(2))["refuse"].rules]
+    assert [rule[0]["match"]["right"] for rule in came] == ["eth0", "eth1"]
+    assert {rule[1]["reject"]["expr"] for rule in came} == {"port-unreachable"}
+    assert tcp[-1] == {"reject": {"type": "tcp reset"}}
+    assert others == [{"reject": {"type": "icmpx", "expr": "port-unreachable"}}]
 
 
 def test_a_pod_is_marked_with_the_device_its_eni_has_now() -> None:

@@ -40,6 +40,14 @@ HOST = {
         "}",
     ],
     "a chain's rules": ["nft", "flush", "chain", "inet", "node_network", "source_nat"],
+    "what refuses packets for a pod that is gone": [
+        "nft",
+        "flush",
+        "chain",
+        "inet",
+        "node_network",
+        "held",
+    ],
     "forwarding": [
         "sh",
         "-c",

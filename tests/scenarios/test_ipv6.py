@@ -170,6 +170,17 @@ def test_a_pod_of_ipv6_alone_reaches_ipv4_by_the_nodes_address(alone: Traffic) -
             assert alone.measure(one, address) == (NODE, 0), place
 
 
+def test_clients_of_an_ipv6_pod_that_is_gone_are_refused_at_once(alone: Traffic) -> None:
+    lab = alone.cluster.lab
+    with alone.cluster.pods(1) as (one,):
+        address = alone.own(one, 6)
+    near = next(iter(alone.near.values()))[0].namespace
+    lab.ask("forget")
+    for client in (near, *map(lab.names.namespace, ("node1", "node2", "vpchost"))):
+        assert "refused" in probe(client, address).failure, client
+    assert lab.drops() == []
+
+
 def test_the_host_and_its_pods_reach_each_other(alone: Traffic) -> None:
     ((_, (one, *_)),) = alone.near.items()
     node = alone.cluster.lab.names.namespace("node1")

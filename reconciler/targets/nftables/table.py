@@ -46,7 +46,7 @@ ADDRESSES: dict[str, type[IPv4Address | IPv6Address]] = {
     "ipv4_addr": IPv4Address,
     "ipv6_addr": IPv6Address,
 }
-INTERVALS = frozenset(name for s in SETS.values() for name in (s.no_snat, s.by_main))
+INTERVALS = frozenset(name for s in SETS.values() for name in s.of_ranges)
 
 BIG_ENDIAN = bytes([0, 4]) + struct.pack("I", 2)
 """User data of a set: its keys' byte order, for nft to print them by."""

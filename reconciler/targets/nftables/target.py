@@ -186,7 +186,7 @@ def _script(chains: list[NftChain]) -> list[Json]:
     for family, sets in SETS.items():
         of = {"type": FAMILIES[family].nft_type}
         ranges = of | {"flags": ["interval"]}
-        objects += [("set", ranges | {"name": name}) for name in (sets.no_snat, sets.by_main)]
+        objects += [("set", ranges | {"name": name}) for name in sets.of_ranges]
         objects.append(("set", of | {"name": sets.pods}))
         objects.append(("map", of | {"name": sets.pod_eni, "map": "verdict"}))
     objects += [("chain", chains_[name]) for name in sorted(chains_)]

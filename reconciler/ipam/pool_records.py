@@ -71,6 +71,16 @@ def _end(desired: Wanted, observed: Records) -> Iterator[Action]:
             yield Change(Verb.DELETE, record, "EC2 took it back")
 
 
+def plan_given_again(added: Collection[IpNetwork], observed: Records) -> Plan:
+    """End the quarantine of what EC2 has just given again: it picks the lowest free address.
+
+    Its answer to an assignment is newer than any list that an old observation may show. It counts
+    only for what an observation has lacked meanwhile: or else the release may still be on its way.
+    """
+    again = (q for q in observed.quarantined if q.gone and q.network in added)
+    return Plan(tuple(Change(Verb.DELETE, q, "EC2 gave it again") for q in again))
+
+
 WINDOW_S = 3600.0
 """Seconds for which a record is kept: creations of that time count against the node's limit."""
 

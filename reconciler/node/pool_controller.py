@@ -132,6 +132,8 @@ class PoolController:
             kind_of(error) is Failure.EXHAUSTED for error in outcome.errors
         )
         if isinstance(outcome.observed, Cloud) and isinstance(outcome.desired, Pool):
+            with self.binding:
+                self._errors += _end_quarantines(self.state, cloud, outcome)
             self._remember(inputs, cloud, outcome)
             if outcome.plan.actions:
                 converge([self._creations(outcome.observed)], None)
@@ -346,6 +348,17 @@ GROWTH = ec2_action.AddEni | ec2_action.AssignAddresses | ec2_action.AssignPrefi
 
 def _wanted(picks: frozenset[IpNetwork], cloud: Cloud, now: float) -> pool_records.Wanted:
     return pool_records.Wanted(picks, frozenset(n for _, n in items(cloud.enis)), now)
+
+
+def _end_quarantines(state: State, before: Cloud, outcome: Outcome) -> Failures:
+    """Let pods have at once what EC2's answers have given again; return what failed."""
+    if not all(kind_of(error) in REFUSED for error in outcome.errors):
+        return ()  # what was observed then may be older than the answers
+    shown = {n for _, n in items(outcome.observed.enis)}
+    if not (added := shown - {n for _, n in items(before.enis)}):
+        return ()
+    plan = pool_records.plan_given_again(added, state.observe())
+    return state.apply([a for a in plan.actions if isinstance(a, Change)])
 
 
 def _may_change(cloud: Cloud, macs: Container[str]) -> bool:

@@ -66,7 +66,8 @@ def classes() -> Iterator[tuple[str, type]]:
         for cls in vars(module).values():
             if isinstance(cls, type) and cls.__module__ == found.name:
                 is_frozen = getattr(cls, "__dataclass_params__", None)
-                if not is_frozen and "__slots__" not in vars(cls) and not issubclass(cls, tuple):
+                is_value = issubclass(cls, tuple | frozenset)  # set once, where it is made
+                if not is_frozen and "__slots__" not in vars(cls) and not is_value:
                     yield f"{found.name.removeprefix('reconciler.')}.{cls.__name__}", cls
 
 

@@ -95,3 +95,19 @@ def test_what_may_be_gone_already_does_not_come_back_into_the_pool() -> None:
     band = Band(2, 2, 4, (), "")
     assert pick(stock, band) == frozenset()
     assert pick(stock, band, maybe_released={ONE}) == {ONE}
+
+
+@pytest.mark.parametrize(
+    ("record", "ends"),
+    [
+        (Quarantine(ONE, BEGAN, asked=ASKED, gone=ASKED + 1), True),
+        (Quarantine(ONE, BEGAN, asked=ASKED), False),
+        (Quarantine(ip_network("10.0.1.12/32"), BEGAN, asked=ASKED, gone=ASKED + 1), False),
+    ],
+    ids=["given again", "its release may be on its way", "another"],
+)
+def test_what_ec2_answers_to_have_given_again_ends_a_quarantine(
+    record: Quarantine, ends: bool
+) -> None:
+    plan = pool_records.plan_given_again({ONE}, Records(quarantined=(record,)))
+    assert bool(plan.actions) is ends

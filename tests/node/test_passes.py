@@ -270,6 +270,30 @@ def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other
     assert not bound & released
 
 
+def test_pods_that_come_after_a_release_get_at_once_what_ec2_gives_again() -> None:
+    """EC2 picks the lowest free addresses: those that were given back a moment ago."""
+    rest = {SUBNET[i] for i in range(20, 255)}
+    first = eni(0, 0, primary=SUBNET[10])
+    only = FakeEc2([first], Limits(1, 10), SUBNET, rest, clock=lambda: sim.now)
+    pool = {"warm": 6, "surplus": 0}
+    sim = Simulation(only, warmPool={"addresses": pool, "cooldown": "0s"})
+    sim.turn(1.0)
+    sim.turn(100.0)
+    given_before = set(only.enis[0].secondaries)
+    sim.document = document(warmPool={"addresses": pool | {"warm": 0}, "cooldown": "0s"})
+    for _ in range(3):
+        sim.turn(1.0)
+    assert only.enis[0].secondaries == ()
+    for number in range(4):
+        sim.start_pod(number)
+    for _ in range(3):
+        sim.turn(1.0)
+    bound = {own for a in sim.state.observe().attachments for own in a.addresses}
+    assert len(bound) == 4
+    assert bound <= given_before
+    assert not {q.network for q in sim.state.observe().quarantined} & set(map(host_network, bound))
+
+
 def test_what_ec2_gives_again_serves_pods_when_it_may_and_is_not_released_for_ever() -> None:
     """A subnet has nothing but what was just released, so EC2 gives exactly that again."""
     rest = {SUBNET[i] for i in range(20, 255)}

@@ -24,6 +24,7 @@ from schemas.value import (
     MarkMask,
     Model,
     Mtu,
+    TaintKey,
     VethPrefix,
 )
 
@@ -152,6 +153,31 @@ class Reconcile(Model):
             yield "ec2Resync: must be from 10s to 1h"
 
 
+class Kubernetes(Model):
+    """What the cluster's API server is told of the node."""
+
+    report: StrictBool = Field(
+        default=False,
+        description="Whether the API server is told how the node's network is: by the condition "
+        "NodeNetworkReady of the Node, and by Events for what a person must act on and for pods "
+        "that got no address. The ServiceAccount needs the rights that the chart grants then. "
+        "Pods wait for none of it. Default: false, nothing speaks to the API server.",
+    )
+    startup_taint: TaintKey | None = Field(
+        default=None,
+        description="Key of the taint that nodes register with (kubelet's "
+        "--register-with-taints), as node-network/agent-not-ready: it is removed once pods can be "
+        "served, whatever its value and effect, and never added. Default: none is removed.",
+    )
+
+    def _faults(self) -> Iterator[str]:
+        if self.startup_taint is not None and not self.report:
+            yield (
+                "startupTaint: is removed only where the API server is spoken to; set report to "
+                "true, or leave this out"
+            )
+
+
 class NodeNetwork(Model):
     """The desired network of a node."""
 
@@ -176,6 +202,9 @@ class NodeNetwork(Model):
     cni: Cni = Field(default=Cni(), description="The CNI configuration for container runtimes.")
     reconcile: Reconcile = Field(
         default=Reconcile(), description="How often to observe without a notification."
+    )
+    kubernetes: Kubernetes = Field(
+        default=Kubernetes(), description="What the cluster's API server is told of the node."
     )
     families: Families = Field(
         default=("ipv4",),

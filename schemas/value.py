@@ -280,6 +280,13 @@ SecurityGroupId = Annotated[str, Form("sg-[0-9a-z]+", "a security group id like 
 InstanceTypeName = Annotated[
     str, Form(r"[a-z0-9-]+\.[a-z0-9-]+", "an instance type like m5.large")
 ]
+TaintKey = Annotated[
+    str,
+    Form(
+        r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?",
+        "the key of a taint, like node-network/agent-not-ready",
+    ),
+]
 ClusterName = Annotated[str, Form("[A-Za-z0-9-]{0,100}", "1 to 100 letters, digits and hyphens")]
 
 

@@ -70,6 +70,10 @@ plugins = st.builds(
 )
 trees = parts(
     cluster=st.text("aZ-0", max_size=5),
+    kubernetes=parts(
+        report=st.booleans(),
+        startupTaint=st.sampled_from([None, "node-network/agent-not-ready", "A_b"]),
+    ),
     maxPods=st.none() | st.integers(1, 1000),
     warmPool=warm_pools,
     eni=parts(
@@ -158,6 +162,8 @@ def documents(draw: st.DrawFn, *, overrides: bool = True) -> NodeNetwork:
     if snat.get("mode") == "external":
         snat.pop("excludeCIDRs", None)
         snat.pop("onlyCIDRs", None)
+    if not base.get("kubernetes", {}).get("report"):
+        base.get("kubernetes", {}).pop("startupTaint", None)
     families = base.get("families", ["ipv4"])
     if "ipv4" not in families:
         snat.pop("excludeCIDRs", None)

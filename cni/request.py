@@ -143,6 +143,7 @@ def question(call: Call, do: str, inode: int) -> Object:
         "netnsInode": inode,
         "attempt": call.attempt,
         "pod": call.pod,
+        "uid": call.pod_uid,
         "trace": call.trace_id,
     }
 

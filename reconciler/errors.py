@@ -229,3 +229,17 @@ class LockedError(ReconcilerError):
 
 class UnansweredError(ReconcilerError):
     """No reconciler answers on the socket, or the answer is a refusal."""
+
+
+class ClusterError(ReconcilerError):
+    """The API server was not told something; no pod waits for that.
+
+    Attributes:
+        status: of HTTP; 0 if there was no answer that can be understood.
+    """
+
+    def __init__(self, what: str, why: str, *, reason: str, status: int = 0) -> None:
+        super().__init__(f"{what}: {why}; pods are served all the same, and it is tried again")
+        self.subject = "the API server"
+        self.reason = reason
+        self.status = status

@@ -38,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "cni": set(),
     "errors": set(),
     "engine": {"errors"},
+    "cluster": {"errors", "engine"},
     "core": {"errors", "engine"},
     "ipam": {"schemas", "errors", "engine", "core"},
     "domains": {"schemas", "errors", "engine", "core", "ipam"},
@@ -49,7 +50,18 @@ ARROWS: dict[str, set[str]] = {
         "migration",
     },
     "daemon": {
-        *("schemas", "errors", "engine", "core", "ipam", "domains", "targets", "node", "cni"),
+        *(
+            "schemas",
+            "errors",
+            "engine",
+            "cluster",
+            "core",
+            "ipam",
+            "domains",
+            "targets",
+            "node",
+            "cni",
+        ),
     },
     "cli": {
         *("schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics", "targets"),
@@ -60,6 +72,7 @@ ARROWS: dict[str, set[str]] = {
 
 PURE = (
     *(f"reconciler/{part}/" for part in ("core", "ipam", "domains", "diagnostics")),
+    *(f"reconciler/cluster/{part}.py" for part in ("report", "events")),
     "reconciler/engine/plan.py",
     "reconciler/engine/backoff.py",
     "reconciler/migration/takeover.py",
@@ -73,6 +86,7 @@ DOORS = {
         *(f"reconciler/targets/netlink/{door}.py" for door in ("namespaces", "tables")),
     },
     "subprocess": {"reconciler/targets/ec2/caller.py", "reconciler/targets/iptables/programs.py"},
+    "ssl": {"reconciler/cluster/api.py"},
     "watchdog": {"reconciler/daemon/triggers.py"},
     "yaml": {"schemas/load.py"},
     "prometheus_client": {"reconciler/daemon/telemetry.py"},

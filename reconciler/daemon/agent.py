@@ -12,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from reconciler.cluster.api import ApiServer
 from reconciler.daemon import telemetry
+from reconciler.daemon.cluster import Api, Reporter
 from reconciler.daemon.kernel_loop import KernelLoop
 from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
@@ -52,6 +54,7 @@ class Agent:
         keep_dir: where the last good document is kept; by default beside the records.
         events: whether to listen for changes of files and of the kernel; if not, they are seen by
             the clock alone.
+        api: the API server of the cluster; by default the one whose pod this is.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class Agent:
         *,
         keep_dir: Path | None = None,
         events: bool = True,
+        api: Api | None = None,
     ) -> None:
         self.parts = parts = Parts(document_path, state, environment, keep_dir or state.root)
         self.upkeep = Upkeep(parts.duties, self._step_back)
         self.upkeep.properties.append(state)
         self.pool = PoolLoop(parts)
         self.kernel = KernelLoop(parts, self.pool, self.upkeep)
+        self.reporter = Reporter(parts, self.kernel, api or ApiServer())
         self._displaced: LockedError | None = None
         reading = parts.document.reader.hints
         installed = parts.node.after.installation.directories
@@ -100,6 +105,7 @@ class Agent:
         self._start("cooldowns", "the cooldowns' loop", self._end_cooldowns)
         parts.node.environment.surroundings.latest.apart = True
         self._start("others", "the loop of looks at other owners", self._look_at_others)
+        self._start("cluster", "the loop that tells the cluster", self.reporter.turn)
         where = {"document": parts.document.path, "state": parts.node.state.root}
         log.info("started", extra=where)
         try:

@@ -116,6 +116,15 @@ class Conditions:
             ]
             return sorted(known, key=lambda c: str(c["subject"]))
 
+    def issues(self) -> tuple[tuple[str, Issue], ...]:
+        """Return every condition as an issue, with its domain."""
+        with self._lock:
+            return tuple(
+                (domain, Issue(str(c["subject"]), str(c["reason"]), str(c["text"])))
+                for domain, of in self._known.items()
+                for c in of.values()
+            )
+
     def texts(self, domain: str) -> list[str]:
         """Return what is wrong with one domain, each with its reason."""
         with self._lock:

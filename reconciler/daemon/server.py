@@ -315,6 +315,9 @@ def _answer_add(agent: Agent, question: Question) -> Reply:
     outcome = requests.await_attachment(key, question.budget_s)
     if isinstance(outcome, Attachment) and not requests.claim(key, attempt):
         outcome = already
+    if isinstance(outcome, Issue):
+        body = question.body
+        agent.reporter.refusals.note(str(body.get("pod", "")), str(body.get("uid", "")), outcome)
     return _result(outcome, agent)
 
 

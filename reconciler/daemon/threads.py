@@ -20,6 +20,7 @@ THREADS = {
     "W": "watches: keeps the watches, looks whether directory and socket are still our own",
     "C": "cooldowns: ends connections of addresses that cool",
     "O": "others: looks at other owners' rules",
+    "A": "cluster: tells the API server; nothing waits for it",
     "D": "watchdog: looks at the others",
     "N": "kernel-watch: hears notifications of rtnetlink and nftables",
     "F": "observer and emitters of the watchdog library: notifications of files",
@@ -55,7 +56,7 @@ class Shared(NamedTuple):
     besides: tuple[str, ...] = ()  # methods that need no lock
 
 
-ALL = "KPRWCODNSHXG"
+ALL = "KPRWCOADNSHXG"
 
 ROWS = """\
 # class | lock | threads | fields | held | besides
@@ -67,14 +68,17 @@ daemon.requests.PodHints | _lock | KX | _released _differing
 daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
 daemon.triggers.Triggers | _condition | KPRWCONFXG | _marks
 # What loops tell others.
-daemon.document.InForce | whole | KPRX | accepted | take_first _fall_back _accept
+daemon.document.InForce | whole | KPRXA | accepted | take_first _fall_back _accept
 daemon.document.Reader | whole | RK | _last | look_first look_again
 daemon.document.Reader | one | K | _taken
-daemon.kernel_loop.KernelLoop | whole | KX | progress | turn full_pass _publish _finish
+daemon.kernel_loop.KernelLoop | whole | KXA | progress | turn full_pass _publish _finish
 daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links
 daemon.pool_loop.PoolLoop | whole | PKX | planned_for report | run_pass
 daemon.pool_loop.PoolLoop | one | P | _failures _hints _owes_observation
 daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
+daemon.cluster.Refusals | _lock | XA | _events
+daemon.cluster.Reporter | one | A | _seen _ledger _failed _calls _waiting_since _numbers _settings
+    _is_cut_off
 # What every loop reports to.
 daemon.duty.Conditions | _lock | ALL | _known _for_all _traced
 daemon.drift.DriftTracker | _lock | KP | _settled _inside _attached | _follow_enis
@@ -95,7 +99,7 @@ daemon.triggers.KernelWatch | one | N | _sockets
 daemon.parts.Parts | steps | ALL | stopping
 daemon.parts.Upkeep | steps | KW | properties
 # The node.
-node.gathering.Known | whole | PKX | facts cloud | identify see remember
+node.gathering.Known | whole | PKXA | facts cloud | identify see remember
 node.gathering.Known | whole | PK | _resolved | resolve
 node.gathering.Known | one | P | _remembered
 node.pool_pass.PoolPass | steps | PK | binding

@@ -108,7 +108,7 @@ class House:
         self._pods = 0
         self.start()
 
-    def start(self, *, events: bool = False) -> None:
+    def start(self, *, events: bool = False, api: Any = None, node_name: str = "") -> None:
         """Start a daemon; what it knew before is in the records."""
         environment = Environment(
             imds=FakeImds(node(), self.ec2),
@@ -122,9 +122,12 @@ class House:
             files=self.files,
             now=lambda: self.now,
             clock=lambda: self.now,
+            node_name=node_name,
         )
         kept = self._path.with_name("kept")
-        self.agent = Agent(self._path, self.state, environment, keep_dir=kept, events=events)
+        self.agent = Agent(
+            self._path, self.state, environment, keep_dir=kept, events=events, api=api
+        )
         self.agent.parts.document.take_first()
 
     def work(self) -> None:
@@ -738,7 +741,7 @@ def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
     assert is_served(running)
 
 
-THREADS = {"pool", "reader", "watches", "cooldowns", "others", "watchdog"}
+THREADS = {"pool", "reader", "watches", "cooldowns", "others", "cluster", "watchdog"}
 
 
 def test_no_free_inotify_instance_is_a_condition_and_the_daemon_serves_pods(

@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 from builders import intent
+from cluster.api_server import InMemory, Objects
 from daemon.test_surprise import House, is_served
 from waiting import until
 
 import reconciler
-from reconciler.daemon import requests, schedule
+from reconciler.daemon import cluster, requests, schedule
 from reconciler.daemon.threads import ONE, TABLE
+from reconciler.errors import Issue
 
-ROOMS = ("core", "daemon", "engine", "ipam", "migration", "node", "targets")
+ROOMS = ("cluster", "core", "daemon", "engine", "ipam", "migration", "node", "targets")
 
 CHANGEABLE = (dict, list, set, deque)
 
@@ -98,7 +100,10 @@ def running(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A daemon in its threads, all of whose objects are recorded."""
     monkeypatch.setattr(schedule, "RETRY_S", 0.05)
     monkeypatch.setattr(requests, "POOL_PASS_S", 0.05)
+    monkeypatch.setattr(cluster, "LOOK_S", 0.05)
+    monkeypatch.setattr(cluster, "OFF_S", 0.05)
     made = House(tmp_path)
+    made.start(api=InMemory(Objects()), node_name="node-1")
     made.disturb()
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     thread = threading.Thread(target=made.agent.run, name="kernel loop")
@@ -119,6 +124,7 @@ def test_no_field_that_two_threads_of_the_daemon_touch_is_missing_from_the_table
     record: Record, running: House
 ) -> None:
     agent = running.agent
+    running._path.write_text(f"{running._path.read_text()}kubernetes: {{report: true}}\n")
     for generation in range(2, 5):
         assert is_served(running)
         planned = agent.pool.report
@@ -126,10 +132,13 @@ def test_no_field_that_two_threads_of_the_daemon_touch_is_missing_from_the_table
         agent.parts.document.reader.hints.mark("document")
         agent.parts.hints.mark("kernel")
         agent.find_obstacle()
+        agent.reporter.refusals.note("default/web", "u-1", Issue("pod", "NotSettled", "it waits"))
         agent.parts.checks.check(intent(running._pods).key)
         agent.parts.pods.release(intent(running._pods - 1).key)
         until(lambda g=generation: agent.status()["document"]["generation"] == g)
         until(lambda before=planned: agent.pool.report is not before, "a pass over the pool")
+    objects = agent.reporter._api.objects
+    until(lambda: objects.condition and objects.events, "what the cluster is told")
     record.is_on = False
     known = {(row.cls, field) for row in TABLE if row.lock != ONE for field in row.fields}
     assert record.shared() - known == set()

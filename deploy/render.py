@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 CHART = HERE / "chart/node-network"
 DOCUMENT_SCHEMA = HERE.parent / "schemas/node-network.schema.json"
 
-ORDER = ("serviceaccount", "configmap", "daemonset")
+ORDER = ("serviceaccount", "configmap", "rights", "daemonset")
 """Templates in the order in which Helm installs their kinds."""
 
 HEAD = "# Made by deploy/render.py from deploy/chart/node-network; edit that.\n"
@@ -144,9 +144,12 @@ def evaluate(words: str, scope: Mapping[str, Any], dot: Any) -> Any:
 def look_up(words: str, scope: Mapping[str, Any], dot: Any) -> Any:
     """Return what a path leads to, from the dot or from the whole.
 
+    A part in parentheses may be absent: Helm would fail without them.
+
     Raises:
         TemplateError: it is no path.
     """
+    words = re.sub(r"^\(([\w.]+)\)", r"\1", words)
     if not re.fullmatch(r"\.[\w.]*", words):
         raise TemplateError(f"{words!r} is not known here")
     names = [name for name in words.split(".") if name]
@@ -200,8 +203,8 @@ def render(
     texts = []
     for name in templates:
         template = parse((CHART / f"templates/{name}.yaml").read_text())
-        texts.append("".join(fill(template.parts, scope, scope)))
-    return "---\n".join(texts)
+        texts.append("".join(fill(template.parts, scope, scope)).lstrip("\n"))
+    return "---\n".join(filter(None, texts))
 
 
 def values_schema() -> dict[str, Any]:

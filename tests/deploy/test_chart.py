@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,9 @@ CASES: dict[str, dict[str, Any]] = {
         "podAnnotations": {"a": "1"},
         "podLabels": {"b": "2"},
     },
+    "told": {"document": {"kubernetes": {"report": True}}},
+    "taint": {"document": {"kubernetes": {"report": True, "startupTaint": "a/b"}}},
+    "not told": {"document": {"kubernetes": {"report": False}}},
     "tag": {"image": {"tag": "v1"}, "tolerations": []},
 }
 
@@ -102,6 +106,46 @@ def test_a_service_account_has_no_token_and_nothing_asks_for_rights() -> None:
     assert set(made) == {"ServiceAccount", "ConfigMap", "DaemonSet"}
     assert made["ServiceAccount"]["automountServiceAccountToken"] is False
     assert made["DaemonSet"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "rights"),
+    [
+        (None, None),
+        ({"report": False}, None),
+        ({"report": True}, {"get nodes", "patch nodes/status", "create events"}),
+        (
+            {"report": True, "startupTaint": "a/b"},
+            {"get nodes", "patch nodes/status", "create events", "patch nodes"},
+        ),
+    ],
+)
+def test_a_token_and_rights_come_only_with_the_documents_word(
+    settings: dict[str, Any] | None, rights: set[str] | None
+) -> None:
+    """They are those that the requests name, and no others."""
+    document = {} if settings is None else {"kubernetes": settings}
+    made = manifests(render.render({"document": document}))
+    pod = made["DaemonSet"]["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is (rights is not None)
+    assert made["ServiceAccount"]["automountServiceAccountToken"] is False
+    if rights is None:
+        assert set(made) == {"ServiceAccount", "ConfigMap", "DaemonSet"}
+        return
+    rules = made["ClusterRole"]["rules"]
+    granted = {f"{v} {r}" for rule in rules for r in rule["resources"] for v in rule["verbs"]}
+    assert granted == rights
+    assert all(rule["apiGroups"] == [""] for rule in rules)
+    (subject,) = made["ClusterRoleBinding"]["subjects"]
+    assert subject["namespace"] == "kube-system"
+
+
+def test_the_rights_are_those_that_are_asked_for() -> None:
+    source = "".join(p.read_text() for p in (ROOT / "reconciler/cluster").glob("*.py"))
+    made = manifests(render.render(CASES["taint"]))["ClusterRole"]["rules"]
+    granted = {f"{v} {r}" for rule in made for r in rule["resources"] for v in rule["verbs"]}
+    verbs = "get|list|watch|create|patch|update|delete"
+    assert set(re.findall(rf'"((?:{verbs}) [a-z/]+)"', source)) == granted
 
 
 Tool = Callable[..., str]

@@ -153,11 +153,17 @@ REFUSE = "refuse"
 
 
 def to_held(families: Sequence[Family]) -> Rules:
-    """Look at packets to addresses that this node holds for pods."""
-    return [
+    """Look at first packets to addresses that this node holds for pods.
+
+    A packet that is refused confirms nothing, so its connection has no second one. Connections
+    that were open when their pod ended are ended in conntrack (``targets.conntrack``), and what
+    comes then is a first packet again. All others cost one look at their connection.
+    """
+    to = [
         [_match(_payload(f, "daddr"), f"@{sets_of(f).held}"), {"goto": {"target": HELD}}]
         for f in families
     ]
+    return [LATER_PACKETS, *to]
 
 
 def held(families: Sequence[Family], links: Iterable[str]) -> Rules:

@@ -190,6 +190,14 @@ def test_packets_to_held_addresses_are_refused_only_on_their_way_out_by_an_eni()
     assert {rule[1]["goto"]["target"] for rule in leaving} == {"refuse"}
 
 
+def test_packets_of_open_connections_are_not_looked_at() -> None:
+    for name in ("forwarded", "sent"):
+        later, to_held = [json.loads(rule) for rule in chains(inputs(2))[name].rules]
+        assert later[-1] == {"return": None}
+        assert later[0]["match"]["right"] == "confirmed"
+        assert to_held[-1] == {"goto": {"target": "held"}}
+
+
 def test_what_came_by_an_eni_is_answered_from_the_hosts_address() -> None:
     """A reset has the gone pod's, which the VPC takes from that one's ENI alone."""
     *came, tcp, others = [json.loads(rule) for rule in chains(inputs(2))["refuse"].rules]

@@ -138,6 +138,28 @@ def test_a_pod_that_no_record_of_ours_knows_is_not_refused(place: Place) -> None
                 subprocess.run(words, check=False)
 
 
+def test_a_service_whose_pod_is_gone_is_refused_by_its_own_address(place: Place) -> None:
+    """kube-proxy has translated the destination; conntrack must translate the answer back."""
+    gone, service = place.end(secondary=True), "172.20.0.1"
+    node = place.clients["the node itself"]
+    script = f"""
+        nft add table ip service
+        nft add chain ip service in '{{ type nat hook prerouting priority dstnat; }}'
+        nft add chain ip service out '{{ type nat hook output priority -100; }}'
+        nft add rule ip service in ip daddr {service} dnat to {gone.address}
+        nft add rule ip service out ip daddr {service} dnat to {gone.address}
+    """
+    try:
+        with netns.inside(node):
+            subprocess.run(["sh", "-ec", script], check=True)
+        for client in ("a pod of the node", "the node itself"):
+            told, seconds = knock(place.clients[client], service)
+            assert (told, seconds < AT_ONCE_S) == ("ECONNREFUSED", True), client
+    finally:
+        with netns.inside(node):
+            subprocess.run(["nft", "delete", "table", "ip", "service"], check=False)
+
+
 def test_the_difference_shows_what_refuses(place: Place) -> None:
     cluster = place.cluster
     cluster.stop("node1")

@@ -298,7 +298,7 @@ class FakeNft:
                     if isinstance(existing, NftChain) and existing.place != obj.place:
                         raise RefusedError("File exists")
                     state[obj.kind, obj.key] = obj
-            if state or actions:
+            if state or any(not isinstance(a.object, NftTable) for a in actions):
                 state[NftTable().kind, NftTable().key] = NftTable()
             _check_references(state.values())
         except RefusedError as error:
@@ -521,6 +521,9 @@ class FakeDirectories:
             return tuple(ApplyError(str(a), self.broken, "") for a in actions)
         for action in actions:
             obj = action.object
+            if action.verb is Verb.DELETE:
+                self.files.pop(obj.path, None)
+                continue
             content = obj.copy_of if isinstance(obj, Executable) else obj.text
             self.files[obj.path] = (content, obj.mode)
         return ()

@@ -91,7 +91,10 @@ DOORS = {
     "yaml": {"schemas/load.py"},
     "prometheus_client": {"reconciler/daemon/telemetry.py"},
     "click": {
-        *(f"reconciler/cli/{command}.py" for command in ("document", "node", "run", "status")),
+        *(
+            f"reconciler/cli/{command}.py"
+            for command in ("cleanup", "document", "node", "run", "status")
+        ),
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
     },
     "pydantic": {

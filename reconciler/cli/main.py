@@ -23,6 +23,7 @@ NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 
 MODULES = {
     **dict.fromkeys(("apply", "audit", "diff", "explain", "gc"), "reconciler.cli.node"),
+    "cleanup": "reconciler.cli.cleanup",
     "lab": "lab.cli",
     "render": "reconciler.cli.document",
     "retry": "reconciler.cli.status",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -18,11 +17,12 @@ from reconciler.cli.options import (
     fail,
     output_option,
     read_document,
+    show_tracebacks,
     state_option,
 )
 from reconciler.diagnostics.explain import explain_pool
 from reconciler.engine.converge import Outcome
-from reconciler.errors import InternalError, ReconcilerError
+from reconciler.errors import ReconcilerError
 from reconciler.ipam.cloud import CLUSTER_TAG
 from reconciler.ipam.ec2_action import DeleteEni
 from reconciler.ipam.leak import judge
@@ -63,7 +63,7 @@ def diff(config: Path, state_dir: Path, environment: Environment, output: str) -
             click.echo(line, err=True)
     if summary := report.summary(outcomes):
         click.echo(summary, err=True)
-    _show_tracebacks(outcomes)
+    show_tracebacks(outcomes)
     for cure in {advice(e) for o in outcomes.values() for e in o.errors} - {""}:
         click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
     sys.exit(report.exit_code(outcomes))
@@ -87,7 +87,7 @@ def apply(config: Path, state_dir: Path, environment: Environment, output: str) 
     is_json = output == "json"
     text = report.as_json(outcomes) if is_json else report.as_text(outcomes, remaining=True)
     click.echo(text, nl=False)
-    _show_tracebacks(outcomes)
+    show_tracebacks(outcomes)
     sys.exit(report.exit_code(outcomes, remaining=True))
 
 
@@ -108,13 +108,6 @@ def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
         if not moving or pool.errors or time.monotonic() > deadline:
             return outcomes
         time.sleep(0.2)
-
-
-def _show_tracebacks(outcomes: Mapping[str, Outcome]) -> None:
-    """Print the traceback of each unexpected exception, as the daemon logs it."""
-    errors = [e for o in outcomes.values() for e in o.errors]
-    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
-        click.echo(trace, err=True)
 
 
 @click.command()

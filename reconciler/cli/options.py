@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from cni.protocol import DEFAULT_STATE_DIR
+from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, load, read
@@ -43,6 +44,11 @@ state_option = setting(
     kind=PATH,
     default=DEFAULT_STATE_DIR,
     about="Intents, attachments and the socket.",
+)
+keep_option = setting(
+    "--keep-dir",
+    about="Where the last good document is kept for the next start; on a disk that survives a "
+    "reboot. Default: the state directory.",
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
@@ -86,3 +92,10 @@ def advice(error: Exception) -> str:
     while cause is not None and not isinstance(cause, PermissionError):
         cause = cause.__cause__
     return "" if cause is None or "run as root" in str(error) else f"; {NEEDS}"
+
+
+def show_tracebacks(outcomes: Mapping[str, Outcome]) -> None:
+    """Print the traceback of each unexpected exception, as the daemon logs it."""
+    errors = [e for o in outcomes.values() for e in o.errors]
+    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
+        click.echo(trace, err=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from reconciler.cli.host import host_options, lock_records
-from reconciler.cli.options import config_option, fail, setting
+from reconciler.cli.options import config_option, fail, keep_option, setting
 from reconciler.daemon import telemetry
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.health import HealthServer
@@ -24,11 +24,7 @@ from schemas.load import DocumentError
 @click.command()
 @config_option
 @host_options
-@setting(
-    "--keep-dir",
-    about="Where the last good document is kept for the next start; on a disk that survives a "
-    "reboot. Default: the state directory.",
-)
+@keep_option
 @setting(
     "--listen",
     about="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "

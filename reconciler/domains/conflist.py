@@ -38,6 +38,7 @@ class Conflist:
     """
 
     kind: ClassVar[str] = "conflist"
+    is_ours_by_key: ClassVar[bool] = True  # whatever has this name, it was put there by us
     in_a_fight: ClassVar[str] = (
         "another program rewrites this file, as service meshes do to add a plugin: pods that "
         "start while our version stands are started without that plugin. Put the plugin into "

@@ -22,6 +22,7 @@ class Executable:
     """
 
     kind: ClassVar[str] = "executable"
+    is_ours_by_key: ClassVar[bool] = True  # whatever has this name, it was put there by us
     in_a_fight: ClassVar[str] = (
         "another program installs a file of that name; end it, or start this reconciler without "
         "--cni-bin-dir, so that it leaves the file alone"

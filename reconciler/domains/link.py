@@ -29,6 +29,7 @@ class EniLink:
     """The link of an ENI in the host namespace, found by its MAC."""
 
     kind: ClassVar[str] = "link"
+    stays: ClassVar[str] = "a link comes and goes with its ENI, and these settings with it"
     mac: str
     name: str
     mtu: int

@@ -233,6 +233,8 @@ def plan(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
     life, and a set that rules use cannot be deleted, so a wrong one means starting over.
     """
     desired, observed = frozenset(desired), frozenset(observed)
+    if not desired and (table := next((o for o in observed if isinstance(o, NftTable)), None)):
+        return Plan((Change(Verb.DELETE, table, "not desired, with all that is in it"),))
     missing, others = desired - observed, observed - desired
     have = {(o.kind, o.key): o for o in others}
     for want in missing:

@@ -26,6 +26,7 @@ class Neighbour:
     """
 
     kind: ClassVar[str] = "neighbour"
+    stays: ClassVar[str] = "it goes with its link"
     netns: str
     device: str
     address: IpAddress

@@ -30,6 +30,7 @@ class Sysctl:
     """
 
     kind: ClassVar[str] = "sysctl"
+    stays: ClassVar[str] = "what it was before is not recorded, and others may rely on it"
     name: str
     value: str
     netns: str = ""

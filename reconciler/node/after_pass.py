@@ -85,6 +85,11 @@ class OtherOwners:
 
     surroundings: Neighbourhood
 
+    @property
+    def domain(self) -> Domain:
+        """The rules in their chains."""
+        return Domain("forward", forward.desire, forward.plan, self.surroundings.forward)
+
     def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
         """Look, and put rules there."""
         outcomes, found = self.observe(result.inputs, result.outcomes, backoffs)
@@ -102,7 +107,7 @@ class OtherOwners:
         made: Outcomes = {}
         if seen.forward is not None:
             inputs = replace(inputs, host=replace(inputs.host, forward=seen.forward))
-            domains = [Domain("forward", forward.desire, forward.plan, self.surroundings.forward)]
+            domains = [self.domain]
             if backoffs is None:
                 made = dry_run(domains, inputs)
             else:
@@ -137,7 +142,7 @@ class Installer:
         """Install what differs."""
         self._can_serve = self._can_serve or self._serves_pods(result)
         if self._can_serve:
-            outcomes = converge_held(self._domains(), self._placed(result.inputs), backoffs)
+            outcomes = converge_held(self.domains, self.placed(result.inputs), backoffs)
         else:
             outcomes = self.plan(result.inputs)
             for name, outcome in outcomes.items():
@@ -148,12 +153,15 @@ class Installer:
 
     def plan(self, inputs: Inputs) -> Outcomes:
         """Say what differs."""
-        return dry_run(self._domains(), self._placed(inputs))
+        return dry_run(self.domains, self.placed(inputs))
 
-    def _placed(self, inputs: Inputs) -> Inputs:
+    def placed(self, inputs: Inputs) -> Inputs:
+        """Add where what is installed belongs."""
         return replace(inputs, host=replace(inputs.host, installation=self._files.places))
 
-    def _domains(self) -> list[Domain]:
+    @property
+    def domains(self) -> list[Domain]:
+        """What is installed, in order."""
         found: tuple[type[Any], ...] = (Conflist, OtherConf, Plugins)
         return [
             Domain("executable", executable.desire, executable.plan, self._files, (Executable,)),

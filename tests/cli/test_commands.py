@@ -72,6 +72,7 @@ def user(place: Path) -> dict[str, tuple[int, str, str]]:
         "trace": f"trace host 10.0.0.1 {config} {state}",
         "status": f"status {state}",
         "apply": f"apply {config} {state}",
+        "cleanup": f"cleanup {state}",
         "run": f"run {config} {state}",
         "apply, fresh": f"apply {config} --state-dir {place}/fresh",
         "lab": "lab status",
@@ -97,6 +98,7 @@ NEED_ROOT = (
     "trace",
     "status",
     "apply",
+    "cleanup",
     "run",
     "apply, fresh",
 )

@@ -85,6 +85,16 @@ def test_what_was_written_is_seen_and_twice_is_the_same_as_once(world: World) ->
     assert plugins.names == {TYPE}
 
 
+def test_what_is_removed_is_gone_and_twice_is_the_same_as_once(world: World) -> None:
+    world.target.apply(create(world.executable, world.conflist))
+    world.write(world.conf, "99-other.conflist", "{}")
+    for _ in range(2):
+        gone = (world.conflist, world.executable)
+        assert world.target.apply([Change(Verb.DELETE, o, "test") for o in gone]) == ()
+        assert not world.seen(Executable) | world.seen(Conflist)
+    assert {o.name for o in world.seen(OtherConf)} == {"99-other.conflist"}
+
+
 def test_the_same_in_another_writing_is_the_same(world: World) -> None:
     world.write(world.conf, NAME, json.dumps(json.loads(CONTENT), indent=7))
     assert world.seen(Conflist) == {world.conflist}

@@ -138,6 +138,13 @@ def test_a_transaction_with_one_impossible_part_changes_nothing(target: Any) -> 
 
 def test_the_table_can_be_deleted_when_it_is_gone_already(target: Any) -> None:
     assert target.apply([Change(Verb.DELETE, NftTable(), "test")]) == ()
+    assert target.observe() == frozenset()
+
+
+def test_a_table_that_is_deleted_is_not_made_again(target: Any) -> None:
+    reach(target, inputs())
+    assert target.apply([Change(Verb.DELETE, NftTable(), "test")]) == ()
+    assert target.observe() == frozenset()
 
 
 @pytest.mark.parametrize(

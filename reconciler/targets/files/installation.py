@@ -25,7 +25,7 @@ from reconciler.domains.conflist import (
     words_of,
 )
 from reconciler.domains.executable import Executable
-from reconciler.engine.plan import Change
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.files.bounded import printable, replace_file
 from schemas.cni import TYPE
@@ -77,7 +77,7 @@ class HostDirectories:
         return frozenset(found)
 
     def apply(self, actions: Sequence[Change[Installed]]) -> tuple[ApplyError, ...]:
-        """Write each file.
+        """Write, or remove, each file.
 
         The first failure stops the rest: a configuration relies on the executable it names.
         """
@@ -85,7 +85,10 @@ class HostDirectories:
             obj = action.object
             path, mode = Path(obj.path), int(obj.mode, 8)
             try:
-                if isinstance(obj, Executable):
+                if action.verb is Verb.DELETE:
+                    _interim(path).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
+                elif isinstance(obj, Executable):
                     with Path(obj.copy_of).open("rb") as source:
                         _put(path, iter(lambda: source.read(CHUNK_BYTES), b""), mode)
                 else:
@@ -203,4 +206,8 @@ def _words(path: Path) -> frozenset[str]:
 
 def _put(path: Path, chunks: Iterable[bytes], mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, path.with_name(f".{path.name}.tmp"), chunks, mode)
+    replace_file(path, _interim(path), chunks, mode)
+
+
+def _interim(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

@@ -198,7 +198,10 @@ def requests(
     actions: Iterable[Change[NftObject]], compiled: Mapping[NftChain, tuple[bytes, ...]]
 ) -> list[Request]:
     """Return the transaction, in the order the kernel's references demand."""
-    steps = [(MAKE, _TABLE)]  # for a chain to be added to
+    actions = list(actions)
+    # For a chain to be added to; unless the table goes for good.
+    is_last = all(isinstance(a.object, NftTable) and a.verb is Verb.DELETE for a in actions)
+    steps = [] if is_last else [(MAKE, _TABLE)]
     removed: list[NftElement] = []
     added: list[NftElement] = []
     for number, action in enumerate(actions):

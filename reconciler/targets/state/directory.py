@@ -40,6 +40,8 @@ DEFAULT = Path("/run/node-network")
 WRITING_S = 60.0
 """Seconds after which no process is still writing a temporary file."""
 
+LOCK = "lock"
+
 LOOK = "look.json"
 """The last observation of EC2."""
 
@@ -54,7 +56,7 @@ class OwnedDirectory:
         self.root = root
         self.intents = root / codec.INTENTS.directory
         self.socket = root / "node-network.sock"
-        self._lock = Lock(root / "lock")
+        self._lock = Lock(root / LOCK)
 
     def prepare(self) -> None:
         """Make the directories, readable by root only."""

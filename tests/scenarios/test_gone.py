@@ -160,6 +160,16 @@ def test_a_service_whose_pod_is_gone_is_refused_by_its_own_address(place: Place)
             subprocess.run(["nft", "delete", "table", "ip", "service"], check=False)
 
 
+@pytest.mark.parametrize("secondary", [False, True], ids=["primary ENI", "secondary ENI"])
+def test_trace_says_that_no_pod_has_the_address(place: Place, secondary: bool) -> None:
+    gone = place.end(secondary=secondary)
+    traced = place.cluster.trace(place.near[0].address, gone.address)
+    assert traced.planned.troubles == (
+        f"{gone.address} is this node's, and no pod has it: the sender is told so at once",
+    )
+    assert traced.differences == ()
+
+
 def test_the_difference_shows_what_refuses(place: Place) -> None:
     cluster = place.cluster
     cluster.stop("node1")

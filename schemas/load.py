@@ -12,7 +12,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -61,16 +61,32 @@ def read(path: pathlib.Path) -> str:
         DocumentError: it is not there, is no file, is too large, cannot be read, or is not UTF-8.
     """
     try:
-        content = _read_file(path)
-        return content.decode("utf-8-sig")
+        return _decode(_read_file(path), str(path))
     except OSError as error:
         message = f"cannot be read: {(error.strerror or str(error)).lower()}"
         raise DocumentError([Problem(str(path), 0, 0, "", message)]) from error
+
+
+def read_stream(stream: BinaryIO, source: str) -> str:
+    """Read a document to the stream's end; raises a DocumentError, as ``read`` does."""
+    try:
+        content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        message = f"cannot be read: {(error.strerror or str(error)).lower()}"
+        raise DocumentError([Problem(source, 0, 0, "", message)]) from error
+    if len(content) > MAX_BYTES:
+        raise _refused(source, None, f"larger than {MAX_BYTES} bytes")
+    return _decode(content, source)
+
+
+def _decode(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = error.object[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         message = f"not UTF-8: byte {error.object[error.start]:#04x}"
-        raise DocumentError([Problem(str(path), line, column, "", message)]) from error
+        raise DocumentError([Problem(source, line, column, "", message)]) from error
 
 
 def _read_file(path: pathlib.Path) -> bytes:

@@ -14,7 +14,7 @@ from cni.protocol import DEFAULT_STATE_DIR
 from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError, load, read
+from schemas.load import DocumentError, load, read, read_stream
 
 CONFIG = "/etc/node-network/node-network.yaml"
 
@@ -62,9 +62,11 @@ def apart_option(seconds: float, what: str) -> Decorator:
 
 
 def read_document(path: Path, output: str = "text") -> NodeNetwork:
-    """Return the document; end the command if it is not valid."""
+    """Return the document, of standard input for ``-``; end the command if it is not valid."""
     try:
-        return load(read(path), str(path))
+        is_piped = str(path) == "-"
+        text = read_stream(sys.stdin.buffer, "-") if is_piped else read(path)
+        return load(text, str(path))
     except DocumentError as error:
         refuse(error, output)
 

@@ -134,6 +134,25 @@ def test_what_needs_no_rights_needs_none(user: Any) -> None:
     assert user["validate"][0] == user["render"][0] == 0
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (DOCUMENT.encode(), ""),
+        (b"snat: 1\n", "-:1:7: snat: "),
+        (b"a: \xff\n", "-:1:4: not UTF-8: byte 0xff"),
+        (b" " * (2 << 20), "bytes"),
+    ],
+    ids=["valid", "wrong", "no text", "too large"],
+)
+def test_a_document_may_come_by_a_pipe(content: bytes, said: str) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "validate", "-"], input=content, capture_output=True, check=False
+    )
+    assert done.returncode == (2 if said else 0)
+    assert said in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_reader_that_has_gone_makes_no_difference_and_no_noise(place: Path) -> None:
     """Exit status 1 is the word for "it differs"."""
     argv = [*PROGRAM, "render", "-f", str(place / "document.yaml")]

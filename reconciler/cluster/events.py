@@ -19,6 +19,10 @@ from reconciler.errors import Issue
 LASTS_S = 60.0
 """Seconds that a condition of the node must last: what ends by itself needs no person."""
 
+GAP_S = 30.0
+"""Seconds for which a cause may be away and still goes on: between two ADDs of one pod, which
+kubelet makes some ten seconds apart, nothing waits."""
+
 AGAIN_S = {"Node": Delays(3600.0, 3600.0), "Pod": Delays(300.0, 3600.0)}
 """After how long an Event is told again while its cause goes on. The API server forgets Events
 after an hour (``--event-ttl``)."""
@@ -124,7 +128,7 @@ class Ledger:
             message = bounded(f"{of[0].subject}: {of[0].message}{more}")
             event = Event("Node", "default", name, uid, reason, message, 1, wall, wall)
             before = self.known.get(event.cause)
-            if before is None or not before.event.count:  # it begins
+            if before is None or now - before.seen_at > GAP_S:  # it begins
                 before = replace(before or Known(event, now, now), since=now)
             else:
                 event = replace(event, first=before.event.first)
@@ -184,7 +188,7 @@ def _is_over(known: Known, now: float) -> bool:
     if known.event.kind == "Node" and known.event.count:
         return False
     if known.told_at is None:
-        return not known.event.count or now - known.seen_at >= MOST_WAITING_S
+        return now - known.seen_at > (GAP_S if known.event.kind == "Node" else MOST_WAITING_S)
     return now - max(known.seen_at, known.told_at) >= FORGET_S
 
 

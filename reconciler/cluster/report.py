@@ -22,8 +22,8 @@ HEARTBEAT_S = 300.0
 does (``nodeStatusReportFrequency``)."""
 
 NUMBERS_S = 60.0
-"""Seconds between two of them if only numbers have changed: every write of a Node goes to all that
-watch nodes, and with each pod that comes or goes the numbers change."""
+"""Seconds between two of them if the status is the same: every write of a Node goes to all that
+watch nodes, and with each pod that comes or goes the numbers change, or the reason."""
 
 PATIENCE_S = 30.0
 """Seconds that a pod may wait before the condition is False: the pool grows meanwhile."""
@@ -53,7 +53,8 @@ class Reading:
         in_use: addresses that pods have.
         held: addresses of the node for pods, in use or not.
         waiting: pods that wait for an address, or for their objects.
-        waiting_s: seconds for which there has been at least one.
+        waiting_s: seconds for which there has been at least one, all but short gaps: between two
+            ADDs of one pod none waits.
     """
 
     troubles: tuple[tuple[str, Issue], ...] = ()
@@ -140,7 +141,7 @@ def describe(reading: Reading) -> NodeCondition:
     elif not reading.has_converged:
         status, reason = "Unknown", "Starting"
         message = "no pass over the node has succeeded yet"
-    elif reading.waiting and reading.waiting_s >= PATIENCE_S:
+    elif reading.waiting_s >= PATIENCE_S:
         status, reason = "False", first.reason if first else "PodsWait"
     else:
         status, reason = "True", first.reason if first else "PodsServed"
@@ -217,9 +218,9 @@ def look(name: str) -> Request:
 def is_due(wanted: NodeCondition, seen: NodeSeen, age_s: float) -> bool:
     """Whether the condition is to be told; ``age_s`` is of the last heartbeat, in seconds."""
     told = seen.condition
-    if told is None or (told.status, told.reason) != (wanted.status, wanted.reason):
+    if told is None or told.status != wanted.status:
         return True
-    return abs(age_s) >= (HEARTBEAT_S if told.message == wanted.message else NUMBERS_S)
+    return abs(age_s) >= (HEARTBEAT_S if told == wanted else NUMBERS_S)
 
 
 def tell(name: str, wanted: NodeCondition, seen: NodeSeen, now: str) -> Request:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from reconciler.cluster import events, report
 from reconciler.cluster.api import UNREADABLE
-from reconciler.cluster.events import Bucket, Event, Ledger
+from reconciler.cluster.events import GAP_S, Bucket, Event, Ledger
 from reconciler.cluster.report import NodeCondition, NodeSeen, Reading, Request
 from reconciler.daemon.kernel_loop import KernelLoop
 from reconciler.daemon.parts import Parts
@@ -35,6 +35,8 @@ BACKOFF_S = Delays(5.0, 300.0, jitter=0.5)  # of one right, after it was refused
 
 CALLS, CALLS_PER_S = 10.0, 1 / 3
 """Calls at once, and then a second: 30 in any minute at most."""
+
+NEVER = inf, -inf  # since when pods wait, and when one was last seen to: monotonic seconds
 
 EVENTS_AT_ONCE = 5  # in one turn: the watchdog gives it two minutes, and each call five seconds
 
@@ -101,7 +103,7 @@ class Reporter:
         self._failed: dict[str, Failed] = {}
         self._calls = Bucket(CALLS, CALLS_PER_S, CALLS)
         self._is_cut_off = False
-        self._waiting_since = inf
+        self._waited = NEVER
         self._numbers = (0, 0, 0)
 
     def turn(self) -> None:
@@ -155,13 +157,16 @@ class Reporter:
             waiting = records.demand.waiting + len(records.unfinished)
             self._numbers = (counts["assigned"], sum(counts.values()), waiting)
         in_use, held, waiting = self._numbers
-        self._waiting_since = min(self._waiting_since, now) if waiting else inf
+        if waiting:
+            self._waited = (min(self._waited[0], now), now)
+        elif now - self._waited[1] > GAP_S:
+            self._waited = NEVER
         return Reading(
             parts.conditions.issues(),
             find_obstacle(progress, cloud, parts.conditions.texts, now),
             progress.has_converged,
             *(in_use, held, waiting),
-            now - self._waiting_since if waiting else 0.0,
+            max(0.0, now - self._waited[0]),
         )
 
     # -- the Node -----------------------------------------------------------------------------

@@ -77,7 +77,7 @@ daemon.pool_loop.PoolLoop | whole | PKX | planned_for report | run_pass
 daemon.pool_loop.PoolLoop | one | P | _failures _hints _owes_observation
 daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
 daemon.cluster.Refusals | _lock | XA | _events
-daemon.cluster.Reporter | one | A | _seen _ledger _failed _calls _waiting_since _numbers _settings
+daemon.cluster.Reporter | one | A | _seen _ledger _failed _calls _waited _numbers _settings
     _is_cut_off
 # What every loop reports to.
 daemon.duty.Conditions | _lock | ALL | _known _for_all _traced

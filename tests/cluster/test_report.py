@@ -81,7 +81,9 @@ TOLD = NodeSeen("u-1", report.describe(WELL), "t", "t")
         ({}, -report.HEARTBEAT_S, True),  # a clock that was ahead
         ({"in_use": 28}, 10.0, False),
         ({"in_use": 28}, report.NUMBERS_S, True),
-        ({"troubles": (DENIED,)}, 0.0, True),
+        ({"troubles": (DENIED,)}, 10.0, False),  # the reason alone
+        ({"troubles": (DENIED,)}, report.NUMBERS_S, True),
+        ({"waiting_s": report.PATIENCE_S}, 0.0, True),
     ],
 )
 def test_it_is_told_on_a_change_and_as_a_heartbeat(

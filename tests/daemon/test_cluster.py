@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,24 @@ def test_a_node_that_is_well_is_asked_and_told_once_in_five_minutes(told: Told) 
     assert (
         told.objects.condition["lastTransitionTime"] != told.objects.condition["lastHeartbeatTime"]
     )
+
+
+def test_pods_that_ask_again_and_again_in_vain_make_it_false(told: Told) -> None:
+    """Between two ADDs of a pod, some ten seconds apart, none waits."""
+    told.house.work()
+    kernel = told.agent.kernel
+    served = kernel.progress
+    assert served.latest is not None
+    records = served.latest.records
+    asked = replace(records, intents=(*records.intents, intent(77)))
+    asks = replace(served, latest=replace(served.latest, records=asked))
+    for second in range(60):
+        kernel.progress = asks if second % 15 < 5 else served
+        told.wait(1)
+    assert told.objects.condition["status"] == "False"
+    kernel.progress = served
+    told.wait(40)
+    assert told.objects.condition["status"] == "True"
 
 
 def test_a_taint_that_is_another_now_is_looked_at_again(told: Told) -> None:

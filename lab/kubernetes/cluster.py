@@ -109,18 +109,21 @@ class Cluster:
             raise KubectlError(f"kubectl {' '.join(words)}: {done.stderr}")
         return done.stdout
 
-    def deploy(self, document: str | None = None) -> None:
+    def deploy(self, document: str | None = None, *, rendered: str | None = None) -> None:
         """Apply the shipped manifest.
 
         Args:
             document: the text of the document, in place of the manifest's own.
+            rendered: the chart with other values, in place of the shipped manifest.
         """
-        self.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(manifest(document)))
+        bodies = manifest(document, rendered=rendered)
+        self.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(bodies))
 
 
-def manifest(document: str | None = None) -> list[dict[str, Any]]:
+def manifest(document: str | None = None, *, rendered: str | None = None) -> list[dict[str, Any]]:
     """Return the shipped manifest with what every user fills in, and the lab's EC2."""
-    bodies: list[dict[str, Any]] = list(yaml.safe_load_all(MANIFEST.read_text()))
+    text = MANIFEST.read_text() if rendered is None else rendered
+    bodies: list[dict[str, Any]] = list(yaml.safe_load_all(text))
     for body in bodies:
         if body["kind"] == "ConfigMap" and document is not None:
             body["data"] = {"node-network.yaml": document}

@@ -19,7 +19,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-ORDER = ("test_start", "test_pods", "test_changes", "test_helm", "test_long")
+ORDER = ("test_start", "test_pods", "test_changes", "test_cluster", "test_helm", "test_long")
 """Files in the order of what an operator does: what goes wrong first is said first."""
 
 

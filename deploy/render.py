@@ -238,9 +238,11 @@ def without_lookahead(schema: Any) -> Any:
 def derived() -> dict[Path, str]:
     """Return what is made from the chart, by file."""
     manifests = HEAD + render()
+    report = {"document": {"kubernetes": {"report": True, "startupTaint": "any"}}}
     return {
         HERE / "daemonset.yaml": manifests,
         HERE / "kustomize/base/node-network.yaml": manifests,
+        HERE / "kustomize/report/rights.yaml": HEAD + render(report, templates=("rights",)),
         CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
     }
 

@@ -230,6 +230,21 @@ def test_kustomize_makes_the_same(tool: Tool) -> None:
     assert made == manifests((DEPLOY / "daemonset.yaml").read_text())
 
 
+def test_kustomizes_component_adds_what_the_chart_adds_for_reports(
+    tool: Tool, tmp_path: Path
+) -> None:
+    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        "resources: [../kustomize/base]\ncomponents: [../kustomize/report]\n"
+    )
+    made = manifests(tool("kubectl", "kustomize", str(overlay)))
+    wanted = manifests(render.render(CASES["taint"]))
+    for kind in ("DaemonSet", "ClusterRole", "ClusterRoleBinding"):
+        assert made[kind] == wanted[kind]
+
+
 def test_kustomizes_component_adds_what_the_chart_adds_for_a_take_over(
     tool: Tool, tmp_path: Path
 ) -> None:

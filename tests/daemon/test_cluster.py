@@ -151,6 +151,19 @@ def test_an_api_server_that_is_away_is_asked_less_and_less_often(told: Told) -> 
     assert told.conditions() == {}
 
 
+def test_where_one_call_is_not_answered_no_other_is_made_in_that_turn(told: Told) -> None:
+    """Each might take its five seconds."""
+    told.house.work()
+    told.turn()
+    for number in range(3):
+        told.agent.reporter.refusals.note(f"default/p{number}", "u", Issue("x", "No", "none"))
+    before = len(told.objects.asked)
+    told.api.fails = ClusterError("any", "timed out", reason="ClusterUnreachable")
+    told.house.now += 400.0  # a heartbeat is due, too
+    told.turn()
+    assert len(told.objects.asked) - before == 1
+
+
 @pytest.mark.parametrize(
     "lie",
     [{}, {"metadata": 1}, {"metadata": {"uid": "u"}, "spec": {}, "status": {}}],

@@ -89,3 +89,19 @@ def test_a_pod_that_gets_no_address_has_an_event_and_shows_it(told: Network) -> 
     finally:
         for name in names:
             told.api.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
+
+
+def test_without_the_role_the_missing_right_is_named_and_pods_are_served(told: Network) -> None:
+    told.cluster.kubectl("delete", "clusterrolebinding", "node-network")
+    told.cluster.kubectl("rollout", "-n", "kube-system", "restart", "daemonset/node-network")
+    told.cluster.kubectl(*ROLLED_OUT, "--timeout=300s")
+
+    def texts() -> list[str]:
+        conditions = told.status("node1")["conditions"]
+        return [c["text"] for c in conditions if c["reason"] == "ClusterDenied"]
+
+    until(lambda: any("no right to get nodes" in t for t in texts()), told.trouble)
+    with told.deployment("unreported", 2, "node1") as pods:
+        assert len(pods) == 2
+    told.cluster.deploy(rendered=rendered({"kubernetes": REPORT}))
+    until(lambda: not texts(), told.trouble, patience_s=120)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
+import pytest
 from e2e.network import Network
 from waiting import until
+
+PLUGIN = Path(__file__).parents[2] / "deploy/kubectl-node_network"
 
 READY_S = 60.0
 """Seconds; some 3 where the machine has nothing else to do."""
@@ -35,3 +41,14 @@ def test_kubectl_can_look_into_a_reconciler(network: Network) -> None:
     words = ("exec", "-n", "kube-system", name, "--", "node-network", "--version")
     assert network.cluster.kubectl(*words).strip()
     assert network.cluster.kubectl("logs", "-n", "kube-system", name)
+
+
+@pytest.mark.parametrize("words", [["validate"], ["status", "node1"], ["diff", "node1"]])
+def test_the_plugin_asks_through_a_real_kubectl(network: Network, words: list[str]) -> None:
+    *inside, kubectl, kubeconfig = network.cluster.kubectl_command()
+    path = f"PATH={Path(kubectl).parent}:{os.environ['PATH']}"
+    argv = [*inside, "env", path, str(PLUGIN), kubeconfig, *words]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

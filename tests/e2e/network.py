@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from waiting import until
@@ -49,6 +50,23 @@ class Start:
 
     running_s: float
     ready_s: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a container uses, in bytes.
+
+    Attributes:
+        peak: the most so far, the page cache included.
+        own: now, what cannot be dropped.
+        limit: of its group.
+        refused: how often the limit was reached.
+    """
+
+    peak: int
+    own: int
+    limit: int
+    refused: int
 
 
 class Network:
@@ -127,6 +145,13 @@ class Network:
         (daemon,) = (d for d in self.daemons() if d["spec"]["nodeName"] == node)
         return sum(s["restartCount"] for s in daemon["status"].get("containerStatuses", []))
 
+    def memory(self, node: str) -> Memory:
+        """Return the most that a node's reconciler has used, and its limit."""
+        (daemon,) = (d for d in self.daemons() if d["spec"]["nodeName"] == node)
+        (status,) = daemon["status"]["containerStatuses"]
+        container = status["containerID"].removeprefix("containerd://")
+        return memory_of(container)
+
     def status(self, node: str) -> Body:
         """Return what a node's reconciler says of itself."""
         body: Body = ask(self.nodes[node].machine.path(SOCKET), {"do": "status"})["status"]
@@ -194,6 +219,25 @@ class Network:
     def running(self, selector: str) -> int:
         """Return how many pods with a label are ready."""
         return sum(map(is_ready, self.pods(selector)))
+
+
+def memory_of(container: str) -> Memory:
+    """Read a container's control group, of version 1 or 2."""
+    v1, v2 = (
+        ("memory.max_usage_in_bytes", "memory.limit_in_bytes", "memory.failcnt"),
+        ("memory.peak", "memory.max", ""),
+    )
+    for path in Path("/sys/fs/cgroup").rglob(f"*{container}*"):
+        for peak, limit, refused in (v1, v2):
+            if (path / peak).exists():
+                stat = dict(x.split() for x in (path / "memory.stat").read_text().splitlines())
+                return Memory(
+                    int((path / peak).read_text()),
+                    int(stat.get("total_rss", stat.get("anon", 0))),
+                    int((path / limit).read_text()),
+                    int((path / refused).read_text()) if refused else 0,
+                )
+    raise AssertionError(f"no memory group of container {container}")
 
 
 def is_ready(body: Body) -> bool:

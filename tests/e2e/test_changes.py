@@ -15,6 +15,7 @@ from e2e.network import Network, is_ready
 from waiting import until
 
 from lab.traffic import Stream
+from reconciler.errors import UnansweredError
 
 NODE = "node1"
 ROLLOUT = ("rollout", "-n", "kube-system")
@@ -82,6 +83,35 @@ def test_an_edit_of_the_configmap_is_in_force_on_all_nodes(network: Network) -> 
     until(lambda: _sync(network) and not _in_force(network, any), network.trouble, patience_s=120)
 
 
+def test_a_restart_with_a_refused_document_serves_pods_by_the_last_good_one(
+    network: Network,
+) -> None:
+    path = "/api/v1/namespaces/kube-system/configmaps/node-network"
+    before, failed = network.api.get(path)["data"], network.failures()
+    network.api.patch(path, {"data": {"node-network.yaml": "warmPool: [none]\n"}})
+    try:
+        until(lambda: _sync(network) and _refuses(network), network.trouble, patience_s=120)
+        restarts = network.restarts(NODE)
+        network.kill_daemon(NODE)
+        until(lambda: network.restarts(NODE) > restarts, network.trouble)
+        until(lambda: _refuses(network), network.trouble)
+        with network.deployment("steadfast", 4, NODE):
+            assert network.failures() == failed, network.reasons(failed)
+    finally:
+        network.api.patch(path, {"data": before})
+    until(lambda: _sync(network) and not _refuses(network, any), network.trouble, patience_s=120)
+
+
+def _refuses(network: Network, of: Any = all) -> bool:
+    """Whether reconcilers say that the document is refused; one that is starting says nothing."""
+    with suppress(UnansweredError):
+        return of(
+            "DocumentRefused" in {c["reason"] for c in network.status(node)["conditions"]}
+            for node in network.nodes
+        )
+    return of([False])
+
+
 def _sync(network: Network) -> bool:
     """Have kubelet look at the daemons' pods now: it mounts a ConfigMap anew once a minute."""
     annotation = {"metadata": {"annotations": {"e2e/now": str(time.time())}}}
@@ -126,7 +156,6 @@ def test_a_rollout_cuts_no_connection(rollout: Disturbance) -> None:
     assert rollout.held
 
 
-@pytest.mark.xfail(strict=False, reason="ADD does not wait for the socket while a daemon restarts")
 def test_a_rollout_fails_no_add(rollout: Disturbance) -> None:
     assert rollout.failed == 0, rollout.reasons
 
@@ -157,7 +186,6 @@ def test_a_kill_of_the_daemon_cuts_no_connection(kill: Disturbance) -> None:
     assert kill.held
 
 
-@pytest.mark.xfail(strict=False, reason="ADD does not wait for the socket while a daemon restarts")
 def test_a_kill_of_the_daemon_fails_no_add(kill: Disturbance) -> None:
     assert kill.failed == 0, kill.reasons
 
@@ -257,18 +285,12 @@ def _started(pod: dict[str, Any]) -> str:
     return str(status.get("containerID"))
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a pod may wait for minutes while addresses are in quarantine"
-)
 def test_after_a_reboot_all_pods_run_with_the_addresses_that_are_recorded(reboot: Reboot) -> None:
     told, recorded = reboot.addresses
     assert len(told) == reboot.pods
     assert told == recorded
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a daemon that has just started gives back what pods will ask for"
-)
 def test_a_reboot_gives_back_no_eni_and_no_address(reboot: Reboot) -> None:
     before, after = reboot.enis
     assert set(before) <= set(after)
@@ -276,6 +298,5 @@ def test_a_reboot_gives_back_no_eni_and_no_address(reboot: Reboot) -> None:
     assert given_back == {}
 
 
-@pytest.mark.xfail(strict=False, reason="the node is Ready before its daemon runs")
 def test_a_reboot_fails_no_add(reboot: Reboot) -> None:
     assert reboot.failed == 0, reboot.reasons

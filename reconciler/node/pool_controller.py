@@ -29,6 +29,7 @@ from reconciler.ipam.ec2_action import Ec2Action
 from reconciler.ipam.pace import Left, held_by_mac, is_changing
 from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.records import Records
+from reconciler.ipam.release import unit_networks
 from reconciler.ipam.sources import CONFIRM_S, items
 from reconciler.node.environment import Connections, Ec2Target, State
 from reconciler.node.gathering import Routed, complete
@@ -354,10 +355,12 @@ def _end_quarantines(state: State, before: Cloud, outcome: Outcome) -> Failures:
     """Let pods have at once what EC2's answers have given again; return what failed."""
     if not all(kind_of(error) in REFUSED for error in outcome.errors):
         return ()  # what was observed then may be older than the answers
-    shown = {n for _, n in items(outcome.observed.enis)}
-    if not (added := shown - {n for _, n in items(before.enis)}):
+    after: Cloud = outcome.observed
+    # A new ENI's too, which serves no pod yet: later observations are no answers any more.
+    held, shown = ({n for e in c.enis for n in unit_networks(e)} for c in (before, after))
+    if not shown - held:
         return ()
-    plan = pool_records.plan_given_again(added, state.observe())
+    plan = pool_records.plan_given_again(shown - held, state.observe())
     return state.apply([a for a in plan.actions if isinstance(a, Change)])
 
 

@@ -169,11 +169,6 @@ class Network:
         """Return how many ADDs have failed since the cluster was made."""
         return sum(node.failed_adds() for node in self.nodes.values())
 
-    def calls(self) -> dict[str, int]:
-        """Return how often EC2 was called, by the call's name."""
-        counts: dict[str, int] = self.cluster.lab.ask("calls")["calls"]
-        return counts
-
     def reasons(self, since: int) -> str:
         """Return what was said of the ADDs that failed after the first so many."""
         lines = [line for node in self.nodes.values() for line in node.failures()]

@@ -200,7 +200,7 @@ class Reboot:
         failed: ADDs that failed.
         reasons: what was said of them.
         enis: its ENIs before and afterwards.
-        calls: of EC2 meanwhile, by name.
+        calls: of EC2 by the node's reconciler since it has started, by name.
         addresses: its pods' addresses afterwards, by the API server's word and by our records.
     """
 
@@ -221,7 +221,7 @@ def reboot(network: Network) -> Reboot:
     with network.deployment(name, count, NODE):
         until(lambda: network.status(NODE)["settled"], network.trouble, patience_s=90)
         there = _on(network, name)
-        before, failed, calls = _enis(network), network.failures(), network.calls()
+        before, failed = _enis(network), network.failures()
         started = {p["metadata"]["name"]: _started(p) for p in there}
         network.cluster.reboot(NODE)
         began = time.monotonic()
@@ -252,7 +252,7 @@ def reboot(network: Network) -> Reboot:
             network.failures() - failed,
             network.reasons(failed),
             (before, _enis(network)),
-            {name: n - calls.get(name, 0) for name, n in network.calls().items()},
+            network.status(NODE)["ec2Calls"],
             (told, recorded),
         )
     back = len(seen.addresses[0])

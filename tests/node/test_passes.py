@@ -294,6 +294,39 @@ def test_pods_that_come_after_a_release_get_at_once_what_ec2_gives_again() -> No
     assert not {q.network for q in sim.state.observe().quarantined} & set(map(host_network, bound))
 
 
+def test_no_address_that_a_new_eni_was_created_with_stays_in_quarantine() -> None:
+    rest = {SUBNET[i] for i in range(22, 255)}
+    first = eni(0, 0, primary=SUBNET[10])
+    only = FakeEc2([first], Limits(2, 5), SUBNET, rest, clock=lambda: sim.now)
+    pool = {"warm": 8, "surplus": 0}
+    sim = Simulation(only, warmPool={"addresses": pool, "cooldown": "0s"})
+
+    def turn(seconds: float) -> None:
+        sim.turn(seconds)
+        for each in only.enis[1:]:
+            if each.status == "attaching":
+                sim.netlink.plug(each.mac, "eth1")
+            if each.status == "detaching":
+                sim.netlink.unplug(each.mac)
+        only.settle()
+
+    for _ in range(3):
+        turn(100.0)
+    assert len(only.enis) == 2
+    sim.document = document(warmPool={"addresses": pool | {"warm": 0}, "cooldown": "0s"})
+    for _ in range(8):
+        turn(1.0)
+    assert len(only.enis) == 1
+    for number in range(7):
+        sim.start_pod(number)
+    for _ in range(2):
+        turn(1.0)
+    _, created = only.enis
+    given = {host_network(a) for a in created.secondaries}
+    assert len(given) == 3
+    assert not given & {q.network for q in sim.state.observe().quarantined}
+
+
 def test_what_ec2_gives_again_serves_pods_when_it_may_and_is_not_released_for_ever() -> None:
     """A subnet has nothing but what was just released, so EC2 gives exactly that again."""
     rest = {SUBNET[i] for i in range(20, 255)}

@@ -32,6 +32,13 @@ LETTER = "k"
 
 MANIFEST = build.ROOT / "deploy/daemonset.yaml"
 
+SMALL = "m5.large"
+"""What a node of the lab is, unless it is asked for another."""
+
+MAX_PODS = {SMALL: 29, "m5.xlarge": 58}
+"""Pods that kubelet takes, by instance type: ENIs x (addresses of each - 1) + 2, as EKS has it in
+its list (amazon-eks-ami, eni-max-pods.txt); the two are pods with the host's network."""
+
 
 class KubectlError(Exception):
     """kubectl failed; carries what it said."""
@@ -46,13 +53,21 @@ class Cluster:
     """
 
     def __init__(
-        self, lab: Lab, places: Places, programs: Path, archives: tuple[Path, ...]
+        self,
+        lab: Lab,
+        places: Places,
+        programs: Path,
+        archives: tuple[Path, ...],
+        types: Mapping[str, str],
     ) -> None:
         self.lab = lab
         self.places = places
         self._programs = programs
         self.control = ControlPlane(lab, places, programs)
-        self.nodes = {name: Node(lab, name, places, programs, archives) for name in NODES}
+        self.nodes = {
+            name: Node(lab, name, places, programs, archives, MAX_PODS[types.get(name, SMALL)])
+            for name in NODES
+        }
 
     @property
     def api(self) -> Api:
@@ -155,7 +170,9 @@ def cluster(
         try:
             began = time.monotonic()
             _make_directory(places.directory)
-            made = Cluster(lifecycle.up(name, types=types), places, programs, archives)
+            made = Cluster(
+                lifecycle.up(name, types=types), places, programs, archives, types or {}
+            )
             try:
                 made.start(say)
                 say(f"cluster {name} is up after {time.monotonic() - began:.1f} s")

@@ -40,10 +40,17 @@ class Node:
         places: of the cluster.
         programs: directory of Kubernetes' components.
         archives: container images that it has from the start.
+        max_pods: how many pods kubelet takes.
     """
 
     def __init__(
-        self, lab: Lab, name: str, places: Places, programs: Path, archives: Sequence[Path]
+        self,
+        lab: Lab,
+        name: str,
+        places: Places,
+        programs: Path,
+        archives: Sequence[Path],
+        max_pods: int,
     ) -> None:
         disk = places.disk(name)
         binds = {
@@ -59,6 +66,7 @@ class Node:
             "/var/log": disk / "log",
         }
         self.name = name
+        self._max_pods = max_pods
         self.machine = Machine(lab, name, disk, binds)
         self._places = places
         self._binds = binds
@@ -76,7 +84,7 @@ class Node:
         shutil.copy(self._places.authority, self._binds[CONFIGURATION] / "authority.crt")
         self._write("resolv.conf", "nameserver 10.0.0.2\n")
         self._write("containerd.toml", CONTAINERD)
-        self._write("kubelet.yaml", yaml.safe_dump(_kubelet()))
+        self._write("kubelet.yaml", yaml.safe_dump(_kubelet(self._max_pods)))
         self._write("kube-proxy.yaml", yaml.safe_dump(_kube_proxy(self.name)))
 
     def start(self) -> None:
@@ -178,7 +186,7 @@ runtime_type = "io.containerd.runc.v2"
 """
 
 
-def _kubelet() -> dict[str, Any]:
+def _kubelet(max_pods: int) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -186,6 +194,7 @@ def _kubelet() -> dict[str, Any]:
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},
         "cgroupDriver": "cgroupfs",
+        "maxPods": max_pods,
         "containerRuntimeEndpoint": f"unix://{SOCKET}",
         "clusterDNS": [DNS_SERVICE],
         "clusterDomain": DOMAIN,

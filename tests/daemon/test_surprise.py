@@ -319,7 +319,8 @@ class Pod(NamedTuple):
         if netns := getattr(o, "netns", ""):
             return bool(netns == self.netns)
         if isinstance(o, NftElement):
-            return o.first in self.addresses
+            # What the node holds is ranges of all its addresses, and of no pod.
+            return o.first in self.addresses and not o.set.startswith("held_")
         return self.veth in (getattr(o, "device", ""), *getattr(o, "name", "").split("/"))
 
     def objects(self, house: House) -> set[Any]:

@@ -135,7 +135,7 @@ def _ask_for_result(connection: exchange.Connection, asked: Object, timeout_s: f
 
 def question(call: Call, do: str, inode: int) -> Object:
     """Return what is asked for one attachment; ``inode`` is that of the pod's namespace."""
-    return {
+    asked: Object = {
         "do": do,
         "containerID": call.container_id,
         "ifname": call.ifname,
@@ -143,9 +143,9 @@ def question(call: Call, do: str, inode: int) -> Object:
         "netnsInode": inode,
         "attempt": call.attempt,
         "pod": call.pod,
-        "uid": call.pod_uid,
         "trace": call.trace_id,
     }
+    return asked | {"uid": call.pod_uid} if call.pod_uid else asked
 
 
 def refusal(reply: Object) -> CniError:

@@ -122,7 +122,8 @@ class DriftTracker:
                     continue
                 done.append(action)
                 drift = self._is_drift(name, action)
-                group = _Group(name, action.kind, action.verb, drift)
+                of = str(getattr(getattr(action, "object", None), "set", ""))
+                group = _Group(name, action.kind, of, action.verb, drift)
                 groups.setdefault(group, []).append(action)
                 if drift and not is_one_of_many:
                     repaired.append(action)
@@ -148,6 +149,7 @@ class _Group(NamedTuple):
 
     domain: str
     kind: str
+    of: str  # the set of an element
     verb: Verb
     is_drift: bool
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,11 @@ class Cluster:
         lines = self.status(node)["metrics"].splitlines()
         start = "node_network_drift_repaired_total{"
         return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(start))
+
+    def ruleset(self, node: str = "node1") -> str:
+        """Return the ruleset without what the node holds, which is the same whoever has it."""
+        text = self.lab.run(node, ["nft", "list", "ruleset"]).stdout
+        return re.sub(r"\tset held_ipv[46] \{.*?\n\t\}\n", "", text, flags=re.DOTALL)
 
     def add(self, node: str = "node1", **options: Any) -> Pod:
         return pod.add(self.lab, node, f"p{next(self._numbers)}", **options)

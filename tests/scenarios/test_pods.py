@@ -48,7 +48,7 @@ def test_what_del_leaves_behind_is_a_cooling_address_and_nothing_else(cluster: A
     assert one.address in [r["address"] for r in cluster.records("cooling")]
     assert cluster.ip("-o", "link") == before
     assert cluster.ip("route", "show", "table", "512") == ""
-    assert one.address not in cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout
+    assert one.address not in cluster.ruleset()
     following = cluster.add()
     assert following.address != one.address  # it rests
     cluster.delete(following)
@@ -121,7 +121,7 @@ def test_a_del_without_a_reconciler_is_kept_and_honoured_later(idle: Any) -> Non
     idle.start()
     assert idle.records("attachments") == []
     assert idle.records("intents") == []
-    assert one.address not in idle.lab.run("node1", ["nft", "list", "ruleset"]).stdout
+    assert one.address not in idle.ruleset()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])

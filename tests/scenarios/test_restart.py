@@ -28,7 +28,7 @@ def datapath(cluster: Any) -> list[str]:
         cluster.ip("-o", "link"),
         cluster.ip("rule"),
         cluster.ip("route", "show", "table", "all", "proto", "201"),
-        cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout,
+        cluster.ruleset(),
     ]
     return [line for text in lists for line in text.splitlines()]
 

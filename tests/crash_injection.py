@@ -519,6 +519,12 @@ class Life:
         self._is_down = False
         while self._ending:
             self._lose_namespace(self._ending.pop())
+        records = self.disk.observe()
+        dead = {a.key for a in records.attachments if a.netns not in self.kernel.namespaces}
+        for record in (*records.attachments, *records.intents):
+            # A late look may have a pod taken over whose namespace has just gone.
+            if record.key in dead and record.netns_alive:
+                self.disk.put(replace(record, netns_alive=False))
         self.now += seconds
         if self.now >= self._seen_at:
             self.ec2.lag, self._seen_at = 0, inf

@@ -153,7 +153,7 @@ def live(scenario: Scenario, strike: Point | None = None) -> Life:
     scenario(life)
     # A start without records gives nothing back for a while; an unfinished creation counts for an
     # hour.
-    for seconds in (70.0, 70.0, START_S, 70.0, 70.0, 3700.0, 70.0, 70.0, 70.0):
+    for seconds in (70.0, 70.0, START_S, 70.0, 70.0, 3700.0, *[70.0] * 6):
         life.tick(seconds)
     life.check_end()
     assert life.kernel.cut == [], "a pod that ran has lost its link for a while"

@@ -62,6 +62,7 @@ def test_the_node_has_a_condition_and_loses_the_start_up_taint(told: Network) ->
     assert "Ready" in {c["type"] for c in told.api.get(NODE)["status"]["conditions"]}
 
 
+@pytest.mark.long
 def test_a_pod_that_gets_no_address_has_an_event_and_shows_it(told: Network) -> None:
     """More pods than the node's instance has addresses: the last ones are refused."""
     document = {"kubernetes": REPORT, "eni": {"max": 1}, "cni": {"budget": "5s"}}
@@ -91,6 +92,7 @@ def test_a_pod_that_gets_no_address_has_an_event_and_shows_it(told: Network) -> 
             told.api.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
 
 
+@pytest.mark.long
 def test_without_the_role_the_missing_right_is_named_and_pods_are_served(told: Network) -> None:
     told.cluster.kubectl("delete", "clusterrolebinding", "node-network")
     told.cluster.kubectl("rollout", "-n", "kube-system", "restart", "daemonset/node-network")

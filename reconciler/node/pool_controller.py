@@ -133,8 +133,11 @@ class PoolController:
             kind_of(error) is Failure.EXHAUSTED for error in outcome.errors
         )
         if isinstance(outcome.observed, Cloud) and isinstance(outcome.desired, Pool):
-            with self.binding:
-                self._errors += _end_quarantines(self.state, cloud, outcome)
+            if added := _given(cloud, outcome):
+                with self.binding:
+                    again = pool_records.plan_given_again(added, self.state.observe())
+                    changes = [a for a in again.actions if isinstance(a, Change)]
+                    self._errors += self.state.apply(changes)
             self._remember(inputs, cloud, outcome)
             if outcome.plan.actions:
                 converge([self._creations(outcome.observed)], None)
@@ -351,17 +354,14 @@ def _wanted(picks: frozenset[IpNetwork], cloud: Cloud, now: float) -> pool_recor
     return pool_records.Wanted(picks, frozenset(n for _, n in items(cloud.enis)), now)
 
 
-def _end_quarantines(state: State, before: Cloud, outcome: Outcome) -> Failures:
-    """Let pods have at once what EC2's answers have given again; return what failed."""
+def _given(before: Cloud, outcome: Outcome) -> frozenset[IpNetwork]:
+    """Return the units that EC2's answers say it has given; none if they are not known alone."""
     if not all(kind_of(error) in REFUSED for error in outcome.errors):
-        return ()  # what was observed then may be older than the answers
+        return frozenset()  # what was observed then may be older than the answers
     after: Cloud = outcome.observed
     # A new ENI's too, which serves no pod yet: later observations are no answers any more.
     held, shown = ({n for e in c.enis for n in unit_networks(e)} for c in (before, after))
-    if not shown - held:
-        return ()
-    plan = pool_records.plan_given_again(shown - held, state.observe())
-    return state.apply([a for a in plan.actions if isinstance(a, Change)])
+    return frozenset(shown - held)
 
 
 def _may_change(cloud: Cloud, macs: Container[str]) -> bool:

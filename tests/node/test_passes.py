@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -95,6 +96,12 @@ class Simulation:
     def end_pod(self, number: int) -> None:
         self.netlink.lose_namespace(f"/run/netns/pod{number}@{number}")
         self.state.put(intent(number, IntentState.RELEASED))
+
+
+def in_a_small_subnet(end: int, limits: Limits, clock: Callable[[], float]) -> FakeEc2:
+    """Return EC2 whose subnet has no free address from number ``end`` on."""
+    taken = {SUBNET[i] for i in range(end, 255)}
+    return FakeEc2([eni(0, 0, primary=SUBNET[10])], limits, SUBNET, taken, clock=clock)
 
 
 @pytest.mark.parametrize("source", ["EC2", "IMDS"])
@@ -272,9 +279,7 @@ def test_a_release_that_was_refused_for_an_hour_is_withheld_as_long_as_any_other
 
 def test_pods_that_come_after_a_release_get_at_once_what_ec2_gives_again() -> None:
     """EC2 picks the lowest free addresses: those that were given back a moment ago."""
-    rest = {SUBNET[i] for i in range(20, 255)}
-    first = eni(0, 0, primary=SUBNET[10])
-    only = FakeEc2([first], Limits(1, 10), SUBNET, rest, clock=lambda: sim.now)
+    only = in_a_small_subnet(20, Limits(1, 10), lambda: sim.now)
     pool = {"warm": 6, "surplus": 0}
     sim = Simulation(only, warmPool={"addresses": pool, "cooldown": "0s"})
     sim.turn(1.0)
@@ -295,9 +300,7 @@ def test_pods_that_come_after_a_release_get_at_once_what_ec2_gives_again() -> No
 
 
 def test_no_address_that_a_new_eni_was_created_with_stays_in_quarantine() -> None:
-    rest = {SUBNET[i] for i in range(22, 255)}
-    first = eni(0, 0, primary=SUBNET[10])
-    only = FakeEc2([first], Limits(2, 5), SUBNET, rest, clock=lambda: sim.now)
+    only = in_a_small_subnet(22, Limits(2, 5), lambda: sim.now)
     pool = {"warm": 8, "surplus": 0}
     sim = Simulation(only, warmPool={"addresses": pool, "cooldown": "0s"})
 
@@ -329,9 +332,7 @@ def test_no_address_that_a_new_eni_was_created_with_stays_in_quarantine() -> Non
 
 def test_what_ec2_gives_again_serves_pods_when_it_may_and_is_not_released_for_ever() -> None:
     """A subnet has nothing but what was just released, so EC2 gives exactly that again."""
-    rest = {SUBNET[i] for i in range(20, 255)}
-    first = eni(0, 0, primary=SUBNET[10])
-    only = FakeEc2([first], Limits(1, 10), SUBNET, rest, clock=lambda: sim.now)
+    only = in_a_small_subnet(20, Limits(1, 10), lambda: sim.now)
     pool = {"warm": 6, "surplus": 0}
     sim = Simulation(only, warmPool={"addresses": pool, "cooldown": "0s"})
     sim.turn(1.0)

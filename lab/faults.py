@@ -16,6 +16,7 @@ SWITCHES: dict[str, Any] = {
     "throttle": {},
     "errors": [],
     "denied": [],
+    "policy": None,
     "attachDelaySeconds": 0.0,
     "detachDelaySeconds": 0.0,
     "staleEc2Seconds": 0.0,
@@ -32,6 +33,8 @@ SWITCHES: dict[str, Any] = {
 * ``errors``: {"action", "code", "message", "count", "when"}; ``when`` is "before" or "after" the
   effect; code null after the effect drops the connection: the call happened, its answer is lost.
 * ``denied``: actions answered UnauthorizedOperation.
+* ``policy``: statements of IAM policies; what none of them allows is answered the same. Null: all
+  is allowed. It holds for everybody who calls.
 * ``staleEc2Seconds``, ``staleImdsSeconds``: describe answers are that old.
 * ``truncateEc2``: DescribeNetworkInterfaces lists the primary address and so many of the others
   of an ENI, and so many of its prefixes, of IPv6 as of IPv4; filters still see all.

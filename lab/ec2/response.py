@@ -14,6 +14,7 @@ from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.responses import EC2Response
 from moto.ec2.utils import add_tag_specification
 
+from lab.ec2 import policy
 from lab.ec2.model import EFA_ONLY, Interface, cards, limits, private_address_limit
 from lab.faults import THROTTLED, Injected
 from lab.wire import EniView
@@ -65,6 +66,9 @@ class Response(EC2Response):  # type: ignore[misc]
         with self.cloud.lock:
             if fault := faults.before(action):
                 return self._injected(fault)
+            if ask := self._lacks(action):
+                message = f"not authorized to perform ec2:{ask.action} on {ask.resource}"
+                return self._refuse(EC2ClientError("UnauthorizedOperation", message))
             try:
                 answer = super().call_action()
             except NotImplementedError as error:
@@ -74,6 +78,12 @@ class Response(EC2Response):  # type: ignore[misc]
             if fault := faults.after(action):
                 return self._injected(fault)
             return answer
+
+    def _lacks(self, action: str) -> policy.Ask | None:
+        statements = self.cloud.faults.get("policy")
+        if statements is None:
+            return None
+        return policy.refused(statements, action, self._get_params(), self.cloud.enis())
 
     def _injected(self, fault: Injected) -> Any:
         if fault.code is None:

@@ -62,6 +62,7 @@ class Objects:
 
     Attributes:
         denied: verbs and resources that are refused, as ``patch nodes/status``.
+        rules: of a ClusterRole; what they do not grant is refused. None: all is granted.
         asked: each request: method, path, token.
     """
 
@@ -69,6 +70,7 @@ class Objects:
         self.node: Json = json.loads(json.dumps(NODE))
         self.events: list[Json] = []
         self.denied: set[str] = set()
+        self.rules: list[Json] | None = None
         self.asked: list[tuple[str, str, str]] = []
 
     @property
@@ -91,12 +93,20 @@ class Objects:
                 right, act = "create events", lambda: self._create(namespace, body)
             case _:
                 return 404, {"kind": "Status", "message": "not found"}
-        if right in self.denied:
+        if right in self.denied or not self._grants(right):
             return 403, {"kind": "Status", "message": f"cannot {right}"}
         try:
             return 200, act()
         except LookupError:
             return 422, {"kind": "Status", "message": "the patch does not apply"}
+
+    def _grants(self, right: str) -> bool:
+        """Whether the rules grant a right, as RBAC evaluates them without wildcards and names."""
+        verb, resource = right.split()
+        return self.rules is None or any(
+            "" in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
+            for rule in self.rules
+        )
 
     def _merge(self, body: Json) -> Json:
         (new,) = body["status"]["conditions"]

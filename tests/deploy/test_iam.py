@@ -1,23 +1,19 @@
 """The IAM policies: which calls on which objects they allow.
 
-Evaluated as IAM does for what these policies use (IAM user guide, "Policy evaluation logic" and
-"Condition operators"); a call is allowed if each resource that EC2 authorises for it is (service
-authorization reference, "Actions, resources, and condition keys for Amazon EC2").
+That each action is needed is seen in test_iam_actions.py.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 from deploy.programs import DEPLOY
 
+from lab.ec2.policy import Ask, Context, is_allowed
 from reconciler.ipam.cloud import INSTANCE_TAG, STOCK_INSTANCE_TAG, STOCK_TAGS
-
-Context = Mapping[str, str | Sequence[str]]
 
 ENI, INSTANCE, SUBNET, GROUP = (
     f"arn:aws:ec2:eu-central-1:123456789012:{what}"
@@ -39,44 +35,12 @@ def statements(*files: str) -> list[dict[str, Any]]:
     return [s for f in files for s in json.loads((DEPLOY / f).read_text())["Statement"]]
 
 
-def listed(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def holds(operator: str, key: str, wanted: str | Sequence[str], context: Context) -> bool:
-    values = context.get(key)
-    match operator:
-        case "StringEquals":
-            return isinstance(values, str) and values in listed(wanted)
-        case "StringLike":
-            return isinstance(values, str) and any(fnmatchcase(values, w) for w in listed(wanted))
-        case "ForAllValues:StringLike":  # true without a value
-            each = listed(values or [])
-            return all(any(fnmatchcase(v, w) for w in listed(wanted)) for v in each)
-        case "Null":
-            return (not values) == (wanted == "true")
-    raise AssertionError(f"{operator} is not known here")
-
-
-def allows(statement: dict[str, Any], action: str, resource: str, context: Context) -> bool:
-    return (
-        statement["Effect"] == "Allow"
-        and f"ec2:{action}" in statement["Action"]
-        and any(fnmatchcase(resource, r) for r in listed(statement["Resource"]))
-        and all(
-            holds(operator, key, wanted, context)
-            for operator, conditions in statement.get("Condition", {}).items()
-            for key, wanted in conditions.items()
-        )
-    )
-
-
 def allowed(
     action: str, resources: Mapping[str, Context], files: Sequence[str] = (ALWAYS,)
 ) -> bool:
     """Whether a call is allowed on all that it names, each with its own context."""
     return all(
-        any(allows(s, action, resource, context) for s in statements(*files))
+        is_allowed(statements(*files), Ask(action, resource, context))
         for resource, context in resources.items()
     )
 

@@ -190,6 +190,7 @@ def test_clearing_puts_every_switch_to_rest_and_fills_the_buckets(faults):
         "throttle": {"*": [1, 0]},
         "errors": [{"action": "CreateTags", "code": "InternalError"}],
         "denied": ["DescribeVpcs"],
+        "policy": [],
         "attachDelaySeconds": 1.0,
         "detachDelaySeconds": 1.0,
         "staleEc2Seconds": 1.0,

@@ -132,6 +132,7 @@ class Lab:
             "NODE_NETWORK_HOST_ROOT": str(self.names.node_state(node) / "host"),
             "NODE_NETWORK_CNI_BIN_DIR": str(self.names.plugins(node)),
             "NODE_NETWORK_CNI_CONF_DIR": str(self.names.configurations(node)),
+            "NODE_NETWORK_TMPFILES_DIR": str(self.names.tmpfiles(node)),
             "NODE_NETWORK_CNI_EXECUTABLE": str(EXECUTABLE),
         }
 
@@ -216,6 +217,7 @@ def up(
 def _make_runtime_directories(names: Names, node: str) -> None:
     """Make what a host has whose container runtime was installed: its plugins, and no network."""
     names.configurations(node).mkdir(parents=True)
+    names.tmpfiles(node).mkdir(parents=True)
     names.plugins(node).mkdir(parents=True)
     for plugin in ("loopback", "portmap"):
         (names.plugins(node) / plugin).symlink_to(PLUGINS / plugin)

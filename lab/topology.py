@@ -142,6 +142,10 @@ class Names:
         """Where it looks for CNI configurations."""
         return self.node_state(node) / "etc/cni/net.d"
 
+    def tmpfiles(self, node: str) -> Path:
+        """Where it looks for what is removed at a boot; no systemd reads it."""
+        return self.node_state(node) / "etc/tmpfiles.d"
+
 
 def instances(types: Mapping[str, str]) -> tuple[Instance, ...]:
     """Return the lab's instances, some nodes with another type than their own.

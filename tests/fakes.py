@@ -18,6 +18,7 @@ from reconciler.core.facts import NOWHERE, Installation, Node
 from reconciler.core.predecessor import PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
+from reconciler.domains import boot_rule
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conflist import (
     NAME,
@@ -514,6 +515,10 @@ class FakeDirectories:
                 found.add(Conflist(path, _normal(text), mode))
             elif name.endswith(SUFFIXES):
                 found.add(OtherConf(name, words_of(text)))
+        rule = f"{self.places.tmpfiles_dir}/{boot_rule.NAME}"
+        if rule in self.files:
+            text, mode = self.files[rule]
+            found.add(boot_rule.read(rule, text, f"{conf_dir}/{NAME}", mode))
         return frozenset(found)
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:

@@ -16,6 +16,7 @@ from reconciler.core import predecessor
 from reconciler.core.facts import Installation
 from reconciler.domains import (
     address,
+    boot_rule,
     conflist,
     conntrack,
     executable,
@@ -303,6 +304,7 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         conntrack.Flow,
         conflist.Conflist,
         executable.Executable,
+        boot_rule.BootRule,
         forward.ForwardAccept,
         *predecessor.Leftover.__args__,
     ]
@@ -317,9 +319,10 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
 def test_every_object_says_the_command_of_every_verb_on_one_line() -> None:
     from builders import attachment, inputs
 
-    places = Installation("/etc/cni/net.d", "/opt/cni/bin", "/opt/shipped", "/run/node-network")
+    places = Installation("/conf", "/bin", "/shipped", "/run/node-network", "/etc/tmpfiles.d")
     now = inputs(3, (attachment(1, 1),), installation=places)
-    for module in (link, address, neighbour, route, rule, sysctl, nat, executable, conflist):
+    kernel = (link, address, neighbour, route, rule, sysctl, nat)
+    for module in (*kernel, executable, conflist, boot_rule):
         for obj in module.desire(now):
             for verb in Verb:
                 command = obj.command(verb)
@@ -345,7 +348,8 @@ def test_the_daemonset_mounts_every_directory_that_it_names_to_the_reconciler() 
     """Each at the host's own path: the configuration tells the host where the records are."""
     text = (ROOT / "deploy/daemonset.yaml").read_text()
     named = re.findall(r"name: NODE_NETWORK_CNI_\w+_DIR, value: ([^}]+)}", text)
-    assert named == ["/opt/cni/bin", "/etc/cni/net.d"]
+    named += re.findall(r"name: NODE_NETWORK_TMPFILES_DIR, value: ([^}]+)}", text)
+    assert named == ["/opt/cni/bin", "/etc/cni/net.d", "/etc/tmpfiles.d"]
     assert "{name: NODE_NETWORK_KEEP_DIR, value: /var/lib/node-network}" in text
     for directory in (*named, "/run/node-network", "/var/lib/node-network"):
         (volume,) = re.findall(rf"name: (\S+), mountPath: {directory}}}", text)

@@ -33,6 +33,11 @@ INSTALL_OPTIONS = (
         "executable there. Default: disabled.",
     ),
     setting(
+        "--tmpfiles-dir",
+        about="A directory of tmpfiles.d(5), usually /etc/tmpfiles.d, to install there what has "
+        "systemd remove the CNI configuration at a boot. Default: disabled.",
+    ),
+    setting(
         "--cni-executable",
         "program",
         kind=PATH,
@@ -46,9 +51,19 @@ def host_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for state and installation; pass an ``Environment`` to the command."""
 
     @wraps(command)
-    def run(*, state_dir: Path, conf_dir: str, bin_dir: str, program: Path, **others: Any) -> None:
-        conf, plugins = (str(Path(d).absolute()) if d else "" for d in (conf_dir, bin_dir))
-        places = Installation(conf, plugins, str(program.absolute()), str(state_dir.absolute()))
+    def run(
+        *,
+        state_dir: Path,
+        conf_dir: str,
+        bin_dir: str,
+        tmpfiles_dir: str,
+        program: Path,
+        **others: Any,
+    ) -> None:
+        named = (conf_dir, bin_dir, tmpfiles_dir)
+        conf, plugins, tmpfiles = (str(Path(d).absolute()) if d else "" for d in named)
+        absolute = str(program.absolute()), str(state_dir.absolute())
+        places = Installation(conf, plugins, *absolute, tmpfiles)
         node_name = os.environ.get("NODE_NAME", "")
         environment = Environment(files=HostDirectories(places), node_name=node_name)
         command(state_dir=state_dir, environment=environment, **others)

@@ -108,6 +108,10 @@ def _addresses(prefix: IpNetwork) -> tuple[IpAddress, ...]:
     return tuple(prefix)
 
 
+CONFLIST = "10-node-network.conflist"
+"""The name of the CNI configuration that is ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Installation:
     """Directories and files of the host; one that is "" is not managed."""
@@ -116,6 +120,7 @@ class Installation:
     bin_dir: str = ""  # its directory of plugins
     program: str = ""  # our executable, as it was shipped
     state_dir: str = ""  # the records, as the executable on the host sees them
+    tmpfiles_dir: str = ""  # a directory of tmpfiles.d(5)
 
     def __bool__(self) -> bool:
         return bool(self.conf_dir or self.bin_dir)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, ClassVar
 
+from reconciler.core.facts import CONFLIST
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Change, Key, Plan, Verb, compare
 from reconciler.errors import Issue
 from schemas.cni import TYPE, VERSIONS, Cni
 
-NAME = "10-node-network.conflist"
+NAME = CONFLIST
 MODE = "0644"
 
 REASON_CHARS = 512
@@ -135,7 +136,7 @@ def make(cni: Cni, state_dir: str) -> dict[str, Any]:
         "type": TYPE,
         "stateDir": state_dir,
         "budgetSeconds": _number(str(cni.budget.total_seconds())),
-        # This file outlives a reboot, the reconciler does not: half is for its start.
+        # This file may outlive a reboot, the reconciler does not: half is for its start.
         "startSeconds": _number(str(cni.budget.total_seconds() / 2)),
     }
     logging = {"logFile": cni.log_file, "logLevel": cni.log_level}

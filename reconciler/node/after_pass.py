@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.diagnostics import findings
-from reconciler.domains import conflist, executable, forward
+from reconciler.domains import boot_rule, conflist, executable, forward
+from reconciler.domains.boot_rule import BootRule
 from reconciler.domains.conflist import Conflist, OtherConf, Plugins
 from reconciler.domains.executable import Executable
 from reconciler.domains.inputs import Inputs
@@ -134,9 +135,10 @@ class Installer:
 
     @property
     def directories(self) -> tuple[Path, ...]:
-        """The container runtime's directories into which something is installed."""
+        """The directories into which something is installed."""
         places = self._files.places
-        return tuple(Path(d) for d in (places.conf_dir, places.bin_dir) if d)
+        named = (places.conf_dir, places.bin_dir, places.tmpfiles_dir)
+        return tuple(Path(d) for d in named if d)
 
     def run(self, result: PassResult, backoffs: Backoffs) -> PassResult:
         """Install what differs."""
@@ -166,6 +168,7 @@ class Installer:
         return [
             Domain("executable", executable.desire, executable.plan, self._files, (Executable,)),
             Domain("conflist", conflist.desire, conflist.plan, self._files, found),
+            Domain("boot-rule", boot_rule.desire, boot_rule.plan, self._files, (BootRule,)),
         ]
 
     def _serves_pods(self, result: PassResult) -> bool:

@@ -37,7 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/a"}},
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "listen": {"host": "0.0.0.0", "port": 9000},
-        "cni": {"binDir": "/var/lib/rancher/bin", "confDir": "/var/lib/rancher/net.d"},
+        "cni": {
+            "binDir": "/var/lib/rancher/bin",
+            "confDir": "/var/lib/rancher/net.d",
+            "tmpfilesDir": "",
+        },
         "hostFiles": [],
         "seLinuxOptions": {"type": "super_t"},
         "maxUnavailable": 1,

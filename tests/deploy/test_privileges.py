@@ -95,6 +95,7 @@ class Node:
             "/var/lib/node-network": directory / "keep",
             "/opt/cni/bin": self.bin,
             "/etc/cni/net.d": self.conf,
+            "/etc/tmpfiles.d": directory / "tmpfiles",
         }
         for each in spec["volumes"]:
             # The host's own configuration is of no interest here: test_host_files.py.
@@ -105,6 +106,7 @@ class Node:
             path.mkdir(parents=True, exist_ok=True)
         self.lock = here["/run/xtables.lock"] = directory / "xtables.lock"
         self.lock.touch()
+        self.tmpfiles = here["/etc/tmpfiles.d"]
         # ``portmap``, which the default configuration names.
         (self.bin / "portmap").touch(mode=0o755)
         self.container = Container(lab, "node1", spec, directory / "bundle", here, root)
@@ -170,6 +172,7 @@ class Node:
         self.step("ready", self.is_ready)
         self.step("executable", lambda: (self.bin / "node-network").exists())
         self.step("conflist", lambda: list(self.conf.glob("10-node-network.conflist")))
+        self.step("boot rule", lambda: list(self.tmpfiles.glob("node-network.conf")))
         try:
             one = pod.add(self.lab, "node1", "one", budget_s=min(self.patience_s("ADD"), 30))
         except pod.PodError as error:
@@ -265,6 +268,7 @@ NEEDED: dict[str, tuple[Callable[[Manifest], None], str]] = {
     "mount keep": (drop_mount("keep"), "conditions"),
     "mount cni-bin": (drop_mount("cni-bin"), "executable"),
     "mount cni-conf": (drop_mount("cni-conf"), "conflist"),
+    "mount tmpfiles": (drop_mount("tmpfiles"), "boot rule"),
     "mount netns": (drop_mount("netns"), "ADD"),
     "propagation of netns": (drop_propagation, "ADD"),
     "mount proc-sys-net": (drop_mount("proc-sys-net"), "executable"),

@@ -15,6 +15,8 @@ import pytest
 from fakes import FakeDirectories
 
 from reconciler.core.facts import Installation
+from reconciler.domains import boot_rule
+from reconciler.domains.boot_rule import BootRule
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins, normal
 from reconciler.domains.executable import Executable
 from reconciler.engine.plan import Change, Verb
@@ -32,8 +34,9 @@ class World:
         self.conf, self.plugins = root / "net.d", root / "bin"
         self.program = root / "shipped"
         self.program.write_bytes(b"#!/bin/sh\nsleep 60\n")
+        self.tmpfiles = root / "tmpfiles.d"
         self.places = Installation(
-            str(self.conf), str(self.plugins), str(self.program), "/run/node-network"
+            *map(str, (self.conf, self.plugins, self.program, "/run/node-network", self.tmpfiles))
         )
         self.is_real = is_real
         self.target: Any = (HostDirectories if is_real else FakeDirectories)(self.places)
@@ -45,6 +48,10 @@ class World:
     @property
     def executable(self) -> Executable:
         return Executable(str(self.plugins / TYPE), str(self.program))
+
+    @property
+    def boot_rule(self) -> BootRule:
+        return BootRule(str(self.tmpfiles / boot_rule.NAME), str(self.conf / NAME))
 
     def write(self, directory: Path, name: str, text: str, mode: str = "0644") -> None:
         if self.is_real:
@@ -93,6 +100,19 @@ def test_what_is_removed_is_gone_and_twice_is_the_same_as_once(world: World) -> 
         assert world.target.apply([Change(Verb.DELETE, o, "test") for o in gone]) == ()
         assert not world.seen(Executable) | world.seen(Conflist)
     assert {o.name for o in world.seen(OtherConf)} == {"99-other.conflist"}
+
+
+def test_what_is_removed_at_a_boot_is_written_put_back_and_removed(world: World) -> None:
+    for _ in range(2):
+        assert world.target.apply(create(world.boot_rule)) == ()
+        assert world.seen(BootRule) == {world.boot_rule}
+    world.write(world.tmpfiles, boot_rule.NAME, "r! /etc/passwd", "0600")
+    (seen,) = world.seen(BootRule)
+    assert (seen.removes, seen.mode) == ("", "0600")
+    assert world.target.apply(create(world.boot_rule)) == ()
+    assert world.seen(BootRule) == {world.boot_rule}
+    assert world.target.apply([Change(Verb.DELETE, world.boot_rule, "test")]) == ()
+    assert world.seen(BootRule) == set()
 
 
 def test_the_same_in_another_writing_is_the_same(world: World) -> None:
@@ -242,6 +262,14 @@ def test_a_directory_in_a_files_place_is_named(disk: World) -> None:
     (failure,) = disk.target.apply(create(disk.conflist))
     assert failure.reason == errno.errorcode[errno.EISDIR]
     assert [p.name for p in disk.conf.iterdir()] == [NAME]
+
+
+def test_what_stands_in_the_place_of_the_boot_rule_hinders_nothing_else(disk: World) -> None:
+    (disk.tmpfiles / boot_rule.NAME).mkdir(parents=True)
+    (failure,) = disk.target.apply(create(disk.executable, disk.conflist, disk.boot_rule))
+    assert failure.reason == "EISDIR"
+    assert disk.seen(Conflist) == {disk.conflist}
+    assert {o.removes for o in disk.seen(BootRule)} == {""}
 
 
 def test_an_executable_that_was_not_shipped_is_named(disk: World) -> None:

@@ -1,4 +1,4 @@
-"""Files of ours on the host: the CNI executable, and the configuration that names it.
+"""Files of ours on the host: the CNI executable, the configuration that names it, what removes it.
 
 Each is written beside its place and renamed into it, so that a runtime reads the old one or the
 new one, starts the old one or the new one, and a crash leaves no half of either.
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from reconciler.core.facts import NOWHERE, Installation
+from reconciler.domains import boot_rule
+from reconciler.domains.boot_rule import BootRule
 from reconciler.domains.conflist import (
     NAME,
     SUFFIXES,
@@ -30,7 +32,7 @@ from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.files.bounded import printable, replace_file
 from schemas.cni import TYPE
 
-INTERIM = frozenset(f".{name}.tmp" for name in (NAME, TYPE))
+INTERIM = frozenset(f".{name}.tmp" for name in (NAME, TYPE, boot_rule.NAME))
 """Names that our files have before they are renamed into place: with none of the endings that
 runtimes look for, and always the same, so that what a killed process has left is used up by the
 next."""
@@ -51,12 +53,12 @@ CURES = {
 }
 """What to do when a file cannot be written."""
 
-Installed = Conflist | Executable
-Seen = Conflist | OtherConf | Plugins | Executable
+Installed = Conflist | Executable | BootRule
+Seen = Conflist | OtherConf | Plugins | Executable | BootRule
 
 
 class HostDirectories:
-    """The runtime's two directories on the host.
+    """The runtime's two directories on the host, and the one of what is removed at a boot.
 
     Attributes:
         places: what belongs where; nothing, if the operator installs by other means.
@@ -74,12 +76,15 @@ class HostDirectories:
             found |= set(self._programs(Path(self.places.bin_dir)))
         if self.places.conf_dir:
             found |= set(self._configurations(Path(self.places.conf_dir)))
+        if self.places.tmpfiles_dir:
+            found |= set(self._boot_rules(Path(self.places.tmpfiles_dir)))
         return frozenset(found)
 
     def apply(self, actions: Sequence[Change[Installed]]) -> tuple[ApplyError, ...]:
         """Write, or remove, each file.
 
-        The first failure stops the rest: a configuration relies on the executable it names.
+        The first failure stops the rest: a configuration relies on the executable it names, and
+        what removes it at a boot comes last.
         """
         for position, action in enumerate(actions):
             obj = action.object
@@ -129,6 +134,18 @@ class HostDirectories:
                         yield Conflist(str(path), _normal(file), _mode(file))
             elif name.endswith(SUFFIXES) and not path.is_dir():
                 yield OtherConf(printable(name), _words(path))
+
+    def _boot_rules(self, directory: Path) -> Iterator[Seen]:
+        path = directory / boot_rule.NAME
+        try:
+            with _opened(path) as file:
+                if file is not None:
+                    text = file.read(MAX_CONF_BYTES).decode(errors="replace")
+                    removes = f"{self.places.conf_dir}/{NAME}"
+                    yield boot_rule.read(str(path), text, removes, _mode(file))
+        except ObserveError:
+            # Nothing else depends on it, so nothing else fails with it.
+            yield BootRule(str(path), "", "")
 
 
 def _list(directory: Path) -> list[str]:

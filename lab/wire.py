@@ -16,6 +16,7 @@ class EniView:
         primary: None on an EFA-only ENI, which has no address and no link.
         addresses: all private IPv4 addresses, the primary first.
         tags: pairs in key order.
+        idle_timeouts: those that were set, in seconds, by EC2's names.
     """
 
     eni_id: str
@@ -41,6 +42,7 @@ class EniView:
     delete_on_termination: bool = False
     interface_type: str = "interface"
     network_card: int = 0
+    idle_timeouts: tuple[tuple[str, int], ...] = ()
 
     def holds(self, address: IPv4Address) -> bool:
         """Whether a packet with this source may leave by this ENI."""

@@ -84,7 +84,8 @@ class Eni(Model):
     ] = Field(
         default=(),
         description="Security groups of the ENIs we create. Unit: ids, at most 16. Default: the "
-        "primary ENI's, so that all pods of a node have the same.",
+        "primary ENI's, so that all pods of a node have the same; when those change, the others "
+        "follow.",
     )
 
     def _faults(self) -> Iterator[str]:

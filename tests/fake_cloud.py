@@ -28,6 +28,7 @@ from reconciler.ipam.ec2_action import (
     DetachEni,
     ReleaseAddresses,
     ReleasePrefixes,
+    SetIdleTimeouts,
     SetSecurityGroups,
     TieToInstance,
 )
@@ -187,6 +188,11 @@ class FakeEc2:
             case SetSecurityGroups():
                 with self._call("ModifyNetworkInterfaceAttribute"):
                     self._change(action.eni_id, security_groups=action.security_groups)
+                self._learn(action.eni_id, groups=action.security_groups)
+            case SetIdleTimeouts():
+                with self._call("ModifyNetworkInterfaceAttribute"):
+                    self._change(action.eni_id, idle_timeouts=action.timeouts)
+                self._learn(action.eni_id, idle_timeouts=action.timeouts)
             case AssignAddresses():
                 with self._call("AssignPrivateIpAddresses"):
                     eni = self._get(action.eni_id, "AssignPrivateIpAddresses")

@@ -50,6 +50,7 @@ class Interface(NetworkInterface):  # type: ignore[misc]
         self.ipv6_prefixes: list[dict[str, str]] = []
         self.attachment_status = "attached"
         self.network_card = 0
+        self.idle_timeouts: dict[str, int] = {}
         interface_type = kwargs.pop("interface_type", "interface")
         count = int(kwargs.pop("secondary_ips_count", 0) or 0)
         requested = _requested(private_ip_address, private_ip_addresses or [])
@@ -111,6 +112,7 @@ class Interface(NetworkInterface):  # type: ignore[misc]
             delete_on_termination=bool(self.delete_on_termination),
             interface_type=self.interface_type,
             network_card=self.network_card,
+            idle_timeouts=tuple(sorted(self.idle_timeouts.items())),
         )
 
     def delete(self) -> None:

@@ -220,6 +220,8 @@ class Response(EC2Response):  # type: ignore[misc]
                 message = f"The attachment '{attachment.get('AttachmentId')}' does not exist"
                 raise EC2ClientError("InvalidAttachmentID.NotFound", message)
             eni.delete_on_termination = _is_true(attachment.get("DeleteOnTermination"))
+        for name, seconds in (self._get_param("ConnectionTrackingSpecification") or {}).items():
+            eni.idle_timeouts[name] = int(seconds)
         check = (self._get_param("SourceDestCheck") or {}).get("Value")
         self.ec2_backend.modify_network_interface_attribute(
             eni.id,
@@ -374,6 +376,8 @@ def describe(view: EniView) -> dict[str, Any]:
         "Groups": [{"GroupId": g, "GroupName": g} for g in view.groups],
         "TagSet": [{"Key": k, "Value": v} for k, v in view.tags],
     }
+    if view.idle_timeouts:
+        body["ConnectionTrackingConfiguration"] = dict(view.idle_timeouts)
     if view.primary:
         body["PrivateIpAddress"] = str(view.primary)
     if view.instance_id:

@@ -90,6 +90,8 @@ class Eni(EniAddresses, EniTags):
     # the ENI that the instance began with, by its MAC. Device index 0 does not tell: each further
     # network card may have one too.
     is_primary: bool = False
+    # of connections that EC2 tracks, in seconds: TCP established, UDP stream, UDP; 0 is EC2's own
+    idle_timeouts: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def is_adoptable(self) -> bool:

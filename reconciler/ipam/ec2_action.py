@@ -176,6 +176,31 @@ class SetSecurityGroups(_OnEni):
 
 
 @dataclass(frozen=True, slots=True)
+class SetIdleTimeouts(_OnEni):
+    """Change how long EC2 tracks idle connections of an ENI.
+
+    ``timeouts``: seconds of TCP established, UDP stream and UDP; 0 is not changed.
+    """
+
+    timeouts: tuple[int, int, int]
+    reason: str
+    calls = ("ModifyNetworkInterfaceAttribute",)
+
+    @property
+    def specification(self) -> dict[str, int]:
+        """The timeouts to set, by EC2's names."""
+        names = ("TcpEstablishedTimeout", "UdpStreamTimeout", "UdpTimeout")
+        return {name: s for name, s in zip(names, self.timeouts, strict=True) if s}
+
+    def __str__(self) -> str:
+        what = ",".join(f"{name}={seconds}" for name, seconds in self.specification.items())
+        return (
+            f"aws ec2 modify-network-interface-attribute --network-interface-id {self.eni_id} "
+            f"--connection-tracking-specification {what}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Assignment(_OnEni, Generic[U]):
     """Give an ENI more: as many as EC2 chooses, or those that are named.
 
@@ -292,6 +317,7 @@ Ec2Action = (
     | TieToInstance
     | AdoptEni
     | SetSecurityGroups
+    | SetIdleTimeouts
     | Assignment
     | GiveBack
     | DeleteEni

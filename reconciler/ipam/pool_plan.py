@@ -211,11 +211,36 @@ def _settings(desired: Pool, at: PoolStatus) -> Iterator[ec2.Ec2Action]:
         tied = eni.delete_on_termination or eni.is_primary
         if eni.owned and eni.attachment_id and not tied:
             yield ec2.TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
-    wanted = tuple(sorted(desired.document.eni.security_groups))
+    wanted, source = _security_groups(desired, at.observed.primary)
     for eni in at.enis:
         if wanted and not eni.is_primary and eni.security_groups != wanted:
-            reason = f"security groups {' '.join(eni.security_groups)}"
+            reason = f"it has {' '.join(eni.security_groups) or 'none'}, {source} others"
             yield ec2.SetSecurityGroups(eni.eni_id, wanted, reason)
+    yield from _idle_timeouts(at)
+
+
+def _idle_timeouts(at: PoolStatus) -> Iterator[ec2.Ec2Action]:
+    """Have the primary ENI's idle timeouts on all that serve pods, as far as they were set there.
+
+    A pod's connections must not time out by which ENI its address is on.
+    """
+    wanted = at.observed.primary.idle_timeouts if at.observed.primary else (0, 0, 0)
+    for eni in at.enis:
+        differ = [w if w != h else 0 for w, h in zip(wanted, eni.idle_timeouts, strict=True)]
+        if not eni.is_primary and any(differ):
+            tcp, stream, udp = differ
+            reason = "the primary ENI has others"
+            yield ec2.SetIdleTimeouts(eni.eni_id, (tcp, stream, udp), reason)
+
+
+def _security_groups(desired: Pool, primary: Eni | None) -> tuple[tuple[str, ...], str]:
+    """Return what secondary ENIs shall have, sorted, and where that is said.
+
+    Unless the document names them they follow the primary ENI's, which others change.
+    """
+    if named := desired.document.eni.security_groups:
+        return tuple(sorted(named)), "eni.securityGroups names"
+    return tuple(sorted(primary.security_groups)) if primary else (), "the primary ENI has"
 
 
 def _cure(desired: Pool, at: PoolStatus) -> Plan:
@@ -369,15 +394,13 @@ def _hold_back(whole: Plan, desired: Pool) -> Plan:
 
 
 def _creation(desired: Pool, at: PoolStatus, index: int, share: pool.Share) -> ec2.Creation:
-    primary = at.observed.primary
-    groups = primary.security_groups if primary else ()
     text = f"{desired.ec2.nonce}/{desired.node.instance_id}/{index}"
     token = hashlib.sha256(text.encode()).hexdigest()[:32]
     return ec2.Creation(
         token=token,
         device_index=index,
         subnet_id=share.subnet_id,
-        security_groups=tuple(sorted(desired.document.eni.security_groups or groups)),
+        security_groups=_security_groups(desired, at.observed.primary)[0],
         addresses=share.addresses,
         prefixes=share.prefixes,
         tags=tuple(sorted((*desired.tags, (CREATION_TAG, token)))),

@@ -33,6 +33,7 @@ class Answer:
         added, removed: addresses as /32, and prefixes.
         attached: (device index, attachment id).
         disowned: it no longer carries the stock plugin's.
+        groups, idle_timeouts: what it was set to.
     """
 
     at: float
@@ -46,6 +47,8 @@ class Answer:
     disowned: bool = False
     detached: bool = False
     deleted: bool = False
+    groups: tuple[str, ...] = ()
+    idle_timeouts: tuple[int, int, int] = (0, 0, 0)
 
 
 def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
@@ -101,6 +104,12 @@ def _changed(eni: Eni, answer: Answer) -> Eni:
         eni = replace(eni, owned=True)
     if answer.disowned:
         eni = replace(eni, stock=False, stock_tags=())
+    if answer.groups:
+        eni = replace(eni, security_groups=answer.groups)
+    if any(answer.idle_timeouts):
+        pairs = zip(answer.idle_timeouts, eni.idle_timeouts, strict=True)
+        tcp, stream, udp = (told or known for told, known in pairs)
+        eni = replace(eni, idle_timeouts=(tcp, stream, udp))
     if answer.detached and eni.status in {"attaching", "attached"}:
         eni = replace(eni, status="detaching")
     return eni

@@ -32,6 +32,7 @@ from reconciler.ipam.ec2_action import (
     DetachEni,
     ReleaseAddresses,
     ReleasePrefixes,
+    SetIdleTimeouts,
     SetSecurityGroups,
     TieToInstance,
 )
@@ -281,6 +282,13 @@ def test_changing_back_to_single_addresses_gives_free_prefixes_back() -> None:
     assert not [a for a in kept if isinstance(a, ReleasePrefixes)]
 
 
+def test_a_prefix_from_the_launch_is_used_in_either_mode() -> None:
+    launched = eni(0, 0, prefixes=(ip_network("10.0.1.64/28"),))
+    plan = domain.plan(pool(5), cloud(launched))
+    assert (plan.actions, plan.refusals) == ((), ())
+    assert not pool_plan.quarantine(pool(5), cloud(launched))
+
+
 # -- where ENIs go ------------------------------------------------------------------------
 
 
@@ -307,6 +315,24 @@ def test_a_selector_finds_subnets_by_their_tags() -> None:
     (action,) = plan.actions
     assert isinstance(action, AddEni)
     assert (action.creation.subnet_id, action.creation.security_groups) == ("subnet-p", ("sg-7",))
+
+
+def test_enis_follow_the_primarys_security_groups_unless_the_document_names_some() -> None:
+    enis = eni(0, 9, security_groups=("sg-2", "sg-1")), eni(1, 9), eni(2, 9, owned=False)
+    (action,) = domain.plan(pool(18), cloud(*enis)).actions
+    assert isinstance(action, SetSecurityGroups)
+    assert (action.eni_id, action.security_groups) == (enis[1].eni_id, ("sg-1", "sg-2"))
+    assert action.reason == "it has sg-1, the primary ENI has others"
+    named = pool(18, eni={"securityGroups": ["sg-1"]})
+    assert not domain.plan(named, cloud(*enis)).actions
+
+
+def test_enis_follow_the_idle_timeouts_that_the_primary_eni_was_given() -> None:
+    enis = eni(0, 9, idle_timeouts=(350, 0, 60)), eni(1, 9, idle_timeouts=(350, 180, 0))
+    (action,) = domain.plan(pool(18), cloud(*enis)).actions
+    assert isinstance(action, SetIdleTimeouts)
+    assert (action.eni_id, action.specification) == (enis[1].eni_id, {"UdpTimeout": 60})
+    assert str(action).endswith("--connection-tracking-specification UdpTimeout=60")
 
 
 def test_security_groups_change_in_place_and_subnets_do_not() -> None:

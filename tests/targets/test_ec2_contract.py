@@ -67,6 +67,7 @@ class World:
     target: Any
     now: Inputs
     journal: Journal
+    client: Any = None
 
     def reach(self, minimum: int, **parts: Any) -> Any:
         warm = {"addresses": {"warm": 0, "minimum": minimum, "surplus": 0}}
@@ -88,7 +89,7 @@ def over_http(ec2: Any, **options: Any) -> World:
     target = Ec2(ec2.instance_id, "us-east-1", journal, caller=InProcess("us-east-1"), **options)
     mac = next(e.mac for e in ec2.cloud.enis() if e.device_index == 0)
     facts = node(instance_id=ec2.instance_id, primary_mac=mac)
-    return World(target, inputs(1, node=facts), journal)
+    return World(target, inputs(1, node=facts), journal, ec2.client)
 
 
 @pytest.fixture(params=["fake", "http"])
@@ -229,6 +230,33 @@ def test_what_failed_and_what_succeeded_can_be_asked_for_once(world: World) -> N
     ]
     assert successes == ("AssignPrivateIpAddresses",)
     assert world.target.drain() == ((), ())
+
+
+def test_security_groups_and_idle_timeouts_follow_the_primarys_in_one_call_each(
+    world: World,
+) -> None:
+    world.reach(12)
+    primary, second = world.cloud().enis
+    more, timeouts = (*primary.security_groups, "sg-9"), (600, 120, 0)
+    if isinstance(world.target, FakeEc2):
+        world.target.enis[0] = replace(primary, security_groups=more, idle_timeouts=timeouts)
+    else:
+        client = world.client
+        groups = client.describe_security_groups()["SecurityGroups"]
+        more = tuple(sorted(g["GroupId"] for g in groups))
+        specification = {"TcpEstablishedTimeout": 600, "UdpStreamTimeout": 120}
+        client.modify_network_interface_attribute(
+            NetworkInterfaceId=primary.eni_id, Groups=list(more)
+        )
+        client.modify_network_interface_attribute(
+            NetworkInterfaceId=primary.eni_id, ConnectionTrackingSpecification=specification
+        )
+    before = world.target.calls["ModifyNetworkInterfaceAttribute"]
+    for _ in range(2):
+        assert world.reach(12).settled
+    assert world.target.calls["ModifyNetworkInterfaceAttribute"] - before == 2
+    after = next(e for e in world.cloud().enis if e.eni_id == second.eni_id)
+    assert (after.security_groups, after.idle_timeouts) == (tuple(sorted(more)), timeouts)
 
 
 # What only a real wire can do.

@@ -103,6 +103,12 @@ class Ec2Changes:
                 self._learn(eni_id, disowned=True)
             case ec2.SetSecurityGroups(eni_id, groups):
                 self._change("modify_network_interface_attribute", eni_id, Groups=list(groups))
+                self._learn(eni_id, groups=groups)
+            case ec2.SetIdleTimeouts(eni_id, timeouts):
+                wanted = action.specification
+                method = "modify_network_interface_attribute"
+                self._change(method, eni_id, ConnectionTrackingSpecification=wanted)
+                self._learn(eni_id, idle_timeouts=timeouts)
             case ec2.AssignAddresses() | ec2.AssignPrefixes() | DelegatePrefix():
                 self._learn(action.eni_id, added=self._assign(action))
             case ec2.ReleaseAddresses() | ec2.ReleasePrefixes():

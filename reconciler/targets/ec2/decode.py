@@ -73,6 +73,12 @@ MAX_TAG_TEXT = 256
 MAX_GROUPS = 64
 """Security groups of one ENI; the quota can be raised to 16."""
 
+IDLE_TIMEOUT_S = number(0, 432_000)
+"""Of a connection that EC2 tracks (EC2 user guide, "Connection tracking timeouts": five days)."""
+
+IDLE_TIMEOUTS = ("TcpEstablishedTimeout", "UdpStreamTimeout", "UdpTimeout")
+"""Keys of ConnectionTrackingConfiguration, in the order in which an ENI has them here."""
+
 MAX_CARDS = 64
 """Network cards of one instance type; the largest have 32."""
 
@@ -177,8 +183,16 @@ def decode_interface(
             IPV6.of(a, "Ipv6Address") for a in entries(body, "Ipv6Addresses", MAX_ADDRESSES)
         ),
         is_primary=is_primary,
+        idle_timeouts=_idle_timeouts(body),
     )
     return Listed(eni, ID.of(body, "VpcId"))
+
+
+def _idle_timeouts(body: Object) -> tuple[int, int, int]:
+    """Return the timeouts that were set; 0 in place of one that was not."""
+    found = inner(body, "ConnectionTrackingConfiguration")
+    tcp, stream, udp = (IDLE_TIMEOUT_S.of(found, k) if k in found else 0 for k in IDLE_TIMEOUTS)
+    return tcp, stream, udp
 
 
 def _secondaries(body: Object, primary: IPv4Address) -> tuple[IPv4Address, ...]:

@@ -178,8 +178,10 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
     def unwanted(unit: Unit) -> bool:
         if unit.eni.eni_id not in fitting:
             return True
-        # Where a subnet has no whole block left, single addresses are the kind to have.
-        return not unit.is_prefix and blocks if desired.prefixes else unit.is_prefix
+        # Where a subnet has no whole block left, single addresses are the kind to have. A prefix
+        # is never exchanged: each of its addresses is as good as a single one, and an instance
+        # may have had it from its launch (Karpenter's ``ipPrefixCount``).
+        return desired.prefixes and blocks and not unit.is_prefix
 
     stock = take_stock(
         enis,

@@ -295,7 +295,10 @@ def test_prefixes_and_single_addresses_change_places_under_running_pods(idle: An
         assert prefixed(idle)
         assert all(probe(p.namespace, VPC_HOST).source == p.address for p in (*pods, guest))
         idle.delete(guest)
-        until(lambda: not prefixed(idle), "the exchange back", patience_s=90)
+        looked_twice(idle)
+        assert prefixed(idle)  # its addresses are as good as single ones
+        configure(idle, "addresses: {warm: 0, surplus: 0}")
+        until(lambda: not prefixed(idle), "the prefix to be given back", patience_s=90)
         assert all(probe(p.namespace, VPC_HOST).source == p.address for p in pods)
 
 

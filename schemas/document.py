@@ -153,6 +153,19 @@ class Reconcile(Model):
             yield "ec2Resync: must be from 10s to 1h"
 
 
+class Ec2(Model):
+    """What may be asked of EC2."""
+
+    mode: Literal["full", "keep", "frozen"] = Field(
+        default="full",
+        description="full: ENIs and addresses are assigned and given back as warmPool says. keep: "
+        "they are assigned, and nothing is given back. frozen: nothing of EC2 is changed, nor is "
+        "EC2 asked for anything: the node serves what instance metadata shows on its first "
+        "network card, and needs no credentials. All secondary addresses and prefixes there are "
+        "for pods then, because metadata does not tell whose an ENI is.",
+    )
+
+
 class Kubernetes(Model):
     """What the cluster's API server is told of the node."""
 
@@ -203,6 +216,7 @@ class NodeNetwork(Model):
     reconcile: Reconcile = Field(
         default=Reconcile(), description="How often to observe without a notification."
     )
+    ec2: Ec2 = Field(default=Ec2(), description="What may be asked of EC2.")
     kubernetes: Kubernetes = Field(
         default=Kubernetes(), description="What the cluster's API server is told of the node."
     )

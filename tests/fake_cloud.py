@@ -68,7 +68,7 @@ class FakeEc2:
         self.knows_type = True
         self.calls: Counter[str] = Counter()
         self.log: list[str] = []
-        self._cidr = cidr
+        self._cidr = self.cidr = cidr
         self._taken = set(taken)
         self._journal = journal
         self._clock = clock or (lambda: 0.0)
@@ -177,22 +177,22 @@ class FakeEc2:
             case TieToInstance():
                 with self._call("ModifyNetworkInterfaceAttribute"):
                     self._change(action.eni_id, delete_on_termination=True)
-                self._learn(action.eni_id, tied=True)
+                self._learn(action.eni_id, changed={"delete_on_termination": True})
             case AdoptEni():
                 with self._call("CreateTags"):
                     self._change(action.eni_id, owned=True)
-                self._learn(action.eni_id, adopted=True)
+                self._learn(action.eni_id, changed={"owned": True})
                 with self._call("DeleteTags"):
                     self._change(action.eni_id, stock=False, stock_tags=())
-                self._learn(action.eni_id, disowned=True)
+                self._learn(action.eni_id, changed={"stock": False, "stock_tags": ()})
             case SetSecurityGroups():
                 with self._call("ModifyNetworkInterfaceAttribute"):
                     self._change(action.eni_id, security_groups=action.security_groups)
-                self._learn(action.eni_id, groups=action.security_groups)
+                self._learn(action.eni_id, changed={"security_groups": action.security_groups})
             case SetIdleTimeouts():
                 with self._call("ModifyNetworkInterfaceAttribute"):
                     self._change(action.eni_id, idle_timeouts=action.timeouts)
-                self._learn(action.eni_id, idle_timeouts=action.timeouts)
+                self._learn(action.eni_id, changed={"idle_timeouts": action.timeouts})
             case AssignAddresses():
                 with self._call("AssignPrivateIpAddresses"):
                     eni = self._get(action.eni_id, "AssignPrivateIpAddresses")
@@ -341,7 +341,7 @@ class FakeEc2:
         self._learn(eni_id, attached=(index, attachment))
         with self._call("ModifyNetworkInterfaceAttribute"):
             self._change(eni_id, delete_on_termination=True)
-        self._learn(eni_id, tied=True)
+        self._learn(eni_id, changed={"delete_on_termination": True})
 
     def _room(self, eni: Eni, action: AssignAddresses) -> list[Any]:
         name = "AssignPrivateIpAddresses"
@@ -450,6 +450,12 @@ class FakeImds:
             return frozenset()
         attached = [e for e in self._ec2.enis if e.status == "attached"]
         return frozenset((e.mac, n) for e in attached for n in unit_networks(e))
+
+    def enis(self) -> tuple[Any, ...]:
+        shown = [e for e in self._ec2.enis if e.status == "attached"]
+        subnet = Subnet(self._ec2.enis[0].subnet_id, "us-east-1a", self._ec2.cidr, 0)
+        subnet = replace(subnet, families=self._ec2.families, is_described=False)
+        return tuple((replace(e, owned=True), subnet) for e in shown)
 
 
 def follow_attachments(kernel: Any, ec2: FakeEc2, links: Iterable[str]) -> set[str]:

@@ -5,7 +5,7 @@ And where the next ENI goes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
@@ -189,6 +189,39 @@ def retain(before: Cloud, now: Cloud, macs: Container[str]) -> Cloud:
         if e.serves_pods and e.eni_id not in serving and e.mac in macs
     }
     return replace(now, enis=(*(e for e in now.enis if e.eni_id not in kept), *kept.values()))
+
+
+def from_metadata(
+    shown: Iterable[tuple[Eni, Subnet]], before: Iterable[Eni], limits: Limits | None
+) -> Cloud:
+    """Return what instance metadata shows as an observation; EC2 is not asked.
+
+    ``shown``: ENIs with their subnets. ``before``: as last observed; what only EC2 tells of an
+    ENI, such as whose it is, is taken from there.
+    """
+    known = {e.eni_id: e for e in before}
+    enis, subnets = [], {}
+    for eni, subnet in shown:
+        subnets[subnet.subnet_id] = subnet
+        if earlier := known.get(eni.eni_id):
+            eni = replace(
+                earlier,
+                **{name: getattr(eni, name) for name in SHOWN_BY_METADATA},
+            )
+        enis.append(eni)
+    return Cloud(tuple(enis), limits, subnets)
+
+
+SHOWN_BY_METADATA = (
+    "device_index",
+    "status",
+    "secondaries",
+    "security_groups",
+    "prefixes",
+    "ipv6_prefixes",
+    "host_addresses",
+)
+"""Fields of an ENI that change and that instance metadata shows."""
 
 
 def free_blocks(cidr: IpNetwork, taken: Collection[int]) -> int:

@@ -179,7 +179,7 @@ class SetSecurityGroups(_OnEni):
 class SetIdleTimeouts(_OnEni):
     """Change how long EC2 tracks idle connections of an ENI.
 
-    ``timeouts``: seconds of TCP established, UDP stream and UDP; 0 is not changed.
+    ``timeouts``: seconds of TCP established, UDP stream and UDP; 0 where EC2's own holds.
     """
 
     timeouts: tuple[int, int, int]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
-from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of, host_network
+from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, family_of
 from reconciler.core.facts import Eni
 from reconciler.engine.plan import Plan
 from reconciler.errors import Issue
 from reconciler.ipam import ec2_action as ec2
-from reconciler.ipam import pool, shortage
+from reconciler.ipam import eni_settings, pool, shortage
 from reconciler.ipam.cloud import CREATION_TAG, PREFIX_SIZE, Cloud
 from reconciler.ipam.pool import Place
 from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status, kept
-from reconciler.ipam.release import counted_networks, holds_used, pick, unit_networks
+from reconciler.ipam.release import counted_networks, holds_used, pick
 from reconciler.ipam.start import NOTHING
 
 MIN_ENI_AGE_S = 60.0
@@ -31,8 +30,15 @@ def quarantine(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
     """Say which units no pod may get any more, because they are to be given back.
 
     While sources disagree nothing is added. While ENIs are being taken over it is not known what
-    is needed.
+    is needed. What EC2 was asked to take back stays quarantined in every mode.
     """
+    if not desired.gives_back:
+        return desired.ec2.quarantined & desired.ec2.maybe_released
+    return _surplus(desired, observed)
+
+
+def _surplus(desired: Pool, observed: Cloud) -> frozenset[IpNetwork]:
+    """Return what is to be given back, if EC2 may be asked to take it."""
     if _to_adopt(desired, observed):
         return desired.ec2.quarantined
     at = find_pool_status(desired, observed)
@@ -67,9 +73,28 @@ def _stays(eni: Eni, desired: Pool, at: PoolStatus) -> bool:
     return not desired.counts and eni.eni_id in at.needed
 
 
+GIVING_BACK = ec2.ReleaseAddresses | ec2.ReleasePrefixes | ec2.DetachEni | ec2.DeleteEni
+
+
 def plan(desired: Pool, observed: Cloud) -> Plan:
-    """Finish what was begun, cure what was lost, then grow or give back."""
+    """Finish what was begun, cure what was lost, then grow or give back, as ec2.mode allows."""
     at = find_pool_status(desired, observed)
+    whole = _plan(desired, at)
+    if desired.gives_back or observed.primary is None:
+        return whole
+    held = [a for a in whole.actions if desired.is_frozen or isinstance(a, GIVING_BACK)]
+    actions = tuple(a for a in whole.actions if a not in held)
+    surplus = _surplus(desired, observed) - quarantine(desired, observed)
+    # Without the type's limits it is not known where more addresses would go.
+    short = at.shortfall if desired.is_frozen and not at.limits else 0
+    refusals = whole.refusals
+    if held or surplus or short > 0:
+        refusals += (shortage.not_asked(desired, held, surplus, short),)
+    return replace(whole, actions=actions, refusals=refusals)
+
+
+def _plan(desired: Pool, at: PoolStatus) -> Plan:
+    observed = at.observed
     if observed.primary is None:
         unread = tuple(shortage.unread(observed.unread))
         return Plan(refusals=(shortage.no_primary(desired.node), *unread))
@@ -81,6 +106,8 @@ def plan(desired: Pool, observed: Cloud) -> Plan:
     growth = _cure(desired, at) + (
         _grow(desired, at, back)
         if at.limits
+        else Plan()
+        if desired.is_frozen
         else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),))
     )
     asked = {a.eni_id for a in growth.actions if isinstance(a, ec2.DelegatePrefix)}
@@ -122,23 +149,9 @@ def _sources_disagree(desired: Pool, observed: Cloud) -> bool:
     An ENI that cannot be read may be ours. Without the primary ENI it is not known where ENIs
     should be, and without the type's limits how many.
     """
-    limited = desired.limits or observed.limits
+    limited = desired.limits or observed.limits or desired.is_frozen
     known = limited and observed.primary and not observed.unread_enis
     return bool(desired.ec2.disagreements or not known) or observed.behind
-
-
-def given_back(action: Any, observed: Cloud) -> frozenset[IpNetwork]:
-    """Return what an action asks EC2 to take from this instance; empty for most actions."""
-    match action:
-        case ec2.ReleaseAddresses():
-            return frozenset(map(host_network, action.units))
-        case ec2.ReleasePrefixes():
-            return frozenset(action.units)
-        case ec2.DetachEni():
-            enis = (e for e in observed.enis if e.eni_id == action.eni_id)
-            return frozenset(n for e in enis for n in unit_networks(e))
-        case _:
-            return frozenset()
 
 
 def adopted(eni: Eni) -> Eni:
@@ -173,7 +186,7 @@ def _finish(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> Plan:
     for eni in _superfluous(desired, at, back):
         reason = "ours, attached to nothing, and not needed"
         actions.append(ec2.DeleteEni(eni.eni_id, reason))
-    return Plan((*actions, *_settings(desired, at)))
+    return Plan((*actions, *eni_settings.plan(desired, at)))
 
 
 def _superfluous(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> list[Eni]:
@@ -204,43 +217,6 @@ def _to_attach(desired: Pool, at: PoolStatus) -> dict[int, Eni]:
             chosen[index] = eni
             short -= len(eni.pod_addresses) if desired.counts else 1
     return chosen
-
-
-def _settings(desired: Pool, at: PoolStatus) -> Iterator[ec2.Ec2Action]:
-    for eni in at.observed.enis:
-        tied = eni.delete_on_termination or eni.is_primary
-        if eni.owned and eni.attachment_id and not tied:
-            yield ec2.TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
-    wanted, source = _security_groups(desired, at.observed.primary)
-    for eni in at.enis:
-        if wanted and not eni.is_primary and eni.security_groups != wanted:
-            reason = f"it has {' '.join(eni.security_groups) or 'none'}, {source} others"
-            yield ec2.SetSecurityGroups(eni.eni_id, wanted, reason)
-    yield from _idle_timeouts(at)
-
-
-def _idle_timeouts(at: PoolStatus) -> Iterator[ec2.Ec2Action]:
-    """Have the primary ENI's idle timeouts on all that serve pods, as far as they were set there.
-
-    A pod's connections must not time out by which ENI its address is on.
-    """
-    wanted = at.observed.primary.idle_timeouts if at.observed.primary else (0, 0, 0)
-    for eni in at.enis:
-        differ = [w if w != h else 0 for w, h in zip(wanted, eni.idle_timeouts, strict=True)]
-        if not eni.is_primary and any(differ):
-            tcp, stream, udp = differ
-            reason = "the primary ENI has others"
-            yield ec2.SetIdleTimeouts(eni.eni_id, (tcp, stream, udp), reason)
-
-
-def _security_groups(desired: Pool, primary: Eni | None) -> tuple[tuple[str, ...], str]:
-    """Return what secondary ENIs shall have, sorted, and where that is said.
-
-    Unless the document names them they follow the primary ENI's, which others change.
-    """
-    if named := desired.document.eni.security_groups:
-        return tuple(sorted(named)), "eni.securityGroups names"
-    return tuple(sorted(primary.security_groups)) if primary else (), "the primary ENI has"
 
 
 def _cure(desired: Pool, at: PoolStatus) -> Plan:
@@ -400,7 +376,7 @@ def _creation(desired: Pool, at: PoolStatus, index: int, share: pool.Share) -> e
         token=token,
         device_index=index,
         subnet_id=share.subnet_id,
-        security_groups=_security_groups(desired, at.observed.primary)[0],
+        security_groups=eni_settings.security_groups(desired, at.observed.primary)[0],
         addresses=share.addresses,
         prefixes=share.prefixes,
         tags=tuple(sorted((*desired.tags, (CREATION_TAG, token)))),

@@ -83,6 +83,16 @@ class Pool:
         return self.document.eni.allocate == "prefixes"
 
     @property
+    def gives_back(self) -> bool:
+        """Whether EC2 may be asked to take anything back."""
+        return self.document.ec2.mode == "full"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether EC2 may be asked for nothing at all."""
+        return self.document.ec2.mode == "frozen"
+
+    @property
     def counts(self) -> bool:
         """Whether pods need addresses that the pool must have in stock."""
         return any(FAMILIES[name].counted for name in self.document.families)
@@ -246,6 +256,8 @@ def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
         home = observed.subnets.get(eni.subnet_id)
         able = home is None or set(desired.document.families) <= set(home.families)
         return desired.document.eni.use_primary and able
+    if desired.is_frozen:
+        return True  # only EC2 tells what subnets are tagged with, and no other ENI can be had
     return eni.subnet_id in choice.subnets
 
 

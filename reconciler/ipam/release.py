@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from reconciler.core.datapath import IpAddress, IpNetwork, host_network
 from reconciler.core.facts import Eni
-from reconciler.engine.plan import Key, Verb
+from reconciler.engine.plan import Action, Key, Verb
+from reconciler.ipam.ec2_action import DetachEni, ReleaseAddresses, ReleasePrefixes
 from reconciler.ipam.pool import Band
 
 RELEASED_WAIT_S = 120.0
@@ -199,3 +200,17 @@ def pick(
                 chosen.append(unit)
                 held -= unit.size
     return frozenset(u.network for u in chosen)
+
+
+def given_back(action: Action, enis: Iterable[Eni]) -> frozenset[IpNetwork]:
+    """Return what an action asks EC2 to take from this instance; empty for most actions."""
+    match action:
+        case ReleaseAddresses():
+            return frozenset(map(host_network, action.units))
+        case ReleasePrefixes():
+            return frozenset(action.units)
+        case DetachEni():
+            gone = (e for e in enis if e.eni_id == action.eni_id)
+            return frozenset(n for e in gone for n in unit_networks(e))
+        case _:
+            return frozenset()

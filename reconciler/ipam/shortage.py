@@ -218,6 +218,28 @@ def postponed(
     )
 
 
+def not_asked(
+    desired: Pool, held: Sequence[Action], surplus: Collection[IpNetwork], short: int
+) -> Issue:
+    """What would be asked of EC2 if ``ec2.mode`` were full.
+
+    ``surplus``: units that would be given back. ``short``: addresses that are lacking.
+    """
+    named = [str(action) for action in held[:MAX_NAMED]]
+    named += [f"{len(held) - MAX_NAMED} others"] if len(held) > MAX_NAMED else []
+    named += [f"{short} more addresses"] if short > 0 else []
+    count = sum(n.num_addresses for n in surplus if family_of(n).counted)
+    named += [f"the release of {count} addresses that are not needed"] if count else []
+    prefixes = sum(not family_of(n).counted for n in surplus)
+    named += [f"the release of {prefixes} IPv6 prefixes with their ENIs"] if prefixes else []
+    mode = desired.document.ec2.mode
+    return _of_pool(
+        desired.node,
+        "HeldByMode",
+        f"ec2.mode is {mode}, so EC2 is not asked for: {'; '.join(named)}; mode full allows it",
+    )
+
+
 def _without_egress(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """The node itself has no address of a family in ``egressFamilies``."""
     primary = next((e for e in at.enis if e.is_primary), None)

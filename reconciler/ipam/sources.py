@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from reconciler.core.datapath import IpNetwork, family_of
 from reconciler.core.facts import Eni
@@ -32,8 +33,7 @@ class Answer:
         created: the ENI as EC2 described it, for a creation.
         added, removed: addresses as /32, and prefixes.
         attached: (device index, attachment id).
-        disowned: it no longer carries the stock plugin's.
-        groups, idle_timeouts: what it was set to.
+        changed: what else of the ENI it set, by field.
     """
 
     at: float
@@ -42,13 +42,9 @@ class Answer:
     added: frozenset[IpNetwork] = frozenset()
     removed: frozenset[IpNetwork] = frozenset()
     attached: tuple[int, str] | None = None
-    tied: bool = False
-    adopted: bool = False
-    disowned: bool = False
     detached: bool = False
     deleted: bool = False
-    groups: tuple[str, ...] = ()
-    idle_timeouts: tuple[int, int, int] = (0, 0, 0)
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:
@@ -98,18 +94,8 @@ def _changed(eni: Eni, answer: Answer) -> Eni:
     if answer.attached and eni.device_index is None:
         index, attachment_id = answer.attached
         eni = replace(eni, device_index=index, attachment_id=attachment_id, status="attaching")
-    if answer.tied and not eni.delete_on_termination:
-        eni = replace(eni, delete_on_termination=True)
-    if answer.adopted:
-        eni = replace(eni, owned=True)
-    if answer.disowned:
-        eni = replace(eni, stock=False, stock_tags=())
-    if answer.groups:
-        eni = replace(eni, security_groups=answer.groups)
-    if any(answer.idle_timeouts):
-        pairs = zip(answer.idle_timeouts, eni.idle_timeouts, strict=True)
-        tcp, stream, udp = (told or known for told, known in pairs)
-        eni = replace(eni, idle_timeouts=(tcp, stream, udp))
+    if answer.changed:
+        eni = replace(eni, **answer.changed)
     if answer.detached and eni.status in {"attaching", "attached"}:
         eni = replace(eni, status="detaching")
     return eni

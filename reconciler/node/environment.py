@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import IpAddress, IpNetwork
-from reconciler.core.facts import Installation, Node
+from reconciler.core.facts import Eni, Installation, Node
 from reconciler.core.predecessor import Leftover, PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
@@ -25,7 +25,7 @@ from reconciler.domains.nat import NftElement, NftObject
 from reconciler.engine.converge import Target
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, Issue
-from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.ipam.ec2_action import Creation, Ec2Action
 from reconciler.ipam.pool_status import Pool
 from reconciler.targets.conntrack import Conntrack
@@ -64,11 +64,15 @@ class State(RecordsTarget, Journal, Protocol):
 
 
 class Metadata(Protocol):
-    """Instance metadata; ``interfaces`` is what each interface holds, by MAC."""
+    """Instance metadata; ``interfaces`` is what each interface holds, by MAC.
+
+    ``enis`` are those on the first network card, each with its subnet.
+    """
 
     def node(self) -> Node: ...
     def region(self) -> str: ...
     def interfaces(self) -> frozenset[tuple[str, IpNetwork]]: ...
+    def enis(self) -> tuple[tuple[Eni, Subnet], ...]: ...
 
 
 class Ec2Target(Protocol):

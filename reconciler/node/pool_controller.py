@@ -24,14 +24,14 @@ from reconciler.engine.plan import Change, Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
 from reconciler.ipam import ec2_action, pool_plan, pool_records, shortage
 from reconciler.ipam.budget import Failure, classify
-from reconciler.ipam.cloud import Cloud, arrived
+from reconciler.ipam.cloud import Cloud, arrived, from_metadata
 from reconciler.ipam.ec2_action import Ec2Action
 from reconciler.ipam.pace import Left, held_by_mac, is_changing
 from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.records import Records
-from reconciler.ipam.release import unit_networks
+from reconciler.ipam.release import given_back, unit_networks
 from reconciler.ipam.sources import CONFIRM_S, items
-from reconciler.node.environment import Connections, Ec2Target, State
+from reconciler.node.environment import Connections, Ec2Target, Metadata, State
 from reconciler.node.gathering import Routed, complete
 from reconciler.node.pool_schedule import PoolSchedule, Sources, Witness
 from reconciler.targets.scoped import ScopedTarget, seen_first
@@ -85,6 +85,7 @@ class PoolController:
 
     state: State  # where records are; also the target of the quarantine and creation domains
     ec2: Ec2Target  # looks and calls
+    imds: Metadata  # looks, where the document says that EC2 is not asked
     conntrack: Connections  # what else may hold an address
     # held while an address is bound, or withdrawn from binding
     binding: AbstractContextManager[object]
@@ -247,7 +248,12 @@ class PoolController:
         """One look at everything that counts, and what it says should be given back."""
         with boundary("observe of eni"):
             pool = eni.desire(self._completed(given))
-            cloud = arrived(self.ec2.observe([pool]), given.inputs.links)
+            if pool.is_frozen:
+                limits = pool.limits or (self._cloud.limits if self._cloud else None)
+                seen = from_metadata(self.imds.enis(), given.inputs.enis, limits)
+            else:
+                seen = self.ec2.observe([pool])
+            cloud = arrived(seen, given.inputs.links)
         self.sources.weigh(given.records, cloud, metadata)
         disagreeing = bool(self.sources.disagreements)
         self.schedule.leave(
@@ -296,7 +302,7 @@ class PoolController:
 
     def _write_down(self, cloud: Cloud, actions: Sequence[Ec2Action]) -> Failures:
         """Record what EC2 is about to be asked to take back; return what must not be asked."""
-        networks = {str(a): pool_plan.given_back(a, cloud) for a in actions}
+        networks = {str(a): given_back(a, cloud.enis) for a in actions}
         asked = frozenset[IpNetwork]().union(*networks.values())
         if not asked:
             return ()

@@ -74,6 +74,7 @@ class PoolPass:
             self._controller = PoolController(
                 state=self._state,
                 ec2=self._ec2,
+                imds=environment.imds,
                 conntrack=environment.conntrack,
                 binding=self.binding,
                 schedule=self.schedule,

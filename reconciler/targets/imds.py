@@ -18,9 +18,11 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any, TypeVar
 
 from reconciler.core.datapath import IpNetwork, host_network
-from reconciler.core.facts import Node
+from reconciler.core.facts import Eni, Node
 from reconciler.errors import ObserveError
-from reconciler.targets.values import IPV4, Type, like, network
+from reconciler.ipam.cloud import Subnet
+from reconciler.targets.ec2.decode import place
+from reconciler.targets.values import IPV4, IPV6, Type, like, network
 
 ADDRESSES = {"ipv4": "169.254.169.254", "ipv6": "fd00:ec2::254"}
 """By the SDKs' AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, in lower case; IPv4 if it is not set.
@@ -40,6 +42,10 @@ MAX_ITEMS = 256
 MAC = like(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 INSTANCE_ID = like(r"i-[0-9A-Za-z]{1,32}")
 INSTANCE_TYPE = like(r"[a-z0-9][a-z0-9.-]{0,63}")
+ID = like(r"(eni|subnet|sg|vpc)-[0-9A-Za-z-]{1,48}")
+NUMBER = like(r"[0-9]{1,3}")
+"""A device index, or the index of a network card."""
+
 TOKEN = like(r"[!-~]{1,1024}")
 """A session's token, which becomes a header's value; the real service's have 56 characters."""
 
@@ -102,6 +108,14 @@ class Imds:
         It is the second witness beside EC2; both lag, but not in the same way.
         """
         return self._read(read_interfaces)
+
+    def enis(self) -> tuple[tuple[Eni, Subnet], ...]:
+        """Read the ENIs on the first network card, in device order, each with its subnet.
+
+        For a node that may not ask EC2. Metadata does not tell whose an ENI is; the result says
+        ours of all. It does not tell either how much room a subnet has: the result says none.
+        """
+        return self._read(read_enis)
 
     def region(self) -> str:
         """Read the region the instance runs in."""
@@ -174,6 +188,51 @@ def read_interfaces(get: Get) -> frozenset[tuple[str, IpNetwork]]:
         held |= {(mac, prefix) for prefix in _list(get, f"{key}{mac}/ipv4-prefix", PREFIX)}
         held |= {(mac, prefix) for prefix in _list(get, f"{key}{mac}/ipv6-prefix", PREFIX_IPV6)}
     return frozenset(held)
+
+
+def read_enis(get: Get) -> tuple[tuple[Eni, Subnet], ...]:
+    """Read the ENIs on the first network card that have an address, and their subnets."""
+    primary_mac = MAC.take("mac", get("mac").lower())
+    zone = PLACE.take("zone", get("placement/availability-zone"))
+    found = []
+    key = "network/interfaces/macs/"
+    for name in _items(key, get(key), MAX_INTERFACES):
+        mac = MAC.take(key, name.rstrip("/").lower())
+        base = f"{key}{mac}"
+        card = _list(get, f"{base}/network-card", NUMBER) or ["0"]
+        addresses = _list(get, f"{base}/local-ipv4s", IPV4)
+        if addresses and int(card[0]) == 0:
+            found.append(_eni(get, base, mac, mac == primary_mac, zone))
+    return tuple(sorted(found, key=lambda pair: pair[0].device_index or 0))
+
+
+def _eni(get: Get, base: str, mac: str, is_primary: bool, zone: str) -> tuple[Eni, Subnet]:
+    primary, *secondaries = _list(get, f"{base}/local-ipv4s", IPV4, needed=True)
+    subnet_id = ID.take("subnet-id", get(f"{base}/subnet-id"))
+    cidr = VPC_CIDR.take("subnet", get(f"{base}/subnet-ipv4-cidr-block"))
+    ipv6_cidrs = _list(get, f"{base}/subnet-ipv6-cidr-blocks", SUBNET_CIDR_IPV6)
+    families = ("ipv4", "ipv6") if ipv6_cidrs else ("ipv4",)
+    vpc_id = ID.take("vpc-id", get(f"{base}/vpc-id"))
+    prefixes = _list(get, f"{base}/ipv4-prefix", PREFIX)
+    ipv6_prefixes = _list(get, f"{base}/ipv6-prefix", PREFIX_IPV6)
+    host_addresses = _list(get, f"{base}/ipv6s", IPV6)
+    eni = Eni(
+        eni_id=ID.take("interface-id", get(f"{base}/interface-id")),
+        mac=mac,
+        device_index=int(NUMBER.take("device-number", get(f"{base}/device-number"))),
+        status="attached",
+        subnet_id=subnet_id,
+        subnet_cidr=cidr,
+        primary=primary,
+        secondaries=tuple(sorted(secondaries)),
+        security_groups=tuple(sorted(_list(get, f"{base}/security-group-ids", ID))),
+        prefixes=tuple(sorted(prefixes)),
+        ipv6_prefixes=tuple(sorted(ipv6_prefixes)),
+        host_addresses=tuple(host_addresses),
+        is_primary=is_primary,
+    )
+    subnet = Subnet(subnet_id, zone, cidr, 0, 0, (), families, vpc_id, is_described=False)
+    return place(eni, {subnet_id: subnet}), subnet
 
 
 def _list(get: Get, key: str, kind: Type[T], *, skip: int = 0, needed: bool = False) -> list[T]:

@@ -26,7 +26,7 @@ from reconciler.ipam.ec2_action import (
 )
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import Ec2Inputs, Pool, find_pool_status
-from reconciler.ipam.release import unit_networks
+from reconciler.ipam.release import given_back, unit_networks
 from reconciler.ipam.sources import Disagreements
 from reconciler.ipam.start import NOTHING, keep
 
@@ -118,7 +118,7 @@ def test_no_plan_gives_back_what_a_start_keeps(situation: tuple[Pool, Cloud]) ->
     networks = {n for e in kept for n in unit_networks(e)} - wanted.ec2.maybe_released
     assert not pool_plan.quarantine(wanted, cloud) & networks
     taken = [a for a in pool_plan.plan(wanted, cloud).actions if isinstance(a, TAKES)]
-    assert not {n for a in taken for n in pool_plan.given_back(a, cloud)} & networks
+    assert not {n for a in taken for n in given_back(a, cloud.enis)} & networks
     ends = {a.eni_id for a in taken if isinstance(a, DetachEni | DeleteEni)}
     assert not ends & {e.eni_id for e in kept}
 

@@ -331,8 +331,10 @@ def test_enis_follow_the_idle_timeouts_that_the_primary_eni_was_given() -> None:
     enis = eni(0, 9, idle_timeouts=(350, 0, 60)), eni(1, 9, idle_timeouts=(350, 180, 0))
     (action,) = domain.plan(pool(18), cloud(*enis)).actions
     assert isinstance(action, SetIdleTimeouts)
-    assert (action.eni_id, action.specification) == (enis[1].eni_id, {"UdpTimeout": 60})
-    assert str(action).endswith("--connection-tracking-specification UdpTimeout=60")
+    wanted = {"TcpEstablishedTimeout": 350, "UdpStreamTimeout": 180, "UdpTimeout": 60}
+    assert (action.eni_id, action.specification) == (enis[1].eni_id, wanted)
+    told = "TcpEstablishedTimeout=350,UdpStreamTimeout=180,UdpTimeout=60"
+    assert str(action).endswith(f"--connection-tracking-specification {told}")
 
 
 def test_security_groups_change_in_place_and_subnets_do_not() -> None:

@@ -12,19 +12,14 @@ from typing import Any
 
 import pytest
 from builders import SUBNET, document, eni, intent, key, node
-from fake_cloud import FakeEc2, FakeImds
+from fake_cloud import FakeEc2
 from fakes import (
     CrashError,
-    FakeConntrack,
-    FakeNetlink,
-    FakeNft,
-    FakeRemains,
     FakeState,
-    FakeSurroundings,
-    FakeSysctl,
 )
+from simulation import Simulation
 
-from reconciler.core.attachment import Cooling, Intent, IntentState
+from reconciler.core.attachment import Cooling, Intent
 from reconciler.core.datapath import host_network
 from reconciler.core.predecessor import Sighting, StockRoute, StockRule
 from reconciler.domains.link import PodLink, Veth
@@ -36,66 +31,9 @@ from reconciler.errors import Issue, NotReadyError
 from reconciler.ipam.cloud import Cloud, Limits, Unread
 from reconciler.ipam.records import SetAside
 from reconciler.ipam.release import RELEASED_WAIT_S
-from reconciler.node.environment import Environment
 from reconciler.node.pass_result import PassResult
-from reconciler.node.passes import LocalNode
 
 HOUR_S = 3600.0
-
-
-class Simulation:
-    """A node with pods, whose pool and kernel passes follow each other."""
-
-    def __init__(self, ec2: Any = None, **parts: Any) -> None:
-        self.now = 1000.0
-        self.skew = 0.0  # of the wall clock
-        self.document = document(**parts)
-        self.state = FakeState()
-        first = eni(0, 0, primary=SUBNET[10])
-        clock = {"journal": self.state, "clock": lambda: self.now}
-        self.ec2 = ec2 or FakeEc2([first], Limits(3, 10), SUBNET, **clock)
-        self.imds = FakeImds(node(), self.ec2)
-        self.netlink = FakeNetlink()
-        self.conntrack = FakeConntrack()
-        self.remains = FakeRemains()
-        self.netlink.plug(first.mac, "eth0")
-        self.environment = Environment(
-            imds=self.imds,
-            make_ec2=lambda *_: self.ec2,
-            netlink=self.netlink,
-            nft=FakeNft(),
-            sysctl=FakeSysctl({"net/ipv4/ip_forward": "1"}),
-            conntrack=self.conntrack,
-            surroundings=FakeSurroundings(),
-            remains=self.remains,
-            now=lambda: self.now + self.skew,
-            clock=lambda: self.now,
-        )
-        self.refusals: Counter[str] = Counter()
-        self.start()
-
-    def start(self) -> None:
-        """Another process, which knows what the one before has written down."""
-        self.state.restart()
-        self.node = LocalNode(self.state, self.environment)
-
-    def turn(self, seconds: float = 300.0) -> None:
-        self.turn_pool()
-        self.node.kernel_pass(self.document)
-        self.now += seconds
-
-    def turn_pool(self) -> Any:
-        outcome = self.node.pool.run(self.document)
-        self.refusals.update({r.reason for r in outcome.remaining.refusals})
-        return outcome
-
-    def start_pod(self, number: int) -> None:
-        self.netlink.namespaces.add(f"/run/netns/pod{number}@{number}")
-        self.state.put(intent(number))
-
-    def end_pod(self, number: int) -> None:
-        self.netlink.lose_namespace(f"/run/netns/pod{number}@{number}")
-        self.state.put(intent(number, IntentState.RELEASED))
 
 
 def in_a_small_subnet(end: int, limits: Limits, clock: Callable[[], float]) -> FakeEc2:

@@ -11,6 +11,7 @@ import pytest
 from reconciler.targets.imds import (
     MAX_INTERFACES,
     MissingError,
+    read_enis,
     read_interfaces,
     read_node,
     read_region,
@@ -19,6 +20,8 @@ from reconciler.targets.imds import (
 
 MAC = "02:aa:00:00:00:01"
 BASE = f"network/interfaces/macs/{MAC}"
+HOST = "10.0.1.10"
+PREFIXES = ("10.0.1.64/28", "2001:db8:0:0:1::/80")
 MOST_WORDS = 300
 
 GOOD = {
@@ -34,6 +37,15 @@ GOOD = {
     f"{BASE}/local-ipv4s": "10.0.1.10\n10.0.1.11\n10.0.1.12",
     f"{BASE}/ipv4-prefix": "10.0.1.64/28",
     f"{BASE}/ipv6-prefix": "2001:db8:0:0:1::/80",
+    f"{BASE}/ipv6s": "2001:db8::10",
+    f"{BASE}/device-number": "0",
+    f"{BASE}/network-card": "0",
+    f"{BASE}/interface-id": "eni-0123456789abcdef0",
+    f"{BASE}/subnet-id": "subnet-0123456789abcdef0",
+    f"{BASE}/vpc-id": "vpc-0123456789abcdef0",
+    f"{BASE}/security-group-ids": "sg-2\nsg-1",
+    f"{BASE}/subnet-ipv4-cidr-block": "10.0.1.0/24",
+    f"{BASE}/subnet-ipv6-cidr-blocks": "2001:db8::/64",
 }
 
 MUTATIONS: dict[str, str | None] = {
@@ -66,6 +78,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "node": read_node,
     "region": read_region,
     "interfaces": read_interfaces,
+    "enis": read_enis,
 }
 
 
@@ -96,6 +109,24 @@ def test_what_is_right_is_read() -> None:
     assert read_region(Metadata(GOOD)) == "us-gov-west-1"
     held = ("10.0.1.11", "10.0.1.12", "10.0.1.64/28", "2001:db8:0:0:1::/80")
     assert read_interfaces(Metadata(GOOD)) == {(MAC, ip_network(n)) for n in held}
+
+
+def test_enis_are_read_as_ec2_would_show_them() -> None:
+    ((eni, subnet),) = read_enis(Metadata(GOOD))
+    assert (eni.device_index, eni.is_primary, eni.mac, str(eni.primary)) == (0, True, MAC, HOST)
+    assert [str(a) for a in eni.secondaries] == ["10.0.1.11", "10.0.1.12"]
+    assert [str(p) for p in (*eni.prefixes, *eni.ipv6_prefixes)] == [*PREFIXES]
+    assert (eni.security_groups, str(eni.subnet_cidr)) == (("sg-1", "sg-2"), "10.0.1.0/24")
+    assert (subnet.zone, subnet.families, subnet.free) == ("us-east-1a", ("ipv4", "ipv6"), 0)
+
+
+def test_enis_of_other_network_cards_are_left_out() -> None:
+    assert read_enis(Metadata(GOOD | {f"{BASE}/network-card": "1"})) == ()
+
+
+def test_an_address_outside_of_its_subnet_is_read_for_no_pod() -> None:
+    with pytest.raises(ValueError, match=r"10\.0\.2\.11"):
+        read_enis(Metadata(GOOD | {f"{BASE}/local-ipv4s": "10.0.1.10\n10.0.2.11"}))
 
 
 @pytest.mark.parametrize("reader", READERS)

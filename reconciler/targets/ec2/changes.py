@@ -97,18 +97,12 @@ class Ec2Changes:
                 self._tie(eni_id, attachment_id)
             case ec2.AdoptEni(eni_id, tags, obsolete):
                 self._calls("create_tags", Resources=[eni_id], Tags=_tags(tags))
-                self._learn(eni_id, adopted=True)
+                self._learn(eni_id, changed={"owned": True})
                 keys = [{"Key": key} for key in obsolete]
                 self._calls("delete_tags", Resources=[eni_id], Tags=keys)
-                self._learn(eni_id, disowned=True)
-            case ec2.SetSecurityGroups(eni_id, groups):
-                self._change("modify_network_interface_attribute", eni_id, Groups=list(groups))
-                self._learn(eni_id, groups=groups)
-            case ec2.SetIdleTimeouts(eni_id, timeouts):
-                wanted = action.specification
-                method = "modify_network_interface_attribute"
-                self._change(method, eni_id, ConnectionTrackingSpecification=wanted)
-                self._learn(eni_id, idle_timeouts=timeouts)
+                self._learn(eni_id, changed={"stock": False, "stock_tags": ()})
+            case ec2.SetSecurityGroups() | ec2.SetIdleTimeouts():
+                self._follow(action)
             case ec2.AssignAddresses() | ec2.AssignPrefixes() | DelegatePrefix():
                 self._learn(action.eni_id, added=self._assign(action))
             case ec2.ReleaseAddresses() | ec2.ReleasePrefixes():
@@ -177,7 +171,16 @@ class Ec2Changes:
     def _tie(self, eni_id: str, attachment_id: str) -> None:
         tied = {"AttachmentId": attachment_id, "DeleteOnTermination": True}
         self._change("modify_network_interface_attribute", eni_id, Attachment=tied)
-        self._learn(eni_id, tied=True)
+        self._learn(eni_id, changed={"delete_on_termination": True})
+
+    def _follow(self, action: ec2.SetSecurityGroups | ec2.SetIdleTimeouts) -> None:
+        method, eni_id = "modify_network_interface_attribute", action.eni_id
+        if isinstance(action, ec2.SetSecurityGroups):
+            self._change(method, eni_id, Groups=list(action.security_groups))
+            self._learn(eni_id, changed={"security_groups": action.security_groups})
+        else:
+            self._change(method, eni_id, ConnectionTrackingSpecification=action.specification)
+            self._learn(eni_id, changed={"idle_timeouts": action.timeouts})
 
     def _assign(self, action: Assignment) -> frozenset[IpNetwork]:
         method, names, number = ASSIGNMENTS[type(action)]

@@ -111,7 +111,8 @@ def _add(call: Call) -> Object:
             is_alive=intent.is_alive(recorded),
         )
         if found == intent.TAKEN:
-            what = f"container {call.container_id} has {call.ifname} already, in another namespace"
+            whose = f"pod {call.pod}" if call.pod else f"container {call.container_id}"
+            what = f"{whose} has {call.ifname} already, in another namespace"
             problem = "it keeps it; a DEL for it comes first"
             raise CniError(protocol.ALREADY_ATTACHED, what, problem)
         if found == intent.NEW:

@@ -59,7 +59,9 @@ SETTINGS = {"net/ipv4/ip_forward": "0"} | {
     f"net/ipv4/conf/eth{n}/rp_filter": "1" for n in range(3)
 }
 
-PLACES = Installation("/etc/cni/net.d", "/opt/cni/bin", "/usr/lib/cni", "/run/node-network")
+PLACES = Installation(
+    "/etc/cni/net.d", "/opt/cni/bin", "/usr/lib/cni", "/run/node-network", "/etc/tmpfiles.d"
+)
 PORTMAP = {"/opt/cni/bin/portmap": ("portmap", "0755")}
 DROPPING = ForwardChain("ip", "filter", "FORWARD", drops=True)
 

@@ -23,6 +23,8 @@ from reconciler.daemon import telemetry
 from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
+from reconciler.ipam.pod_name import PodNames
+from reconciler.ipam.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,22 @@ class Conditions:
         self._known: dict[str, dict[str, Condition]] = {}
         self._for_all: dict[str, frozenset[str]] = {}
         self._traced: set[tuple[str, str]] = set()
+        self._records = Records()
+        self._names: PodNames | None = PodNames()
+
+    def know(self, records: Records) -> None:
+        """Take the pods that the node has: what is wrong names them from now on."""
+        with self._lock:
+            if records is not self._records:
+                self._records, self._names = records, None
+
+    def named(self, issue: Issue) -> Issue:
+        """Return an issue that names the pods it is about."""
+        with self._lock:
+            if self._names is None:
+                self._names = PodNames.of(self._records)
+            names = self._names
+        return names.complete(issue)
 
     def report(self, domain: str, outcome: Outcome, *, is_logged: bool = False) -> None:
         """Replace a domain's issues by an outcome's errors and refusals, as ``note`` does."""
@@ -83,7 +101,7 @@ class Conditions:
         What they say is left out if it is in the log already (``is_logged``).
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        bounded = {f"{i.subject}/{i.reason}": i for i in _bounded(issues)}
+        bounded = {f"{i.subject}/{i.reason}": i for i in map(self.named, _bounded(issues))}
         current: dict[str, Condition] = {
             key: {"subject": i.subject, "reason": i.reason, "text": i.message}
             for key, i in bounded.items()

@@ -160,6 +160,7 @@ class KernelLoop:
 
     def _publish(self, result: PassResult, started: float) -> None:
         self.progress = self.progress.after_observation(result)
+        self._parts.conditions.know(result.records)
         asked = self._parts.requests.publish(result, started)
         if asked:
             time.sleep(ANSWER_S)

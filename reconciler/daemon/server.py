@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -310,14 +310,17 @@ def _answer_add(agent: Agent, question: Question) -> Reply:
     message = "it has its interface already, and keeps it; a DEL for it comes first"
     already = Issue(f"attachment {key}", "AlreadyAttached", message)
     # First: a runtime that hears of another failure deletes what the first ADD was given.
-    if requests.was_answered(key, attempt):
-        return refuse_for(already)
-    outcome = requests.await_attachment(key, question.budget_s)
-    if isinstance(outcome, Attachment) and not requests.claim(key, attempt):
-        outcome = already
+    outcome: Attachment | Issue = already
+    if not requests.was_answered(key, attempt):
+        outcome = requests.await_attachment(key, question.budget_s)
+        if isinstance(outcome, Attachment) and not requests.claim(key, attempt):
+            outcome = already
     if isinstance(outcome, Issue):
-        body = question.body
-        agent.reporter.refusals.note(str(body.get("pod", "")), str(body.get("uid", "")), outcome)
+        pod, uid = (str(question.body.get(name, "")) for name in ("pod", "uid"))
+        outcome = agent.parts.conditions.named(outcome)
+        if pod and pod not in outcome.subject:
+            outcome = replace(outcome, subject=f"{outcome.subject} of pod {pod}")
+        agent.reporter.refusals.note(pod, uid, outcome)
     return _result(outcome, agent)
 
 

@@ -191,7 +191,7 @@ EFFECTS = frozenset(
         "~ sysctl",
     }
     | {"+ nft-table", "+ nft-set", "~ nft-chain", "- conntrack", "+ nft-accept", "- nft-accept"}
-    | {"+ executable", "+ conflist", "~ conflist", "remember the look"}
+    | {"+ executable", "+ conflist", "~ conflist", "+ boot-rule", "remember the look"}
     | {"- iptables-chain", "- stock-rule", "- stock-route"}
 )
 """Verbs and nouns of what else is changed when nobody interferes."""

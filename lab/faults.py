@@ -67,6 +67,7 @@ class Faults:
         self._switches: dict[str, Any] = {}
         self._buckets: dict[str, tuple[float, float]] = {}
         self._calls: Counter[str] = Counter()
+        self._callers: Counter[tuple[str, str]] = Counter()
         self._failed: Counter[str] = Counter()
         self._throttled: Counter[str] = Counter()
         self.clear()
@@ -107,6 +108,14 @@ class Faults:
         with self._lock:
             return dict(self._calls)
 
+    def callers(self) -> dict[str, dict[str, int]]:
+        """Return calls by the address that they came from, each by action."""
+        with self._lock:
+            found: dict[str, dict[str, int]] = {}
+            for (caller, action), count in self._callers.items():
+                found.setdefault(caller, {})[action] = count
+            return found
+
     def failed(self) -> dict[str, int]:
         """Return calls that a switch made fail, by action."""
         with self._lock:
@@ -121,13 +130,20 @@ class Faults:
         """Count from nothing."""
         with self._lock:
             self._calls.clear()
+            self._callers.clear()
             self._failed.clear()
             self._throttled.clear()
 
-    def before(self, action: str) -> Injected | None:
-        """Count a call; return what it gets instead of its effect."""
+    def before(self, action: str, caller: str = "") -> Injected | None:
+        """Count a call; return what it gets instead of its effect.
+
+        Args:
+            action: its name.
+            caller: the address that it came from; empty if it came by no connection.
+        """
         with self._lock:
             self._calls[action] += 1
+            self._callers[caller, action] += 1
             return self._counted(action, self._decide(action))
 
     def after(self, action: str) -> Injected | None:

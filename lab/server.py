@@ -132,6 +132,8 @@ class Lab:
                 return {"faults": self.faults.snapshot()}
             case "calls":
                 return self._calls(reset=bool(question.get("reset")))
+            case "callers":
+                return {"callers": self.faults.callers()}
             case "terminate":
                 self._terminate(question["node"])
                 return {}

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import flask
 from moto.core.responses import ActionResult, EmptyResult
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.responses import EC2Response
@@ -64,7 +65,7 @@ class Response(EC2Response):  # type: ignore[misc]
         action = self._get_action()
         faults = self.cloud.faults
         with self.cloud.lock:
-            if fault := faults.before(action):
+            if fault := faults.before(action, _caller()):
                 return self._injected(fault)
             if ask := self._lacks(action):
                 message = f"not authorized to perform ec2:{ask.action} on {ask.resource}"
@@ -351,6 +352,11 @@ class Response(EC2Response):  # type: ignore[misc]
     def _readdress(self, eni: Interface) -> None:
         if eni.instance is not None and eni.attachment_status == "attached" and eni.has_link:
             self.cloud.wire.readdress(eni.view())
+
+
+def _caller() -> str:
+    """Return the address that a call comes from; empty if it comes by no connection."""
+    return (flask.request.remote_addr or "") if flask.has_request_context() else ""
 
 
 def describe(view: EniView) -> dict[str, Any]:

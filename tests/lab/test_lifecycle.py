@@ -135,6 +135,21 @@ def test_calls_are_counted_and_switches_set_from_outside(lab, client):
     client.describe_subnets()
 
 
+def test_calls_are_counted_by_the_node_that_they_come_from(lab, on):
+    lab.ask("calls", reset=True)
+    for node in ("node1", "node2", "node2"):
+        with on(lab, node) as client:
+            client.describe_subnets()
+    assert lab.ask("callers") == {
+        "callers": {
+            "10.0.1.10": {"DescribeSubnets": 1},
+            "10.0.2.10": {"DescribeSubnets": 2},
+        }
+    }
+    lab.ask("calls", reset=True)
+    assert lab.ask("callers") == {"callers": {}}
+
+
 def test_a_request_the_server_does_not_know_is_refused_and_the_next_one_answered(lab):
     with pytest.raises(LabError, match="make-tea"):
         lab.ask("make-tea")

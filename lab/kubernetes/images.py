@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lab.kubernetes import build, oci
 from lab.kubernetes.build import Say
 
 RECONCILER = "localhost/node-network:e2e"
+EARLIER = "localhost/node-network:earlier"
 PAUSE = "localhost/pause:e2e"
 APPLICATION = "localhost/application:e2e"
 
-SOURCES = ("cni", "deploy", "pyproject.toml", "reconciler", "schemas")
+SOURCES = (
+    "cni",
+    "deploy/Dockerfile",
+    "deploy/executable",
+    "deploy/image",
+    "pyproject.toml",
+    "reconciler",
+    "schemas",
+)
 """What ``deploy/Dockerfile`` copies, and itself; but for the README, which changes nothing."""
+
+MANIFEST = "deploy/daemonset.yaml"
+SHIPPED = (*SOURCES, MANIFEST)
 
 KEPT_S = 86400.0
 """Seconds that an image of another state of the tree is kept."""
+
+LOOKED_AT = 20
+"""Commits that are looked at for an earlier image."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """An image, and the manifest that goes with it.
+
+    Attributes:
+        commit: what it was made from.
+        image: its name.
+        archive: the image.
+        manifest: its text.
+    """
+
+    commit: str
+    image: str
+    archive: Path
+    manifest: str
 
 
 def archives(say: Say) -> tuple[Path, ...]:
@@ -47,14 +82,63 @@ def reconciler(say: Say) -> Path:
     Raises:
         BuildError: it cannot be built.
     """
-    script = build.ROOT / "deploy/image/build.sh"
-
-    def make(place: Path) -> None:
-        build.run([str(script), RECONCILER, str(place / "image.tar")])
-
-    place = build.kept("image", build.fingerprint([build.ROOT / p for p in SOURCES]), make, say)
+    place = _built(build.ROOT, say)
     # One for each commit would fill the disk; another tree may use its own now.
     for other in build.cache().glob("image-*"):
         if other != place and time.time() - other.stat().st_mtime > KEPT_S:
             shutil.rmtree(other, ignore_errors=True)
     return place / "image.tar"
+
+
+def earlier(say: Say) -> Release | None:
+    """Return what was shipped before: of the newest commit whose image or manifest is another.
+
+    Returns:
+        The release; None if this tree knows no such commit, as a source archive.
+
+    Raises:
+        BuildError: its image cannot be built.
+    """
+    commit = next(filter(_differs, _commits()), None)
+    if commit is None:
+        return None
+    with TemporaryDirectory() as directory:
+        tree = Path(directory)
+        packed = _git("archive", commit, "README.md", *SHIPPED).stdout
+        subprocess.run(["tar", "-x", "-C", directory], input=packed, check=True)
+        text = (tree / MANIFEST).read_text()
+        built = _built(tree, say) / "image.tar"
+
+    def make(place: Path) -> None:
+        oci.rename(built, place / "image.tar", EARLIER)
+
+    place = build.kept("earlier", built.parent.name.removeprefix("image-"), make, say)
+    for other in build.cache().glob("earlier-*"):
+        if other != place:
+            shutil.rmtree(other, ignore_errors=True)
+    return Release(commit, EARLIER, place / "image.tar", text)
+
+
+def _built(tree: Path, say: Say) -> Path:
+    """Return the directory of a tree's image."""
+    script = tree / "deploy/image/build.sh"
+
+    def make(place: Path) -> None:
+        build.run([str(script), RECONCILER, str(place / "image.tar")])
+
+    return build.kept("image", build.fingerprint([tree / p for p in SOURCES]), make, say)
+
+
+def _commits() -> list[str]:
+    """Return the newest commits that have touched what is shipped."""
+    listed = _git("rev-list", f"--max-count={LOOKED_AT}", "HEAD", "--", *SHIPPED)
+    return listed.stdout.decode().split()
+
+
+def _differs(commit: str) -> bool:
+    """Whether this tree ships something else than a commit did."""
+    return _git("diff", "--quiet", commit, "--", *SHIPPED).returncode == 1
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", *words], cwd=build.ROOT, capture_output=True, check=False)

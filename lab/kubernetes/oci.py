@@ -42,8 +42,7 @@ def write_archive(
             "layers": described,
         }
     ).encode()
-    names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
-    entry = _described_bytes("manifest.v1+json", manifest) | {"annotations": names}
+    entry = _described_bytes("manifest.v1+json", manifest) | {"annotations": _names(name)}
     with tarfile.open(archive, "w") as out:
         _add(out, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
         _add(out, "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode())
@@ -53,11 +52,39 @@ def write_archive(
             out.add(layer, arcname=_place(digest))
 
 
+def rename(archive: Path, target: Path, name: str) -> None:
+    """Copy an archive of one image under another name.
+
+    Args:
+        archive: the file to read.
+        target: the file to write.
+        name: of the image, with its tag.
+
+    Raises:
+        ValueError: it is no archive of one image.
+    """
+    with tarfile.open(archive) as source, tarfile.open(target, "w") as out:
+        for entry in source:
+            content = source.extractfile(entry) if entry.isfile() else None
+            if entry.name == "index.json" and content is not None:
+                index = json.load(content)
+                if len(index["manifests"]) != 1:
+                    raise ValueError(f"{archive}: {len(index['manifests'])} images")
+                index["manifests"][0]["annotations"] = _names(name)
+                _add(out, entry.name, json.dumps(index).encode())
+            else:
+                out.addfile(entry, content)
+
+
 def write_layer(layer: Path, contents: Mapping[str, Path]) -> None:
     """Write files and directories as a layer, by the path that each has in the image."""
     with tarfile.open(layer, "w") as out:
         for place, source in contents.items():
             out.add(source, arcname=place.removeprefix("/"), filter=_owned_by_root)
+
+
+def _names(name: str) -> dict[str, str]:
+    return {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
 
 
 def _owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from lab.kubernetes import build, oci
+from lab.kubernetes import build, images, oci
 from lab.kubernetes.cgroups import Hierarchy, hierarchies
 from lab.kubernetes.cluster import manifest
 
@@ -103,6 +104,57 @@ def test_an_image_has_its_layers_and_its_name(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "layer") as files:
         (file,) = files.getmembers()
         assert (file.name, file.uid) == ("opt/file", 0)
+
+
+def test_an_image_can_be_copied_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    oci.write_layer(tmp_path / "layer", {"/opt/file": tmp_path / "file"})
+    first, second = tmp_path / "first.tar", tmp_path / "second.tar"
+    oci.write_archive(first, "localhost/x:1", [tmp_path / "layer"], {})
+    oci.rename(first, second, "localhost/x:2")
+
+    def contents(archive: Path) -> dict[str, bytes]:
+        with tarfile.open(archive) as image:
+            files = [(m.name, image.extractfile(m)) for m in image.getmembers()]
+            return {name: file.read() for name, file in files if file}
+
+    before, after = contents(first), contents(second)
+    assert after.pop("index.json").decode() == before.pop("index.json").decode().replace(
+        "localhost/x:1", "localhost/x:2"
+    )
+    assert after == before
+
+
+def test_the_earlier_release_is_of_the_newest_commit_that_shipped_something_else(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that ships the same is passed over, as is what is not committed yet."""
+    tree = tmp_path / "tree"
+    for path in (*images.SHIPPED, "README.md"):
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text("1")
+    monkeypatch.setattr(build, "ROOT", tree)
+    monkeypatch.setattr(images, "_built", lambda *_: cache / "image-a/image.tar")
+    monkeypatch.setattr(oci, "rename", lambda archive, target, name: target.write_text(name))
+    assert images.earlier(print) is None
+
+    def commit(path: str, text: str) -> None:
+        (tree / path).write_text(text)
+        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tree)]
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", text], check=True)
+
+    subprocess.run(["git", "init", "-q", str(tree)], check=True)
+    commit(images.MANIFEST, "first")
+    commit(images.MANIFEST, "second")
+    commit("README.md", "third")
+    found = images.earlier(print)
+    assert found
+    assert (found.manifest, found.image) == ("first", images.EARLIER)
+    (tree / images.MANIFEST).write_text("not committed")
+    again = images.earlier(print)
+    assert again
+    assert again.manifest == "second"
 
 
 def test_the_manifest_is_the_shipped_one_with_an_image_and_the_labs_ec2() -> None:

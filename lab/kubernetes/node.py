@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Node:
         shutil.copy(self._places.authority, self._binds[CONFIGURATION] / "authority.crt")
         self._write("resolv.conf", "nameserver 10.0.0.2\n")
         self._write("containerd.toml", CONTAINERD)
-        self._write("kubelet.yaml", yaml.safe_dump(_kubelet(self._max_pods)))
+        self._write_kubelet(self._max_pods)
         self._write("kube-proxy.yaml", yaml.safe_dump(_kube_proxy(self.name)))
 
     def start(self) -> None:
@@ -94,6 +95,9 @@ class Node:
             MachineError: it does not come up.
         """
         self.machine.start()
+        # As systemd does early in a boot (systemd-tmpfiles-setup.service), for what is ours.
+        boot = ["systemd-tmpfiles", "--create", "--remove", "--boot", "--prefix=/etc/cni"]
+        self.machine.run(boot)
         self.start_containerd()
         if not self._has_images:
             for archive in self._archives:
@@ -118,6 +122,15 @@ class Node:
         }
         words = [f"--{name}={value}" for name, value in options.items()]
         self.machine.spawn("kubelet", ["kubelet", *words])
+
+    @contextmanager
+    def taking(self, most: int) -> Iterator[None]:
+        """Have kubelet take so many pods; later as many as the node can serve."""
+        self._restart_kubelet(most)
+        try:
+            yield
+        finally:
+            self._restart_kubelet(self._max_pods)
 
     def start_kube_proxy(self) -> None:
         """Start kube-proxy."""
@@ -152,6 +165,14 @@ class Node:
             except FileNotFoundError:
                 continue  # removed meanwhile
         return found
+
+    def _restart_kubelet(self, max_pods: int) -> None:
+        self.machine.kill("kubelet")
+        self._write_kubelet(max_pods)
+        self.start_kubelet()
+
+    def _write_kubelet(self, max_pods: int) -> None:
+        self._write("kubelet.yaml", yaml.safe_dump(_kubelet(max_pods)))
 
     def _write(self, name: str, text: str) -> None:
         (self._binds[CONFIGURATION] / name).write_text(text)

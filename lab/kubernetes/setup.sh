@@ -4,6 +4,9 @@ set -euo pipefail
 
 packages=(containerd runc containernetworking-plugins debootstrap)
 
+# Where systemd is not installed, as in a container.
+command -v systemd-tmpfiles >/dev/null || packages+=(systemd-standalone-tmpfiles)
+
 need=()
 for package in "${packages[@]}"; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)

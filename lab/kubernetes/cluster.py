@@ -30,14 +30,15 @@ from lab.topology import EC2_ENDPOINT, EC2_PORT, NODES
 LETTER = "k"
 """Start of the names of clusters' labs."""
 
-MANIFEST = build.ROOT / "deploy/daemonset.yaml"
+MANIFEST = build.ROOT / images.MANIFEST
 
 SMALL = "m5.large"
 """What a node of the lab is, unless it is asked for another."""
 
-MAX_PODS = {SMALL: 29, "m5.xlarge": 58}
-"""Pods that kubelet takes, by instance type: ENIs x (addresses of each - 1) + 2, as EKS has it in
-its list (amazon-eks-ami, eni-max-pods.txt); the two are pods with the host's network."""
+MAX_PODS = {SMALL: 28, "m5.xlarge": 57}
+"""Pods that kubelet takes, by instance type: ENIs x (addresses of each - 1) + 1. EKS adds 2 in its
+list (amazon-eks-ami, eni-max-pods.txt) for the pods with the host's network; kube-proxy is none
+here, so a node would be given one pod more than it has addresses."""
 
 
 class KubectlError(Exception):
@@ -124,18 +125,30 @@ class Cluster:
             raise KubectlError(f"kubectl {' '.join(words)}: {done.stderr}")
         return done.stdout
 
-    def deploy(self, document: str | None = None, *, rendered: str | None = None) -> None:
+    def deploy(
+        self,
+        document: str | None = None,
+        *,
+        rendered: str | None = None,
+        image: str = images.RECONCILER,
+    ) -> None:
         """Apply the shipped manifest.
 
         Args:
             document: the text of the document, in place of the manifest's own.
             rendered: the chart with other values, in place of the shipped manifest.
+            image: the reconciler's.
         """
-        bodies = manifest(document, rendered=rendered)
+        bodies = manifest(document, rendered=rendered, image=image)
         self.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(bodies))
 
 
-def manifest(document: str | None = None, *, rendered: str | None = None) -> list[dict[str, Any]]:
+def manifest(
+    document: str | None = None,
+    *,
+    rendered: str | None = None,
+    image: str = images.RECONCILER,
+) -> list[dict[str, Any]]:
     """Return the shipped manifest with what every user fills in, and the lab's EC2."""
     text = MANIFEST.read_text() if rendered is None else rendered
     bodies: list[dict[str, Any]] = list(yaml.safe_load_all(text))
@@ -144,7 +157,7 @@ def manifest(document: str | None = None, *, rendered: str | None = None) -> lis
             body["data"] = {"node-network.yaml": document}
         if body["kind"] == "DaemonSet":
             (container,) = body["spec"]["template"]["spec"]["containers"]
-            container["image"] = images.RECONCILER
+            container["image"] = image
             endpoint = f"http://{EC2_ENDPOINT}:{EC2_PORT}"
             container["env"].append({"name": "AWS_ENDPOINT_URL_EC2", "value": endpoint})
     return bodies

@@ -23,11 +23,11 @@ test: $(STAMP) $(CNI) ## run all tests
 # A whole cluster runs in one session: no workers. It prints what it builds, and how long that takes.
 e2e: $(STAMP) $(CNI) ## a real Kubernetes cluster on two lab nodes: start, pods, edit, rollout, kill, reboot
 	@lab/kubernetes/setup.sh
-	@$(BIN)/pytest -s -v -m "not long" tests/e2e $(ARGS)
+	@RESULTS=$(RESULTS) $(BIN)/pytest -s -v -m "not long" tests/e2e $(ARGS)
 
 e2e-long: $(STAMP) $(CNI) ## the same, and what takes longer
 	@lab/kubernetes/setup.sh
-	@$(BIN)/pytest -s -v tests/e2e $(ARGS)
+	@RESULTS=$(RESULTS) $(BIN)/pytest -s -v tests/e2e $(ARGS)
 
 cni: $(CNI) ## build the static CNI executable
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from e2e import figures
+from e2e.left import watched
 from e2e.network import Network
-from e2e.sysctls import changed, sysctls
+from e2e.reporting import reporting
 
-from lab.kubernetes.cluster import Cluster, cluster
+from lab.kubernetes.cluster import Cluster
 
 
 def say(text: str) -> None:
@@ -19,7 +21,10 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-ORDER = ("test_start", "test_pods", "test_changes", "test_cluster", "test_helm", "test_long")
+ORDER = (
+    *("test_start", "test_pods", "test_changes", "test_upgrade", "test_reboot", "test_cluster"),
+    *("test_long", "test_helm"),
+)
 """Files in the order of what an operator does: what goes wrong first is said first."""
 
 
@@ -31,18 +36,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(1800))
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the run's figures, and write them where the environment says so."""
+    counts = {k: len(terminalreporter.stats.get(k, [])) for k in ("passed", "failed", "error")}
+    form = "short" if "not long" in config.option.markexpr else "long"
+    lines = figures.table(form, ", ".join(f"{n} {k}" for k, n in counts.items()))
+    terminalreporter.write_line("\n".join(lines))
+    figures.write(lines)
+
+
 @pytest.fixture(scope="session")
 def bare() -> Iterator[Cluster]:
     """Two nodes and a control plane, without a network. Node 1 has room for 4 ENIs of 14 pods."""
-    before = sysctls()
-    with cluster(say, types={"node1": "m5.xlarge"}) as made:
+    with watched(say, types={"node1": "m5.xlarge"}) as made:
         yield made
-    assert changed(before, sysctls()) == {}, "settings of this machine were changed"
 
 
 @pytest.fixture(scope="session")
 def network(bare: Cluster) -> Network:
     """The cluster with the shipped DaemonSet, and nodes that are Ready."""
     made = Network(bare, say)
-    say(f"daemons run after {made.start.running_s:.1f} s, nodes Ready {made.start.ready_s:.1f} s")
+    times = f"{made.start.running_s:.1f}; {made.start.ready_s:.1f}"
+    made.note("manifest applied: daemons run, s; nodes Ready, s", times)
     return made
+
+
+@pytest.fixture(scope="module")
+def told(network: Network) -> Iterator[Network]:
+    """The cluster with reconcilers that report to the API server."""
+    with reporting(network):
+        yield network

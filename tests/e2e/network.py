@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2e import figures
 from waiting import until
 
 from lab import netns
@@ -24,6 +25,7 @@ from reconciler.daemon.client import ask
 DAEMONS = (
     "/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dnode-network"
 )
+ROLLOUT = ("rollout", "-n", "kube-system")
 SOCKET = "/run/node-network/node-network.sock"
 PODS = "/api/v1/namespaces/default/pods"
 
@@ -57,16 +59,16 @@ class Memory:
     """What a container uses, in bytes.
 
     Attributes:
+        own: now, without the page cache, which the kernel drops where memory is short.
         peak: the most so far, the page cache included.
-        own: now, what cannot be dropped.
         limit: of its group.
-        refused: how often the limit was reached.
+        killed: processes that the kernel has ended for the limit.
     """
 
-    peak: int
     own: int
+    peak: int
     limit: int
-    refused: int
+    killed: int
 
 
 class Network:
@@ -145,25 +147,34 @@ class Network:
         (daemon,) = (d for d in self.daemons() if d["spec"]["nodeName"] == node)
         return sum(s["restartCount"] for s in daemon["status"].get("containerStatuses", []))
 
-    def memory(self, node: str) -> Memory:
-        """Return the most that a node's reconciler has used, and its limit."""
+    def container(self, node: str) -> str:
+        """Return the number of the container of a node's reconciler."""
         (daemon,) = (d for d in self.daemons() if d["spec"]["nodeName"] == node)
         (status,) = daemon["status"]["containerStatuses"]
-        container = status["containerID"].removeprefix("containerd://")
-        return memory_of(container)
+        return str(status["containerID"]).removeprefix("containerd://")
 
     def status(self, node: str) -> Body:
         """Return what a node's reconciler says of itself."""
         body: Body = ask(self.nodes[node].machine.path(SOCKET), {"do": "status"})["status"]
         return body
 
+    def rolled_out(self) -> None:
+        """Wait until the DaemonSet's pods are those of its last change."""
+        self.cluster.kubectl(*ROLLOUT, "status", "daemonset/node-network", "--timeout=300s")
+
+    def note(self, what: str, value: str) -> None:
+        """Say a figure, and keep it for the table at the end."""
+        self.say(f"{what}: {value}")
+        figures.note(what, value)
+
     def kill_daemon(self, node: str) -> None:
         """Kill a node's reconciler."""
-        (daemon,) = (d for d in self.daemons() if d["spec"]["nodeName"] == node)
-        (status,) = daemon["status"]["containerStatuses"]
-        container = status["containerID"].removeprefix("containerd://")
-        words = ["ctr", "-n", "k8s.io", "tasks", "kill", "-s", signal.SIGKILL.name, container]
-        self.nodes[node].machine.run(words)
+        self.kill_container(node, self.container(node))
+
+    def kill_container(self, node: str, container: str) -> None:
+        """Kill the first process of a node's container."""
+        words = ["tasks", "kill", "-s", signal.SIGKILL.name, container]
+        self.nodes[node].machine.run(["ctr", "-n", "k8s.io", *words])
 
     def failures(self) -> int:
         """Return how many ADDs have failed since the cluster was made."""
@@ -216,23 +227,44 @@ class Network:
         return sum(map(is_ready, self.pods(selector)))
 
 
-def memory_of(container: str) -> Memory:
-    """Read a container's control group, of version 1 or 2."""
-    v1, v2 = (
-        ("memory.max_usage_in_bytes", "memory.limit_in_bytes", "memory.failcnt"),
-        ("memory.peak", "memory.max", ""),
-    )
+def group_of(container: str) -> Path:
+    """Return a container's control group for memory, of version 1 or 2."""
     for path in Path("/sys/fs/cgroup").rglob(f"*{container}*"):
-        for peak, limit, refused in (v1, v2):
-            if (path / peak).exists():
-                stat = dict(x.split() for x in (path / "memory.stat").read_text().splitlines())
-                return Memory(
-                    int((path / peak).read_text()),
-                    int(stat.get("total_rss", stat.get("anon", 0))),
-                    int((path / limit).read_text()),
-                    int((path / refused).read_text()) if refused else 0,
-                )
+        if (path / "memory.stat").exists():
+            return path
     raise AssertionError(f"no memory group of container {container}")
+
+
+def memory_of(group: Path) -> Memory:
+    """Read a control group.
+
+    Raises:
+        OSError: it is gone.
+    """
+    peak, limit, now, kills = (
+        ("memory.peak", "memory.max", "memory.current", "memory.events")
+        if (group / "memory.current").exists()
+        else (
+            "memory.max_usage_in_bytes",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "memory.oom_control",
+        )
+    )
+    stat, told = (
+        dict(line.split() for line in (group / name).read_text().splitlines())
+        for name in ("memory.stat", kills)
+    )
+    # Version 1 counts those of groups below only with this prefix.
+    cached = sum(
+        int(stat.get(f"total_{name}", stat[name])) for name in ("active_file", "inactive_file")
+    )
+    return Memory(
+        int((group / now).read_text()) - cached,
+        int((group / peak).read_text()),
+        int((group / limit).read_text()),
+        int(told["oom_kill"]),
+    )
 
 
 def is_ready(body: Body) -> bool:

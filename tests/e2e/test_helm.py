@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from deploy.programs import DEPLOY
+from e2e.left import watched
 from waiting import until
 
 from deploy import tools
-from lab.kubernetes.cluster import Cluster, KubectlError, cluster
+from lab.kubernetes.cluster import Cluster, KubectlError
 from lab.kubernetes.images import RECONCILER
 from lab.kubernetes.places import ADMINISTRATOR, CONTROL
 from lab.topology import EC2_ENDPOINT, EC2_PORT
@@ -37,7 +38,7 @@ Helm = Callable[..., str]
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Cluster]:
     """A cluster of this file's own: Helm takes over nothing that somebody else has applied."""
-    with cluster() as made:
+    with watched(lambda _: None) as made:
         yield made
 
 

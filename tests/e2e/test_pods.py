@@ -22,7 +22,7 @@ def thirty(network: Network) -> Iterator[list[dict[str, Any]]]:
     """Thirty pods, on both nodes."""
     began = time.monotonic()
     with network.deployment(NAME, COUNT) as pods:
-        network.say(f"{COUNT} pods after {time.monotonic() - began:.1f} s")
+        network.note(f"0 to {COUNT} pods, s", f"{time.monotonic() - began:.1f}")
         yield pods
 
 

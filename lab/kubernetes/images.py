@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -33,6 +34,9 @@ SHIPPED = (*SOURCES, MANIFEST)
 
 KEPT_S = 86400.0
 """Seconds that an image of another state of the tree is kept."""
+
+COMMIT = "EARLIER"
+"""Environment variable that names the commit of the earlier release."""
 
 LOOKED_AT = 20
 """Commits that are looked at for an earlier image."""
@@ -93,13 +97,15 @@ def reconciler(say: Say) -> Path:
 def earlier(say: Say) -> Release | None:
     """Return what was shipped before: of the newest commit whose image or manifest is another.
 
+    The environment may name another commit.
+
     Returns:
         The release; None if this tree knows no such commit, as a source archive.
 
     Raises:
         BuildError: its image cannot be built.
     """
-    commit = next(filter(_differs, _commits()), None)
+    commit = os.environ.get(COMMIT) or next(filter(_differs, _commits()), None)
     if commit is None:
         return None
     with TemporaryDirectory() as directory:

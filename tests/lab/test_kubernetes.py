@@ -134,6 +134,7 @@ def test_the_earlier_release_is_of_the_newest_commit_that_shipped_something_else
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text("1")
     monkeypatch.setattr(build, "ROOT", tree)
+    monkeypatch.delenv(images.COMMIT, raising=False)
     monkeypatch.setattr(images, "_built", lambda *_: cache / "image-a/image.tar")
     monkeypatch.setattr(oci, "rename", lambda archive, target, name: target.write_text(name))
     assert images.earlier(print) is None
@@ -155,6 +156,10 @@ def test_the_earlier_release_is_of_the_newest_commit_that_shipped_something_else
     again = images.earlier(print)
     assert again
     assert again.manifest == "second"
+    monkeypatch.setenv(images.COMMIT, "HEAD~2")
+    named = images.earlier(print)
+    assert named
+    assert named.manifest == "first"
 
 
 def test_the_manifest_is_the_shipped_one_with_an_image_and_the_labs_ec2() -> None:

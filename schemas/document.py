@@ -16,6 +16,7 @@ from schemas.cni import Cni
 from schemas.override import Override, patch_schema
 from schemas.pool import Eni, InstanceTypes, WarmPool
 from schemas.value import (
+    MIN_MTU,
     Cidr,
     ClusterName,
     Duration,
@@ -23,7 +24,7 @@ from schemas.value import (
     Families,
     MarkMask,
     Model,
-    Mtu,
+    PodMtu,
     TaintKey,
     VethPrefix,
 )
@@ -31,6 +32,9 @@ from schemas.value import (
 MAX_CIDRS = 10_000
 """CIDRs in one list. A ConfigMap could hold more. A change of so many takes a second or two, and
 pods that start meanwhile wait for it."""
+
+MAX_RESERVED = 256
+"""Networks in ``reservedAddresses``: each address that is held is looked up in all of them."""
 
 SomeCidrs = Annotated[tuple[Cidr, ...], Field(min_length=1, max_length=MAX_CIDRS)]
 
@@ -104,20 +108,24 @@ class Routing(Model):
 class Pods(Model):
     """Pods' links and namespaces."""
 
-    mtu: Mtu | None = Field(
-        default=None, description="MTU of pods' links. Unit: bytes. Default: the ENIs' MTU."
+    mtu: PodMtu | None = Field(
+        default=None,
+        description="MTU of pods' links. Unit: bytes, at least 576, or 1280 where pods have IPv6. "
+        "Default: the ENIs' MTU.",
     )
     veth_prefix: VethPrefix = Field(
         default="nn",
         description="Prefix of the names of the host ends of pods' links: 1 to 4 lower-case "
-        "letters and digits. A change applies to pods that start after it.",
+        "letters and digits. eni, by which AWS's network policy agent knows pods' links, needs "
+        "vethName pod. A change applies to pods that start after it.",
     )
     veth_name: Literal["sandbox", "pod"] = Field(
         default="sandbox",
         description="What the rest of the name is derived from. sandbox: the container ID, so "
         "that no two links have the same name. pod: the pod's namespace and name, as Calico "
-        "computes it, for Calico's policies; set Felix's InterfacePrefix to vethPrefix. A change "
-        "applies to pods that start after it.",
+        "computes it, for Calico's policies; set Felix's InterfacePrefix to vethPrefix. AWS's "
+        "network policy agent computes it in the same way, with the prefix eni. A change applies "
+        "to pods that start after it.",
     )
     repair: Literal["none", "all"] = Field(
         default="none",
@@ -127,6 +135,13 @@ class Pods(Model):
         "neighbour that ADD created, at each reconcile.resync. A pod's objects on the host are "
         "always repaired; a link that is gone is created again, with its addresses and routes.",
     )
+
+    def _faults(self) -> Iterator[str]:
+        if self.veth_prefix == "eni" and self.veth_name != "pod":
+            yield (
+                "vethPrefix: eni is how amazon-vpc-cni-k8s names links after pods, and other "
+                "software takes them for such; set vethName to pod, or choose another prefix"
+            )
 
 
 class Reconcile(Model):
@@ -232,6 +247,13 @@ class NodeNetwork(Model):
         "address, by SNAT. Nothing can open a connection to a pod in them. In each, a pod gets an "
         "address that is valid on its node only. Default: none.",
     )
+    reserved_addresses: Annotated[tuple[Cidr, ...], Field(max_length=MAX_RESERVED)] = Field(
+        default=(),
+        description="Addresses that no pod is given, although an ENI of the node holds them, and "
+        "that are not given back: Services' externalIPs, VIPs, keepalived's. A bare address means "
+        "that address alone. What the host has on a link is never given to a pod anyway. Default: "
+        "none.",
+    )
     instance_types: InstanceTypes = Field(
         default=(),
         description="Limits by instance type, for types that EC2's DescribeInstanceTypes does not "
@@ -261,6 +283,11 @@ class NodeNetwork(Model):
                 "takeOver: connections through the node's address carry 0x80, the mark of "
                 "amazon-vpc-cni-k8s, and would be cut by another routing.markMask than 0xff; "
                 "leave that out until they have ended"
+            )
+        if self.pod_mtu < MIN_MTU and "ipv6" in (*self.families, *self.egress_families):
+            yield (
+                f"pods.mtu: {self.pod_mtu} is too little for IPv6, which needs {MIN_MTU} (RFC "
+                f"8200); raise it, or remove ipv6 from families and egressFamilies"
             )
         if self.pod_mtu > self.eni.mtu:
             yield (

@@ -40,8 +40,10 @@ MIN_MTU, MAX_MTU = 1280, 9001
 """Bytes. IPv6 needs 1280 (RFC 8200 section 5) and a node may get it one day; 9001 is EC2's jumbo
 frame (EC2 user guide, "Network MTU")."""
 
+MIN_POD_MTU = 576
+"""Bytes. Every host of IPv4 takes packets of so many (RFC 791 section 3.1)."""
+
 RESERVED_PREFIXES = {
-    "eni": "the stock plugin's links begin with it",
     "eth": "ENIs are called that",
     "lo": "the loopback interface is called that",
     "vlan": "the stock plugin's branch ENIs begin with it",
@@ -257,6 +259,7 @@ TagSelector = Annotated[
     _tags_schema({}),
 ]
 Mtu = Annotated[StrictInt, Field(ge=MIN_MTU, le=MAX_MTU)]
+PodMtu = Annotated[StrictInt, Field(ge=MIN_POD_MTU, le=MAX_MTU)]
 MarkMask = Annotated[
     int,
     BeforeValidator(parse_mark_mask),

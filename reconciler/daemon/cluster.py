@@ -153,7 +153,7 @@ class Reporter:
         cloud, latest = parts.node.known.cloud, progress.latest
         if latest is not None:
             records = latest.records
-            counts = count_addresses(records, cloud, latest.inputs.host.occupied)
+            counts = count_addresses(records, cloud, latest.inputs.host.withheld)
             waiting = records.demand.waiting + len(records.unfinished)
             self._numbers = (counts["assigned"], sum(counts.values()), waiting)
         in_use, held, waiting = self._numbers

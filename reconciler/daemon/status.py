@@ -122,7 +122,7 @@ def describe(
             "refused": accepted.refused,
         },
         "settled": settled,
-        "pool": count_addresses(records, cloud, latest.inputs.host.occupied) if latest else {},
+        "pool": count_addresses(records, cloud, latest.inputs.host.withheld) if latest else {},
         "conditions": conditions,
         "enis": [
             {
@@ -151,18 +151,18 @@ def describe(
 
 
 def count_addresses(
-    records: Records, cloud: Cloud | None, occupied: Collection[IpNetwork]
+    records: Records, cloud: Cloud | None, withheld: Collection[IpNetwork]
 ) -> dict[str, int]:
-    """Count pod addresses by state; what the host takes for its own is not allocatable."""
+    """Count pod addresses by state; what is ``withheld`` from pods is not allocatable."""
     enis = cloud.enis if cloud else ()
     held = {a for e in enis if e.serves_pods for a in e.pod_addresses}
     assigned = {own for a in records.attachments for own in a.vpc_addresses}
     cooling = {c.address for c in records.cooling}
     leaving = [q.network for q in records.quarantined]
     quarantined = {a for a in held if any(a in network for network in leaving)}
-    on_host = {a for a in held if any(a in network for network in occupied)}
+    withheld_here = {a for a in held if any(a in network for network in withheld)}
     return {
-        "allocatable": len(held - assigned - cooling - quarantined - on_host),
+        "allocatable": len(held - assigned - cooling - quarantined - withheld_here),
         "assigned": len(assigned),
         "cooling": len(cooling),
         "quarantined": len(quarantined),

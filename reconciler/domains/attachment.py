@@ -64,6 +64,7 @@ def desire(inputs: Inputs) -> Allocation:
         egress=inputs.egress,
         elsewhere=inputs.host.predecessor.held,
         occupied=inputs.host.occupied,
+        reserved=inputs.host.reserved,
         unread=inputs.host.predecessor.unread,
         unexplained=inputs.kernel.unexplained,
     )
@@ -90,6 +91,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
             *refusals,
             *issues.on_links(desired.supply.unexplained),
             *issues.on_host(desired.supply.occupied, observed),
+            *issues.on_reserved(desired.supply.reserved, observed),
             *issues.on_copies(observed, desired.inputs.kernel.linked),
             *issues.on_files(observed),
         ),
@@ -236,7 +238,8 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
     taken = {int(address) for a in holders.held for address in a.addresses}
     taken.update(int(c.address) for c in observed.cooling)
     taken.update(map(int, desired.supply.elsewhere | observed.withheld(desired.inputs.now)))
-    leaving = [*(q.network for q in observed.quarantined), *desired.supply.occupied]
+    supply = desired.supply
+    leaving = [*(q.network for q in observed.quarantined), *supply.occupied, *supply.reserved]
     offered = offers(desired.supply, taken, leaving)
     actions: list[Action] = []
     for intent in new:

@@ -34,7 +34,9 @@ def exhausted(intent: Intent, supply: Supply, observed: Records) -> Issue:
     else:
         leaving = sum(any(a in q.network for q in observed.quarantined) for a in held)
         on_host = sum(any(a in network for network in supply.occupied) for a in held)
+        reserved = sum(any(a in network for network in supply.reserved) for a in held)
         more = f", {leaving} quarantined" if leaving else ""
+        more += f", {reserved} reserved" if reserved else ""
         more += f", {on_host} on the host" if on_host else ""
         message = (
             f"no address is free: {len(held)} held on {where}, {assigned} assigned, {cooling} "
@@ -129,6 +131,18 @@ def on_host(occupied: Mapping[IpNetwork, str], observed: Records) -> Iterator[Is
     if len(named) > MAX_NAMED:
         more = f"{len(named) - MAX_NAMED} more addresses for pods are on the host"
         yield Issue("addresses", "AddressOnHost", more)
+
+
+def on_reserved(reserved: Collection[IpNetwork], observed: Records) -> Iterator[Issue]:
+    """Name the pods that were given an address before the document reserved it."""
+    for a in observed.living:
+        if own := [str(own) for own in a.addresses if any(own in n for n in reserved)]:
+            yield Issue(
+                f"attachment {a.key}",
+                "AddressReserved",
+                f"{a.pod or a.key} has {' and '.join(own)}, which reservedAddresses names since; "
+                "it keeps it while it runs: restart the pod",
+            )
 
 
 def on_copies(observed: Records, linked: Collection[AttachmentKey]) -> Iterator[Issue]:

@@ -60,14 +60,21 @@ class HostState:
     """What is on the host beside pods and ENIs.
 
     ``occupied``: what the host takes for its own of the addresses that ENIs hold for pods, each
-    with where that is said. ``predecessor``: what the stock plugin has left, and what becomes of
+    with where that is said. ``reserved``: what no pod is given either, by the document, as far
+    as ENIs hold any of it. ``predecessor``: what the stock plugin has left, and what becomes of
     it. ``installation``: what of ours belongs there, and where.
     """
 
     occupied: Mapping[datapath.IpNetwork, str] = field(default_factory=dict)
+    reserved: frozenset[datapath.IpNetwork] = frozenset()
     forward: tuple[ForwardChain, ...] = ()
     predecessor: Predecessor = NO_PREDECESSOR
     installation: Installation = NOWHERE
+
+    @property
+    def withheld(self) -> frozenset[datapath.IpNetwork]:
+        """What no pod is given, for either reason."""
+        return self.reserved.union(self.occupied)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES, Attachment, AttachmentKey, IntentState
-from reconciler.core.datapath import IpAddress
+from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.predecessor import OWNER
 from reconciler.domains.inputs import HostState, Inputs, KernelState
@@ -16,6 +16,7 @@ from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool_plan import adopted
 from reconciler.ipam.pool_status import Ec2Inputs
 from reconciler.ipam.records import Records, believe, find_copies, find_unrecorded
+from reconciler.ipam.release import unit_networks
 from reconciler.node.environment import Environment, State
 from reconciler.node.stock_plugin import StockPlugin
 from schemas.check import resolve
@@ -161,6 +162,9 @@ class Gathering:
                     {a for e in enis for a in e.pod_addresses},
                     {n for e in enis for n in e.ipv6_prefixes},
                 ),
+                reserved=frozenset(
+                    n for n in document.reserved_addresses if any(_overlaps(n, e) for e in enis)
+                ),
                 predecessor=self._stock.consider(records, enis, asked=asked, now=clock),
             ),
         )
@@ -185,6 +189,12 @@ class Gathering:
         return found
 
 
+def _overlaps(network: IpNetwork, eni: Eni) -> bool:
+    return any(
+        network.version == held.version and network.overlaps(held) for held in unit_networks(eni)
+    )
+
+
 def complete(inputs: Inputs, records: Records, routed: Routed, enis: Sequence[Eni]) -> Inputs:
     """Add to the inputs what only the pool's planner looks at: all that says an address is used.
 
@@ -198,7 +208,8 @@ def complete(inputs: Inputs, records: Records, routed: Routed, enis: Sequence[En
     # Those on ENIs that are not ours are neither held by us nor asked of us.
     ours = {a for e in enis if e.serves_pods for a in e.pod_addresses}
     # What the host takes for its own serves no pod, and is in use.
-    occupied = {a for a in ours - used if any(a in n for n in inputs.host.occupied)}
+    host = inputs.host.withheld
+    occupied = {a for a in ours - used if any(a in n for n in host)}
     used |= occupied
     if any(len(held) > MAX_POD_ADDRESSES for held in routed.values()):
         # Routes are added without end, so any address may be in use: none is given back.

@@ -43,9 +43,9 @@ def problems(body: str) -> list[str]:
         ("{match: {zone: a}, set: {apiVersion: x}}", "overrides[0].set.apiVersion: belongs to the whole document; remove it here"),
         ("{match: {zone: a}, set: {overrides: []}}", "overrides[0].set.overrides: belongs to the whole document; remove it here"),
         ("{match: {zone: a}, set: {colour: 1}}", "overrides[0].set.colour: unknown key; did you mean 'cluster'?"),
-        ("{match: {zone: a}, set: {x: 1}}", "overrides[0].set.x: unknown key; known here: cluster, maxPods, warmPool, eni, snat, routing, pods, cni, reconcile, ec2, kubernetes, families, egressFamilies, instanceTypes, takeOver"),
+        ("{match: {zone: a}, set: {x: 1}}", "overrides[0].set.x: unknown key; known here: cluster, maxPods, warmPool, eni, snat, routing, pods, cni, reconcile, ec2, kubernetes, families, egressFamilies, reservedAddresses, instanceTypes, takeOver"),
         ("{match: {zone: a}, set: {max_pods: 1}}", "overrides[0].set.max_pods: unknown key; did you mean 'maxPods'?"),
-        ("{match: {zone: a}, set: {x: }}", "overrides[0].set.x: unknown key; known here: cluster, maxPods, warmPool, eni, snat, routing, pods, cni, reconcile, ec2, kubernetes, families, egressFamilies, instanceTypes, takeOver"),
+        ("{match: {zone: a}, set: {x: }}", "overrides[0].set.x: unknown key; known here: cluster, maxPods, warmPool, eni, snat, routing, pods, cni, reconcile, ec2, kubernetes, families, egressFamilies, reservedAddresses, instanceTypes, takeOver"),
         ("{match: {zone: a}, set: {warmPool: {warm: 1}}}", "overrides[0].set.warmPool.warm: unknown key; did you mean 'addresses.warm' or 'enis.warm' or 'prefixes.warm'?"),
         ("{match: {zone: a}, set: {warmPool: {enis: , colour: }}}", "overrides[0].set.warmPool.colour: unknown key; known here: addresses, enis, prefixes, cooldown"),
         ("{match: {zone: a}, set: {eni: 1}}", "overrides[0].set.eni: must be a mapping of keys"),
@@ -95,7 +95,7 @@ def test_unknown_keys_are_named_at_the_key_and_faults_at_the_value() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ("{eni: {mtu: 0x10}, pods: {mtu: 1}}", ["eni.mtu: YAML reads 0x10 as the number 16; write plain digits", "pods.mtu: 1: must be at least 1280"]),
+        ("{eni: {mtu: 0x10}, pods: {mtu: 1}}", ["eni.mtu: YAML reads 0x10 as the number 16; write plain digits", "pods.mtu: 1: must be at least 576"]),
         ("{warmPool: {prefixes: {}}, eni: {allocate: no}}", ["eni.allocate: YAML reads no as a boolean; put the word in quotes if it is meant"]),
         ("{warmPool: {enis: no}}", ["warmPool.enis: YAML reads no as a boolean; put the word in quotes if it is meant"]),
         ("{eni: {tags: {a: no, b: 1}}}", ["eni.tags: tag 'b': names and values are text; put 1 in quotes", "eni.tags.a: YAML reads no as a boolean; put the word in quotes if it is meant"]),

@@ -46,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "diagnostics": {"errors", "engine", "core", "ipam", "domains"},
     "targets": {"schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics"},
     "migration": {"errors", "engine", "core", "ipam", "domains", "diagnostics"},
+    "importing": set(),
     "node": {
         *("schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics", "targets"),
         "migration",
@@ -66,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "cli": {
         *("schemas", "errors", "engine", "core", "ipam", "domains", "diagnostics", "targets"),
-        *("node", "daemon", "cni"),
+        *("node", "daemon", "cni", "importing"),
     },
 }
 """The rooms, lowest first, and all that each may import of the others."""
@@ -77,6 +78,7 @@ PURE = (
     "reconciler/engine/plan.py",
     "reconciler/engine/backoff.py",
     "reconciler/migration/takeover.py",
+    "reconciler/importing/translate.py",
 )
 
 DOORS = {
@@ -89,12 +91,15 @@ DOORS = {
     "subprocess": {"reconciler/targets/ec2/caller.py", "reconciler/targets/iptables/programs.py"},
     "ssl": {"reconciler/cluster/api.py"},
     "watchdog": {"reconciler/daemon/triggers.py"},
-    "yaml": {"schemas/load.py"},
+    "yaml": {
+        "schemas/load.py",
+        *(f"reconciler/importing/{door}.py" for door in ("stock_settings", "written")),
+    },
     "prometheus_client": {"reconciler/daemon/telemetry.py"},
     "click": {
         *(
             f"reconciler/cli/{command}.py"
-            for command in ("cleanup", "document", "node", "run", "status")
+            for command in ("cleanup", "document", "importing", "node", "run", "status")
         ),
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
     },

@@ -12,6 +12,7 @@ import sys
 import traceback
 from importlib import import_module
 from importlib.util import find_spec
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 MODULES = {
     **dict.fromkeys(("apply", "audit", "diff", "explain", "gc"), "reconciler.cli.node"),
     "cleanup": "reconciler.cli.cleanup",
+    "import": "reconciler.cli.importing",
     "lab": "lab.cli",
     "render": "reconciler.cli.document",
     "retry": "reconciler.cli.status",
@@ -50,7 +52,8 @@ class Commands(click.Group):
         """Import and return a command."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        found = getattr(import_module(MODULES[cmd_name]), cmd_name)
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        found = getattr(import_module(MODULES[cmd_name]), name)
         assert isinstance(found, click.Command)
         return found
 

@@ -77,6 +77,17 @@ class Eni(Model):
         description="Instead of subnets: use those that have all of these tags. Default: no "
         "selection.",
     )
+    exclude_subnet_tags: TagSelector = Field(
+        default=(),
+        description="Subnets that have all of these tags are not used for pods: no ENI is created "
+        "there, and one that is there gives no more addresses. Default: none is excluded.",
+    )
+    subnet_order: Literal["listed", "most-free"] = Field(
+        default="listed",
+        description="Which of the subnets an ENI is created in first. listed: in the order of "
+        "subnets; those that subnetTags selects, most free addresses first. most-free: most free "
+        "addresses first. Default: listed, so that the order says which is preferred.",
+    )
     security_groups: Annotated[
         tuple[SecurityGroupId, ...],
         Field(max_length=MAX_SECURITY_GROUPS),

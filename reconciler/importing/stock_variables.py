@@ -139,7 +139,7 @@ VARIABLES = (
     Variable(
         "ENABLE_SUBNET_DISCOVERY",
         "true",
-        ("eni.subnetTags",),
+        ("eni.subnetTags", "eni.excludeSubnetTags", "eni.subnetOrder"),
         "better",
         "any tags select subnets, most free addresses first; nothing is used that is not selected",
     ),

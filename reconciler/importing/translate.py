@@ -172,7 +172,7 @@ def _enis(reader: _Reader) -> Said:
         yield Note(
             f"ENABLE_SUBNET_DISCOVERY: where subnets carry the tag {ROLE_TAG}, set eni.subnetTags "
             f'{{{ROLE_TAG}: "1"}}: those are used, and the primary ENI\'s only if it carries the '
-            "tag too"
+            f'tag too. For subnets with the value 0, set eni.excludeSubnetTags {{{ROLE_TAG}: "0"}}'
         )
 
 

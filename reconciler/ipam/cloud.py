@@ -239,6 +239,11 @@ def free_blocks(cidr: IpNetwork, taken: Collection[int]) -> int:
     )
 
 
+def is_excluded(subnet: Subnet, excluded: Collection[tuple[str, str]]) -> bool:
+    """Whether a subnet has all of the tags that exclude subnets."""
+    return bool(excluded) and set(excluded) <= set(subnet.tags)
+
+
 def choose(
     known: Mapping[str, Subnet],
     *,
@@ -246,6 +251,8 @@ def choose(
     primary: str,
     listed: tuple[str, ...],
     selector: tuple[tuple[str, str], ...],
+    excluded: tuple[tuple[str, str], ...] = (),
+    by_room: bool = False,
     families: Collection[str] = ("ipv4",),
 ) -> Choice:
     """Say where new ENIs may go.
@@ -255,16 +262,17 @@ def choose(
     the order of their free space, most first.
 
     ``primary``: the primary ENI's subnet, where ENIs go when the document names none.
+    ``excluded``: tags of subnets that are not used. ``by_room``: listed ones too are tried in the
+    order of their free space.
     """
     if selector:
         wanted = set(selector)
-        order = sorted(
-            (s for s in known.values() if wanted <= set(s.tags)),
-            key=lambda s: (-s.free, s.subnet_id),
-        )
-        names = tuple(s.subnet_id for s in order)
+        names = tuple(s.subnet_id for s in known.values() if wanted <= set(s.tags))
     else:
         names = listed or (primary,)
+    if selector or by_room:
+        room = {name: s.free for name, s in known.items()}
+        names = tuple(sorted(names, key=lambda name: (-room.get(name, 0), name)))
     home = known.get(primary)
     needed = dict.fromkeys(("ipv4", *families))
     chosen, rejected = [], []
@@ -274,6 +282,8 @@ def choose(
             rejected.append((name, "EC2 does not know it"))
         elif home is not None and subnet.vpc_id != home.vpc_id:
             rejected.append((name, f"in VPC {subnet.vpc_id}, the node is in {home.vpc_id}"))
+        elif is_excluded(subnet, excluded):
+            rejected.append((name, "its tags exclude it (eni.excludeSubnetTags)"))
         elif subnet.zone != zone:
             rejected.append((name, f"in zone {subnet.zone}, the node is in {zone}"))
         elif missing := [f for f in needed if f not in subnet.families]:

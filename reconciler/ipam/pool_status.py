@@ -10,7 +10,7 @@ from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.ipam import pool
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.cloud import PREFIX_SIZE, Choice, Cloud, Limits, Subnet, choose
+from reconciler.ipam.cloud import PREFIX_SIZE, Choice, Cloud, Limits, Subnet, choose, is_excluded
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.pool import Band, Demand, Space
 from reconciler.ipam.release import Stock, Unit, take_stock, unit_networks
@@ -174,6 +174,8 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         primary=primary.subnet_id if primary else "",
         listed=desired.document.eni.subnets,
         selector=desired.document.eni.subnet_tags,
+        excluded=desired.document.eni.exclude_subnet_tags,
+        by_room=desired.document.eni.subnet_order == "most-free",
         families=desired.document.families,
     )
     spaces = {name: _space(desired, s) for name, s in observed.subnets.items()}
@@ -254,7 +256,10 @@ def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
     """Whether the document wants this ENI's addresses for pods."""
     if eni.is_primary:
         home = observed.subnets.get(eni.subnet_id)
-        able = home is None or set(desired.document.families) <= set(home.families)
+        able = home is None or (
+            set(desired.document.families) <= set(home.families)
+            and not is_excluded(home, desired.document.eni.exclude_subnet_tags)
+        )
         return desired.document.eni.use_primary and able
     if desired.is_frozen:
         return True  # only EC2 tells what subnets are tagged with, and no other ENI can be had

@@ -317,6 +317,32 @@ def test_a_selector_finds_subnets_by_their_tags() -> None:
     assert (action.creation.subnet_id, action.creation.security_groups) == ("subnet-p", ("sg-7",))
 
 
+def test_a_subnet_whose_tags_exclude_it_gets_no_eni_and_gives_no_more_addresses() -> None:
+    settings = {"excludeSubnetTags": {"role": "pods"}, "subnets": ["subnet-p", "subnet-a"]}
+    plan = domain.plan(pool(12, eni=settings), two_subnets(eni(0, 9)))
+    (action,) = plan.actions
+    assert isinstance(action, AddEni)
+    assert action.creation.subnet_id == "subnet-a"
+    assert "not subnet-p: its tags exclude it" in action.reason
+    there = eni(1, 9, subnet_id="subnet-p")
+    at = find_pool_status(pool(12, eni=settings), two_subnets(eni(0, 9), there))
+    assert at.misplaced == (there,)
+
+
+def test_the_primary_eni_serves_no_pods_where_its_subnet_is_excluded() -> None:
+    look = two_subnets(eni(0, 9, subnet_id="subnet-p"))
+    settings = {"excludeSubnetTags": {"role": "pods"}, "subnets": ["subnet-a"]}
+    at = find_pool_status(pool(9, eni=settings), look)
+    assert at.fitting == frozenset()
+
+
+def test_the_subnet_with_most_room_is_first_if_that_is_asked_for() -> None:
+    settings = {"subnets": ["subnet-p", "subnet-a"], "subnetOrder": "most-free"}
+    (action,) = domain.plan(pool(12, eni=settings), two_subnets(eni(0, 9))).actions
+    assert isinstance(action, AddEni)
+    assert action.creation.subnet_id == "subnet-a"
+
+
 def test_enis_follow_the_primarys_security_groups_unless_the_document_names_some() -> None:
     enis = eni(0, 9, security_groups=("sg-2", "sg-1")), eni(1, 9), eni(2, 9, owned=False)
     (action,) = domain.plan(pool(18), cloud(*enis)).actions

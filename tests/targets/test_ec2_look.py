@@ -448,7 +448,7 @@ def test_an_eni_that_cannot_be_read_takes_a_place_and_its_index() -> None:
     (info,) = told["describe_instance_types"]["InstanceTypes"]
     info["NetworkInfo"]["NetworkCards"][0]["MaximumNetworkInterfaces"] = 4
     enis(told)[1]["Groups"] = "x"
-    _, plan = look(told, 20)
+    _, plan = look(told, 40)
     made = [a.creation.device_index for a in plan.actions if isinstance(a, AddEni)]
     assert made == [2, 3]
     enis(told).append(interface(2) | {"Groups": "x"})

@@ -111,7 +111,8 @@ class Subnets:
                         unknown.append(unread("subnet", body, str(error)))
                         continue
                     # A subnet's other tags are nothing to us, and may be many.
-                    tags = tuple(t for t in subnet.tags if t in eni.subnet_tags)
+                    asked = (*eni.subnet_tags, *eni.exclude_subnet_tags)
+                    tags = tuple(t for t in subnet.tags if t in asked)
                     found[subnet.subnet_id] = replace(subnet, tags=tags)
             except TooLongError as error:
                 # Those that were listed do; an ENI whose subnet is not among them is unread.
@@ -171,7 +172,8 @@ class Subnets:
 def _asked(pool: Pool, interfaces: Interfaces) -> tuple[object, ...]:
     primary, eni = _primary(interfaces), pool.document.eni
     vpc = primary.vpc_id if primary else ""
-    return (_subnet_ids(interfaces), vpc, eni.subnets, eni.subnet_tags, pool.prefixes)
+    tags = eni.subnet_tags, eni.exclude_subnet_tags
+    return (_subnet_ids(interfaces), vpc, eni.subnets, tags, eni.subnet_order, pool.prefixes)
 
 
 def _primary(interfaces: Interfaces) -> Listed | None:
@@ -201,6 +203,9 @@ def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described 
     name = primary.eni.subnet_id
     if _subnet_ids(interfaces) != {name}:
         return None
+    eni = pool.document.eni
+    if eni.exclude_subnet_tags or (eni.subnet_order == "most-free" and len(eni.subnets) > 1):
+        return None  # only EC2 tells what a subnet is tagged with, and how much room it has
     if (pool.document.eni.subnets or pool.document.eni.subnet_tags) and len(interfaces) > 1:
         return None  # whether the others are where they should be, only EC2 tells
     free = cidr.num_addresses - RESERVED_LOW - 1

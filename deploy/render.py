@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 CHART = HERE / "chart/node-network"
 DOCUMENT_SCHEMA = HERE.parent / "schemas/node-network.schema.json"
 
-ORDER = ("serviceaccount", "configmap", "rights", "daemonset")
+ORDER = ("serviceaccount", "configmap", "rights", "daemonset", "podmonitor")
 """Templates in the order in which Helm installs their kinds."""
 
 HEAD = "# Made by deploy/render.py from deploy/chart/node-network; edit that.\n"
@@ -238,11 +238,13 @@ def without_lookahead(schema: Any) -> Any:
 def derived() -> dict[Path, str]:
     """Return what is made from the chart, by file."""
     manifests = HEAD + render()
+    told = {"metrics": {"enabled": True, "podMonitor": {"enabled": True}}}
     report = {"document": {"kubernetes": {"report": True, "startupTaint": "any"}}}
     return {
         HERE / "daemonset.yaml": manifests,
         HERE / "kustomize/base/node-network.yaml": manifests,
         HERE / "kustomize/report/rights.yaml": HEAD + render(report, templates=("rights",)),
+        HERE / "kustomize/metrics/podmonitor.yaml": HEAD + render(told, templates=("podmonitor",)),
         CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
     }
 

@@ -14,7 +14,7 @@ from reconciler.cli.host import host_options, lock_records
 from reconciler.cli.options import config_option, fail, keep_option, setting
 from reconciler.daemon import telemetry
 from reconciler.daemon.agent import Agent
-from reconciler.daemon.health import HealthServer
+from reconciler.daemon.health import METRICS, HealthServer
 from reconciler.daemon.server import Server
 from reconciler.errors import ReconcilerError
 from reconciler.node.environment import Environment, apart
@@ -30,6 +30,11 @@ from schemas.load import DocumentError
     about="Serve /livez, /readyz and /metrics on host:port; also [::1]:port, or :port for every "
     "address. Default: disabled.",
 )
+@setting(
+    "--metrics-listen",
+    about="Serve /metrics, and nothing else, on host:port as well: for Prometheus on other nodes. "
+    "Default: disabled.",
+)
 @click.option(
     "--events/--no-events",
     default=True,
@@ -44,6 +49,7 @@ def run(
     environment: Environment,
     keep_dir: str,
     listen: str,
+    metrics_listen: str,
     *,
     events: bool,
     verbose: bool,
@@ -56,7 +62,9 @@ def run(
         agent = Agent(config, state, environment, keep_dir=keep, events=events)
         door = Server(state.socket, agent)
         agent.upkeep.properties.extend([namespace, door])
-        servers = (door, *((HealthServer(listen, agent),) if listen else ()))
+        servers: list[Server | HealthServer] = [door]
+        servers += [HealthServer(listen, agent)] if listen else []
+        servers += [HealthServer(metrics_listen, agent, METRICS)] if metrics_listen else []
         threading.excepthook = agent.parts.duties.note_end
         _stop_when_told(agent)
         for server in servers:

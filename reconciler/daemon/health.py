@@ -8,6 +8,7 @@ reaches the address may ask; ``listener`` limits what that costs.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from reconciler.daemon import telemetry
@@ -16,6 +17,9 @@ from reconciler.daemon.listener import Bounds, Listener
 from reconciler.errors import StateError
 
 TEXT = "text/plain; charset=utf-8"
+
+METRICS = ("/metrics",)
+PATHS = ("/livez", "/readyz", *METRICS)
 
 BOUNDS = Bounds(connections=16, request_bytes=16384, request_s=5.0, answer_s=5.0, grace_s=0.0)
 """Probes come one at a time, every few seconds, and wait for five at most; their headers are some
@@ -27,48 +31,50 @@ class HealthServer(Listener):
 
     Args:
         listen: ``host:port``; an IPv6 host in brackets, or none for every address of the host.
+        paths: those that are answered; any other is not found.
 
     Raises:
         StateError: nothing can listen there.
     """
 
-    def __init__(self, listen: str, agent: Agent) -> None:
+    def __init__(self, listen: str, agent: Agent, paths: Sequence[str] = PATHS) -> None:
         def is_whole(received: bytearray) -> bool:
             return b"\r\n\r\n" in received or b"\n\n" in received
 
         def take(_: socket.socket, request: bytes) -> bytes:
-            return _answer(request, agent)
+            return _answer(request, agent, paths)
 
         listening = _listen(listen)
         self.port = int(listening.getsockname()[1])
-        super().__init__("health", listening, BOUNDS, is_whole, take, agent.parts.duties)
+        name = "health" if tuple(paths) == PATHS else "metrics"
+        super().__init__(name, listening, BOUNDS, is_whole, take, agent.parts.duties)
 
 
-def _answer(request: bytes, agent: Agent) -> bytes:
+def _answer(request: bytes, agent: Agent, paths: Sequence[str]) -> bytes:
     if len(request) > BOUNDS.request_bytes:
         text = f"a request has at most {BOUNDS.request_bytes} bytes\n"
         return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
     match request.split(b"\n", 1)[0].split():
         case [b"GET", path, version] if version.startswith(b"HTTP/1."):
-            return _answer_get(path.partition(b"?")[0], agent)
+            return _answer_get(path.partition(b"?")[0].decode("latin-1"), agent, paths)
         case [_, _, version] if version.startswith(b"HTTP/1."):
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", "Allow: GET\r\n")
         case _:
             return _response(HTTPStatus.BAD_REQUEST, "this is no HTTP/1 request\n")
 
 
-def _answer_get(path: bytes, agent: Agent) -> bytes:
-    match path:
-        case b"/livez":
+def _answer_get(path: str, agent: Agent, paths: Sequence[str]) -> bytes:
+    match path if path in paths else "":
+        case "/livez":
             watchdog = agent.parts.watchdog
             return _health(str(watchdog.stuck or "ok"), is_well=watchdog.is_alive)
-        case b"/readyz":
+        case "/readyz":
             obstacle = agent.find_obstacle()
             return _health(str(obstacle or "ok"), is_well=obstacle is None)
-        case b"/metrics":
+        case "/metrics":
             return _response(HTTPStatus.OK, telemetry.exposition(), kind=telemetry.CONTENT_TYPE)
         case _:
-            return _response(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n")
+            return _response(HTTPStatus.NOT_FOUND, f"{', '.join(paths)}\n")
 
 
 def _listen(listen: str) -> socket.socket:

@@ -25,7 +25,7 @@ THREADS = {
     "N": "kernel-watch: hears notifications of rtnetlink and nftables",
     "F": "observer and emitters of the watchdog library: notifications of files",
     "S": "the socket: its listener",
-    "H": "health: its listener",
+    "H": "health, and metrics: their listeners",
     "X": "exchange: one question on the socket each",
     "T": "a timer: ends the process that calls EC2",
     "G": "signals: ends the daemon",

@@ -42,6 +42,29 @@ def serving(listen: str, agent: Agent | None = None) -> Iterator[int]:
         made.stop()
 
 
+def test_what_serves_metrics_serves_nothing_else() -> None:
+    made = HealthServer("127.0.0.1:0", Agent(), health.METRICS)  # type: ignore[arg-type]
+    made.start()
+    try:
+        status, text = get(made.port, "/metrics")
+        assert status == 200
+        assert "node_network_" in text
+        for path in (
+            "/livez",
+            "/readyz",
+            "/",
+            "",
+            "/metrics/",
+            "/debug",
+            "/metrics%00",
+            "metrics",
+        ):
+            found, said = get(made.port, path)
+            assert (found, said) == (404, "/metrics\n"), path
+    finally:
+        made.stop()
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
     with serving("127.0.0.1:0") as made:

@@ -53,6 +53,13 @@ CASES: dict[str, dict[str, Any]] = {
     "told": {"document": {"kubernetes": {"report": True}}},
     "taint": {"document": {"kubernetes": {"report": True, "startupTaint": "a/b"}}},
     "not told": {"document": {"kubernetes": {"report": False}}},
+    "metrics": {"metrics": {"enabled": True, "port": 9100}},
+    "scraped": {
+        "metrics": {
+            "enabled": True,
+            "podMonitor": {"enabled": True, "interval": "1m", "labels": {"release": "p"}},
+        }
+    },
     "tag": {"image": {"tag": "v1"}, "tolerations": []},
 }
 
@@ -95,6 +102,9 @@ def test_the_schema_takes_what_is_right(case: str) -> None:
         {"env": [{"name": "NODE_NAME", "value": "x"}]},
         {"listen": {"port": 0}},
         {"maxUnavailable": "0%"},
+        {"metrics": {"port": 0}},
+        {"metrics": {"podMonitor": {"enabled": True}}},
+        {"metrics": {"enabled": True, "podMonitor": {"interval": "soon"}}},
         {"hostFiles": [{"name": "a", "path": "etc", "type": "Directory"}]},
     ],
     ids=json.dumps,
@@ -150,6 +160,31 @@ def test_the_rights_are_those_that_are_asked_for() -> None:
     granted = {f"{v} {r}" for rule in made for r in rule["resources"] for v in rule["verbs"]}
     verbs = "get|list|watch|create|patch|update|delete"
     assert set(re.findall(rf'"((?:{verbs}) [a-z/]+)"', source)) == granted
+
+
+def test_metrics_are_for_other_nodes_only_where_that_is_asked_for() -> None:
+    """And then nothing else is."""
+    for case, made in ((c, manifests(render.render(values))) for c, values in CASES.items()):
+        (container,) = made["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+        told = [a for a in container["args"] if a.startswith("--metrics-listen=")]
+        assert bool(told) == ("ports" in container) == (case in {"metrics", "scraped"})
+        assert ("PodMonitor" in made) == (case == "scraped")
+        if told:
+            (port,) = container["ports"]
+            assert told == [f"--metrics-listen=:{port['containerPort']}"]
+            assert port["hostPort"] == port["containerPort"]
+            assert "--listen=127.0.0.1:61680" in container["args"]
+
+
+def test_a_pod_monitor_finds_the_pods_and_their_port() -> None:
+    made = manifests(render.render(CASES["scraped"]))
+    monitor, template = made["PodMonitor"], made["DaemonSet"]["spec"]["template"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert [endpoint["port"]] == [p["name"] for p in template["spec"]["containers"][0]["ports"]]
+    labels = template["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["metadata"]["namespace"] == "kube-system"
+    assert monitor["metadata"]["labels"]["release"] == "p"
 
 
 Tool = Callable[..., str]
@@ -247,6 +282,21 @@ def test_kustomizes_component_adds_what_the_chart_adds_for_reports(
     wanted = manifests(render.render(CASES["taint"]))
     for kind in ("DaemonSet", "ClusterRole", "ClusterRoleBinding"):
         assert made[kind] == wanted[kind]
+
+
+def test_kustomizes_component_adds_what_the_chart_adds_for_metrics(
+    tool: Tool, tmp_path: Path
+) -> None:
+    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        "resources: [../kustomize/base]\ncomponents: [../kustomize/metrics]\n"
+    )
+    made = manifests(tool("kubectl", "kustomize", str(overlay)))
+    values = {"metrics": {"enabled": True, "podMonitor": {"enabled": True}}}
+    wanted = manifests(render.render(values))
+    assert (made["DaemonSet"], made["PodMonitor"]) == (wanted["DaemonSet"], wanted["PodMonitor"])
 
 
 def test_kustomizes_component_adds_what_the_chart_adds_for_a_take_over(

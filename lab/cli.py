@@ -14,8 +14,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from lab import cli_vpc, lifecycle, netns, pod
 from lab import demo as story
-from lab import lifecycle, netns, pod
 from lab.lifecycle import Lab, LabError
 from lab.topology import INSTANCES, NODES
 
@@ -151,6 +151,10 @@ def delete(name: str, node: str, pod_name: str) -> None:
         pod.delete(Lab(name), node, pod_name)
     except (LabError, pod.PodError, ValueError) as error:
         _fail(str(error))
+
+
+for group in cli_vpc.COMMANDS:
+    lab.add_command(group)
 
 
 @lab.command(context_settings={"ignore_unknown_options": True})

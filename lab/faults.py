@@ -26,6 +26,7 @@ SWITCHES: dict[str, Any] = {
     "emptyImds": False,
     "hostileImds": "",
     "hostileEc2": "",
+    "emptyEc2": [],
 }
 """Every switch with its resting value.
 
@@ -44,6 +45,7 @@ SWITCHES: dict[str, Any] = {
   more of them than anything reads.
 * ``hostileEc2``: DescribeNetworkInterfaces answers "fields" that hold what they cannot; "endless":
   a full page, and always one more; or "flood": a body without an end.
+* ``emptyEc2``: actions that list nothing: those on peerings, route tables and prefix lists.
 """
 
 THROTTLED = "RequestLimitExceeded"

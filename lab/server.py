@@ -35,6 +35,7 @@ from lab.topology import (
     Names,
     Subnet,
 )
+from lab.vpc import VpcChanges
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -58,6 +59,7 @@ class Lab:
         self.cloud = Cloud(wire=self.fabric, faults=self.faults, region=REGION)
         self.instances: dict[str, str] = {}
         self._occupants: set[str] = set()
+        self._vpc: VpcChanges | None = None
 
     def build(self) -> None:
         """Make the VPC, its subnets and instances."""
@@ -71,6 +73,7 @@ class Lab:
         )
         first, *more = map(str, VPC_CIDRS)
         vpc = ec2.create_vpc(CidrBlock=first, AmazonProvidedIpv6CidrBlock=True)["Vpc"]["VpcId"]
+        self._vpc = VpcChanges(self.cloud, vpc)
         for cidr in more:
             ec2.associate_vpc_cidr_block(VpcId=vpc, CidrBlock=cidr)
         (block,) = self.cloud.ipv6_blocks(vpc)
@@ -105,7 +108,7 @@ class Lab:
             )
         self.faults.reset_calls()
 
-    def answer(  # noqa: C901 - a case for each request
+    def answer(  # noqa: C901, PLR0912 - a case for each request
         self, question: dict[str, Any]
     ) -> dict[str, Any]:
         """Do what the control socket asks.
@@ -134,6 +137,9 @@ class Lab:
                 return self._calls(reset=bool(question.get("reset")))
             case "callers":
                 return {"callers": self.faults.callers()}
+            case "vpc":
+                assert self._vpc is not None
+                return {"id": self._vpc.change(question["what"], **question["given"])}
             case "terminate":
                 self._terminate(question["node"])
                 return {}

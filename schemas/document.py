@@ -17,13 +17,16 @@ from schemas.override import Override, patch_schema
 from schemas.pool import Eni, InstanceTypes, WarmPool
 from schemas.value import (
     MIN_MTU,
+    SOURCES,
     Cidr,
     ClusterName,
+    Destination,
     Duration,
     EgressFamilies,
     Families,
     MarkMask,
     Model,
+    Network,
     PodMtu,
     TaintKey,
     VethPrefix,
@@ -36,7 +39,17 @@ pods that start meanwhile wait for it."""
 MAX_RESERVED = 256
 """Networks in ``reservedAddresses``: each address that is held is looked up in all of them."""
 
-SomeCidrs = Annotated[tuple[Cidr, ...], Field(min_length=1, max_length=MAX_CIDRS)]
+MAX_PREFIX_LISTS = 20
+"""Prefix lists in one list of destinations: each takes EC2 calls of its own."""
+
+MANY = Field(max_length=MAX_CIDRS)
+SOME = Field(min_length=1, max_length=MAX_CIDRS)
+
+_SOURCES = (
+    "Beside CIDRs, sources that the node derives from its VPC: "
+    + "; ".join(f"{name}, {about}" for name, about in SOURCES.items())
+    + "; pl-..., the entries of a prefix list."
+)
 
 
 class Snat(Model):
@@ -47,20 +60,21 @@ class Snat(Model):
         description="node: packets that leave the VPC carry the node's primary address. "
         "external: they carry the pod's own address, and a NAT gateway or router translates it.",
     )
-    exclude_cidrs: Annotated[tuple[Cidr, ...], Field(max_length=MAX_CIDRS)] = Field(
+    exclude_cidrs: Annotated[tuple[Destination, ...], MANY] = Field(
         default=(),
         alias="excludeCIDRs",
         description="Destinations outside the VPC that see pod addresses: peered VPCs, "
         "on-premises networks. The VPC's own CIDRs are always excluded from SNAT. Overlapping and "
         "adjacent entries are merged; a bare address means that address alone, and host bits are "
-        "cleared.",
+        f"cleared. {_SOURCES} What a source no longer has is taken out when two observations of "
+        "EC2 agree, at least 10s apart.",
     )
-    only_cidrs: SomeCidrs | None = Field(
+    only_cidrs: Annotated[tuple[Destination, ...], SOME] | None = Field(
         default=None,
         alias="onlyCIDRs",
         description="The only destinations that see the node's address; all others see the pod's. "
-        "excludeCIDRs and the VPC's CIDRs still see the pod's. Default: every destination outside "
-        "the VPC.",
+        "excludeCIDRs and the VPC's CIDRs still see the pod's. The same sources may be named. "
+        "Default: every destination outside the VPC.",
     )
     ports: Literal["fully-random", "random", "sequential"] = Field(
         default="fully-random",
@@ -70,9 +84,13 @@ class Snat(Model):
     )
 
     def _faults(self) -> Iterator[str]:
+        lists = (("excludeCIDRs", self.exclude_cidrs), ("onlyCIDRs", self.only_cidrs or ()))
+        for key, given in lists:
+            if len({d for d in given if isinstance(d, str)} - SOURCES.keys()) > MAX_PREFIX_LISTS:
+                yield f"{key}: more than {MAX_PREFIX_LISTS} prefix lists; put them into one"
         if self.mode == "node":
             return
-        for key, given in (("excludeCIDRs", self.exclude_cidrs), ("onlyCIDRs", self.only_cidrs)):
+        for key, given in lists:
             if given:
                 yield (
                     f"{key}: has no effect in mode external, where nothing is translated; "
@@ -306,16 +324,18 @@ class NodeNetwork(Model):
                     "reach it by their own addresses; remove it here or there"
                 )
         versions = {4 if family == "ipv4" else 6 for family in self.families}
-        lists = {
+        lists: dict[str, tuple[Network | str, ...]] = {
             "snat.excludeCIDRs": self.snat.exclude_cidrs,
             "snat.onlyCIDRs": self.snat.only_cidrs or (),
             "routing.externalServiceCIDRs": self.routing.external_service_cidrs,
         }
         for name, cidrs in lists.items():
             for position, cidr in enumerate(cidrs):
-                if cidr.version not in versions:
+                # IPv6 is never translated, so sources stand for IPv4 alone.
+                version, verb = (4, "means") if isinstance(cidr, str) else (cidr.version, "is")
+                if version not in versions:
                     yield (
-                        f"{name}[{position}]: {cidr} is IPv{cidr.version}, but families "
+                        f"{name}[{position}]: {cidr} {verb} IPv{version}, but families "
                         "has none of that version; remove it"
                     )
 

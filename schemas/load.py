@@ -151,6 +151,8 @@ def _parse(text: str, source: str) -> yaml.Node:
     except yaml.MarkedYAMLError as error:
         hint = _QUOTES if error.context == "while scanning an alias" else ""
         message = f"not YAML: {error.problem or error.context}{hint}"
+        if "'@'" in message:
+            message += '; put it in quotes, as "@peering"'
         if "'\\t'" in message:
             message = "not YAML: a tab; indent with spaces"
         raise _refused(source, error.problem_mark or error.context_mark, message) from error

@@ -20,6 +20,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainSerializer,
+    PlainValidator,
     SerializerFunctionWrapHandler,
     StrictInt,
     WithJsonSchema,
@@ -64,6 +65,17 @@ and --iptables-drop-bit, containernetworking/plugins portmap "markMasqBit"."""
 
 RESERVED_TAGS = ("node-network/", "node.k8s.amazonaws.com/", "cluster.k8s.amazonaws.com/")
 """Prefixes of tags that say who owns an ENI; the document may not set them."""
+
+SOURCES = {
+    "@peering": "the CIDR blocks of VPCs that are peered with this one",
+    "@routes": "what the subnets' route tables send to a peering, a transit gateway, a Cloud WAN "
+    "core network, a virtual private or local gateway, or another ENI",
+    "@transit": "of that, what goes to a transit gateway or a core network",
+    "@onprem": "of that, what goes to a virtual private or local gateway",
+}
+"""What may stand in place of a CIDR, and is derived from the VPC."""
+
+_PREFIX_LIST = re.compile(r"pl-[0-9a-f]{8,17}")
 
 Network = IPv4Network | IPv6Network
 Pairs = tuple[tuple[str, str], ...]
@@ -113,6 +125,20 @@ def parse_cidr(value: object) -> Network:
     except ValueError:
         pass
     raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16")
+
+
+def parse_destination(value: object) -> Network | str:
+    """Read a CIDR or the name of a source.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, str) or not value.startswith(("@", "pl-")):
+        return parse_cidr(value)
+    if value in SOURCES or _PREFIX_LIST.fullmatch(value):
+        return value
+    words = ", ".join(SOURCES)
+    raise ValueError(f"{value!r} is no source; write {words}, or a prefix list as pl-0a1b2c3d")
 
 
 def parse_mark_mask(value: object) -> int:
@@ -246,6 +272,19 @@ Cidr = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": f"^{_CIDR.pattern}$"}),
 ]
+Destination = Annotated[
+    IPv4Network | IPv6Network | str,
+    PlainValidator(parse_destination),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"^({_CIDR.pattern}|{'|'.join(SOURCES)}|{_PREFIX_LIST.pattern})$",
+        }
+    ),
+]
+"""A CIDR, or the name of a source: one of ``SOURCES``, or a prefix list's id."""
+
 Tags = Annotated[
     Pairs,
     BeforeValidator(parse_tags),

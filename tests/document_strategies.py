@@ -68,6 +68,7 @@ plugins = st.builds(
         optional={"capabilities": st.dictionaries(text, st.booleans(), max_size=2)},
     ),
 )
+sources = st.sampled_from(["@peering", "@routes", "@transit", "@onprem", "pl-0a1b2c3d"])
 trees = parts(
     cluster=st.text("aZ-0", max_size=5),
     kubernetes=parts(
@@ -88,8 +89,8 @@ trees = parts(
     ),
     snat=parts(
         mode=st.sampled_from(["node", "external"]),
-        excludeCIDRs=st.lists(networks, max_size=4),
-        onlyCIDRs=st.none() | st.lists(networks, min_size=1, max_size=4),
+        excludeCIDRs=st.lists(networks | sources, max_size=4),
+        onlyCIDRs=st.none() | st.lists(networks | sources, min_size=1, max_size=4),
         ports=st.sampled_from(["fully-random", "random", "sequential"]),
     ),
     routing=parts(

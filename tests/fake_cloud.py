@@ -14,6 +14,9 @@ from fakes import CrashError, RefusedError
 
 from reconciler.core.datapath import host_network
 from reconciler.core.facts import Eni, Node
+from reconciler.egress.observation import Question
+from reconciler.egress.source import Failure as NoAnswer
+from reconciler.egress.source import Look
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.budget import Failure, classify
 from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, Subnet, Unread, free_blocks
@@ -35,6 +38,23 @@ from reconciler.ipam.ec2_action import (
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.sources import TRUST_S, Answer, is_behind, overlay
 from reconciler.targets.ec2.calls import CallFailure
+
+
+class FakeSources:
+    """What sources stand for, by name; a name that is not there is answered with a failure."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Look | NoAnswer] = {}
+        self.asked: list[Question] = []
+
+    @property
+    def calls(self) -> Counter[str]:
+        return Counter({"DescribeVpcPeeringConnections": 2 * len(self.asked)})
+
+    def look(self, question: Question) -> dict[str, Look | NoAnswer]:
+        self.asked.append(question)
+        denied = NoAnswer("DescribeVpcPeeringConnections", "UnauthorizedOperation", "no")
+        return {name: self.answers.get(name, denied) for name in question.names}
 
 
 class FakeEc2:
@@ -67,6 +87,7 @@ class FakeEc2:
         self.unreadable: set[str] = set()
         self.knows_type = True
         self.calls: Counter[str] = Counter()
+        self.sources = FakeSources()
         self.log: list[str] = []
         self._cidr = self.cidr = cidr
         self._taken = set(taken)
@@ -98,6 +119,7 @@ class FakeEc2:
             len(self._free()),
             blocks if pool and pool.prefixes else None,
             families=self.families,
+            vpc_id="vpc-1",
         )
         self._last_look = Cloud(
             tuple(seen),

@@ -38,6 +38,7 @@ from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftT
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
+from reconciler.egress.destinations import NO_EGRESS, Egress
 from reconciler.engine.converge import Observed
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, NamespaceError
@@ -377,6 +378,7 @@ class FakeState:
         )
         self._records = {(r.kind, r.key): r for r in everything}
         self._look: Any = None
+        self._egress = NO_EGRESS
         self._unwritten: dict[Any, Any] = {}
         self.crash_in: int | None = None
 
@@ -436,6 +438,12 @@ class FakeState:
 
     def remember(self, node: Node, cloud: Cloud) -> None:
         self._look = (node, cloud)
+
+    def recall_egress(self) -> Egress:
+        return self._egress
+
+    def remember_egress(self, egress: Egress) -> None:
+        self._egress = egress
 
     def record(self, creation: Creation) -> None:
         self._records[creation.kind, creation.key] = creation

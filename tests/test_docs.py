@@ -19,7 +19,7 @@ from reconciler.engine.converge import Domain, converge, dry_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
-ROOMS = "engine|core|ipam|domains|diagnostics|targets|migration|node|daemon|cli|cni|schemas"
+ROOMS = "engine|core|ipam|egress|domains|diagnostics|targets|migration|node|daemon|cli|cni|schemas"
 DOTTED = re.compile(rf"`((?:{ROOMS})(?:\.[A-Za-z_]\w*){{2,}})(?:\(\))?`")
 FILES = re.compile(r"`([\w/]+/\w+\.py)`")
 CREATED = {

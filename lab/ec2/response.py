@@ -43,6 +43,14 @@ ADDRESS_PARAMETERS = (
 """What asks for addresses, when an ENI is made and later."""
 
 
+PEERING_FILTERS = {
+    "requester-vpc-info.vpc-id": ("RequesterVpcInfo", "VpcId"),
+    "accepter-vpc-info.vpc-id": ("AccepterVpcInfo", "VpcId"),
+    "status-code": ("Status", "Code"),
+}
+"""Where a peering has what a filter asks for."""
+
+
 class LostAnswerError(Exception):
     """The call had its effect; the connection must drop instead of answering."""
 
@@ -136,6 +144,44 @@ class Response(EC2Response):  # type: ignore[misc]
         )
         page, token = self._page(found)
         return ActionResult({"InstanceTypes": page} | token)
+
+    def describe_vpc_peering_connections(self) -> ActionResult:
+        """With filters and pages, and with the CIDR blocks of both sides as EC2 has them."""
+        found = [_peering(p) for p in self.ec2_backend.describe_vpc_peering_connections()]
+        for wanted in self._get_param("Filters", []):
+            name, values = wanted["Name"], wanted.get("Values", [])
+            if name not in PEERING_FILTERS:
+                raise EC2ClientError("InvalidParameterValue", f"The filter '{name}' is invalid")
+            outer, inner = PEERING_FILTERS[name]
+            found = [p for p in found if p[outer][inner] in values]
+        return self._listed("VpcPeeringConnections", found)
+
+    def describe_route_tables(self) -> ActionResult:
+        """As moto does, with pages."""
+        ids = self._get_param("RouteTableIds", [])
+        filters = self._filters_from_querystring()
+        return self._listed("RouteTables", self.ec2_backend.describe_route_tables(ids, filters))
+
+    def describe_managed_prefix_lists(self) -> ActionResult:
+        """As moto does, with pages."""
+        found = self.ec2_backend.describe_managed_prefix_lists(
+            self._get_param("PrefixListIds", []), self._filters_from_querystring()
+        )
+        return self._listed("PrefixLists", found)
+
+    def get_managed_prefix_list_entries(self) -> ActionResult:
+        """Of a version, with pages."""
+        known = self.ec2_backend.get_managed_prefix_list_entries(self._get_param("PrefixListId"))
+        if known is None:
+            raise EC2ClientError("InvalidPrefixListID.NotFound", "The prefix list does not exist")
+        version = self._get_int_param("TargetVersion", None) or known.version or 1
+        return self._listed("Entries", known.entries.get(version, []))
+
+    def _listed(self, key: str, items: list[Any]) -> ActionResult:
+        """Return a page of a list, or of nothing if the lab says so."""
+        is_empty = self._get_action() in self.cloud.faults.get("emptyEc2")
+        page, token = self._page([] if is_empty else items)
+        return ActionResult({key: page} | token)
 
     def _page(self, items: list[Any]) -> tuple[list[Any], dict[str, str]]:
         size = min(int(self._get_param("MaxResults") or MAX_PAGE), MAX_PAGE)
@@ -357,6 +403,27 @@ class Response(EC2Response):  # type: ignore[misc]
 def _caller() -> str:
     """Return the address that a call comes from; empty if it comes by no connection."""
     return (flask.request.remote_addr or "") if flask.has_request_context() else ""
+
+
+def _peering(peering: Any) -> dict[str, Any]:
+    """Return a peering in the words of DescribeVpcPeeringConnections."""
+    sides = {"RequesterVpcInfo": peering.vpc, "AccepterVpcInfo": peering.peer_vpc}
+    return {
+        "VpcPeeringConnectionId": peering.id,
+        "Status": {"Code": peering._status.code, "Message": peering._status.message},
+        "Tags": [{"Key": t["key"], "Value": t["value"]} for t in peering.get_tags()],
+        **{
+            key: {
+                "OwnerId": vpc.owner_id,
+                "VpcId": vpc.id,
+                "CidrBlock": vpc.cidr_block,
+                "CidrBlockSet": [
+                    {"CidrBlock": a["cidr_block"]} for a in vpc.get_cidr_block_association_set()
+                ],
+            }
+            for key, vpc in sides.items()
+        },
+    }
 
 
 def describe(view: EniView) -> dict[str, Any]:

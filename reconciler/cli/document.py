@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from reconciler.cli import options
 from reconciler.domains import conflist
+from reconciler.egress.destinations import NO_EGRESS, find_warnings
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.pool import overcommitted
 from schemas.check import resolve
@@ -20,7 +22,8 @@ from schemas.load import DocumentError, Problem, dump
 def validate(file: Path, output: str) -> None:
     """Check a document without touching anything.
 
-    maxPods is compared with the limits of each instance type in instanceTypes.
+    maxPods is compared with the limits of each instance type in instanceTypes. A warning says
+    where more is excluded from SNAT than anybody means, and changes no exit status.
 
     Exit status: 0 valid, 2 not.
     """
@@ -32,7 +35,17 @@ def validate(file: Path, output: str) -> None:
             problems.append(Problem(str(file), 0, 0, "maxPods", told))
     if problems:
         options.refuse(DocumentError(problems), output)
-    click.echo('{"errors": []}' if output == "json" else f"{file}: valid")
+    services = document.routing.external_service_cidrs
+    warnings = find_warnings(document.snat, NO_EGRESS, (), services)
+    if output == "json":
+        body: dict[str, list[str]] = {"errors": []}
+        if warnings:
+            body["warnings"] = [str(w) for w in warnings]
+        click.echo(json.dumps(body))
+        return
+    for warning in warnings:
+        click.echo(f"{file}: warning: {warning}", err=True)
+    click.echo(f"{file}: valid")
 
 
 @click.command()

@@ -11,6 +11,7 @@ import click
 from reconciler.cli import report
 from reconciler.cli.host import host_options, lock_records, open_records
 from reconciler.cli.options import (
+    Address,
     advice,
     apart_option,
     config_option,
@@ -20,7 +21,8 @@ from reconciler.cli.options import (
     show_tracebacks,
     state_option,
 )
-from reconciler.diagnostics.explain import explain_pool
+from reconciler.core.datapath import IpAddress
+from reconciler.diagnostics.explain import explain_address, explain_pool
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ReconcilerError
 from reconciler.ipam.cloud import CLUSTER_TAG
@@ -170,6 +172,24 @@ def pool(config: Path, state_dir: Path) -> None:
     lines = explain_pool(outcome.desired, find_pool_status(outcome.desired, outcome.observed))
     lines += [f"! {refusal}" for refusal in outcome.remaining.refusals]
     click.echo("\n".join(lines))
+
+
+@explain.command()
+@click.argument("destination", type=Address())
+@config_option
+@state_option
+def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
+    """Say whose address DESTINATION sees of a pod's packets, and why.
+
+    By what was last known of the sources that snat names; EC2 is not asked, and no pod is needed.
+    """
+    document = read_document(config)
+    known = LocalNode(open_records(state_dir)).known
+    try:
+        facts, snat = known.identity(), known.resolve(document).snat
+    except ReconcilerError as error:
+        fail(error)
+    click.echo("\n".join(explain_address(snat, known.egress, facts, destination, time.time())))
 
 
 @click.command()

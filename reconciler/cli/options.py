@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from cni.protocol import DEFAULT_STATE_DIR
+from reconciler.core.datapath import IpAddress
 from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError
 from schemas.document import NodeNetwork
@@ -22,6 +24,28 @@ NEEDS = "run as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
 
 PATH = click.Path(path_type=Path, readable=False)
 """What cannot be read is said by whoever reads it, with what to do; click calls it wrong usage."""
+
+
+class Address(click.ParamType[IpAddress]):
+    """An IP address of one host. Names are not resolved: a name may have several addresses."""
+
+    name = "ADDRESS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IpAddress:
+        try:
+            address = ip_address(value)
+        except ValueError:
+            self.fail(f"{value!r} is no IP address", param, ctx)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        address = mapped or address
+        if address.is_multicast or address.is_unspecified or address.is_loopback:
+            self.fail(f"{address} is no address of another host", param, ctx)
+        if int(address) == 2**32 - 1:
+            self.fail(f"{address} is everybody's address on a link", param, ctx)
+        return address
+
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -64,6 +64,10 @@ def _lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         more = prefixes + ("" if e["owned"] else ", foreign")
         where = f"{e['id']} device {e['device']}, {e['status']}"
         yield "eni", f"{where}, {e['addresses']} addresses{more}"
+    for s in body["sources"]:
+        age = "never" if s["ageSeconds"] is None else f"{s['ageSeconds']} s ago"
+        failed = f"; since then {s['failure']}" if s["failure"] else ""
+        yield "source", f"{s['name']}: {s['entries']} CIDRs, as EC2 told {age}{failed}"
     for a in body["attachments"]:
         yield "attachment", f"{' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
     if body["cooling"]:

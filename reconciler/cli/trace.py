@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +20,12 @@ from reconciler.node.passes import LocalNode
 from reconciler.node.views import Traced, follow
 from reconciler.targets.services import Services
 
-
-class _Address(click.ParamType[IpAddress]):
-    """An IP address of one host. Names are not resolved: a name may have several addresses."""
-
-    name = "ADDRESS"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IpAddress:
-        try:
-            address = ip_address(value)
-        except ValueError:
-            self.fail(f"{value!r} is no IP address", param, ctx)
-        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-        address = mapped or address
-        if address.is_multicast or address.is_unspecified or address.is_loopback:
-            self.fail(f"{address} is no address of another host", param, ctx)
-        if int(address) == 2**32 - 1:
-            self.fail(f"{address} is everybody's address on a link", param, ctx)
-        return address
-
-
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 @click.command()
 @click.argument("pod")
-@click.argument("peer", type=_Address(), metavar="DESTINATION")
+@click.argument("peer", type=options.Address(), metavar="DESTINATION")
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -57,13 +34,13 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="tcp", show_default=True)
 @click.option(
     "--endpoint",
-    type=_Address(),
+    type=options.Address(),
     help="The endpoint that the service is translated to. Default: trace all.",
 )
 @click.option("--inbound", is_flag=True, help="The destination opens the connection to the pod.")
 @click.option(
     "--at",
-    type=_Address(),
+    type=options.Address(),
     help="With --inbound: the node's address that it connects to (NodePort, hostPort).",
 )
 @options.config_option

@@ -18,7 +18,8 @@ from reconciler.daemon.cluster import Api, Reporter
 from reconciler.daemon.kernel_loop import KernelLoop
 from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
-from reconciler.daemon.status import describe, find_obstacle
+from reconciler.daemon.source_loop import SourceLoop
+from reconciler.daemon.status import describe, describe_sources, find_obstacle
 from reconciler.daemon.triggers import FileWatch, KernelWatch
 from reconciler.errors import Issue, LockedError, ReconcilerError, boundary
 from reconciler.node.environment import Environment, State
@@ -71,7 +72,8 @@ class Agent:
         self.upkeep = Upkeep(parts.duties, self._step_back)
         self.upkeep.properties.append(state)
         self.pool = PoolLoop(parts)
-        self.kernel = KernelLoop(parts, self.pool, self.upkeep)
+        self.sources = SourceLoop(parts)
+        self.kernel = KernelLoop(parts, self.pool, self.upkeep, self.sources.hints)
         self.reporter = Reporter(parts, self.kernel, api or ApiServer())
         self._displaced: LockedError | None = None
         reading = parts.document.reader.hints
@@ -105,6 +107,7 @@ class Agent:
         self._start("cooldowns", "the cooldowns' loop", self._end_cooldowns)
         parts.node.environment.surroundings.latest.apart = True
         self._start("others", "the loop of looks at other owners", self._look_at_others)
+        self._start("sources", "the loop of sources", self.sources.turn)
         self._start("cluster", "the loop that tells the cluster", self.reporter.turn)
         where = {"document": parts.document.path, "state": parts.node.state.root}
         log.info("started", extra=where)
@@ -113,6 +116,7 @@ class Agent:
         finally:
             parts.stopping.set()
             parts.pool_hints.mark("stop")
+            self.sources.hints.mark("stop")
             parts.document.reader.hints.mark("stop")
             parts.node.cooldowns.stop()
             parts.node.environment.surroundings.latest.stop()
@@ -150,6 +154,7 @@ class Agent:
             parts.node.pool.ec2_calls,
             is_pending=parts.node.pool.schedule.is_pending,
         )
+        status["sources"] = describe_sources(parts.node.known.egress, parts.node.environment.now())
         for state, count in status["pool"].items():
             telemetry.ADDRESSES.labels(state).set(count)
         return status | {"metrics": telemetry.exposition()}

@@ -19,6 +19,7 @@ from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
 from reconciler.daemon.schedule import Links, Schedule
 from reconciler.daemon.status import Progress
+from reconciler.daemon.triggers import Triggers
 from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 from reconciler.node.pass_result import PassResult
@@ -37,8 +38,11 @@ ANSWER_S = 0.001
 class KernelLoop:
     """Runs the passes over the kernel."""
 
-    def __init__(self, parts: Parts, pool: PoolLoop, upkeep: Upkeep) -> None:
+    def __init__(
+        self, parts: Parts, pool: PoolLoop, upkeep: Upkeep, source_hints: Triggers
+    ) -> None:
         self._parts, self._pool, self._upkeep = parts, pool, upkeep
+        self._source_hints = source_hints
         self.progress = Progress()
         self._schedule = Schedule()
         self._hints = frozenset({"start"})
@@ -108,6 +112,7 @@ class KernelLoop:
             return False
         self._parts.drift.clear()
         self._parts.pool_hints.mark("look")
+        self._source_hints.mark("document")
         return True
 
     # -- some pods ------------------------------------------------------------------------

@@ -25,7 +25,7 @@ kernel without end take a fifth of a core at most."""
 CAN_WAIT = {"kernel", "pool", "cooldown", "files", "others"}
 """Hints whose full pass pods may put off."""
 
-LIGHT = CAN_WAIT | {"intent"}
+LIGHT = CAN_WAIT | {"intent", "sources"}
 """Hints for which no pod's namespace needs a look, unless something of the pod is new: changes in
 there notify no process outside."""
 

@@ -292,7 +292,7 @@ def answer(agent: Agent, question: Question) -> Reply:
         case "status":
             return _within({"ok": True, "status": agent.status()})
         case "retry":
-            for hints in (parts.hints, parts.pool_hints):
+            for hints in (parts.hints, parts.pool_hints, agent.sources.hints):
                 hints.mark("retry")
             return {"ok": True}
         case other:

@@ -10,6 +10,7 @@ from typing import Any
 from reconciler.core.datapath import IpNetwork
 from reconciler.daemon.document import Accepted
 from reconciler.daemon.duty import Condition
+from reconciler.egress.destinations import Egress
 from reconciler.errors import FOREIGN_TEXT, Issue
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool import Demand
@@ -19,6 +20,8 @@ from reconciler.node.pass_result import PassResult
 PATIENCE_S = 30.0
 """Seconds for which passes must fail before STATUS says so: a node that flaps to NotReady has its
 pods taken out of every Service, though they run as before."""
+
+MOST_SHOWN = 50  # entries of one source in the status
 
 HOST_WIDE = ("sysctl", "rule", "nat")
 """Domains without whose objects no pod reaches what is beyond the node, running ones included."""
@@ -148,6 +151,27 @@ def describe(
         "cooling": [str(c.address) for c in records.cooling],
         "ec2Calls": dict(ec2_calls),
     }
+
+
+def describe_sources(egress: Egress, now: float) -> list[dict[str, Any]]:
+    """Describe what the document's sources stand for, how old that is, and what is wrong.
+
+    ``now``: seconds since the epoch.
+    """
+    return [
+        {
+            "name": s.name,
+            "lookedAt": s.looked_at,
+            "ageSeconds": None if s.looked_at is None else round(max(now - s.looked_at, 0.0)),
+            "failure": s.failure.code if s.failure else None,
+            "entries": len(s.entries),
+            "shown": [
+                {"cidr": str(e.network), "via": e.via, "label": e.label, "missedAt": e.missed_at}
+                for e in s.entries[:MOST_SHOWN]
+            ],
+        }
+        for s in egress.sources
+    ]
 
 
 def count_addresses(

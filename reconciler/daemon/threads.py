@@ -20,6 +20,7 @@ THREADS = {
     "W": "watches: keeps the watches, looks whether directory and socket are still our own",
     "C": "cooldowns: ends connections of addresses that cool",
     "O": "others: looks at other owners' rules",
+    "E": "sources: asks EC2 what the document's sources stand for",
     "A": "cluster: tells the API server; nothing waits for it",
     "D": "watchdog: looks at the others",
     "N": "kernel-watch: hears notifications of rtnetlink and nftables",
@@ -56,7 +57,7 @@ class Shared(NamedTuple):
     besides: tuple[str, ...] = ()  # methods that need no lock
 
 
-ALL = "KPRWCOADNSHXG"
+ALL = "KPRWCOEADNSHXG"
 
 ROWS = """\
 # class | lock | threads | fields | held | besides
@@ -66,7 +67,7 @@ daemon.requests.Requests | _changed | KPX | _asked _done _waiting _unplaced _wit
     _published_at _served_at | _verdict _explain _forget_gone
 daemon.requests.PodHints | _lock | KX | _released _differing
 daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
-daemon.triggers.Triggers | _condition | KPRWCONFXG | _marks
+daemon.triggers.Triggers | _condition | KPRWCOENFXG | _marks
 # What loops tell others.
 daemon.document.InForce | whole | KPRXA | accepted | take_first _fall_back _accept
 daemon.document.Reader | whole | RK | _last | look_first look_again
@@ -100,10 +101,13 @@ daemon.parts.Parts | steps | ALL | stopping
 daemon.parts.Upkeep | steps | KW | properties
 # The node.
 node.gathering.Known | whole | PKXA | facts cloud | identify see remember
-node.gathering.Known | whole | PK | _resolved | resolve
+node.gathering.Known | whole | PKE | _resolved | resolve
+daemon.source_loop.SourceLoop | one | E | _hints
+node.gathering.Known | whole | EKPX | egress | learn
 node.gathering.Known | one | P | _remembered
+node.source_pass.SourcePass | one | E | _asked _failures _due_at
 node.pool_pass.PoolPass | steps | PK | binding
-node.pool_pass.PoolPass | once | PX | _controller _ec2 | learn
+node.pool_pass.PoolPass | once | PXE | _controller _ec2 | learn
 node.pool_pass.PoolPass | one | P | _is_deaf demand
 node.pool_schedule.PoolSchedule | whole | PX | left waits_to_shrink | leave postpones_shrinking
 node.pool_schedule.PoolSchedule | one | P | called_at grown_at readings
@@ -123,9 +127,11 @@ node.stock_plugin.StockPlugin | _lock | KP | _look _unseen | _renew
 core.remembered.Remembered | whole | KP | _last | __call__
 targets.netlink.queries.Queries | one | K | _unread_rules
 targets.conntrack.Conntrack | whole | PC | _filters_looks _filters_deletions | _find_busy _end
-targets.ec2.calls.Calls | steps | PX | made
-targets.ec2.calls.Calls | one | P | _failures _successes _buckets
-targets.ec2.caller.Subprocess | _lock | PT | _process _questions _idle | _ask _running _end
+#   of sources another object than of ENIs
+targets.ec2.calls.Calls | steps | PEX | made
+targets.ec2.calls.Calls | one | PE | _failures _successes _buckets
+targets.ec2.sources.VpcSources | one | E | _lists
+targets.ec2.caller.Subprocess | _lock | PET | _process _questions _idle | _ask _running _end
 """
 
 

@@ -66,7 +66,8 @@ class Triggers:
     def mark(self, what: str) -> None:
         """Say that "intent", "kernel", "document", "pool", "look", "files" may have changed.
 
-        "retry": a person asks for what is in backoff. "stop" ends the loop.
+        "sources": what the document's sources stand for has. "retry": a person asks for what is in
+        backoff. "stop" ends the loop.
         """
         with self._condition:
             self._marks[what] = time.monotonic()

@@ -1,10 +1,16 @@
-"""The pool in words: the inequality that decides, with its numbers."""
+"""The pool and the egress in words: what decides, with its numbers."""
 
 from __future__ import annotations
 
+from reconciler.core.datapath import IpAddress, family_of
+from reconciler.core.facts import Node
+from reconciler.core.ranges import find
+from reconciler.egress import destinations
+from reconciler.egress.destinations import Egress
 from reconciler.ipam import shortage
 from reconciler.ipam.pool import capacity
 from reconciler.ipam.pool_status import Pool, PoolStatus
+from schemas.document import Snat
 
 
 def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
@@ -42,6 +48,33 @@ def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
         some = ", ".join(prefixes) or "no prefix yet"
         lines.append(f"ipv6: {some}; a prefix serves any number of pods")
     return [*lines, _verdict(at)]
+
+
+def explain_address(
+    snat: Snat, egress: Egress, node: Node, destination: IpAddress, now: float
+) -> list[str]:
+    """Return whose address a destination sees, why, and how old what is known of sources is.
+
+    ``now``: seconds since the epoch.
+    """
+    family = family_of(destination)
+    ranges = destinations.untranslated(snat, egress, node.vpc_cidrs, family)
+    if find(ranges, destination):
+        why = destinations.why_kept(snat, egress, node.vpc_cidrs, destination)
+        lines = [f"{destination} sees the pod's own address{why}"]
+    else:
+        why = destinations.why_translated(snat, egress, destination)
+        lines = [f"{destination} sees the node's address{why}"]
+    known = egress.by_name
+    for name in destinations.named(snat):
+        source = known.get(name)
+        if source is None or source.looked_at is None:
+            lines.append(f"{name}: not known yet")
+            continue
+        count, age = len(source.entries), max(now - source.looked_at, 0.0)
+        lines.append(f"{name}: {count} CIDRs, as EC2 told {age:.0f} s ago")
+    issues = destinations.find_issues(snat, egress, now)
+    return [*lines, *(f"! {issue}" for issue in issues)]
 
 
 def _verdict(at: PoolStatus) -> str:

@@ -28,6 +28,7 @@ from reconciler.diagnostics.foreign import (
 )
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.snat import untranslated
+from reconciler.egress.destinations import networks
 from reconciler.errors import Issue
 
 BEYOND = IPv4Network("198.51.100.0/24")
@@ -88,7 +89,8 @@ def _kept(inputs: Inputs) -> tuple[IpNetwork, ...]:
     """Return destinations that must see pods' own addresses, by every setting that says so."""
     ranges = untranslated(inputs, FAMILIES["ipv4"])
     beyond = (BEYOND,) if find(ranges, BEYOND.network_address) else ()
-    return (*beyond, *inputs.node.vpc_cidrs, *inputs.document.snat.exclude_cidrs)
+    excluded = networks(inputs.document.snat.exclude_cidrs, inputs.host.egress)
+    return (*beyond, *inputs.node.vpc_cidrs, *excluded)
 
 
 def without(foreign: Foreign, leaving: frozenset[Leftover]) -> Foreign:

@@ -10,6 +10,7 @@ from reconciler.core import datapath
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.facts import NOWHERE, Eni, ForwardChain, Installation, Node
 from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
+from reconciler.egress.destinations import NO_EGRESS, Egress
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import NO_EC2, Ec2Inputs
@@ -62,7 +63,8 @@ class HostState:
     ``occupied``: what the host takes for its own of the addresses that ENIs hold for pods, each
     with where that is said. ``reserved``: what no pod is given either, by the document, as far
     as ENIs hold any of it. ``predecessor``: what the stock plugin has left, and what becomes of
-    it. ``installation``: what of ours belongs there, and where.
+    it. ``installation``: what of ours belongs there, and where. ``egress``: what the document's
+    sources of destinations stand for.
     """
 
     occupied: Mapping[datapath.IpNetwork, str] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class HostState:
     forward: tuple[ForwardChain, ...] = ()
     predecessor: Predecessor = NO_PREDECESSOR
     installation: Installation = NOWHERE
+    egress: Egress = NO_EGRESS
 
     @property
     def withheld(self) -> frozenset[datapath.IpNetwork]:

@@ -8,7 +8,7 @@ kernel lists it, so that observed and desired rules compare as values.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from reconciler.core.datapath import (
@@ -27,7 +27,7 @@ from reconciler.core.remembered import Remembered
 from reconciler.domains import nat_rules as rules
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_rules import chain_of, sets_of, texts
-from reconciler.domains.snat import untranslated
+from reconciler.domains.snat import reasons, untranslated
 from reconciler.engine.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.errors import NotReadyError
 
@@ -135,7 +135,8 @@ class NftSet:
 class NftElement:
     """One element: an address, or a range of them, with its verdict if the set is a map.
 
-    ``goto``: the chain a verdict map sends matching packets to; "" in a plain set.
+    ``goto``: the chain a verdict map sends matching packets to; "" in a plain set. ``why``: which
+    source it comes from, for people.
     """
 
     kind: ClassVar[str] = "nft-element"
@@ -143,6 +144,7 @@ class NftElement:
     first: IpAddress
     last: IpAddress
     goto: str = ""
+    why: str = field(default="", compare=False)
 
     def __hash__(self) -> int:
         # By numbers: an address makes text of itself to compute its hash.
@@ -256,7 +258,19 @@ def _compare(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Pla
         )
         for kind in kinds
     }
+    parts[NftElement.kind] = _with_sources(parts[NftElement.kind])
     return merge(parts)
+
+
+def _with_sources(plan: Plan) -> Plan:
+    """Say of each element that is added which source it comes from, if it does."""
+    actions = (
+        replace(a, reason=f"{a.reason}: {a.object.why}")
+        if isinstance(a, Change) and a.verb is Verb.CREATE and a.object.why
+        else a
+        for a in plan.actions
+    )
+    return replace(plan, actions=tuple(actions))
 
 
 def _shape(obj: NftObject) -> object:
@@ -288,19 +302,23 @@ def _held(inputs: Inputs) -> tuple[IpNetwork, ...]:
 
 
 def _cidrs(inputs: Inputs, family: Family) -> frozenset[NftObject]:
-    cidrs = inputs.document.routing.external_service_cidrs
-    found: frozenset[NftObject] = RANGES[family.name](untranslated(inputs, family), cidrs, family)
+    cidrs, kept = inputs.document.routing.external_service_cidrs, untranslated(inputs, family)
+    why = tuple(reasons(inputs, kept).items())
+    found: frozenset[NftObject] = RANGES[family.name](kept, why, cidrs, family)
     return found
 
 
 def _ranges(
-    kept: tuple[Range, ...], by_main: tuple[IpNetwork, ...], family: Family
+    kept: tuple[Range, ...],
+    why: tuple[tuple[Range, str], ...],
+    by_main: tuple[IpNetwork, ...],
+    family: Family,
 ) -> frozenset[NftObject]:
-    sets = sets_of(family)
+    sets, because = sets_of(family), dict(why)
     mained = coalesce(c for c in by_main if c.version == family.version)
     return frozenset(
-        NftElement(name, first, last)
-        for name, ranges in ((sets.no_snat, kept), (sets.by_main, mained))
+        NftElement(name, first, last, why=said.get((first, last), ""))
+        for name, ranges, said in ((sets.no_snat, kept, because), (sets.by_main, mained, {}))
         for first, last in ranges
     )
 

@@ -22,6 +22,8 @@ from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.domains.inputs import Links
 from reconciler.domains.nat import NftElement, NftObject
+from reconciler.egress.destinations import Egress
+from reconciler.egress.observation import Answers, Question
 from reconciler.engine.converge import Target
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError, Issue
@@ -61,6 +63,8 @@ class State(RecordsTarget, Journal, Protocol):
     def hold(self, attachments: Iterable[Attachment]) -> None: ...
     def recall(self) -> tuple[Node, Cloud] | None: ...
     def remember(self, node: Node, cloud: Cloud) -> None: ...
+    def recall_egress(self) -> Egress: ...
+    def remember_egress(self, egress: Egress) -> None: ...
 
 
 class Metadata(Protocol):
@@ -75,6 +79,14 @@ class Metadata(Protocol):
     def enis(self) -> tuple[tuple[Eni, Subnet], ...]: ...
 
 
+class SourcesTarget(Protocol):
+    """The VPC that the document's sources are derived from; ``calls`` counts by action."""
+
+    @property
+    def calls(self) -> Mapping[str, int]: ...
+    def look(self, question: Question) -> Answers: ...
+
+
 class Ec2Target(Protocol):
     """EC2, of one instance.
 
@@ -85,6 +97,8 @@ class Ec2Target(Protocol):
 
     @property
     def calls(self) -> Mapping[str, int]: ...
+    @property
+    def sources(self) -> SourcesTarget: ...
     @property
     def drain(self) -> Callable[[], tuple[tuple[CallFailure, ...], tuple[str, ...]]]: ...
     def observe(self, desired: Iterable[Pool]) -> Cloud: ...

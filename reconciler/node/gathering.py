@@ -10,6 +10,7 @@ from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.predecessor import OWNER
 from reconciler.domains.inputs import HostState, Inputs, KernelState
+from reconciler.egress.destinations import Egress
 from reconciler.errors import ConflictError, NotReadyError
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
@@ -31,9 +32,9 @@ without a DEL: between the two a runtime may have lost it for good."""
 
 
 class Known:
-    """Who the node is, what EC2 has last shown, and the effective document.
+    """Who the node is, what EC2 has last shown, of sources too, and the effective document.
 
-    Both loops work on it; each value is replaced as a whole. ``state`` remembers it from one
+    The loops work on it; each value is replaced as a whole. ``state`` remembers it from one
     process to the next. None is what has never been answered or observed.
     """
 
@@ -42,6 +43,7 @@ class Known:
         self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
         self.facts: Node | None = self._remembered[0]
         self.cloud: Cloud | None = self._remembered[1]
+        self.egress: Egress = state.recall_egress()
         self._resolved: tuple[NodeNetwork, Node, NodeNetwork] | None = None
 
     def identify(self, facts: Node) -> None:
@@ -53,6 +55,10 @@ class Known:
     def see(self, cloud: Cloud) -> None:
         """Take over an observation of EC2."""
         self.cloud = cloud
+
+    def learn(self, egress: Egress) -> None:
+        """Take over what is known of the document's sources."""
+        self.egress = egress
 
     def remember(self) -> None:
         """Keep what is known for the next process; raises ``StateError`` if that fails."""
@@ -165,6 +171,7 @@ class Gathering:
                 reserved=frozenset(
                     n for n in document.reserved_addresses if any(_overlaps(n, e) for e in enis)
                 ),
+                egress=self._known.egress,
                 predecessor=self._stock.consider(records, enis, asked=asked, now=clock),
             ),
         )

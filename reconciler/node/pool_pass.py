@@ -12,7 +12,7 @@ from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import Cloud, arrived, is_whole, retain
 from reconciler.ipam.pace import is_changing
 from reconciler.ipam.pool import Demand
-from reconciler.node.environment import Ec2Target, Environment, State
+from reconciler.node.environment import Ec2Target, Environment, SourcesTarget, State
 from reconciler.node.gathering import Gathering, Known
 from reconciler.node.pool_controller import Given, PoolController
 from reconciler.node.pool_schedule import PoolSchedule, Sources, Witness
@@ -43,7 +43,12 @@ class PoolPass:
     @property
     def ec2_calls(self) -> Mapping[str, int]:
         """EC2 calls made so far, by action."""
-        return dict(self._ec2.calls) if self._ec2 else {}
+        return {**self._ec2.calls, **self._ec2.sources.calls} if self._ec2 else {}
+
+    @property
+    def sources(self) -> SourcesTarget | None:
+        """The VPC that sources are derived from; None before metadata has answered."""
+        return self._ec2.sources if self._ec2 else None
 
     @property
     def in_transition(self) -> bool:

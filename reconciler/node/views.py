@@ -14,9 +14,10 @@ from reconciler.domains import nat, route, rule
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import dry_run
 from reconciler.engine.converge import Outcome, Outcomes
-from reconciler.errors import Issue, ObserveError
+from reconciler.errors import Issue, ObserveError, ReconcilerError, boundary
 from reconciler.ipam.cloud import Cloud
 from reconciler.node.passes import LocalNode, attachment_domain
+from reconciler.node.source_pass import SourcePass
 from reconciler.node.stock_plugin import domain_for
 from reconciler.node.visits import unread_of, unreadable_pods
 from reconciler.targets.netlink.queries import Queries
@@ -32,6 +33,13 @@ def diff(node: LocalNode, document: NodeNetwork) -> Outcomes:
     outcomes = {"eni": node.pool.run(document, dry=True)}
     if node.known.cloud is None:
         return outcomes  # it says why EC2 could not be read
+    try:
+        with boundary("observe of sources"):
+            sources = SourcePass(node.state, node.environment, node.known, node.pool)
+            sources.run(document, dry=True)
+            outcomes["egress"] = sources.outcome(document)
+    except ReconcilerError as error:
+        outcomes["egress"] = Outcome(errors=(error,))
     node.state.hold(())  # what an earlier observation of this process has found in the kernel
     records = node.state.observe()
     inputs = node.gathering.inputs(document, records, node.known.cloud, rehearsal=True)

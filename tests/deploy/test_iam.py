@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from builders import document
 from deploy.programs import DEPLOY
 
+from deploy.iam_policy import policy
 from lab.ec2.policy import Ask, Context, is_allowed
 from reconciler.ipam.cloud import INSTANCE_TAG, STOCK_INSTANCE_TAG, STOCK_TAGS
 
@@ -98,6 +100,41 @@ def test_addresses_of_the_primary_are_ours_too() -> None:
         "AssignIpv6Addresses",
     ):
         assert allowed(action, {ENI: {}})
+
+
+@pytest.mark.parametrize(
+    ("more", "actions"),
+    [
+        ({}, set()),
+        ({"snat": {"excludeCIDRs": ["@peering"]}}, {"DescribeVpcPeeringConnections"}),
+        (
+            {"snat": {"onlyCIDRs": ["10.0.0.0/8", "@onprem"]}},
+            {
+                "DescribeRouteTables",
+                "DescribeManagedPrefixLists",
+                "GetManagedPrefixListEntries",
+            },
+        ),
+        (
+            {
+                "overrides": [
+                    {"match": {"zone": "a"}, "set": {"snat": {"excludeCIDRs": ["pl-0a1b2c3d"]}}}
+                ]
+            },
+            {"DescribeManagedPrefixLists", "GetManagedPrefixListEntries"},
+        ),
+    ],
+)
+def test_a_document_gets_the_actions_that_its_sources_need_and_no_others(
+    more: dict[str, Any], actions: set[str]
+) -> None:
+    def granted(policy: dict[str, Any]) -> set[str]:
+        return {a for s in policy["Statement"] for a in s["Action"]}
+
+    base = granted({"Statement": statements(ALWAYS)})
+    made = policy(document(**more))
+    assert granted(made) - base == {f"ec2:{a}" for a in actions}
+    assert len(json.dumps(made, separators=(",", ":"))) < 6_144
 
 
 def test_a_policy_fits_into_a_managed_policy() -> None:

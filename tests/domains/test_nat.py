@@ -13,6 +13,8 @@ from builders import attachment, document, eni, inputs
 from reconciler.domains import nat
 from reconciler.domains import rule as rule_domain
 from reconciler.domains.nat import NftChain, NftElement, NftSet
+from reconciler.egress.destinations import Egress
+from reconciler.egress.source import Entry, Source
 from reconciler.ipam.pool_status import Ec2Inputs
 
 
@@ -116,6 +118,21 @@ def test_with_only_cidrs_all_others_see_pods_and_so_does_the_vpc() -> None:
         "100.64.0.0/16",
         "128.0.0.0/1",
     }
+
+
+def test_an_element_that_a_source_brings_says_so_when_it_is_added() -> None:
+    entry = Entry(ip_network("10.100.0.0/16"), "pcx-1", "shared-services")
+    egress = Egress("vpc-1", (Source("@peering", (entry,), 1.0),))
+    before = inputs(1, document=document(snat={"excludeCIDRs": ["10.0.0.0/8"]}))
+    after = inputs(1, document=document(snat={"excludeCIDRs": ["@peering"]}), egress=egress)
+    plan = nat.plan(nat.desire(after), nat.desire(before))
+    assert [f"{a} # {a.reason}" for a in plan.actions] == [
+        "nft add element inet node_network no_snat_ipv4 { 10.0.0.0/16 } # missing",
+        "nft add element inet node_network no_snat_ipv4 { 10.100.0.0/16 }"
+        ' # missing: @peering pcx-1, "shared-services"',
+        "nft delete element inet node_network no_snat_ipv4 { 10.0.0.0/8 } # not desired",
+    ]
+    assert nat.plan(nat.desire(after), nat.desire(after)).actions == ()
 
 
 @pytest.mark.parametrize(

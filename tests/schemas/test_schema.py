@@ -40,6 +40,8 @@ def test_what_the_reconciler_accepts_an_editor_accepts(document: NodeNetwork) ->
         {"snat": {"excludeCIDR": []}},
         {"snat": {"mode": "nobody"}},
         {"snat": {"excludeCIDRs": ["here/there"]}},
+        {"snat": {"excludeCIDRs": ["@peer"]}},
+        {"snat": {"onlyCIDRs": ["pl-x"]}},
         {"warmPool": {"cooldown": "30"}},
         {"warmPool": {"warm": 4}},
         {"warmPool": {"addresses": {"warm": -1}}},

@@ -14,6 +14,9 @@ import pytest
 from builders import SUBNET, eni, mac, node
 
 from reconciler.core.facts import Eni, Node
+from reconciler.core.ranges import coalesce
+from reconciler.egress.destinations import NO_EGRESS, Egress
+from reconciler.egress.source import Entry, Failure, Source
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.targets.state.directory import StateDirectory
 from reconciler.targets.state.observation import MAX_ITEMS, MAX_OBSERVATION_BYTES, ON_DISK
@@ -150,3 +153,46 @@ def test_a_look_with_more_subnets_than_can_be_kept_keeps_the_enis(state: StateDi
     assert read is not None
     assert read[1] == replace(LOOK, subnets={})
     assert read[0].primary_mac == mac(0)
+
+
+KNOWN = Egress(
+    "vpc-1",
+    (
+        Source(
+            "@peering",
+            (Entry(ip_network("10.100.0.0/16"), "pcx-1", "shared", 7.5),),
+            9.0,
+            failure=Failure("DescribeVpcPeeringConnections", "UnauthorizedOperation", "no"),
+        ),
+        Source("pl-0a1b2c3d", (), 9.0, 3),
+    ),
+    (*coalesce([ip_network("10.0.0.0/8")]), *coalesce([ip_network("192.0.2.0/24")])),
+)
+
+
+def test_what_is_known_of_sources_outlives_the_process(state: StateDirectory) -> None:
+    assert state.recall_egress() == NO_EGRESS
+    state.remember_egress(KNOWN)
+    assert StateDirectory(state.root).recall_egress() == KNOWN
+    path = state.root / "sources.json"
+    body = json.loads(path.read_text())
+    body["later"] = body["sources"][0]["later"] = 1
+    path.write_text(json.dumps(body))
+    assert state.recall_egress() == KNOWN, "of a later release"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"version": 1, "sources": 7}',
+        '{"version": 1, "sources": [{"name": "@peering", "entries": [{"network": "x"}]}]}',
+        '{"version": 1, "former": [["10.0.0.0", "here"]]}',
+        f'{{"version": 1, "former": [{", ".join(["0"] * 20_000)}]}}',
+    ],
+    ids=range(6),
+)
+def test_of_damaged_sources_nothing_is_believed(state: StateDirectory, text: str) -> None:
+    (state.root / "sources.json").write_text(text)
+    assert state.recall_egress() == NO_EGRESS

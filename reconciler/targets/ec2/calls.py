@@ -65,14 +65,19 @@ class Calls:
         self._successes.append(action)
         return answer
 
-    def pages(self, method: str, result: str, filters: Filters, *, most: int) -> Iterator[Object]:
+    def pages(
+        self, method: str, result: str, filters: Filters | None = None, *, most: int, **more: Any
+    ) -> Iterator[Object]:
         """Yield what all pages have, one page in memory at a time.
 
-        Raises a TooLongError if there are more than may be, and an Ec2CallError for what it lacks.
+        ``more``: arguments of each call. Raises a TooLongError if there are more than may be, and
+        an Ec2CallError for what it lacks.
         """
         token: dict[str, str] = {}
+        if filters is not None:
+            more["Filters"] = filters
         for _ in range(most // PAGE_SIZE):
-            answer = self(method, MaxResults=PAGE_SIZE, Filters=filters, **token)
+            answer = self(method, MaxResults=PAGE_SIZE, **more, **token)
             with reading(method):
                 yield from entries(answer, result, PAGE_SIZE, required=True)
                 if answer.get("NextToken") in (None, ""):

@@ -107,7 +107,8 @@ class Listed:
 TAG_TEXT = like(rf"(?s).{{0,{MAX_TAG_TEXT}}}")
 
 
-def _tags(body: Object, key: str) -> dict[str, str]:
+def read_tags(body: Object, key: str) -> dict[str, str]:
+    """Read the tags of an object."""
     found = {}
     for entry in entries(body, key, MAX_TAGS):
         texts = (TAG_TEXT.of(entry, part) for part in ("Key", "Value"))
@@ -140,7 +141,7 @@ def decode_interface(
         raise MalformedError("Attachment.InstanceId", attachment.get("InstanceId"), instance_id)
     mac = MAC.of(body, "MacAddress").lower()
     is_primary = bool(here) and mac == primary_mac
-    tags = _tags(body, "TagSet")
+    tags = read_tags(body, "TagSet")
     card = here.get("NetworkCardIndex")
     if card is not None and (card := CARD_INDEX.of(here, "NetworkCardIndex")):
         if is_primary or tags.get(cloud.INSTANCE_TAG) == instance_id:
@@ -264,7 +265,7 @@ def decode_subnet(body: Object) -> Subnet:
         zone=WORD.of(body, "AvailabilityZone"),
         cidr=cidr,
         free=FREE.of(body, "AvailableIpAddressCount"),
-        tags=tuple(sorted(_tags(body, "Tags").items())),
+        tags=tuple(sorted(read_tags(body, "Tags").items())),
         families=families,
         vpc_id=ID.of(body, "VpcId"),
     )

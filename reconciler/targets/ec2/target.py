@@ -24,6 +24,7 @@ from reconciler.targets.ec2.caller import Caller, Ec2CallError, InProcess
 from reconciler.targets.ec2.calls import Calls, TooLongError, matching, operation
 from reconciler.targets.ec2.changes import Ec2Changes, Journal
 from reconciler.targets.ec2.decode import Listed, decode_interface, decode_limits, place, unread
+from reconciler.targets.ec2.sources import VpcSources
 from reconciler.targets.values import MalformedError, Object, entries
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Ec2(Ec2Changes):
     """The ENIs of one instance; the calls are made by this process unless a caller is given.
 
     ``calls`` counts those made since the start, by action; ``drain`` returns what failed and which
-    actions succeeded since it was last called.
+    actions succeeded since it was last called. ``sources`` is asked beside all of this.
     """
 
     def __init__(
@@ -93,10 +94,13 @@ class Ec2(Ec2Changes):
         clock: Callable[[], float] = time.monotonic,
         caller: Caller | None = None,
     ) -> None:
-        calls = Calls(caller or InProcess(region), clock)
+        caller = caller or InProcess(region)
+        calls = Calls(caller, clock)
         super().__init__(instance_id, calls, journal, clock)
         self.calls = calls.made
         self.drain = calls.drain
+        # Its actions are others, and so are their buckets; another thread calls them.
+        self.sources = VpcSources(Calls(caller, clock))
         self._limits: dict[str, Limits] = {}
         self._free_at: float | None = None
         self._missed_until = float("-inf")

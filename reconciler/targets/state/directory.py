@@ -15,10 +15,11 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Cooling, Intent
 from reconciler.core.facts import Node
+from reconciler.egress.destinations import NO_EGRESS, Egress
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, Issue, ObserveError, StateError
 from reconciler.ipam.cloud import Cloud
@@ -44,6 +45,11 @@ LOCK = "lock"
 
 LOOK = "look.json"
 """The last observation of EC2."""
+
+SOURCES = "sources.json"
+"""What was last known of the document's sources."""
+
+T = TypeVar("T")
 
 
 class OwnedDirectory:
@@ -293,29 +299,42 @@ class StateDirectory(OwnedDirectory):
 
     def remember(self, node: Node, cloud: Cloud) -> None:
         """Keep an observation of EC2, so that a restart does not have to wait for one."""
-        path = self.root / LOOK
-        body = {"version": codec.VERSION} | observation.encode_observation(node, cloud)
-        try:
-            disk.write_atomically(path, body)
-        except OSError as error:
-            raise StateError(f"cannot write {path}: {error.strerror}") from error
+        _write_observation(self.root / LOOK, observation.encode_observation(node, cloud))
 
     def recall(self) -> tuple[Node, Cloud] | None:
         """Return the last observation that was kept; None if there is none that can be read.
 
         It is a cache: the next observation replaces it, whatever it holds.
         """
-        try:
-            most = observation.MAX_OBSERVATION_BYTES
-            body = json.loads(read_file(self.root / LOOK, most, follow=False))
-            codec.check_version(body)
-            return observation.decode_observation(body)
-        except FileNotFoundError:
-            return None
-        except disk.UNREADABLE as error:
-            text = "the last observation of EC2 cannot be read; another is made"
-            log.warning(text, extra={"why": disk.why(error)})
-            return None
+        return _read_observation(self.root / LOOK, observation.decode_observation)
+
+    def remember_egress(self, egress: Egress) -> None:
+        """Keep what is known of sources, so that a restart excludes what it has excluded."""
+        _write_observation(self.root / SOURCES, observation.encode_egress(egress))
+
+    def recall_egress(self) -> Egress:
+        """Return what was kept of sources; nothing if it cannot be read."""
+        return _read_observation(self.root / SOURCES, observation.decode_egress) or NO_EGRESS
+
+
+def _write_observation(path: Path, body: codec.Json) -> None:
+    try:
+        disk.write_atomically(path, {"version": codec.VERSION} | body)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read_observation(path: Path, decode: Callable[[codec.Json], T]) -> T | None:
+    try:
+        body = json.loads(read_file(path, observation.MAX_OBSERVATION_BYTES, follow=False))
+        codec.check_version(body)
+        return decode(body)
+    except FileNotFoundError:
+        return None
+    except disk.UNREADABLE as error:
+        text = "the last observation of EC2 cannot be read; another is made"
+        log.warning(text, extra={"file": path.name, "why": disk.why(error)})
+        return None
 
 
 def _subjects(record: codec.Record | SetAside) -> tuple[object, ...]:

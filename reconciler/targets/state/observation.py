@@ -1,6 +1,6 @@
-"""The last observation of EC2 as JSON, for the state directory.
+"""The last observations of EC2 as JSON, for the state directory: of ENIs, and of sources.
 
-It outlives the release that wrote it. A field that this release does not know is left out, one
+Each outlives the release that wrote it. A field that this release does not know is left out, one
 that an earlier release did not have gets its default. Whatever else is wrong makes it no look at
 all: of one that lacks an ENI, that ENI's routes and rules would seem to be garbage.
 """
@@ -8,13 +8,14 @@ all: of one that lacks an ENI, that ENI's routes and rules would seem to be garb
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX
 from reconciler.core.facts import Eni, Node
+from reconciler.egress.destinations import Egress
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.targets.state.codec import Json
 
@@ -71,6 +72,22 @@ def decode_observation(body: Json) -> tuple[Node, Cloud]:
         for e, raw in zip(look.enis, enis, strict=True)
     )
     return look.node, Cloud(told, look.limits, {s.subnet_id: s for s in look.subnets})
+
+
+_EGRESS = TypeAdapter(Egress)
+
+
+def encode_egress(egress: Egress) -> Json:
+    """Return what ``decode_egress`` reads back."""
+    body: Json = _EGRESS.dump_python(egress, mode="json")
+    return body
+
+
+def decode_egress(body: Json) -> Egress:
+    """Read what is known of sources; what it raises is one of ``record_file.UNREADABLE``."""
+    _check_lengths(body)
+    known = {f.name: body[f.name] for f in fields(Egress) if f.name in body}
+    return _EGRESS.validate_json(json.dumps(known), strict=True)
 
 
 def _check_lengths(value: Any) -> None:

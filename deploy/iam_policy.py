@@ -1,0 +1,62 @@
+"""Prints the IAM policy that a document needs: ``python deploy/iam_policy.py DOCUMENT``.
+
+Every node needs ``iam-policy.json``. Of ``iam-policy-sources.json`` only the actions are added
+that the sources in snat's lists need, those of overrides too; and ``iam-policy-take-over.json`` if
+the document takes nodes over.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from reconciler.egress.destinations import ACTIONS, PREFIX_LISTS
+from schemas.document import NodeNetwork
+from schemas.load import DocumentError, load, read
+
+HERE = Path(__file__).parent
+
+
+def policy(document: NodeNetwork) -> dict[str, Any]:
+    """Return the policy for all nodes of a document."""
+    trees = [document.model_dump(mode="json"), *(o.changes for o in document.overrides)]
+    needed = {f"ec2:{action}" for tree in trees for action in _actions(tree.get("snat") or {})}
+    made = _read("iam-policy.json")
+    for statement in _read("iam-policy-sources.json")["Statement"]:
+        if actions := [a for a in statement["Action"] if a in needed]:
+            made["Statement"].append(statement | {"Action": actions})
+    if any(tree.get("takeOver", "none") != "none" for tree in trees):
+        made["Statement"] += _read("iam-policy-take-over.json")["Statement"]
+    return made
+
+
+def _actions(snat: dict[str, Any]) -> Iterator[str]:
+    for key in ("excludeCIDRs", "onlyCIDRs"):
+        for name in snat.get(key) or ():
+            if name.startswith("pl-"):
+                yield from PREFIX_LISTS
+            yield from ACTIONS.get(name, ())
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((HERE / name).read_text())
+    return found
+
+
+def main() -> int:
+    """Print it."""
+    path = Path(sys.argv[1])
+    try:
+        document = load(read(path), str(path))
+    except DocumentError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(json.dumps(policy(document), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

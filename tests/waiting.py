@@ -8,6 +8,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+OFTEN_S, SELDOM_S = 0.01, 0.1
+"""Seconds between two looks: the first, and the longest. Most looks have a daemon compute its
+whole status; every 10 ms of a minute, that would be what the machine mostly does."""
+
 PATIENCE_S = 60.0
 """Seconds; far beyond what anything takes, also on a busy machine, so that only what never happens
 fails."""
@@ -19,17 +23,18 @@ def until(
     *,
     patience_s: float = PATIENCE_S,
 ) -> T:
-    """Wait until something holds, and return it.
+    """Wait until something holds, and return it. Looks the less often the longer it takes.
 
     Args:
         holds: what is asked, again and again.
         what: how to call it when it does not come; asked only then if it is a function.
         patience_s: seconds to wait.
     """
-    deadline = time.monotonic() + patience_s
+    began = time.monotonic()
     while not (found := holds()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > patience_s:
             name = what if isinstance(what, str) else what()
             raise AssertionError(f"{name}: not within {patience_s:g} s")
-        time.sleep(0.01)
+        time.sleep(min(max(OFTEN_S, waited / 20), SELDOM_S))
     return found

@@ -1,14 +1,34 @@
-"""What every lab's server finds the same; the fork server of ``fork_server`` imports it once."""
+"""What all labs' servers, daemons and commands find the same.
+
+The process of ``fork_server`` imports it once, and they are forked from it.
+"""
 
 from __future__ import annotations
 
+import functools
+import gc
+import importlib
+
 import boto3
+import botocore.session
+import fork_server  # noqa: F401 - to have it read, like all the others
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
 
-import lab.server  # noqa: F401 - to have it read
+import lab.server  # noqa: F401
+import reconciler.targets.ec2.caller  # noqa: F401
 from lab.topology import REGION
+from reconciler.cli.main import MODULES
+
+# Each session of the SDK would parse its model of EC2 anew.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
+
+for _module in {*MODULES.values()} - {"lab.cli"}:
+    importlib.import_module(_module)
 
 # Moto reads every region's services for the list of regions, and the SDK the model of EC2.
 _ = ec2_backends[DEFAULT_ACCOUNT_ID]
 boto3.client("ec2", region_name=REGION, aws_access_key_id="lab", aws_secret_access_key="lab")
+
+gc.collect()
+gc.freeze()  # what is here stays: to look at it again and again would be most of a lab's work

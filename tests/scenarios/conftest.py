@@ -18,6 +18,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from conftest import fork_server, lab_name
+from fork_server import Forked
 from waiting import until
 
 from lab import lifecycle, netns, pod
@@ -53,13 +54,13 @@ class Cluster:
         self.config.write_text(DOCUMENT)
         self.least = 24
         self.prefix: Sequence[str] = ()
-        """Words before the command that starts a reconciler."""
-        self._running: dict[str, subprocess.Popen[str]] = {}
+        """Words before the command that starts a reconciler; without, it is forked."""
+        self._running: dict[str, subprocess.Popen[str] | Forked] = {}
         self._numbers = iter(range(10_000))
 
-    def command(self, node: str, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def command(self, node: str, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run node-network on a node."""
-        return self.lab.run(node, [*PROGRAM, *argv], **options)
+        return fork_server.run(self.lab, node, argv)
 
     def diff(
         self, node: str = "node1", config: Path | None = None, *more: str
@@ -74,10 +75,14 @@ class Cluster:
 
     def launch(self, node: str = "node1", *more: str) -> None:
         """Start a reconciler."""
-        log = (self.lab.names.node_state(node) / "log").open("a")
-        argv = [*self.prefix, *PROGRAM, "run", "-f", str(self.config), *more]
-        with log:
-            self._running[node] = self.lab.start(node, argv, stderr=log)
+        log = self.lab.names.node_state(node) / "log"
+        words = ["run", "-f", str(self.config), *more]
+        if not self.prefix:
+            self._running[node] = fork_server.launch(self.lab, node, words, log)
+            return
+        with log.open("a") as stderr:
+            argv = [*self.prefix, *PROGRAM, *words]
+            self._running[node] = self.lab.start(node, argv, stderr=stderr)
 
     def answers(self, node: str = "node1") -> bool:
         """Whether a reconciler is there; a socket alone may be left by a killed one."""
@@ -86,7 +91,7 @@ class Cluster:
         except UnansweredError:
             return False
 
-    def process(self, node: str = "node1") -> subprocess.Popen[str]:
+    def process(self, node: str = "node1") -> subprocess.Popen[str] | Forked:
         """Return the reconciler that was started last."""
         return self._running[node]
 

@@ -104,7 +104,7 @@ def _removed_under_the_daemon(idle: Any, pods: list[Pod], tmp_path: Path) -> Non
     assert another.address not in addresses
     idle.delete(another)
     other = ["run", "-f", str(idle.config), "--state-dir", str(tmp_path / "other")]
-    done = idle.command("node1", *other, timeout=60)
+    done = idle.command("node1", *other)
     assert done.returncode == 2
     assert f"process {idle.process().pid} " in done.stdout + done.stderr
     assert ways(idle) == before

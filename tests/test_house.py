@@ -106,6 +106,7 @@ DOORS = {
             for command in ("cleanup", "document", "importing", "node", "run", "status")
         ),
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
+        *(f"reconciler/cli/{part}.py" for part in ("reading", "report")),
     },
     "pydantic": {
         *(f"schemas/{part}.py" for part in ("check", "cni", "document", "override")),

@@ -9,7 +9,7 @@ import click
 
 from reconciler.cli import report
 from reconciler.cli.host import host_options, lock_records, open_records
-from reconciler.cli.options import fail, keep_option, output_option, show_tracebacks
+from reconciler.cli.options import fail, keep_option, output_option
 from reconciler.engine.converge import Outcomes
 from reconciler.engine.plan import Verb
 from reconciler.errors import ReconcilerError, StateError
@@ -73,7 +73,7 @@ def cleanup(
     click.echo(text, nl=False)
     for line in _notes(found, outcomes, yes=yes):
         click.echo(line, err=True)
-    show_tracebacks(outcomes)
+    report.show_tracebacks(outcomes)
     sys.exit(report.exit_code(outcomes, remaining=yes))
 
 

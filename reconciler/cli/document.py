@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from reconciler.cli import options
+from reconciler.cli.reading import read_document, refuse
 from reconciler.domains import conflist
 from reconciler.egress.destinations import NO_EGRESS, find_warnings
 from reconciler.ipam.cloud import Limits
@@ -27,14 +28,14 @@ def validate(file: Path, output: str) -> None:
 
     Exit status: 0 valid, 2 not.
     """
-    document = options.read_document(file, output)
+    document = read_document(file, output)
     problems = []
     for name, given in document.instance_types:
         here = resolve(document, instance_type=name, zone="", node_name="")
         if told := overcommitted(here, name, Limits(given.enis, given.addresses_per_eni)):
             problems.append(Problem(str(file), 0, 0, "maxPods", told))
     if problems:
-        options.refuse(DocumentError(problems), output)
+        refuse(DocumentError(problems), output)
     services = document.routing.external_service_cidrs
     warnings = find_warnings(document.snat, NO_EGRESS, (), services)
     if output == "json":
@@ -67,7 +68,7 @@ def render(
     as_conflist: bool,
 ) -> None:
     """Print the effective document for one node: overrides applied, defaults explicit."""
-    document = options.read_document(config)
+    document = read_document(config)
     try:
         found = resolve(document, instance_type=instance_type, zone=zone, node_name=node_name)
     except DocumentError as error:

@@ -6,6 +6,7 @@ does not allow it; 128 and the signal's number for what was interrupted, or has 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -53,7 +54,12 @@ class Commands(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
-        found = getattr(import_module(MODULES[cmd_name]), name)
+        # What modules are made of stays. To look for garbage in it would be a sixth of a start.
+        gc.disable()
+        try:
+            found = getattr(import_module(MODULES[cmd_name]), name)
+        finally:
+            gc.enable()
         assert isinstance(found, click.Command)
         return found
 

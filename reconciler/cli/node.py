@@ -17,10 +17,9 @@ from reconciler.cli.options import (
     config_option,
     fail,
     output_option,
-    read_document,
-    show_tracebacks,
     state_option,
 )
+from reconciler.cli.reading import read_document
 from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.explain import explain_address, explain_pool
 from reconciler.engine.converge import Outcome
@@ -65,7 +64,7 @@ def diff(config: Path, state_dir: Path, environment: Environment, output: str) -
             click.echo(line, err=True)
     if summary := report.summary(outcomes):
         click.echo(summary, err=True)
-    show_tracebacks(outcomes)
+    report.show_tracebacks(outcomes)
     for cure in {advice(e) for o in outcomes.values() for e in o.errors} - {""}:
         click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
     sys.exit(report.exit_code(outcomes))
@@ -89,7 +88,7 @@ def apply(config: Path, state_dir: Path, environment: Environment, output: str) 
     is_json = output == "json"
     text = report.as_json(outcomes) if is_json else report.as_text(outcomes, remaining=True)
     click.echo(text, nl=False)
-    show_tracebacks(outcomes)
+    report.show_tracebacks(outcomes)
     sys.exit(report.exit_code(outcomes, remaining=True))
 
 

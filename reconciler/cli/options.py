@@ -1,10 +1,12 @@
-"""What several commands take, and how they end: the document, the state directory, errors."""
+"""What several commands take, and how they end: the state directory, errors.
+
+Nothing is imported here that takes long: ``status`` is to answer at once.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,10 +15,7 @@ import click
 
 from cni.protocol import DEFAULT_STATE_DIR
 from reconciler.core.datapath import IpAddress
-from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError
-from schemas.document import NodeNetwork
-from schemas.load import DocumentError, load, read, read_stream
 
 CONFIG = "/etc/node-network/node-network.yaml"
 
@@ -85,25 +84,6 @@ def apart_option(seconds: float, what: str) -> Decorator:
     return click.option("--apart", "apart_s", default=seconds, show_default=True, help=about)
 
 
-def read_document(path: Path, output: str = "text") -> NodeNetwork:
-    """Return the document, of standard input for ``-``; end the command if it is not valid."""
-    try:
-        is_piped = str(path) == "-"
-        text = read_stream(sys.stdin.buffer, "-") if is_piped else read(path)
-        return load(text, str(path))
-    except DocumentError as error:
-        refuse(error, output)
-
-
-def refuse(error: DocumentError, output: str) -> NoReturn:
-    """End the command by what is wrong with the document."""
-    if output == "json":
-        names = {"file": "source"} | {n: n for n in ("line", "column", "path", "message")}
-        problems = [{k: getattr(p, name) for k, name in names.items()} for p in error.problems]
-        click.echo(json.dumps({"errors": problems}, indent=2))
-    fail(error)
-
-
 def fail(error: Exception) -> NoReturn:
     """End the command by an error."""
     if isinstance(error, InternalError):
@@ -118,10 +98,3 @@ def advice(error: Exception) -> str:
     while cause is not None and not isinstance(cause, PermissionError):
         cause = cause.__cause__
     return "" if cause is None or "run as root" in str(error) else f"; {NEEDS}"
-
-
-def show_tracebacks(outcomes: Mapping[str, Outcome]) -> None:
-    """Print the traceback of each unexpected exception, as the daemon logs it."""
-    errors = [e for o in outcomes.values() for e in o.errors]
-    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
-        click.echo(trace, err=True)

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import click
+
 from reconciler.engine.converge import Outcome, actions_of
 from reconciler.engine.plan import Action, Verb
-from reconciler.errors import Issue
+from reconciler.errors import InternalError, Issue
 
 Outcomes = Mapping[str, Outcome]
 
@@ -125,3 +127,10 @@ def exit_code(outcomes: Outcomes, *, remaining: bool = False) -> int:
 
 def _calls(outcomes: Outcomes) -> Counter[str]:
     return Counter(call for _, action in actions_of(outcomes) for call in action.calls)
+
+
+def show_tracebacks(outcomes: Outcomes) -> None:
+    """Print the traceback of each unexpected exception, as the daemon logs it."""
+    errors = [e for o in outcomes.values() for e in o.errors]
+    for trace in dict.fromkeys(e.trace for e in errors if isinstance(e, InternalError)):
+        click.echo(trace, err=True)

@@ -12,6 +12,7 @@ import click
 
 from reconciler.cli import options
 from reconciler.cli.host import open_records
+from reconciler.cli.reading import read_document
 from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.domains.inputs import Inputs
@@ -69,7 +70,7 @@ def trace(
     """
     if at and not inbound:
         raise click.UsageError("--at is about connections from outside; add --inbound")
-    document = options.read_document(config, output)
+    document = read_document(config, output)
     node = LocalNode(open_records(state_dir))
     try:
         ends: tuple[IpAddress | None, ...] = (endpoint,)

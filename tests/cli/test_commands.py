@@ -222,3 +222,11 @@ def test_a_signal_ends_the_daemon_wherever_its_main_thread_is() -> None:
         os.close(signal.set_wakeup_fd(-1))
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("module", ["reconciler.cli.main", "reconciler.cli.status"])
+def test_what_asks_the_reconciler_reads_no_model_of_the_document(module: str) -> None:
+    """Which would be most of what ``status`` takes; probes and scripts call it often."""
+    script = f"import sys, {module}; print(*{{'pydantic', 'yaml', 'pyroute2'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

@@ -1,0 +1,33 @@
+"""The document of a command that reads one by itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from reconciler.cli.options import fail
+from schemas.document import NodeNetwork
+from schemas.load import DocumentError, load, read, read_stream
+
+
+def read_document(path: Path, output: str = "text") -> NodeNetwork:
+    """Return the document, of standard input for ``-``; end the command if it is not valid."""
+    try:
+        is_piped = str(path) == "-"
+        text = read_stream(sys.stdin.buffer, "-") if is_piped else read(path)
+        return load(text, str(path))
+    except DocumentError as error:
+        refuse(error, output)
+
+
+def refuse(error: DocumentError, output: str) -> NoReturn:
+    """End the command by what is wrong with the document."""
+    if output == "json":
+        names = {"file": "source"} | {n: n for n in ("line", "column", "path", "message")}
+        problems = [{k: getattr(p, name) for k, name in names.items()} for p in error.problems]
+        click.echo(json.dumps({"errors": problems}, indent=2))
+    fail(error)

@@ -172,7 +172,8 @@ VARIABLES = (
         "",
         ("snat.excludeCIDRs",),
         "better",
-        "one lookup in a set, both families, changed while connections live; or derived from the VPC",
+        "one lookup in a set, both families, changed while connections live; "
+        "or derived from the VPC",
     ),
     Variable("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "prng", ("snat.ports",), "same", ""),
     Variable("AWS_EXTERNAL_SERVICE_CIDRS", "", ("routing.externalServiceCIDRs",), "same", ""),

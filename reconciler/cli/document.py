@@ -12,7 +12,7 @@ from reconciler.cli.reading import read_document, refuse
 from reconciler.domains import conflist
 from reconciler.egress.destinations import NO_EGRESS, find_warnings
 from reconciler.ipam.cloud import Limits
-from reconciler.ipam.pool import overcommitted
+from reconciler.ipam.pool import early_reuse, overcommitted
 from schemas.check import resolve
 from schemas.load import DocumentError, Problem, dump
 
@@ -24,7 +24,8 @@ def validate(file: Path, output: str) -> None:
     """Check a document without touching anything.
 
     maxPods is compared with the limits of each instance type in instanceTypes. A warning says
-    where more is excluded from SNAT than anybody means, and changes no exit status.
+    what is legal and dangerous: more is excluded from SNAT than anybody means, or an address is
+    reused while clients still try its last pod. It changes no exit status.
 
     Exit status: 0 valid, 2 not.
     """
@@ -37,11 +38,12 @@ def validate(file: Path, output: str) -> None:
     if problems:
         refuse(DocumentError(problems), output)
     services = document.routing.external_service_cidrs
-    warnings = find_warnings(document.snat, NO_EGRESS, (), services)
+    warnings = list(map(str, find_warnings(document.snat, NO_EGRESS, (), services)))
+    warnings += filter(None, [early_reuse(document)])
     if output == "json":
         body: dict[str, list[str]] = {"errors": []}
         if warnings:
-            body["warnings"] = [str(w) for w in warnings]
+            body["warnings"] = warnings
         click.echo(json.dumps(body))
         return
     for warning in warnings:

@@ -258,6 +258,24 @@ class _Ledger:
         self.short -= taken
 
 
+CLIENT_RETRY_S = 120
+"""Seconds for which the kernel keeps a connection attempt that nothing has answered
+(``nf_conntrack_tcp_timeout_syn_sent``, and ``tcp_syn_retries`` 6), on the client's node too."""
+
+
+def early_reuse(document: NodeNetwork) -> str:
+    """Say that ``warmPool.cooldown`` was set to less than a client's attempts last; "" if not."""
+    cooldown_s = document.warm_pool.cooldown.total_seconds()
+    if "cooldown" not in document.warm_pool.model_fields_set or cooldown_s >= CLIENT_RETRY_S:
+        return ""
+    return (
+        f"warmPool.cooldown {cooldown_s:g}s: a client on another node repeats its attempt to "
+        f"connect to an ended pod for {CLIENT_RETRY_S}s, and then reaches the pod that has the "
+        "address next; set 2m where that matters, at the cost of one address held for each pod "
+        "that ended meanwhile"
+    )
+
+
 HOST_NETWORK_PODS = 2
 """Pods without an address of their own that every node runs (kube-proxy and this one); kubelet's
 figures for EC2 count them (amazon-eks-ami ``eni-max-pods.txt``: ENIs x (addresses - 1) + 2)."""

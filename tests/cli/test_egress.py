@@ -1,4 +1,4 @@
-"""``validate`` and ``explain address`` about what is excluded from SNAT."""
+"""``validate``'s warnings, and ``explain address`` about what is excluded from SNAT."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ def test_validate_warns_where_more_is_excluded_than_anybody_means(tmp_path: Path
     body = json.loads(run("validate", "-o", "json", str(file)).stdout)
     assert body["errors"] == []
     assert len(body["warnings"]) == 1
+
+
+def test_validate_warns_of_a_cooldown_that_a_client_outlasts_only_where_it_was_set(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "node-network.yaml"
+    said = {}
+    for text in ("{}", "{cooldown: 10s}", "{cooldown: 2m}"):
+        file.write_text(f"{HEAD}warmPool: {text}\n")
+        done = run("validate", str(file))
+        assert done.exit_code == 0
+        said[text] = done.stderr
+    assert said["{}"] == said["{cooldown: 2m}"] == ""
+    assert "warning: warmPool.cooldown 10s: a client on another node" in said["{cooldown: 10s}"]
 
 
 def test_explain_address_names_the_source_and_how_old_it_is(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 """Exit codes of what did not come to its end, as shells have them. 1 would say "it differs"."""
 
 MODULES = {
-    **dict.fromkeys(("apply", "audit", "diff", "explain", "gc"), "reconciler.cli.node"),
+    **dict.fromkeys(
+        ("apply", "audit", "diff", "explain", "gc", "max-pods"), "reconciler.cli.node"
+    ),
     "cleanup": "reconciler.cli.cleanup",
     "import": "reconciler.cli.importing",
     "lab": "lab.cli",
@@ -38,7 +40,7 @@ MODULES = {
 """The module of each command. The lab's is there only where its package is installed: a node has
 no use for it."""
 
-OBSERVING = frozenset({"apply", "audit", "diff", "explain", "gc", "trace"})
+OBSERVING = frozenset({"apply", "audit", "diff", "explain", "gc", "max-pods", "trace"})
 """Commands that observe by themselves, and so may take as much memory as the daemon."""
 
 
@@ -53,7 +55,7 @@ class Commands(click.Group):
         """Import and return a command."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name.replace("-", "_")
         # What modules are made of stays. To look for garbage in it would be a sixth of a start.
         gc.disable()
         try:

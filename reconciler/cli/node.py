@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,10 +24,11 @@ from reconciler.cli.reading import read_document
 from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.explain import explain_address, explain_pool
 from reconciler.engine.converge import Outcome
-from reconciler.errors import ReconcilerError
+from reconciler.errors import NotReadyError, ReconcilerError
 from reconciler.ipam.cloud import CLUSTER_TAG
 from reconciler.ipam.ec2_action import DeleteEni
 from reconciler.ipam.leak import judge
+from reconciler.ipam.pool import advised, capacity
 from reconciler.ipam.pool_status import find_pool_status
 from reconciler.node import views
 from reconciler.node.environment import Environment, collector
@@ -189,6 +191,40 @@ def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
     except ReconcilerError as error:
         fail(error)
     click.echo("\n".join(explain_address(snat, known.egress, facts, destination, time.time())))
+
+
+@click.command()
+@config_option
+@state_option
+@click.option("--kubelet", is_flag=True, help="Print a configuration for kubelet's --config-dir.")
+def max_pods(config: Path, state_dir: Path, *, kubelet: bool) -> None:
+    """Print how many pods kubelet should take on this node.
+
+    It is what the instance type's limits and the document allow, at most maxPods, and at most what
+    EKS advises by the number of CPUs. Why, on stderr. To be run before kubelet starts.
+
+    Exit status: 0 done, 2 an error.
+    """
+    document = read_document(config)
+    try:
+        outcome = LocalNode(open_records(state_dir)).pool.run(document, dry=True)
+        if outcome.errors:
+            raise outcome.errors[0]
+        at = find_pool_status(outcome.desired, outcome.observed)
+        if at.limits is None:
+            raise NotReadyError(f"what {outcome.desired.node.instance_type} allows is not known")
+    except ReconcilerError as error:
+        fail(error)
+    effective, cpus = outcome.desired.document, os.cpu_count() or 1
+    found = capacity(effective, at.limits, foreign=at.foreign)
+    number = advised(effective, found, cpus)
+    click.echo(
+        f"{outcome.desired.node.instance_type} serves {found.pods} pods: {found.text}; "
+        f"{cpus} CPUs, maxPods {effective.max_pods or 'not set'}",
+        err=True,
+    )
+    head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"
+    click.echo(f"{head}maxPods: {number}" if kubelet else number)
 
 
 @click.command()

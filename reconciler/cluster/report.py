@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reconciler.errors import Issue
@@ -99,6 +99,7 @@ class NodeSeen:
         heartbeat: when ours was last told, as it is written there.
         transition: since when it has its status, as it is written there.
         taints: the start-up taints: place in the list, and the taint as JSON.
+        most_pods: that kubelet takes; 0 if it is not said.
     """
 
     uid: str
@@ -106,6 +107,7 @@ class NodeSeen:
     heartbeat: str = ""
     transition: str = ""
     taints: tuple[tuple[int, str], ...] = ()
+    most_pods: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,11 @@ def read_node(body: object, taint: str | None) -> NodeSeen:
     uid = metadata.get("uid")
     if not isinstance(uid, str) or not re.fullmatch(r"[A-Za-z0-9.-]{1,128}", uid):
         raise ValueError("a Node without a UID")
-    seen = NodeSeen(uid, taints=tuple(_taints(_mapping(body, "spec").get("taints"), taint)))
+    seen = NodeSeen(
+        uid,
+        taints=tuple(_taints(_mapping(body, "spec").get("taints"), taint)),
+        most_pods=_pods(status.get("capacity")),
+    )
     for each in _list(status.get("conditions")):
         if isinstance(each, dict) and each.get("type") == TYPE:
             texts = [each.get(k, "") for k in ("status", "reason", "message")]
@@ -184,9 +190,8 @@ def read_node(body: object, taint: str | None) -> NodeSeen:
             if not all(isinstance(t, str) for t in (*texts, *times)):
                 raise ValueError(f"a condition {TYPE} whose fields are no texts")
             heartbeat, transition = (str(t)[:64] for t in times)
-            return NodeSeen(
-                uid, NodeCondition(*map(str, texts)), heartbeat, transition, seen.taints
-            )
+            condition = NodeCondition(*map(str, texts))
+            return replace(seen, condition=condition, heartbeat=heartbeat, transition=transition)
     return seen
 
 
@@ -199,6 +204,12 @@ def _mapping(body: object, key: str) -> dict[str, Any]:
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _pods(capacity: object) -> int:
+    """Read a quantity of pods, which kubelet writes as a whole number."""
+    said = capacity.get("pods") if isinstance(capacity, dict) else None
+    return int(said) if isinstance(said, str) and re.fullmatch(r"[0-9]{1,6}", said) else 0
 
 
 def _taints(value: object, key: str | None) -> Iterable[tuple[int, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
@@ -24,6 +24,7 @@ from reconciler.daemon.parts import Parts
 from reconciler.daemon.status import count_addresses, find_obstacle
 from reconciler.engine.backoff import Delays
 from reconciler.errors import ClusterError, Issue
+from reconciler.ipam.pool import beyond, capacity
 from schemas.document import Kubernetes
 
 TELLING = "telling the cluster"  # the duty, as conditions, metrics and the watchdog name it
@@ -128,6 +129,7 @@ class Reporter:
         if settings != self._settings:
             self._settings, self._seen, self._failed = settings, None, {}
             self._parts.conditions.note("cluster", [])
+            self._parts.conditions.note("kubelet", [])
 
     def tell(self, refusals: tuple[Event, ...] = ()) -> None:
         """Make the API server show what is known now; what fails is a condition."""
@@ -142,6 +144,7 @@ class Reporter:
             return
         reading = self._read(now)
         self._tell_node(name, reading)
+        self._parts.conditions.note("kubelet", self._find_beyond())
         if self._seen is not None:
             node = (name, self._seen.uid)
             self._ledger = self._ledger.after_troubles(reading.told, node, now, environment.now())
@@ -168,6 +171,17 @@ class Reporter:
             *(in_use, held, waiting),
             max(0.0, now - self._waited[0]),
         )
+
+    def _find_beyond(self) -> Iterator[Issue]:
+        """Yield that kubelet takes more pods than there can be addresses, if it does."""
+        latest, cloud = self._kernel.progress.latest, self._parts.node.known.cloud
+        if self._seen is None or latest is None or cloud is None or cloud.limits is None:
+            return
+        attached = [e for e in cloud.enis if e.device_index is not None]
+        foreign = sum(not e.owned for e in attached)
+        found = capacity(latest.inputs.document, cloud.limits, foreign=foreign)
+        if told := beyond(self._seen.most_pods, latest.inputs.node.instance_type, found):
+            yield Issue("kubelet", "KubeletMaxPodsTooHigh", told)
 
     # -- the Node -----------------------------------------------------------------------------
 

@@ -332,3 +332,25 @@ def overcommitted(
         f"{document.max_pods} pods are more than {instance_type} can serve, {found.pods}: "
         f"{found.text}; lower maxPods and kubelet's --max-pods"
     )
+
+
+FEW_CPUS, MOST_PODS_OF_FEW, MOST_PODS = 30, 110, 250
+"""What EKS lets kubelet take by the number of CPUs, whatever addresses there are (amazon-eks-ami
+``max-pods-calculator.sh``); Kubernetes itself is tested with 110 pods a node."""
+
+
+def advised(document: NodeNetwork, found: Capacity, cpus: int) -> int:
+    """Return what kubelet's ``maxPods`` should be on a node with so many CPUs."""
+    by_cpus = MOST_PODS_OF_FEW if cpus <= FEW_CPUS else MOST_PODS
+    return min(found.pods, by_cpus, document.max_pods or found.pods)
+
+
+def beyond(kubelet: int, instance_type: str, found: Capacity) -> str:
+    """Say that kubelet takes more pods than the node can serve; "" if it does not."""
+    if kubelet <= found.pods:
+        return ""
+    return (
+        f"kubelet takes {kubelet} pods, and {instance_type} can serve {found.pods}: {found.text}; "
+        "the scheduler sends pods that will wait for addresses: give kubelet the number that "
+        "'node-network max-pods' prints"
+    )

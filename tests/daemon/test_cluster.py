@@ -196,6 +196,26 @@ def test_a_pod_whose_add_is_refused_hears_why_and_a_thousand_times_is_few_events
     assert "300 times since" in events[1]["message"]
 
 
+def test_a_kubelet_that_takes_more_pods_than_can_be_served_is_a_condition(told: Told) -> None:
+    """Three ENIs with nine pods each, and two on the host's network: 29, as EKS has it."""
+
+    def beyond() -> list[str]:
+        issues = told.agent.parts.conditions.issues()
+        return [i.message for _, i in issues if i.reason == "KubeletMaxPodsTooHigh"]
+
+    told.house.work()
+    for pods, is_beyond in (("29", False), ("30", True), ("110", True), ("many", False)):
+        told.objects.node["status"]["capacity"] = {"pods": pods}
+        told.wait(301)  # a heartbeat reads the Node
+        assert bool(beyond()) == is_beyond, pods
+        assert all(
+            f"kubelet takes {pods} pods" in text and "serve 29" in text for text in beyond()
+        )
+    told.objects.node["status"]["capacity"] = {"pods": "110"}
+    told.wait(401)
+    assert "KubeletMaxPodsTooHigh" in {e["reason"] for e in told.objects.events}
+
+
 def test_without_the_documents_word_nothing_is_asked(tmp_path: Path) -> None:
     told = Told(tmp_path, "")
     told.house.work()

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import yaml
 from waiting import until
 
 from lab import netns
@@ -315,3 +316,20 @@ def test_explain_pool_names_the_term_that_binds(idle: Any) -> None:
     assert "held: 5 = allocatable 5 + assigned 0 + cooling 0" in shown.stdout
     assert "m5.large serves 29 pods: 3 ENIs x 9 + 2 on the host's network" in shown.stdout
     assert "so: 5 <= 5 <= 5: nothing to do" in shown.stdout
+
+
+def test_max_pods_says_what_kubelet_should_take_before_a_reconciler_has_run(idle: Any) -> None:
+    shown = idle.command("node1", "max-pods", "-f", str(idle.config))
+    assert (shown.returncode, shown.stdout) == (0, "29\n"), shown.stderr
+    assert "m5.large serves 29 pods: 3 ENIs x 9 + 2 on the host's network" in shown.stderr
+    dropped_in = idle.command("node1", "max-pods", "--kubelet", "-f", str(idle.config))
+    assert yaml.safe_load(dropped_in.stdout) == {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "maxPods": 29,
+    }
+
+    idle.lab.ask("faults", set={"denied": ["DescribeNetworkInterfaces"]})
+    denied = idle.command("node1", "max-pods", "-f", str(idle.config))
+    assert (denied.returncode, denied.stdout) == (2, "")
+    assert "allow ec2:DescribeNetworkInterfaces" in denied.stderr

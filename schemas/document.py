@@ -145,6 +145,13 @@ class Pods(Model):
         "network policy agent computes it in the same way, with the prefix eni. A change applies "
         "to pods that start after it.",
     )
+    spoofing: Literal["deny", "allow"] = Field(
+        default="deny",
+        description="Whether a pod may send with addresses that are not its own. deny: such "
+        "packets are dropped on the node, and counted by metrics and status. allow: for pods that "
+        "send for others, as a virtual address of keepalived or a VPN that does not translate; "
+        "the kernel's reverse-path filter then decides, as the host has it.",
+    )
     repair: Literal["none", "all"] = Field(
         default="none",
         description="What is repaired in a pod's own namespace after its ADD was answered. none: "

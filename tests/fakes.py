@@ -34,7 +34,7 @@ from reconciler.domains.executable import Executable
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
 from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftTable
+from reconciler.domains.nat import NftChain, NftElement, NftLink, NftObject, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
@@ -281,9 +281,13 @@ class FakeNft:
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
         return frozenset(self._objects)
 
-    def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]:
+    def observe_at(self, places: Iterable[NftElement | NftLink]) -> frozenset[NftObject]:
         keys = {o.key for o in places}
-        return frozenset(o for o in self._objects if isinstance(o, NftElement) and o.key in keys)
+        elements = [o for o in self._objects if isinstance(o, NftElement | NftLink)]
+        return frozenset(o for o in elements if o.key in keys)
+
+    def count(self) -> dict[str, int]:
+        return {}
 
     def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
         state = {(o.kind, o.key): o for o in self._objects}
@@ -315,9 +319,11 @@ def _check_references(objects: Iterable[NftObject]) -> None:
     sets = {o.name: o for o in objects if isinstance(o, NftSet)}
     ranges: dict[str, list[tuple[int, int]]] = {}
     for o in objects:
+        if isinstance(o, NftElement | NftLink) and (
+            o.set not in sets or (o.goto and o.goto not in chains)
+        ):
+            raise RefusedError("No such file or directory")
         if isinstance(o, NftElement):
-            if o.set not in sets or (o.goto and o.goto not in chains):
-                raise RefusedError("No such file or directory")
             if o.first != o.last and not sets[o.set].interval:
                 raise RefusedError("Invalid argument")
             ranges.setdefault(o.set, []).append((int(o.first), int(o.last)))

@@ -70,6 +70,9 @@ def _lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "source", f"{s['name']}: {s['entries']} CIDRs, as EC2 told {age}{failed}"
     for a in body["attachments"]:
         yield "attachment", f"{' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
+    if any(body["packetsRefused"].values()):
+        counted = body["packetsRefused"].items()
+        yield "refused", ", ".join(f"{n} packets {why}" for why, n in counted if n)
     if body["cooling"]:
         yield "cooling", ", ".join(body["cooling"])
     for c in body["conditions"]:

@@ -225,6 +225,9 @@ class KernelLoop:
                 result = step.run(result, backoffs)
         generation = parts.document.accepted.generation
         self.progress = self.progress.after_pass(result, generation, started)
+        with parts.duties.over("the counters of packets"):
+            counted = parts.node.environment.nft.count()
+            self.progress = self.progress.after_counting(counted)
         with parts.duties.over("the books of drift"):
             parts.drift.book(result.outcomes, everything=audit)
         with parts.duties.over("the conditions"):

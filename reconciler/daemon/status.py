@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from reconciler.core.datapath import IpNetwork
 from reconciler.daemon.document import Accepted
 from reconciler.daemon.duty import Condition
+from reconciler.daemon.telemetry import PACKETS
 from reconciler.egress.destinations import Egress
 from reconciler.errors import FOREIGN_TEXT, Issue
 from reconciler.ipam.cloud import Cloud
@@ -34,6 +35,7 @@ class Progress:
     Attributes:
         latest: of what was last observed; None after a full pass that failed.
         limited_since: monotonic seconds since which a domain of ``HOST_WIDE`` fails.
+        refused: packets that the table's counters had counted then.
     """
 
     latest: PassResult | None = None
@@ -41,6 +43,7 @@ class Progress:
     failing_since: float | None = None  # monotonic seconds since which full passes fail
     limited_since: float | None = None
     has_converged: bool = False  # whether a full pass has ever succeeded
+    refused: Mapping[str, int] = field(default_factory=dict)
 
     def after_failure(self, started: float) -> Progress:
         """After a full pass that failed: what was known is not known any more."""
@@ -56,7 +59,17 @@ class Progress:
         """After a whole full pass."""
         limited = any(result.outcomes[name].failed for name in HOST_WIDE)
         since = (self.limited_since or started) if limited else None
-        return Progress(result, generation, limited_since=since, has_converged=True)
+        return Progress(
+            result, generation, limited_since=since, has_converged=True, refused=self.refused
+        )
+
+    def after_counting(self, refused: Mapping[str, int]) -> Progress:
+        """After a look at the table's counters."""
+        for reason, number in refused.items():
+            before = self.refused.get(reason, 0)
+            # They begin anew with the table.
+            PACKETS.labels(reason).inc(number - before if number >= before else number)
+        return replace(self, refused=dict(refused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +161,7 @@ def describe(
             }
             for a in records.living
         ],
+        "packetsRefused": dict(progress.refused),
         "cooling": [str(c.address) for c in records.cooling],
         "ec2Calls": dict(ec2_calls),
     }

@@ -49,6 +49,11 @@ LOG_DROPPED = _counter(
     "log_lines_dropped",
     "Lines of the log that were dropped, because those before could not be written",
 )
+PACKETS = _counter(
+    "packets_refused",
+    "Packets that the ruleset has dropped or refused, since the table was made, by why",
+    "reason",
+)
 EC2_CALLS = Gauge(
     "node_network_ec2_calls", "EC2 calls since the start", ["action"], registry=REGISTRY
 )

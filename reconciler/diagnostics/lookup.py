@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from reconciler.core.datapath import LOCAL_TABLE, MAIN_TABLE, IpAddress, family_of
 from reconciler.core.ranges import Range, find, unite
-from reconciler.domains.nat import NftElement, NftObject
+from reconciler.domains.nat import NftElement, NftLink, NftObject
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 
@@ -84,6 +84,8 @@ class Tables:
         addresses: the host's own.
         ranges: elements of our sets, by set.
         verdicts: of our maps' elements, by map and address.
+        links: by a link and an address that may come from there; by a link alone, the chain for
+            what else does.
     """
 
     rules: tuple[Rule, ...]
@@ -91,6 +93,7 @@ class Tables:
     addresses: frozenset[IpAddress]
     ranges: Mapping[str, tuple[Range, ...]] = field(default_factory=dict)
     verdicts: Mapping[tuple[str, IpAddress], str] = field(default_factory=dict)
+    links: Mapping[tuple[str, IpAddress | None], str] = field(default_factory=dict)
 
     def look_up(self, packet: Packet) -> Decision:
         """Walk the rules in order, and in each table the longest prefix with the least metric."""
@@ -127,16 +130,20 @@ def make_tables(
     """Order and index what is to be walked."""
     ranges: dict[str, list[Range]] = {}
     verdicts: dict[tuple[str, IpAddress], str] = {}
+    links: dict[tuple[str, IpAddress | None], str] = {}
     for element in nft:
         if isinstance(element, NftElement):
             ranges.setdefault(element.set, []).append((element.first, element.last))
             verdicts[element.set, element.first] = element.goto
+        if isinstance(element, NftLink):
+            links[element.link, element.address] = element.goto
     return Tables(
         tuple(sorted(rules, key=lambda r: r.key)),
         tuple(r for r in routes if not r.netns),
         frozenset(addresses),
         {name: unite(r) for name, r in ranges.items()},
         verdicts,
+        links,
     )
 
 

@@ -17,6 +17,7 @@ from reconciler.core.facts import Eni
 from reconciler.core.ranges import print_range
 from reconciler.diagnostics.lookup import Decision, Found, Packet, Tables
 from reconciler.domains.inputs import Inputs
+from reconciler.domains.nat_guard import FROM_POD
 from reconciler.domains.nat_rules import chain_of, sets_of
 from reconciler.domains.rule import Rule
 from reconciler.domains.snat import why_kept, why_translated
@@ -155,6 +156,7 @@ class _Walk:
             self._say("service", f"{peer} is translated to {target}; the rest is decided for that")
         packet = Packet(None, target)
         if pod:
+            self._guard(pod)
             bound = self._bind_outgoing(target)
             packet = Packet(home, target, pod.veth, self._mark(target, bound))
         decision = self._route(packet)
@@ -192,11 +194,20 @@ class _Walk:
         packet = Packet(home, peer)
         if pod:
             self._say("pod", f"{home} answers {peer}: {_default_route(pod, self.family)}")
+            self._guard(pod)
             packet = Packet(home, peer, pod.veth, self._mark(peer, bound))
         decision = self._route(packet)
         if address != home:
             self._say("conntrack", f"{home} becomes {address} again")
         return self._result(peer, self._leave(address, peer, decision))
+
+    def _guard(self, pod: Attachment) -> None:
+        """Say if chain guard drops what the pod sends."""
+        links, home = self.tables.links, self.home
+        if links.get((pod.veth, None)) == FROM_POD and (pod.veth, home) not in links:
+            text = f"{home} is no address of {pod.veth}: what carries it is dropped"
+            self._say("guard", text)
+            self.troubles.append(text)
 
     def _bind_outgoing(self, target: IpAddress) -> int:
         """Say what chain snat_mark does with the first packet."""

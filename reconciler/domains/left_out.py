@@ -15,7 +15,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.datapath import PODS_TABLE
 from reconciler.domains.attachment import Allocation
 from reconciler.domains.inputs import Inputs
-from reconciler.domains.nat import NftChain, NftElement, NftTable
+from reconciler.domains.nat import NftChain, NftElement, NftLink, NftTable
 from reconciler.domains.nat_rules import SETS
 from reconciler.domains.route import Route
 from reconciler.engine import converge as engine
@@ -167,6 +167,8 @@ class _Guard:
                 case NftElement():
                     is_address = o.set in OF_PODS and str(o.first) in addresses
                     return is_address and o.goto not in gone
+                case NftLink():
+                    return o.link in names and o.goto not in gone
                 case Route(netns="", table=table, destination=destination) if table == PODS_TABLE:
                     return o.device in names or str(destination.network_address) in addresses
             if netns := getattr(o, "netns", ""):
@@ -179,7 +181,8 @@ class _Guard:
         plan = self._real.plan(frozenset(o for o in desired if not is_theirs(o)), observed - kept)
         if any(a.verb is Verb.DELETE and a.kind == NftTable.kind for a in plan.actions):
             # The table is made anew, with what it had of them.
-            again = [o for o in kept if isinstance(o, NftElement) and o.goto in {"", *wanted}]
+            elements = [o for o in kept if isinstance(o, NftElement | NftLink)]
+            again = [o for o in elements if o.goto in {"", *wanted}]
             plan += Plan(tuple(Change(Verb.CREATE, o, "kept") for o in again))
         return plan
 

@@ -7,9 +7,9 @@ kernel lists it, so that observed and desired rules compare as values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from reconciler.core.datapath import (
     FAMILIES,
@@ -24,9 +24,10 @@ from reconciler.core.datapath import (
 )
 from reconciler.core.ranges import Range, coalesce, print_range
 from reconciler.core.remembered import Remembered
+from reconciler.domains import nat_guard as guard
 from reconciler.domains import nat_rules as rules
 from reconciler.domains.inputs import Inputs
-from reconciler.domains.nat_rules import chain_of, sets_of, texts
+from reconciler.domains.nat_rules import LINKS, chain_of, sets_of, texts
 from reconciler.domains.snat import reasons, untranslated
 from reconciler.engine.plan import Change, Key, Plan, Verb, compare, merge
 from reconciler.errors import NotReadyError
@@ -108,8 +109,9 @@ class NftChain:
 class NftSet:
     """A set, or with ``verdicts`` a verdict map.
 
-    ``interval``: elements are ranges. Without auto-merge: the planner coalesces, so that the
-    kernel holds exactly the elements that were written.
+    ``type``: of the elements' keys; of several parts with `` . `` between them. ``interval``:
+    elements are ranges. Without auto-merge: the planner coalesces, so that the kernel holds
+    exactly the elements that were written.
     """
 
     kind: ClassVar[str] = "nft-set"
@@ -165,7 +167,53 @@ class NftElement:
         return f"nft {word} element inet {TABLE} {self.set} {{ {self.text}{verdict} }}"
 
 
-NftObject = NftTable | NftChain | NftSet | NftElement
+@dataclass(frozen=True, slots=True)
+class NftLink:
+    """An element that is a link, or a link with an address.
+
+    ``goto``: as of ``NftElement``.
+    """
+
+    kind: ClassVar[str] = NftElement.kind
+    set: str
+    link: str
+    address: IpAddress | None = None
+    goto: str = ""
+
+    def __hash__(self) -> int:
+        # By numbers, likewise.
+        return hash((self.set, self.link, self.address and int(self.address), self.goto))
+
+    @property
+    def key(self) -> Key:
+        address = self.address
+        number = (address.version, int(address)) if address else ()
+        return (self.set, self.link, *number)
+
+    def command(self, verb: Verb) -> str:
+        word = "delete" if verb is Verb.DELETE else "add"
+        address = f" . {self.address}" if self.address else ""
+        verdict = f" : goto {self.goto}" if self.goto else ""
+        return f'nft {word} element inet {TABLE} {self.set} {{ "{self.link}"{address}{verdict} }}'
+
+
+@dataclass(frozen=True, slots=True)
+class NftCounter:
+    """A counter that rules name; what it has counted is no part of it."""
+
+    kind: ClassVar[str] = "nft-counter"
+    name: str
+
+    @property
+    def key(self) -> Key:
+        return (self.name,)
+
+    def command(self, verb: Verb) -> str:
+        word = "delete" if verb is Verb.DELETE else "add"
+        return f"nft {word} counter inet {TABLE} {self.name}"
+
+
+NftObject = NftTable | NftChain | NftSet | NftCounter | NftElement | NftLink
 
 
 def desire(inputs: Inputs) -> frozenset[NftObject]:
@@ -197,11 +245,23 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         NftChain("source_nat", texts(snat), "nat", "postrouting", SOURCE_NAT_PRIORITY),
     }
     objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
+    if inputs.document.pods.spoofing == "deny":
+        objects |= _guard(families)
     for family in families:
         objects |= _family_sets(family)
         objects |= _cidrs(inputs, family)
         objects |= HELD[family.name](_held(inputs), family)
     return frozenset(objects | desire_pods(inputs))
+
+
+def _guard(families: Sequence[Family]) -> set[NftObject]:
+    return {
+        *map(NftCounter, guard.COUNTERS),
+        NftSet(LINKS, "ifname", verdicts=True),
+        *(NftSet(sets_of(f).guarded, f"ifname . {f.nft_type}") for f in families),
+        _base_chain(guard.GUARD, guard.guard(families), guard.GUARD_PRIORITY),
+        NftChain(guard.FROM_POD, texts(guard.from_pod())),
+    }
 
 
 def _base_chain(
@@ -210,12 +270,16 @@ def _base_chain(
     return NftChain(name, texts(its_rules), "filter", hook, priority)
 
 
-def desire_pods(inputs: Inputs) -> frozenset[NftElement]:
+def desire_pods(inputs: Inputs) -> frozenset[NftElement | NftLink]:
     """The pods' part of it: elements of sets."""
     # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
     primary = {e.eni_id: 0 for e in inputs.enis if e.is_primary}
     devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
-    elements: set[NftElement] = set()
+    elements: set[NftElement | NftLink] = set()
+    if inputs.document.pods.spoofing == "deny":
+        for a in inputs.placed:
+            elements.add(NftLink(LINKS, a.veth, goto=guard.FROM_POD))
+            elements |= {NftLink(sets_of(family_of(o)).guarded, a.veth, o) for o in a.addresses}
     for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):
         sets = sets_of(family_of(own))
         if is_node_local(own):
@@ -250,13 +314,11 @@ def plan(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
 def _compare(desired: Iterable[NftObject], observed: Iterable[NftObject]) -> Plan:
     """Compare kind by kind, in the order in which an operator would type it."""
     desired, observed = list(desired), list(observed)
-    kinds = (NftTable, NftSet, NftChain, NftElement)
     parts = {
-        kind.kind: compare(
-            [o for o in desired if isinstance(o, kind)],
-            [o for o in observed if isinstance(o, kind)],
+        kind: compare(
+            [o for o in desired if o.kind == kind], [o for o in observed if o.kind == kind]
         )
-        for kind in kinds
+        for kind in dict.fromkeys(o.kind for o in get_args(NftObject))
     }
     parts[NftElement.kind] = _with_sources(parts[NftElement.kind])
     return merge(parts)
@@ -266,7 +328,10 @@ def _with_sources(plan: Plan) -> Plan:
     """Say of each element that is added which source it comes from, if it does."""
     actions = (
         replace(a, reason=f"{a.reason}: {a.object.why}")
-        if isinstance(a, Change) and a.verb is Verb.CREATE and a.object.why
+        if isinstance(a, Change)
+        and a.verb is Verb.CREATE
+        and isinstance(a.object, NftElement)
+        and a.object.why
         else a
         for a in plan.actions
     )
@@ -274,7 +339,7 @@ def _with_sources(plan: Plan) -> Plan:
 
 
 def _shape(obj: NftObject) -> object:
-    if isinstance(obj, NftElement):
+    if isinstance(obj, NftElement | NftLink):
         return None
     return obj.place if isinstance(obj, NftChain) else obj
 

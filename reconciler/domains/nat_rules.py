@@ -30,7 +30,7 @@ class Sets:
     ``no_snat``: destinations that see pods' own addresses. ``pod_eni``: verdict map from a pod's
     address to the chain of its ENI. ``by_main``: destinations that the main table routes.
     ``held``: addresses that EC2 has assigned to this node's ENIs for pods, whether a pod has them
-    or not.
+    or not. ``guarded``: pods' links, each with an address that may come from there.
     """
 
     no_snat: str
@@ -38,6 +38,7 @@ class Sets:
     pod_eni: str
     by_main: str
     held: str
+    guarded: str
 
     @property
     def of_ranges(self) -> tuple[str, ...]:
@@ -45,11 +46,13 @@ class Sets:
         return (self.no_snat, self.by_main, self.held)
 
 
-SETS = {
-    name: Sets(*(f"{noun}_{name}" for noun in ("no_snat", "pods", "pod_eni", "by_main", "held")))
-    for name in FAMILIES
-}
+NOUNS = ("no_snat", "pods", "pod_eni", "by_main", "held", "guarded")
+
+SETS = {name: Sets(*(f"{noun}_{name}" for noun in NOUNS)) for name in FAMILIES}
 """By family."""
+
+LINKS = "links"
+"""The verdict map from a link to the chain for what comes in by it."""
 
 
 def sets_of(family: Family) -> Sets:
@@ -82,8 +85,8 @@ def arrival(links: Mapping[int, str], marks: Marks) -> Rules:
         LATER_PACKETS,
         *(
             [
-                _match({"meta": {"key": "iifname"}}, link),
-                _match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
+                match({"meta": {"key": "iifname"}}, link),
+                match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
                 _set_mark(CONNECTION_MARK, index, marks),
             ]
             for index, link in sorted(links.items())
@@ -110,18 +113,16 @@ def route_mark(families: Sequence[Family], devices: Sequence[int], marks: Marks)
     about each ENI.
     """
     bound = {"&": [CONNECTION_MARK, marks.mask]}
-    by_main = [
-        [_match(_payload(f, "daddr"), f"@{sets_of(f).by_main}"), _goto(0)] for f in families
-    ]
+    by_main = [[match(payload(f, "daddr"), f"@{sets_of(f).by_main}"), _goto(0)] for f in families]
     by_pod = [
         [
-            _match(bound, 0),
-            {"vmap": {"key": _payload(f, "saddr"), "data": f"@{sets_of(f).pod_eni}"}},
+            match(bound, 0),
+            {"vmap": {"key": payload(f, "saddr"), "data": f"@{sets_of(f).pod_eni}"}},
         ]
         for f in families
     ]
-    by_connection = [[_match(bound, marks.of(index)), _goto(index)] for index in devices]
-    return [*by_main, *by_pod, [_match(bound, 0), {"return": None}], *by_connection]
+    by_connection = [[match(bound, marks.of(index)), _goto(index)] for index in devices]
+    return [*by_main, *by_pod, [match(bound, 0), {"return": None}], *by_connection]
 
 
 def source_nat(
@@ -136,7 +137,7 @@ def source_nat(
     flags = {} if ports == "sequential" else {"flags": ports}
     return [
         [
-            _match({"meta": {"key": "oifname"}}, link),
+            match({"meta": {"key": "oifname"}}, link),
             *which,
             {"snat": {"family": f.nft, "addr": str(address)} | flags},
         ]
@@ -160,7 +161,7 @@ def to_held(families: Sequence[Family]) -> Rules:
     comes then is a first packet again. All others cost one look at their connection.
     """
     to = [
-        [_match(_payload(f, "daddr"), f"@{sets_of(f).held}"), {"goto": {"target": HELD}}]
+        [match(payload(f, "daddr"), f"@{sets_of(f).held}"), {"goto": {"target": HELD}}]
         for f in families
     ]
     return [LATER_PACKETS, *to]
@@ -174,10 +175,10 @@ def held(families: Sequence[Family], links: Iterable[str]) -> Rules:
     because nearly all packets are theirs: one lookup, however many ENIs there are.
     """
     known = [
-        [_match(_payload(f, "daddr"), f"@{sets_of(f).pods}"), {"return": None}] for f in families
+        [match(payload(f, "daddr"), f"@{sets_of(f).pods}"), {"return": None}] for f in families
     ]
     leaving = [
-        [_match({"meta": {"key": "oifname"}}, link), {"goto": {"target": REFUSE}}]
+        [match({"meta": {"key": "oifname"}}, link), {"goto": {"target": REFUSE}}]
         for link in sorted(links)
     ]
     return [*known, *leaving]
@@ -196,8 +197,8 @@ def refuse(links: Iterable[str]) -> Rules:
     unreachable = {"reject": {"type": "icmpx", "expr": "port-unreachable"}}
     reset = {"reject": {"type": "tcp reset"}}
     return [
-        *([_match({"meta": {"key": "iifname"}}, link), unreachable] for link in sorted(links)),
-        [_match({"meta": {"key": "l4proto"}}, "tcp"), reset],
+        *([match({"meta": {"key": "iifname"}}, link), unreachable] for link in sorted(links)),
+        [match({"meta": {"key": "l4proto"}}, "tcp"), reset],
         [unreachable],
     ]
 
@@ -205,13 +206,13 @@ def refuse(links: Iterable[str]) -> Rules:
 def _is_node_local(family: Family) -> Expression:
     network = family.node_local
     prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-    return _match(_payload(family, "saddr"), prefix)
+    return match(payload(family, "saddr"), prefix)
 
 
 def _leaves_vpc(family: Family) -> list[Expression]:
     return [
-        _match(_payload(family, "saddr"), f"@{sets_of(family).pods}"),
-        _match(_payload(family, "daddr"), f"@{sets_of(family).no_snat}", op="!="),
+        match(payload(family, "saddr"), f"@{sets_of(family).pods}"),
+        match(payload(family, "daddr"), f"@{sets_of(family).no_snat}", op="!="),
     ]
 
 
@@ -221,11 +222,13 @@ def _set_mark(mark: Expression, device_index: int, marks: Marks) -> Expression:
     return {"mangle": {"key": mark, "value": value}}
 
 
-def _match(left: Expression, right: Any, op: str = "==") -> Expression:
+def match(left: Expression, right: Any, op: str = "==") -> Expression:
+    """Compare what is on the left with a value, or look for it in a set."""
     return {"match": {"op": op, "left": left, "right": right}}
 
 
-def _payload(family: Family, field: str) -> Expression:
+def payload(family: Family, field: str) -> Expression:
+    """Name a field of the packet's header."""
     return {"payload": {"protocol": family.nft, "field": field}}
 
 

@@ -21,7 +21,7 @@ from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.domains.inputs import Links
-from reconciler.domains.nat import NftElement, NftObject
+from reconciler.domains.nat import NftElement, NftLink, NftObject
 from reconciler.egress.destinations import Egress
 from reconciler.egress.observation import Answers, Question
 from reconciler.engine.converge import Target
@@ -125,10 +125,14 @@ class Network(KernelTarget, Protocol):
 
 
 class Table(Protocol):
-    """Our nftables table; ``observe_at`` looks for some elements alone."""
+    """Our nftables table; ``observe_at`` looks for some elements alone.
+
+    ``count`` returns how many packets each of its counters has counted.
+    """
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]: ...
-    def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]: ...
+    def observe_at(self, places: Iterable[NftElement | NftLink]) -> frozenset[NftObject]: ...
+    def count(self) -> Mapping[str, int]: ...
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]: ...
 
 

@@ -18,7 +18,7 @@ from reconciler.domains.address import LinkAddress
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge
 from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftElement
+from reconciler.domains.nat import NftElement, NftLink
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
@@ -39,7 +39,7 @@ POD_DOMAINS = (
     ("address", address.desire_pods, address.plan, (LinkAddress,)),
     ("neighbour", neighbour.desire, neighbour.plan, (Neighbour,)),
     ("route", route.desire_pods, route.plan, (Route,)),
-    ("nat", nat.desire_pods, nat.plan, (NftElement,)),
+    ("nat", nat.desire_pods, nat.plan, (NftElement, NftLink)),
 )
 """Name, desire, plan and kinds of what pods have; each builds upon those before it."""
 
@@ -66,7 +66,7 @@ class KernelDomains:
 
         ``gone`` is looked at besides all that is desired: it is not wanted any more.
         """
-        elements = frozenset(o for o in gone if isinstance(o, NftElement))
+        elements = frozenset(o for o in gone if isinstance(o, NftElement | NftLink))
         others = gone - elements
         kernel, table = self.kernel, self._nft
         seen = ScopedTarget(lambda o: kernel.observe_at(others.union(o)), kernel.apply)

@@ -98,6 +98,19 @@ def test_where_the_node_differs_both_sides_are_named() -> None:
     assert "pod_eni_ipv4 does not know" in said
 
 
+def test_a_pod_that_its_link_is_not_known_for_is_said_to_be_dropped() -> None:
+    now = node()
+    pod, query = now.attachments[1], Query(now.attachments[1], PEER)
+    there = tables(now)
+    own = (pod.veth, pod.addresses[0])
+    lost = replace(there, links={k: v for k, v in there.links.items() if k != own})
+    text = f"{pod.addresses[0]} is no address of {pod.veth}: what carries it is dropped"
+    assert words(trace(query, now, lost), "guard") == [text]
+    assert text in trace(query, now, lost).troubles
+    for free in (there, replace(lost, links={})):
+        assert words(trace(query, now, free), "guard") == []
+
+
 def test_where_the_kernel_differs_the_command_to_ask_it_is_given() -> None:
     now = node()
     query = Query(now.attachments[1], ip_address("10.0.9.10"))

@@ -12,7 +12,7 @@ from builders import attachment, document, eni, inputs
 
 from reconciler.domains import nat
 from reconciler.domains import rule as rule_domain
-from reconciler.domains.nat import NftChain, NftElement, NftSet
+from reconciler.domains.nat import NftChain, NftCounter, NftElement, NftLink, NftSet
 from reconciler.egress.destinations import Egress
 from reconciler.egress.source import Entry, Source
 from reconciler.ipam.pool_status import Ec2Inputs
@@ -29,6 +29,7 @@ def elements(now: Any, name: str) -> set[str]:
 def test_the_chains_stand_where_the_design_puts_them() -> None:
     places = {name: c.place for name, c in chains(inputs(2)).items() if c.hook}
     assert places == {
+        "guard": ("filter", "prerouting", -300, "accept"),
         "arrival": ("filter", "prerouting", -150, "accept"),
         "snat_mark": ("filter", "prerouting", -90, "accept"),
         "route_mark": ("filter", "prerouting", -89, "accept"),
@@ -231,3 +232,45 @@ def test_a_pod_is_marked_with_the_device_its_eni_has_now() -> None:
     now = inputs(3, (one,), enis=swapped)
     (element,) = [o for o in nat.desire(now) if isinstance(o, NftElement) and o.goto]
     assert element.goto == "eni_2"
+
+
+def links(now: Any) -> set[tuple[str, str, str]]:
+    found = [o for o in nat.desire(now) if isinstance(o, NftLink)]
+    return {(o.set, o.link, str(o.address or o.goto)) for o in found}
+
+
+def test_a_pods_link_is_guarded_with_every_address_that_the_pod_has() -> None:
+    one = attachment(1, addresses=(ip_address("10.0.1.50"), ip_address("fd00::ac:1")))
+    both = document(egressFamilies=["ipv6"])
+    assert links(inputs(1, (one,), document=both)) == {
+        ("links", one.veth, "from_pod"),
+        ("guarded_ipv4", one.veth, "10.0.1.50"),
+        ("guarded_ipv6", one.veth, "fd00::ac:1"),
+    }
+
+
+def test_a_pod_without_a_link_or_a_namespace_to_make_one_in_is_not_guarded() -> None:
+    """Whose link it is that has that name is not known."""
+    assert links(inputs(1, (attachment(1, netns_alive=False),))) == set()
+
+
+def test_the_guard_asks_the_same_of_any_number_of_pods() -> None:
+    many = tuple(attachment(n, address=ip_address(f"10.0.1.{n}")) for n in range(1, 90))
+    assert rules(inputs(2, many)) == rules(inputs(2))
+
+
+def test_what_a_pod_may_send_is_asked_before_conntrack_hears_of_it() -> None:
+    known, by_link = [json.loads(rule) for rule in chains(inputs(2))["guard"].rules]
+    assert (known[0]["match"]["right"], known[1]) == ("@guarded_ipv4", {"return": None})
+    assert by_link[0]["vmap"]["data"] == "@links"
+    *kept, dropped = [json.loads(rule) for rule in chains(inputs(2))["from_pod"].rules]
+    assert [rule[0]["match"]["left"]["payload"]["protocol"] for rule in kept] == ["ip6", "ip6"]
+    assert dropped == [{"counter": "spoofed"}, {"drop": None}]
+
+
+def test_allowed_nothing_of_the_guard_is_there() -> None:
+    now = inputs(2, (attachment(1),), document=document(pods={"spoofing": "allow"}))
+    assert links(now) == set()
+    assert not {"guard", "from_pod"} & chains(now).keys()
+    named = {o.name for o in nat.desire(now) if isinstance(o, NftSet | NftCounter)}
+    assert not {"links", "guarded_ipv4", "spoofed"} & named

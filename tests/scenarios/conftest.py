@@ -139,7 +139,7 @@ class Cluster:
 
     def ruleset(self, node: str = "node1") -> str:
         """Return the ruleset without what the node holds, which is the same whoever has it."""
-        text = self.lab.run(node, ["nft", "list", "ruleset"]).stdout
+        text = self.lab.run(node, ["nft", "-s", "list", "ruleset"]).stdout
         return re.sub(r"\tset held_ipv[46] \{.*?\n\t\}\n", "", text, flags=re.DOTALL)
 
     def add(self, node: str = "node1", **options: Any) -> Pod:

@@ -31,7 +31,7 @@ def seen(cluster: Any) -> dict[str, Any]:
         "rules": cluster.ip("rule") + cluster.ip("-6", "rule"),
         "routes": cluster.ip("-4", "route", "show", "table", "all"),
         "neighbours": cluster.ip("neigh", "show", "nud", "permanent"),
-        "nft": cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout,
+        "nft": cluster.lab.run("node1", ["nft", "-s", "list", "ruleset"]).stdout,
         "files": {str(p) for place in places for p in place.rglob("*")} - {f"{state}/log"},
     }
 

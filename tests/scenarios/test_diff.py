@@ -26,7 +26,7 @@ def world(cluster: Any) -> dict[str, Any]:
         "addresses": cluster.ip("-4", "-j", "address"),
         "routes": cluster.ip("-4", "-j", "route", "show", "table", "all"),
         "rules": cluster.ip("-j", "rule"),
-        "nft": lab.run("node1", ["nft", "-j", "list", "ruleset"]).stdout,
+        "nft": lab.run("node1", ["nft", "-s", "-j", "list", "ruleset"]).stdout,
         "forward": lab.run("node1", ["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout,
         "enis": lab.enis(),
         "files": files,

@@ -20,7 +20,14 @@ from fakes import FakeNft
 
 from lab import netns
 from reconciler.domains import nat, rule
-from reconciler.domains.nat import NftChain, NftElement, NftSet, NftTable
+from reconciler.domains.nat import (
+    NftChain,
+    NftCounter,
+    NftElement,
+    NftLink,
+    NftSet,
+    NftTable,
+)
 from reconciler.domains.rule import Rule
 from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Change, Verb
@@ -163,6 +170,27 @@ def test_what_cannot_be_changed_in_place_is_replaced_with_the_table(
     reach(target, inputs(2, (attachment(1, 1),)))
 
 
+def test_what_is_added_to_the_guard_is_seen_and_taken_away(target: Any) -> None:
+    reach(target, inputs(2))
+    more = {
+        NftCounter("other"),
+        NftLink("links", "a-link-of-15by", goto="from_pod"),
+        NftLink("guarded_ipv4", "a", ip_address("10.0.1.7")),
+    }
+    assert target.apply([Change(Verb.CREATE, o, "test") for o in more]) == ()
+    assert target.observe() == nat.desire(inputs(2)) | more
+    reach(target, inputs(2))
+    assert target.observe() == nat.desire(inputs(2))
+
+
+def test_flipping_the_guard_leaves_nothing_of_it_behind(target: Any) -> None:
+    pods = (attachment(1, 1),)
+    for spoofing in ("deny", "allow", "deny"):
+        now = inputs(2, pods, document=document(pods={"spoofing": spoofing}))
+        reach(target, now)
+        assert target.observe() == nat.desire(now)
+
+
 @pytest.mark.kernel
 def test_a_rule_edited_by_hand_is_seen_and_put_back(home: str) -> None:
     target, now = Nft(), inputs(2)
@@ -243,6 +271,12 @@ def nft(*words: str) -> str:
         'add element inet node_network no_snat_ipv4 { 192.0.2.1 comment "mine" }',
         "add map inet node_network data { type ipv4_addr : mark; elements = { 192.0.2.1 : 5 }; }",
         "add counter inet node_network c",
+        "add quota inet node_network q { 1 mbytes; }",
+        "add element inet node_network links { other : goto from_pod }",
+        "add element inet node_network links { other : drop }",
+        "add element inet node_network guarded_ipv4 { other . 192.0.2.1 }",
+        "flush set inet node_network guarded_ipv4",
+        "insert rule inet node_network from_pod counter name spoofed return",
         "add table inet node_network { flags dormant; }",
         "add chain inet node_network route_mark "
         "{ type filter hook prerouting priority -89; policy drop; }",
@@ -427,10 +461,11 @@ def test_a_look_at_places_shows_those_elements_and_no_others(target: Any) -> Non
     now = inputs(3, pods)
     reach(target, now)
     places = nat.desire_pods(replace(now, attachments=pods[:2]))
-    assert len(places) == 4
+    assert len(places) == 8
     assert target.observe_at(places) == places
     # One is gone, and one leads elsewhere.
-    gone, moved = sorted((o for o in places if o.goto), key=lambda o: o.key)
+    verdicts = (o for o in places if isinstance(o, NftElement) and o.goto)
+    gone, moved = sorted(verdicts, key=lambda o: o.key)
     elsewhere = replace(moved, goto="eni_2")
     actions = [Change(Verb.DELETE, gone, ""), Change(Verb.UPDATE, elsewhere, "", moved)]
     assert target.apply(actions) == ()

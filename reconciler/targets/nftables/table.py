@@ -15,8 +15,16 @@ from itertools import groupby, islice, zip_longest
 from operator import itemgetter
 from typing import TypeVar
 
-from reconciler.core.datapath import TABLE, IpAddress
-from reconciler.domains.nat import NftChain, NftElement, NftObject, NftSet, NftTable
+from reconciler.core.datapath import TABLE
+from reconciler.domains.nat import (
+    NftChain,
+    NftCounter,
+    NftElement,
+    NftLink,
+    NftObject,
+    NftSet,
+    NftTable,
+)
 from reconciler.domains.nat_rules import SETS
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets.netlink import nf_tables as nft
@@ -34,21 +42,28 @@ from reconciler.targets.netlink.ruleset import MAX_OBJECTS, Nfnetlink, TooMuchEr
 
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN = 4, 5
 NFTA_SET_DATA_TYPE, NFTA_SET_ID, NFTA_SET_USERDATA = 6, 10, 13
-SET_ANONYMOUS, SET_INTERVAL, SET_MAP = 0x1, 0x4, 0x8
+SET_ANONYMOUS, SET_INTERVAL, SET_MAP, SET_CONCAT = 0x1, 0x4, 0x8, 0x80
 DATA_VERDICT = 0xFFFFFF00
 NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_USERDATA = 3, 6
 GOTO, ACCEPT, INTERVAL_END = -4, 1, 1
 
-KEY_TYPES = {7: "ipv4_addr", 8: "ipv6_addr"}
-"""libnftables' numbers of types; the kernel only keeps them."""
+PARTS = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "ifname": (41, 16)}
+"""Types of keys: libnftables' number, which the kernel only keeps, and bytes."""
 
-ADDRESSES: dict[str, type[IPv4Address | IPv6Address]] = {
-    "ipv4_addr": IPv4Address,
-    "ipv6_addr": IPv6Address,
+LINK = "ifname"
+KEY_TYPES = {number: name for name, (number, _) in PARTS.items()} | {
+    PARTS[LINK][0] << 6 | PARTS[of][0]: f"{LINK} . {of}" for of in ("ipv4_addr", "ipv6_addr")
 }
+"""By number. Of a key of two parts the number of the first is six bits further up."""
+
+ADDRESSES: dict[int, type[IPv4Address | IPv6Address]] = {4: IPv4Address, 16: IPv6Address}
+"""By bytes."""
+
+Element = NftElement | NftLink
 INTERVALS = frozenset(name for s in SETS.values() for name in s.of_ranges)
 
 BIG_ENDIAN = bytes([0, 4]) + struct.pack("I", 2)
+HOST_ORDER = bytes([0, 4]) + struct.pack("I", 1)
 """User data of a set: its keys' byte order, for nft to print them by."""
 
 OPEN_INTERVAL = bytes([1, 4]) + struct.pack("I", 1)
@@ -78,7 +93,7 @@ class Reader:
 
     def __init__(self, kernel: Nfnetlink) -> None:
         self._kernel = kernel
-        self._known: dict[tuple[bytes, bytes, bytes], NftElement | None] = {}
+        self._known: dict[tuple[bytes, bytes, bytes], Element | None] = {}
         """By set, element as the kernel has it, and the next one of a set of ranges."""
 
     def read(self, texts: Mapping[bytes, str]) -> frozenset[NftObject]:
@@ -108,16 +123,15 @@ class Reader:
             known = texts.get(expressions) or f"unknown, of {len(expressions)} bytes"
             rules.setdefault(text(name), []).append(known)
         for c in chains:
-            if c.name.encode() + b"\0" != c.place[1]:
-                raise _UnreadableError  # bytes that are no text: nothing could be done by it
+            _plain(c.place[1][:-1])
             policy = "drop" if c.drops else ""
             its_own = tuple(rules.get(c.name, ()))
             yield NftChain(c.name, its_own, c.type, c.hook, c.priority, policy)
 
     def _sets(self) -> Iterator[NftObject]:
-        for kind in (nft.NFT_MSG_GETOBJ, nft.NFT_MSG_GETFLOWTABLE):
-            if self._kernel.table_parts(kind, "inet", TABLE):
-                raise _UnreadableError
+        if self._kernel.table_parts(nft.NFT_MSG_GETFLOWTABLE, "inet", TABLE):
+            raise _UnreadableError
+        yield from self._counters()
         before, self._known = self._known, {}
         left = MAX_ELEMENTS
         for found in _bounded(self._kernel.table_parts(nft.NFT_MSG_GETSET, "inet", TABLE)):
@@ -126,10 +140,12 @@ class Reader:
             if flags & SET_ANONYMOUS:
                 continue  # a part of a rule
             name, is_map = found[nft.NFTA_SET_NAME], bool(flags & SET_MAP)
-            is_odd = flags & ~(SET_INTERVAL | SET_MAP) or is_map is not (data == DATA_VERDICT)
-            if key not in KEY_TYPES or text(name).encode() != name or is_odd:
+            is_odd = flags & ~(SET_INTERVAL | SET_MAP | SET_CONCAT) or is_map is not (
+                data == DATA_VERDICT
+            )
+            if key not in KEY_TYPES or is_odd:
                 raise _UnreadableError
-            one = NftSet(text(name[:-1]), KEY_TYPES[key], bool(flags & SET_INTERVAL), is_map)
+            one = NftSet(_plain(name[:-1]), KEY_TYPES[key], bool(flags & SET_INTERVAL), is_map)
             yield one
             # The key comes first (nf_tables_fill_setelem), so they are in its order.
             listed = sorted(self._kernel.table_elements("inet", TABLE, name, left + 1))
@@ -144,6 +160,33 @@ class Reader:
                 if known:
                     yield known
 
+    def _counters(self) -> Iterator[NftCounter]:
+        for found in _bounded(self._kernel.table_parts(nft.NFT_MSG_GETOBJ, "inet", TABLE)):
+            name, kind = found[nft.NFTA_OBJ_NAME], found[nft.NFTA_OBJ_TYPE]
+            if int.from_bytes(kind, "big") != nft.NFT_OBJECT_COUNTER:
+                raise _UnreadableError
+            yield NftCounter(_plain(name[:-1]))
+
+
+def count(kernel: Nfnetlink) -> dict[str, int]:
+    """Return how many packets each counter of our table has counted.
+
+    Raises:
+        ObserveError: the kernel refused, or never held still.
+    """
+    listed = kernel.table_parts(nft.NFT_MSG_GETOBJ, "inet", TABLE)
+    data = {
+        text(o[nft.NFTA_OBJ_NAME][:-1]): dict(attributes(o[nft.NFTA_OBJ_DATA])) for o in listed
+    }
+    packets = nft.NFTA_COUNTER_PACKETS
+    return {name: int.from_bytes(d[packets], "big") for name, d in data.items() if packets in d}
+
+
+def _plain(name: bytes) -> str:
+    if text(name).encode() != name:
+        raise _UnreadableError  # bytes that are no text: nothing could be done by it
+    return text(name)
+
 
 def _bounded(found: list[T]) -> list[T]:
     if len(found) >= MAX_OBJECTS:
@@ -151,12 +194,16 @@ def _bounded(found: list[T]) -> list[T]:
     return found
 
 
-def _decode(one: NftSet, content: bytes, after: bytes) -> NftElement | None:
+def _decode(one: NftSet, content: bytes, after: bytes) -> Element | None:
     """Return an element up to the one after it, if there is one; None for the end of a range."""
     key, is_end, goto = _parts(content)
     if is_end:
         return None
-    make, last = ADDRESSES[one.type], (1 << 8 * len(key)) - 1
+    if one.type.startswith(LINK):
+        size = PARTS[LINK][1]
+        name, address = _plain(key[:size].rstrip(b"\0")), key[size:]
+        return NftLink(one.name, name, ADDRESSES[len(address)](address) if address else None, goto)
+    make, last = ADDRESSES[len(key)], (1 << 8 * len(key)) - 1
     if after:
         last = int.from_bytes(_parts(after)[0], "big") - one.interval
     return NftElement(one.name, make(key), make(last), goto)
@@ -202,8 +249,8 @@ def requests(
     # For a chain to be added to; unless the table goes for good.
     is_last = all(isinstance(a.object, NftTable) and a.verb is Verb.DELETE for a in actions)
     steps = [] if is_last else [(MAKE, _TABLE)]
-    removed: list[NftElement] = []
-    added: list[NftElement] = []
+    removed: list[Element] = []
+    added: list[Element] = []
     for number, action in enumerate(actions):
         is_gone = action.verb is Verb.DELETE
         match action.object:
@@ -220,9 +267,11 @@ def requests(
             case NftSet() as one:
                 body = _OURS + _set_body(one, number)
                 steps.append((DEFINE, (nft.NFT_MSG_NEWSET, NLM_F_CREATE, body)))
-            case NftElement() as element:
+            case NftCounter() as counter:
+                steps.append(_of_counter(counter, is_gone=is_gone))
+            case NftElement() | NftLink() as element:
                 before = element if is_gone else action.was
-                removed += [before] if isinstance(before, NftElement) else []
+                removed += [before] if isinstance(before, Element) else []
                 added += [] if is_gone else [element]
     steps += [(REMOVE, r) for r in _of_elements(nft.NFT_MSG_DELSETELEM, 0, removed)]
     steps += [(ADD, r) for r in _of_elements(nft.NFT_MSG_NEWSETELEM, NLM_F_CREATE, added)]
@@ -248,21 +297,33 @@ def _of_chain(
         yield CONNECT, (nft.NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body)
 
 
+def _of_counter(counter: NftCounter, *, is_gone: bool) -> tuple[int, Request]:
+    body = _OURS + string(nft.NFTA_OBJ_NAME, counter.name)
+    body += attribute(nft.NFTA_OBJ_TYPE, _be32(nft.NFT_OBJECT_COUNTER))
+    if is_gone:
+        return DROP, (nft.NFT_MSG_DELOBJ, 0, body)
+    none = attribute(nft.NFTA_COUNTER_BYTES, bytes(8))
+    none += attribute(nft.NFTA_COUNTER_PACKETS, bytes(8))
+    return DEFINE, (nft.NFT_MSG_NEWOBJ, NLM_F_CREATE, body + nested(nft.NFTA_OBJ_DATA, none))
+
+
 def _set_body(one: NftSet, number: int) -> bytes:
     key_type = next(n for n, name in KEY_TYPES.items() if name == one.type)
+    sizes = [PARTS[part][1] for part in one.type.split(" . ")]
     flags = SET_INTERVAL * one.interval | SET_MAP * one.verdicts
+    order = HOST_ORDER if one.type == LINK else BIG_ENDIAN
     body = (
         string(nft.NFTA_SET_NAME, one.name)
         + attribute(nft.NFTA_SET_FLAGS, _be32(flags))
         + attribute(NFTA_SET_KEY_TYPE, _be32(key_type))
-        + attribute(NFTA_SET_KEY_LEN, _be32(len(ADDRESSES[one.type](0).packed)))
+        + attribute(NFTA_SET_KEY_LEN, _be32(sum(sizes)))
         + attribute(NFTA_SET_ID, _be32(number + 1))
-        + attribute(NFTA_SET_USERDATA, BIG_ENDIAN)
+        + attribute(NFTA_SET_USERDATA, order)
     )
     return body + (attribute(NFTA_SET_DATA_TYPE, _be32(DATA_VERDICT)) if one.verdicts else b"")
 
 
-def _of_elements(kind: int, flags: int, elements: Iterable[NftElement]) -> Iterator[Request]:
+def _of_elements(kind: int, flags: int, elements: Iterable[Element]) -> Iterator[Request]:
     """Yield the requests that put elements in, or take them away."""
     ordered = sorted(elements, key=lambda e: e.key)
     for name, group in groupby(ordered, key=lambda e: e.set):
@@ -273,21 +334,31 @@ def _of_elements(kind: int, flags: int, elements: Iterable[NftElement]) -> Itera
             yield kind, flags, place + nested(nft.NFTA_SET_ELEM_LIST_ELEMENTS, batch)
 
 
-def _encode(element: NftElement, *, is_interval: bool) -> Iterator[bytes]:
+def _encode(element: Element, *, is_interval: bool) -> Iterator[bytes]:
     """Return an element; a range is two, of which the second says where it is over."""
     data = b""
     if element.goto:
         verdict = attribute(nft.NFTA_VERDICT_CODE, struct.pack(">i", GOTO))
         verdict += string(nft.NFTA_VERDICT_CHAIN, element.goto)
         data = nested(nft.NFTA_SET_ELEM_DATA, nested(nft.NFTA_DATA_VERDICT, verdict))
-    yield _part(element.first, data)
-    if is_interval and (end := int(element.last) + 1) < 1 << element.last.max_prefixlen:
+    yield _part(key_of(element), data)
+    if isinstance(element, NftLink) or not is_interval:
+        return
+    if (end := int(element.last) + 1) < 1 << element.last.max_prefixlen:
         over = attribute(NFTA_SET_ELEM_FLAGS, _be32(INTERVAL_END))
-        yield _part(type(element.last)(end), over)
+        yield _part(type(element.last)(end).packed, over)
 
 
-def _part(key: IpAddress, more: bytes) -> bytes:
-    keyed = nested(nft.NFTA_SET_ELEM_KEY, attribute(nft.NFTA_DATA_VALUE, key.packed))
+def key_of(element: Element) -> bytes:
+    """Return an element's key as the kernel has it."""
+    if isinstance(element, NftElement):
+        return element.first.packed
+    name = element.link.encode().ljust(PARTS[LINK][1], b"\0")
+    return name + (element.address.packed if element.address else b"")
+
+
+def _part(key: bytes, more: bytes) -> bytes:
+    keyed = nested(nft.NFTA_SET_ELEM_KEY, attribute(nft.NFTA_DATA_VALUE, key))
     return nested(nft.NFTA_LIST_ELEM, keyed + more)
 
 

@@ -17,8 +17,9 @@ import nftables
 
 from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.core.predecessor import StockTable
-from reconciler.domains.nat import NftChain, NftElement, NftObject
-from reconciler.domains.nat_rules import SETS
+from reconciler.domains.nat import NftChain, NftElement, NftLink, NftObject
+from reconciler.domains.nat_guard import COUNTERS
+from reconciler.domains.nat_rules import LINKS, SETS
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.netlink import nf_tables as nft
@@ -84,19 +85,27 @@ class Nft:
             self._compiled = kept | _compile(missing)
         return self._compiled
 
-    def observe_at(self, places: Iterable[NftElement]) -> frozenset[NftObject]:
+    def observe_at(self, places: Iterable[NftElement | NftLink]) -> frozenset[NftObject]:
         """Read single elements of sets without ranges; the cost does not grow with the sets.
 
         Raises:
             ObserveError: the kernel refused.
         """
         places = list(places)
-        verdicts = self.kernel.find_elements(TABLE, [(e.set, e.first.packed) for e in places])
+        verdicts = self.kernel.find_elements(TABLE, [(e.set, table.key_of(e)) for e in places])
         return frozenset(
             replace(element, goto=verdict)
             for element, verdict in zip(places, verdicts, strict=True)
             if verdict is not None
         )
+
+    def count(self) -> dict[str, int]:
+        """Return how many packets each of the table's counters has counted.
+
+        Raises:
+            ObserveError: the kernel refused, or never held still.
+        """
+        return table.count(self.kernel)
 
     def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         """Commit all actions as one transaction: all of them happen, or none."""
@@ -182,13 +191,15 @@ def _script(chains: list[NftChain]) -> list[Json]:
         if c.hook:
             hook = {"type": c.type, "hook": c.hook, "prio": c.priority, "policy": "accept"}
             chains_[c.name] |= hook
-    objects: list[tuple[str, Json]] = []
+    objects: list[tuple[str, Json]] = [("counter", {"name": name}) for name in COUNTERS]
+    objects.append(("map", {"name": LINKS, "type": "ifname", "map": "verdict"}))
     for family, sets in SETS.items():
         of = {"type": FAMILIES[family].nft_type}
         ranges = of | {"flags": ["interval"]}
         objects += [("set", ranges | {"name": name}) for name in sets.of_ranges]
         objects.append(("set", of | {"name": sets.pods}))
         objects.append(("map", of | {"name": sets.pod_eni, "map": "verdict"}))
+        objects.append(("set", {"name": sets.guarded, "type": ["ifname", of["type"]]}))
     objects += [("chain", chains_[name]) for name in sorted(chains_)]
     for c in chains:
         objects += [("rule", {"chain": c.name, "expr": json.loads(rule)}) for rule in c.rules]

@@ -1,0 +1,60 @@
+"""The rules that ask of a packet whether it may come from where it comes: a part of our table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reconciler.core.datapath import FAMILIES, Family
+from reconciler.domains.nat_rules import LINKS, Expression, Rules, match, payload, sets_of
+
+GUARD = "guard"
+"""The chain that every packet enters."""
+
+GUARD_PRIORITY = -300
+"""``raw``, before conntrack: a packet that is dropped must not touch a connection of the pod whose
+address it carries; a reset would end it."""
+
+FROM_POD = "from_pod"
+"""The chain for what a pod sends and what carries none of its addresses."""
+
+SPOOFED = "spoofed"
+"""Counts what a pod has sent with an address that is not its own."""
+
+COUNTERS = (SPOOFED,)
+
+LINK: Expression = {"meta": {"key": "iifname"}}
+
+LINK_LOCAL = "fe80::"
+"""With length 10. What carries such a source is never forwarded (RFC 4291, 2.5.6; ip6_forward)."""
+
+
+def guard(families: Sequence[Family]) -> Rules:
+    """Let pass what carries an address of its link; look at the rest by its link.
+
+    In this order because a packet of a pod then costs one lookup. By names of links: they are
+    known before a link is made, so that a pod's elements need no transaction of their own.
+    """
+    known = [
+        [
+            match({"concat": [LINK, payload(f, "saddr")]}, f"@{sets_of(f).guarded}"),
+            {"return": None},
+        ]
+        for f in families
+    ]
+    return [*known, [{"vmap": {"key": LINK, "data": f"@{LINKS}"}}]]
+
+
+def from_pod() -> Rules:
+    """Drop it, but for what IPv6 says on a link before and besides any address.
+
+    Duplicate address detection and multicast reports come from the unspecified address, neighbour
+    and router discovery from the link-local one (RFC 4861, 4.3; RFC 4862, 5.4.2; RFC 3810,
+    5.2.13). Neither is ever forwarded. A pod without an IPv6 address has the latter, too.
+    """
+    source = payload(FAMILIES["ipv6"], "saddr")
+    local = {"prefix": {"addr": LINK_LOCAL, "len": 10}}
+    return [
+        [match(source, local), {"return": None}],
+        [match(source, "::"), {"return": None}],
+        [{"counter": SPOOFED}, {"drop": None}],
+    ]

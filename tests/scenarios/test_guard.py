@@ -1,0 +1,213 @@
+"""What a pod sends carries its own addresses: with the packets that others would send."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from waiting import until
+
+from lab import netns
+from lab.pod import Pod
+from reconciler.targets.nftables.target import Nft
+
+pytestmark = pytest.mark.lab
+
+DOCUMENT = """\
+apiVersion: node-network/v1alpha1
+kind: NodeNetwork
+warmPool: {addresses: {warm: 2, minimum: 24, surplus: 0}, cooldown: 2s}
+reconcile: {resync: 2s}
+families: [ipv4, ipv6]
+"""
+ALLOW = DOCUMENT + "pods: {spoofing: allow}\n"
+PORT = 7778
+FAMILIES = ("ipv4", "ipv6")
+
+
+class Place:
+    """Pods of node1, of which one listens for datagrams and counts by source."""
+
+    def __init__(self, cluster: Any, pods: list[Pod]) -> None:
+        self.cluster = cluster
+        self.pods = pods
+        self.sender, self.neighbour, self.receiver = pods[:3]
+        self.node = cluster.lab.names.namespace("node1")
+
+    def own(self, one: Pod, family: str) -> str:
+        """Return a pod's address of a family."""
+        return one.addresses[FAMILIES.index(family)]
+
+    def counted(self, reason: str = "spoofed") -> int:
+        with netns.inside(self.node):
+            return Nft().count()[reason]
+
+    def edit(self, document: str) -> None:
+        self.cluster.config.write_text(document)
+        generation = self.cluster.status()["document"]["generation"]
+        until(
+            lambda: (
+                self.cluster.status()["document"]["generation"] > generation
+                and self.cluster.status()["settled"]
+            ),
+            "the edit",
+        )
+
+    def arrives(self, source: str, family: str, *, sender: Pod | None = None) -> bool:
+        """Whether a datagram with a source reaches the receiver before one with the true source.
+
+        The second comes by the same way, so that nothing has to be waited for.
+        """
+        sender = sender or self.sender
+        to, own = self.own(self.receiver, family), self.own(sender, family)
+        kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
+        with netns.inside(self.receiver.namespace):
+            receiver = socket.socket(kind, socket.SOCK_DGRAM)
+        with closing(receiver):
+            receiver.bind((to, PORT))
+            receiver.settimeout(5)
+            for address in (source, own):
+                send(sender.namespace, kind, address, to)
+            first = receiver.recvfrom(64)[1][0]
+        assert first in (source, own)
+        return bool(first == source)
+
+
+def send(namespace: str, kind: int, source: str, to: str) -> None:
+    """Send a datagram from any address, as a process with NET_ADMIN can."""
+    with netns.inside(namespace), socket.socket(kind, socket.SOCK_DGRAM) as s:
+        freebind = (
+            (socket.IPPROTO_IPV6, 78)  # IPV6_FREEBIND
+            if kind == socket.AF_INET6
+            else (socket.IPPROTO_IP, 15)  # IP_FREEBIND
+        )
+        s.setsockopt(*freebind, 1)
+        if kind == socket.AF_INET:
+            s.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT: the kernel asks for no route
+        s.bind((source, 0))
+        s.sendto(b"?", (to, PORT))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, make_cluster: Any) -> Iterator[Place]:
+    with make_cluster(tmp_path_factory.mktemp("guard")) as cluster:
+        cluster.config.write_text(DOCUMENT)
+        cluster.start()
+        with cluster.pods(3) as pods:
+            yield Place(cluster, pods)
+
+
+def others(place: Place, family: str) -> dict[str, str]:
+    """Addresses of others, by whose they are."""
+    ipv6 = family == "ipv6"
+    return {
+        "its neighbour": place.own(place.neighbour, family),
+        "the node": "2001:db8:ec2:1::10" if ipv6 else "10.0.1.10",
+        "a host of the VPC": "2001:db8:ec2:9::10" if ipv6 else "10.0.9.10",
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_carries_an_address_of_another_is_dropped_and_counted(
+    place: Place, family: str
+) -> None:
+    for whose, source in others(place, family).items():
+        before = place.counted()
+        assert not place.arrives(source, family), whose
+        assert place.counted() == before + 1, whose
+    until(
+        lambda: place.cluster.status()["packetsRefused"]["spoofed"] == place.counted(),
+        "the count in status",
+    )
+    metric = 'node_network_packets_refused_total{reason="spoofed"}'
+    assert f"{metric} {float(place.counted())}" in place.cluster.status()["metrics"]
+
+
+def test_what_ipv6_says_on_a_link_itself_goes_on(place: Place) -> None:
+    """Neighbour discovery, and duplicate address detection from the unspecified address."""
+    before = place.counted()
+    veth = next(
+        a["veth"]
+        for a in place.cluster.status()["attachments"]
+        if place.sender.address in a["addresses"]
+    )
+    words = place.cluster.ip("-6", "-o", "address", "show", "dev", veth, "scope", "link").split()
+    host = words[words.index("inet6") + 1].partition("/")[0]
+    with netns.inside(place.sender.namespace):
+        subprocess.run(["ip", "address", "add", "fe80::abcd/64", "dev", "eth0"], check=True)
+        shown = ["ip", "-6", "address", "show", "dev", "eth0"]
+        until(lambda: not subprocess.check_output([*shown, "tentative"]), "the end of DAD")
+        failed = subprocess.check_output([*shown, "dadfailed"])
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+            s.sendto(b"?", (host, PORT, 0, socket.if_nametoindex("eth0")))
+        found = ["ip", "-6", "neighbour", "show", host, "dev", "eth0"]
+        until(lambda: b"lladdr" in subprocess.check_output(found), "the host's answer")
+        subprocess.run(["ip", "address", "del", "fe80::abcd/64", "dev", "eth0"], check=True)
+    assert not failed
+    assert place.counted() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nft flush set inet node_network guarded_ipv4",
+        "nft flush chain inet node_network guard",
+        "nft flush chain inet node_network from_pod",
+        "nft flush map inet node_network links",
+    ],
+)
+def test_what_somebody_takes_away_of_it_is_put_back(place: Place, command: str) -> None:
+    neighbour, before = place.own(place.neighbour, "ipv4"), place.cluster.drift()
+    assert place.cluster.lab.run("node1", command.split()).returncode == 0
+    until(lambda: place.cluster.drift() > before, "the repair")
+    until(lambda: place.cluster.status()["settled"], "settled")
+    assert not place.arrives(neighbour, "ipv4")
+    assert place.arrives(place.own(place.sender, "ipv4"), "ipv4")
+
+
+def test_allowed_they_arrive_as_before_and_denied_again_they_do_not(place: Place) -> None:
+    place.edit(ALLOW)
+    try:
+        for family in FAMILIES:
+            arrives = {w: place.arrives(s, family) for w, s in others(place, family).items()}
+            # The kernel itself refuses an IPv4 source that is its own (fib_validate_source).
+            expected = {"its neighbour": True, "the node": family == "ipv6"}
+            assert arrives == expected | {"a host of the VPC": True}
+    finally:
+        place.edit(DOCUMENT)
+    for family in FAMILIES:
+        assert not any(place.arrives(s, family) for s in others(place, family).values())
+
+
+def test_a_link_that_is_not_ours_is_left_alone(place: Place) -> None:
+    """Whatever it is called, and whatever it sends."""
+    name = f"{place.node}-other"
+    netns.make(name)
+    script = f"""
+        ip link add nnother type veth peer name eth0 netns {name}
+        ip link set nnother up
+        ip route add 192.0.2.1 dev nnother
+        ip -n {name} address add 192.0.2.1 dev eth0
+        ip -n {name} link set eth0 up
+        ip -n {name} route add default dev eth0
+        echo 1 >/proc/sys/net/ipv4/conf/nnother/proxy_arp
+    """
+    to = place.own(place.receiver, "ipv4")
+    try:
+        with netns.inside(place.node):
+            subprocess.run(["sh", "-ec", script], check=True)
+        with netns.inside(place.receiver.namespace):
+            receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with closing(receiver):
+            receiver.bind((to, PORT))
+            receiver.settimeout(5)
+            send(name, socket.AF_INET, "192.0.2.77", to)
+            assert receiver.recvfrom(64)[1][0] == "192.0.2.77"
+    finally:
+        netns.remove(name)
+        with netns.inside(place.node):
+            subprocess.run(["ip", "link", "delete", "nnother"], check=False, capture_output=True)

@@ -14,6 +14,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from schemas.cni import Cni
 from schemas.override import Override, patch_schema
+from schemas.pods import MAX_ENTRIES, MetadataAccess
 from schemas.pool import Eni, InstanceTypes, WarmPool
 from schemas.value import (
     MIN_MTU,
@@ -151,6 +152,14 @@ class Pods(Model):
         "packets are dropped on the node, and counted by metrics and status. allow: for pods that "
         "send for others, as a virtual address of keepalived or a VPN that does not translate; "
         "the kernel's reverse-path filter then decides, as the host has it.",
+    )
+    metadata: Annotated[tuple[MetadataAccess, ...], Field(max_length=MAX_ENTRIES)] = Field(
+        default=(),
+        description="Which pods are refused the instance metadata service (169.254.169.254 and "
+        "fd00:ec2::254), which has the node's credentials: the first entry that matches a pod "
+        "decides. Where an entry denies, a pod whose name the runtime did not say is refused, "
+        "too. Pods of the host's network are not. Open connections go on. Default: every pod may "
+        "reach it.",
     )
     repair: Literal["none", "all"] = Field(
         default="none",

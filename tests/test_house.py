@@ -110,7 +110,7 @@ DOORS = {
     },
     "pydantic": {
         *(f"schemas/{part}.py" for part in ("check", "cni", "document", "override")),
-        *(f"schemas/{part}.py" for part in ("pool", "value")),
+        *(f"schemas/{part}.py" for part in ("pods", "pool", "value")),
         "reconciler/targets/state/observation.py",
     },
 }

@@ -141,6 +141,12 @@ FAMILIES = {
 """By name. 169.254.1.1 is the stock plugin's gateway as well."""
 
 
+INSTANCE_METADATA = {
+    "ipv4": ip_address("169.254.169.254"),
+    "ipv6": ip_address("fd00:ec2::254"),
+}
+"""By family (EC2 user guide, "Access instance metadata")."""
+
 PREFIX_BITS = 80  # length of a delegated IPv6 prefix (EC2 user guide, "Prefix delegation")
 
 

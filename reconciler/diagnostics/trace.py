@@ -279,6 +279,12 @@ class _Walk:
                 self._say("stays", f"on the node, dev {link}; {target} sees {source}")
             return None
         sets = sets_of(self.family)
+        is_metadata = target == datapath.INSTANCE_METADATA[self.family.name]
+        if is_metadata and self.tables.range_of(sets.no_metadata, self.home):
+            text = f"{target} is instance metadata, which pods.metadata denies the pod"
+            self._say("refused", text)
+            self.troubles.append(text)
+            return None
         if self.tables.range_of(sets.held, target) and not self.tables.range_of(sets.pods, target):
             text = f"{target} is this node's, and no pod has it: the sender is told so at once"
             self._say("refused", text)

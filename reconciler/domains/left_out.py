@@ -26,7 +26,9 @@ from reconciler.ipam.records import Records
 
 Keys = frozenset[AttachmentKey]
 
-OF_PODS = frozenset(name for sets in SETS.values() for name in (sets.pods, sets.pod_eni))
+OF_PODS = frozenset(
+    name for sets in SETS.values() for name in (sets.pods, sets.pod_eni, sets.no_metadata)
+)
 """The nftables sets of which each element is one pod's."""
 
 

@@ -238,7 +238,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         _base_chain("arrival", rules.arrival(links, marks), ARRIVAL_PRIORITY),
         _base_chain("snat_mark", rules.snat_mark(families, marks), SNAT_MARK_PRIORITY),
         _base_chain("route_mark", route_mark, ROUTE_MARK_PRIORITY),
-        _base_chain("forwarded", rules.to_held(families), REFUSAL_PRIORITY, "forward"),
+        _base_chain("forwarded", _forwarded(inputs, families), REFUSAL_PRIORITY, "forward"),
         _base_chain("sent", rules.to_held(families), REFUSAL_PRIORITY, "output"),
         NftChain(rules.HELD, texts(rules.held(families, links.values()))),
         NftChain(rules.REFUSE, texts(rules.refuse(links.values()))),
@@ -247,6 +247,12 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
     if inputs.document.pods.spoofing == "deny":
         objects |= _guard(families)
+    if inputs.document.pods.metadata:
+        objects |= {
+            NftCounter(guard.METADATA),
+            NftChain(guard.NO_METADATA, texts(guard.no_metadata())),
+            *(NftSet(sets_of(f).no_metadata, f.nft_type) for f in families),
+        }
     for family in families:
         objects |= _family_sets(family)
         objects |= _cidrs(inputs, family)
@@ -254,9 +260,15 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     return frozenset(objects | desire_pods(inputs))
 
 
+def _forwarded(inputs: Inputs, families: Sequence[Family]) -> rules.Rules:
+    later, *held = rules.to_held(families)
+    metadata = guard.to_metadata(families) if inputs.document.pods.metadata else []
+    return [later, *metadata, *held]
+
+
 def _guard(families: Sequence[Family]) -> set[NftObject]:
     return {
-        *map(NftCounter, guard.COUNTERS),
+        NftCounter(guard.SPOOFED),
         NftSet(LINKS, "ifname", verdicts=True),
         *(NftSet(sets_of(f).guarded, f"ifname . {f.nft_type}") for f in families),
         _base_chain(guard.GUARD, guard.guard(families), guard.GUARD_PRIORITY),
@@ -280,6 +292,9 @@ def desire_pods(inputs: Inputs) -> frozenset[NftElement | NftLink]:
         for a in inputs.placed:
             elements.add(NftLink(LINKS, a.veth, goto=guard.FROM_POD))
             elements |= {NftLink(sets_of(family_of(o)).guarded, a.veth, o) for o in a.addresses}
+    for a in inputs.placed:
+        if guard.is_denied_metadata(a.pod, inputs.document.pods.metadata):
+            elements |= {NftElement(sets_of(family_of(o)).no_metadata, o, o) for o in a.addresses}
     for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):
         sets = sets_of(family_of(own))
         if is_node_local(own):

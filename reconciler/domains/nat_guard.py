@@ -1,11 +1,12 @@
-"""The rules that ask of a packet whether it may come from where it comes: a part of our table."""
+"""The rules that ask whether a pod may send what it sends: a part of our table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from reconciler.core.datapath import FAMILIES, Family
+from reconciler.core.datapath import FAMILIES, INSTANCE_METADATA, Family
 from reconciler.domains.nat_rules import LINKS, Expression, Rules, match, payload, sets_of
+from schemas.pods import MetadataAccess
 
 GUARD = "guard"
 """The chain that every packet enters."""
@@ -20,7 +21,13 @@ FROM_POD = "from_pod"
 SPOOFED = "spoofed"
 """Counts what a pod has sent with an address that is not its own."""
 
-COUNTERS = (SPOOFED,)
+METADATA = "metadata"
+"""Counts what a pod has sent to instance metadata and was refused."""
+
+COUNTERS = (SPOOFED, METADATA)
+
+NO_METADATA = "no_metadata"
+"""The chain that refuses a pod instance metadata."""
 
 LINK: Expression = {"meta": {"key": "iifname"}}
 
@@ -57,4 +64,41 @@ def from_pod() -> Rules:
         [match(source, local), {"return": None}],
         [match(source, "::"), {"return": None}],
         [{"counter": SPOOFED}, {"drop": None}],
+    ]
+
+
+def is_denied_metadata(pod: str, entries: Iterable[MetadataAccess]) -> bool:
+    """Whether a pod (``namespace/name``) is refused instance metadata: its first entry decides.
+
+    So is one whose name is not known, because the runtime did not say it or its record was lost,
+    where any is: the credentials there are the node's.
+    """
+    if not pod:
+        return any(e.access == "deny" for e in entries)
+    namespace, _, name = pod.partition("/")
+    found = next((e for e in entries if e.match.matches(namespace, name)), None)
+    return found is not None and found.access == "deny"
+
+
+def to_metadata(families: Sequence[Family]) -> Rules:
+    """Look at what goes to instance metadata; behind the rule that leaves out later packets."""
+    return [
+        [
+            match(payload(f, "daddr"), str(INSTANCE_METADATA[f.name])),
+            match(payload(f, "saddr"), f"@{sets_of(f).no_metadata}"),
+            {"goto": {"target": NO_METADATA}},
+        ]
+        for f in families
+    ]
+
+
+def no_metadata() -> Rules:
+    """Refuse it so that a client gives up at once: its SDK then looks for other credentials."""
+    return [
+        [
+            match({"meta": {"key": "l4proto"}}, "tcp"),
+            {"counter": METADATA},
+            {"reject": {"type": "tcp reset"}},
+        ],
+        [{"counter": METADATA}, {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}],
     ]

@@ -31,6 +31,7 @@ class Sets:
     address to the chain of its ENI. ``by_main``: destinations that the main table routes.
     ``held``: addresses that EC2 has assigned to this node's ENIs for pods, whether a pod has them
     or not. ``guarded``: pods' links, each with an address that may come from there.
+    ``no_metadata``: addresses of pods that are refused instance metadata.
     """
 
     no_snat: str
@@ -39,6 +40,7 @@ class Sets:
     by_main: str
     held: str
     guarded: str
+    no_metadata: str
 
     @property
     def of_ranges(self) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ class Sets:
         return (self.no_snat, self.by_main, self.held)
 
 
-NOUNS = ("no_snat", "pods", "pod_eni", "by_main", "held", "guarded")
+NOUNS = ("no_snat", "pods", "pod_eni", "by_main", "held", "guarded", "no_metadata")
 
 SETS = {name: Sets(*(f"{noun}_{name}" for noun in NOUNS)) for name in FAMILIES}
 """By family."""

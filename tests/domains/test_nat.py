@@ -274,3 +274,50 @@ def test_allowed_nothing_of_the_guard_is_there() -> None:
     assert not {"guard", "from_pod"} & chains(now).keys()
     named = {o.name for o in nat.desire(now) if isinstance(o, NftSet | NftCounter)}
     assert not {"links", "guarded_ipv4", "spoofed"} & named
+
+
+PAY: list[dict[str, Any]] = [
+    {"match": {"namespace": "pay-*", "pod": "bank-*"}, "access": "allow"},
+    {"match": {"namespace": "pay-*"}, "access": "deny"},
+]
+
+
+@pytest.mark.parametrize(
+    ("pod", "denied"),
+    [
+        ("pay-eu/web-1", True),
+        ("pay-eu/bank-1", False),
+        ("shop/bank-1", False),
+        ("shop/pay-1", False),
+        ("", True),
+    ],
+)
+def test_the_first_entry_that_matches_a_pod_decides_whether_it_gets_metadata(
+    pod: str, denied: bool
+) -> None:
+    one = attachment(1, pod=pod, addresses=(ip_address("10.0.1.50"), ip_address("2001:db8::9")))
+    now = inputs(1, (one,), document=document(pods={"metadata": PAY}, families=["ipv4", "ipv6"]))
+    assert elements(now, "no_metadata_ipv4") == ({"10.0.1.50"} if denied else set())
+    assert elements(now, "no_metadata_ipv6") == ({"2001:db8::9"} if denied else set())
+
+
+def test_a_pod_whose_name_is_not_known_gets_metadata_where_nobody_is_denied_it() -> None:
+    every = [{"match": {"namespace": "*"}, "access": "allow"}]
+    for metadata in ([], every):
+        now = inputs(1, (attachment(1),), document=document(pods={"metadata": metadata}))
+        assert elements(now, "no_metadata_ipv4") == set()
+
+
+def test_metadata_is_asked_about_in_first_packets_alone_and_refused_with_a_reset() -> None:
+    now = inputs(1, document=document(pods={"metadata": PAY}))
+    later, to_metadata, to_held = [json.loads(r) for r in chains(now)["forwarded"].rules]
+    assert later[-1] == {"return": None}
+    assert [e["match"]["right"] for e in to_metadata[:2]] == [
+        "169.254.169.254",
+        "@no_metadata_ipv4",
+    ]
+    assert to_held[-1] == {"goto": {"target": "held"}}
+    tcp, others = [json.loads(rule) for rule in chains(now)["no_metadata"].rules]
+    assert tcp[-1] == {"reject": {"type": "tcp reset"}}
+    assert others[-1] == {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
+    assert "no_metadata" not in chains(inputs(1))

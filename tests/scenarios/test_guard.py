@@ -1,9 +1,10 @@
-"""What a pod sends carries its own addresses: with the packets that others would send."""
+"""What pods may send: with the packets that they must not, and with those that go on."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -24,6 +25,10 @@ warmPool: {addresses: {warm: 2, minimum: 24, surplus: 0}, cooldown: 2s}
 reconcile: {resync: 2s}
 families: [ipv4, ipv6]
 """
+METADATA = {"ipv4": "169.254.169.254", "ipv6": "fd00:ec2::254"}
+AT_ONCE_S = 2.0
+"""Seconds; ``test_gone`` says why not less."""
+
 ALLOW = DOCUMENT + "pods: {spoofing: allow}\n"
 PORT = 7778
 FAMILIES = ("ipv4", "ipv6")
@@ -211,3 +216,47 @@ def test_a_link_that_is_not_ours_is_left_alone(place: Place) -> None:
         netns.remove(name)
         with netns.inside(place.node):
             subprocess.run(["ip", "link", "delete", "nnother"], check=False, capture_output=True)
+
+
+def ask_metadata(one: Pod, family: str, kind: int) -> str:
+    """Say what becomes of a pod's question to instance metadata: "answered", or an error."""
+    with (
+        netns.inside(one.namespace),
+        socket.socket(socket.AF_INET6 if family == "ipv6" else socket.AF_INET, kind) as s,
+    ):
+        s.settimeout(AT_ONCE_S)
+        try:
+            s.connect((METADATA[family], 80))
+            s.send(b"GET / HTTP/1.0\r\n\r\n")
+            return "answered" if s.recv(1) else "closed"
+        except OSError as error:
+            return type(error).__name__
+
+
+def test_metadata_is_refused_at_once_to_those_whom_the_document_denies_it(place: Place) -> None:
+    stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
+    one = place.cluster.add(pod_name="pay-1")
+    other = place.sender
+    assert [ask_metadata(p, "ipv4", stream) for p in (one, other)] == ["answered"] * 2
+    deny = "{match: {namespace: default, pod: pay-*}, access: deny}"
+    place.edit(DOCUMENT + f"pods: {{metadata: [{deny}]}}\n")
+    late = place.cluster.add(pod_name="pay-2")
+    try:
+        before = place.counted("metadata")
+        for refused in (one, late):
+            for family in FAMILIES:
+                begin = time.monotonic()
+                assert ask_metadata(refused, family, stream) == "ConnectionRefusedError"
+                told = ask_metadata(refused, family, datagram)
+                assert told == {"ipv4": "OSError", "ipv6": "PermissionError"}[family]
+                assert time.monotonic() - begin < 2 * AT_ONCE_S
+        assert place.counted("metadata") >= before + 8
+        assert ask_metadata(other, "ipv4", stream) == "answered"
+        traced = place.cluster.trace(one.address, METADATA["ipv4"])
+        assert "pods.metadata denies the pod" in traced.planned.troubles[0]
+        assert traced.differences == ()
+    finally:
+        place.edit(DOCUMENT)
+    assert [ask_metadata(p, "ipv4", stream) for p in (one, late)] == ["answered"] * 2
+    for made in (one, late):
+        place.cluster.delete(made)

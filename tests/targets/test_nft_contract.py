@@ -183,6 +183,15 @@ def test_what_is_added_to_the_guard_is_seen_and_taken_away(target: Any) -> None:
     assert target.observe() == nat.desire(inputs(2))
 
 
+def test_metadata_denied_to_some_pods_is_seen_as_it_was_written(target: Any) -> None:
+    entry = {"match": {"namespace": "pay"}, "access": "deny"}
+    pods = tuple(attachment(n, n % 2, pod=f"{of}/web") for n, of in enumerate(("pay", "shop")))
+    for entries in ([entry], [entry | {"access": "allow"}, entry], [], [entry]):
+        now = inputs(2, pods, document=document(pods={"metadata": entries}))
+        reach(target, now)
+        assert target.observe() == nat.desire(now)
+
+
 def test_flipping_the_guard_leaves_nothing_of_it_behind(target: Any) -> None:
     pods = (attachment(1, 1),)
     for spoofing in ("deny", "allow", "deny"):

@@ -197,7 +197,7 @@ def _script(chains: list[NftChain]) -> list[Json]:
         of = {"type": FAMILIES[family].nft_type}
         ranges = of | {"flags": ["interval"]}
         objects += [("set", ranges | {"name": name}) for name in sets.of_ranges]
-        objects.append(("set", of | {"name": sets.pods}))
+        objects += [("set", of | {"name": name}) for name in (sets.pods, sets.no_metadata)]
         objects.append(("map", of | {"name": sets.pod_eni, "map": "verdict"}))
         objects.append(("set", {"name": sets.guarded, "type": ["ifname", of["type"]]}))
     objects += [("chain", chains_[name]) for name in sorted(chains_)]

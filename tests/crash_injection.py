@@ -37,7 +37,7 @@ from reconciler.core.predecessor import Allocation, PodEnd, Sighting, StockRoute
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import PodLink, Veth
-from reconciler.domains.nat import NftElement
+from reconciler.domains.nat_objects import NftElement
 from reconciler.domains.route import Route
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import Issue, ReconcilerError

@@ -34,7 +34,14 @@ from reconciler.domains.executable import Executable
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
 from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftChain, NftElement, NftLink, NftObject, NftSet, NftTable
+from reconciler.domains.nat_objects import (
+    NftChain,
+    NftElement,
+    NftLink,
+    NftObject,
+    NftSet,
+    NftTable,
+)
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl

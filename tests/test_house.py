@@ -23,6 +23,7 @@ from reconciler.domains import (
     forward,
     link,
     nat,
+    nat_objects,
     neighbour,
     route,
     rule,
@@ -222,7 +223,7 @@ def test_the_engine_knows_no_domain_and_no_library() -> None:
     }
 
 
-NO_DOMAIN = {"inputs", "left_out", "snat", "nat_rules"}
+NO_DOMAIN = {"inputs", "left_out", "snat", "nat_rules", "nat_objects"}
 """What is beside the domains because all of them, or two of them, need it."""
 
 
@@ -302,12 +303,12 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         route.Route,
         rule.Rule,
         sysctl.Sysctl,
-        nat.NftTable,
-        nat.NftChain,
-        nat.NftSet,
-        nat.NftCounter,
-        nat.NftElement,
-        nat.NftLink,
+        nat_objects.NftTable,
+        nat_objects.NftChain,
+        nat_objects.NftSet,
+        nat_objects.NftCounter,
+        nat_objects.NftElement,
+        nat_objects.NftLink,
         core_attachment.Attachment,
         core_attachment.Cooling,
         core_attachment.Intent,

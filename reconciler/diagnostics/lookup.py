@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from reconciler.core.datapath import LOCAL_TABLE, MAIN_TABLE, IpAddress, family_of
 from reconciler.core.ranges import Range, find, unite
-from reconciler.domains.nat import NftElement, NftLink, NftObject
+from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 

@@ -15,7 +15,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.datapath import PODS_TABLE
 from reconciler.domains.attachment import Allocation
 from reconciler.domains.inputs import Inputs
-from reconciler.domains.nat import NftChain, NftElement, NftLink, NftTable
+from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftTable
 from reconciler.domains.nat_rules import SETS
 from reconciler.domains.route import Route
 from reconciler.engine import converge as engine

@@ -21,7 +21,7 @@ from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.domains.conntrack import ConntrackFlush, Flow
 from reconciler.domains.inputs import Links
-from reconciler.domains.nat import NftElement, NftLink, NftObject
+from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
 from reconciler.egress.destinations import Egress
 from reconciler.egress.observation import Answers, Question
 from reconciler.engine.converge import Target

@@ -18,7 +18,7 @@ from reconciler.domains.address import LinkAddress
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge
 from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftElement, NftLink
+from reconciler.domains.nat_objects import NftElement, NftLink
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule

@@ -20,7 +20,7 @@ from reconciler.daemon.duty import MOST_OF_ONE, Conditions
 from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains import conflist
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
-from reconciler.domains.nat import NftElement
+from reconciler.domains.nat_objects import NftElement
 from reconciler.engine.backoff import REPAIRS
 from reconciler.engine.converge import MAX_ROUNDS, Domain, Observed, Outcome
 from reconciler.engine.plan import Change, Plan, Verb

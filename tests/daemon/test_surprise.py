@@ -59,7 +59,7 @@ from reconciler.daemon.telemetry import exposition
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.link import PodLink
-from reconciler.domains.nat import NftElement, NftTable
+from reconciler.domains.nat_objects import NftElement, NftTable
 from reconciler.domains.route import Route
 from reconciler.engine import converge
 from reconciler.engine.backoff import Delays

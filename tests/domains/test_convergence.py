@@ -23,7 +23,7 @@ from reconciler.domains import eni as eni_domain
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftChain, NftSet, NftTable
+from reconciler.domains.nat_objects import NftChain, NftSet, NftTable
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule

@@ -12,7 +12,7 @@ from builders import attachment, document, eni, inputs
 
 from reconciler.domains import nat
 from reconciler.domains import rule as rule_domain
-from reconciler.domains.nat import NftChain, NftCounter, NftElement, NftLink, NftSet
+from reconciler.domains.nat_objects import NftChain, NftCounter, NftElement, NftLink, NftSet
 from reconciler.egress.destinations import Egress
 from reconciler.egress.source import Entry, Source
 from reconciler.ipam.pool_status import Ec2Inputs

@@ -17,7 +17,7 @@ from crash_injection import Life
 from reconciler.core.datapath import host_network
 from reconciler.diagnostics.audit import contradictions
 from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat import NftTable
+from reconciler.domains.nat_objects import NftTable
 from reconciler.ipam.cloud import Cloud
 
 HOURS = int(os.environ.get("FAULT_HOURS", "1"))

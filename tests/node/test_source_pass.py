@@ -10,7 +10,7 @@ import pytest
 from builders import document, eni
 from simulation import Simulation
 
-from reconciler.domains.nat import NftElement
+from reconciler.domains.nat_objects import NftElement
 from reconciler.egress.source import APART_S, Entry, Look
 from reconciler.errors import NotReadyError
 from reconciler.node.source_pass import SourcePass

@@ -21,7 +21,7 @@ from waiting import until
 from lab import netns, pod
 from lab.pod import PodError
 from lab.traffic import Receiver, Stream, probe
-from reconciler.domains.nat import NftElement
+from reconciler.domains.nat_objects import NftElement
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.nftables.target import Nft
 

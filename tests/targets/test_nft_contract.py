@@ -20,7 +20,7 @@ from fakes import FakeNft
 
 from lab import netns
 from reconciler.domains import nat, rule
-from reconciler.domains.nat import (
+from reconciler.domains.nat_objects import (
     NftChain,
     NftCounter,
     NftElement,

@@ -18,7 +18,7 @@ from reconciler.core.facts import ForwardChain
 from reconciler.diagnostics.packet import Mark, Passage, State
 from reconciler.diagnostics.ruleset import ChainId, Expression, Ruleset, forward_chains
 from reconciler.diagnostics.walk import ChainOutcome, at_hook
-from reconciler.domains.nat import NftTable
+from reconciler.domains.nat_objects import NftTable
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets.iptables.legacy import PRIORITIES, LegacyTables
 from reconciler.targets.iptables.xtables import MATCHES as MATCHES_OF_XT

@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import TypeVar
 
 from reconciler.core.datapath import TABLE
-from reconciler.domains.nat import (
+from reconciler.domains.nat_objects import (
     NftChain,
     NftCounter,
     NftElement,

@@ -17,8 +17,8 @@ import nftables
 
 from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.core.predecessor import StockTable
-from reconciler.domains.nat import NftChain, NftElement, NftLink, NftObject
 from reconciler.domains.nat_guard import COUNTERS
+from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftObject
 from reconciler.domains.nat_rules import LINKS, SETS
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 
 from reconciler.core import datapath
 from reconciler.core.attachment import Attachment
-from reconciler.core.datapath import IpAddress
+from reconciler.core.datapath import INSTANCE_METADATA, IpAddress
 from reconciler.core.facts import Eni
 from reconciler.core.ranges import print_range
 from reconciler.diagnostics.lookup import Decision, Found, Packet, Tables
@@ -202,12 +202,11 @@ class _Walk:
         return self._result(peer, self._leave(address, peer, decision))
 
     def _guard(self, pod: Attachment) -> None:
-        """Say if chain guard drops what the pod sends."""
-        links, home = self.tables.links, self.home
+        links, home = self.tables.links, self.home  # as chain guard looks
         if links.get((pod.veth, None)) == FROM_POD and (pod.veth, home) not in links:
-            text = f"{home} is no address of {pod.veth}: what carries it is dropped"
-            self._say("guard", text)
-            self.troubles.append(text)
+            self._refuse(
+                "guard", f"{home} is no address of {pod.veth}: what carries it is dropped"
+            )
 
     def _bind_outgoing(self, target: IpAddress) -> int:
         """Say what chain snat_mark does with the first packet."""
@@ -263,8 +262,7 @@ class _Walk:
         return datapath.Marks(self.inputs.document.routing.mark_mask).of(device)
 
     def _route(self, packet: Packet) -> Decision:
-        decision = self.tables.look_up(packet)
-        self.lookups.append((packet, decision))
+        self.lookups.append((packet, decision := self.tables.look_up(packet)))
         self._say("route", str(decision))
         if decision.rule is None:
             self.troubles.append(f"no route leads from this node to {packet.destination}")
@@ -279,16 +277,13 @@ class _Walk:
                 self._say("stays", f"on the node, dev {link}; {target} sees {source}")
             return None
         sets = sets_of(self.family)
-        is_metadata = target == datapath.INSTANCE_METADATA[self.family.name]
-        if is_metadata and self.tables.range_of(sets.no_metadata, self.home):
-            text = f"{target} is instance metadata, which pods.metadata denies the pod"
-            self._say("refused", text)
-            self.troubles.append(text)
+        denied = self.tables.range_of(sets.no_metadata, self.home)
+        if denied and target in INSTANCE_METADATA.values():
+            self._refuse("refused", f"pods.metadata denies the pod {target}, instance metadata")
             return None
         if self.tables.range_of(sets.held, target) and not self.tables.range_of(sets.pods, target):
             text = f"{target} is this node's, and no pod has it: the sender is told so at once"
-            self._say("refused", text)
-            self.troubles.append(text)
+            self._refuse("refused", text)
             return None
         self._say("leaves", f"by {_name(eni)}, dev {link}; {target} sees {source}")
         if not _holds(eni, source):
@@ -316,6 +311,10 @@ class _Walk:
 
     def _say(self, about: str, text: str) -> None:
         self.steps.append(Step(about, text))
+
+    def _refuse(self, about: str, text: str) -> None:
+        self._say(about, text)
+        self.troubles.append(text)
 
     def _end(self, name: str) -> None:
         self.legs.append(Leg(name, tuple(self.steps), tuple(self.lookups)))

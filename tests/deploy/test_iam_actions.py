@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from targets.test_ec2_contract import World, over_http, stock_tags
 
 from lab.ec2.policy import Statement, listed
 from reconciler.core.facts import Eni
+from reconciler.egress.observation import Question
+from reconciler.egress.source import Failure
 from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import CREATED_TAG, INSTANCE_TAG
 from reconciler.ipam.ec2_action import (
@@ -30,6 +33,9 @@ from reconciler.ipam.ec2_action import (
     ReleaseAddresses,
     SetSecurityGroups,
 )
+from reconciler.targets.ec2.caller import InProcess
+from reconciler.targets.ec2.calls import Calls
+from reconciler.targets.ec2.sources import VpcSources
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,12 @@ STEPS = {
         "ToAndFromInstances DetachNetworkInterface instance",
     },
     "delete": {"ChangeWhatHasOurTag DeleteNetworkInterface network-interface"},
+    "sources": {
+        "LookAtSources DescribeManagedPrefixLists *",
+        "LookAtSources DescribeRouteTables *",
+        "LookAtSources DescribeVpcPeeringConnections *",
+        "LookAtSources GetManagedPrefixListEntries *",
+    },
     "adopt": {
         "TagWhatHasTheStockPluginsTag CreateTags network-interface",
         "RemoveTheStockPluginsTags DeleteTags network-interface",
@@ -123,7 +135,14 @@ class Life:
 
     def __init__(self, ec2: Any, adopted: str) -> None:
         self.world: World = over_http(ec2)
-        self._adopted = adopted
+        self._adopted, self._vpc_id = adopted, ec2.vpc_id
+        made = ec2.client.create_managed_prefix_list(
+            PrefixListName="corp",
+            AddressFamily="IPv4",
+            MaxEntries=5,
+            Entries=[{"Cidr": "10.200.0.0/16"}],
+        )
+        self._prefix_list = made["PrefixList"]["PrefixListId"]
 
     def _do(self, *actions: Ec2Action) -> None:
         for failure in self.world.target.apply(actions):
@@ -159,10 +178,20 @@ class Life:
         self._do(DetachEni(second.eni_id, second.attachment_id or "", "test"))
         yield "delete"
         self._do(DeleteEni(second.eni_id, "test"))
+        yield "sources"
+        self._look_at_sources(first.subnet_id)
         yield "adopt"
         ours = ((INSTANCE_TAG, world.now.node.instance_id), (CREATED_TAG, "2026-01-01"))
         obsolete = ("eks:eni:owner", "node.k8s.amazonaws.com/instance_id")
         self._do(AdoptEni(self._adopted, ours, obsolete, "test"))
+
+    def _look_at_sources(self, subnet_id: str) -> None:
+        sources = VpcSources(Calls(InProcess("us-east-1"), time.monotonic))
+        names = ("@peering", "@transit", self._prefix_list)
+        asked = Question(names, self._vpc_id, frozenset({subnet_id}))
+        failed = [f for f in sources.look(asked).values() if isinstance(f, Failure)]
+        if failed:
+            raise Refused(str(failed))
 
 
 def led(life: Life) -> tuple[list[str], str]:

@@ -8,7 +8,6 @@ without threads, which forks each of them. A parent that is killed leaves them t
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import resource
@@ -149,7 +148,6 @@ def _reconcile(words: list[str]) -> None:
 
     words_of_subprocess = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
     vars(caller)["subprocess"] = SimpleNamespace(Popen=_fork_caller, **words_of_subprocess)
-    gc.unfreeze()  # it decides itself what is frozen
     sys.argv[:] = ["node-network", *words]
     enter()
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from reconciler.engine.plan import Change, Key, Verb
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.state.codec import KINDS
-from reconciler.targets.state.directory import LOCK, LOOK, OwnedDirectory
+from reconciler.targets.state.directory import LOCK, LOOK, SOURCES, OwnedDirectory
 from reconciler.targets.state.kept_document import KeptDocument
 from reconciler.targets.state.kind_records import SECOND
 from reconciler.targets.state.set_aside import SET_ASIDE
@@ -49,7 +49,8 @@ class StateParts:
         directories = (*(kind.directory for kind in KINDS), SECOND, SET_ASIDE)
         self._directories = [root / name for name in directories]
         # The lock last: it keeps others out until then.
-        self._files = [KeptDocument(kept).path, state.socket, root / LOOK, root / LOCK]
+        observations = (root / LOOK, root / SOURCES)
+        self._files = [KeptDocument(kept).path, state.socket, *observations, root / LOCK]
         self._roots = list(dict.fromkeys((root, kept)))
 
     def observe(self, desired: Iterable[object] = ()) -> frozenset[StatePart]:

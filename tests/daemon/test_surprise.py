@@ -580,6 +580,8 @@ STEPS = [
     "kernel._tidy",
     "pool.run_pass",
     "pool._await_hint",
+    "sources._run",
+    "sources.hints.wait",
     "parts.document.reader.look_again",
     "parts.document.keep",
     "parts.pool_hints.wait",
@@ -633,6 +635,7 @@ def find(house: House, path: str) -> tuple[Any, str]:
     known = {
         "kernel": agent.kernel,
         "pool": agent.pool,
+        "sources": agent.sources,
         "parts": agent.parts,
         "node": agent.parts.node,
         "schedule": schedule,
@@ -659,6 +662,7 @@ def stir(house: House) -> bool:
     for hint in ("kernel", "intent"):
         house.agent.parts.hints.mark(hint)
     house.agent.parts.pool_hints.mark("pool")
+    house.agent.sources.hints.mark("document")
     return True
 
 
@@ -743,7 +747,9 @@ def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
     assert is_served(running)
 
 
-THREADS = {"pool", "reader", "watches", "cooldowns", "others", "cluster", "watchdog"}
+THREADS = {
+    *("pool", "reader", "watches", "cooldowns", "others", "sources", "cluster", "watchdog"),
+}
 
 
 def test_no_free_inotify_instance_is_a_condition_and_the_daemon_serves_pods(

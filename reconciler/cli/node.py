@@ -97,13 +97,14 @@ def apply(config: Path, state_dir: Path, environment: Environment, output: str) 
 def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
     """Run passes until nothing is left, or nothing changes any more; print what is done."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
-    look = True
+    look, egress = True, None
     while True:
         pool = node.pool.run(document, look=look)
         if node.known.cloud is None:
             return {"eni": pool}  # it says why EC2 could not be read
+        egress = egress or views.look_at_sources(node, document)
         result = node.after.run(node.kernel_pass(document))
-        outcomes = {"eni": pool} | result.outcomes
+        outcomes = {"eni": pool, "egress": egress} | result.outcomes
         for line in report.applied(outcomes):
             click.echo(line, err=True)
         moving = node.pool.in_transition or node.pool.schedule.is_pending or pool.remaining.actions

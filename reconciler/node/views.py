@@ -33,13 +33,7 @@ def diff(node: LocalNode, document: NodeNetwork) -> Outcomes:
     outcomes = {"eni": node.pool.run(document, dry=True)}
     if node.known.cloud is None:
         return outcomes  # it says why EC2 could not be read
-    try:
-        with boundary("observe of sources"):
-            sources = SourcePass(node.state, node.environment, node.known, node.pool)
-            sources.run(document, dry=True)
-            outcomes["egress"] = sources.outcome(document)
-    except ReconcilerError as error:
-        outcomes["egress"] = Outcome(errors=(error,))
+    outcomes["egress"] = look_at_sources(node, document, dry=True)
     node.state.hold(())  # what an earlier observation of this process has found in the kernel
     records = node.state.observe()
     inputs = node.gathering.inputs(document, records, node.known.cloud, rehearsal=True)
@@ -54,6 +48,17 @@ def diff(node: LocalNode, document: NodeNetwork) -> Outcomes:
     outcomes |= dry_run([domain_for(inputs.document, node.environment.remains)], inputs)
     outcomes |= node.after.others.observe(inputs, outcomes)[0]
     return outcomes | node.after.installation.plan(inputs)
+
+
+def look_at_sources(node: LocalNode, document: NodeNetwork, *, dry: bool = False) -> Outcome:
+    """Ask EC2 what the document's sources stand for; a ``dry`` look is kept to this process."""
+    sources = SourcePass(node.state, node.environment, node.known, node.pool)
+    try:
+        with boundary("observe of sources"):
+            sources.run(document, dry=dry)
+            return sources.outcome(document)
+    except ReconcilerError as error:
+        return Outcome(errors=(error,))
 
 
 def audit(

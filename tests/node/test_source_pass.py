@@ -13,6 +13,7 @@ from simulation import Simulation
 from reconciler.domains.nat_objects import NftElement
 from reconciler.egress.source import APART_S, Entry, Look
 from reconciler.errors import NotReadyError
+from reconciler.node import views
 from reconciler.node.source_pass import SourcePass
 
 ONE_LINE = {"excludeCIDRs": ["@peering"]}
@@ -154,3 +155,30 @@ def test_in_mode_frozen_ec2_is_not_asked_and_what_is_known_stays(sim: Sim) -> No
         sim.look(at_once=True)
     assert len(sim.ec2.sources.asked) == 1
     assert sim.excluded() == {"10.100.0.0/16"}
+
+
+def test_diff_shows_the_element_with_its_source_and_keeps_nothing(sim: Sim) -> None:
+    outcomes = views.diff(sim.node, sim.document)
+    reasons = {str(a): a.reason for a in outcomes["nat"].plan.actions}
+    added = "nft add element inet node_network no_snat_ipv4 { 10.100.0.0/16 }"
+    assert reasons[added] == 'missing: @peering pcx-1, "shared"'
+    assert sim.state.recall_egress().sources == ()
+
+
+def test_diff_and_apply_say_what_the_role_lacks(sim: Sim) -> None:
+    sim.ec2.sources.answers.clear()
+    for look in (
+        lambda: views.diff(sim.node, sim.document)["egress"],
+        lambda: views.look_at_sources(sim.node, sim.document),
+    ):
+        (refusal,) = look().remaining.refusals
+        assert (refusal.subject, refusal.reason) == (
+            "snat source @peering",
+            "UnauthorizedOperation",
+        )
+
+
+def test_apply_keeps_what_it_has_learned(sim: Sim) -> None:
+    assert views.look_at_sources(sim.node, sim.document).remaining.refusals == ()
+    assert sim.excluded() == {"10.100.0.0/16"}
+    assert [s.name for s in sim.state.recall_egress().sources] == ["@peering"]

@@ -16,15 +16,15 @@ EVENTS = "/api/v1/namespaces/default/events?fieldSelector=source%3Dnode-network"
 
 
 def rendered(**document: Any) -> str:
-    """Return the chart's manifests with a document that asks for reports."""
-    values = {"document": {"kubernetes": REPORT} | document}
+    """Return the chart's manifests with reports and metrics, and more of a document."""
+    values = {"document": {"kubernetes": REPORT} | document, "metrics": {"enabled": True}}
     text: str = program("render.py").render(values)
     return text
 
 
 @contextmanager
 def reporting(network: Network) -> Iterator[None]:
-    """Have the reconcilers report, with the rights for it; later neither."""
+    """Have the reconcilers report, with the rights for it, and serve metrics; later neither."""
     cluster = network.cluster
     cluster.deploy(rendered=rendered())
     network.rolled_out()

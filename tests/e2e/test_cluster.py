@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from e2e.disturbance import NODE
 from e2e.document import edited, refused, taken
-from e2e.network import PODS, ROLLOUT, SPEC, Network
+from e2e.network import PODS, ROLLOUT, SPEC, Network, connects
 from e2e.reporting import KEY, condition, events, rendered
 from waiting import until
+
+from lab import netns
+from lab.kubernetes.places import address
+from lab.traffic import TIMEOUT_S
 
 SMALL = "node2"
 """An m5.large: 3 ENIs of 9 pods."""
@@ -18,6 +25,8 @@ SMALL = "node2"
 HOST = "kubernetes.io/hostname"
 
 ADDRESSES, HOST_PODS = 27, 1
+
+METRICS_PORT, PROBES_PORT = 61681, 61680
 
 LASTS_S = 120.0
 """Seconds for an Event on a Node: a condition is told of when it has lasted a minute."""
@@ -44,6 +53,32 @@ def test_the_node_has_a_condition_and_loses_the_start_up_taint(told: Network) ->
     # The kubelet's own conditions are there as before.
     node = told.api.get(f"/api/v1/nodes/{NODE}")
     assert "Ready" in {c["type"] for c in node["status"]["conditions"]}
+
+
+def test_a_pod_of_another_node_scrapes_metrics_and_sees_nothing_else(told: Network) -> None:
+    where = str(address(NODE))
+    with told.deployment("prometheus", 1, SMALL) as (pod,):
+        namespace = told.namespace(pod)
+        status, text = fetch(namespace, where, METRICS_PORT, "/metrics")
+        assert status == http.client.OK
+        assert "node_network_document_generation" in text
+        for path in ("/livez", "/readyz", "/"):
+            status, _ = fetch(namespace, where, METRICS_PORT, path)
+            assert status == http.client.NOT_FOUND, path
+        assert not connects(namespace, where, PROBES_PORT), "probes are for the node alone"
+
+
+def fetch(namespace: str, host: str, port: int, path: str) -> tuple[int, str]:
+    """Ask by HTTP from a namespace; return the status and what was answered."""
+    with netns.inside(namespace):
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connection.settimeout(TIMEOUT_S)
+    connection.connect((host, port))
+    with closing(http.client.HTTPConnection(host, port)) as client:
+        client.sock = connection
+        client.request("GET", path)
+        answer = client.getresponse()
+        return answer.status, answer.read().decode()
 
 
 @pytest.fixture(scope="module")

@@ -113,9 +113,10 @@ class Group:
         """Return the processes in it and below."""
         found: set[int] = set()
         for path in self._paths():
-            for file in [path / "cgroup.procs", *path.rglob("cgroup.procs")]:
-                with suppress(OSError):  # removed meanwhile
-                    found.update(map(int, file.read_text().split()))
+            # Not by rglob, which fails on a group that is removed meanwhile, as kubelet does.
+            for group, _, _ in os.walk(path):
+                with suppress(OSError):
+                    found.update(map(int, (Path(group) / "cgroup.procs").read_text().split()))
         # A process of a PID namespace that this one does not see is 0.
         return found - {0, os.getpid()}
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 
-from lab.kubernetes import build, images, oci
+from lab.kubernetes import build, cgroups, images, oci
 from lab.kubernetes.cgroups import Hierarchy, hierarchies
 from lab.kubernetes.cluster import manifest
 
@@ -29,6 +31,32 @@ def test_every_hierarchy_is_mounted_again_with_the_options_that_name_it() -> Non
         Hierarchy(top / "systemd", "cgroup", "none,name=systemd"),
         Hierarchy(top / "unified", "cgroup2", ""),
     )
+
+
+def test_groups_may_go_while_their_processes_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubelet removes those of pods that end."""
+    monkeypatch.setattr(cgroups, "present", lambda: (Hierarchy(tmp_path, "cgroup", ""),))
+    for path in (tmp_path / "machine", tmp_path / "machine/kept"):
+        path.mkdir()
+        (path / "cgroup.procs").write_text("4711\n")
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            for number in range(20):
+                (tmp_path / f"machine/pod{number}/container").mkdir(parents=True, exist_ok=True)
+            for number in range(20):
+                shutil.rmtree(tmp_path / f"machine/pod{number}")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert all(cgroups.Group("machine").processes() == {4711} for _ in range(200))
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.fixture

@@ -309,6 +309,8 @@ VARIABLES = (
 OURS = {
     "maxPods": "the stock plugin reads the number from the Node object",
     "routing.acceptForwarded": "Docker's and others' forward chains that drop",
+    "pods.spoofing": "whether a pod may send with an address that is not its own",
+    "pods.metadata": "which namespaces' pods reach instance metadata",
     "pods.repair": "what pods change in their own namespaces",
     "snat.onlyCIDRs": "SNAT for named destinations only",
     "cni.budget": "how long an ADD may wait",

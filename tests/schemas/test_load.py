@@ -61,6 +61,8 @@ def test_every_example_in_the_shipped_document_is_valid_once_its_comment_sign_is
         "usePrimary",
         "subnets",
         "subnetTags",
+        "excludeSubnetTags",
+        "subnetOrder",
         "securityGroups",
         "onlyCIDRs",
         "ports",

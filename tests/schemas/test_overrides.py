@@ -100,7 +100,7 @@ def test_unknown_keys_are_named_at_the_key_and_faults_at_the_value() -> None:
         ("{warmPool: {enis: no}}", ["warmPool.enis: YAML reads no as a boolean; put the word in quotes if it is meant"]),
         ("{eni: {tags: {a: no, b: 1}}}", ["eni.tags: tag 'b': names and values are text; put 1 in quotes", "eni.tags.a: YAML reads no as a boolean; put the word in quotes if it is meant"]),
         ("{eni: {tags: !!set {a}}}", ["eni.tags: the tag tag:yaml.org,2002:set is not supported"]),
-        ("{eni: {<<: {mtu: 1}, colour: 1}}", ["eni: merge keys are not supported; write the values out", "eni.colour: unknown key; known here: max, mtu, tags, allocate, usePrimary, subnets, subnetTags, securityGroups"]),
+        ("{eni: {<<: {mtu: 1}, colour: 1}}", ["eni: merge keys are not supported; write the values out", "eni.colour: unknown key; known here: max, mtu, tags, allocate, usePrimary, subnets, subnetTags, excludeSubnetTags, subnetOrder, securityGroups"]),
         ("{reconcile: {resync: 1ms, ec2Resync: 1ms}}", ["reconcile.resync: must be from 1s to 1h", "reconcile.ec2Resync: must be from 10s to 1h"]),
         ("{snat: {excludeCIDRs: ['2001:db8::/32', '2001:db8:1::/48']}}", ["snat.excludeCIDRs[0]: 2001:db8::/32 is IPv6, but families has none of that version; remove it", "snat.excludeCIDRs[1]: 2001:db8:1::/48 is IPv6, but families has none of that version; remove it"]),
         ("{eni: {tags: {aws:x: y, z: 1}}}", ["eni.tags: tag 'aws:x': names that begin with aws: are Amazon's own", "eni.tags: tag 'z': names and values are text; put 1 in quotes"]),

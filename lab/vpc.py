@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from moto.ec2.exceptions import EC2ClientError
+
 from lab.ec2 import Cloud
 from lab.topology import PEER_CIDR
 
@@ -28,7 +30,7 @@ class VpcChanges:
         """Make a change; return the id of what was made or changed.
 
         Raises:
-            ValueError: there is no such change.
+            ValueError: there is no such change, or EC2 refuses it.
         """
         changes: dict[str, Callable[..., str]] = {
             "peering create": self._create_peering,
@@ -41,7 +43,10 @@ class VpcChanges:
         }
         if what not in changes:
             raise ValueError(f"no such change: {what!r}; there are {', '.join(changes)}")
-        return changes[what](**given)
+        try:
+            return changes[what](**given)
+        except EC2ClientError as error:
+            raise ValueError(str(error)) from error
 
     def _create_peering(self, cidr: str = str(PEER_CIDR), tag: str = "") -> str:
         """A VPC with a CIDR block, and an active peering with it."""

@@ -113,3 +113,8 @@ def test_more_than_a_page_is_read_to_its_end(vpc: Vpc) -> None:
     cidrs = [f"10.{100 + n // 256}.{n % 256}.0/24" for n in range(250)]
     assert len(vpc.shown(vpc.change("prefix-list create", cidrs=cidrs))) == 250
     assert vpc.ec2.cloud.faults.calls()["GetManagedPrefixListEntries"] == 3
+
+
+def test_a_change_that_ec2_refuses_is_said(vpc: Vpc) -> None:
+    with pytest.raises(ValueError, match="pcx-0"):
+        vpc.change("peering delete", peering="pcx-0")

@@ -362,6 +362,8 @@ class FakeSysctl:
 
     def _value(self, setting: Sysctl) -> str | None:
         default = "1" if setting.name.startswith("net/ipv6/conf/") else None
+        if setting.name.endswith("/accept_local"):
+            default = "0"
         return self.values.get((setting.netns, setting.name), default)
 
     def apply(self, actions: Sequence[Change[Sysctl]]) -> tuple[ApplyError, ...]:

@@ -24,7 +24,7 @@ pods taken out of every Service, though they run as before."""
 
 MOST_SHOWN = 50  # entries of one source in the status
 
-HOST_WIDE = ("sysctl", "rule", "nat")
+HOST_WIDE = ("sysctl", "rule", "nat", "source-check")
 """Domains without whose objects no pod reaches what is beyond the node, running ones included."""
 
 

@@ -31,9 +31,10 @@ from reconciler.targets.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
 log = logging.getLogger(__name__)
 
-RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
-"""Links, then addresses, routes and rules of IPv4 and of IPv6 (RTNLGRP_* of linux/rtnetlink.h, as
-bits). Neighbours are left out: every ARP exchange would wake us."""
+RTNLGRP = 1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000 | 0x800000
+"""Links, then addresses, routes and rules of IPv4 and of IPv6, then IPv4's settings, of which
+rp_filter is one (RTNLGRP_* of linux/rtnetlink.h, as bits). Neighbours are left out: every ARP
+exchange would wake us."""
 
 NFNLGRP_NFTABLES = 1 << 7 - 1  # nftables changes (linux/netfilter/nfnetlink.h), as a bit
 

@@ -64,7 +64,8 @@ class HostState:
     with where that is said. ``reserved``: what no pod is given either, by the document, as far
     as ENIs hold any of it. ``predecessor``: what the stock plugin has left, and what becomes of
     it. ``installation``: what of ours belongs there, and where. ``egress``: what the document's
-    sources of destinations stand for.
+    sources of destinations stand for. ``source_filters``: ``rp_filter`` of all links and of the
+    primary's, by name, as far as they could be read.
     """
 
     occupied: Mapping[datapath.IpNetwork, str] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class HostState:
     predecessor: Predecessor = NO_PREDECESSOR
     installation: Installation = NOWHERE
     egress: Egress = NO_EGRESS
+    source_filters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def withheld(self) -> frozenset[datapath.IpNetwork]:

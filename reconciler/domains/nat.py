@@ -87,6 +87,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
     if inputs.document.pods.spoofing == "deny":
         objects |= _guard(families)
+        objects |= {NftLink(LINKS, name, goto=guard.FROM_ENI) for name in links.values()}
     if inputs.document.pods.metadata:
         objects |= {
             NftCounter(guard.METADATA),
@@ -108,11 +109,13 @@ def _forwarded(inputs: Inputs, families: Sequence[Family]) -> rules.Rules:
 
 def _guard(families: Sequence[Family]) -> set[NftObject]:
     return {
-        NftCounter(guard.SPOOFED),
+        *map(NftCounter, (guard.SPOOFED, guard.MARTIAN)),
         NftSet(LINKS, "ifname", verdicts=True),
         *(NftSet(sets_of(f).guarded, f"ifname . {f.nft_type}") for f in families),
         _base_chain(guard.GUARD, guard.guard(families), guard.GUARD_PRIORITY),
         NftChain(guard.FROM_POD, texts(guard.from_pod())),
+        NftChain(guard.FROM_ENI, texts(guard.from_eni())),
+        NftChain(guard.NO_SOURCE, texts(guard.no_source())),
     }
 
 

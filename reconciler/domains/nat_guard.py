@@ -24,7 +24,16 @@ SPOOFED = "spoofed"
 METADATA = "metadata"
 """Counts what a pod has sent to instance metadata and was refused."""
 
-COUNTERS = (SPOOFED, METADATA)
+FROM_ENI = "from_eni"
+"""The chain for what comes in by an ENI."""
+
+NO_SOURCE = "no_source"
+"""The chain for what carries an address that no other host can have."""
+
+MARTIAN = "martian"
+"""Counts that."""
+
+COUNTERS = (SPOOFED, MARTIAN, METADATA)
 
 NO_METADATA = "no_metadata"
 """The chain that refuses a pod instance metadata."""
@@ -64,6 +73,34 @@ def from_pod() -> Rules:
         [match(source, local), {"return": None}],
         [match(source, "::"), {"return": None}],
         [{"counter": SPOOFED}, {"drop": None}],
+    ]
+
+
+def from_eni() -> Rules:
+    """Find what carries an address of this host, of a broadcast or a group; of each packet.
+
+    The kernel does so as a part of its look at IPv4's sources (``fib_validate_source``), which is
+    off here; of IPv6 it never asks. One lookup in the table of the host's addresses.
+    """
+    kind: Expression = {"fib": {"result": "type", "flags": ["saddr"]}}
+    return [
+        [
+            match({"meta": {"key": "nfproto"}}, "ipv4"),
+            match(kind, "unicast", op="!="),
+            {"goto": {"target": NO_SOURCE}},
+        ]
+    ]
+
+
+def no_source() -> Rules:
+    """Drop it; but a transit gateway asks for members of groups from 0.0.0.0.
+
+    (VPC user guide, "Multicast on transit gateways"; RFC 4541, 2.1.1.) What else carries that, the
+    kernel itself refuses (``ip_route_input_slow``).
+    """
+    return [
+        [match(payload(FAMILIES["ipv4"], "saddr"), "0.0.0.0"), {"return": None}],
+        [{"counter": MARTIAN}, {"drop": None}],
     ]
 
 

@@ -20,6 +20,9 @@ IPV6 = "ipv6"
 
 FORWARDING = "net/ipv6/conf/all/forwarding"
 
+ALL, OFF = "all", "0"
+"""What holds for all links at least, and no look at where packets may come from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
@@ -45,24 +48,42 @@ class Sysctl:
 
 
 def desire(inputs: Inputs) -> frozenset[Sysctl]:
-    """Forwarding on; loose reverse-path filtering on secondary ENIs; IPv6 as a router wants it.
-
-    ``rp_filter=2``: the filter looks up the way back without our mark, finds ``main`` and so the
-    primary ENI, and strictly takes whatever comes in by another one for spoofed (RFC 3704 section
-    2.4; Linux ``fib_validate_source``). For the primary and for pods' links that lookup finds the
-    link the packet came by, so they keep whatever the host has.
-    """
+    """Forwarding on; IPv6 as a router wants it."""
     settings = {Sysctl("net/ipv4/ip_forward", "1")}
-    settings |= {
-        Sysctl(f"net/ipv4/conf/{name}/rp_filter", "2")
-        for eni, name in inputs.pod_enis
-        if not eni.is_primary
-    }
     if IPV6 in inputs.families:
         settings.add(Sysctl(FORWARDING, "1"))
         for eni, name in inputs.pod_enis:
             settings |= _of_eni(name, primary=eni.is_primary)
     return frozenset(settings)
+
+
+def desire_source_check(inputs: Inputs) -> frozenset[Sysctl]:
+    """No look at sources by the kernel where our ruleset has it; else one that lets packets in.
+
+    The look goes through all rules of routing for each packet (``fib_validate_source``), which is
+    a fifth of what one to a pod costs. The kernel leaves it out where the filter is off and
+    addresses of its own are accepted; it takes the larger filter of the link's and of ``all``.
+    Chain ``guard`` refuses these addresses then (``domains.nat_guard``), so this domain comes
+    behind that one.
+
+    ``rp_filter=2`` on secondary ENIs: the look is without our mark, finds ``main`` and so the
+    primary ENI, and strictly takes whatever comes in by another one for spoofed (RFC 3704 section
+    2.4). For the primary it finds the link the packet came by, so the host's filter stays there.
+    """
+    found: set[Sysctl] = set()
+    denied, filters = inputs.document.pods.spoofing == "deny", inputs.host.source_filters
+    for eni, name in inputs.pod_enis:
+        base, own = f"net/ipv4/conf/{name}", filters.get(name) if eni.is_primary else OFF
+        is_off = denied and filters.get(ALL) == own == OFF
+        found.add(Sysctl(f"{base}/accept_local", "1" if is_off else "0"))
+        if not eni.is_primary:
+            found.add(Sysctl(f"{base}/rp_filter", OFF if is_off else "2"))
+    return frozenset(found)
+
+
+def source_filters(primary: str) -> tuple[Sysctl, ...]:
+    """Return the settings that ``HostState.source_filters`` has, with any value."""
+    return tuple(Sysctl(f"net/ipv4/conf/{name}/rp_filter", OFF) for name in (ALL, primary))
 
 
 def _of_eni(name: str, *, primary: bool) -> set[Sysctl]:

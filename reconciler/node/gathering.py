@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES, Attachment, AttachmentKey, IntentState
@@ -10,8 +11,9 @@ from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
 from reconciler.core.predecessor import OWNER
 from reconciler.domains.inputs import HostState, Inputs, KernelState
+from reconciler.domains.sysctl import Sysctl, source_filters
 from reconciler.egress.destinations import Egress
-from reconciler.errors import ConflictError, NotReadyError
+from reconciler.errors import ConflictError, NotReadyError, ReconcilerError, boundary
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool_plan import adopted
@@ -173,8 +175,15 @@ class Gathering:
                 ),
                 egress=self._known.egress,
                 predecessor=self._stock.consider(records, enis, asked=asked, now=clock),
+                source_filters=self._source_filters(links.names.get(node.primary_mac, "")),
             ),
         )
+
+    def _source_filters(self, primary: str) -> dict[str, str]:
+        found: Iterable[Sysctl] = ()
+        with suppress(ReconcilerError), boundary("observe of rp_filter"):
+            found = self._environment.sysctl.observe(source_filters(primary))
+        return {s.name.split("/")[3]: s.value for s in found}
 
     def _addresses_of(
         self, links: list[str], enis: Iterable[Eni], records: Records, routed: Routed | None

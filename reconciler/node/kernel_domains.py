@@ -59,6 +59,8 @@ class KernelDomains:
             Domain("route", route.desire, route.plan, kernel, (Route,)),
             Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
             Domain("nat", nat.desire, nat.plan, nft, atomic=True),
+            # What the kernel looks at no more, the ruleset looks at by then.
+            Domain("source-check", sysctl.desire_source_check, sysctl.plan, settings),
         )
 
     def of_pods(self, gone: frozenset[Any] = frozenset()) -> list[Domain]:

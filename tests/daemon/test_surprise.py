@@ -221,6 +221,7 @@ DOMAINS = {
     "route": "kernel",
     "rule": "kernel",
     "nat": "nft",
+    "source-check": "sysctl",
     "forward": "surroundings",
     "executable": "files",
     "conflist": "files",

@@ -120,7 +120,8 @@ def test_applying_a_plan_for_the_kernel_leaves_nothing_to_plan(
     for mac, name in now.links.items():
         world.plug(mac, name)
     nft = FakeNft(nat.desire(before))
-    settings = FakeSysctl({s.name: "0" for s in sysctl.desire(now)})
+    wanted = sysctl.desire(now) | sysctl.desire_source_check(now)
+    settings = FakeSysctl({s.name: "0" for s in wanted})
     domains = KernelDomains(Kernel(world, settings), settings, nft).all
     converge(domains, now)
     after = dry_run(domains, now)

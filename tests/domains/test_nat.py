@@ -246,12 +246,14 @@ def test_a_pods_link_is_guarded_with_every_address_that_the_pod_has() -> None:
         ("links", one.veth, "from_pod"),
         ("guarded_ipv4", one.veth, "10.0.1.50"),
         ("guarded_ipv6", one.veth, "fd00::ac:1"),
+        ("links", "eth0", "from_eni"),
     }
 
 
 def test_a_pod_without_a_link_or_a_namespace_to_make_one_in_is_not_guarded() -> None:
     """Whose link it is that has that name is not known."""
-    assert links(inputs(1, (attachment(1, netns_alive=False),))) == set()
+    found = links(inputs(1, (attachment(1, netns_alive=False),)))
+    assert found == {("links", "eth0", "from_eni")}
 
 
 def test_the_guard_asks_the_same_of_any_number_of_pods() -> None:
@@ -271,7 +273,7 @@ def test_what_a_pod_may_send_is_asked_before_conntrack_hears_of_it() -> None:
 def test_allowed_nothing_of_the_guard_is_there() -> None:
     now = inputs(2, (attachment(1),), document=document(pods={"spoofing": "allow"}))
     assert links(now) == set()
-    assert not {"guard", "from_pod"} & chains(now).keys()
+    assert not {"guard", "from_pod", "from_eni", "no_source"} & chains(now).keys()
     named = {o.name for o in nat.desire(now) if isinstance(o, NftSet | NftCounter)}
     assert not {"links", "guarded_ipv4", "spoofed"} & named
 

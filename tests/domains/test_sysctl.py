@@ -50,3 +50,37 @@ def test_both_ends_of_a_link_speak_ipv6_if_its_pod_does() -> None:
         (v6.netns, "net/ipv6/conf/eth0/disable_ipv6"),
         (v6.netns, "net/ipv6/conf/lo/disable_ipv6"),
     }
+
+
+def checks(spoofing: str = "deny", **filters: str) -> dict[str, str]:
+    host = {"all": "0", "eth0": "0"} | filters
+    asked = document(pods={"spoofing": spoofing})
+    now = inputs(2, document=asked, source_filters=host)
+    return {
+        s.name.removeprefix("net/ipv4/conf/"): s.value for s in sysctl.desire_source_check(now)
+    }
+
+
+OFF = {"eth0/accept_local": "1", "eth1/accept_local": "1", "eth1/rp_filter": "0"}
+ON = {"eth0/accept_local": "0", "eth1/accept_local": "0", "eth1/rp_filter": "2"}
+
+
+def test_the_kernel_looks_at_no_source_where_our_ruleset_does() -> None:
+    assert checks() == OFF
+
+
+def test_with_spoofing_allowed_the_kernel_looks_as_ever() -> None:
+    assert checks("allow") == ON
+
+
+def test_on_a_host_that_looks_at_all_links_secondary_enis_are_loose() -> None:
+    """The larger of both filters counts: with 0 these would be as strict as all."""
+    for strict in ("1", "2", "unreadable"):
+        assert checks(all=strict) == ON
+    now = inputs(2)
+    assert {s.value for s in sysctl.desire_source_check(now)} == {"0", "2"}, "nothing was read"
+
+
+def test_the_primarys_filter_is_the_hosts() -> None:
+    for own in ("1", "2"):
+        assert checks(eth0=own) == OFF | {"eth0/accept_local": "0"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,6 +220,119 @@ def test_a_link_that_is_not_ours_is_left_alone(place: Place) -> None:
         netns.remove(name)
         with netns.inside(place.node):
             subprocess.run(["ip", "link", "delete", "nnother"], check=False, capture_output=True)
+
+
+class Beyond:
+    """The other end of an ENI: whatever is put there, no VPC has looked at."""
+
+    def __init__(self, place: Place, device: int) -> None:
+        names = place.cluster.lab.names
+        link = f"eth{device}"
+        with netns.inside(place.node):
+            words = subprocess.check_output(["ip", "-j", "link", "show", link])
+            self._mac = bytes.fromhex(json.loads(words)[0]["address"].replace(":", ""))
+            index = json.loads(words)[0]["link_index"]
+        with netns.inside(names.namespace("vpc")):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            self._socket.bind((socket.if_indextoname(index), 0))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, source: str, to: str, port: int, *, source_port: int = 53) -> None:
+        """Send a datagram to an address of the node or of a pod."""
+        addresses = ip_address(source).packed + ip_address(to).packed
+        head = bytes([0x45, 0, 0, 29, 0, 0, 0, 0, 64, 17])
+        total = sum(struct.unpack("!10H", head + bytes(2) + addresses))
+        while total >> 16:
+            total = (total & 0xFFFF) + (total >> 16)
+        packet = head + struct.pack("!H", ~total & 0xFFFF) + addresses
+        datagram = struct.pack("!HHHH", source_port, port, 9, 0) + b"?"
+        own = bytes.fromhex("024200000001")
+        self._socket.send(self._mac + own + b"\x08\x00" + packet + datagram)
+
+
+def listen(namespace: str, address: str, port: int = PORT) -> socket.socket:
+    with netns.inside(namespace):
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind((address, port))
+    receiver.settimeout(5)
+    return receiver
+
+
+SETTINGS = ("eth0/accept_local", "eth1/accept_local", "eth1/rp_filter")
+
+
+def settings(place: Place) -> list[str]:
+    with netns.inside(place.node):
+        return [Path(f"/proc/sys/net/ipv4/conf/{s}").read_text().strip() for s in SETTINGS]
+
+
+NOBODYS = {
+    "the node's own": "10.0.1.10",
+    "loopback": "127.0.0.1",
+    "a group": "224.0.0.5",
+    "all hosts": "255.255.255.255",
+    "its subnet's broadcast": "10.0.1.255",
+}
+
+
+def refused_from_beyond(place: Place) -> None:
+    """See that what nobody beyond can have reaches neither the node nor a pod."""
+    pod_address, vpc_host = place.own(place.receiver, "ipv4"), "10.0.9.10"
+    own = {"the ENI's own": place.cluster.ip("-o", "-4", "address", "show", "eth1").split()[3]}
+    sources = NOBODYS | {whose: a.partition("/")[0] for whose, a in own.items()}
+    for device in (0, 1):
+        for namespace, to in (
+            (place.receiver.namespace, pod_address),
+            (place.node, "10.0.1.10"),
+        ):
+            with closing(Beyond(place, device)) as beyond, listen(namespace, to) as receiver:
+                for whose, source in sources.items():
+                    for sent in (source, vpc_host):
+                        beyond.send(sent, to, PORT)
+                    assert receiver.recvfrom(64)[1][0] == vpc_host, (whose, device, to)
+
+
+def test_with_the_kernels_look_off_what_nobody_beyond_can_have_is_refused(place: Place) -> None:
+    until(lambda: settings(place) == ["1", "1", "0"], "the kernel's look off")
+    before = place.counted("martian")
+    refused_from_beyond(place)
+    assert place.counted("martian") == before + 2 * 2 * (len(NOBODYS) + 1)
+
+
+def test_nobody_beyond_speaks_in_a_connection_of_the_host_that_is_open(place: Place) -> None:
+    to = place.own(place.receiver, "ipv4")
+    with (
+        closing(Beyond(place, 1)) as beyond,
+        listen(place.receiver.namespace, to) as receiver,
+        listen(place.node, "10.0.1.10", 5353) as host,
+    ):
+        host.sendto(b"own", (to, PORT))
+        assert receiver.recvfrom(64) == (b"own", ("10.0.1.10", 5353))
+        receiver.sendto(b"yes", ("10.0.1.10", 5353))
+        assert host.recvfrom(64)[0] == b"yes"
+        beyond.send("10.0.1.10", to, PORT, source_port=5353)
+        host.sendto(b"own", (to, PORT))
+        assert receiver.recvfrom(64)[0] == b"own"
+
+
+def test_a_host_that_becomes_strict_everywhere_still_takes_packets_by_every_eni(
+    place: Place,
+) -> None:
+    """The kernel takes the larger filter of a link's own and of ``all``."""
+
+    def say(value: str) -> None:
+        with netns.inside(place.node):
+            Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text(value)
+
+    say("1")
+    try:
+        until(lambda: settings(place) == ["0", "0", "2"], "the kernel's look on, and loose")
+        refused_from_beyond(place)
+    finally:
+        say("0")
+    until(lambda: settings(place) == ["1", "1", "0"], "the kernel's look off again")
 
 
 def ask_metadata(one: Pod, family: str, kind: int) -> str:

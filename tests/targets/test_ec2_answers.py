@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from answers import MACS, Path, Scripted, answers, model
-from builders import attachment, document, inputs, node
+from builders import SUBNET, attachment, document, inputs, node
+from fake_cloud import FakeEc2, FakeImds
 from fakes import FakeConntrack, FakeState
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES
@@ -23,7 +24,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, retain
+from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, retain
 from reconciler.ipam.ec2_action import (
     AddEni,
     AssignAddresses,
@@ -137,6 +138,7 @@ class Life:
         self.controller = PoolController(
             state=state,
             ec2=self.target,
+            imds=FakeImds(node(), FakeEc2([], Limits(3, 10), SUBNET)),
             conntrack=FakeConntrack(),
             binding=nullcontext(),
             schedule=PoolSchedule(lambda: self.now),

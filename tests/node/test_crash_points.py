@@ -171,7 +171,7 @@ CALLS = frozenset(
     for policy in POLICIES
     for statement in json.loads(policy.read_text())["Statement"]
     for action in statement["Action"]
-    if not action.startswith("ec2:Describe")
+    if not action.startswith(("ec2:Describe", "ec2:Get"))
 )
 """All that may be asked of EC2 and that changes something."""
 

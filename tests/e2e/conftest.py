@@ -37,14 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
-    """Print the run's figures, and write them where the environment says so."""
+    """Print the run's figures; of one that has passed, write them where the environment says."""
     counts = {k: len(terminalreporter.stats.get(k, [])) for k in ("passed", "failed", "error")}
     form = "short" if "not long" in config.option.markexpr else "long"
     lines = figures.table(form, ", ".join(f"{n} {k}" for k, n in counts.items()))
     terminalreporter.write_line("\n".join(lines))
-    figures.write(lines)
+    if exitstatus == pytest.ExitCode.OK:
+        figures.write(lines)
 
 
 @pytest.fixture(scope="session")

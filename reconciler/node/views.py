@@ -9,7 +9,8 @@ from typing import NamedTuple
 from reconciler.diagnostics.audit import contradictions
 from reconciler.diagnostics.lookup import Packet, make_tables
 from reconciler.diagnostics.obstacles import find_obstacles
-from reconciler.diagnostics.trace import Query, Trace, compare, compare_inside, trace, unasked
+from reconciler.diagnostics.trace import Query, Trace, trace
+from reconciler.diagnostics.trace_check import compare, compare_inside, unasked
 from reconciler.domains import nat, route, rule
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import dry_run

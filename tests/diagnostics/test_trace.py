@@ -11,7 +11,8 @@ from builders import attachment, document, inputs
 
 from reconciler.core.datapath import LOCAL_TABLE
 from reconciler.diagnostics.lookup import Found, Tables, make_tables
-from reconciler.diagnostics.trace import Query, Trace, compare, compare_inside, find_pod, trace
+from reconciler.diagnostics.trace import Query, Trace, find_pod, trace
+from reconciler.diagnostics.trace_check import compare, compare_inside
 from reconciler.domains import nat, route, rule
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.route import Route

@@ -1,8 +1,8 @@
 """Prints the IAM policy that a document needs: ``python deploy/iam_policy.py DOCUMENT``.
 
 Every node needs ``iam-policy.json``. Of ``iam-policy-sources.json`` only the actions are added
-that the sources in snat's lists need, those of overrides too; and ``iam-policy-take-over.json`` if
-the document takes nodes over.
+that the sources in snat's lists need, those of pod groups and overrides too; and
+``iam-policy-take-over.json`` if the document takes nodes over.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 def policy(document: NodeNetwork) -> dict[str, Any]:
     """Return the policy for all nodes of a document."""
     trees = [document.model_dump(mode="json"), *(o.changes for o in document.overrides)]
-    needed = {f"ec2:{action}" for tree in trees for action in _actions(tree.get("snat") or {})}
+    parts = [part for tree in trees for part in (tree, *(tree.get("podGroups") or ()))]
+    needed = {f"ec2:{action}" for part in parts for action in _actions(part.get("snat") or {})}
     made = _read("iam-policy.json")
     for statement in _read("iam-policy-sources.json")["Statement"]:
         if actions := [a for a in statement["Action"] if a in needed]:

@@ -67,6 +67,7 @@ def add(
     version: str = "1.1.0",
     budget_s: float = 30,
     pod_name: str = "",
+    pod_namespace: str = "default",
 ) -> Pod:
     """Start a pod: make its namespace, call ADD.
 
@@ -77,6 +78,7 @@ def add(
         version: of the CNI specification.
         budget_s: seconds that ADD may wait.
         pod_name: whose sandbox it is, if the pod is not called like it.
+        pod_namespace: the pod's namespace in Kubernetes.
 
     Raises:
         PodError: ADD failed; the namespace is removed again.
@@ -85,7 +87,14 @@ def add(
     netns.make(namespace)
     try:
         result = call(
-            lab, node, name, "ADD", version=version, budget_s=budget_s, pod_name=pod_name
+            lab,
+            node,
+            name,
+            "ADD",
+            version=version,
+            budget_s=budget_s,
+            pod_name=pod_name,
+            pod_namespace=pod_namespace,
         )
     except BaseException:
         netns.remove(namespace)
@@ -112,6 +121,7 @@ def call(
     version: str = "1.1.0",
     budget_s: float = 30,
     pod_name: str = "",
+    pod_namespace: str = "default",
     config: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -125,6 +135,7 @@ def call(
         version: of the CNI specification.
         budget_s: seconds that ADD may wait.
         pod_name: whose sandbox it is, if the pod is not called like it.
+        pod_namespace: the pod's namespace in Kubernetes.
         config: more of the network's configuration.
         environ: more of the environment.
 
@@ -145,7 +156,8 @@ def call(
         "CNI_NETNS": str(netns.path(lab.names.namespace(f"pod-{name}"))),
         "CNI_IFNAME": "eth0",
         "CNI_PATH": "/opt/cni/bin",
-        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod_name or name}",
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod_namespace};"
+        f"K8S_POD_NAME={pod_name or name}",
     }
     done = subprocess.run(
         lab.command(node, [str(EXECUTABLE)]),

@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, StrictInt
 
 from schemas.cni import Cni
+from schemas.group import MAX_GROUPS, PodGroup, find_doubles
 from schemas.override import Override, patch_schema
 from schemas.pods import MAX_ENTRIES, MetadataAccess
 from schemas.pool import Eni, InstanceTypes, WarmPool
+from schemas.snat import MANY, Snat, SnatPolicy
 from schemas.value import (
     MIN_MTU,
-    SOURCES,
     Cidr,
     ClusterName,
-    Destination,
     Duration,
     EgressFamilies,
     Families,
@@ -33,76 +33,14 @@ from schemas.value import (
     VethPrefix,
 )
 
-MAX_CIDRS = 10_000
-"""CIDRs in one list. A ConfigMap could hold more. A change of so many takes a second or two, and
-pods that start meanwhile wait for it."""
-
 MAX_RESERVED = 256
 """Networks in ``reservedAddresses``: each address that is held is looked up in all of them."""
-
-MAX_PREFIX_LISTS = 20
-"""Prefix lists in one list of destinations: each takes EC2 calls of its own."""
-
-MANY = Field(max_length=MAX_CIDRS)
-SOME = Field(min_length=1, max_length=MAX_CIDRS)
-
-_SOURCES = (
-    "Beside CIDRs, sources that the node derives from its VPC: "
-    + "; ".join(f"{name}, {about}" for name, about in SOURCES.items())
-    + "; pl-..., the entries of a prefix list."
-)
-
-
-class Snat(Model):
-    """Source NAT: which address others outside the VPC see."""
-
-    mode: Literal["node", "external"] = Field(
-        default="node",
-        description="node: packets that leave the VPC carry the node's primary address. "
-        "external: they carry the pod's own address, and a NAT gateway or router translates it.",
-    )
-    exclude_cidrs: Annotated[tuple[Destination, ...], MANY] = Field(
-        default=(),
-        alias="excludeCIDRs",
-        description="Destinations outside the VPC that see pod addresses: peered VPCs, "
-        "on-premises networks. The VPC's own CIDRs are always excluded from SNAT. Overlapping and "
-        "adjacent entries are merged; a bare address means that address alone, and host bits are "
-        f"cleared. {_SOURCES} What a source no longer has is taken out when two observations of "
-        "EC2 agree, at least 10s apart.",
-    )
-    only_cidrs: Annotated[tuple[Destination, ...], SOME] | None = Field(
-        default=None,
-        alias="onlyCIDRs",
-        description="The only destinations that see the node's address; all others see the pod's. "
-        "excludeCIDRs and the VPC's CIDRs still see the pod's. The same sources may be named. "
-        "Default: every destination outside the VPC.",
-    )
-    ports: Literal["fully-random", "random", "sequential"] = Field(
-        default="fully-random",
-        description="How source ports are chosen, in nftables' words. fully-random: at random, "
-        "so that connections do not compete for the same port. random: by a hash of the "
-        "connection. sequential: the pod's own port if it is free, else the next one.",
-    )
-
-    def _faults(self) -> Iterator[str]:
-        lists = (("excludeCIDRs", self.exclude_cidrs), ("onlyCIDRs", self.only_cidrs or ()))
-        for key, given in lists:
-            if len({d for d in given if isinstance(d, str)} - SOURCES.keys()) > MAX_PREFIX_LISTS:
-                yield f"{key}: more than {MAX_PREFIX_LISTS} prefix lists; put them into one"
-        if self.mode == "node":
-            return
-        for key, given in lists:
-            if given:
-                yield (
-                    f"{key}: has no effect in mode external, where nothing is translated; "
-                    "remove it, or choose mode node"
-                )
 
 
 class Routing(Model):
     """How packets are routed to their ENI."""
 
-    external_service_cidrs: Annotated[tuple[Cidr, ...], Field(max_length=MAX_CIDRS)] = Field(
+    external_service_cidrs: Annotated[tuple[Cidr, ...], MANY] = Field(
         default=(),
         alias="externalServiceCIDRs",
         description="Service addresses that other software on the node handles: packets from pods "
@@ -288,6 +226,13 @@ class NodeNetwork(Model):
         "that address alone. What the host has on a link is never given to a pod anyway. Default: "
         "none.",
     )
+    pod_groups: Annotated[tuple[PodGroup, ...], Field(max_length=MAX_GROUPS)] = Field(
+        default=(),
+        description="Pods that have ENIs of their own, in other subnets or with other security "
+        "groups, and an SNAT policy of their own. The first group that matches a pod is its. An "
+        "instance has few ENIs: validate and explain pool say what a group costs. A pod that runs "
+        "stays on the ENI it has. Default: no groups.",
+    )
     instance_types: InstanceTypes = Field(
         default=(),
         description="Limits by instance type, for types that EC2's DescribeInstanceTypes does not "
@@ -310,6 +255,12 @@ class NodeNetwork(Model):
     def pod_mtu(self) -> int:
         """MTU of pods' links, in bytes."""
         return self.pods.mtu or self.eni.mtu
+
+    @property
+    def snat_policies(self) -> tuple[tuple[str, SnatPolicy], ...]:
+        """Every SNAT policy with its pod group; "" stands for pods without one of their own."""
+        groups = ((g.name, g.snat) for g in self.pod_groups)
+        return (("", self.snat), *((name, snat) for name, snat in groups if snat is not None))
 
     def _faults(self) -> Iterator[str]:
         if self.take_over != "none" and self.routing.mark_mask != 0xFF:
@@ -339,12 +290,23 @@ class NodeNetwork(Model):
                     f"egressFamilies[{position}]: {family} is among families already, so pods "
                     "reach it by their own addresses; remove it here or there"
                 )
+        yield from find_doubles(self.pod_groups)
+        if self.pod_groups and self.eni.max == 1:
+            yield "podGroups: eni.max 1 leaves no ENI for them; raise it"
+        yield from self._versions()
+
+    def _versions(self) -> Iterator[str]:
         versions = {4 if family == "ipv4" else 6 for family in self.families}
         lists: dict[str, tuple[Network | str, ...]] = {
             "snat.excludeCIDRs": self.snat.exclude_cidrs,
             "snat.onlyCIDRs": self.snat.only_cidrs or (),
             "routing.externalServiceCIDRs": self.routing.external_service_cidrs,
         }
+        for index, group in enumerate(self.pod_groups):
+            if group.snat is not None:
+                key = f"podGroups[{index}].snat"
+                lists[f"{key}.excludeCIDRs"] = group.snat.exclude_cidrs
+                lists[f"{key}.onlyCIDRs"] = group.snat.only_cidrs or ()
         for name, cidrs in lists.items():
             for position, cidr in enumerate(cidrs):
                 # IPv6 is never translated, so sources stand for IPv4 alone.

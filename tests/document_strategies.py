@@ -114,6 +114,24 @@ trees = parts(
         chain=st.lists(plugins, max_size=3),
     ),
     reconcile=parts(resync=st.just("90s"), ec2Resync=st.just("10m")),
+    podGroups=st.lists(
+        st.fixed_dictionaries(
+            {
+                "name": st.sampled_from(["a", "b-1", "c"]),
+                "match": st.sampled_from(
+                    [{"namespace": "pay-*"}, {"pod": "x?", "namespace": "y"}]
+                ),
+            },
+            optional={
+                "subnets": ids("subnet", 2),
+                "securityGroups": ids("sg", 2),
+                "warmPool": st.just({"addresses": {"warm": 2}}),
+                "snat": st.sampled_from([{"mode": "external"}, {}]),
+            },
+        ),
+        max_size=3,
+        unique_by=lambda group: group["name"],
+    ),
     families=st.sampled_from([["ipv4"], ["ipv6"], ["ipv4", "ipv6"], ["ipv6", "ipv4"]]),
     egressFamilies=st.sampled_from([[], ["ipv4"], ["ipv6"]]),
     instanceTypes=st.dictionaries(
@@ -158,6 +176,7 @@ def documents(draw: st.DrawFn, *, overrides: bool = True) -> NodeNetwork:
         eni["allocate"] = "prefixes"
     if eni.get("max") == 1:
         eni["usePrimary"] = True
+        base.pop("podGroups", None)
     if eni.get("subnets"):
         eni.pop("subnetTags", None)
     if snat.get("mode") == "external":

@@ -322,6 +322,7 @@ class FakeEc2:
         self.enis.append(
             Eni(
                 eni_id=eni_id,
+                group=creation.group,
                 mac=f"02:bb:00:00:00:{self._made:02x}",
                 device_index=None,
                 status="available",

@@ -111,7 +111,7 @@ DOORS = {
     },
     "pydantic": {
         *(f"schemas/{part}.py" for part in ("check", "cni", "document", "override")),
-        *(f"schemas/{part}.py" for part in ("pods", "pool", "value")),
+        *(f"schemas/{part}.py" for part in ("group", "pods", "pool", "snat", "value")),
         "reconciler/targets/state/observation.py",
     },
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,8 +13,10 @@ from reconciler.cli.reading import read_document, refuse
 from reconciler.domains import conflist
 from reconciler.egress.destinations import NO_EGRESS, find_warnings
 from reconciler.ipam.cloud import Limits
+from reconciler.ipam.group_cost import cost
 from reconciler.ipam.pool import early_reuse, overcommitted
 from schemas.check import resolve
+from schemas.group import of_group
 from schemas.load import DocumentError, Problem, dump
 
 
@@ -23,29 +26,41 @@ from schemas.load import DocumentError, Problem, dump
 def validate(file: Path, output: str) -> None:
     """Check a document without touching anything.
 
-    maxPods is compared with the limits of each instance type in instanceTypes. A warning says
-    what is legal and dangerous: more is excluded from SNAT than anybody means, or an address is
-    reused while clients still try its last pod. It changes no exit status.
+    maxPods is compared with the limits of each instance type in instanceTypes, and what podGroups
+    cost there is said. A warning says what is legal and dangerous: more is excluded from SNAT than
+    anybody means, not all groups can have an ENI, or an address is reused while clients still try
+    its last pod. It changes no exit status.
 
     Exit status: 0 valid, 2 not.
     """
     document = read_document(file, output)
-    problems = []
+    problems: list[Problem] = []
+    costs: list[str] = []
+    warnings: list[str] = []
     for name, given in document.instance_types:
         here = resolve(document, instance_type=name, zone="", node_name="")
         if told := overcommitted(here, name, Limits(given.enis, given.addresses_per_eni)):
             problems.append(Problem(str(file), 0, 0, "maxPods", told))
+        groups = cost(here, name, Limits(given.enis, given.addresses_per_eni))
+        if groups.fault:
+            problems.append(Problem(str(file), 0, 0, "podGroups", groups.fault))
+        costs += groups.lines
+        warnings += [f"podGroups: {groups.warning}"] if groups.warning else []
     if problems:
         refuse(DocumentError(problems), output)
     services = document.routing.external_service_cidrs
-    warnings = list(map(str, find_warnings(document.snat, NO_EGRESS, (), services)))
+    for group, snat in document.snat_policies:
+        for issue in find_warnings(snat, NO_EGRESS, (), services):
+            warnings.append(str(replace(issue, subject=of_group(issue.subject, group))))
     warnings += filter(None, [early_reuse(document)])
     if output == "json":
         body: dict[str, list[str]] = {"errors": []}
-        if warnings:
-            body["warnings"] = warnings
+        body |= {"warnings": warnings} if warnings else {}
+        body |= {"groups": costs} if costs else {}
         click.echo(json.dumps(body))
         return
+    for line in costs:
+        click.echo(f"{file}: {line}")
     for warning in warnings:
         click.echo(f"{file}: warning: {warning}", err=True)
     click.echo(f"{file}: valid")

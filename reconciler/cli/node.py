@@ -22,7 +22,7 @@ from reconciler.cli.options import (
 )
 from reconciler.cli.reading import read_document
 from reconciler.core.datapath import IpAddress
-from reconciler.diagnostics.explain import explain_address, explain_pool
+from reconciler.diagnostics.explain import explain_address, explain_pools
 from reconciler.engine.converge import Outcome
 from reconciler.errors import NotReadyError, ReconcilerError
 from reconciler.ipam.cloud import CLUSTER_TAG
@@ -171,7 +171,7 @@ def pool(config: Path, state_dir: Path) -> None:
         fail(error)
     if outcome.errors:
         fail(outcome.errors[0])
-    lines = explain_pool(outcome.desired, find_pool_status(outcome.desired, outcome.observed))
+    lines = explain_pools(outcome.desired, outcome.observed)
     lines += [f"! {refusal}" for refusal in outcome.remaining.refusals]
     click.echo("\n".join(lines))
 
@@ -188,10 +188,12 @@ def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
     document = read_document(config)
     known = LocalNode(open_records(state_dir)).known
     try:
-        facts, snat = known.identity(), known.resolve(document).snat
+        facts, policies = known.identity(), known.resolve(document).snat_policies
     except ReconcilerError as error:
         fail(error)
-    click.echo("\n".join(explain_address(snat, known.egress, facts, destination, time.time())))
+    for group, snat in policies:
+        lines = explain_address(snat, known.egress, facts, destination, time.time())
+        click.echo("\n".join(f"group {group}: {line}" if group else line for line in lines))
 
 
 @click.command()

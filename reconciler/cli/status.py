@@ -62,6 +62,7 @@ def _lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for e in body["enis"]:
         prefixes = f", {' '.join(e['prefixes'])}" if e["prefixes"] else ""
         more = prefixes + ("" if e["owned"] else ", foreign")
+        more += f", group {e['group']}" if e["group"] else ""
         where = f"{e['id']} device {e['device']}, {e['status']}"
         yield "eni", f"{where}, {e['addresses']} addresses{more}"
     for s in body["sources"]:

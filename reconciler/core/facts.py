@@ -72,6 +72,7 @@ class EniTags:
     creation: str = ""  # the token it was created with, "" if we did not create it
     created_at: float | None = None  # seconds since the epoch, None if no tag says so
     stock: bool = False  # the stock plugin's, by its tag for this instance
+    group: str = ""  # the pod group that it was made for; "" is that of no group
     stock_tags: tuple[str, ...] = ()  # keys of the stock plugin's tags, ascending
 
 

@@ -9,6 +9,7 @@ from reconciler.daemon.requests import QUIET_S
 from reconciler.domains.left_out import left_out
 from reconciler.engine.backoff import Backoffs
 from reconciler.ipam.pool import Demand
+from reconciler.ipam.pool_groups import demand_of
 from reconciler.node.pass_result import PassResult
 
 RETRY_S = 1.0  # seconds until the kernel loop looks again when something is left to do
@@ -105,7 +106,7 @@ def hints_of(
     linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
     told = set()
     if (
-        result.records.demand != planned_for
+        demand_of(result.records, inputs.document) != planned_for
         or (taking_over and not before.taking_over)  # ENIs come first
         or linked - before.linked  # an attachment is done
     ):

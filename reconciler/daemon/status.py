@@ -15,6 +15,7 @@ from reconciler.egress.destinations import Egress
 from reconciler.errors import FOREIGN_TEXT, Issue
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.pool import Demand
+from reconciler.ipam.pool_groups import demand_of
 from reconciler.ipam.records import Records
 from reconciler.node.pass_result import PassResult
 
@@ -127,7 +128,7 @@ def describe(
         latest is not None
         and latest.settled
         and progress.generation == accepted.generation
-        and (pool.fails or pool.demand == latest.records.demand)
+        and (pool.fails or pool.demand == demand_of(latest.records, latest.inputs.document))
         and not is_pending
     )
     return {
@@ -146,6 +147,7 @@ def describe(
                 "device": e.device_index,
                 "status": e.status,
                 "owned": e.owned,
+                "group": e.group,
                 "addresses": len(e.pod_addresses),
                 "prefixes": [str(p) for p in (*e.prefixes, *e.ipv6_prefixes)],
             }

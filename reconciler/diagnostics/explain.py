@@ -8,9 +8,23 @@ from reconciler.core.ranges import find
 from reconciler.egress import destinations
 from reconciler.egress.destinations import Egress
 from reconciler.ipam import shortage
-from reconciler.ipam.pool import capacity
-from reconciler.ipam.pool_status import Pool, PoolStatus
-from schemas.document import Snat
+from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.group_cost import cost
+from reconciler.ipam.pool import capacity, most_addresses
+from reconciler.ipam.pool_groups import pools
+from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
+from schemas.snat import SnatPolicy
+
+
+def explain_pools(desired: Pool, observed: Cloud) -> list[str]:
+    """Return the same as ``explain_pool`` of each group's pool, in the order they are planned."""
+    limits = desired.limits or observed.limits
+    kind = desired.node.instance_type
+    lines = list(cost(desired.document, kind, limits).lines) if limits else []
+    for pool in pools(desired, observed):
+        own = explain_pool(pool, find_pool_status(pool, observed))
+        lines += [f"group {pool.group}:", *(f"  {line}" for line in own)] if pool.group else own
+    return lines
 
 
 def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
@@ -28,7 +42,12 @@ def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
         f"+ cooling {demand.cooling}; quarantined besides: {leaving}"
     )
     lines = [wanted, *terms, held]
-    if at.limits:
+    if at.limits and (desired.group or at.others):
+        count, text = most_addresses(
+            desired.document, at.limits, foreign=at.foreign, others=at.others
+        )
+        lines.append(f"limits: {desired.node.instance_type} allows {text} = {count} addresses")
+    elif at.limits:
         found = capacity(desired.document, at.limits, foreign=at.foreign)
         lines.append(
             f"limits: {desired.node.instance_type} serves {found.pods} pods: {found.text}"
@@ -51,7 +70,7 @@ def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
 
 
 def explain_address(
-    snat: Snat, egress: Egress, node: Node, destination: IpAddress, now: float
+    snat: SnatPolicy, egress: Egress, node: Node, destination: IpAddress, now: float
 ) -> list[str]:
     """Return whose address a destination sees, why, and how old what is known of sources is.
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from reconciler.core.datapath import LOCAL_TABLE, MAIN_TABLE, IpAddress, family_of
 from reconciler.core.ranges import Range, find, unite
+from reconciler.domains.nat_groups import MARK
 from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
+from reconciler.domains.nat_rules import no_snat_of, sets_of
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 
@@ -119,6 +121,16 @@ class Tables:
     def range_of(self, name: str, address: IpAddress) -> Range | None:
         """Return the element of a set that holds an address."""
         return find(self.ranges.get(name, ()), address)
+
+    def kept(self, source: IpAddress, destination: IpAddress) -> tuple[str, Range | None]:
+        """Return the pod group whose policy counts for a pod, and the range of what it keeps.
+
+        The range is None if the destination sees the node; the group is "" if it is none.
+        """
+        family = family_of(source)
+        chain = self.verdicts.get((sets_of(family).group_mark, source), "")
+        group = chain.removeprefix(MARK)
+        return group, self.range_of(no_snat_of(family, group), destination)
 
 
 def make_tables(

@@ -18,7 +18,7 @@ from reconciler.core.ranges import print_range
 from reconciler.diagnostics.lookup import Decision, Packet, Tables
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_guard import FROM_POD
-from reconciler.domains.nat_rules import chain_of, sets_of
+from reconciler.domains.nat_rules import chain_of, no_snat_of, sets_of
 from reconciler.domains.snat import why_kept, why_translated
 from reconciler.errors import UnknownPodError
 
@@ -207,16 +207,18 @@ class _Walk:
     def _bind_outgoing(self, target: IpAddress) -> int:
         """Say what chain snat_mark does with the first packet."""
         source, sets, mark = self.home, sets_of(self.family), 0
+        group, kept = self.tables.kept(source, target)
+        no_snat = no_snat_of(self.family, group)
         if datapath.is_node_local(source):
             text = f"{source} means something on this node only: it leaves with the node's address"
-        elif kept := self.tables.range_of(sets.no_snat, target):
-            element = f"in {sets.no_snat} {print_range(*kept)}{why_kept(self.inputs, target)}"
+        elif kept:
+            element = f"in {no_snat} {print_range(*kept)}{why_kept(self.inputs, target, group)}"
             text = f"{target} sees the pod: {element}"
         elif self.tables.range_of(sets.pods, source) is None:
             text = f"{source} is in no set of pods; nothing is translated"
         else:
             mark = self._mark_of(0)
-            why = f"not in {sets.no_snat}{why_translated(self.inputs, target)}"
+            why = f"not in {no_snat}{why_translated(self.inputs, target, group)}"
             text = f"{target} sees the node: {why}; ct mark {mark:#x}"
         self._say("snat", text)
         return mark
@@ -227,7 +229,7 @@ class _Walk:
         by_primary = decision.device == self.inputs.links.get(self.primary.mac)
         sets = sets_of(self.family)
         is_translated = datapath.is_node_local(self.home) or (
-            self.tables.range_of(sets.no_snat, target) is None
+            self.tables.kept(self.home, target)[1] is None
             and self.tables.range_of(sets.pods, self.home) is not None
         )
         if self.query.pod is None or host is None or not by_primary or not is_translated:

@@ -22,6 +22,7 @@ from reconciler.core.attachment import (
     veth_name,
 )
 from reconciler.core.datapath import IpAddress, family_of
+from reconciler.core.facts import Eni
 from reconciler.domains import attachment_issues as issues
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Action, Change, Plan, Verb
@@ -29,6 +30,7 @@ from reconciler.errors import Issue
 from reconciler.ipam.allocation import Supply, offers
 from reconciler.ipam.life import BEFORE, Event, Pod, Pods, State, may, pods_of
 from reconciler.ipam.records import Records
+from schemas.group import group_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Allocation:
         """Pods of the stock plugin's that become ours, each with its intent."""
         return self.inputs.host.predecessor.adoptions
 
+    def group(self, pod: str) -> str:
+        """Return the group whose addresses a pod gets."""
+        return group_of(pod, self.inputs.document.pod_groups)
+
     def veth(self, key: AttachmentKey, pod: str) -> str:
         """Name a host end; a sandbox of no pod has only its own name to be called by."""
         pods = self.inputs.document.pods
@@ -58,8 +64,9 @@ class Allocation:
 def desire(inputs: Inputs) -> Allocation:
     """Addresses of ENIs that EC2 and the kernel both show; lowest device first."""
     use_primary = inputs.document.eni.use_primary
+    usable = [eni for eni, _ in inputs.pod_enis if not eni.is_primary or use_primary]
     supply = Supply(
-        enis=tuple(eni for eni, _ in inputs.pod_enis if not eni.is_primary or use_primary),
+        enis=tuple(eni for eni in usable if not eni.group),
         families=inputs.document.families,
         egress=inputs.egress,
         elsewhere=inputs.host.predecessor.held,
@@ -67,6 +74,10 @@ def desire(inputs: Inputs) -> Allocation:
         reserved=inputs.host.reserved,
         unread=inputs.host.predecessor.unread,
         unexplained=inputs.kernel.unexplained,
+        grouped={
+            group.name: tuple(eni for eni in usable if eni.group == group.name)
+            for group in inputs.document.pod_groups
+        },
     )
     return Allocation(supply, inputs)
 
@@ -92,6 +103,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
             *issues.on_links(desired.supply.unexplained),
             *issues.on_host(desired.supply.occupied, observed),
             *issues.on_reserved(desired.supply.reserved, observed),
+            *issues.on_groups(_elsewhere(desired, observed)),
             *issues.on_copies(observed, desired.inputs.kernel.linked),
             *issues.on_files(observed),
         ),
@@ -240,13 +252,17 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
     taken.update(map(int, desired.supply.elsewhere | observed.withheld(desired.inputs.now)))
     supply = desired.supply
     leaving = [*(q.network for q in observed.quarantined), *supply.occupied, *supply.reserved]
-    offered = offers(desired.supply, taken, leaving)
+    offered: dict[str, Iterator[tuple[Eni, tuple[IpAddress, ...]]]] = {}
     actions: list[Action] = []
     for intent in new:
         veth = desired.veth(intent.key, intent.pod)
         if obstacle := _obstacle(intent, veth, holders, desired.supply, observed):
             refusals.append(obstacle)
-        elif offer := next(offered, None):
+            continue
+        group = desired.group(intent.pod)
+        if group not in offered:
+            offered[group] = offers(supply.of(group), taken, leaving)
+        if offer := next(offered[group], None):
             eni, addresses = offer
             attachment = Attachment(
                 key=intent.key,
@@ -261,7 +277,7 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
             actions.append(Change(Verb.CREATE, attachment, reason))
             holders.add(attachment)
         else:
-            refusals.append(issues.exhausted(intent, desired.supply, observed))
+            refusals.append(issues.exhausted(intent, supply.of(group), observed, group))
     return actions, refusals
 
 
@@ -348,6 +364,18 @@ def _begin_again(desired: Allocation, pods: Pods) -> Iterator[Action]:
         before = pod.attachment
         if before is not None and before.netns_alive and pod.key not in here:
             yield Change(Verb.UPDATE, replace(before, unfinished=True), "its link is gone", before)
+
+
+def _elsewhere(desired: Allocation, observed: Records) -> list[str]:
+    """Name the pods that are on an ENI of another group than the document puts them in now."""
+    groups = {e.eni_id: e.group for e in desired.inputs.enis}
+    if not desired.supply.grouped and not any(groups.values()):
+        return []
+    return [
+        f"{a.pod or a.key} ({a.eni_id} of {groups.get(a.eni_id) or 'no group'})"
+        for a in observed.living
+        if desired.group(a.pod) != groups.get(a.eni_id, "")
+    ]
 
 
 def _find_kept(desired: Allocation, observed: Records) -> Iterator[Issue]:

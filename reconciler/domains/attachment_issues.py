@@ -15,12 +15,22 @@ MAX_NAMED = 20
 in one more."""
 
 
-def exhausted(intent: Intent, supply: Supply, observed: Records) -> Issue:
-    """No address is free."""
+def exhausted(intent: Intent, supply: Supply, observed: Records, group: str = "") -> Issue:
+    """No address is free on the ENIs of the pod's group."""
     held = {a for e in supply.enis for a in e.pod_addresses}
     where = f"{len(supply.enis)} ENIs"
     assigned, cooling = len(observed.attachments), len(observed.cooling)
-    if missing := lacking(supply):
+    if group:
+        where += f" of group {group}"
+        names = {e.eni_id for e in supply.enis}
+        assigned = sum(a.eni_id in names for a in observed.attachments)
+        cooling = sum(any(e.holds(c.address) for e in supply.enis) for c in observed.cooling)
+    if group and not supply.enis:
+        message = (
+            f"the node has no ENI of group {group} yet; it is served as soon as there is one, "
+            f"unless a condition of the group says why it cannot be had"
+        )
+    elif missing := lacking(supply):
         message = (
             f"no ENI of {len(supply.enis)} has a prefix of {missing} yet; it is served "
             "as soon as EC2 has given one"
@@ -194,6 +204,19 @@ def on_files(observed: Records) -> Iterator[Issue]:
 def _spell(addresses: frozenset[IpAddress]) -> str:
     ordered = sorted(addresses, key=lambda a: (a.version, int(a)))
     return ", ".join(map(str, ordered)) or "an address that the kernel shows in use"
+
+
+def on_groups(pods: list[str]) -> Iterator[Issue]:
+    """Name the pods that started before the document put them into another group."""
+    if pods:
+        named = ", ".join(pods[:MAX_NAMED])
+        more = f" and {len(pods) - MAX_NAMED} more" if len(pods) > MAX_NAMED else ""
+        yield Issue(
+            f"{len(pods)} pods",
+            "GroupChanged",
+            f"the document puts them into another group than their ENI's, on which they stay "
+            f"until they restart: {named}{more}",
+        )
 
 
 def kept(names: list[str], addresses: list[str]) -> Iterator[Issue]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reconciler.domains.inputs import Inputs
 from reconciler.ipam.cloud import CLUSTER_TAG, INSTANCE_TAG, NODE_TAG, Limits
-from reconciler.ipam.pool_plan import plan as plan
+from reconciler.ipam.pool_groups import plan as plan
 from reconciler.ipam.pool_status import Pool
 
 

@@ -27,7 +27,9 @@ from reconciler.ipam.records import Records
 Keys = frozenset[AttachmentKey]
 
 OF_PODS = frozenset(
-    name for sets in SETS.values() for name in (sets.pods, sets.pod_eni, sets.no_metadata)
+    name
+    for sets in SETS.values()
+    for name in (sets.pods, sets.pod_eni, sets.no_metadata, sets.group_mark, sets.group_nat)
 )
 """The nftables sets of which each element is one pod's."""
 

@@ -22,6 +22,7 @@ from reconciler.core.datapath import (
 )
 from reconciler.core.ranges import Range, coalesce
 from reconciler.core.remembered import Remembered
+from reconciler.domains import nat_groups as groups
 from reconciler.domains import nat_guard as guard
 from reconciler.domains import nat_rules as rules
 from reconciler.domains.inputs import Inputs
@@ -69,14 +70,15 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     families = [FAMILIES[name] for name in inputs.families]
     marks = Marks(inputs.document.routing.mark_mask)
     links = {0: link} | {e.device_index or 0: name for e, name in inputs.pod_enis}
-    snat = rules.source_nat(
-        families, link, primary, inputs.local_families, inputs.document.snat.ports
-    )
+    grouped = groups.translated(inputs.document, families)
+    ports = inputs.document.snat.ports
+    snat = rules.source_nat(families, link, primary, inputs.local_families, ports, grouped)
+    snat_mark = rules.snat_mark(families, marks, grouped)
     route_mark = rules.route_mark(families, sorted(links), marks)
     objects: set[NftObject] = {
         NftTable(),
         _base_chain("arrival", rules.arrival(links, marks), ARRIVAL_PRIORITY),
-        _base_chain("snat_mark", rules.snat_mark(families, marks), SNAT_MARK_PRIORITY),
+        _base_chain("snat_mark", snat_mark, SNAT_MARK_PRIORITY),
         _base_chain("route_mark", route_mark, ROUTE_MARK_PRIORITY),
         _base_chain("forwarded", _forwarded(inputs, families), REFUSAL_PRIORITY, "forward"),
         _base_chain("sent", rules.to_held(families), REFUSAL_PRIORITY, "output"),
@@ -85,6 +87,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         NftChain("source_nat", texts(snat), "nat", "postrouting", SOURCE_NAT_PRIORITY),
     }
     objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
+    objects |= set(groups.desire(inputs, families, primary, marks))
     if inputs.document.pods.spoofing == "deny":
         objects |= _guard(families)
         objects |= {NftLink(LINKS, name, goto=guard.FROM_ENI) for name in links.values()}
@@ -130,7 +133,7 @@ def desire_pods(inputs: Inputs) -> frozenset[NftElement | NftLink]:
     # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
     primary = {e.eni_id: 0 for e in inputs.enis if e.is_primary}
     devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
-    elements: set[NftElement | NftLink] = set()
+    elements: set[NftElement | NftLink] = set(groups.desire_pods(inputs))
     if inputs.document.pods.spoofing == "deny":
         for a in inputs.placed:
             elements.add(NftLink(LINKS, a.veth, goto=guard.FROM_POD))

@@ -31,7 +31,9 @@ class Sets:
     address to the chain of its ENI. ``by_main``: destinations that the main table routes.
     ``held``: addresses that EC2 has assigned to this node's ENIs for pods, whether a pod has them
     or not. ``guarded``: pods' links, each with an address that may come from there.
-    ``no_metadata``: addresses of pods that are refused instance metadata.
+    ``no_metadata``: addresses of pods that are refused instance metadata. ``group_mark``,
+    ``group_nat``: verdict maps from an address of a pod group with an SNAT policy of its own to
+    the chains of that policy.
     """
 
     no_snat: str
@@ -41,6 +43,8 @@ class Sets:
     held: str
     guarded: str
     no_metadata: str
+    group_mark: str
+    group_nat: str
 
     @property
     def of_ranges(self) -> tuple[str, ...]:
@@ -48,7 +52,10 @@ class Sets:
         return (self.no_snat, self.by_main, self.held)
 
 
-NOUNS = ("no_snat", "pods", "pod_eni", "by_main", "held", "guarded", "no_metadata")
+NOUNS = (
+    *("no_snat", "pods", "pod_eni", "by_main", "held"),
+    *("guarded", "no_metadata", "group_mark", "group_nat"),
+)
 
 SETS = {name: Sets(*(f"{noun}_{name}" for noun in NOUNS)) for name in FAMILIES}
 """By family."""
@@ -60,6 +67,17 @@ LINKS = "links"
 def sets_of(family: Family) -> Sets:
     """Name a family's sets."""
     return SETS[family.name]
+
+
+def no_snat_of(family: Family, group: str) -> str:
+    """Name the set of destinations that see a group's own addresses; "" is that of no group."""
+    name = sets_of(family).no_snat
+    return f"{name}_{group}" if group else name
+
+
+def is_of_ranges(name: str) -> bool:
+    """Whether a set's elements are ranges, by its name."""
+    return any(name in s.of_ranges or name.startswith(f"{s.no_snat}_") for s in SETS.values())
 
 
 def chain_of(device_index: int) -> str:
@@ -96,16 +114,24 @@ def arrival(links: Mapping[int, str], marks: Marks) -> Rules:
     ]
 
 
-def snat_mark(families: Sequence[Family], marks: Marks) -> Rules:
+def snat_mark(families: Sequence[Family], marks: Marks, grouped: Sequence[Family] = ()) -> Rules:
     """Bind connections that a pod opens to somewhere its own address cannot be answered from.
 
     By their first packet, which is the one that conntrack has not confirmed yet. Not by a chain of
     type nat, which sees the first packet as well: once kube-proxy has translated it, the kernel
     asks no other chain of that type (nf_nat_inet_fn), and a service whose endpoint is beyond the
     VPC would be out of reach from secondary ENIs.
+
+    ``grouped``: families in which pod groups have policies of their own.
     """
+    by_group = [[_by_source(f, sets_of(f).group_mark)] for f in grouped]
     marked = [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
-    return [LATER_PACKETS, *marked]
+    return [LATER_PACKETS, *by_group, *marked]
+
+
+def mark_outside(family: Family, no_snat: str, marks: Marks) -> list[Expression]:
+    """Bind connections to the primary ENI, but for those to a set of destinations."""
+    return [_outside(family, no_snat), _set_mark(CONNECTION_MARK, 0, marks)]
 
 
 def route_mark(families: Sequence[Family], devices: Sequence[int], marks: Marks) -> Rules:
@@ -119,7 +145,7 @@ def route_mark(families: Sequence[Family], devices: Sequence[int], marks: Marks)
     by_pod = [
         [
             match(bound, 0),
-            {"vmap": {"key": payload(f, "saddr"), "data": f"@{sets_of(f).pod_eni}"}},
+            _by_source(f, sets_of(f).pod_eni),
         ]
         for f in families
     ]
@@ -128,21 +154,40 @@ def route_mark(families: Sequence[Family], devices: Sequence[int], marks: Marks)
 
 
 def source_nat(
-    families: Sequence[Family], link: str, primary: Eni, local: Iterable[str], ports: str
+    families: Sequence[Family],
+    link: str,
+    primary: Eni,
+    local: Iterable[str],
+    ports: str,
+    grouped: Sequence[Family] = (),
 ) -> Rules:
     """Give packets that leave the VPC the node's address.
 
-    Those from addresses that are good on this node only, too, wherever they go.
+    Those from addresses that are good on this node only, too, wherever they go. ``grouped``: as of
+    ``snat_mark``.
     """
     chosen = [(f, _leaves_vpc(f)) for f in families]
     chosen += [(FAMILIES[name], [_is_node_local(FAMILIES[name])]) for name in local]
+    by_primary = match({"meta": {"key": "oifname"}}, link)
+    by_group = [[by_primary, _by_source(f, sets_of(f).group_nat)] for f in grouped]
+    return [
+        *by_group,
+        *_translate([(f, [by_primary, *which]) for f, which in chosen], primary, ports),
+    ]
+
+
+def translate_outside(families: Sequence[Family], group: str, primary: Eni, ports: str) -> Rules:
+    """Give a group's packets that leave by the primary ENI the node's address, by its policy."""
+    chosen = [(f, [_outside(f, no_snat_of(f, group))]) for f in families]
+    return _translate(chosen, primary, ports)
+
+
+def _translate(
+    chosen: Iterable[tuple[Family, list[Expression]]], primary: Eni, ports: str
+) -> Rules:
     flags = {} if ports == "sequential" else {"flags": ports}
     return [
-        [
-            match({"meta": {"key": "oifname"}}, link),
-            *which,
-            {"snat": {"family": f.nft, "addr": str(address)} | flags},
-        ]
+        [*which, {"snat": {"family": f.nft, "addr": str(address)} | flags}]
         for f, which in chosen
         if (address := primary.host_address(f.version)) is not None
     ]
@@ -214,8 +259,16 @@ def _is_node_local(family: Family) -> Expression:
 def _leaves_vpc(family: Family) -> list[Expression]:
     return [
         match(payload(family, "saddr"), f"@{sets_of(family).pods}"),
-        match(payload(family, "daddr"), f"@{sets_of(family).no_snat}", op="!="),
+        _outside(family, sets_of(family).no_snat),
     ]
+
+
+def _outside(family: Family, no_snat: str) -> Expression:
+    return match(payload(family, "daddr"), f"@{no_snat}", op="!=")
+
+
+def _by_source(family: Family, verdicts: str) -> Expression:
+    return {"vmap": {"key": payload(family, "saddr"), "data": f"@{verdicts}"}}
 
 
 def _set_mark(mark: Expression, device_index: int, marks: Marks) -> Expression:

@@ -12,28 +12,36 @@ from reconciler.core.datapath import Family, IpAddress
 from reconciler.core.ranges import Range
 from reconciler.domains.inputs import Inputs
 from reconciler.egress import destinations
+from schemas.snat import SnatPolicy
 
 
-def untranslated(inputs: Inputs, family: Family) -> tuple[Range, ...]:
+def untranslated(inputs: Inputs, family: Family, group: str = "") -> tuple[Range, ...]:
     """Return the destinations that see pods' own addresses, coalesced.
 
     A family without private addresses is never translated: a pod's is as good as the node's.
+
+    ``group``: the pod group whose policy counts, here and below.
     """
-    snat, egress = inputs.document.snat, inputs.host.egress
+    snat, egress = _policy(inputs, group), inputs.host.egress
     return destinations.untranslated(snat, egress, inputs.node.vpc_cidrs, family)
 
 
-def reasons(inputs: Inputs, ranges: tuple[Range, ...]) -> Mapping[Range, str]:
+def reasons(inputs: Inputs, ranges: tuple[Range, ...], group: str = "") -> Mapping[Range, str]:
     """Name the sources by which ranges are untranslated; those that no source has are left out."""
-    return destinations.reasons(inputs.document.snat, inputs.host.egress, ranges)
+    return destinations.reasons(_policy(inputs, group), inputs.host.egress, ranges)
 
 
-def why_kept(inputs: Inputs, destination: IpAddress) -> str:
+def why_kept(inputs: Inputs, destination: IpAddress, group: str = "") -> str:
     """Name the setting, CIDR or source by which a destination sees pods; "" if none."""
-    snat, egress = inputs.document.snat, inputs.host.egress
+    snat, egress = _policy(inputs, group), inputs.host.egress
     return destinations.why_kept(snat, egress, inputs.node.vpc_cidrs, destination)
 
 
-def why_translated(inputs: Inputs, destination: IpAddress) -> str:
+def why_translated(inputs: Inputs, destination: IpAddress, group: str = "") -> str:
     """Say why a destination sees the node."""
-    return destinations.why_translated(inputs.document.snat, inputs.host.egress, destination)
+    return destinations.why_translated(_policy(inputs, group), inputs.host.egress, destination)
+
+
+def _policy(inputs: Inputs, group: str) -> SnatPolicy:
+    document = inputs.document
+    return dict(document.snat_policies).get(group, document.snat) if group else document.snat

@@ -10,7 +10,8 @@ from reconciler.core.datapath import FAMILIES, Family, IpAddress, IpNetwork, fam
 from reconciler.core.ranges import Range, coalesce, complement, find, print_range, unite
 from reconciler.egress.source import Entry, Source
 from reconciler.errors import Issue
-from schemas.document import Snat
+from schemas.group import MAX_GROUPS
+from schemas.snat import SnatPolicy
 
 IPV4 = FAMILIES["ipv4"]
 """The only family that is translated."""
@@ -60,7 +61,7 @@ class Egress:
 NO_EGRESS = Egress()
 
 
-def named(snat: Snat) -> tuple[str, ...]:
+def named(snat: SnatPolicy) -> tuple[str, ...]:
     """Return the sources that a document names, each once."""
     if snat.mode == "external":
         return ()
@@ -68,7 +69,7 @@ def named(snat: Snat) -> tuple[str, ...]:
     return tuple(dict.fromkeys(d for d in both if isinstance(d, str)))
 
 
-def unknown(snat: Snat, egress: Egress) -> tuple[str, ...]:
+def unknown(snat: SnatPolicy, egress: Egress) -> tuple[str, ...]:
     """Return those of them that were never answered."""
     names = named(snat)
     if not names:
@@ -93,7 +94,7 @@ def networks(listed: Iterable[IpNetwork | str], egress: Egress) -> tuple[IpNetwo
 
 
 def untranslated(
-    snat: Snat, egress: Egress, vpc_cidrs: tuple[IpNetwork, ...], family: Family
+    snat: SnatPolicy, egress: Egress, vpc_cidrs: tuple[IpNetwork, ...], family: Family
 ) -> tuple[Range, ...]:
     """Return the destinations that see pods' own addresses, coalesced.
 
@@ -110,7 +111,7 @@ def untranslated(
     return unite((*found, *egress.former)) if waits else found
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2 + MAX_GROUPS)
 def _untranslated(
     cidrs: tuple[IpNetwork, ...], only: tuple[IpNetwork, ...] | None, family: Family
 ) -> tuple[Range, ...]:
@@ -137,7 +138,7 @@ def holder(listed: Iterable[IpNetwork | str], egress: Egress, address: IpAddress
 
 
 def why_kept(
-    snat: Snat, egress: Egress, vpc_cidrs: tuple[IpNetwork, ...], destination: IpAddress
+    snat: SnatPolicy, egress: Egress, vpc_cidrs: tuple[IpNetwork, ...], destination: IpAddress
 ) -> str:
     """Name the setting, CIDR or source by which a destination sees pods; "" if none."""
     family = family_of(destination)
@@ -154,7 +155,7 @@ def why_kept(
     return ", beyond snat.onlyCIDRs" if snat.only_cidrs is not None else ""
 
 
-def why_translated(snat: Snat, egress: Egress, destination: IpAddress) -> str:
+def why_translated(snat: SnatPolicy, egress: Egress, destination: IpAddress) -> str:
     """Say why a destination sees the node."""
     cidr = holder(snat.only_cidrs or (), egress, destination)
     return f", by snat.onlyCIDRs {cidr}" if cidr else ", beyond the VPC and not excluded"
@@ -165,7 +166,7 @@ def describe(name: str, entry: Entry) -> str:
     return " ".join(filter(None, (name, entry.origin)))
 
 
-def reasons(snat: Snat, egress: Egress, ranges: tuple[Range, ...]) -> Mapping[Range, str]:
+def reasons(snat: SnatPolicy, egress: Egress, ranges: tuple[Range, ...]) -> Mapping[Range, str]:
     """Say of which of these ranges a part is there because of an excluded source, and which."""
     found: dict[Range, dict[str, None]] = {}
     sources = egress.by_name
@@ -181,7 +182,7 @@ def reasons(snat: Snat, egress: Egress, ranges: tuple[Range, ...]) -> Mapping[Ra
     return {r: "; ".join(_some(list(said))) for r, said in found.items()}
 
 
-def find_issues(snat: Snat, egress: Egress, now: float) -> tuple[Issue, ...]:
+def find_issues(snat: SnatPolicy, egress: Egress, now: float) -> tuple[Issue, ...]:
     """Say what is wrong with the sources that a document names; ``now``: since the epoch."""
     sources = egress.by_name
     found: list[Issue] = []
@@ -209,7 +210,7 @@ def find_issues(snat: Snat, egress: Egress, now: float) -> tuple[Issue, ...]:
 
 
 def find_warnings(
-    snat: Snat,
+    snat: SnatPolicy,
     egress: Egress,
     vpc_cidrs: tuple[IpNetwork, ...],
     service_cidrs: Iterable[IpNetwork],

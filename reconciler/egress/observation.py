@@ -9,7 +9,7 @@ from reconciler.core.facts import Eni
 from reconciler.egress import destinations
 from reconciler.egress.destinations import IPV4, Egress
 from reconciler.egress.source import Failure, Look, Source, merge
-from schemas.document import Snat
+from schemas.snat import SnatPolicy
 
 MAX_ALL = 10_000
 """CIDRs of all sources together: as many as the document may list (``schemas.document``)."""
@@ -31,11 +31,17 @@ Answers = Mapping[str, Look | Failure]
 """By a source's name."""
 
 
-def make_question(snat: Snat, enis: Iterable[Eni], vpc_id: str) -> Question:
-    """Return what a document's sources need; ``enis`` are those of the node."""
+def make_question(
+    snat: SnatPolicy, enis: Iterable[Eni], vpc_id: str, others: Iterable[SnatPolicy] = ()
+) -> Question:
+    """Return what a document's sources need; ``enis`` are those of the node.
+
+    ``others``: the policies of pod groups.
+    """
+    names = dict.fromkeys(n for policy in (snat, *others) for n in destinations.named(policy))
     ours = [e for e in enis if e.serves_pods]
     used = [e for e in ours if e.pod_addresses or e.ipv6_prefixes] or ours
-    return Question(destinations.named(snat), vpc_id, frozenset(e.subnet_id for e in used))
+    return Question(tuple(names), vpc_id, frozenset(e.subnet_id for e in used))
 
 
 def of_vpc(egress: Egress, vpc_id: str) -> Egress:
@@ -62,7 +68,7 @@ def take(egress: Egress, question: Question, answers: Answers, now: float) -> Eg
     return replace(egress, sources=tuple(sources))
 
 
-def settle(egress: Egress, snat: Snat) -> Egress:
+def settle(egress: Egress, snat: SnatPolicy) -> Egress:
     """Remember what is excluded, if all sources are known: the next document may name others."""
     if destinations.unknown(snat, egress):
         return egress

@@ -204,10 +204,10 @@ VARIABLES = (
     Variable(
         "ENABLE_POD_ENI",
         "false",
-        (),
+        ("podGroups",),
         "none",
-        "branch ENIs are made by a controller of AWS's through a private API; eni.securityGroups "
-        "are of a node's ENIs",
+        "branch ENIs are made by a controller of AWS's through a private API; podGroups gives "
+        "namespaces security groups on ENIs of the node's own, of any instance type",
     ),
     Variable(
         "POD_SECURITY_GROUP_ENFORCING_MODE", "strict", (), "none", "belongs to ENABLE_POD_ENI"

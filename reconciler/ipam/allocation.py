@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from reconciler.core.attachment import AttachmentKey
@@ -25,6 +25,8 @@ class Supply:
     """The addresses that pods can get.
 
     Attributes:
+        enis: that pods of no group get addresses of.
+        grouped: those of pod groups, by name.
         families: of which each pod gets one address of its ENI, in this order.
         egress: of which it gets one that is good on this node only.
         elsewhere: addresses that pods of the stock plugin's hold.
@@ -42,6 +44,11 @@ class Supply:
     reserved: frozenset[IpNetwork] = frozenset()
     unread: bool = False
     unexplained: tuple[Unexplained, ...] = ()
+    grouped: Mapping[str, tuple[Eni, ...]] = field(default_factory=dict)
+
+    def of(self, group: str) -> Supply:
+        """Return what the pods of a group can get; "" is that of no group."""
+        return replace(self, enis=self.grouped.get(group, ())) if group else self
 
 
 def lacking(supply: Supply) -> str:

@@ -31,6 +31,9 @@ NODE_TAG = "node-network/node"
 CREATION_TAG = "node-network/creation"
 """The ClientToken of its creation, so that a record and its ENI find each other."""
 
+GROUP_TAG = "node-network/group"
+"""Name of the pod group that it serves; without it, the pods of no group."""
+
 STOCK_INSTANCE_TAG = "node.k8s.amazonaws.com/instance_id"
 """Marks an ENI as the stock plugin's (amazon-vpc-cni-k8s ``pkg/awsutils/awsutils.go``). Every node
 that runs it deletes ENIs with this tag that are attached to nothing."""

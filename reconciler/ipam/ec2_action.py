@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.engine.plan import Key, Verb
+from reconciler.ipam.cloud import GROUP_TAG
 
 U = TypeVar("U", IpAddress, IpNetwork)
 """What is assigned and released: single addresses, or prefixes."""
@@ -44,6 +45,11 @@ class Creation:
     at: float
     done: bool = False
     ipv6_prefixes: int = 0
+
+    @property
+    def group(self) -> str:
+        """The pod group that it is for; "" is that of no group."""
+        return dict(self.tags).get(GROUP_TAG, "")
 
     @property
     def key(self) -> Key:

@@ -13,7 +13,7 @@ def plan(desired: Pool, at: PoolStatus) -> Iterator[ec2.Ec2Action]:
     """Tie ENIs to the instance, and have them follow the document and the primary ENI."""
     for eni in at.observed.enis:
         tied = eni.delete_on_termination or eni.is_primary
-        if eni.owned and eni.attachment_id and not tied:
+        if eni.owned and eni.attachment_id and not tied and desired.is_of(eni.group):
             yield ec2.TieToInstance(eni.eni_id, eni.attachment_id, "would outlive the instance")
     wanted, source = security_groups(desired, at.observed.primary)
     for eni in at.enis:
@@ -42,5 +42,6 @@ def security_groups(desired: Pool, primary: Eni | None) -> tuple[tuple[str, ...]
     Unless the document names them they follow the primary ENI's, which others change.
     """
     if named := desired.document.eni.security_groups:
-        return tuple(sorted(named)), "eni.securityGroups names"
+        where = f"group {desired.group}" if desired.group else "eni.securityGroups"
+        return tuple(sorted(named)), f"{where} names"
     return tuple(sorted(primary.security_groups)) if primary else (), "the primary ENI has"

@@ -21,12 +21,14 @@ from schemas.pool import AddressTarget, EniTarget, PrefixTarget, Strategy
 class Demand:
     """What the pool must cover, in addresses.
 
-    ``cooling``: released, not yet to be given out again. ``waiting``: intents without an address.
+    ``cooling``: released, not yet to be given out again. ``waiting``: intents without an address;
+    ``waiting_in``: those of pod groups, each with how many.
     """
 
     assigned: int = 0
     cooling: int = 0
     waiting: int = 0
+    waiting_in: tuple[tuple[str, int], ...] = ()
 
     @property
     def total(self) -> int:
@@ -304,16 +306,19 @@ def capacity(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> Capa
     return Capacity(addresses + HOST_NETWORK_PODS, f"{text} + {more}")
 
 
-def most_addresses(document: NodeNetwork, limits: Limits, *, foreign: int = 0) -> tuple[int, str]:
+def most_addresses(
+    document: NodeNetwork, limits: Limits, *, foreign: int = 0, others: int = 0
+) -> tuple[int, str]:
     """Return how many addresses for pods a node can hold, and how that comes about.
 
-    ``foreign``: ENIs on the instance that are not ours.
+    ``foreign``: ENIs on the instance that are not ours. ``others``: those of other pod groups.
     """
     most = document.eni.max
     enis = limits.enis if most is None else min(limits.enis, most)
-    usable = max(enis - foreign - (not document.eni.use_primary), 0)
+    usable = max(enis - foreign - others - (not document.eni.use_primary), 0)
     prefixes = document.eni.allocate == "prefixes"
     less = f" - {foreign} foreign" if foreign else ""
+    less += f" - {others} of other groups" if others else ""
     less += "" if document.eni.use_primary else " - the primary"
     size = f" x {PREFIX_SIZE}" if prefixes else ""
     count = usable * limits.slots * (PREFIX_SIZE if prefixes else 1)

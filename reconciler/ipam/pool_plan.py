@@ -107,7 +107,7 @@ def _plan(desired: Pool, at: PoolStatus) -> Plan:
         _grow(desired, at, back)
         if at.limits
         else Plan()
-        if desired.is_frozen
+        if desired.is_frozen or desired.group
         else Plan(refusals=(shortage.no_limits(desired.node, observed.unread),))
     )
     asked = {a.eni_id for a in growth.actions if isinstance(a, ec2.DelegatePrefix)}
@@ -194,13 +194,16 @@ def _superfluous(desired: Pool, at: PoolStatus, back: dict[int, Eni]) -> list[En
     if _sources_disagree(desired, at.observed):
         return []
     used = desired.ec2.used
-    rest = [e for e in _unattached(at) if e not in back.values() and not holds_used(e, used)]
+    rest = [
+        e for e in _unattached(desired, at) if e not in back.values() and not holds_used(e, used)
+    ]
     staying = kept(desired, at).enis
     return [e for e in rest if _is_old(e, desired.now) and e.eni_id not in staying]
 
 
-def _unattached(at: PoolStatus) -> list[Eni]:
-    return [e for e in at.observed.enis if e.owned and e.status == "available"]
+def _unattached(desired: Pool, at: PoolStatus) -> list[Eni]:
+    free = [e for e in at.observed.enis if e.owned and e.status == "available"]
+    return [e for e in free if desired.is_of(e.group)]
 
 
 def _to_attach(desired: Pool, at: PoolStatus) -> dict[int, Eni]:
@@ -208,12 +211,13 @@ def _to_attach(desired: Pool, at: PoolStatus) -> dict[int, Eni]:
 
     First those whose addresses pods use: they were detached by hand.
     """
-    found = sorted(_unattached(at), key=lambda e: -sum(e.holds(a) for a in desired.ec2.used))
+    used = desired.ec2.used
+    found = sorted(_unattached(desired, at), key=lambda e: -sum(e.holds(a) for a in used))
+    found = [e for e in found if e.group == desired.group or holds_used(e, used)]
     chosen: dict[int, Eni] = {}
     short = at.shortfall if desired.counts else int(not at.needed)
     for index, eni in zip(_free_indices(at), found, strict=False):
-        used = holds_used(eni, desired.ec2.used)
-        if len(chosen) < at.room_for_enis and (used or short > 0):
+        if len(chosen) < at.room_for_enis and (holds_used(eni, used) or short > 0):
             chosen[index] = eni
             short -= len(eni.pod_addresses) if desired.counts else 1
     return chosen
@@ -225,7 +229,9 @@ def _cure(desired: Pool, at: PoolStatus) -> Plan:
     refusals: list[Issue] = []
     enis = {e.eni_id: e for e in at.enis}
     lost = desired.ec2.disagreements.lost
-    for attachment, address in ((a, own) for a in desired.attachments for own in a.addresses):
+    groups = {e.eni_id: e.group for e in at.observed.enis}
+    pods = [a for a in desired.attachments if desired.is_of(groups.get(a.eni_id, ""))]
+    for attachment, address in ((a, own) for a in pods for own in a.addresses):
         holding = [n for eni_id, n in lost if eni_id == attachment.eni_id and address in n]
         if not holding:
             continue
@@ -302,7 +308,7 @@ def _delegate(desired: Pool, at: PoolStatus, *, asked: set[str], attaching: bool
         for e in at.enis
         if e.eni_id in at.needed and not e.ipv6_prefixes and e.eni_id not in waiting
     ]
-    if desired.counts or at.needed or at.pending or attaching:
+    if desired.counts or at.needed or at.pending or attaching or not desired.needs_prefix:
         return Plan(tuple(actions))
     if at.room_for_enis <= 0 or not at.choice.subnets or not _may_create(desired, at):
         return Plan(tuple(actions), tuple(shortage.no_way_in(desired, at)))
@@ -386,9 +392,7 @@ def _creation(desired: Pool, at: PoolStatus, index: int, share: pool.Share) -> e
 
 
 def _free_indices(at: PoolStatus) -> list[int]:
-    used = {e.device_index for e in at.observed.enis} | {c.device_index for c in at.pending}
-    used |= {u.device_index for u in at.observed.unread_enis}
-    return [i for i in range(1, MAX_DEVICE_INDEX + 1) if i not in used]
+    return [i for i in range(1, MAX_DEVICE_INDEX + 1) if i not in at.room.indices]
 
 
 def _is_old(eni: Eni, now: float) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reconciler.core.attachment import Attachment
@@ -17,6 +17,7 @@ from reconciler.ipam.release import Stock, Unit, take_stock, unit_networks
 from reconciler.ipam.sources import Disagreements
 from reconciler.ipam.start import NOTHING, Kept
 from schemas.document import NodeNetwork
+from schemas.pool import AddressTarget
 
 HERE = {"attaching", "attached"}
 """EC2's words for an attachment that is, or is about to be."""
@@ -35,6 +36,7 @@ class Ec2Inputs:
         quarantined: networks with a record: they are being given back, or were just now.
         maybe_released: those of them that EC2 may have taken back already, whatever it shows.
         creations: ENIs that were asked for in the last hour.
+        demands: of pod groups, by name; without those of no group.
         backoffs: EC2 actions that are not called for now.
         kept: what is not given back yet, because the node has just started.
         nonce: text that no other pass has; new ClientTokens are made of it.
@@ -44,6 +46,7 @@ class Ec2Inputs:
     quarantined: frozenset[IpNetwork] = frozenset()
     maybe_released: frozenset[IpNetwork] = frozenset()
     creations: tuple[Creation, ...] = ()
+    demands: Mapping[str, Demand] = field(default_factory=dict)
     disagreements: Disagreements = field(default_factory=Disagreements)
     backoffs: CallBackoffs = field(default_factory=CallBackoffs)
     kept: Kept = NOTHING
@@ -64,6 +67,8 @@ class Pool:
         now: seconds since the epoch; for records, and what EC2 says of time.
         clock: monotonic seconds; for backoff and disagreements, which live in memory.
         take_over: the stock plugin's ENIs become ours.
+        group: whose pods it serves; "" is those of no group.
+        promised: device indices that pools before it get in the same plan.
     """
 
     node: Node
@@ -76,6 +81,17 @@ class Pool:
     now: float
     clock: float
     take_over: bool = False
+    group: str = ""
+    promised: tuple[int, ...] = ()
+
+    def is_of(self, group: str) -> bool:
+        """Whether what is marked with a group's name is this pool's.
+
+        What is marked with a name that the document does not have is of no group.
+        """
+        if not self.group:
+            return all(group != g.name for g in self.document.pod_groups)
+        return group == self.group
 
     @property
     def prefixes(self) -> bool:
@@ -102,11 +118,35 @@ class Pool:
         """Whether pods need a prefix that is not counted, on each ENI that serves them."""
         return any(not FAMILIES[name].counted for name in self.document.families)
 
+    @property
+    def needs_prefix(self) -> bool:
+        """Whether there must be one: of a pod group once a pod asks, or as its pool says."""
+        strategy = self.document.warm_pool.strategy
+        ahead = not isinstance(strategy, AddressTarget) or strategy.warm or strategy.minimum
+        return not self.group or bool(ahead or self.demand.waiting)
+
 
 NOTHING_COUNTED = Band(
     0, 0, 0, (("families", 0, "families has none whose addresses are counted"),), "families"
 )
 """What a node of IPv6 alone holds in stock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the instance has of ENIs, for all pod groups together.
+
+    Attributes:
+        enis: how many more it may have.
+        foreign: those that are not ours.
+        others: those that pools of other groups have or get, the primary left out.
+        indices: device indices that something has or gets.
+    """
+
+    enis: int
+    foreign: int
+    others: int
+    indices: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +167,23 @@ class PoolStatus:
     spaces: Mapping[str, Space]
     band: Band
     stock: Stock
-    room_for_enis: int
+    room: Room
     pending: tuple[Creation, ...]
     fitting: frozenset[str]
-    foreign: int
     needed: frozenset[str]
     observed: Cloud
+
+    @property
+    def room_for_enis(self) -> int:
+        return self.room.enis
+
+    @property
+    def foreign(self) -> int:
+        return self.room.foreign
+
+    @property
+    def others(self) -> int:
+        return self.room.others
 
     @property
     def slots(self) -> int:
@@ -180,7 +231,9 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
     )
     spaces = {name: _space(desired, s) for name, s in observed.subnets.items()}
     enis = tuple(
-        e for e in observed.enis if e.owned and e.device_index is not None and e.status in HERE
+        e
+        for e in observed.enis
+        if e.owned and e.device_index is not None and e.status in HERE and desired.is_of(e.group)
     )
     fits = [e.eni_id for e in enis if _fits(e, desired, observed, choice)]
     fitting = frozenset(fits)
@@ -212,16 +265,12 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
             max_pods=desired.document.max_pods,
         )
     tokens = {e.creation for e in observed.enis if e.creation}
-    pending = tuple(
+    coming = tuple(
         c
         for c in desired.ec2.creations
         if not c.done and c.token not in tokens and desired.now - c.at < CREATION_TRUST_S
     )
-    attached = [e for e in observed.enis if e.device_index is not None]
-    most = desired.document.eni.max
-    limit = limits.enis if limits else 0
-    limit = limit if most is None else min(limit, most)
-    taken = len(attached) + len(observed.unread_enis) + len(pending)
+    pending = tuple(c for c in coming if desired.is_of(c.group))
     return PoolStatus(
         limits=limits,
         enis=enis,
@@ -229,12 +278,33 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         spaces=spaces,
         band=band,
         stock=stock,
-        room_for_enis=max(limit - taken, 0),
+        room=_find_room(desired, observed, limits, coming),
         pending=pending,
         fitting=fitting,
-        foreign=sum(not e.owned for e in attached),
         needed=frozenset(fits if desired.counts else fits[:1]),
         observed=observed,
+    )
+
+
+def _find_room(
+    desired: Pool, observed: Cloud, limits: Limits | None, coming: Sequence[Creation]
+) -> Room:
+    """Find out what is left; ``coming``: creations of any group that are not seen yet."""
+    attached = [e for e in observed.enis if e.device_index is not None]
+    most = desired.document.eni.max
+    limit = limits.enis if limits else 0
+    limit = limit if most is None else min(limit, most)
+    promised = desired.promised
+    taken = len(attached) + len(observed.unread_enis) + len(coming) + len(promised)
+    theirs = [e.group for e in attached if e.owned and not e.is_primary]
+    theirs += [c.group for c in coming]
+    indices = [e.device_index for e in attached] + [c.device_index for c in coming]
+    indices += [u.device_index for u in observed.unread_enis]
+    return Room(
+        enis=max(limit - taken, 0),
+        foreign=sum(not e.owned for e in attached),
+        others=sum(not desired.is_of(group) for group in theirs) + len(promised),
+        indices=frozenset({*promised, *(i for i in indices if i is not None)}),
     )
 
 
@@ -245,7 +315,7 @@ def kept(desired: Pool, at: PoolStatus) -> Kept:
     come. Of what EC2 was asked to take back it is not known whether it is still there.
     """
     known = desired.ec2.kept
-    enis = [e for e in at.observed.enis if e.eni_id in known.enis]
+    enis = [e for e in at.observed.enis if e.eni_id in known.enis and desired.is_of(e.group)]
     enis = [e for e in enis if e.device_index is None or e.eni_id in at.fitting]
     networks = known.networks.intersection(n for e in enis for n in unit_networks(e))
     networks -= desired.ec2.maybe_released
@@ -254,6 +324,8 @@ def kept(desired: Pool, at: PoolStatus) -> Kept:
 
 def _fits(eni: Eni, desired: Pool, observed: Cloud, choice: Choice) -> bool:
     """Whether the document wants this ENI's addresses for pods."""
+    if eni.group != desired.group:
+        return False  # the document has its group no more
     if eni.is_primary:
         home = observed.subnets.get(eni.subnet_id)
         able = home is None or (

@@ -22,8 +22,9 @@ MAX_NAMED = 8
 """EC2 objects that are named for one reason; the others are counted."""
 
 
-def _of_pool(node: Node, reason: str, message: str) -> Issue:
-    return Issue(f"pool of {node.instance_id}", reason, message)
+def _of_pool(node: Node, reason: str, message: str, group: str = "") -> Issue:
+    what = f"group {group}" if group else "pool"
+    return Issue(f"{what} of {node.instance_id}", reason, message)
 
 
 def no_primary(node: Node) -> Issue:
@@ -83,25 +84,35 @@ def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) ->
     """What growth could not get, and why."""
     if growth.unmet <= 0:
         return
+    whose = f"for group {desired.group} " if desired.group else ""
     missing = (
-        f"{at.band.aim} addresses wanted, {at.stock.held} held{_unusable(at)}, "
+        f"{whose}{at.band.aim} addresses wanted, {at.stock.held} held{_unusable(at)}, "
         f"{growth.unmet} cannot be had"
     )
     if capped and at.room_for_enis:
         created = f"{len(desired.ec2.creations)} ENIs were created within an hour"
         why = f"{missing}: {created} and added no capacity; check their state in EC2"
-        yield _of_pool(desired.node, "CreationRateReached", why)
+        yield _of_pool(desired.node, "CreationRateReached", why, desired.group)
         return
-    advice = "free addresses there, or name further subnets in eni.subnets"
+    where = f"group {desired.group}" if desired.group else "eni.subnets"
+    advice = f"free addresses there, or name further subnets in {where}"
     full = [(name, f"{missing}: {reason}; {advice}") for name, reason in growth.full]
     yield from _of_subnets("SubnetExhausted", full)
     if at.room_for_enis:
-        rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
-        yield from _of_subnets("SubnetRejected", rejected)
+        yield from _rejected(desired, at, missing)
         if growth.full or not at.choice.subnets:
             return
     if growth.unmet > _slots_left(desired, at, growth):
         yield _limit_reached(desired, at, missing)
+
+
+def _rejected(desired: Pool, at: PoolStatus, missing: str) -> Iterator[Issue]:
+    rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
+    yield from _of_subnets("SubnetRejected", rejected)
+    if not rejected and not at.choice.subnets:
+        tags = ", ".join(f"{key}={value}" for key, value in desired.document.eni.subnet_tags)
+        why = f"{missing}: no subnet is known that has the tags {tags}"
+        yield _of_pool(desired.node, "SubnetRejected", why, desired.group)
 
 
 def _of_subnets(reason: str, told: Sequence[tuple[str, str]]) -> Iterator[Issue]:
@@ -139,15 +150,16 @@ def _unusable(at: PoolStatus) -> str:
 
 def no_way_in(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """No ENI may serve pods, and none can be made."""
-    missing = "pods need an ENI with an IPv6 prefix, and there is none"
-    rejected = [(name, f"{missing}: {reason}") for name, reason in at.choice.rejected]
-    yield from _of_subnets("SubnetRejected", rejected)
+    pods = f"pods of group {desired.group}" if desired.group else "pods"
+    missing = f"{pods} need an ENI with an IPv6 prefix, and there is none"
+    yield from _rejected(desired, at, missing)
     if at.choice.subnets:
         yield _of_pool(
             desired.node,
             "PoolLimitReached" if at.room_for_enis <= 0 else "CreationRateReached",
             f"{missing}: no further ENI can be had now; let pods use the primary ENI "
             "(eni.usePrimary), or raise eni.max",
+            desired.group,
         )
 
 
@@ -156,7 +168,7 @@ def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Issue:
     by_type = desired.document.eni.max is None or desired.document.eni.max >= at.limits.enis
     source = desired.node.instance_type if by_type else "eni.max"
     foreign = at.foreign + sum(u.kind == "eni" for u in at.observed.unread)
-    most, text = most_addresses(desired.document, at.limits, foreign=foreign)
+    most, text = most_addresses(desired.document, at.limits, foreign=foreign, others=at.others)
     singles = sum(len(e.secondaries) for e in at.enis) if desired.prefixes else 0
     larger = "use a larger instance type" if by_type else "raise eni.max"
     if at.misplaced:
@@ -166,18 +178,23 @@ def _limit_reached(desired: Pool, at: PoolStatus, missing: str) -> Issue:
             f"but {singles} single addresses take slots that prefixes need, and one is given back "
             "when no pod uses it: drain the node"
         )
+    elif at.others and not most:
+        cure = f"{larger}, or run pods of fewer groups here"
     elif desired.demand.total >= most:
         # All of it is in use: less held ready would change nothing.
         cure = f"pods use all of them: {larger}, or run fewer pods here (maxPods)"
     else:
         cure = f"lower warmPool, or {larger}"
     message = f"{missing}: {source} allows {text} = {most}; {cure}"
-    return _of_pool(desired.node, "PoolLimitReached", message)
+    return _of_pool(desired.node, "PoolLimitReached", message, desired.group)
 
 
 def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     """What the document asks for and cannot be done now."""
     node = desired.node
+    yield from _draining(desired, at)
+    if desired.group:
+        return  # what follows is said once
     if at.limits is not None:
         told = overcommitted(desired.document, node.instance_type, at.limits, foreign=at.foreign)
         if told:
@@ -185,17 +202,26 @@ def notices(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
     yield from unread(at.observed.unread)
     yield from _without_block(desired, at)
     yield from _without_egress(desired, at)
-    for eni in at.enis:
-        used = sum(eni.holds(a) for a in desired.ec2.used)
-        if not eni.is_primary and eni.eni_id not in at.fitting and used:
-            yield Issue(
-                f"eni {eni.eni_id}",
-                "SubnetImmutable",
-                f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move "
-                f"it; it goes when its {used} addresses in use are free: drain the node to hasten",
-            )
     if desired.ec2.disagreements and desired.clock - desired.ec2.disagreements.since >= REPORT_S:
         yield _disagreement(desired)
+
+
+def _draining(desired: Pool, at: PoolStatus) -> Iterator[Issue]:
+    """ENIs whose pods stay, and that get no others."""
+    for eni in at.enis:
+        used = sum(eni.holds(a) for a in desired.ec2.used)
+        if eni.is_primary or eni.eni_id in at.fitting or not used:
+            continue
+        reason = "SubnetImmutable"
+        why = f"it is in {eni.subnet_id}, which the document does not name, and EC2 cannot move it"
+        if eni.group != desired.group:
+            reason = "GroupGone"
+            why = f"it is of group {eni.group}, which the document has no more"
+        yield Issue(
+            f"eni {eni.eni_id}",
+            reason,
+            f"{why}; it goes when its {used} addresses in use are free: drain the node to hasten",
+        )
 
 
 def postponed(
@@ -215,6 +241,7 @@ def postponed(
         DEMAND_UNKNOWN,
         f"the node has just started, and pods may still be coming: {'; '.join(parts)}; what they "
         f"do not need is given back in {desired.ec2.kept.until - desired.clock:.0f} s",
+        desired.group,
     )
 
 
@@ -237,6 +264,7 @@ def not_asked(
         desired.node,
         "HeldByMode",
         f"ec2.mode is {mode}, so EC2 is not asked for: {'; '.join(named)}; mode full allows it",
+        desired.group,
     )
 
 

@@ -16,6 +16,7 @@ from reconciler.egress.destinations import Egress
 from reconciler.errors import ConflictError, NotReadyError, ReconcilerError, boundary
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.pool_groups import demand_of, demands
 from reconciler.ipam.pool_plan import adopted
 from reconciler.ipam.pool_status import Ec2Inputs
 from reconciler.ipam.records import Records, believe, find_copies, find_unrecorded
@@ -154,7 +155,7 @@ class Gathering:
             attachments=without_copies(records.living, links.pods),
             now=now,
             clock=clock,
-            demand=records.demand,
+            demand=demand_of(records, document),
             ec2=Ec2Inputs(quarantined=frozenset(q.network for q in records.quarantined)),
             kernel=KernelState(
                 linked=frozenset(links.pods),
@@ -230,13 +231,14 @@ def complete(inputs: Inputs, records: Records, routed: Routed, enis: Sequence[En
     if any(len(held) > MAX_POD_ADDRESSES for held in routed.values()):
         # Routes are added without end, so any address may be in use: none is given back.
         used |= ours | {n.network_address for e in enis for n in e.ipv6_prefixes}
-    demand, pending = records.demand, [q for q in records.quarantined if q.is_pending(inputs.now)]
+    demand, pending = inputs.demand, [q for q in records.quarantined if q.is_pending(inputs.now)]
     ec2 = replace(
         inputs.ec2,
         used=frozenset(used | elsewhere),
         quarantined=frozenset(q.network for q in records.quarantined),
         maybe_released=frozenset(q.network for q in pending),
         creations=records.creations,
+        demands=demands(records, demand, inputs.document, enis, elsewhere & ours | occupied),
     )
     demand = replace(demand, assigned=demand.assigned + len(elsewhere & ours | occupied))
     return replace(inputs, attachments=records.attachments, demand=demand, ec2=ec2)

@@ -22,7 +22,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Domain, Outcome, converge
 from reconciler.engine.plan import Change, Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
-from reconciler.ipam import ec2_action, pool_plan, pool_records, shortage
+from reconciler.ipam import ec2_action, pool_groups, pool_records, shortage
 from reconciler.ipam.budget import Failure, classify
 from reconciler.ipam.cloud import Cloud, arrived, from_metadata
 from reconciler.ipam.ec2_action import Ec2Action
@@ -264,13 +264,13 @@ class PoolController:
 
     def _pick(self, inputs: Inputs, cloud: Cloud) -> tuple[Inputs, frozenset[IpNetwork]]:
         """Choose what should be given back; the inputs then say what conntrack has of it."""
-        picks = pool_plan.quarantine(eni.desire(inputs), cloud)
+        picks = pool_groups.quarantine(eni.desire(inputs), cloud)
         fresh = picks - inputs.ec2.quarantined
         # Of a prefix whose addresses are never enumerated, ``used`` alone says what is used.
         doomed = frozenset(a for n in fresh if family_of(n).counted for a in n)
         if doomed and (flows := self._find_flows(doomed)):
             inputs = replace(inputs, ec2=replace(inputs.ec2, used=inputs.ec2.used | flows))
-            picks = pool_plan.quarantine(eni.desire(inputs), cloud)
+            picks = pool_groups.quarantine(eni.desire(inputs), cloud)
         if inputs.host.predecessor.unread:
             picks = frozenset()  # a pod of the stock plugin's may use any of them
         calm = picks & inputs.ec2.quarantined

@@ -139,10 +139,10 @@ class PoolPass:
     def _gather(self, document: NodeNetwork) -> Given:
         """Read records and pods' routes, and gather the inputs."""
         records = self._state.observe()
-        self.demand = self.demand or records.demand
         routed = self._environment.netlink.pod_addresses()
-        cloud = self._known.cloud
-        return Given(self._gathering.inputs(document, records, cloud, routed), records, routed)
+        inputs = self._gathering.inputs(document, records, self._known.cloud, routed)
+        self.demand = self.demand or inputs.demand
+        return Given(inputs, records, routed)
 
     def _ask_metadata(self) -> tuple[Witness, tuple[ObserveError, ...]]:
         """Read metadata; what the node knew of itself already stays true without it.

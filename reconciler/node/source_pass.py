@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from reconciler.egress import destinations, observation
 from reconciler.egress.observation import Question
@@ -16,6 +17,7 @@ from reconciler.node.environment import Environment, State
 from reconciler.node.gathering import Known
 from reconciler.node.pool_pass import PoolPass
 from schemas.document import NodeNetwork
+from schemas.group import of_group
 
 FROZEN = "frozen"
 """The ``ec2.mode`` in which EC2 is asked for nothing: what is known of sources stays."""
@@ -73,10 +75,15 @@ class SourcePass:
     def find_issues(self, document: NodeNetwork) -> tuple[tuple[Issue, ...], tuple[Issue, ...]]:
         """Say what is wrong with sources, and what of what is excluded is worth a look."""
         document, egress = self._known.resolve(document), self._known.egress
-        issues = destinations.find_issues(document.snat, egress, self._environment.now())
-        services = document.routing.external_service_cidrs
+        services, now = document.routing.external_service_cidrs, self._environment.now()
         vpc = self._known.identity().vpc_cidrs
-        return issues, destinations.find_warnings(document.snat, egress, vpc, services)
+        issues: dict[Issue, None] = {}
+        warnings: list[Issue] = []
+        for group, snat in document.snat_policies:
+            issues |= dict.fromkeys(destinations.find_issues(snat, egress, now))
+            told = destinations.find_warnings(snat, egress, vpc, services)
+            warnings += [replace(w, subject=of_group(w.subject, group)) for w in told]
+        return tuple(issues), tuple(warnings)
 
     def outcome(self, document: NodeNetwork) -> Outcome:
         """Return the same as an outcome, for ``diff``."""
@@ -90,8 +97,9 @@ class SourcePass:
         cloud = self._known.observation()
         primary = cloud.primary
         subnet = cloud.subnets.get(primary.subnet_id) if primary else None
+        groups = [snat for _, snat in document.snat_policies[1:]]
         question = observation.make_question(
-            document.snat, cloud.enis, subnet.vpc_id if subnet else ""
+            document.snat, cloud.enis, subnet.vpc_id if subnet else "", groups
         )
         if question.names and not question.vpc_id and document.ec2.mode != FROZEN:
             raise NotReadyError("EC2 has not told yet which VPC the node is in")

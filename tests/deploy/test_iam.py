@@ -106,6 +106,14 @@ def test_addresses_of_the_primary_are_ours_too() -> None:
     ("more", "actions"),
     [
         ({}, set()),
+        (
+            {
+                "podGroups": [
+                    {"name": "a", "match": {"pod": "a"}, "snat": {"excludeCIDRs": ["@peering"]}}
+                ]
+            },
+            {"DescribeVpcPeeringConnections"},
+        ),
         ({"snat": {"excludeCIDRs": ["@peering"]}}, {"DescribeVpcPeeringConnections"}),
         (
             {"snat": {"onlyCIDRs": ["10.0.0.0/8", "@onprem"]}},

@@ -182,3 +182,20 @@ def test_apply_keeps_what_it_has_learned(sim: Sim) -> None:
     assert views.look_at_sources(sim.node, sim.document).remaining.refusals == ()
     assert sim.excluded() == {"10.100.0.0/16"}
     assert [s.name for s in sim.state.recall_egress().sources] == ["@peering"]
+
+
+def test_sources_that_only_a_pod_group_names_are_asked_for_and_told_of() -> None:
+    sim = Sim()
+    groups = [{"name": "pay", "match": {"namespace": "pay"}, "snat": ONE_LINE}]
+    sim.document = document(podGroups=groups)
+    sim.answer("10.100.0.0/16")
+    sim.node.pool.run(sim.document)
+    assert {i.subject for i in sim.sources.find_issues(sim.document)[0]} == {
+        "snat source @peering"
+    }
+    assert sim.look()
+    assert sim.sources.find_issues(sim.document) == ((), ())
+    assert sim.excluded() == set()
+    found = sim.environment.nft.observe()
+    own = {o.text for o in found if isinstance(o, NftElement) and o.set == "no_snat_ipv4_pay"}
+    assert "10.100.0.0/16" in own

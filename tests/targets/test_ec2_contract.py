@@ -125,6 +125,13 @@ def test_what_ec2_has_answered_is_told_without_a_look_as_the_next_look_shows_it(
     assert len(told.enis[0].secondaries) == 2
 
 
+def test_an_eni_says_which_pod_group_it_was_made_for(world: World) -> None:
+    ahead = {"name": "pay", "match": {"namespace": "pay"}, "warmPool": {"addresses": {"warm": 2}}}
+    assert world.reach(2, podGroups=[ahead]).settled
+    seen = [(e.device_index, e.group, bool(e.secondaries)) for e in world.cloud().enis]
+    assert seen == [(0, "", True), (1, "pay", True)]
+
+
 def test_a_pool_is_filled_and_spread_over_enis(world: World) -> None:
     outcome = world.reach(24)
     assert outcome.settled

@@ -176,6 +176,7 @@ def decode_interface(
         creation=tags.get(cloud.CREATION_TAG, ""),
         created_at=_moment(tags.get(cloud.CREATED_TAG, "")),
         stock=usable and tags.get(cloud.STOCK_INSTANCE_TAG) == instance_id,
+        group="" if is_primary else tags.get(cloud.GROUP_TAG, ""),
         stock_tags=tuple(sorted(filter(cloud.is_stock_tag, tags))),
         ipv6_prefixes=tuple(
             sorted(PREFIX_IPV6.each(body, "Ipv6Prefixes", "Ipv6Prefix", MAX_ADDRESSES))

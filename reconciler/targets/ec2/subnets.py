@@ -13,6 +13,8 @@ from reconciler.ipam.pool_status import Pool
 from reconciler.targets.ec2.calls import Calls, Filters, TooLongError, matching, parts
 from reconciler.targets.ec2.decode import Listed, decode_subnet, taken_numbers, unread
 from reconciler.targets.values import MalformedError, Object
+from schemas.group import PodGroup
+from schemas.pool import Eni
 
 MAX_SUBNETS = 500
 """Subnets of one question: a selector can find all of a VPC (quota: 200, can be raised)."""
@@ -92,11 +94,12 @@ class Subnets:
         """Describe the subnets of the ENIs, and those that the document names."""
         primary = _primary(interfaces)
         questions: list[Filters] = []
-        eni = pool.document.eni
-        if eni.subnet_tags and primary:
-            filters = [matching(f"tag:{key}", value) for key, value in eni.subnet_tags]
-            questions.append([*filters, matching("vpc-id", primary.vpc_id)])
-        wanted = _subnet_ids(interfaces) | set(eni.subnets)
+        wanted, selectors = _named(pool)
+        if primary:
+            vpc = matching("vpc-id", primary.vpc_id)
+            questions += [[*(matching(f"tag:{k}", v) for k, v in s), vpc] for s in selectors]
+        asked = {*pool.document.eni.exclude_subnet_tags}.union(*selectors)
+        wanted |= _subnet_ids(interfaces)
         # By filter, not by id: one id that does not exist would fail the whole call.
         questions += [[matching("subnet-id", *ids)] for ids in parts(wanted)]
         found: dict[str, Subnet] = {}
@@ -111,7 +114,6 @@ class Subnets:
                         unknown.append(unread("subnet", body, str(error)))
                         continue
                     # A subnet's other tags are nothing to us, and may be many.
-                    asked = (*eni.subnet_tags, *eni.exclude_subnet_tags)
                     tags = tuple(t for t in subnet.tags if t in asked)
                     found[subnet.subnet_id] = replace(subnet, tags=tags)
             except TooLongError as error:
@@ -172,8 +174,15 @@ class Subnets:
 def _asked(pool: Pool, interfaces: Interfaces) -> tuple[object, ...]:
     primary, eni = _primary(interfaces), pool.document.eni
     vpc = primary.vpc_id if primary else ""
-    tags = eni.subnet_tags, eni.exclude_subnet_tags
-    return (_subnet_ids(interfaces), vpc, eni.subnets, tags, eni.subnet_order, pool.prefixes)
+    tags = eni.exclude_subnet_tags, eni.subnet_order
+    return (_subnet_ids(interfaces), vpc, _named(pool), tags, pool.prefixes)
+
+
+def _named(pool: Pool) -> tuple[set[str], tuple[tuple[tuple[str, str], ...], ...]]:
+    """Return the subnets that the document names, and the tags by which it selects others."""
+    given: tuple[Eni | PodGroup, ...] = (pool.document.eni, *pool.document.pod_groups)
+    names = {name for one in given for name in one.subnets}
+    return names, tuple(dict.fromkeys(one.subnet_tags for one in given if one.subnet_tags))
 
 
 def _primary(interfaces: Interfaces) -> Listed | None:
@@ -206,7 +215,9 @@ def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described 
     eni = pool.document.eni
     if eni.exclude_subnet_tags or (eni.subnet_order == "most-free" and len(eni.subnets) > 1):
         return None  # only EC2 tells what a subnet is tagged with, and how much room it has
-    if (pool.document.eni.subnets or pool.document.eni.subnet_tags) and len(interfaces) > 1:
+    if any(g.subnets or g.subnet_tags for g in pool.document.pod_groups):
+        return None  # a group's first pod waits for an ENI: where that goes must be known by then
+    if any(_named(pool)) and len(interfaces) > 1:
         return None  # whether the others are where they should be, only EC2 tells
     free = cidr.num_addresses - RESERVED_LOW - 1
     subnet = Subnet(

@@ -25,7 +25,7 @@ from reconciler.domains.nat_objects import (
     NftSet,
     NftTable,
 )
-from reconciler.domains.nat_rules import SETS
+from reconciler.domains.nat_rules import is_of_ranges
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets.netlink import nf_tables as nft
 from reconciler.targets.netlink.message import (
@@ -60,7 +60,6 @@ ADDRESSES: dict[int, type[IPv4Address | IPv6Address]] = {4: IPv4Address, 16: IPv
 """By bytes."""
 
 Element = NftElement | NftLink
-INTERVALS = frozenset(name for s in SETS.values() for name in s.of_ranges)
 
 BIG_ENDIAN = bytes([0, 4]) + struct.pack("I", 2)
 HOST_ORDER = bytes([0, 4]) + struct.pack("I", 1)
@@ -327,7 +326,7 @@ def _of_elements(kind: int, flags: int, elements: Iterable[Element]) -> Iterator
     """Yield the requests that put elements in, or take them away."""
     ordered = sorted(elements, key=lambda e: e.key)
     for name, group in groupby(ordered, key=lambda e: e.set):
-        parts = (part for e in group for part in _encode(e, is_interval=name in INTERVALS))
+        parts = (part for e in group for part in _encode(e, is_interval=is_of_ranges(name)))
         while batch := b"".join(islice(parts, PER_MESSAGE)):
             place = string(nft.NFTA_SET_ELEM_LIST_TABLE, TABLE)
             place += string(nft.NFTA_SET_ELEM_LIST_SET, name)

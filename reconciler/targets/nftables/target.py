@@ -186,6 +186,7 @@ def _script(chains: list[NftChain]) -> list[Json]:
     named = {
         t for c in chains for rule in c.rules for t in re.findall(r'"target":"([^"]+)"', rule)
     }
+    used = {name for c in chains for rule in c.rules for name in re.findall(r'"@([^"]+)"', rule)}
     chains_: dict[str, Json] = {name: {"name": name} for name in named | {c.name for c in chains}}
     for c in chains:
         if c.hook:
@@ -196,9 +197,11 @@ def _script(chains: list[NftChain]) -> list[Json]:
     for family, sets in SETS.items():
         of = {"type": FAMILIES[family].nft_type}
         ranges = of | {"flags": ["interval"]}
-        objects += [("set", ranges | {"name": name}) for name in sets.of_ranges]
+        own = {name for name in used if name.startswith(f"{sets.no_snat}_")}
+        objects += [("set", ranges | {"name": name}) for name in (*sets.of_ranges, *sorted(own))]
         objects += [("set", of | {"name": name}) for name in (sets.pods, sets.no_metadata)]
-        objects.append(("map", of | {"name": sets.pod_eni, "map": "verdict"}))
+        maps = (sets.pod_eni, sets.group_mark, sets.group_nat)
+        objects += [("map", of | {"name": name, "map": "verdict"}) for name in maps]
         objects.append(("set", {"name": sets.guarded, "type": ["ifname", of["type"]]}))
     objects += [("chain", chains_[name]) for name in sorted(chains_)]
     for c in chains:

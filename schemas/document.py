@@ -33,6 +33,9 @@ from schemas.value import (
     VethPrefix,
 )
 
+MAX_PODS = 1000
+"""Pods of one node; Kubernetes is tested with 110."""
+
 MAX_RESERVED = 256
 """Networks in ``reservedAddresses``: each address that is held is looked up in all of them."""
 
@@ -189,10 +192,12 @@ class NodeNetwork(Model):
         "we create has it, which tells the ENIs of several clusters in one AWS account apart. "
         "Default: empty, no such tag.",
     )
-    max_pods: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
+    max_pods: Annotated[StrictInt, Field(ge=1, le=MAX_PODS)] | Literal["auto"] | None = Field(
         default=None,
         description="Most pods on a node, as kubelet's --max-pods says: no more addresses are "
-        "held. Unit: pods. Default: no bound, because kubelet's flag is not known here.",
+        "held. Unit: pods. auto: what kubelet says of itself in the Node object, which needs "
+        "kubernetes.report; no bound until it was read. Default: no bound, because kubelet's flag "
+        "is not known here.",
     )
     warm_pool: WarmPool = Field(default=WarmPool(), description="Free addresses of the node.")
     eni: Eni = Field(default=Eni(), description="The ENIs that pods' addresses belong to.")
@@ -252,6 +257,11 @@ class NodeNetwork(Model):
     )
 
     @property
+    def most_pods(self) -> int | None:
+        """``maxPods`` as a number; None if there is no bound, or kubelet has not told it yet."""
+        return None if self.max_pods == "auto" else self.max_pods
+
+    @property
     def pod_mtu(self) -> int:
         """MTU of pods' links, in bytes."""
         return self.pods.mtu or self.eni.mtu
@@ -262,13 +272,7 @@ class NodeNetwork(Model):
         groups = ((g.name, g.snat) for g in self.pod_groups)
         return (("", self.snat), *((name, snat) for name, snat in groups if snat is not None))
 
-    def _faults(self) -> Iterator[str]:
-        if self.take_over != "none" and self.routing.mark_mask != 0xFF:
-            yield (
-                "takeOver: connections through the node's address carry 0x80, the mark of "
-                "amazon-vpc-cni-k8s, and would be cut by another routing.markMask than 0xff; "
-                "leave that out until they have ended"
-            )
+    def _mtu_faults(self) -> Iterator[str]:
         if self.pod_mtu < MIN_MTU and "ipv6" in (*self.families, *self.egress_families):
             yield (
                 f"pods.mtu: {self.pod_mtu} is too little for IPv6, which needs {MIN_MTU} (RFC "
@@ -279,6 +283,20 @@ class NodeNetwork(Model):
                 f"pods.mtu: {self.pod_mtu} does not fit into eni.mtu {self.eni.mtu}; "
                 "a pod's packets would be fragmented or dropped; lower pods.mtu"
             )
+
+    def _faults(self) -> Iterator[str]:
+        if self.take_over != "none" and self.routing.mark_mask != 0xFF:
+            yield (
+                "takeOver: connections through the node's address carry 0x80, the mark of "
+                "amazon-vpc-cni-k8s, and would be cut by another routing.markMask than 0xff; "
+                "leave that out until they have ended"
+            )
+        if self.max_pods == "auto" and not self.kubernetes.report:
+            yield (
+                "maxPods: auto is read from the Node object, which needs kubernetes.report: true; "
+                "set that, or write kubelet's number here"
+            )
+        yield from self._mtu_faults()
         if self.warm_pool.prefixes and self.eni.allocate != "prefixes":
             yield (
                 "warmPool.prefixes: counts /28 prefixes, but eni.allocate is "

@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 20
 
 MAX_VALUES = 16_384
 """Keys and values together. Reading as many takes some 3 s. A list of CIDRs has a lower bound
-(``schemas.document.MAX_CIDRS``)."""
+(``schemas.snat.MAX_CIDRS``)."""
 
 MAX_DEPTH = 32
 """Levels of nesting; the document has six. The parser recurses."""

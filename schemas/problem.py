@@ -122,6 +122,14 @@ def explain(error: Mapping[str, Any]) -> list[str]:
         return str(error["msg"]).removeprefix("Value error, ").split("\n")
     if kind == "too_short" and value:
         return []  # pydantic counts the valid entries; the others are named by themselves
+    branch = str(error["loc"][-1]) if error["loc"] else ""
+    if branch.startswith("literal[") or branch.endswith("-int"):
+        # Of a number or a word pydantic says twice what is wrong: the one that is meant remains.
+        is_word = isinstance(value, str)
+        if is_word != branch.startswith("literal["):
+            return []
+        if is_word:
+            return [f"{value!r}: must be a whole number or {error['ctx']['expected']}"]
     if value is None and kind in NEEDS_VALUE:
         return [EMPTY_ENTRY if isinstance(error["loc"][-1], int) else EMPTY]
     say = WORDS.get(kind)

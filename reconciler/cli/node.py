@@ -223,7 +223,7 @@ def max_pods(config: Path, state_dir: Path, *, kubelet: bool) -> None:
     number = advised(effective, found, cpus)
     click.echo(
         f"{outcome.desired.node.instance_type} serves {found.pods} pods: {found.text}; "
-        f"{cpus} CPUs, maxPods {effective.max_pods or 'not set'}",
+        f"{cpus} CPUs, maxPods {effective.most_pods or 'not set'}",
         err=True,
     )
     head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n"

@@ -25,7 +25,7 @@ from reconciler.daemon.status import count_addresses, find_obstacle
 from reconciler.engine.backoff import Delays
 from reconciler.errors import ClusterError, Issue
 from reconciler.ipam.pool import beyond, capacity
-from schemas.document import Kubernetes
+from schemas.document import MAX_PODS, Kubernetes
 
 TELLING = "telling the cluster"  # the duty, as conditions, metrics and the watchdog name it
 
@@ -146,6 +146,8 @@ class Reporter:
         self._tell_node(name, reading)
         self._parts.conditions.note("kubelet", self._find_beyond())
         if self._seen is not None:
+            if 0 < self._seen.most_pods <= MAX_PODS:
+                self._parts.node.known.learn_pods(self._seen.most_pods)
             node = (name, self._seen.uid)
             self._ledger = self._ledger.after_troubles(reading.told, node, now, environment.now())
         self._tell_events(name, now)

@@ -104,6 +104,7 @@ node.gathering.Known | whole | PKXA | facts cloud | identify see remember
 node.gathering.Known | whole | PKE | _resolved | resolve
 daemon.source_loop.SourceLoop | one | E | _hints
 node.gathering.Known | whole | EKPX | egress | learn
+node.gathering.Known | whole | APKEX | kubelet_pods | learn_pods
 node.gathering.Known | one | P | _remembered
 node.source_pass.SourcePass | one | E | _asked _failures _due_at
 node.pool_pass.PoolPass | steps | PK | binding

@@ -307,7 +307,7 @@ VARIABLES = (
 )
 
 OURS = {
-    "maxPods": "the stock plugin reads the number from the Node object",
+    "maxPods": "auto reads it from the Node object, as the stock plugin always does",
     "routing.acceptForwarded": "Docker's and others' forward chains that drop",
     "pods.spoofing": "whether a pod may send with an address that is not its own",
     "pods.metadata": "which namespaces' pods reach instance metadata",

@@ -331,10 +331,10 @@ def overcommitted(
 ) -> str:
     """Say that ``maxPods`` is more than the node can serve; "" if it is not."""
     found = capacity(document, limits, foreign=foreign)
-    if document.max_pods is None or document.max_pods <= found.pods:
+    if document.most_pods is None or document.most_pods <= found.pods:
         return ""
     return (
-        f"{document.max_pods} pods are more than {instance_type} can serve, {found.pods}: "
+        f"{document.most_pods} pods are more than {instance_type} can serve, {found.pods}: "
         f"{found.text}; lower maxPods and kubelet's --max-pods"
     )
 
@@ -347,7 +347,7 @@ FEW_CPUS, MOST_PODS_OF_FEW, MOST_PODS = 30, 110, 250
 def advised(document: NodeNetwork, found: Capacity, cpus: int) -> int:
     """Return what kubelet's ``maxPods`` should be on a node with so many CPUs."""
     by_cpus = MOST_PODS_OF_FEW if cpus <= FEW_CPUS else MOST_PODS
-    return min(found.pods, by_cpus, document.max_pods or found.pods)
+    return min(found.pods, by_cpus, document.most_pods or found.pods)
 
 
 def beyond(kubelet: int, instance_type: str, found: Capacity) -> str:

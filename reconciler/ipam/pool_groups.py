@@ -150,7 +150,7 @@ def _pool_of(desired: Pool, group: PodGroup) -> Pool:
 
 def _bounded(pool: Pool, whole: Demand) -> Pool:
     """Leave to a pool what pods of other groups leave of ``maxPods``."""
-    most = pool.document.max_pods
+    most = pool.document.most_pods
     if most is None:
         return pool
     others = _minus(whole, pool.demand)

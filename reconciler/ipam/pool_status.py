@@ -262,7 +262,7 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
             desired.document.warm_pool.strategy,
             desired.demand,
             per_eni=slots * (PREFIX_SIZE if desired.prefixes else 1),
-            max_pods=desired.document.max_pods,
+            max_pods=desired.document.most_pods,
         )
     tokens = {e.creation for e in observed.enis if e.creation}
     coming = tuple(

@@ -47,7 +47,8 @@ class Known:
         self.facts: Node | None = self._remembered[0]
         self.cloud: Cloud | None = self._remembered[1]
         self.egress: Egress = state.recall_egress()
-        self._resolved: tuple[NodeNetwork, Node, NodeNetwork] | None = None
+        self.kubelet_pods: int | None = None  # that kubelet takes, by the Node object
+        self._resolved: tuple[NodeNetwork, tuple[Node, int | None], NodeNetwork] | None = None
 
     def identify(self, facts: Node) -> None:
         """Take over what metadata says the node is."""
@@ -58,6 +59,10 @@ class Known:
     def see(self, cloud: Cloud) -> None:
         """Take over an observation of EC2."""
         self.cloud = cloud
+
+    def learn_pods(self, most: int) -> None:
+        """Take over how many pods kubelet takes, for ``maxPods: auto``."""
+        self.kubelet_pods = most
 
     def learn(self, egress: Egress) -> None:
         """Take over what is known of the document's sources."""
@@ -83,14 +88,14 @@ class Known:
         return facts
 
     def resolve(self, document: NodeNetwork) -> NodeNetwork:
-        """Apply the document's overrides for this node.
+        """Apply the document's overrides for this node, and what kubelet says of itself.
 
         Raises:
             NotReadyError: it is not known yet which node this is.
             ConflictError: overrides that match this node contradict each other.
         """
-        facts, known = self.identity(), self._resolved
-        if known is not None and known[0] is document and known[1] == facts:
+        facts, pods, known = self.identity(), self.kubelet_pods, self._resolved
+        if known is not None and known[0] is document and known[1] == (facts, pods):
             return known[2]  # of 10,000 CIDRs it takes a tenth of a second, for each pass
         try:
             resolved = resolve(
@@ -101,7 +106,9 @@ class Known:
             )
         except DocumentError as error:
             raise ConflictError(str(error)) from error
-        self._resolved = document, facts, resolved
+        if resolved.max_pods == "auto" and pods is not None:
+            resolved = resolved.model_copy(update={"max_pods": pods})
+        self._resolved = document, (facts, pods), resolved
         return resolved
 
 

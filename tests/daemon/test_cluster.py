@@ -23,6 +23,7 @@ from reconciler.daemon import cluster, requests, schedule
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.server import Question, answer
 from reconciler.errors import ClusterError, Issue
+from schemas.load import load
 
 KEY = "node-network/agent-not-ready"
 REPORT = f"kubernetes: {{report: true, startupTaint: {KEY}}}\n"
@@ -214,6 +215,18 @@ def test_a_kubelet_that_takes_more_pods_than_can_be_served_is_a_condition(told: 
     told.objects.node["status"]["capacity"] = {"pods": "110"}
     told.wait(401)
     assert "KubeletMaxPodsTooHigh" in {e["reason"] for e in told.objects.events}
+
+
+def test_auto_bounds_the_pool_by_what_kubelet_says_of_itself(told: Told) -> None:
+    known = told.agent.parts.node.known
+    head = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
+    wanted = load(f"{head}maxPods: auto\nkubernetes: {{report: true}}\n", "test")
+    told.house.work()
+    assert known.resolve(wanted).most_pods is None
+    for pods, bound in (("29", 29), ("many", 29), ("0", 29), ("58", 58)):
+        told.objects.node["status"]["capacity"] = {"pods": pods}
+        told.wait(301)
+        assert known.resolve(wanted).most_pods == bound, pods
 
 
 def test_without_the_documents_word_nothing_is_asked(tmp_path: Path) -> None:

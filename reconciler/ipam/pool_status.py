@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork
@@ -255,6 +255,7 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         unwanted=unwanted,
         prefixes=desired.prefixes,
     )
+    stock = replace(stock, held=stock.held - _unreachable(desired, enis))
     slots = limits.slots if limits else 0
     band = NOTHING_COUNTED
     if desired.counts:
@@ -284,6 +285,14 @@ def find_pool_status(desired: Pool, observed: Cloud) -> PoolStatus:
         needed=frozenset(fits if desired.counts else fits[:1]),
         observed=observed,
     )
+
+
+def _unreachable(desired: Pool, enis: Iterable[Eni]) -> int:
+    """Count what no pod can get although a pod has some of its prefix: its ENI's group is gone."""
+    used = desired.ec2.used
+    prefixes = [p for e in enis if e.group != desired.group for p in e.prefixes]
+    counts = [(sum(a in used for a in p), p.num_addresses) for p in prefixes]
+    return sum(size - count for count, size in counts if count)
 
 
 def _find_room(

@@ -11,13 +11,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import rulesets
+import services
 from traffic_matrix import HOSTS, NODE
 from waiting import until
 
 from lab import pod as lab_pod
 from lab.pod import Pod, PodError
 from lab.topology import PEER_CIDR
-from lab.traffic import Receiver, probe
+from lab.traffic import PORT, Receiver, probe
 
 pytestmark = pytest.mark.lab
 
@@ -76,6 +78,9 @@ class Groups:
         made: Pod = self.cluster.add(pod_namespace=NAMESPACES[row], **options)
         return made
 
+    def address(self, target: str) -> str:
+        return HOSTS[target][1] if target in HOSTS else self.rows[target].address
+
     def flows(self, kind: str, source: str, destination: str) -> set[str]:
         """ENIs by which such packets left."""
         return {
@@ -115,7 +120,39 @@ def groups(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
             stack.enter_context(Receiver(cluster.lab.names.namespace(name[0])))
         for one in made.rows.values():
             stack.enter_context(Receiver(one.namespace))
+        node = cluster.lab.names.namespace("node1")
+        stack.enter_context(rulesets.loaded(node, kube_proxy(made)))
         yield made
+
+
+SERVICES = {"far": 12, "VPC host": 13, "peer": 14, "internet": 15}
+NODE_PORTS = {"no group": 30080, "pay": 30081, "out": 30082}
+
+
+def kube_proxy(made: Groups) -> rulesets.Ruleset:
+    """Services with endpoints everywhere, and a NodePort for each row."""
+    known = [
+        services.Service(
+            f"default/{target.replace(' ', '-')}:tcp",
+            f"172.20.0.{number}",
+            80,
+            (services.Endpoint(made.address(target), PORT),),
+        )
+        for target, number in SERVICES.items()
+    ]
+    known += [
+        services.Service(
+            f"default/np-{row.replace(' ', '-')}:tcp",
+            f"172.20.0.{number}",
+            80,
+            (services.Endpoint(made.rows[row].address, PORT, local=True),),
+            node_port=port,
+            local=True,
+        )
+        for number, (row, port) in enumerate(NODE_PORTS.items(), 50)
+    ]
+    addresses = ", ".join(e["primary"] for e in made.cluster.lab.enis("node1"))
+    return services.kube_proxy("nftables", tuple(known), node=addresses)
 
 
 def test_each_group_has_an_eni_in_its_subnet_with_its_security_groups(groups: Groups) -> None:
@@ -136,9 +173,8 @@ def test_a_connection_from_a_group_is_seen_as_its_policy_says(
     groups: Groups, row: str, target: str
 ) -> None:
     groups.cluster.lab.ask("forget")
-    near = groups.rows["out" if row == "pay" else "pay"]
-    there = {"near": near.address, "far": groups.rows["far"].address}
-    address = there.get(target) or HOSTS[target][1]
+    near = "out" if row == "pay" else "pay"
+    address = groups.address(near if target == "near" else target)
     own = groups.rows[row].address
     source = NODE if target in TRANSLATED[row] else own
     works = target != "internet" or source == NODE
@@ -152,6 +188,36 @@ def test_a_connection_from_a_group_is_seen_as_its_policy_says(
         return
     by = groups.eni("no group" if source == NODE else row)["NetworkInterfaceId"]
     assert groups.flows("passed" if works else "drops", source, address) >= {by}
+
+
+@pytest.mark.parametrize("target", SERVICES)
+@pytest.mark.parametrize("row", NAMESPACES)
+def test_what_counts_of_a_service_is_where_it_leads(groups: Groups, row: str, target: str) -> None:
+    groups.cluster.lab.ask("forget")
+    own = groups.rows[row].address
+    source = NODE if target in TRANSLATED[row] else own
+    works = target != "internet" or source == NODE
+    service = f"172.20.0.{SERVICES[target]}"
+    seen = probe(groups.rows[row].namespace, service, 80, timeout_s=5.0 if works else 0.5)
+    assert seen.source == (source if works else ""), (seen, groups.cluster.lab.drops())
+    by = groups.eni("no group" if source == NODE else row)["NetworkInterfaceId"]
+    flows = groups.flows("passed" if works else "drops", source, groups.address(target))
+    assert flows >= {by}
+
+
+@pytest.mark.parametrize("client", ["VPC host", "peer"])
+@pytest.mark.parametrize("arrival", NAMESPACES)
+@pytest.mark.parametrize("row", NAMESPACES)
+def test_a_node_port_answers_by_the_eni_that_was_asked(
+    groups: Groups, row: str, arrival: str, client: str
+) -> None:
+    groups.cluster.lab.ask("forget")
+    place, source = HOSTS[client]
+    eni = groups.eni(arrival)
+    entry = eni["PrivateIpAddress"]
+    seen = probe(groups.cluster.lab.names.namespace(place), entry, NODE_PORTS[row])
+    assert seen.source == source, (seen, groups.cluster.lab.drops())
+    assert groups.flows("passed", entry, source) == {eni["NetworkInterfaceId"]}
 
 
 @pytest.mark.parametrize("client", ["VPC host", "peer"])

@@ -238,7 +238,9 @@ def complete(inputs: Inputs, records: Records, routed: Routed, enis: Sequence[En
     if any(len(held) > MAX_POD_ADDRESSES for held in routed.values()):
         # Routes are added without end, so any address may be in use: none is given back.
         used |= ours | {n.network_address for e in enis for n in e.ipv6_prefixes}
-    demand, pending = inputs.demand, [q for q in records.quarantined if q.is_pending(inputs.now)]
+    # From the records: inputs may be completed more than once, with newer ones.
+    demand = demand_of(records, inputs.document)
+    pending = [q for q in records.quarantined if q.is_pending(inputs.now)]
     ec2 = replace(
         inputs.ec2,
         used=frozenset(used | elsewhere),

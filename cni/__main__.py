@@ -124,7 +124,7 @@ def _add(call: Call) -> Object:
         elif recorded:
             call.attempt = str(recorded.get("attempt", ""))
         try:
-            reply = request.add(call, connection, inode, left_s)
+            reply = request.add(call, connection, inode, left_s, is_own=found == intent.NEW)
         except CniError:
             # The reconciler went away or hangs: what it may have begun, it shall undo. What an
             # earlier ADD asked for stays: it may be in use.

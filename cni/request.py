@@ -79,18 +79,28 @@ def _start_s(call: Call) -> float:
     return START_S
 
 
-def add(call: Call, connection: exchange.Connection, inode: int, left_s: float) -> Object:
+def add(
+    call: Call, connection: exchange.Connection, inode: int, left_s: float, *, is_own: bool
+) -> Object:
     """Ask what a pod is given; if the reconciler ends meanwhile, ask the one that follows.
 
     The intent stays recorded, so the next process goes on with it, and the attempt is the same.
-    ``left_s``: seconds of the budget that are left.
+    It is asked ``again``: an answer that was on its way to this ADD was lost, and may not count.
+
+    Args:
+        call: whose attempt is asked for.
+        connection: to the reconciler that listens now.
+        inode: of the pod's namespace.
+        left_s: seconds of the budget that are left.
+        is_own: this ADD has recorded the attempt; another may not say that an answer was lost.
 
     Raises:
         CniError: the budget is over, the reconciler hangs, or its answer is no result.
     """
     deadline = time.monotonic() + left_s
+    asked = question(call, "add", inode)
     while True:
-        asked = {**question(call, "add", inode), "budgetSeconds": max(left_s, RETRY_S)}
+        asked["budgetSeconds"] = max(left_s, RETRY_S)
         try:
             with connection:
                 reply = _ask_for_result(connection, asked, left_s + GRACE_S)
@@ -106,6 +116,8 @@ def add(call: Call, connection: exchange.Connection, inode: int, left_s: float) 
         if left_s < RETRY_S or not _start_s(call):
             raise problem
         connection, left_s = wait(call, left_s)
+        if is_own:
+            asked["again"] = True
 
 
 def check(call: Call, connection: exchange.Connection, inode: int) -> Object:

@@ -309,6 +309,8 @@ def _answer_add(agent: Agent, question: Question) -> Reply:
         return refuse(protocol.INVALID_ENVIRONMENT, message, why)
     message = "it has its interface already, and keeps it; a DEL for it comes first"
     already = Issue(f"attachment {key}", "AlreadyAttached", message)
+    if question.body.get("again") is True and requests.was_answered(key, attempt):
+        requests.disclaim(key)  # what an earlier process answered to this ADD has not come
     # First: a runtime that hears of another failure deletes what the first ADD was given.
     outcome: Attachment | Issue = already
     if not requests.was_answered(key, attempt):

@@ -372,7 +372,18 @@ def test_an_add_whose_reconciler_ends_asks_the_next_one_for_the_same_attempt(
     first, second = one.asked
     assert first["attempt"] == second["attempt"] != ""
     assert second["budgetSeconds"] < first["budgetSeconds"]
+    assert (first.get("again"), second.get("again")) == (None, True)
     assert list(intents(state).values()) == ["wanted"]
+
+
+def test_an_add_does_not_say_of_anothers_attempt_that_its_answer_was_lost(
+    state: Path, serve: Any
+) -> None:
+    replies = iter([lambda stream: None, say(REPLY)])
+    one = serve(lambda stream: next(replies)(stream))
+    record(state)
+    assert run(state, stdin={"startSeconds": 20})[0] == 0
+    assert ["again" in question for question in one.asked] == [False, False]
 
 
 def test_a_reconciler_that_closes_every_connection_costs_no_more_than_the_budget(

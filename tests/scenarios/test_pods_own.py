@@ -125,7 +125,7 @@ def test_an_address_that_somebody_puts_on_a_host_link_is_given_to_no_pod(watched
         taken = one.address
         watched.ip("address", "add", f"{taken}/24", "dev", "eth0")
         try:
-            subject = f"address {taken}/AddressOnHost"
+            subject = f"address {taken} (pod default/{one.name})/AddressOnHost"
             until(lambda: subject in conditions(watched), lambda: str(conditions(watched)))
             assert one.name in conditions(watched)[subject]
             watched.delete(one)

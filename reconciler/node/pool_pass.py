@@ -12,6 +12,7 @@ from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import Cloud, arrived, is_whole, retain
 from reconciler.ipam.pace import is_changing
 from reconciler.ipam.pool import Demand
+from reconciler.ipam.pool_groups import demand_of
 from reconciler.node.environment import Ec2Target, Environment, SourcesTarget, State
 from reconciler.node.gathering import Gathering, Known
 from reconciler.node.pool_controller import Given, PoolController
@@ -141,7 +142,8 @@ class PoolPass:
         records = self._state.observe()
         routed = self._environment.netlink.pod_addresses()
         inputs = self._gathering.inputs(document, records, self._known.cloud, routed)
-        self.demand = self.demand or inputs.demand
+        # Of the records alone, as the kernel loop compares it: without what only links show.
+        self.demand = self.demand or demand_of(records, inputs.document)
         return Given(inputs, records, routed)
 
     def _ask_metadata(self) -> tuple[Witness, tuple[ObserveError, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from lab import netns, pod
 
@@ -48,6 +49,8 @@ def test_it_leaves_the_node_as_it_was_before(idle: Any) -> None:
     cluster.config.write_text(cluster.config.read_text() + "routing: {acceptForwarded: true}\n")
     cluster.start()
     one, other = cluster.add(pod_name="web"), cluster.add()
+    # A thread of its own writes it, once EC2 has told which VPC this is.
+    until((cluster.state() / "sources.json").exists, "what is known of sources")
     settled = seen(cluster)
     assert all(settled[what] != before[what] for what in before)
 

@@ -112,8 +112,12 @@ def test_lost_records_are_rebuilt_from_the_kernel_and_their_pods_keep_running(id
         idle.start()
         assert datapath(idle) == before
         assert stream.exchange("still here")
-    addresses = {a for r in idle.records("attachments") for a in r["addresses"]}
-    assert addresses == {p.address for p in made}
+    addresses = {p.address for p in made}
+
+    def recorded() -> set[str]:
+        return {a for r in idle.records("attachments") for a in r["addresses"]}
+
+    until(lambda: recorded() == addresses, lambda: str(recorded()))
     assert idle.add().address not in addresses
     idle.delete(one)
     assert one.address not in "\n".join(datapath(idle))

@@ -138,7 +138,7 @@ class InMemory:
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.fails: ClusterError | None = None
-        self.lies: bytes | None = None
+        self.false_answer: bytes | None = None
 
     def call(self, request: Request) -> Json:
         """Answer a request as ``ApiServer`` does."""
@@ -148,7 +148,7 @@ class InMemory:
             raise self.fails
         body = json.loads(request.body or "null")
         status, answer = self.objects.answer(request.method, path, "", body)
-        text = json.dumps(answer).encode() if self.lies is None else self.lies
+        text = json.dumps(answer).encode() if self.false_answer is None else self.false_answer
         head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(text)}\r\n\r\n"
         return parse(head.encode() + text, request)
 

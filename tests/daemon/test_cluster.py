@@ -171,7 +171,7 @@ def test_where_one_call_is_not_answered_no_other_is_made_in_that_turn(told: Told
     ids=["nothing", "no Node", "another"],
 )
 def test_an_api_server_that_lies_is_not_asked_without_end(told: Told, lie: Any) -> None:
-    told.api.lies = json.dumps(lie).encode()
+    told.api.false_answer = json.dumps(lie).encode()
     told.house.work()
     told.wait(3600)
     assert len(told.objects.asked) < 80

@@ -278,7 +278,7 @@ NOBODYS = {
 
 
 def refused_from_beyond(place: Place) -> None:
-    """See that what nobody beyond can have reaches neither the node nor a pod."""
+    """See that a source which no host beyond can have reaches neither the node nor a pod."""
     pod_address, vpc_host = place.own(place.receiver, "ipv4"), "10.0.9.10"
     own = {"the ENI's own": place.cluster.ip("-o", "-4", "address", "show", "eth1").split()[3]}
     sources = NOBODYS | {whose: a.partition("/")[0] for whose, a in own.items()}

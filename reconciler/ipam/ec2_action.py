@@ -16,6 +16,9 @@ from reconciler.ipam.cloud import GROUP_TAG
 U = TypeVar("U", IpAddress, IpNetwork)
 """What is assigned and released: single addresses, or prefixes."""
 
+IDLE_TIMEOUTS = ("TcpEstablishedTimeout", "UdpStreamTimeout", "UdpTimeout")
+"""EC2's names of an ENI's idle timeouts, in the order in which an ENI has them here."""
+
 ATTACH = ("AttachNetworkInterface", "ModifyNetworkInterfaceAttribute")
 
 
@@ -195,8 +198,7 @@ class SetIdleTimeouts(_OnEni):
     @property
     def specification(self) -> dict[str, int]:
         """The timeouts to set, by EC2's names."""
-        names = ("TcpEstablishedTimeout", "UdpStreamTimeout", "UdpTimeout")
-        return {name: s for name, s in zip(names, self.timeouts, strict=True) if s}
+        return {name: s for name, s in zip(IDLE_TIMEOUTS, self.timeouts, strict=True) if s}
 
     def __str__(self) -> str:
         what = ",".join(f"{name}={seconds}" for name, seconds in self.specification.items())

@@ -21,7 +21,7 @@ from reconciler.core.datapath import IpNetwork, host_network
 from reconciler.core.facts import Eni, Node
 from reconciler.errors import ObserveError
 from reconciler.ipam.cloud import Subnet
-from reconciler.targets.ec2.decode import place
+from reconciler.targets.ec2.decode import ID, place
 from reconciler.targets.values import IPV4, IPV6, Type, like, network
 
 ADDRESSES = {"ipv4": "169.254.169.254", "ipv6": "fd00:ec2::254"}
@@ -42,7 +42,6 @@ MAX_ITEMS = 256
 MAC = like(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 INSTANCE_ID = like(r"i-[0-9A-Za-z]{1,32}")
 INSTANCE_TYPE = like(r"[a-z0-9][a-z0-9.-]{0,63}")
-ID = like(r"(eni|subnet|sg|vpc)-[0-9A-Za-z-]{1,48}")
 NUMBER = like(r"[0-9]{1,3}")
 """A device index, or the index of a network card."""
 

@@ -16,6 +16,7 @@ from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, host_network
 from reconciler.core.facts import Eni
 from reconciler.ipam import cloud
 from reconciler.ipam.cloud import Limits, Subnet, Unread
+from reconciler.ipam.ec2_action import IDLE_TIMEOUTS
 from reconciler.ipam.release import unit_networks
 from reconciler.targets.values import (
     FLAG,
@@ -75,9 +76,6 @@ MAX_GROUPS = 64
 
 IDLE_TIMEOUT_S = number(0, 432_000)
 """Of a connection that EC2 tracks (EC2 user guide, "Connection tracking timeouts": five days)."""
-
-IDLE_TIMEOUTS = ("TcpEstablishedTimeout", "UdpStreamTimeout", "UdpTimeout")
-"""Keys of ConnectionTrackingConfiguration, in the order in which an ENI has them here."""
 
 MAX_CARDS = 64
 """Network cards of one instance type; the largest have 32."""

@@ -269,16 +269,21 @@ def test_kustomize_makes_the_same(tool: Tool) -> None:
     assert made == manifests((DEPLOY / "daemonset.yaml").read_text())
 
 
+def with_component(tool: Tool, directory: Path, component: str) -> dict[str, Any]:
+    """Return what Kustomize makes of the base with one of our components."""
+    shutil.copytree(DEPLOY / "kustomize", directory / "kustomize")
+    overlay = directory / "overlay"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(
+        f"resources: [../kustomize/base]\ncomponents: [../kustomize/{component}]\n"
+    )
+    return manifests(tool("kubectl", "kustomize", str(overlay)))
+
+
 def test_kustomizes_component_adds_what_the_chart_adds_for_reports(
     tool: Tool, tmp_path: Path
 ) -> None:
-    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
-    overlay = tmp_path / "overlay"
-    overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(
-        "resources: [../kustomize/base]\ncomponents: [../kustomize/report]\n"
-    )
-    made = manifests(tool("kubectl", "kustomize", str(overlay)))
+    made = with_component(tool, tmp_path, "report")
     wanted = manifests(render.render(CASES["taint"]))
     for kind in ("DaemonSet", "ClusterRole", "ClusterRoleBinding"):
         assert made[kind] == wanted[kind]
@@ -287,13 +292,7 @@ def test_kustomizes_component_adds_what_the_chart_adds_for_reports(
 def test_kustomizes_component_adds_what_the_chart_adds_for_metrics(
     tool: Tool, tmp_path: Path
 ) -> None:
-    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
-    overlay = tmp_path / "overlay"
-    overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(
-        "resources: [../kustomize/base]\ncomponents: [../kustomize/metrics]\n"
-    )
-    made = manifests(tool("kubectl", "kustomize", str(overlay)))
+    made = with_component(tool, tmp_path, "metrics")
     values = {"metrics": {"enabled": True, "podMonitor": {"enabled": True}}}
     wanted = manifests(render.render(values))
     assert (made["DaemonSet"], made["PodMonitor"]) == (wanted["DaemonSet"], wanted["PodMonitor"])
@@ -302,12 +301,6 @@ def test_kustomizes_component_adds_what_the_chart_adds_for_metrics(
 def test_kustomizes_component_adds_what_the_chart_adds_for_a_take_over(
     tool: Tool, tmp_path: Path
 ) -> None:
-    shutil.copytree(DEPLOY / "kustomize", tmp_path / "kustomize")
-    overlay = tmp_path / "overlay"
-    overlay.mkdir()
-    (overlay / "kustomization.yaml").write_text(
-        "resources: [../kustomize/base]\ncomponents: [../kustomize/take-over]\n"
-    )
-    made = manifests(tool("kubectl", "kustomize", str(overlay)))
+    made = with_component(tool, tmp_path, "take-over")
     wanted = manifests(render.render(CASES["take-over"]))
     assert made["DaemonSet"] == wanted["DaemonSet"]

@@ -12,7 +12,7 @@ import click
 
 from reconciler.cli.host import host_options, lock_records
 from reconciler.cli.options import config_option, fail, keep_option, setting
-from reconciler.daemon import telemetry
+from reconciler.daemon import logs
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.health import METRICS, HealthServer
 from reconciler.daemon.server import Server
@@ -42,6 +42,12 @@ from schemas.load import DocumentError
     help="Watch files and the kernel for changes; without, observe them every reconcile.resync "
     "only.",
 )
+@setting(
+    "--log-format",
+    kind=click.Choice(list(logs.FORMS)),
+    default="text",
+    about="Lines of the log on standard error: key=value, or one JSON object each.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every observation, not only changes.")
 def run(
     config: Path,
@@ -50,12 +56,13 @@ def run(
     keep_dir: str,
     listen: str,
     metrics_listen: str,
+    log_format: str,
     *,
     events: bool,
     verbose: bool,
 ) -> None:
     """Reconcile this node until SIGTERM (the daemon)."""
-    telemetry.configure(verbose=verbose)
+    logs.configure(verbose=verbose, form=log_format)
     try:
         state, namespace = lock_records(state_dir)
         environment, keep = replace(environment, make_ec2=apart), Path(keep_dir or state.root)

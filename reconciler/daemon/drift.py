@@ -6,9 +6,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from reconciler.core.attachment import AttachmentKey
 from reconciler.daemon import telemetry
 from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains.link import Veth
@@ -17,6 +18,7 @@ from reconciler.engine.converge import Outcome, Outcomes, actions_of, gaps
 from reconciler.engine.plan import Action, Key, Verb
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import AttachEni, DetachEni
+from reconciler.ipam.records import Records
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class DriftTracker:
     def book_pods(self, outcomes: Outcomes) -> None:
         """Log and count what a pass over some pods alone has done."""
         with self._lock:
-            self._count_all(outcomes)
+            self._count_all(outcomes, of_pods=True)
             for name, action in actions_of(outcomes):
                 if action in outcomes[name].remaining.actions or name not in self._settled:
                     continue
@@ -97,7 +99,7 @@ class DriftTracker:
             there = {e.eni_id for e in outcome.observed.enis}
             self._attached = (self._attached & there | now) - ended
 
-    def _count_all(self, outcomes: Outcomes) -> None:
+    def _count_all(self, outcomes: Outcomes, *, of_pods: bool = False) -> None:
         now, other_writers = time.monotonic(), self.attribution.lately()
         done: list[Action] = []
         repaired: list[Action] = []
@@ -127,8 +129,9 @@ class DriftTracker:
                 groups.setdefault(group, []).append(action)
                 if drift and not is_one_of_many:
                     repaired.append(action)
+        pods = _names_of_pods(outcomes)
         for group, actions in groups.items():
-            _tell(group, actions)
+            _tell(group, actions, pods, is_usual=of_pods or group.domain == "attachment")
         backoffs = self.backoffs.after_failures(failed, now, random.random())
         backoffs = backoffs.after_repairs(repaired, now, other_writers)
         self.backoffs = backoffs.after_success(done).since(now)
@@ -154,16 +157,38 @@ class _Group(NamedTuple):
     is_drift: bool
 
 
-def _tell(group: _Group, actions: Sequence[Action]) -> None:
-    """Count what was done and say it: one by one, or if it is much, in one line."""
+def _names_of_pods(outcomes: Outcomes) -> dict[str, AttachmentKey]:
+    """Return what tells a pod's objects from others: its link, its namespace, its addresses."""
+    records = outcomes["attachment"].observed if "attachment" in outcomes else None
+    if not isinstance(records, Records):
+        return {}
+    found: dict[str, AttachmentKey] = {}
+    for a in records.attachments:
+        names = (a.key.container_id, a.netns, a.veth, *(str(int(own)) for own in a.addresses))
+        found.update(dict.fromkeys(filter(None, names), a.key))
+    return found
+
+
+def _tell(
+    group: _Group, actions: Sequence[Action], pods: Mapping[str, AttachmentKey], *, is_usual: bool
+) -> None:
+    """Count what was done and say it: one by one, or if it is much, in one line.
+
+    ``is_usual``: it is what each pod brings with it, of which the answer to its ADD or DEL is all
+    that is told, unless everything is.
+    """
     labels = (group.domain, group.kind, group.verb.name.lower())
     telemetry.ACTIONS.labels(*labels).inc(len(actions))
     if group.is_drift:
         telemetry.DRIFT.labels(*labels).inc(len(actions))
-    level = logging.WARNING if group.is_drift else logging.INFO
+    level = logging.WARNING if group.is_drift else logging.DEBUG if is_usual else logging.INFO
+    if not log.isEnabledFor(level):
+        return
     message = "drift repaired" if group.is_drift else "action applied"
     shown = actions if len(actions) <= LINES else actions[:1]
     for action in shown:
         alike: dict[str, Any] = {"alike": len(actions) - 1} if len(shown) < len(actions) else {}
         told = {"domain": group.domain, "action": str(action), "reason": action.reason}
-        log.log(level, message, extra=told | alike)
+        key = next((pods[name] for part in action.key if (name := str(part)) in pods), None)
+        whose: dict[str, Any] = {"key": key} if key else {}
+        log.log(level, message, extra=whose | told | alike)

@@ -174,7 +174,7 @@ class KernelLoop:
                 addresses = " ".join(map(str, found.addresses))
                 given = {"addresses": addresses, "eni": found.eni_id, "veth": found.veth}
                 asked_by = {n: getattr(intent, n) for n in ("pod", "trace", "attempt")}
-                log.info("attachment in place", extra={"key": key, **given, **asked_by})
+                log.debug("attachment in place", extra={"key": key, **given, **asked_by})
 
     def _tell_pool(self, result: PassResult) -> None:
         """Wake the pool's loop if there is something for it."""

@@ -262,6 +262,9 @@ def _log(question: Question, reply: Reply, *, told: bool) -> None:
     fields: dict[str, Any] = {"key": question.key}
     fields |= {name: question.body.get(name, "") for name in ("pod", "trace", "attempt")}
     fields |= {"outcome": outcome, "ms": round((time.monotonic() - question.began) * 1000, 1)}
+    if question.do == "add" and reply["ok"]:
+        given = [str(ip["address"]).partition("/")[0] for ip in reply["ips"]]
+        fields |= {"addresses": " ".join(given), "veth": reply["interfaces"][0]["name"]}
     log.info("%s answered", question.do, extra=fields)
 
 

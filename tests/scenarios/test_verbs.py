@@ -329,6 +329,8 @@ def test_one_pods_start_is_followed_through_both_processes(cluster: Any, tmp_pat
         "environ": {"TRACEPARENT": f"00-{trace}-b7ad6b7169203331-01"},
     }
     one = Pod(cluster.lab, "node1", name, namespace, {})
+    until(cluster.is_settled, "nothing else going on")
+    before = (cluster.state() / "log").read_text().count("\n")
     try:
         call(cluster, one, "ADD", **more)
         call(cluster, one, "DEL", **more)
@@ -341,10 +343,10 @@ def test_one_pods_start_is_followed_through_both_processes(cluster: Any, tmp_pat
         assert f"trace={trace} " in line
         assert "code=0 " in line
 
-    def told() -> set[str]:
+    def told() -> list[str]:
         lines = (cluster.state() / "log").read_text().splitlines()
-        return {" ".join(x.split()[2:4]) for x in lines if trace in x and name in x}
+        return [" ".join(x.split()[2:4]) for x in lines if trace in x and name in x]
 
-    until(
-        lambda: told() == {"attachment in", "add answered", "del answered"}, "the daemon's lines"
-    )
+    until(lambda: told() == ["add answered", "del answered"], "the daemon's lines")
+    until(lambda: not cluster.records("cooling"), "the end of the cooldown")
+    assert (cluster.state() / "log").read_text().count("\n") - before == 2, cluster.log()

@@ -9,7 +9,7 @@ CNI    := build/node-network-cni
 # Two more than the two cores it is measured on: lab tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: help demo cni image test e2e e2e-long lint format bench soak schema clean setup
+.PHONY: help demo cni image test e2e e2e-long lint format bench soak schema docs clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -57,6 +57,13 @@ soak: $(STAMP) $(CNI) ## every crash point, storms of drift, 50 hours of faults,
 
 schema: $(STAMP) ## generate the JSON Schema from the models
 	@$(BIN)/python -m schemas
+
+# Pages link to each other and to files beside docs/, so the site is made of a copy of all of these.
+docs: $(STAMP) ## write the reference pages, and the site to build/site
+	@$(BIN)/python docs/reference.py
+	@rm -rf build/site-pages && mkdir -p build/site-pages
+	@cp -r --parents *.md LICENSE benchmarks/*.md config deploy docs schemas/*.json build/site-pages
+	@$(BIN)/mkdocs --quiet build
 
 setup: $(STAMP) ## Debian packages and the virtual environment, if they are missing
 

@@ -1,0 +1,189 @@
+"""Write the reference pages that say what the code says: ``python docs/reference.py``.
+
+The page of the document is made of its JSON Schema, that of the commands of the command line, the
+list of decisions of their titles. All are in the repository, so that they can be read there.
+A test fails when one is stale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reconciler.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SCHEMA = ROOT / "schemas" / "node-network.schema.json"
+MADE = "<!-- made by docs/reference.py: edit the code's own words -->"
+
+DURATION = "^([0-9]{1,9})(ms|s|m|h)$"
+CIDR = "[0-9a-fA-F.:]+(/[0-9]{1,3})?"
+
+Schema = dict[str, Any]
+"""A JSON Schema, as pydantic writes it."""
+
+
+def describe_document() -> str:
+    """Return the page of the document: a table for each section, each field with its default."""
+    schema: Schema = json.loads(SCHEMA.read_text())
+    defs: dict[str, Schema] = schema["$defs"]
+    parts = [
+        MADE,
+        "# The document",
+        "One YAML file is the desired network of a node. Only `apiVersion` and `kind` are "
+        "required. [`config/node-network.yaml`](../../config/node-network.yaml) shows all fields "
+        "in their place. `node-network validate` checks a document, and so do editors by "
+        "[`schemas/node-network.schema.json`](../../schemas/node-network.schema.json).",
+        "## Top level",
+        tabulate(schema, defs),
+    ]
+    for name in reached(schema, defs):
+        part = defs[name]
+        parts += [f"## {name}", " ".join(part["description"].replace("``", "`").split())]
+        parts.append(tabulate(part, defs))
+    return "\n\n".join(parts) + "\n"
+
+
+def reached(schema: Schema, defs: dict[str, Schema]) -> list[str]:
+    """Name the sections in the order in which a reader meets them."""
+    names: dict[str, None] = {}
+    waiting = [schema]
+    while waiting:
+        for value in waiting.pop(0).get("properties", {}).values():
+            for name in references(value):
+                if name not in names:
+                    names[name] = None
+                    waiting.append(defs[name])
+    return list(names)
+
+
+def references(value: object) -> Iterator[str]:
+    """Yield the sections that a field's schema refers to."""
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"].rpartition("/")[2]
+        # The values that an override sets are those of the sections themselves.
+        yield from (n for k, v in value.items() if k != "default" for n in references(v))
+    elif isinstance(value, list):
+        yield from (n for v in value for n in references(v))
+
+
+def tabulate(section: Schema, defs: dict[str, Schema]) -> str:
+    """Return a section's fields as a table."""
+    required = section.get("required", ())
+    rows = ["| field | value | default | |", "|---|---|---|---|"]
+    for name, field in section.get("properties", {}).items():
+        default = "required" if name in required else name_default(field)
+        text = field.get("description") or defs[next(references(field))]["description"]
+        cells = (f"`{name}`", name_type(field), default, " ".join(text.split()))
+        rows.append(
+            "| " + " | ".join(c.replace("``", "`").replace("|", "\\|") for c in cells) + " |"
+        )
+    return "\n".join(rows)
+
+
+def name_default(field: Schema) -> str:
+    """Say what a field is where the document does not name it."""
+    default = field.get("default")
+    if default is None:
+        return "-"
+    return "its own" if "$ref" in field else f"`{json.dumps(default)}`"
+
+
+def name_type(field: Schema) -> str:
+    """Say in few words which values a field takes."""
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in field:
+        return " or ".join(name_type(f) for f in field["anyOf"] if f.get("type") != "null")
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return ", ".join(f"`{v}`" for v in field["enum"])
+    kind = field.get("type")
+    if kind == "array":
+        most = f", at most {field['maxItems']:,}" if "maxItems" in field else ""
+        return f"list of {name_type(field['items'])}{most}"
+    if kind == "integer":
+        return f"{field['minimum']:,} to {field['maximum']:,}"
+    if kind == "object":
+        return name_values(field)
+    if kind == "string":
+        return name_text(field)
+    return {"boolean": "`true`, `false`"}.get(str(kind), str(kind))
+
+
+def name_values(field: Schema) -> str:
+    """Say what a field that has keys of somebody's choice takes."""
+    values = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
+    found = next((v for v in values if isinstance(v, dict)), None)
+    return f"keys with {name_type(found)}" if found else "keys and values"
+
+
+def name_text(field: Schema) -> str:
+    """Say what a field of text takes."""
+    pattern = field.get("pattern", "")
+    if pattern == DURATION:
+        return "duration: `30s`, `5m`"
+    if "@peering" in pattern:
+        return "CIDR or source"
+    if CIDR in pattern:
+        return "CIDR"
+    return "text"
+
+
+def describe_commands() -> str:
+    """Return the page of the commands: what ``--help`` prints, 100 columns wide."""
+    parts = [MADE, "# Commands"]
+    for context in walk(open_context(main, "node-network")):
+        depth = "#" * (context.command_path.count(" ") + 1)
+        help_text = context.command.get_help(context).replace("\x08", "").strip()
+        parts.append(f"#{depth} {context.command_path}\n\n```text\n{help_text}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def open_context(
+    command: click.Command, name: str, parent: click.Context | None = None
+) -> click.Context:
+    """Return what a command's help is printed from."""
+    return click.Context(
+        command, parent, name, terminal_width=100, help_option_names=["-h", "--help"]
+    )
+
+
+def walk(context: click.Context) -> Iterator[click.Context]:
+    """Yield a command and those below it, in the order of their names."""
+    yield context
+    if isinstance(group := context.command, click.Group):
+        for name in sorted(group.list_commands(context)):
+            if (command := group.get_command(context, name)) is not None:
+                yield from walk(open_context(command, name, context))
+
+
+def list_decisions() -> str:
+    """Return the list of decision records, by their titles."""
+    parts = []
+    for page in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+        title = page.read_text().partition("\n")[0].lstrip("# ")
+        parts.append(f"* [{title}]({page.name})")
+    start = "What was chosen between real alternatives, when, and why."
+    return f"{MADE}\n\n# Decisions\n\n{start}\n\n" + "\n".join(parts) + "\n"
+
+
+PAGES = {
+    "reference/document.md": describe_document,
+    "reference/commands.md": describe_commands,
+    "decisions/README.md": list_decisions,
+}
+"""What makes each page, by its place below ``docs/``."""
+
+
+if __name__ == "__main__":
+    for file, describe in PAGES.items():
+        (DOCS / file).write_text(describe())

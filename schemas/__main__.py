@@ -1,13 +1,16 @@
-"""``python -m schemas``: write the JSON Schema beside the models."""
+"""``python -m schemas``: write the JSON Schemas beside the models."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from schemas.document import json_schema
+from schemas import diff, document
 
-SCHEMA = Path(__file__).with_name("node-network.schema.json")
+SCHEMAS = {"node-network": document.json_schema, "diff": diff.json_schema}
+"""By the name of the file."""
 
 if __name__ == "__main__":
-    SCHEMA.write_text(json.dumps(json_schema(), indent=2) + "\n")
+    for name, make in SCHEMAS.items():
+        path = Path(__file__).with_name(f"{name}.schema.json")
+        path.write_text(json.dumps(make(), indent=2) + "\n")

@@ -29,7 +29,7 @@ from reconciler.domains.conflist import (
     normal,
     words_of,
 )
-from reconciler.domains.conntrack import ConntrackFlush, Flow
+from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
 from reconciler.domains.executable import Executable
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
@@ -605,6 +605,9 @@ class FakeConntrack:
     def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]:
         wanted = frozenset[Any]().union(*(d.addresses for d in desired))
         return frozenset(Flow(a) for a in self.addresses & wanted)
+
+    def count(self, questions: Sequence[OpenTo]) -> tuple[int, ...] | None:
+        return tuple(len(self.addresses & q.pods) for q in questions)
 
     def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]:
         self.addresses -= {a.object.address for a in actions}

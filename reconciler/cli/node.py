@@ -21,6 +21,7 @@ from reconciler.cli.options import (
     state_option,
 )
 from reconciler.cli.reading import read_document
+from reconciler.cli.screen import screen_of
 from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.explain import explain_address, explain_pools
 from reconciler.engine.converge import Outcome
@@ -43,10 +44,16 @@ SETTLE_LIMIT_S = 60.0  # seconds ``apply`` gives EC2 to attach what it asked for
 @config_option
 @host_options
 @output_option
-def diff(config: Path, state_dir: Path, environment: Environment, output: str) -> None:
+@click.option("--strict", is_flag=True, help="Exit 1 for what is refused, too.")
+def diff(
+    config: Path, state_dir: Path, environment: Environment, output: str, *, strict: bool
+) -> None:
     """Show what differs from the document, and change nothing.
 
-    Findings about other owners' objects are printed on stderr, and change no exit status.
+    On a terminal grouped by domain; in a pipe one line for each object. What is refused (!) is no
+    difference: the document asks for it, and nothing will be done. What it all means, the EC2
+    calls, and findings about other owners' objects are printed on stderr, and change no exit
+    status.
 
     Exit status: 0 in sync, 1 something differs, 2 an error.
     """
@@ -55,21 +62,24 @@ def diff(config: Path, state_dir: Path, environment: Environment, output: str) -
     try:
         outcomes = views.diff(node, document)
         findings = [*views.findings(node, document, outcomes), *report.findings(outcomes)]
+        meanings = views.tell(node, document, outcomes)
     except ReconcilerError as error:
         fail(error)
+    told = [f"{line}." for line in meanings]
     if output == "json":
-        click.echo(report.as_json(outcomes, findings), nl=False)
+        click.echo(report.as_json(outcomes, findings, meanings), nl=False)
     else:
-        click.echo(report.as_text(outcomes), nl=False)
+        click.echo(report.as_text(outcomes, screen_of(sys.stdout)), nl=False)
         # They are no differences, so they are no part of the plan and of the exit status.
-        for line in (*report.finding_lines(findings), *report.foreign(outcomes)):
+        told += (*report.finding_lines(findings), *report.foreign(outcomes))
+    told += filter(None, [report.refused(outcomes), report.summary(outcomes)])
+    for text in told:
+        for line in screen_of(sys.stderr).wrap(text, rest="  "):
             click.echo(line, err=True)
-    if summary := report.summary(outcomes):
-        click.echo(summary, err=True)
     report.show_tracebacks(outcomes)
     for cure in {advice(e) for o in outcomes.values() for e in o.errors} - {""}:
         click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
-    sys.exit(report.exit_code(outcomes))
+    sys.exit(report.exit_code(outcomes, strict=strict))
 
 
 @click.command()

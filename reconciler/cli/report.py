@@ -4,64 +4,147 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import click
 
+from reconciler.cli.screen import BOLD, DIM, GREEN, PIPE, RED, YELLOW, Screen
 from reconciler.engine.converge import Outcome, actions_of
-from reconciler.engine.plan import Action, Verb
+from reconciler.engine.plan import Action, Change, Verb
 from reconciler.errors import InternalError, Issue
+from reconciler.ipam.cloud import Cloud
+from schemas.diff import (
+    ActionEntry,
+    Diff,
+    ErrorEntry,
+    ForeignEntry,
+    IssueEntry,
+    RefusalEntry,
+    Summary,
+)
 
 Outcomes = Mapping[str, Outcome]
 
 
-def as_text(outcomes: Outcomes, *, remaining: bool = False) -> str:
-    """One line an action (or what remains of them) or refusal; nothing when all is in sync."""
-    lines = [
-        action_line(action)
-        for outcome in outcomes.values()
-        for action in (outcome.remaining if remaining else outcome.plan).actions
-    ]
-    lines += [f"! {refusal}" for o in outcomes.values() for refusal in o.remaining.refusals]
-    lines += [f"? {domain}: {error}" for domain, o in outcomes.items() for error in o.errors]
+def as_text(outcomes: Outcomes, screen: Screen = PIPE, *, remaining: bool = False) -> str:
+    """Return actions (or what remains of them), refusals and errors; nothing if all is in sync.
+
+    In a pipe each is one line, for programs and ``grep``. On a terminal they are grouped by
+    domain, coloured, and wrapped between words.
+    """
+    lines: list[str] = []
+    for domain, outcome in outcomes.items():
+        actions = (outcome.remaining if remaining else outcome.plan).actions
+        if screen.width and actions:
+            lines += [*([""] if lines else []), *_head(screen, domain, actions)]
+        for action in actions:
+            lines += _entry(screen, action) if screen.width else [action_line(action)]
+    wrong = [f"! {refusal}" for o in outcomes.values() for refusal in o.remaining.refusals]
+    wrong += [f"? {domain}: {error}" for domain, o in outcomes.items() for error in o.errors]
+    if screen.width and wrong and lines:
+        lines.append("")
+    for text in wrong:
+        style = RED if text.startswith("?") else YELLOW
+        lines += (screen.paint(line, **style) for line in screen.wrap(text, rest="  "))
     return "".join(f"{line}\n" for line in lines)
 
 
-def as_json(outcomes: Outcomes, findings: Iterable[Issue] = ()) -> str:
-    """Return the same as one JSON object (actions, refusals, errors, findings, foreign, calls)."""
-    body = {
-        "actions": [
-            {
-                "domain": domain,
-                "verb": action.verb.name.lower(),
-                "kind": action.kind,
-                "key": list(action.key),
-                "command": str(action),
-                "reason": action.reason,
-                "calls": list(action.calls),
-            }
-            for domain, action in actions_of(outcomes)
-        ],
-        "refusals": [
-            {"domain": domain, **_issue(refusal)}
-            for domain, outcome in outcomes.items()
-            for refusal in outcome.remaining.refusals
-        ],
-        "errors": [
-            {"domain": domain, "error": type(e).__name__, "message": str(e)}
+COLOURS = {Verb.CREATE: GREEN, Verb.UPDATE: YELLOW, Verb.DELETE: RED}
+
+
+def _head(screen: Screen, domain: str, actions: Sequence[Action]) -> Iterator[str]:
+    counts = Counter(a.verb for a in actions)
+    words = ((Verb.CREATE, "to add"), (Verb.UPDATE, "to change"), (Verb.DELETE, "to delete"))
+    said = ", ".join(f"{counts[verb]} {word}" for verb, word in words if counts[verb])
+    yield screen.paint(f"{domain}: {said}", **BOLD)
+
+
+def _entry(screen: Screen, action: Action) -> Iterator[str]:
+    """Yield an action as a terminal shows it: the command, and below it why, and what it costs."""
+    for line in screen.wrap(f"{action}", f"  {action.verb} ", "      "):
+        yield screen.paint(line, **COLOURS[action.verb])
+    for line in screen.wrap(f"{action.reason}{_cost(action)}", "    # ", "      "):
+        yield screen.paint(line, **DIM)
+
+
+def as_json(
+    outcomes: Outcomes, findings: Iterable[Issue] = (), meanings: Iterable[str] = ()
+) -> str:
+    """Return the same as one JSON object, as ``schemas.diff`` publishes it."""
+    verbs = Counter(action.verb for _, action in actions_of(outcomes))
+    refusals = [
+        RefusalEntry(domain=domain, **_issue(refusal))
+        for domain, outcome in outcomes.items()
+        for refusal in outcome.remaining.refusals
+    ]
+    enis = _enis(outcomes)
+    body = Diff(
+        actions=[_action(domain, action, enis) for domain, action in actions_of(outcomes)],
+        refusals=refusals,
+        errors=[
+            ErrorEntry(domain=domain, error=type(e).__name__, message=str(e))
             for domain, outcome in outcomes.items()
             for e in outcome.errors
         ],
-        "findings": [_issue(finding) for finding in findings],
-        "foreign": [
-            {"kind": f.kind, "key": list(f.key), "command": f.command(Verb.DELETE)}
+        findings=[IssueEntry(**_issue(finding)) for finding in findings],
+        foreign=[
+            ForeignEntry(kind=f.kind, key=list(f.key), command=f.command(Verb.DELETE))
             for outcome in outcomes.values()
             for f in outcome.remaining.foreign
         ],
-        "calls": dict(_calls(outcomes)),
-    }
-    return json.dumps(body, indent=2) + "\n"
+        calls=dict(_calls(outcomes)),
+        summary=Summary(
+            create=verbs[Verb.CREATE],
+            update=verbs[Verb.UPDATE],
+            delete=verbs[Verb.DELETE],
+            refused=len(refusals),
+        ),
+        meanings=list(meanings),
+    )
+    return json.dumps(body.model_dump(), indent=2) + "\n"
+
+
+def _action(domain: str, action: Action, enis: Mapping[str, object]) -> ActionEntry:
+    before: object = None
+    after = arguments = None
+    if isinstance(action, Change):
+        before = action.object if action.verb is Verb.DELETE else action.was
+        after = None if action.verb is Verb.DELETE else _plain(action.object)
+    else:
+        before, arguments = enis.get(getattr(action, "eni_id", "")), _plain(action)
+    return ActionEntry(
+        domain=domain,
+        verb=action.verb.name.lower(),  # type: ignore[arg-type]  # they are the format's words
+        kind=action.kind,
+        key=list(action.key),
+        command=str(action),
+        reason=action.reason,
+        calls=list(action.calls),
+        before=None if before is None else _plain(before),
+        after=after,
+        arguments=arguments,
+    )
+
+
+def _enis(outcomes: Outcomes) -> Mapping[str, object]:
+    """Return the observed ENIs, by id."""
+    seen = outcomes["eni"].observed if "eni" in outcomes else None
+    return {e.eni_id: e for e in seen.enis} if isinstance(seen, Cloud) else {}
+
+
+def _plain(value: Any) -> Any:
+    """Return a frozen object as JSON has it, by the names of its fields."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted((_plain(v) for v in value), key=str)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def findings_json(findings: Iterable[Issue]) -> str:
@@ -75,8 +158,11 @@ def _issue(issue: Issue) -> dict[str, Any]:
 
 def action_line(action: Action) -> str:
     """``+ rule   ip rule add ...   # missing``, with the EC2 calls it costs."""
-    calls = f" [EC2: {', '.join(action.calls)}]" if action.calls else ""
-    return f"{action.verb} {action.kind:<11} {action}  # {action.reason}{calls}"
+    return f"{action.verb} {action.kind:<11} {action}  # {action.reason}{_cost(action)}"
+
+
+def _cost(action: Action) -> str:
+    return f" [EC2: {', '.join(action.calls)}]" if action.calls else ""
 
 
 def applied(outcomes: Outcomes) -> Iterator[str]:
@@ -117,12 +203,21 @@ def findings(outcomes: Outcomes) -> Iterator[Issue]:
     return (f for o in outcomes.values() for f in o.remaining.findings)
 
 
-def exit_code(outcomes: Outcomes, *, remaining: bool = False) -> int:
-    """0 in sync, 1 something differs or is refused, 2 something could not be read or done."""
+def refused(outcomes: Outcomes) -> str:
+    """Say how much is refused; "" if nothing is."""
+    number = sum(len(o.remaining.refusals) for o in outcomes.values())
+    return f"{number} refused: wanted, and not done (the lines with !)" if number else ""
+
+
+def exit_code(outcomes: Outcomes, *, remaining: bool = False, strict: bool = True) -> int:
+    """0 in sync, 1 something differs, 2 something could not be read or done.
+
+    What is refused differs if that is ``strict``.
+    """
     if any(o.errors for o in outcomes.values()):
         return 2
     plans = [o.remaining if remaining else o.plan for o in outcomes.values()]
-    return 1 if any(plans) else 0
+    return 1 if any(p.actions or (strict and p.refusals) for p in plans) else 0
 
 
 def _calls(outcomes: Outcomes) -> Counter[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from reconciler.core.datapath import IpAddress
+from reconciler.core.ranges import Range
 from reconciler.engine.plan import Change, Key, Plan, Verb
 
 
@@ -35,6 +36,21 @@ class ConntrackFlush:
     """Addresses whose connections are to be ended."""
 
     addresses: frozenset[IpAddress]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTo:
+    """A question: how many IPv4 connections pods have open to some destinations.
+
+    Attributes:
+        pods: addresses of the pods.
+        destinations: as ``unite`` leaves them; after a service's address was translated.
+        translated: whether they see another address than the pod's.
+    """
+
+    pods: frozenset[IpAddress]
+    destinations: tuple[Range, ...]
+    translated: bool
 
 
 def plan(desired: ConntrackFlush, observed: Iterable[Flow]) -> Plan:

@@ -19,7 +19,7 @@ from reconciler.core.facts import Eni, Installation, Node
 from reconciler.core.predecessor import Leftover, PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
-from reconciler.domains.conntrack import ConntrackFlush, Flow
+from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
 from reconciler.domains.inputs import Links
 from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
 from reconciler.egress.destinations import Egress
@@ -137,9 +137,10 @@ class Table(Protocol):
 
 
 class Connections(Protocol):
-    """Conntrack's entries."""
+    """Conntrack's entries; ``count`` answers None if that would take long."""
 
     def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]: ...
+    def count(self, questions: Sequence[OpenTo]) -> tuple[int, ...] | None: ...
     def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]: ...
 
 

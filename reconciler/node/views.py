@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
 from reconciler.diagnostics.audit import contradictions
 from reconciler.diagnostics.lookup import Packet, make_tables
+from reconciler.diagnostics.meaning import Shift, find_shifts, tell_shifts
 from reconciler.diagnostics.obstacles import find_obstacles
 from reconciler.diagnostics.trace import Query, Trace, trace
 from reconciler.diagnostics.trace_check import compare, compare_inside, unasked
 from reconciler.domains import nat, route, rule
+from reconciler.domains.conntrack import OpenTo
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import dry_run
 from reconciler.engine.converge import Outcome, Outcomes
@@ -98,6 +101,31 @@ def findings(node: LocalNode, document: NodeNetwork, outcomes: Outcomes) -> tupl
         return ()
     inputs = node.gathering.inputs(document, node.state.observe(), node.known.cloud)
     return node.after.others.observe(inputs, outcomes)[1]
+
+
+def tell(node: LocalNode, document: NodeNetwork, outcomes: Outcomes) -> tuple[str, ...]:
+    """Say what ``outcomes``, of ``diff``, come to for pods and those they talk to."""
+    shifts = find_shifts(outcomes["nat"].plan.actions) if "nat" in outcomes else ()
+    open_now: dict[Shift, int] = {}
+    if shifts:
+        with suppress(ReconcilerError), boundary("count of connections"):  # then they are not told
+            asked = [_connections(node, document, shift) for shift in shifts]
+            counts = node.environment.conntrack.count(asked) or ()
+            open_now = dict(zip(shifts, counts, strict=False))
+    return tuple(tell_shifts(shifts, open_now))
+
+
+def _connections(node: LocalNode, document: NodeNetwork, shift: Shift) -> OpenTo:
+    """Return the question for connections that stay as they are when a policy changes."""
+    cloud, own = node.known.cloud, {group for group, _ in document.snat_policies} - {""}
+    group_of = {e.eni_id: e.group for e in cloud.enis if e.group in own} if cloud else {}
+    pods = frozenset(
+        address
+        for a in node.state.observe().attachments
+        for address in a.vpc_addresses
+        if group_of.get(a.eni_id, "") == shift.group
+    )
+    return OpenTo(pods, shift.ranges, translated=shift.own)
 
 
 def _with_unread(links: Outcome, inputs: Inputs) -> Outcome:

@@ -11,11 +11,13 @@ import errno
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from ipaddress import IPv4Address
 from itertools import groupby, islice
 from typing import NamedTuple
 
 from reconciler.core.datapath import IpAddress
-from reconciler.domains.conntrack import ConntrackFlush, Flow
+from reconciler.core.ranges import find
+from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError
 from reconciler.targets.netlink import message as netlink
@@ -47,6 +49,11 @@ does *not* have the address: ctnetlink_filter_match_tuple negates ipv6_addr_cmp,
 
 BATCH = 128
 """Entries that are deleted by one request; the answers of as many fit into the socket's buffer."""
+
+
+MOST_COUNTED = 20_000
+"""Entries of a table that is counted for a person who waits; it takes a tenth of a second. A
+larger one is not counted at all."""
 
 
 class _Shape(NamedTuple):
@@ -84,6 +91,28 @@ class Conntrack:
         with netlink.reading("conntrack"):
             busy = [address for group in _families(wanted) for address in self._find_busy(group)]
         return frozenset(map(Flow, busy))
+
+    def count(self, questions: Sequence[OpenTo]) -> tuple[int, ...] | None:
+        """Answer each question; None if the table is too large to be read for that.
+
+        Raises:
+            ObserveError: the table could not be read.
+        """
+        counts = [0] * len(questions)
+        with netlink.reading("conntrack"):
+            if _entries() > MOST_COUNTED:
+                return None
+            pods = {p for q in questions for p in q.pods if p.version == 4}
+            for message, _ in _stream(pods) if pods else ():
+                source, _, back, forth = _ends(message)
+                pod, destination = IPv4Address(source), IPv4Address(back)
+                for i, asked in enumerate(questions):
+                    counts[i] += (
+                        pod in asked.pods
+                        and (forth != source) is asked.translated
+                        and find(asked.destinations, destination) is not None
+                    )
+        return tuple(counts)
 
     def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]:
         """Delete every connection from or to each address."""
@@ -144,10 +173,15 @@ def _families(addresses: Iterable[IpAddress]) -> Iterator[list[IpAddress]]:
 def _is_better_streamed(group: Collection[IpAddress]) -> bool:
     if next(iter(group)).version not in FILTERED or len(group) >= MANY_ADDRESSES:
         return True
+    return _entries() <= FEW_ENTRIES
+
+
+def _entries() -> int:
+    """Return how many entries the table has."""
     with Channel(NFNL_SUBSYS_CTNETLINK) as channel:
         (message,) = channel.stream(CT_GET_STATS, 0)
     entries = dict(attributes(message, HEADERS))[CTA_STATS_GLOBAL_ENTRIES]
-    return int.from_bytes(entries, "big") <= FEW_ENTRIES
+    return int.from_bytes(entries, "big")
 
 
 def _filters(address: IpAddress) -> Iterator[bytes]:

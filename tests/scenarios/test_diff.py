@@ -57,7 +57,10 @@ def test_one_cidr_more_is_one_line_and_exit_1(cluster: Any, tmp_path: Path) -> N
     assert done.stdout.splitlines() == [
         "+ nft-element nft add element inet node_network no_snat_ipv4 { 192.0.2.0/24 }  # missing"
     ]
-    assert done.stderr.strip() == "1 to add, 0 to change, 0 to delete; EC2 calls: none"
+    assert done.stderr.splitlines() == [
+        "192.0.2.0/24 will see pod addresses, no longer the node's address.",
+        "1 to add, 0 to change, 0 to delete; EC2 calls: none",
+    ]
     assert world(cluster) == before
 
 
@@ -102,6 +105,7 @@ def test_more_than_the_node_can_hold_is_refused_with_the_arithmetic(
     assert "! pool of i-" in done.stdout
     assert "PoolLimitReached: 99 addresses wanted, 24 held" in done.stdout
     assert "3 ENIs x 9 = 27" in done.stdout
+    assert "1 refused: wanted, and not done" in done.stderr
 
 
 def test_validate_needs_no_node(cluster: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fakes import FakeConntrack
 
 from lab import flows, netns
 from reconciler.domains import conntrack
-from reconciler.domains.conntrack import ConntrackFlush, Flow
+from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
 from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Change, Verb
 from reconciler.targets import conntrack as targets_conntrack
@@ -93,6 +93,57 @@ def test_connections_of_ipv6_are_seen_and_ended_too(target: Any) -> None:
     assert seen(target, SIX, QUIET) == {SIX}
     assert target.apply([Change(Verb.DELETE, Flow(SIX), "test")]) == ()
     assert seen(target, SIX, ONE) == {ONE}
+
+
+def test_pods_connections_to_destinations_are_counted_by_whether_they_are_translated(
+    target: Any,
+) -> None:
+    def asked(pod: Any, first: Any, last: Any, *, translated: bool) -> OpenTo:
+        return OpenTo(frozenset({pod}), ((first, last),), translated)
+
+    plain = asked(ONE, ONE, OTHER, translated=False)
+    none = asked(QUIET, ONE, OTHER, translated=False)
+    assert target.count([plain, none]) == (2, 0) or isinstance(target, FakeConntrack)
+    assert target.count([]) == ()
+    if isinstance(target, Conntrack):
+        others = [
+            asked(ONE, ONE, OTHER, translated=True),
+            asked(ONE, ONE, ONE, translated=False),
+            asked(SIX, ONE, OTHER, translated=False),
+        ]
+        assert target.count(others) == (0, 0, 0)
+
+
+@pytest.mark.kernel
+def test_a_translated_connection_counts_for_where_it_really_goes(table: None) -> None:
+    """After a service's address became an endpoint's, and the pod's the node's."""
+    chains = (
+        "chain d { type nat hook output priority -100; ip daddr 127.0.0.9 dnat to 127.0.0.3; }; "
+        "chain s { type nat hook postrouting priority 100; ip daddr 127.0.0.3 snat to 127.0.0.4; }"
+    )
+    subprocess.run(["nft", f"table ip t {{ {chains}; }}"], check=True, capture_output=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((str(ONE), 0))
+        client.connect(("127.0.0.9", 9))
+        client.send(b"x")
+    pods, service = frozenset({ONE}), ip_address("127.0.0.9")
+    assert Conntrack().count(
+        [
+            OpenTo(pods, ((OTHER, OTHER),), translated=True),
+            OpenTo(pods, ((service, service),), translated=True),
+            OpenTo(pods, ((OTHER, OTHER),), translated=False),
+        ]
+    ) == (1, 0, 0)
+
+
+@pytest.mark.kernel
+def test_a_large_table_is_not_counted(table: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    flows.open_many(POD, 20)
+    everything = ((ip_address("0.0.0.0"), ip_address("255.255.255.255")),)
+    question = OpenTo(frozenset({POD}), everything, translated=False)
+    assert Conntrack().count([question]) is not None
+    monkeypatch.setattr(targets_conntrack, "MOST_COUNTED", 19)
+    assert Conntrack().count([question]) is None
 
 
 @pytest.fixture

@@ -1,18 +1,21 @@
 """Write the reference pages that say what the code says: ``python docs/reference.py``.
 
 The page of the document is made of its JSON Schema, that of the commands of the command line, the
-list of decisions of their titles. All are in the repository, so that they can be read there.
+list of decisions of their titles; so are the manual page and what shells complete by. All are in
+the repository, so that they can be read there and come with the package.
 A test fails when one is stale.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from reconciler.cli.main import main
 
@@ -149,11 +152,15 @@ def describe_commands() -> str:
 
 
 def open_context(
-    command: click.Command, name: str, parent: click.Context | None = None
+    command: click.Command, name: str, parent: click.Context | None = None, width: int = 100
 ) -> click.Context:
-    """Return what a command's help is printed from."""
+    """Return what a command's help is printed from, ``width`` columns wide."""
     return click.Context(
-        command, parent, name, terminal_width=100, help_option_names=["-h", "--help"]
+        command,
+        parent,
+        name,
+        terminal_width=parent.terminal_width if parent else width,
+        help_option_names=["-h", "--help"],
     )
 
 
@@ -166,6 +173,38 @@ def walk(context: click.Context) -> Iterator[click.Context]:
                 yield from walk(open_context(command, name, context))
 
 
+def write_man_page() -> str:
+    """Return the manual page, in man(7)'s language: ``--help`` of all commands."""
+    parts = [
+        '.TH NODE-NETWORK 1 "" "node-network" "User Commands"',
+        ".SH NAME\nnode-network \\- pod networking for Kubernetes on AWS",
+        ".SH SYNOPSIS\n.B node-network\n.I COMMAND\n[\\fIOPTION\\fR]...",
+        ".SH COMMANDS",
+    ]
+    for context in walk(open_context(main, "node-network", width=76)):
+        help_text = quote_roff(context.command.get_help(context).replace("\x08", "").strip())
+        parts.append(f".SS {quote_roff(context.command_path)}\n.nf\n{help_text}\n.fi")
+    parts.append(
+        ".SH FILES\n.I /etc/node-network/node-network.yaml\nthe document\n.br\n"
+        ".I /run/node-network\nrecords and the daemon's socket"
+    )
+    return "\n".join(parts) + "\n"
+
+
+def quote_roff(text: str) -> str:
+    """Return text as roff prints it unchanged: a line may not begin with a control character."""
+    lines = text.replace("\\", "\\e").replace("-", "\\-").split("\n")
+    return "\n".join("\\&" + line if line.startswith((".", "'")) else line for line in lines)
+
+
+def write_completion(shell: str) -> str:
+    """Return what a shell reads to complete commands and options."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    source = kind(main, {}, "node-network", "_NODE_NETWORK_COMPLETE").source()
+    return source.strip() + "\n"
+
+
 def list_decisions() -> str:
     """Return the list of decision records, by their titles."""
     parts = []
@@ -176,14 +215,18 @@ def list_decisions() -> str:
     return f"{MADE}\n\n# Decisions\n\n{start}\n\n" + "\n".join(parts) + "\n"
 
 
-PAGES = {
-    "reference/document.md": describe_document,
-    "reference/commands.md": describe_commands,
-    "decisions/README.md": list_decisions,
+FILES: dict[str, Callable[[], str]] = {
+    "docs/reference/document.md": describe_document,
+    "docs/reference/commands.md": describe_commands,
+    "docs/decisions/README.md": list_decisions,
+    "deploy/man/node-network.1": write_man_page,
+    "deploy/completion/node-network.bash": partial(write_completion, "bash"),
+    "deploy/completion/_node-network": partial(write_completion, "zsh"),
+    "deploy/completion/node-network.fish": partial(write_completion, "fish"),
 }
-"""What makes each page, by its place below ``docs/``."""
+"""What makes each file."""
 
 
 if __name__ == "__main__":
-    for file, describe in PAGES.items():
-        (DOCS / file).write_text(describe())
+    for file, make in FILES.items():
+        (ROOT / file).write_text(make())

@@ -30,13 +30,16 @@ from lab.topology import Names
 CALLER = "reconciler.targets.ec2.caller"
 """The program that calls EC2 for a daemon or a command."""
 
+PRELOAD = "tests.fork_server_preload"
+"""What the fork server reads before it forks; it says nothing if it cannot."""
+
 
 class ForkServer:
     """Starts programs, as ``lifecycle.up`` and a test's ``Cluster`` ask for them."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.fork_server_preload"])
+        self._context.set_forkserver_preload([PRELOAD])
 
     def start(self, names: Names, types: Mapping[str, str]) -> Forked:
         """Start the server of a lab; it ends with this process, unless that is killed."""
@@ -123,6 +126,7 @@ def _be(where: Where, target: Any, arguments: tuple[Any, ...]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(fd, standard)
         os.close(fd)
+    assert PRELOAD in sys.modules, "each program reads moto and the SDK by itself"
     os.environ.clear()
     os.environ.update(environment)
     netns.enter(namespace)

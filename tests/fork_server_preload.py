@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import sys
+from pathlib import Path
 
 import boto3
 import botocore.session
-import fork_server  # noqa: F401 - to have it read, like all the others
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
 
@@ -19,6 +20,11 @@ import lab.server  # noqa: F401
 import reconciler.targets.ec2.caller  # noqa: F401
 from lab.topology import REGION
 from reconciler.cli.main import MODULES
+
+# The fork server passes over a module that it cannot import, and is not given the path of whoever
+# starts it (Python 3.11).
+sys.path.insert(0, str(Path(__file__).parent))
+import fork_server  # noqa: F401 - to have it read, like all the others
 
 # Each session of the SDK would parse its model of EC2 anew.
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)

@@ -112,7 +112,7 @@ def status(name: str, output: str) -> None:
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=Path(__file__).parents[1] / "config/node-network.yaml",
-    show_default=True,
+    show_default="config/node-network.yaml",
     help="The document to converge to; its snat.excludeCIDRs must be an empty list.",
 )
 def demo(name: str, config: Path) -> None:

@@ -1,8 +1,9 @@
 """Prints the IAM policy that a document needs: ``python deploy/iam_policy.py DOCUMENT``.
 
 Every node needs ``iam-policy.json``. Of ``iam-policy-sources.json`` only the actions are added
-that the sources in snat's lists need, those of pod groups and overrides too; and
-``iam-policy-take-over.json`` if the document takes nodes over.
+that the sources in snat's lists need, those of pod groups and overrides too;
+``iam-policy-prefixes.json`` if ENIs get prefixes; and ``iam-policy-take-over.json`` if the
+document takes nodes over.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def policy(document: NodeNetwork) -> dict[str, Any]:
     for statement in _read("iam-policy-sources.json")["Statement"]:
         if actions := [a for a in statement["Action"] if a in needed]:
             made["Statement"].append(statement | {"Action": actions})
+    if any((tree.get("eni") or {}).get("allocate") == "prefixes" for tree in trees):
+        made["Statement"] += _read("iam-policy-prefixes.json")["Statement"]
     if any(tree.get("takeOver", "none") != "none" for tree in trees):
         made["Statement"] += _read("iam-policy-take-over.json")["Statement"]
     return made

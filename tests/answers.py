@@ -137,6 +137,10 @@ def make_answers() -> dict[str, dict[str, Any]]:
         "describe_network_interfaces": described,
         "describe_subnets": subnets,
         "describe_instance_types": types,
+        "get_subnet_cidr_reservations": {
+            "SubnetIpv4CidrReservations": [],
+            "SubnetIpv6CidrReservations": [],
+        },
         "create_network_interface": merged(sample(shape), {"NetworkInterface": created}),
         "attach_network_interface": {"AttachmentId": "eni-attach-2", "NetworkCardIndex": 0},
         "assign_private_ip_addresses": {

@@ -19,7 +19,15 @@ from reconciler.egress.source import Failure as NoAnswer
 from reconciler.egress.source import Look
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.ipam.budget import Failure, classify
-from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, Subnet, Unread, free_blocks
+from reconciler.ipam.cloud import (
+    INSTANCE_TAG,
+    NOTHING_RESERVED,
+    Cloud,
+    Limits,
+    Subnet,
+    Unread,
+    free_blocks,
+)
 from reconciler.ipam.ec2_action import (
     AddEni,
     AdoptEni,
@@ -55,6 +63,10 @@ class FakeSources:
         self.asked.append(question)
         denied = NoAnswer("DescribeVpcPeeringConnections", "UnauthorizedOperation", "no")
         return {name: self.answers.get(name, denied) for name in question.names}
+
+
+def within(address: Any, networks: Iterable[Any]) -> bool:
+    return any(address in network for network in networks)
 
 
 class FakeEc2:
@@ -102,6 +114,7 @@ class FakeEc2:
         self._made = 0
         self._delegated = count(1)
         self.families: tuple[str, ...] = ("ipv4", "ipv6")
+        self.reserved = NOTHING_RESERVED
 
     def observe(self, desired: Iterable[Any] = ()) -> Cloud:
         pool = next(iter(desired), None)
@@ -111,13 +124,14 @@ class FakeEc2:
         seen = [self._as_shown(e) for e in past if e.eni_id not in self.unreadable]
         unread = [e for e in past if e.eni_id in self.unreadable]
         name = self.enis[0].subnet_id
-        blocks = free_blocks(self._cidr, {int(a) for a in self._used()})
+        blocks = free_blocks(self._cidr, {int(a) for a in self._used()}, self.reserved)
         subnet = Subnet(
             name,
             "us-east-1a",
             self._cidr,
-            len(self._free()),
+            sum(not within(a, self.reserved.prefixes) for a in self._free()),
             blocks if pool and pool.prefixes else None,
+            blocks_apart=bool(pool and pool.prefixes and self.reserved.prefixes),
             families=self.families,
             vpc_id="vpc-1",
         )
@@ -390,7 +404,10 @@ class FakeEc2:
     def _free_prefixes(self, count: int, call: str) -> list[Any]:
         used = {int(a) for a in self._used()}
         found = []
+        homes, apart = self.reserved.prefixes, self.reserved.explicit
         for block in self._cidr.subnets(new_prefix=28):
+            if (homes and not any(map(block.subnet_of, homes))) or within(block[0], apart):
+                continue
             numbers = range(int(block[0]), int(block[-1]) + 1)
             usable = range(int(self._cidr[0]) + 4, int(self._cidr[-1]))
             if len(found) < count and all(n in usable and n not in used for n in numbers):
@@ -440,7 +457,8 @@ class FakeEc2:
         return [a for n in numbers if (a := ip_address(n)) not in used]
 
     def _take(self, count: int, call: str) -> list[Any]:
-        free = self._free()
+        apart = (*self.reserved.prefixes, *self.reserved.explicit)
+        free = [a for a in self._free() if not within(a, apart)]
         if len(free) < count:
             raise RefusedError(call, "InsufficientFreeAddressesInSubnet")
         return free[:count]

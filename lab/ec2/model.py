@@ -129,6 +129,11 @@ class LabSubnet(Subnet):  # type: ignore[misc]
         """Addresses EC2 could still give out, prefixes counted by the address."""
         return int(self.ec2_backend.free_count(self))
 
+    def reserved(self, *kinds: str) -> list[IPv4Network]:
+        """Return the IPv4 CIDR reservations of some types."""
+        found = (r.cidr for r in self._cidr_reservations if r.reservation_type in kinds)
+        return [cidr for cidr in found if isinstance(cidr, IPv4Network)]
+
     @property
     def ipv6_cidr_block_association_set(self) -> list[dict[str, Any]]:
         """The IPv6 blocks; moto wraps the state of each twice."""
@@ -309,15 +314,17 @@ class Backend(EC2Backend):  # type: ignore[misc]
         return numbers
 
     def free_count(self, subnet: Any) -> int:
-        """Return how many addresses EC2 could still give out."""
-        cidr = IPv4Network(subnet.cidr_block)
-        return len(allocation.usable(cidr)) - len(self.taken(subnet))
+        """Return how many addresses EC2 counts as free: none that are reserved for prefixes."""
+        apart = {int(a) for network in subnet.reserved("prefix") for a in network}
+        usable = allocation.usable(IPv4Network(subnet.cidr_block))
+        return len(set(usable) - self.taken(subnet) - apart)
 
     def choose_addresses(
         self, subnet: Any, count: int, besides: Iterable[IPv4Address] = ()
     ) -> list[IPv4Address]:
         """Choose free addresses; all of them or none."""
         taken = self.taken(subnet) | {int(a) for a in besides}
+        taken |= {int(a) for n in subnet.reserved("prefix", "explicit") for a in n}
         free = allocation.free_addresses(IPv4Network(subnet.cidr_block), taken)
         chosen = list(islice(free, count))
         if len(chosen) < count:
@@ -356,16 +363,20 @@ class Backend(EC2Backend):  # type: ignore[misc]
                 raise EC2ClientError("InvalidIPAddress.InUse", message)
 
     def choose_prefixes(self, subnet: Any, count: int) -> list[IPv4Network]:
-        """Choose free /28 blocks; all of them or none.
+        """Choose free /28 blocks; all of them or none; where some are reserved for it, of those.
 
         Two different errors, as AWS support told Cilium (cilium/cilium#31016): one when the
         subnet is full, another when it has room but no whole block.
         """
-        cidr = IPv4Network(subnet.cidr_block)
-        chosen = list(islice(allocation.free_prefixes(cidr, self.taken(subnet)), count))
+        taken, reserved = self.taken(subnet), subnet.reserved("prefix")
+        if not reserved:
+            taken |= {int(a) for network in subnet.reserved("explicit") for a in network}
+        blocks = allocation.free_prefixes(IPv4Network(subnet.cidr_block), taken)
+        fitting = (b for b in blocks if not reserved or any(map(b.subnet_of, reserved)))
+        chosen = list(islice(fitting, count))
         if len(chosen) == count:
             return chosen
-        if self.free_count(subnet) < 16 * count:
+        if not reserved and self.free_count(subnet) < 16 * count:
             message = "There aren't sufficient free Ipv4 addresses or prefixes"
             raise EC2ClientError("InvalidParameterValue", message)
         message = (

@@ -95,7 +95,8 @@ VARIABLES = (
         "false",
         ("eni.allocate",),
         "better",
-        "single addresses serve where a subnet has no whole block; free blocks are counted",
+        "single addresses serve where a subnet has no whole block; free blocks are counted, and "
+        "those that a CIDR reservation has for prefixes, which EC2 counts as not free",
     ),
     Variable("ENABLE_IPv4", "true", ("families",), "better", "both families at once, if wanted"),
     Variable("ENABLE_IPv6", "false", ("families",), "better", "both families at once, if wanted"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
+from itertools import chain
 
 from reconciler.core.datapath import IpNetwork
 from reconciler.core.facts import Eni
@@ -87,12 +88,32 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserved:
+    """IPv4 CIDR reservations of a subnet (VPC user guide, "Subnet CIDR reservations").
+
+    Attributes:
+        prefixes: where EC2 takes /28 blocks from; where there is one, from nowhere else (EC2 user
+            guide, "Prefix delegation for Amazon EC2 network interfaces").
+        explicit: given only to those who name an address.
+    """
+
+    prefixes: tuple[IPv4Network, ...] = ()
+    explicit: tuple[IPv4Network, ...] = ()
+
+
+NOTHING_RESERVED = Reserved()
+
+
+@dataclass(frozen=True, slots=True)
 class Subnet:
     """One subnet as EC2 describes it.
 
     Attributes:
         free: addresses EC2 could still give out.
         blocks: whole aligned /28 blocks left; None until they are counted.
+        blocks_apart: they are in CIDR reservations, and ``free`` has none of their addresses.
+        reservations_unknown: why its CIDR reservations are not known; "" if they are, or if
+            nothing depends on them.
         tags: pairs in key order.
         families: those it has a CIDR block of.
         vpc_id: of its VPC; "" in a look of an earlier release.
@@ -109,6 +130,8 @@ class Subnet:
     families: tuple[str, ...] = ("ipv4",)
     vpc_id: str = ""
     is_described: bool = True
+    blocks_apart: bool = False
+    reservations_unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +250,12 @@ SHOWN_BY_METADATA = (
 """Fields of an ENI that change and that instance metadata shows."""
 
 
-def free_blocks(cidr: IpNetwork, taken: Collection[int]) -> int:
-    """Count aligned /28 blocks of an IPv4 subnet that hold no address in use or reserved.
+def free_blocks(
+    cidr: IpNetwork, taken: Collection[int], reserved: Reserved = NOTHING_RESERVED
+) -> int:
+    """Count aligned /28 blocks of an IPv4 subnet that EC2 would choose from.
+
+    They hold no address in use, nor one that is EC2's own or somebody's by name.
 
     ``taken``: numbers of the addresses in use, those inside prefixes included.
     """
@@ -237,9 +264,19 @@ def free_blocks(cidr: IpNetwork, taken: Collection[int]) -> int:
     first, last = int(cidr.network_address), int(cidr.broadcast_address)
     broken = {number // PREFIX_SIZE for number in taken}
     broken |= {number // PREFIX_SIZE for number in (*range(first, first + RESERVED_LOW), last)}
-    return sum(
-        1 for block in range(first // PREFIX_SIZE, last // PREFIX_SIZE + 1) if block not in broken
-    )
+    broken.update(*(_blocks(network, outside=True) for network in reserved.explicit))
+    whole = set(range(first // PREFIX_SIZE, last // PREFIX_SIZE + 1))
+    if reserved.prefixes:
+        whole.intersection_update(chain(*(_blocks(network) for network in reserved.prefixes)))
+    return len(whole - broken)
+
+
+def _blocks(network: IPv4Network, *, outside: bool = False) -> range:
+    """Return numbers of aligned /28 blocks inside a network, or those that it has a part of."""
+    first, beyond = int(network.network_address), int(network.broadcast_address) + 1
+    more = PREFIX_SIZE - 1
+    low, high = (first, beyond + more) if outside else (first + more, beyond)
+    return range(low // PREFIX_SIZE, high // PREFIX_SIZE)
 
 
 def is_excluded(subnet: Subnet, excluded: Collection[tuple[str, str]]) -> bool:
@@ -274,7 +311,10 @@ def choose(
     else:
         names = listed or (primary,)
     if selector or by_room:
-        room = {name: s.free for name, s in known.items()}
+        room = {
+            name: s.free + (s.blocks or 0) * PREFIX_SIZE * s.blocks_apart
+            for name, s in known.items()
+        }
         names = tuple(sorted(names, key=lambda name: (-room.get(name, 0), name)))
     home = known.get(primary)
     needed = dict.fromkeys(("ipv4", *families))

@@ -102,11 +102,13 @@ def _by_units(target: EniTarget | PrefixTarget, demand: Demand, *, per_eni: int)
 class Space:
     """What a subnet has left.
 
-    ``blocks``: whole aligned /28 blocks without an address in use.
+    ``blocks``: whole aligned /28 blocks without an address in use; ``apart``: ``free`` has none of
+    their addresses.
     """
 
     free: int
     blocks: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ def grow(
         [_Plot(place.subnet_id, place.slots) for place in places],
         {name: max(space.free, 0) for name, space in spaces.items()},
         {name: space.blocks for name, space in spaces.items()},
+        frozenset(name for name, space in spaces.items() if space.apart),
         new_enis if slots > 0 else 0,
     )
     for kind in ("prefixes", "addresses") if prefixes else ("addresses",):
@@ -203,6 +206,7 @@ class _Ledger:
     plots: list[_Plot]
     free: dict[str, int]
     blocks: dict[str, int]
+    apart: frozenset[str]
     new_enis: int
     full: dict[str, str] = field(default_factory=dict)
 
@@ -229,9 +233,11 @@ class _Ledger:
         free, blocks = self.free.get(subnet_id, 0), self.blocks.get(subnet_id, 0)
         if kind == "addresses":
             has_room, why = free >= 2, f"{free} addresses free"
+        elif subnet_id in self.apart and blocks > 0:
+            has_room, why = free > 0, f"{free} addresses free"  # the ENI itself has one
         else:
             has_room = blocks > 0 and free > PREFIX_SIZE
-            why = f"no whole /28 free ({free} addresses are)"
+            why = self._no_block(subnet_id, free)
         if not has_room:
             self.full[subnet_id] = why
         return has_room
@@ -243,11 +249,13 @@ class _Ledger:
         free, blocks = self.free.get(where, 0), self.blocks.get(where, 0)
         if kind == "prefixes":
             wanted = min(-(-self.short // PREFIX_SIZE), plot.slots)
-            count = min(wanted, blocks, free // PREFIX_SIZE)
+            apart = where in self.apart
+            count = min(wanted, blocks if apart else min(blocks, free // PREFIX_SIZE))
             taken = count * PREFIX_SIZE
             self.blocks[where] = blocks - count
             plot.prefixes += count
-            why = f"no whole /28 free ({free - taken} addresses are)"
+            free += taken if apart else 0
+            why = self._no_block(where, free - taken)
         else:
             wanted = min(self.short, plot.slots)
             count = taken = min(wanted, free)
@@ -258,6 +266,11 @@ class _Ledger:
         self.free[where] = free - taken
         plot.slots -= count
         self.short -= taken
+
+    def _no_block(self, subnet_id: str, free: int) -> str:
+        if subnet_id in self.apart:
+            return f"no whole /28 free in its CIDR reservations ({free} addresses outside are)"
+        return f"no whole /28 free ({free} addresses are)"
 
 
 CLIENT_RETRY_S = 120

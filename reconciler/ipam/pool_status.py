@@ -351,4 +351,4 @@ def _space(desired: Pool, known: Subnet) -> Space:
     no_blocks = desired.ec2.backoffs.of(f"prefixes:{known.subnet_id}", desired.clock)
     full = desired.ec2.backoffs.of(f"addresses:{known.subnet_id}", desired.clock)
     blocks = 0 if no_blocks or not desired.prefixes else known.blocks or 0
-    return Space(0 if full else known.free, blocks)
+    return Space(0 if full else known.free, blocks, known.blocks_apart)

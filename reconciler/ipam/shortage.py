@@ -96,7 +96,14 @@ def shortages(desired: Pool, at: PoolStatus, growth: Growth, *, capped: bool) ->
         return
     where = f"group {desired.group}" if desired.group else "eni.subnets"
     advice = f"free addresses there, or name further subnets in {where}"
-    full = [(name, f"{missing}: {reason}; {advice}") for name, reason in growth.full]
+    hidden = {n: s.reservations_unknown for n, s in at.observed.subnets.items()}
+    unknown = {
+        n: f"; its CIDR reservations are not known: {why}" for n, why in hidden.items() if why
+    }
+    full = [
+        (name, f"{missing}: {reason}{unknown.get(name, '')}; {advice}")
+        for name, reason in growth.full
+    ]
     yield from _of_subnets("SubnetExhausted", full)
     if at.room_for_enis:
         yield from _rejected(desired, at, missing)

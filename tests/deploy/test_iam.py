@@ -115,6 +115,11 @@ def test_addresses_of_the_primary_are_ours_too() -> None:
             {"DescribeVpcPeeringConnections"},
         ),
         ({"snat": {"excludeCIDRs": ["@peering"]}}, {"DescribeVpcPeeringConnections"}),
+        ({"eni": {"allocate": "prefixes"}}, {"GetSubnetCidrReservations"}),
+        (
+            {"overrides": [{"match": {"zone": "a"}, "set": {"eni": {"allocate": "prefixes"}}}]},
+            {"GetSubnetCidrReservations"},
+        ),
         (
             {"snat": {"onlyCIDRs": ["10.0.0.0/8", "@onprem"]}},
             {

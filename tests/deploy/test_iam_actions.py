@@ -88,6 +88,7 @@ STEPS = {
         "Look DescribeNetworkInterfaces *",
         "Look DescribeSubnets *",
     },
+    "reservations": {"LookAtReservations GetSubnetCidrReservations *"},
     "grow": {
         "AddressesOfNodes AssignPrivateIpAddresses network-interface",
         "CreateWithOurTag CreateNetworkInterface network-interface",
@@ -163,6 +164,10 @@ class Life:
             raise Refused(str(error)) from error
         if unread:
             raise Refused(str(unread))
+        yield "reservations"
+        seen = world.cloud(eni={"allocate": "prefixes"}).subnets.values()
+        if unknown := [s.reservations_unknown for s in seen if s.reservations_unknown]:
+            raise Refused(str(unknown))
         yield "grow"
         outcome = world.reach(12)
         if outcome.errors:

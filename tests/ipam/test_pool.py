@@ -96,6 +96,20 @@ def test_where_no_whole_block_is_left_single_addresses_do() -> None:
     assert growth.full == (("s", "no whole /28 free (84 addresses are)"),)
 
 
+def test_blocks_that_are_reserved_take_nothing_of_what_is_free() -> None:
+    reserved = {"s": Space(3, 5, apart=True)}
+    growth = ask(60, 2, prefixes=True, spaces=reserved)
+    assert (growth.shares, growth.creations) == ((Share("s", 0, 2),), (Share("s", 0, 2),))
+    assert (growth.unmet, growth.full) == (0, ())
+    without = ask(40, 0, prefixes=True, spaces={"s": Space(0, 5, apart=True)})
+    assert without.full == (("s", "0 addresses free"),), "the ENI's own is from outside"
+    less = ask(40, 9, prefixes=True, new_enis=0, spaces={"s": Space(30, 1, apart=True)})
+    assert less.shares == (Share("s", 8, 1),)
+    assert (
+        less.full[0][1] == "no whole /28 free in its CIDR reservations (30 addresses outside are)"
+    )
+
+
 def test_a_new_eni_begins_with_one_kind_only() -> None:
     """One call asks for one kind; the rest is assigned once the ENI is there."""
     growth = ask(20, prefixes=True, spaces={"s": Space(100, 1)})

@@ -271,6 +271,7 @@ def test_every_field_that_is_read_exists() -> None:
         "describe_network_interfaces": "DescribeNetworkInterfaces",
         "describe_subnets": "DescribeSubnets",
         "describe_instance_types": "DescribeInstanceTypes",
+        "get_subnet_cidr_reservations": "GetSubnetCidrReservations",
     }
     for path in fields_read():
         shape = model().operation_model(operations[str(path[0])]).output_shape

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -18,7 +18,13 @@ from reconciler.domains import eni as domain
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import Domain, converge
 from reconciler.errors import ObserveError
-from reconciler.ipam.cloud import CLUSTER_TAG, INSTANCE_TAG, STOCK_INSTANCE_TAG, Limits
+from reconciler.ipam.cloud import (
+    CLUSTER_TAG,
+    INSTANCE_TAG,
+    STOCK_INSTANCE_TAG,
+    Limits,
+    Reserved,
+)
 from reconciler.ipam.ec2_action import (
     AddEni,
     AdoptEni,
@@ -82,6 +88,18 @@ class World:
 
     def apply(self, *actions: Any) -> list[str]:
         return [f.reason for f in self.target.apply(actions)]
+
+    def reserve(self, **cidrs: str) -> None:
+        """Reserve CIDRs of the subnet, by type."""
+        if isinstance(self.target, FakeEc2):
+            kinds = {kind: (ip_network(cidrs[kind]),) for kind in cidrs}
+            self.target.reserved = Reserved(kinds.get("prefix", ()), kinds.get("explicit", ()))
+            return
+        (only,) = self.cloud().enis
+        for kind, cidr in cidrs.items():
+            self.client.create_subnet_cidr_reservation(
+                SubnetId=only.subnet_id, ReservationType=kind, Cidr=cidr
+            )
 
 
 def over_http(ec2: Any, **options: Any) -> World:
@@ -190,6 +208,45 @@ def test_prefixes_come_go_and_count_as_one_slot_each(world: World) -> None:
     again = AssignPrefixes(only.eni_id, only.subnet_id, "test", units=only.prefixes[1:2])
     assert world.apply(again) == []
     assert world.cloud().enis[0].prefixes == only.prefixes[:2]
+
+
+def test_prefixes_come_from_what_is_reserved_for_them_though_nothing_else_is_free(
+    world: World,
+) -> None:
+    """What EC2 counts as free has none of it, and is less than a block here."""
+    world.reserve(prefix="10.0.1.128/25", explicit="10.0.1.32/27")
+    taken = [SUBNET[n] for n in (*range(16, 32), *range(64, 128))]
+    if isinstance(world.target, FakeEc2):
+        world.target._taken.update(taken)
+    else:
+        (only,) = world.cloud().enis
+        world.client.create_network_interface(
+            SubnetId=only.subnet_id,
+            PrivateIpAddresses=[{"PrivateIpAddress": str(a)} for a in taken],
+        )
+    prefixes = {"eni": {"allocate": "prefixes"}}
+    (subnet,) = world.cloud(**prefixes).subnets.values()
+    assert (subnet.blocks, subnet.blocks_apart) == (7, True), "the last has the broadcast address"
+    outcome = world.reach(64, **prefixes)
+    assert outcome.settled, outcome
+    (only,) = world.cloud().enis
+    home = ip_network("10.0.1.128/25")
+    assert [p.subnet_of(home) for p in only.prefixes] == [True] * 4
+    assert only.secondaries == ()
+
+
+def test_what_is_reserved_for_those_who_name_it_is_no_source_of_addresses(world: World) -> None:
+    world.reserve(explicit="10.0.1.16/28")
+    assert world.reach(18).settled
+    reserved = ip_network("10.0.1.16/28")
+    held = {a for e in world.cloud().enis for a in (e.primary, *e.secondaries)}
+    assert (len(held), [a for a in held if a in reserved]) == (20, [])
+    prefixes = {"eni": {"allocate": "prefixes"}}
+    (subnet,) = world.cloud(**prefixes).subnets.values()
+    (_, *others) = SUBNET.subnets(new_prefix=28)
+    used = {*held, SUBNET[-1]}
+    free = [n for n in others if n != reserved and not any(a in n for a in used)]
+    assert (subnet.blocks, subnet.blocks_apart) == (len(free), False)
 
 
 def test_addresses_are_given_back_by_name(world: World) -> None:

@@ -309,6 +309,81 @@ def test_blocks_are_counted_only_where_ec2_has_refused_one() -> None:
     assert failure.scope == "prefixes:subnet-a"
 
 
+RESERVATIONS = "get_subnet_cidr_reservations"
+
+
+def with_little(told: dict[str, Any], free: int = 5, **cidrs: str) -> dict[str, Any]:
+    """Leave few addresses free in the subnet, and reserve some by type."""
+    subnets(told)[0]["AvailableIpAddressCount"] = free
+    found = [{"ReservationType": kind, "Cidr": cidr} for kind, cidr in cidrs.items()]
+    told[RESERVATIONS] = {"SubnetIpv4CidrReservations": found, "SubnetIpv6CidrReservations": []}
+    return told
+
+
+def test_reservations_are_asked_for_only_where_prefixes_may_depend_on_them() -> None:
+    told = with_little(answers(), prefix="10.0.1.128/25")
+    for free, parts, times in ((5, {"allocate": "prefixes"}, 1), (5, {}, 0)):
+        caller = Scripted(with_little(answers(), free, prefix="10.0.1.128/25"))
+        target(caller).observe([domain.desire(wanted(90, eni=parts))])
+        assert caller.asked[RESERVATIONS] == times
+    told["describe_subnets"]["Subnets"][0] |= {
+        "CidrBlock": "10.0.0.0/20",
+        "AvailableIpAddressCount": 3000,
+    }
+    caller = Scripted(told)
+    desired = domain.desire(wanted(90, eni={"allocate": "prefixes"}))
+    ec2 = target(caller)
+    ec2.observe([desired])
+    assert caller.asked[RESERVATIONS] == 0, "more is free than this node could want"
+    (subnet,) = refused(ec2, caller).observe([desired]).subnets.values()
+    assert (caller.asked[RESERVATIONS], subnet.blocks_apart) == (1, True), "EC2 has refused one"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ReservationType": "prefix", "Cidr": "10.0.1.128/99"},
+        {"ReservationType": "other", "Cidr": "10.0.1.128/25"},
+        {"ReservationType": "prefix"},
+    ],
+)
+def test_reservations_that_cannot_be_read_are_not_known(answer: dict[str, str]) -> None:
+    told = with_little(answers())
+    told[RESERVATIONS]["SubnetIpv4CidrReservations"] = [answer]
+    cloud, _ = look(told, 90, eni={"allocate": "prefixes"})
+    (subnet,) = cloud.subnets.values()
+    assert "cannot be read" in subnet.reservations_unknown
+    assert not subnet.blocks_apart
+
+
+def test_without_the_right_to_ask_for_reservations_a_full_subnet_says_so() -> None:
+    """Nothing else changes: the subnet is used as if it had none, and the call has a backoff."""
+
+    class Denied(Scripted):
+        def __call__(self, operation: str, method: str, arguments: dict[str, Any]) -> Any:
+            if method == RESERVATIONS:
+                self.asked[method] += 1
+                raise Ec2CallError(operation, "UnauthorizedOperation", "test", refused=True)
+            return super().__call__(operation, method, arguments)
+
+    caller = Denied(with_little(answers(), 0))
+    ec2 = target(caller)
+    now = wanted(200, eni={"allocate": "prefixes"})
+    plan = domain.plan(domain.desire(now), ec2.observe([domain.desire(now)]))
+    (issue,) = [r for r in plan.refusals if r.reason == "SubnetExhausted"]
+    assert "allow ec2:GetSubnetCidrReservations to the node's role" in issue.message
+    ((failure, *_), _) = ec2.drain()
+    resting = CallBackoffs().after_failure(
+        failure.scope, failure.code, failure.message, now=now.clock, chance=1.0
+    )
+    now = replace(now, ec2=replace(now.ec2, backoffs=resting))
+    before = caller.asked[RESERVATIONS]
+    ec2.suppose(ec2.told())
+    cloud = ec2.observe([domain.desire(now)])
+    assert caller.asked[RESERVATIONS] == before
+    assert "UnauthorizedOperation" in cloud.subnets["subnet-a"].reservations_unknown
+
+
 def test_more_enis_in_a_subnet_than_can_be_counted_leave_its_blocks_unknown() -> None:
     """A page more for each 100 of them would use up the node's budget of calls for the look."""
 

@@ -7,7 +7,7 @@ counts as there, and nothing is given back meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, host_network
 from reconciler.core.facts import Eni
 from reconciler.ipam import cloud
-from reconciler.ipam.cloud import Limits, Subnet, Unread
+from reconciler.ipam.cloud import Limits, Reserved, Subnet, Unread
 from reconciler.ipam.ec2_action import IDLE_TIMEOUTS
 from reconciler.ipam.release import unit_networks
 from reconciler.targets.values import (
@@ -44,6 +44,12 @@ PREFIX = network(IPv4Network, [33 - cloud.PREFIX_SIZE.bit_length()])
 PREFIX_IPV6 = network(IPv6Network, [80])
 SUBNET_CIDR = network(IPv4Network, range(16, 29))
 """A subnet's IPv4 CIDR block (VPC user guide, "Subnet sizing")."""
+
+RESERVED_CIDR = network(IPv4Network, range(16, 33))
+"""A CIDR reservation inside a subnet: any part of it."""
+
+RESERVATION_TYPE = like("prefix|explicit")
+"""What a reservation is for (EC2 API reference, CreateSubnetCidrReservation)."""
 
 SUBNET_CIDR_IPV6 = network(IPv6Network, range(44, 65))
 """The same of IPv6. Source as above."""
@@ -275,6 +281,18 @@ def _ipv6_block(body: Object) -> IPv6Network | None:
         if inner(block, "Ipv6CidrBlockState").get("State") == "associated":
             return SUBNET_CIDR_IPV6.of(block, "Ipv6CidrBlock")
     return None
+
+
+def decode_reservations(bodies: Iterable[Object]) -> Reserved:
+    """Read the IPv4 CIDR reservations of a subnet."""
+    read = [
+        (RESERVATION_TYPE.of(body, "ReservationType"), RESERVED_CIDR.of(body, "Cidr"))
+        for body in bodies
+    ]
+    return Reserved(
+        prefixes=tuple(cidr for kind, cidr in read if kind == "prefix"),
+        explicit=tuple(cidr for kind, cidr in read if kind == "explicit"),
+    )
 
 
 def taken_numbers(body: Object) -> tuple[str, set[int]]:

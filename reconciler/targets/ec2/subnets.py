@@ -8,10 +8,34 @@ from functools import partial
 from ipaddress import IPv4Network
 
 from reconciler.engine.plan import Plan
-from reconciler.ipam.cloud import RESERVED_LOW, Subnet, Unread, free_blocks
+from reconciler.ipam import budget
+from reconciler.ipam.cloud import (
+    NOTHING_RESERVED,
+    PREFIX_SIZE,
+    RESERVED_LOW,
+    Reserved,
+    Subnet,
+    Unread,
+    free_blocks,
+)
 from reconciler.ipam.pool_status import Pool
-from reconciler.targets.ec2.calls import Calls, Filters, TooLongError, matching, parts
-from reconciler.targets.ec2.decode import Listed, decode_subnet, taken_numbers, unread
+from reconciler.targets.ec2.caller import Ec2CallError
+from reconciler.targets.ec2.calls import (
+    Calls,
+    Filters,
+    TooLongError,
+    matching,
+    operation,
+    parts,
+    reading,
+)
+from reconciler.targets.ec2.decode import (
+    Listed,
+    decode_reservations,
+    decode_subnet,
+    taken_numbers,
+    unread,
+)
 from reconciler.targets.values import MalformedError, Object
 from schemas.group import PodGroup
 from schemas.pool import Eni
@@ -29,6 +53,18 @@ SUBNETS_S = 3 * 3600.0
 ROOM_S = 600.0
 """Seconds for which what a subnet had free is good enough to choose it for a new ENI. If it has
 less, EC2 refuses, and it is described anew at once."""
+
+RESERVATIONS = "get_subnet_cidr_reservations"
+
+MAX_RESERVATIONS = 500
+"""CIDR reservations of one subnet."""
+
+MAX_RESERVED = 8
+"""Subnets of one look whose CIDR reservations are asked for: each costs a call."""
+
+AMPLE = 16 * PREFIX_SIZE
+"""Addresses that are free in a subnet whose reservations need not be asked for: without them, or
+with them, EC2 has more blocks than one growth asks for."""
 
 NO_ROOM = {"SubnetExhausted", "SubnetRejected"}
 """Reasons of the plan that a fresh description of the subnets may end."""
@@ -120,12 +156,40 @@ class Subnets:
                 # Those that were listed do; an ENI whose subnet is not among them is unread.
                 unknown.append(Unread("subnet", "", str(error)))
         if pool.prefixes:
-            found, uncounted = self._blocks(found, interfaces)
+            found, uncounted = self._blocks(pool, found, interfaces)
             unknown += uncounted
         return found, unknown
 
+    def _reserved(
+        self, pool: Pool, subnets: Mapping[str, Subnet]
+    ) -> tuple[dict[str, Reserved], dict[str, str]]:
+        """Ask for the CIDR reservations that blocks may depend on, and say why some are unknown.
+
+        What is reserved for prefixes does not count as free (seen in awslabs/eks-perf-tests #511,
+        where a subnet that was reserved as a whole had 0), and EC2 takes prefixes from there. So
+        they matter where little is free, or EC2 has refused a block.
+        """
+        zone, call = pool.node.availability_zone, operation(RESERVATIONS)
+        here = {n: s for n, s in subnets.items() if s.zone == zone and "ipv4" in s.families}
+        names = [n for n, s in here.items() if s.free < AMPLE or n in self._fragmented]
+        found = dict.fromkeys(subnets, NOTHING_RESERVED)
+        if rest := pool.ec2.backoffs.of(call, pool.clock):
+            return found, dict.fromkeys(names, f"{rest.code}: {rest.message}")
+        for number, name in enumerate(names[:MAX_RESERVED]):
+            pages = self._calls.pages(
+                RESERVATIONS, "SubnetIpv4CidrReservations", most=MAX_RESERVATIONS, SubnetId=name
+            )
+            try:
+                with reading(RESERVATIONS):
+                    found[name] = decode_reservations(pages)
+            except Ec2CallError as error:
+                self._calls.fail(call, error.code, error.message)
+                why = f"{error}{budget.cure(call, error.code)}"
+                return found, dict.fromkeys(names[number:], why)
+        return found, {}
+
     def _blocks(
-        self, subnets: Mapping[str, Subnet], interfaces: Interfaces
+        self, pool: Pool, subnets: Mapping[str, Subnet], interfaces: Interfaces
     ) -> tuple[dict[str, Subnet], list[Unread]]:
         """Say how many whole free blocks subnets have.
 
@@ -133,6 +197,15 @@ class Subnets:
         only where EC2 has refused one; elsewhere it is what our own addresses leave, at most. Of a
         subnet with an ENI that cannot be read, or with too many, the number is not known.
         """
+        reserved, hidden = self._reserved(pool, subnets)
+        subnets = {
+            name: replace(
+                subnet,
+                blocks_apart=bool(reserved[name].prefixes),
+                reservations_unknown=hidden.get(name, ""),
+            )
+            for name, subnet in subnets.items()
+        }
         taken: dict[str, set[int]] = {name: set() for name in subnets.keys() & self._fragmented}
         unknown: dict[str, Unread] = {}
         for ids in parts(taken):
@@ -142,9 +215,15 @@ class Subnets:
                     _count(body, taken, unknown)
             except TooLongError as error:
                 unknown |= {name: Unread("subnet", name, str(error)) for name in ids}
-        most = {n: _most_blocks(s, interfaces) for n, s in subnets.items() if n not in taken}
+        most = {
+            name: _most_blocks(subnet, interfaces, reserved[name])
+            for name, subnet in subnets.items()
+            if name not in taken
+        }
         counted = {
-            name: replace(subnets[name], blocks=free_blocks(subnets[name].cidr, numbers))
+            name: replace(
+                subnets[name], blocks=free_blocks(subnets[name].cidr, numbers, reserved[name])
+            )
             for name, numbers in taken.items()
             if name not in unknown
         }
@@ -233,11 +312,13 @@ def _suppose_subnet(pool: Pool, interfaces: Interfaces, at: float) -> Described 
     return Described(at, _asked(pool, interfaces), {name: subnet}, (), is_told=False)
 
 
-def _most_blocks(subnet: Subnet, interfaces: Interfaces) -> Subnet:
+def _most_blocks(
+    subnet: Subnet, interfaces: Interfaces, reserved: Reserved = NOTHING_RESERVED
+) -> Subnet:
     """Count the blocks that are free as far as our own addresses tell."""
     mine = [i.eni for i in interfaces.values() if i.eni.subnet_id == subnet.subnet_id]
     taken = {int(a) for e in mine for a in (e.primary, *e.pod_addresses)}
-    return replace(subnet, blocks=free_blocks(subnet.cidr, taken))
+    return replace(subnet, blocks=free_blocks(subnet.cidr, taken, reserved))
 
 
 def _count(body: Object, taken: dict[str, set[int]], unknown: dict[str, Unread]) -> None:

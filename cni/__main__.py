@@ -208,7 +208,7 @@ def _status(call: Call) -> None:
     except PermissionError as error:
         raise request.not_permitted(call, error) from error
     except (OSError, ValueError) as error:
-        what = "the reconciler does not answer on this node"
+        what = f"{protocol.NOT_RUNNING}: the reconciler does not answer on this node"
         raise CniError(protocol.NOT_AVAILABLE, what, error) from error
     if reply.get("ok") is not True:
         raise request.refusal(reply)

@@ -56,6 +56,9 @@ MAX_WAIT_S = 110
 ENDING = "ReconcilerEnding"
 """The reason of a refusal by a process that was told to end: the next one serves the pod."""
 
+NOT_RUNNING = "NotRunning"
+"""The reason of a refusal by the executable itself: no reconciler answers on this node."""
+
 Object = dict[str, object]
 
 

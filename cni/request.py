@@ -59,7 +59,7 @@ def connect(call: Call) -> exchange.Connection:
     except PermissionError as error:
         raise not_permitted(call, error) from error
     except OSError as error:
-        what = "the reconciler is not running on this node"
+        what = f"{protocol.NOT_RUNNING}: the reconciler is not running on this node"
         details = f"{call.state_dir}/{exchange.SOCKET}: {protocol.why(error)}"
         raise CniError(protocol.TRY_AGAIN, what, details) from error
 

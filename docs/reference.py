@@ -1,9 +1,9 @@
 """Write the reference pages that say what the code says: ``python docs/reference.py``.
 
-The page of the document is made of its JSON Schema, that of the commands of the command line, the
-list of decisions of their titles; so are the manual page and what shells complete by. All are in
-the repository, so that they can be read there and come with the package.
-A test fails when one is stale.
+The page of the document is made of its JSON Schema, that of the commands of the command line, that
+of conditions of the catalogue of reasons, the list of decisions of their titles; so are the manual
+page and what shells complete by. All are in the repository, so that they can be read there and
+come with the package. A test fails when one is stale.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from reconciler.cli.main import main
+from reconciler.diagnostics.reasons import catalogue
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -205,6 +206,11 @@ def write_completion(shell: str) -> str:
     return source.strip() + "\n"
 
 
+def describe_conditions() -> str:
+    """Return the page of conditions: what is known of every reason."""
+    return f"{MADE}\n\n" + "".join(catalogue.page())
+
+
 def list_decisions() -> str:
     """Return the list of decision records, by their titles."""
     parts = []
@@ -218,6 +224,7 @@ def list_decisions() -> str:
 FILES: dict[str, Callable[[], str]] = {
     "docs/reference/document.md": describe_document,
     "docs/reference/commands.md": describe_commands,
+    "docs/reference/conditions.md": describe_conditions,
     "docs/decisions/README.md": list_decisions,
     "deploy/man/node-network.1": write_man_page,
     "deploy/completion/node-network.bash": partial(write_completion, "bash"),

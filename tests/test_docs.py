@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from typing import Any
 import pytest
 from builders import inputs
 
+from reconciler import errors
+from reconciler.diagnostics.reasons import catalogue
 from reconciler.engine.converge import Domain, converge, dry_run
+from reconciler.ipam import budget
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
@@ -104,3 +108,59 @@ def test_the_example_of_a_domain_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "docker0/tx_queue_len").read_text() == "1000\n"
     gone = replace(two, links={"02:aa:00:00:00:00": "eth0", "02:aa:00:00:00:01": "eth9"})
     assert not converge([domain], gone)["queue"].settled  # eth9 has no file: named, not guessed
+
+
+NOT_SCANNED = ("reconciler/diagnostics/reasons/", "reconciler/importing/")
+"""The catalogue itself, and names of the stock plugin."""
+
+CAMEL = re.compile(r"[A-Z][a-z0-9]+([A-Z][a-z0-9]+)+")
+
+NO_REASONS = {
+    *budget.BUCKETS,
+    *("DescribeManagedPrefixLists", "GetManagedPrefixListEntries", "DescribeRouteTables"),
+    *("DescribeVpcPeeringConnections", "NodeNetworkReady", "KubeletConfiguration"),
+    *("TcpEstablishedTimeout", "UdpStreamTimeout", "UdpTimeout"),  # of an ENI
+    *("ManageForeignRoutes", "ManageForeignRoutingPolicyRules"),  # of systemd-networkd
+    "NetworkManager",
+}
+"""Words of EC2, Kubernetes and other programs that look like reasons."""
+
+FORMS = {
+    *("Reconciler", "Apply", "Cluster"),  # of exceptions that name a reason each time
+    *("UnknownPod", "Unanswered"),  # of commands, which print the message alone
+}
+"""What exceptions have as a reason and no condition does."""
+
+
+GIVEN = {"Issue", "Ec2CallError", "ApplyError"}
+"""What takes a reason as its second argument."""
+
+
+def said(path: Path) -> Iterator[str]:
+    """Words of a module that may be reasons: texts that look like one, and what issues are given.
+
+    Of the modules that read EC2's answers, which are full of its names, only the latter.
+    """
+    is_full = "targets/ec2" in str(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in GIVEN:
+            (reason,) = node.args[1:2] or (None,)
+            if isinstance(reason, ast.Constant) and re.fullmatch(r"[A-Z]\w+", str(reason.value)):
+                yield str(reason.value)
+        elif isinstance(node, ast.Constant) and not is_full and CAMEL.fullmatch(str(node.value)):
+            yield str(node.value)
+
+
+def test_every_reason_is_explained_and_no_other_one() -> None:
+    """Write an entry in ``reconciler/diagnostics/reasons/`` for a new reason."""
+    paths = [p for part in ("reconciler", "cni") for p in (ROOT / part).rglob("*.py")]
+    scanned = [p for p in paths if not str(p.relative_to(ROOT)).startswith(NOT_SCANNED)]
+    kinds = [c for c in vars(errors).values() if isinstance(c, type)]
+    used = {word for path in scanned for word in said(path)}
+    used |= {c.reason for c in kinds if issubclass(c, errors.ReconcilerError)} - FORMS
+    used |= {code for of in budget.CODES.values() for code in of}
+    known = {r for r in catalogue.BY_REASON if re.fullmatch(r"[A-Z]\w+", r)}
+    assert used - known - NO_REASONS == set(), "no entry in reconciler/diagnostics/reasons/"
+    text = "".join(path.read_text() for path in scanned)
+    unused = {reason for reason in known - used if f'"{reason}"' not in text}
+    assert unused == set(), "no code gives these reasons"

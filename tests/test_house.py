@@ -106,6 +106,10 @@ DOORS = {
             f"reconciler/cli/{command}.py"
             for command in ("cleanup", "document", "importing", "node", "run", "status")
         ),
+        *(
+            f"reconciler/cli/{command}.py"
+            for command in ("explain", "explain_condition", "explain_node")
+        ),
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
         *(f"reconciler/cli/{part}.py" for part in ("reading", "report", "screen")),
     },

@@ -24,10 +24,9 @@ NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 """Exit codes of what did not come to its end, as shells have them. 1 would say "it differs"."""
 
 MODULES = {
-    **dict.fromkeys(
-        ("apply", "audit", "diff", "explain", "gc", "max-pods"), "reconciler.cli.node"
-    ),
+    **dict.fromkeys(("apply", "audit", "diff", "gc", "max-pods"), "reconciler.cli.node"),
     "cleanup": "reconciler.cli.cleanup",
+    "explain": "reconciler.cli.explain",
     "import": "reconciler.cli.importing",
     "lab": "lab.cli",
     "render": "reconciler.cli.document",

@@ -1,4 +1,4 @@
-"""``diff``, ``apply``, ``audit``, ``explain`` and ``gc``: what observes this node, or EC2."""
+"""``diff``, ``apply``, ``audit``, ``max-pods`` and ``gc``: what observes this node, or EC2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import click
 from reconciler.cli import report
 from reconciler.cli.host import host_options, lock_records, open_records
 from reconciler.cli.options import (
-    Address,
     advice,
     apart_option,
     config_option,
@@ -22,8 +21,6 @@ from reconciler.cli.options import (
 )
 from reconciler.cli.reading import read_document
 from reconciler.cli.screen import screen_of
-from reconciler.core.datapath import IpAddress
-from reconciler.diagnostics.explain import explain_address, explain_pools
 from reconciler.engine.converge import Outcome
 from reconciler.errors import NotReadyError, ReconcilerError
 from reconciler.ipam.cloud import CLUSTER_TAG
@@ -162,48 +159,6 @@ def audit(
     for line in report.finding_lines(dict.fromkeys(f for f in others if f not in found)):
         click.echo(line, err=True)
     sys.exit(1 if found else 0)
-
-
-@click.group()
-def explain() -> None:
-    """Explain the node's state, with the numbers."""
-
-
-@explain.command()
-@config_option
-@state_option
-def pool(config: Path, state_dir: Path) -> None:
-    """Print the pool's arithmetic, and the limit that binds."""
-    document = read_document(config)
-    try:
-        outcome = LocalNode(open_records(state_dir)).pool.run(document, dry=True)
-    except ReconcilerError as error:
-        fail(error)
-    if outcome.errors:
-        fail(outcome.errors[0])
-    lines = explain_pools(outcome.desired, outcome.observed)
-    lines += [f"! {refusal}" for refusal in outcome.remaining.refusals]
-    click.echo("\n".join(lines))
-
-
-@explain.command()
-@click.argument("destination", type=Address())
-@config_option
-@state_option
-def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
-    """Say whose address DESTINATION sees of a pod's packets, and why.
-
-    By what was last known of the sources that snat names; EC2 is not asked, and no pod is needed.
-    """
-    document = read_document(config)
-    known = LocalNode(open_records(state_dir)).known
-    try:
-        facts, policies = known.identity(), known.resolve(document).snat_policies
-    except ReconcilerError as error:
-        fail(error)
-    for group, snat in policies:
-        lines = explain_address(snat, known.egress, facts, destination, time.time())
-        click.echo("\n".join(f"group {group}: {line}" if group else line for line in lines))
 
 
 @click.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -52,6 +52,19 @@ class Screen:
             break_long_words=False,
             break_on_hyphens=False,
         )
+
+    def table(self, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Yield headings and, in a second column, texts.
+
+        What cannot be printed is left out: a text may have another program's words in it.
+        """
+        rows = list(rows)
+        indent = max((len(heading) for heading, _ in rows), default=0) + 2
+        for heading, text in rows:
+            printed = "".join(c if c.isprintable() else " " for c in text)
+            start = f"{heading:<{indent}}"
+            lines = self.wrap(" ".join(printed.split()), start, " " * indent)
+            yield from lines
 
 
 PIPE = Screen()

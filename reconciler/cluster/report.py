@@ -25,6 +25,9 @@ NUMBERS_S = 60.0
 """Seconds between two of them if the status is the same: every write of a Node goes to all that
 watch nodes, and with each pod that comes or goes the numbers change, or the reason."""
 
+STARTING = "Starting"
+"""Reason while no pass over the node has succeeded, and nothing is known to be wrong."""
+
 PATIENCE_S = 30.0
 """Seconds that a pod may wait before the condition is False: the pool grows meanwhile."""
 
@@ -141,7 +144,7 @@ def describe(reading: Reading) -> NodeCondition:
     if reading.obstacle is not None and (first or reading.has_converged):
         status, reason = "False", (first or reading.obstacle).reason
     elif not reading.has_converged:
-        status, reason = "Unknown", "Starting"
+        status, reason = "Unknown", STARTING
         message = "no pass over the node has succeeded yet"
     elif reading.waiting_s >= PATIENCE_S:
         status, reason = "False", first.reason if first else "PodsWait"

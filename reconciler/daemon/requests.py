@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from cni import protocol
+from reconciler.cluster.report import STARTING
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
@@ -101,8 +102,9 @@ class Requests:
             besides = NO_CAUSE | {"eni"} if was_pass else NO_CAUSE
             known = self._conditions.all(besides=besides, for_all=True)
             text = "; ".join(f"{c['subject']}: {c['text']}" for c in known)
+            reason = "NotSettled" if text or was_pass else STARTING
             text = text or "its objects were not seen in place within the budget"
-            return Issue(f"intent {key}", "NotSettled", text[:MOST_TEXT])
+            return Issue(f"intent {key}", reason, text[:MOST_TEXT])
         causes = self._conditions.texts("eni")
         if refusal.reason == "AddressesExhausted" and causes:
             why = "; ".join(causes)[:MOST_TEXT]

@@ -291,7 +291,7 @@ def answer(agent: Agent, question: Question) -> Reply:
             return _result(parts.checks.check(question.key), agent)
         case "ready":
             obstacle = agent.find_obstacle()
-            return refuse_for(obstacle) if obstacle else {"ok": True}
+            return refuse_for(obstacle, protocol.NOT_AVAILABLE) if obstacle else {"ok": True}
         case "status":
             return _within({"ok": True, "status": agent.status()})
         case "retry":
@@ -365,9 +365,9 @@ def _result(attachment: Attachment | Issue, agent: Agent) -> Reply:
     }
 
 
-def refuse_for(refusal: Issue) -> Reply:
-    """Answer that something is not done, with its reason."""
-    code = CODES.get(refusal.reason, protocol.TRY_AGAIN)
+def refuse_for(refusal: Issue, otherwise: int = protocol.TRY_AGAIN) -> Reply:
+    """Answer that something is not done, with its reason; ``otherwise`` if that has no code."""
+    code = CODES.get(refusal.reason, otherwise)
     reply = refuse(code, f"{refusal.reason}: {refusal.message}", refusal.subject)
     return reply | {"reason": refusal.reason}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reconciler.cluster.report import STARTING
 from reconciler.core.datapath import IpNetwork
 from reconciler.daemon.document import Accepted
 from reconciler.daemon.duty import Condition
@@ -91,16 +92,18 @@ def find_obstacle(
     ``texts`` returns a domain's conditions; ``now`` is in monotonic seconds.
     """
 
-    def causes(instead: str, of: Iterable[str] = ("node", "eni")) -> str:
-        return ("; ".join(t for name in of for t in texts(name)) or instead)[: FOREIGN_TEXT * 2]
+    def causes(of: Iterable[str] = ("node", "eni")) -> str:
+        return "; ".join(t for name in of for t in texts(name))[: FOREIGN_TEXT * 2]
 
     if cloud is None or not cloud.enis:
-        return Issue("node", "NotAvailable", causes("no ENI is known yet"))
+        if cloud is None and not progress.has_converged and not causes():
+            return Issue("node", STARTING, "EC2 has not been observed yet")
+        return Issue("node", "NotAvailable", causes() or "no ENI is known yet")
     failing, limited = progress.failing_since, progress.limited_since
     if failing is not None and (not progress.has_converged or now - failing > PATIENCE_S):
-        return Issue("node", "NotAvailable", causes("no pass succeeds"))
+        return Issue("node", "NotAvailable", causes() or "no pass succeeds")
     if limited is not None and now - limited > PATIENCE_S:
-        return Issue("node", "Limited", causes("rules or settings are missing", HOST_WIDE))
+        return Issue("node", "Limited", causes(HOST_WIDE) or "rules or settings are missing")
     return None
 
 

@@ -43,6 +43,7 @@ def test_alive_at_once_ready_with_the_first_convergence_and_still_so_without_ec2
     idle.launch("node1", "--listen", LISTEN)
     until(lambda: answers(idle))
     assert get(idle, "/livez") == (200, "ok\n")
+    until(lambda: not get(idle, "/readyz")[1].startswith("node: Starting"))
     status, text = get(idle, "/readyz")
     assert (status, text.startswith("node: NotAvailable")) == (503, True), text
     idle.lab.ask("faults", set={"denied": []})

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks import testbed
 from benchmarks.burst import Aim, Burst, BurstError, Sink
-from benchmarks.stock import Iptables
 from benchmarks.testbed import ENIS, VPC_HOST, Testbed
 from lab import lifecycle
+from lab.stock import Iptables
 from lab.topology import INTERNET_HOST, STATE, Names
 
 ROUNDS = 60
@@ -141,7 +141,7 @@ def table(costs: Costs) -> list[str]:
         f"{ENIS} ENIs; packets are those of the pod that came last, on the last ENI.",
         "",
         "*Ours* is made by one kernel pass of the reconciler. *Stock* is the layout of "
-        "amazon-vpc-cni-k8s v1.23.1 with iptables-nft (`benchmarks/stock.py`). *Bare* only "
+        "amazon-vpc-cni-k8s v1.23.1 with iptables-nft (`lab/stock.py`). *Bare* only "
         "routes, for "
         "one pod, without rules, NAT and connection tracking: what is left when a plugin decides "
         "nothing.",

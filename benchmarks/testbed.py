@@ -18,10 +18,9 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
-from benchmarks import stock
 from benchmarks.burst import Sink
-from benchmarks.stock import Iptables, StockEni, StockNode, StockPod
-from lab import netns
+from lab import netns, stock
+from lab.stock import Iptables, StockEni, StockNode, StockPod
 from lab.topology import Names
 from reconciler.core.attachment import Attachment, AttachmentKey, netns_identity, veth_name
 from reconciler.core.facts import Eni, Node

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from lab import cli_vpc, lifecycle, netns, pod
+from lab import cli_rehearsal, cli_vpc, lifecycle, netns, pod
 from lab import demo as story
 from lab.lifecycle import Lab, LabError
 from lab.topology import INSTANCES, NODES
@@ -153,8 +153,36 @@ def delete(name: str, node: str, pod_name: str) -> None:
         _fail(str(error))
 
 
-for group in cli_vpc.COMMANDS:
-    lab.add_command(group)
+@pods.command(name="list")
+@name_option
+def list_pods(name: str) -> None:
+    """List the pods of a lab: node, pod, address."""
+    try:
+        lab_names = Lab(name).names
+    except ValueError as error:
+        _fail(str(error))
+    for node, one, addresses in pod.find(lab_names):
+        click.echo(f"{node or '-'} {one} {' '.join(addresses)}")
+
+
+@pods.command(name="exec", context_settings={"ignore_unknown_options": True})
+@name_option
+@click.argument("pod_name", metavar="POD")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_in_pod(name: str, pod_name: str, command: tuple[str, ...]) -> None:
+    """Run a command in a pod's network namespace."""
+    try:
+        netns.enter(netns.path(Lab(name).names.namespace(f"pod-{pod_name}")))
+    except (OSError, ValueError) as error:
+        _fail(f"no pod {pod_name} in lab {name}: {error}; 'node-network lab pod list'")
+    try:
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        _fail(f"{command[0]}: {error.strerror}")
+
+
+for each_command in (*cli_vpc.COMMANDS, *cli_rehearsal.COMMANDS):
+    lab.add_command(each_command)
 
 
 @lab.command(context_settings={"ignore_unknown_options": True})

@@ -134,6 +134,7 @@ class Lab:
             "NODE_NETWORK_CNI_CONF_DIR": str(self.names.configurations(node)),
             "NODE_NETWORK_TMPFILES_DIR": str(self.names.tmpfiles(node)),
             "NODE_NETWORK_CNI_EXECUTABLE": str(EXECUTABLE),
+            "NODE_NETWORK_AWS_NODE_DIR": str(self.names.stock_plugin(node)),
         }
 
     def command(self, part: str, argv: Sequence[str]) -> list[str]:

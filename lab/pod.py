@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from pyroute2 import IPRoute
+
 from lab import netns
 from lab.lifecycle import EXECUTABLE, Lab
+from lab.topology import NODES, Names
 
 
 class PodError(Exception):
@@ -100,6 +103,22 @@ def add(
         netns.remove(namespace)
         raise
     return Pod(lab, node, name, namespace, result)
+
+
+def find(names: Names) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the pods of a lab: the node that has a record of it or "", its name, its addresses."""
+    start = names.namespace("pod-")
+    for namespace in netns.names(start):
+        name = namespace.removeprefix(start)
+        record = f"attachments/{names.lab}-{name}:eth0.json"
+        node = next((n for n in NODES if (names.node_state(n) / record).exists()), "")
+        with netns.inside(namespace), IPRoute() as ip:
+            found = [
+                address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS")
+                for link in ip.link_lookup(ifname="eth0")
+                for address in ip.get_addr(index=link, scope=0)
+            ]
+        yield node, name, found
 
 
 def delete(lab: Lab, node: str, name: str) -> None:

@@ -146,6 +146,10 @@ class Names:
         """Where it looks for what is removed at a boot; no systemd reads it."""
         return self.node_state(node) / "etc/tmpfiles.d"
 
+    def stock_plugin(self, node: str) -> Path:
+        """Where amazon-vpc-cni-k8s keeps its checkpoint on a node."""
+        return self.node_state(node) / "var/run/aws-node"
+
 
 def instances(types: Mapping[str, str]) -> tuple[Instance, ...]:
     """Return the lab's instances, some nodes with another type than their own.

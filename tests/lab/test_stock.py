@@ -8,9 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from benchmarks import stock
-from benchmarks.stock import Connmark, Iptables, StockEni, StockError, StockNode, StockPod
-from lab import netns
+from lab import netns, stock
+from lab.stock import Connmark, Iptables, StockEni, StockError, StockNode, StockPod
 from lab.traffic import Receiver, probe
 
 pytestmark = pytest.mark.lab

@@ -11,16 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import until
 
-from benchmarks import stock
-from benchmarks.stock import Connmark, Iptables, StockEni, StockNode, StockPod
-from lab import netns, pod
+from lab import netns, pod, stock, stock_node
+from lab.stock import Connmark, Iptables, StockNode, StockPod
 from lab.traffic import PORT, Receiver, Stream, probe
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -150,96 +149,14 @@ class Talk:
             self._over.wait(0.005)
 
 
-def stock_tags(instance_id: str) -> list[dict[str, str]]:
-    """What the stock plugin writes (amazon-vpc-cni-k8s ``pkg/awsutils/awsutils.go``)."""
-    tags = {
-        "node.k8s.amazonaws.com/instance_id": instance_id,
-        "node.k8s.amazonaws.com/createdAt": "2026-01-01T00:00:00Z",
-        "cluster.k8s.amazonaws.com/name": "prod",
-        "eks:eni:owner": "amazon-vpc-cni",
-    }
-    return [{"Key": key, "Value": value} for key, value in tags.items()]
-
-
-def fill_enis(cluster: Any) -> tuple[StockEni, ...]:
-    """Create, tag and fill ENIs as the stock plugin's daemon does; return them as it sees them."""
-    (primary,) = cluster.lab.enis("node1")
-    instance_id = cluster.lab.ask("status")["instances"]["node1"]
-    subnet_id = next(
-        i["SubnetId"]
-        for i in cluster.aws("describe_network_interfaces")["NetworkInterfaces"]
-        if i["NetworkInterfaceId"] == primary["id"]
-    )
-    cluster.aws("create_tags", Resources=[primary["id"]], Tags=stock_tags(instance_id))
-    cluster.aws(
-        "assign_private_ip_addresses",
-        NetworkInterfaceId=primary["id"],
-        SecondaryPrivateIpAddressCount=PODS[0] + SPARE,
-    )
-    for device in range(1, len(PODS)):
-        made = cluster.aws(
-            "create_network_interface",
-            SubnetId=subnet_id,
-            Description=f"aws-K8S-{instance_id}",
-            SecondaryPrivateIpAddressCount=PODS[device] + SPARE,
-            TagSpecifications=[
-                {"ResourceType": "network-interface", "Tags": stock_tags(instance_id)}
-            ],
-        )
-        eni_id = made["NetworkInterface"]["NetworkInterfaceId"]
-        attached = cluster.aws(
-            "attach_network_interface",
-            NetworkInterfaceId=eni_id,
-            InstanceId=instance_id,
-            DeviceIndex=device,
-        )
-        cluster.aws(
-            "modify_network_interface_attribute",
-            NetworkInterfaceId=eni_id,
-            Attachment={"AttachmentId": attached["AttachmentId"], "DeleteOnTermination": True},
-        )
-    until(
-        lambda: all(e["status"] == "attached" for e in cluster.lab.enis("node1")),
-        "attached ENIs",
-    )
-    until(lambda: len(json.loads(cluster.ip("-j", "link"))) == 1 + len(PODS), "links")
-    names = {x["address"]: x["ifname"] for x in json.loads(cluster.ip("-j", "link"))}
-    return tuple(
-        StockEni(e["device"], names[e["mac"]], IPv4Address(e["primary"]), SUBNET)
-        for e in cluster.lab.enis("node1")
-    )
-
-
 @contextmanager
-def stocked(
-    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **choices: Any
-) -> Iterator[Stocked]:
+def stocked(make_cluster: Any, tmp_path: Path, **choices: Any) -> Iterator[Stocked]:
     """A lab whose node1 is the stock plugin's, with pods that talk."""
-    directory = tmp_path / "aws-node"
-    monkeypatch.setenv("NODE_NETWORK_AWS_NODE_DIR", str(directory))
     with make_cluster(tmp_path, types={"node1": "m5.xlarge"}) as cluster, ExitStack() as stack:
-        enis = fill_enis(cluster)
-        names = cluster.lab.names
-        pods = []
-        for device, eni in enumerate(cluster.lab.enis("node1")):
-            free = [a for a in eni["addresses"] if a != eni["primary"]]
-            for number in range(PODS[device]):
-                name = f"s{device}x{number}"
-                one = StockPod(
-                    "default",
-                    name,
-                    IPv4Address(free[number]),
-                    names.namespace(f"pod-{name}"),
-                    device,
-                    container_id=f"{names.lab}-{name}",
-                )
-                netns.make(one.netns)
-                pods.append(one)
-        node = StockNode(enis, tuple(pods), **choices)
-        stock.apply(names.namespace("node1"), stock.layout(node))
-        stock.write_checkpoint(pods, directory / "ipam.json")
+        node = stock_node.make(cluster.lab, "node1", PODS, spare=SPARE, **choices)
+        pods = list(node.pods)
         lay_node_ports(cluster, pods)
-        made = Stocked(cluster, directory, node)
+        made = Stocked(cluster, cluster.lab.names.stock_plugin("node1"), node)
         made.leave_alone()
         made.streams = connect(cluster, pods, stack)
         cluster.lab.ask("forget")
@@ -303,7 +220,6 @@ def lay_node_ports(cluster: Any, pods: list[StockPod]) -> None:
 def test_thirty_pods_are_taken_over_and_no_connection_is_cut(
     make_cluster: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     iptables: Iptables,
     connmark: Connmark | None,
 ) -> None:
@@ -311,7 +227,6 @@ def test_thirty_pods_are_taken_over_and_no_connection_is_cut(
     with stocked(
         make_cluster,
         tmp_path,
-        monkeypatch,
         iptables=iptables,
         connmark=connmark,
         service_cidrs=service,
@@ -375,9 +290,9 @@ def test_thirty_pods_are_taken_over_and_no_connection_is_cut(
 
 
 def test_unasked_what_is_there_is_named_and_its_pods_keep_their_addresses(
-    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_cluster: Any, tmp_path: Path
 ) -> None:
-    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+    with stocked(make_cluster, tmp_path) as old:
         cluster = old.cluster
         before = old.leftovers()
         with Talk(old.streams) as talk:
@@ -409,9 +324,9 @@ def test_unasked_what_is_there_is_named_and_its_pods_keep_their_addresses(
 
 
 def test_while_its_daemon_runs_nothing_is_taken_over_and_then_it_goes_on(
-    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_cluster: Any, tmp_path: Path
 ) -> None:
-    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+    with stocked(make_cluster, tmp_path) as old:
         cluster = old.cluster
         old.ask_for_takeover()
         before = old.leftovers()
@@ -432,10 +347,10 @@ def test_while_its_daemon_runs_nothing_is_taken_over_and_then_it_goes_on(
 
 
 def test_a_pod_that_cannot_be_explained_keeps_everything_until_it_is_gone(
-    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_cluster: Any, tmp_path: Path
 ) -> None:
     """A DEL for it could not be told, so it may not become ours; and without its own it is cut."""
-    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+    with stocked(make_cluster, tmp_path) as old:
         cluster = old.cluster
         lost = old.pods[0]
         stock.write_checkpoint(old.pods[1:], old.directory / "ipam.json")
@@ -460,9 +375,9 @@ def test_a_pod_that_cannot_be_explained_keeps_everything_until_it_is_gone(
 
 @pytest.mark.parametrize("delay_s", [0.5, 1.1])
 def test_killed_at_any_moment_it_goes_on_where_it_was(
-    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay_s: float
+    make_cluster: Any, tmp_path: Path, delay_s: float
 ) -> None:
-    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+    with stocked(make_cluster, tmp_path) as old:
         cluster = old.cluster
         old.ask_for_takeover()
         with Talk(old.streams) as talk:
@@ -480,9 +395,9 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(
 
 
 def test_lost_records_of_a_pod_that_was_taken_over_are_rebuilt_without_cutting_it(
-    make_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_cluster: Any, tmp_path: Path
 ) -> None:
-    with stocked(make_cluster, tmp_path, monkeypatch) as old:
+    with stocked(make_cluster, tmp_path) as old:
         cluster = old.cluster
         old.ask_for_takeover()
         cluster.launch()

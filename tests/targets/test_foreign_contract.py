@@ -20,7 +20,7 @@ import wild
 from builders import attachment, inputs
 from fakes import FakeSurroundings
 
-from benchmarks import stock
+from lab import stock
 from reconciler.core.facts import ForwardChain
 from reconciler.diagnostics.findings import judge
 from reconciler.diagnostics.foreign import (

@@ -17,9 +17,8 @@ import wild
 from builders import eni
 from conftest import namespace
 
-from benchmarks import stock
-from benchmarks.stock import Connmark, Iptables, StockEni, StockNode, StockPod
-from lab import netns
+from lab import netns, stock
+from lab.stock import Connmark, Iptables, StockEni, StockNode, StockPod
 from reconciler.core.attachment import AttachmentKey
 from reconciler.core.predecessor import (
     IptablesChain,

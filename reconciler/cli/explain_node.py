@@ -13,6 +13,7 @@ from reconciler.cli.reading import read_document
 from reconciler.core.datapath import IpAddress
 from reconciler.diagnostics.explain import explain_address, explain_pools
 from reconciler.errors import ReconcilerError
+from reconciler.node import views
 from reconciler.node.passes import LocalNode
 
 
@@ -23,13 +24,10 @@ def pool(config: Path, state_dir: Path) -> None:
     """Print the pool's arithmetic, and the limit that binds."""
     document = read_document(config)
     try:
-        outcome = LocalNode(open_records(state_dir)).pool.run(document, dry=True)
+        desired, cloud, refusals = views.pool(LocalNode(open_records(state_dir)), document)
     except ReconcilerError as error:
         fail(error)
-    if outcome.errors:
-        fail(outcome.errors[0])
-    lines = explain_pools(outcome.desired, outcome.observed)
-    lines += [f"! {refusal}" for refusal in outcome.remaining.refusals]
+    lines = [*explain_pools(desired, cloud), *(f"! {refusal}" for refusal in refusals)]
     click.echo("\n".join(lines))
 
 

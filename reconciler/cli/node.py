@@ -175,19 +175,17 @@ def max_pods(config: Path, state_dir: Path, *, kubelet: bool) -> None:
     """
     document = read_document(config)
     try:
-        outcome = LocalNode(open_records(state_dir)).pool.run(document, dry=True)
-        if outcome.errors:
-            raise outcome.errors[0]
-        at = find_pool_status(outcome.desired, outcome.observed)
+        desired, cloud, _ = views.pool(LocalNode(open_records(state_dir)), document)
+        at = find_pool_status(desired, cloud)
         if at.limits is None:
-            raise NotReadyError(f"what {outcome.desired.node.instance_type} allows is not known")
+            raise NotReadyError(f"what {desired.node.instance_type} allows is not known")
     except ReconcilerError as error:
         fail(error)
-    effective, cpus = outcome.desired.document, os.cpu_count() or 1
+    effective, cpus = desired.document, os.cpu_count() or 1
     found = capacity(effective, at.limits, foreign=at.foreign)
     number = advised(effective, found, cpus)
     click.echo(
-        f"{outcome.desired.node.instance_type} serves {found.pods} pods: {found.text}; "
+        f"{desired.node.instance_type} serves {found.pods} pods: {found.text}; "
         f"{cpus} CPUs, maxPods {effective.most_pods or 'not set'}",
         err=True,
     )

@@ -64,9 +64,10 @@ class DriftTracker:
             for outcome in outcomes.values():
                 self._follow_enis(outcome)
             links = outcomes["link"].desired if "link" in outcomes else None
-            if links is not None:  # an observation of the kernel, and it could plan
+            if isinstance(links, frozenset):  # an observation of the kernel, and it could plan
                 self.backoffs = self.backoffs.asked_for(o.plan for o in outcomes.values())
-            pods = {o.pod_netns for o in links or () if isinstance(o, Veth)}
+            seen = links if isinstance(links, frozenset) else ()
+            pods = {o.pod_netns for o in seen if isinstance(o, Veth)}
             for name, outcome in outcomes.items():
                 if outcome.settled and isinstance(outcome.desired, frozenset):
                     # A pass that looked into some pods only says nothing about the others.

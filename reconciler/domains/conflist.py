@@ -85,6 +85,7 @@ class Plugins:
 
 
 Seen = Conflist | OtherConf | Plugins
+KINDS: tuple[type[Seen], ...] = (Conflist, OtherConf, Plugins)
 _ABSENT = object()
 
 

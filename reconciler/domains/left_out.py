@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.datapath import PODS_TABLE
@@ -20,11 +20,14 @@ from reconciler.domains.nat_rules import SETS
 from reconciler.domains.route import Route
 from reconciler.engine import converge as engine
 from reconciler.engine.converge import Domain, Hold, Outcome, Outcomes
-from reconciler.engine.plan import Change, Plan, Verb
+from reconciler.engine.plan import Action, Change, Plan, Verb
 from reconciler.errors import InternalError, PodError, boundary
 from reconciler.ipam.records import Records
 
 Keys = frozenset[AttachmentKey]
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 OF_PODS = frozenset(
     name
@@ -35,7 +38,7 @@ OF_PODS = frozenset(
 
 
 def converge(
-    domains: Sequence[Domain],
+    domains: Sequence[Domain[Inputs]],
     inputs: Inputs,
     *,
     hold: Hold = engine.hold_nothing,
@@ -49,7 +52,7 @@ def converge(
     return _told(guards, engine.converge([g.domain for g in guards], inputs, hold=hold))
 
 
-def dry_run(domains: Sequence[Domain], inputs: Inputs) -> Outcomes:
+def dry_run(domains: Sequence[Domain[Inputs]], inputs: Inputs) -> Outcomes:
     """Plan as ``engine.dry_run`` does; likewise."""
     guards = _guards(domains, inputs.attachments)
     return _told(guards, engine.dry_run([g.domain for g in guards], inputs))
@@ -60,9 +63,7 @@ def left_out(outcomes: Outcomes) -> dict[AttachmentKey, PodError]:
     return {e.key: e for o in outcomes.values() for e in o.errors if isinstance(e, PodError)}
 
 
-def find(
-    keys: Sequence[Any], attempt: Callable[[Sequence[Any]], object]
-) -> dict[Any, InternalError]:
+def find(keys: Sequence[K], attempt: Callable[[Sequence[K]], object]) -> dict[K, InternalError]:
     """Return those of some keys with which an attempt raises, each by itself, and what."""
     try:
         attempt(keys)
@@ -83,7 +84,7 @@ class _Guard:
 
     def __init__(
         self,
-        domain: Domain,
+        domain: Domain[Inputs],
         everybody: Sequence[Attachment],
         failed: dict[AttachmentKey, tuple[str, InternalError]],
     ) -> None:
@@ -104,8 +105,8 @@ class _Guard:
         ]
         return replace(outcome, errors=(*outcome.errors, *errors))
 
-    def _desire(self, inputs: Inputs) -> Any:
-        def desire(left: Keys) -> Any:
+    def _desire(self, inputs: Inputs) -> object:
+        def desire(left: Keys) -> object:
             return self._real.desire(_leave_out(inputs, left) if left else inputs)
 
         return self._without(self._keys, desire, f"desire of {self._real.name}")
@@ -113,7 +114,7 @@ class _Guard:
     def _keys(self) -> Keys:
         return frozenset(a.key for a in self._everybody)
 
-    def _plan(self, desired: Any, observed: Any) -> Plan:
+    def _plan(self, desired: object, observed: object) -> Plan:
         def keys() -> Keys:
             if not isinstance(observed, Records):
                 return self._keys()
@@ -123,16 +124,15 @@ class _Guard:
         def plan(left: Keys) -> Plan:
             if not left:
                 return self._real.plan(desired, observed)
-            if isinstance(observed, Records):
+            if isinstance(desired, Allocation) and isinstance(observed, Records):
                 return _plan_records(self._real, desired, observed, left)
             if isinstance(observed, frozenset) and isinstance(desired, frozenset):
                 return self._plan_objects(desired, observed, left)
             return self._real.plan(desired, observed)
 
-        planned: Plan = self._without(keys, plan, f"plan of {self._real.name}")
-        return planned
+        return self._without(keys, plan, f"plan of {self._real.name}")
 
-    def _without(self, keys: Callable[[], Keys], attempt: Callable[[Keys], Any], what: str) -> Any:
+    def _without(self, keys: Callable[[], Keys], attempt: Callable[[Keys], T], what: str) -> T:
         """Make an attempt; if it raises, without the pods with which it does.
 
         ``keys`` are those of all pods; ``attempt`` takes those that are left out.
@@ -141,7 +141,7 @@ class _Guard:
             InternalError: it raises with no pod at all, or not because of single ones.
         """
 
-        def make(left: Iterable[AttachmentKey]) -> Any:
+        def make(left: Iterable[AttachmentKey]) -> T:
             with boundary(what):
                 return attempt(frozenset(left))
 
@@ -156,7 +156,9 @@ class _Guard:
             self._failed |= {key: (self._real.name, error) for key, error in found.items()}
             return make(self._failed)
 
-    def _plan_objects(self, desired: frozenset[Any], observed: frozenset[Any], left: Keys) -> Plan:
+    def _plan_objects(
+        self, desired: frozenset[object], observed: frozenset[object], left: Keys
+    ) -> Plan:
         """Plan with all that is of some pods out of sight: it is neither changed nor removed."""
         pods = [a for a in self._everybody if a.key in left]
         names = {a.veth for a in pods}
@@ -166,7 +168,7 @@ class _Guard:
         # The kernel keeps no chain from going that an element leads to, but refuses everything.
         gone = {o.name for o in observed if isinstance(o, NftChain)} - wanted
 
-        def is_theirs(o: Any) -> bool:
+        def is_theirs(o: object) -> bool:
             match o:
                 case NftElement():
                     is_address = o.set in OF_PODS and str(o.first) in addresses
@@ -191,7 +193,7 @@ class _Guard:
         return plan
 
 
-def _guards(domains: Sequence[Domain], everybody: Sequence[Attachment]) -> list[_Guard]:
+def _guards(domains: Sequence[Domain[Inputs]], everybody: Sequence[Attachment]) -> list[_Guard]:
     failed: dict[AttachmentKey, tuple[str, InternalError]] = {}
     return [_Guard(d, everybody, failed) for d in domains]
 
@@ -210,7 +212,9 @@ def _leave_out(inputs: Inputs, keys: Keys) -> Inputs:
     )
 
 
-def _plan_records(domain: Domain, desired: Allocation, observed: Records, left: Keys) -> Plan:
+def _plan_records(
+    domain: Domain[Inputs], desired: Allocation, observed: Records, left: Keys
+) -> Plan:
     """Plan without some pods' records; what they have is given to no other pod."""
     pods = [a for a in observed.attachments if a.key in left]
     addresses = {own for a in pods for own in a.addresses}
@@ -219,7 +223,7 @@ def _plan_records(domain: Domain, desired: Allocation, observed: Records, left: 
     plan = domain.plan(desired, observed.without(left))
     taken = {a.netns for a in pods} - {""} | {a.veth for a in pods}
 
-    def takes(action: Any) -> bool:
+    def takes(action: Action) -> bool:
         o = getattr(action, "object", None)
         return isinstance(o, Attachment) and not taken.isdisjoint({o.netns, o.veth})
 

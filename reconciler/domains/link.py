@@ -113,6 +113,9 @@ class PodLink:
 Link = EniLink | Veth | PodLink
 
 
+KINDS: tuple[type[Link], ...] = (EniLink, Veth, PodLink)
+
+
 def desire(inputs: Inputs) -> frozenset[Link]:
     """Every ENI's link up with the document's MTU; one veth pair per attachment."""
     eni_mtu = inputs.document.eni.mtu

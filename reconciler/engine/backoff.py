@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reconciler.engine.plan import Action, Key, Plan
 from reconciler.errors import ApplyError
@@ -58,7 +58,7 @@ Identity = tuple[str, Key]  # an object's kind and key
 class Backoff:
     """The recent repairs and failures of one object. Times are monotonic seconds."""
 
-    object: Any  # as desired; for a deletion, as observed
+    object: object  # as desired; for a deletion, as observed
     repairs: tuple[float, ...] = ()  # the times of the last ones
     failures: int = 0  # in a row
     error: str = ""  # of the last attempt; "" if it succeeded

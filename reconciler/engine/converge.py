@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
-from reconciler.engine.plan import Action, Plan, merge
+from reconciler.engine.plan import Action, Change, Keyed, Plan, merge
 from reconciler.errors import (
     ApplyError,
     Issue,
@@ -29,7 +29,7 @@ MAX_ROUNDS = 4
 changes that the kernel makes in response (a link going up, a flag being normalised)."""
 
 
-class Observed(frozenset[Any]):
+class Observed(frozenset[Keyed]):
     """Objects that were seen, and what could not be read.
 
     A failed observation is never an empty one. Often only one pod's namespace or one table of the
@@ -42,15 +42,15 @@ class Observed(frozenset[Any]):
     unread_places: Mapping[str, NamespaceError]
     # classes of objects of which some were left out, and which. Desired objects are never left
     # out.
-    cut_kinds: Mapping[type[Any], str]
+    cut_kinds: Mapping[type[Keyed], str]
 
     def __new__(
         cls,
-        objects: Iterable[Any] = (),
+        objects: Iterable[Keyed] = (),
         *,
         unread_kinds: Mapping[type, ObserveError] | None = None,
         unread_places: Mapping[str, NamespaceError] | None = None,
-        cut_kinds: Mapping[type[Any], str] | None = None,
+        cut_kinds: Mapping[type[Keyed], str] | None = None,
     ) -> Observed:
         made = super().__new__(cls, objects)
         made.unread_kinds = unread_kinds or {}
@@ -58,7 +58,7 @@ class Observed(frozenset[Any]):
         made.cut_kinds = cut_kinds or {}
         return made
 
-    def with_these(self, others: Iterable[Any]) -> Observed:
+    def with_these(self, others: Iterable[Keyed]) -> Observed:
         """Return the union, of what could not be read too."""
         more = gaps(others)
         return Observed(
@@ -77,10 +77,23 @@ def gaps(observed: object) -> Observed:
     return observed if isinstance(observed, Observed) else _WHOLE
 
 
-class Target(Protocol):
-    """Observes and applies the objects of one or more domains."""
+I = TypeVar("I")  # noqa: E741 - what planning starts from
+I_contra = TypeVar("I_contra", contravariant=True)
+D = TypeVar("D")  # what a domain desires, if that is one value
+O = TypeVar("O", bound=Keyed)  # noqa: E741 - the objects of a domain that desires a set of them
+S = TypeVar("S")  # what it plans on
+D_contra = TypeVar("D_contra", contravariant=True)
+S_co = TypeVar("S_co", covariant=True)
+A_contra = TypeVar("A_contra", contravariant=True)
 
-    def observe(self, desired: Iterable[Any]) -> Any:
+
+class Target(Protocol[D_contra, S_co, A_contra]):
+    """Observes and applies the objects of one or more domains.
+
+    It is asked for what its domains desire, shows what they plan on, and takes their actions.
+    """
+
+    def observe(self, desired: Iterable[D_contra], /) -> S_co:
         """Read at least what is desired; what is neither desired nor ours may be left out.
 
         An ``Observed`` names the kinds and pods' namespaces that could not be read: the domains of
@@ -88,36 +101,85 @@ class Target(Protocol):
         goes on. If it could not be read an ``ObserveError`` is raised; a guess is never returned.
         """
 
-    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[A_contra], /) -> tuple[ApplyError, ...]:
         """Carry out actions in order, idempotently; return what failed."""
 
 
+ObjectTarget = Target[O, frozenset[O], Change[O]]
+"""One that shows objects of the kinds that it is asked for, and of no other."""
+
+
 @dataclass(frozen=True, slots=True)
-class Domain:
-    """One concern: its pure half, and the target it shares with others."""
+class Domain(Generic[I_contra]):
+    """One concern: its pure half, and the target it shares with others.
+
+    Where one is made, ``__init__`` has its parts checked against each other: that it plans on what
+    it desires, and on what its target shows. Rounds hand both back to it without a look into
+    either: hence ``Any``. Whether its target takes what it desires is not checked: mypy infers no
+    argument from a contravariant one and from another at once.
+    """
 
     name: str
-    desire: Callable[[Any], Any]  # inputs to desired state; may raise NotReadyError
+    # inputs to desired state; may raise NotReadyError
+    desire: Callable[[I_contra], object]
     plan: Callable[[Any, Any], Plan]  # desired and observed state to a plan
-    target: Target
+    target: Target[Any, object, Any]
     # of the target's objects that are this domain's; all, if none are named
     kinds: tuple[type, ...] = ()
     atomic: bool = False  # its actions are applied together or not at all
 
-    def sift(self, observed: Any, desired: Any, others: frozenset[Any]) -> Any:
+    if TYPE_CHECKING:
+
+        @overload  # some kinds of a target's objects
+        def __init__(
+            self,
+            name: str,
+            desire: Callable[[I_contra], D],
+            plan: Callable[[D, frozenset[S]], Plan],
+            target: Target[Any, frozenset[object], Any],
+            kinds: tuple[type[S], ...],
+            atomic: bool = ...,
+        ) -> None: ...
+
+        @overload  # all that a target shows
+        def __init__(
+            self,
+            name: str,
+            desire: Callable[[I_contra], D],
+            plan: Callable[[D, S], Plan],
+            target: Target[Any, S, Any],
+            *,
+            atomic: bool = ...,
+        ) -> None: ...
+
+        def __init__(self, *parts: object, **options: object) -> None:
+            """At run time it is the dataclass's own."""
+
+    def objects(self, inputs: I_contra) -> frozenset[Keyed]:
+        """Return the objects it desires; none if it desires one value."""
+        desired = self.desire(inputs)
+        return desired if isinstance(desired, frozenset) else frozenset()
+
+    def sift(self, observed: object, desired: object, others: frozenset[object]) -> object:
         """Return what this domain plans on; ``others`` is observed, and desired by no domain."""
-        if not self.kinds:
+        if not self.kinds or not isinstance(observed, frozenset):
             return observed
+        assert isinstance(desired, frozenset)
         # Not "all of these kinds": that would be asked, and hashed, for thousands each time.
         return (desired & observed).union(o for o in others if isinstance(o, self.kinds))
+
+
+def always(desired: D) -> Callable[[object], D]:
+    """Return a ``desire`` of one and the same, whatever planning starts from."""
+    return lambda _: desired
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of one domain."""
 
-    desired: Any = None  # as computed; None if that failed
-    observed: Any = None  # the target's last observation, shared by all its domains
+    desired: object = None  # as computed; None if that failed
+    observed: object = None  # the target's last observation, shared by all its domains
     plan: Plan = field(default_factory=Plan)  # of the first observation
     remaining: Plan = field(default_factory=Plan)  # of the last observation
     # actions that were applied last, without an error, and are planned again
@@ -142,23 +204,23 @@ class Outcome:
 
 Outcomes = dict[str, Outcome]
 
-Hold = Callable[[Domain, Plan], tuple[Plan, tuple[ApplyError, ...]]]
+Hold = Callable[[Domain[Any], Plan], tuple[Plan, tuple[ApplyError, ...]]]
 """Defers the actions of a domain's plan that are in backoff, and says why."""
 
 
-def hold_nothing(_: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
+def hold_nothing(_: Domain[Any], plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
     """Defer nothing."""
     return plan, ()
 
 
-def dry_run(domains: Sequence[Domain], inputs: Any) -> Outcomes:
+def dry_run(domains: Sequence[Domain[I]], inputs: I) -> Outcomes:
     """Plan every domain; apply nothing."""
     return _by_each_target(domains, lambda group: _look(_Desires(group, inputs), hold_nothing)[0])
 
 
 def converge(
-    domains: Sequence[Domain],
-    inputs: Any,
+    domains: Sequence[Domain[I]],
+    inputs: I,
     *,
     max_rounds: int = MAX_ROUNDS,
     hold: Hold = hold_nothing,
@@ -170,7 +232,7 @@ def converge(
 
 
 def _by_each_target(
-    domains: Sequence[Domain], do: Callable[[Sequence[Domain]], Outcomes]
+    domains: Sequence[Domain[I]], do: Callable[[Sequence[Domain[I]]], Outcomes]
 ) -> Outcomes:
     """Call ``do`` for the neighbours that share a target; those of one target may fail alone."""
     outcomes: Outcomes = {}
@@ -185,7 +247,7 @@ def _by_each_target(
 
 
 def _converge_target(
-    domains: Sequence[Domain], inputs: Any, max_rounds: int, hold: Hold
+    domains: Sequence[Domain[I]], inputs: I, max_rounds: int, hold: Hold
 ) -> Outcomes:
     desires = _Desires(domains, inputs)
     first, merged = _look(desires, hold)
@@ -222,11 +284,11 @@ def _converge_target(
     }
 
 
-class _Desires:
+class _Desires(Generic[I]):
     """What the domains of one target desire. The same inputs desire the same in every round."""
 
-    def __init__(self, domains: Sequence[Domain], inputs: Any) -> None:
-        self.wanted: list[tuple[Domain, Any]] = []
+    def __init__(self, domains: Sequence[Domain[I]], inputs: I) -> None:
+        self.wanted: list[tuple[Domain[I], object]] = []
         self.failed: Outcomes = {}
         for domain in domains:
             try:
@@ -235,11 +297,11 @@ class _Desires:
             except ReconcilerError as error:
                 self.failed[domain.name] = Outcome(errors=(error,))
         sets = [d for _, d in self.wanted if isinstance(d, frozenset)]
-        self.objects: frozenset[Any] = frozenset().union(*sets)
+        self.objects: frozenset[object] = frozenset().union(*sets)
         self.values = [d for _, d in self.wanted if not isinstance(d, frozenset)]
 
 
-def _look(desires: _Desires, hold: Hold) -> tuple[Outcomes, Plan]:
+def _look(desires: _Desires[I], hold: Hold) -> tuple[Outcomes, Plan]:
     """One observe and plan over the domains of one target."""
     outcomes = dict(desires.failed)
     if not desires.wanted:
@@ -274,7 +336,7 @@ def _look(desires: _Desires, hold: Hold) -> tuple[Outcomes, Plan]:
     return outcomes, merge(plans)
 
 
-def _names(domains: Sequence[Domain]) -> str:
+def _names(domains: Sequence[Domain[I]]) -> str:
     return ", ".join(d.name for d in domains)
 
 

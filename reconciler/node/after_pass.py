@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from reconciler.diagnostics import findings
 from reconciler.domains import boot_rule, conflist, executable, forward
 from reconciler.domains.boot_rule import BootRule
-from reconciler.domains.conflist import Conflist, OtherConf, Plugins
 from reconciler.domains.executable import Executable
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import dry_run
@@ -87,7 +86,7 @@ class OtherOwners:
     surroundings: Neighbourhood
 
     @property
-    def domain(self) -> Domain:
+    def domain(self) -> Domain[Inputs]:
         """The rules in their chains."""
         return Domain("forward", forward.desire, forward.plan, self.surroundings.forward)
 
@@ -162,12 +161,11 @@ class Installer:
         return replace(inputs, host=replace(inputs.host, installation=self._files.places))
 
     @property
-    def domains(self) -> list[Domain]:
+    def domains(self) -> list[Domain[Inputs]]:
         """What is installed, in order."""
-        found: tuple[type[Any], ...] = (Conflist, OtherConf, Plugins)
         return [
             Domain("executable", executable.desire, executable.plan, self._files, (Executable,)),
-            Domain("conflist", conflist.desire, conflist.plan, self._files, found),
+            Domain("conflist", conflist.desire, conflist.plan, self._files, conflist.KINDS),
             Domain("boot-rule", boot_rule.desire, boot_rule.plan, self._files, (BootRule,)),
         ]
 
@@ -181,7 +179,7 @@ class Installer:
         outcomes = [result.outcomes[d.name] for d in self._kernel.all]
         errors = [e for o in (*outcomes, result.outcomes["attachment"]) for e in o.errors]
         left = not_in_place(outcomes)
-        shared = {(o.kind, o.key) for d in self._kernel.all for o in d.desire(node)}
+        shared = {(o.kind, o.key) for d in self._kernel.all for o in d.objects(node)}
         enis = [e for e, _ in inputs.pod_enis]
         served = {"ipv4": any(e.pod_addresses for e in enis)}
         served["ipv6"] = any(e.ipv6_prefixes for e in enis)

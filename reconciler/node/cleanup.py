@@ -8,19 +8,19 @@ says by ``stays`` why it is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reconciler.core.attachment import Attachment, Intent
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.converge import Domain, Outcomes, converge, dry_run, gaps
-from reconciler.engine.plan import Change, Plan, Verb, compare
+from reconciler.engine.converge import Domain, Outcomes, always, converge, dry_run, gaps
+from reconciler.engine.plan import Change, Keyed, Plan, Verb, compare
 from reconciler.errors import NotReadyError, ObserveError
 from reconciler.ipam.records import Records
 from reconciler.node.passes import LocalNode
-from reconciler.targets.state.parts import StateParts
+from reconciler.targets.state.parts import StatePart, StateParts
 from schemas.document import NodeNetwork
 
 MAX_ROUNDS = 1000
@@ -61,11 +61,11 @@ class Cleanup:
         parts = StateParts(node.state.root, kept)
         # The runtime's configuration first: with it no more pods come. The records, which say what
         # is in the kernel, last.
-        domains = (
+        domains: tuple[Domain[Inputs], ...] = (
             *node.after.installation.domains,
             node.after.others.domain,
             *node.domains.all,
-            Domain("state", lambda _: frozenset(), compare, parts),
+            Domain("state", always(frozenset[StatePart]()), compare, parts),
         )
         self.domains = tuple(map(_emptied, domains))
 
@@ -108,16 +108,16 @@ def _alive(records: Records, inputs: Inputs) -> Iterable[str]:
     return (known.get(key) or str(key) for key in keys - records.released)
 
 
-def _emptied(domain: Domain) -> Domain:
+def _emptied(domain: Domain[Inputs]) -> Domain[Inputs]:
     """Return the same domain with nothing desired: what it desires only says what is its own."""
 
-    def desire(inputs: Inputs) -> Any:
+    def desire(inputs: Inputs) -> frozenset[Keyed]:
         try:
-            return domain.desire(inputs)
+            return domain.objects(inputs)
         except NotReadyError:  # without the ENIs: what it would desire cannot be there
             return frozenset()
 
-    def plan(own: Any, observed: Any) -> Plan:
+    def plan(own: frozenset[Keyed], observed: Collection[Keyed]) -> Plan:
         if actions := domain.plan(frozenset(), observed).actions:
             return Plan(actions)
         # An address of a link says not by itself whose it is.

@@ -16,8 +16,9 @@ from reconciler.core.datapath import IpAddress
 from reconciler.domains import conntrack
 from reconciler.domains.conntrack import ConntrackFlush
 from reconciler.engine.backoff import Delays
-from reconciler.engine.converge import Domain, Outcome, Target, converge
+from reconciler.engine.converge import Domain, Outcome, always, converge
 from reconciler.engine.plan import Plan
+from reconciler.node.environment import Connections
 
 IDLE_SHARE = 5
 """Rounds begin this many durations apart at least: a sixth of a core at most goes to a table that
@@ -34,7 +35,7 @@ class Cooldowns:
     While ``apart``, another thread runs the rounds; else each review runs one.
     """
 
-    def __init__(self, conntrack: Target, now: Callable[[], float]) -> None:
+    def __init__(self, conntrack: Connections, now: Callable[[], float]) -> None:
         self._target = conntrack
         self._now = now
         self._changed = threading.Condition()
@@ -79,7 +80,7 @@ class Cooldowns:
                 return False
         started = time.monotonic()
         flush = ConntrackFlush(frozenset(c.address for c in due))
-        domain = Domain("conntrack", lambda _: flush, conntrack.plan, self._target)
+        domain = Domain("conntrack", always(flush), conntrack.plan, self._target)
         outcome = converge([domain], None)["conntrack"]
         left = {a.key for a in outcome.remaining.actions}
         # Without a plan nothing is left to do, and nothing is known either.

@@ -20,13 +20,14 @@ from reconciler.core.predecessor import Leftover, PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
+from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
 from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
 from reconciler.egress.destinations import Egress
 from reconciler.egress.observation import Answers, Question
-from reconciler.engine.converge import Target
+from reconciler.engine.converge import ObjectTarget, Target
 from reconciler.engine.plan import Change
-from reconciler.errors import ApplyError, Issue
+from reconciler.errors import Issue
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.ipam.ec2_action import Creation, Ec2Action
 from reconciler.ipam.pool_status import Pool
@@ -35,10 +36,11 @@ from reconciler.targets.ec2.caller import Subprocess
 from reconciler.targets.ec2.calls import CallFailure
 from reconciler.targets.ec2.changes import Journal
 from reconciler.targets.ec2.target import Ec2
-from reconciler.targets.files.installation import HostDirectories
+from reconciler.targets.files.installation import HostDirectories, Installed, Seen
 from reconciler.targets.foreign import Latest, Surroundings
 from reconciler.targets.imds import Imds
-from reconciler.targets.kernel import PROC_SYS, KernelTarget, SysctlTree
+from reconciler.targets.kernel import PROC_SYS, KernelTarget, SettingsTarget, SysctlTree
+from reconciler.targets.netlink.decode import KernelObject
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.target import Nft
 from reconciler.targets.scoped import RecordsTarget
@@ -87,7 +89,7 @@ class SourcesTarget(Protocol):
     def look(self, question: Question) -> Answers: ...
 
 
-class Ec2Target(Protocol):
+class Ec2Target(Target[Pool, Cloud, Ec2Action], Protocol):
     """EC2, of one instance.
 
     ``suppose`` takes an earlier look for what EC2 would show now; ``told`` is the last look with
@@ -101,14 +103,12 @@ class Ec2Target(Protocol):
     def sources(self) -> SourcesTarget: ...
     @property
     def drain(self) -> Callable[[], tuple[tuple[CallFailure, ...], tuple[str, ...]]]: ...
-    def observe(self, desired: Iterable[Pool]) -> Cloud: ...
     def suppose(self, cloud: Cloud) -> None: ...
     def told(self) -> Cloud: ...
-    def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]: ...
     def know(self, instance_type: str, limits: Limits) -> None: ...
 
 
-class Network(KernelTarget, Protocol):
+class Network(KernelTarget[KernelObject], Protocol):
     """Links, addresses, neighbours, routes and rules.
 
     ``pod_addresses`` is by host end, as the pods' routes say; ``addresses_behind`` what may be the
@@ -124,24 +124,20 @@ class Network(KernelTarget, Protocol):
     ) -> Mapping[IpNetwork, str]: ...
 
 
-class Table(Protocol):
+class Table(ObjectTarget[NftObject], Protocol):
     """Our nftables table; ``observe_at`` looks for some elements alone.
 
     ``count`` returns how many packets each of its counters has counted.
     """
 
-    def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]: ...
-    def observe_at(self, places: Iterable[NftElement | NftLink]) -> frozenset[NftObject]: ...
+    def observe_at(self, places: Iterable[NftElement | NftLink], /) -> frozenset[NftObject]: ...
     def count(self) -> Mapping[str, int]: ...
-    def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]: ...
 
 
-class Connections(Protocol):
+class Connections(Target[ConntrackFlush, frozenset[Flow], Change[Flow]], Protocol):
     """Conntrack's entries; ``count`` answers None if that would take long."""
 
-    def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]: ...
     def count(self, questions: Sequence[OpenTo]) -> tuple[int, ...] | None: ...
-    def apply(self, actions: Sequence[Change[Flow]]) -> tuple[ApplyError, ...]: ...
 
 
 class Neighbourhood(Protocol):
@@ -152,26 +148,24 @@ class Neighbourhood(Protocol):
     """
 
     @property
-    def forward(self) -> Target: ...
+    def forward(self) -> ObjectTarget[ForwardAccept]: ...
     @property
     def latest(self) -> Latest[Foreign]: ...
     def observe(self) -> Foreign: ...
     def chains(self) -> tuple[Ruleset, tuple[str, ...]]: ...
 
 
-class Leftovers(Protocol):
+class Leftovers(Target[object, Sighting, Change[Leftover]], Protocol):
     """What the stock plugin has left; ``glance`` looks at all but iptables.
 
     ``find_ends`` finds the other ends of host links.
     """
 
-    def observe(self, desired: Iterable[object] = ()) -> Sighting: ...
     def glance(self) -> Sighting: ...
     def find_ends(self, veths: Iterable[str]) -> Mapping[str, PodEnd]: ...
-    def apply(self, actions: Sequence[Change[Leftover]]) -> tuple[ApplyError, ...]: ...
 
 
-class Directories(Target, Protocol):
+class Directories(Target[Installed, frozenset[Seen], Change[Installed]], Protocol):
     """The container runtime's directories, and what is installed there."""
 
     @property
@@ -195,7 +189,7 @@ class Environment:
     make_ec2: Callable[[str, str, Journal], Ec2Target] = Ec2
     netlink: Network = field(default_factory=Netlink)
     nft: Table = field(default_factory=Nft)
-    sysctl: Target = field(default_factory=_settings)
+    sysctl: SettingsTarget = field(default_factory=_settings)
     conntrack: Connections = field(default_factory=Conntrack)
     surroundings: Neighbourhood = field(default_factory=Surroundings)
     remains: Leftovers = field(default_factory=_stock_plugin)  # what the stock plugin has left

@@ -188,10 +188,10 @@ class Gathering:
         )
 
     def _source_filters(self, primary: str) -> dict[str, str]:
-        found: Iterable[Sysctl] = ()
+        found: Iterable[object] = ()
         with suppress(ReconcilerError), boundary("observe of rp_filter"):
             found = self._environment.sysctl.observe(source_filters(primary))
-        return {s.name.split("/")[3]: s.value for s in found}
+        return {s.name.split("/")[3]: s.value for s in found if isinstance(s, Sysctl)}
 
     def _addresses_of(
         self, links: list[str], enis: Iterable[Eni], records: Records, routed: Routed | None

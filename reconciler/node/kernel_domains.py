@@ -10,49 +10,42 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.domains import address, link, nat, neighbour, route, rule, sysctl
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge
-from reconciler.domains.link import EniLink, PodLink, Veth
-from reconciler.domains.nat_objects import NftElement, NftLink
+from reconciler.domains.link import PodLink, Veth
+from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
 from reconciler.domains.neighbour import Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.backoff import Backoffs
-from reconciler.engine.converge import Domain, Hold, Outcomes, Target
+from reconciler.engine.converge import Domain, Hold, Observed, Outcomes
 from reconciler.engine.plan import Action, Key, Plan, Verb
 from reconciler.errors import ApplyError, ReconcilerError, boundary
 from reconciler.ipam.records import Records
 from reconciler.node.environment import Table
-from reconciler.targets.kernel import Kernel
+from reconciler.targets.kernel import Kernel, SettingsTarget
+from reconciler.targets.netlink.decode import KernelObject
 from reconciler.targets.scoped import ScopedTarget
 
-POD_DOMAINS: tuple[tuple[str, Callable[[Inputs], Any], Callable[..., Plan], tuple[type, ...]], ...]
-POD_DOMAINS = (
-    ("link", link.desire_pods, link.plan, (EniLink, Veth, PodLink)),
-    ("link-sysctl", sysctl.desire_pods, sysctl.plan, (Sysctl,)),
-    ("address", address.desire_pods, address.plan, (LinkAddress,)),
-    ("neighbour", neighbour.desire, neighbour.plan, (Neighbour,)),
-    ("route", route.desire_pods, route.plan, (Route,)),
-    ("nat", nat.desire_pods, nat.plan, (NftElement, NftLink)),
-)
-"""Name, desire, plan and kinds of what pods have; each builds upon those before it."""
+PodObject = KernelObject | Sysctl | NftElement | NftLink
+
+NFT_KINDS: tuple[type[NftElement | NftLink], ...] = (NftElement, NftLink)
 
 
 class KernelDomains:
     """All that is put into the kernel; in ``all``, those that share a target are side by side."""
 
-    def __init__(self, kernel: Kernel, settings: Target, nft: Table) -> None:
+    def __init__(self, kernel: Kernel, settings: SettingsTarget, nft: Table) -> None:
         self.kernel = kernel
         self._nft = nft
         self.all = (
-            Domain("sysctl", sysctl.desire, sysctl.plan, settings),
-            Domain("link", link.desire, link.plan, kernel, (EniLink, Veth, PodLink)),
+            Domain("sysctl", sysctl.desire, sysctl.plan, settings, (Sysctl,)),
+            Domain("link", link.desire, link.plan, kernel, link.KINDS),
             Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, kernel, (Sysctl,)),
             Domain("address", address.desire, address.plan, kernel, (LinkAddress,)),
             Domain("neighbour", neighbour.desire, neighbour.plan, kernel, (Neighbour,)),
@@ -60,35 +53,54 @@ class KernelDomains:
             Domain("rule", rule.desire, rule.plan, kernel, (Rule,)),
             Domain("nat", nat.desire, nat.plan, nft, atomic=True),
             # What the kernel looks at no more, the ruleset looks at by then.
-            Domain("source-check", sysctl.desire_source_check, sysctl.plan, settings),
+            Domain("source-check", sysctl.desire_source_check, sysctl.plan, settings, (Sysctl,)),
         )
 
-    def of_pods(self, gone: frozenset[Any] = frozenset()) -> list[Domain]:
+    def of_pods(self, gone: frozenset[PodObject] = frozenset()) -> list[Domain[Inputs]]:
         """Return the same, for what some pods have and for nothing else.
 
         ``gone`` is looked at besides all that is desired: it is not wanted any more.
         """
         elements = frozenset(o for o in gone if isinstance(o, NftElement | NftLink))
-        others = gone - elements
+        others = frozenset(o for o in gone if not isinstance(o, NftElement | NftLink))
         kernel, table = self.kernel, self._nft
-        seen = ScopedTarget(lambda o: kernel.observe_at(others.union(o)), kernel.apply)
-        nft = ScopedTarget(lambda o: table.observe_at(elements.union(o)), table.apply)
+
+        def look(objects: Iterable[KernelObject | Sysctl]) -> Observed:
+            return kernel.observe_at(others.union(objects))
+
+        def look_up(objects: Iterable[NftElement | NftLink]) -> frozenset[NftObject]:
+            return table.observe_at(elements.union(objects))
+
+        seen, nft = ScopedTarget(look, kernel.apply), ScopedTarget(look_up, table.apply)
         return [
-            Domain(name, desire, plan, nft, kinds, atomic=True)
-            if NftElement in kinds
-            else Domain(name, desire, plan, seen, kinds)
-            for name, desire, plan, kinds in POD_DOMAINS
+            Domain("link", link.desire_pods, link.plan, seen, link.KINDS),
+            Domain("link-sysctl", sysctl.desire_pods, sysctl.plan, seen, (Sysctl,)),
+            Domain("address", address.desire_pods, address.plan, seen, (LinkAddress,)),
+            Domain("neighbour", neighbour.desire, neighbour.plan, seen, (Neighbour,)),
+            Domain("route", route.desire_pods, route.plan, seen, (Route,)),
+            Domain("nat", nat.desire_pods, nat.plan, nft, NFT_KINDS, atomic=True),
         ]
 
 
-def pod_objects(inputs: Inputs) -> frozenset[Any]:
+def pod_objects(inputs: Inputs) -> frozenset[PodObject]:
     """Every object in the kernel that pods have, on the host and in their namespaces."""
-    return frozenset().union(*(desire(inputs) for _, desire, _, _ in POD_DOMAINS))
+    return frozenset[PodObject]().union(
+        link.desire_pods(inputs),
+        sysctl.desire_pods(inputs),
+        address.desire_pods(inputs),
+        neighbour.desire(inputs),
+        route.desire_pods(inputs),
+        nat.desire_pods(inputs),
+    )
 
 
-def inside_objects(inputs: Inputs) -> frozenset[Any]:
+def inside_objects(inputs: Inputs) -> frozenset[KernelObject | Sysctl]:
     """What of it is in pods' own namespaces."""
-    return frozenset(o for o in pod_objects(inputs) if getattr(o, "netns", ""))
+    return frozenset(
+        o
+        for o in pod_objects(inputs)
+        if not isinstance(o, NftElement | NftLink) and getattr(o, "netns", None)
+    )
 
 
 def alone(pod: Attachment, inputs: Inputs) -> Inputs:
@@ -103,9 +115,9 @@ class PodObjects:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._known: dict[Attachment, frozenset[Any] | None] = {}
+        self._known: dict[Attachment, frozenset[PodObject] | None] = {}
 
-    def of(self, pod: Attachment) -> frozenset[Any] | None:
+    def of(self, pod: Attachment) -> frozenset[PodObject] | None:
         """Return all of a pod's objects; None if they cannot be told."""
         if pod not in self._known:
             self._known[pod] = None
@@ -122,18 +134,22 @@ class PodObjects:
 NO_BACKOFFS = Backoffs()
 
 
-def hold(backoffs: Backoffs, first: Callable[[Domain, Plan], Plan] = lambda _, plan: plan) -> Hold:
+def hold(
+    backoffs: Backoffs, first: Callable[[Domain[Inputs], Plan], Plan] = lambda _, plan: plan
+) -> Hold:
     """Return what leaves out of plans what is in backoff, and says so; ``first`` comes before."""
     now = time.monotonic()
 
-    def leave_out(domain: Domain, plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
+    def leave_out(domain: Domain[Inputs], plan: Plan) -> tuple[Plan, tuple[ApplyError, ...]]:
         held = backoffs.hold(first(domain, plan), now, atomic=domain.atomic)
         return held, backoffs.explain(held)
 
     return leave_out
 
 
-def converge_held(domains: Sequence[Domain], inputs: Inputs, backoffs: Backoffs) -> Outcomes:
+def converge_held(
+    domains: Sequence[Domain[Inputs]], inputs: Inputs, backoffs: Backoffs
+) -> Outcomes:
     """Converge what was not in vain lately."""
     return converge(domains, inputs, hold=hold(backoffs))
 
@@ -167,7 +183,7 @@ class Leaving:
         self._lost: frozenset[str] = frozenset()
         self._others: frozenset[str] = frozenset()
 
-    def left_out(self, domain: Domain, plan: Plan) -> Plan:
+    def left_out(self, domain: Domain[Inputs], plan: Plan) -> Plan:
         """Return a plan without what would be made for pods that leave, or in another's place."""
         if domain.name == "link":
             refused = (r.about for r in plan.refusals if r.about)
@@ -196,7 +212,7 @@ class Leaving:
         netns = getattr(getattr(action, "object", None), "netns", "")
         return netns in self._others and action.verb is not Verb.DELETE
 
-    def _concerned(self, objects: Iterable[Any]) -> list[Attachment]:
+    def _concerned(self, objects: Iterable[object]) -> list[Attachment]:
         """Return the pods that these objects are of: in their namespaces, or on their links."""
         places: set[str] = set()
         devices: set[str] = set()

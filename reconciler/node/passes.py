@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.domains import attachment
@@ -26,13 +25,13 @@ from reconciler.node.after_pass import AfterPass, Installer, OtherOwners, Takeov
 from reconciler.node.cooldown import Cooldowns
 from reconciler.node.environment import Environment, State
 from reconciler.node.gathering import DeadPods, Gathering, Known, without_copies
-from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, PodObjects
+from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, PodObject, PodObjects
 from reconciler.node.pass_result import PassResult
 from reconciler.node.pool_pass import PoolPass
 from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits, unread_of
 from reconciler.targets.kernel import Kernel
-from reconciler.targets.scoped import known_records, records_of
+from reconciler.targets.scoped import RecordAction, known_records, records_of
 from schemas.document import NodeNetwork
 
 
@@ -144,7 +143,7 @@ class LocalNode:
             linked=inputs.kernel.linked & keys, visit=None, unreadable=frozenset()
         )
         leaving = tuple(a for a in concerned if a.key in asked.released)
-        gone: frozenset[Any] = frozenset()
+        gone: frozenset[PodObject] = frozenset()
         if leaving:
             # Only the host's objects: those in a pod's namespace go with its link.
             there = inputs.seeing(linked=keys, visit=frozenset())
@@ -229,7 +228,7 @@ class LocalNode:
 
     def _converge_kernel(
         self,
-        domains: Sequence[Domain],
+        domains: Sequence[Domain[Inputs]],
         inputs: Inputs,
         objects: PodObjects,
         backoffs: Backoffs,
@@ -289,7 +288,7 @@ class LocalNode:
         return pass_result.find_unplaced(own, results, unread)
 
 
-def attachment_domain(state: Target) -> Domain:
+def attachment_domain(state: Target[object, Records, RecordAction]) -> Domain[Inputs]:
     """Return the domain that binds and releases."""
     return Domain("attachment", attachment.desire, attachment.plan, state)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +19,8 @@ from reconciler.core.datapath import IpAddress, IpNetwork, family_of
 from reconciler.domains import eni
 from reconciler.domains.conntrack import ConntrackFlush
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.converge import Domain, Outcome, converge
-from reconciler.engine.plan import Change, Plan
+from reconciler.engine.converge import Domain, Outcome, always, converge
+from reconciler.engine.plan import Action, Change, Plan
 from reconciler.errors import ApplyError, ReconcilerError, boundary
 from reconciler.ipam import ec2_action, pool_groups, pool_records, shortage
 from reconciler.ipam.budget import Failure, classify
@@ -50,7 +50,7 @@ def kind_of(error: ReconcilerError) -> Failure | None:
 
 def answered(
     ec2: Ec2Target, seen: Cloud, before: Callable[[Sequence[Ec2Action]], Failures]
-) -> ScopedTarget[Cloud]:
+) -> ScopedTarget[Pool, Cloud, Ec2Action]:
     """Return EC2 after the look ``seen``: its answers to the calls that follow need none.
 
     ``before`` is called with the actions first; what it refuses is not done.
@@ -130,18 +130,21 @@ class PoolController:
         except ReconcilerError as error:  # what was seen is seen
             self._errors += (error,)
         # Of less room than was believed the next observation tells more.
-        schedule.failed = not isinstance(outcome.observed, Cloud) or any(
+        desired, after = outcome.desired, outcome.observed
+        schedule.failed = not isinstance(after, Cloud) or any(
             kind_of(error) is Failure.EXHAUSTED for error in outcome.errors
         )
-        if isinstance(outcome.observed, Cloud) and isinstance(outcome.desired, Pool):
-            if added := _given(cloud, outcome):
+        if isinstance(desired, Pool) and isinstance(after, Cloud):
+            if added := _given(cloud, after, outcome.errors):
                 with self.binding:
                     again = pool_records.plan_given_again(added, self.state.observe())
                     changes = [a for a in again.actions if isinstance(a, Change)]
                     self._errors += self.state.apply(changes)
-            self._remember(inputs, cloud, outcome)
+            desired = replace(desired, ec2=replace(desired.ec2, backoffs=schedule.calls))
+            self.sources.note_change(cloud, after)
+            self._remember(inputs, desired, after, outcome.plan.actions)
             if outcome.plan.actions:
-                converge([self._creations(outcome.observed)], None)
+                converge([self._creations(after)], None)
         return replace(outcome, errors=(*self._errors, *outcome.errors))
 
     def foresee(self, given: Given) -> Outcome | None:
@@ -213,17 +216,14 @@ class PoolController:
         self.ec2.suppose(cloud)
         return inputs, cloud, picks
 
-    def _remember(self, inputs: Inputs, before: Cloud, outcome: Outcome) -> None:
+    def _remember(
+        self, inputs: Inputs, desired: Pool, cloud: Cloud, calls: Sequence[Action]
+    ) -> None:
         """Keep what a look has shown and the calls have changed, and what they have left open."""
         schedule, sources = self.schedule, self.sources
-        cloud: Cloud = outcome.observed
-        ec2 = replace(outcome.desired.ec2, backoffs=schedule.calls)
-        desired = replace(outcome.desired, ec2=ec2)
         plan = eni.plan(desired, cloud)  # what has just failed is in backoff
         sources.expect(cloud)
-        sources.note_change(before, cloud)
         changing, unfinished = _may_change(cloud, inputs.links), bool(plan.actions)
-        calls = outcome.plan.actions
         schedule.has_called = bool(calls)
         if calls:
             schedule.note_calls(grows=any(isinstance(a, GROWTH) for a in calls))
@@ -291,9 +291,7 @@ class PoolController:
     def _book(self, picks: frozenset[IpNetwork], cloud: Cloud) -> Records:
         """Record what is to be given back and what became of creations; return all records."""
         wanted = _wanted(picks, cloud, self.now())
-        withdrawn = Domain(
-            "quarantine", lambda _: wanted, pool_records.plan_quarantines, self.state
-        )
+        withdrawn = Domain("quarantine", always(wanted), pool_records.plan_quarantines, self.state)
         with self.binding:
             outcomes = converge([withdrawn, self._creations(cloud)], None)
         self._errors += tuple(e for o in outcomes.values() for e in o.errors)
@@ -315,11 +313,11 @@ class PoolController:
             ApplyError(name, failures[0].reason, why) for name, given in networks.items() if given
         )
 
-    def _creations(self, cloud: Cloud) -> Domain:
+    def _creations(self, cloud: Cloud) -> Domain[object]:
         seen = pool_records.Seen(
             frozenset(e.creation for e in cloud.enis if e.creation), self.now()
         )
-        return Domain("creation", lambda _: seen, pool_records.plan_creations, self.state)
+        return Domain("creation", always(seen), pool_records.plan_creations, self.state)
 
     def _find_flows(self, addresses: frozenset[IpAddress]) -> frozenset[IpAddress]:
         """Return those that conntrack has connections of; if it cannot be read, all may have."""
@@ -360,11 +358,10 @@ def _wanted(picks: frozenset[IpNetwork], cloud: Cloud, now: float) -> pool_recor
     return pool_records.Wanted(picks, frozenset(n for _, n in items(cloud.enis)), now)
 
 
-def _given(before: Cloud, outcome: Outcome) -> frozenset[IpNetwork]:
+def _given(before: Cloud, after: Cloud, errors: Iterable[ReconcilerError]) -> frozenset[IpNetwork]:
     """Return the units that EC2's answers say it has given; none if they are not known alone."""
-    if not all(kind_of(error) in REFUSED for error in outcome.errors):
+    if not all(kind_of(error) in REFUSED for error in errors):
         return frozenset()  # what was observed then may be older than the answers
-    after: Cloud = outcome.observed
     # A new ENI's too, which serves no pod yet: later observations are no answers any more.
     held, shown = ({n for e in c.enis for n in unit_networks(e)} for c in (before, after))
     return frozenset(shown - held)

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.facts import Eni
-from reconciler.core.predecessor import OWNER, PodEnd, Predecessor, Sighting
+from reconciler.core.predecessor import OWNER, Leftover, PodEnd, Predecessor, Sighting
 from reconciler.diagnostics import stock_plugin
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run
 from reconciler.engine.converge import Domain, Outcome, Target
+from reconciler.engine.plan import Change
 from reconciler.errors import ReconcilerError, boundary
 from reconciler.ipam.records import Records
 from reconciler.node.environment import Leftovers
@@ -25,6 +26,9 @@ from schemas.document import NodeNetwork
 REMAINS_S = 60.0  # seconds between looks while nothing of the stock plugin's is to be done
 
 REFUSED_S = 5.0  # the same while the take-over is refused
+
+
+RemainsTarget = Target[object, Sighting, Change[Leftover]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class StockPlugin:
 
     def _renew(self, look: _Look, records: Records, *, asked: bool, now: float) -> _Look:
         if look.whole or look.asked != asked:
-            seen = self._target.observe()
+            seen = self._target.observe(())
         else:
             glance = self._target.glance()
             seen = replace(glance, saved=look.seen.saved, unlisted=look.seen.unlisted)
@@ -116,7 +120,7 @@ class StockPlugin:
         return replace(look, seen=seen, ends=ends, asked=asked, at=now)
 
 
-def domain_for(document: NodeNetwork, target: Target) -> Domain:
+def domain_for(document: NodeNetwork, target: RemainsTarget) -> Domain[Inputs]:
     """Return what names the stock plugin's objects, or, if the document asks, removes them."""
     if document.take_over != OWNER:
         return Domain("takeover", stock_plugin.desire, stock_plugin.plan, target)

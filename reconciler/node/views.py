@@ -20,6 +20,7 @@ from reconciler.domains.left_out import dry_run
 from reconciler.engine.converge import Outcome, Outcomes
 from reconciler.errors import Issue, ObserveError, ReconcilerError, boundary
 from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.pool_status import Pool
 from reconciler.node.passes import LocalNode, attachment_domain
 from reconciler.node.source_pass import SourcePass
 from reconciler.node.stock_plugin import domain_for
@@ -52,6 +53,20 @@ def diff(node: LocalNode, document: NodeNetwork) -> Outcomes:
     outcomes |= dry_run([domain_for(inputs.document, node.environment.remains)], inputs)
     outcomes |= node.after.others.observe(inputs, outcomes)[0]
     return outcomes | node.after.installation.plan(inputs)
+
+
+def pool(node: LocalNode, document: NodeNetwork) -> tuple[Pool, Cloud, tuple[Issue, ...]]:
+    """Plan the pool, change nothing; return what is desired, what EC2 shows, and what is refused.
+
+    Raises:
+        ReconcilerError: EC2, metadata or the records cannot be read.
+    """
+    outcome = node.pool.run(document, dry=True)
+    for error in outcome.errors:
+        raise error
+    assert isinstance(outcome.desired, Pool)
+    assert isinstance(outcome.observed, Cloud)
+    return outcome.desired, outcome.observed, outcome.remaining.refusals
 
 
 def look_at_sources(node: LocalNode, document: NodeNetwork, *, dry: bool = False) -> Outcome:
@@ -172,7 +187,7 @@ def follow(
         nat.desire(inputs),
         fib.addresses,
     )
-    there = make_tables(fib.rules, fib.routes, environment.nft.observe(), fib.addresses)
+    there = make_tables(fib.rules, fib.routes, environment.nft.observe(()), fib.addresses)
     others, unread = environment.surroundings.chains()
     unread = (*unread, *(f"{what}: not read: {why}" for what, why in fib.unread))
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar, cast
 
 from reconciler.domains.sysctl import Sysctl
 from reconciler.engine.converge import Observed, Target
-from reconciler.engine.plan import Change
+from reconciler.engine.plan import Change, Keyed
 from reconciler.errors import ApplyError, NamespaceError, ObserveError
+from reconciler.targets.netlink.decode import KernelObject
 from reconciler.targets.netlink.namespaces import entered
 
 PROC_SYS = Path("/proc/sys")
@@ -26,52 +27,62 @@ MAX_VALUE_BYTES = 4096
 """Of one setting; those that are ours have one digit."""
 
 
-class KernelTarget(Protocol):
+K_contra = TypeVar("K_contra", bound=Keyed, contravariant=True)
+
+SettingsTarget = Target[Sysctl, frozenset[Keyed], Change[Sysctl]]
+
+
+class KernelTarget(Target[K_contra, Observed, Change[K_contra]], Protocol[K_contra]):
     """What is looked at and changed by rtnetlink; a look raises ``ObserveError``."""
 
-    def observe(self, desired: Iterable[Any]) -> Observed:
+    def observe(self, desired: Iterable[K_contra], /) -> Observed:
         """Look at the host, and at pods' namespaces as far as they are named."""
 
-    def observe_at(self, places: Iterable[Any]) -> Observed:
+    def observe_at(self, places: Iterable[K_contra], /) -> Observed:
         """Look where these objects of pods live, and nowhere else."""
 
-    def observe_inside(self, places: Iterable[Any]) -> Observed:
+    def observe_inside(self, places: Iterable[K_contra], /) -> Observed:
         """Look into pods' namespaces only; raise nothing."""
 
-    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Change[K_contra]], /) -> tuple[ApplyError, ...]:
         """Carry out actions in order."""
 
 
-class Kernel(KernelTarget):
+class Kernel(KernelTarget[KernelObject | Sysctl]):
     """Passes each object on to the target that knows it; decides nothing."""
 
-    def __init__(self, netlink: KernelTarget, sysctl: Target) -> None:
+    def __init__(self, netlink: KernelTarget[KernelObject], sysctl: SettingsTarget) -> None:
         self._netlink = netlink
         self._sysctl = sysctl
 
-    def observe(self, desired: Iterable[Any]) -> Observed:
+    def observe(self, desired: Iterable[KernelObject | Sysctl]) -> Observed:
         """Look at both."""
         return self._look(self._netlink.observe, desired)
 
-    def observe_at(self, places: Iterable[Any]) -> Observed:
+    def observe_at(self, places: Iterable[KernelObject | Sysctl]) -> Observed:
         """Look where these objects live, and nowhere else."""
         return self._look(self._netlink.observe_at, places)
 
-    def observe_inside(self, places: Iterable[Any]) -> Observed:
+    def observe_inside(self, places: Iterable[KernelObject | Sysctl]) -> Observed:
         """Look into pods' namespaces only; raise nothing."""
         return self._look(self._netlink.observe_inside, places)
 
-    def _look(self, look: Callable[[list[Any]], Iterable[Any]], at: Iterable[Any]) -> Observed:
+    def _look(
+        self, look: Callable[[list[KernelObject]], Observed], at: Iterable[KernelObject | Sysctl]
+    ) -> Observed:
         at = list(at)
         settings = [o for o in at if isinstance(o, Sysctl)]
-        seen = Observed().with_these(look([o for o in at if not isinstance(o, Sysctl)]))
+        seen = look([o for o in at if not isinstance(o, Sysctl)])
         return seen.with_these(self._sysctl.observe(settings)) if settings else seen
 
-    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Change[KernelObject | Sysctl]]) -> tuple[ApplyError, ...]:
         """Carry out actions in order."""
         failures: list[ApplyError] = []
         for is_setting, group in groupby(actions, key=lambda a: isinstance(a.object, Sysctl)):
-            failures += (self._sysctl if is_setting else self._netlink).apply(list(group))
+            if is_setting:
+                failures += self._sysctl.apply(cast("list[Change[Sysctl]]", list(group)))
+            else:
+                failures += self._netlink.apply(cast("list[Change[KernelObject]]", list(group)))
         return tuple(failures)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from reconciler.core.attachment import AttachmentKey
+from reconciler.engine.converge import Target
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError
 from reconciler.ipam.records import Records, SetAside
 from reconciler.targets.state.codec import Record
 
+D = TypeVar("D")
 S = TypeVar("S")
-Look = Callable[[Iterable[Any]], S]
-Apply = Callable[[Sequence[Any]], tuple[ApplyError, ...]]
+A = TypeVar("A")
+Look = Callable[[Iterable[D]], S]
+Apply = Callable[[Sequence[A]], tuple[ApplyError, ...]]
+RecordAction = Change[Record | SetAside]
 
 
-class RecordsTarget(Protocol):
+class RecordsTarget(Target[object, Records, RecordAction], Protocol):
     """The records of the state directory."""
 
     def observe(self, desired: Iterable[object] = ()) -> Records:
@@ -25,29 +29,31 @@ class RecordsTarget(Protocol):
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
         """Read those of some attachments again, and those that are no pod's."""
 
-    def apply(self, actions: Sequence[Change[Record | SetAside]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[RecordAction]) -> tuple[ApplyError, ...]:
         """Write and remove."""
 
 
-class ScopedTarget(Generic[S]):
+class ScopedTarget(Generic[D, S, A]):
     """A target with another look in the place of its ``observe``, and its own ``apply``."""
 
-    def __init__(self, look: Look[S], apply: Apply) -> None:
+    def __init__(self, look: Look[D, S], apply: Apply[A]) -> None:
         self.observe = look
         self.apply = apply
 
 
-def seen_first(seen: S, look: Look[S]) -> Look[S]:
+def seen_first(seen: S, look: Look[D, S]) -> Look[D, S]:
     """Return a look that shows the first time what was seen a moment ago."""
     return _once(lambda _: seen, look)
 
 
-def _once(first: Look[S], then: Look[S]) -> Look[S]:
+def _once(first: Look[D, S], then: Look[D, S]) -> Look[D, S]:
     left = [first]
     return lambda desired: (left.pop() if left else then)(desired)
 
 
-def known_records(state: RecordsTarget, records: Records) -> ScopedTarget[Records]:
+def known_records(
+    state: RecordsTarget, records: Records
+) -> ScopedTarget[object, Records, RecordAction]:
     """Return the records, of which intents and attachments were read a moment ago.
 
     What is written by others of this process meanwhile, the pool's records, is read again.
@@ -58,6 +64,6 @@ def known_records(state: RecordsTarget, records: Records) -> ScopedTarget[Record
 
 def records_of(
     state: RecordsTarget, keys: frozenset[AttachmentKey], before: Records
-) -> ScopedTarget[Records]:
+) -> ScopedTarget[object, Records, RecordAction]:
     """Return the records, of which only those of some attachments are read again."""
     return ScopedTarget(lambda _: state.observe_at(keys, before), state.apply)

@@ -12,12 +12,14 @@ from node.test_passes import Simulation
 
 from reconciler.core.attachment import AttachmentKey
 from reconciler.daemon import document
-from reconciler.domains import attachment
+from reconciler.domains import address, attachment, link, nat, neighbour, route, sysctl
 from reconciler.domains.address import LinkAddress
 from reconciler.errors import ApplyError
 from reconciler.ipam.pool import Demand
 from reconciler.node import kernel_domains
 from schemas.document import NodeNetwork
+
+OF_PODS = (link, sysctl, address, neighbour, route, nat)
 
 DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 
@@ -34,13 +36,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return count
 
-    monkeypatch.setattr(
-        kernel_domains,
-        "POD_DOMAINS",
-        tuple((n, counting(n, desire), *rest) for n, desire, *rest in kernel_domains.POD_DOMAINS),
-    )
     monkeypatch.setattr(attachment, "desire", counting("attachment", attachment.desire))
+    for module in OF_PODS:
+        name = "desire" if module is neighbour else "desire_pods"
+        monkeypatch.setattr(module, name, counting(module.__name__, getattr(module, name)))
     return counted
+
+
+def test_a_pods_objects_are_what_the_domains_of_pods_desire() -> None:
+    sim = Simulation()
+    sim.turn()
+    sim.start_pod(1)
+    inputs = sim.node.pods_pass(frozenset({intent(1).key})).inputs
+    desired = frozenset[object]().union(*(d.objects(inputs) for d in sim.node.domains.of_pods()))
+    assert len(desired) > 5
+    assert desired == kernel_domains.pod_objects(inputs)
 
 
 def test_an_add_computes_once_what_each_domain_desires(calls: Counter[str]) -> None:
@@ -52,7 +62,7 @@ def test_an_add_computes_once_what_each_domain_desires(calls: Counter[str]) -> N
     result = sim.node.pods_pass(frozenset({key}))
     assert result.done.keys() == {key}
     assert calls.pop("attachment") == 2, "to bind it, and to record it as finished"
-    assert calls == {name: 1 for name, *_ in kernel_domains.POD_DOMAINS}
+    assert calls == {module.__name__: 1 for module in OF_PODS}
 
 
 def test_a_pass_computes_once_what_each_pod_that_lacks_something_desires(
@@ -77,7 +87,7 @@ def test_a_pass_computes_once_what_each_pod_that_lacks_something_desires(
     assert not result.settled
     assert not result.done
     del calls["attachment"]
-    assert calls == {name: 1 + len(keys) for name, *_ in kernel_domains.POD_DOMAINS}
+    assert calls == {module.__name__: 1 + len(keys) for module in OF_PODS}
 
 
 def test_an_idle_pool_pass_reads_records_and_routes_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from ipaddress import ip_network
-from typing import Any
 
 from reconciler.core.datapath import ALIAS, MAC_STAMP, PROTOCOL, IpNetwork
 from reconciler.domains.rule import BAND
 from reconciler.engine.converge import Observed
-from reconciler.engine.plan import Key
+from reconciler.engine.plan import Key, Keyed
 from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.message import native
 from reconciler.targets.netlink.tables import AF, value_of, values_of
@@ -146,7 +145,7 @@ class Surplus:
         self._taken.add(entry)
         return True
 
-    def among(self, kind: Any, objects: Iterable[object]) -> Observed:
+    def among(self, kind: type[Keyed], objects: Iterable[Keyed]) -> Observed:
         """Return what was made of those that were taken, and say so if there are more."""
         if not self.left_out:
             return Observed(objects)

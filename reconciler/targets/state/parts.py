@@ -53,7 +53,7 @@ class StateParts:
         self._files = [KeptDocument(kept).path, state.socket, *observations, root / LOCK]
         self._roots = list(dict.fromkeys((root, kept)))
 
-    def observe(self, desired: Iterable[object] = ()) -> frozenset[StatePart]:
+    def observe(self, desired: Iterable[StatePart] = ()) -> frozenset[StatePart]:
         """Name the parts that are there.
 
         Raises:

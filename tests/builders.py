@@ -13,7 +13,7 @@ from reconciler.core.facts import Eni, Node
 from reconciler.domains.inputs import HostState, Inputs, KernelState
 from schemas.document import NodeNetwork
 
-SUBNET = ip_network("10.0.1.0/24")
+SUBNET = IPv4Network("10.0.1.0/24")
 VPC = (ip_network("10.0.0.0/16"), ip_network("100.64.0.0/16"))
 
 

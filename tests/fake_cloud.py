@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_address, ip_network
@@ -37,15 +37,18 @@ from reconciler.ipam.ec2_action import (
     DelegatePrefix,
     DeleteEni,
     DetachEni,
+    Ec2Action,
     ReleaseAddresses,
     ReleasePrefixes,
     SetIdleTimeouts,
     SetSecurityGroups,
     TieToInstance,
 )
+from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.release import unit_networks
 from reconciler.ipam.sources import TRUST_S, Answer, is_behind, overlay
 from reconciler.targets.ec2.calls import CallFailure
+from reconciler.targets.ec2.changes import Journal
 
 
 class FakeSources:
@@ -88,8 +91,8 @@ class FakeEc2:
         cidr: IPv4Network,
         taken: Iterable[Any] = (),
         *,
-        journal: Any = None,
-        clock: Any = None,
+        journal: Journal | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.enis = list(enis)
         self.limits = limits
@@ -116,7 +119,7 @@ class FakeEc2:
         self.families: tuple[str, ...] = ("ipv4", "ipv6")
         self.reserved = NOTHING_RESERVED
 
-    def observe(self, desired: Iterable[Any] = ()) -> Cloud:
+    def observe(self, desired: Iterable[Pool] = ()) -> Cloud:
         pool = next(iter(desired), None)
         self._count("DescribeNetworkInterfaces")
         now = list(self.enis)
@@ -154,7 +157,7 @@ class FakeEc2:
         told = overlay(self._last_look.enis, answers)
         return replace(self._last_look, enis=told, behind=is_behind(self._last_look.enis, told))
 
-    def apply(self, actions: Sequence[Any]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Ec2Action]) -> tuple[ApplyError, ...]:
         failures = []
         for action in actions:
             try:
@@ -204,7 +207,7 @@ class FakeEc2:
         self._failures.clear()
         self._successes.clear()
 
-    def _apply_one(self, action: Any) -> None:  # noqa: C901, PLR0912 - a case for each action
+    def _apply_one(self, action: Ec2Action) -> None:  # noqa: C901, PLR0912 - a case for each action
         match action:
             case AddEni():
                 self._attach(self._create(action), action.creation.device_index)
@@ -246,11 +249,11 @@ class FakeEc2:
             case DelegatePrefix():
                 with self._call("AssignIpv6Addresses"):
                     eni = self._get(action.eni_id, "AssignIpv6Addresses")
-                    fresh = action.prefix or self._ipv6_prefix("AssignIpv6Addresses")
-                    if any(fresh in e.ipv6_prefixes for e in self.enis):
+                    prefix = action.prefix or self._ipv6_prefix("AssignIpv6Addresses")
+                    if any(prefix in e.ipv6_prefixes for e in self.enis):
                         raise RefusedError("AssignIpv6Addresses", "InvalidIPAddress.InUse")
-                    self._change(eni.eni_id, ipv6_prefixes=(*eni.ipv6_prefixes, fresh))
-                self._learn(action.eni_id, added=frozenset({fresh}))
+                    self._change(eni.eni_id, ipv6_prefixes=(*eni.ipv6_prefixes, prefix))
+                self._learn(action.eni_id, added=frozenset({prefix}))
             case ReleaseAddresses():
                 gone = frozenset(map(host_network, action.units))
                 with self._releasing(action.eni_id, gone):
@@ -264,8 +267,8 @@ class FakeEc2:
                     eni = self._get(action.eni_id, "UnassignPrivateIpAddresses")
                     if not set(action.units) <= set(eni.prefixes):
                         raise RefusedError("UnassignPrivateIpAddresses", "InvalidParameterValue")
-                    left = tuple(p for p in eni.prefixes if p not in action.units)
-                    self._change(eni.eni_id, prefixes=left)
+                    kept = tuple(p for p in eni.prefixes if p not in action.units)
+                    self._change(eni.eni_id, prefixes=kept)
             case DetachEni():
                 with self._call("DetachNetworkInterface"):
                     self._get(action.eni_id, "DetachNetworkInterface")
@@ -401,9 +404,9 @@ class FakeEc2:
             raise RefusedError(name, "InvalidIPAddress.InUse")
         return [*fresh, *self._free_prefixes(action.count, name)]
 
-    def _free_prefixes(self, count: int, call: str) -> list[Any]:
+    def _free_prefixes(self, count: int, call: str) -> list[IPv4Network]:
         used = {int(a) for a in self._used()}
-        found = []
+        found: list[IPv4Network] = []
         homes, apart = self.reserved.prefixes, self.reserved.explicit
         for block in self._cidr.subnets(new_prefix=28):
             if (homes and not any(map(block.subnet_of, homes))) or within(block[0], apart):

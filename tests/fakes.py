@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from reconciler.core.attachment import Attachment, Cooling, Intent, alias_key
-from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, host_network
+from reconciler.core.attachment import Attachment, AttachmentKey, Cooling, Intent, alias_key
+from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, IpAddress, IpNetwork, host_network
 from reconciler.core.facts import NOWHERE, Installation, Node
-from reconciler.core.predecessor import PodEnd, Sighting
+from reconciler.core.predecessor import Leftover, PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.domains import boot_rule
@@ -33,7 +33,7 @@ from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
 from reconciler.domains.executable import Executable
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
-from reconciler.domains.link import EniLink, PodLink, Veth
+from reconciler.domains.link import EniLink, Link, PodLink, Veth
 from reconciler.domains.nat_objects import (
     NftChain,
     NftElement,
@@ -47,15 +47,23 @@ from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
 from reconciler.egress.destinations import NO_EGRESS, Egress
 from reconciler.engine.converge import Observed
-from reconciler.engine.plan import Change, Verb
+from reconciler.engine.plan import Change, Key, Verb
 from reconciler.errors import ApplyError, NamespaceError
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
-from reconciler.ipam.records import Records
+from reconciler.ipam.records import Records, SetAside
 from reconciler.ipam.release import Quarantine
+from reconciler.targets.files.installation import Installed, Seen
 from reconciler.targets.foreign import Latest
-from reconciler.targets.state.codec import _parse_intent
+from reconciler.targets.netlink.decode import KernelObject
+from reconciler.targets.scoped import RecordAction
+from reconciler.targets.state.codec import Record, _parse_intent
 from schemas.cni import TYPE
+
+Identity = tuple[str, Key]
+K = TypeVar("K", EniLink, Veth, PodLink, LinkAddress)
+P = TypeVar("P", Intent, Attachment)
+R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
 
 
 class RefusedError(Exception):
@@ -69,9 +77,11 @@ class CrashError(BaseException):
 class FakeNetlink:
     """Links, addresses, neighbours, routes and rules, and how losing one loses others."""
 
-    def __init__(self, objects: Iterable[Any] = (), namespaces: Iterable[str] = ()) -> None:
+    def __init__(
+        self, objects: Iterable[KernelObject] = (), namespaces: Iterable[str] = ()
+    ) -> None:
         self.namespaces = set(namespaces)
-        self._objects: dict[Any, Any] = {}
+        self._objects: dict[tuple[type, Key], KernelObject] = {}
         for o in objects:
             self._put(o)
 
@@ -93,7 +103,7 @@ class FakeNetlink:
             if isinstance(o, PodLink) and o.netns == netns:
                 self._remove(o)
 
-    def replace(self, obj: Any) -> None:
+    def replace(self, obj: KernelObject) -> None:
         """Somebody else changed it."""
         self._put(obj)
 
@@ -104,15 +114,15 @@ class FakeNetlink:
         macs = {o.name: o.mac for o in objects if isinstance(o, Veth)}
         return Links(names, {key: name for key, name in veths.items() if key}, macs)
 
-    def pod_addresses(self) -> dict[str, Any]:
+    def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]:
         routes = [o for o in self._objects.values() if isinstance(o, Route)]
         ours = [r for r in routes if r.table == PODS_TABLE and r.protocol == 201]
-        found: dict[str, Any] = {}
+        found: dict[str, tuple[IpAddress, ...]] = {}
         for r in sorted(ours, key=lambda r: r.key):
             found[r.device] = (*found.get(r.device, ()), r.destination.network_address)
         return found
 
-    def addresses_behind(self, links: Iterable[str]) -> dict[str, Any]:
+    def addresses_behind(self, links: Iterable[str]) -> dict[str, tuple[IpAddress, ...]]:
         found = {}
         for name in links:
             of_host = [
@@ -130,8 +140,9 @@ class FakeNetlink:
             found[name] = tuple(sorted(set(of_host or inside), key=lambda a: (a.version, int(a))))
         return found
 
-    def occupied(self, addresses: Iterable[Any], networks: Iterable[Any]) -> dict[Any, str]:
-        addresses, networks = set(addresses), list(networks)
+    def occupied(
+        self, addresses: Collection[IpAddress], networks: Collection[IpNetwork]
+    ) -> dict[IpNetwork, str]:
         return {
             host_network(o.address): f"it is on {o.device}"
             for o in self._objects.values()
@@ -140,7 +151,7 @@ class FakeNetlink:
             and (o.address in addresses or any(o.address in n for n in networks))
         }
 
-    def observe(self, desired: Iterable[Any]) -> Observed:
+    def observe(self, desired: Iterable[KernelObject]) -> Observed:
         desired = list(desired)
         places = {o.key for o in desired if isinstance(o, Route)}
         asked = {(o.netns, o.address) for o in desired if isinstance(o, Neighbour)}
@@ -159,13 +170,13 @@ class FakeNetlink:
             },
         )
 
-    def observe_inside(self, places: Iterable[Any]) -> Observed:
+    def observe_inside(self, places: Iterable[KernelObject]) -> Observed:
         seen = self.observe(places)
         return Observed(
             (o for o in seen if getattr(o, "netns", "")), unread_places=seen.unread_places
         )
 
-    def observe_at(self, places: Iterable[Any]) -> Observed:
+    def observe_at(self, places: Iterable[KernelObject]) -> Observed:
         places = list(places)
         keys = {(type(o), o.key) for o in places}
         seen = self.observe(places)
@@ -174,7 +185,7 @@ class FakeNetlink:
             unread_places=seen.unread_places,
         )
 
-    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
         failures = []
         for action in actions:
             try:
@@ -188,17 +199,17 @@ class FakeNetlink:
                 failures.append(ApplyError(str(action), str(error), ""))
         return tuple(failures)
 
-    def _rename(self, action: Change[Any]) -> None:
+    def _rename(self, action: Change[KernelObject]) -> None:
         """What leads over a link goes with it when it is set down for that, but its pair."""
         was, now = action.was, action.object
-        if isinstance(now, Veth) and was is not None and was.name != now.name:
+        if isinstance(now, Veth) and isinstance(was, Veth) and was.name != now.name:
             self._objects.pop((Veth, was.key))
             self._lose(netns="", device=was.name, kinds=(Route, LinkAddress, Neighbour))
             for end in [o for o in self._objects.values() if isinstance(o, PodLink)]:
                 if end.veth == was.name:
                     self._put(replace(end, veth=now.name))
 
-    def _check(self, action: Change[Any]) -> None:  # noqa: C901, PLR0912 - a case for each kind
+    def _check(self, action: Change[KernelObject]) -> None:  # noqa: C901, PLR0912 - a case for each kind
         match action.object:
             case Veth() as veth if action.verb is Verb.CREATE:
                 if veth.pod_netns not in self.namespaces:
@@ -220,7 +231,7 @@ class FakeNetlink:
             case Route() as route:
                 if not self._device(route.netns, route.device).up:
                     raise RefusedError("ENETDOWN")
-                if route.gateway and not self._is_on_link(route):
+                if route.gateway and not self._is_on_link(route, route.gateway):
                     raise RefusedError("ENETUNREACH")
                 if route.source and not self._find(
                     LinkAddress, netns=route.netns, address=route.source
@@ -232,36 +243,37 @@ class FakeNetlink:
             case _:
                 pass
 
-    def _is_on_link(self, route: Route) -> bool:
+    def _is_on_link(self, route: Route, gateway: IpAddress) -> bool:
         """A gateway must be reached by a route without one, in that table or in main."""
         return any(
             isinstance(o, Route)
             and o.netns == route.netns
             and o.gateway is None
             and o.table in (route.table, MAIN_TABLE)
-            and route.gateway in o.destination
+            and gateway in o.destination
             for o in self._objects.values()
-        ) or (route.destination.version == 6 and route.gateway.is_link_local)
+        ) or (route.destination.version == 6 and gateway.is_link_local)
 
-    def _device(self, netns: str, name: str) -> Any:
-        kinds: tuple[type, ...] = (PodLink,) if netns else (EniLink, Veth)
+    def _device(self, netns: str, name: str) -> Link:
         for o in self._objects.values():
-            if isinstance(o, kinds) and o.name == name and getattr(o, "netns", "") == netns:
+            if not isinstance(o, EniLink | Veth | PodLink) or o.name != name:
+                continue
+            if (o.netns if isinstance(o, PodLink) else "") == netns:
                 return o
         raise RefusedError("ENODEV")
 
-    def _find(self, kind: type, **fields: Any) -> Any:
+    def _find(self, kind: type[K], **fields: object) -> K | None:
         for o in self._objects.values():
             if isinstance(o, kind) and all(getattr(o, k) == v for k, v in fields.items()):
                 return o
         return None
 
-    def _put(self, obj: Any) -> None:
+    def _put(self, obj: KernelObject) -> None:
         if isinstance(obj, EniLink) and not obj.up:
             self._lose(netns="", device=obj.name, kinds=(Route,))
         self._objects[type(obj), obj.key] = obj
 
-    def _remove(self, obj: Any) -> None:
+    def _remove(self, obj: KernelObject) -> None:
         existing = self._objects.pop((type(obj), obj.key), None)
         if isinstance(existing, Veth):
             self._lose(netns="", device=existing.name, kinds=(Route, LinkAddress, Neighbour))
@@ -273,7 +285,9 @@ class FakeNetlink:
             if host := self._find(Veth, name=existing.veth):
                 self._remove(host)
 
-    def _lose(self, netns: str, device: str, kinds: tuple[type, ...]) -> None:
+    def _lose(
+        self, netns: str, device: str, kinds: tuple[type[Route | LinkAddress | Neighbour], ...]
+    ) -> None:
         for identity, o in list(self._objects.items()):
             if isinstance(o, kinds) and o.netns == netns and o.device == device:
                 del self._objects[identity]
@@ -296,7 +310,7 @@ class FakeNft:
     def count(self) -> dict[str, int]:
         return {}
 
-    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Change[NftObject]]) -> tuple[ApplyError, ...]:
         state = {(o.kind, o.key): o for o in self._objects}
         try:
             for action in sorted(actions, key=lambda a: a.verb is not Verb.DELETE):
@@ -308,7 +322,9 @@ class FakeNft:
                         raise RefusedError("No such file or directory")
                 else:
                     existing = state.get((obj.kind, obj.key))
-                    if isinstance(existing, NftChain) and existing.place != obj.place:
+                    if isinstance(obj, NftChain) and (
+                        isinstance(existing, NftChain) and existing.place != obj.place
+                    ):
                         raise RefusedError("File exists")
                     state[obj.kind, obj.key] = obj
             if state or any(not isinstance(a.object, NftTable) for a in actions):
@@ -384,17 +400,17 @@ class FakeState:
     """
 
     def __init__(self, records: Records = Records()) -> None:  # noqa: B008 - frozen
-        everything = (
+        everything: tuple[Record, ...] = (
             *records.intents,
             *records.attachments,
             *records.cooling,
             *records.quarantined,
             *records.creations,
         )
-        self._records = {(r.kind, r.key): r for r in everything}
-        self._look: Any = None
+        self._records: dict[Identity, Record] = {(r.kind, r.key): r for r in everything}
+        self._look: tuple[Node, Cloud] | None = None
         self._egress = NO_EGRESS
-        self._unwritten: dict[Any, Any] = {}
+        self._unwritten: dict[Identity, Record] = {}
         self.crash_in: int | None = None
 
     def restart(self) -> None:
@@ -421,22 +437,25 @@ class FakeState:
     def observe(self, desired: Iterable[object] = ()) -> Records:
         everything = self._unwritten | self._records
 
-        def of(kind: type) -> tuple[Any, ...]:
+        def of(kind: type[R]) -> tuple[R, ...]:
             found = [r for r in everything.values() if isinstance(r, kind)]
             return tuple(sorted(found, key=lambda r: r.key))
 
-        kinds = (Intent, Attachment, Cooling, Quarantine, Creation)
-        unwritten = frozenset(self._unwritten.keys() - self._records.keys())
-        return Records(*(of(kind) for kind in kinds), unwritten=unwritten)
+        return Records(
+            of(Intent),
+            of(Attachment),
+            of(Cooling),
+            of(Quarantine),
+            of(Creation),
+            unwritten=frozenset(self._unwritten.keys() - self._records.keys()),
+        )
 
-    def observe_at(self, keys: Collection[Any], before: Records) -> Records:
+    def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
         now = self.observe()
 
-        def merge(was: Iterable[Any], found: Iterable[Any]) -> tuple[Any, ...]:
-            kept = [r for r in was if r.key not in keys]
-            return tuple(
-                sorted([*kept, *(r for r in found if r.key in keys)], key=lambda r: r.key)
-            )
+        def merge(was: Iterable[P], found: Iterable[P]) -> tuple[P, ...]:
+            kept = [r for r in was if r.key not in keys] + [r for r in found if r.key in keys]
+            return tuple(sorted(kept, key=lambda r: r.key))
 
         return replace(
             now,
@@ -444,11 +463,11 @@ class FakeState:
             attachments=merge(before.attachments, now.attachments),
         )
 
-    def put(self, record: Any) -> None:
+    def put(self, record: Record) -> None:
         """Write a record, as the executable does."""
         self._records[record.kind, record.key] = record
 
-    def recall(self) -> Any:
+    def recall(self) -> tuple[Node, Cloud] | None:
         return self._look
 
     def remember(self, node: Node, cloud: Cloud) -> None:
@@ -474,12 +493,12 @@ class FakeState:
     def forget(self, creation: Creation) -> None:
         self._records.pop((creation.kind, creation.key), None)
 
-    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[RecordAction]) -> tuple[ApplyError, ...]:
         for action in actions:
             self._unwritten.pop((action.object.kind, action.object.key), None)
             if action.verb is Verb.DELETE:
                 self._records.pop((action.object.kind, action.object.key), None)
-            else:
+            elif not isinstance(action.object, SetAside):
                 self._records[action.object.kind, action.object.key] = action.object
             self._wrote()
         return ()
@@ -522,9 +541,9 @@ class FakeDirectories:
         self.files = files or {}
         self.broken = ""
 
-    def observe(self, desired: Iterable[object] = ()) -> frozenset[Any]:
+    def observe(self, desired: Iterable[Installed] = ()) -> frozenset[Seen]:
         conf_dir, bin_dir = self.places.conf_dir, self.places.bin_dir
-        found: set[Any] = set()
+        found: set[Seen] = set()
         names = {path.rpartition("/")[2]: at for path, at in self._below(bin_dir).items()}
         if bin_dir:
             found.add(Plugins(bin_dir, frozenset(names)))
@@ -544,7 +563,7 @@ class FakeDirectories:
             found.add(boot_rule.read(rule, text, f"{conf_dir}/{NAME}", mode))
         return frozenset(found)
 
-    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Change[Installed]]) -> tuple[ApplyError, ...]:
         if self.broken:
             return tuple(ApplyError(str(a), self.broken, "") for a in actions)
         for action in actions:
@@ -584,7 +603,7 @@ class FakeRemains:
     def find_ends(self, veths: Iterable[str]) -> dict[str, PodEnd]:
         return {name: self.ends[name] for name in veths if name in self.ends}
 
-    def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+    def apply(self, actions: Sequence[Change[Leftover]]) -> tuple[ApplyError, ...]:
         gone = [a.object for a in actions]
         self.sighting = replace(
             self.sighting,
@@ -599,11 +618,11 @@ class FakeRemains:
 class FakeConntrack:
     """Connections by address; deleting them ends them."""
 
-    def __init__(self, addresses: Iterable[Any] = ()) -> None:
+    def __init__(self, addresses: Iterable[IpAddress] = ()) -> None:
         self.addresses = set(addresses)
 
     def observe(self, desired: Iterable[ConntrackFlush]) -> frozenset[Flow]:
-        wanted = frozenset[Any]().union(*(d.addresses for d in desired))
+        wanted = frozenset[IpAddress]().union(*(d.addresses for d in desired))
         return frozenset(Flow(a) for a in self.addresses & wanted)
 
     def count(self, questions: Sequence[OpenTo]) -> tuple[int, ...] | None:

@@ -18,6 +18,7 @@ from fakes import (
 )
 
 from reconciler.core.attachment import IntentState
+from reconciler.engine.converge import Outcome
 from reconciler.ipam.cloud import Limits
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
@@ -26,14 +27,15 @@ from reconciler.node.passes import LocalNode
 class Simulation:
     """A node with pods, whose pool and kernel passes follow each other."""
 
-    def __init__(self, ec2: Any = None, **parts: Any) -> None:
+    def __init__(self, ec2: FakeEc2 | None = None, **parts: Any) -> None:
         self.now = 1000.0
         self.skew = 0.0  # of the wall clock
         self.document = document(**parts)
         self.state = FakeState()
         first = eni(0, 0, primary=SUBNET[10])
-        clock = {"journal": self.state, "clock": lambda: self.now}
-        self.ec2 = ec2 or FakeEc2([first], Limits(3, 10), SUBNET, **clock)
+        self.ec2 = ec2 or FakeEc2(
+            [first], Limits(3, 10), SUBNET, journal=self.state, clock=lambda: self.now
+        )
         self.imds = FakeImds(node(), self.ec2)
         self.netlink = FakeNetlink()
         self.conntrack = FakeConntrack()
@@ -64,7 +66,7 @@ class Simulation:
         self.node.kernel_pass(self.document)
         self.now += seconds
 
-    def turn_pool(self) -> Any:
+    def turn_pool(self) -> Outcome:
         outcome = self.node.pool.run(self.document)
         self.refusals.update({r.reason for r in outcome.remaining.refusals})
         return outcome

@@ -18,6 +18,7 @@ from reconciler.egress.observation import Question
 from reconciler.egress.source import Failure as NoAnswer
 from reconciler.egress.source import Look
 from reconciler.errors import ApplyError, ObserveError
+from reconciler.ipam import budget
 from reconciler.ipam.budget import Failure, classify
 from reconciler.ipam.cloud import (
     INSTANCE_TAG,
@@ -49,6 +50,7 @@ from reconciler.ipam.release import unit_networks
 from reconciler.ipam.sources import TRUST_S, Answer, is_behind, overlay
 from reconciler.targets.ec2.calls import CallFailure
 from reconciler.targets.ec2.changes import Journal
+from reconciler.targets.ec2.tally import OK, Tally
 
 
 class FakeSources:
@@ -103,6 +105,7 @@ class FakeEc2:
         self.knows_type = True
         self.calls: Counter[str] = Counter()
         self.sources = FakeSources()
+        self.tally = Tally()
         self.log: list[str] = []
         self._cidr = self.cidr = cidr
         self._taken = set(taken)
@@ -426,6 +429,7 @@ class FakeEc2:
 
     def _count(self, name: str) -> None:
         self.calls[name] += 1
+        self.tally.note(name, OK, budget.take(None, name, self._clock())[0])
         if not name.startswith("Describe"):
             self.log.append(name)
 

@@ -131,6 +131,7 @@ targets.conntrack.Conntrack | whole | PC | _filters_looks _filters_deletions | _
 #   of sources another object than of ENIs
 targets.ec2.calls.Calls | steps | PEX | made
 targets.ec2.calls.Calls | one | PE | _failures _successes _buckets
+targets.ec2.tally.Tally | _lock | PEXH | _calls
 targets.ec2.sources.VpcSources | one | E | _lists
 targets.ec2.caller.Subprocess | _lock | PET | _process _questions _idle | _ask _running _end
 """

@@ -112,11 +112,16 @@ class Bucket:
     at: float
 
 
-def take(bucket: Bucket | None, action: str, now: float) -> tuple[Bucket, bool]:
-    """Take one token; return the bucket, and whether there was one."""
+def left(bucket: Bucket | None, action: str, now: float) -> float:
+    """Return the tokens there are, at these monotonic seconds; None is a bucket of no call yet."""
     capacity, refill = BUCKETS.get(action, DESCRIBE_BUCKET)
     tokens = capacity if bucket is None else bucket.tokens + (now - bucket.at) * refill
-    tokens = min(tokens, capacity)
+    return min(tokens, capacity)
+
+
+def take(bucket: Bucket | None, action: str, now: float) -> tuple[Bucket, bool]:
+    """Take one token; return the bucket, and whether there was one."""
+    tokens = left(bucket, action, now)
     granted = tokens >= 1
     return Bucket(tokens - 1 if granted else tokens, now), granted
 

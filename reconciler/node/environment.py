@@ -35,6 +35,7 @@ from reconciler.targets.conntrack import Conntrack
 from reconciler.targets.ec2.caller import Subprocess
 from reconciler.targets.ec2.calls import CallFailure
 from reconciler.targets.ec2.changes import Journal
+from reconciler.targets.ec2.tally import Tally
 from reconciler.targets.ec2.target import Ec2
 from reconciler.targets.files.installation import HostDirectories, Installed, Seen
 from reconciler.targets.foreign import Latest, Surroundings
@@ -94,11 +95,14 @@ class Ec2Target(Target[Pool, Cloud, Ec2Action], Protocol):
 
     ``suppose`` takes an earlier look for what EC2 would show now; ``told`` is the last look with
     what EC2 has answered since. ``know`` takes over what an earlier process has asked. ``drain``
-    returns what failed and which actions succeeded since it was last called.
+    returns what failed and which actions succeeded since it was last called. ``tally`` counts all
+    calls, those for sources too.
     """
 
     @property
     def calls(self) -> Mapping[str, int]: ...
+    @property
+    def tally(self) -> Tally: ...
     @property
     def sources(self) -> SourcesTarget: ...
     @property

@@ -17,6 +17,7 @@ from reconciler.node.environment import Ec2Target, Environment, SourcesTarget, S
 from reconciler.node.gathering import Gathering, Known
 from reconciler.node.pool_controller import Given, PoolController
 from reconciler.node.pool_schedule import PoolSchedule, Sources, Witness
+from reconciler.targets.ec2.tally import Tallied
 from schemas.document import NodeNetwork
 
 
@@ -45,6 +46,11 @@ class PoolPass:
     def ec2_calls(self) -> Mapping[str, int]:
         """EC2 calls made so far, by action."""
         return {**self._ec2.calls, **self._ec2.sources.calls} if self._ec2 else {}
+
+    @property
+    def ec2_tally(self) -> Mapping[str, Tallied]:
+        """How EC2's calls went so far, by action."""
+        return self._ec2.tally.all() if self._ec2 else {}
 
     @property
     def sources(self) -> SourcesTarget | None:

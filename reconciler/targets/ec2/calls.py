@@ -11,6 +11,7 @@ from typing import Any
 from reconciler.ipam import budget
 from reconciler.ipam.budget import Bucket
 from reconciler.targets.ec2.caller import ANSWER_LOST, Caller, Ec2CallError
+from reconciler.targets.ec2.tally import HELD_BACK, OK, Tally
 from reconciler.targets.values import MalformedError, Object, entries, like
 
 PAGE_SIZE = 100
@@ -40,10 +41,16 @@ class TooLongError(Ec2CallError):
 
 
 class Calls:
-    """Makes calls, and notes which failed and which succeeded; ``made`` counts them by action."""
+    """Makes calls, and notes which failed and which succeeded; ``made`` counts them by action.
 
-    def __init__(self, caller: Caller, clock: Callable[[], float]) -> None:
+    ``tally`` takes note of each, and may be shared with calls of other actions.
+    """
+
+    def __init__(
+        self, caller: Caller, clock: Callable[[], float], tally: Tally | None = None
+    ) -> None:
         self.made: Counter[str] = Counter()
+        self._tally = tally or Tally()
         self._caller = caller
         self._clock = clock
         self._failures: list[CallFailure] = []
@@ -53,15 +60,25 @@ class Calls:
     def __call__(self, method: str, **arguments: Any) -> Object:
         """Make one call; an Ec2CallError says that there is no answer, or no budget for it."""
         action = operation(method)
-        bucket, granted = budget.take(self._buckets.get(action), action, self._clock())
+        began = self._clock()
+        bucket, granted = budget.take(self._buckets.get(action), action, began)
         self._buckets[action] = bucket
         if not granted:
+            self._tally.note(action, HELD_BACK, bucket)
             why = f"this node's budget of {action} calls is used up"
             raise Ec2CallError(action, "BudgetExhausted", why, refused=True)
         self.made[action] += 1
-        answer = self._caller(action, method, arguments)
-        if not isinstance(answer, Mapping):
-            raise Ec2CallError(action, ANSWER_LOST, "its answer is no object")
+        outcome: str = budget.Failure.OTHER
+        try:
+            answer = self._caller(action, method, arguments)
+            if not isinstance(answer, Mapping):
+                raise Ec2CallError(action, ANSWER_LOST, "its answer is no object")
+            outcome = OK
+        except Ec2CallError as error:
+            outcome = budget.classify(error.code)
+            raise
+        finally:
+            self._tally.note(action, outcome, bucket, self._clock() - began)
         self._successes.append(action)
         return answer
 

@@ -25,6 +25,7 @@ from reconciler.targets.ec2.calls import Calls, TooLongError, matching, operatio
 from reconciler.targets.ec2.changes import Ec2Changes, Journal
 from reconciler.targets.ec2.decode import Listed, decode_interface, decode_limits, place, unread
 from reconciler.targets.ec2.sources import VpcSources
+from reconciler.targets.ec2.tally import Tally
 from reconciler.targets.values import MalformedError, Object, entries
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ class Ec2(Ec2Changes):
     """The ENIs of one instance; the calls are made by this process unless a caller is given.
 
     ``calls`` counts those made since the start, by action; ``drain`` returns what failed and which
-    actions succeeded since it was last called. ``sources`` is asked beside all of this.
+    actions succeeded since it was last called. ``sources`` is asked beside all of this; its calls
+    are in ``tally`` too.
     """
 
     def __init__(
@@ -95,12 +97,13 @@ class Ec2(Ec2Changes):
         caller: Caller | None = None,
     ) -> None:
         caller = caller or InProcess(region)
-        calls = Calls(caller, clock)
+        self.tally = Tally()
+        calls = Calls(caller, clock, self.tally)
         super().__init__(instance_id, calls, journal, clock)
         self.calls = calls.made
         self.drain = calls.drain
         # Its actions are others, and so are their buckets; another thread calls them.
-        self.sources = VpcSources(Calls(caller, clock))
+        self.sources = VpcSources(Calls(caller, clock, self.tally))
         self._limits: dict[str, Limits] = {}
         self._free_at: float | None = None
         self._missed_until = float("-inf")

@@ -1,15 +1,14 @@
 """Write the reference pages that say what the code says: ``python docs/reference.py``.
 
-The page of the document is made of its JSON Schema, that of the commands of the command line, that
-of conditions of the catalogue of reasons, the list of decisions of their titles; so are the manual
-page and what shells complete by. All are in the repository, so that they can be read there and
-come with the package. A test fails when one is stale.
+The pages of document, commands, conditions and metrics, the list of decisions, the manual page and
+what shells complete by are made of the code's own words. All are in the repository, so that they
+can be read there and come with the package. A test fails when one is stale.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import click
 from click.shell_completion import get_completion_class
 
 from reconciler.cli.main import main
+from reconciler.daemon import gauges, telemetry
+from reconciler.daemon.telemetry import MOST_SERIES, OTHER, PREFIX, Family
 from reconciler.diagnostics.reasons import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -221,10 +222,42 @@ def list_decisions() -> str:
     return f"{MADE}\n\n# Decisions\n\n{start}\n\n" + "\n".join(parts) + "\n"
 
 
+def describe_metrics() -> str:
+    """Return the page of the metrics."""
+    read = [f for f in vars(gauges).values() if isinstance(f, Family)]
+    parts = [
+        MADE,
+        "# Metrics",
+        "What `/metrics` has, in Prometheus' text format, or in OpenMetrics' for whoever accepts "
+        "it ([where it is served](../monitoring.md)). Values are as of the scrape, which asks "
+        f"nothing outside of the process. A metric has at most {MOST_SERIES} series; all further "
+        f"ones are one, whose labels are `{OTHER}`.",
+        "## State",
+        tabulate_metrics(read, PREFIX),
+        "## What has happened since the start",
+        tabulate_metrics(telemetry.COUNTED, PREFIX),
+        "## The process",
+        "Not that which calls EC2.",
+        tabulate_metrics(telemetry.of_the_process(), ""),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def tabulate_metrics(families: Iterable[Family], prefix: str) -> str:
+    """Return metrics as a table."""
+    rows = ["| metric | type | labels | |", "|---|---|---|---|"]
+    for f in sorted(families, key=lambda f: f.name):
+        name = f"{prefix}{f.name}" + ("_total" if f.kind == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in f.labels)
+        rows.append(f"| `{name}` | {f.kind} | {labels} | {f.about} |")
+    return "\n".join(rows)
+
+
 FILES: dict[str, Callable[[], str]] = {
     "docs/reference/document.md": describe_document,
     "docs/reference/commands.md": describe_commands,
     "docs/reference/conditions.md": describe_conditions,
+    "docs/reference/metrics.md": describe_metrics,
     "docs/decisions/README.md": list_decisions,
     "deploy/man/node-network.1": write_man_page,
     "deploy/completion/node-network.bash": partial(write_completion, "bash"),

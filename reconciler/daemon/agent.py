@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.cluster.api import ApiServer
-from reconciler.daemon import telemetry
+from reconciler.daemon import gauges, telemetry
 from reconciler.daemon.cluster import Api, Reporter
 from reconciler.daemon.kernel_loop import KernelLoop
 from reconciler.daemon.parts import Parts, Upkeep
@@ -155,9 +155,25 @@ class Agent:
             is_pending=parts.node.pool.schedule.is_pending,
         )
         status["sources"] = describe_sources(parts.node.known.egress, parts.node.environment.now())
-        for state, count in status["pool"].items():
-            telemetry.ADDRESSES.labels(state).set(count)
-        return status | {"metrics": telemetry.exposition()}
+        return status | {"metrics": telemetry.exposition(self.gauges())}
+
+    def gauges(self) -> dict[telemetry.Family, telemetry.Series]:
+        """Return the metrics that are read from what is known now."""
+        parts, known = self.parts, self.parts.node.known
+        state = gauges.State(
+            now=parts.node.environment.now(),
+            clock=parts.node.environment.clock(),
+            obstacle=self.find_obstacle(),
+            progress=self.kernel.progress,
+            outlook=self.pool.outlook,
+            cloud=known.cloud,
+            egress=known.egress,
+            accepted=parts.document.accepted,
+            conditions=parts.conditions.issues(),
+            waiting=parts.requests.reasons,
+            calls=parts.node.pool.ec2_tally,
+        )
+        return gauges.read(state)
 
     def _step_back(self, error: LockedError) -> None:
         self._displaced = error

@@ -56,14 +56,15 @@ def _answer(request: bytes, agent: Agent, paths: Sequence[str]) -> bytes:
         return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
     match request.split(b"\n", 1)[0].split():
         case [b"GET", path, version] if version.startswith(b"HTTP/1."):
-            return _answer_get(path.partition(b"?")[0].decode("latin-1"), agent, paths)
+            accept = _header(request, b"accept")
+            return _answer_get(path.partition(b"?")[0].decode("latin-1"), accept, agent, paths)
         case [_, _, version] if version.startswith(b"HTTP/1."):
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", "Allow: GET\r\n")
         case _:
             return _response(HTTPStatus.BAD_REQUEST, "this is no HTTP/1 request\n")
 
 
-def _answer_get(path: str, agent: Agent, paths: Sequence[str]) -> bytes:
+def _answer_get(path: str, accept: str, agent: Agent, paths: Sequence[str]) -> bytes:
     match path if path in paths else "":
         case "/livez":
             watchdog = agent.parts.watchdog
@@ -72,9 +73,17 @@ def _answer_get(path: str, agent: Agent, paths: Sequence[str]) -> bytes:
             obstacle = agent.find_obstacle()
             return _health(str(obstacle or "ok"), is_well=obstacle is None)
         case "/metrics":
-            return _response(HTTPStatus.OK, telemetry.exposition(), kind=telemetry.CONTENT_TYPE)
+            text = telemetry.exposition(agent.gauges(), accept)
+            return _response(HTTPStatus.OK, text, kind=telemetry.content_type(accept))
         case _:
             return _response(HTTPStatus.NOT_FOUND, f"{', '.join(paths)}\n")
+
+
+def _header(request: bytes, name: bytes) -> str:
+    """Return a header's value, of several lines joined; "" if there is none."""
+    pairs = (line.partition(b":") for line in request.splitlines()[1:])
+    found = (value.strip() for key, _, value in pairs if key.strip().lower() == name)
+    return b", ".join(found).decode("latin-1")
 
 
 def _listen(listen: str) -> socket.socket:

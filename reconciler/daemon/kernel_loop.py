@@ -134,7 +134,7 @@ class KernelLoop:
             log.warning("pods were not served alone", extra={"error": str(error)})
             self._report_pods(error)
             return False
-        telemetry.PASS_SECONDS.observe(time.monotonic() - started)
+        telemetry.PASS_SECONDS.labels("pods").observe(time.monotonic() - started)
         with parts.duties.over("the answers to pods"):
             self._publish(result, started)
         self._report_pods(*(e for o in result.outcomes.values() for e in o.errors))
@@ -208,7 +208,7 @@ class KernelLoop:
         took_s = time.monotonic() - started
         audit_at = started if audit else self._schedule.audit_at
         self._schedule = replace(self._schedule, full_pass_s=took_s, audit_at=audit_at)
-        telemetry.PASS_SECONDS.observe(took_s)
+        telemetry.PASS_SECONDS.labels("audit" if audit else "full").observe(took_s)
         if result.settled:
             parts.hints.forget("kernel", before=result.observed_at)
         parts.conditions.report("node", Outcome())

@@ -12,8 +12,12 @@ from reconciler.daemon.status import PoolReport
 from reconciler.engine.backoff import Delays
 from reconciler.engine.converge import Outcome
 from reconciler.errors import ReconcilerError, boundary
+from reconciler.ipam import forecast
 from reconciler.ipam.budget import CallBackoffs
+from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.forecast import Outlook
 from reconciler.ipam.pool import Demand
+from reconciler.ipam.pool_status import Pool
 
 POOL_PASS = "the pass over the pool"  # the duty, as conditions, metrics and the watchdog name it
 POOL_BACKOFF_S = Delays(1.0, 60.0, jitter=1)  # after EC2 failed
@@ -26,6 +30,7 @@ class PoolLoop:
         planned_for: the demand that the pool was last planned for; None while its pass is under
             way.
         report: of the last pass.
+        outlook: for how long there are addresses, as of the last observation.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -35,6 +40,7 @@ class PoolLoop:
         self._owes_observation = False
         self.planned_for: Demand | None = None
         self.report = PoolReport()
+        self.outlook = Outlook()
 
     def turn(self) -> None:
         """Run a pass, and wait for what asks for the next one."""
@@ -83,7 +89,7 @@ class PoolLoop:
                 observation.
         """
         parts, node, pool = self._parts, self._parts.node, self._parts.node.pool
-        before = self.planned_for
+        started, before = time.monotonic(), self.planned_for
         self.planned_for = None  # whatever changes from here on is told, this pass may not see it
         cloud, calls = node.known.cloud, pool.ec2_calls
         with parts.duties.over("sweeping the records"):
@@ -94,11 +100,12 @@ class PoolLoop:
             self._owes_observation = False
         except ReconcilerError as error:
             outcome, self._owes_observation = Outcome(errors=(error,)), look
+        telemetry.PASS_SECONDS.labels("pool").observe(time.monotonic() - started)
         parts.conditions.report("eni", outcome)
-        for name, count in pool.ec2_calls.items():
-            telemetry.EC2_CALLS.labels(name).set(count)
         with parts.duties.over("the pool's books of drift"):
             parts.drift.book({"eni": outcome}, everything=True)
+        with parts.duties.over("the pool's outlook"):
+            self.outlook = self._look_ahead(outcome)
         if node.known.cloud is not cloud or pool.ec2_calls != calls:
             parts.hints.mark("pool")
         if outcome.errors:
@@ -107,3 +114,13 @@ class PoolLoop:
             return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
         self.report, self.planned_for = PoolReport(pool.demand), pool.demand
         return pool.schedule.due_s, 0
+
+    def _look_ahead(self, outcome: Outcome) -> Outlook:
+        """Return what a pass leaves for further pods; what was known if it observed nothing."""
+        before, schedule = self.outlook, self._parts.node.pool.schedule
+        desired, observed = outcome.desired, outcome.observed
+        if not (isinstance(desired, Pool) and isinstance(observed, Cloud)):
+            return before
+        supply, now = forecast.find_supply(desired, observed), schedule.clock()
+        past = forecast.after(before.past, supply.used, now)
+        return Outlook(supply, past, schedule.observed_at or before.looked_at)

@@ -11,6 +11,7 @@ from functools import partial
 from cni import protocol
 from reconciler.cluster.report import STARTING
 from reconciler.core.attachment import Attachment, AttachmentKey, Intent, IntentState
+from reconciler.daemon import telemetry
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
 from reconciler.errors import FOREIGN_TEXT, InternalError, Issue
@@ -40,6 +41,8 @@ NO_CAUSE = frozenset({"foreign", "forward", "executable", "conflist", "boot-rule
 """Domains whose errors are never why a pod's objects are not in place: other owners' doings, what
 belongs on the host, and addresses that cool. They would stand ahead of the cause in a runtime's
 error."""
+
+PENDING = "Pending"  # of an ADD that no pass has come to yet
 
 MOST_TEXT = FOREIGN_TEXT * 2  # characters of the causes that a runtime is told
 
@@ -72,6 +75,10 @@ class Requests:
                     if left <= 0:
                         return self._explain(key)
                     self._changed.wait(left)
+                if isinstance(verdict, Attachment):
+                    _, began = self._done[key]
+                    telemetry.ADD_SECONDS.labels("wait").observe(began - asked_at)
+                    telemetry.ADD_SECONDS.labels("place").observe(time.monotonic() - began)
                 return verdict
             finally:
                 self._asked.pop(key, None)
@@ -142,6 +149,13 @@ class Requests:
         """The attachments that ADDs wait for."""
         with self._changed:
             return frozenset(self._asked)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each ADD under way waits, as a runtime is told; ``PENDING`` if it is not known."""
+        with self._changed:
+            known = {**self._unplaced, **self._waiting}
+            return tuple(known[k].reason if k in known else PENDING for k in self._asked)
 
     @property
     def is_awaited(self) -> bool:

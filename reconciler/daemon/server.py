@@ -19,6 +19,7 @@ from typing import Any
 from cni import protocol
 from reconciler.core.attachment import Attachment, AttachmentKey, netns_path
 from reconciler.core.datapath import family_of, host_network
+from reconciler.daemon import telemetry
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.listener import Bounds, Listener, Workers
 from reconciler.errors import InternalError, Issue, ReconcilerError, StateError, boundary
@@ -204,11 +205,12 @@ class Server:
         except ReconcilerError as error:
             surprise = error if isinstance(error, InternalError) else None
             reply = refuse_for(Issue("the reconciler", type(error).__name__, str(error)))
+        ready_at = time.monotonic()
         told = _say(connection, reply)
         if question.do == "add" and reply["ok"] and not told:
             self._agent.parts.requests.disclaim(question.key)
         if question.do in OF_A_POD:
-            _log(question, reply, told=told)
+            _tell(question, reply, ready_at, told=told)
         if surprise is not None:
             raise surprise  # to be a condition
 
@@ -256,13 +258,17 @@ def _say(connection: socket.socket, reply: Reply) -> bool:
     return True
 
 
-def _log(question: Question, reply: Reply, *, told: bool) -> None:
-    # A DEL leaves only a hint, and does not wait for the answer.
-    outcome = reply.get("reason", "ok") if told or question.do == "del" else "client_gone"
+def _tell(question: Question, reply: Reply, ready_at: float, *, told: bool) -> None:
+    """Count an answer that was ready at these monotonic seconds, and log it."""
+    outcome, now = "ok" if reply["ok"] else str(reply.get("reason", "Refused")), time.monotonic()
+    if not told and question.do != "del":  # which leaves only a hint, and does not wait
+        outcome = "client_gone"
+    telemetry.count_request(question.do, outcome, now - question.began)
     fields: dict[str, Any] = {"key": question.key}
     fields |= {name: question.body.get(name, "") for name in ("pod", "trace", "attempt")}
-    fields |= {"outcome": outcome, "ms": round((time.monotonic() - question.began) * 1000, 1)}
-    if question.do == "add" and reply["ok"]:
+    fields |= {"outcome": outcome, "ms": round((now - question.began) * 1000, 1)}
+    if question.do == "add" and outcome == "ok":
+        telemetry.ADD_SECONDS.labels("answer").observe(now - ready_at)
         given = [str(ip["address"]).partition("/")[0] for ip in reply["ips"]]
         fields |= {"addresses": " ".join(given), "veth": reply["interfaces"][0]["name"]}
     log.info("%s answered", question.do, extra=fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from reconciler.daemon import telemetry
 from reconciler.daemon.parts import Parts
@@ -48,7 +49,7 @@ class SourceLoop:
 
     def _run(self) -> bool:
         """Run a pass; return whether the node is known."""
-        parts, node = self._parts, self._parts.node
+        parts, started = self._parts, time.monotonic()
         document = parts.document.current
         try:
             has_news = self._pass.run(document, at_once="retry" in self._hints)
@@ -58,8 +59,7 @@ class SourceLoop:
             parts.hints.mark("sources")
             log.info("what sources stand for has changed", extra=_counts(parts))
         parts.conditions.note("egress", sum(self._pass.find_issues(document), ()))
-        for name, count in node.pool.ec2_calls.items():
-            telemetry.EC2_CALLS.labels(name).set(count)
+        telemetry.PASS_SECONDS.labels("sources").observe(time.monotonic() - started)
         return True
 
 

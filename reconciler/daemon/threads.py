@@ -61,20 +61,19 @@ ALL = "KPRWCOEADNSHXG"
 
 ROWS = """\
 # class | lock | threads | fields | held | besides
-# class | lock | threads | fields | held | besides
 # Requests and hints.
-daemon.requests.Requests | _changed | KPX | _asked _done _waiting _unplaced _withdrawn _answered
+daemon.requests.Requests | _changed | KPXH | _asked _done _waiting _unplaced _withdrawn _answered
     _published_at _served_at | _verdict _explain _forget_gone
 daemon.requests.PodHints | _lock | KX | _released _differing
 daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
 daemon.triggers.Triggers | _condition | KPRWCOENFXG | _marks
 # What loops tell others.
-daemon.document.InForce | whole | KPRXA | accepted | take_first _fall_back _accept
+daemon.document.InForce | whole | KPRXAH | accepted | take_first _fall_back _accept
 daemon.document.Reader | whole | RK | _last | look_first look_again
 daemon.document.Reader | one | K | _taken
-daemon.kernel_loop.KernelLoop | whole | KXA | progress | turn full_pass _publish _finish
+daemon.kernel_loop.KernelLoop | whole | KXAH | progress | turn full_pass _publish _finish
 daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links
-daemon.pool_loop.PoolLoop | whole | PKX | planned_for report | run_pass
+daemon.pool_loop.PoolLoop | whole | PKXH | planned_for report outlook | run_pass
 daemon.pool_loop.PoolLoop | one | P | _failures _hints _owes_observation
 daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
 daemon.cluster.Refusals | _lock | XA | _events
@@ -100,15 +99,15 @@ daemon.triggers.KernelWatch | one | N | _sockets
 daemon.parts.Parts | steps | ALL | stopping
 daemon.parts.Upkeep | steps | KW | properties
 # The node.
-node.gathering.Known | whole | PKXA | facts cloud | identify see remember
+node.gathering.Known | whole | PKXAH | facts cloud | identify see remember
 node.gathering.Known | whole | PKE | _resolved | resolve
 daemon.source_loop.SourceLoop | one | E | _hints
-node.gathering.Known | whole | EKPX | egress | learn
+node.gathering.Known | whole | EKPXH | egress | learn
 node.gathering.Known | whole | APKEX | kubelet_pods | learn_pods
 node.gathering.Known | one | P | _remembered
 node.source_pass.SourcePass | one | E | _asked _failures _due_at
 node.pool_pass.PoolPass | steps | PK | binding
-node.pool_pass.PoolPass | once | PXE | _controller _ec2 | learn
+node.pool_pass.PoolPass | once | PXEH | _controller _ec2 | learn
 node.pool_pass.PoolPass | one | P | _is_deaf demand
 node.pool_schedule.PoolSchedule | whole | PX | left waits_to_shrink | leave postpones_shrinking
 node.pool_schedule.PoolSchedule | one | P | called_at grown_at readings

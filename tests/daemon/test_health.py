@@ -31,6 +31,9 @@ class Agent:
     def find_obstacle(self) -> Issue | None:
         return self.obstacle
 
+    def gauges(self) -> dict[Any, Any]:
+        return {}
+
 
 @contextmanager
 def serving(listen: str, agent: Agent | None = None) -> Iterator[int]:
@@ -166,7 +169,7 @@ def test_however_many_connect_and_say_nothing_a_probe_is_answered_and_no_thread_
 def test_whoever_reads_the_metrics_slowly_keeps_nobody_else_from_them(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health.telemetry, "exposition", lambda: "x" * (1 << 23))
+    monkeypatch.setattr(health.telemetry, "exposition", lambda *_: "x" * (1 << 23))
     with ExitStack() as stack:
         for _ in range(2 * BOUNDS.connections):
             s = stack.enter_context(connect(port))

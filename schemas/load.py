@@ -21,7 +21,7 @@ from schemas.check import check
 from schemas.document import NodeNetwork
 from schemas.problem import DocumentError, Path, Place, Places, Problem, print_path
 
-__all__ = ["DocumentError", "Problem", "dump", "load", "read"]
+__all__ = ["DocumentError", "Problem", "dump", "find_places", "load", "read"]
 
 MAX_BYTES = 1 << 20
 """Kubernetes refuses ConfigMaps larger than this."""
@@ -134,6 +134,13 @@ def load(text: str, source: str) -> NodeNetwork:
     if problems or document is None:
         raise DocumentError(problems)
     return document
+
+
+def find_places(text: str, source: str) -> Places:
+    """Say where each part of a document stands; raises a DocumentError if it is no YAML."""
+    reading = _Reading(source)
+    reading.value(_parse(text, source), ())
+    return reading.places
 
 
 def dump(document: NodeNetwork) -> str:

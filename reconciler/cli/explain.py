@@ -9,7 +9,11 @@ import click
 MODULES = {
     "address": "reconciler.cli.explain_node",
     "condition": "reconciler.cli.explain_condition",
+    "pod": "reconciler.cli.explain_node",
     "pool": "reconciler.cli.explain_node",
+    "route": "reconciler.cli.explain_node",
+    "rule": "reconciler.cli.explain_node",
+    "set": "reconciler.cli.explain_node",
 }
 """The module of each. Of conditions alone nothing is imported that takes long."""
 
@@ -25,7 +29,8 @@ class Subjects(click.Group):
         """Import and return one."""
         if cmd_name not in MODULES:
             return None
-        found = getattr(import_module(MODULES[cmd_name]), cmd_name)
+        name = "set_" if cmd_name == "set" else cmd_name  # a built-in one
+        found = getattr(import_module(MODULES[cmd_name]), name)
         assert isinstance(found, click.Command)
         return found
 

@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from cni import intent
 from reconciler.cli.host import open_records
 from reconciler.cli.options import Address, config_option, fail, state_option
-from reconciler.cli.reading import read_document
+from reconciler.cli.reading import read_document, read_placed
+from reconciler.cli.screen import screen_of
 from reconciler.core.datapath import IpAddress
+from reconciler.core.facts import Eni
+from reconciler.diagnostics import why, why_pod, why_set
 from reconciler.diagnostics.explain import explain_address, explain_pools
+from reconciler.domains.inputs import Inputs
 from reconciler.errors import ReconcilerError
 from reconciler.node import views
 from reconciler.node.passes import LocalNode
+from reconciler.node.views import survey
+from schemas.load import find_places
+from schemas.origin import Origins
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The node as it was last known, by a document."""
+
+    node: LocalNode
+    origins: Origins
+    inputs: Inputs
+
+
+def _known(config: Path, state_dir: Path) -> Known:
+    """Read the document and what is known of the node; no call of EC2 is made.
+
+    Raises:
+        ReconcilerError: the node, or its kernel, could not be looked at.
+    """
+    document, text = read_placed(config)
+    node = LocalNode(open_records(state_dir))
+    inputs = survey(node, document)
+    facts = inputs.node
+    origins = Origins.on(
+        find_places(text, str(config)),
+        document,
+        instance_type=facts.instance_type,
+        zone=facts.availability_zone,
+        node_name=facts.name,
+    )
+    return Known(node, origins, inputs)
 
 
 @click.command()
@@ -36,16 +77,121 @@ def pool(config: Path, state_dir: Path) -> None:
 @config_option
 @state_option
 def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
-    """Say whose address DESTINATION sees of a pod's packets, and why.
+    """Say what an address is to this node: its state, if it is one of ours, and what it sees.
 
-    By what was last known of the sources that snat names; EC2 is not asked, and no pod is needed.
+    Of an address of this node's ENIs: which ENI has it, and which pod, or why none. Of any:
+    whether it sees a pod's own address or the node's, and why. By what was last known of the
+    sources that snat names; EC2 is not asked, and no pod is needed.
     """
     document = read_document(config)
-    known = LocalNode(open_records(state_dir)).known
+    state = open_records(state_dir)
+    known = LocalNode(state).known
     try:
         facts, policies = known.identity(), known.resolve(document).snat_policies
+        if any(_is_on(destination, e) for e in (known.cloud.enis if known.cloud else ())):
+            here = _known(config, state_dir)
+            records = state.observe()
+            for line in why_pod.own_address(destination, records, here.inputs, here.origins.of):
+                click.echo(line)
     except ReconcilerError as error:
         fail(error)
     for group, snat in policies:
         lines = explain_address(snat, known.egress, facts, destination, time.time())
         click.echo("\n".join(f"group {group}: {line}" if group else line for line in lines))
+
+
+def _is_on(address: IpAddress, eni: Eni) -> bool:
+    return eni.holds(address) or address in (eni.primary, *eni.host_addresses)
+
+
+@click.command()
+@click.argument("name")
+@config_option
+@state_option
+def pod(name: str, config: Path, state_dir: Path) -> None:
+    """Say what a pod has of this node, by which setting, since when, and what ends it.
+
+    NAME is namespace/name, a name, an address, or a container ID.
+    """
+    try:
+        known = _known(config, state_dir)
+        found = why_pod.find(known.node.state.observe(), name)
+    except ReconcilerError as error:
+        fail(error)
+    since = _written_at(intent.path_of(str(state_dir), *found.key))
+    rows = why_pod.explain_pod(found, known.inputs, known.origins.of, since=since)
+    click.echo("\n".join(screen_of(sys.stdout).table(rows)))
+
+
+def _written_at(path: str) -> str:
+    with suppress(OSError):
+        at = datetime.fromtimestamp(Path(path).stat().st_mtime, UTC)
+        return at.isoformat(timespec="seconds")
+    return ""
+
+
+@click.command()
+@click.argument("priority", type=int, required=False)
+@config_option
+@state_option
+def rule(priority: int | None, config: Path, state_dir: Path) -> None:
+    """Say of each ip rule of ours why it is, by which setting, and what removes it.
+
+    By what is desired; `diff` says whether it is in its place.
+    """
+    try:
+        known = _known(config, state_dir)
+    except ReconcilerError as error:
+        fail(error)
+    _print("rule of priority", why.explain_rules(known.inputs, known.origins.of), priority)
+
+
+@click.command()
+@click.argument("table", type=int, required=False)
+@config_option
+@state_option
+def route(table: int | None, config: Path, state_dir: Path) -> None:
+    """Say of each route of ours on the host why it is, and what removes it.
+
+    By what is desired; `diff` says whether it is in its place.
+    """
+    try:
+        known = _known(config, state_dir)
+    except ReconcilerError as error:
+        fail(error)
+    _print("route of table", why.explain_routes(known.inputs, known.origins.of), table)
+
+
+def _print(what: str, reasons: list[why.Reason], number: int | None) -> None:
+    """Print objects, or those of one number."""
+    found = [r for r in reasons if number in (None, r.number)]
+    if not found:
+        others = ", ".join(map(str, sorted({r.number for r in reasons}))) or "none"
+        click.echo(f"no {what} {number} is ours; there are: {others}", err=True)
+        sys.exit(2)
+    screen = screen_of(sys.stdout)
+    for each in found:
+        click.echo(each.command)
+        for line in screen.wrap(each.why, "    ", "    "):
+            click.echo(line)
+
+
+@click.command("set")
+@click.argument("name", required=False)
+@config_option
+@state_option
+def set_(name: str | None, config: Path, state_dir: Path) -> None:
+    """Say what each set of the nftables table is for; of one set, why each element is in it."""
+    try:
+        known = _known(config, state_dir)
+        found = why_set.explain_sets(known.inputs, known.origins.of, name)
+        others = found or why_set.explain_sets(known.inputs, known.origins.of)
+    except ReconcilerError as error:
+        fail(error)
+    if not found:
+        listed = ", ".join(s.name for s in others)
+        click.echo(f"no set is called {name!a}; there are: {listed}", err=True)
+        sys.exit(2)
+    screen = screen_of(sys.stdout)
+    rows = [(s.name, s.why) for s in found]
+    click.echo("\n".join(screen.table([*rows, *(e for s in found for e in s.elements)])))

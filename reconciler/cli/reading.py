@@ -16,10 +16,15 @@ from schemas.load import DocumentError, load, read, read_stream
 
 def read_document(path: Path, output: str = "text") -> NodeNetwork:
     """Return the document, of standard input for ``-``; end the command if it is not valid."""
+    return read_placed(path, output)[0]
+
+
+def read_placed(path: Path, output: str = "text") -> tuple[NodeNetwork, str]:
+    """Return the same, and its text, by which each part's place can be found."""
     try:
         is_piped = str(path) == "-"
         text = read_stream(sys.stdin.buffer, "-") if is_piped else read(path)
-        return load(text, str(path))
+        return load(text, str(path)), text
     except DocumentError as error:
         refuse(error, output)
 

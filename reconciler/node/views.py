@@ -160,6 +160,18 @@ class Traced(NamedTuple):
     hints: tuple[str, ...] = ()  # what else of theirs decides
 
 
+def survey(node: LocalNode, document: NodeNetwork) -> Inputs:
+    """Gather what is known of the node, by the last observation of EC2; no call is made.
+
+    Raises:
+        ObserveError, NotReadyError: as for the passes.
+    """
+    if node.known.facts is None:
+        node.pool.learn()
+    cloud = node.known.observation()
+    return node.gathering.inputs(document, node.state.observe(), cloud)
+
+
 def follow(
     node: LocalNode, document: NodeNetwork, make: Callable[[Inputs], Sequence[Query]]
 ) -> tuple[Traced, ...]:
@@ -172,10 +184,7 @@ def follow(
         ObserveError, NotReadyError: as for the passes.
         UnknownPodError: ``make`` knows no such pod.
     """
-    if node.known.facts is None:
-        node.pool.learn()
-    cloud, environment = node.known.observation(), node.environment
-    inputs = node.gathering.inputs(document, node.state.observe(), cloud)
+    inputs, environment = survey(node, document), node.environment
     queries = make(inputs)
     routing = Queries()
     fib = routing.fib()

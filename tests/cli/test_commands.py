@@ -69,6 +69,10 @@ def user(place: Path) -> dict[str, tuple[int, str, str]]:
         "diff, deeper": f"diff {config} {state}/intents",
         "audit": f"audit {config} {state}",
         "explain": f"explain pool {config} {state}",
+        "explain rule": f"explain rule {config} {state}",
+        "explain pod": f"explain pod web {config} {state}",
+        "explain conditions": f"explain condition {state}",
+        "explain condition": f"explain condition ENOSPC {state}",
         "trace": f"trace host 10.0.0.1 {config} {state}",
         "status": f"status {state}",
         "apply": f"apply {config} {state}",
@@ -95,6 +99,9 @@ NEED_ROOT = (
     "diff, deeper",
     "audit",
     "explain",
+    "explain rule",
+    "explain pod",
+    "explain conditions",
     "trace",
     "status",
     "apply",
@@ -131,7 +138,8 @@ def test_what_else_is_in_the_way_is_said_without_a_traceback(
 
 
 def test_what_needs_no_rights_needs_none(user: Any) -> None:
-    assert user["validate"][0] == user["render"][0] == 0
+    assert user["validate"][0] == user["render"][0] == user["explain condition"][0] == 0
+    assert "The kernel has refused an action" in user["explain condition"][1]
 
 
 @pytest.mark.parametrize(

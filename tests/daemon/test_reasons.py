@@ -14,6 +14,7 @@ from daemon.test_document import BAD, GOOD, Node
 
 from cni import protocol
 from reconciler.cli.explain_condition import explained
+from reconciler.cli.screen import PIPE, Screen
 from reconciler.cluster import report
 from reconciler.core.attachment import Cooling
 from reconciler.daemon import status, telemetry
@@ -177,3 +178,43 @@ def test_a_condition_that_holds_is_shown_with_its_age_and_words_of_others_are_ex
     rows = list(explained("SomethingNew", [other], NOW))
     assert rows[0] == ("reason", "SomethingNew: EC2 has refused a call")
     assert rows[-1][1].endswith("an unknown time ago)")
+
+
+NARROW = """\
+reason    cooling: The address waits after its pod
+means     Its pod has ended. It is given to another one when
+          warmPool.cooldown is over and conntrack has no
+          entry of it.
+for pods  A pod waits for it only if no other address is
+          free.
+cause     A pod ended; others may still send to it.
+cure      Lower warmPool.cooldown only if clients do not
+          keep trying an address that is gone.
+ends      By itself, when the time is over and no connection
+          of it is left.
+now       no condition of this reason
+"""
+
+WIDE = [
+    "reason    cooling: The address waits after its pod",
+    "means     Its pod has ended. It is given to another one when warmPool.cooldown is over and "
+    "conntrack has no entry of it.",
+    "for pods  A pod waits for it only if no other address is free.",
+    "cause     A pod ended; others may still send to it.",
+    "cure      Lower warmPool.cooldown only if clients do not keep trying an address "
+    "that is gone.",
+    "ends      By itself, when the time is over and no connection of it is left.",
+    "now       no condition of this reason",
+]
+
+
+@pytest.mark.parametrize(("width", "said"), [(60, NARROW.splitlines()), (120, WIDE), (0, WIDE)])
+def test_an_explanation_is_wrapped_between_words(width: int, said: list[str]) -> None:
+    assert list(Screen(width).table(explained("cooling", (), NOW))) == said
+
+
+def test_in_a_pipe_each_heading_is_one_line_and_nothing_is_sent_to_the_terminal() -> None:
+    hostile = {"reason": "Refused", "subject": "\x1b[2J", "text": "a\nb", "since": "?"}
+    lines = list(PIPE.table(explained("Refused", [hostile], NOW)))
+    assert len(lines) == 7
+    assert lines[-1] == "now       [2J: a b (since ?, an unknown time ago)"

@@ -1,0 +1,67 @@
+"""Why things are as they are, as an operator asks on a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.pod import Pod
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, make_cluster: Any) -> Iterator[tuple[Any, Pod]]:
+    """A node with a pod; its reconciler runs."""
+    with make_cluster(tmp_path_factory.mktemp("why"), "node1") as made:
+        yield made, made.add()
+
+
+def explain(cluster: Any, *words: str) -> str:
+    done = cluster.command("node1", "explain", *words, "-f", str(cluster.config))
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+def test_a_pod_and_its_address_say_what_they_are_and_by_which_line(one: tuple[Any, Pod]) -> None:
+    cluster, pod = one
+    said = explain(cluster, "pod", pod.name)
+    assert "state    ready: all of its objects were seen in place" in said
+    assert f"address  {pod.address}: the first free one on eni-" in said
+    assert "by warmPool.cooldown (line 3)" in said
+    assert "since    20" in said
+    said = explain(cluster, "address", pod.address)
+    assert f"assigned: pod default/{pod.name} has it" in said
+    assert f"{pod.address} sees the pod's own address, a CIDR of the VPC" in said
+
+
+def test_what_is_explained_of_rules_routes_and_sets_is_what_the_kernel_has(
+    one: tuple[Any, Pod],
+) -> None:
+    cluster, pod = one
+    commands = [line for line in explain(cluster, "rule").splitlines() if line[0] != " "]
+    there = [x for x in cluster.ip("rule").splitlines() if "proto 201" in x]
+    assert len(commands) == len(there)
+    assert {c.split("priority ")[1].split()[0] for c in commands} == {
+        x.split(":")[0] for x in there
+    }
+    said = explain(cluster, "route", "512")
+    assert said.count("\n") == 2
+    assert f"{pod.address}/32" in said
+    assert f"it leads to pod default/{pod.name}" in said
+    assert "10.0.0.0/16 of the VPC" in explain(cluster, "set", "no_snat_ipv4")
+    done = cluster.command("node1", "explain", "set", "nothing", "-f", str(cluster.config))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no set is called 'nothing'; there are: by_main_ipv4, guarded_ipv4" in done.stderr
+
+
+def test_a_condition_that_holds_is_explained_with_its_age_and_without_a_name(
+    one: tuple[Any, Pod],
+) -> None:
+    cluster, _ = one
+    done = cluster.command("node1", "explain", "condition")
+    assert done.stdout == "no condition: nothing is wrong that the reconciler knows of\n"
+    done = cluster.command("node1", "explain", "condition", "SubnetExhausted")
+    assert done.stdout.endswith("now       no condition of this reason\n")

@@ -14,7 +14,9 @@ from pathlib import Path
 import boto3
 import botocore.session
 from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.utils import get_service_model
 from moto.ec2.models import ec2_backends
+from moto.moto_server.werkzeug_app import create_backend_app
 
 import lab.server  # noqa: F401
 import reconciler.targets.ec2.caller  # noqa: F401
@@ -32,8 +34,11 @@ botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 for _module in {*MODULES.values()} - {"lab.cli"}:
     importlib.import_module(_module)
 
-# Moto reads every region's services for the list of regions, and the SDK the model of EC2.
+# Moto reads every region's services for the list of regions; both it and the SDK read the model of
+# EC2, and keep it.
 _ = ec2_backends[DEFAULT_ACCOUNT_ID]
+get_service_model("ec2")
+create_backend_app("ec2")
 boto3.client("ec2", region_name=REGION, aws_access_key_id="lab", aws_secret_access_key="lab")
 
 gc.collect()

@@ -41,6 +41,8 @@ CHANGES = {
 """What changes a container."""
 
 Classes = dict[str, ast.ClassDef]
+Outside = dict[str, list[tuple[str, ast.Attribute]]]
+"""Accesses to fields of other objects: the module, and where in it."""
 
 
 def sources() -> dict[str, ast.Module]:
@@ -147,15 +149,21 @@ def reassigned(row: Shared, cls: ast.ClassDef) -> Iterator[str]:
                 yield f"{row.cls}.{name}: {field} is assigned again"
 
 
-def from_outside(row: Shared, modules: dict[str, ast.Module]) -> Iterator[str]:
-    """What touches a guarded field of another object, or replaces another's value."""
+def others_fields(modules: dict[str, ast.Module]) -> Outside:
+    """Find each ``something.field`` that is not ``self.field``, by the field's name."""
+    found: Outside = {}
     for module, tree in modules.items():
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Attribute) or node.attr not in row.fields:
-                continue
-            if field_of(node) is not None:
-                continue
-            if node.attr.startswith("_") or not isinstance(node.ctx, ast.Load):
+            if isinstance(node, ast.Attribute) and field_of(node) is None:
+                found.setdefault(node.attr, []).append((module, node))
+    return found
+
+
+def from_outside(row: Shared, outside: Outside) -> Iterator[str]:
+    """What touches a guarded field of another object, or replaces another's value."""
+    for field in row.fields:
+        for module, node in outside.get(field, ()):
+            if field.startswith("_") or not isinstance(node.ctx, ast.Load):
                 yield f"{module}:{node.lineno}: {ast.unparse(node)} from outside of {row.cls}"
 
 
@@ -210,6 +218,7 @@ def primitive_of(cls: ast.ClassDef) -> str | None:
 def violations(modules: dict[str, ast.Module], table: Sequence[Shared]) -> list[str]:
     """All that the code does and the table forbids, or does not know."""
     classes = classes_of(modules)
+    outside = others_fields(modules)
     found = list(missing(table, classes))
     rules = {WHOLE: not_whole, ONCE: not_whole, STEPS: reassigned, ONE: lambda *_: iter(())}
     for row in table:
@@ -219,7 +228,7 @@ def violations(modules: dict[str, ast.Module], table: Sequence[Shared]) -> list[
             continue
         found += stale(row, cls)
         found += rules.get(row.lock, unlocked)(row, cls)
-        found += from_outside(row, modules)
+        found += from_outside(row, outside)
     return found
 
 

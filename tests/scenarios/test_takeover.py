@@ -146,7 +146,7 @@ class Talk:
                     self.cut.add(name)
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
             self.rounds += 1
-            self._over.wait(0.005)
+            self._over.wait(0.05)  # often enough: what is cut stays cut
 
 
 @contextmanager
@@ -373,7 +373,7 @@ def test_a_pod_that_cannot_be_explained_keeps_everything_until_it_is_gone(
         assert all(stream.exchange("still here") for stream in mine.values())
 
 
-@pytest.mark.parametrize("delay_s", [0.5, 1.1])
+@pytest.mark.parametrize("delay_s", [0.2, 0.6])
 def test_killed_at_any_moment_it_goes_on_where_it_was(
     make_cluster: Any, tmp_path: Path, delay_s: float
 ) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 FOREIGN_TEXT = 256  # characters kept of the text of an exception that is not ours
 
@@ -180,7 +179,7 @@ class PodError(ReconcilerError):
     of_one_pod = True
     reason = InternalError.reason
 
-    def __init__(self, key: Any, pod: str, cause: InternalError) -> None:
+    def __init__(self, key: Hashable, pod: str, cause: InternalError) -> None:
         super().__init__(
             f"pod {pod} is left out, and what the node has of it is kept as it is: {cause}"
         )

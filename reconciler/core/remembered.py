@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,7 +17,7 @@ class Remembered(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R]) -> None:
         self._function = function
-        self._last: tuple[tuple[Any, ...], R] | None = None
+        self._last: tuple[object, R] | None = None
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
         """Return what the function returns; raise what it raises."""

@@ -36,8 +36,8 @@ class DriftTracker:
     """
 
     def __init__(self, attribution: ChangeAttribution) -> None:
-        self._settled: dict[str, set[Any]] = {}
-        self._inside: dict[str, set[Any]] = {}
+        self._settled: dict[str, set[object]] = {}
+        self._inside: dict[str, set[object]] = {}
         """The same of pods' namespaces, also of those that the last pass did not look into."""
         self._attached: set[str] = set()
         self.attribution = attribution
@@ -71,8 +71,10 @@ class DriftTracker:
             for name, outcome in outcomes.items():
                 if outcome.settled and isinstance(outcome.desired, frozenset):
                     # A pass that looked into some pods only says nothing about the others.
-                    inside = set() if everything else self._inside.get(name, set())
-                    inside.difference_update([o for o in inside if o.netns not in pods])
+                    inside: set[object] = set() if everything else self._inside.get(name, set())
+                    inside.difference_update(
+                        [o for o in inside if getattr(o, "netns", "") not in pods]
+                    )
                     inside.update(o for o in outcome.desired if getattr(o, "netns", ""))
                     self._inside[name] = inside
                     self._settled[name] = set(outcome.desired)

@@ -115,7 +115,7 @@ def words_of(text: str) -> frozenset[str]:
         return frozenset()
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -231,7 +231,7 @@ def _reason(action: Change[Conflist]) -> str:
     return text if len(text) <= REASON_CHARS else f"{text[:REASON_CHARS]}..."
 
 
-def _differences(path: str, was: Any, now: Any) -> Iterator[str]:
+def _differences(path: str, was: object, now: object) -> Iterator[str]:
     """Name what differs: ``plugins[0].budgetSeconds 60 -> 30``."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in sorted(was.keys() | now.keys()):

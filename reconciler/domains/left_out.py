@@ -60,7 +60,8 @@ def dry_run(domains: Sequence[Domain[Inputs]], inputs: Inputs) -> Outcomes:
 
 def left_out(outcomes: Outcomes) -> dict[AttachmentKey, PodError]:
     """Return the pods that were left out of a domain, and why."""
-    return {e.key: e for o in outcomes.values() for e in o.errors if isinstance(e, PodError)}
+    errors = [e for o in outcomes.values() for e in o.errors if isinstance(e, PodError)]
+    return {e.key: e for e in errors if isinstance(e.key, AttachmentKey)}
 
 
 def find(keys: Sequence[K], attempt: Callable[[Sequence[K]], object]) -> dict[K, InternalError]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from reconciler.core.attachment import Attachment, Intent
 from reconciler.domains.inputs import Inputs
@@ -93,7 +92,7 @@ class Cleanup:
                 return
 
 
-def staying(outcomes: Outcomes) -> Iterator[tuple[Any, str]]:
+def staying(outcomes: Outcomes) -> Iterator[tuple[Keyed, str]]:
     """Yield the objects of ours that are left, each with the reason."""
     for outcome in outcomes.values():
         if isinstance(outcome.desired, frozenset) and isinstance(outcome.observed, frozenset):

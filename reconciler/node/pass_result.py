@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from reconciler.core.attachment import Attachment, AttachmentKey, intent_name
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import left_out
 from reconciler.domains.link import PodLink, Veth
 from reconciler.engine.converge import Outcome, Outcomes
-from reconciler.engine.plan import Key, Verb
+from reconciler.engine.plan import Key, Keyed, Verb
 from reconciler.errors import ApplyError, Issue
 from reconciler.ipam.records import Records
 
@@ -125,7 +124,7 @@ def find_occupied(
 
 
 def find_unplaced(
-    pods: Mapping[Attachment, Iterable[Any]],
+    pods: Mapping[Attachment, Iterable[Keyed]],
     outcomes: Sequence[Outcome],
     unread: Mapping[AttachmentKey, str],
 ) -> dict[AttachmentKey, Issue]:

@@ -20,7 +20,7 @@ from reconciler.core.predecessor import StockTable
 from reconciler.domains.nat_guard import COUNTERS
 from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftObject
 from reconciler.domains.nat_rules import LINKS, SETS
-from reconciler.engine.plan import Change, Verb
+from reconciler.engine.plan import Change, Keyed, Verb
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.netlink import nf_tables as nft
 from reconciler.targets.netlink.message import NLM_F_CREATE
@@ -156,7 +156,7 @@ class StockTables:
         return ()
 
 
-def _refused(actions: Sequence[Change[Any]], error: Exception) -> tuple[ApplyError, ...]:
+def _refused(actions: Sequence[Change[Keyed]], error: Exception) -> tuple[ApplyError, ...]:
     why = getattr(error, "strerror", None) or str(error)
     return tuple(ApplyError(str(a), "TransactionRefused", why) for a in actions)
 

@@ -50,6 +50,7 @@ SOURCES = "sources.json"
 """What was last known of the document's sources."""
 
 T = TypeVar("T")
+B = TypeVar("B", Intent, Attachment)
 
 
 class OwnedDirectory:
@@ -264,7 +265,7 @@ class StateDirectory(OwnedDirectory):
             stopped |= dict.fromkeys(subjects, failure)
         return tuple(failures)
 
-    def _records(self, record: object) -> Any:
+    def _records(self, record: object) -> Any:  # each takes its own kind only
         """Return what changes records like this one."""
         if isinstance(record, SetAside):
             return self._aside
@@ -351,8 +352,8 @@ def _subjects(record: codec.Record | SetAside) -> tuple[object, ...]:
 
 
 def _updated(
-    before: Iterable[Any], keys: Collection[AttachmentKey], now: Iterable[Any]
-) -> tuple[Any, ...]:
+    before: Iterable[B], keys: Collection[AttachmentKey], now: Iterable[B]
+) -> tuple[B, ...]:
     """Put what was read of these keys into the place of what was read before."""
     updated = list(before)
     for key in keys:

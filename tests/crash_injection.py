@@ -33,8 +33,14 @@ from fakes import (
 
 from reconciler.core.attachment import AttachmentKey, IntentState, alias_key, netns_identity
 from reconciler.core.facts import ForwardChain, Installation
-from reconciler.core.predecessor import Allocation, PodEnd, Sighting, StockRoute, StockRule
 from reconciler.diagnostics.foreign import Foreign
+from reconciler.diagnostics.stock_objects import (
+    Allocation,
+    PodEnd,
+    Sighting,
+    StockRoute,
+    StockRule,
+)
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.nat_objects import NftElement

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from reconciler.core.attachment import Attachment, AttachmentKey, Cooling, Intent, alias_key
 from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, IpAddress, IpNetwork, host_network
 from reconciler.core.facts import NOWHERE, Installation, Node
-from reconciler.core.predecessor import Leftover, PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
+from reconciler.diagnostics.stock_objects import Leftover, PodEnd, Sighting
 from reconciler.domains import boot_rule
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conflist import (

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.core import attachment as core_attachment
-from reconciler.core import predecessor
 from reconciler.core.facts import Installation
+from reconciler.diagnostics import stock_objects
 from reconciler.domains import (
     address,
     boot_rule,
@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "engine": {"errors"},
     "cluster": {"errors", "engine"},
-    "core": {"errors", "engine"},
+    "core": {"engine"},
     "ipam": {"schemas", "errors", "engine", "core"},
     "egress": {"schemas", "errors", "engine", "core"},
     "domains": {"schemas", "errors", "engine", "core", "ipam", "egress"},
@@ -324,7 +324,7 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         executable.Executable,
         boot_rule.BootRule,
         forward.ForwardAccept,
-        *predecessor.Leftover.__args__,
+        *stock_objects.Leftover.__args__,
     ]
     names = actions + [o.__name__ for o in objects]
     helpers = {"Attachment": "attachment(", "Intent": "intent(", "AddEni": "world.reach("}

@@ -13,7 +13,6 @@ from ipaddress import IPv4Network
 from reconciler.core import datapath
 from reconciler.core.datapath import FAMILIES, IpNetwork
 from reconciler.core.facts import covers
-from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.core.ranges import find
 from reconciler.diagnostics import forwarding
 from reconciler.diagnostics.foreign import (
@@ -25,6 +24,12 @@ from reconciler.diagnostics.foreign import (
     Ours,
     Pod,
     Traffic,
+)
+from reconciler.diagnostics.stock_objects import (
+    IptablesChain,
+    Leftover,
+    StockRule,
+    StockTable,
 )
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.snat import untranslated

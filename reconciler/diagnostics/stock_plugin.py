@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from reconciler.core import predecessor as stock
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork, family_of, host_network
 from reconciler.core.facts import Eni
+from reconciler.diagnostics import stock_objects as stock
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Plan
 from reconciler.errors import Issue

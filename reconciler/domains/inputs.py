@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.core import datapath
-from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.attachment import Attachment, AttachmentKey, Intent
 from reconciler.core.facts import NOWHERE, Eni, ForwardChain, Installation, Node
-from reconciler.core.predecessor import NO_PREDECESSOR, Predecessor
 from reconciler.egress.destinations import NO_EGRESS, Egress
+from reconciler.errors import Issue
 from reconciler.ipam.allocation import Unexplained
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import NO_EC2, Ec2Inputs
@@ -54,6 +54,23 @@ class KernelState:
     flows: frozenset[datapath.IpAddress] = frozenset()
     unrecorded: tuple[Attachment, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """What amazon-vpc-cni-k8s, the stock plugin, has left, and what is done about it."""
+
+    taking_over: bool = False  # the document asks for it, and its daemon does not run
+    # addresses of its pods that no attachment of ours explains
+    held: frozenset[datapath.IpAddress] = frozenset()
+    # those pods as attachments and intents of ours; all of them, or none yet
+    adoptions: tuple[tuple[Attachment, Intent], ...] = ()
+    # why its objects may not go, although the document asks for it
+    refusals: tuple[Issue, ...] = ()
+    unread: bool = False  # its objects have never been read, so no address is known to be free
+
+
+NO_PREDECESSOR = Predecessor()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 
 from reconciler.core.attachment import Attachment, Intent, IntentState, netns_inode, netns_path
 from reconciler.core.facts import Eni
-from reconciler.core.predecessor import (
+from reconciler.diagnostics.stock_objects import (
     OWNER,
     Leftover,
     PodEnd,
-    Predecessor,
     Sighting,
     StockRoute,
     StockRule,
 )
 from reconciler.diagnostics.stock_plugin import in_order, pod_routes, recognise, unexplained
-from reconciler.domains.inputs import Inputs
+from reconciler.domains.inputs import Inputs, Predecessor
 from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.errors import Issue
 from reconciler.ipam.records import Records

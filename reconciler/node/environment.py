@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Installation, Node
-from reconciler.core.predecessor import Leftover, PodEnd, Sighting
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
+from reconciler.diagnostics.stock_objects import Leftover, PodEnd, Sighting
 from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links

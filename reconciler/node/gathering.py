@@ -9,7 +9,7 @@ from dataclasses import replace
 from reconciler.core.attachment import MAX_POD_ADDRESSES, Attachment, AttachmentKey, IntentState
 from reconciler.core.datapath import IpAddress, IpNetwork
 from reconciler.core.facts import Eni, Node
-from reconciler.core.predecessor import OWNER
+from reconciler.diagnostics.stock_objects import OWNER
 from reconciler.domains.inputs import HostState, Inputs, KernelState
 from reconciler.domains.sysctl import Sysctl, source_filters
 from reconciler.egress.destinations import Egress

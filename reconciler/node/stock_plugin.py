@@ -11,9 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from reconciler.core.facts import Eni
-from reconciler.core.predecessor import OWNER, Leftover, PodEnd, Predecessor, Sighting
 from reconciler.diagnostics import stock_plugin
-from reconciler.domains.inputs import Inputs
+from reconciler.diagnostics.stock_objects import (
+    OWNER,
+    Leftover,
+    PodEnd,
+    Sighting,
+)
+from reconciler.domains.inputs import Inputs, Predecessor
 from reconciler.domains.left_out import converge, dry_run
 from reconciler.engine.converge import Domain, Outcome, Target
 from reconciler.engine.plan import Change

@@ -8,9 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reconciler.core import predecessor as stock
 from reconciler.core.attachment import netns_identity
-from reconciler.core.predecessor import Leftover, PodEnd, StockRoute, StockRule
+from reconciler.diagnostics import stock_objects as stock
+from reconciler.diagnostics.stock_objects import (
+    Leftover,
+    PodEnd,
+    StockRoute,
+    StockRule,
+)
 from reconciler.domains.route import Route
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, ObserveError

@@ -16,10 +16,10 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from reconciler.core import predecessor as stock
 from reconciler.core.attachment import AttachmentKey
 from reconciler.core.datapath import MAIN_TABLE, PROTOCOL, IpAddress
-from reconciler.core.predecessor import (
+from reconciler.diagnostics import stock_objects as stock
+from reconciler.diagnostics.stock_objects import (
     Allocation,
     Leftover,
     PodEnd,

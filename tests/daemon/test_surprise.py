@@ -42,7 +42,6 @@ from reconciler.core.attachment import (
     veth_name,
 )
 from reconciler.core.datapath import MAIN_TABLE
-from reconciler.core.predecessor import Sighting, StockRule
 from reconciler.daemon import agent as daemon
 from reconciler.daemon import (
     duty,
@@ -57,6 +56,7 @@ from reconciler.daemon.agent import Agent
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.telemetry import exposition
 from reconciler.diagnostics.foreign import Foreign
+from reconciler.diagnostics.stock_objects import Sighting, StockRule
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.link import PodLink
 from reconciler.domains.nat_objects import NftElement, NftTable

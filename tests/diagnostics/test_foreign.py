@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.core.facts import ForwardChain, covers
-from reconciler.core.predecessor import IptablesChain, Leftover, StockRule, StockTable
 from reconciler.diagnostics import findings
 from reconciler.diagnostics.findings import judge
 from reconciler.diagnostics.foreign import (
@@ -29,6 +28,12 @@ from reconciler.diagnostics.foreign import (
     Traffic,
 )
 from reconciler.diagnostics.ruleset import BaseChain, ChainId, Ruleset, Verdict
+from reconciler.diagnostics.stock_objects import (
+    IptablesChain,
+    Leftover,
+    StockRule,
+    StockTable,
+)
 from reconciler.domains import forward
 from reconciler.engine.plan import Verb
 

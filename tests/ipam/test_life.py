@@ -11,8 +11,8 @@ from typing import Any
 from builders import attachment, inputs, intent
 
 from reconciler.core.attachment import Attachment, Intent, IntentState
-from reconciler.core.predecessor import Predecessor
 from reconciler.domains import attachment as domain
+from reconciler.domains.inputs import Predecessor
 from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.ipam.life import LIFE, Cause, Event, State, Transition, pods_of
 from reconciler.ipam.records import Records, SetAside

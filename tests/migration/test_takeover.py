@@ -13,22 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.core.attachment import AttachmentKey, IntentState
-from reconciler.core.predecessor import (
+from reconciler.diagnostics import stock_plugin
+from reconciler.diagnostics.stock_objects import (
     Allocation,
     IptablesChain,
     IptablesRule,
     Leftover,
     PodEnd,
-    Predecessor,
     Sighting,
     StockRoute,
     StockRule,
     StockTable,
 )
-from reconciler.diagnostics import stock_plugin
 from reconciler.domains import attachment as attachment_domain
 from reconciler.domains import eni as eni_domain
 from reconciler.domains import link, route
+from reconciler.domains.inputs import Predecessor
 from reconciler.domains.link import Veth
 from reconciler.domains.route import Route
 from reconciler.engine.converge import Domain, converge

@@ -22,7 +22,7 @@ from fakes import (
 )
 
 from reconciler.core.attachment import AttachmentKey, IntentState
-from reconciler.core.predecessor import (
+from reconciler.diagnostics.stock_objects import (
     Allocation,
     PodEnd,
     Sighting,

@@ -21,7 +21,7 @@ from simulation import Simulation
 
 from reconciler.core.attachment import Cooling, Intent
 from reconciler.core.datapath import host_network
-from reconciler.core.predecessor import Sighting, StockRoute, StockRule
+from reconciler.diagnostics.stock_objects import Sighting, StockRoute, StockRule
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule

@@ -20,7 +20,7 @@ from conftest import namespace
 from lab import netns, stock
 from lab.stock import Connmark, Iptables, StockEni, StockNode, StockPod
 from reconciler.core.attachment import AttachmentKey
-from reconciler.core.predecessor import (
+from reconciler.diagnostics.stock_objects import (
     IptablesChain,
     IptablesRule,
     Leftover,

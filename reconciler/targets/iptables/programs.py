@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from reconciler.core.predecessor import IptablesChain, IptablesRule
+from reconciler.diagnostics.stock_objects import IptablesChain, IptablesRule
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError
 from reconciler.targets.iptables.legacy import IPV4, table_names

@@ -16,7 +16,7 @@ from typing import Any
 import nftables
 
 from reconciler.core.datapath import FAMILIES, TABLE
-from reconciler.core.predecessor import StockTable
+from reconciler.diagnostics.stock_objects import StockTable
 from reconciler.domains.nat_guard import COUNTERS
 from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftObject
 from reconciler.domains.nat_rules import LINKS, SETS

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reconciler.core.attachment import Attachment, AttachmentKey, Intent
+from reconciler.core.attachment import AttachmentKey
 from reconciler.core.datapath import MAIN_TABLE, IpAddress, IpNetwork
 from reconciler.engine.plan import Key, Verb
-from reconciler.errors import Issue
 
 OWNER = "amazon-vpc-cni"  # what the document calls it
 
@@ -196,23 +195,6 @@ class Sighting:
     allocations: Mapping[IpAddress, Allocation] = field(default_factory=dict)
     unread: str = ""  # why the checkpoint says nothing; "" if it was read
     running: bool = False  # its daemon answers on its socket
-
-
-@dataclass(frozen=True, slots=True)
-class Predecessor:
-    """What the stock plugin has left, and what is done about it."""
-
-    taking_over: bool = False  # the document asks for it, and its daemon does not run
-    # addresses of its pods that no attachment of ours explains
-    held: frozenset[IpAddress] = frozenset()
-    # those pods as attachments and intents of ours; all of them, or none yet
-    adoptions: tuple[tuple[Attachment, Intent], ...] = ()
-    # why its objects may not go, although the document asks for it
-    refusals: tuple[Issue, ...] = ()
-    unread: bool = False  # its objects have never been read, so no address is known to be free
-
-
-NO_PREDECESSOR = Predecessor()
 
 
 def _number(network: IpNetwork | None) -> int:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from schemas import diff, document
+from schemas import diff, document, status
 
-SCHEMAS = {"node-network": document.json_schema, "diff": diff.json_schema}
+SCHEMAS = {
+    "node-network": document.json_schema,
+    "diff": diff.json_schema,
+    "status": status.json_schema,
+}
 """By the name of the file."""
 
 if __name__ == "__main__":

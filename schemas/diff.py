@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
-
-class Part(BaseModel):
-    """A part of an answer: ``camelCase`` in JSON."""
-
-    model_config = ConfigDict(
-        frozen=True, alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True
-    )
+from schemas.answer import VERSION, Part, schema_of
 
 
 class ActionEntry(Part):
@@ -83,8 +76,7 @@ class Diff(Part):
 
     format_version: Literal[1] = Field(
         default=1,
-        description="Raised when a key is removed or means something else; keys may be added "
-        "without.",
+        description=VERSION,
     )
     actions: list[ActionEntry] = Field(description="In the order in which they are applied.")
     refusals: list[RefusalEntry]
@@ -97,6 +89,5 @@ class Diff(Part):
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of the answer."""
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return head | Diff.model_json_schema(by_alias=True, mode="serialization")
+    """Return the JSON Schema of the answer."""
+    return schema_of(Diff)

@@ -114,8 +114,9 @@ DOORS = {
         *(f"reconciler/cli/{part}.py" for part in ("reading", "report", "screen")),
     },
     "pydantic": {
-        *(f"schemas/{part}.py" for part in ("check", "cni", "diff", "document", "override")),
-        *(f"schemas/{part}.py" for part in ("group", "pods", "pool", "snat", "value")),
+        *(f"schemas/{part}.py" for part in ("answer", "check", "cni", "diff", "document")),
+        *(f"schemas/{part}.py" for part in ("group", "override", "pods", "pool", "snat")),
+        *(f"schemas/{part}.py" for part in ("status", "value")),
         "reconciler/targets/state/observation.py",
     },
 }

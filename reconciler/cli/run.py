@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -16,7 +18,8 @@ from reconciler.daemon import logs
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.health import METRICS, HealthServer
 from reconciler.daemon.server import Server
-from reconciler.errors import ReconcilerError
+from reconciler.daemon.unix_socket import STATUS
+from reconciler.errors import ReconcilerError, StateError
 from reconciler.node.environment import Environment, apart
 from schemas.load import DocumentError
 
@@ -34,6 +37,11 @@ from schemas.load import DocumentError
     "--metrics-listen",
     about="Serve /metrics, and nothing else, on host:port as well: for Prometheus on other nodes. "
     "Default: disabled.",
+)
+@setting(
+    "--status-group",
+    about="A group, by name or number, whose members may ask for 'status', by a socket of its "
+    "own. Default: root alone.",
 )
 @click.option(
     "--events/--no-events",
@@ -56,6 +64,7 @@ def run(
     keep_dir: str,
     listen: str,
     metrics_listen: str,
+    status_group: str,
     log_format: str,
     *,
     events: bool,
@@ -67,9 +76,11 @@ def run(
         state, namespace = lock_records(state_dir)
         environment, keep = replace(environment, make_ec2=apart), Path(keep_dir or state.root)
         agent = Agent(config, state, environment, keep_dir=keep, events=events)
-        door = Server(state.socket, agent)
-        agent.upkeep.properties.extend([namespace, door])
-        servers: list[Server | HealthServer] = [door]
+        doors = [Server(state.socket, agent)]
+        if status_group:
+            doors.append(Server(state.root / STATUS, agent, _find_group(status_group)))
+        agent.upkeep.properties.extend([namespace, *doors])
+        servers: list[Server | HealthServer] = [*doors]
         servers += [HealthServer(listen, agent)] if listen else []
         servers += [HealthServer(metrics_listen, agent, METRICS)] if metrics_listen else []
         threading.excepthook = agent.parts.duties.note_end
@@ -83,6 +94,14 @@ def run(
                 server.stop()
     except (ReconcilerError, DocumentError) as error:
         fail(error)
+
+
+def _find_group(text: str) -> int:
+    """Return a group's number; a container knows the host's groups by their numbers only."""
+    try:
+        return int(text) if re.fullmatch("[0-9]{1,10}", text) else grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise StateError(f"--status-group: there is no group {text}; give its number") from None
 
 
 def _stop_when_told(agent: Agent) -> None:

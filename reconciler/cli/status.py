@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,66 @@ import click
 
 from cni.exchange import SOCKET
 from reconciler.cli.options import fail, output_option, state_option
-from reconciler.daemon.client import ask
-from reconciler.errors import ReconcilerError
+from reconciler.cli.screen import screen_of
+from reconciler.cli.status_text import as_text
+from reconciler.daemon.client import ask, ask_status
+from reconciler.errors import ReconcilerError, UnansweredError
+
+AGAIN_S = 2.0  # seconds between two looks of ``status --watch``
+
+CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+"""To the upper left corner; clear the screen, and what was scrolled out (console_codes(4))."""
+
+FORMAT = 1  # of the answer that is understood here, as ``schemas.status`` publishes it
 
 
 @click.command()
 @state_option
 @output_option
-def status(state_dir: Path, output: str) -> None:
+@click.option(
+    "-w", "--watch", is_flag=True, help="Go on until Ctrl-C, with a look every two seconds."
+)
+def status(state_dir: Path, output: str, *, watch: bool) -> None:
     """Show the running reconciler's state; with -o json, its metrics too.
+
+    For root, and for members of the group that the reconciler was started with (--status-group).
 
     Exit status: 0 settled, without conditions; 1 not; 2 no reconciler answers.
     """
+    if watch:
+        for text in _look_again(state_dir, output):
+            click.echo(text, nl=False)
     try:
-        body = ask(state_dir / SOCKET, {"do": "status"})["status"]
+        body = ask_status(state_dir)
+        text = json.dumps(body, indent=2) + "\n" if output == "json" else _as_text(body)
     except ReconcilerError as error:
         fail(error)
-    if output == "json":
-        click.echo(json.dumps(body, indent=2))
-    else:
-        click.echo("\n".join(f"{about:<12} {text}" for about, text in _lines(body)))
+    click.echo(text, nl=False)
     sys.exit(0 if body["settled"] and not body["conditions"] else 1)
+
+
+def _look_again(state_dir: Path, output: str) -> Iterator[str]:
+    """Yield what to print, without end: a screen each time, or a line of JSON.
+
+    A reconciler that does not answer is said, and asked again: it may be starting.
+    """
+    while True:
+        where = screen_of(sys.stdout)
+        try:
+            body = ask_status(state_dir)
+            text = json.dumps(body) + "\n" if output == "json" else _as_text(body)
+        except ReconcilerError as error:
+            text = json.dumps({"error": str(error)}) if output == "json" else str(error)
+            text += "\n"
+        yield text if output == "json" else f"{CLEAR if where.width else ''}{text}"
+        time.sleep(AGAIN_S)
+
+
+def _as_text(body: Mapping[str, Any]) -> str:
+    if body.get("formatVersion") != FORMAT:
+        why = "the reconciler that runs is of another release; restart it, or see -o json"
+        raise UnansweredError(why)
+    return as_text(body, screen_of(sys.stdout))
 
 
 @click.command()
@@ -49,36 +89,3 @@ def retry(state_dir: Path) -> None:
         ask(state_dir / SOCKET, {"do": "retry"})
     except ReconcilerError as error:
         fail(error)
-
-
-def _lines(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    document = body["document"]
-    # The condition below says why.
-    refused = "; the file has changed since and is refused" if document["refused"] else ""
-    which = f"generation {document['generation']}, accepted {document['acceptedAt']}"
-    yield "document", f"{document['path']} ({which}{refused})"
-    yield "settled", "yes" if body["settled"] else "no"
-    yield "pool", ", ".join(f"{count} {state}" for state, count in body["pool"].items())
-    for e in body["enis"]:
-        prefixes = f", {' '.join(e['prefixes'])}" if e["prefixes"] else ""
-        more = prefixes + ("" if e["owned"] else ", foreign")
-        more += f", group {e['group']}" if e["group"] else ""
-        where = f"{e['id']} device {e['device']}, {e['status']}"
-        yield "eni", f"{where}, {e['addresses']} addresses{more}"
-    for s in body["sources"]:
-        age = "never" if s["ageSeconds"] is None else f"{s['ageSeconds']} s ago"
-        failed = f"; since then {s['failure']}" if s["failure"] else ""
-        yield "source", f"{s['name']}: {s['entries']} CIDRs, as EC2 told {age}{failed}"
-    for a in body["attachments"]:
-        yield "attachment", f"{' '.join(a['addresses'])} on {a['eni']} ({a['veth']}): {a['pod']}"
-    if any(body["packetsRefused"].values()):
-        counted = body["packetsRefused"].items()
-        yield "refused", ", ".join(f"{n} packets {why}" for why, n in counted if n)
-    if body["cooling"]:
-        yield "cooling", ", ".join(body["cooling"])
-    for c in body["conditions"]:
-        text = str(c["text"])
-        # An action's error says again what the line has already.
-        for said in (c["subject"], c["reason"]):
-            text = text.removeprefix(f"{said}: ")
-        yield "condition", f"{c['reason']} since {c['since']}: {c['subject']}: {text}"

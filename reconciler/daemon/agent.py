@@ -16,6 +16,7 @@ from reconciler.cluster.api import ApiServer
 from reconciler.daemon import gauges, telemetry
 from reconciler.daemon.cluster import Api, Reporter
 from reconciler.daemon.kernel_loop import KernelLoop
+from reconciler.daemon.overview import age, describe_budget, describe_outlook, describe_repairs
 from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
 from reconciler.daemon.source_loop import SourceLoop
@@ -76,6 +77,7 @@ class Agent:
         self.kernel = KernelLoop(parts, self.pool, self.upkeep, self.sources.hints)
         self.reporter = Reporter(parts, self.kernel, api or ApiServer())
         self._displaced: LockedError | None = None
+        self._began = time.monotonic()
         reading = parts.document.reader.hints
         installed = parts.node.after.installation.directories
         self._watches: tuple[FileWatch | KernelWatch, ...] = ()
@@ -142,8 +144,9 @@ class Agent:
         )
 
     def status(self) -> dict[str, Any]:
-        """Describe the node: what is in force, what is held, what is wrong."""
-        parts = self.parts
+        """Describe the node, as ``schemas.status`` publishes it."""
+        parts, environment = self.parts, self.parts.node.environment
+        now, clock = environment.now(), environment.clock()
         status = describe(
             parts.document.path,
             parts.document.accepted,
@@ -152,10 +155,26 @@ class Agent:
             parts.node.known.cloud,
             parts.conditions.all(),
             parts.node.pool.ec2_calls,
+            now,
             is_pending=parts.node.pool.schedule.is_pending,
         )
-        status["sources"] = describe_sources(parts.node.known.egress, parts.node.environment.now())
-        return status | {"metrics": telemetry.exposition(self.gauges())}
+        latest, outlook = self.kernel.progress.latest, self.pool.outlook
+        looks = {
+            "node": age(time.monotonic(), latest.observed_at) if latest else None,
+            "ec2": age(clock, outlook.looked_at) if outlook.looked_at is not None else None,
+        }
+        return {
+            "formatVersion": 1,
+            "version": telemetry.release(),
+            "uptimeSeconds": age(time.monotonic(), self._began),
+            **status,
+            **describe_outlook(outlook, clock),
+            "ec2Budget": describe_budget(parts.node.pool.ec2_tally, clock),
+            "sources": describe_sources(parts.node.known.egress, now),
+            "looks": [{"of": of, "ageSeconds": at} for of, at in looks.items() if at is not None],
+            "repaired": describe_repairs(parts.drift.repaired, now),
+            "metrics": telemetry.exposition(self.gauges()),
+        }
 
     def gauges(self) -> dict[telemetry.Family, telemetry.Series]:
         """Return the metrics that are read from what is known now."""

@@ -6,11 +6,13 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from reconciler.core.attachment import AttachmentKey
 from reconciler.daemon import telemetry
+from reconciler.daemon.overview import Repair
 from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains.link import Veth
 from reconciler.engine.backoff import Backoffs
@@ -21,6 +23,11 @@ from reconciler.ipam.ec2_action import AttachEni, DetachEni
 from reconciler.ipam.records import Records
 
 log = logging.getLogger(__name__)
+
+MOST_REPAIRS, MOST_OF_ONE_KIND = 50, 5
+"""Repairs that are remembered, and of those that were alike and done together."""
+
+MOST_COMMAND = 400  # characters of a repair's command
 
 LINES = 20
 """Actions of one domain, kind and verb that a pass logs one by one; of more the first one with the
@@ -43,7 +50,14 @@ class DriftTracker:
         self.attribution = attribution
         self._lock = threading.Lock()
         """Both loops book, and each books on what the other has booked."""
+        self._repaired: deque[Repair] = deque(maxlen=MOST_REPAIRS)
         self.backoffs = Backoffs()
+
+    @property
+    def repaired(self) -> tuple[Repair, ...]:
+        """What was repaired lately, the latest last."""
+        with self._lock:
+            return tuple(self._repaired)
 
     def clear(self) -> None:
         """Forget it: the document has changed, and with it what is asked for."""
@@ -135,6 +149,8 @@ class DriftTracker:
         pods = _names_of_pods(outcomes)
         for group, actions in groups.items():
             _tell(group, actions, pods, is_usual=of_pods or group.domain == "attachment")
+            if group.is_drift:
+                self._repaired.extend(_remember(group, actions, other_writers))
         backoffs = self.backoffs.after_failures(failed, now, random.random())
         backoffs = backoffs.after_repairs(repaired, now, other_writers)
         self.backoffs = backoffs.after_success(done).since(now)
@@ -158,6 +174,22 @@ class _Group(NamedTuple):
     of: str  # the set of an element
     verb: Verb
     is_drift: bool
+
+
+def _remember(group: _Group, actions: Sequence[Action], others: Sequence[str]) -> Iterator[Repair]:
+    """Yield the first of what was repaired together; the last of them says how many more."""
+    shown = actions[:MOST_OF_ONE_KIND]
+    for number, action in enumerate(shown, 1):
+        yield Repair(
+            time.time(),
+            group.domain,
+            group.kind,
+            group.verb.name.lower(),
+            str(action)[:MOST_COMMAND],
+            action.reason,
+            tuple(others),
+            len(actions) - len(shown) if number == len(shown) else 0,
+        )
 
 
 def _names_of_pods(outcomes: Outcomes) -> dict[str, AttachmentKey]:

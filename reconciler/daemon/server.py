@@ -6,10 +6,8 @@ only; what is wanted was written to the state directory before.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import socket
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +20,8 @@ from reconciler.core.datapath import family_of, host_network
 from reconciler.daemon import telemetry
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.listener import Bounds, Listener, Workers
-from reconciler.errors import InternalError, Issue, ReconcilerError, StateError, boundary
+from reconciler.daemon.unix_socket import Place, find_place, listen
+from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 from reconciler.targets.netlink.namespaces import own_namespace
 
 log = logging.getLogger(__name__)
@@ -47,12 +46,17 @@ OF_A_POD = frozenset({"add", "del", "check", "release"})
 """Questions about one pod's attachment; they are logged."""
 
 ANSWERING = "an answer on the socket"  # the duty, as conditions and the watchdog name it
-QUEUE = 512  # connections that the kernel keeps for us; a node's worth of pods may ask at once
-
 BOUNDS = Bounds(connections=1024, request_bytes=65536, request_s=10.0, answer_s=10.0, grace_s=0.1)
 """A node's pods may all ask at once, and each waits on its connection. The executable connects,
 writes its intent to the disk, and then asks, with some hundred bytes; ``release`` has an intent in
 it, of some kilobytes."""
+
+GROUP_BOUNDS = Bounds(
+    connections=16, request_bytes=4096, request_s=2.0, answer_s=10.0, grace_s=0.1
+)
+"""Of a group's socket. It takes no place from pods: its connections and threads are its own."""
+
+GROUPS = ("the group's socket", GROUP_BOUNDS)
 
 AT_ONCE = {"add": 768, "check": 64, "status": 4}
 """Questions of a kind that may be under way, each in a thread of its own. No instance has more
@@ -67,7 +71,6 @@ MAX_ANSWER = 1 << 20
 LONGEST_BUDGET_S = 110.0  # seconds; kubelet gives a sandbox two minutes
 
 Reply = dict[str, Any]
-Place = tuple[int, int] | None  # device and inode of a path; None if there is nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +112,15 @@ class Question:
 class Server:
     """Answers on one socket path, each question in a thread of its own.
 
-    Only root may connect: the socket's mode is 0600.
+    Only root may connect: the socket's mode is 0600. Members of a ``group`` may connect to a
+    server that was given one, which answers ``status`` and nothing else.
 
     Raises:
         StateError: the socket cannot be made.
     """
 
-    def __init__(self, path: Path, agent: Agent) -> None:
-        self._agent, self._path = agent, path
+    def __init__(self, path: Path, agent: Agent, group: int | None = None) -> None:
+        self._agent, self._path, self._group = agent, path, group
         self._workers = Workers()
         self._listener, self._place = self._open()
 
@@ -126,9 +130,10 @@ class Server:
         def take(connection: socket.socket, line: bytes) -> bytes | None:
             return self._take(listener, connection, line)
 
-        duties, listening = self._agent.parts.duties, _listen(self._path)
-        listener = Listener("the socket", listening, BOUNDS, lambda b: b"\n" in b, take, duties)
-        return listener, _place(self._path)
+        duties, listening = self._agent.parts.duties, listen(self._path, self._group)
+        name, bounds = ("the socket", BOUNDS) if self._group is None else GROUPS
+        listener = Listener(name, listening, bounds, lambda b: b"\n" in b, take, duties)
+        return listener, find_place(self._path)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -137,7 +142,7 @@ class Server:
     @property
     def is_own(self) -> bool:
         """Whether the socket's path leads here."""
-        return _place(self._path) == self._place
+        return find_place(self._path) == self._place
 
     def reclaim(self) -> tuple[Issue, ...]:
         """Listen again if the socket's path does not lead here; say so.
@@ -158,9 +163,10 @@ class Server:
             raise
         self._listener, self._place = listener, place
         before.stop()
+        who = "no pod could ask for its network" if self._group is None else "none could ask"
         message = (
-            "it was removed or replaced by another program, so that no pod could ask for its "
-            "network; it is made again. Find out who removes it"
+            f"it was removed or replaced by another program, so that {who}; it is made again. "
+            "Find out who removes it"
         )
         return (Issue(f"socket {self._path}", "SocketReplaced", message),)
 
@@ -179,6 +185,9 @@ class Server:
             why = "the request cannot be understood"
             return encode(refuse(protocol.DECODING_FAILURE, why, error))
         do = question.do
+        if self._group is not None and do != "status":
+            why = "this socket answers status alone; ask the other one as root"
+            return encode(refuse(protocol.DECODING_FAILURE, why, do))
         kind, most = (do, AT_ONCE[do]) if do in AT_ONCE else ("other", OTHERS_AT_ONCE)
 
         def exchange() -> None:
@@ -213,36 +222,6 @@ class Server:
             _tell(question, reply, ready_at, told=told)
         if surprise is not None:
             raise surprise  # to be a condition
-
-
-def _place(path: Path) -> Place:
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _listen(path: Path) -> socket.socket:
-    """Return a listening socket that only root may connect to.
-
-    Raises:
-        StateError: it cannot be made.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # left by a process that was killed; the lock says it is gone
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    previous = os.umask(0o177)
-    try:
-        listening.bind(str(path))
-        listening.listen(QUEUE)
-    except OSError as error:
-        listening.close()
-        # AF_UNIX takes 107 bytes (unix(7)).
-        raise StateError(f"cannot listen on {path}: {error}; use another directory") from error
-    finally:
-        os.umask(previous)
-    return listening
 
 
 def _say(connection: socket.socket, reply: Reply) -> bool:

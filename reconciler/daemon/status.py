@@ -11,6 +11,15 @@ from reconciler.cluster.report import STARTING
 from reconciler.core.datapath import IpNetwork
 from reconciler.daemon.document import Accepted
 from reconciler.daemon.duty import Condition
+from reconciler.daemon.overview import (
+    MOST_SHOWN,
+    age,
+    describe_conditions,
+    describe_eni,
+    describe_limits,
+    describe_pods,
+    describe_policies,
+)
 from reconciler.daemon.telemetry import PACKETS
 from reconciler.egress.destinations import Egress
 from reconciler.errors import FOREIGN_TEXT, Issue
@@ -23,8 +32,6 @@ from reconciler.node.pass_result import PassResult
 PATIENCE_S = 30.0
 """Seconds for which passes must fail before STATUS says so: a node that flaps to NotReady has its
 pods taken out of every Service, though they run as before."""
-
-MOST_SHOWN = 50  # entries of one source in the status
 
 HOST_WIDE = ("sysctl", "rule", "nat", "source-check")
 """Domains without whose objects no pod reaches what is beyond the node, running ones included."""
@@ -115,12 +122,14 @@ def describe(
     cloud: Cloud | None,
     conditions: list[Condition],
     ec2_calls: Mapping[str, int],
+    now: float,
     *,
     is_pending: bool,
 ) -> dict[str, Any]:
     """Describe the node: what is in force, what is held, what is wrong.
 
-    The pool may have more to do than its plan says (``is_pending``).
+    The pool may have more to do than its plan says (``is_pending``). ``now``: seconds since the
+    epoch.
     """
     latest = progress.latest
     records = latest.records if latest else Records()
@@ -143,29 +152,11 @@ def describe(
         },
         "settled": settled,
         "pool": count_addresses(records, cloud, latest.inputs.host.withheld) if latest else {},
-        "conditions": conditions,
-        "enis": [
-            {
-                "id": e.eni_id,
-                "device": e.device_index,
-                "status": e.status,
-                "owned": e.owned,
-                "group": e.group,
-                "addresses": len(e.pod_addresses),
-                "prefixes": [str(p) for p in (*e.prefixes, *e.ipv6_prefixes)],
-            }
-            for e in enis
-        ],
-        "attachments": [
-            {
-                "pod": a.pod or str(a.key),
-                "addresses": [str(own) for own in a.addresses],
-                "eni": a.eni_id,
-                "device": devices.get(a.eni_id),
-                "veth": a.veth,
-            }
-            for a in records.living
-        ],
+        "snat": describe_policies(latest.inputs.document) if latest else [],
+        "limits": describe_limits(latest.inputs, cloud, records) if latest and cloud else None,
+        "conditions": describe_conditions(conditions, now),
+        "enis": [describe_eni(e) for e in enis],
+        "attachments": describe_pods(records, devices),
         "packetsRefused": dict(progress.refused),
         "cooling": [str(c.address) for c in records.cooling],
         "ec2Calls": dict(ec2_calls),
@@ -181,7 +172,7 @@ def describe_sources(egress: Egress, now: float) -> list[dict[str, Any]]:
         {
             "name": s.name,
             "lookedAt": s.looked_at,
-            "ageSeconds": None if s.looked_at is None else round(max(now - s.looked_at, 0.0)),
+            "ageSeconds": None if s.looked_at is None else age(now, s.looked_at),
             "failure": s.failure.code if s.failure else None,
             "entries": len(s.entries),
             "shown": [

@@ -81,7 +81,7 @@ daemon.cluster.Reporter | one | A | _seen _ledger _failed _calls _waited _number
     _is_cut_off
 # What every loop reports to.
 daemon.duty.Conditions | _lock | ALL | _known _for_all _traced _records _names
-daemon.drift.DriftTracker | _lock | KP | _settled _inside _attached | _follow_enis
+daemon.drift.DriftTracker | _lock | KPX | _settled _inside _attached _repaired | _follow_enis
     _count_all _is_drift
 daemon.drift.DriftTracker | whole | KP | backoffs | clear forget_backoffs
     book _count_all

@@ -31,7 +31,7 @@ from reconciler.daemon.server import (
     OTHERS_AT_ONCE,
     Server,
 )
-from reconciler.errors import UnansweredError
+from reconciler.errors import StateError, UnansweredError
 
 
 class Agent:
@@ -228,6 +228,35 @@ def test_what_is_no_question_is_refused_and_costs_no_thread(
     assert say(path, text)["code"] == 6
     assert agent.conditions.all() == []
     assert add(path)["ok"]
+
+
+GROUP = 4711
+
+
+def test_a_groups_socket_answers_status_and_nothing_else(tmp_path: Path, agent: Agent) -> None:
+    made = Server(tmp_path / "g", agent, GROUP)  # type: ignore[arg-type]
+    made.start()
+    try:
+        mode = (tmp_path / "g").stat()
+        assert (stat.S_IMODE(mode.st_mode), mode.st_gid) == (0o660, GROUP)
+        assert ask(tmp_path / "g", {"do": "status"})["ok"]
+        for do in ("add", "del", "check", "release", "ready", "retry"):
+            question = {"do": do, "containerID": "c", "ifname": "eth0"}
+            with pytest.raises(UnansweredError, match="answers status alone"):
+                ask(tmp_path / "g", question)
+        assert (agent.waiting, agent.released) == (0, 0)
+        (tmp_path / "g").unlink()
+        (issue,) = made.reclaim()
+        assert "none could ask" in issue.message
+        assert ask(tmp_path / "g", {"do": "status"})["ok"]
+    finally:
+        made.stop()
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_socket_that_a_group_cannot_be_given_is_none(tmp_path: Path, agent: Agent) -> None:
+    with pytest.raises(StateError, match=r"cannot listen on .*/g: "):
+        Server(tmp_path / "g", agent, 2**40)  # type: ignore[arg-type]
 
 
 def test_the_status_of_700_pods_is_whole(path: Path, agent: Agent) -> None:

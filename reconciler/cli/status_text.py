@@ -1,0 +1,179 @@
+"""What the reconciler says of itself, for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from reconciler.cli.screen import DIM, GREEN, PIPE, RED, YELLOW, Screen
+
+LABEL = 12  # columns of what a line is about
+BAR = 40  # columns of the pool's bar, at most
+
+STATES = (("assigned", "#"), ("cooling", "~"), ("quarantined", "x"), ("allocatable", "."))
+"""Of addresses, and how the bar shows them."""
+
+SCARCE = 10  # calls of an action's budget below which it is named
+
+Body = Mapping[str, Any]
+
+
+class _Line(NamedTuple):
+    about: str
+    text: str
+    style: Mapping[str, Any] = {}
+
+
+def as_text(body: Body, screen: Screen = PIPE) -> str:
+    """Return a status as lines; on a terminal wrapped between words, and coloured."""
+    lines: list[str] = []
+    for about, text, style in _lines(body, screen):
+        first, rest = f"{about:<{LABEL}} ", " " * (LABEL + 1)
+        wrapped = list(screen.wrap(text, first, rest)) or [first]
+        head = screen.paint(first, **DIM)
+        lines.append(head + screen.paint(wrapped[0][len(first) :], **style))
+        lines += (screen.paint(line, **style) for line in wrapped[1:])
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _lines(body: Body, screen: Screen) -> Iterator[_Line]:
+    yield _Line("version", f"{body['version'] or 'unknown'}, up {_span(body['uptimeSeconds'])}")
+    yield from _document(body)
+    yield from map(_policy, body["snat"])
+    yield from _pool(body, screen)
+    yield from map(_eni, body["enis"])
+    yield from map(_source, body["sources"])
+    for a in body["attachments"]:
+        where = f"{' '.join(a['addresses'])} on {a['eni']} ({a['veth']})"
+        yield _Line("pod", f"{a['pod']}: {where}")
+    if any(body["packetsRefused"].values()):
+        counted = body["packetsRefused"].items()
+        yield _Line("refused", ", ".join(f"{n} packets {why}" for why, n in counted if n))
+    if body["cooling"]:
+        yield _Line("cooling", ", ".join(body["cooling"]))
+    yield from map(_repair, body["repaired"])
+    ages = [f"{x['of']} {_span(x['ageSeconds'])} ago" for x in body["looks"]]
+    yield _Line("looks", ", ".join(ages) or "none yet")
+    yield _Line("ec2", _calls(body["ec2Calls"], body["ec2Budget"]))
+    yield from map(_condition, body["conditions"])
+    for name, number in body.get("shortened", {}).items():
+        yield _Line("not shown", f"{number} more of {name}: the answer would be too long")
+
+
+def _document(body: Body) -> Iterator[_Line]:
+    document = body["document"]
+    # The condition below says why.
+    refused = "; the file has changed since and is refused" if document["refused"] else ""
+    which = f"generation {document['generation']}, accepted {document['acceptedAt']}"
+    yield _Line("document", f"{document['path']} ({which}{refused})", YELLOW if refused else {})
+    settled = body["settled"]
+    yield _Line("settled", "yes" if settled else "no", GREEN if settled else YELLOW)
+
+
+def _policy(snat: Body) -> _Line:
+    whose = f"group {snat['group']}: " if snat["group"] else ""
+    if snat["mode"] == "external":
+        return _Line("snat", f"{whose}external: every destination sees pod addresses")
+    excluded = _list(snat["excludeCIDRs"], snat["excluded"])
+    kept = f"; {excluded} and the VPC see pod addresses" if excluded else ""
+    only = snat["onlyCIDRs"]
+    seen = "what is beyond the VPC" if only is None else _list(only, len(only))
+    sees = "sees" if only is None or len(only) == 1 else "see"
+    return _Line("snat", f"{whose}node: {seen} {sees} the node's address{kept}")
+
+
+def _pool(body: Body, screen: Screen) -> Iterator[_Line]:
+    pool, limits = body["pool"], body["limits"]
+    told = ", ".join(f"{pool[state]} {state} ({sign})" for state, sign in STATES if state in pool)
+    addresses = limits and limits["addresses"]
+    held = sum(pool.values())
+    if held and addresses:
+        most = max(addresses["most"], held)
+        room = min(BAR, screen.width - LABEL - 3) if screen.width else BAR
+        yield _Line("pool", f"{_bar(pool, most, room)} {told}, of {most}")
+    else:
+        yield _Line("pool", told or "not known yet")
+    if (target := body["target"]) and addresses:
+        soon = body["exhaustedInSeconds"]
+        runs_out = "" if soon is None else f"; none left in {_span(soon)} at the present rate"
+        bounds = f"below {target['low']}, gives back above {target['high']}"
+        yield _Line("target", f"grows {bounds}{runs_out}", {} if soon is None else YELLOW)
+    if limits:
+        enis, pods = limits["enis"], limits["pods"]
+        near = [f"{enis['used']} of {enis['most']} ENIs"]
+        if addresses:
+            near.append(f"{addresses['used']} of {addresses['most']} addresses")
+        of = f" of {pods['most']}" if pods["most"] is not None else ""
+        near.append(f"{pods['used']}{of} pods")
+        text = f" ({addresses['text']})" if addresses else ""
+        is_full = addresses and addresses["used"] >= addresses["most"]
+        shown = f"{limits['instanceType']}: {', '.join(near)}{text}"
+        yield _Line("limits", shown, YELLOW if is_full else {})
+
+
+def _bar(pool: Mapping[str, int], most: int, width: int) -> str:
+    """Return a bar as wide as all that may be held; what there is of a state has one column."""
+    shares = {s: -(-pool.get(s, 0) * width // most) for s, _ in STATES}
+    while sum(shares.values()) > width:
+        shares[max(shares, key=lambda s: shares[s])] -= 1
+    bar = "".join(sign * shares[state] for state, sign in STATES)
+    return f"[{bar:_<{width}}]"
+
+
+def _eni(e: Body) -> _Line:
+    prefixes = f", {' '.join(e['prefixes'])}" if e["prefixes"] else ""
+    more = prefixes + ("" if e["owned"] else ", foreign")
+    more += f", group {e['group']}" if e["group"] else ""
+    where = f"{e['id']} device {e['device']}, {e['status']}"
+    single = f": {' '.join(e['podAddresses'])}" if e["podAddresses"] else ""
+    own = f"{e['subnet']}, own {e['primary']}"
+    return _Line("eni", f"{where}, {own}, {e['addresses']} addresses{more}{single}")
+
+
+def _source(s: Body) -> _Line:
+    age = "never" if s["ageSeconds"] is None else f"{s['ageSeconds']} s ago"
+    failed = f"; since then {s['failure']}" if s["failure"] else ""
+    return _Line("source", f"{s['name']}: {s['entries']} CIDRs, as EC2 told {age}{failed}")
+
+
+def _repair(repair: Body) -> _Line:
+    by = f"; lately at work: {', '.join(repair['by'])}" if repair["by"] else ""
+    more = f", and {repair['alike']} more like it" if repair["alike"] else ""
+    age = _span(repair["ageSeconds"])
+    return _Line("repaired", f"{age} ago: {repair['action']} ({repair['reason']}){more}{by}", DIM)
+
+
+def _condition(c: Body) -> _Line:
+    text = str(c["text"])
+    # An action's error says again what the line has already.
+    for said in (c["subject"], c["reason"]):
+        text = text.removeprefix(f"{said}: ")
+    since = f"since {c['since']} ({_span(c['ageSeconds'])})"
+    return _Line("condition", f"{c['reason']} {since}: {c['subject']}: {text}", RED)
+
+
+def _calls(calls: Mapping[str, int], left: Mapping[str, int]) -> str:
+    """Name the calls, the most frequent first; and of what budget little is left."""
+    counted = sorted(calls.items(), key=lambda c: (-c[1], c[0]))
+    listed = ", ".join(f"{n} {name}" for name, n in counted)
+    scarce = [f"{n} more {name}" for name, n in sorted(left.items()) if n < SCARCE]
+    warned = f"; its budget now allows {', '.join(scarce)}" if scarce else ""
+    return f"{sum(calls.values())} calls: {listed}{warned}" if calls else "no calls"
+
+
+def _list(values: Sequence[str], number: int) -> str:
+    more = number - min(len(values), 4)
+    return ", ".join(values[:4]) + (f" and {more} more" if more > 0 else "")
+
+
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def _span(seconds: int) -> str:
+    """Return a time in its two largest units: ``3 h 12 min``."""
+    for index, (size, name) in enumerate(UNITS):
+        if seconds >= size:
+            smaller, unit = (*UNITS, (1, "s"))[index + 1]
+            rest = seconds % size // smaller
+            return f"{seconds // size} {name}" + (f" {rest} {unit}" if rest else "")
+    return f"{seconds} s"

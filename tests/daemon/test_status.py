@@ -1,0 +1,104 @@
+"""What a daemon says of itself, as the published format has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import document, eni, inputs
+from daemon.test_surprise import House
+from jsonschema import Draft202012Validator
+
+from reconciler.daemon import drift, overview
+from reconciler.daemon.drift import DriftTracker
+from reconciler.daemon.triggers import ChangeAttribution
+from reconciler.domains import nat
+from reconciler.domains.nat_objects import NftElement
+from reconciler.engine.converge import Outcome
+from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.records import Records
+from schemas.status import Status
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "schemas/status.schema.json").read_text())
+
+
+def published(status: dict[str, Any]) -> dict[str, Any]:
+    """A status, once it was held against its format: nothing is missing, and nothing is more."""
+    body: dict[str, Any] = json.loads(json.dumps(status))
+    Draft202012Validator(SCHEMA).validate(body)
+    again = Status.model_validate(body).model_dump()
+    assert again == body | {"shortened": {}}
+    return body
+
+
+def test_a_daemon_says_what_it_holds_what_it_repaired_and_when_it_looked(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    before = published(house.agent.status())
+    assert (before["looks"], before["snat"], before["limits"]) == ([], [], None)
+    house.begin_pod()
+    house.work()
+    first = published(house.agent.status())
+    assert first["repaired"] == []
+    house.disturb()
+    house.work()
+    after = published(house.agent.status())
+    assert {"nat", "sysctl", "route"} <= {r["domain"] for r in after["repaired"]}
+    assert len(after["repaired"]) <= drift.MOST_REPAIRS
+    assert {look["of"] for look in after["looks"]} == {"node", "ec2"}
+    assert after["limits"]["instanceType"] == "m5.large"
+    assert after["limits"]["enis"] == {"used": len(after["enis"]), "most": 3}
+    assert [p["mode"] for p in after["snat"]] == ["node"]
+    pods = [a["pod"] for a in after["attachments"]]
+    assert pods == sorted(pods)
+    assert len(pods) > 1
+
+
+def test_conditions_have_an_age() -> None:
+    known = [{"subject": "node", "reason": "X", "text": "t", "since": "2026-01-01T00:00:00+00:00"}]
+    (one,) = overview.describe_conditions(known, 1767225600.0 + 90)
+    assert one["ageSeconds"] == 90
+    (one,) = overview.describe_conditions(known, 0.0)
+    assert one["ageSeconds"] == 0, "the clock was set back"
+
+
+def test_limits_are_the_documents_before_ec2s_and_foreign_enis_use_them_up() -> None:
+    now = inputs(1)
+    cloud = Cloud((eni(0), replace(eni(1), owned=False)), Limits(3, 10), {})
+    found = overview.describe_limits(now, cloud, Records())
+    assert found is not None
+    assert found["enis"] == {"used": 2, "most": 3}
+    assert found["addresses"]["most"] == 18
+    assert "1 foreign" in found["addresses"]["text"]
+    given = document(
+        instanceTypes={"m5.large": {"enis": 2, "addressesPerEni": 5}}, maxPods=7, families=["ipv6"]
+    )
+    found = overview.describe_limits(replace(now, document=given), cloud, Records())
+    assert found is not None
+    assert (found["enis"]["most"], found["pods"]["most"]) == (2, 7)
+    assert found["addresses"] is None, "no node uses an IPv6 prefix up"
+    assert overview.describe_limits(now, replace(cloud, limits=None), Records()) is None
+
+
+def test_a_flushed_set_is_few_lines_and_the_ring_has_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attribution = ChangeAttribution()
+    monkeypatch.setattr(attribution, "lately", lambda: ("firewalld (pid 12)",))
+    tracker = DriftTracker(attribution)
+    wanted = nat.desire(inputs(3, document=document(snat={"excludeCIDRs": CIDRS})))
+    tracker.book({"nat": Outcome(wanted, wanted)}, everything=True)
+    kept = frozenset(o for o in wanted if getattr(o, "set", "") != "no_snat_ipv4")
+    plan = nat.plan(wanted, kept)
+    for _ in range(drift.MOST_REPAIRS):
+        tracker.book({"nat": Outcome(wanted, wanted, plan)}, everything=True)
+    assert len(tracker.repaired) == drift.MOST_REPAIRS
+    *_, last = tracker.repaired
+    assert last.kind == NftElement.kind
+    assert last.alike == len(plan.actions) - drift.MOST_OF_ONE_KIND > 0
+    assert last.by == ("firewalld (pid 12)",)
+
+
+CIDRS = [f"198.51.{n}.0/24" for n in range(0, 40, 2)]

@@ -7,6 +7,8 @@ venv=$1
 packages=(python3-venv python3-nftables nftables iproute2 ipset iptables procps util-linux)
 # For the static executable: a compiler, and Python's library to link.
 packages+=(gcc libc6-dev libpython3-dev)
+# For the tests of alerts and metrics: it brings promtool. No test uses a service of the machine's.
+packages+=(prometheus)
 # For the tests of real runtimes.
 packages+=(containerd runc crun podman containernetworking-plugins)
 

@@ -8,12 +8,14 @@ can be read there and come with the package. A test fails when one is stale.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 from click.shell_completion import get_completion_class
 
 from reconciler.cli.main import main
@@ -212,6 +214,21 @@ def describe_conditions() -> str:
     return f"{MADE}\n\n" + "".join(catalogue.page())
 
 
+def tabulate_alerts() -> str:
+    """Return the alert rules as a table."""
+    rules = yaml.safe_load((ROOT / "deploy/monitoring/alerts.yaml").read_text())
+    rows = ["| alert | severity | after | what it says |", "|---|---|---|---|"]
+    for rule in rules["groups"][0]["rules"]:
+        notes = rule["annotations"]
+        said = f"**{notes['summary']}.** {notes['description']}"
+        said = re.sub(r"{{ or [^}]*}}", "NODE", said)
+        said = re.sub(r"{{ \$labels\.(\w+) }}", lambda m: m[1].upper(), said)
+        said = re.sub(r"{{ \$value [^}]*}}", "N", said)
+        after = rule.get("for", "at once")
+        rows.append(f"| `{rule['alert']}` | {rule['labels']['severity']} | {after} | {said} |")
+    return "\n".join(rows)
+
+
 def list_decisions() -> str:
     """Return the list of decision records, by their titles."""
     parts = []
@@ -236,6 +253,9 @@ def describe_metrics() -> str:
         tabulate_metrics(read, PREFIX),
         "## What has happened since the start",
         tabulate_metrics(telemetry.COUNTED, PREFIX),
+        "## Alerts",
+        "[`deploy/monitoring/alerts.yaml`](../../deploy/monitoring/alerts.yaml).",
+        tabulate_alerts(),
         "## The process",
         "Not that which calls EC2.",
         tabulate_metrics(telemetry.of_the_process(), ""),

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks import pods
+from benchmarks import pods, release
 from benchmarks.connections import EMPTY, FULL, mean_pass_ms, passes, rounds
 from lab.lifecycle import Lab
 
 RESULTS = Path(__file__).with_name("results.md")
 TITLE = "## This release beside an earlier one"
-ROOT = Path(__file__).parents[1]
 EARLIER = os.environ.get("BENCH_EARLIER", "HEAD~1")
 ROUNDS = int(os.environ.get("EARLIER_ROUNDS", "300"))
 CROWD = 50
@@ -34,11 +31,9 @@ NOW, THEN = FULL, EMPTY
 
 def measure() -> list[str]:
     """Return the section in Markdown."""
-    commit = _git("rev-parse", "--short", EARLIER).decode().strip()
-    with tempfile.TemporaryDirectory(prefix="node-network-bench-") as place:
-        packed = _git("archive", EARLIER, "reconciler", "cni", "schemas")
-        subprocess.run(["tar", "-x", "-C", place], input=packed, check=True)
-        words = {THEN: ["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={place}"]}
+    commit = release.abbreviate(EARLIER)
+    with release.unpacked(EARLIER, "reconciler", "cni", "schemas") as place:
+        words = {THEN: ["env", *(f"{k}={v}" for k, v in release.environment(place).items())]}
         minimum = pods.AT_ONCE + CROWD
         with pods.nodes({NOW: minimum, THEN: minimum}, earlier=words) as (lab, pids):
             for node in (NOW, THEN):
@@ -72,10 +67,6 @@ def measure() -> list[str]:
         "|---|---|---|---|",
         *lines,
     ]
-
-
-def _git(*words: str) -> bytes:
-    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, check=True).stdout
 
 
 def _idle(lab: Lab) -> dict[str, float]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from benchmarks import testbed
+from benchmarks import release, testbed
 from benchmarks.burst import Aim, Burst, BurstError, Sink
 from benchmarks.testbed import ENIS, VPC_HOST, Testbed
 from lab import lifecycle
@@ -59,7 +59,12 @@ KINDS = tuple(
     )
 )
 
+EARLIER = os.environ.get("FORWARDING_EARLIER", "787f3aa")
+"""A commit: the last release of which nothing asked what source a pod's packets carry."""
+
 OURS, STOCK, LEGACY, BARE = "ours", f"stock-{Iptables.NFT}", f"stock-{Iptables.LEGACY}", "bare"
+BEFORE = "earlier"
+"""Whose nodes they are: this release's, the stock plugin's, nobody's, an earlier release's."""
 
 Case = tuple[str, int, int]
 """Whose node it is, its pods, its excluded CIDRs."""
@@ -70,7 +75,16 @@ LISTS: tuple[Case, ...] = (
     (LEGACY, PODS[0], MANY),
 )
 NOTHING: Case = (BARE, 1, 0)
-CASES = (NOTHING, *dict.fromkeys((*SIZES, *LISTS)))
+THEN: Case = (BEFORE, PODS[0], FEW)
+CASES = (NOTHING, THEN, *dict.fromkeys((*SIZES, *LISTS)))
+
+PAIRS = (
+    (SIZES[0], THEN),
+    (SIZES[len(PODS)], SIZES[0]),
+    (SIZES[0], NOTHING),
+    (SIZES[len(PODS)], NOTHING),
+)
+"""What is compared with few pods: a case with another."""
 
 Costs = dict[tuple[Case, Kind], list[float]]
 """Nanoseconds of CPU time per packet, one for each round, by case and kind of packet."""
@@ -100,16 +114,15 @@ def measure(
     Raises:
         BurstError: packets were lost, or went another way than they should.
     """
-    names = Names(name)
-    lifecycle.down(name)
     with ExitStack() as undo:
-        undo.callback(lifecycle.down, name)
-        STATE.mkdir(mode=0o700, exist_ok=True)
-        names.state.mkdir(mode=0o700)
+        names = undo.enter_context(_lab(name))
         beds = {}
         for case in cases:
+            if case[0] == BEFORE and not release.is_known(EARLIER):
+                continue
             _say(f"making {case[0]} with {case[1]} pods and {case[2]} CIDRs")
-            beds[case] = undo.enter_context(closing(_lay_out(names, case)))
+            made = _earlier(name, case) if case[0] == BEFORE else _now(names, case)
+            beds[case] = undo.enter_context(made)
         ways = [way for case, bed in beds.items() for way in _ways(case, bed)]
         for way in ways:
             undo.callback(way.burst.close)
@@ -160,6 +173,21 @@ def table(costs: Costs) -> list[str]:
             [_ratios(costs, kind) for kind in KINDS],
         ),
         "",
+        f"What pods send carries their addresses ([decision 26]"
+        "(../docs/decisions/026-what-a-pod-sends-carries-its-addresses.md)); at "
+        f"{EARLIER} nothing asked for that. {PODS[0]} pods:",
+        "",
+        *_rows(
+            ["ratio", f"ours : {EARLIER}", "stock : ours", "ours : bare", "stock : bare"],
+            [
+                [
+                    kind.name,
+                    *(_ratio(costs, kind, case, to) for case, to in PAIRS),
+                ]
+                for kind in KINDS
+            ],
+        ),
+        "",
         "A new connection is a UDP packet to a destination port of its own: one more entry in the "
         "connection table, and one walk through NAT. In thousands that one CPU does in a second:",
         "",
@@ -194,10 +222,42 @@ def table(costs: Costs) -> list[str]:
     ]
 
 
+@contextmanager
+def _lab(name: str) -> Iterator[Names]:
+    names = Names(name)
+    lifecycle.down(name)
+    try:
+        STATE.mkdir(mode=0o700, exist_ok=True)
+        names.state.mkdir(mode=0o700)
+        yield names
+    finally:
+        lifecycle.down(name)
+
+
+@contextmanager
+def _now(names: Names, case: Case) -> Iterator[Testbed]:
+    with closing(_lay_out(names, case)) as bed:
+        yield bed
+
+
+@contextmanager
+def _earlier(name: str, case: Case) -> Iterator[Testbed]:
+    rooms = ("reconciler", "cni", "schemas", "benchmarks", "lab")
+    with (
+        release.unpacked(EARLIER, *rooms) as place,
+        _lab(f"{name}b") as names,
+        closing(testbed.by_earlier(names, place, case[1], _excluded(case))) as bed,
+    ):
+        yield bed
+
+
+def _excluded(case: Case) -> list[IPv4Network]:
+    """Return networks that do not touch, so that nobody can join any two into one."""
+    return [IPv4Network((0x0B000000 + 512 * i, 24)) for i in range(case[2])]
+
+
 def _lay_out(names: Names, case: Case) -> Testbed:
-    who, pods, count = case
-    # Networks that do not touch, so that nobody can join any two into one.
-    exclude = [IPv4Network((0x0B000000 + 512 * i, 24)) for i in range(count)]
+    (who, pods, _), exclude = case, _excluded(case)
     if who == BARE:
         return testbed.bare(names)
     if who == OURS:
@@ -312,7 +372,11 @@ def _ratios(costs: Costs, kind: Kind) -> list[str]:
 
 
 def _ratio(costs: Costs, kind: Kind, case: Case, to: Case) -> str:
-    return f"{_median(costs, case, kind) / _median(costs, to, kind):.2f}"
+    if not {(case, kind), (to, kind)} <= costs.keys():
+        return "-"  # a commit that this checkout's history does not have
+    # Round by round: what the machine does meanwhile is in both.
+    rounds = zip(costs[case, kind], costs[to, kind], strict=True)
+    return f"{statistics.median(a / b for a, b in rounds):.2f}"
 
 
 def _median(costs: Costs, case: Case, kind: Kind) -> float:

@@ -7,9 +7,11 @@ kernel pass, as after a restart.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -18,6 +20,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
+from benchmarks import release
 from benchmarks.burst import Sink
 from lab import netns, stock
 from lab.stock import Iptables, StockEni, StockNode, StockPod
@@ -233,6 +236,21 @@ def by_us(names: Names, pods: int, exclude: Sequence[IPv4Network]) -> Testbed:
     if not done.settled or len(done.done) != pods:
         left = {n: [str(a) for a in o.remaining.actions][:3] for n, o in done.outcomes.items()}
         raise RuntimeError(f"{bed.node} did not converge: {left}")
+    bed.ready()
+    return bed
+
+
+def by_earlier(names: Names, place: Path, pods: int, exclude: Sequence[IPv4Network]) -> Testbed:
+    """A node as an earlier release converges it, from the directory that it was unpacked into.
+
+    ``names`` is a lab of its own, because that release calls its node as this one does.
+    """
+    bed = Testbed(names, "ours", pods, exclude)
+    program = Path(__file__).with_name("earlier_node.py")
+    words = [names.lab, str(pods), *map(str, exclude)]
+    subprocess.run(
+        [sys.executable, program, *words], env=os.environ | release.environment(place), check=True
+    )
     bed.ready()
     return bed
 

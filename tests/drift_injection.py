@@ -58,6 +58,7 @@ HOST = [
     "ip route add 192.0.2.0/24 dev eth0 table 1537 proto 201",
     "ip link set eth1 down",
     "ip link set eth1 mtu 1300",
+    "ip link set eth1 group default",
     "ip address flush dev eth1",
     "ip address add 192.0.2.77/24 dev eth1",
     "nft flush ruleset",

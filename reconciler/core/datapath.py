@@ -54,6 +54,10 @@ meaning, so that connections outlive the move from one to the other."""
 MAX_DEVICE_INDEX = 0x7F  # ENI *k* is marked with *k*, which must not reach ``PRIMARY_MARK``
 
 
+ENI_GROUP = 0x4E4E
+"""Group of ENIs' links, "NN": the ruleset knows by one number that a packet came by an ENI."""
+
+
 @dataclass(frozen=True, slots=True)
 class Marks:
     """How ENIs are written into packet and connection marks.

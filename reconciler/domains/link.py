@@ -19,7 +19,7 @@ from reconciler.core.attachment import (
     netns_path,
     nsenter,
 )
-from reconciler.core.datapath import ALIAS, MAC_STAMP
+from reconciler.core.datapath import ALIAS, ENI_GROUP, MAC_STAMP
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Action, Change, Key, Plan, Verb, compare, merge
 
@@ -34,6 +34,7 @@ class EniLink:
     name: str
     mtu: int
     up: bool = True
+    group: int = ENI_GROUP
 
     @property
     def key(self) -> Key:
@@ -41,10 +42,11 @@ class EniLink:
         return (self.mac, self.name)
 
     def command(self, verb: Verb) -> str:
-        """``ip link set eth1 mtu 9001 up``; an ENI's link is never made or deleted by us."""
+        """``ip link set eth1 mtu 9001 …``; an ENI's link is never made or deleted by us."""
         if verb is Verb.DELETE:
             return f"ip link set {self.name} down"
-        return f"ip link set {self.name} mtu {self.mtu} {'up' if self.up else 'down'}"
+        settings = f"mtu {self.mtu} group {self.group}"
+        return f"ip link set {self.name} {settings} {'up' if self.up else 'down'}"
 
 
 @dataclass(frozen=True, slots=True)

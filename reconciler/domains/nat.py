@@ -35,7 +35,7 @@ from reconciler.domains.nat_objects import (
     NftSet,
     NftTable,
 )
-from reconciler.domains.nat_rules import LINKS, chain_of, sets_of, texts
+from reconciler.domains.nat_rules import LINKS, arrival_of, chain_of, sets_of, texts
 from reconciler.domains.snat import reasons, untranslated
 from reconciler.engine.plan import Change, Plan, Verb, compare, merge
 from reconciler.errors import NotReadyError
@@ -43,17 +43,13 @@ from reconciler.errors import NotReadyError
 ARRIVAL_PRIORITY = -150
 """``mangle``: before DNAT, so that "local address" still means the address the client used."""
 
-SNAT_MARK_PRIORITY = -90
-"""After DNAT (-100), so that a service address has become the address of its endpoint."""
-
 ROUTE_MARK_PRIORITY = -89
-"""Right after, for every packet."""
+"""After DNAT (-100), so that a service address has become the address of its endpoint."""
 
 SOURCE_NAT_PRIORITY = 100
 """``srcnat``, in postrouting."""
 
-
-REFUSAL_PRIORITY = -10
+SENT_PRIORITY = -10
 """Before ``filter``, where others may drop what they do not know and tell the client nothing."""
 
 
@@ -73,20 +69,28 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     grouped = groups.translated(inputs.document, families)
     ports = inputs.document.snat.ports
     snat = rules.source_nat(families, link, primary, inputs.local_families, ports, grouped)
-    snat_mark = rules.snat_mark(families, marks, grouped)
-    route_mark = rules.route_mark(families, sorted(links), marks)
+    by_main = _by_main(inputs, families)
+    metadata = guard.to_metadata(families) if inputs.document.pods.metadata else []
     objects: set[NftObject] = {
         NftTable(),
-        _base_chain("arrival", rules.arrival(links, marks), ARRIVAL_PRIORITY),
-        _base_chain("snat_mark", snat_mark, SNAT_MARK_PRIORITY),
-        _base_chain("route_mark", route_mark, ROUTE_MARK_PRIORITY),
-        _base_chain("forwarded", _forwarded(inputs, families), REFUSAL_PRIORITY, "forward"),
-        _base_chain("sent", rules.to_held(families), REFUSAL_PRIORITY, "output"),
-        NftChain(rules.HELD, texts(rules.held(families, links.values()))),
+        _base_chain("arrival", rules.arrival(families), ARRIVAL_PRIORITY, kind="nat"),
+        _base_chain("route_mark", rules.route_mark(), ROUTE_MARK_PRIORITY),
+        _base_chain("sent", rules.sent(families), SENT_PRIORITY, "output"),
+        _base_chain("source_nat", snat, SOURCE_NAT_PRIORITY, "postrouting", "nat"),
+        NftChain(rules.FIRST, texts(rules.first(families, metadata, marks, grouped))),
+        NftChain(rules.CHOICE, texts(rules.choice(families, by_main, marks))),
+        NftChain(rules.BOUND, texts(rules.bound(sorted(links), marks))),
+        NftChain(rules.HELD, texts(rules.held(links.values(), is_routed=False))),
+        NftChain(rules.HELD_SENT, texts(rules.held(links.values(), is_routed=True))),
         NftChain(rules.REFUSE, texts(rules.refuse(links.values()))),
-        NftChain("source_nat", texts(snat), "nat", "postrouting", SOURCE_NAT_PRIORITY),
+        NftSet(rules.ARRIVALS, "ifname", verdicts=True),
     }
-    objects |= {NftChain(chain_of(index), texts(rules.eni(index, marks))) for index in links}
+    for index, name in links.items():
+        objects |= {
+            NftChain(chain_of(index), texts(rules.eni(index, marks))),
+            NftChain(arrival_of(index), texts(rules.arrived(index, marks))),
+            NftLink(rules.ARRIVALS, name, goto=arrival_of(index)),
+        }
     objects |= set(groups.desire(inputs, families, primary, marks))
     if inputs.document.pods.spoofing == "deny":
         objects |= _guard(families)
@@ -104,10 +108,9 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     return frozenset(objects | desire_pods(inputs))
 
 
-def _forwarded(inputs: Inputs, families: Sequence[Family]) -> rules.Rules:
-    later, *held = rules.to_held(families)
-    metadata = guard.to_metadata(families) if inputs.document.pods.metadata else []
-    return [later, *metadata, *held]
+def _by_main(inputs: Inputs, families: Sequence[Family]) -> list[Family]:
+    cidrs = inputs.document.routing.external_service_cidrs
+    return [f for f in families if any(c.version == f.version for c in cidrs)]
 
 
 def _guard(families: Sequence[Family]) -> set[NftObject]:
@@ -123,9 +126,13 @@ def _guard(families: Sequence[Family]) -> set[NftObject]:
 
 
 def _base_chain(
-    name: str, its_rules: rules.Rules, priority: int, hook: str = "prerouting"
+    name: str,
+    its_rules: rules.Rules,
+    priority: int,
+    hook: str = "prerouting",
+    kind: str = "filter",
 ) -> NftChain:
-    return NftChain(name, texts(its_rules), "filter", hook, priority)
+    return NftChain(name, texts(its_rules), kind, hook, priority)
 
 
 def desire_pods(inputs: Inputs) -> frozenset[NftElement | NftLink]:

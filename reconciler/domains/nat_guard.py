@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from reconciler.core.datapath import FAMILIES, INSTANCE_METADATA, Family
-from reconciler.domains.nat_rules import LINKS, Expression, Rules, match, payload, sets_of
+from reconciler.domains.nat_rules import (
+    BY_ENI,
+    LINKS,
+    Expression,
+    Rules,
+    match,
+    payload,
+    sets_of,
+)
 from schemas.pods import MetadataAccess
 
 GUARD = "guard"
@@ -47,8 +55,9 @@ LINK_LOCAL = "fe80::"
 def guard(families: Sequence[Family]) -> Rules:
     """Let pass what carries an address of its link; look at the rest by its link.
 
-    In this order because a packet of a pod then costs one lookup. By names of links: they are
-    known before a link is made, so that a pod's elements need no transaction of their own.
+    In this order because a packet of a pod then costs one lookup, and one by an ENI none. By
+    names of links: they are known before a link is made, so that a pod's elements need no
+    transaction of their own.
     """
     known = [
         [
@@ -57,7 +66,8 @@ def guard(families: Sequence[Family]) -> Rules:
         ]
         for f in families
     ]
-    return [*known, [{"vmap": {"key": LINK, "data": f"@{LINKS}"}}]]
+    by_link: list[Expression] = [{"vmap": {"key": LINK, "data": f"@{LINKS}"}}]
+    return [[BY_ENI, {"goto": {"target": FROM_ENI}}], *known, by_link]
 
 
 def from_pod() -> Rules:
@@ -118,7 +128,7 @@ def is_denied_metadata(pod: str, entries: Iterable[MetadataAccess]) -> bool:
 
 
 def to_metadata(families: Sequence[Family]) -> Rules:
-    """Look at what goes to instance metadata; behind the rule that leaves out later packets."""
+    """Look at what goes to instance metadata, in first packets."""
     return [
         [
             match(payload(f, "daddr"), str(INSTANCE_METADATA[f.name])),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reconciler.core.datapath import FAMILIES, Family, Marks
+from reconciler.core.datapath import ENI_GROUP, FAMILIES, Family, Marks
 from reconciler.core.facts import Eni
 
 Expression = dict[str, Any]
@@ -16,11 +16,18 @@ Rules = list[list[Expression]]
 
 CONNECTION_MARK: Expression = {"ct": {"key": "mark"}}
 
-LATER_PACKETS: list[Expression] = [
-    {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "confirmed"}},
-    {"return": None},
-]
-"""Leave a chain that is for first packets: conntrack confirms a connection with its first one."""
+CONFIRMED: Expression = {
+    "match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "confirmed"}
+}
+"""A packet of a connection that is open: conntrack confirms one with its first packet."""
+
+BY_ENI: Expression = {
+    "match": {"op": "==", "left": {"meta": {"key": "iifgroup"}}, "right": ENI_GROUP}
+}
+"""By an ENI, as its link's group says: one number, where a name costs a lookup.
+
+A hint: by a link that has lost its group a packet takes the longer way, to the same end.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,20 @@ SETS = {name: Sets(*(f"{noun}_{name}" for noun in NOUNS)) for name in FAMILIES}
 LINKS = "links"
 """The verdict map from a link to the chain for what comes in by it."""
 
+ARRIVALS = "arrivals"
+"""The verdict map from an ENI's link to the chain that binds a connection to this ENI."""
+
+LINK_MAPS = (LINKS, ARRIVALS)
+
+FIRST = "first"
+"""The chain for a connection's first packet, behind the translation of services."""
+
+CHOICE = "choice"
+"""The chain that chooses a packet's ENI."""
+
+BOUND = "bound"
+"""The chain for packets of connections that are bound to an ENI."""
+
 
 def sets_of(family: Family) -> Sets:
     """Name a family's sets."""
@@ -85,6 +106,11 @@ def chain_of(device_index: int) -> str:
     return f"eni_{device_index}"
 
 
+def arrival_of(device_index: int) -> str:
+    """Name the chain that binds a connection to an ENI by which it came in."""
+    return f"arrival_{device_index}"
+
+
 def texts(rules: Rules) -> tuple[str, ...]:
     """Return the one text of each rule."""
     return tuple(json.dumps(r, sort_keys=True, separators=(",", ":")) for r in rules)
@@ -95,38 +121,58 @@ def eni(device_index: int, marks: Marks) -> Rules:
     return [[_set_mark({"meta": {"key": "mark"}}, device_index, marks)]]
 
 
-def arrival(links: Mapping[int, str], marks: Marks) -> Rules:
+def arrival(families: Sequence[Family]) -> Rules:
     """Bind connections to an address of the host to the ENI by which they come in.
 
     NodePort and hostPort: what answers them is a pod, whose own ENI may be another one; the VPC
     drops an answer that leaves by an ENI without the address it carries.
+
+    Of a chain of type nat, because the kernel asks those for first packets alone. Such a chain is
+    behind no translation here; what it does not translate goes on to the next one.
     """
+    to_pods = [
+        [BY_ENI, match(payload(f, "daddr"), f"@{sets_of(f).pods}"), {"return": None}]
+        for f in families
+    ]
+    return [*to_pods, [{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": f"@{ARRIVALS}"}}]]
+
+
+def arrived(device_index: int, marks: Marks) -> Rules:
+    """Bind a connection to the ENI by which it came in, if it is to an address of its link."""
+    local = match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local")
+    return [[local, _set_mark(CONNECTION_MARK, device_index, marks)]]
+
+
+def route_mark() -> Rules:
+    """Have a connection's first packet looked at; then choose the ENI."""
     return [
-        LATER_PACKETS,
-        *(
-            [
-                match({"meta": {"key": "iifname"}}, link),
-                match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local"),
-                _set_mark(CONNECTION_MARK, index, marks),
-            ]
-            for index, link in sorted(links.items())
-        ),
+        [CONFIRMED, {"goto": {"target": CHOICE}}],
+        [{"jump": {"target": FIRST}}],
+        [{"goto": {"target": CHOICE}}],
     ]
 
 
-def snat_mark(families: Sequence[Family], marks: Marks, grouped: Sequence[Family] = ()) -> Rules:
-    """Bind connections that a pod opens to somewhere its own address cannot be answered from.
+def first(
+    families: Sequence[Family],
+    metadata: Rules,
+    marks: Marks,
+    grouped: Sequence[Family] = (),
+) -> Rules:
+    """Refuse first packets that lead nowhere, and bind pods' connections to the primary ENI.
 
-    By their first packet, which is the one that conntrack has not confirmed yet. Not by a chain of
-    type nat, which sees the first packet as well: once kube-proxy has translated it, the kernel
-    asks no other chain of that type (nf_nat_inet_fn), and a service whose endpoint is beyond the
-    VPC would be out of reach from secondary ENIs.
+    Those that a pod opens to somewhere its own address cannot be answered from. By their first
+    packet, but not by a chain of type nat, which sees it as well: once kube-proxy has translated
+    it, the kernel asks no other chain of that type (nf_nat_inet_fn), and a service whose endpoint
+    is beyond the VPC would be out of reach from secondary ENIs.
 
+    ``metadata``: rules for what goes there; with those for what no pod has they stand ahead of a
+    group's policy, which is the last word.
     ``grouped``: families in which pod groups have policies of their own.
     """
     by_group = [[_by_source(f, sets_of(f).group_mark)] for f in grouped]
     marked = [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
-    return [LATER_PACKETS, *by_group, *marked]
+    refused = [*metadata, *_to_held(families, HELD)]
+    return [*_to_pods(families), *refused, *by_group, *marked]
 
 
 def mark_outside(family: Family, no_snat: str, marks: Marks) -> list[Expression]:
@@ -134,23 +180,26 @@ def mark_outside(family: Family, no_snat: str, marks: Marks) -> list[Expression]
     return [_outside(family, no_snat), _set_mark(CONNECTION_MARK, 0, marks)]
 
 
-def route_mark(families: Sequence[Family], devices: Sequence[int], marks: Marks) -> Rules:
+def choice(families: Sequence[Family], by_main: Sequence[Family], marks: Marks) -> Rules:
     """Choose the ENI: the one a connection is bound to, else the pod's own.
 
-    Most connections are not bound, so they are decided first, by one lookup, and are not asked
-    about each ENI.
+    What came by an ENI is no pod's, so its source need not be looked up. ``by_main``: families in
+    which there are destinations that the main table routes.
     """
-    bound = {"&": [CONNECTION_MARK, marks.mask]}
-    by_main = [[match(payload(f, "daddr"), f"@{sets_of(f).by_main}"), _goto(0)] for f in families]
-    by_pod = [
-        [
-            match(bound, 0),
-            _by_source(f, sets_of(f).pod_eni),
-        ]
-        for f in families
+    mained = [[match(payload(f, "daddr"), f"@{sets_of(f).by_main}"), _goto(0)] for f in by_main]
+    bound = match({"&": [CONNECTION_MARK, marks.mask]}, 0, op="!=")
+    return [
+        *mained,
+        [bound, {"goto": {"target": BOUND}}],
+        [BY_ENI, {"return": None}],
+        *([_by_source(f, sets_of(f).pod_eni)] for f in families),
     ]
-    by_connection = [[match(bound, marks.of(index)), _goto(index)] for index in devices]
-    return [*by_main, *by_pod, [match(bound, 0), {"return": None}], *by_connection]
+
+
+def bound(devices: Sequence[int], marks: Marks) -> Rules:
+    """Send a packet by the ENI that its connection is bound to."""
+    bits = {"&": [CONNECTION_MARK, marks.mask]}
+    return [[match(bits, marks.of(index)), _goto(index)] for index in devices]
 
 
 def source_nat(
@@ -164,7 +213,7 @@ def source_nat(
     """Give packets that leave the VPC the node's address.
 
     Those from addresses that are good on this node only, too, wherever they go. ``grouped``: as of
-    ``snat_mark``.
+    ``first``.
     """
     chosen = [(f, _leaves_vpc(f)) for f in families]
     chosen += [(FAMILIES[name], [_is_node_local(FAMILIES[name])]) for name in local]
@@ -193,42 +242,35 @@ def _translate(
     ]
 
 
-HELD = "held"
-"""The chain for packets to addresses that this node holds for pods."""
+HELD, HELD_SENT = "held", "held_sent"
+"""The chains for first packets to addresses that this node holds for pods; for the host's own."""
 
 REFUSE = "refuse"
 """The chain that answers a packet by saying that no pod is there."""
 
 
-def to_held(families: Sequence[Family]) -> Rules:
-    """Look at first packets to addresses that this node holds for pods.
+def sent(families: Sequence[Family]) -> Rules:
+    """Look at the host's own first packets to addresses that this node holds for pods."""
+    later = [CONFIRMED, {"return": None}]
+    return [later, *_to_pods(families), *_to_held(families, HELD_SENT)]
+
+
+def held(links: Iterable[str], *, is_routed: bool) -> Rules:
+    """Refuse what would leave by an ENI: EC2 would only bring it back.
+
+    A packet to a pod, of whichever plugin, leaves by that pod's link, and one to the host itself
+    is not forwarded. So this depends on no record. Known pods have been let pass before.
 
     A packet that is refused confirms nothing, so its connection has no second one. Connections
     that were open when their pod ended are ended in conntrack (``targets.conntrack``), and what
-    comes then is a first packet again. All others cost one look at their connection.
+    comes then is a first packet again.
+
+    ``is_routed``: it has its route already. What is forwarded has none yet: a lookup for these few
+    costs less than a chain behind routing, which all packets pass. It has the marks of others.
     """
-    to = [
-        [match(payload(f, "daddr"), f"@{sets_of(f).held}"), {"goto": {"target": HELD}}]
-        for f in families
-    ]
-    return [LATER_PACKETS, *to]
-
-
-def held(families: Sequence[Family], links: Iterable[str]) -> Rules:
-    """Refuse those that would leave by an ENI: EC2 would only bring them back.
-
-    A packet to a pod, of whichever plugin, leaves by that pod's link, and one to the host itself
-    is not forwarded. So this depends on no record. Pods that are known are asked about first
-    because nearly all packets are theirs: one lookup, however many ENIs there are.
-    """
-    known = [
-        [match(payload(f, "daddr"), f"@{sets_of(f).pods}"), {"return": None}] for f in families
-    ]
-    leaving = [
-        [match({"meta": {"key": "oifname"}}, link), {"goto": {"target": REFUSE}}]
-        for link in sorted(links)
-    ]
-    return [*known, *leaving]
+    way: Expression = {"fib": {"result": "oifname", "flags": ["daddr", "mark"]}}
+    way = {"meta": {"key": "oifname"}} if is_routed else way
+    return [[match(way, link), {"goto": {"target": REFUSE}}] for link in sorted(links)]
 
 
 def refuse(links: Iterable[str]) -> Rules:
@@ -247,6 +289,20 @@ def refuse(links: Iterable[str]) -> Rules:
         *([match({"meta": {"key": "iifname"}}, link), unreachable] for link in sorted(links)),
         [match({"meta": {"key": "l4proto"}}, "tcp"), reset],
         [unreachable],
+    ]
+
+
+def _to_pods(families: Sequence[Family]) -> Rules:
+    """Let pass what is for pods that are known: by one lookup, however many ENIs there are."""
+    return [
+        [match(payload(f, "daddr"), f"@{sets_of(f).pods}"), {"return": None}] for f in families
+    ]
+
+
+def _to_held(families: Sequence[Family], chain: str) -> Rules:
+    return [
+        [match(payload(f, "daddr"), f"@{sets_of(f).held}"), {"jump": {"target": chain}}]
+        for f in families
     ]
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import pytest
 from conftest import lab_name
 
-from benchmarks import forwarding
+from benchmarks import forwarding, release
 from benchmarks.burst import BurstError
-from benchmarks.forwarding import BARE, CASES, KINDS, LEGACY, OURS, STOCK
+from benchmarks.forwarding import BARE, BEFORE, CASES, KINDS, LEGACY, OURS, STOCK
 from lab import lifecycle, netns
 
 pytestmark = pytest.mark.lab
 
 
-def test_every_kind_of_packet_passes_every_kind_of_node_as_it_should():
+def test_every_kind_of_packet_passes_every_kind_of_node_as_it_should(monkeypatch):
     """``measure`` itself checks translation, the ENI a packet left by, and that none is lost."""
     name = lab_name("f")
     cases = [(BARE, 1, 0), (OURS, 3, 1), (STOCK, 3, 1), (LEGACY, 3, 2)]
+    monkeypatch.setattr(forwarding, "EARLIER", "HEAD")
+    if release.is_known("HEAD"):  # this is a clone, and no archive
+        cases.append((BEFORE, 3, 1))
     costs = forwarding.measure(cases, rounds=2, name=name)
     assert set(costs) == {(case, kind) for case in cases for kind in KINDS}
     assert all(len(found) == 2 and min(found) > 0 for found in costs.values())
-    assert netns.names(f"nn-{name}-") == []
+    assert netns.names(f"nn-{name}") == []
 
 
 def test_a_node_that_does_not_translate_is_not_measured(monkeypatch):

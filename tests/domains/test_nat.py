@@ -13,6 +13,7 @@ from builders import attachment, document, eni, inputs
 from reconciler.domains import nat
 from reconciler.domains import rule as rule_domain
 from reconciler.domains.nat_objects import NftChain, NftCounter, NftElement, NftLink, NftSet
+from reconciler.domains.nat_rules import CONFIRMED
 from reconciler.egress.destinations import Egress
 from reconciler.egress.source import Entry, Source
 from reconciler.ipam.pool_status import Ec2Inputs
@@ -30,10 +31,8 @@ def test_the_chains_stand_where_the_design_puts_them() -> None:
     places = {name: c.place for name, c in chains(inputs(2)).items() if c.hook}
     assert places == {
         "guard": ("filter", "prerouting", -300, "accept"),
-        "arrival": ("filter", "prerouting", -150, "accept"),
-        "snat_mark": ("filter", "prerouting", -90, "accept"),
+        "arrival": ("nat", "prerouting", -150, "accept"),
         "route_mark": ("filter", "prerouting", -89, "accept"),
-        "forwarded": ("filter", "forward", -10, "accept"),
         "sent": ("filter", "output", -10, "accept"),
         "source_nat": ("nat", "postrouting", 100, "accept"),
     }
@@ -50,12 +49,22 @@ def test_marking_a_packet_leaves_other_owners_bits() -> None:
 
 
 def test_a_connection_bound_to_an_eni_leaves_by_it_whatever_the_pods_own_is() -> None:
-    by_main, own, unbound, primary, secondary = chains(inputs(2))["route_mark"].rules
-    assert "@by_main_ipv4" in by_main
-    assert '"right":0' in own  # only of connections that are not bound
-    assert '"vmap"' in own
-    assert json.loads(unbound)[-1] == {"return": None}
-    assert (verdict(primary), verdict(secondary)) == ("eni_0", "eni_1")
+    found = chains(inputs(2))
+    bound, by_eni, own = [json.loads(rule) for rule in found["choice"].rules]
+    assert (bound[0]["match"]["op"], bound[0]["match"]["right"]) == ("!=", 0)
+    assert bound[-1] == {"goto": {"target": "bound"}}  # and is not asked about its pod
+    assert by_eni[0]["match"]["left"] == {"meta": {"key": "iifgroup"}}
+    assert own[0]["vmap"]["data"] == "@pod_eni_ipv4"
+    assert [verdict(rule) for rule in found["bound"].rules] == ["eni_0", "eni_1"]
+
+
+def test_the_main_table_is_asked_for_where_the_document_has_destinations_for_it() -> None:
+    routing = {"externalServiceCIDRs": ["172.20.0.0/16"]}
+    now = inputs(2, document=document(routing=routing, families=["ipv4", "ipv6"]))
+    by_main, *others = [json.loads(rule) for rule in chains(now)["choice"].rules]
+    assert by_main[0]["match"]["right"] == "@by_main_ipv4"
+    assert by_main[-1] == {"goto": {"target": "eni_0"}}  # before what the connection is bound to
+    assert "by_main" not in json.dumps(others)
 
 
 def verdict(rule: str) -> str:
@@ -64,11 +73,18 @@ def verdict(rule: str) -> str:
 
 
 def test_what_comes_in_for_the_host_is_bound_to_the_eni_it_came_by() -> None:
-    later, *rules = [json.loads(rule) for rule in chains(inputs(3))["arrival"].rules]
-    assert later[-1] == {"return": None}  # a connection is bound by its first packet alone
-    links = [rule[0]["match"]["right"] for rule in rules]
-    marks = [rule[-1]["mangle"]["value"]["|"][1] for rule in rules]
-    assert dict(zip(links, marks, strict=True)) == {"eth0": 0x80, "eth1": 1, "eth2": 2}
+    """By a chain of type nat, which the kernel asks for a connection's first packet alone."""
+    now = inputs(3)
+    by_link = {o.link: o.goto for o in nat.desire(now) if getattr(o, "set", "") == "arrivals"}
+    marks = {}
+    for link, chain in by_link.items():
+        (rule,) = [json.loads(r) for r in chains(now)[chain].rules]
+        assert rule[0]["match"]["left"] == {"fib": {"result": "type", "flags": ["daddr", "iif"]}}
+        marks[link] = rule[-1]["mangle"]["value"]["|"][1]
+    assert marks == {"eth0": 0x80, "eth1": 1, "eth2": 2}
+    to_pods, by_name = [json.loads(rule) for rule in chains(now)["arrival"].rules]
+    assert by_name[0]["vmap"]["data"] == "@arrivals"
+    assert to_pods[-1] == {"return": None}  # a pod's address is none of the host
 
 
 def test_other_mark_bits_may_be_chosen() -> None:
@@ -170,7 +186,7 @@ def test_families_are_data() -> None:
     assert sets["pods_ipv6"] == "ipv6_addr"
     assert elements(now, "pods_ipv6") == {"2001:db8::9"}
     assert elements(now, "no_snat_ipv6") == {"::/0"}
-    assert len(chains(now)["route_mark"].rules) == 7
+    assert len(chains(now)["choice"].rules) == 4
 
 
 def test_what_is_held_is_what_pods_may_get_whether_they_have_it_or_not() -> None:
@@ -201,19 +217,28 @@ def test_a_prefix_of_ipv6_is_held_as_one_range() -> None:
 
 def test_packets_to_held_addresses_are_refused_only_on_their_way_out_by_an_eni() -> None:
     found = chains(inputs(2))
-    known, *leaving = [json.loads(rule) for rule in found["held"].rules]
-    assert (known[0]["match"]["right"], known[1]) == ("@pods_ipv4", {"return": None})
-    assert [rule[0]["match"]["left"] for rule in leaving] == [{"meta": {"key": "oifname"}}] * 2
-    assert [rule[0]["match"]["right"] for rule in leaving] == ["eth0", "eth1"]
-    assert {rule[1]["goto"]["target"] for rule in leaving} == {"refuse"}
+    routed, unrouted = {"meta": {"key": "oifname"}}, {"fib": "oifname"}
+    for name, left in (("held", unrouted), ("held_sent", routed)):
+        leaving = [json.loads(rule) for rule in found[name].rules]
+        for rule in leaving:
+            way = rule[0]["match"]["left"]
+            assert way == left or way["fib"]["result"] == left["fib"]
+        assert [rule[0]["match"]["right"] for rule in leaving] == ["eth0", "eth1"]
+        assert {rule[1]["goto"]["target"] for rule in leaving} == {"refuse"}
 
 
 def test_packets_of_open_connections_are_not_looked_at() -> None:
-    for name in ("forwarded", "sent"):
-        later, to_held = [json.loads(rule) for rule in chains(inputs(2))[name].rules]
-        assert later[-1] == {"return": None}
-        assert later[0]["match"]["right"] == "confirmed"
-        assert to_held[-1] == {"goto": {"target": "held"}}
+    found = chains(inputs(2))
+    later, look, choose = [json.loads(rule) for rule in found["route_mark"].rules]
+    assert later == [CONFIRMED, {"goto": {"target": "choice"}}]
+    # One that conntrack does not know is looked at, too.
+    assert (look, choose) == ([{"jump": {"target": "first"}}], [{"goto": {"target": "choice"}}])
+    later, *looked = [json.loads(rule) for rule in found["sent"].rules]
+    assert later == [CONFIRMED, {"return": None}]
+    for rules, held in ((found["first"].rules, "held"), (looked, "held_sent")):
+        known, to_held, *_ = [json.loads(r) if isinstance(r, str) else r for r in rules]
+        assert (known[0]["match"]["right"], known[1]) == ("@pods_ipv4", {"return": None})
+        assert to_held[-1] == {"jump": {"target": held}}
 
 
 def test_what_came_by_an_eni_is_answered_from_the_hosts_address() -> None:
@@ -235,7 +260,7 @@ def test_a_pod_is_marked_with_the_device_its_eni_has_now() -> None:
 
 
 def links(now: Any) -> set[tuple[str, str, str]]:
-    found = [o for o in nat.desire(now) if isinstance(o, NftLink)]
+    found = [o for o in nat.desire(now) if isinstance(o, NftLink) and o.set != "arrivals"]
     return {(o.set, o.link, str(o.address or o.goto)) for o in found}
 
 
@@ -262,7 +287,8 @@ def test_the_guard_asks_the_same_of_any_number_of_pods() -> None:
 
 
 def test_what_a_pod_may_send_is_asked_before_conntrack_hears_of_it() -> None:
-    known, by_link = [json.loads(rule) for rule in chains(inputs(2))["guard"].rules]
+    by_eni, known, by_link = [json.loads(rule) for rule in chains(inputs(2))["guard"].rules]
+    assert by_eni[-1] == {"goto": {"target": "from_eni"}}
     assert (known[0]["match"]["right"], known[1]) == ("@guarded_ipv4", {"return": None})
     assert by_link[0]["vmap"]["data"] == "@links"
     *kept, dropped = [json.loads(rule) for rule in chains(inputs(2))["from_pod"].rules]
@@ -312,13 +338,12 @@ def test_a_pod_whose_name_is_not_known_gets_metadata_where_nobody_is_denied_it()
 
 def test_metadata_is_asked_about_in_first_packets_alone_and_refused_with_a_reset() -> None:
     now = inputs(1, document=document(pods={"metadata": PAY}))
-    later, to_metadata, to_held = [json.loads(r) for r in chains(now)["forwarded"].rules]
-    assert later[-1] == {"return": None}
+    _, to_metadata, to_held, _ = [json.loads(r) for r in chains(now)["first"].rules]
     assert [e["match"]["right"] for e in to_metadata[:2]] == [
         "169.254.169.254",
         "@no_metadata_ipv4",
     ]
-    assert to_held[-1] == {"goto": {"target": "held"}}
+    assert to_held[-1] == {"jump": {"target": "held"}}
     tcp, others = [json.loads(rule) for rule in chains(now)["no_metadata"].rules]
     assert tcp[-1] == {"reject": {"type": "tcp reset"}}
     assert others[-1] == {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}

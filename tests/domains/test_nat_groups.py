@@ -58,7 +58,8 @@ def test_a_pod_is_led_to_the_policy_of_the_group_whose_eni_it_is_on() -> None:
 
 def test_the_groups_policy_is_asked_first_and_alone() -> None:
     made = chains(node())
-    _, by_group, default = made["snat_mark"].rules
+    _, held, by_group, default = made["first"].rules
+    assert '"held"' in held  # a group's policy is the last word
     assert "@group_mark_ipv4" in by_group
     assert "@no_snat_ipv4" in default
     (mark,) = made["snat_mark_pay"].rules

@@ -584,7 +584,7 @@ def test_what_was_decoded_before_is_never_shown_in_place_of_what_is_there(home: 
             ip("link", "set", "eth1", "up" if number % 2 else "down")
             ip("route", "replace", "10.0.9.0/24", "dev", "lo", "proto", "201", "metric", "7")
             ip("link", "set", "lo", "up")
-            now = EniLink(ENI_MAC, "eth1", 1400 + number, bool(number % 2))
+            now = EniLink(ENI_MAC, "eth1", 1400 + number, bool(number % 2), group=0)
             assert target.observe([now]) == Netlink().observe([now])
             assert now in target.observe([now])
 

@@ -105,7 +105,9 @@ def decode_link(facts: Facts, veths: set[str]) -> Link | None:
     name, mac, mtu = facts.get("ifname"), facts.get("address"), facts.get("mtu")
     if _our_alias(facts) or is_unfinished(name, mac or "") or name in veths:
         return Veth(name, mac, mtu, facts.get("ifalias") or "", _is_up(facts))
-    return EniLink(mac, name, mtu, _is_up(facts)) if _is_eni(facts) else None
+    if not _is_eni(facts):
+        return None
+    return EniLink(mac, name, mtu, _is_up(facts), facts.get("group") or 0)
 
 
 def _our_alias(facts: Facts) -> str:

@@ -102,7 +102,7 @@ LINKS = Table(
     "links",
     ifinfmsg,
     18,
-    ("ifname", "address", "mtu", "link", "ifalias", "link_netnsid", "linkinfo"),
+    ("ifname", "address", "mtu", "link", "group", "ifalias", "link_netnsid", "linkinfo"),
     asks=(("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS),),
     is_restless=True,
     identity=index_of,

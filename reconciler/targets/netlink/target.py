@@ -123,7 +123,8 @@ def apply_one(sessions: Sessions, action: Change[KernelObject]) -> None:
     deleting = action.verb is Verb.DELETE
     match action.object:
         case EniLink() as link:
-            _set_link(sessions(""), link.name, link.up, ("IFLA_MTU", link.mtu))
+            own = ("IFLA_MTU", link.mtu), ("IFLA_GROUP", link.group)
+            _set_link(sessions(""), link.name, link.up, *own)
         case Veth() | PodLink() as link if deleting:
             sessions.forget()
             where = sessions(link.netns if isinstance(link, PodLink) else "")

@@ -19,7 +19,7 @@ from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.diagnostics.stock_objects import StockTable
 from reconciler.domains.nat_guard import COUNTERS
 from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftObject
-from reconciler.domains.nat_rules import LINKS, SETS
+from reconciler.domains.nat_rules import LINK_MAPS, SETS
 from reconciler.engine.plan import Change, Keyed, Verb
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.netlink import nf_tables as nft
@@ -193,7 +193,8 @@ def _script(chains: list[NftChain]) -> list[Json]:
             hook = {"type": c.type, "hook": c.hook, "prio": c.priority, "policy": "accept"}
             chains_[c.name] |= hook
     objects: list[tuple[str, Json]] = [("counter", {"name": name}) for name in COUNTERS]
-    objects.append(("map", {"name": LINKS, "type": "ifname", "map": "verdict"}))
+    by_link = {"type": "ifname", "map": "verdict"}
+    objects += [("map", by_link | {"name": name}) for name in LINK_MAPS]
     for family, sets in SETS.items():
         of = {"type": FAMILIES[family].nft_type}
         ranges = of | {"flags": ["interval"]}

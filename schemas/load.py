@@ -153,7 +153,7 @@ def _parse(text: str, source: str) -> yaml.Node:
     if len(text) > MAX_BYTES:
         raise _refused(source, None, f"larger than {MAX_BYTES} bytes")
     try:
-        _check_tokens(text, source)
+        check_tokens(text, source)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         hint = _QUOTES if error.context == "while scanning an alias" else ""
@@ -171,7 +171,7 @@ def _parse(text: str, source: str) -> yaml.Node:
     return root
 
 
-def _check_tokens(text: str, source: str) -> None:
+def check_tokens(text: str, source: str) -> None:
     """Refuse aliases, and bound depth and number of values, before the composer recurses."""
     depth = values = 0
     for token in yaml.scan(text):

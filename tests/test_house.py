@@ -97,7 +97,7 @@ DOORS = {
     "ssl": {"reconciler/cluster/api.py"},
     "watchdog": {"reconciler/daemon/triggers.py"},
     "yaml": {
-        "schemas/load.py",
+        *("schemas/load.py", "schemas/manifest.py"),
         *(f"reconciler/importing/{door}.py" for door in ("stock_settings", "written")),
     },
     "prometheus_client": {"reconciler/daemon/telemetry.py"},

@@ -14,7 +14,7 @@ from reconciler.domains import conflist
 from reconciler.egress.destinations import NO_EGRESS, find_warnings
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.group_cost import cost
-from reconciler.ipam.pool import early_reuse, overcommitted
+from reconciler.ipam.pool import early_reuse, overcommitted, wrong_size
 from schemas.check import resolve
 from schemas.group import of_group
 from schemas.load import DocumentError, Problem, dump
@@ -30,6 +30,9 @@ def validate(file: Path, output: str) -> None:
     cost there is said. A warning says what is legal and dangerous: more is excluded from SNAT than
     anybody means, not all groups can have an ENI, or an address is reused while clients still try
     its last pod. It changes no exit status.
+
+    FILE may be the manifest of a ConfigMap, or a List or several objects with one among them; "-"
+    is standard input.
 
     Exit status: 0 valid, 2 not.
     """
@@ -52,7 +55,7 @@ def validate(file: Path, output: str) -> None:
     for group, snat in document.snat_policies:
         for issue in find_warnings(snat, NO_EGRESS, (), services):
             warnings.append(str(replace(issue, subject=of_group(issue.subject, group))))
-    warnings += filter(None, [early_reuse(document)])
+    warnings += filter(None, [early_reuse(document), wrong_size(document)])
     if output == "json":
         body: dict[str, list[str]] = {"errors": []}
         body |= {"warnings": warnings} if warnings else {}

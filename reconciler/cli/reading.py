@@ -12,10 +12,14 @@ import click
 from reconciler.cli.options import fail
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, load, read, read_stream
+from schemas.manifest import find_document
 
 
 def read_document(path: Path, output: str = "text") -> NodeNetwork:
-    """Return the document, of standard input for ``-``; end the command if it is not valid."""
+    """Return the document, of standard input for ``-``; end the command if it is not valid.
+
+    It may stand in the manifest of a ConfigMap.
+    """
     return read_placed(path, output)[0]
 
 
@@ -24,7 +28,11 @@ def read_placed(path: Path, output: str = "text") -> tuple[NodeNetwork, str]:
     try:
         is_piped = str(path) == "-"
         text = read_stream(sys.stdin.buffer, "-") if is_piped else read(path)
-        return load(text, str(path)), text
+        found = find_document(text, str(path))
+        try:
+            return load(found.text, found.source), "\n" * found.line + found.text
+        except DocumentError as error:
+            raise found.placed(error) from None
     except DocumentError as error:
         refuse(error, output)
 

@@ -291,6 +291,25 @@ def early_reuse(document: NodeNetwork) -> str:
     )
 
 
+def wrong_size(document: NodeNetwork) -> str:
+    """Say that the pool holds no free address, or would hold what no pod gets; "" if neither."""
+    strategy, pods = document.warm_pool.strategy, document.most_pods
+    if not isinstance(strategy, AddressTarget):
+        return ""
+    if not strategy.warm and not strategy.minimum:
+        return (
+            "warmPool.addresses: warm 0 and minimum 0 hold no free address: each pod waits for a "
+            "call of EC2's, some seconds, and as long as EC2 throttles or refuses; set warm to 1 "
+            "or more"
+        )
+    if pods is not None and strategy.minimum > pods:
+        return (
+            f"warmPool.addresses: minimum {strategy.minimum} is more than maxPods {pods}, and no "
+            f"more than maxPods are held; lower minimum to {pods}, or raise maxPods"
+        )
+    return ""
+
+
 HOST_NETWORK_PODS = 2
 """Pods without an address of their own that every node runs (kube-proxy and this one); kubelet's
 figures for EC2 count them (amazon-eks-ami ``eni-max-pods.txt``: ENIs x (addresses - 1) + 2)."""

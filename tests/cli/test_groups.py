@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from builders import document, eni, node
 from click.testing import CliRunner
 
@@ -83,3 +84,33 @@ def test_explain_address_says_what_each_group_sees(tmp_path: Path) -> None:
         "10.100.0.10 sees the node's address, beyond the VPC and not excluded",
         "group pay: 10.100.0.10 sees the pod's own address, by snat.excludeCIDRs 10.100.0.0/16",
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("warmPool: {addresses: {warm: 0}}\n", "warm 0 and minimum 0 hold no free address"),
+        ("warmPool: {addresses: {minimum: 41}}\nmaxPods: 40\n", "more than maxPods 40"),
+        ("warmPool: {addresses: {minimum: 40}}\nmaxPods: 40\n", ""),
+        ("warmPool: {addresses: {warm: 0, minimum: 1}}\n", ""),
+        ("warmPool: {enis: {warm: 0}}\n", ""),
+    ],
+)
+def test_validate_warns_of_a_pool_of_the_wrong_size(tmp_path: Path, more: str, said: str) -> None:
+    file = tmp_path / "node-network.yaml"
+    file.write_text("apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n" + more)
+    done = run("validate", str(file))
+    assert done.exit_code == 0
+    assert (said in done.stderr) if said else not done.stderr
+
+
+def test_validate_takes_a_config_map_and_names_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "map.yaml"
+    inside = "".join(f"    {line}\n" for line in (HEAD + "maxPods: no").splitlines())
+    head = "apiVersion: v1\nkind: ConfigMap\ndata:\n  node-network.yaml: |\n"
+    file.write_text(head + inside)
+    done = run("validate", str(file))
+    assert done.exit_code == 2
+    assert f"{file}:8:14: maxPods: YAML reads no as a boolean" in done.stderr
+    file.write_text(head + inside.replace("no\n", "20\n"))
+    assert run("validate", str(file)).stdout.splitlines()[-1] == f"{file}: valid"

@@ -42,7 +42,7 @@ from reconciler.domains.nat_objects import (
     NftSet,
     NftTable,
 )
-from reconciler.domains.neighbour import Neighbour
+from reconciler.domains.neighbour import Learnt, Neighbour
 from reconciler.domains.route import Route
 from reconciler.domains.sysctl import Sysctl
 from reconciler.egress.destinations import NO_EGRESS, Egress
@@ -74,6 +74,25 @@ class CrashError(BaseException):
     """The process dies here; nobody catches it but who plays the operating system."""
 
 
+class FakeLearnt:
+    """Neighbours that the kernel has learnt; notes what it was asked for, and may refuse."""
+
+    def __init__(self, *seen: Learnt) -> None:
+        self.seen = set(seen)
+        self.macs: set[str] = set()
+        self.asked: list[Learnt] = []
+        self.refuses: ApplyError | None = None
+
+    def observe(self, macs: Collection[str], networks: Iterable[Any]) -> frozenset[Learnt]:
+        self.macs = set(macs)
+        wanted = tuple(networks)
+        return frozenset(n for n in self.seen if any(n.address in w for w in wanted))
+
+    def ask_again(self, neighbours: Iterable[Learnt]) -> tuple[ApplyError, ...]:
+        self.asked.extend(neighbours)
+        return (self.refuses,) if self.refuses else ()
+
+
 class FakeNetlink:
     """Links, addresses, neighbours, routes and rules, and how losing one loses others."""
 
@@ -81,6 +100,7 @@ class FakeNetlink:
         self, objects: Iterable[KernelObject] = (), namespaces: Iterable[str] = ()
     ) -> None:
         self.namespaces = set(namespaces)
+        self.learnt = FakeLearnt()
         self._objects: dict[tuple[type, Key], KernelObject] = {}
         for o in objects:
             self._put(o)

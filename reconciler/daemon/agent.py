@@ -24,6 +24,7 @@ from reconciler.daemon.status import describe, describe_sources, find_obstacle
 from reconciler.daemon.triggers import FileWatch, KernelWatch
 from reconciler.errors import Issue, LockedError, ReconcilerError, boundary
 from reconciler.node.environment import Environment, State
+from reconciler.node.neighbours import NeighboursAgain
 from reconciler.targets.files.installation import INTERIM
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ would pay for ten looks. What libraries have made at the start is not looked at 
 
 READING, KEEPING = "reading the document", "keeping the document"
 COOLDOWNS = "ending the connections of addresses that cool"
+NEIGHBOURS = "asking for neighbours again"
 OTHERS = "looking at other owners"  # duties, as conditions, metrics and the watchdog name them
 
 WATCHES_S, READING_S = 10.0, 60.0
@@ -76,6 +78,8 @@ class Agent:
         self.sources = SourceLoop(parts)
         self.kernel = KernelLoop(parts, self.pool, self.upkeep, self.sources.hints)
         self.reporter = Reporter(parts, self.kernel, api or ApiServer())
+        env = parts.node.environment
+        self.neighbours = NeighboursAgain(env.netlink.learnt, parts.node.known, env.clock)
         self._displaced: LockedError | None = None
         self._began = time.monotonic()
         reading = parts.document.reader.hints
@@ -244,7 +248,10 @@ class Agent:
             self.parts.hints.mark("others")
 
     def _keep_watches(self) -> None:
-        """See to it that everything is watched, and look after it from time to time."""
+        """See to it that everything is watched, and look after it from time to time.
+
+        Nor does the kernel tell of a neighbour whose MAC is wrong.
+        """
         parts = self.parts
         for watch in self._watches:
             with parts.duties.over(watch.name):
@@ -253,4 +260,6 @@ class Agent:
         with parts.duties.over("looking for the state directory"):
             if not all(each.is_own for each in self.upkeep.properties):
                 parts.hints.mark("files")  # no pod can ask until it is made again
+        with parts.duties.over(NEIGHBOURS):
+            self.neighbours.turn()
         parts.stopping.wait(WATCHES_S)

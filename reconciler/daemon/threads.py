@@ -17,7 +17,8 @@ THREADS = {
     "K": "MainThread: the kernel loop; before the others start it makes everything",
     "P": "pool: the pool loop",
     "R": "reader: reads the document, and keeps the one in force",
-    "W": "watches: keeps the watches, looks whether directory and socket are still our own",
+    "W": "watches: keeps the watches, looks whether directory and socket are our own, has the "
+    "kernel ask for neighbours again",
     "C": "cooldowns: ends connections of addresses that cool",
     "O": "others: looks at other owners' rules",
     "E": "sources: asks EC2 what the document's sources stand for",
@@ -99,7 +100,7 @@ daemon.triggers.KernelWatch | one | N | _sockets
 daemon.parts.Parts | steps | ALL | stopping
 daemon.parts.Upkeep | steps | KW | properties
 # The node.
-node.gathering.Known | whole | PKXAH | facts cloud | identify see remember
+node.gathering.Known | whole | PKXAHW | facts cloud | identify see remember
 node.gathering.Known | whole | PKE | _resolved | resolve
 daemon.source_loop.SourceLoop | one | E | _hints
 node.gathering.Known | whole | EKPXH | egress | learn
@@ -121,6 +122,7 @@ targets.state.record_file.Lock | whole | KPWX | fd | take
 targets.state.directory.StateDirectory | _memory | KPX | _intents _attachments _aside _ours
     _clock | _with_others | lock _records hand_over
 targets.state.kept_document.KeptDocument | one | R | _written
+node.neighbours.NeighboursAgain | one | W | _asked
 node.cooldown.Cooldowns | _changed | KC | _ended _quiet _outcome _failures _idle_until _stopping
     | _due_s
 node.stock_plugin.StockPlugin | _lock | KP | _look _unseen | _renew

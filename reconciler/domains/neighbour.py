@@ -8,7 +8,7 @@ evicted when the table is full ("neighbour table overflow", ``gc_thresh3`` in ip
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +41,39 @@ class Neighbour:
         if verb is Verb.DELETE:
             return f"{where} delete {self.address} dev {self.device}"
         return f"{where} replace {self.address} dev {self.device} lladdr {self.mac} nud permanent"
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A neighbour that the kernel has learnt; ``link`` is the index of ``device``."""
+
+    link: int
+    device: str
+    address: IpAddress
+
+    def __str__(self) -> str:
+        return f"ip neighbour change {self.address} dev {self.device} nud probe"
+
+
+ASK_S = 60.0
+"""Seconds after which what was learnt is asked for again: about what the kernel itself takes for
+an entry that is used and not confirmed by traffic (``base_reachable_time`` 30 s, half as much more
+by chance, and ``delay_first_probe_time`` 5 s)."""
+
+MAX_ASKED = 256
+"""Neighbours that are asked for at once: a small packet each."""
+
+
+def choose_to_ask(
+    seen: Iterable[Learnt], asked: Mapping[Learnt, float], now: float
+) -> tuple[Learnt, ...]:
+    """Choose which are asked for again; those that never were first, then the longest ago.
+
+    ``asked``: when each was, in monotonic seconds, as ``now``.
+    """
+    due = [n for n in seen if now - asked.get(n, float("-inf")) >= ASK_S]
+    due.sort(key=lambda n: (asked.get(n, float("-inf")), n.address.version, n.address.packed))
+    return tuple(due[:MAX_ASKED])
 
 
 def desire(inputs: Inputs) -> frozenset[Neighbour]:

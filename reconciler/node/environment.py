@@ -23,11 +23,12 @@ from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
 from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
+from reconciler.domains.neighbour import Learnt
 from reconciler.egress.destinations import Egress
 from reconciler.egress.observation import Answers, Question
 from reconciler.engine.converge import ObjectTarget, Target
 from reconciler.engine.plan import Change
-from reconciler.errors import Issue
+from reconciler.errors import ApplyError, Issue
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.ipam.ec2_action import Creation, Ec2Action
 from reconciler.ipam.pool_status import Pool
@@ -112,6 +113,15 @@ class Ec2Target(Target[Pool, Cloud, Ec2Action], Protocol):
     def know(self, instance_type: str, limits: Limits) -> None: ...
 
 
+class LearntTarget(Protocol):
+    """Neighbours that the kernel has learnt, of some networks on links with some MACs."""
+
+    def observe(
+        self, macs: Collection[str], networks: Iterable[IpNetwork]
+    ) -> frozenset[Learnt]: ...
+    def ask_again(self, neighbours: Iterable[Learnt]) -> tuple[ApplyError, ...]: ...
+
+
 class Network(KernelTarget[KernelObject], Protocol):
     """Links, addresses, neighbours, routes and rules.
 
@@ -120,6 +130,8 @@ class Network(KernelTarget[KernelObject], Protocol):
     these, each with where that is said.
     """
 
+    @property
+    def learnt(self) -> LearntTarget: ...
     def links(self) -> Links: ...
     def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]: ...
     def addresses_behind(self, links: Iterable[str]) -> Mapping[str, tuple[IpAddress, ...]]: ...

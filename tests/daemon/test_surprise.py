@@ -598,6 +598,7 @@ STEPS = [
     "node.pool.run",
     "node.cooldowns.turn",
     "node.cooldowns.wait",
+    "neighbours.turn",
     "state.sweep",
     "ec2.drain",
 ]
@@ -639,6 +640,7 @@ def find(house: House, path: str) -> tuple[Any, str]:
         "kernel": agent.kernel,
         "pool": agent.pool,
         "sources": agent.sources,
+        "neighbours": agent.neighbours,
         "parts": agent.parts,
         "node": agent.parts.node,
         "schedule": schedule,

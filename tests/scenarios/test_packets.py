@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ from lab import netns
 from lab.pod import Pod
 from lab.topology import INTERNET_HOST, PEER_CIDR, PEER_HOST
 from lab.traffic import Receiver, Stream, probe
+from reconciler.node.neighbours import NeighboursAgain
+from reconciler.node.passes import LocalNode
+from reconciler.targets.state.directory import StateDirectory
 
 pytestmark = pytest.mark.lab
 
@@ -171,6 +176,69 @@ def test_the_host_itself_reaches_everything_and_is_reached(traffic: Traffic) -> 
         for eni in traffic.cluster.lab.enis("node1"):
             assert probe(names.namespace("vpchost"), eni["primary"], 7002).source == VPC_HOST
     assert traffic.cluster.lab.drops() == []
+
+
+@pytest.fixture
+def moved(traffic: Traffic) -> Iterator[str]:
+    """An address of node1's subnet that a host of the same subnet has now; another had it."""
+    cluster = traffic.cluster
+    first = [cluster.lab.enis(name)[0]["id"] for name in ("node1", "vpchost")]
+    shown = cluster.aws("describe_network_interfaces", NetworkInterfaceIds=first)
+    here, there = sorted(
+        shown["NetworkInterfaces"], key=lambda e: first.index(e["NetworkInterfaceId"])
+    )
+    instance = there["Attachment"]["InstanceId"]
+    made = cluster.aws("create_network_interface", SubnetId=here["SubnetId"])["NetworkInterface"]
+    own, address = made["NetworkInterfaceId"], made["PrivateIpAddress"]
+    attached = cluster.aws(
+        "attach_network_interface", NetworkInterfaceId=own, InstanceId=instance, DeviceIndex=1
+    )
+    for words in (
+        f"address add {address}/32 dev eth1",
+        "link set eth1 up",
+        f"rule add from {address} lookup 77",
+        "route add 10.0.1.1 dev eth1 table 77",
+        "route add default via 10.0.1.1 dev eth1 table 77",
+    ):
+        cluster.ip(*words.split(), node="vpchost")
+    # What is asked for in vain is soon known; what is reachable stays so, as if confirmed.
+    neigh, before = Path("/proc/sys/net/ipv4/neigh/eth0"), dict[str, str]()
+    with netns.inside(cluster.lab.names.namespace("node1")):
+        for name, value in (("retrans_time_ms", 50), ("base_reachable_time_ms", 3_600_000)):
+            before[name] = (neigh / name).read_text()
+            (neigh / name).write_text(str(value))
+    try:
+        yield address
+    finally:
+        with netns.inside(cluster.lab.names.namespace("node1")):
+            for name, earlier in before.items():
+                (neigh / name).write_text(earlier)
+        cluster.ip("neighbour", "flush", "to", address, "nud", "all")
+        cluster.ip(*f"rule delete from {address} lookup 77".split(), node="vpchost")
+        cluster.aws("detach_network_interface", AttachmentId=attached["AttachmentId"])
+        cluster.aws("delete_network_interface", NetworkInterfaceId=own)
+
+
+def test_who_sends_to_the_mac_that_an_address_had_elsewhere_is_put_right(
+    traffic: Traffic, moved: str
+) -> None:
+    """Pods and the host alike: by the primary ENI they send to others of its subnet directly."""
+    cluster, one = traffic.cluster, traffic.by_device[0][0]
+    old = "02:00:00:00:00:99"
+    words = f"neighbour replace {moved} lladdr {old} dev eth0 nud reachable"
+    cluster.ip(*words.split())
+    assert not probe(one.namespace, moved, timeout_s=0.3).source
+    with netns.inside(cluster.lab.names.namespace("node1")):
+        # As the daemon does within a minute; it is not waited for.
+        node = LocalNode(StateDirectory(cluster.state()))
+        NeighboursAgain(node.environment.netlink.learnt, node.known, time.monotonic).turn()
+
+    def arrives() -> bool:
+        return probe(one.namespace, moved, timeout_s=0.3).source == one.address
+
+    until(arrives, "an answer", patience_s=10)
+    assert old not in cluster.ip("neighbour", "show", moved)
+    assert cluster.lab.drops() == []
 
 
 def test_instance_metadata_answers_pods_and_knows_the_node(traffic: Traffic) -> None:

@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
@@ -21,6 +21,7 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, InternalError, boundary
 from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.decode import KernelObject, Pairs
+from reconciler.targets.netlink.learnt import LearntNeighbours
 from reconciler.targets.netlink.message import KernelError, reading
 from reconciler.targets.netlink.namespaces import entered, open_namespace
 from reconciler.targets.netlink.queries import Queries
@@ -30,10 +31,14 @@ from reconciler.targets.netlink.tables import ADDRESSES, LINKS, NEIGHBOURS, ROUT
 
 
 class Netlink(Queries):
-    """Links, addresses, neighbours, routes and rules of this namespace and of pods'."""
+    """Links, addresses, neighbours, routes and rules of this namespace and of pods'.
+
+    ``learnt`` are neighbours that are no objects: the kernel has learnt of them by itself.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.learnt: Final = LearntNeighbours()
         self._host = Host()
         self._pods = Pods()
         self._pairs: Pairs = {}

@@ -25,16 +25,20 @@ def until(
 ) -> T:
     """Wait until something holds, and return it. Looks the less often the longer it takes.
 
+    It looks for half of the time at most: some looks are commands.
+
     Args:
         holds: what is asked, again and again.
         what: how to call it when it does not come; asked only then if it is a function.
         patience_s: seconds to wait.
     """
-    began = time.monotonic()
+    began = looked = time.monotonic()
     while not (found := holds()):
-        waited = time.monotonic() - began
+        now = time.monotonic()
+        waited, took = now - began, now - looked
         if waited > patience_s:
             name = what if isinstance(what, str) else what()
             raise AssertionError(f"{name}: not within {patience_s:g} s")
-        time.sleep(min(max(OFTEN_S, waited / 20), SELDOM_S))
+        time.sleep(max(min(max(OFTEN_S, waited / 10), SELDOM_S), took))
+        looked = time.monotonic()
     return found

@@ -86,7 +86,7 @@ def test_no_log_makes_a_call_fail_or_wait(state: Path, target: Any) -> None:
     where = str(state / target) if target in ("pipe", "link") else target
     began = time.monotonic()
     assert run(state, "DEL", {"logFile": where}) == (0, None)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10  # a pipe that nobody reads would have it wait for ever
     assert (state / "kept").read_text() == ""
 
 

@@ -19,6 +19,7 @@ POD_ON_HOST = [
     "ip link set {veth} down",
     "ip link set {veth} mtu 1400",
     "ip link set {veth} address 02:00:00:00:00:77",
+    "sh -c 'echo 0 > /proc/sys/net/ipv4/conf/{veth}/accept_local'",
     # Without our alias and our MAC it would be a link of somebody else's, which stays as it is.
     "ip link set {veth} alias node-network:somebody",
     "ip link delete {veth}",

@@ -55,6 +55,9 @@ class Veth:
 
     ``alias``: whose it is; ours begin with ``node-network``. ``pod_netns``, ``pod_name``,
     ``pod_mac``: where the other end goes when the pair is made.
+
+    ``accept_local``: the kernel need not look up the sources of what comes by it, where its
+    ``rp_filter`` is off, too (``fib_validate_source``): our ruleset looks at them.
     """
 
     kind: ClassVar[str] = "veth"
@@ -63,6 +66,7 @@ class Veth:
     mtu: int
     alias: str
     up: bool = True
+    accept_local: bool = False
     pod_netns: str = field(default="", compare=False)
     pod_name: str = field(default="", compare=False)
     pod_mac: str = field(default="", compare=False)
@@ -73,13 +77,15 @@ class Veth:
 
     def command(self, verb: Verb) -> str:
         settings = f"mtu {self.mtu} address {self.mac} alias {self.alias}"
+        sysctl = f"sysctl -w net/ipv4/conf/{self.name}/accept_local={self.accept_local:d}"
         match verb:
             case Verb.CREATE:
                 peer = f"peer {self.pod_name} address {self.pod_mac}"
                 where = f"netns {netns_path(self.pod_netns)}"
-                return f"ip link add {self.name} {settings} type veth {peer} {where}"
+                return f"ip link add {self.name} {settings} type veth {peer} {where}; {sysctl}"
             case Verb.UPDATE:
-                return f"ip link set {self.name} {settings} {'up' if self.up else 'down'}"
+                up = "up" if self.up else "down"
+                return f"ip link set {self.name} {settings} {up}; {sysctl}"
             case Verb.DELETE:
                 return f"ip link delete {self.name}"
 
@@ -128,12 +134,14 @@ def desire(inputs: Inputs) -> frozenset[Link]:
 def desire_pods(inputs: Inputs) -> frozenset[Link]:
     """The pods' part of it: both ends of each pair."""
     pod_mtu = inputs.document.pod_mtu
+    is_guarded = inputs.document.pods.spoofing == "deny"
     links: set[Link] = {
         Veth(
             a.veth,
             a.host_mac,
             pod_mtu,
             a.alias,
+            accept_local=is_guarded,
             pod_netns=a.netns,
             pod_name=a.key.ifname,
             pod_mac=a.pod_mac,

@@ -296,6 +296,10 @@ def refused_from_beyond(place: Place) -> None:
 
 def test_with_the_kernels_look_off_what_nobody_beyond_can_have_is_refused(place: Place) -> None:
     until(lambda: settings(place) == ["1", "1", "0"], "the kernel's look off")
+    with netns.inside(place.node):
+        veths = [a["veth"] for a in place.cluster.status()["attachments"]]
+        files = [Path(f"/proc/sys/net/ipv4/conf/{v}/accept_local") for v in veths]
+        assert {f.read_text().strip() for f in files} == {"1"}
     before = place.counted("martian")
     refused_from_beyond(place)
     assert place.counted("martian") == before + 2 * 2 * (len(NOBODYS) + 1)

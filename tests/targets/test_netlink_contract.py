@@ -52,7 +52,7 @@ class World:
 
     def veth(self) -> tuple[Veth, PodLink]:
         alias = "node-network:pod/eth0"
-        host = Veth("nnveth", HOST_MAC, 9001, alias, True, self.pod, "eth0", POD_MAC)
+        host = Veth("nnveth", HOST_MAC, 9001, alias, True, True, self.pod, "eth0", POD_MAC)
         return host, PodLink(self.pod, "eth0", POD_MAC, 9001, True, "nnveth")
 
 
@@ -88,6 +88,19 @@ def test_a_veth_pair_is_made_whole_and_seen_from_both_ends(world: World) -> None
     assert {host, pod} <= world.see()
     seen = next(o for o in world.see() if isinstance(o, PodLink))
     assert (seen.mac, seen.mtu, seen.up) == (POD_MAC, 9001, True)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_pods_link_accepts_the_hosts_own_addresses_as_it_is_told(
+    world: World, accepted: bool
+) -> None:
+    made, pod = world.veth()
+    told = replace(made, accept_local=accepted)
+    world.put(made, pod)
+    world.target.apply([Change(Verb.UPDATE, told, "test", made)])
+    assert told in world.see()
+    world.put(pod)
+    assert told in world.see()  # other settings leave it as it is
 
 
 def test_a_pods_link_tells_whose_it_is_and_its_route_which_address_it_has(world: World) -> None:
@@ -271,7 +284,7 @@ def test_a_link_that_stands_in_the_place_of_a_pods_is_refused_and_left_alone(wor
     if world.is_real:
         inside(world, "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
     else:
-        world.put(Veth("far", HOST_MAC, 1500, "other", True, world.pod, "eth0", POD_MAC))
+        world.put(Veth("far", HOST_MAC, 1500, "other", True, False, world.pod, "eth0", POD_MAC))
         seen = next(o for o in world.see() if isinstance(o, PodLink))
         world.target.replace(replace(seen, veth=""))
     before = {o for o in world.see() if isinstance(o, PodLink) and o.name == "eth0"}
@@ -418,7 +431,7 @@ def test_a_path_that_leads_to_another_namespace_by_now_is_not_entered(home: str,
     inode = Path(pod).stat().st_ino
     meant, stale = f"{pod}@{inode}", f"{pod}@{inode + 1}"
     alias = "node-network:pod/eth0"
-    veth = Veth("nnveth", HOST_MAC, 9001, alias, True, stale, "eth0", POD_MAC)
+    veth = Veth("nnveth", HOST_MAC, 9001, alias, True, True, stale, "eth0", POD_MAC)
     link = PodLink(stale, "eth0", POD_MAC, 9001, True, "nnveth")
     address = LinkAddress(stale, "eth0", ip_address("10.0.1.9"), 32)
     target = Netlink()

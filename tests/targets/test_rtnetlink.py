@@ -124,6 +124,9 @@ def what_they_read(table: Table, entry: bytes) -> dict[str, Any]:
             facts[short] = value
     if "linkinfo" in facts:
         facts["linkinfo"] = facts["linkinfo"].get("kind")
+    if "af_spec" in facts:
+        settings = dict(facts["af_spec"]["attrs"])["AF_INET"]
+        facts["af_spec"] = settings["accept_local"]
     if "metrics" in facts:
         metrics = facts["metrics"]["attrs"]
         facts["metrics"] = " ".join(f"{n[5:].lower()} {value}" for n, value in metrics)

@@ -104,7 +104,8 @@ def decode_link(facts: Facts, veths: set[str]) -> Link | None:
     """Return an ENI's link or a pod's host end, known by its alias or name; None for others."""
     name, mac, mtu = facts.get("ifname"), facts.get("address"), facts.get("mtu")
     if _our_alias(facts) or is_unfinished(name, mac or "") or name in veths:
-        return Veth(name, mac, mtu, facts.get("ifalias") or "", _is_up(facts))
+        alias, accepts = facts.get("ifalias") or "", bool(facts.get("af_spec"))
+        return Veth(name, mac, mtu, alias, _is_up(facts), accept_local=accepts)
     if not _is_eni(facts):
         return None
     return EniLink(mac, name, mtu, _is_up(facts), facts.get("group") or 0)

@@ -40,6 +40,9 @@ RTPROT_KERNEL = 2
 RTEXT_FILTER_SKIP_STATS = 0x8
 """Without IPv6's counters, a third of each message (linux/rtnetlink.h, Linux 4.4)."""
 
+IFLA_AF_SPEC, IFLA_INET_CONF, ACCEPT_LOCAL = 26, 1, 23
+"""Settings of a link by family, IPv4's, and one of them (linux/if_link.h, linux/ip.h)."""
+
 IFF_UP = 0x1
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 FR_ACT_TO_TBL, FR_ACT_GOTO = 1, 2
@@ -69,6 +72,7 @@ class Table(NamedTuple):
         takes: whether an entry is wanted; all are, if this is None.
         asks: attributes of a request for the whole table.
         is_restless: its entries have counters or ages, which change by themselves.
+        part: an attribute of which only one inside of it is kept: their numbers.
         identity: tells entries apart where a dump may be put together from interrupted ones: such
             an entry is there if any of them has shown it.
     """
@@ -80,6 +84,7 @@ class Table(NamedTuple):
     takes: Callable[[bytes], bool] | None = None
     asks: Attributes = ()
     is_restless: bool = False
+    part: tuple[int, int] | None = None
     identity: Callable[[bytes], object] | None = None
 
 
@@ -102,9 +107,20 @@ LINKS = Table(
     "links",
     ifinfmsg,
     18,
-    ("ifname", "address", "mtu", "link", "group", "ifalias", "link_netnsid", "linkinfo"),
+    (
+        "ifname",
+        "address",
+        "mtu",
+        "link",
+        "group",
+        "ifalias",
+        "link_netnsid",
+        "linkinfo",
+        "af_spec",
+    ),
     asks=(("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS),),
     is_restless=True,
+    part=(IFLA_AF_SPEC, AF["ipv4"]),
     identity=index_of,
 )
 ADDRESSES = Table(
@@ -150,6 +166,10 @@ INNER = {
     "IFLA_INFO_KIND": (1, "asciiz"),
     "IFLA_INFO_DATA": (2, "nested"),
     "VETH_INFO_PEER": (1, "nested"),
+    "IFLA_AF_SPEC": (IFLA_AF_SPEC, "nested"),
+    "AF_INET": (AF["ipv4"], "nested"),
+    "IFLA_INET_CONF": (IFLA_INET_CONF, "nested"),
+    "IPV4_DEVCONF_ACCEPT_LOCAL": (ACCEPT_LOCAL, "uint32"),
 }
 """Numbers of attributes inside of others (linux/if_link.h, linux/veth.h)."""
 
@@ -225,12 +245,29 @@ def comparable(table: Table, entry: bytes) -> bytes:
     # Two bytes each: to unpack forty attributes of each link takes three times as long.
     words, position, kept = memoryview(entry).cast("H"), start // 2, [entry[:start]]
     end = len(words)
+    whole, inner = table.part or (0, 0)
     while position < end:
         after = position + ((words[position] + 3 >> 2) * 2 or 2)
-        if words[position + 1] & NLA_TYPE_MASK in wanted:
-            kept.append(entry[2 * position : 2 * after])
+        number = words[position + 1] & NLA_TYPE_MASK
+        if number in wanted:
+            if number == whole:
+                kept.append(_part_of(entry, words, range(position, after), inner))
+            else:
+                kept.append(entry[2 * position : 2 * after])
         position = after
     return b"".join(kept)
+
+
+def _part_of(entry: bytes, words: memoryview, place: range, inner: int) -> bytes:
+    """Return an attribute with only one of those inside of it; its place is in words."""
+    position, end = place.start + 2, min(place.stop, len(words) - 1)
+    while position < end:
+        after = position + ((words[position] + 3 >> 2) * 2 or 2)
+        if words[position + 1] & NLA_TYPE_MASK == inner:
+            part = entry[2 * position : 2 * after]
+            return ATTRIBUTE.pack(ATTRIBUTE.size + len(part), words[place.start + 1]) + part
+        position = after
+    return b""
 
 
 @lru_cache(1 << 12)
@@ -277,6 +314,15 @@ def read_link_kind(value: bytes) -> str:
     return _read_text(kind) if number == INNER["IFLA_INFO_KIND"][0] else ""
 
 
+def _read_accept_local(value: bytes) -> int:
+    """Return ``accept_local`` of ``IFLA_AF_SPEC``: an array of settings, counted from 1."""
+    for family, settings in attributes(value):
+        for number, numbers in attributes(settings) if family == AF["ipv4"] else ():
+            if number == IFLA_INET_CONF:
+                return native(numbers[4 * ACCEPT_LOCAL - 4 : 4 * ACCEPT_LOCAL])
+    return 0
+
+
 def _read_metrics(value: bytes) -> str:
     """Spell a route's metrics (``RTA_METRICS``), as ``mtu 1300 advmss 1260``."""
     known = {number: named for named, (number, _) in _numbers(rtmsg.metrics).items()}
@@ -300,6 +346,7 @@ READERS: Mapping[str, Callable[[bytes], int | str]] = {
     "target": _read_address,
     "ifinfo": read_link_kind,
     "metrics": _read_metrics,
+    "af_spec": _read_accept_local,
     "port_range": _read_range,
     "uid_range": _read_range,
 }

@@ -195,8 +195,14 @@ def _apply_veth(
     # By a message of its own: a new link is not up yet, and a new alias of one that is up makes
     # the kernel go through every IPv6 route there is (NETDEV_CHANGE, rt6_sync_down_dev).
     alias = (("IFLA_IFNAME", veth.name), *settings, ("IFLA_IFALIAS", veth.alias))
-    host.change(LINKS, How.SET, alias)
+    host.change(LINKS, How.SET, (*alias, _accept_local(veth)))
     _set_link(host, veth.name, veth.up)
+
+
+def _accept_local(veth: Veth) -> tuple[str, Any]:
+    """Spell the setting as /proc/sys/net/ipv4/conf has it, so that it needs no file of its own."""
+    setting = ("IPV4_DEVCONF_ACCEPT_LOCAL", int(veth.accept_local))
+    return "IFLA_AF_SPEC", (("AF_INET", (("IFLA_INET_CONF", (setting,)),)),)
 
 
 def _set_peers_mtu(sessions: Sessions, veth: Veth) -> None:

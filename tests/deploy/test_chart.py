@@ -54,6 +54,10 @@ CASES: dict[str, dict[str, Any]] = {
     "taint": {"document": {"kubernetes": {"report": True, "startupTaint": "a/b"}}},
     "not told": {"document": {"kubernetes": {"report": False}}},
     "metrics": {"metrics": {"enabled": True, "port": 9100}},
+    "metrics of one address": {
+        "metrics": {"enabled": True, "host": "$(HOST_IP)"},
+        "env": [{"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}],
+    },
     "scraped": {
         "metrics": {
             "enabled": True,
@@ -103,6 +107,7 @@ def test_the_schema_takes_what_is_right(case: str) -> None:
         {"listen": {"port": 0}},
         {"maxUnavailable": "0%"},
         {"metrics": {"port": 0}},
+        {"metrics": {"host": "a name"}},
         {"metrics": {"podMonitor": {"enabled": True}}},
         {"metrics": {"enabled": True, "podMonitor": {"interval": "soon"}}},
         {"hostFiles": [{"name": "a", "path": "etc", "type": "Directory"}]},
@@ -167,11 +172,12 @@ def test_metrics_are_for_other_nodes_only_where_that_is_asked_for() -> None:
     for case, made in ((c, manifests(render.render(values))) for c, values in CASES.items()):
         (container,) = made["DaemonSet"]["spec"]["template"]["spec"]["containers"]
         told = [a for a in container["args"] if a.startswith("--metrics-listen=")]
-        assert bool(told) == ("ports" in container) == (case in {"metrics", "scraped"})
+        hosts = {"metrics": "", "scraped": "", "metrics of one address": "$(HOST_IP)"}
+        assert bool(told) == ("ports" in container) == (case in hosts)
         assert ("PodMonitor" in made) == (case == "scraped")
         if told:
             (port,) = container["ports"]
-            assert told == [f"--metrics-listen=:{port['containerPort']}"]
+            assert told == [f"--metrics-listen={hosts[case]}:{port['containerPort']}"]
             assert port["hostPort"] == port["containerPort"]
             assert "--listen=127.0.0.1:61680" in container["args"]
 

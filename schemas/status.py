@@ -107,20 +107,22 @@ class AttachmentEntry(Part):
 
 
 class RepairEntry(Part):
-    """Something of ours that another writer had changed, and that was put right."""
+    """Things of ours that another writer had changed, and that one pass has put right."""
 
     at: str = Field(description="RFC 3339.")
     age_seconds: int
     domain: str
     kind: str
-    verb: Literal["create", "update", "delete"] = Field(description="What was done to it.")
-    action: str = Field(description="The command that an operator would type.")
-    reason: str
+    verb: Literal["create", "update", "delete"] = Field(description="What was done to them.")
+    count: int
+    actions: list[str] = Field(
+        description="The first ones, as commands that an operator would type."
+    )
+    reason: str = Field(description="Of the first one.")
     by: list[str] = Field(
         description="Who else has changed the network in the ten seconds before, the latest "
         "first; a hint, no proof."
     )
-    alike: int = Field(description="How many more were repaired with it, and are not listed.")
 
 
 class LookEntry(Part):

@@ -13,6 +13,8 @@ BAR = 40  # columns of the pool's bar, at most
 STATES = (("assigned", "#"), ("cooling", "~"), ("quarantined", "x"), ("allocatable", "."))
 """Of addresses, and how the bar shows them."""
 
+MOST_REPAIRS = 10  # that are shown
+
 SCARCE = 10  # calls of an action's budget below which it is named
 
 Body = Mapping[str, Any]
@@ -51,7 +53,7 @@ def _lines(body: Body, screen: Screen) -> Iterator[_Line]:
         yield _Line("refused", ", ".join(f"{n} packets {why}" for why, n in counted if n))
     if body["cooling"]:
         yield _Line("cooling", ", ".join(body["cooling"]))
-    yield from map(_repair, body["repaired"])
+    yield from _repairs(body["repaired"])
     ages = [f"{x['of']} {_span(x['ageSeconds'])} ago" for x in body["looks"]]
     yield _Line("looks", ", ".join(ages) or "none yet")
     yield _Line("ec2", _calls(body["ec2Calls"], body["ec2Budget"]))
@@ -136,11 +138,16 @@ def _source(s: Body) -> _Line:
     return _Line("source", f"{s['name']}: {s['entries']} CIDRs, as EC2 told {age}{failed}")
 
 
-def _repair(repair: Body) -> _Line:
-    by = f"; lately at work: {', '.join(repair['by'])}" if repair["by"] else ""
-    more = f", and {repair['alike']} more like it" if repair["alike"] else ""
-    age = _span(repair["ageSeconds"])
-    return _Line("repaired", f"{age} ago: {repair['action']} ({repair['reason']}){more}{by}", DIM)
+def _repairs(repaired: Sequence[Body]) -> Iterator[_Line]:
+    for repair in repaired[:MOST_REPAIRS]:
+        first, count = repair["actions"][0], repair["count"]
+        what = f"{repair['domain']}: {count} x {repair['kind']}" if count > 1 else repair["domain"]
+        more = f", and {count - 1} more" if count > 1 else ""
+        by = f"; lately at work: {', '.join(repair['by'])}" if repair["by"] else ""
+        why = f"{first} ({repair['reason']}){more}{by}"
+        yield _Line("repaired", f"{_span(repair['ageSeconds'])} ago: {what}: {why}", DIM)
+    if (rest := len(repaired) - MOST_REPAIRS) > 0:
+        yield _Line("repaired", f"{rest} earlier ones are in -o json", DIM)
 
 
 def _condition(c: Body) -> _Line:

@@ -24,10 +24,8 @@ from reconciler.ipam.records import Records
 
 log = logging.getLogger(__name__)
 
-MOST_REPAIRS, MOST_OF_ONE_KIND = 50, 5
-"""Repairs that are remembered, and of those that were alike and done together."""
-
-MOST_COMMAND = 400  # characters of a repair's command
+MOST_REPAIRS, MOST_SHOWN, MOST_COMMAND = 50, 3, 400
+"""Repairs that are remembered, commands of each, and characters of a command."""
 
 LINES = 20
 """Actions of one domain, kind and verb that a pass logs one by one; of more the first one with the
@@ -149,8 +147,7 @@ class DriftTracker:
         pods = _names_of_pods(outcomes)
         for group, actions in groups.items():
             _tell(group, actions, pods, is_usual=of_pods or group.domain == "attachment")
-            if group.is_drift:
-                self._repaired.extend(_remember(group, actions, other_writers))
+        self._repaired.extend(_repairs(groups, other_writers))
         backoffs = self.backoffs.after_failures(failed, now, random.random())
         backoffs = backoffs.after_repairs(repaired, now, other_writers)
         self.backoffs = backoffs.after_success(done).since(now)
@@ -176,20 +173,18 @@ class _Group(NamedTuple):
     is_drift: bool
 
 
-def _remember(group: _Group, actions: Sequence[Action], others: Sequence[str]) -> Iterator[Repair]:
-    """Yield the first of what was repaired together; the last of them says how many more."""
-    shown = actions[:MOST_OF_ONE_KIND]
-    for number, action in enumerate(shown, 1):
-        yield Repair(
-            time.time(),
-            group.domain,
-            group.kind,
-            group.verb.name.lower(),
-            str(action)[:MOST_COMMAND],
-            action.reason,
-            tuple(others),
-            len(actions) - len(shown) if number == len(shown) else 0,
-        )
+def _repairs(
+    groups: Mapping[_Group, Sequence[Action]], others: tuple[str, ...]
+) -> Iterator[Repair]:
+    """Yield what was repaired, by domain, kind and verb: a set's elements with those of others."""
+    alike: dict[tuple[str, str, Verb], list[Action]] = {}
+    for group, actions in groups.items():
+        if group.is_drift:
+            alike.setdefault((group.domain, group.kind, group.verb), []).extend(actions)
+    for (domain, kind, verb), repaired in alike.items():
+        shown = tuple(str(a)[:MOST_COMMAND] for a in repaired[:MOST_SHOWN])
+        count, why = len(repaired), repaired[0].reason
+        yield Repair(time.time(), domain, kind, verb.name.lower(), count, shown, why, others)
 
 
 def _names_of_pods(outcomes: Outcomes) -> dict[str, AttachmentKey]:

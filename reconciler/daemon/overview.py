@@ -25,24 +25,26 @@ MOST_SHOWN = 50  # entries of one list within an entry of another
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Something of ours that another writer had changed, and that was put right.
+    """Things of ours that another writer had changed, and that one pass has put right.
 
     Attributes:
         at: seconds since the epoch.
-        verb: what was done: create, update or delete.
-        action: the command that an operator would type.
+        kind: of all of them.
+        verb: what was done to them: create, update or delete.
+        count: how many they are.
+        actions: the first ones, as commands that an operator would type.
+        reason: of the first one.
         by: who else has changed the network in the seconds before, the latest first; a hint.
-        alike: how many more of the kind were repaired with it, and are not listed.
     """
 
     at: float
     domain: str
     kind: str
     verb: str
-    action: str
+    count: int
+    actions: tuple[str, ...]
     reason: str
     by: tuple[str, ...] = ()
-    alike: int = 0
 
 
 def describe_policies(document: NodeNetwork) -> list[dict[str, Any]]:
@@ -142,10 +144,10 @@ def describe_repairs(repairs: Iterable[Repair], now: float) -> list[dict[str, An
             "domain": repair.domain,
             "kind": repair.kind,
             "verb": repair.verb,
-            "action": repair.action,
+            "count": repair.count,
+            "actions": list(repair.actions),
             "reason": repair.reason,
             "by": list(repair.by),
-            "alike": repair.alike,
         }
         for repair in reversed(tuple(repairs))
     ]

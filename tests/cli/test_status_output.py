@@ -115,10 +115,10 @@ BODY: dict[str, Any] = {
             "domain": "rule",
             "kind": "rule",
             "verb": "create",
-            "action": "ip rule add priority 512 lookup 512 protocol 201",
+            "count": 3,
+            "actions": ["ip rule add priority 512 lookup 512 protocol 201", "b", "c"],
             "reason": "missing",
             "by": ["systemd-network (pid 12)"],
-            "alike": 2,
         }
     ],
     "metrics": "",
@@ -139,7 +139,7 @@ pod          default/api: 10.0.1.12 on eni-0a (nn01)
 pod          default/web: 10.0.1.11 on eni-0a (nn01)
 refused      3 packets spoofed
 cooling      10.0.1.13
-repaired     3 min ago: ip rule add priority 512 lookup 512 protocol 201 (missing), and 2 more like it; lately at work: systemd-network (pid 12)
+repaired     3 min ago: rule: 3 x rule: ip rule add priority 512 lookup 512 protocol 201 (missing), and 2 more; lately at work: systemd-network (pid 12)
 looks        node 3 s ago, ec2 5 min 12 s ago
 ec2          4 calls: 3 DescribeNetworkInterfaces, 1 AssignPrivateIpAddresses; its budget now allows 3 more AssignPrivateIpAddresses
 condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is asked again in 60 s; free some, or name another subnet in eni.subnets
@@ -171,9 +171,9 @@ pod          default/api: 10.0.1.12 on eni-0a (nn01)
 pod          default/web: 10.0.1.11 on eni-0a (nn01)
 refused      3 packets spoofed
 cooling      10.0.1.13
-repaired     3 min ago: ip rule add priority 512 lookup 512
-             protocol 201 (missing), and 2 more like it;
-             lately at work: systemd-network (pid 12)
+repaired     3 min ago: rule: 3 x rule: ip rule add priority
+             512 lookup 512 protocol 201 (missing), and 2
+             more; lately at work: systemd-network (pid 12)
 looks        node 3 s ago, ec2 5 min 12 s ago
 ec2          4 calls: 3 DescribeNetworkInterfaces, 1
              AssignPrivateIpAddresses; its budget now allows
@@ -201,8 +201,8 @@ pod          default/api: 10.0.1.12 on eni-0a (nn01)
 pod          default/web: 10.0.1.11 on eni-0a (nn01)
 refused      3 packets spoofed
 cooling      10.0.1.13
-repaired     3 min ago: ip rule add priority 512 lookup 512 protocol 201 (missing), and 2 more like it; lately at work:
-             systemd-network (pid 12)
+repaired     3 min ago: rule: 3 x rule: ip rule add priority 512 lookup 512 protocol 201 (missing), and 2 more; lately
+             at work: systemd-network (pid 12)
 looks        node 3 s ago, ec2 5 min 12 s ago
 ec2          4 calls: 3 DescribeNetworkInterfaces, 1 AssignPrivateIpAddresses; its budget now allows 3 more
              AssignPrivateIpAddresses
@@ -229,6 +229,18 @@ def test_colours_are_all_that_a_coloured_terminal_adds() -> None:
     shown = as_text(BODY, Screen(60, colour=True))
     assert shown != AT_60
     assert click.unstyle(shown) == AT_60
+
+
+def test_the_latest_repairs_are_shown_and_the_others_are_counted() -> None:
+    many = BODY | {"repaired": BODY["repaired"] * 12}
+    shown = [line for line in as_text(many).splitlines() if line.startswith("repaired")]
+    assert len(shown) == 11
+    assert shown[-1] == "repaired     2 earlier ones are in -o json"
+    one = BODY["repaired"][0] | {"count": 1, "actions": ["ip rule add x"], "by": []}
+    (line,) = [
+        line for line in as_text(BODY | {"repaired": [one]}).splitlines() if "repaired" in line
+    ]
+    assert line == "repaired     3 min ago: rule: ip rule add x (missing)"
 
 
 def test_a_node_before_its_first_pass_is_shown() -> None:

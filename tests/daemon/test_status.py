@@ -16,7 +16,7 @@ from reconciler.daemon import drift, overview
 from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains import nat
-from reconciler.domains.nat_objects import NftElement
+from reconciler.domains.nat_objects import NftChain, NftElement
 from reconciler.engine.converge import Outcome
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.records import Records
@@ -82,7 +82,7 @@ def test_limits_are_the_documents_before_ec2s_and_foreign_enis_use_them_up() -> 
     assert overview.describe_limits(now, replace(cloud, limits=None), Records()) is None
 
 
-def test_a_flushed_set_is_few_lines_and_the_ring_has_an_end(
+def test_a_flushed_set_is_one_repair_and_the_ring_has_an_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attribution = ChangeAttribution()
@@ -90,15 +90,17 @@ def test_a_flushed_set_is_few_lines_and_the_ring_has_an_end(
     tracker = DriftTracker(attribution)
     wanted = nat.desire(inputs(3, document=document(snat={"excludeCIDRs": CIDRS})))
     tracker.book({"nat": Outcome(wanted, wanted)}, everything=True)
-    kept = frozenset(o for o in wanted if getattr(o, "set", "") != "no_snat_ipv4")
+    kept = frozenset(o for o in wanted if not isinstance(o, NftElement | NftChain))
     plan = nat.plan(wanted, kept)
+    tracker.book({"nat": Outcome(wanted, wanted, plan)}, everything=True)
+    chains, elements = tracker.repaired
+    assert (chains.kind, elements.kind) == (NftChain.kind, NftElement.kind)
+    assert elements.count == len([a for a in plan.actions if a.kind == elements.kind]) > 20
+    assert len(elements.actions) == drift.MOST_SHOWN
+    assert elements.by == ("firewalld (pid 12)",)
     for _ in range(drift.MOST_REPAIRS):
         tracker.book({"nat": Outcome(wanted, wanted, plan)}, everything=True)
     assert len(tracker.repaired) == drift.MOST_REPAIRS
-    *_, last = tracker.repaired
-    assert last.kind == NftElement.kind
-    assert last.alike == len(plan.actions) - drift.MOST_OF_ONE_KIND > 0
-    assert last.by == ("firewalld (pid 12)",)
 
 
 CIDRS = [f"198.51.{n}.0/24" for n in range(0, 40, 2)]

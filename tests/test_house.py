@@ -104,7 +104,7 @@ DOORS = {
     "click": {
         *(
             f"reconciler/cli/{command}.py"
-            for command in ("cleanup", "document", "importing", "node", "run", "status")
+            for command in ("apply", "cleanup", "document", "importing", "node", "run", "status")
         ),
         *(
             f"reconciler/cli/{command}.py"

@@ -24,7 +24,8 @@ NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 """Exit codes of what did not come to its end, as shells have them. 1 would say "it differs"."""
 
 MODULES = {
-    **dict.fromkeys(("apply", "audit", "diff", "gc", "max-pods"), "reconciler.cli.node"),
+    **dict.fromkeys(("audit", "diff", "gc", "max-pods"), "reconciler.cli.node"),
+    "apply": "reconciler.cli.apply",
     "cleanup": "reconciler.cli.cleanup",
     "explain": "reconciler.cli.explain",
     "import": "reconciler.cli.importing",

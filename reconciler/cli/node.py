@@ -1,4 +1,4 @@
-"""``diff``, ``apply``, ``audit``, ``max-pods`` and ``gc``: what observes this node, or EC2."""
+"""``diff``, ``audit``, ``max-pods`` and ``gc``: what observes this node, or EC2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from reconciler.cli import report
-from reconciler.cli.host import host_options, lock_records, open_records
+from reconciler.cli.host import host_options, open_records
 from reconciler.cli.options import (
     advice,
     apart_option,
@@ -21,7 +21,6 @@ from reconciler.cli.options import (
 )
 from reconciler.cli.reading import read_document
 from reconciler.cli.screen import screen_of
-from reconciler.engine.converge import Outcome
 from reconciler.errors import NotReadyError, ReconcilerError
 from reconciler.ipam.cloud import CLUSTER_TAG
 from reconciler.ipam.ec2_action import DeleteEni
@@ -31,10 +30,7 @@ from reconciler.ipam.pool_status import find_pool_status
 from reconciler.node import views
 from reconciler.node.environment import Environment, collector
 from reconciler.node.passes import LocalNode
-from schemas.document import NodeNetwork
 from schemas.load import DocumentError, Problem
-
-SETTLE_LIMIT_S = 60.0  # seconds ``apply`` gives EC2 to attach what it asked for
 
 
 @click.command()
@@ -77,48 +73,6 @@ def diff(
     for cure in {advice(e) for o in outcomes.values() for e in o.errors} - {""}:
         click.echo(f"node-network{cure.replace(';', ':', 1)}", err=True)
     sys.exit(report.exit_code(outcomes, strict=strict))
-
-
-@click.command()
-@config_option
-@host_options
-@output_option
-def apply(config: Path, state_dir: Path, environment: Environment, output: str) -> None:
-    """Converge once, then exit.
-
-    Exit status: 0 in sync, 1 something is refused or left to do, 2 an error.
-    """
-    document = read_document(config, output)
-    try:
-        state, _lock = lock_records(state_dir)
-        outcomes = _settle(LocalNode(state, environment), document)
-    except ReconcilerError as error:
-        fail(error)
-    is_json = output == "json"
-    text = report.as_json(outcomes) if is_json else report.as_text(outcomes, remaining=True)
-    click.echo(text, nl=False)
-    report.show_tracebacks(outcomes)
-    sys.exit(report.exit_code(outcomes, remaining=True))
-
-
-def _settle(node: LocalNode, document: NodeNetwork) -> dict[str, Outcome]:
-    """Run passes until nothing is left, or nothing changes any more; print what is done."""
-    deadline = time.monotonic() + SETTLE_LIMIT_S
-    look, egress = True, None
-    while True:
-        pool = node.pool.run(document, look=look)
-        if node.known.cloud is None:
-            return {"eni": pool}  # it says why EC2 could not be read
-        egress = egress or views.look_at_sources(node, document)
-        result = node.after.run(node.kernel_pass(document))
-        outcomes = {"eni": pool, "egress": egress} | result.outcomes
-        for line in report.applied(outcomes):
-            click.echo(line, err=True)
-        moving = node.pool.in_transition or node.pool.schedule.is_pending or pool.remaining.actions
-        look = False  # from now on only if something follows
-        if not moving or pool.errors or time.monotonic() > deadline:
-            return outcomes
-        time.sleep(0.2)
 
 
 @click.command()

@@ -62,10 +62,14 @@ def _head(screen: Screen, domain: str, actions: Sequence[Action]) -> Iterator[st
 
 
 def _entry(screen: Screen, action: Action) -> Iterator[str]:
-    """Yield an action as a terminal shows it: the command, and below it why, and what it costs."""
+    """Yield an action as a terminal shows it: the command, and below it why, and what it costs.
+
+    That something is added because it is missing goes without saying.
+    """
     for line in screen.wrap(f"{action}", f"  {action.verb} ", "      "):
         yield screen.paint(line, **COLOURS[action.verb])
-    for line in screen.wrap(f"{action.reason}{_cost(action)}", "    # ", "      "):
+    why = f"{action.reason}{_cost(action)}"
+    for line in screen.wrap(why, "    # ", "      ") if why != "missing" else ():
         yield screen.paint(line, **DIM)
 
 
@@ -168,8 +172,13 @@ def _cost(action: Action) -> str:
 def applied(outcomes: Outcomes) -> Iterator[str]:
     """What was done: in the first plan, and not in the last one."""
     for outcome in outcomes.values():
-        left = {str(a) for a in outcome.remaining.actions}
-        yield from (action_line(a) for a in outcome.plan.actions if str(a) not in left)
+        yield from map(action_line, done(outcome))
+
+
+def done(outcome: Outcome) -> list[Action]:
+    """Return what a domain has done: what it planned first, and does not plan any more."""
+    left = {str(a) for a in outcome.remaining.actions}
+    return [a for a in outcome.plan.actions if str(a) not in left]
 
 
 def summary(outcomes: Outcomes) -> str:

@@ -65,7 +65,6 @@ eni: 1 to add
 nat: 1 to add
   + nft add element inet node_network no_snat_ipv4 {
       10.100.0.0/16 }
-    # missing
 
 ! pool of i-1: PoolLimitReached: 99 addresses wanted, 27
   held: 3 ENIs x 9 = 27; lower warmPool.addresses.minimum
@@ -80,7 +79,6 @@ eni: 1 to add
 
 nat: 1 to add
   + nft add element inet node_network no_snat_ipv4 { 10.100.0.0/16 }
-    # missing
 
 ! pool of i-1: PoolLimitReached: 99 addresses wanted, 27 held: 3 ENIs x 9 = 27; lower warmPool.addresses.minimum
 ? forward: cannot read iptables: it is locked; nothing is changed until it can be read

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import release, testbed
 from benchmarks.burst import Aim, Burst, BurstError, Sink
+from benchmarks.pods import replace_section
 from benchmarks.testbed import ENIS, VPC_HOST, Testbed
 from lab import lifecycle
 from lab.stock import Iptables
@@ -133,10 +134,10 @@ def measure(
 
 
 def write(path: Path = RESULTS) -> None:
-    """Measure, and put the result in place of this section of a file, its last."""
-    section = "\n".join(table(measure()))
-    before = path.read_text().partition(TITLE)[0].rstrip()
-    path.write_text(f"{before}\n\n{section}\n")
+    """Measure, and put the result in place of this section of a file."""
+    before, costs, after = os.getloadavg()[0], measure(), os.getloadavg()[0]
+    load = f"The machine's load was {before:.1f} when it began, and {after:.1f} when it ended."
+    replace_section(path, TITLE, [*table(costs), "", load])
 
 
 def table(costs: Costs) -> list[str]:

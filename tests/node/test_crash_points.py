@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crash_injection import AFTER, STOCK_POD, Life, Point
+from crash_fakes import AFTER, Point
+from crash_injection import STOCK_POD, Life
 
 from reconciler.ipam.start import START_S
 

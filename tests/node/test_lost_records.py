@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from builders import SUBNET, document, eni, key, node
-from crash_injection import Kernel
+from crash_fakes import Kernel
 from fake_cloud import FakeEc2, FakeImds
 from fakes import FakeConntrack, FakeNft, FakeRemains, FakeSurroundings, FakeSysctl
 

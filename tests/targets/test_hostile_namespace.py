@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import attachment, inputs
-from conftest import namespace, plug
+from builders import attachment
+from conftest import namespace
 from drift_injection import run
+from targets.hostile_node import MANY, Node, a_node, batch, loop, routes
 
 from lab import netns
 from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.datapath import MAIN_TABLE
-from reconciler.domains import address, link, neighbour, route, rule
+from reconciler.domains import link, route, rule
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.link import EniLink, PodLink, Veth
 from reconciler.domains.route import Route
@@ -35,95 +34,15 @@ from reconciler.targets.netlink.entries import MAX_FOREIGN_RULES, MAX_IN_PLACE
 from reconciler.targets.netlink.message import Bounds
 from reconciler.targets.netlink.rtnetlink import How, Rtnetlink
 from reconciler.targets.netlink.tables import ADDRESSES, LINKS, RULES
-from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.stock_plugin import StockPluginTarget
 
 pytestmark = pytest.mark.kernel
 
-MANY = 30_000
-"""Routes of others: more than are read of a pod."""
-
-
-@dataclass
-class Node:
-    """A host with two ENIs and two pods, all in place."""
-
-    target: Netlink
-    home: str
-    pods: tuple[str, str]
-    wanted: frozenset[Any]
-
-    def of(self, pod: int) -> set[Any]:
-        """What is wanted in a pod's namespace."""
-        path = str(netns.path(self.pods[pod]))
-        return {o for o in self.wanted if getattr(o, "netns", "") == path}
-
-    def on_host(self) -> set[Any]:
-        return {o for o in self.wanted if not getattr(o, "netns", "")}
-
 
 @pytest.fixture
 def node() -> Iterator[Node]:
-    with (
-        namespace("home") as home,
-        namespace("poda") as one,
-        namespace("podb") as other,
-        namespace("vpc") as vpc,
-        netns.inside(home),
-    ):
-        for index in (0, 1):
-            plug(f"02:aa:00:00:00:0{index}", f"eth{index}", vpc)
-        bound = tuple(
-            attachment(n, 1, netns=str(netns.path(p))) for n, p in ((1, one), (2, other))
-        )
-        now = inputs(2, bound)
-        target = Netlink()
-        for domain in (link, address, neighbour, route, rule):
-            wanted = domain.desire(now)
-            assert (
-                target.apply(
-                    [
-                        Change(Verb.CREATE, o, "test")
-                        for o in sorted(wanted, key=lambda o: (o.kind != Veth.kind, o.key))
-                    ]
-                )
-                == ()
-            )
-        everything = frozenset(
-            o for d in (link, address, neighbour, route, rule) for o in d.desire(now)
-        )
-        yield Node(target, home, (one, other), everything)
-
-
-def batch(where: str, lines: list[str]) -> None:
-    """Have ``ip`` carry out many commands at once."""
-    argv = ["ip", "-netns", where, "-force", "-batch", "-"]
-    done = subprocess.run(
-        argv, input="\n".join(lines), text=True, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-500:]
-
-
-@contextmanager
-def loop(where: str, *commands: str) -> Iterator[None]:
-    """Somebody who does the same again and again, as fast as it goes."""
-    lines = "\\n".join(commands * 50)
-    script = f"while :; do printf '{lines}\\n'; done | ip -netns {where} -force -batch - >&2"
-    with subprocess.Popen(
-        ["sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def routes(count: int, device: str, words: str) -> list[str]:
-    return [
-        f"route add 198.{18 + n // 65536}.{n // 256 % 256}.{n % 256}/32 dev {device} {words}"
-        for n in range(count)
-    ]
+    with a_node() as made:
+        yield made
 
 
 def test_a_pods_own_routes_are_not_read_while_ours_are_there(node: Node) -> None:

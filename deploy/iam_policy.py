@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reconciler.egress.destinations import ACTIONS, PREFIX_LISTS
+from reconciler.diagnostics.rights import RESERVATIONS, TAKE_OVER, needed
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, load, read
 
@@ -23,26 +22,16 @@ HERE = Path(__file__).parent
 
 def policy(document: NodeNetwork) -> dict[str, Any]:
     """Return the policy for all nodes of a document."""
-    trees = [document.model_dump(mode="json"), *(o.changes for o in document.overrides)]
-    parts = [part for tree in trees for part in (tree, *(tree.get("podGroups") or ()))]
-    needed = {f"ec2:{action}" for part in parts for action in _actions(part.get("snat") or {})}
+    wanted = {f"ec2:{action}" for action in needed(document)}
     made = _read("iam-policy.json")
     for statement in _read("iam-policy-sources.json")["Statement"]:
-        if actions := [a for a in statement["Action"] if a in needed]:
+        if actions := [a for a in statement["Action"] if a in wanted]:
             made["Statement"].append(statement | {"Action": actions})
-    if any((tree.get("eni") or {}).get("allocate") == "prefixes" for tree in trees):
+    if f"ec2:{RESERVATIONS}" in wanted:
         made["Statement"] += _read("iam-policy-prefixes.json")["Statement"]
-    if any(tree.get("takeOver", "none") != "none" for tree in trees):
+    if f"ec2:{TAKE_OVER}" in wanted:
         made["Statement"] += _read("iam-policy-take-over.json")["Statement"]
     return made
-
-
-def _actions(snat: dict[str, Any]) -> Iterator[str]:
-    for key in ("excludeCIDRs", "onlyCIDRs"):
-        for name in snat.get(key) or ():
-            if name.startswith("pl-"):
-                yield from PREFIX_LISTS
-            yield from ACTIONS.get(name, ())
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -132,6 +132,9 @@ FORMS = {
 """What exceptions have as a reason and no condition does."""
 
 
+OF_EC2 = ("targets/ec2/", "diagnostics/rights.py")
+"""Modules that are full of EC2's own words."""
+
 GIVEN = {"Issue", "Ec2CallError", "ApplyError"}
 """What takes a reason as its second argument."""
 
@@ -139,9 +142,9 @@ GIVEN = {"Issue", "Ec2CallError", "ApplyError"}
 def said(path: Path) -> Iterator[str]:
     """Words of a module that may be reasons: texts that look like one, and what issues are given.
 
-    Of the modules that read EC2's answers, which are full of its names, only the latter.
+    Of the modules of ``OF_EC2`` only the latter.
     """
-    is_full = "targets/ec2" in str(path)
+    is_full = any(part in str(path) for part in OF_EC2)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in GIVEN:
             (reason,) = node.args[1:2] or (None,)

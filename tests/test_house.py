@@ -108,7 +108,7 @@ DOORS = {
         ),
         *(
             f"reconciler/cli/{command}.py"
-            for command in ("explain", "explain_condition", "explain_node")
+            for command in ("doctor", "explain", "explain_condition", "explain_node")
         ),
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
         *(f"reconciler/cli/{part}.py" for part in ("reading", "report", "screen")),

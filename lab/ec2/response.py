@@ -78,6 +78,10 @@ class Response(EC2Response):  # type: ignore[misc]
             if ask := self._lacks(action):
                 message = f"not authorized to perform ec2:{ask.action} on {ask.resource}"
                 return self._refuse(EC2ClientError("UnauthorizedOperation", message))
+            if _is_true(self._get_param("DryRun")):
+                # moto knows it of some actions only.
+                message = "Request would have succeeded, but DryRun flag is set."
+                return self._refuse(EC2ClientError("DryRunOperation", message))
             try:
                 answer = super().call_action()
             except NotImplementedError as error:

@@ -27,6 +27,7 @@ MODULES = {
     **dict.fromkeys(("audit", "diff", "gc", "max-pods"), "reconciler.cli.node"),
     "apply": "reconciler.cli.apply",
     "cleanup": "reconciler.cli.cleanup",
+    "doctor": "reconciler.cli.doctor",
     "explain": "reconciler.cli.explain",
     "import": "reconciler.cli.importing",
     "lab": "lab.cli",
@@ -40,7 +41,7 @@ MODULES = {
 """The module of each command. The lab's is there only where its package is installed: a node has
 no use for it."""
 
-OBSERVING = frozenset({"apply", "audit", "diff", "explain", "gc", "max-pods", "trace"})
+OBSERVING = frozenset({"apply", "audit", "diff", "doctor", "explain", "gc", "max-pods", "trace"})
 """Commands that observe by themselves, and so may take as much memory as the daemon."""
 
 

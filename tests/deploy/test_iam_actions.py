@@ -35,6 +35,7 @@ from reconciler.ipam.ec2_action import (
 )
 from reconciler.targets.ec2.caller import InProcess
 from reconciler.targets.ec2.calls import Calls
+from reconciler.targets.ec2.rights import Rights
 from reconciler.targets.ec2.sources import VpcSources
 
 
@@ -114,6 +115,7 @@ STEPS = {
         "LookAtSources DescribeVpcPeeringConnections *",
         "LookAtSources GetManagedPrefixListEntries *",
     },
+    "diagnose": {"LookForPeople DescribeInstances *"},
     "adopt": {
         "TagWhatHasTheStockPluginsTag CreateTags network-interface",
         "RemoveTheStockPluginsTags DeleteTags network-interface",
@@ -185,6 +187,10 @@ class Life:
         self._do(DeleteEni(second.eni_id, "test"))
         yield "sources"
         self._look_at_sources(first.subnet_id)
+        yield "diagnose"
+        rights = Rights(Calls(InProcess("us-east-1"), time.monotonic))
+        if isinstance(told := rights.metadata_options(world.now.node.instance_id), str):
+            raise Refused(told)
         yield "adopt"
         ours = ((INSTANCE_TAG, world.now.node.instance_id), (CREATED_TAG, "2026-01-01"))
         obsolete = ("eks:eni:owner", "node.k8s.amazonaws.com/instance_id")

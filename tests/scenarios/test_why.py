@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,3 +66,44 @@ def test_a_condition_that_holds_is_explained_with_its_age_and_without_a_name(
     assert done.stdout == "no condition: nothing is wrong that the reconciler knows of\n"
     done = cluster.command("node1", "explain", "condition", "SubnetExhausted")
     assert done.stdout.endswith("now       no condition of this reason\n")
+
+
+def doctor(cluster: Any, *more: str) -> Any:
+    return cluster.command("node1", "doctor", "-f", str(cluster.config), *more)
+
+
+def test_a_doctor_finds_a_node_well_and_changes_nothing(one: tuple[Any, Pod]) -> None:
+    cluster, _ = one
+    before = cluster.status()["enis"]
+    done = doctor(cluster)
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # a test's host has small limits
+    said = done.stdout.splitlines()
+    assert "ok    ec2:DeleteNetworkInterface: allowed (DryRun)" in said
+    assert "ok    limits: m5.large serves 29 pods: 3 ENIs x 9 + 2 on the host's network" in said
+    assert "ok    others: no agent, unit or ruleset that stands in the way" in said
+    skipped = [line for line in said if line.startswith("skip")]
+    assert {line.partition(": ")[2] for line in skipped} == {"EC2 has no DryRun of it"}
+    assert "FAIL" not in done.stdout
+    assert cluster.status()["enis"] == before
+
+
+def test_a_doctor_names_a_denied_action_and_who_deletes_rules_without_a_reconciler(
+    one: tuple[Any, Pod],
+) -> None:
+    cluster, _ = one
+    cluster.lab.ask("faults", set={"denied": ["CreateNetworkInterface"]})
+    cluster.ip("rule", "add", "priority", "100", "lookup", "main")
+    try:
+        cluster.stop()
+        done = doctor(cluster, "-o", "json")
+    finally:
+        cluster.lab.ask("faults", set={"denied": []})
+        cluster.ip("rule", "delete", "priority", "100")
+    body = json.loads(done.stdout)
+    assert (done.returncode, body["status"], body["format"]) == (2, 2, 1)
+    (failed,) = (c for c in body["checks"] if c["state"] == "fail")
+    assert failed["name"] == "ec2:CreateNetworkInterface"
+    assert failed["cure"].startswith("allow ec2:CreateNetworkInterface to the node's role")
+    warned = {c["name"]: c["text"] for c in body["checks"] if c["state"] == "warn"}
+    assert "is 'node-network run' running?" in warned["reconciler"]
+    assert warned["others"].startswith("RuleBeforeOurs: ")

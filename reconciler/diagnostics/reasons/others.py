@@ -117,7 +117,7 @@ ENTRIES = (
         "Rules, routes, chains or ENIs of the stock plugin are on the node. They are not touched.",
         "Its iptables rules may translate pods' addresses.",
         "The node was migrated without being drained, or both are installed.",
-        "Set takeOver: amazon-vpc-cni-k8s to take over its pods and remove the rest.",
+        "Set takeOver: amazon-vpc-cni to take over its pods and remove the rest.",
         FULL_PASS,
     ),
     Entry(

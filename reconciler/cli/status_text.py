@@ -41,6 +41,7 @@ def as_text(body: Body, screen: Screen = PIPE) -> str:
 def _lines(body: Body, screen: Screen) -> Iterator[_Line]:
     yield _Line("version", f"{body['version'] or 'unknown'}, up {_span(body['uptimeSeconds'])}")
     yield from _document(body)
+    yield from _conditions(body["conditions"])
     yield from map(_policy, body["snat"])
     yield from _pool(body, screen)
     yield from map(_eni, body["enis"])
@@ -57,7 +58,6 @@ def _lines(body: Body, screen: Screen) -> Iterator[_Line]:
     ages = [f"{x['of']} {_span(x['ageSeconds'])} ago" for x in body["looks"]]
     yield _Line("looks", ", ".join(ages) or "none yet")
     yield _Line("ec2", _calls(body["ec2Calls"], body["ec2Budget"]))
-    yield from map(_condition, body["conditions"])
     for name, number in body.get("shortened", {}).items():
         yield _Line("not shown", f"{number} more of {name}: the answer would be too long")
 
@@ -106,7 +106,7 @@ def _pool(body: Body, screen: Screen) -> Iterator[_Line]:
         if addresses:
             near.append(f"{addresses['used']} of {addresses['most']} addresses")
         of = f" of {pods['most']}" if pods["most"] is not None else ""
-        near.append(f"{pods['used']}{of} pods")
+        near.append(f"{pods['used']}{of} pod{'s' * (pods['used'] != 1 or bool(of))}")
         text = f" ({addresses['text']})" if addresses else ""
         is_full = addresses and addresses["used"] >= addresses["most"]
         shown = f"{limits['instanceType']}: {', '.join(near)}{text}"
@@ -150,13 +150,16 @@ def _repairs(repaired: Sequence[Body]) -> Iterator[_Line]:
         yield _Line("repaired", f"{rest} earlier ones are in -o json", DIM)
 
 
-def _condition(c: Body) -> _Line:
-    text = str(c["text"])
-    # An action's error says again what the line has already.
-    for said in (c["subject"], c["reason"]):
-        text = text.removeprefix(f"{said}: ")
-    since = f"since {c['since']} ({_span(c['ageSeconds'])})"
-    return _Line("condition", f"{c['reason']} {since}: {c['subject']}: {text}", RED)
+def _conditions(conditions: Sequence[Body]) -> Iterator[_Line]:
+    for c in conditions:
+        text = str(c["text"])
+        # An action's error says again what the line has already.
+        for said in (c["subject"], c["reason"]):
+            text = text.removeprefix(f"{said}: ")
+        since = f"since {c['since']} ({_span(c['ageSeconds'])})"
+        yield _Line("condition", f"{c['reason']} {since}: {c['subject']}: {text}", RED)
+    if conditions:
+        yield _Line("", "cause and cure of each: node-network explain condition", DIM)
 
 
 def _calls(calls: Mapping[str, int], left: Mapping[str, int]) -> str:

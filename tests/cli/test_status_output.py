@@ -128,6 +128,8 @@ PIPED = """\
 version      0.1.0, up 3 h 13 min
 document     /etc/node-network/node-network.yaml (generation 4, accepted 2026-11-30T18:00:00+00:00)
 settled      yes
+condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is asked again in 60 s; free some, or name another subnet in eni.subnets
+             cause and cure of each: node-network explain condition
 snat         node: what is beyond the VPC sees the node's address; @peering, 10.100.0.0/16 and the VPC see pod addresses
 snat         group pay: external: every destination sees pod addresses
 pool         [###~~.........__________________________] 2 assigned (#), 1 cooling (~), 0 quarantined (x), 6 allocatable (.), of 27
@@ -142,7 +144,6 @@ cooling      10.0.1.13
 repaired     3 min ago: rule: 3 x rule: ip rule add priority 512 lookup 512 protocol 201 (missing), and 2 more; lately at work: systemd-network (pid 12)
 looks        node 3 s ago, ec2 5 min 12 s ago
 ec2          4 calls: 3 DescribeNetworkInterfaces, 1 AssignPrivateIpAddresses; its budget now allows 3 more AssignPrivateIpAddresses
-condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is asked again in 60 s; free some, or name another subnet in eni.subnets
 """  # noqa: E501 - as it is shown
 
 AT_60 = """\
@@ -150,6 +151,12 @@ version      0.1.0, up 3 h 13 min
 document     /etc/node-network/node-network.yaml (generation
              4, accepted 2026-11-30T18:00:00+00:00)
 settled      yes
+condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h
+             13 min): pool of i-1: subnet-a has no free
+             address; EC2 is asked again in 60 s; free some,
+             or name another subnet in eni.subnets
+             cause and cure of each: node-network explain
+             condition
 snat         node: what is beyond the VPC sees the node's
              address; @peering, 10.100.0.0/16 and the VPC
              see pod addresses
@@ -178,16 +185,15 @@ looks        node 3 s ago, ec2 5 min 12 s ago
 ec2          4 calls: 3 DescribeNetworkInterfaces, 1
              AssignPrivateIpAddresses; its budget now allows
              3 more AssignPrivateIpAddresses
-condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h
-             13 min): pool of i-1: subnet-a has no free
-             address; EC2 is asked again in 60 s; free some,
-             or name another subnet in eni.subnets
 """
 
 AT_120 = """\
 version      0.1.0, up 3 h 13 min
 document     /etc/node-network/node-network.yaml (generation 4, accepted 2026-11-30T18:00:00+00:00)
 settled      yes
+condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is
+             asked again in 60 s; free some, or name another subnet in eni.subnets
+             cause and cure of each: node-network explain condition
 snat         node: what is beyond the VPC sees the node's address; @peering, 10.100.0.0/16 and the VPC see pod addresses
 snat         group pay: external: every destination sees pod addresses
 pool         [###~~.........__________________________] 2 assigned (#), 1 cooling (~), 0 quarantined (x), 6 allocatable
@@ -206,8 +212,6 @@ repaired     3 min ago: rule: 3 x rule: ip rule add priority 512 lookup 512 prot
 looks        node 3 s ago, ec2 5 min 12 s ago
 ec2          4 calls: 3 DescribeNetworkInterfaces, 1 AssignPrivateIpAddresses; its budget now allows 3 more
              AssignPrivateIpAddresses
-condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is
-             asked again in 60 s; free some, or name another subnet in eni.subnets
 """  # noqa: E501 - as it is shown
 
 

@@ -154,13 +154,16 @@ def sandboxes(*numbers: int) -> tuple[Intent, ...]:
     return tuple(replace(intent(n), pod="default/web-0") for n in numbers)
 
 
-def test_a_veth_called_after_its_pod_has_the_name_that_calico_computes() -> None:
+@pytest.mark.parametrize("prefix", ["cali", "eni"])
+def test_a_veth_called_after_its_pod_has_the_name_that_policy_agents_compute(prefix: str) -> None:
+    """Calico (its prefix can be set), and AWS's agent (``eni``, ``GetHostVethName``), alike."""
+    by_pod = document(pods={"vethName": "pod", "vethPrefix": prefix})
     (action,) = domain.plan(
-        domain.desire(inputs(1, document=BY_POD)), Records(sandboxes(1))
+        domain.desire(inputs(1, document=by_pod)), Records(sandboxes(1))
     ).actions
     assert isinstance(action, Change)
     # printf default.web-0 | sha1sum
-    assert action.object.veth == "cali0d7763386da"
+    assert action.object.veth == f"{prefix}0d7763386da"
 
 
 def test_a_sandbox_of_no_pod_is_called_after_itself() -> None:

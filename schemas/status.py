@@ -96,6 +96,15 @@ class EniEntry(Part):
     prefixes: list[str]
 
 
+class OtherCardEntry(Part):
+    """An ENI of this instance on another network card than the first: it is left alone."""
+
+    id: str
+    card: int
+    device: int | None
+    type: str = Field(description="EC2's word, as efa-only; empty if it is not known.")
+
+
 class AttachmentEntry(Part):
     """A pod that has its addresses. In the order of the pods' names."""
 
@@ -169,7 +178,8 @@ class Status(Part):
     snat: list[PolicyEntry] = Field(description="Empty before the first pass.")
     limits: LimitsEntry | None = Field(description="Null while they are not known.")
     conditions: list[ConditionEntry]
-    enis: list[EniEntry]
+    enis: list[EniEntry] = Field(description="Those on the first network card.")
+    other_cards: list[OtherCardEntry]
     attachments: list[AttachmentEntry]
     packets_refused: dict[str, int] = Field(description="Packets of pods, by reason.")
     cooling: list[str] = Field(description="Addresses that no pod is given yet.")

@@ -153,8 +153,8 @@ class LabInstance(Instance):  # type: ignore[misc]
     def attach_eni(self, eni: Interface, device_index: int, network_card: int = 0) -> str:
         """Attach, if EC2 would; the link is there before the status says so.
 
-        Each network card counts its device indices anew. The lab's further cards take EFA-only
-        ENIs, which have no link.
+        Each network card counts its device indices anew. At index 0 of the lab's further cards are
+        EFA-only ENIs alone, which have no link.
 
         Kinder than EC2 in one thing: it attaches an EFA to a stopped instance only (EC2 user
         guide, "Create and attach an Elastic Fabric Adapter"), and the lab's are never stopped.
@@ -172,8 +172,8 @@ class LabInstance(Instance):  # type: ignore[misc]
                 f"same availability zone ({eni.id})"
             )
             raise EC2ClientError("InvalidParameterCombination", message)
-        if network_card and eni.has_link:
-            message = "The lab has EFA-only network interfaces on further network cards only."
+        if network_card and eni.has_link and not int(device_index):
+            message = "The lab has EFA-only network interfaces at that index only."
             raise EC2ClientError("Unsupported", message)
         if place in self.nics:
             where = f"device index '{device_index}'"

@@ -45,6 +45,10 @@ def _lines(body: Body, screen: Screen) -> Iterator[_Line]:
     yield from map(_policy, body["snat"])
     yield from _pool(body, screen)
     yield from map(_eni, body["enis"])
+    for e in body["otherCards"]:
+        device = "unknown" if e["device"] is None else e["device"]
+        what = f"{e['id']} device {device} of network card {e['card']}"
+        yield _Line("eni", f"{what}, {e['type'] or 'of an unknown type'}: not used")
     yield from map(_source, body["sources"])
     for a in body["attachments"]:
         where = f"{' '.join(a['addresses'])} on {a['eni']} ({a['veth']})"

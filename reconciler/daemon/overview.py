@@ -13,7 +13,7 @@ from reconciler.core.facts import Eni
 from reconciler.daemon.duty import Condition
 from reconciler.domains.inputs import Inputs
 from reconciler.ipam import budget
-from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.cloud import Cloud, Limits, OtherCard
 from reconciler.ipam.forecast import Outlook
 from reconciler.ipam.pool import most_addresses
 from reconciler.ipam.records import Records
@@ -111,6 +111,11 @@ def describe_eni(eni: Eni) -> dict[str, Any]:
         "podAddresses": _some(eni.secondaries),
         "prefixes": [str(p) for p in (*eni.prefixes, *eni.ipv6_prefixes)],
     }
+
+
+def describe_other_card(eni: OtherCard) -> dict[str, Any]:
+    """Describe an ENI that is left alone because of its place."""
+    return {"id": eni.eni_id, "card": eni.card, "device": eni.device_index, "type": eni.kind}
 
 
 def describe_pods(records: Records, devices: Mapping[str, int | None]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from reconciler.daemon.overview import (
     describe_conditions,
     describe_eni,
     describe_limits,
+    describe_other_card,
     describe_pods,
     describe_policies,
 )
@@ -156,6 +157,7 @@ def describe(
         "limits": describe_limits(latest.inputs, cloud, records) if latest and cloud else None,
         "conditions": describe_conditions(conditions, now),
         "enis": [describe_eni(e) for e in enis],
+        "otherCards": [describe_other_card(e) for e in cloud.other_cards] if cloud else [],
         "attachments": describe_pods(records, devices),
         "packetsRefused": dict(progress.refused),
         "cooling": [str(c.address) for c in records.cooling],

@@ -218,7 +218,7 @@ VARIABLES = (
         "standard",
         ("pods.vethPrefix", "pods.vethName"),
         "none",
-        "network policy is another program's; for AWS's agent name links with vethPrefix eni and "
+        "network policy is another program's; AWS's agent finds links with vethPrefix eni and "
         "vethName pod",
     ),
     Variable(
@@ -318,7 +318,10 @@ OURS = {
     "reconcile.resync": "how often all of the kernel is observed",
     "reconcile.ec2Resync": "how often EC2 is observed",
     "kubernetes.startupTaint": "no pod is placed on a node before it can be served",
-    "reservedAddresses": "externalIPs and VIPs on a node's ENIs",
+    "reservedAddresses": "externalIPs and VIPs on a node's ENIs, by address or CIDR; not by tag: "
+    "EC2's addresses have none, an ENI's are withheld by its tag node.k8s.amazonaws.com/no_manage "
+    "or eni.usePrimary, and a subnet's CIDR reservation, which has tags, is named by its CIDR "
+    "without an answer of EC2 that pods would wait for",
     "instanceTypes": "limits of types that EC2 does not tell; the stock plugin compiles them in",
     "takeOver": "migration of a node without draining it",
     "apiVersion": "the document's version",
@@ -339,6 +342,27 @@ what to do instead.
 |---|---|---|---|---|
 """
 
+BEHAVIOUR = {
+    "the MAC of an address that moved to another node (#3628, #3774)": "each node asks again once "
+    "a minute; #3774 would document `ip neigh del`. Nothing is announced: a VPC does not "
+    "carry it ([decision 31](decisions/031-neighbours-are-asked-for-again.md))",
+    "CIDR reservations of subnets": "a subnet that is reserved for prefixes is used although EC2 "
+    "counts nothing in it as free; by that number the stock plugin passes over it (awslabs/"
+    "eks-perf-tests #511). What is reserved as explicit is never asked for by either",
+    "several network cards": "indices and the limit are those of the first card; ENIs on others, "
+    "EFA-only ones too, are left alone, shown by status, and their addresses count for nothing. "
+    "Pods get no addresses of other cards: each would need a link of its own in the pod, as "
+    "ENABLE_MULTI_NIC makes them",
+}
+"""What the stock plugin does without a setting, and what we do."""
+
+NO_SETTING = """
+## Without a setting there
+
+| | ours |
+|---|---|
+"""
+
 MORE = """
 ## Without a counterpart there
 
@@ -354,6 +378,9 @@ def page() -> Iterator[str]:
         ours = ", ".join(f"`{path}`" for path in one.ours)
         default = f"`{one.default}`" if one.default else ""
         yield f"| `{one.name}` | {default} | {ours} | {one.verdict} | {one.why} |\n"
+    yield NO_SETTING
+    for what, how in BEHAVIOUR.items():
+        yield f"| {what} | {how} |\n"
     yield MORE
     for path, why in OURS.items():
         yield f"| `{path}` | {why} |\n"

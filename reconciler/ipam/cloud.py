@@ -146,11 +146,27 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherCard:
+    """An ENI on another network card than the first: it is left alone, and its place is no ENI's.
+
+    ``device_index``: counted anew on each card; None if EC2 does not say it. ``kind``: EC2's word
+    for its type.
+    """
+
+    eni_id: str
+    card: int
+    device_index: int | None
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cloud:
     """One observation of EC2.
 
     Attributes:
-        enis: attached to this instance or ours; device order, unattached last.
+        enis: attached to this instance or ours; device order, unattached last. Those on the first
+            network card alone.
+        other_cards: ENIs of this instance on the others.
         limits: None if EC2 does not tell, or does not know the instance type.
         subnets: by id: those of the ENIs, and those that the document names.
         behind: EC2 does not list yet, or any more, what it answered moments ago.
@@ -161,6 +177,7 @@ class Cloud:
     subnets: Mapping[str, Subnet]
     behind: bool = False
     unread: tuple[Unread, ...] = ()
+    other_cards: tuple[OtherCard, ...] = ()
 
     @property
     def primary(self) -> Eni | None:

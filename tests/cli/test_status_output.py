@@ -83,6 +83,7 @@ BODY: dict[str, Any] = {
             "prefixes": [],
         }
     ],
+    "otherCards": [],
     "attachments": [
         {
             "pod": f"default/{name}",
@@ -245,6 +246,18 @@ def test_the_latest_repairs_are_shown_and_the_others_are_counted() -> None:
         line for line in as_text(BODY | {"repaired": [one]}).splitlines() if "repaired" in line
     ]
     assert line == "repaired     3 min ago: rule: ip rule add x (missing)"
+
+
+def test_enis_on_other_network_cards_are_shown_as_not_used() -> None:
+    others = [
+        {"id": "eni-0e", "card": 1, "device": 0, "type": "efa-only"},
+        {"id": "eni-0f", "card": 2, "device": None, "type": ""},
+    ]
+    more = set(as_text(BODY | {"otherCards": others}).splitlines())
+    assert more - set(as_text(BODY).splitlines()) == {
+        "eni          eni-0e device 0 of network card 1, efa-only: not used",
+        "eni          eni-0f device unknown of network card 2, of an unknown type: not used",
+    }
 
 
 def test_a_node_before_its_first_pass_is_shown() -> None:

@@ -122,8 +122,8 @@ def test_what_was_certainly_not_given_back_is_still_ours(ec2: Any) -> None:
     assert world.cloud().enis[0].secondaries == held
 
 
-def test_an_efa_only_eni_at_index_0_of_another_card_is_asked_for_nothing(ec2: Any) -> None:
-    """It was taken for the primary, and the pool stood still while it was asked for addresses."""
+def test_enis_on_other_network_cards_are_shown_and_asked_for_nothing(ec2: Any) -> None:
+    """One at index 0 was taken for the primary, and the pool stood still while it was asked."""
     made = ec2.client.run_instances(
         ImageId="ami-1",
         InstanceType="p4d.24xlarge",
@@ -142,6 +142,13 @@ def test_an_efa_only_eni_at_index_0_of_another_card_is_asked_for_nothing(ec2: An
             DeviceIndex=0,
             NetworkCardIndex=card,
         )
+    # And an ordinary one with addresses, at the index that is ours on the first card.
+    other = ec2.client.create_network_interface(
+        SubnetId=ec2.subnets["nodes-a"], SecondaryPrivateIpAddressCount=3
+    )["NetworkInterface"]["NetworkInterfaceId"]
+    ec2.client.attach_network_interface(
+        NetworkInterfaceId=other, InstanceId=ec2.instance_id, DeviceIndex=1, NetworkCardIndex=1
+    )
     mine = [e for e in ec2.cloud.enis() if e.instance_id == ec2.instance_id]
     mac = next(e.mac for e in mine if e.network_card == 0)
     journal = Journal()
@@ -151,7 +158,11 @@ def test_an_efa_only_eni_at_index_0_of_another_card_is_asked_for_nothing(ec2: An
     assert world.cloud().limits == Limits(15, 50)
     outcome = world.reach(60)
     assert outcome.settled, outcome.errors
-    assert [(e.device_index, len(e.secondaries)) for e in world.cloud().enis] == [(0, 49), (1, 11)]
+    cloud = world.cloud()
+    assert [(e.device_index, len(e.secondaries)) for e in cloud.enis] == [(0, 49), (1, 11)]
+    shown = {(e.card, e.device_index, e.kind) for e in cloud.other_cards}
+    efa_only = {(card, 0, "efa-only") for card in (1, 2, 3)}
+    assert shown == efa_only | {(1, 1, "interface")}
     assert world.reach(60).plan.actions == ()
 
 

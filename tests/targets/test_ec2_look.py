@@ -17,7 +17,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.errors import ObserveError
 from reconciler.ipam import pool_plan
 from reconciler.ipam.budget import CallBackoffs
-from reconciler.ipam.cloud import Cloud, Limits
+from reconciler.ipam.cloud import Cloud, Limits, OtherCard
 from reconciler.ipam.ec2_action import AddEni, AssignAddresses, AssignPrefixes
 from reconciler.ipam.pool_status import find_pool_status
 from reconciler.targets.ec2.caller import Ec2CallError
@@ -98,10 +98,30 @@ def test_an_eni_on_another_card_takes_no_place_on_the_first() -> None:
             {"NetworkCardIndex": 0, "MaximumNetworkInterfaces": 3},
         ],
     }
+    theirs = {"DeviceIndex": 2, "NetworkCardIndex": 1}
+    more = [{"PrivateIpAddress": "10.0.1.91"}]
+    enis(told).append(
+        interface(2, more=more, TagSet=[], Attachment=interface(2)["Attachment"] | theirs)
+    )
     cloud, plan = look(told, 60)
     assert cloud.limits == Limits(3, 10)
+    assert cloud.other_cards == (
+        OtherCard("eni-3", 1, 0, "efa-only"),
+        OtherCard("eni-2", 1, 2, "interface"),
+    )
+    assert "10.0.1.91" not in {str(a) for e in cloud.enis for a in e.pod_addresses}
     (creation,) = [a.creation for a in plan.actions if isinstance(a, AddEni)]
     assert creation.device_index == 2
+
+
+@pytest.mark.parametrize("index", [None, "1", 1 << 20])
+def test_what_cannot_be_read_of_an_eni_on_another_card_is_not_shown_and_nothing_else(
+    index: object,
+) -> None:
+    told = answers()
+    enis(told).append(efa_only(DeviceIndex=index) | {"InterfaceType": ["?"]})
+    cloud, _ = look(told)
+    assert (cloud.other_cards, cloud.unread) == ((OtherCard("eni-3", 1, None, ""),), ())
 
 
 def test_an_eni_with_our_tag_on_another_card_is_named_and_kept() -> None:

@@ -12,7 +12,7 @@ from reconciler.core.datapath import IpNetwork
 from reconciler.errors import ApplyError
 from reconciler.ipam import budget
 from reconciler.ipam import ec2_action as ec2
-from reconciler.ipam.cloud import CREATED_TAG, CREATION_TAG, INSTANCE_TAG, Cloud
+from reconciler.ipam.cloud import CREATED_TAG, CREATION_TAG, INSTANCE_TAG, Cloud, OtherCard
 from reconciler.ipam.ec2_action import AddEni, Creation, DelegatePrefix, Ec2Action
 from reconciler.ipam.sources import TRUST_S, Answer, is_behind, overlay
 from reconciler.targets.ec2 import decode
@@ -143,7 +143,7 @@ class Ec2Changes:
         with reading("create_network_interface"):
             body = inner(answer, "NetworkInterface")
             listed = decode.decode_interface(body, self._instance_id)
-            if listed is None:
+            if isinstance(listed, OtherCard):
                 raise MalformedError("NetworkInterface", None, "attached to nothing")
         # The subnet's CIDR is not in the answer; the look that chose the subnet has it.
         known = self._shown.subnets.get(creation.subnet_id)

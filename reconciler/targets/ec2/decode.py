@@ -8,6 +8,7 @@ counts as there, and nothing is given back meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -15,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from reconciler.core.datapath import MAX_DEVICE_INDEX, IpNetwork, host_network
 from reconciler.core.facts import Eni
 from reconciler.ipam import cloud
-from reconciler.ipam.cloud import Limits, Reserved, Subnet, Unread
+from reconciler.ipam.cloud import Limits, OtherCard, Reserved, Subnet, Unread
 from reconciler.ipam.ec2_action import IDLE_TIMEOUTS
 from reconciler.ipam.release import unit_networks
 from reconciler.targets.values import (
@@ -127,8 +128,8 @@ def read_tags(body: Object, key: str) -> dict[str, str]:
 
 def decode_interface(
     body: Object, instance_id: str, primary_mac: str = "", *, attached: bool = False
-) -> Listed | None:
-    """Read an ENI; None if it is on another network card, which concerns nothing here.
+) -> Listed | OtherCard:
+    """Read an ENI; of one on another network card only what is shown of it.
 
     Args:
         body: as DescribeNetworkInterfaces has it.
@@ -150,7 +151,7 @@ def decode_interface(
     if card is not None and (card := CARD_INDEX.of(here, "NetworkCardIndex")):
         if is_primary or tags.get(cloud.INSTANCE_TAG) == instance_id:
             raise MalformedError("NetworkCardIndex", card, "0, of the only card that is used")
-        return None
+        return OtherCard(eni_id, card, *_shown_of(body, here))
     index = DEVICE_INDEX.of(here, "DeviceIndex") if here else None
     primary = IPV4.of(body, "PrivateIpAddress") if body.get("PrivateIpAddress") else NO_ADDRESS
     if is_primary and primary == NO_ADDRESS:
@@ -192,6 +193,16 @@ def decode_interface(
         idle_timeouts=_idle_timeouts(body),
     )
     return Listed(eni, ID.of(body, "VpcId"))
+
+
+def _shown_of(body: Object, attachment: Object) -> tuple[int | None, str]:
+    """Return index and type of an ENI that nothing depends on: what cannot be read is left out."""
+    index, kind = None, ""
+    with suppress(MalformedError):
+        index = DEVICE_INDEX.of(attachment, "DeviceIndex")
+    with suppress(MalformedError):
+        kind = WORD.of(body, "InterfaceType")
+    return index, kind
 
 
 def _idle_timeouts(body: Object) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from reconciler.core.facts import Eni
 from reconciler.domains.eni import plan as plan_pool
 from reconciler.errors import ObserveError
 from reconciler.ipam import budget
-from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, Unread
+from reconciler.ipam.cloud import INSTANCE_TAG, Cloud, Limits, OtherCard, Unread
 from reconciler.ipam.ec2_action import AddEni
 from reconciler.ipam.pool_status import Pool
 from reconciler.ipam.sources import TRUST_S
@@ -54,6 +54,7 @@ class Look:
     instance_id: str
     primary_mac: str
     found: dict[str, Listed] = field(default_factory=dict)
+    other_cards: list[OtherCard] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
 
     @property
@@ -68,7 +69,9 @@ class Look:
         except MalformedError as error:
             self.unread.append(unread("eni", body, str(error)))
             return
-        if listed is not None and listed.eni.eni_id not in self.names:
+        if isinstance(listed, OtherCard):
+            self.other_cards.append(listed)
+        elif listed.eni.eni_id not in self.names:
             self.found[listed.eni.eni_id] = listed
 
     def without_doubles(self) -> tuple[dict[str, Listed], list[Unread]]:
@@ -182,7 +185,10 @@ class Ec2(Ec2Changes):
             except MalformedError as error:
                 more.append(_unread(one.eni, str(error)))
         whole = (*more, *described.unread)
-        self._shown = Cloud(tuple(enis), limits, described.subnets, unread=whole)
+        others = tuple(look.other_cards)
+        self._shown = Cloud(
+            tuple(enis), limits, described.subnets, unread=whole, other_cards=others
+        )
 
     def _list_free(self, look: Look) -> None:
         """What is ours and attached to nothing; a part of it is good enough."""

@@ -126,13 +126,12 @@ def _status(lab: Lab, node: str) -> dict[str, Any]:
 def passes(lab: Lab, node: str) -> tuple[float, float]:
     """Return the seconds of all passes, and their number."""
     lines = str(_status(lab, node)["metrics"]).splitlines()
-    found = [
-        float(x.split()[1])
-        for word in ("sum", "count")
-        for x in lines
-        if x.startswith(f"node_network_pass_seconds_{word} ")
-    ]
-    return found[0], found[1]
+
+    def total(word: str) -> float:
+        starts = tuple(f'node_network_pass_seconds_{word}{{pass="{p}"}}' for p in pods.NODE_PASSES)
+        return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(starts))
+
+    return total("sum"), total("count")
 
 
 def mean_pass_ms(before: tuple[float, float], after: tuple[float, float]) -> float:

@@ -58,9 +58,9 @@ class Process:
     def passes(self) -> int:
         """Full passes and passes for pods, so far."""
         status: dict[str, Any] = ask(self._socket, {"do": "status"})["status"]
-        name = "node_network_pass_seconds_count "
-        (line,) = [x for x in status["metrics"].splitlines() if x.startswith(name)]
-        return int(float(line.split()[1]))
+        starts = tuple(f'node_network_pass_seconds_count{{pass="{p}"}}' for p in pods.NODE_PASSES)
+        lines = [x for x in status["metrics"].splitlines() if x.startswith(starts)]
+        return sum(int(float(line.rpartition(" ")[2])) for line in lines)
 
 
 def measure() -> list[str]:

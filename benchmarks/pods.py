@@ -34,6 +34,10 @@ CLEANUP_S = 10.0
 """Seconds that the kernel is given to clean up namespaces; nothing tells when it has done so."""
 
 STARTS = 100
+
+NODE_PASSES = ("pods", "full", "audit")
+"""Passes over the kernel, as the metric names them."""
+
 CROWDS = (0, 100, 250)
 """Pods that are there already."""
 

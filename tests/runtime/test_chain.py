@@ -80,14 +80,14 @@ def nothing_is_left(cluster: Any) -> None:
 
 def audits(cluster: Any) -> None:
     """Wait until the pods have been looked into twice from now on."""
-    name = "node_network_pass_seconds_count"
+    name = 'node_network_pass_seconds_count{pass="audit"}'
 
     def count() -> float:
         lines = cluster.status()["metrics"].splitlines()
         return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(name))
 
     before = count()
-    until(lambda: count() >= before + 2, "two more passes")
+    until(lambda: count() >= before + 2, "two more audits")
 
 
 def test_a_host_port_is_reached_from_outside_on_pods_of_every_eni(

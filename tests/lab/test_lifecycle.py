@@ -167,7 +167,7 @@ def test_a_command_on_a_node_has_its_settings_and_its_status_and_output_come_bac
 
 
 def test_two_labs_have_the_same_addresses_and_know_nothing_of_each_other(lab, name):
-    other = lifecycle.up(name)
+    other = lifecycle.up(name, start=fork_server.start)
     assert [e["primary"] for e in other.enis()] == [e["primary"] for e in lab.enis()]
     assert {e["id"] for e in other.enis()}.isdisjoint(e["id"] for e in lab.enis())
     with Receiver(other.names.namespace("node2")):
@@ -511,7 +511,7 @@ def test_an_instance_that_has_no_place_is_refused_as_ec2_refuses(client, lab):
 
 
 def test_a_demo_leaves_a_lab_alone_that_was_there_before_it(name):
-    before = lifecycle.up(name)
+    before = lifecycle.up(name, start=fork_server.start)
     done = CliRunner().invoke(main, ["lab", "demo", "--name", name])
     assert done.exit_code == 1
     assert f"lab {name} is up" in done.output

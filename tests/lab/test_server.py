@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from conftest import fork_server
 
 from lab import lifecycle, netns
 from lab.lifecycle import LabError
@@ -90,7 +91,7 @@ def test_who_fragments_the_subnet_is_nobody_a_reconciler_could_take_for_its_own(
 
 
 def test_nodes_are_of_the_types_asked_for_and_the_others_of_their_own(name, on):
-    lab = lifecycle.up(name, types={"node1": "m5.4xlarge"})
+    lab = lifecycle.up(name, types={"node1": "m5.4xlarge"}, start=fork_server.start)
     told = {
         n: lab.run(n, [sys.executable, "-c", ASK_TYPE]).stdout.strip() for n in ("node1", "node2")
     }
@@ -127,7 +128,7 @@ def test_an_unknown_node_or_type_is_refused_before_anything_is_made(
 
 
 def test_a_terminated_node_leaves_what_its_enis_say_and_the_other_node_alone(name, on):
-    lab = lifecycle.up(name)
+    lab = lifecycle.up(name, start=fork_server.start)
     instance = lab.ask("status")["instances"]["node1"]
     (primary,) = lab.enis("node1")
     with on(lab, "node2") as client:
@@ -162,7 +163,7 @@ def test_a_terminated_node_leaves_what_its_enis_say_and_the_other_node_alone(nam
 
 
 def test_no_switch_keeps_an_operator_from_terminating_and_no_count_shows_it(name):
-    lab = lifecycle.up(name)
+    lab = lifecycle.up(name, start=fork_server.start)
     everything = {"denied": ["TerminateInstances"], "throttle": {"*": [0, 0]}}
     lab.ask("faults", set=everything)
     lab.ask("calls", reset=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -116,18 +117,26 @@ def test_what_is_broken_on_the_host_is_put_right(cluster: Any, what: str) -> Non
     assert "drift repaired" in (cluster.state() / "log").read_text()
 
 
+@pytest.fixture(scope="module")
+def repairing(make_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A node whose pods are looked at every second and put right."""
+    with make_cluster(tmp_path_factory.mktemp("repairing")) as made:
+        text = made.config.read_text()
+        made.config.write_text(text + "reconcile: {resync: 1s}\npods: {repair: all}\n")
+        made.start()
+        yield made
+
+
 @pytest.mark.parametrize("what", POD)
-def test_what_is_broken_in_a_pod_is_put_right_by_the_next_full_look(idle: Any, what: str) -> None:
+def test_what_is_broken_in_a_pod_is_put_right_by_the_next_full_look(
+    repairing: Any, what: str
+) -> None:
     """No notification leaves a pod's namespace: the timer finds it, here every second."""
-    text = idle.config.read_text()
-    idle.config.write_text(text + "reconcile: {resync: 1s}\npods: {repair: all}\n")
-    idle.start()
-    one = idle.add()
-    before = idle.drift()
-    argv = ["nsenter", f"--net={netns.path(one.namespace)}", "--", *POD[what]]
-    subprocess.run(argv, check=True, capture_output=True)
-    repaired(idle, before)
-    with Receiver(idle.lab.names.namespace("vpchost")):
+    with repairing.pods(1) as (one,), Receiver(repairing.lab.names.namespace("vpchost")):
+        before = repairing.drift()
+        argv = ["nsenter", f"--net={netns.path(one.namespace)}", "--", *POD[what]]
+        subprocess.run(argv, check=True, capture_output=True)
+        repaired(repairing, before)
         assert probe(one.namespace, VPC_HOST).source == one.address
 
 

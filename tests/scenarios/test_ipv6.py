@@ -416,7 +416,7 @@ def story(cluster: Any) -> None:
     for path in (cluster.state() / "attachments").glob("*.json"):
         path.unlink()
     cluster.start()
-    assert {tuple(r["addresses"]) for r in cluster.records("attachments")} == held
+    until(lambda: {tuple(r["addresses"]) for r in cluster.records("attachments")} == held, "them")
 
     cluster.delete(both)
     cooling = {r["address"] for r in cluster.records("cooling")}

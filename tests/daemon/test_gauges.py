@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
-from builders import SUBNET
+from builders import SUBNET, intent
 from daemon.test_surprise import House
+from waiting import until
 
-from reconciler.daemon.telemetry import Durations, exposition
+from reconciler.core.attachment import Attachment
+from reconciler.daemon.telemetry import REGISTRY, Durations, exposition
 from reconciler.errors import Issue
 from reconciler.ipam.budget import BUCKETS
 from reconciler.ipam.forecast import WINDOW_S
@@ -116,3 +119,27 @@ def test_pods_that_keep_coming_have_a_time_at_which_addresses_are_used_up(house:
     left, lasts = told["pool_addresses_left"][()], told["pool_exhaustion_seconds"][()]
     assert 0 < left < 27
     assert lasts == pytest.approx(left * min(6 * 200.0, WINDOW_S) / 5, rel=0.35)
+
+
+def test_an_add_is_timed_until_its_pass_began_and_until_it_was_placed(house: House) -> None:
+    def counted(phase: str) -> tuple[float, float]:
+        name = "node_network_cni_add_phase_seconds"
+        values = [
+            REGISTRY.get_sample_value(f"{name}_{w}", {"phase": phase}) for w in ("count", "sum")
+        ]
+        return (values[0] or 0.0, values[1] or 0.0)
+
+    house.work()
+    house.begin_pod()
+    before = counted("wait"), counted("place")
+    requests, told = house.agent.parts.requests, []
+    thread = Thread(target=lambda: told.append(requests.await_attachment(intent(1).key, 10.0)))
+    thread.start()
+    until(lambda: requests._asked[intent(1).key] > 0)
+    house.agent.kernel.pods_pass()
+    thread.join()
+    assert isinstance(told[0], Attachment)
+    for (count, seconds), phase in zip(before, ("wait", "place"), strict=True):
+        now, all_seconds = counted(phase)
+        assert now == count + 1
+        assert 0 <= all_seconds - seconds < 10

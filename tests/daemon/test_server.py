@@ -20,7 +20,7 @@ from waiting import until
 
 from cni import protocol
 from lab import netns
-from reconciler.daemon import client, server
+from reconciler.daemon import client, server, telemetry
 from reconciler.daemon.client import ask
 from reconciler.daemon.duty import Conditions, Duties, Watchdog
 from reconciler.daemon.listener import SPARE_THREADS, Workers
@@ -337,3 +337,30 @@ def test_an_answer_that_fails_for_no_known_reason_is_told_as_that_and_is_a_condi
     until(lambda: [c["reason"] for c in agent.conditions.all()] == ["InternalError"])
     assert say(path, question)["ok"]
     until(lambda: agent.conditions.all() == [], "its end")
+
+
+def sample(name: str, **labels: str) -> float:
+    return telemetry.REGISTRY.get_sample_value(f"node_network_{name}", labels) or 0.0
+
+
+def test_each_question_about_a_pod_is_counted_by_how_it_went_and_timed(path: Path) -> None:
+    def counted() -> dict[str, float]:
+        requests, seconds = "cni_requests_total", "cni_request_seconds_count"
+        return {
+            "granted": sample(requests, verb="add", result="ok"),
+            "refused": sample(requests, verb="add", result="AlreadyAttached"),
+            "left": sample(requests, verb="del", result="ok"),
+            "timed": sample(seconds, verb="add", result="ok"),
+            "in vain": sample(seconds, verb="add", result="failed"),
+            "told": sample("cni_add_phase_seconds_count", phase="answer"),
+        }
+
+    before = counted()
+    who = {"containerID": "c", "ifname": "eth0"}
+    add(path)
+    with pytest.raises(UnansweredError, match="AlreadyAttached"):
+        ask(path, {"do": "add", "netnsInode": 1, "attempt": "told before", **who})
+    ask(path, {"do": "del", **who})
+    ask(path, {"do": "status"})
+    until(lambda: counted()["left"] > before["left"])
+    assert {k: n - before[k] for k, n in counted().items()} == dict.fromkeys(before, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_alive_at_once_ready_with_the_first_convergence_and_still_so_without_ec2
 ) -> None:
     describe = ["DescribeNetworkInterfaces", "DescribeInstances", "DescribeSubnets"]
     idle.lab.ask("faults", set={"denied": describe})
-    idle.launch("node1", "--listen", LISTEN)
+    idle.launch("node1", "--listen", LISTEN, "--log-format", "json")
     until(lambda: answers(idle))
     assert get(idle, "/livez") == (200, "ok\n")
     until(lambda: not get(idle, "/readyz")[1].startswith("node: Starting"))
@@ -52,6 +53,8 @@ def test_alive_at_once_ready_with_the_first_convergence_and_still_so_without_ec2
     idle.ip("rule", "delete", "priority", "512")
     until(lambda: 'node_network_drift_repaired_total{domain="rule"' in get(idle, "/metrics")[1])
     assert [get(idle, path)[0] for path in ("/livez", "/readyz", "/")] == [200, 200, 404]
+    lines = (idle.state() / "log").read_text().splitlines()
+    assert "drift repaired" in {json.loads(line)["message"] for line in lines}
 
 
 def test_an_address_nobody_can_listen_on_is_an_error_that_names_it(idle: Any) -> None:

@@ -205,7 +205,7 @@ class _Walk:
             )
 
     def _bind_outgoing(self, target: IpAddress) -> int:
-        """Say what chain snat_mark does with the first packet."""
+        """Say what chain first does with a connection's first packet."""
         source, sets, mark = self.home, sets_of(self.family), 0
         group, kept = self.tables.kept(source, target)
         no_snat = no_snat_of(self.family, group)
@@ -239,7 +239,7 @@ class _Walk:
         return host
 
     def _mark(self, target: IpAddress, bound: int) -> int:
-        """Say what chain route_mark does: the connection's ENI, else the pod's own."""
+        """Say what chain choice does: the connection's ENI, else the pod's own."""
         sets, mark = sets_of(self.family), bound
         verdict = self.tables.verdicts.get((sets.pod_eni, self.home))
         devices = {chain_of(e.device_index or 0): e.device_index or 0 for e in self.inputs.enis}

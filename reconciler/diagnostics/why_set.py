@@ -11,7 +11,7 @@ from reconciler.diagnostics.why import Where, name_eni, name_pod
 from reconciler.domains import nat
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_objects import NftElement, NftLink, NftSet
-from reconciler.domains.nat_rules import LINKS, NOUNS
+from reconciler.domains.nat_rules import ARRIVALS, LINK_MAPS, LINKS, NOUNS
 from reconciler.egress.destinations import describe
 from schemas.snat import SnatPolicy
 
@@ -26,6 +26,7 @@ ABOUT: Mapping[str, str] = {
     "group_mark": "the SNAT policy that binds connections of pods in groups",
     "group_nat": "the SNAT policy that translates packets of pods in groups",
     LINKS: "what is asked of packets by the link that they come by",
+    ARRIVALS: "the ENI that a connection to the host is bound to, by the link that it comes by",
 }
 """What the sets hold, by the first part of their names."""
 
@@ -65,7 +66,7 @@ def explain_sets(inputs: Inputs, where: Where, name: str | None = None) -> list[
 
 def noun_of(name: str) -> str:
     """Return the first part of a set's name, which says what it holds."""
-    nouns = sorted((*NOUNS, LINKS), key=len, reverse=True)
+    nouns = sorted((*NOUNS, *LINK_MAPS), key=len, reverse=True)
     return next(n for n in nouns if name == n or name.startswith(f"{n}_"))
 
 
@@ -112,9 +113,9 @@ class _Reasoning:
     def _of_link(self, o: NftLink) -> str:
         if pod := self._by_veth.get(o.link):
             return f"{name_pod(pod)}, by {self._where('pods', 'spoofing')}"
-        if eni := self._enis.get(o.link):
-            return f"{name_eni(eni)}, by {self._where('pods', 'spoofing')}"
-        return f"the primary ENI's link, by {self._where('pods', 'spoofing')}"
+        eni = self._enis.get(o.link)
+        who = name_eni(eni) if eni else "the primary ENI's link"
+        return who if o.set == ARRIVALS else f"{who}, by {self._where('pods', 'spoofing')}"
 
     def _metadata_of(self, pod: Attachment) -> str:
         namespace, _, name = pod.pod.partition("/")

@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import signal
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ class Question:
 
         ``keys``: descriptor of the terminal on which Enter confirms; None without one.
         """
+        if keys is not None and os.isatty(keys):
+            termios.tcflush(keys, termios.TCIFLUSH)  # what was typed before it was asked
         deadline = time.monotonic() + seconds
         while self._path.exists():
             left = deadline - time.monotonic()

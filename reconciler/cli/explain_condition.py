@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from cni.exchange import SOCKET
 from reconciler.cli.options import fail, state_option
 from reconciler.cli.screen import screen_of
-from reconciler.daemon.client import ask
+from reconciler.daemon.client import ask_status
 from reconciler.diagnostics.reasons import catalogue, ec2, node
 from reconciler.errors import UnansweredError
 
@@ -35,7 +34,7 @@ def condition(name: str | None, state_dir: Path) -> None:
     """
     why = ""
     try:
-        known: Conditions = ask(state_dir / SOCKET, {"do": "status"})["status"]["conditions"]
+        known: Conditions = ask_status(state_dir)["conditions"]
     except UnansweredError as error:
         if name is None:
             fail(error)

@@ -158,6 +158,29 @@ def test_enter_confirms_and_the_end_of_a_terminal_does_not(
     assert not (tmp_path / NAME).exists()
 
 
+def test_what_was_typed_before_it_was_asked_is_no_answer(tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    try:
+        os.write(ours, b"\n")
+        assert not Question(tmp_path).wait(0.05, terminal)
+        question = Question(tmp_path)
+        with meanwhile(lambda: True, lambda: press_until_gone(ours, tmp_path / NAME)):
+            assert question.wait(30, terminal)
+    finally:
+        os.close(ours)
+        os.close(terminal)
+
+
+def press_until_gone(keyboard: int, path: Path) -> None:
+    """Press Enter again and again: the first may come before it is asked."""
+
+    def is_gone() -> bool:
+        os.write(keyboard, b"\n")
+        return not path.exists()
+
+    until(is_gone, "the answer")
+
+
 def test_a_question_of_a_process_that_was_killed_is_none(tmp_path: Path) -> None:
     (tmp_path / NAME).touch()
     with pytest.raises(StateError, match="was killed, and the node stays as it left it"):

@@ -311,3 +311,16 @@ def test_a_class_with_a_lock_and_no_row_is_named_and_so_is_a_row_of_no_class() -
     assert check("", ROWS[:1]) == ["there is no box.Box"]
     renamed = CORRECT.replace("_items", "_things")
     assert "box.Box has no field _items" in check(renamed, ROWS)
+
+
+def test_the_walkthrough_names_every_thread() -> None:
+    page = (ROOT.parent / "docs/walkthrough.md").read_text().replace("`", "")
+    rows = page.split("## Which thread runs what")[1].split("**Which one")[0]
+    named = "".join(line.split("|")[1] for line in rows.splitlines() if line.startswith("|"))
+    words = {"F": "observer and emitters", "H": "health and metrics", "T": "a timer"}
+    missing = [
+        text
+        for letter, text in THREADS.items()
+        if words.get(letter, text.partition(":")[0]) not in named
+    ]
+    assert missing == []

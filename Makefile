@@ -38,7 +38,7 @@ lint: $(STAMP) ## lint, format and type checks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests/fakes.py tests/fake_cloud.py tests/simulation.py # the fakes stand for the targets
+	@$(BIN)/mypy tests/fakes.py tests/fake_cloud.py tests/fake_directories.py tests/simulation.py # the fakes stand for the targets
 
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .

@@ -28,10 +28,10 @@ from crash_fakes import (
     Point,
 )
 from fake_cloud import follow_attachments
+from fake_directories import FakeDirectories
 from fakes import (
     CrashError,
     FakeConntrack,
-    FakeDirectories,
     FakeNft,
     FakeRemains,
     FakeState,

@@ -1,4 +1,4 @@
-"""The kernel, nftables and the disk in memory, a target each; fake_cloud.py holds EC2.
+"""The kernel, nftables and records in memory; ``fake_cloud`` has EC2, ``fake_directories`` files.
 
 Each signs the contract of its target (tests/targets), so that it may not be kinder than the
 real one.
@@ -14,23 +14,12 @@ from typing import Any, TypeVar
 
 from reconciler.core.attachment import Attachment, AttachmentKey, Cooling, Intent, alias_key
 from reconciler.core.datapath import MAIN_TABLE, PODS_TABLE, IpAddress, IpNetwork, host_network
-from reconciler.core.facts import NOWHERE, Installation, Node
+from reconciler.core.facts import Node
 from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.diagnostics.stock_objects import Leftover, PodEnd, Sighting
-from reconciler.domains import boot_rule
 from reconciler.domains.address import LinkAddress
-from reconciler.domains.conflist import (
-    NAME,
-    SUFFIXES,
-    Conflist,
-    OtherConf,
-    Plugins,
-    normal,
-    words_of,
-)
 from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
-from reconciler.domains.executable import Executable
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
 from reconciler.domains.link import EniLink, Link, PodLink, Veth
@@ -53,12 +42,10 @@ from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
 from reconciler.ipam.records import Records, SetAside
 from reconciler.ipam.release import Quarantine
-from reconciler.targets.files.installation import Installed, Seen
 from reconciler.targets.foreign import Latest
 from reconciler.targets.netlink.decode import KernelObject
 from reconciler.targets.scoped import RecordAction
 from reconciler.targets.state.codec import Record, _parse_intent
-from schemas.cni import TYPE
 
 Identity = tuple[str, Key]
 K = TypeVar("K", EniLink, Veth, PodLink, LinkAddress)
@@ -544,67 +531,6 @@ class FakeSurroundings:
             verb = self.rules.discard if action.verb is Verb.DELETE else self.rules.add
             verb(action.object)
         return ()
-
-
-class FakeDirectories:
-    """The runtime's directories: what is in them, by path.
-
-    Attributes:
-        files: a configuration's text, or the path of what a program is a copy of; and the mode.
-        broken: why nothing can be written.
-    """
-
-    def __init__(
-        self, places: Installation = NOWHERE, files: dict[str, tuple[str, str]] | None = None
-    ) -> None:
-        self.places = places
-        self.files = files or {}
-        self.broken = ""
-
-    def observe(self, desired: Iterable[Installed] = ()) -> frozenset[Seen]:
-        conf_dir, bin_dir = self.places.conf_dir, self.places.bin_dir
-        found: set[Seen] = set()
-        names = {path.rpartition("/")[2]: at for path, at in self._below(bin_dir).items()}
-        if bin_dir:
-            found.add(Plugins(bin_dir, frozenset(names)))
-        if TYPE in names:
-            copy_of, mode = names[TYPE]
-            same = copy_of if copy_of == self.places.program else ""
-            found.add(Executable(f"{bin_dir}/{TYPE}", same, mode))
-        for path, (text, mode) in self._below(conf_dir).items():
-            name = path.rpartition("/")[2]
-            if name == NAME:
-                found.add(Conflist(path, _normal(text), mode))
-            elif name.endswith(SUFFIXES):
-                found.add(OtherConf(name, words_of(text)))
-        rule = f"{self.places.tmpfiles_dir}/{boot_rule.NAME}"
-        if rule in self.files:
-            text, mode = self.files[rule]
-            found.add(boot_rule.read(rule, text, f"{conf_dir}/{NAME}", mode))
-        return frozenset(found)
-
-    def apply(self, actions: Sequence[Change[Installed]]) -> tuple[ApplyError, ...]:
-        if self.broken:
-            return tuple(ApplyError(str(a), self.broken, "") for a in actions)
-        for action in actions:
-            obj = action.object
-            if action.verb is Verb.DELETE:
-                self.files.pop(obj.path, None)
-                continue
-            content = obj.copy_of if isinstance(obj, Executable) else obj.text
-            self.files[obj.path] = (content, obj.mode)
-        return ()
-
-    def _below(self, directory: str) -> dict[str, tuple[str, str]]:
-        start = f"{directory}/"
-        return {p: at for p, at in self.files.items() if directory and p.startswith(start)}
-
-
-def _normal(text: str) -> str:
-    try:
-        return normal(text)
-    except ValueError:
-        return ""
 
 
 class FakeRemains:

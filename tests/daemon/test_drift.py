@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from builders import eni, inputs
-from fakes import FakeDirectories
+from fake_directories import FakeDirectories
 
 from reconciler.core.facts import Installation
 from reconciler.daemon import telemetry

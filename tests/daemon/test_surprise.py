@@ -17,9 +17,9 @@ import pytest
 from builders import SUBNET, eni, intent, node
 from crash_injection import DROPPING, PLACES, PORTMAP, SETTINGS
 from fake_cloud import FakeEc2, FakeImds, follow_attachments
+from fake_directories import FakeDirectories
 from fakes import (
     FakeConntrack,
-    FakeDirectories,
     FakeNetlink,
     FakeNft,
     FakeRemains,

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from builders import document, inputs
 from document_strategies import NODE, documents
-from fakes import FakeDirectories
+from fake_directories import FakeDirectories
 from hypothesis import assume, given
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeDirectories
+from fake_directories import FakeDirectories
 
 from reconciler.core.facts import Installation
 from reconciler.domains import boot_rule

@@ -57,7 +57,7 @@ class LearntNeighbours:
         with reading("learnt neighbours"), Rtnetlink() as host:
             host.read_all(TABLE, takes=note)
             found = {(i, a) for i, own in seen for a in (ip_address(own),) if _is_in(a, networks)}
-            names = {index: _name_of(host, index, macs) for index, _ in found}
+            names = {i: _name_of(host, i, macs) for i in {index for index, _ in found}}
         return frozenset(Learnt(i, names[i], address) for i, address in found if names[i])
 
     def ask_again(self, neighbours: Iterable[Learnt]) -> tuple[ApplyError, ...]:

@@ -320,6 +320,8 @@ class NodeNetwork(Model):
             "snat.onlyCIDRs": self.snat.only_cidrs or (),
             "routing.externalServiceCIDRs": self.routing.external_service_cidrs,
         }
+        for index, rule in enumerate(self.snat.rules):
+            lists[f"snat.rules[{index}].to"] = rule.to
         for index, group in enumerate(self.pod_groups):
             if group.snat is not None:
                 key = f"podGroups[{index}].snat"

@@ -115,6 +115,19 @@ class AttachmentEntry(Part):
     veth: str
 
 
+class IdentityEntry(Part):
+    """A namespace that has an address of its own, by snat.rules."""
+
+    namespace: str
+    group: str = Field(description="Of the pods that it is for; empty if they are of none.")
+    addresses: list[str]
+    eni: str
+    device: int | None
+    state: Literal["in use", "idle", "lost"] = Field(
+        description="idle: the namespace has no pod here. lost: EC2 no longer shows it."
+    )
+
+
 class RepairEntry(Part):
     """Things of ours that another writer had changed, and that one pass has put right."""
 
@@ -192,6 +205,9 @@ class Status(Part):
     looks: list[LookEntry]
     repaired: list[RepairEntry] = Field(description="The last 50, the latest first.")
     metrics: str = Field(description="As /metrics shows them.")
+    identities: list[IdentityEntry] = Field(
+        default_factory=list, description="Dedicated addresses, in the order of the namespaces."
+    )
     shortened: dict[str, int] = Field(
         default_factory=dict,
         description="By list, how many entries were left out of an answer that was too long.",

@@ -11,6 +11,8 @@ from reconciler.core.attachment import Attachment, AttachmentKey, Intent, Intent
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni, Node
 from reconciler.domains.inputs import HostState, Inputs, KernelState
+from reconciler.ipam.identity import EgressIdentity
+from reconciler.ipam.pool_status import Ec2Inputs
 from schemas.document import NodeNetwork
 
 SUBNET = IPv4Network("10.0.1.0/24")
@@ -134,6 +136,17 @@ def strategies(draw: st.DrawFn) -> dict[str, Any]:
 FAMILY_LISTS = [["ipv4"], ["ipv6"], ["ipv4", "ipv6"], ["ipv6", "ipv4"]]
 
 
+def egress_rules() -> st.SearchStrategy[dict[str, Any]]:
+    """One of ``snat.rules``, as the document spells it."""
+    return st.fixed_dictionaries(
+        {
+            "namespace": st.sampled_from(["pay-*", "*"]),
+            "to": st.lists(networks.map(str), min_size=1, max_size=2),
+            "as": st.sampled_from(["pod", "node", "dedicated"]),
+        }
+    )
+
+
 @st.composite
 def documents(draw: st.DrawFn) -> NodeNetwork:
     """Any valid document that matters to the planner."""
@@ -144,6 +157,8 @@ def documents(draw: st.DrawFn) -> NodeNetwork:
     if mode == "node" and "ipv4" in families:
         snat["excludeCIDRs"] = draw(st.lists(networks.map(str), max_size=8))
         snat["onlyCIDRs"] = draw(st.none() | st.lists(networks.map(str), min_size=1, max_size=4))
+    if "ipv4" in families:
+        snat["rules"] = draw(st.lists(egress_rules(), max_size=2))
     services = draw(st.lists(networks.map(str), max_size=2)) if "ipv4" in families else []
     eni_mtu = draw(st.integers(1280, 9001))
     return document(
@@ -166,16 +181,24 @@ def all_inputs(draw: st.DrawFn) -> Inputs:
     """A node in any shape: ENIs with and without links, pods on any of them."""
     devices = draw(st.integers(1, 4))
     pods = draw(st.lists(st.integers(0, 8), unique=True, max_size=6))
+    names = st.sampled_from(["", "pay-a", "web"])
     bound = tuple(
-        attachment(n, draw(st.integers(0, devices - 1)), addresses=draw(st.sampled_from(kinds(n))))
+        attachment(
+            n,
+            draw(st.integers(0, devices - 1)),
+            addresses=draw(st.sampled_from(kinds(n))),
+            pod=f"{namespace}/p{n}" if (namespace := draw(names)) else "",
+        )
         for n in pods
     )
+    identities = (EgressIdentity("pay-a", "", (SUBNET[31],), "eni-1"),)
+    held = Ec2Inputs(identities=draw(st.sampled_from([(), identities])))
     value = inputs(devices, bound, document=draw(documents()))
     own = draw(st.sampled_from([(), (ip_address("2001:db8:1::10"),)]))
     enis = (eni(0, host_addresses=own), *value.enis[1:])
     missing = draw(st.sets(st.integers(1, 3), max_size=1))
     links = {m: name for m, name in value.links.items() if m not in {mac(i) for i in missing}}
-    return inputs(devices, bound, document=value.document, links=links, enis=enis)
+    return inputs(devices, bound, document=value.document, links=links, enis=enis, ec2=held)
 
 
 def kinds(number: int) -> list[tuple[IpAddress, ...]]:

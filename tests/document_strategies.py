@@ -92,6 +92,16 @@ trees = parts(
         excludeCIDRs=st.lists(networks | sources, max_size=4),
         onlyCIDRs=st.none() | st.lists(networks | sources, min_size=1, max_size=4),
         ports=st.sampled_from(["fully-random", "random", "sequential"]),
+        rules=st.lists(
+            st.fixed_dictionaries(
+                {
+                    "namespace": st.sampled_from(["pay-*", "web"]),
+                    "to": st.lists(networks | sources, min_size=1, max_size=2),
+                    "as": st.sampled_from(["pod", "node", "dedicated"]),
+                }
+            ),
+            max_size=2,
+        ),
     ),
     routing=parts(
         externalServiceCIDRs=st.lists(networks, max_size=2),
@@ -188,6 +198,7 @@ def documents(draw: st.DrawFn, *, overrides: bool = True) -> NodeNetwork:
     if "ipv4" not in families:
         snat.pop("excludeCIDRs", None)
         snat.pop("onlyCIDRs", None)
+        snat.pop("rules", None)
         base.get("routing", {}).pop("externalServiceCIDRs", None)
     base["egressFamilies"] = [f for f in base.get("egressFamilies", []) if f not in families]
     if pods.get("mtu"):

@@ -40,6 +40,7 @@ from reconciler.engine.plan import Change, Key, Verb
 from reconciler.errors import ApplyError, NamespaceError
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.records import Records, SetAside
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.foreign import Latest
@@ -50,7 +51,7 @@ from reconciler.targets.state.codec import Record, _parse_intent
 Identity = tuple[str, Key]
 K = TypeVar("K", EniLink, Veth, PodLink, LinkAddress)
 P = TypeVar("P", Intent, Attachment)
-R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation)
+R = TypeVar("R", Intent, Attachment, Cooling, Quarantine, Creation, EgressIdentity)
 
 
 class RefusedError(Exception):
@@ -413,6 +414,7 @@ class FakeState:
             *records.cooling,
             *records.quarantined,
             *records.creations,
+            *records.identities,
         )
         self._records: dict[Identity, Record] = {(r.kind, r.key): r for r in everything}
         self._look: tuple[Node, Cloud] | None = None
@@ -454,6 +456,7 @@ class FakeState:
             of(Cooling),
             of(Quarantine),
             of(Creation),
+            identities=of(EgressIdentity),
             unwritten=frozenset(self._unwritten.keys() - self._records.keys()),
         )
 

@@ -30,7 +30,7 @@ from reconciler.domains import (
     sysctl,
 )
 from reconciler.engine.plan import Verb
-from reconciler.ipam import ec2_action, release
+from reconciler.ipam import ec2_action, identity, release
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [p for part in ("reconciler", "cni", "schemas") for p in (ROOT / part).rglob("*.py")]
@@ -319,6 +319,7 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         core_attachment.Cooling,
         core_attachment.Intent,
         ec2_action.Creation,
+        identity.EgressIdentity,
         release.Quarantine,
         conntrack.Flow,
         conflist.Conflist,

@@ -104,7 +104,7 @@ def apply(
         return
     document, text = read_placed(config, output)
     try:
-        state, _lock = lock_records(state_dir)
+        state, _lock = lock_records(state_dir, keep_dir)
         kept = KeptDocument(Path(keep_dir or state_dir))
         work = Work(LocalNode(state, environment))
         if wait is None:

@@ -58,7 +58,7 @@ def cleanup(
         )
         outcomes = found.plan()
         if yes and any(o.plan.actions or o.errors for o in outcomes.values()):
-            state, _lock = lock_records(state_dir)
+            state, _lock = lock_records(state_dir, keep_dir)
             found = Cleanup(LocalNode(state, environment), load(DOCUMENT, "cleanup"), kept)
             if found.pods and not force:
                 fail(StateError(f"{_alive(found.pods)}: drain the node first, or see --force"))

@@ -11,9 +11,11 @@ import click
 from reconciler.cli import options
 from reconciler.cli.reading import read_document, refuse
 from reconciler.domains import conflist
+from reconciler.egress import rules
 from reconciler.egress.destinations import NO_EGRESS, find_warnings
 from reconciler.ipam.cloud import Limits
 from reconciler.ipam.group_cost import cost
+from reconciler.ipam.identity import explain_cost
 from reconciler.ipam.pool import early_reuse, overcommitted, wrong_size
 from schemas.check import resolve
 from schemas.group import of_group
@@ -28,8 +30,9 @@ def validate(file: Path, output: str) -> None:
 
     maxPods is compared with the limits of each instance type in instanceTypes, and what podGroups
     cost there is said. A warning says what is legal and dangerous: more is excluded from SNAT than
-    anybody means, not all groups can have an ENI, or an address is reused while clients still try
-    its last pod. It changes no exit status.
+    anybody means, not all groups can have an ENI, a rule of snat never decides or sends what
+    nothing answers, or an address is reused while clients still try its last pod. It changes no
+    exit status.
 
     FILE may be the manifest of a ConfigMap, or a List or several objects with one among them; "-"
     is standard input.
@@ -55,14 +58,17 @@ def validate(file: Path, output: str) -> None:
     for group, snat in document.snat_policies:
         for issue in find_warnings(snat, NO_EGRESS, (), services):
             warnings.append(str(replace(issue, subject=of_group(issue.subject, group))))
+    warnings += map(str, rules.find_warnings(document.snat, NO_EGRESS, (), services))
     warnings += filter(None, [early_reuse(document), wrong_size(document)])
+    rule_costs = explain_cost(document)
     if output == "json":
         body: dict[str, list[str]] = {"errors": []}
         body |= {"warnings": warnings} if warnings else {}
         body |= {"groups": costs} if costs else {}
+        body |= {"rules": rule_costs} if rule_costs else {}
         click.echo(json.dumps(body))
         return
-    for line in costs:
+    for line in (*costs, *rule_costs):
         click.echo(f"{file}: {line}")
     for warning in warnings:
         click.echo(f"{file}: warning: {warning}", err=True)

@@ -19,7 +19,7 @@ from reconciler.cli.screen import screen_of
 from reconciler.core.datapath import IpAddress
 from reconciler.core.facts import Eni
 from reconciler.diagnostics import why, why_pod, why_set
-from reconciler.diagnostics.explain import explain_address, explain_pools
+from reconciler.diagnostics.explain import explain_address, explain_egress_rules, explain_pools
 from reconciler.domains.inputs import Inputs
 from reconciler.errors import ReconcilerError
 from reconciler.node import views
@@ -87,7 +87,7 @@ def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
     state = open_records(state_dir)
     known = LocalNode(state).known
     try:
-        facts, policies = known.identity(), known.resolve(document).snat_policies
+        facts, resolved = known.identity(), known.resolve(document)
         if any(_is_on(destination, e) for e in (known.cloud.enis if known.cloud else ())):
             here = _known(config, state_dir)
             records = state.observe()
@@ -95,7 +95,9 @@ def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
                 click.echo(line)
     except ReconcilerError as error:
         fail(error)
-    for group, snat in policies:
+    for line in explain_egress_rules(resolved, known.egress, facts, destination, time.time()):
+        click.echo(line)
+    for group, snat in resolved.snat_policies:
         lines = explain_address(snat, known.egress, facts, destination, time.time())
         click.echo("\n".join(f"group {group}: {line}" if group else line for line in lines))
 

@@ -89,13 +89,15 @@ def open_records(state_dir: Path) -> StateDirectory:
     return StateDirectory(state_dir)
 
 
-def lock_records(state_dir: Path) -> tuple[StateDirectory, NamespaceLock]:
+def lock_records(state_dir: Path, keep_dir: str) -> tuple[StateDirectory, NamespaceLock]:
     """Open the records to write them, as the only reconciler of this network namespace.
+
+    ``keep_dir``: where that is which outlives a boot; "" for the directory of the records.
 
     Raises:
         StateError: another one runs, or the directory cannot be used.
     """
-    state = StateDirectory(state_dir)
+    state = StateDirectory(state_dir, Path(keep_dir) if keep_dir else None)
     state.prepare()
     state.lock()
     namespace = NamespaceLock()

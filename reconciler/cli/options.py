@@ -70,8 +70,8 @@ state_option = setting(
 )
 keep_option = setting(
     "--keep-dir",
-    about="Where the last good document is kept for the next start; on a disk that survives a "
-    "reboot. Default: the state directory.",
+    about="Where the last good document and dedicated addresses are kept for the next start; on "
+    "a disk that survives a reboot. Default: the state directory.",
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True

@@ -73,7 +73,7 @@ def run(
     """Reconcile this node until SIGTERM (the daemon)."""
     logs.configure(verbose=verbose, form=log_format)
     try:
-        state, namespace = lock_records(state_dir)
+        state, namespace = lock_records(state_dir, keep_dir)
         environment, keep = replace(environment, make_ec2=apart), Path(keep_dir or state.root)
         agent = Agent(config, state, environment, keep_dir=keep, events=events)
         doors = [Server(state.socket, agent)]

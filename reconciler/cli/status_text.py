@@ -10,7 +10,10 @@ from reconciler.cli.screen import DIM, GREEN, PIPE, RED, YELLOW, Screen
 LABEL = 12  # columns of what a line is about
 BAR = 40  # columns of the pool's bar, at most
 
-STATES = (("assigned", "#"), ("cooling", "~"), ("quarantined", "x"), ("allocatable", "."))
+STATES = (
+    *(("assigned", "#"), ("dedicated", "="), ("cooling", "~")),
+    *(("quarantined", "x"), ("allocatable", ".")),
+)
 """Of addresses, and how the bar shows them."""
 
 MOST_REPAIRS = 10  # that are shown
@@ -53,6 +56,7 @@ def _lines(body: Body, screen: Screen) -> Iterator[_Line]:
     for a in body["attachments"]:
         where = f"{' '.join(a['addresses'])} on {a['eni']} ({a['veth']})"
         yield _Line("pod", f"{a['pod']}: {where}")
+    yield from map(_identity, body.get("identities", ()))
     if any(body["packetsRefused"].values()):
         counted = body["packetsRefused"].items()
         yield _Line("refused", ", ".join(f"{n} packets {why}" for why, n in counted if n))
@@ -134,6 +138,13 @@ def _eni(e: Body) -> _Line:
     single = f": {' '.join(e['podAddresses'])}" if e["podAddresses"] else ""
     own = f"{e['subnet']}, own {e['primary']}"
     return _Line("eni", f"{where}, {own}, {e['addresses']} addresses{more}{single}")
+
+
+def _identity(i: Body) -> _Line:
+    whose = i["namespace"] + (f" in group {i['group']}" if i["group"] else "")
+    state = "" if i["state"] == "in use" else f", {i['state']}"
+    where = f"{' '.join(i['addresses'])} on {i['eni']}"
+    return _Line("identity", f"namespace {whose}: {where}{state}", YELLOW if state else {})
 
 
 def _source(s: Body) -> _Line:

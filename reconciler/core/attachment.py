@@ -141,11 +141,13 @@ class Cooling:
     """A released address in cooldown: it is not given out yet.
 
     ``until`` is in seconds since the epoch; the wall clock, because it must outlive a restart.
+    ``spares``: connections that still use it are waited for, and not ended.
     """
 
     kind: ClassVar[str] = "cooling"
     address: IpAddress
     until: float
+    spares: bool = False
 
     @property
     def key(self) -> Key:

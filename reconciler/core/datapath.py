@@ -151,6 +151,12 @@ INSTANCE_METADATA = {
 }
 """By family (EC2 user guide, "Access instance metadata")."""
 
+PRIVATE = (
+    *map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")),  # RFC 1918
+    *map(ip_network, ("100.64.0.0/10", "169.254.0.0/16")),  # RFC 6598, RFC 3927
+)
+"""What no internet gateway leads to."""
+
 PREFIX_BITS = 80  # length of a delegated IPv6 prefix (EC2 user guide, "Prefix delegation")
 
 

@@ -161,6 +161,17 @@ def describe(
         "attachments": describe_pods(records, devices),
         "packetsRefused": dict(progress.refused),
         "cooling": [str(c.address) for c in records.cooling],
+        "identities": [
+            {
+                "namespace": i.namespace,
+                "group": i.group,
+                "addresses": [str(own) for own in i.addresses],
+                "eni": i.eni_id,
+                "device": devices.get(i.eni_id),
+                "state": i.state,
+            }
+            for i in records.identities
+        ],
         "ec2Calls": dict(ec2_calls),
     }
 
@@ -194,12 +205,14 @@ def count_addresses(
     held = {a for e in enis if e.serves_pods for a in e.pod_addresses}
     assigned = {own for a in records.attachments for own in a.vpc_addresses}
     cooling = {c.address for c in records.cooling}
+    dedicated = {own for i in records.identities for own in i.addresses}
     leaving = [q.network for q in records.quarantined]
     quarantined = {a for a in held if any(a in network for network in leaving)}
     withheld_here = {a for a in held if any(a in network for network in withheld)}
     return {
-        "allocatable": len(held - assigned - cooling - quarantined - withheld_here),
+        "allocatable": len(held - assigned - cooling - dedicated - quarantined - withheld_here),
         "assigned": len(assigned),
         "cooling": len(cooling),
         "quarantined": len(quarantined),
+        "dedicated": len(dedicated),
     }

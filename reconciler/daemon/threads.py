@@ -122,6 +122,7 @@ targets.state.record_file.Lock | whole | KPWX | fd | take
 targets.state.directory.StateDirectory | _memory | KPX | _intents _attachments _aside _ours
     _clock | _with_others | lock _records hand_over
 targets.state.kept_document.KeptDocument | one | R | _written
+targets.state.kept_identities.KeptIdentities | one | K | _wanted _written
 node.neighbours.NeighboursAgain | one | W | _asked
 node.cooldown.Cooldowns | _changed | KC | _ended _quiet _outcome _failures _idle_until _stopping
     | _due_s

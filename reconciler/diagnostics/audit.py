@@ -29,7 +29,7 @@ def contradictions(records: Records, cloud: Cloud | None, now: float) -> tuple[I
         cloud: an observation of EC2; None leaves out what only EC2 knows.
         now: seconds since the epoch.
     """
-    found = [*_of_bindings(records), *_of_intents(records, now)]
+    found = [*_of_bindings(records), *_of_identities(records), *_of_intents(records, now)]
     if cloud is not None:
         found += [*_of_addresses(records, cloud), *_of_enis(records, cloud, now)]
     return tuple(Issue(*parts) for parts in found)
@@ -67,6 +67,18 @@ def _of_bindings(records: Records) -> Parts:
             "writes it again as soon as its state directory takes it"
         )
         yield subject, "RecordLost", why
+
+
+def _of_identities(records: Records) -> Parts:
+    holders = {own: a for a in records.living for own in a.addresses}
+    for identity in records.identities:
+        for own in identity.addresses:
+            if own in holders:
+                why = f"{holders[own].key} has it, and it is dedicated to {identity.owner}; {DO}"
+                yield f"address {own}", "AssignedAndDedicated", why
+            elif any(own in q.network for q in records.quarantined):
+                why = f"{identity.owner} has it, and it is about to be given back to EC2; {DO}"
+                yield f"address {own}", "AssignedAndQuarantined", why
 
 
 def _of_intents(records: Records, now: float) -> Parts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reconciler.core.datapath import IpAddress, family_of
 from reconciler.core.facts import Node
 from reconciler.core.ranges import find
-from reconciler.egress import destinations
+from reconciler.egress import destinations, rules
 from reconciler.egress.destinations import Egress
 from reconciler.ipam import shortage
 from reconciler.ipam.cloud import Cloud
@@ -13,6 +13,7 @@ from reconciler.ipam.group_cost import cost
 from reconciler.ipam.pool import capacity, most_addresses
 from reconciler.ipam.pool_groups import pools
 from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
+from schemas.document import NodeNetwork
 from schemas.snat import SnatPolicy
 
 
@@ -36,10 +37,11 @@ def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
         for name, value, text in band.terms
     ]
     leaving = sum(u.size for u in stock.quarantined)
-    allocatable = stock.held - demand.assigned - demand.cooling
+    allocatable = stock.held - demand.assigned - demand.of_no_pod
+    dedicated = f" + dedicated {demand.dedicated}" if demand.dedicated else ""
     held = (
         f"held: {stock.held} = allocatable {allocatable} + assigned {demand.assigned} "
-        f"+ cooling {demand.cooling}; quarantined besides: {leaving}"
+        f"+ cooling {demand.cooling}{dedicated}; quarantined besides: {leaving}"
     )
     lines = [wanted, *terms, held]
     if at.limits and (desired.group or at.others):
@@ -93,6 +95,31 @@ def explain_address(
         count, age = len(source.entries), max(now - source.looked_at, 0.0)
         lines.append(f"{name}: {count} CIDRs, as EC2 told {age:.0f} s ago")
     issues = destinations.find_issues(snat, egress, now)
+    return [*lines, *(f"! {issue}" for issue in issues)]
+
+
+WORDS = {
+    "pod": "the pod's own address",
+    "node": "the node's address",
+    "dedicated": "an address of the namespace's own on each node",
+}
+
+
+def explain_egress_rules(
+    document: NodeNetwork, egress: Egress, node: Node, destination: IpAddress, now: float
+) -> list[str]:
+    """Return which namespaces' pods a destination sees otherwise, by the document's rules.
+
+    ``now``: seconds since the epoch.
+    """
+    snat, services = document.snat, document.routing.external_service_cidrs
+    about = rules.covering(snat.rules, egress, node.vpc_cidrs, services, destination)
+    lines = [
+        f"namespaces {rule.namespace}: {destination} sees {WORDS[rule.identity]}, by "
+        f"snat.rules[{place}] {why}"
+        for place, rule, why in about
+    ]
+    issues = destinations.find_issues_of_rules(snat, egress, now)
     return [*lines, *(f"! {issue}" for issue in issues)]
 
 

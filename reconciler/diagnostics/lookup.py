@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from reconciler.core.datapath import LOCAL_TABLE, MAIN_TABLE, IpAddress, family_of
 from reconciler.core.ranges import Range, find, unite
 from reconciler.domains.nat_groups import MARK
+from reconciler.domains.nat_identities import from_of, to_of
 from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
 from reconciler.domains.nat_rules import no_snat_of, sets_of
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
+from schemas.snat import MAX_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Tables:
         addresses: the host's own.
         ranges: elements of our sets, by set.
         verdicts: of our maps' elements, by map and address.
+        values: of our maps to addresses, likewise.
         links: by a link and an address that may come from there; by a link alone, the chain for
             what else does.
     """
@@ -96,6 +99,7 @@ class Tables:
     ranges: Mapping[str, tuple[Range, ...]] = field(default_factory=dict)
     verdicts: Mapping[tuple[str, IpAddress], str] = field(default_factory=dict)
     links: Mapping[tuple[str, IpAddress | None], str] = field(default_factory=dict)
+    values: Mapping[tuple[str, IpAddress], IpAddress] = field(default_factory=dict)
 
     def look_up(self, packet: Packet) -> Decision:
         """Walk the rules in order, and in each table the longest prefix with the least metric."""
@@ -122,6 +126,19 @@ class Tables:
         """Return the element of a set that holds an address."""
         return find(self.ranges.get(name, ()), address)
 
+    def rule_for(self, source: IpAddress, destination: IpAddress) -> int | None:
+        """Return the place of the document's rule that decides about a pod's connection."""
+        family = family_of(source)
+        return next(
+            (
+                place
+                for place in range(MAX_RULES)
+                if self.range_of(from_of(place, family), source)
+                and self.range_of(to_of(place, family), destination)
+            ),
+            None,
+        )
+
     def kept(self, source: IpAddress, destination: IpAddress) -> tuple[str, Range | None]:
         """Return the pod group whose policy counts for a pod, and the range of what it keeps.
 
@@ -143,8 +160,11 @@ def make_tables(
     ranges: dict[str, list[Range]] = {}
     verdicts: dict[tuple[str, IpAddress], str] = {}
     links: dict[tuple[str, IpAddress | None], str] = {}
+    values: dict[tuple[str, IpAddress], IpAddress] = {}
     for element in nft:
         if isinstance(element, NftElement):
+            if element.value:
+                values[element.set, element.first] = element.value
             ranges.setdefault(element.set, []).append((element.first, element.last))
             verdicts[element.set, element.first] = element.goto
         if isinstance(element, NftLink):
@@ -156,6 +176,7 @@ def make_tables(
         {name: unite(r) for name, r in ranges.items()},
         verdicts,
         links,
+        values,
     )
 
 

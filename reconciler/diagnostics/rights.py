@@ -36,11 +36,12 @@ def needed(document: NodeNetwork) -> frozenset[str]:
 def _of_tree(tree: Mapping[str, Any]) -> Iterator[str]:
     for part in (tree, *(tree.get("podGroups") or ())):
         snat = part.get("snat") or {}
-        for key in ("excludeCIDRs", "onlyCIDRs"):
-            for name in snat.get(key) or ():
-                if name.startswith("pl-"):
-                    yield from PREFIX_LISTS
-                yield from ACTIONS.get(name, ())
+        lists = [snat.get(key) or () for key in ("excludeCIDRs", "onlyCIDRs")]
+        lists += [rule["to"] for rule in snat.get("rules") or ()]
+        for name in (name for listed in lists for name in listed):
+            if name.startswith("pl-"):
+                yield from PREFIX_LISTS
+            yield from ACTIONS.get(name, ())
     if (tree.get("eni") or {}).get("allocate") == "prefixes":
         yield RESERVATIONS
     if tree.get("takeOver", "none") != "none":

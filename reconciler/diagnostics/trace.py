@@ -8,25 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import ip_network
 
 from reconciler.core import datapath
 from reconciler.core.attachment import Attachment
-from reconciler.core.datapath import INSTANCE_METADATA, IpAddress
+from reconciler.core.datapath import INSTANCE_METADATA, PRIVATE, IpAddress
 from reconciler.core.facts import Eni
 from reconciler.core.ranges import print_range
 from reconciler.diagnostics.lookup import Decision, Packet, Tables
+from reconciler.diagnostics.ruling import find_ruling
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_guard import FROM_POD
 from reconciler.domains.nat_rules import chain_of, no_snat_of, sets_of
 from reconciler.domains.snat import why_kept, why_translated
 from reconciler.errors import UnknownPodError
-
-PRIVATE = (
-    *map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")),  # RFC 1918
-    *map(ip_network, ("100.64.0.0/10", "169.254.0.0/16")),  # RFC 6598, RFC 3927
-)
-"""What no internet gateway leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +201,10 @@ class _Walk:
     def _bind_outgoing(self, target: IpAddress) -> int:
         """Say what chain first does with a connection's first packet."""
         source, sets, mark = self.home, sets_of(self.family), 0
+        if ruling := find_ruling(self.inputs, self.tables, source, target):
+            mark = self._mark_of(ruling.device) if ruling.device is not None else 0
+            self._say("snat", f"{ruling.text}{f'; ct mark {mark:#x}' if mark else ''}")
+            return mark
         group, kept = self.tables.kept(source, target)
         no_snat = no_snat_of(self.family, group)
         if datapath.is_node_local(source):
@@ -225,18 +223,23 @@ class _Walk:
 
     def _source_seen(self, target: IpAddress, decision: Decision) -> IpAddress:
         """Say what chain source_nat does, and return the source that the receiver sees."""
-        host = self.primary.host_address(self.family.version)
-        by_primary = decision.device == self.inputs.links.get(self.primary.mac)
-        sets = sets_of(self.family)
+        if self.query.pod is None:
+            return self.home
+        sets, links = sets_of(self.family), self.inputs.links
+        source, by = self.primary.host_address(self.family.version), links.get(self.primary.mac)
         is_translated = datapath.is_node_local(self.home) or (
             self.tables.kept(self.home, target)[1] is None
             and self.tables.range_of(sets.pods, self.home) is not None
         )
-        if self.query.pod is None or host is None or not by_primary or not is_translated:
+        if ruling := find_ruling(self.inputs, self.tables, self.home, target):
+            enis = (e for e in self.inputs.enis if e.device_index == ruling.device)
+            source, by = ruling.source, next((links.get(e.mac) for e in enis), None)
+            is_translated = True
+        if source is None or decision.device != by or not is_translated:
             return self.home
         ports = self.inputs.document.snat.ports
-        self._say("snat", f"source {self.home} becomes {host} ({ports} port)")
-        return host
+        self._say("snat", f"source {self.home} becomes {source} ({ports} port)")
+        return source
 
     def _mark(self, target: IpAddress, bound: int) -> int:
         """Say what chain choice does: the connection's ENI, else the pod's own."""
@@ -278,6 +281,10 @@ class _Walk:
         denied = self.tables.range_of(sets.no_metadata, self.home)
         if denied and target in INSTANCE_METADATA.values():
             self._refuse("refused", f"pods.metadata denies the pod {target}, instance metadata")
+            return None
+        ruling = find_ruling(self.inputs, self.tables, self.home, target)
+        if self.query.pod and not self.query.inbound and ruling and ruling.refusal:
+            self._refuse("refused", ruling.refusal)
             return None
         if self.tables.range_of(sets.held, target) and not self.tables.range_of(sets.pods, target):
             text = f"{target} is this node's, and no pod has it: the sender is told so at once"

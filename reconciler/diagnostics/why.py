@@ -14,6 +14,7 @@ from reconciler.domains.inputs import Inputs
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.engine.plan import Verb
+from reconciler.ipam.identity import rules_of
 
 Where = Callable[..., str]
 """Names a setting by its keys, with its line in the document."""
@@ -119,7 +120,13 @@ def objects_of(inputs: Inputs, pod: Attachment) -> Iterator[str]:
 
 
 def snat_of(inputs: Inputs, pod: Attachment) -> str:
-    """Say in few words which policy decides whose address destinations see."""
+    """Say in few words what decides whose address destinations see."""
+    places = rules_of(pod.pod, inputs.document.snat.rules)
+    first = f"first {', '.join(f'snat.rules[{n}]' for n in places)}; then " if places else ""
+    return first + _policy_of(inputs, pod)
+
+
+def _policy_of(inputs: Inputs, pod: Attachment) -> str:
     eni = next((e for e in inputs.enis if e.eni_id == pod.eni_id), None)
     group = eni.group if eni else ""
     policies = dict(inputs.document.snat_policies)

@@ -133,11 +133,15 @@ def _states(address: IpAddress, records: Records, inputs: Inputs, where: Where) 
     for a in records.attachments:
         if address in a.addresses:
             yield f"assigned: {name_pod(a)} has it, with link {a.veth}; it ends with its DEL"
+    for i in records.identities:
+        if address in i.addresses:
+            yield f"dedicated to {i.owner}, by {where('snat', 'rules')}: no pod is given it"
     for c in records.cooling:
         if c.address == address:
             left = max(c.until - inputs.now, 0.0)
+            ended = "a namespace had it" if c.spares else "its pod has ended"
             yield (
-                f"cooling: its pod has ended; allocatable in {left:.0f} s, by "
+                f"cooling: {ended}; allocatable in {left:.0f} s, by "
                 f"{where('warmPool', 'cooldown')}, once conntrack has no entry of it"
             )
     for q in records.quarantined:

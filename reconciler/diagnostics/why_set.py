@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from reconciler.core.attachment import Attachment
@@ -11,7 +11,7 @@ from reconciler.diagnostics.why import Where, name_eni, name_pod
 from reconciler.domains import nat
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_objects import NftElement, NftLink, NftSet
-from reconciler.domains.nat_rules import ARRIVALS, LINK_MAPS, LINKS, NOUNS
+from reconciler.domains.nat_rules import ARRIVALS, LINKS, NOUNS
 from reconciler.egress.destinations import describe
 from schemas.snat import SnatPolicy
 
@@ -25,6 +25,11 @@ ABOUT: Mapping[str, str] = {
     "no_metadata": "pods that are refused instance metadata",
     "group_mark": "the SNAT policy that binds connections of pods in groups",
     "group_nat": "the SNAT policy that translates packets of pods in groups",
+    "ruled": "pods that a rule of snat.rules is for",
+    "from": "pods that one rule is for, by its place",
+    "to": "destinations of one rule of snat.rules, by its place",
+    "dedicated": "the address of a pod's namespace, by the pod's",
+    "dedicated_eni": "the ENI that has it",
     LINKS: "what is asked of packets by the link that they come by",
     ARRIVALS: "the ENI that a connection to the host is bound to, by the link that it comes by",
 }
@@ -66,13 +71,13 @@ def explain_sets(inputs: Inputs, where: Where, name: str | None = None) -> list[
 
 def noun_of(name: str) -> str:
     """Return the first part of a set's name, which says what it holds."""
-    nouns = sorted((*NOUNS, *LINK_MAPS), key=len, reverse=True)
+    nouns = sorted((*ABOUT, *NOUNS), key=len, reverse=True)
     return next(n for n in nouns if name == n or name.startswith(f"{n}_"))
 
 
 def _text(o: NftElement | NftLink) -> str:
     if isinstance(o, NftElement):
-        return o.text
+        return f"{o.text} : {o.value}" if o.value else o.text
     return f"{o.link} {o.address}" if o.address else o.link
 
 
@@ -97,6 +102,10 @@ class _Reasoning:
                 found = (n for n, c in enumerate(cidrs) if _overlap(c, o))
                 at = (self._where("routing", "externalServiceCIDRs", n) for n in found)
                 return _some(list(at))
+            case "to":
+                return self._of_rule(o)
+            case "dedicated" | "dedicated_eni" | "ruled" | "from":
+                return self._of_pod(o, noun)
             case "held":
                 enis = (e for e in self._inputs.enis if e.holds(o.first) or e.holds(o.last))
                 return _some([name_eni(e) for e in enis]) + " has it in EC2"
@@ -109,6 +118,13 @@ class _Reasoning:
         if noun == "no_metadata" and pod is not None:
             return f"{who}, by {self._metadata_of(pod)}"
         return f"{who}{f', on {pod.eni_id}' if pod and pod.eni_id else ''}"
+
+    def _of_rule(self, o: NftElement) -> str:
+        """Name what puts a range into the destinations of a rule."""
+        place = int(o.set.split("_")[1])
+        path = ("snat", "rules", place, "to")
+        listed = self._inputs.document.snat.rules[place].to
+        return _some(list(self._listed(listed, path, o))) or self._where(*path)
 
     def _of_link(self, o: NftLink) -> str:
         if pod := self._by_veth.get(o.link):
@@ -151,9 +167,14 @@ class _Reasoning:
     def _excluded(
         self, policy: SnatPolicy, path: tuple[str | int, ...], o: NftElement
     ) -> Iterator[str]:
+        yield from self._listed(policy.exclude_cidrs, (*path, "excludeCIDRs"), o)
+
+    def _listed(
+        self, listed: Iterable[IpNetwork | str], path: tuple[str | int, ...], o: NftElement
+    ) -> Iterator[str]:
         sources = self._inputs.host.egress.by_name
-        for n, each in enumerate(policy.exclude_cidrs):
-            at = self._where(*path, "excludeCIDRs", n)
+        for n, each in enumerate(listed):
+            at = self._where(*path, n)
             if not isinstance(each, str):
                 if _overlap(each, o):
                     yield f"{each} by {at}"

@@ -17,17 +17,19 @@ from reconciler.core.attachment import (
     Intent,
     IntentState,
     netns_identity,
-    netns_inode,
     pod_veth_name,
     veth_name,
 )
 from reconciler.core.datapath import IpAddress, family_of
 from reconciler.core.facts import Eni
+from reconciler.domains import attachment_identities as identities
 from reconciler.domains import attachment_issues as issues
+from reconciler.domains.attachment_holders import Holders, find_taken
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Action, Change, Plan, Verb
 from reconciler.errors import Issue
 from reconciler.ipam.allocation import Supply, offers
+from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.life import BEFORE, Event, Pod, Pods, State, may, pods_of
 from reconciler.ipam.records import Records
 from schemas.group import group_of
@@ -85,7 +87,8 @@ def desire(inputs: Inputs) -> Allocation:
 def plan(desired: Allocation, observed: Records) -> Plan:
     """Bind what is wanted, release what was given back, end what has cooled."""
     pods = pods_of(observed)
-    bound, refusals = _bind(desired, pods, observed)
+    given, wanting, after = _identify(desired, observed, observed.pods)
+    bound, refusals = _bind(desired, pods, after)
     return Plan(
         (
             *_write_again(observed),
@@ -94,12 +97,15 @@ def plan(desired: Allocation, observed: Records) -> Plan:
             *_expire(desired, pods),
             *_end_cooldowns(desired, observed),
             *_release(desired, pods, observed),
+            *identities.review(desired.inputs, observed, desired.cooldown_s),
+            *given,
             *bound,
             *_finish(desired, pods),
             *_begin_again(desired, pods),
         ),
         (
             *refusals,
+            *identities.capped([*wanting, *identities.find_issues(desired.inputs, observed)]),
             *issues.on_links(desired.supply.unexplained),
             *issues.on_host(desired.supply.occupied, observed),
             *issues.on_reserved(desired.supply.reserved, observed),
@@ -113,9 +119,11 @@ def plan(desired: Allocation, observed: Records) -> Plan:
 
 def plan_pods(keys: Collection[AttachmentKey], desired: Allocation, observed: Records) -> Plan:
     """What these pods wait for: bind what is wanted, release what was given back."""
-    asked = pods_of(observed.among(keys))
-    bound, refusals = _bind(desired, asked, observed)
-    actions = (*_release(desired, asked, observed), *bound, *_finish(desired, asked))
+    some = observed.among(keys)
+    asked = pods_of(some)
+    given, _, after = _identify(desired, observed, some.pods)
+    bound, refusals = _bind(desired, asked, after)
+    actions = (*_release(desired, asked, observed), *given, *bound, *_finish(desired, asked))
     return Plan(actions, tuple(refusals))
 
 
@@ -245,11 +253,8 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
     new = [p.intent for p in pods if p.intent is not None]
     if not new:
         return [], refusals
-    holders = _Holders((*observed.attachments, *others))
-    # By number: an address computes its hash anew each time, and each pod looks at all there are.
-    taken = {int(address) for a in holders.held for address in a.addresses}
-    taken.update(int(c.address) for c in observed.cooling)
-    taken.update(map(int, desired.supply.elsewhere | observed.withheld(desired.inputs.now)))
+    holders = Holders((*observed.attachments, *others))
+    taken = find_taken(holders.held, desired.supply, observed, desired.inputs.now)
     supply = desired.supply
     leaving = [*(q.network for q in observed.quarantined), *supply.occupied, *supply.reserved]
     offered: dict[str, Iterator[tuple[Eni, tuple[IpAddress, ...]]]] = {}
@@ -281,6 +286,23 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
     return actions, refusals
 
 
+def _identify(
+    desired: Allocation, observed: Records, pods: Collection[str]
+) -> tuple[list[Change[EgressIdentity]], list[Issue], Records]:
+    """Give addresses to namespaces; return the records as they will be, too.
+
+    Before pods: without its own a namespace's pods can open no connections.
+    """
+    if not desired.inputs.document.snat.rules:
+        return [], [], observed
+    held = (*observed.attachments, *(a for a, _ in desired.adoptions))
+    taken = find_taken(held, desired.supply, observed, desired.inputs.now)
+    actions, refusals = identities.bind(desired.supply, desired.inputs, observed, pods, taken)
+    given = {a.object.key: a.object for a in actions}
+    kept = (i for i in observed.identities if i.key not in given)
+    return actions, refusals, replace(observed, identities=(*kept, *given.values()))
+
+
 def _why_not(asked: Pods, adopted: Collection[AttachmentKey]) -> Iterator[Issue]:
     """Say which pods are not served because of what their own records say."""
     for state in (State.WANTED, State.UNREADABLE, State.BOUND, State.READY):
@@ -295,34 +317,8 @@ def _why_not(asked: Pods, adopted: Collection[AttachmentKey]) -> Iterator[Issue]
             yield issues.why_not("undecided", pod.intent, path=pod.torn.path)
 
 
-class _Holders:
-    """Whose each namespace and each link is."""
-
-    def __init__(self, held: Collection[Attachment]) -> None:
-        self.held = held
-        self.namespaces: dict[str | int, AttachmentKey] = {}
-        self.veths: dict[str, AttachmentKey] = {}
-        for attachment in held:
-            self.add(attachment)
-
-    def add(self, attachment: Attachment) -> None:
-        """Take in one more.
-
-        A living namespace is known by its inode too: it may have several paths. The inode of one
-        that is gone may be used again.
-        """
-        self.veths[attachment.veth] = attachment.key
-        if attachment.netns_alive and (inode := netns_inode(attachment.netns)):
-            self.namespaces[inode] = attachment.key
-        self.namespaces[attachment.netns] = attachment.key
-
-    def of_namespace(self, intent: Intent) -> AttachmentKey | None:
-        netns = netns_identity(intent.netns, intent.netns_inode)
-        return self.namespaces.get(netns) or self.namespaces.get(intent.netns_inode or netns)
-
-
 def _obstacle(
-    intent: Intent, veth: str, holders: _Holders, supply: Supply, observed: Records
+    intent: Intent, veth: str, holders: Holders, supply: Supply, observed: Records
 ) -> Issue | None:
     """Say why a pod may get no address, however many are free."""
     if holder := holders.of_namespace(intent):

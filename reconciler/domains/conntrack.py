@@ -33,9 +33,10 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class ConntrackFlush:
-    """Addresses whose connections are to be ended."""
+    """Addresses whose connections are looked for, and ended but for those that are ``spared``."""
 
     addresses: frozenset[IpAddress]
+    spared: frozenset[IpAddress] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +57,6 @@ class OpenTo:
 def plan(desired: ConntrackFlush, observed: Iterable[Flow]) -> Plan:
     """End every connection of an address that cools down."""
     reason = "its pod is gone"
-    flows = sorted((f for f in observed if f.address in desired.addresses), key=lambda f: f.key)
+    doomed = desired.addresses - desired.spared
+    flows = sorted((f for f in observed if f.address in doomed), key=lambda f: f.key)
     return Plan(tuple(Change(Verb.DELETE, flow, reason) for flow in flows))

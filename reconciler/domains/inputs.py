@@ -12,6 +12,7 @@ from reconciler.core.facts import NOWHERE, Eni, ForwardChain, Installation, Node
 from reconciler.egress.destinations import NO_EGRESS, Egress
 from reconciler.errors import Issue
 from reconciler.ipam.allocation import Unexplained
+from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import NO_EC2, Ec2Inputs
 from schemas.document import NodeNetwork
@@ -129,6 +130,12 @@ class Inputs:
     def seeing(self, **changes: Any) -> Inputs:
         """Return the same with some fields of ``kernel`` replaced."""
         return replace(self, kernel=replace(self.kernel, **changes))
+
+    def holding(
+        self, attachments: tuple[Attachment, ...], identities: tuple[EgressIdentity, ...]
+    ) -> Inputs:
+        """Return the same with what pods and namespaces have now."""
+        return replace(self, attachments=attachments, ec2=replace(self.ec2, identities=identities))
 
     @property
     def primary(self) -> Eni | None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.core.datapath import PODS_TABLE
+from reconciler.domains import nat_identities
 from reconciler.domains.attachment import Allocation
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftTable
@@ -33,7 +34,7 @@ OF_PODS = frozenset(
     name
     for sets in SETS.values()
     for name in (sets.pods, sets.pod_eni, sets.no_metadata, sets.group_mark, sets.group_nat)
-)
+).union(nat_identities.OF_PODS)
 """The nftables sets of which each element is one pod's."""
 
 

@@ -24,6 +24,7 @@ from reconciler.core.ranges import Range, coalesce
 from reconciler.core.remembered import Remembered
 from reconciler.domains import nat_groups as groups
 from reconciler.domains import nat_guard as guard
+from reconciler.domains import nat_identities as identities
 from reconciler.domains import nat_rules as rules
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_objects import (
@@ -68,7 +69,10 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     links = {0: link} | {e.device_index or 0: name for e, name in inputs.pod_enis}
     grouped = groups.translated(inputs.document, families)
     ports = inputs.document.snat.ports
-    snat = rules.source_nat(families, link, primary, inputs.local_families, ports, grouped)
+    local = inputs.local_families
+    ruled = identities.lead(inputs.document, families, "jump", identities.NAT)
+    snat = rules.source_nat(families, link, primary, local, ports, grouped, ruled)
+    ruled = identities.lead(inputs.document, families, "goto", identities.FIRST)
     by_main = _by_main(inputs, families)
     metadata = guard.to_metadata(families) if inputs.document.pods.metadata else []
     objects: set[NftObject] = {
@@ -77,7 +81,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
         _base_chain("route_mark", rules.route_mark(), ROUTE_MARK_PRIORITY),
         _base_chain("sent", rules.sent(families), SENT_PRIORITY, "output"),
         _base_chain("source_nat", snat, SOURCE_NAT_PRIORITY, "postrouting", "nat"),
-        NftChain(rules.FIRST, texts(rules.first(families, metadata, marks, grouped))),
+        NftChain(rules.FIRST, texts(rules.first(families, metadata, marks, grouped, ruled))),
         NftChain(rules.CHOICE, texts(rules.choice(families, by_main, marks))),
         NftChain(rules.BOUND, texts(rules.bound(sorted(links), marks))),
         NftChain(rules.HELD, texts(rules.held(links.values(), is_routed=False))),
@@ -92,6 +96,8 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
             NftLink(rules.ARRIVALS, name, goto=arrival_of(index)),
         }
     objects |= set(groups.desire(inputs, families, primary, marks))
+    policy = rules.mark_by_policy(families, marks, grouped)
+    objects |= set(identities.desire(inputs, families, primary, links, marks, policy))
     if inputs.document.pods.spoofing == "deny":
         objects |= _guard(families)
         objects |= {NftLink(LINKS, name, goto=guard.FROM_ENI) for name in links.values()}
@@ -140,7 +146,10 @@ def desire_pods(inputs: Inputs) -> frozenset[NftElement | NftLink]:
     # A verdict may only name a chain that exists; a pod whose ENI is gone has no way out.
     primary = {e.eni_id: 0 for e in inputs.enis if e.is_primary}
     devices = {"": 0} | primary | {e.eni_id: e.device_index or 0 for e, _ in inputs.pod_enis}
-    elements: set[NftElement | NftLink] = set(groups.desire_pods(inputs))
+    elements: set[NftElement | NftLink] = {
+        *groups.desire_pods(inputs),
+        *identities.desire_pods(inputs),
+    }
     if inputs.document.pods.spoofing == "deny":
         for a in inputs.placed:
             elements.add(NftLink(LINKS, a.veth, goto=guard.FROM_POD))

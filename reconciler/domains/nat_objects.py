@@ -68,7 +68,7 @@ class NftChain:
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A set, or with ``verdicts`` a verdict map.
+    """A set; with ``verdicts`` a verdict map, with ``values`` one to others of the keys' type.
 
     ``type``: of the elements' keys; of several parts with `` . `` between them. ``interval``:
     elements are ranges. Without auto-merge: the planner coalesces, so that the kernel holds
@@ -80,26 +80,27 @@ class NftSet:
     type: str
     interval: bool = False
     verdicts: bool = False
+    values: bool = False
 
     @property
     def key(self) -> Key:
         return (self.name,)
 
     def command(self, verb: Verb) -> str:
-        noun = "map" if self.verdicts else "set"
+        noun = "map" if self.verdicts or self.values else "set"
         if verb is Verb.DELETE:
             return f"nft delete {noun} inet {TABLE} {self.name}"
-        values = " : verdict" if self.verdicts else ""
+        values = " : verdict" if self.verdicts else f" : {self.type}" if self.values else ""
         flags = " flags interval;" if self.interval else ""
         return f"nft add {noun} inet {TABLE} {self.name} {{ type {self.type}{values};{flags} }}"
 
 
 @dataclass(frozen=True, slots=True)
 class NftElement:
-    """One element: an address, or a range of them, with its verdict if the set is a map.
+    """One element: an address, or a range of them, with its verdict or value if the set is a map.
 
-    ``goto``: the chain a verdict map sends matching packets to; "" in a plain set. ``why``: which
-    source it comes from, for people.
+    ``goto``: the chain a verdict map sends matching packets to; "" in all others. ``why``: which
+    source it comes from, for people. ``value``: the address that a map leads to.
     """
 
     kind: ClassVar[str] = "nft-element"
@@ -108,6 +109,7 @@ class NftElement:
     last: IpAddress
     goto: str = ""
     why: str = field(default="", compare=False)
+    value: IpAddress | None = None
 
     def __hash__(self) -> int:
         # By numbers: an address makes text of itself to compute its hash.
@@ -124,8 +126,10 @@ class NftElement:
 
     def command(self, verb: Verb) -> str:
         word = "delete" if verb is Verb.DELETE else "add"
-        verdict = f" : goto {self.goto}" if self.goto else ""
-        return f"nft {word} element inet {TABLE} {self.set} {{ {self.text}{verdict} }}"
+        leads_to = (
+            f" : goto {self.goto}" if self.goto else f" : {self.value}" if self.value else ""
+        )
+        return f"nft {word} element inet {TABLE} {self.set} {{ {self.text}{leads_to} }}"
 
 
 @dataclass(frozen=True, slots=True)

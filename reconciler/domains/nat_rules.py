@@ -96,9 +96,15 @@ def no_snat_of(family: Family, group: str) -> str:
     return f"{name}_{group}" if group else name
 
 
+TO = "to_"
+"""How the names of sets of ranges begin that rules of the document lead to."""
+
+
 def is_of_ranges(name: str) -> bool:
     """Whether a set's elements are ranges, by its name."""
-    return any(name in s.of_ranges or name.startswith(f"{s.no_snat}_") for s in SETS.values())
+    return name.startswith(TO) or any(
+        name in s.of_ranges or name.startswith(f"{s.no_snat}_") for s in SETS.values()
+    )
 
 
 def chain_of(device_index: int) -> str:
@@ -118,7 +124,7 @@ def texts(rules: Rules) -> tuple[str, ...]:
 
 def eni(device_index: int, marks: Marks) -> Rules:
     """Send a packet by an ENI."""
-    return [[_set_mark({"meta": {"key": "mark"}}, device_index, marks)]]
+    return [[set_mark({"meta": {"key": "mark"}}, device_index, marks)]]
 
 
 def arrival(families: Sequence[Family]) -> Rules:
@@ -140,7 +146,7 @@ def arrival(families: Sequence[Family]) -> Rules:
 def arrived(device_index: int, marks: Marks) -> Rules:
     """Bind a connection to the ENI by which it came in, if it is to an address of its link."""
     local = match({"fib": {"result": "type", "flags": ["daddr", "iif"]}}, "local")
-    return [[local, _set_mark(CONNECTION_MARK, device_index, marks)]]
+    return [[local, set_mark(CONNECTION_MARK, device_index, marks)]]
 
 
 def route_mark() -> Rules:
@@ -157,6 +163,7 @@ def first(
     metadata: Rules,
     marks: Marks,
     grouped: Sequence[Family] = (),
+    ruled: Iterable[list[Expression]] = (),
 ) -> Rules:
     """Refuse first packets that lead nowhere, and bind pods' connections to the primary ENI.
 
@@ -167,17 +174,23 @@ def first(
 
     ``metadata``: rules for what goes there; with those for what no pod has they stand ahead of a
     group's policy, which is the last word.
-    ``grouped``: families in which pod groups have policies of their own.
+    ``grouped``: families in which pod groups have policies of their own. ``ruled``: what is asked
+    before any policy.
     """
-    by_group = [[_by_source(f, sets_of(f).group_mark)] for f in grouped]
-    marked = [[*_leaves_vpc(f), _set_mark(CONNECTION_MARK, 0, marks)] for f in families]
     refused = [*metadata, *_to_held(families, HELD)]
-    return [*_to_pods(families), *refused, *by_group, *marked]
+    return [*_to_pods(families), *refused, *ruled, *mark_by_policy(families, marks, grouped)]
+
+
+def mark_by_policy(families: Sequence[Family], marks: Marks, grouped: Sequence[Family]) -> Rules:
+    """Bind to the primary ENI what the policies send by the node's address."""
+    by_group = [[_by_source(f, sets_of(f).group_mark)] for f in grouped]
+    marked = [[*_leaves_vpc(f), set_mark(CONNECTION_MARK, 0, marks)] for f in families]
+    return [*by_group, *marked]
 
 
 def mark_outside(family: Family, no_snat: str, marks: Marks) -> list[Expression]:
     """Bind connections to the primary ENI, but for those to a set of destinations."""
-    return [_outside(family, no_snat), _set_mark(CONNECTION_MARK, 0, marks)]
+    return [_outside(family, no_snat), set_mark(CONNECTION_MARK, 0, marks)]
 
 
 def choice(families: Sequence[Family], by_main: Sequence[Family], marks: Marks) -> Rules:
@@ -209,17 +222,19 @@ def source_nat(
     local: Iterable[str],
     ports: str,
     grouped: Sequence[Family] = (),
+    ruled: Iterable[list[Expression]] = (),
 ) -> Rules:
     """Give packets that leave the VPC the node's address.
 
-    Those from addresses that are good on this node only, too, wherever they go. ``grouped``: as of
-    ``first``.
+    Those from addresses that are good on this node only, too, wherever they go. ``grouped`` and
+    ``ruled``: as of ``first``.
     """
     chosen = [(f, _leaves_vpc(f)) for f in families]
     chosen += [(FAMILIES[name], [_is_node_local(FAMILIES[name])]) for name in local]
     by_primary = match({"meta": {"key": "oifname"}}, link)
     by_group = [[by_primary, _by_source(f, sets_of(f).group_nat)] for f in grouped]
     return [
+        *ruled,
         *by_group,
         *_translate([(f, [by_primary, *which]) for f, which in chosen], primary, ports),
     ]
@@ -234,13 +249,21 @@ def translate_outside(families: Sequence[Family], group: str, primary: Eni, port
 def _translate(
     chosen: Iterable[tuple[Family, list[Expression]]], primary: Eni, ports: str
 ) -> Rules:
-    flags = {} if ports == "sequential" else {"flags": ports}
     return [
-        [*which, {"snat": {"family": f.nft, "addr": str(address)} | flags}]
+        [*which, become(f, str(address), ports)]
         for f, which in chosen
         if (address := primary.host_address(f.version)) is not None
     ]
 
+
+def become(family: Family, source: str | Expression, ports: str) -> Expression:
+    """Give a packet another source: an address, or what a map has."""
+    flags = {} if ports == "sequential" else {"flags": ports}
+    return {"snat": {"family": family.nft, "addr": source} | flags}
+
+
+WAY: Expression = {"fib": {"result": "oifname", "flags": ["daddr", "mark"]}}
+"""The link by which a packet would leave that has no route yet; with the marks of others."""
 
 HELD, HELD_SENT = "held", "held_sent"
 """The chains for first packets to addresses that this node holds for pods; for the host's own."""
@@ -268,8 +291,7 @@ def held(links: Iterable[str], *, is_routed: bool) -> Rules:
     ``is_routed``: it has its route already. What is forwarded has none yet: a lookup for these few
     costs less than a chain behind routing, which all packets pass. It has the marks of others.
     """
-    way: Expression = {"fib": {"result": "oifname", "flags": ["daddr", "mark"]}}
-    way = {"meta": {"key": "oifname"}} if is_routed else way
+    way: Expression = {"meta": {"key": "oifname"}} if is_routed else WAY
     return [[match(way, link), {"goto": {"target": REFUSE}}] for link in sorted(links)]
 
 
@@ -327,7 +349,7 @@ def _by_source(family: Family, verdicts: str) -> Expression:
     return {"vmap": {"key": payload(family, "saddr"), "data": f"@{verdicts}"}}
 
 
-def _set_mark(mark: Expression, device_index: int, marks: Marks) -> Expression:
+def set_mark(mark: Expression, device_index: int, marks: Marks) -> Expression:
     """Write an ENI into our bits of a mark; other owners' bits stay."""
     value = {"|": [{"&": [mark, marks.others]}, marks.of(device_index)]}
     return {"mangle": {"key": mark, "value": value}}

@@ -11,7 +11,7 @@ from reconciler.core.ranges import Range, coalesce, complement, find, print_rang
 from reconciler.egress.source import Entry, Source
 from reconciler.errors import Issue
 from schemas.group import MAX_GROUPS
-from schemas.snat import SnatPolicy
+from schemas.snat import Snat, SnatPolicy
 
 IPV4 = FAMILIES["ipv4"]
 """The only family that is translated."""
@@ -69,8 +69,13 @@ def named(snat: SnatPolicy) -> tuple[str, ...]:
     return tuple(dict.fromkeys(d for d in both if isinstance(d, str)))
 
 
+def named_by_rules(snat: Snat) -> tuple[str, ...]:
+    """Return the sources that a document's rules name, each once."""
+    return tuple(dict.fromkeys(d for rule in snat.rules for d in rule.to if isinstance(d, str)))
+
+
 def unknown(snat: SnatPolicy, egress: Egress) -> tuple[str, ...]:
-    """Return those of them that were never answered."""
+    """Return those of a policy's that were never answered."""
     names = named(snat)
     if not names:
         return ()
@@ -168,9 +173,16 @@ def describe(name: str, entry: Entry) -> str:
 
 def reasons(snat: SnatPolicy, egress: Egress, ranges: tuple[Range, ...]) -> Mapping[Range, str]:
     """Say of which of these ranges a part is there because of an excluded source, and which."""
+    return reasons_in(snat.exclude_cidrs, egress, ranges)
+
+
+def reasons_in(
+    listed: Iterable[IpNetwork | str], egress: Egress, ranges: tuple[Range, ...]
+) -> Mapping[Range, str]:
+    """Say of which of these ranges a part is there because of a source of a list, and which."""
     found: dict[Range, dict[str, None]] = {}
     sources = egress.by_name
-    for name in snat.exclude_cidrs:
+    for name in listed:
         if not isinstance(name, str) or name not in sources:
             continue
         for entry in sources[name].entries:
@@ -182,11 +194,36 @@ def reasons(snat: SnatPolicy, egress: Egress, ranges: tuple[Range, ...]) -> Mapp
     return {r: "; ".join(_some(list(said))) for r, said in found.items()}
 
 
+EXCLUDED = (
+    "It stays excluded until a second observation agrees, a minute later; then new connections "
+    "there carry the node's address. If that is wrong, restore it in EC2, or name the CIDR in the "
+    "document"
+)
+
+RULED = (
+    "snat.rules mean it until a second observation agrees, a minute later; then new connections "
+    "there are as the next rule or policy says. If that is wrong, restore it in EC2, or name the "
+    "CIDR in the document"
+)
+
+
 def find_issues(snat: SnatPolicy, egress: Egress, now: float) -> tuple[Issue, ...]:
-    """Say what is wrong with the sources that a document names; ``now``: since the epoch."""
+    """Say what is wrong with the sources that a policy names; ``now``: since the epoch."""
+    return _find_issues(named(snat), egress, now, EXCLUDED)
+
+
+def find_issues_of_rules(snat: Snat, egress: Egress, now: float) -> tuple[Issue, ...]:
+    """Say the same of those that rules name and no policy does."""
+    names = [name for name in named_by_rules(snat) if name not in named(snat)]
+    return _find_issues(names, egress, now, RULED)
+
+
+def _find_issues(
+    names: Iterable[str], egress: Egress, now: float, meaning: str
+) -> tuple[Issue, ...]:
     sources = egress.by_name
     found: list[Issue] = []
-    for name in named(snat):
+    for name in names:
         source = sources.get(name, Source(name))
         subject = f"snat source {name}"
         if source.failure is not None:
@@ -200,10 +237,7 @@ def find_issues(snat: SnatPolicy, egress: Egress, now: float) -> tuple[Issue, ..
                 Issue(
                     subject,
                     SHRINKS,
-                    f"EC2 no longer shows {gone}. It stays excluded until a second observation "
-                    "agrees, a minute later; then new connections there carry the node's "
-                    "address. If that is wrong, restore it in EC2, or name the CIDR in the "
-                    "document",
+                    f"EC2 no longer shows {gone}. {meaning}",
                 )
             )
     return tuple(found)

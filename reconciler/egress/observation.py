@@ -9,7 +9,7 @@ from reconciler.core.facts import Eni
 from reconciler.egress import destinations
 from reconciler.egress.destinations import IPV4, Egress
 from reconciler.egress.source import Failure, Look, Source, merge
-from schemas.snat import SnatPolicy
+from schemas.snat import Snat, SnatPolicy
 
 MAX_ALL = 10_000
 """CIDRs of all sources together: as many as the document may list (``schemas.document``)."""
@@ -32,13 +32,14 @@ Answers = Mapping[str, Look | Failure]
 
 
 def make_question(
-    snat: SnatPolicy, enis: Iterable[Eni], vpc_id: str, others: Iterable[SnatPolicy] = ()
+    snat: Snat, enis: Iterable[Eni], vpc_id: str, others: Iterable[SnatPolicy] = ()
 ) -> Question:
     """Return what a document's sources need; ``enis`` are those of the node.
 
     ``others``: the policies of pod groups.
     """
     names = dict.fromkeys(n for policy in (snat, *others) for n in destinations.named(policy))
+    names |= dict.fromkeys(destinations.named_by_rules(snat))
     ours = [e for e in enis if e.serves_pods]
     used = [e for e in ours if e.pod_addresses or e.ipv6_prefixes] or ours
     return Question(tuple(names), vpc_id, frozenset(e.subnet_id for e in used))

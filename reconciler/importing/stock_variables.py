@@ -314,6 +314,8 @@ OURS = {
     "pods.metadata": "which namespaces' pods reach instance metadata",
     "pods.repair": "what pods change in their own namespaces",
     "snat.onlyCIDRs": "SNAT for named destinations only",
+    "snat.rules": "by namespace and destination: the pod's address, the node's, or one that the "
+    "namespace keeps",
     "cni.budget": "how long an ADD may wait",
     "reconcile.resync": "how often all of the kernel is observed",
     "reconcile.ec2Resync": "how often EC2 is observed",

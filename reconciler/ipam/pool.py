@@ -21,22 +21,28 @@ from schemas.pool import AddressTarget, EniTarget, PrefixTarget, Strategy
 class Demand:
     """What the pool must cover, in addresses.
 
-    ``cooling``: released, not yet to be given out again. ``waiting``: intents without an address;
-    ``waiting_in``: those of pod groups, each with how many.
+    ``cooling``: released, not yet to be given out again. ``waiting``: intents, and namespaces
+    that lack a dedicated address; ``waiting_in``: of pod groups, each with how many.
     """
 
     assigned: int = 0
     cooling: int = 0
     waiting: int = 0
     waiting_in: tuple[tuple[str, int], ...] = ()
+    dedicated: int = 0
 
     @property
     def total(self) -> int:
         """All that is used; what is held beyond it is allocatable."""
-        return self.assigned + self.cooling + self.waiting
+        return self.assigned + self.cooling + self.waiting + self.dedicated
+
+    @property
+    def of_no_pod(self) -> int:  # it comes on top of any number of pods
+        return self.cooling + self.dedicated
 
     def __str__(self) -> str:
-        return f"assigned {self.assigned} + cooling {self.cooling} + waiting {self.waiting}"
+        text = f"assigned {self.assigned} + cooling {self.cooling} + waiting {self.waiting}"
+        return f"{text} + dedicated {self.dedicated}" if self.dedicated else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,8 @@ class Band:
 def band(strategy: Strategy, demand: Demand, *, per_eni: int, max_pods: int | None) -> Band:
     """Return the target.
 
-    ``per_eni``: pod addresses that one more ENI would bring. ``max_pods``: a cooling address
-    serves none of them, so it comes on top. What is in use is held in any case.
+    ``per_eni``: pod addresses that one more ENI would bring. ``max_pods``: what cools or is
+    dedicated serves none of them, so it comes on top. What is in use is held in any case.
     """
     used = demand.total
     if isinstance(strategy, AddressTarget):
@@ -67,8 +73,9 @@ def band(strategy: Strategy, demand: Demand, *, per_eni: int, max_pods: int | No
         found = _by_units(strategy, demand, per_eni=per_eni)
     if max_pods is None:
         return found
-    cap = max(max_pods + demand.cooling, used)
-    term = ("maxPods", cap, f"maxPods {max_pods} + cooling {demand.cooling}, at most")
+    cap = max(max_pods + demand.of_no_pod, used)
+    dedicated = f" + dedicated {demand.dedicated}" if demand.dedicated else ""
+    term = ("maxPods", cap, f"maxPods {max_pods} + cooling {demand.cooling}{dedicated}, at most")
     low, aim, high = (min(bound, cap) for bound in (found.low, found.aim, found.high))
     binds = "maxPods" if cap < found.low else found.binds
     return Band(low, aim, high, (*found.terms, term), binds)

@@ -17,6 +17,7 @@ from reconciler.engine.plan import Plan
 from reconciler.ipam import ec2_action as ec2
 from reconciler.ipam import pool_plan
 from reconciler.ipam.cloud import GROUP_TAG, Cloud
+from reconciler.ipam.identity import missing, owners
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import Pool, find_pool_status
 from reconciler.ipam.records import Records
@@ -75,16 +76,21 @@ def demand_of(records: Records, document: NodeNetwork) -> Demand:
 
     Whether a pod is bound says ``Records.demand``; this one tells those that are not apart.
     """
+    lacking, _ = missing(owners(records.pods, document), records.identities)
+    demand = records.demand
+    if lacking:
+        demand = replace(demand, waiting=demand.waiting + len(lacking))
     if not document.pod_groups:
-        return records.demand
+        return demand
     bound = {a.key for a in records.attachments} - records.superseded
     names = Counter(
         group_of(i.pod, document.pod_groups)
         for i in records.intents
         if i.state is IntentState.WANTED and i.netns_alive and i.key not in bound
     )
+    names.update(owner.group for owner in lacking)
     del names[""]
-    return replace(records.demand, waiting_in=tuple(sorted(names.items())))
+    return replace(demand, waiting_in=tuple(sorted(names.items())))
 
 
 def demands(
@@ -112,10 +118,15 @@ def demands(
     grouped = [e for e in enis if e.group]
     cooling = _by_group(grouped, (c.address for c in records.cooling if is_counted(c.address)))
     assigned += _by_group(grouped, others)
+    # Where its address is, as of a pod; all of an identity's are of one ENI.
+    own = (i.addresses[0] for i in records.identities if any(map(is_counted, i.addresses)))
+    dedicated = _by_group(grouped, own)
     waiting = dict(demand.waiting_in)
     return {
-        g.name: Demand(assigned[g.name], cooling[g.name], waiting.get(g.name, 0))
-        for g in document.pod_groups
+        name: Demand(
+            assigned[name], cooling[name], waiting.get(name, 0), dedicated=dedicated[name]
+        )
+        for name in (g.name for g in document.pod_groups)
     }
 
 
@@ -180,4 +191,5 @@ def _minus(whole: Demand, part: Demand) -> Demand:
         max(whole.assigned - part.assigned, 0),
         max(whole.cooling - part.cooling, 0),
         max(whole.waiting - part.waiting, 0),
+        dedicated=max(whole.dedicated - part.dedicated, 0),
     )

@@ -37,6 +37,7 @@ def _begin(desired: Wanted, observed: Records) -> Iterator[Action]:
     known = {q.network for q in observed.quarantined}
     used = {c.address for c in observed.cooling}
     used |= {a for bound in observed.attachments for a in bound.addresses}
+    used |= {a for identity in observed.identities for a in identity.addresses}
     for network in sorted(desired.networks - known, key=network_order):
         if not any(address in network for address in used):
             yield Change(Verb.CREATE, Quarantine(network, desired.now), "not needed")

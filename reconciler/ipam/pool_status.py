@@ -12,6 +12,7 @@ from reconciler.ipam import pool
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import PREFIX_SIZE, Choice, Cloud, Limits, Subnet, choose, is_excluded
 from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.pool import Band, Demand, Space
 from reconciler.ipam.release import Stock, Unit, take_stock, unit_networks
 from reconciler.ipam.sources import Disagreements
@@ -40,6 +41,7 @@ class Ec2Inputs:
         backoffs: EC2 actions that are not called for now.
         kept: what is not given back yet, because the node has just started.
         nonce: text that no other pass has; new ClientTokens are made of it.
+        identities: addresses that namespaces have.
     """
 
     used: frozenset[IpAddress] = frozenset()
@@ -51,6 +53,7 @@ class Ec2Inputs:
     backoffs: CallBackoffs = field(default_factory=CallBackoffs)
     kept: Kept = NOTHING
     nonce: str = ""
+    identities: tuple[EgressIdentity, ...] = ()
 
 
 NO_EC2 = Ec2Inputs()

@@ -22,6 +22,7 @@ from reconciler.core.datapath import MAC_STAMP, IpAddress, is_counted, is_node_l
 from reconciler.core.facts import Eni
 from reconciler.engine.plan import Key, Verb
 from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.release import Quarantine
 
@@ -30,7 +31,7 @@ WITHHELD_S = 600.0
 cooldown, and than conntrack remembers what is not an open connection."""
 
 
-OurRecord = Attachment | Cooling | Quarantine | Creation
+OurRecord = Attachment | Cooling | Quarantine | Creation | EgressIdentity
 """What only this process writes."""
 
 R = TypeVar("R", Intent, Attachment)
@@ -88,6 +89,7 @@ class Records:
     set_aside: tuple[SetAside, ...] = ()
     unwritten: frozenset[Identity] = frozenset()
     crowded: tuple[tuple[str, str], ...] = ()
+    identities: tuple[EgressIdentity, ...] = ()
 
     def joined(self, found: Iterable[Attachment]) -> Records:
         """Return the same with attachments that only the kernel has shown.
@@ -122,12 +124,13 @@ class Records:
         )
 
     def withheld(self, now: float) -> frozenset[IpAddress]:
-        """Addresses that a torn record names, and that no pod may be given yet.
+        """Addresses that no pod may be given: identities', and those that a torn record names.
 
         ``now``: seconds since the epoch.
         """
         fresh = (s for s in self.set_aside if now - s.since < WITHHELD_S)
-        return frozenset(address for record in fresh for address in record.addresses)
+        torn = (address for record in fresh for address in record.addresses)
+        return frozenset(a for i in self.identities for a in i.addresses).union(torn)
 
     @property
     def lost(self) -> tuple[OurRecord, ...]:
@@ -138,6 +141,7 @@ class Records:
             *self.cooling,
             *self.quarantined,
             *self.creations,
+            *self.identities,
         )
         return tuple(r for r in ours if (r.kind, r.key) in self.unwritten)
 
@@ -169,6 +173,13 @@ class Records:
         return tuple(a for a in self.attachments if a.key not in released)
 
     @cached_property
+    def pods(self) -> frozenset[str]:
+        """Names of pods that are here, or are wanted: ``namespace/name``, as far as known."""
+        wanted = (i for i in self.intents if i.state is IntentState.WANTED and i.netns_alive)
+        names = {a.pod for a in self.living}.union(i.pod for i in wanted)
+        return frozenset(names - {""})
+
+    @cached_property
     def resting(self) -> tuple[Cooling, ...]:
         """Addresses that cool down and that no pod has.
 
@@ -195,7 +206,8 @@ class Records:
         # have in stock.
         assigned = sum(any(map(is_counted, a.addresses)) for a in self.attachments)
         cooling = sum(is_counted(c.address) for c in self.cooling)
-        return Demand(assigned, cooling, len(waiting))
+        dedicated = sum(any(map(is_counted, i.addresses)) for i in self.identities)
+        return Demand(assigned, cooling, len(waiting), dedicated=dedicated)
 
 
 def find_copies(

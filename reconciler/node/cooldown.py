@@ -56,7 +56,7 @@ class Cooldowns:
         now = set(cooling)
         with self._changed:
             if now != self._ended.keys():
-                self._ended = {c: self._ended.get(c, False) for c in now}
+                self._ended = {c: self._ended.get(c, c.spares) for c in now}
                 self._quiet &= now
                 self._changed.notify_all()
         if not self.apart:
@@ -69,6 +69,9 @@ class Cooldowns:
     def turn(self) -> bool:
         """End the connections of addresses that have just begun to cool, or whose time is over.
 
+        Those of an address that spares them end by themselves; they are looked for when its time
+        is over.
+
         Returns whether there is something new for the next review.
         """
         with self._changed:
@@ -79,10 +82,13 @@ class Cooldowns:
                 self._outcome = replace(self._outcome, remaining=Plan(), errors=())
                 return False
         started = time.monotonic()
-        flush = ConntrackFlush(frozenset(c.address for c in due))
+        spared = frozenset(c.address for c in due if c.spares)
+        flush = ConntrackFlush(frozenset(c.address for c in due), spared)
         domain = Domain("conntrack", always(flush), conntrack.plan, self._target)
         outcome = converge([domain], None)["conntrack"]
         left = {a.key for a in outcome.remaining.actions}
+        seen = outcome.observed if isinstance(outcome.observed, frozenset) else ()
+        left |= {flow.key for flow in seen if flow.address in spared}
         # Without a plan nothing is left to do, and nothing is known either.
         known = outcome.observed is not None and (left or not outcome.errors)
         gone = {c for c in due if known and c.key not in left}

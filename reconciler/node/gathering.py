@@ -163,7 +163,10 @@ class Gathering:
             now=now,
             clock=clock,
             demand=demand_of(records, document),
-            ec2=Ec2Inputs(quarantined=frozenset(q.network for q in records.quarantined)),
+            ec2=Ec2Inputs(
+                quarantined=frozenset(q.network for q in records.quarantined),
+                identities=records.identities,
+            ),
             kernel=KernelState(
                 linked=frozenset(links.pods),
                 unrecorded=unrecorded,

@@ -82,7 +82,8 @@ class LocalNode:
         if not errors:
             inputs, outcomes = self._bind(inputs, self._records)
         records = self._records_after(outcomes)
-        inputs = replace(inputs, attachments=without_copies(records.living, inputs.kernel.linked))
+        placed = without_copies(records.living, inputs.kernel.linked)
+        inputs = inputs.holding(placed, records.identities)
         observed_at = time.monotonic()
         self.visits.forget_others(frozenset(a.key for a in records.living))
         inputs = inputs.seeing(visit=self.visits.choose(inputs, audit=audit))
@@ -139,7 +140,7 @@ class LocalNode:
         concerned, living = asked.attachments, asked.living
         observed_at = time.monotonic()
         # Some namespaces may be readable by now.
-        inputs = replace(inputs, attachments=living).seeing(
+        inputs = inputs.holding(living, asked.identities).seeing(
             linked=inputs.kernel.linked & keys, visit=None, unreadable=frozenset()
         )
         leaving = tuple(a for a in concerned if a.key in asked.released)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from reconciler.egress import destinations, observation
+from reconciler.egress import destinations, observation, rules
 from reconciler.egress.observation import Question
 from reconciler.egress.pace import ask_after_s
 from reconciler.egress.source import APART_S
@@ -83,6 +83,9 @@ class SourcePass:
             issues |= dict.fromkeys(destinations.find_issues(snat, egress, now))
             told = destinations.find_warnings(snat, egress, vpc, services)
             warnings += [replace(w, subject=of_group(w.subject, group)) for w in told]
+        of_rules = destinations.find_issues_of_rules(document.snat, egress, now)
+        issues |= dict.fromkeys(of_rules)
+        warnings += rules.find_warnings(document.snat, egress, vpc, services)
         return tuple(issues), tuple(warnings)
 
     def outcome(self, document: NodeNetwork) -> Outcome:

@@ -55,9 +55,10 @@ class Services:
         family = family_of(address).nft
         parts = (address.packed, bytes([PROTOCOLS[protocol]]), struct.pack(">H", port))
         key = b"".join(part + bytes(-len(part) % 4) for part in parts)
-        (chain,) = self._kernel.find_elements(KUBE_PROXY, [("service-ips", key)], family)
-        if not chain:
+        (element,) = self._kernel.find_elements(KUBE_PROXY, [("service-ips", key)], family)
+        if element is None or not element[0]:
             return ()
+        chain, _ = element
         reading = Reading(self._kernel)
         reading.follow([ChainId("nft", family, KUBE_PROXY, chain)])
         rules = [rule for found in reading.rules.values() for rule in found or ()]

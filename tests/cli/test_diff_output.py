@@ -155,6 +155,7 @@ def test_the_json_is_as_its_schema_says_and_has_each_object_before_and_after() -
         "first": "10.100.0.0",
         "last": "10.100.255.255",
         "goto": "",
+        "value": None,
         "why": "",
     }
 

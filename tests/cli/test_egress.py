@@ -49,6 +49,57 @@ def test_validate_warns_of_a_cooldown_that_a_client_outlasts_only_where_it_was_s
     assert "warning: warmPool.cooldown 10s: a client on another node" in said["{cooldown: 10s}"]
 
 
+RULES = """snat:
+  rules:
+    - {namespace: pay-*, to: [203.0.113.0/24], as: pod}
+    - {namespace: pay-eu, to: [203.0.113.7], as: node}
+    - {namespace: "*", to: ["@peering"], as: dedicated}
+"""
+
+
+def test_validate_warns_of_rules_that_cannot_do_what_they_say(tmp_path: Path) -> None:
+    file = tmp_path / "node-network.yaml"
+    file.write_text(f"{HEAD}{RULES.replace('pay-eu', 'pay-*')}")
+    done = run("validate", str(file))
+    assert done.exit_code == 0
+    assert "warning: snat.rules[0]: NoWayBack: as pod sends private addresses" in done.stderr
+    told = "warning: snat.rules[1]: RuleNeverMatches: snat.rules[0] decides wherever it would"
+    assert told in done.stderr
+    assert "rules[2]" not in done.stderr
+    cost = (
+        "snat.rules[2]: each namespace that has pods on a node takes one ipv4 address of the pool"
+    )
+    assert cost in done.stdout
+    assert "prefix" not in done.stdout
+    file.write_text(f"{HEAD}families: [ipv4, ipv6]\n{RULES}")
+    told = json.loads(run("validate", "-o", "json", str(file)).stdout)["rules"]
+    assert "one ipv6 address of an ENI's prefix, which costs nothing" in told[0]
+
+
+def test_explain_address_names_the_rules_and_their_namespaces(tmp_path: Path) -> None:
+    file = tmp_path / "node-network.yaml"
+    file.write_text(HEAD + RULES)
+    entry = Entry(ip_network("10.100.0.0/16"), "pcx-1", "shared")
+    egress = Egress("vpc-1", (Source("@peering", (entry,), time.time()),))
+    state = StateDirectory(tmp_path / "state")
+    state.prepare()
+    state.remember(node(), Cloud((eni(0),), Limits(3, 10), {}))
+    state.remember_egress(egress)
+    where = ("-f", str(file), "--state-dir", str(state.root))
+    said = run("explain", "address", "203.0.113.7", *where).stdout.splitlines()
+    assert said == [
+        "namespaces pay-*: 203.0.113.7 sees the pod's own address, by snat.rules[0] "
+        "203.0.113.0/24",
+        "namespaces pay-eu: 203.0.113.7 sees the node's address, by snat.rules[1] 203.0.113.7/32",
+        "203.0.113.7 sees the node's address, beyond the VPC and not excluded",
+    ]
+    said = run("explain", "address", "10.100.0.7", *where).stdout.splitlines()
+    assert said[0] == (
+        "namespaces *: 10.100.0.7 sees an address of the namespace's own on each node, by "
+        'snat.rules[2] @peering pcx-1, "shared" 10.100.0.0/16'
+    )
+
+
 def test_explain_address_names_the_source_and_how_old_it_is(tmp_path: Path) -> None:
     file = tmp_path / "node-network.yaml"
     file.write_text(f'{HEAD}snat: {{excludeCIDRs: ["@peering", "@routes"]}}\n')

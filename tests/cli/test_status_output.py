@@ -96,6 +96,7 @@ BODY: dict[str, Any] = {
     ],
     "packetsRefused": {"spoofed": 3, "martian": 0},
     "cooling": ["10.0.1.13"],
+    "identities": [],
     "ec2Calls": {"DescribeNetworkInterfaces": 3, "AssignPrivateIpAddresses": 1},
     "ec2Budget": {"DescribeNetworkInterfaces": 97, "AssignPrivateIpAddresses": 3},
     "sources": [
@@ -373,3 +374,22 @@ def ask_as_others(place: Path) -> None:
             assert "Permission denied; run as root, or for 'status' as a member" in told.stderr
         told = ask_as(4711, "status", *where)
         assert (told.returncode, told.stdout) == (1, PIPED), told.stderr
+
+
+def test_dedicated_addresses_are_shown_by_their_namespaces() -> None:
+    identity = {
+        "namespace": "pay",
+        "group": "",
+        "addresses": ["10.0.1.9"],
+        "eni": "eni-1",
+        "device": 1,
+        "state": "in use",
+    }
+    idle = identity | {"namespace": "web", "group": "front", "state": "idle"}
+    pool = {"allocatable": 6, "assigned": 2, "cooling": 1, "quarantined": 0, "dedicated": 2}
+    said = as_text(BODY | {"identities": [identity, idle], "pool": pool}).splitlines()
+    assert [line.split(None, 1)[1] for line in said if line.startswith("identity")] == [
+        "namespace pay: 10.0.1.9 on eni-1",
+        "namespace web in group front: 10.0.1.9 on eni-1, idle",
+    ]
+    assert "2 dedicated (=)" in next(line for line in said if line.startswith("pool"))

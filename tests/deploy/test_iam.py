@@ -121,6 +121,10 @@ def test_addresses_of_the_primary_are_ours_too() -> None:
             {"GetSubnetCidrReservations"},
         ),
         (
+            {"snat": {"rules": [{"namespace": "a", "to": ["@peering"], "as": "dedicated"}]}},
+            {"DescribeVpcPeeringConnections"},
+        ),
+        (
             {"snat": {"onlyCIDRs": ["10.0.0.0/8", "@onprem"]}},
             {
                 "DescribeRouteTables",

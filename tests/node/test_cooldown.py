@@ -65,6 +65,21 @@ def test_connections_end_as_soon_as_their_pod_has_left(clock: Clock) -> None:
     assert outcome.plan.actions == (), "said once"
 
 
+def test_connections_of_an_address_that_spares_them_are_waited_for(clock: Clock) -> None:
+    target = Recorder({ONE, OTHER})
+    cooldowns = Cooldowns(target, clock)
+    spared = Cooling(ONE, 130.0, spares=True)
+    cooldowns.review([spared, Cooling(OTHER, 130.0)])
+    assert target.addresses == {ONE}
+    for clock.now in (130.0, 200.0):
+        busy, outcome = cooldowns.review([spared])
+        assert busy == {ONE}, "a connection uses it still"
+        assert outcome.plan.actions == ()
+    target.addresses.clear()
+    busy, _ = cooldowns.review([spared])
+    assert busy == frozenset()
+
+
 def test_a_cooldown_costs_two_rounds_however_many_passes_there_are(clock: Clock) -> None:
     target = Recorder()
     cooldowns = Cooldowns(target, clock)

@@ -194,7 +194,13 @@ def test_after_a_reboot_the_same_pods_start_again_and_ec2_is_asked_for_nothing(i
     assert addresses <= held
     assert {a for r in idle.records("attachments") for a in r["addresses"]} == addresses
     assert idle.records("cooling") == idle.records("quarantine") == []
-    pool = {"assigned": 20, "allocatable": room - 20, "cooling": 0, "quarantined": 0}
+    pool = {
+        "assigned": 20,
+        "allocatable": room - 20,
+        "cooling": 0,
+        "quarantined": 0,
+        "dedicated": 0,
+    }
     assert idle.status()["pool"] == pool
     calls = idle.lab.ask("calls")["calls"]
     assert "DescribeNetworkInterfaces" in calls

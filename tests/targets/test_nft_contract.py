@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import wild
-from builders import attachment, document, eni, inputs
+from builders import SUBNET, attachment, document, eni, inputs
 from conftest import namespace
 from fakes import FakeNft
 
@@ -32,6 +32,8 @@ from reconciler.domains.rule import Rule
 from reconciler.engine.converge import Domain, converge
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ObserveError
+from reconciler.ipam.identity import EgressIdentity
+from reconciler.ipam.pool_status import Ec2Inputs
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables import target as targets_compiler
@@ -124,6 +126,33 @@ def test_a_pod_that_moves_to_another_eni_changes_one_verdict(target: Any) -> Non
     (action,) = nat.plan(nat.desire(moved), target.observe()).actions
     assert (action.verb, action.reason) == (Verb.UPDATE, "goto eni_1 -> eni_2")
     reach(target, moved)
+
+
+RULES = [
+    {"namespace": "out", "to": ["10.100.0.0/16"], "as": "pod"},
+    {"namespace": "pay", "to": ["0.0.0.0/0", "2001:db8:9::/48"], "as": "dedicated"},
+    {"namespace": "*", "to": ["192.0.2.0/24"], "as": "node"},
+]
+
+
+def test_rules_and_dedicated_addresses_are_seen_as_they_were_written(target: Any) -> None:
+    pods = (attachment(1, 1, pod="pay/a"), attachment(2, 2, pod="out/b"))
+    here = document(snat={"rules": RULES}, families=["ipv4", "ipv6"])
+    held = EgressIdentity("pay", "", (ip_address("10.0.1.59"),), "eni-2")
+    now = inputs(3, pods, document=here, ec2=Ec2Inputs(identities=(held,)))
+    reach(target, now)
+    assert target.observe() == nat.desire(now)
+    elements = nat.desire_pods(now)
+    assert target.observe_at(elements) == elements
+    moved = replace(now, ec2=Ec2Inputs(identities=(replace(held, addresses=(SUBNET[58],)),)))
+    (action,) = nat.plan(nat.desire(moved), target.observe()).actions
+    address = ip_address("10.0.1.32")
+    wanted = NftElement("dedicated_ipv4", address, address, value=SUBNET[58])
+    assert (action.verb, action.object) == (Verb.UPDATE, wanted)
+    assert str(action).endswith("dedicated_ipv4 { 10.0.1.32 : 10.0.1.58 }")
+    reach(target, moved)
+    reach(target, inputs(3, pods))
+    assert target.observe() == nat.desire(inputs(3, pods))
 
 
 def test_an_eni_that_leaves_takes_its_chain_along(target: Any) -> None:

@@ -25,6 +25,7 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.errors import LockedError, ObserveError, StateError
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
 from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.records import Records
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.netlink.namespaces import open_namespace
@@ -48,6 +49,9 @@ RECORDS = [
     Cooling(ip_address("10.0.1.9"), 12.5),
     Cooling(ip_address("2001:db8::1"), 99.0),
     attachment(3, kept_macs=("02:11:00:00:00:01", "02:11:00:00:00:02")),
+    Cooling(ip_address("10.0.1.8"), 13.5, spares=True),
+    EgressIdentity("pay", "", (ip_address("10.0.1.14"), ip_address("2001:db8::14")), "eni-1"),
+    EgressIdentity("pay", "front", (ip_address("10.0.1.15"),), "eni-2", idle_since=7.5),
 ]
 
 
@@ -64,7 +68,8 @@ def test_records_come_back_as_they_were_written_in_key_order(state: Any) -> None
     seen = state.observe()
     assert seen.attachments == (RECORDS[1], RECORDS[0], RECORDS[4])
     assert seen.attachments[2].host_mac == "02:11:00:00:00:01"
-    assert seen.cooling == (RECORDS[2], RECORDS[3])
+    assert seen.cooling == (RECORDS[5], RECORDS[2], RECORDS[3])
+    assert seen.identities == (RECORDS[6], RECORDS[7])
 
 
 def test_an_intent_comes_back_with_its_state(state: Any, tmp_path: Path) -> None:

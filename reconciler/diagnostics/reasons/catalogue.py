@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
-from reconciler.diagnostics.reasons import ec2, node, others, pods, pool, states
+from reconciler.diagnostics.reasons import ec2, egress, node, others, pods, pool, states
 from reconciler.diagnostics.reasons.entry import Entry
 
 SECTIONS: Mapping[str, tuple[Entry, ...]] = {
     "Addresses, ENIs and the pool": pool.ENTRIES,
     "EC2's answers, and sources of SNAT": (*ec2.ENTRIES, ec2.UNKNOWN),
+    "Rules of SNAT, and dedicated addresses": egress.ENTRIES,
     "Pods": pods.ENTRIES,
     "The reconciler and its node": (*node.ENTRIES, node.ERRNO),
     "Other owners, migration, and what is left in EC2": others.ENTRIES,

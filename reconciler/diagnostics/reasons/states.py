@@ -24,6 +24,15 @@ ENTRIES = (
         "With the pod's DEL, or ten seconds after its namespace and link are both gone.",
     ),
     Entry(
+        "dedicated",
+        "A namespace has the address",
+        "Its pods' connections to what snat.rules say carry it; no pod has it.",
+        NO_POD,
+        "A rule as dedicated matches a namespace that has, or lately had, a pod here.",
+        "Nothing is to be done.",
+        "With the rule, or a day after the namespace's last pod here; then it cools.",
+    ),
+    Entry(
         "cooling",
         "The address waits after its pod",
         "Its pod has ended. It is given to another one when warmPool.cooldown is over and "

@@ -88,11 +88,12 @@ def text(name: bytes) -> str:
     return name.decode(errors="backslashreplace")
 
 
-def verdict_of(element: bytes) -> str:
-    """Return the chain that an element's verdict names; "" if it has none."""
-    for kind in (NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN):
-        element = dict(attributes(element)).get(kind, b"")
-    return text(element[:-1])
+def leads_to(element: bytes) -> tuple[str, bytes]:
+    """Return the chain that an element's verdict names, and its value; empty what it has not."""
+    data = dict(attributes(dict(attributes(element)).get(NFTA_SET_ELEM_DATA, b"")))
+    verdict = dict(attributes(data.get(NFTA_DATA_VERDICT, b"")))
+    chain = verdict.get(NFTA_VERDICT_CHAIN, b"")
+    return text(chain[:-1]), data.get(NFTA_DATA_VALUE, b"")
 
 
 def element(table: str, name: str, key: bytes) -> bytes:

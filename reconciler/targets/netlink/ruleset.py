@@ -203,17 +203,17 @@ class Nfnetlink(Channel):
 
     def find_elements(
         self, table: str, keys: Iterable[tuple[str, bytes]], family: str = "inet"
-    ) -> list[str | None]:
+    ) -> list[tuple[str, bytes] | None]:
         """Look for elements of sets without ranges, by set and key (addresses in network order).
 
         Returns:
-            For each the chain that its verdict names, or "" if it has none; None if there is no
-            such element, table or set.
+            For each the chain that its verdict names, and its value, each empty if it has none;
+            None if there is no such element, table or set.
         """
         with reading("nftables"):
             asked = [nft.element(table, name, key) for name, key in keys]
             found = [self.one(nft.NFT_MSG_GETSETELEM, body, NUMBERS[family]) for body in asked]
-        return [None if message is None else _verdict(message) for message in found]
+        return [None if message is None else _leads_to(message) for message in found]
 
 
 def _dormant(messages: Iterable[bytes]) -> frozenset[tuple[str, bytes]]:
@@ -260,6 +260,6 @@ def _within(limit: int, size: int, messages: Iterable[bytes]) -> list[bytes]:
     return found
 
 
-def _verdict(message: bytes) -> str:
+def _leads_to(message: bytes) -> tuple[str, bytes]:
     ((_, found),) = attributes(nft.parts(message)[nft.NFTA_SET_ELEM_LIST_ELEMENTS])
-    return nft.verdict_of(found)
+    return nft.leads_to(found)

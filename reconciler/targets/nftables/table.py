@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby, islice, zip_longest
 from operator import itemgetter
@@ -41,7 +42,7 @@ from reconciler.targets.netlink.nfnetlink import Request
 from reconciler.targets.netlink.ruleset import MAX_OBJECTS, Nfnetlink, TooMuchError
 
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN = 4, 5
-NFTA_SET_DATA_TYPE, NFTA_SET_ID, NFTA_SET_USERDATA = 6, 10, 13
+NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN, NFTA_SET_ID, NFTA_SET_USERDATA = 6, 7, 10, 13
 SET_ANONYMOUS, SET_INTERVAL, SET_MAP, SET_CONCAT = 0x1, 0x4, 0x8, 0x80
 DATA_VERDICT = 0xFFFFFF00
 NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_USERDATA = 3, 6
@@ -139,12 +140,12 @@ class Reader:
             if flags & SET_ANONYMOUS:
                 continue  # a part of a rule
             name, is_map = found[nft.NFTA_SET_NAME], bool(flags & SET_MAP)
-            is_odd = flags & ~(SET_INTERVAL | SET_MAP | SET_CONCAT) or is_map is not (
-                data == DATA_VERDICT
-            )
+            leads_to = (data == DATA_VERDICT, 0 < data == key)
+            is_odd = flags & ~(SET_INTERVAL | SET_MAP | SET_CONCAT) or is_map is not any(leads_to)
             if key not in KEY_TYPES or is_odd:
                 raise _UnreadableError
-            one = NftSet(_plain(name[:-1]), KEY_TYPES[key], bool(flags & SET_INTERVAL), is_map)
+            is_interval = bool(flags & SET_INTERVAL)
+            one = NftSet(_plain(name[:-1]), KEY_TYPES[key], is_interval, *leads_to)
             yield one
             # The key comes first (nf_tables_fill_setelem), so they are in its order.
             listed = sorted(self._kernel.table_elements("inet", TABLE, name, left + 1))
@@ -195,7 +196,7 @@ def _bounded(found: list[T]) -> list[T]:
 
 def _decode(one: NftSet, content: bytes, after: bytes) -> Element | None:
     """Return an element up to the one after it, if there is one; None for the end of a range."""
-    key, is_end, goto = _parts(content)
+    key, is_end, goto, value = _parts(content)
     if is_end:
         return None
     if one.type.startswith(LINK):
@@ -205,20 +206,29 @@ def _decode(one: NftSet, content: bytes, after: bytes) -> Element | None:
     make, last = ADDRESSES[len(key)], (1 << 8 * len(key)) - 1
     if after:
         last = int.from_bytes(_parts(after)[0], "big") - one.interval
-    return NftElement(one.name, make(key), make(last), goto)
+    return NftElement(one.name, make(key), make(last), goto, value=make(value) if value else None)
 
 
-def _parts(content: bytes) -> tuple[bytes, bool, str]:
-    """Return an element's key, whether a range is over there, and its chain."""
+def leading_to(element: Element, goto: str, value: bytes) -> Element:
+    """Return an element with the chain and the value that the kernel says it has."""
+    if isinstance(element, NftLink):
+        return replace(element, goto=goto)
+    address = ADDRESSES[len(value)](value) if value else None
+    return replace(element, goto=goto, value=address)
+
+
+def _parts(content: bytes) -> tuple[bytes, bool, str, bytes]:
+    """Return an element's key, whether a range is over there, its chain, and its value."""
     found = dict(attributes(content))
     if found.get(NFTA_SET_ELEM_USERDATA) == OPEN_INTERVAL:
         del found[NFTA_SET_ELEM_USERDATA]
     flags = int.from_bytes(found.pop(NFTA_SET_ELEM_FLAGS, b""), "big")
     try:
         key = dict(attributes(found.pop(nft.NFTA_SET_ELEM_KEY)))[nft.NFTA_DATA_VALUE]
-        goto = ""
-        if data := found.pop(nft.NFTA_SET_ELEM_DATA, b""):
-            verdict = dict(attributes(dict(attributes(data))[nft.NFTA_DATA_VERDICT]))
+        goto, data = "", dict(attributes(found.pop(nft.NFTA_SET_ELEM_DATA, b"")))
+        value = data.get(nft.NFTA_DATA_VALUE, b"")
+        if data and not value:
+            verdict = dict(attributes(data[nft.NFTA_DATA_VERDICT]))
             if verdict[nft.NFTA_VERDICT_CODE] != struct.pack(">i", GOTO):
                 raise _UnreadableError
             goto = text(verdict[nft.NFTA_VERDICT_CHAIN][:-1])
@@ -226,7 +236,7 @@ def _parts(content: bytes) -> tuple[bytes, bool, str]:
         raise _UnreadableError from error
     if found or flags & ~INTERVAL_END:
         raise _UnreadableError
-    return key, bool(flags), goto
+    return key, bool(flags), goto, value
 
 
 UNHOOK, REMOVE, MAKE, DEFINE, ADD, CONNECT, DROP = range(7)
@@ -309,7 +319,7 @@ def _of_counter(counter: NftCounter, *, is_gone: bool) -> tuple[int, Request]:
 def _set_body(one: NftSet, number: int) -> bytes:
     key_type = next(n for n, name in KEY_TYPES.items() if name == one.type)
     sizes = [PARTS[part][1] for part in one.type.split(" . ")]
-    flags = SET_INTERVAL * one.interval | SET_MAP * one.verdicts
+    flags = SET_INTERVAL * one.interval | SET_MAP * (one.verdicts or one.values)
     order = HOST_ORDER if one.type == LINK else BIG_ENDIAN
     body = (
         string(nft.NFTA_SET_NAME, one.name)
@@ -319,6 +329,9 @@ def _set_body(one: NftSet, number: int) -> bytes:
         + attribute(NFTA_SET_ID, _be32(number + 1))
         + attribute(NFTA_SET_USERDATA, order)
     )
+    if one.values:
+        body += attribute(NFTA_SET_DATA_TYPE, _be32(key_type))
+        return body + attribute(NFTA_SET_DATA_LEN, _be32(sum(sizes)))
     return body + (attribute(NFTA_SET_DATA_TYPE, _be32(DATA_VERDICT)) if one.verdicts else b"")
 
 
@@ -340,6 +353,9 @@ def _encode(element: Element, *, is_interval: bool) -> Iterator[bytes]:
         verdict = attribute(nft.NFTA_VERDICT_CODE, struct.pack(">i", GOTO))
         verdict += string(nft.NFTA_VERDICT_CHAIN, element.goto)
         data = nested(nft.NFTA_SET_ELEM_DATA, nested(nft.NFTA_DATA_VERDICT, verdict))
+    elif isinstance(element, NftElement) and element.value:
+        value = attribute(nft.NFTA_DATA_VALUE, element.value.packed)
+        data = nested(nft.NFTA_SET_ELEM_DATA, value)
     yield _part(key_of(element), data)
     if isinstance(element, NftLink) or not is_interval:
         return

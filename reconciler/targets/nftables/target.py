@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import nftables
@@ -18,8 +17,10 @@ import nftables
 from reconciler.core.datapath import FAMILIES, TABLE
 from reconciler.diagnostics.stock_objects import StockTable
 from reconciler.domains.nat_guard import COUNTERS
+from reconciler.domains.nat_identities import FROM, UNIDENTIFIED
+from reconciler.domains.nat_identities import SETS as RULED
 from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftObject
-from reconciler.domains.nat_rules import LINK_MAPS, SETS
+from reconciler.domains.nat_rules import LINK_MAPS, SETS, TO
 from reconciler.engine.plan import Change, Keyed, Verb
 from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.netlink import nf_tables as nft
@@ -92,11 +93,11 @@ class Nft:
             ObserveError: the kernel refused.
         """
         places = list(places)
-        verdicts = self.kernel.find_elements(TABLE, [(e.set, table.key_of(e)) for e in places])
+        found = self.kernel.find_elements(TABLE, [(e.set, table.key_of(e)) for e in places])
         return frozenset(
-            replace(element, goto=verdict)
-            for element, verdict in zip(places, verdicts, strict=True)
-            if verdict is not None
+            table.leading_to(element, *seen)
+            for element, seen in zip(places, found, strict=True)
+            if seen is not None
         )
 
     def count(self) -> dict[str, int]:
@@ -192,20 +193,30 @@ def _script(chains: list[NftChain]) -> list[Json]:
         if c.hook:
             hook = {"type": c.type, "hook": c.hook, "prio": c.priority, "policy": "accept"}
             chains_[c.name] |= hook
-    objects: list[tuple[str, Json]] = [("counter", {"name": name}) for name in COUNTERS]
+    counters = (*COUNTERS, UNIDENTIFIED)
+    objects: list[tuple[str, Json]] = [("counter", {"name": name}) for name in counters]
     by_link = {"type": "ifname", "map": "verdict"}
     objects += [("map", by_link | {"name": name}) for name in LINK_MAPS]
     for family, sets in SETS.items():
         of = {"type": FAMILIES[family].nft_type}
         ranges = of | {"flags": ["interval"]}
-        own = {name for name in used if name.startswith(f"{sets.no_snat}_")}
+        ruled = RULED[family]
+        own = {n for n in used if n.startswith(f"{sets.no_snat}_") or _is_place(TO, n, family)}
         objects += [("set", ranges | {"name": name}) for name in (*sets.of_ranges, *sorted(own))]
-        objects += [("set", of | {"name": name}) for name in (sets.pods, sets.no_metadata)]
-        maps = (sets.pod_eni, sets.group_mark, sets.group_nat)
+        plain = {n for n in used if _is_place(FROM, n, family)}
+        plain |= {sets.pods, sets.no_metadata, ruled.ruled}
+        objects += [("set", of | {"name": name}) for name in sorted(plain)]
+        maps = (sets.pod_eni, sets.group_mark, sets.group_nat, ruled.dedicated_eni)
         objects += [("map", of | {"name": name, "map": "verdict"}) for name in maps]
+        objects.append(("map", of | {"name": ruled.dedicated, "map": of["type"]}))
         objects.append(("set", {"name": sets.guarded, "type": ["ifname", of["type"]]}))
     objects += [("chain", chains_[name]) for name in sorted(chains_)]
     for c in chains:
         objects += [("rule", {"chain": c.name, "expr": json.loads(rule)}) for rule in c.rules]
     table: Json = {"add": {"table": {"family": "inet", "name": TABLE}}}
     return [table, *({"add": {kind: place | body}} for kind, body in objects)]
+
+
+def _is_place(start: str, name: str, family: str) -> bool:
+    """Whether a set is one of those that each rule of the document has."""
+    return name.startswith(start) and name.endswith(f"_{family}")

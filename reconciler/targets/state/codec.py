@@ -25,6 +25,7 @@ from reconciler.core.attachment import (
 )
 from reconciler.core.datapath import IpAddress
 from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.identity import NAMESPACE, EgressIdentity
 from reconciler.ipam.records import WITHHELD_S
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.files.bounded import printable
@@ -43,7 +44,7 @@ OPTIONAL = {"macs", "address", "unfinished"}
 ADDRESS = re.compile(r"[0-9a-f.:]{7,39}", re.IGNORECASE)
 """What may be an address in a torn record."""
 
-Record = Intent | Attachment | Cooling | Quarantine | Creation
+Record = Intent | Attachment | Cooling | Quarantine | Creation | EgressIdentity
 
 R = TypeVar("R", bound=Record)
 
@@ -86,7 +87,7 @@ class Kind(Generic[R]):
         """Whether a file is called as a record of this kind would be."""
         if self.is_of_pod:
             return ":" in name
-        return self is CREATIONS or self.guessed(name, 0.0) is not None
+        return self in {CREATIONS, IDENTITIES} or self.guessed(name, 0.0) is not None
 
     def shift(self, record: R, delta: float) -> R:
         """Move the times of a record; 0 says that something never was, and is no time."""
@@ -254,7 +255,7 @@ def _parse_attachment(body: Json) -> Attachment:
 
 # -- addresses that wait, and creations ---------------------------------------------------
 
-_parse_cooling = _parser(Cooling, {"address": ip_address, "until": _seconds})
+_parse_cooling = _parser(Cooling, {"address": ip_address, "until": _seconds, "spares": bool})
 _parse_quarantine = _parser(
     Quarantine, {"network": ip_network, "since": _seconds, "asked": _seconds, "gone": _seconds}
 )
@@ -288,7 +289,7 @@ ATTACHMENTS: Kind[Attachment] = Kind(
 COOLING: Kind[Cooling] = Kind(
     "cooling",
     lambda c: f"{c.address}.json",
-    lambda c: {"address": str(c.address), "until": c.until},
+    lambda c: {"address": str(c.address), "until": c.until, "spares": c.spares},
     _parse_cooling,
     # That is the longest it can have to wait.
     lambda stem, since: Cooling(ip_address(stem), since + WITHHELD_S),
@@ -311,5 +312,40 @@ CREATIONS: Kind[Creation] = Kind(
     "creations", lambda c: f"{c.token}.json", asdict, _parse_creation, times=("at",)
 )
 
-KINDS: tuple[Kind[Any], ...] = (INTENTS, ATTACHMENTS, COOLING, QUARANTINE, CREATIONS)
+
+# -- identities ---------------------------------------------------------------------------
+
+
+def _parse_label(value: object) -> str:
+    """Return what is a label, as namespaces and pod groups are called: it names a file, too."""
+    if not isinstance(value, str) or not NAMESPACE.fullmatch(value):
+        raise ValueError("no name of a namespace or pod group")
+    return value
+
+
+def _parse_addresses(value: object) -> tuple[IpAddress, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_POD_ADDRESSES:
+        raise ValueError(f"it has 1 to {MAX_POD_ADDRESSES} addresses")
+    return tuple(map(ip_address, value))
+
+
+IDENTITIES: Kind[EgressIdentity] = Kind(
+    "identities",
+    lambda i: f"{i.namespace}.{i.group}.json",
+    lambda i: asdict(i) | {"addresses": [str(a) for a in i.addresses]},
+    _parser(
+        EgressIdentity,
+        {
+            "namespace": _parse_label,
+            "group": lambda value: value and _parse_label(value),
+            "addresses": _parse_addresses,
+            "eni_id": _text,
+            "idle_since": _seconds,
+            "lost_since": _seconds,
+        },
+    ),
+    times=("idle_since", "lost_since"),
+)
+
+KINDS: tuple[Kind[Any], ...] = (INTENTS, ATTACHMENTS, COOLING, QUARANTINE, CREATIONS, IDENTITIES)
 """All of them, each in its directory."""

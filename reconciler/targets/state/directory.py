@@ -24,11 +24,13 @@ from reconciler.engine.plan import Change, Verb
 from reconciler.errors import ApplyError, Issue, ObserveError, StateError
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.ec2_action import Creation
+from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.records import BY_KEY, Records, SetAside
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.files.bounded import read_file
 from reconciler.targets.state import codec, observation
 from reconciler.targets.state import record_file as disk
+from reconciler.targets.state.kept_identities import KeptIdentities
 from reconciler.targets.state.kind_records import SECOND, IntentRecords, OurRecords
 from reconciler.targets.state.record_file import IsAlive, Lock
 from reconciler.targets.state.set_aside import SET_ASIDE, SetAsideRecords
@@ -57,10 +59,12 @@ class OwnedDirectory:
     """A directory with one directory for each kind of record, and at most one writer.
 
     ``intents`` is where the executable writes, ``socket`` where the reconciler answers it.
+    ``keep``: what must outlive a boot is there as well; by default in the directory itself.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keep: Path | None = None) -> None:
         self.root = root
+        self.kept = KeptIdentities(keep or root)
         self.intents = root / codec.INTENTS.directory
         self.socket = root / "node-network.sock"
         self._lock = Lock(root / LOCK)
@@ -110,9 +114,11 @@ class OwnedDirectory:
                 f"has taken over {self.root}, which was removed or replaced; it reconciles this "
                 "node now, and this process ends"
             )
+        not_kept = self.kept.catch_up()
         if not missing:
-            return ()
+            return not_kept
         return (
+            *not_kept,
             Issue(
                 f"state directory {self.root}",
                 "DirectoryReplaced",
@@ -144,9 +150,13 @@ class StateDirectory(OwnedDirectory):
     """
 
     def __init__(
-        self, root: Path = DEFAULT, *, offset: Callable[[], float] = disk.clock_offset
+        self,
+        root: Path = DEFAULT,
+        keep: Path | None = None,
+        *,
+        offset: Callable[[], float] = disk.clock_offset,
     ) -> None:
-        super().__init__(root)
+        super().__init__(root, keep)
         self._clock = clock = disk.Clock(offset)
         self._memory = threading.RLock()
         self._aside = SetAsideRecords(root)
@@ -158,6 +168,7 @@ class StateDirectory(OwnedDirectory):
             Cooling: OurRecords(codec.COOLING, *ours),
             Quarantine: OurRecords(codec.QUARANTINE, *ours),
             Creation: OurRecords(codec.CREATIONS, *ours),
+            EgressIdentity: OurRecords(codec.IDENTITIES, *ours),
         }
 
     def lock(self) -> None:
@@ -166,6 +177,7 @@ class StateDirectory(OwnedDirectory):
         self._intents.sweep()
         for records in self._ours.values():
             records.recall_second()
+        self._ours[EgressIdentity].hold(self.kept.recall())
 
     def observe(self, desired: Iterable[object] = ()) -> Records:
         """Read all records, each kind in key order; a missing directory holds none.
@@ -222,6 +234,7 @@ class StateDirectory(OwnedDirectory):
             cooling=self._ours[Cooling].load(alive),
             quarantined=self._ours[Quarantine].load(alive),
             creations=self._ours[Creation].load(alive),
+            identities=self._ours[EgressIdentity].load(alive),
             unreadable=self._intents.unreadable,
             set_aside=self._aside.read(),
             unwritten=frozenset(identity for records in ours for identity in records.unwritten),
@@ -245,6 +258,11 @@ class StateDirectory(OwnedDirectory):
         """
         failures: list[ApplyError] = []
         stopped: dict[object, ApplyError] = {}
+        going = {a.object for a in actions if a.verb is Verb.DELETE}
+        changed = [o for a in actions if isinstance(o := a.object, EgressIdentity)]
+        if changed:  # known to the next boot before a pod can use it
+            with self._memory:
+                self.kept.expect(i for i in changed if i not in going)
         for action in actions:
             subjects = _subjects(action.object)
             if earlier := next((stopped[s] for s in subjects if s in stopped), None):
@@ -263,6 +281,9 @@ class StateDirectory(OwnedDirectory):
                     failure = ApplyError.from_errno(str(action), error, text)
             failures.append(failure)
             stopped |= dict.fromkeys(subjects, failure)
+        if changed:
+            with self._memory:
+                self.kept.keep(self._ours[EgressIdentity].load(disk.remembered_life()))
         return tuple(failures)
 
     def _records(self, record: object) -> Any:  # each takes its own kind only
@@ -341,7 +362,7 @@ def _read_observation(path: Path, decode: Callable[[codec.Json], T]) -> T | None
 def _subjects(record: codec.Record | SetAside) -> tuple[object, ...]:
     """What a record is about: later actions on the same rely on it."""
     match record:
-        case Attachment():
+        case Attachment() | EgressIdentity():
             return (record.key, *record.addresses)
         case Cooling(address):
             return (address,)

@@ -16,6 +16,7 @@ from reconciler.errors import ApplyError, ObserveError
 from reconciler.targets.state.codec import KINDS
 from reconciler.targets.state.directory import LOCK, LOOK, SOURCES, OwnedDirectory
 from reconciler.targets.state.kept_document import KeptDocument
+from reconciler.targets.state.kept_identities import KeptIdentities
 from reconciler.targets.state.kind_records import SECOND
 from reconciler.targets.state.set_aside import SET_ASIDE
 
@@ -50,7 +51,8 @@ class StateParts:
         self._directories = [root / name for name in directories]
         # The lock last: it keeps others out until then.
         observations = (root / LOOK, root / SOURCES)
-        self._files = [KeptDocument(kept).path, state.socket, *observations, root / LOCK]
+        both = (KeptDocument(kept).path, KeptIdentities(kept).path)
+        self._files = [*both, state.socket, *observations, root / LOCK]
         self._roots = list(dict.fromkeys((root, kept)))
 
     def observe(self, desired: Iterable[StatePart] = ()) -> frozenset[StatePart]:

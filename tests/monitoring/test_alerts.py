@@ -40,62 +40,62 @@ def histogram(name: str, labels: str, took_s: float) -> Mapping[str, str]:
     """One a second, each of which took that long: one of ``BOUNDS_S``."""
     told = [(str(bound), bound >= took_s) for bound in BOUNDS_S] + [("+Inf", True)]
     return {
-        series(f"{name}_bucket", f'{labels}, le="{bound}"'): "0+30x200" if within else "0+0x200"
+        series(f"{name}_bucket", f'{labels}, le="{bound}"'): "0+60x100" if within else "0+0x100"
         for bound, within in told
     }
 
 
 HEALTHY = {
-    series("up"): "1+0x200",
-    series("node_network_ready"): "1+0x200",
-    series("node_network_document_refused"): "0+0x200",
+    series("up"): "1+0x100",
+    series("node_network_ready"): "1+0x100",
+    series("node_network_document_refused"): "0+0x100",
     series("node_network_pool_exhaustion_seconds"): "+Inf",
-    series("node_network_look_timestamp_seconds", 'of="ec2"'): "0+30x200",
-    series("node_network_log_lines_dropped_total"): "0+0x200",
-    series("process_start_time_seconds"): "1000+0x200",
-    series("node_network_cni_requests_total", 'verb="add", result="ok"'): "0+9x200",
-    series("node_network_cni_requests_total", 'verb="del", result="Withdrawn"'): "0+9x200",
-    series("node_network_internal_errors_total", 'what="x"'): "_x200",
-    condition("HeldByMode"): "1+0x200",
+    series("node_network_look_timestamp_seconds", 'of="ec2"'): "0+60x100",
+    series("node_network_log_lines_dropped_total"): "0+0x100",
+    series("process_start_time_seconds"): "1000+0x100",
+    series("node_network_cni_requests_total", 'verb="add", result="ok"'): "0+9x100",
+    series("node_network_cni_requests_total", 'verb="del", result="Withdrawn"'): "0+9x100",
+    series("node_network_internal_errors_total", 'what="x"'): "_x100",
+    condition("HeldByMode"): "1+0x100",
     **histogram("node_network_cni_request_seconds", 'verb="add", result="ok"', 0.1),
     **histogram("node_network_pass_seconds", 'pass="full"', 0.1),
 }
-"""Of an hour and forty minutes, a value for each half of a minute."""
+"""Of an hour and forty minutes, a value for each minute."""
 
 FAULTS: Mapping[str, Mapping[str, str]] = {
-    "NodeNetworkDown": {series("up"): "0+0x200"},
-    "NodeNetworkNotReady": {series("node_network_ready"): "0+0x200"},
+    "NodeNetworkDown": {series("up"): "0+0x100"},
+    "NodeNetworkNotReady": {series("node_network_ready"): "0+0x100"},
     "NodeNetworkPodsRefused": {
         series(
             "node_network_cni_requests_total", 'verb="add", result="AddressesExhausted"'
-        ): "0+1x200"
+        ): "0+1x100"
     },
     "NodeNetworkPodsSlow": histogram(
         "node_network_cni_request_seconds", 'verb="add", result="ok"', 30.0
     ),
-    "NodeNetworkExhaustionNear": {series("node_network_pool_exhaustion_seconds"): "900+0x200"},
-    "NodeNetworkSubnetFull": {condition("SubnetExhausted"): "2+0x200"},
-    "NodeNetworkNodeFull": {condition("PoolLimitReached"): "1+0x200"},
-    "NodeNetworkEc2Denied": {condition("UnauthorizedOperation"): "1+0x200"},
-    "NodeNetworkEc2Throttled": {condition("RequestLimitExceeded"): "1+0x200"},
+    "NodeNetworkExhaustionNear": {series("node_network_pool_exhaustion_seconds"): "900+0x100"},
+    "NodeNetworkSubnetFull": {condition("SubnetExhausted"): "2+0x100"},
+    "NodeNetworkNodeFull": {condition("PoolLimitReached"): "1+0x100"},
+    "NodeNetworkEc2Denied": {condition("UnauthorizedOperation"): "1+0x100"},
+    "NodeNetworkEc2Throttled": {condition("RequestLimitExceeded"): "1+0x100"},
     "NodeNetworkEc2Unseen": {
-        series("node_network_look_timestamp_seconds", 'of="ec2"'): "-7000+0x200"
+        series("node_network_look_timestamp_seconds", 'of="ec2"'): "-7000+0x100"
     },
     "NodeNetworkDocumentRefused": {
-        series("node_network_document_refused"): "1+0x200",
-        condition("DocumentRefused", "document"): "1+0x200",
+        series("node_network_document_refused"): "1+0x100",
+        condition("DocumentRefused", "document"): "1+0x100",
     },
-    "NodeNetworkFight": {condition("OwnershipFight", "rule"): "1+0x200"},
-    "NodeNetworkStuck": {condition("PassStuck", "watchdog"): "1+0x200"},
+    "NodeNetworkFight": {condition("OwnershipFight", "rule"): "1+0x100"},
+    "NodeNetworkStuck": {condition("PassStuck", "watchdog"): "1+0x100"},
     "NodeNetworkPassesSlow": histogram("node_network_pass_seconds", 'pass="full"', 5.0),
     # A counter that begins with its first event.
     "NodeNetworkInternalError": {
-        series("node_network_internal_errors_total", 'what="x"'): "_x40 1+0x160"
+        series("node_network_internal_errors_total", 'what="x"'): "_x20 1+0x80"
     },
-    "NodeNetworkRestarts": {series("process_start_time_seconds"): "1000+600x200"},
-    "NodeNetworkLogLost": {series("node_network_log_lines_dropped_total"): "0+1x200"},
-    "NodeNetworkCondition": {condition("SocketReplaced", "state directory"): "1+0x200"},
-    "": {series("node_network_pool_exhaustion_seconds"): "0+0x200"},  # others say that
+    "NodeNetworkRestarts": {series("process_start_time_seconds"): "1000+600x100"},
+    "NodeNetworkLogLost": {series("node_network_log_lines_dropped_total"): "0+1x100"},
+    "NodeNetworkCondition": {condition("SocketReplaced", "state directory"): "1+0x100"},
+    "": {series("node_network_pool_exhaustion_seconds"): "0+0x100"},  # others say that
 }
 """What differs from a healthy node, by the alert that tells of it."""
 
@@ -122,7 +122,7 @@ def moments(alert: str) -> Iterator[Moment]:
 def scenario(name: str, differs: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": name or "healthy",
-        "interval": "30s",
+        "interval": "1m",
         "input_series": [
             {"series": s, "values": v} for s, v in {**HEALTHY, **differs}.items() if v != "+Inf"
         ],
@@ -149,7 +149,7 @@ def test_each_alert_fires_for_its_fault_after_its_time_and_alone(tmp_path: Path)
     assert {*FAULTS, ""} == {*NAMES, ""}, "a fault for each alert"
     told = {
         "rule_files": [str(ALERTS)],
-        "evaluation_interval": "30s",
+        "evaluation_interval": "1m",
         "tests": [scenario(name, differs) for name, differs in FAULTS.items()],
     }
     path = tmp_path / "test.yaml"

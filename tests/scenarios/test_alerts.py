@@ -22,6 +22,7 @@ from lab.pod import PodError
 pytestmark = pytest.mark.lab
 
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
+DASHBOARD = MONITORING / "dashboard.json"
 DAEMON, PROMETHEUS = "127.0.0.1:61680", "127.0.0.1:9090"
 
 DOCUMENT = """\
@@ -32,6 +33,9 @@ snat: {mode: node, excludeCIDRs: []}
 """
 
 QUICK = "250ms"  # between scrapes, and between evaluations
+
+NEVER = ("internal_errors_total", "pods_waiting", "cni_add_phase_seconds_bucket")
+"""Of what does not happen here: a bug, an ADD while Prometheus looks, a pod that is served."""
 
 LAST = "NodeNetworkCondition"
 """Fires for what is left after an hour; all others are made quick here."""
@@ -182,3 +186,7 @@ def test_each_alert_fires_for_its_fault_and_for_it_alone(scraped: Scraped) -> No
 
     with scraped.fault("NodeNetworkDown", lambda: cluster.launch("node1", "--listen", DAEMON)):
         cluster.stop()
+
+    asked = re.findall(r"(?:node_network|process)_[a-z0-9_]+", DASHBOARD.read_text())
+    missing = set(asked) - set(scraped.query("label/__name__/values"))
+    assert missing <= {f"node_network_{name}" for name in NEVER}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executable import REPLY, intents, run, say
+from executable import REPLY, at_once_s, intents, run, say
 
 pytestmark = pytest.mark.usefixtures("form")
 
@@ -150,9 +150,10 @@ def test_a_del_waits_for_no_reconciler_that_does_not_accept(state: Path) -> None
                     other.connect(str(state / "node-network.sock"))
                 except BlockingIOError:
                     break
+            limit_s = at_once_s(state, 1.0)
             began = time.monotonic()
             assert run(state, "DEL") == (0, None)
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < limit_s
             assert run(state, "STATUS", {"cniVersion": "1.1.0"})[1]["code"] == 50
         finally:
             for other in crowd:
@@ -175,7 +176,8 @@ def test_a_user_who_may_not_is_told_so(state: Path, serve: Any, verb: str) -> No
 def test_a_name_that_is_a_pipe_makes_nobody_wait(state: Path) -> None:
     (state / "intents").mkdir()
     os.mkfifo(state / "intents" / NAME)
+    limit_s = at_once_s(state, 2.0)
     began = time.monotonic()
     assert run(state, "DEL") == (0, None)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < limit_s
     assert intents(state) == {NAME: "released"}

@@ -125,15 +125,21 @@ def test_neighbours_in_a_subnet_find_each_other_without_the_proxys_delay(vpc, pr
     vpc.plug("node1", 0, "10.0.1.10")
     vpc.plug("vpchost", 0, "10.0.1.11", subnet="nodes-a")
     vpc.plug("node1", 1, "10.0.1.20", prefixes=(prefix,))
-    with _frames(vpc, "node1", "eth1") as received:
-        began = time.monotonic()
-        for address in prefix:
-            _send(vpc, "vpchost", "10.0.1.11", str(address))
-        for address in prefix:
-            received(str(address))
-        # Linux answers for others after a random part of 0.8 s (neigh/*/proxy_delay): for
-        # sixteen addresses at least one such wait would be longer than this.
-        assert time.monotonic() - began < 0.4
+    # Linux answers for others after a random part of 0.8 s (neigh/*/proxy_delay): for sixteen
+    # addresses at least one such wait would be longer than this, each time. What is busy once is
+    # the machine.
+    for _ in range(5):
+        with _frames(vpc, "node1", "eth1") as received:
+            began = time.monotonic()
+            for address in prefix:
+                _send(vpc, "vpchost", "10.0.1.11", str(address))
+            for address in prefix:
+                received(str(address))
+            took_s = time.monotonic() - began
+        if took_s < 0.4:
+            return
+        vpc.ip("vpchost", "neighbour", "flush", "dev", "eth0")
+    pytest.fail(f"it took {took_s:.1f} s")
 
 
 def test_the_metadata_and_endpoint_addresses_are_reached_by_the_default_route(vpc):

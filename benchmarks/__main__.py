@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from benchmarks import calls, connections, forwarding, idle, pods, repair
+from benchmarks import calls, commands, connections, forwarding, idle, pods, repair
 
 RESULTS = Path(__file__).with_name("results.md")
 
@@ -34,6 +34,7 @@ def main() -> None:
     repair.write(RESULTS)
     connections.write(RESULTS)
     idle.write(RESULTS)
+    commands.write(RESULTS)
     forwarding.write(RESULTS)
     for section in others:  # what other commands have measured stays
         title = f"## {section.splitlines()[0]}"

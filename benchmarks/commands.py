@@ -1,0 +1,96 @@
+"""What the commands of a person on call take, beside commands that everybody has."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmarks import pods
+from lab.lifecycle import Lab
+from reconciler.daemon.client import ask
+
+RESULTS = Path(__file__).with_name("results.md")
+TITLE = "## Commands"
+
+PODS = 100
+RUNS = 20
+PROGRAM = (sys.executable, "-m", "reconciler")
+
+
+def measure() -> list[str]:
+    """Return the section in Markdown."""
+    with pods.node() as (lab, _):
+        pods.crowd(lab, pods.OURS, partial(pods.call_ours, lab), range(PODS))
+        pods.settle(lab)
+        took = _measure(lab)
+    base = took["ip -j addr"][0]
+    rows = [
+        f"| `{name}` | {cpu_ms:.0f} | {wall_ms:.0f} | {cpu_ms / base:.1f} |"
+        for name, (cpu_ms, wall_ms) in took.items()
+    ]
+    return [
+        TITLE,
+        "",
+        "Written by `make bench`; this section alone by `python -m benchmarks.commands`. From "
+        f"before a process starts until after it has ended, on a node with {PODS} pods, all of "
+        "them in turn. `diff` asks EC2, which is the lab's. The machine's load was "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores: wall times are as good as that is "
+        "low.",
+        "",
+        f"| median of {RUNS} | CPU, ms | wall, ms | CPU : `ip -j addr` |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _measure(lab: Lab) -> dict[str, tuple[float, float]]:
+    """Return milliseconds of CPU and of wall, by command."""
+    state = lab.names.node_state("node1")
+    status = ask(state / "node-network.sock", {"do": "status"})["status"]
+    document = ("-f", status["document"]["path"])
+    commands: dict[str, Sequence[str]] = {
+        "ip -j addr": ("ip", "-j", "addr"),
+        "node-network status": (*PROGRAM, "status"),
+        "node-network diff": (*PROGRAM, "diff", *document),
+    }
+    if shutil.which("kubectl"):
+        commands["kubectl version --client"] = ("kubectl", "version", "--client")
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for number in range(RUNS + 1):
+        print(f"commands: {number} of {RUNS}", file=sys.stderr, flush=True)
+        for name, argv in commands.items():
+            one = _run(lab, argv)
+            if number:  # the first one reads programs from the disk
+                taken[name].append(one)
+    return {
+        name: (statistics.median(c for c, _ in of), statistics.median(w for _, w in of))
+        for name, of in taken.items()
+    }
+
+
+def _run(lab: Lab, argv: Sequence[str]) -> tuple[float, float]:
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = lab.run("node1", argv)
+    if done.returncode > 1:  # 1: something differs, or is a condition
+        raise RuntimeError(done.stderr)
+    wall_s = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return 1000 * cpu_s, 1000 * wall_s
+
+
+def write(path: Path = RESULTS) -> None:
+    """Measure, and put the result in place of this section of a file."""
+    pods.replace_section(path, TITLE, measure())
+
+
+if __name__ == "__main__":
+    write()
+    print(RESULTS.read_text())

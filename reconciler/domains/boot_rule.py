@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from reconciler.core.facts import CONFLIST
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.plan import Key, Plan, Verb, compare
+from reconciler.engine.plan import Key, Plan, Verb, compare_in_place
 
 NAME = "node-network.conf"
 MODE = "0644"
@@ -84,6 +84,4 @@ def desire(inputs: Inputs) -> frozenset[BootRule]:
 
 def plan(desired: Iterable[BootRule], observed: Iterable[BootRule]) -> Plan:
     """Compare; nothing is deleted, because the configuration stays, too."""
-    wanted = frozenset(desired)
-    keys = {o.key for o in wanted}
-    return compare(wanted, [o for o in observed if o.key in keys])
+    return compare_in_place(desired, observed)

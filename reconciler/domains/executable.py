@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.plan import Key, Plan, Verb, compare
+from reconciler.engine.plan import Key, Plan, Verb, compare_in_place
 from schemas.cni import TYPE
 
 MODE = "0755"
@@ -52,6 +52,4 @@ def desire(inputs: Inputs) -> frozenset[Executable]:
 
 def plan(desired: Iterable[Executable], observed: Iterable[Executable]) -> Plan:
     """Compare; nothing is ever deleted, because pods that run will need it to end."""
-    wanted = frozenset(desired)
-    keys = {o.key for o in wanted}
-    return compare(wanted, [o for o in observed if o.key in keys])
+    return compare_in_place(desired, observed)

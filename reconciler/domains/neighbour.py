@@ -15,7 +15,7 @@ from typing import ClassVar
 from reconciler.core.attachment import nsenter
 from reconciler.core.datapath import IpAddress, family_of
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.plan import Key, Plan, Verb, compare
+from reconciler.engine.plan import Key, Plan, Verb, compare_in_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,4 @@ def plan(desired: Iterable[Neighbour], observed: Iterable[Neighbour]) -> Plan:
 
     None is ever deleted: an entry goes with its link.
     """
-    missing = frozenset(desired).difference(observed)
-    keys = {o.key for o in missing}
-    return compare(missing, [o for o in observed if o.key in keys] if keys else ())
+    return compare_in_place(desired, observed)

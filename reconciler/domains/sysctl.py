@@ -13,7 +13,7 @@ from typing import ClassVar
 from reconciler.core.attachment import Attachment, nsenter
 from reconciler.core.datapath import family_of
 from reconciler.domains.inputs import Inputs
-from reconciler.engine.plan import Key, Plan, Verb, compare
+from reconciler.engine.plan import Key, Plan, Verb, compare_in_place
 
 IPV6 = "ipv6"
 """The one family whose settings are links' own."""
@@ -128,7 +128,5 @@ def plan(desired: Iterable[Sysctl], observed: Iterable[Sysctl]) -> Plan:
     advertisement, except those of links that say ``accept_ra=2`` by then
     (``rt6_purge_dflt_routers`` in net/ipv6/route.c).
     """
-    missing = frozenset(desired).difference(observed)
-    keys = {o.key for o in missing}
-    whole = compare(missing, [o for o in observed if o.key in keys] if keys else ())
+    whole = compare_in_place(desired, observed)
     return Plan(tuple(sorted(whole.actions, key=lambda a: a.key[-1] == FORWARDING)))

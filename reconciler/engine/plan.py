@@ -143,6 +143,17 @@ def compare(
     return Plan((*create, *update, *delete), tuple(refusals))
 
 
+def compare_in_place(desired: Iterable[O], observed: Iterable[O]) -> Plan:
+    """Return the plan that puts what is desired in its place.
+
+    What stands in no place of a desired object is another owner's: it is not even looked at, and
+    nothing is ever deleted.
+    """
+    missing = frozenset(desired).difference(observed)
+    keys = {o.key for o in missing}
+    return compare(missing, [o for o in observed if o.key in keys] if keys else ())
+
+
 def merge(plans: Mapping[str, Plan]) -> Plan:
     """Order the plans of several domains that share a target.
 

@@ -56,7 +56,7 @@ class LocalNode:
             Inspection(kernel, self.visits),
         )
         self._records: Records | None = None
-        self._survey: Inputs | None = None
+        self._last_inputs: Inputs | None = None
 
     def kernel_pass(
         self, document: NodeNetwork, *, audit: bool = True, backoffs: Backoffs = NO_BACKOFFS
@@ -105,7 +105,7 @@ class LocalNode:
             with self.pool.binding:
                 outcomes |= converge([attachment_domain(self.state)], after)
             records = self._records_after(outcomes)
-        self._survey = inputs
+        self._last_inputs = inputs
         visited = [a for a in visited if a in records.living]
         done = {key: a for key, a in done.items() if a in records.living}
         self.visits.prove(records, visited, done)
@@ -129,7 +129,7 @@ class LocalNode:
             NotReadyError: there was no full pass yet.
             ObserveError: a record of these pods cannot be read.
         """
-        inputs, before = self._surveyed()
+        inputs, before = self._last_full_pass()
         inputs = replace(inputs, now=self.environment.now(), clock=self.environment.clock())
         state = records_of(self.state, keys, before)
         plan = partial(attachment.plan_pods, keys)
@@ -175,14 +175,14 @@ class LocalNode:
         Returns the attachment if all are in place, or the first that is not, in the order in which
         they build upon each other; raises as ``pods_pass`` does.
         """
-        survey, before = self._surveyed()
+        last, before = self._last_full_pass()
         records = self.state.observe_at(frozenset({key}), before)
         attachment = next((a for a in records.living if a.key == key), None)
         if attachment is None:
             return Issue(f"attachment {key}", "NotAttached", "nothing is bound to it")
         if not attachment.netns_alive:
             return Issue(f"namespace {attachment.netns}", "Differs", "it is gone")
-        outcomes = dry_run(self.domains.of_pods(), kernel_domains.alone(attachment, survey))
+        outcomes = dry_run(self.domains.of_pods(), kernel_domains.alone(attachment, last))
         for unread in gaps(outcomes["link"].observed).unread_places.values():
             return Issue(f"namespace {attachment.netns}", "NamespaceUnreadable", str(unread))
         for outcome in outcomes.values():
@@ -190,12 +190,12 @@ class LocalNode:
                 return difference
         return attachment
 
-    def _surveyed(self) -> tuple[Inputs, Records]:
+    def _last_full_pass(self) -> tuple[Inputs, Records]:
         """Return what the last full pass has found, with the ENIs of now, and the last records."""
         cloud = self.known.cloud
-        if self._survey is None or self._records is None or cloud is None:
+        if self._last_inputs is None or self._records is None or cloud is None:
             raise NotReadyError("nothing was looked at yet")
-        return replace(self._survey, enis=cloud.enis), self._records
+        return replace(self._last_inputs, enis=cloud.enis), self._records
 
     def _read_records(self) -> tuple[ReconcilerError, ...]:
         """Read the records; return why not, if there are those that were last read.

@@ -8,7 +8,7 @@ from typing import ClassVar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.engine.plan import Change, Key, Plan, Verb, compare, merge
+from reconciler.engine.plan import Change, Key, Plan, Verb, compare, compare_in_place, merge
 from reconciler.errors import Issue
 
 
@@ -59,6 +59,14 @@ def test_a_foreign_object_in_the_way_is_refused_not_changed() -> None:
     plan = compare([Thing(1, 9)], [Thing(1, 4, "them")], owned=is_ours)
     assert plan.actions == ()
     assert [r.reason for r in plan.refusals] == ["ForeignObject"]
+
+
+def test_in_place_whatever_stands_there_is_changed_and_nothing_else_is_deleted() -> None:
+    plan = compare_in_place(
+        [Thing(1, 9), Thing(2), Thing(3)], [Thing(1, 4, "them"), Thing(3), Thing(4)]
+    )
+    assert [str(a) for a in plan.actions] == ["thing + 2", "thing ~ 1"]
+    assert plan.refusals == ()
 
 
 @given(st.lists(things), st.lists(things | foreign_things))

@@ -1,4 +1,4 @@
-"""Pure functions that know their last answer (decision 18)."""
+"""Pure functions that remember their last result (decision 18)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ R = TypeVar("R")
 
 
 class Remembered(Generic[P, R]):
-    """A pure function of frozen arguments that does not work out its last answer again.
+    """A pure function of frozen arguments that does not compute its last result again.
 
     Several threads may call it: what is remembered is one value, and looked at once in each call.
     """

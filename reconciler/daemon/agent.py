@@ -50,7 +50,7 @@ JOIN_S = 5.0  # seconds that a thread is given to end
 
 
 class Agent:
-    """The daemon; what it knows is rebuilt by looking again.
+    """The daemon. After a start it rebuilds what it knows by observing.
 
     Args:
         state: the directory of records; its lock must be held.
@@ -203,7 +203,7 @@ class Agent:
         self.stop()
 
     def _recall_answered(self) -> None:
-        """Take what was seen in place once for answered: who asked has lost its connection.
+        """Count ADDs of finished attachments as answered: their connections are gone.
 
         What is bound and unfinished was never answered: the next ADD for it is.
         """

@@ -52,7 +52,7 @@ class Reading:
 
     @property
     def said(self) -> tuple[str | None, str, bool]:
-        """What makes it another reading."""
+        """What tells two readings apart."""
         return self.text, str(self.refused), self.fixed
 
 

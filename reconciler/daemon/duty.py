@@ -63,7 +63,7 @@ class Conditions:
         self._names: PodNames | None = PodNames()
 
     def know(self, records: Records) -> None:
-        """Take the pods that the node has: what is wrong names them from now on."""
+        """Take over which pods the node has, so that conditions name them."""
         with self._lock:
             if records is not self._records:
                 self._records, self._names = records, None
@@ -175,7 +175,7 @@ class Watched:
 
     @property
     def seconds(self) -> float:
-        """For which it has not ended, or was not heard of."""
+        """Seconds since its pass began, or since it was last heard of."""
         return time.monotonic() - self.since
 
     @property

@@ -250,7 +250,7 @@ class KernelWatch:
         self._thread: threading.Thread | None = None
 
     def keep(self) -> None:
-        """Begin to listen; from then on the thread sees to itself."""
+        """Begin to listen; the thread then opens its sockets again by itself."""
         if self._thread is None:
             listen = self._duties.heard
             words = (self.name, self._turn, self._ended)

@@ -56,7 +56,7 @@ class PoolSchedule:
 
     @property
     def is_pending(self) -> bool:
-        """Whether what is not needed cannot be given back yet, or may not."""
+        """Whether something is not needed and cannot be given back yet, or must not be."""
         return self.is_unconfirmed or self.waits_to_shrink
 
     @property
@@ -118,7 +118,7 @@ Witness = frozenset[tuple[str, IpNetwork]] | None
 
 @dataclass
 class Sources:
-    """What both have shown so far."""
+    """What EC2 and metadata have shown so far."""
 
     clock: Callable[[], float]  # monotonic seconds
     is_start: bool = False  # whether no earlier process of this boot has left an observation

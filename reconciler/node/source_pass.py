@@ -46,7 +46,7 @@ class SourcePass:
         return max(self._due_at - self._environment.clock(), 0.0)
 
     def run(self, document: NodeNetwork, *, at_once: bool = False, dry: bool = False) -> bool:
-        """Ask what is due, or all ``at_once``; return whether what is excluded may be other now.
+        """Ask what is due, or all ``at_once``; return whether what is excluded may have changed.
 
         A ``dry`` run keeps what it learns to this process.
 
@@ -73,7 +73,7 @@ class SourcePass:
         return observation.contents(egress) != observation.contents(before)
 
     def find_issues(self, document: NodeNetwork) -> tuple[tuple[Issue, ...], tuple[Issue, ...]]:
-        """Say what is wrong with sources, and what of what is excluded is worth a look."""
+        """Say what is wrong with sources, and which exclusions an operator should look at."""
         document, egress = self._known.resolve(document), self._known.egress
         services, now = document.routing.external_service_cidrs, self._environment.now()
         vpc = self._known.identity().vpc_cidrs

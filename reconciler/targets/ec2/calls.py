@@ -121,7 +121,7 @@ class Calls:
 
 @contextmanager
 def reading(method: str) -> Iterator[None]:
-    """An answer that cannot be read is as good as none: whether it has happened, a look tells."""
+    """Treat an answer that cannot be read as none: an observation shows what the call has done."""
     try:
         yield
     except MalformedError as error:

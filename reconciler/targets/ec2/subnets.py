@@ -1,4 +1,4 @@
-"""Subnets: described when something depends on them, and taken for what they were until then."""
+"""Subnets: described when something depends on them; until then the last description holds."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ class StateDirectory(OwnedDirectory):
         )
 
     def hold(self, attachments: Iterable[Attachment]) -> None:
-        """Know attachments that only the kernel remembers, until they are written and removed."""
+        """Count attachments that only the kernel shows, until they are written or gone."""
         with self._memory:
             self._attachments.hold(attachments)
 

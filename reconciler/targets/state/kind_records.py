@@ -145,7 +145,7 @@ class OurRecords(KindRecords[R]):
         return ((r.kind, r.key) for _, r in (self._parsed[name] for name in self._unwritten))
 
     def hold(self, records: Iterable[R]) -> None:
-        """Know records that only the kernel remembers, until they are written and removed.
+        """Count records that only the kernel shows, until they are written or gone.
 
         Without the lock they are forgotten with the next ones: another process may write and
         remove them meanwhile.
@@ -156,7 +156,7 @@ class OurRecords(KindRecords[R]):
             self._known.setdefault(self.kind.name(record), record)
 
     def recall_second(self) -> None:
-        """Know what records say whose first name was lost, from their second."""
+        """Read records whose first file was lost from their second one."""
         if not self.kind.has_second_name:
             return
         start = f"{self.kind.directory}-"
@@ -240,7 +240,7 @@ class OurRecords(KindRecords[R]):
         return parsed, broken
 
     def _learn(self, parsed: Parsed[R]) -> None:
-        """Know what is on disk, but for what counts more than it."""
+        """Take over what is on disk, except where what this process knows counts more."""
         for name, version in list(self._overruled.items()):
             if name in parsed and parsed[name][0] != version:
                 del self._overruled[name]  # another program has written it since: that counts
@@ -255,7 +255,7 @@ class OurRecords(KindRecords[R]):
         }
 
     def _guess(self, name: str) -> None:
-        """Know of a record what its name says, if nothing else is known of it."""
+        """Take over what a record's name says, if nothing else is known of it."""
         record = self.kind.guessed(name, time.time())
         if self._lock.is_held and record is not None:
             self._known.setdefault(name, record)

@@ -196,7 +196,7 @@ def clock_offset() -> float:
 
 
 def with_life(record: R, is_alive: IsAlive) -> R:
-    """Say whether a record's namespace is there: that is not in its file."""
+    """Return a record with whether its namespace exists, which its file does not say."""
     if not isinstance(record, Intent | Attachment):
         return record
     if isinstance(record, Intent):

@@ -40,7 +40,7 @@ class SetAsideRecords:
         self._moved = 0
 
     def add(self, kind: Kind[Any], name: str, why: str, *, is_ours: bool) -> bool:
-        """Put a record that cannot be read where it is kept and not planned on, if it is ours.
+        """Move a record that cannot be read aside, if it is ours: it is kept, and not planned on.
 
         What cannot be moved is planned on as little, and named where it is. Returns which.
         """
@@ -69,7 +69,7 @@ class SetAsideRecords:
         return record.path
 
     def remove(self, record: SetAside) -> None:
-        """Keep one for people, and plan on it no more. Raises an OSError."""
+        """Keep the file for people, and stop planning on it. Raises an OSError."""
         with suppress(FileNotFoundError):
             os.rename(record.path, f"{record.path}{RELEASED}")  # noqa: PTH104 - it may have any name
         self.left.pop(record.path, None)

@@ -45,8 +45,12 @@ def quick_rules() -> str:
     """Return the alert rules, with times of seconds in the place of minutes and hours."""
     rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
     for rule in rules["groups"][0]["rules"]:
-        if rule["alert"] != LAST:
+        if rule["alert"] == "NodeNetworkDown":
+            rule["for"] = "2s"  # a busy machine may take longer than one scrape may last
+        elif rule["alert"] != LAST:
             rule.pop("for", None)
+        # It may not make more than one in three seconds either.
+        rule["expr"] = rule["expr"].replace("[10m]) > 2", "[10m]) > 0")
         rule["expr"] = re.sub(r"\[\d+[mh]\]", "[3s]", rule["expr"])
         rule["expr"] = re.sub(r"offset \d+h", "offset 3s", rule["expr"])
     return yaml.safe_dump(rules, width=10_000)

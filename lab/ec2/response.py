@@ -47,6 +47,7 @@ PEERING_FILTERS = {
     "requester-vpc-info.vpc-id": ("RequesterVpcInfo", "VpcId"),
     "accepter-vpc-info.vpc-id": ("AccepterVpcInfo", "VpcId"),
     "status-code": ("Status", "Code"),
+    "vpc-peering-connection-id": ("", "VpcPeeringConnectionId"),
 }
 """Where a peering has what a filter asks for."""
 
@@ -157,7 +158,7 @@ class Response(EC2Response):  # type: ignore[misc]
             if name not in PEERING_FILTERS:
                 raise EC2ClientError("InvalidParameterValue", f"The filter '{name}' is invalid")
             outer, inner = PEERING_FILTERS[name]
-            found = [p for p in found if p[outer][inner] in values]
+            found = [p for p in found if (p[outer] if outer else p)[inner] in values]
         return self._listed("VpcPeeringConnections", found)
 
     def describe_route_tables(self) -> ActionResult:

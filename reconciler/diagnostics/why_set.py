@@ -65,14 +65,16 @@ def explain_sets(inputs: Inputs, where: Where, name: str | None = None) -> list[
         held = sorted(elements.get(each, ()), key=lambda o: o.key)
         told = tuple((_text(o), reasoning.of(o)) for o in held) if each == name else ()
         count = f"{len(held)} element{'' if len(held) == 1 else 's'}"
-        found.append(SetReason(each, f"{ABOUT[noun_of(each)]}: {count}", told))
+        found.append(
+            SetReason(each, f"{ABOUT.get(noun_of(each), 'of our ruleset')}: {count}", told)
+        )
     return found
 
 
 def noun_of(name: str) -> str:
     """Return the first part of a set's name, which says what it holds."""
     nouns = sorted((*ABOUT, *NOUNS), key=len, reverse=True)
-    return next(n for n in nouns if name == n or name.startswith(f"{n}_"))
+    return next((n for n in nouns if name == n or name.startswith(f"{n}_")), name)
 
 
 def _text(o: NftElement | NftLink) -> str:

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ from reconciler.targets.ec2.caller import InProcess
 from reconciler.targets.ec2.calls import Calls
 from reconciler.targets.ec2.rights import Rights
 from reconciler.targets.ec2.sources import VpcSources
+from reconciler.targets.ec2.way import Ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,11 @@ STEPS = {
         "LookAtSources DescribeVpcPeeringConnections *",
         "LookAtSources GetManagedPrefixListEntries *",
     },
-    "diagnose": {"LookForPeople DescribeInstances *"},
+    "diagnose": {
+        "LookForPeople DescribeInstances *",
+        "LookForPeople DescribeNetworkAcls *",
+        "LookForPeople DescribeSecurityGroups *",
+    },
     "adopt": {
         "TagWhatHasTheStockPluginsTag CreateTags network-interface",
         "RemoveTheStockPluginsTags DeleteTags network-interface",
@@ -191,6 +197,10 @@ class Life:
         rights = Rights(Calls(InProcess("us-east-1"), time.monotonic))
         if isinstance(told := rights.metadata_options(world.now.node.instance_id), str):
             raise Refused(told)
+        peer = IPv4Address("192.0.2.1")
+        way = Ways(Calls(InProcess("us-east-1"), time.monotonic)).look(first.eni_id, peer)
+        if way.unread:
+            raise Refused(str(way.unread))
         yield "adopt"
         ours = ((INSTANCE_TAG, world.now.node.instance_id), (CREATED_TAG, "2026-01-01"))
         obsolete = ("eks:eni:owner", "node.k8s.amazonaws.com/instance_id")

@@ -98,6 +98,7 @@ def test_every_object_that_is_desired_has_a_sentence_and_names_it(now: Inputs) -
     for found in why_set.explain_sets(now, where):
         (named,) = why_set.explain_sets(now, where, found.name)
         assert len(named.elements) == elements.get(found.name, 0)
+        assert why_set.noun_of(found.name) in why_set.ABOUT, "say in ABOUT what it is for"
         assert all(why and not why.startswith(" has") for _, why in named.elements), named
     said = [*why.explain_rules(now, where), *why.explain_routes(now, where)]
     assert not [r for r in said if "an ENI" in r.why], said

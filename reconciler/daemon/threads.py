@@ -88,6 +88,7 @@ daemon.drift.DriftTracker | whole | KP | backoffs | clear forget_backoffs
     book _count_all
 daemon.duty.Watchdog | steps | ALL | _passes _heard _ended _thread
 daemon.duty.Watchdog | one | D | _logged
+daemon.telemetry.Bounded | steps | ALL | _known
 daemon.logs.LogWriter | _changed | ALL | _waiting _bytes _dropped
 # The socket, and watches.
 daemon.listener.Workers | _lock | SXK | _idle _busy

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from builders import intent
 from cluster.api_server import InMemory, Objects, certify, read_request, serving
-from daemon.test_surprise import DOCUMENT, House, is_served
+from daemon.test_surprise import DOCUMENT, House
+from daemon.test_surprise_threads import is_served
 from waiting import until
 
 from reconciler.cluster.api import ApiServer

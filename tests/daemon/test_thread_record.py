@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from builders import intent
 from cluster.api_server import InMemory, Objects
-from daemon.test_surprise import House, is_served
+from daemon.test_surprise import House
+from daemon.test_surprise_threads import is_served
 from waiting import until
 
 import reconciler

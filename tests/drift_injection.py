@@ -18,6 +18,7 @@ POD_ON_HOST = [
     "ip route add blackhole {address}/32 table 512 metric 7 proto 201",
     "ip link set {veth} down",
     "ip link set {veth} mtu 1400",
+    "ip link set {veth} group default",
     "ip link set {veth} address 02:00:00:00:00:77",
     "sh -c 'echo 0 > /proc/sys/net/ipv4/conf/{veth}/accept_local'",
     # Without our alias and our MAC it would be a link of somebody else's, which stays as it is.

@@ -54,8 +54,9 @@ meaning, so that connections outlive the move from one to the other."""
 MAX_DEVICE_INDEX = 0x7F  # ENI *k* is marked with *k*, which must not reach ``PRIMARY_MARK``
 
 
-ENI_GROUP = 0x4E4E
-"""Group of ENIs' links, "NN": the ruleset knows by one number that a packet came by an ENI."""
+ENI_GROUP, POD_GROUP = 0x4E4E, 0x4E50
+"""Groups of ENIs' links and of pods', "NN" and "NP": the ruleset knows by one number what a packet
+came by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from reconciler.core.attachment import (
     netns_path,
     nsenter,
 )
-from reconciler.core.datapath import ALIAS, ENI_GROUP, MAC_STAMP
+from reconciler.core.datapath import ALIAS, ENI_GROUP, MAC_STAMP, POD_GROUP
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.plan import Action, Change, Key, Plan, Verb, compare, merge
 
@@ -67,6 +67,7 @@ class Veth:
     alias: str
     up: bool = True
     accept_local: bool = False
+    group: int = 0
     pod_netns: str = field(default="", compare=False)
     pod_name: str = field(default="", compare=False)
     pod_mac: str = field(default="", compare=False)
@@ -76,7 +77,7 @@ class Veth:
         return (self.name,)
 
     def command(self, verb: Verb) -> str:
-        settings = f"mtu {self.mtu} address {self.mac} alias {self.alias}"
+        settings = f"mtu {self.mtu} address {self.mac} group {self.group} alias {self.alias}"
         sysctl = f"sysctl -w net/ipv4/conf/{self.name}/accept_local={self.accept_local:d}"
         match verb:
             case Verb.CREATE:
@@ -142,6 +143,7 @@ def desire_pods(inputs: Inputs) -> frozenset[Link]:
             pod_mtu,
             a.alias,
             accept_local=is_guarded,
+            group=POD_GROUP,
             pod_netns=a.netns,
             pod_name=a.key.ifname,
             pod_mac=a.pod_mac,
@@ -150,7 +152,9 @@ def desire_pods(inputs: Inputs) -> frozenset[Link]:
     }
     # Whose address is not known is kept as it is: absence is no release.
     unexplained = inputs.kernel.unexplained
-    links |= {Veth(u.veth, u.mac, pod_mtu, link_alias(u.key)) for u in unexplained}
+    links |= {
+        Veth(u.veth, u.mac, pod_mtu, link_alias(u.key), group=POD_GROUP) for u in unexplained
+    }
     pods = (
         PodLink(a.netns, a.key.ifname, a.pod_mac, pod_mtu, veth=a.veth) for a in inputs.visited
     )

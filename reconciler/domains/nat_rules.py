@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reconciler.core.datapath import ENI_GROUP, FAMILIES, Family, Marks
+from reconciler.core.datapath import ENI_GROUP, FAMILIES, POD_GROUP, Family, Marks
 from reconciler.core.facts import Eni
 
 Expression = dict[str, Any]
@@ -21,10 +21,11 @@ CONFIRMED: Expression = {
 }
 """A packet of a connection that is open: conntrack confirms one with its first packet."""
 
-BY_ENI: Expression = {
-    "match": {"op": "==", "left": {"meta": {"key": "iifgroup"}}, "right": ENI_GROUP}
-}
-"""By an ENI, as its link's group says: one number, where a name costs a lookup.
+BY_ENI, BY_POD = (
+    {"match": {"op": "==", "left": {"meta": {"key": "iifgroup"}}, "right": group}}
+    for group in (ENI_GROUP, POD_GROUP)
+)
+"""By an ENI, by a pod, as the link's group says: one number, where a name costs a lookup.
 
 A hint: by a link that has lost its group a packet takes the longer way, to the same end.
 """
@@ -136,11 +137,10 @@ def arrival(families: Sequence[Family]) -> Rules:
     Of a chain of type nat, because the kernel asks those for first packets alone. Such a chain is
     behind no translation here; what it does not translate goes on to the next one.
     """
-    to_pods = [
-        [BY_ENI, match(payload(f, "daddr"), f"@{sets_of(f).pods}"), {"return": None}]
-        for f in families
+    by_link: list[Expression] = [
+        {"vmap": {"key": {"meta": {"key": "iifname"}}, "data": f"@{ARRIVALS}"}}
     ]
-    return [*to_pods, [{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": f"@{ARRIVALS}"}}]]
+    return [[BY_POD, {"return": None}], *_to_pods(families), by_link]
 
 
 def arrived(device_index: int, marks: Marks) -> Rules:

@@ -82,7 +82,8 @@ def test_what_comes_in_for_the_host_is_bound_to_the_eni_it_came_by() -> None:
         assert rule[0]["match"]["left"] == {"fib": {"result": "type", "flags": ["daddr", "iif"]}}
         marks[link] = rule[-1]["mangle"]["value"]["|"][1]
     assert marks == {"eth0": 0x80, "eth1": 1, "eth2": 2}
-    to_pods, by_name = [json.loads(rule) for rule in chains(now)["arrival"].rules]
+    by_pod, to_pods, by_name = [json.loads(rule) for rule in chains(now)["arrival"].rules]
+    assert by_pod[-1] == {"return": None}
     assert by_name[0]["vmap"]["data"] == "@arrivals"
     assert to_pods[-1] == {"return": None}  # a pod's address is none of the host
 

@@ -52,7 +52,7 @@ class World:
 
     def veth(self) -> tuple[Veth, PodLink]:
         alias = "node-network:pod/eth0"
-        host = Veth("nnveth", HOST_MAC, 9001, alias, True, True, self.pod, "eth0", POD_MAC)
+        host = Veth("nnveth", HOST_MAC, 9001, alias, True, True, 20048, self.pod, "eth0", POD_MAC)
         return host, PodLink(self.pod, "eth0", POD_MAC, 9001, True, "nnveth")
 
 
@@ -284,7 +284,7 @@ def test_a_link_that_stands_in_the_place_of_a_pods_is_refused_and_left_alone(wor
     if world.is_real:
         inside(world, "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
     else:
-        world.put(Veth("far", HOST_MAC, 1500, "other", True, False, world.pod, "eth0", POD_MAC))
+        world.put(Veth("far", HOST_MAC, 1500, "other", True, False, 0, world.pod, "eth0", POD_MAC))
         seen = next(o for o in world.see() if isinstance(o, PodLink))
         world.target.replace(replace(seen, veth=""))
     before = {o for o in world.see() if isinstance(o, PodLink) and o.name == "eth0"}

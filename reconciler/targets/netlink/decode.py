@@ -103,12 +103,11 @@ def decode_links(told: Told, veths: set[str]) -> HostLinks:
 def decode_link(facts: Facts, veths: set[str]) -> Link | None:
     """Return an ENI's link or a pod's host end, known by its alias or name; None for others."""
     name, mac, mtu = facts.get("ifname"), facts.get("address"), facts.get("mtu")
+    group: int = facts.get("group") or 0
     if _our_alias(facts) or is_unfinished(name, mac or "") or name in veths:
         alias, accepts = facts.get("ifalias") or "", bool(facts.get("af_spec"))
-        return Veth(name, mac, mtu, alias, _is_up(facts), accept_local=accepts)
-    if not _is_eni(facts):
-        return None
-    return EniLink(mac, name, mtu, _is_up(facts), facts.get("group") or 0)
+        return Veth(name, mac, mtu, alias, _is_up(facts), accepts, group)
+    return EniLink(mac, name, mtu, _is_up(facts), group) if _is_eni(facts) else None
 
 
 def _our_alias(facts: Facts) -> str:

@@ -175,7 +175,11 @@ def _apply_veth(
         sessions.forget()
     if isinstance(was, Veth) and was.mtu != veth.mtu and veth.pod_netns:
         _set_peers_mtu(sessions, veth)
-    settings: tables.Attributes = (("IFLA_ADDRESS", veth.mac), ("IFLA_MTU", veth.mtu))
+    settings: tables.Attributes = (
+        ("IFLA_ADDRESS", veth.mac),
+        ("IFLA_MTU", veth.mtu),
+        ("IFLA_GROUP", veth.group),
+    )
     if creating:
         # The peer is born in the pod's namespace: moving it there later costs an RCU grace period.
         fd = open_namespace(veth.pod_netns)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from builders import eni, inputs
+from builders import SUBNET, attachment, eni, inputs, key
 from fake_directories import FakeDirectories
 
+from reconciler.core.datapath import host_network
 from reconciler.core.facts import Installation
 from reconciler.daemon import telemetry
 from reconciler.daemon.drift import DriftTracker
@@ -21,12 +23,14 @@ from reconciler.daemon.triggers import ChangeAttribution
 from reconciler.domains import conflist
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
 from reconciler.domains.nat_objects import NftElement
+from reconciler.domains.route import Route
 from reconciler.engine.backoff import REPAIRS
 from reconciler.engine.converge import MAX_ROUNDS, Domain, Observed, Outcome
 from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.errors import ApplyError
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.ec2_action import AttachEni, DetachEni
+from reconciler.ipam.records import Records
 from reconciler.node.kernel_domains import converge_held
 
 LIMITS = Limits(3, 10)
@@ -145,6 +149,38 @@ def test_few_actions_are_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
     assert {getattr(r, "action", "") for r in caplog.records} == {
         o.command(Verb.CREATE) for o in MANY[:20]
     }
+
+
+def of_a_pod() -> dict[str, Outcome]:
+    """A pass that has given a pod its route, and its record."""
+    one = attachment(1)
+    (address,) = one.addresses
+    made = (Route("", 512, host_network(address), one.veth), Route("", 512, SUBNET, "eth1"))
+    plan = Plan(tuple(Change(Verb.CREATE, o, "missing") for o in made))
+    bound = Plan((Change(Verb.CREATE, one, "wanted"),))
+    return {
+        "attachment": Outcome(observed=Records(attachments=(one,)), plan=bound),
+        "route": Outcome(desired=frozenset(made), observed=frozenset(made), plan=plan),
+        "link": Outcome(desired=frozenset()),
+    }
+
+
+def test_what_a_pod_brings_with_it_is_told_under_its_key_and_only_if_all_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def said() -> Counter[tuple[str, Any]]:
+        found = Counter((r.levelname, getattr(r, "key", None)) for r in caplog.records)
+        caplog.clear()
+        return found
+
+    caplog.set_level(logging.DEBUG)
+    DriftTracker(ChangeAttribution()).book_pods(of_a_pod())
+    assert said() == {("DEBUG", None): 1, ("DEBUG", key(1)): 2}
+    tracker = DriftTracker(ChangeAttribution())
+    tracker.book(of_a_pod(), everything=True)
+    assert said() == {("DEBUG", key(1)): 1, ("INFO", None): 1, ("INFO", key(1)): 1}
+    tracker.book(of_a_pod(), everything=True)  # somebody has taken the routes away
+    assert said() == {("DEBUG", key(1)): 1, ("WARNING", None): 1, ("WARNING", key(1)): 1}
 
 
 def test_a_set_that_somebody_has_flushed_is_one_line_and_each_element_is_remembered(

@@ -25,9 +25,10 @@ from reconciler.diagnostics.stock_objects import Sighting, StockRoute, StockRule
 from reconciler.domains.link import PodLink, Veth
 from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
-from reconciler.engine.converge import actions_of
+from reconciler.domains.sysctl import Sysctl
+from reconciler.engine.converge import Observed, actions_of
 from reconciler.engine.plan import Change, Verb
-from reconciler.errors import Issue, NotReadyError
+from reconciler.errors import Issue, NotReadyError, ObserveError
 from reconciler.ipam.cloud import Cloud, Limits, Unread
 from reconciler.ipam.records import SetAside
 from reconciler.ipam.release import RELEASED_WAIT_S
@@ -550,3 +551,17 @@ def test_a_link_that_somebody_took_from_a_pod_that_stays_is_made_anew() -> None:
     sim.netlink._remove(veth)
     sim.turn()
     assert veth in sim.netlink._objects.values()
+
+
+def test_settings_of_the_host_that_cannot_be_read_are_not_taken_for_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sim = Simulation()
+    sim.turn()
+    why = ObserveError("the host's sysctls", "Input/output error")
+    unread = Observed(unread_kinds={Sysctl: why})
+    monkeypatch.setattr(sim.environment.sysctl, "observe", lambda _: unread)
+    outcomes = sim.node.kernel_pass(sim.document).outcomes
+    for name in ("sysctl", "source-check"):
+        assert outcomes[name].errors == (why,)
+        assert outcomes[name].plan.actions == ()

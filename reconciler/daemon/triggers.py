@@ -114,7 +114,7 @@ class FileWatch:
         self.name = f"the watch of {directory}"
         self._directory, self._triggers, self._what = directory, triggers, what
         self._handler = _Mark(triggers, what, besides | {directory.name} if besides else besides)
-        self._observer: Any = None
+        self._observer: Any = None  # of the watchdog library, which has no types
         self._inode = 0
 
     def keep(self) -> None:

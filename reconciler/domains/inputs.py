@@ -127,7 +127,7 @@ class Inputs:
     kernel: KernelState = field(default_factory=KernelState)
     host: HostState = field(default_factory=HostState)
 
-    def seeing(self, **changes: Any) -> Inputs:
+    def seeing(self, **changes: Any) -> Inputs:  # fields of ``KernelState``
         """Return the same with some fields of ``kernel`` replaced."""
         return replace(self, kernel=replace(self.kernel, **changes))
 

@@ -44,7 +44,7 @@ class Answer:
     attached: tuple[int, str] | None = None
     detached: bool = False
     deleted: bool = False
-    changed: Mapping[str, Any] = field(default_factory=dict)
+    changed: Mapping[str, Any] = field(default_factory=dict)  # fields of ``Eni``
 
 
 def overlay(enis: Iterable[Eni], answers: Iterable[Answer]) -> tuple[Eni, ...]:

@@ -300,7 +300,7 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         # An IP address, so that no resolver is asked.
-        self.sock: Any = _Socket(self, family)
+        self.sock: Any = _Socket(self, family)  # in the place of a socket, of which it has a part
         self.sock.settimeout(self.seconds())
         self.sock.connect((self.host, self.port))
 

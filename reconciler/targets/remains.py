@@ -53,7 +53,7 @@ def remove(
 ) -> tuple[ApplyError, ...]:
     """Remove objects: iptables and nftables first, a transaction each; return what failed."""
 
-    def of(kinds: Any) -> list[Any]:
+    def of(kinds: Any) -> list[Any]:  # mypy narrows no ``Change`` by its object
         return [a for a in actions if isinstance(a.object, kinds)]
 
     return (

@@ -208,7 +208,7 @@ class Ec2Changes:
             raise
         self._learn(eni_id, removed=gone)
 
-    def _learn(self, eni_id: str, **effect: Any) -> None:
+    def _learn(self, eni_id: str, **effect: Any) -> None:  # fields of ``Answer``
         self._answers.append(Answer(self._clock(), eni_id, **effect))
 
     def _translate(self, action: Ec2Action, error: Ec2CallError) -> ApplyError:

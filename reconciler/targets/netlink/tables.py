@@ -59,7 +59,9 @@ Facts = Any
 without the prefix (``ifname``)."""
 
 Attributes = tuple[tuple[str, Any], ...]
-"""Attributes of a request, by pyroute2's names; a tuple is what is inside of one."""
+"""Attributes of a request, by pyroute2's names; a tuple is what is inside of one.
+
+Values are as pyroute2's tables have them, which have no types."""
 
 
 class Table(NamedTuple):
@@ -78,7 +80,7 @@ class Table(NamedTuple):
     """
 
     name: str
-    message: Any
+    message: Any  # pyroute2 has no types
     get: int
     attributes: tuple[str, ...] = ()
     takes: Callable[[bytes], bool] | None = None

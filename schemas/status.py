@@ -34,6 +34,15 @@ class PolicyEntry(Part):
     only_cidrs: list[str] | None = Field(alias="onlyCIDRs", description="The first 50.")
 
 
+class RuleEntry(Part):
+    """One of ``snat.rules``."""
+
+    namespace: str
+    to: list[str] = Field(description="The first 50.")
+    number: int = Field(description="How many there are.")
+    identity: str = Field(alias="as", description="Whose address the destinations see.")
+
+
 class Near(Part):
     """How much of a limit is used."""
 
@@ -189,6 +198,9 @@ class Status(Part):
         "if use does not grow."
     )
     snat: list[PolicyEntry] = Field(description="Empty before the first pass.")
+    snat_rules: list[RuleEntry] = Field(
+        description="In order: the first that matches decides, before all policies."
+    )
     limits: LimitsEntry | None = Field(description="Null while they are not known.")
     conditions: list[ConditionEntry]
     enis: list[EniEntry] = Field(description="Those on the first network card.")

@@ -45,6 +45,7 @@ def _lines(body: Body, screen: Screen) -> Iterator[_Line]:
     yield _Line("version", f"{body['version'] or 'unknown'}, up {_span(body['uptimeSeconds'])}")
     yield from _document(body)
     yield from _conditions(body["conditions"])
+    yield from map(_rule, body["snatRules"])
     yield from map(_policy, body["snat"])
     yield from _pool(body, screen)
     yield from map(_eni, body["enis"])
@@ -90,6 +91,17 @@ def _policy(snat: Body) -> _Line:
     seen = "what is beyond the VPC" if only is None else _list(only, len(only))
     sees = "sees" if only is None or len(only) == 1 else "see"
     return _Line("snat", f"{whose}node: {seen} {sees} the node's address{kept}")
+
+
+SEEN = {"pod": "pod addresses", "node": "the node's address", "dedicated": "its own address"}
+"""By what a rule says: what destinations see of a namespace."""
+
+
+def _rule(rule: Body) -> _Line:
+    to = _list(rule["to"], rule["number"])
+    sees = "sees" if rule["number"] == 1 else "see"
+    seen = SEEN.get(rule["as"], rule["as"])
+    return _Line("snat", f"namespace {rule['namespace']}: {to} {sees} {seen}")
 
 
 def _pool(body: Body, screen: Screen) -> Iterator[_Line]:

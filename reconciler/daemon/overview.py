@@ -61,6 +61,14 @@ def describe_policies(document: NodeNetwork) -> list[dict[str, Any]]:
     ]
 
 
+def describe_rules(document: NodeNetwork) -> list[dict[str, Any]]:
+    """Describe the rules that decide before all policies, in order."""
+    return [
+        {"namespace": r.namespace, "to": _some(r.to), "number": len(r.to), "as": r.identity}
+        for r in document.snat.rules
+    ]
+
+
 def describe_limits(inputs: Inputs, cloud: Cloud, records: Records) -> dict[str, Any] | None:
     """Describe what the instance type allows, and how near the node is; None if not known."""
     document, kind = inputs.document, inputs.node.instance_type

@@ -20,6 +20,7 @@ from reconciler.daemon.overview import (
     describe_other_card,
     describe_pods,
     describe_policies,
+    describe_rules,
 )
 from reconciler.daemon.telemetry import PACKETS
 from reconciler.egress.destinations import Egress
@@ -154,6 +155,7 @@ def describe(
         "settled": settled,
         "pool": count_addresses(records, cloud, latest.inputs.host.withheld) if latest else {},
         "snat": describe_policies(latest.inputs.document) if latest else [],
+        "snatRules": describe_rules(latest.inputs.document) if latest else [],
         "limits": describe_limits(latest.inputs, cloud, records) if latest and cloud else None,
         "conditions": describe_conditions(conditions, now),
         "enis": [describe_eni(e) for e in enis],

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reconciler.core.ranges import Range, complement, print_range, unite
-from reconciler.domains.nat_objects import NftElement, NftTable
-from reconciler.domains.nat_rules import no_snat_of
+from reconciler.domains.nat_identities import NAT
+from reconciler.domains.nat_objects import NftChain, NftElement, NftTable
+from reconciler.domains.nat_rules import TO, no_snat_of
 from reconciler.egress.destinations import IPV4
 from reconciler.engine.plan import Action, Change, Verb
 
@@ -57,12 +58,36 @@ def find_shifts(actions: Iterable[Action]) -> tuple[Shift, ...]:
     return tuple(shifts)
 
 
-def tell_shifts(shifts: Sequence[Shift], open_now: Mapping[Shift, int]) -> Iterator[str]:
+def changes_rules(actions: Iterable[Action]) -> bool:
+    """Whether ``snat.rules`` decide something else than before."""
+    objects = [a.object for a in actions if isinstance(a, Change)]
+    if any(isinstance(o, NftTable) for o in objects):
+        return False
+    return any(
+        (isinstance(o, NftElement) and o.set.startswith(TO))
+        or (isinstance(o, NftChain) and o.name == NAT)
+        for o in objects
+    )
+
+
+RULES_CHANGE = (
+    "snat.rules decide otherwise than before: 'node-network explain address' says who will see "
+    "what of which namespaces"
+)
+
+
+def tell_shifts(
+    shifts: Sequence[Shift], open_now: Mapping[Shift, int], *, ruled: bool = False
+) -> Iterator[str]:
     """Yield a sentence for each.
 
-    ``open_now``: connections that are open and stay as they are; one that was not counted says
-    nothing of them.
+    Args:
+        shifts: of policies.
+        open_now: connections that are open and stay as they are; one that was not counted says
+            nothing of them.
+        ruled: there are rules, which decide before any policy.
     """
+    besides = ", where none of snat.rules decides" if ruled else ""
     for shift in shifts:
         whose = f"pods of group {shift.group}: " if shift.group else ""
         sees, instead = "pod addresses", "the node's address"
@@ -72,7 +97,7 @@ def tell_shifts(shifts: Sequence[Shift], open_now: Mapping[Shift, int]) -> Itera
             noun = "connection keeps" if count == 1 else "connections keep"
             address = "the node's address" if shift.own else "the pod's address"
             kept = f"; {count} open {noun} {address}"
-        yield f"{whose}{_list(shift.ranges)} will see {sees}, no longer {instead}{kept}"
+        yield f"{whose}{_list(shift.ranges)} will see {sees}, no longer {instead}{besides}{kept}"
 
 
 def _less(ranges: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...]:

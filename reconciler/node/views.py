@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 from reconciler.diagnostics.audit import contradictions
 from reconciler.diagnostics.lookup import Packet, make_tables
-from reconciler.diagnostics.meaning import Shift, find_shifts, tell_shifts
+from reconciler.diagnostics.meaning import (
+    RULES_CHANGE,
+    Shift,
+    changes_rules,
+    find_shifts,
+    tell_shifts,
+)
 from reconciler.diagnostics.obstacles import find_obstacles
 from reconciler.diagnostics.trace import Query, Trace, trace
 from reconciler.diagnostics.trace_check import compare, compare_inside, unasked
@@ -120,14 +126,16 @@ def findings(node: LocalNode, document: NodeNetwork, outcomes: Outcomes) -> tupl
 
 def tell(node: LocalNode, document: NodeNetwork, outcomes: Outcomes) -> tuple[str, ...]:
     """Say what ``outcomes``, of ``diff``, come to for pods and those they talk to."""
-    shifts = find_shifts(outcomes["nat"].plan.actions) if "nat" in outcomes else ()
+    actions = outcomes["nat"].plan.actions if "nat" in outcomes else ()
+    shifts = find_shifts(actions)
     open_now: dict[Shift, int] = {}
     if shifts:
         with suppress(ReconcilerError), boundary("count of connections"):  # then they are not told
             asked = [_connections(node, document, shift) for shift in shifts]
             counts = node.environment.conntrack.count(asked) or ()
             open_now = dict(zip(shifts, counts, strict=False))
-    return tuple(tell_shifts(shifts, open_now))
+    told = tell_shifts(shifts, open_now, ruled=bool(document.snat.rules))
+    return (*told, *([RULES_CHANGE] if changes_rules(actions) else ()))
 
 
 def _connections(node: LocalNode, document: NodeNetwork, shift: Shift) -> OpenTo:

@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 
 from reconciler.cli import report, screen
 from reconciler.cli.screen import PIPE, Screen
+from reconciler.diagnostics import meaning
 from reconciler.diagnostics.meaning import Shift, find_shifts, tell_shifts
 from reconciler.domains import nat
 from reconciler.engine.converge import Outcome
@@ -229,6 +230,19 @@ def test_who_will_see_what_is_said_in_a_sentence(
     before: dict[str, Any], after: dict[str, Any], said: list[str]
 ) -> None:
     assert list(tell_shifts(find_shifts(planned(before, after).actions), {})) == said
+
+
+def test_rules_decide_before_any_policy_and_a_change_of_them_is_said() -> None:
+    rule = {"namespace": "pay-*", "to": ["203.0.113.0/24"], "as": "node"}
+    other = rule | {"as": "pod"}
+    assert not meaning.changes_rules(PEER.actions)
+    for before, after in (({}, [rule]), ([rule], [other]), ([rule], {})):
+        plan = planned({"rules": before or []}, {"rules": after or []})
+        assert meaning.changes_rules(plan.actions)
+    whole = nat.plan(nat.desire(inputs(1, document=document(snat={"rules": [rule]}))), ())
+    assert not meaning.changes_rules(whole.actions)
+    (said,) = tell_shifts(find_shifts(PEER.actions), {}, ruled=True)
+    assert said.endswith("no longer the node's address, where none of snat.rules decides")
 
 
 def test_a_new_table_changes_what_no_one_has_seen() -> None:

@@ -51,6 +51,14 @@ BODY: dict[str, Any] = {
             "onlyCIDRs": None,
         },
     ],
+    "snatRules": [
+        {
+            "namespace": "pay-*",
+            "to": ["203.0.113.0/24", "198.51.100.7/32"],
+            "number": 2,
+            "as": "dedicated",
+        }
+    ],
     "limits": {
         "instanceType": "m5.large",
         "enis": {"used": 1, "most": 3},
@@ -132,6 +140,7 @@ document     /etc/node-network/node-network.yaml (generation 4, accepted 2026-11
 settled      yes
 condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is asked again in 60 s; free some, or name another subnet in eni.subnets
              cause and cure of each: node-network explain condition
+snat         namespace pay-*: 203.0.113.0/24, 198.51.100.7/32 see its own address
 snat         node: what is beyond the VPC sees the node's address; @peering, 10.100.0.0/16 and the VPC see pod addresses
 snat         group pay: external: every destination sees pod addresses
 pool         [###~~.........__________________________] 2 assigned (#), 1 cooling (~), 0 quarantined (x), 6 allocatable (.), of 27
@@ -159,6 +168,8 @@ condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h
              or name another subnet in eni.subnets
              cause and cure of each: node-network explain
              condition
+snat         namespace pay-*: 203.0.113.0/24,
+             198.51.100.7/32 see its own address
 snat         node: what is beyond the VPC sees the node's
              address; @peering, 10.100.0.0/16 and the VPC
              see pod addresses
@@ -196,6 +207,7 @@ settled      yes
 condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is
              asked again in 60 s; free some, or name another subnet in eni.subnets
              cause and cure of each: node-network explain condition
+snat         namespace pay-*: 203.0.113.0/24, 198.51.100.7/32 see its own address
 snat         node: what is beyond the VPC sees the node's address; @peering, 10.100.0.0/16 and the VPC see pod addresses
 snat         group pay: external: every destination sees pod addresses
 pool         [###~~.........__________________________] 2 assigned (#), 1 cooling (~), 0 quarantined (x), 6 allocatable
@@ -266,6 +278,7 @@ def test_a_node_before_its_first_pass_is_shown() -> None:
         "version": "",
         "pool": {},
         "snat": [],
+        "snatRules": [],
         "limits": None,
         "target": None,
         "exhaustedInSeconds": None,

@@ -20,7 +20,7 @@ from reconciler.domains.nat_objects import NftChain, NftElement
 from reconciler.engine.converge import Outcome
 from reconciler.ipam.cloud import Cloud, Limits
 from reconciler.ipam.records import Records
-from schemas.status import Status
+from schemas.status import RuleEntry, Status
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas/status.schema.json").read_text())
 
@@ -54,6 +54,17 @@ def test_a_daemon_says_what_it_holds_what_it_repaired_and_when_it_looked(tmp_pat
     pods = [a["pod"] for a in after["attachments"]]
     assert pods == sorted(pods)
     assert len(pods) > 1
+
+
+def test_rules_are_described_in_order() -> None:
+    rules = [
+        {"namespace": "a", "to": ["203.0.113.0/24", "@peering"], "as": "pod"},
+        {"namespace": "b", "to": [f"198.51.{n}.0/24" for n in range(0, 120, 2)], "as": "node"},
+    ]
+    first, second = overview.describe_rules(document(snat={"rules": rules}))
+    assert RuleEntry.model_validate(first).model_dump() == first
+    assert (first["to"], first["as"]) == (["203.0.113.0/24", "@peering"], "pod")
+    assert (len(second["to"]), second["number"]) == (overview.MOST_SHOWN, 60)
 
 
 def test_conditions_have_an_age() -> None:

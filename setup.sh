@@ -9,6 +9,8 @@ packages=(python3-venv python3-nftables nftables iproute2 ipset iptables procps 
 packages+=(gcc libc6-dev libpython3-dev)
 # For the tests of alerts and metrics: it brings promtool. No test uses a service of the machine's.
 packages+=(prometheus)
+# For the test of the page.
+packages+=(chromium fonts-dejavu-core)
 # For the tests of real runtimes.
 packages+=(containerd runc crun podman containernetworking-plugins)
 

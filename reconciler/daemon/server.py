@@ -20,6 +20,7 @@ from reconciler.core.datapath import family_of, host_network
 from reconciler.daemon import telemetry
 from reconciler.daemon.agent import Agent
 from reconciler.daemon.listener import Bounds, Listener, Workers
+from reconciler.daemon.status import shorten
 from reconciler.daemon.unix_socket import Place, find_place, listen
 from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 from reconciler.targets.netlink.namespaces import own_namespace
@@ -65,8 +66,9 @@ one."""
 
 OTHERS_AT_ONCE = 32  # the same for all other kinds together: they wait for nothing
 
-MAX_ANSWER = 1 << 20
-"""Bytes of an answer: what the executable and ``node-network status`` read of one."""
+MAX_ANSWER, FRAME = 1 << 20, 64
+"""Bytes of an answer: what the executable and ``node-network status`` read of one; and of what is
+around a status in it."""
 
 LONGEST_BUDGET_S = 110.0  # seconds; kubelet gives a sandbox two minutes
 
@@ -278,7 +280,7 @@ def answer(agent: Agent, question: Question) -> Reply:
             obstacle = agent.find_obstacle()
             return refuse_for(obstacle, protocol.NOT_AVAILABLE) if obstacle else {"ok": True}
         case "status":
-            return _within({"ok": True, "status": agent.status()})
+            return {"ok": True, "status": shorten(agent.status(), MAX_ANSWER - FRAME)}
         case "retry":
             for hints in (parts.hints, parts.pool_hints, agent.sources.hints):
                 hints.mark("retry")
@@ -312,21 +314,6 @@ def _answer_add(agent: Agent, question: Question) -> Reply:
             outcome = replace(outcome, subject=f"{outcome.subject} of pod {pod}")
         agent.reporter.refusals.note(pod, uid, outcome)
     return _result(outcome, agent)
-
-
-def _within(reply: Reply) -> Reply:
-    """Return an answer to ``status`` that is not too long: the longest lists lose their ends.
-
-    Of what was left out, ``shortened`` has the number, by list.
-    """
-    status, shortened = dict(reply["status"]), {}
-    lists = {name: value for name, value in status.items() if isinstance(value, list)}
-    while lists and len(encode(reply)) > MAX_ANSWER:
-        name = max(lists, key=lambda n: len(json.dumps(status[n])))
-        status[name] = status[name][: len(status[name]) // 2]
-        shortened[name] = len(lists[name]) - len(status[name])
-        reply = {"ok": True, "status": status | {"shortened": shortened}}
-    return reply
 
 
 def _result(attachment: Attachment | Issue, agent: Agent) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,6 +177,21 @@ def describe(
         ],
         "ec2Calls": dict(ec2_calls),
     }
+
+
+def shorten(status: dict[str, Any], most: int) -> dict[str, Any]:
+    """Return a status that is not longer than ``most`` bytes: the longest lists lose their ends.
+
+    Of what was left out, ``shortened`` has the number, by list.
+    """
+    lists = {name: value for name, value in status.items() if isinstance(value, list)}
+    shortened: dict[str, int] = {}
+    while lists and len(json.dumps(status)) > most:
+        name = max(lists, key=lambda n: len(json.dumps(status[n])))
+        kept = status[name][: len(status[name]) // 2]
+        shortened[name] = len(lists[name]) - len(kept)
+        status = {**status, name: kept, "shortened": shortened}
+    return status
 
 
 def describe_sources(egress: Egress, now: float) -> list[dict[str, Any]]:

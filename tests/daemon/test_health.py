@@ -99,7 +99,7 @@ def test_what_is_answered(port: int) -> None:
     assert get(port) == (200, "ok\n")
     assert get(port, "/readyz?verbose") == (200, "ok\n")
     assert "node_network_connections_cut" in get(port, "/metrics")[1]
-    assert get(port, "/")[0] == 404
+    assert get(port, "/nothing")[0] == 404
 
 
 def test_a_text_of_others_is_told_whatever_is_in_it() -> None:

@@ -231,13 +231,13 @@ def _to_dedicated(families: Iterable[Family], links: Iterable[str], ports: str) 
             own: Expression = {"map": {"key": key, "data": f"@{SETS[family.name].dedicated}"}}
             found.append([leaves, become(family, own, ports)])
         found.append([leaves, {"drop": None}])
-    return [*found, [ACCEPT]]
+    return found
 
 
 def _to_node(families: Iterable[Family], link: str, primary: Eni, ports: str) -> Rules:
     leaves = match({"meta": {"key": "oifname"}}, link)
     hosts = ((f, primary.host_address(f.version)) for f in families)
-    return [*([leaves, become(f, str(own), ports)] for f, own in hosts if own), [ACCEPT]]
+    return [[leaves, become(f, str(own), ports)] for f, own in hosts if own]
 
 
 def _refuse() -> Rules:

@@ -154,10 +154,10 @@ class Ruleset:
         return packet
 
     def seen(self, number: int, destination: str) -> tuple[str, str]:
-        """Whose address is seen, and the link; or that it was refused."""
+        """Whose address is seen, and the link; or that it was refused, or dropped."""
         packet = self.send(SUBNET[100 + number], destination)
         if packet.refused:
-            return "refused", ""
+            return "dropped" if packet.refused == "dropped" else "refused", ""
         return (*packet.translations, str(packet.source))[0], packet.device
 
 

@@ -72,7 +72,7 @@ def test_demand_has_what_is_dedicated_and_what_is_to_be() -> None:
 
 
 def test_what_is_dedicated_is_held_on_top_of_max_pods() -> None:
-    demand = Demand(assigned=5, cooling=1, dedicated=2)
+    demand = Demand(assigned=3, cooling=1, dedicated=2)
     found = band(AddressTarget(warm=9), demand, per_eni=9, max_pods=5)
     assert (found.low, found.binds) == (8, "maxPods")
     assert found.terms[-1][2] == "maxPods 5 + cooling 1 + dedicated 2, at most"

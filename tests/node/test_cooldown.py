@@ -71,6 +71,7 @@ def test_connections_of_an_address_that_spares_them_are_waited_for(clock: Clock)
     spared = Cooling(ONE, 130.0, spares=True)
     cooldowns.review([spared, Cooling(OTHER, 130.0)])
     assert target.addresses == {ONE}
+    assert target.looks[0] == {OTHER}, "nothing is to be ended yet"
     for clock.now in (130.0, 200.0):
         busy, outcome = cooldowns.review([spared])
         assert busy == {ONE}, "a connection uses it still"

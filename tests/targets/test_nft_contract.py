@@ -151,6 +151,7 @@ def test_rules_and_dedicated_addresses_are_seen_as_they_were_written(target: Any
     assert (action.verb, action.object) == (Verb.UPDATE, wanted)
     assert str(action).endswith("dedicated_ipv4 { 10.0.1.32 : 10.0.1.58 }")
     reach(target, moved)
+    assert target.observe_at([replace(wanted, value=SUBNET[59])]) == {wanted}
     reach(target, inputs(3, pods))
     assert target.observe() == nat.desire(inputs(3, pods))
 

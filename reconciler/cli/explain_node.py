@@ -41,12 +41,14 @@ class Known:
 def _known(config: Path, state_dir: Path) -> Known:
     """Read the document and what is known of the node; no call of EC2 is made.
 
-    Raises:
-        ReconcilerError: the node, or its kernel, could not be looked at.
+    If the node, or its kernel, cannot be read, the command ends.
     """
     document, text = read_placed(config)
-    node = LocalNode(open_records(state_dir))
-    inputs = survey(node, document)
+    try:
+        node = LocalNode(open_records(state_dir))
+        inputs = survey(node, document)
+    except ReconcilerError as error:
+        fail(error)
     facts = inputs.node
     origins = Origins.on(
         find_places(text, str(config)),
@@ -115,8 +117,8 @@ def pod(name: str, config: Path, state_dir: Path) -> None:
 
     NAME is namespace/name, a name, an address, or a container ID.
     """
+    known = _known(config, state_dir)
     try:
-        known = _known(config, state_dir)
         found = why_pod.find(known.node.state.observe(), name)
     except ReconcilerError as error:
         fail(error)
@@ -141,10 +143,7 @@ def rule(priority: int | None, config: Path, state_dir: Path) -> None:
 
     By what is desired; `diff` says whether it is in its place.
     """
-    try:
-        known = _known(config, state_dir)
-    except ReconcilerError as error:
-        fail(error)
+    known = _known(config, state_dir)
     _print("rule of priority", why.explain_rules(known.inputs, known.origins.of), priority)
 
 
@@ -157,10 +156,7 @@ def route(table: int | None, config: Path, state_dir: Path) -> None:
 
     By what is desired; `diff` says whether it is in its place.
     """
-    try:
-        known = _known(config, state_dir)
-    except ReconcilerError as error:
-        fail(error)
+    known = _known(config, state_dir)
     _print("route of table", why.explain_routes(known.inputs, known.origins.of), table)
 
 
@@ -184,8 +180,8 @@ def _print(what: str, reasons: list[why.Reason], number: int | None) -> None:
 @state_option
 def set_(name: str | None, config: Path, state_dir: Path) -> None:
     """Say what each set of the nftables table is for; of one set, why each element is in it."""
+    known = _known(config, state_dir)
     try:
-        known = _known(config, state_dir)
         found = why_set.explain_sets(known.inputs, known.origins.of, name)
         others = found or why_set.explain_sets(known.inputs, known.origins.of)
     except ReconcilerError as error:

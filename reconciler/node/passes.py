@@ -71,6 +71,7 @@ class LocalNode:
                 need none of their routes and rules.
             ObserveError: links or the state directory cannot be read.
         """
+        # What is known: records, the last observation of EC2, links.
         cloud = self.known.observation()
         errors = self._read_records()
         assert self._records is not None
@@ -79,11 +80,13 @@ class LocalNode:
         if not errors:
             _need_node(inputs)
         self._records = self._records.joined(inputs.kernel.unrecorded)
+        # Bind: records of pods that wait for an address.
         if not errors:
             inputs, outcomes = self._bind(inputs, self._records)
         records = self._records_after(outcomes)
         placed = without_copies(records.living, inputs.kernel.linked)
         inputs = inputs.holding(placed, records.identities)
+        # Converge: the kernel's objects of the host and of the pods that are visited.
         observed_at = time.monotonic()
         self.visits.forget_others(frozenset(a.key for a in records.living))
         inputs = inputs.seeing(visit=self.visits.choose(inputs, audit=audit))
@@ -91,6 +94,7 @@ class LocalNode:
         objects = PodObjects(inputs)
         inputs, kernel = self._converge_kernel(self.domains.all, inputs, objects, backoffs, going)
         outcomes |= kernel
+        # Release: records of pods of which nothing is left; and finish those that are in place.
         visited = [a for a in inputs.visited if a in records.living]
         done = {a.key: a for a in self._in_place(visited, objects, outcomes)}
         finished = self.visits.is_proven(records.unfinished) | records.unfinished & done.keys()
@@ -105,6 +109,7 @@ class LocalNode:
             with self.pool.binding:
                 outcomes |= converge([attachment_domain(self.state)], after)
             records = self._records_after(outcomes)
+        # Say what became of it.
         self._last_inputs = inputs
         visited = [a for a in visited if a in records.living]
         done = {key: a for key, a in done.items() if a in records.living}

@@ -35,6 +35,7 @@ MODULES = {
     "retry": "reconciler.cli.status",
     "run": "reconciler.cli.run",
     "status": "reconciler.cli.status",
+    "sysdump": "reconciler.cli.sysdump",
     "trace": "reconciler.cli.trace",
     "validate": "reconciler.cli.document",
 }

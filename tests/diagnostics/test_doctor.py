@@ -192,3 +192,12 @@ def test_in_a_pipe_a_check_is_one_line_and_on_a_terminal_its_state_has_a_colour(
     assert line.startswith("warn  subnet: SubnetExhausted: subnet a: no address is free; Free")
     (first, *_) = told(DENIED, Screen(120, colour=True))
     assert first.startswith("\x1b[31mFAIL  \x1b[0mec2:")
+
+
+def test_sources_of_rules_for_namespaces_need_their_actions() -> None:
+    rule = {"namespace": "a", "to": ["@peering", "pl-0123456789abcdef0"], "as": "pod"}
+    more = rights.needed(document(snat={"rules": [rule]})) - rights.needed(document())
+    assert more == {
+        *("DescribeVpcPeeringConnections", "DescribeManagedPrefixLists"),
+        "GetManagedPrefixListEntries",
+    }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +104,29 @@ def test_a_trace_goes_on_where_the_node_ends(one: tuple[Any, Pod]) -> None:
     (traced,) = body["traces"]
     assert [s["about"] for s in traced["vpc"]["steps"] if s["stops"]] == ["route"]
     assert traced["vpc"]["notes"] == []
+
+
+def test_a_sysdump_has_what_was_asked_for_its_owner_alone(
+    one: tuple[Any, Pod], tmp_path: Path
+) -> None:
+    cluster, pod = one
+    path = tmp_path / "dump.tar.gz"
+    words = ["sysdump", "-f", str(cluster.config), str(path)]
+    done = cluster.command("node1", *words)
+    assert done.returncode == 0, done.stderr
+    assert path.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(path) as archive:
+        found = {m.name.removeprefix("node-network/"): m for m in archive.getmembers()}
+        opened: dict[str, Any] = {name: archive.extractfile(m) for name, m in found.items()}
+        texts = {name: file.read().decode() for name, file in opened.items()}
+    assert "cni.log              not in it: cni.logFile names no file" in texts["INDEX.txt"]
+    assert texts["INDEX.txt"].count("not in it") == 1, texts["INDEX.txt"]
+    assert json.loads(texts["status.json"])["document"]["generation"] == 1
+    assert json.loads(texts["diff.json"])["actions"] == []
+    assert pod.address in texts["attachments.jsonl"]
+    assert "ip rule add priority 512 lookup 512" in texts["kernel.txt"]
+    assert "nft add table inet node_network" in texts["nftables.txt"]
+    assert cluster.command("node1", *words).returncode == 2  # it overwrites nothing
 
 
 def test_a_doctor_names_a_denied_action_and_who_deletes_rules_without_a_reconciler(

@@ -1,0 +1,63 @@
+"""A dump for maintainers: its bounds, what is replaced in it, and its index."""
+
+from __future__ import annotations
+
+import pytest
+
+from reconciler.diagnostics import dump
+from reconciler.diagnostics.dump import Part, prepare, redact
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "AKIAIOSFODNN7EXAMPLE",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9",
+        "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "hunter2hunter2",
+    ],
+)
+def test_what_looks_like_a_credential_is_replaced_wherever_it_stands(secret: str) -> None:
+    forms = (
+        "AWS_SECRET_ACCESS_KEY={}",
+        '"SecretAccessKey": "{}"',
+        "Authorization: Bearer {}",
+        "password = {}",
+        "aws_session_token: '{}'",
+    )
+    for form in forms:
+        said = redact(f"before {form.format(secret)} after")
+        assert secret not in said, form
+        assert said.startswith("before ")
+        assert said.endswith(" after")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["AKIAIOSFODNN7EXAMPLE", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4"],
+)
+def test_what_is_known_by_its_form_needs_no_name(secret: str) -> None:
+    assert redact(f"signed {secret} here") == f"signed {dump.REPLACED} here"
+
+
+def test_ordinary_words_stay() -> None:
+    text = '{"token": "nn-1", "reason": "UnauthorizedOperation", "pod": "default/secret-keeper-0"}'
+    assert redact(text) == text
+
+
+def test_the_index_says_what_is_in_it_what_is_not_and_why() -> None:
+    index, *kept = prepare([Part("a.txt", "abc"), Part("b.json", why="no reconciler answers")])
+    assert [p.name for p in kept] == ["a.txt"]
+    assert "a.txt                3 bytes" in index.text
+    assert "b.json               not in it: no reconciler answers" in index.text
+    assert all(text in index.text for text in dump.LEFT_OUT)
+
+
+def test_parts_and_all_of_them_have_a_bound() -> None:
+    size = dump.MOST_OF_ONE
+    index, *kept = prepare(Part(f"{n}.txt", "x" * (size + 10)) for n in range(8))
+    assert [len(p.text) for p in kept] == [size] * (dump.MOST_IN_ALL // size)
+    assert f"the first {size} of {size + 10}" in index.text
+    assert "7.txt                not in it: the dump is full" in index.text
+    many = (Part(f"{n}.txt", "x") for n in range(10_000))
+    assert len(prepare(many)) == dump.MOST_PARTS + 1

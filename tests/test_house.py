@@ -109,7 +109,14 @@ DOORS = {
         ),
         *(
             f"reconciler/cli/{command}.py"
-            for command in ("doctor", "explain", "explain_condition", "explain_node", "sysdump")
+            for command in (
+                "doctor",
+                "connectivity",
+                "explain",
+                "explain_condition",
+                "explain_node",
+                "sysdump",
+            )
         ),
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
         *(f"reconciler/cli/{part}.py" for part in ("reading", "report", "screen")),

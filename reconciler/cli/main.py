@@ -27,6 +27,7 @@ MODULES = {
     **dict.fromkeys(("audit", "diff", "gc", "max-pods"), "reconciler.cli.node"),
     "apply": "reconciler.cli.apply",
     "cleanup": "reconciler.cli.cleanup",
+    "connectivity": "reconciler.cli.connectivity",
     "doctor": "reconciler.cli.doctor",
     "explain": "reconciler.cli.explain",
     "import": "reconciler.cli.importing",

@@ -12,8 +12,20 @@ import pytest
 
 from lab.pod import Pod
 from lab.topology import PEER_HOST
+from lab.traffic import PORT, Receiver
 
 pytestmark = pytest.mark.lab
+
+VPC_HOST = "10.0.9.10"
+
+DROPPING = """
+table ip strict {
+  chain drops {
+    type filter hook forward priority 0; policy accept;
+    ip daddr 10.0.9.10 drop
+  }
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +139,30 @@ def test_a_sysdump_has_what_was_asked_for_its_owner_alone(
     assert "ip rule add priority 512 lookup 512" in texts["kernel.txt"]
     assert "nft add table inet node_network" in texts["nftables.txt"]
     assert cluster.command("node1", *words).returncode == 2  # it overwrites nothing
+
+
+def test_packets_of_a_pod_are_sent_and_what_stops_them_is_named(one: tuple[Any, Pod]) -> None:
+    cluster, pod = one
+    with cluster.pods(1) as (other,), Receiver(cluster.lab.names.namespace("peer")):
+        tried = [f"{PEER_HOST}:{PORT}", VPC_HOST, "dns:192.0.2.53"]
+        words = ["connectivity", pod.name, *tried, "-f", str(cluster.config)]
+        made = cluster.lab.run("node1", ["nft", "-f", "-"], input=DROPPING)
+        assert made.returncode == 0, made.stderr
+        try:
+            done = cluster.command("node1", *words)
+        finally:
+            cluster.lab.run("node1", ["nft", "delete", "table", "ip", "strict"])
+    assert done.returncode == 1, done.stderr
+    said = done.stdout.splitlines()
+    assert f"ok    {PEER_HOST}:{PORT} ({PEER_HOST} port {PORT}): connected" in said
+    assert any(line.startswith("ok    this node (10.0.1.10 port 9): reached") for line in said)
+    assert any(
+        line.startswith(f"ok    another pod of this node ({other.address}") for line in said
+    )
+    assert any(line.startswith("ok    instance metadata (") for line in said)
+    at = next(n for n, line in enumerate(said) if line.startswith(f"FAIL  {VPC_HOST} ("))
+    assert "no answer" in said[at]
+    assert any("strict" in line for line in said[at + 1 :]), done.stdout
 
 
 def test_a_doctor_names_a_denied_action_and_who_deletes_rules_without_a_reconciler(

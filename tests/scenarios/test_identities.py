@@ -18,7 +18,7 @@ from waiting import until
 
 from lab import lifecycle
 from lab.pod import Pod
-from lab.topology import PEER_CIDR
+from lab.topology import PEER_CIDR, PEER_IPV6_CIDR, PEER_IPV6_HOST
 from lab.traffic import Receiver, Stream, probe
 
 pytestmark = pytest.mark.lab
@@ -26,13 +26,16 @@ pytestmark = pytest.mark.lab
 HEAD = """\
 apiVersion: node-network/v1alpha1
 kind: NodeNetwork
+families: [ipv4, ipv6]
 eni: {max: 2}
 warmPool: {addresses: {warm: 0, minimum: 18, surplus: 0}, cooldown: 1s}
 """
 RULES = f"""\
   - {{namespace: out, to: [{HOSTS["peer"][1]}], as: pod}}
-  - {{namespace: pay-*, to: [{PEER_CIDR}], as: dedicated}}
+  - {{namespace: pay-*, to: [{PEER_CIDR}, "{PEER_IPV6_HOST}"], as: dedicated}}
   - {{namespace: pay-us, to: [{HOSTS["VPC host"][1]}], as: node}}
+  - {{namespace: out, to: ["{PEER_IPV6_CIDR}"], as: node}}
+  - {{namespace: default, to: ["{PEER_IPV6_CIDR}"], as: pod}}
 """
 PEER = HOSTS["peer"][1]
 
@@ -155,10 +158,10 @@ def test_each_namespace_has_an_address_that_no_pod_has(identities: Identities) -
             pod = identities.rows[f"{namespace}, {place} ENI"]
             assert identities.device_of(pod.address) == where
     status = identities.cluster.status()
-    assert status["pool"]["dedicated"] == 2
+    assert status["pool"]["dedicated"] == 4  # one of each family
     assert status["pool"]["allocatable"] + 6 + 2 == 18
     shown = identities.cluster.command("node1", "status").stdout
-    assert f"{found['pay-eu']} on " in shown
+    assert f"namespace pay-eu: {found['pay-eu']} " in shown
     assert identities.cluster.diff().stdout == ""
 
 
@@ -178,6 +181,27 @@ def test_a_connection_is_seen_as_the_first_rule_says(
     assert str(traced.planned.source) == source
     assert traced.planned.device == identities.device_of(source)
     assert traced.differences == traced.planned.troubles == ()
+
+
+def test_over_ipv6_the_rules_hold_as_well(identities: Identities) -> None:
+    identities.cluster.lab.ask("forget")
+    (node,) = [e["ipv6"][0] for e in identities.cluster.lab.enis("node1") if e["device"] == 0]
+    pays = {r["namespace"]: r["addresses"][1] for r in identities.cluster.records("identities")}
+    rows = identities.rows
+    seen = {row: probe(one.namespace, str(PEER_IPV6_HOST)).source for row, one in rows.items()}
+    assert seen == {
+        "pay-eu, first ENI": pays["pay-eu"],
+        "pay-eu, second ENI": pays["pay-eu"],
+        "pay-us, second ENI": pays["pay-us"],
+        "pay-us, first ENI": pays["pay-us"],
+        "out": node,
+        "no rule": rows["no rule"].addresses[1],
+    }
+    assert identities.devices(pays["pay-us"], str(PEER_IPV6_HOST)) == {1}
+    for row in ("pay-us, first ENI", "out"):
+        traced = identities.cluster.trace(rows[row].addresses[1], str(PEER_IPV6_HOST))
+        assert str(traced.planned.source) == seen[row]
+        assert traced.differences == traced.planned.troubles == ()
 
 
 def test_rules_are_as_many_for_six_pods_as_for_sixteen(identities: Identities) -> None:

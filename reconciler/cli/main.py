@@ -43,7 +43,12 @@ MODULES = {
 """The module of each command. The lab's is there only where its package is installed: a node has
 no use for it."""
 
-OBSERVING = frozenset({"apply", "audit", "diff", "doctor", "explain", "gc", "max-pods", "trace"})
+OBSERVING = frozenset(
+    {
+        *("apply", "audit", "connectivity", "diff", "doctor", "explain", "gc", "max-pods"),
+        *("sysdump", "trace"),
+    }
+)
 """Commands that observe by themselves, and so may take as much memory as the daemon."""
 
 

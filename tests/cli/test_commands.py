@@ -238,9 +238,10 @@ def test_a_signal_ends_the_daemon_wherever_its_main_thread_is() -> None:
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("module", ["reconciler.cli.main", "reconciler.cli.status"])
+@pytest.mark.parametrize("module", ["main", "status", "explain_condition"])
 def test_what_asks_the_reconciler_reads_no_model_of_the_document(module: str) -> None:
     """Which would be most of what ``status`` takes; probes and scripts call it often."""
+    module = f"reconciler.cli.{module}"
     script = f"import sys, {module}; print(*{{'pydantic', 'yaml', 'pyroute2'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

@@ -16,6 +16,8 @@ from conftest import RUN
 from scenarios.conftest import PROGRAM, make_cluster
 from waiting import until
 
+from reconciler.cli import main
+from reconciler.cli.main import OBSERVING
 from reconciler.cli.memory import NEEDED, RESERVED, Group, read_group
 
 __all__ = ["make_cluster"]
@@ -97,7 +99,21 @@ def test_a_command_that_sees_no_limit_is_ended_before_the_daemon(shared: Shared)
 
 @pytest.mark.parametrize("command", ["apply", "audit", "diff", "explain", "gc", "trace"])
 def test_each_that_observes_by_itself_marks_itself(command: str) -> None:
+    assert command in OBSERVING
     assert _score(command) == "1000"
+
+
+def test_every_command_that_makes_a_node_of_its_own_is_one_that_observes() -> None:
+    """Told by what their modules import, because a process for each takes seconds."""
+    cli = Path(main.__file__).parent
+    made = {name for name, module in main.MODULES.items() if _makes_a_node(cli, module)}
+    assert made - {"run", "cleanup"} <= OBSERVING
+    assert {"doctor", "sysdump", "connectivity"} <= made
+
+
+def _makes_a_node(cli: Path, module: str) -> bool:
+    path = cli / f"{module.rpartition('.')[2]}.py"
+    return path.exists() and "LocalNode(" in path.read_text()
 
 
 @pytest.mark.parametrize("command", ["run", "status", "lab"])

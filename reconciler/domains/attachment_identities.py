@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from fnmatch import fnmatchcase
 
 from reconciler.core.attachment import Cooling
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork, family_of
@@ -59,11 +59,16 @@ def bind(
         eni = next((e for e in supply.of(before.group).enis if e.eni_id == before.eni_id), None)
         if eni is not None and (names := _lacking_families(before, supply.families)):
             own = replace(supply, enis=(eni,), families=names, egress=())
-            for _, more in islice(offers(own, used, leaving), 1):
-                used.update(map(int, more))
-                after = replace(before, addresses=(*before.addresses, *more))
-                why = f"pods have {' and '.join(names)} now"
-                actions.append(Change(Verb.UPDATE, after, why, before))
+            offer = next(offers(own, used, leaving), None)
+            if offer is None:
+                if before.owner in needed and (lacks := _asked_for(before.owner, names, inputs)):
+                    issues.append(_issue(before.owner, "IdentityMissing", _half(before, lacks)))
+                continue
+            _, more = offer
+            used.update(map(int, more))
+            after = replace(before, addresses=(*before.addresses, *more))
+            why = f"pods have {' and '.join(names)} now"
+            actions.append(Change(Verb.UPDATE, after, why, before))
     for owner in wanting:
         own = replace(supply.of(owner.group), egress=())
         offer = None if unknown else next(offers(own, used, leaving), None)
@@ -101,6 +106,27 @@ def _why_none(supply: Supply, owner: Owner) -> str:
 def _lacking_families(identity: EgressIdentity, names: Iterable[str]) -> tuple[str, ...]:
     have = {family_of(a).name for a in identity.addresses}
     return tuple(name for name in names if name not in have)
+
+
+def _asked_for(owner: Owner, names: Iterable[str], inputs: Inputs) -> tuple[str, ...]:
+    """Return those of some families in which a rule sends the owner's by a dedicated address."""
+    about = frozenset[int]().union(
+        *(
+            versions(rule)
+            for rule in inputs.document.snat.rules
+            if rule.identity == "dedicated" and fnmatchcase(owner.namespace, rule.namespace)
+        )
+    )
+    return tuple(name for name in names if FAMILIES[name].version in about)
+
+
+def _half(identity: EgressIdentity, names: Iterable[str]) -> str:
+    what, families = " and ".join(map(str, identity.addresses)), " and ".join(names)
+    return (
+        f"{identity.eni_id}, which has its {what}, has no free {families} address; what of "
+        f"{families} {REFUSED.removeprefix('what ')} until it has one; if a condition of the pool "
+        "says that it cannot have one, see there"
+    )
 
 
 def _leaving(supply: Supply, observed: Records) -> list[IpNetwork]:
@@ -157,6 +183,10 @@ def find_issues(inputs: Inputs, observed: Records) -> list[Issue]:
         for i in observed.identities
         if not i.idle_since and not i.is_held_by(e for e, _ in inputs.pod_enis)
     ]
+    for identity in observed.identities:
+        reserved = [a for a in identity.addresses if any(a in n for n in inputs.host.reserved)]
+        if reserved:
+            found.append(_issue(identity.owner, "AddressReserved", _reserved(reserved)))
     for place, rule in enumerate(inputs.document.snat.rules):
         for family in FAMILIES.values():
             primary = inputs.primary
@@ -168,6 +198,14 @@ def find_issues(inputs: Inputs, observed: Records) -> list[Issue]:
                 )
                 found.append(Issue(f"snat.rules[{place}]", "NodeAddressMissing", why))
     return found
+
+
+def _reserved(addresses: Iterable[IpAddress]) -> str:
+    return (
+        f"it has {' and '.join(map(str, addresses))}, which reservedAddresses names since; it "
+        "keeps it, because others know the namespace by it: reserve another address, or remove "
+        "the rule and write it again when the address has gone"
+    )
 
 
 def _lost(identity: EgressIdentity, inputs: Inputs) -> str:

@@ -14,6 +14,8 @@ MAX_NAMED = 20
 """Unreadable records, and addresses on the host, that get a condition each; the others are counted
 in one more."""
 
+NOT_GIVEN = "no pod is given it"
+
 
 def exhausted(intent: Intent, supply: Supply, observed: Records, group: str = "") -> Issue:
     """No address is free on the ENIs of the pod's group."""
@@ -125,12 +127,13 @@ def on_links(links: tuple[Unexplained, ...]) -> Iterator[Issue]:
 
 
 def on_host(occupied: Mapping[IpNetwork, str], observed: Records) -> Iterator[Issue]:
-    """Name the addresses that the host keeps from pods, and the pods that it cuts off."""
-    holders = {own: a for a in observed.living for own in a.addresses}
+    """Name the addresses that the host keeps from pods, and whom it cuts off."""
+    holders = {own: a.pod or str(a.key) for a in observed.living for own in a.addresses}
+    holders |= {own: str(i.owner) for i in observed.identities for own in i.addresses}
     named = sorted(occupied.items(), key=lambda o: (o[0].version, o[0]))
     for network, where in named[:MAX_NAMED]:
-        pods = sorted(a.pod or str(a.key) for own, a in holders.items() if own in network)
-        hurt = f"packets for {', '.join(pods)} end at the host" if pods else "no pod is given it"
+        cut_off = sorted(whose for own, whose in holders.items() if own in network)
+        hurt = f"packets for {', '.join(cut_off)} end at the host" if cut_off else NOT_GIVEN
         what = network.network_address if network.prefixlen == network.max_prefixlen else network
         yield Issue(
             f"address {what}",

@@ -98,6 +98,38 @@ def test_with_two_families_it_has_an_address_of_each_on_one_eni() -> None:
     assert pod.addresses == (SUBNET[31], ip_address("2001:db8:1:0:7::2"))
 
 
+def test_a_family_that_it_has_no_address_of_is_named_while_pods_have_one() -> None:
+    """Else its pods' connections of that family are refused, and nobody is told."""
+    enis = (eni(0), eni(1, ipv6_prefixes=(ip_network("2001:db8:1:0:7::/80"),)))
+    here = document(**parts(families=["ipv4", "ipv6"], snat={"rules": RULES}))
+    records = replace(asking("pay-a/x"), identities=(HELD,))
+    found = plan(records, 2, enis=enis, document=here)
+    (told,) = [i for i in found.refusals if i.reason == "IdentityMissing"]
+    assert told.subject == "egress identity of namespace pay-a"
+    assert "eni-0, which has its 10.0.1.13, has no free ipv6 address" in told.message
+    # No rule is about IPv6: nothing of it is refused.
+    here = document(**parts(families=["ipv4", "ipv6"]))
+    assert not plan(records, 2, enis=enis, document=here).refusals
+    # No pod of it is here: nobody is refused.
+    here = document(**parts(families=["ipv4", "ipv6"], snat={"rules": RULES}))
+    idle = Records(identities=(replace(HELD, idle_since=NOW),))
+    assert not plan(idle, 2, enis=enis, document=here).refusals
+
+
+def test_an_address_that_is_reserved_or_on_the_host_later_is_named() -> None:
+    records = Records(attachments=(attachment(1, pod="pay-a/x"),), identities=(HELD,))
+    own = ip_network((HELD.addresses[0], 32))
+    (told,) = plan(records, reserved=frozenset({own})).refusals
+    assert (told.subject, told.reason) == (
+        "egress identity of namespace pay-a",
+        "AddressReserved",
+    )
+    assert "10.0.1.13, which reservedAddresses names since" in told.message
+    (told,) = plan(records, occupied={own: "it is on eth0"}).refusals
+    assert told.reason == "AddressOnHost"
+    assert "packets for namespace pay-a end at the host" in told.message
+
+
 def test_on_a_node_of_ipv6_alone_it_is_of_the_prefix() -> None:
     rules = [RULES[0] | {"to": ["::/0"]}]
     enis = (eni(0, 0, ipv6_prefixes=(ip_network("2001:db8:1:0:7::/80"),)),)

@@ -13,7 +13,8 @@ ENTRIES = (
     Entry(
         "IdentityMissing",
         "A namespace has no dedicated address yet",
-        "A rule of snat.rules gives the namespace an address of its own, and none is free.",
+        "A rule of snat.rules gives the namespace an address of its own, and none is free; or it "
+        "has one, and none of another family that pods have.",
         REFUSED,
         "All addresses of the ENIs are in use, cool down, or are reserved; the pool grows, or "
         "cannot.",

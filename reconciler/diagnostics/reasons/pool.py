@@ -230,11 +230,14 @@ ENTRIES = (
     ),
     Entry(
         "AddressReserved",
-        "A pod has an address that was reserved since",
-        "reservedAddresses names an address that a running pod has.",
-        "The pod keeps it while it runs.",
-        "The document was edited after the pod had started.",
-        "Restart the pod.",
-        "When the pod has ended.",
+        "A pod, or a namespace, has an address that was reserved since",
+        "reservedAddresses names an address that a running pod has, or one that snat.rules have "
+        "dedicated to a namespace.",
+        "The pod keeps it while it runs; the namespace keeps it.",
+        "The document was edited after the address was given.",
+        "Restart the pod. For a namespace reserve another address; or remove its rule and write "
+        "it again: it gets another address, and meanwhile its new connections leave as the next "
+        "rule or policy says.",
+        "When the pod has ended, or the namespace has another address.",
     ),
 )

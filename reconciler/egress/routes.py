@@ -8,12 +8,13 @@ every one of the tables sends there counts.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, summarize_address_range
 
 from reconciler.core.datapath import FAMILIES
-from reconciler.core.ranges import Range, coalesce, complement, unite
+from reconciler.core.ranges import Range, coalesce, complement, find, unite
 from reconciler.egress.source import Entry, sort_entries
 
 TARGETS: Mapping[str, tuple[str, ...]] = {
@@ -59,12 +60,16 @@ def entries_of(word: str, tables: Sequence[Table]) -> tuple[Entry, ...]:
 def _sent(routes: Iterable[Route], kinds: tuple[str, ...]) -> list[tuple[IPv4Network, str]]:
     """Return what one table sends to such targets, less what longer prefixes send elsewhere."""
     routes = list(routes)
-    others = [r.network for r in routes if not r.target.startswith(kinds)]
+    others = sorted({r.network for r in routes if not r.target.startswith(kinds)})
+    begins = [int(n.network_address) for n in others]
     sent = []
     for route in routes:
         if not route.target.startswith(kinds):
             continue
-        holes = [n for n in others if n != route.network and n.subnet_of(route.network)]
+        # Networks are nested or disjoint: those within begin within.
+        first, last = int(route.network.network_address), int(route.network.broadcast_address)
+        within = others[bisect_left(begins, first) : bisect_right(begins, last)]
+        holes = [n for n in within if n.prefixlen > route.network.prefixlen]
         if not holes:
             sent.append((route.network, route.target))
             continue
@@ -87,8 +92,9 @@ def _minus(ranges: tuple[Range, ...], holes: tuple[Range, ...]) -> tuple[Range, 
 
 def _within(network: IPv4Network, ranges: tuple[Range, ...]) -> Iterable[IPv4Network]:
     """Return the parts of a network that ranges hold."""
-    first, last = int(network.network_address), int(network.broadcast_address)
-    if any(int(r[0]) <= first and last <= int(r[1]) for r in ranges):
+    begin, end = network.network_address, network.broadcast_address
+    range_ = find(ranges, begin)
+    if range_ is not None and int(end) <= int(range_[1]):
         return (network,)
     return _networks(_common([coalesce([network]), ranges]))
 

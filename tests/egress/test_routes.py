@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import IPv4Network, ip_address, ip_network
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.egress.routes import TARGETS, Route, entries_of
+from reconciler.targets.ec2.decode_vpc import MAX_ROUTES
 
 GATEWAYS = [
     "tgw-1",
@@ -86,6 +88,16 @@ def test_an_address_counts_if_the_routers_of_all_subnets_send_it_there(
 
     expected = all(target(routes).startswith(TARGETS[word]) for _, routes in several)
     assert any(address in e.network for e in entries_of(word, several)) is expected
+
+
+def test_a_table_of_as_many_routes_as_are_read_takes_no_core_from_pods() -> None:
+    """A second of it for each table, three words of each look, when each route met each other."""
+    routes = [f"10.{n >> 8}.{n & 255}.0/24 {('nat-1', 'tgw-1')[n % 2]}" for n in range(MAX_ROUTES)]
+    begin = time.process_time()
+    found = sent("@transit", rtb("10.0.0.0/8 tgw-2", *routes))
+    assert time.process_time() - begin < 0.5
+    assert "10.0.0.0/24" not in found
+    assert found["10.0.1.0/24"] == "tgw-1"
 
 
 def test_no_table_says_nothing() -> None:

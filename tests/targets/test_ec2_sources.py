@@ -154,6 +154,17 @@ def test_routes_are_read_with_the_prefix_lists_that_they_lead_to(
     assert ec2.asked["GetManagedPrefixListEntries"] == 1
 
 
+def test_a_route_of_its_own_comes_before_one_by_a_prefix_list(
+    sources: VpcSources, ec2: Ec2
+) -> None:
+    """Of the same CIDR (VPC user guide, "Route priority"): here it leads to the internet."""
+    ec2.tables = [
+        {**TABLE, "Routes": [*TABLE["Routes"], route("10.200.0.0/16", GatewayId="igw-1")]}
+    ]
+    (answer,) = ask(sources, "@transit")
+    assert shown(answer) == {"172.16.0.0/12": 'tgw-1, "rtb-1"'}
+
+
 def test_the_main_table_stands_for_a_subnet_without_one_of_its_own(
     sources: VpcSources, ec2: Ec2
 ) -> None:

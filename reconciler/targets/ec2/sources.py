@@ -118,17 +118,22 @@ class VpcSources:
             return [decode_table(body) for body in pages]
 
     def _resolved(self, table: RawTable) -> routes.Table:
-        """Replace prefix lists by their entries."""
+        """Replace prefix lists by their entries.
+
+        A route to the same CIDR of its own comes first (VPC user guide, "Route priority").
+        """
         named = {r.destination for r in table.routes if isinstance(r.destination, str)}
         known = self._describe_lists(named)
         found: list[routes.Route] = []
+        own = {r.destination for r in table.routes if isinstance(r.destination, IPv4Network)}
         for route in table.routes:
             if isinstance(route.destination, IPv4Network):
                 found.append(routes.Route(route.destination, route.target))
                 continue
             for entry in self._entries(_there(known, route.destination)):
                 assert isinstance(entry.network, IPv4Network)
-                found.append(routes.Route(entry.network, route.target))
+                if entry.network not in own:
+                    found.append(routes.Route(entry.network, route.target))
         return table.name, tuple(found)
 
     # -- prefix lists -----------------------------------------------------------------------------

@@ -24,14 +24,15 @@ LEFT_OUT = (
 
 SECRETS = (
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
-    re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"),
+    re.compile(r"\beyJ[\w-]{8,256}\.[\w-]{8,4096}\.[\w-]{8,1024}"),
     re.compile(
-        r"(?i)(?<=[a-z\"'_ -])(?:secret\w*|password|passwd|session_?token|"
+        r"(?i)(?<=[a-z\"'_ -])(?:secret\w{0,64}|password|passwd|session_?token|"
         r"security-?token)[\"']?\s*[:=]\s*[\"']?(?P<value>[^\s\"',}]{4,})"
     ),
     re.compile(r"(?i)\b(?:bearer|basic)\s+(?P<value>[\w.~+/-]{8,}=*)"),
 )
-"""What looks like a credential: AWS access key ids, JWTs, named secrets, bearer tokens."""
+"""What looks like a credential: AWS access key ids, JWTs, named secrets, bearer tokens. Each has a
+bound: a text that begins to look so at every word must not be read to its end from each."""
 
 REPLACED = "(left out)"
 
@@ -54,15 +55,14 @@ def prepare(parts: Iterable[Part]) -> list[Part]:
     rows: list[str] = []
     left = MOST_IN_ALL
     for number, part in enumerate(parts):
-        text = redact(part.text)
-        size = len(text.encode(errors="replace"))
+        size = len(part.text.encode(errors="replace"))
         most = min(MOST_OF_ONE, left)
         if part.why:
             rows.append(f"{part.name:<20} not in it: {redact(part.why)}")
         elif number >= MOST_PARTS or most <= 0:
             rows.append(f"{part.name:<20} not in it: the dump is full")
         else:
-            cut = text.encode(errors="replace")[:most].decode(errors="ignore")
+            cut = redact(part.text.encode(errors="replace")[:most].decode(errors="ignore"))
             left -= min(size, most)
             note = f", the first {most} of {size}" if size > most else ""
             rows.append(f"{part.name:<20} {min(size, most)} bytes{note}")

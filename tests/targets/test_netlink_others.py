@@ -94,7 +94,7 @@ def test_a_path_that_leads_to_another_namespace_by_now_is_not_entered(home: str,
     inode = Path(pod).stat().st_ino
     meant, stale = f"{pod}@{inode}", f"{pod}@{inode + 1}"
     alias = "node-network:pod/eth0"
-    veth = Veth("nnveth", HOST_MAC, 9001, alias, True, True, stale, "eth0", POD_MAC)
+    veth = Veth("nnveth", HOST_MAC, 9001, alias, True, True, 20048, stale, "eth0", POD_MAC)
     link = PodLink(stale, "eth0", POD_MAC, 9001, True, "nnveth")
     address = LinkAddress(stale, "eth0", ip_address("10.0.1.9"), 32)
     target = Netlink()

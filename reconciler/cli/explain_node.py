@@ -17,7 +17,7 @@ from reconciler.cli.options import Address, config_option, fail, state_option
 from reconciler.cli.reading import read_document, read_placed
 from reconciler.cli.screen import screen_of
 from reconciler.core.datapath import IpAddress
-from reconciler.core.facts import Eni
+from reconciler.core.facts import Eni, Node
 from reconciler.diagnostics import why, why_pod, why_set
 from reconciler.diagnostics.explain import explain_address, explain_egress_rules, explain_pools
 from reconciler.domains.inputs import Inputs
@@ -25,8 +25,12 @@ from reconciler.errors import ReconcilerError
 from reconciler.node import views
 from reconciler.node.passes import LocalNode
 from reconciler.node.views import survey
+from schemas.document import NodeNetwork
 from schemas.load import find_places
 from schemas.origin import Origins
+
+OF_THE_POOL = (("warmPool",), ("eni", "max"), ("eni", "allocate"), ("maxPods",), ("families",))
+"""Settings that the pool's size depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +53,18 @@ def _known(config: Path, state_dir: Path) -> Known:
         inputs = survey(node, document)
     except ReconcilerError as error:
         fail(error)
-    facts = inputs.node
-    origins = Origins.on(
+    return Known(node, _origins(text, config, document, inputs.node), inputs)
+
+
+def _origins(text: str, config: Path, document: NodeNetwork, facts: Node) -> Origins:
+    """Say where the values stand that are in force on a node."""
+    return Origins.on(
         find_places(text, str(config)),
         document,
         instance_type=facts.instance_type,
         zone=facts.availability_zone,
         node_name=facts.name,
     )
-    return Known(node, origins, inputs)
 
 
 @click.command()
@@ -65,12 +72,14 @@ def _known(config: Path, state_dir: Path) -> Known:
 @state_option
 def pool(config: Path, state_dir: Path) -> None:
     """Print the pool's arithmetic, and the limit that binds."""
-    document = read_document(config)
+    document, text = read_placed(config)
     try:
         desired, cloud, refusals = views.pool(LocalNode(open_records(state_dir)), document)
     except ReconcilerError as error:
         fail(error)
     lines = [*explain_pools(desired, cloud), *(f"! {refusal}" for refusal in refusals)]
+    where = _origins(text, config, document, desired.node).of
+    lines.append(f"by: {', '.join(where(*path) for path in OF_THE_POOL)}")
     click.echo("\n".join(lines))
 
 

@@ -53,6 +53,11 @@ def test_a_pod_and_its_address_say_what_they_are_and_by_which_line(one: tuple[An
     assert f"{pod.address} sees the pod's own address, a CIDR of the VPC" in said
 
 
+def test_the_pool_names_the_lines_that_its_size_comes_from(one: tuple[Any, Pod]) -> None:
+    last = explain(one[0], "pool").splitlines()[-1]
+    assert last.startswith("by: warmPool (line 3), eni.max (by default), ")
+
+
 def test_what_is_explained_of_rules_routes_and_sets_is_what_the_kernel_has(
     one: tuple[Any, Pod],
 ) -> None:

@@ -187,11 +187,11 @@ class Life:
     def edit(self, **parts: Any) -> None:
         self.document = document(**(self.parts | parts))
 
-    def begin_pod(self, number: int) -> None:
+    def begin_pod(self, number: int, pod: str = "") -> None:
         self.running.add(number)
         self.kernel.running.add(intent(number).key)
         self.kernel.namespaces.add(_namespace(number))
-        self.disk.put(intent(number))
+        self.disk.put(intent(number, pod=pod))
 
     def end_pod(self, number: int, *, silently: bool = False) -> None:
         """End a pod, as runtimes do: its namespace goes after the DEL, or without one."""
@@ -294,8 +294,11 @@ class Life:
         gone before its record is.
         """
         records = self.disk.observe()
-        held = {own: a.key for a in records.attachments for own in a.addresses}
+        held: dict[Any, Any] = {own: a.key for a in records.attachments for own in a.addresses}
         assert len(held) == sum(len(a.addresses) for a in records.attachments)
+        dedicated = {own: i.key for i in records.identities for own in i.addresses}
+        assert held.keys().isdisjoint(dedicated), "a pod's, and a namespace's"
+        held |= dedicated
         alive = {intent(n).key for n in self.running}
         deferred = {c.address for c in records.cooling}
         assert not alive & {key for address, key in held.items() if address in deferred}
@@ -304,6 +307,9 @@ class Life:
         )
         assert self.lost() == set(), "in use, and given back"
         assert self._held <= held.keys() | deferred, "given back without a rest"
+        elements = [o for o in self.nft.observe() if isinstance(o, NftElement)]
+        named = {e.value for e in elements if e.set == "dedicated_ipv4"}
+        assert named <= dedicated.keys() | deferred, "in the ruleset, and held by no record"
         links = {o.name for o in self.kernel._objects.values() if isinstance(o, Veth)}
         bound = {a.veth for a in records.attachments}
         assert not links & (self._bound - bound), "forgotten before its link was gone"

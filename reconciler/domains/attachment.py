@@ -89,15 +89,17 @@ def plan(desired: Allocation, observed: Records) -> Plan:
     pods = pods_of(observed)
     given, wanting, after = _identify(desired, observed, observed.pods)
     bound, refusals = _bind(desired, pods, after)
+    reviewed = [*identities.review(desired.inputs, observed, desired.cooldown_s)]
+    begun = {a.object.address for a in reviewed if isinstance(a.object, Cooling)}
     return Plan(
         (
             *_write_again(observed),
             *_complete(pods, observed),
             *_adopt(desired, pods, observed),
             *_expire(desired, pods),
-            *_end_cooldowns(desired, observed),
+            *_end_cooldowns(desired, (c for c in observed.cooling if c.address not in begun)),
             *_release(desired, pods, observed),
-            *identities.review(desired.inputs, observed, desired.cooldown_s),
+            *reviewed,
             *given,
             *bound,
             *_finish(desired, pods),
@@ -189,7 +191,7 @@ def _expire(desired: Allocation, pods: Pods) -> Iterator[Action]:
             yield Change(Verb.CREATE, given_back, "it is not wanted any more")
 
 
-def _end_cooldowns(desired: Allocation, observed: Records) -> Iterator[Action]:
+def _end_cooldowns(desired: Allocation, cooling: Iterable[Cooling]) -> Iterator[Action]:
     """End a cooldown when its time is over and no connection of the old pod is left.
 
     A client that retries with the same ports would be sent the old pod's way for as long as
@@ -197,7 +199,7 @@ def _end_cooldowns(desired: Allocation, observed: Records) -> Iterator[Action]:
     a longer one was written before the clock was set back, or before the document shortened it.
     """
     longest = desired.inputs.now + desired.cooldown_s
-    for c in observed.cooling:
+    for c in cooling:
         if c.until > longest:
             reason = f"no cooldown is longer than {desired.cooldown_s:g} s"
             yield Change(Verb.UPDATE, replace(c, until=longest), reason, c)

@@ -13,7 +13,7 @@ from reconciler.core.attachment import Cooling
 from reconciler.core.datapath import FAMILIES, IpAddress, IpNetwork, family_of
 from reconciler.domains.inputs import Inputs
 from reconciler.egress.rules import versions
-from reconciler.engine.plan import Action, Change, Verb
+from reconciler.engine.plan import Change, Verb
 from reconciler.errors import Issue
 from reconciler.ipam.allocation import Supply, lacking, offers
 from reconciler.ipam.identity import (
@@ -133,13 +133,16 @@ def _leaving(supply: Supply, observed: Records) -> list[IpNetwork]:
     return [*(q.network for q in observed.quarantined), *supply.occupied, *supply.reserved]
 
 
-def review(inputs: Inputs, observed: Records, cooldown_s: float) -> Iterator[Action]:
+def review(
+    inputs: Inputs, observed: Records, cooldown_s: float
+) -> Iterator[Change[Cooling] | Change[EgressIdentity]]:
     """Release what is not needed or not ours any more; note since when the rest is idle or lost.
 
     Connections that are open go on with the address, which no other gets before they have ended.
+    It cools from now: a cooldown that a dead process has begun ran while the ruleset led to it.
     """
     needed, now = owners(observed.pods, inputs.document), inputs.now
-    cooling = {c.address for c in observed.cooling}
+    cooling = {c.address: c for c in observed.cooling}
     held = {own for a in observed.attachments for own in a.addresses}
     for before in observed.identities:
         is_here = before.is_held_by(e for e in inputs.enis if e.serves_pods)
@@ -150,9 +153,12 @@ def review(inputs: Inputs, observed: Records, cooldown_s: float) -> Iterator[Act
         )
         if why := _why_released(after, held, inputs):
             for address in before.addresses if held.isdisjoint(before.addresses) else ():
-                if is_here and address not in cooling:
-                    record = Cooling(address, now + cooldown_s, spares=True)
-                    yield Change(Verb.CREATE, record, "it was a namespace's")
+                earlier = cooling.get(address)
+                cooled = Cooling(address, now + cooldown_s, spares=True)
+                if is_here and earlier is None:
+                    yield Change(Verb.CREATE, cooled, "it was a namespace's")
+                elif earlier is not None and earlier.until < cooled.until:
+                    yield Change(Verb.UPDATE, cooled, "it was a namespace's until now", earlier)
             yield Change(Verb.DELETE, before, why)
         elif after != before:
             yield Change(Verb.UPDATE, after, "its use has changed", before)

@@ -177,6 +177,23 @@ def test_a_rule_that_goes_gives_the_address_back_and_spares_its_connections() ->
     assert verbs == [Verb.CREATE, Verb.DELETE]  # the address is held at every point
 
 
+@pytest.mark.parametrize("open_", [True, False])
+def test_it_rests_from_when_it_is_released_whatever_an_earlier_process_has_begun(
+    open_: bool,
+) -> None:
+    """Which died before the release: until now the ruleset has led to the address."""
+    records = Records(identities=(HELD,), cooling=(Cooling(SUBNET[13], NOW - 1, spares=True),))
+    flows = frozenset({SUBNET[13]} if open_ else ())
+    found = plan(records, document=document(warmPool={"cooldown": "30s"}), flows=flows)
+    assert objects(found, Verb.UPDATE, Cooling) == [Cooling(SUBNET[13], NOW + 30, spares=True)]
+    assert objects(found, Verb.DELETE, Cooling) == []
+    assert objects(found, Verb.DELETE, EgressIdentity) == [HELD]
+    # If the rule has come back instead, that rest ends as any, and the namespace keeps it.
+    found = plan(records, flows=flows)
+    assert len(objects(found, Verb.DELETE, Cooling)) == (not open_)
+    assert objects(found, Verb.DELETE, EgressIdentity) == []
+
+
 def test_it_stays_without_a_pod_for_a_day() -> None:
     (idle,) = objects(plan(Records(identities=(HELD,))), Verb.UPDATE, EgressIdentity)
     assert idle == replace(HELD, idle_since=NOW)

@@ -104,6 +104,29 @@ def prefixes_take_over_from_single_addresses(life: Life) -> None:
     life.work()
 
 
+def namespaces_get_addresses_and_give_them_back(life: Life) -> None:
+    rules = [{"namespace": "pay-*", "to": ["10.100.0.0/16"], "as": "dedicated"}]
+    life.begin_pod(1, "pay-a/x")
+    life.work()
+    small = pool(warm=0)  # one ENI has room for all: how many are made is not a matter of time
+    life.edit(snat={"rules": rules}, warmPool=small)
+    life.work()
+    life.work()
+    life.begin_pod(2, "pay-b/x")
+    life.work()
+    before = {i.namespace: i.addresses for i in life.disk.observe().identities}
+    life.end_pod(2)
+    life.work(20.0)
+    life.begin_pod(3, "pay-b/y")
+    life.work()
+    now = {i.namespace: i.addresses for i in life.disk.observe().identities}
+    assert before.items() <= now.items(), "another address for a namespace"
+    life.edit(warmPool=small)
+    life.end_pod(3)
+    life.work(20.0)
+    life.work(20.0)
+
+
 def records_are_lost(life: Life) -> None:
     for number in range(3):
         life.begin_pod(number)
@@ -141,6 +164,7 @@ SCENARIOS: dict[Scenario, tuple[int, int]] = {
     families_change: (60, 70),
     an_eni_is_added_and_given_back: (120, 80),
     prefixes_take_over_from_single_addresses: (40, 70),
+    namespaces_get_addresses_and_give_them_back: (60, 70),
     records_are_lost: (50, 70),
     a_node_of_the_stock_plugin_is_taken_over: (55, 80),
 }
@@ -179,7 +203,11 @@ CALLS = frozenset(
 KERNEL = {f"{verb} {kind}" for kind in ("rule", "nft-element", "nft-chain") for verb in "+-"}
 EFFECTS = frozenset(
     KERNEL
-    | {f"{verb} {kind}" for kind in ("attachment", "cooling", "quarantine") for verb in "+-"}
+    | {
+        f"{verb} {kind}"
+        for kind in ("attachment", "cooling", "identity", "quarantine")
+        for verb in "+-"
+    }
     | {"record a creation", "~ creation", "- creation", "+ intent", "~ intent", "- intent"}
     | {
         "+ veth",

@@ -180,17 +180,28 @@ def test_a_route_to_a_transit_gateway_and_a_prefix_list_come_and_go(egress: Egre
     until(lambda: egress.source(made)["lookedAt"] is not None, "the first look")
     until(lambda: not egress.sees_pods(), "only what is named now")
     entry, route = {"prefix_list": made, "cidr": str(PEER_CIDR)}, {"cidr": str(PEER_CIDR)}
+    empty = {made: "PrefixListNotFound", "@transit": "AnswerShort"}
     for come, go, given, source in (
         ("prefix-list add", "prefix-list remove", entry, made),
         ("route add", "route delete", route, "@transit"),
     ):
-        egress.change(come, **given, **({"via": "tgw"} if source == "@transit" else {}))
-        egress.look(source)
-        until(egress.sees_pods, f"{come} is known")
-        assert str(PEER_CIDR) in {e["cidr"] for e in egress.source(source)["shown"]}
-        egress.holds_while([source], "UnauthorizedOperation", denied=SOURCE_ACTIONS)
-        egress.change(go, **given)
-        egress.look(source)
-        assert egress.sees_pods(), "one look is not two"
-        egress.look_again(source)
-        until(lambda: not egress.sees_pods(), f"the node's address after {go}")
+        with Stream(egress.pod.namespace, str(PEER_HOST)) as old:
+            assert old.source == NODE
+            egress.change(come, **given, **({"via": "tgw"} if source == "@transit" else {}))
+            shown = egress.cluster.diff().stdout
+            assert f"{{ {PEER_CIDR} }}  # missing: {source}" in shown
+            assert not egress.sees_pods(), "it was only shown"
+            egress.look(source)
+            until(egress.sees_pods, f"{come} is known")
+            assert str(PEER_CIDR) in {e["cidr"] for e in egress.source(source)["shown"]}
+            with Stream(egress.pod.namespace, str(PEER_HOST)) as young:
+                assert young.source == egress.pod.address
+                egress.holds_while([source], "UnauthorizedOperation", denied=SOURCE_ACTIONS)
+                egress.holds_while([source], empty[source], emptyEc2=SOURCE_ACTIONS)
+                egress.change(go, **given)
+                egress.look(source)
+                assert egress.sees_pods(), "one look is not two"
+                egress.look_again(source)
+                until(lambda: not egress.sees_pods(), f"the node's address after {go}")
+                assert old.exchange("still here")
+                assert young.exchange("still here")

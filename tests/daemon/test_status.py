@@ -56,6 +56,20 @@ def test_a_daemon_says_what_it_holds_what_it_repaired_and_when_it_looked(tmp_pat
     assert len(pods) > 1
 
 
+def test_in_mode_frozen_status_says_what_would_be_asked_of_ec2(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    path = tmp_path / "node-network.yaml"
+    path.write_text(path.read_text() + "ec2: {mode: frozen}\n")
+    house.start()
+    house.work()
+    (told,) = [
+        c for c in published(house.agent.status())["conditions"] if c["reason"] == "HeldByMode"
+    ]
+    assert "ec2.mode is frozen" in told["text"]
+    assert "more addresses" in told["text"]
+    assert house.ec2.calls == {}
+
+
 def test_rules_are_described_in_order() -> None:
     rules = [
         {"namespace": "a", "to": ["203.0.113.0/24", "@peering"], "as": "pod"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any, NoReturn
 
@@ -131,7 +132,7 @@ def list_faults(name: str) -> None:
         _fail(str(error))
     for switch, value in found.items():
         if value != SWITCHES[switch]:
-            click.echo(f"{switch}: {value}")
+            click.echo(f"{switch}: {json.dumps(value)}")
 
 
 @click.command(name="break")

@@ -217,7 +217,7 @@ class UnknownPodError(ReconcilerError):
         listed = ", ".join(known[:8]) or "none"
         more = f" and {len(known) - 8} more" if len(known) > 8 else ""
         super().__init__(
-            f"pod {text}: not exactly one is called so here ({listed}{more}); "
+            f"pod {text}: none, or more than one, is called so here ({listed}{more}); "
             "give namespace/name, an address, a container ID, or host"
         )
 

@@ -117,7 +117,8 @@ def _pool(body: Body, screen: Screen) -> Iterator[_Line]:
         yield _Line("pool", told or "not known yet")
     if (target := body["target"]) and addresses:
         soon = body["exhaustedInSeconds"]
-        runs_out = "" if soon is None else f"; none left in {_span(soon)} at the present rate"
+        end = "none left" if pool.get("allocatable") else "none is free; the node is full"
+        runs_out = "" if soon is None else f"; {end} in {_span(soon)} at the present rate"
         bounds = f"below {target['low']}, gives back above {target['high']}"
         yield _Line("target", f"grows {bounds}{runs_out}", {} if soon is None else YELLOW)
     if limits:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import socket
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -135,7 +136,7 @@ def _kernel() -> str:
     fib = Queries().fib()
     rules = sorted(fib.rules, key=lambda r: r.key)
     routes = sorted(fib.routes, key=lambda r: r.key)
-    links = islice(sorted(os.listdir("/sys/class/net")), MOST_FILES)  # noqa: PTH208 - names
+    links = islice(sorted(name for _, name in socket.if_nameindex()), MOST_FILES)
     return "\n".join(
         [
             *(r.command(Verb.CREATE) + (f" {r.extra}" if r.extra else "") for r in rules),

@@ -60,8 +60,8 @@ def explain_pool(desired: Pool, at: PoolStatus) -> list[str]:
         space = at.spaces[name]
         blocks = f", {space.blocks} whole /28" if desired.prefixes else ""
         known = at.observed.subnets[name].is_described
-        most = "" if known else "at most, not asked of EC2 yet: "
-        lines.append(f"subnet {name}: {most}{space.free} free{blocks}")
+        most = "" if known else " at most: EC2 has not been asked yet"
+        lines.append(f"subnet {name}: {space.free} free{blocks}{most}")
     lines += [f"subnet {name}: not used: {reason}" for name, reason in at.choice.rejected]
     lines += [f"{r.subject}: {r.message}" for r in shortage.unread(at.observed.unread)]
     if desired.delegates:  # these prefixes are not counted

@@ -25,6 +25,9 @@ RESERVATIONS, TAKE_OVER = "GetSubnetCidrReservations", "DeleteTags"
 
 NO_DRY_RUN = CHANGE[:3]
 """Actions without that parameter (EC2 API reference)."""
+NO_QUESTION = (
+    "EC2 has no DryRun of it; a denial shows in 'status' once it is called (UnauthorizedOperation)"
+)
 
 
 def needed(document: NodeNetwork) -> frozenset[str]:
@@ -110,7 +113,7 @@ def _of_changes(
     document: NodeNetwork, node: Node, primary: Eni, enis: tuple[Eni, ...]
 ) -> Iterator[Question | Unasked]:
     """Ask of the primary ENI, and of one with our tag: others may not be changed by the policy."""
-    yield from (Unasked(action, "EC2 has no DryRun of it") for action in NO_DRY_RUN)
+    yield from (Unasked(action, NO_QUESTION) for action in NO_DRY_RUN)
     tag = {"Key": INSTANCE_TAG, "Value": node.instance_id}
     groups = list(document.eni.security_groups or primary.security_groups)
     create = {

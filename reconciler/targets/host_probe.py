@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +14,7 @@ from reconciler.targets.files.bounded import read_file
 from reconciler.targets.kernel import PROC_SYS
 
 MOST_BYTES = 1 << 16  # of a file of /proc or /sys
+SIOCGIFMTU = 0x8921  # linux/sockios.h
 CAPABILITIES = "CapEff:"
 """The line of the effective capabilities in /proc/self/status (proc(5))."""
 
@@ -41,11 +45,17 @@ def is_writable(name: str, root: Path = PROC_SYS) -> bool:
     return os.access(root / name, os.W_OK)
 
 
-def mtus(links: Iterable[str], root: Path = Path("/sys/class/net")) -> Iterator[tuple[str, int]]:
-    """Yield the MTU of links that are there, in bytes."""
-    for name in links:
-        with suppress(ValueError):
-            yield name, int(_read(root / name / "mtu"))
+def mtus(links: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Yield the MTU of links of this network namespace that are there, in bytes.
+
+    Asked of the kernel: /sys shows the namespace of whoever mounted it (sysfs(5)).
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for name in links:
+            with suppress(OSError):
+                request = struct.pack("16si20x", name.encode(), 0)
+                answer = fcntl.ioctl(asking, SIOCGIFMTU, request)
+                yield name, struct.unpack_from("16si", answer)[1]
 
 
 def _read(path: Path) -> str:

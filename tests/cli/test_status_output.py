@@ -273,6 +273,12 @@ def test_enis_on_other_network_cards_are_shown_as_not_used() -> None:
     }
 
 
+def test_a_pool_without_a_free_address_is_not_said_to_have_some_left() -> None:
+    shown = as_text(BODY | {"pool": BODY["pool"] | {"allocatable": 0}})
+    assert "none is free; the node is full in 1 h 30 min at the present rate" in shown
+    assert "none left" not in shown
+
+
 def test_a_node_before_its_first_pass_is_shown() -> None:
     bare = BODY | {
         "version": "",

@@ -13,6 +13,7 @@ import pytest
 from lab.pod import Pod
 from lab.topology import PEER_HOST
 from lab.traffic import PORT, Receiver
+from reconciler.diagnostics.rights import NO_QUESTION
 
 pytestmark = pytest.mark.lab
 
@@ -102,7 +103,8 @@ def test_a_doctor_finds_a_node_well_and_changes_nothing(one: tuple[Any, Pod]) ->
     assert "ok    limits: m5.large serves 29 pods: 3 ENIs x 9 + 2 on the host's network" in said
     assert "ok    others: no agent, unit or ruleset that stands in the way" in said
     skipped = [line for line in said if line.startswith("skip")]
-    assert {line.partition(": ")[2] for line in skipped} == {"EC2 has no DryRun of it"}
+    assert {line.partition(": ")[2] for line in skipped} == {NO_QUESTION}
+    assert [line for line in said if " mtu: " in line and not line.startswith("ok ")] == []
     assert "FAIL" not in done.stdout
     assert cluster.status()["enis"] == before
 

@@ -9,8 +9,8 @@ _AGAIN = (
     "By itself: the call is made again after a growing delay; 'node-network retry' makes it now."
 )
 _DENIED = (
-    "Run 'node-network doctor': it names the missing actions; allow them to the node's role, then "
-    "'node-network retry'."
+    "Allow the action that the message names, and those that 'node-network doctor' finds missing "
+    "besides, to the node's role, then 'node-network retry'."
 )
 
 

@@ -61,7 +61,8 @@ ENTRIES = (
         "for its own.",
         "Packets may leave by the wrong ENI, or be dropped by the other program.",
         "Cilium, Calico, Tailscale, kube-proxy or an own rule use the same bits.",
-        "Set routing.markMask to eight bits that the other leaves alone, or change its mask.",
+        "Set routing.markMask to eight bits that the other leaves alone, or change its mask. "
+        "Where the other is amazon-vpc-cni-k8s and is to be taken over, set takeOver instead.",
         _SEEN,
     ),
     Entry(

@@ -106,7 +106,7 @@ def test_a_full_node_refuses_with_the_planners_reason_and_leaves_nothing(idle: A
 
 def test_without_a_reconciler_add_says_try_again_at_once_and_leaves_nothing(idle: Any) -> None:
     began = time.monotonic()
-    with pytest.raises(PodError, match="code 11: the reconciler is not running"):
+    with pytest.raises(PodError, match="code 11: NotRunning: the reconciler is not running"):
         idle.add()
     assert time.monotonic() - began < 5
     assert list(idle.state().rglob("*.json")) == []

@@ -16,6 +16,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.domains import attachment
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run, left_out
+from reconciler.egress import destinations, observation
 from reconciler.engine.backoff import Backoffs
 from reconciler.engine.converge import Domain, Outcome, Outcomes, Target, gaps
 from reconciler.errors import Issue, NotReadyError, ObserveError, ReconcilerError, boundary
@@ -76,6 +77,7 @@ class LocalNode:
         errors = self._read_records()
         assert self._records is not None
         inputs = self.gathering.inputs(document, self._records, cloud)
+        inputs = keep_excluded(inputs, self._last_inputs)
         outcomes = {"attachment": Outcome(errors=errors)} if errors else {}
         if not errors:
             _need_node(inputs)
@@ -309,3 +311,16 @@ def _need_node(inputs: Inputs) -> None:
             "this network namespace, so it is not the node's; in Kubernetes that takes "
             "hostNetwork: true",
         )
+
+
+def keep_excluded(inputs: Inputs, before: Inputs | None) -> Inputs:
+    """Have what the pass before has excluded stay while a source was never answered.
+
+    The thread that asks for sources remembers it too, for the next process. It lets pods go first,
+    so of two edits within a second it may have seen the second one alone.
+    """
+    egress = inputs.host.egress
+    if before is None or not destinations.unknown(inputs.document.snat, egress):
+        return inputs
+    former = observation.settle(before.host.egress, before.document.snat).former
+    return replace(inputs, host=replace(inputs.host, egress=replace(egress, former=former)))

@@ -199,3 +199,16 @@ def test_sources_that_only_a_pod_group_names_are_asked_for_and_told_of() -> None
     found = sim.environment.nft.observe()
     own = {o.text for o in found if isinstance(o, NftElement) and o.set == "no_snat_ipv4_pay"}
     assert "10.100.0.0/16" in own
+
+
+def test_an_edit_stays_in_force_until_the_next_ones_source_is_answered() -> None:
+    """Two edits within a second: the thread that asks for sources has seen the second alone."""
+    sim = Sim(excludeCIDRs=["10.100.0.0/16"])
+    sim.node.pool.run(sim.document)
+    assert sim.excluded() == {"10.100.0.0/16"}
+    sim.document = document(snat=ONE_LINE)
+    for _ in range(2):
+        assert sim.excluded() == {"10.100.0.0/16"}
+    sim.answer("10.101.0.0/16")
+    sim.look()
+    assert sim.excluded() == {"10.101.0.0/16"}

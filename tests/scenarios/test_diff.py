@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -33,6 +34,12 @@ def world(cluster: Any) -> dict[str, Any]:
     }
 
 
+def settled_world(cluster: Any) -> Any:
+    """Everything, once nothing is under way: a pool pass follows when pods have come."""
+    until(cluster.is_settled, "a node in sync")
+    return until(lambda: (first := world(cluster)) == world(cluster) and first, "a quiet node")
+
+
 def edited(cluster: Any, tmp_path: Path, old: str, new: str) -> Path:
     text = cluster.config.read_text()
     assert old in text
@@ -43,7 +50,7 @@ def edited(cluster: Any, tmp_path: Path, old: str, new: str) -> Path:
 
 def test_in_sync_prints_nothing_and_exits_0(cluster: Any) -> None:
     with cluster.pods(3):
-        before = world(cluster)
+        before = settled_world(cluster)
         done = cluster.diff()
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert world(cluster) == before

@@ -27,6 +27,7 @@ SWITCHES: dict[str, Any] = {
     "hostileImds": "",
     "hostileEc2": "",
     "emptyEc2": [],
+    "shortEc2": [],
 }
 """Every switch with its resting value.
 
@@ -46,6 +47,7 @@ SWITCHES: dict[str, Any] = {
 * ``hostileEc2``: DescribeNetworkInterfaces answers "fields" that hold what they cannot; "endless":
   a full page, and always one more; or "flood": a body without an end.
 * ``emptyEc2``: actions that list nothing: those on peerings, route tables and prefix lists.
+* ``shortEc2``: of the same, actions that leave out the last that they should list.
 """
 
 THROTTLED = "RequestLimitExceeded"

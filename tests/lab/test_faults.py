@@ -201,6 +201,7 @@ def test_clearing_puts_every_switch_to_rest_and_fills_the_buckets(faults):
         "hostileImds": "slow",
         "hostileEc2": "fields",
         "emptyEc2": ["DescribeRouteTables"],
+        "shortEc2": ["DescribeRouteTables"],
     }
     assert switches.keys() == SWITCHES.keys()
     faults.set(**switches)

@@ -21,8 +21,10 @@ APPLICATION = "localhost/application:e2e"
 SOURCES = (
     "cni",
     "deploy/Dockerfile",
+    "deploy/completion",
     "deploy/executable",
     "deploy/image",
+    "deploy/man",
     "pyproject.toml",
     "reconciler",
     "schemas",
@@ -110,7 +112,8 @@ def earlier(say: Say) -> Release | None:
         return None
     with TemporaryDirectory() as directory:
         tree = Path(directory)
-        packed = _git("archive", commit, "README.md", *SHIPPED).stdout
+        listed = _git("ls-tree", "--name-only", commit, "--", "README.md", *SHIPPED).stdout
+        packed = _git("archive", commit, *listed.decode().split()).stdout  # those it has
         subprocess.run(["tar", "-x", "-C", directory], input=packed, check=True)
         text = (tree / MANIFEST).read_text()
         built = _built(tree, say) / "image.tar"
@@ -132,7 +135,9 @@ def _built(tree: Path, say: Say) -> Path:
     def make(place: Path) -> None:
         build.run([str(script), RECONCILER, str(place / "image.tar")])
 
-    return build.kept("image", build.fingerprint([tree / p for p in SOURCES]), make, say)
+    return build.kept(
+        "image", build.fingerprint([tree / p for p in SOURCES if (tree / p).exists()]), make, say
+    )
 
 
 def _commits() -> list[str]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -16,10 +15,10 @@ from rich.table import Table
 
 from lab import cli_rehearsal, cli_vpc, lifecycle, netns, pod
 from lab import demo as story
+from lab.cli_options import fail, name_option
 from lab.lifecycle import Lab, LabError
 from lab.topology import INSTANCES, NODES
 
-name_option = click.option("--name", default="demo", show_default=True, help="Which lab.")
 nodes = click.Choice(NODES)
 parts = click.Choice([i.name for i in INSTANCES] + ["vpc", "peer", "internet"])
 
@@ -32,7 +31,7 @@ def lab() -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     if os.geteuid() != 0 and not {"-h", "--help"} & set(sys.argv):
-        _fail("the lab makes network namespaces and needs root; try again with sudo")
+        fail("the lab makes network namespaces and needs root; try again with sudo")
 
 
 def _pairs(
@@ -59,7 +58,7 @@ def up(name: str, types: dict[str, str]) -> None:
         try:
             lifecycle.up(name, lambda step: status.update(f"lab {name}: {step}"), types=types)
         except (LabError, ValueError) as error:
-            _fail(str(error))
+            fail(str(error))
     click.echo(f"lab {name} is up; try: node-network lab exec --name {name} node1 -- ip address")
 
 
@@ -72,7 +71,7 @@ def down(name: str, *, everything: bool) -> None:
         try:
             existed = lifecycle.down(each)
         except ValueError as error:
-            _fail(str(error))
+            fail(str(error))
         click.echo(f"lab {each} is {'down' if existed else 'not there'}")
 
 
@@ -86,7 +85,7 @@ def status(name: str, output: str) -> None:
         enis, drops = handle.enis(), handle.drops()
         calls = handle.ask("calls")["calls"]
     except (LabError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     if output == "json":
         click.echo(json.dumps({"enis": enis, "drops": drops, "calls": calls}, indent=2))
         return
@@ -134,7 +133,7 @@ def add(name: str, node: str, pod_name: str) -> None:
     try:
         made = pod.add(Lab(name), node, pod_name)
     except (LabError, pod.PodError, ValueError, subprocess.CalledProcessError) as error:
-        _fail(getattr(error, "stderr", "") or str(error))
+        fail(getattr(error, "stderr", "") or str(error))
     click.echo(
         f"pod {pod_name} has {made.address} (ENI {made.device}); try: "
         f"ip netns exec {made.namespace} ip route"
@@ -150,7 +149,7 @@ def delete(name: str, node: str, pod_name: str) -> None:
     try:
         pod.delete(Lab(name), node, pod_name)
     except (LabError, pod.PodError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @pods.command(name="list")
@@ -160,7 +159,7 @@ def list_pods(name: str) -> None:
     try:
         lab_names = Lab(name).names
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     for node, one, addresses in pod.find(lab_names):
         click.echo(f"{node or '-'} {one} {' '.join(addresses)}")
 
@@ -174,11 +173,11 @@ def exec_in_pod(name: str, pod_name: str, command: tuple[str, ...]) -> None:
     try:
         netns.enter(netns.path(Lab(name).names.namespace(f"pod-{pod_name}")))
     except (OSError, ValueError) as error:
-        _fail(f"no pod {pod_name} in lab {name}: {error}; 'node-network lab pod list'")
+        fail(f"no pod {pod_name} in lab {name}: {error}; 'node-network lab pod list'")
     try:
         os.execvp(command[0], list(command))
     except OSError as error:
-        _fail(f"{command[0]}: {error.strerror}")
+        fail(f"{command[0]}: {error.strerror}")
 
 
 for each_command in (*cli_vpc.COMMANDS, *cli_rehearsal.COMMANDS):
@@ -194,17 +193,12 @@ def exec(name: str, part: str, command: tuple[str, ...]) -> None:  # noqa: A001 
     try:
         handle = Lab(name)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     try:
         netns.enter(netns.path(handle.names.namespace(part)))
     except OSError as error:
-        _fail(f"lab {name} is not up: {error.strerror}; 'node-network lab up --name {name}'")
+        fail(f"lab {name} is not up: {error.strerror}; 'node-network lab up --name {name}'")
     try:
         os.execvpe(command[0], list(command), handle.environment(part))
     except OSError as error:
-        _fail(f"{command[0]}: {error.strerror}")
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(2)
+        fail(f"{command[0]}: {error.strerror}")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from lab import lifecycle, stock_node
+from lab.cli_options import fail, name_option
 from lab.faults import SWITCHES
 from lab.lifecycle import Lab, LabError
 from lab.stock import StockError
 from lab.topology import NODES
-
-name_option = click.option("--name", default="demo", show_default=True, help="Which lab.")
 
 WITHOUT_END = 1_000_000
 """Calls for which an error stands: more than a rehearsal makes."""
@@ -61,7 +59,7 @@ def _set(name: str, **switches: Any) -> None:
     try:
         Lab(name).ask("faults", set=switches)
     except (LabError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @fault.command()
@@ -119,7 +117,7 @@ def clear(name: str) -> None:
     try:
         Lab(name).ask("faults", clear=True)
     except (LabError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @fault.command(name="list")
@@ -129,7 +127,7 @@ def list_faults(name: str) -> None:
     try:
         found = Lab(name).ask("faults")["faults"]
     except (LabError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     for switch, value in found.items():
         if value != SWITCHES[switch]:
             click.echo(f"{switch}: {json.dumps(value)}")
@@ -149,7 +147,7 @@ def break_node(name: str, node: str, what: str) -> None:
             if done.returncode != 0:
                 click.echo(done.stderr.strip(), err=True)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @click.command(name="stock")
@@ -161,14 +159,9 @@ def stock(name: str, node: str, pods: int) -> None:
     try:
         made = stock_node.make(Lab(name), node, (pods, pods))
     except (LabError, StockError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     for one in made.pods:
         click.echo(f"pod {one.name} has {one.address}")
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(2)
 
 
 COMMANDS: tuple[click.Command, ...] = (list_labs, fault, break_node, stock)

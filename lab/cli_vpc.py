@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from lab.cli_options import fail, name_option
 from lab.lifecycle import Lab, LabError
 from lab.topology import PEER_CIDR
 
-name_option = click.option("--name", default="demo", show_default=True, help="Which lab.")
 tag_option = click.option("--tag", default="", help="What it is called in EC2.")
 
 
@@ -19,8 +18,7 @@ def _change(name: str, what: str, **given: Any) -> None:
     try:
         click.echo(Lab(name).ask("vpc", what=what, given=given)["id"])
     except (LabError, ValueError) as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
+        fail(str(error))
 
 
 @click.group()

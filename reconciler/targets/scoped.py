@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from reconciler.core.attachment import AttachmentKey
+from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.engine.converge import Target
 from reconciler.engine.plan import Change
 from reconciler.errors import ApplyError
@@ -56,10 +57,16 @@ def known_records(
 ) -> ScopedTarget[object, Records, RecordAction]:
     """Return the records, of which intents and attachments were read a moment ago.
 
-    What is written by others of this process meanwhile, the pool's records, is read again.
+    What is written by others of this process meanwhile, the pool's records, is read again. Of
+    attachments that only the kernel has shown no file tells that they are not on disk.
     """
-    first = _once(lambda _: state.observe_at((), records), state.observe)
-    return ScopedTarget(first, state.apply)
+    attachments = {i for i in records.unwritten if i[0] == Attachment.kind}
+
+    def look(_: Iterable[object]) -> Records:
+        seen = state.observe_at((), records)
+        return replace(seen, unwritten=seen.unwritten | attachments)
+
+    return ScopedTarget(_once(look, state.observe), state.apply)
 
 
 def records_of(

@@ -280,6 +280,20 @@ def test_what_has_waited_long_enough_leaves_nothing_that_a_restart_would_find(ho
     assert host.state.observe().cooling == ()
 
 
+def test_what_only_the_kernel_remembers_is_on_disk_before_the_node_is_said_to_be_settled(
+    host: Node,
+) -> None:
+    """It was so one pass later: whoever believed the status and looked found no record."""
+    shutil.rmtree(host.root / "run/attachments")
+    shutil.rmtree(host.root / "run" / SECOND)
+    host.start()
+    result = host.full_pass()
+    assert result is not None
+    assert result.settled
+    assert result.records.unwritten == frozenset()
+    assert len(list((host.root / "run/attachments").glob("*.json"))) == len(RUNNING)
+
+
 def test_no_connection_of_a_running_pod_ends_because_a_record_says_that_its_address_rests(
     host: Node,
 ) -> None:

@@ -100,6 +100,16 @@ class Cluster:
         process.send_signal(number)
         process.wait(timeout=20)
 
+    @contextmanager
+    def still(self, node: str = "node1") -> Iterator[None]:
+        """Have the reconciler do nothing meanwhile, as if all of this were one moment to it."""
+        process = self.process(node)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
     def stop_all(self) -> None:
         for node in list(self._running):
             self.stop(node)
@@ -126,6 +136,10 @@ class Cluster:
             with suppress(FileNotFoundError):  # removed since the directory was listed
                 found.append(json.loads(path.read_text()))
         return found
+
+    def logged(self, node: str = "node1") -> str:
+        """Return the whole log. A thread of its own writes it: what has happened may come yet."""
+        return (self.state(node) / "log").read_text()
 
     def log(self, node: str = "node1") -> str:
         path = self.state(node) / "log"

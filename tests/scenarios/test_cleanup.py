@@ -49,8 +49,9 @@ def test_it_leaves_the_node_as_it_was_before(idle: Any) -> None:
     cluster.config.write_text(cluster.config.read_text() + "routing: {acceptForwarded: true}\n")
     cluster.start()
     one, other = cluster.add(pod_name="web"), cluster.add()
-    # A thread of its own writes it, once EC2 has told which VPC this is.
-    until((cluster.state() / "sources.json").exists, "what is known of sources")
+    # Threads of their own write them, one of them once EC2 has told which VPC this is.
+    for name in ("sources.json", "var/document.json"):
+        until((cluster.state() / name).exists, name)
     settled = seen(cluster)
     assert all(settled[what] != before[what] for what in before)
 

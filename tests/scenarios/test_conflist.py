@@ -107,7 +107,7 @@ def test_somebody_elses_edit_is_drift_and_another_way_to_write_the_same_is_none(
     file.unlink()
     until(file.exists, cluster.log)
     until(lambda: cluster.drift() == drift + 2, "the account of it")
-    assert "plugins[0].budgetSeconds 1 -> 60" in cluster.log()
+    until(lambda: "plugins[0].budgetSeconds 1 -> 60" in cluster.logged(), cluster.log)
 
 
 def test_it_is_printed_for_those_who_install_it_themselves(cluster: Any) -> None:
@@ -149,8 +149,9 @@ def test_who_would_be_read_in_its_place_is_named(cluster: Any) -> None:
 def test_trouble_with_it_is_said_and_touches_no_pod(cluster: Any) -> None:
     file, before = conflist(cluster), content(cluster)
     with cluster.pods(1) as (one,):
-        file.unlink()
-        file.mkdir()
+        with cluster.still():  # it would put the file back before the directory is there
+            file.unlink()
+            file.mkdir()
         try:
             until(lambda: "Observe" in reasons(cluster), cluster.log)
             (said,) = {c["text"] for c in cluster.status()["conditions"]}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,14 @@ def world(cluster: Any) -> dict[str, Any]:
     }
 
 
-def settled_world(cluster: Any) -> Any:
-    """Everything, once nothing is under way: a pool pass follows when pods have come."""
+@contextmanager
+def unchanged(cluster: Any) -> Iterator[None]:
+    """See that nothing is changed meanwhile; the reconciler, which may do so, keeps still."""
     until(cluster.is_settled, "a node in sync")
-    return until(lambda: (first := world(cluster)) == world(cluster) and first, "a quiet node")
+    with cluster.still():
+        before = world(cluster)
+        yield
+        assert world(cluster) == before
 
 
 def edited(cluster: Any, tmp_path: Path, old: str, new: str) -> Path:
@@ -49,17 +55,15 @@ def edited(cluster: Any, tmp_path: Path, old: str, new: str) -> Path:
 
 
 def test_in_sync_prints_nothing_and_exits_0(cluster: Any) -> None:
-    with cluster.pods(3):
-        before = settled_world(cluster)
+    with cluster.pods(3), unchanged(cluster):
         done = cluster.diff()
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        assert world(cluster) == before
 
 
 def test_one_cidr_more_is_one_line_and_exit_1(cluster: Any, tmp_path: Path) -> None:
     config = edited(cluster, tmp_path, "excludeCIDRs: []", "excludeCIDRs: [192.0.2.0/24]")
-    before = world(cluster)
-    done = cluster.diff("node1", config)
+    with unchanged(cluster):
+        done = cluster.diff("node1", config)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "+ nft-element nft add element inet node_network no_snat_ipv4 { 192.0.2.0/24 }  # missing"
@@ -68,29 +72,28 @@ def test_one_cidr_more_is_one_line_and_exit_1(cluster: Any, tmp_path: Path) -> N
         "192.0.2.0/24 will see pod addresses, no longer the node's address.",
         "1 to add, 0 to change, 0 to delete; EC2 calls: none",
     ]
-    assert world(cluster) == before
 
 
 def test_a_broken_file_names_file_line_and_key_and_exits_2(cluster: Any, tmp_path: Path) -> None:
     config = edited(cluster, tmp_path, "excludeCIDRs: []", "excludeCIDR: []\n  mode: no")
-    before = world(cluster)
-    for command in ("diff", "apply", "run"):
-        done = cluster.command("node1", command, "-f", str(config))
-        assert done.returncode == 2
-        assert done.stdout == ""
-    done = cluster.diff("node1", config)
+    with unchanged(cluster):
+        for command in ("diff", "apply", "run"):
+            done = cluster.command("node1", command, "-f", str(config))
+            assert done.returncode == 2
+            assert done.stdout == ""
+        done = cluster.diff("node1", config)
     assert f"{config}:6:3: snat.excludeCIDR: unknown key; did you mean 'excludeCIDRs'?" in (
         cluster.diff("node1", edited(cluster, tmp_path, "excludeCIDRs", "excludeCIDR")).stderr
     )
     assert f"{config}:7:3: snat.mode: stands twice, first in line 5" in done.stderr
-    assert world(cluster) == before
 
 
 def test_growth_is_shown_with_its_calls_and_costs_none(cluster: Any, tmp_path: Path) -> None:
     config = edited(cluster, tmp_path, "minimum: 24", "minimum: 26")
-    cluster.lab.ask("calls", reset=True)
-    before = world(cluster)
-    done = cluster.diff("node1", config, "-o", "json")
+    with unchanged(cluster):
+        cluster.lab.ask("calls", reset=True)
+        done = cluster.diff("node1", config, "-o", "json")
+        made = cluster.lab.ask("calls")["calls"]
     assert done.returncode == 1
     body = json.loads(done.stdout)
     assert body["calls"] == {"AssignPrivateIpAddresses": 1}
@@ -98,9 +101,7 @@ def test_growth_is_shown_with_its_calls_and_costs_none(cluster: Any, tmp_path: P
     assert (action["domain"], action["verb"]) == ("eni", "create")
     assert action["reason"].startswith("pool holds 24 of 26 addresses; subnet-")
     assert "--secondary-private-ip-address-count 2" in action["command"]
-    made = cluster.lab.ask("calls")["calls"]
     assert {name for name in made if not name.startswith("Describe")} == set()
-    assert world(cluster) == before
 
 
 def test_more_than_the_node_can_hold_is_refused_with_the_arithmetic(
@@ -124,15 +125,14 @@ def test_validate_needs_no_node(cluster: Any, tmp_path: Path) -> None:
 
 
 def test_without_ec2_or_metadata_there_is_an_error_and_no_change(cluster: Any) -> None:
-    before = world(cluster)
-    cluster.lab.ask("faults", set={"denied": ["DescribeNetworkInterfaces"]})
-    try:
-        done = cluster.diff()
-    finally:
-        cluster.lab.ask("faults", clear=True)
+    with unchanged(cluster):
+        cluster.lab.ask("faults", set={"denied": ["DescribeNetworkInterfaces"]})
+        try:
+            done = cluster.diff()
+        finally:
+            cluster.lab.ask("faults", clear=True)
     assert done.returncode == 2
     assert "UnauthorizedOperation" in done.stdout
-    assert world(cluster) == before
 
 
 def test_apply_next_to_a_running_reconciler_is_refused(cluster: Any) -> None:

@@ -31,6 +31,18 @@ def write_by_rename(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
+def put_in_force(cluster: Any, text: str) -> None:
+    """Edit the document, and wait until the node is as it says."""
+    generation = cluster.status()["document"]["generation"]
+    write_by_rename(cluster.config, text)
+
+    def holds() -> bool:
+        status = cluster.status()
+        return bool(status["document"]["generation"] > generation and status["settled"])
+
+    until(holds, cluster.log)
+
+
 @pytest.mark.parametrize("save", [write_in_place, write_by_rename])
 def test_an_edit_is_followed_however_it_was_saved(cluster: Any, save: Any) -> None:
     before = cluster.config.read_text()
@@ -98,11 +110,11 @@ def test_an_invalid_edit_is_refused_shown_and_changes_nothing(cluster: Any) -> N
     shown = cluster.command("node1", "status").stdout
     assert "; the file has changed since and is refused)" in shown
     assert shown.count(where) == 1, "what is wrong with it is said once"
-    log = (cluster.state() / "log").read_text()
-    assert log.count(where) == 1, "and logged once"
+    until(lambda: where in cluster.logged(), "the line of the log")
     assert cluster.lab.run("node1", ["nft", "list", "ruleset"]).stdout == ruleset
     with cluster.pods(1):
         pass  # the last good document still serves pods
+    assert cluster.logged().count(where) == 1, "and logged once"
     cluster.config.write_text(before)
     until(lambda: cluster.status()["document"]["refused"] is None)
 
@@ -118,10 +130,9 @@ def test_mtus_follow_the_document_into_running_pods_and_names_do_not(cluster: An
     ):
         try:
             text = before + "eni: {mtu: 8000}\npods: {mtu: 1500, vethPrefix: pod}\n"
-            cluster.config.write_text(text)
-            until(lambda: seen_mtu(one) == 1500, "the pod's MTU")
-            until(lambda: "mtu 9001" not in cluster.ip("link"), "the host's")
-            until(lambda: cluster.status()["settled"])
+            put_in_force(cluster, text)
+            assert seen_mtu(one) == 1500, "the pod's MTU"
+            assert "mtu 9001" not in cluster.ip("link"), "the host's"
             assert stream.exchange("smaller")
             done = cluster.diff()
             assert (done.returncode, done.stdout) == (0, "")
@@ -132,10 +143,10 @@ def test_mtus_follow_the_document_into_running_pods_and_names_do_not(cluster: An
                 found = cluster.status()["attachments"]
                 assert {a["veth"][:3] for a in found if a["pod"].endswith(other.name)} == {"pod"}
         finally:
-            cluster.config.write_text(before)
-        until(lambda: seen_mtu(one) == 9001, "the pod's MTU")
+            put_in_force(cluster, before)
+        assert seen_mtu(one) == 9001, "the pod's MTU"
         assert stream.exchange("larger")
-        until(lambda: cluster.status()["settled"])
+    until(cluster.is_settled, cluster.log)
     assert cluster.diff().stderr == ""
 
 
@@ -172,18 +183,17 @@ def test_a_refused_document_is_a_condition_until_it_is_taken_back(cluster: Any) 
     before = cluster.config.read_text()
     write_in_place(cluster.config, before + "first: 1\nsecond: 2\n")
     try:
-        until(lambda: cluster.status()["conditions"], "the condition")
-        (condition,) = cluster.status()["conditions"]
+        (condition,) = until(lambda: cluster.status()["conditions"], "the condition")
         assert condition["reason"] == "DocumentRefused"
         assert "second: unknown key" in condition["text"]
         assert cluster.command("node1", "status").returncode == 1
     finally:
         write_in_place(cluster.config, before)
     until(lambda: not cluster.status()["conditions"], "its end")
+    until(lambda: "INFO condition ended domain=document" in cluster.log(), cluster.log)
     log = cluster.log()
     assert "first: unknown key" in log
     assert "second: unknown key" in log
-    assert "INFO condition ended domain=document" in log
 
 
 def test_problems_of_a_document_can_be_read_by_programs(cluster: Any, tmp_path: Path) -> None:
@@ -217,9 +227,13 @@ def test_10000_cidrs_come_and_go_while_pods_do(cluster: Any) -> None:
     finally:
         cluster.config.write_text(before)
         until(cluster.is_settled)
-    said = log.read_text().splitlines()[lines:]
-    assert len([x for x in said if "no_snat_ipv4" in x]) == 2, "one line for each edit"
-    assert any("alike=9979" in x for x in said)
+
+    def said() -> list[str]:
+        return [x for x in log.read_text().splitlines()[lines:] if "no_snat_ipv4" in x]
+
+    until(lambda: len(said()) >= 2, "a line for each edit")
+    assert len(said()) == 2, "one line for each edit"
+    assert any("alike=9979" in x for x in said())
 
 
 WRONG = "mode: nobody"

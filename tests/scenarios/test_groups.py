@@ -275,7 +275,7 @@ def test_pods_stay_where_they_are_when_their_group_is_no_more(groups: Groups) ->
     try:
         until(lambda: "GroupGone" in groups.conditions(), groups.conditions)
         until(lambda: probe(own.namespace, peer).source == NODE, "the document's policy")
-        assert "GroupChanged" in groups.conditions()
+        until(lambda: "GroupChanged" in groups.conditions(), groups.conditions)
         assert groups.rows["pay"].address in {
             a for e in groups.cluster.lab.enis("node1") for a in e["addresses"]
         }

@@ -56,8 +56,8 @@ class Place:
             return Nft().count()[reason]
 
     def edit(self, document: str) -> None:
-        self.cluster.config.write_text(document)
         generation = self.cluster.status()["document"]["generation"]
+        self.cluster.config.write_text(document)
         until(
             lambda: (
                 self.cluster.status()["document"]["generation"] > generation
@@ -345,7 +345,7 @@ def ask_metadata(one: Pod, family: str, kind: int) -> str:
         netns.inside(one.namespace),
         socket.socket(socket.AF_INET6 if family == "ipv6" else socket.AF_INET, kind) as s,
     ):
-        s.settimeout(AT_ONCE_S)
+        s.settimeout(5 * AT_ONCE_S)
         try:
             s.connect((METADATA[family], 80))
             s.send(b"GET / HTTP/1.0\r\n\r\n")

@@ -53,7 +53,8 @@ def test_alive_at_once_ready_with_the_first_convergence_and_still_so_without_ec2
     idle.ip("rule", "delete", "priority", "512")
     until(lambda: 'node_network_drift_repaired_total{domain="rule"' in get(idle, "/metrics")[1])
     assert [get(idle, path)[0] for path in ("/livez", "/readyz", "/none")] == [200, 200, 404]
-    lines = (idle.state() / "log").read_text().splitlines()
+    until(lambda: "drift repaired" in idle.logged(), "the line of the log")
+    lines = idle.logged().rpartition("\n")[0].splitlines()
     assert "drift repaired" in {json.loads(line)["message"] for line in lines}
 
 

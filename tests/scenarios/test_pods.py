@@ -49,9 +49,6 @@ def test_what_del_leaves_behind_is_a_cooling_address_and_nothing_else(cluster: A
     assert cluster.ip("-o", "link") == before
     assert cluster.ip("route", "show", "table", "512") == ""
     assert one.address not in cluster.ruleset()
-    following = cluster.add()
-    assert following.address != one.address  # it rests
-    cluster.delete(following)
 
 
 def test_del_twice_and_del_of_a_stranger_succeed(cluster: Any) -> None:
@@ -98,7 +95,8 @@ def test_a_full_node_refuses_with_the_planners_reason_and_leaves_nothing(idle: A
         caught.value
     )
     until(lambda: len(idle.records("intents")) == 27, "the refused intent's end")
-    assert idle.status()["conditions"][0]["reason"] in {"PoolLimitReached", "AddressesExhausted"}
+    (condition, *_) = until(lambda: idle.status()["conditions"], "a condition")
+    assert condition["reason"] in {"PoolLimitReached", "AddressesExhausted"}
     netns.remove(made[0].namespace)
     pod.call(idle.lab, "node1", made[0].name, "DEL")
     assert idle.add(budget_s=10).address == made[0].address  # after its cooldown of 2 s
@@ -119,8 +117,7 @@ def test_a_del_without_a_reconciler_is_kept_and_honoured_later(idle: Any) -> Non
     pod.delete(idle.lab, "node1", one.name)
     assert [i["state"] for i in idle.records("intents")] == ["released"]
     idle.start()
-    assert idle.records("attachments") == []
-    assert idle.records("intents") == []
+    until(lambda: not idle.records("attachments") + idle.records("intents"), "the release")
     assert one.address not in idle.ruleset()
 
 

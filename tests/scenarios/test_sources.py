@@ -173,7 +173,7 @@ def test_a_peering_is_created_while_pods_talk_and_deleted(egress: Egress) -> Non
             egress.change("peering delete", peering=made)
             egress.look("@peering")
             assert egress.sees_pods(), "one look is not two"
-            assert "SourceShrinks" in egress.reasons()
+            until(lambda: "SourceShrinks" in egress.reasons(), "the condition")
             # Its own look may be the second one already.
             shown = egress.cluster.diff()
             assert str(PEER_CIDR) in shown.stderr + shown.stdout

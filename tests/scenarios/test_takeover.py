@@ -266,6 +266,7 @@ def test_thirty_pods_are_taken_over_and_no_connection_is_cut(
             old.see_it_taken(talk)
         assert talk.cut == set()
         assert cluster.lab.drops() == []
+        until(lambda: cluster.diff().returncode == 0, lambda: cluster.diff().stdout)
         after = cluster.diff()
         assert (after.returncode, after.stdout) == (0, ""), after.stdout + after.stderr
         assert "foreign" not in after.stderr

@@ -22,7 +22,8 @@ def test_pods_start_from_free_addresses_while_an_eni_is_being_attached(idle: Any
     began = time.monotonic()
     made = [idle.add() for _ in range(5)]
     assert time.monotonic() - began < 20
-    assert [e["status"] for e in idle.lab.enis("node1")] == ["attached", "attaching", "attaching"]
+    attaching = ["attached", "attaching", "attaching"]
+    until(lambda: [e["status"] for e in idle.lab.enis("node1")] == attaching, "two on their way")
     with Receiver(idle.lab.names.namespace("vpchost")):
         assert probe(made[0].namespace, "10.0.9.10").source == made[0].address
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from schemas import diff, document, status
+from schemas import diff, document, explain, status
 
 SCHEMAS = {
     "node-network": document.json_schema,
     "diff": diff.json_schema,
+    "explain": explain.json_schema,
     "status": status.json_schema,
 }
 """By the name of the file."""

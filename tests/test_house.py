@@ -115,6 +115,7 @@ DOORS = {
                 "explain",
                 "explain_condition",
                 "explain_node",
+                "explained",
                 "sysdump",
             )
         ),
@@ -124,7 +125,7 @@ DOORS = {
     "pydantic": {
         *(f"schemas/{part}.py" for part in ("answer", "check", "cni", "diff", "document")),
         *(f"schemas/{part}.py" for part in ("group", "override", "pods", "pool", "snat")),
-        *(f"schemas/{part}.py" for part in ("status", "value")),
+        *(f"schemas/{part}.py" for part in ("explain", "status", "value")),
         "reconciler/targets/state/observation.py",
     },
 }

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from reconciler.cli.options import fail, state_option
+from reconciler.cli.explained import Told, rows, show
+from reconciler.cli.options import fail, output_option, state_option
 from reconciler.cli.screen import screen_of
 from reconciler.daemon.client import ask_status
 from reconciler.diagnostics.reasons import catalogue, ec2, node
@@ -24,7 +25,8 @@ Conditions = list[Mapping[str, Any]]
 @click.command()
 @click.argument("name", required=False)
 @state_option
-def condition(name: str | None, state_dir: Path) -> None:
+@output_option
+def condition(name: str | None, state_dir: Path, output: str) -> None:
     """Say what a condition, a finding or a refused ADD means, and what to do.
 
     NAME is its reason, as `status`, the log, a CNI error or a metric has it. Without it, every
@@ -42,15 +44,22 @@ def condition(name: str | None, state_dir: Path) -> None:
     now = datetime.now(UTC)
     reasons = [name] if name is not None else list(dict.fromkeys(c["reason"] for c in known))
     found = [tuple(explained(reason, known, now, why)) for reason in reasons]
-    if name is None and not found:
-        click.echo("no condition: nothing is wrong that the reconciler knows of")
-    for number, rows in enumerate(found):
-        if not rows:
-            near = ", ".join(catalogue.alike(reasons[number]))
+    for reason, said in zip(reasons, found, strict=True):
+        if not said:
+            near = ", ".join(catalogue.alike(reason))
             meant = f"; did you mean {near}?" if near else ""
-            click.echo(f"no reason is called {reasons[number]!a}{meant}", err=True)
+            click.echo(f"no reason is called {reason!a}{meant}", err=True)
             sys.exit(2)
-        click.echo("\n" * bool(number) + "\n".join(screen_of(sys.stdout).table(rows)))
+    if output == "json":
+        told = [
+            Told(r, said[0][1], rows(said[1:])) for r, said in zip(reasons, found, strict=True)
+        ]
+        show(output, "condition", name, told)
+    elif not found:
+        click.echo("no condition: nothing is wrong that the reconciler knows of")
+    else:
+        screen = screen_of(sys.stdout)
+        click.echo("\n\n".join("\n".join(screen.table(said)) for said in found))
 
 
 def explained(

@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from cni import intent
+from reconciler.cli.explained import Told, lines, rows, show
 from reconciler.cli.host import open_records
-from reconciler.cli.options import Address, config_option, fail, state_option
+from reconciler.cli.options import Address, config_option, fail, output_option, state_option
 from reconciler.cli.reading import read_document, read_placed
 from reconciler.cli.screen import screen_of
 from reconciler.core.datapath import IpAddress
@@ -29,6 +30,8 @@ from schemas.document import NodeNetwork
 from schemas.load import find_places
 from schemas.origin import Origins
 
+NO_POD = "no pod: nothing is recorded on this node"
+
 OF_THE_POOL = (("warmPool",), ("eni", "max"), ("eni", "allocate"), ("maxPods",), ("families",))
 """Settings that the pool's size depends on."""
 
@@ -42,12 +45,12 @@ class Known:
     inputs: Inputs
 
 
-def _known(config: Path, state_dir: Path) -> Known:
+def _known(config: Path, state_dir: Path, output: str) -> Known:
     """Read the document and what is known of the node; no call of EC2 is made.
 
     If the node, or its kernel, cannot be read, the command ends.
     """
-    document, text = read_placed(config)
+    document, text = read_placed(config, output)
     try:
         node = LocalNode(open_records(state_dir))
         inputs = survey(node, document)
@@ -70,47 +73,49 @@ def _origins(text: str, config: Path, document: NodeNetwork, facts: Node) -> Ori
 @click.command()
 @config_option
 @state_option
-def pool(config: Path, state_dir: Path) -> None:
+@output_option
+def pool(config: Path, state_dir: Path, output: str) -> None:
     """Print the pool's arithmetic, and the limit that binds."""
-    document, text = read_placed(config)
+    document, text = read_placed(config, output)
     try:
         desired, cloud, refusals = views.pool(LocalNode(open_records(state_dir)), document)
     except ReconcilerError as error:
         fail(error)
-    lines = [*explain_pools(desired, cloud), *(f"! {refusal}" for refusal in refusals)]
+    said = [*explain_pools(desired, cloud), *(f"! {refusal}" for refusal in refusals)]
     where = _origins(text, config, document, desired.node).of
-    lines.append(f"by: {', '.join(where(*path) for path in OF_THE_POOL)}")
-    click.echo("\n".join(lines))
+    said.append(f"by: {', '.join(where(*path) for path in OF_THE_POOL)}")
+    show(output, "pool", None, lines(said))
 
 
 @click.command()
 @click.argument("destination", type=Address())
 @config_option
 @state_option
-def address(destination: IpAddress, config: Path, state_dir: Path) -> None:
+@output_option
+def address(destination: IpAddress, config: Path, state_dir: Path, output: str) -> None:
     """Say what an address is to this node: its state, if it is one of ours, and what it sees.
 
     Of an address of this node's ENIs: which ENI has it, and which pod, or why none. Of any:
     whether it sees a pod's own address or the node's, and why. By what was last known of the
     sources that snat names; EC2 is not asked, and no pod is needed.
     """
-    document = read_document(config)
+    document = read_document(config, output)
     state = open_records(state_dir)
     known = LocalNode(state).known
+    said: list[str] = []
     try:
         facts, resolved = known.identity(), known.resolve(document)
         if any(_is_on(destination, e) for e in (known.cloud.enis if known.cloud else ())):
-            here = _known(config, state_dir)
+            here = _known(config, state_dir, output)
             records = state.observe()
-            for line in why_pod.own_address(destination, records, here.inputs, here.origins.of):
-                click.echo(line)
+            said += why_pod.own_address(destination, records, here.inputs, here.origins.of)
     except ReconcilerError as error:
         fail(error)
-    for line in explain_egress_rules(resolved, known.egress, facts, destination, time.time()):
-        click.echo(line)
+    said += explain_egress_rules(resolved, known.egress, facts, destination, time.time())
     for group, snat in resolved.snat_policies:
-        lines = explain_address(snat, known.egress, facts, destination, time.time())
-        click.echo("\n".join(f"group {group}: {line}" if group else line for line in lines))
+        told = explain_address(snat, known.egress, facts, destination, time.time())
+        said += (f"group {group}: {line}" if group else line for line in told)
+    show(output, "address", str(destination), lines(said))
 
 
 def _is_on(address: IpAddress, eni: Eni) -> bool:
@@ -118,22 +123,28 @@ def _is_on(address: IpAddress, eni: Eni) -> bool:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @config_option
 @state_option
-def pod(name: str, config: Path, state_dir: Path) -> None:
+@output_option
+def pod(name: str | None, config: Path, state_dir: Path, output: str) -> None:
     """Say what a pod has of this node, by which setting, since when, and what ends it.
 
-    NAME is namespace/name, a name, an address, or a container ID.
+    NAME is namespace/name, a name, an address, or a container ID. Without it, the node's pods are
+    listed, each with its state and its addresses.
     """
-    known = _known(config, state_dir)
+    known = _known(config, state_dir, output)
     try:
-        found = why_pod.find(known.node.state.observe(), name)
+        records = known.node.state.observe()
+        if name is None:
+            show(output, "pod", None, rows(why_pod.list_pods(records)) or lines([NO_POD]))
+            return
+        found = why_pod.find(records, name)
     except ReconcilerError as error:
         fail(error)
     since = _written_at(intent.path_of(str(state_dir), *found.key))
-    rows = why_pod.explain_pod(found, known.inputs, known.origins.of, since=since)
-    click.echo("\n".join(screen_of(sys.stdout).table(rows)))
+    told = why_pod.explain_pod(found, known.inputs, known.origins.of, since=since)
+    show(output, "pod", name, rows(told))
 
 
 def _written_at(path: str) -> str:
@@ -147,35 +158,44 @@ def _written_at(path: str) -> str:
 @click.argument("priority", type=int, required=False)
 @config_option
 @state_option
-def rule(priority: int | None, config: Path, state_dir: Path) -> None:
+@output_option
+def rule(priority: int | None, config: Path, state_dir: Path, output: str) -> None:
     """Say of each ip rule of ours why it is, by which setting, and what removes it.
 
     By what is desired; `diff` says whether it is in its place.
     """
-    known = _known(config, state_dir)
-    _print("rule of priority", why.explain_rules(known.inputs, known.origins.of), priority)
+    known = _known(config, state_dir, output)
+    _print(output, "rule", why.explain_rules(known.inputs, known.origins.of), priority)
 
 
 @click.command()
 @click.argument("table", type=int, required=False)
 @config_option
 @state_option
-def route(table: int | None, config: Path, state_dir: Path) -> None:
+@output_option
+def route(table: int | None, config: Path, state_dir: Path, output: str) -> None:
     """Say of each route of ours on the host why it is, and what removes it.
 
     By what is desired; `diff` says whether it is in its place.
     """
-    known = _known(config, state_dir)
-    _print("route of table", why.explain_routes(known.inputs, known.origins.of), table)
+    known = _known(config, state_dir, output)
+    _print(output, "route", why.explain_routes(known.inputs, known.origins.of), table)
 
 
-def _print(what: str, reasons: list[why.Reason], number: int | None) -> None:
+NUMBERED = {"rule": "rule of priority", "route": "route of table"}
+
+
+def _print(output: str, subject: str, reasons: list[why.Reason], number: int | None) -> None:
     """Print objects, or those of one number."""
     found = [r for r in reasons if number in (None, r.number)]
     if not found:
         others = ", ".join(map(str, sorted({r.number for r in reasons}))) or "none"
-        click.echo(f"no {what} {number} is ours; there are: {others}", err=True)
+        click.echo(f"no {NUMBERED[subject]} {number} is ours; there are: {others}", err=True)
         sys.exit(2)
+    if output == "json":
+        name = None if number is None else str(number)
+        show(output, subject, name, rows((r.command, r.why) for r in found))
+        return
     screen = screen_of(sys.stdout)
     for each in found:
         click.echo(each.command)
@@ -187,9 +207,10 @@ def _print(what: str, reasons: list[why.Reason], number: int | None) -> None:
 @click.argument("name", required=False)
 @config_option
 @state_option
-def set_(name: str | None, config: Path, state_dir: Path) -> None:
+@output_option
+def set_(name: str | None, config: Path, state_dir: Path, output: str) -> None:
     """Say what each set of the nftables table is for; of one set, why each element is in it."""
-    known = _known(config, state_dir)
+    known = _known(config, state_dir, output)
     try:
         found = why_set.explain_sets(known.inputs, known.origins.of, name)
         others = found or why_set.explain_sets(known.inputs, known.origins.of)
@@ -199,6 +220,4 @@ def set_(name: str | None, config: Path, state_dir: Path) -> None:
         listed = ", ".join(s.name for s in others)
         click.echo(f"no set is called {name!a}; there are: {listed}", err=True)
         sys.exit(2)
-    screen = screen_of(sys.stdout)
-    rows = [(s.name, s.why) for s in found]
-    click.echo("\n".join(screen.table([*rows, *(e for s in found for e in s.elements)])))
+    show(output, "set", name, (Told(s.name, s.why, rows(s.elements)) for s in found))

@@ -61,6 +61,15 @@ def _named(pod: Pod) -> str:
     return _pod_of(pod) or str(pod.key)
 
 
+def list_pods(records: Records) -> Iterator[tuple[str, str]]:
+    """Yield each pod of a node, and its state with its addresses, in the order of the names."""
+    pods = [p for of in pods_of(records).values() for p in of]
+    for pod in sorted(pods, key=lambda p: (_named(p), p.key)):
+        held = pod.attachment
+        where = f"{' '.join(map(str, held.addresses))} on {held.eni_id}; " if held else ""
+        yield _named(pod), f"{where}{pod.state}: {STATES.get(pod.state, 'nothing is recorded')}"
+
+
 def explain_pod(
     pod: Pod, inputs: Inputs, where: Where, *, since: str = ""
 ) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,13 +12,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from lab import cli_rehearsal, cli_vpc, lifecycle, netns, pod
+from lab import cli_pod, cli_rehearsal, cli_vpc, lifecycle, netns
 from lab import demo as story
 from lab.cli_options import fail, name_option
 from lab.lifecycle import Lab, LabError
-from lab.topology import INSTANCES, NODES
+from lab.topology import INSTANCES
 
-nodes = click.Choice(NODES)
 parts = click.Choice([i.name for i in INSTANCES] + ["vpc", "peer", "internet"])
 
 
@@ -119,68 +117,7 @@ def demo(name: str, config: Path) -> None:
     sys.exit(story.run(name, config))
 
 
-@lab.group(name="pod")
-def pods() -> None:
-    """Start and end pods, through the CNI executable as a runtime calls it."""
-
-
-@pods.command()
-@name_option
-@click.argument("node", type=nodes)
-@click.argument("pod_name", metavar="POD")
-def add(name: str, node: str, pod_name: str) -> None:
-    """Start a pod: a namespace of its own, and CNI's ADD."""
-    try:
-        made = pod.add(Lab(name), node, pod_name)
-    except (LabError, pod.PodError, ValueError, subprocess.CalledProcessError) as error:
-        fail(getattr(error, "stderr", "") or str(error))
-    click.echo(
-        f"pod {pod_name} has {made.address} (ENI {made.device}); try: "
-        f"ip netns exec {made.namespace} ip route"
-    )
-
-
-@pods.command(name="del")
-@name_option
-@click.argument("node", type=nodes)
-@click.argument("pod_name", metavar="POD")
-def delete(name: str, node: str, pod_name: str) -> None:
-    """End a pod: CNI's DEL, and its namespace goes."""
-    try:
-        pod.delete(Lab(name), node, pod_name)
-    except (LabError, pod.PodError, ValueError) as error:
-        fail(str(error))
-
-
-@pods.command(name="list")
-@name_option
-def list_pods(name: str) -> None:
-    """List the pods of a lab: node, pod, address."""
-    try:
-        lab_names = Lab(name).names
-    except ValueError as error:
-        fail(str(error))
-    for node, one, addresses in pod.find(lab_names):
-        click.echo(f"{node or '-'} {one} {' '.join(addresses)}")
-
-
-@pods.command(name="exec", context_settings={"ignore_unknown_options": True})
-@name_option
-@click.argument("pod_name", metavar="POD")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_in_pod(name: str, pod_name: str, command: tuple[str, ...]) -> None:
-    """Run a command in a pod's network namespace."""
-    try:
-        netns.enter(netns.path(Lab(name).names.namespace(f"pod-{pod_name}")))
-    except (OSError, ValueError) as error:
-        fail(f"no pod {pod_name} in lab {name}: {error}; 'node-network lab pod list'")
-    try:
-        os.execvp(command[0], list(command))
-    except OSError as error:
-        fail(f"{command[0]}: {error.strerror}")
-
-
-for each_command in (*cli_vpc.COMMANDS, *cli_rehearsal.COMMANDS):
+for each_command in (*cli_pod.COMMANDS, *cli_vpc.COMMANDS, *cli_rehearsal.COMMANDS):
     lab.add_command(each_command)
 
 

@@ -71,6 +71,7 @@ def add(
     budget_s: float = 30,
     pod_name: str = "",
     pod_namespace: str = "default",
+    config: Mapping[str, Any] | None = None,
 ) -> Pod:
     """Start a pod: make its namespace, call ADD.
 
@@ -82,6 +83,7 @@ def add(
         budget_s: seconds that ADD may wait.
         pod_name: whose sandbox it is, if the pod is not called like it.
         pod_namespace: the pod's namespace in Kubernetes.
+        config: more of the network's configuration.
 
     Raises:
         PodError: ADD failed; the namespace is removed again.
@@ -98,6 +100,7 @@ def add(
             budget_s=budget_s,
             pod_name=pod_name,
             pod_namespace=pod_namespace,
+            config=config,
         )
     except BaseException:
         netns.remove(namespace)
@@ -121,13 +124,13 @@ def find(names: Names) -> Iterator[tuple[str, str, list[str]]]:
         yield node, name, found
 
 
-def delete(lab: Lab, node: str, name: str) -> None:
-    """End a pod: call DEL, remove its namespace.
+def delete(lab: Lab, node: str, name: str, *, config: Mapping[str, Any] | None = None) -> None:
+    """End a pod: call DEL, with more of the network's configuration; remove its namespace.
 
     Raises:
         PodError: DEL failed.
     """
-    call(lab, node, name, "DEL")
+    call(lab, node, name, "DEL", config=config)
     netns.remove(lab.names.namespace(f"pod-{name}"))
 
 

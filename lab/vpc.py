@@ -6,7 +6,9 @@ pod's packet has there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from ipaddress import ip_network
 from typing import Any
 
 from moto.ec2.exceptions import EC2ClientError
@@ -63,6 +65,8 @@ class VpcChanges:
 
     def _add_route(self, cidr: str, via: str) -> str:
         """Into the main route table; ``via``: a word of ``VIA``, or the id of a peering or ENI."""
+        if not cidr.startswith("pl-") and not _is_network(cidr):
+            raise ValueError(f"{cidr!r} is no destination: a CIDR, or a prefix list like pl-0123")
         target = self._targets.get(via) or self._make_target(via)
         key = {"tgw": "transit_gateway_id", "pcx": "vpc_peering_connection_id"}.get(
             target[:3], "interface_id" if target.startswith("eni") else "gateway_id"
@@ -84,8 +88,10 @@ class VpcChanges:
                 made = backend.create_vpn_gateway()
             case "igw":
                 made = backend.create_internet_gateway()
-            case other:
+            case other if re.fullmatch(r"[a-z]+-[0-9a-z]+", other):
                 return other
+            case other:
+                raise ValueError(f"{other!r} is no target: tgw, vgw, igw, or an id like pcx-0123")
         self._targets[via] = made.id
         return str(made.id)
 
@@ -119,3 +125,11 @@ class VpcChanges:
             list(add), list(remove), name, prefix_list_name=known.prefix_list_name
         )
         return name
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True

@@ -1,9 +1,9 @@
 """Prints the IAM policy that a document needs: ``python deploy/iam_policy.py DOCUMENT``.
 
-Every node needs ``iam-policy.json``. Of ``iam-policy-sources.json`` only the actions are added
-that the sources in snat's lists need, those of pod groups and overrides too;
-``iam-policy-prefixes.json`` if ENIs get prefixes; and ``iam-policy-take-over.json`` if the
-document takes nodes over.
+Every node needs ``iam-policy.json``, but for the action that only IPv6 needs. Of
+``iam-policy-sources.json`` only the actions are added that the sources in snat's lists need, those
+of pod groups and overrides too; ``iam-policy-prefixes.json`` if ENIs get prefixes; and
+``iam-policy-take-over.json`` if the document takes nodes over.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reconciler.diagnostics.rights import RESERVATIONS, TAKE_OVER, needed
+from reconciler.diagnostics.rights import IPV6, RESERVATIONS, TAKE_OVER, needed
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, load, read
 
@@ -24,6 +24,9 @@ def policy(document: NodeNetwork) -> dict[str, Any]:
     """Return the policy for all nodes of a document."""
     wanted = {f"ec2:{action}" for action in needed(document)}
     made = _read("iam-policy.json")
+    if f"ec2:{IPV6}" not in wanted:
+        for statement in made["Statement"]:
+            statement["Action"] = [a for a in statement["Action"] if a != f"ec2:{IPV6}"]
     for statement in _read("iam-policy-sources.json")["Statement"]:
         if actions := [a for a in statement["Action"] if a in wanted]:
             made["Statement"].append(statement | {"Action": actions})

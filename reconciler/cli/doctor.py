@@ -15,7 +15,7 @@ from reconciler.cli.options import config_option, output_option
 from reconciler.cli.reading import read_document
 from reconciler.cli.screen import GREEN, RED, YELLOW, Screen, screen_of
 from reconciler.daemon.client import ask
-from reconciler.diagnostics.doctor import Check, State, exit_status, from_issue
+from reconciler.diagnostics.doctor import Check, State, exit_status, from_issue, once
 from reconciler.errors import Issue, UnansweredError
 from reconciler.node.doctor import examine
 from reconciler.node.environment import Environment
@@ -46,7 +46,7 @@ def doctor(config: Path, state_dir: Path, environment: Environment, output: str)
     node = LocalNode(open_records(state_dir), environment)
     shown = screen_of(sys.stdout)
     checks: list[Check] = []
-    for check in _all(config, state_dir, examine(node, document)):
+    for check in once(_all(config, state_dir, examine(node, document))):
         checks.append(check)
         if output != "json":
             for line in told(check, shown):

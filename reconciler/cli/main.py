@@ -24,24 +24,28 @@ NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
 """Exit codes of what did not come to its end, as shells have them. 1 would say "it differs"."""
 
 MODULES = {
-    **dict.fromkeys(("audit", "diff", "gc", "max-pods"), "reconciler.cli.node"),
-    "apply": "reconciler.cli.apply",
-    "cleanup": "reconciler.cli.cleanup",
-    "connectivity": "reconciler.cli.connectivity",
-    "doctor": "reconciler.cli.doctor",
-    "explain": "reconciler.cli.explain",
-    "import": "reconciler.cli.importing",
-    "lab": "lab.cli",
-    "render": "reconciler.cli.document",
-    "retry": "reconciler.cli.status",
-    "run": "reconciler.cli.run",
     "status": "reconciler.cli.status",
-    "sysdump": "reconciler.cli.sysdump",
+    "explain": "reconciler.cli.explain",
+    "doctor": "reconciler.cli.doctor",
     "trace": "reconciler.cli.trace",
+    "connectivity": "reconciler.cli.connectivity",
+    "diff": "reconciler.cli.node",
     "validate": "reconciler.cli.document",
+    "apply": "reconciler.cli.apply",
+    "run": "reconciler.cli.run",
+    "retry": "reconciler.cli.status",
+    "audit": "reconciler.cli.node",
+    "sysdump": "reconciler.cli.sysdump",
+    "import": "reconciler.cli.importing",
+    "render": "reconciler.cli.document",
+    "max-pods": "reconciler.cli.node",
+    "gc": "reconciler.cli.node",
+    "cleanup": "reconciler.cli.cleanup",
+    "lab": "lab.cli",
 }
-"""The module of each command. The lab's is there only where its package is installed: a node has
-no use for it."""
+"""The module of each command. ``--help`` lists them in this order: first what one reaches for when
+something is wrong, last what removes. The lab's is there only where its package is installed: a
+node has no use for it."""
 
 OBSERVING = frozenset(
     {

@@ -77,8 +77,10 @@ def _document(body: Body) -> Iterator[_Line]:
     refused = "; the file has changed since and is refused" if document["refused"] else ""
     which = f"generation {document['generation']}, accepted {document['acceptedAt']}"
     yield _Line("document", f"{document['path']} ({which}{refused})", YELLOW if refused else {})
-    settled = body["settled"]
-    yield _Line("settled", "yes" if settled else "no", GREEN if settled else YELLOW)
+    settled, number = body["settled"], len(body["conditions"])
+    held = f", {number} condition{'s' * (number > 1)}" if number else ""
+    style = GREEN if settled and not number else YELLOW
+    yield _Line("settled", f"{'yes' if settled else 'no'}{held}", style)
 
 
 def _policy(snat: Body) -> _Line:

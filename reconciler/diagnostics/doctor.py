@@ -29,18 +29,35 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. ``cure``: what to do; "" if nothing is to be done."""
+    """One check.
+
+    ``cure``: what to do; "" if nothing is to be done. ``about``: what it is the same as, if
+    something else has found it too: reason and subject.
+    """
 
     name: str
     state: State
     text: str
     cure: str = ""
+    about: tuple[str, str] | None = None
 
 
 def exit_status(checks: Iterable[Check]) -> int:
     """Return 0 if all is well, 1 if something warns, 2 if something fails."""
     states = {c.state for c in checks}
     return 2 if State.FAIL in states else 1 if State.WARN in states else 0
+
+
+def once(checks: Iterable[Check]) -> Iterator[Check]:
+    """Leave out what was said before and was no better: conditions, and what is found again."""
+    said: dict[tuple[str, str], bool] = {}
+    for check in checks:
+        fails = check.state is State.FAIL
+        if check.about is not None:
+            if check.about in said and said[check.about] >= fails:
+                continue
+            said[check.about] = fails
+        yield check
 
 
 OLDEST, ADVISED = (5, 2), (5, 8)
@@ -201,4 +218,5 @@ def from_issue(name: str, issue: Issue, state: State = State.WARN) -> Check:
     """Make a check of what a plan or a look has found; the cure is the catalogue's."""
     entry = catalogue.find(issue.reason)
     text = f"{issue.reason}: {issue.subject}: {issue.message}"
-    return Check(name, state, text, entry.cure if entry else "")
+    about = (issue.reason, issue.subject)
+    return Check(name, state, text, entry.cure if entry else "", about)

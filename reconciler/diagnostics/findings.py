@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from ipaddress import IPv4Network
+from operator import or_
 
 from reconciler.core import datapath
 from reconciler.core.datapath import FAMILIES, IpNetwork
@@ -21,6 +23,7 @@ from reconciler.diagnostics.foreign import (
     NETWORKD,
     Foreign,
     ForeignRule,
+    MarkUser,
     Ours,
     Pod,
     Traffic,
@@ -42,6 +45,9 @@ BEYOND = IPv4Network("198.51.100.0/24")
 
 LAST_OF_OURS = datapath.ENI_PRIORITY + datapath.MAX_DEVICE_INDEX
 """Priority of the last of our rules that choose a route by a mark."""
+
+SHIFTS = (*range(0, 25, 8), *range(25))
+"""Where eight adjacent bits of a mark may be, whole bytes first."""
 
 DECIDES = (
     "it decides about pods' packets before our rules are asked, so they are dropped, or find "
@@ -194,16 +200,17 @@ def _managers(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
 
 
 def _marks(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
+    others = _other_bits(foreign)
     for user in MARK_USERS:
-        signs = [f"chain {c}" for c in sorted(foreign.chains) if c.startswith(user.chains)]
-        signs += [f"table {user.table}"] if user.table in foreign.tables else []
+        signs = _signs(user, foreign)
         if not signs or not user.mask & ours.mark_mask:
             continue
         yield Issue(
             signs[0],
             "MarkConflict",
             f"{user.name} uses bits {user.mask:#x} of packet marks and our mask is "
-            f"{ours.mark_mask:#x}: each takes the other's for its own; {user.cure}",
+            f"{ours.mark_mask:#x}: each takes the other's for its own; "
+            f"{user.cure.format(other_bits=others)}",
         )
     for rule in foreign.rules:
         if rule.mask & ours.mark_mask:
@@ -212,8 +219,27 @@ def _marks(foreign: Foreign, ours: Ours) -> Iterator[Issue]:
                 "MarkConflict",
                 f"it reads bits of our mask {ours.mark_mask:#x}: it may catch our packets, or "
                 "miss its own once we have marked them; give it a mask without these bits, or "
-                "routing.markMask eight bits that it leaves alone",
+                f"{others}",
             )
+
+
+def _signs(user: MarkUser, foreign: Foreign) -> list[str]:
+    """Return what shows that a program marks packets here."""
+    signs = [f"chain {c}" for c in sorted(foreign.chains) if c.startswith(user.chains)]
+    return signs + ([f"table {user.table}"] if user.table in foreign.tables else [])
+
+
+def _other_bits(foreign: Foreign) -> str:
+    """Say which eight adjacent bits no program uses here, and what it means to take them."""
+    used = reduce(or_, (r.mask for r in foreign.rules), 0)
+    used = reduce(or_, (u.mask for u in MARK_USERS if _signs(u, foreign)), used)
+    free = next((m for m in (0xFF << n for n in SHIFTS) if not m & used), None)
+    if free is None:
+        return "change the other's (no eight adjacent bits for routing.markMask are free here)"
+    return (
+        f"set routing.markMask to {free:#x}, which nothing that was seen here uses (new packets "
+        "and connections get the new marks; open ones through the node's address are cut)"
+    )
 
 
 def _early_rules(foreign: Foreign, ours: Ours) -> Iterator[Issue]:

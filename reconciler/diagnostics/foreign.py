@@ -142,7 +142,10 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class MarkUser:
-    """A program that marks packets: how its chains' names begin, its bits, its own table."""
+    """A program that marks packets: how its chains' names begin, its bits, its own table.
+
+    ``cure``: what to do about a conflict; ``OTHER_BITS`` in it is which bits to give to us.
+    """
 
     name: str
     chains: tuple[str, ...]
@@ -151,7 +154,7 @@ class MarkUser:
     table: str = ""
 
 
-OTHER_BITS = "give routing.markMask eight bits that it leaves alone"
+OTHER_BITS = "{other_bits}"
 
 MARK_USERS = (
     # --iptables-masquerade-bit 14, and kubelet's --iptables-drop-bit 15 until Kubernetes 1.27.

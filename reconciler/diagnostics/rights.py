@@ -15,15 +15,16 @@ LOOK = ("DescribeInstanceTypes", "DescribeNetworkInterfaces", "DescribeSubnets")
 """What every document needs to look."""
 
 CHANGE = (
-    *("AssignIpv6Addresses", "AssignPrivateIpAddresses", "UnassignPrivateIpAddresses"),
+    *("AssignPrivateIpAddresses", "UnassignPrivateIpAddresses"),
     *("CreateNetworkInterface", "CreateTags", "AttachNetworkInterface"),
     *("ModifyNetworkInterfaceAttribute", "DetachNetworkInterface", "DeleteNetworkInterface"),
 )
 """What every document needs to change the pool."""
 
-RESERVATIONS, TAKE_OVER = "GetSubnetCidrReservations", "DeleteTags"
+IPV6, RESERVATIONS, TAKE_OVER = "AssignIpv6Addresses", "GetSubnetCidrReservations", "DeleteTags"
+"""What documents with IPv6, with prefixes, and with a take-over need as well."""
 
-NO_DRY_RUN = CHANGE[:3]
+NO_DRY_RUN = (IPV6, *CHANGE[:2])
 """Actions without that parameter (EC2 API reference)."""
 NO_QUESTION = (
     "EC2 has no DryRun of it; a denial shows in 'status' once it is called (UnauthorizedOperation)"
@@ -45,6 +46,8 @@ def _of_tree(tree: Mapping[str, Any]) -> Iterator[str]:
             if name.startswith("pl-"):
                 yield from PREFIX_LISTS
             yield from ACTIONS.get(name, ())
+    if "ipv6" in (tree.get("families") or ()):
+        yield IPV6
     if (tree.get("eni") or {}).get("allocate") == "prefixes":
         yield RESERVATIONS
     if tree.get("takeOver", "none") != "none":
@@ -89,13 +92,15 @@ def questions(
     here = [{"Name": "attachment.instance-id", "Values": [node.instance_id]}]
     arguments = {"Filters": here, "MaxResults": FEW}
     yield Question("DescribeNetworkInterfaces", arguments, is_dry=False)
-    for action in sorted(wanted - {*LOOK, *CHANGE, TAKE_OVER}):
+    for action in sorted(wanted - {*LOOK, *CHANGE, IPV6, TAKE_OVER}):
         yield _of_read(action, primary)
     yield Question("DescribeSubnets", {"MaxResults": FEW}, is_dry=False)
     if primary is None:
         why = "EC2 has not shown the primary ENI"
-        yield from (Unasked(action, why) for action in sorted(wanted.intersection(CHANGE)))
+        changes = sorted(wanted.intersection((*CHANGE, IPV6)))
+        yield from (Unasked(action, why) for action in changes)
         return
+    yield from (Unasked(action, NO_QUESTION) for action in NO_DRY_RUN if action in wanted)
     yield from _of_changes(document, node, primary, enis)
     if TAKE_OVER in wanted:
         yield Unasked(TAKE_OVER, "it is allowed for ENIs of the stock plugin's alone")
@@ -113,7 +118,6 @@ def _of_changes(
     document: NodeNetwork, node: Node, primary: Eni, enis: tuple[Eni, ...]
 ) -> Iterator[Question | Unasked]:
     """Ask of the primary ENI, and of one with our tag: others may not be changed by the policy."""
-    yield from (Unasked(action, NO_QUESTION) for action in NO_DRY_RUN)
     tag = {"Key": INSTANCE_TAG, "Value": node.instance_id}
     groups = list(document.eni.security_groups or primary.security_groups)
     create = {

@@ -16,9 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 
 from reconciler.cli import run
+from reconciler.cli.main import main
 
 DOCUMENT = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 PROGRAM = [sys.executable, "-m", "reconciler"]
@@ -245,3 +247,9 @@ def test_what_asks_the_reconciler_reads_no_model_of_the_document(module: str) ->
     script = f"import sys, {module}; print(*{{'pydantic', 'yaml', 'pyroute2'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+def test_help_lists_first_what_one_reaches_for_and_last_what_removes() -> None:
+    listed = main.list_commands(click.Context(main))
+    assert listed[:4] == ["status", "explain", "doctor", "trace"]
+    assert listed[-3:] == ["gc", "cleanup", "lab"]

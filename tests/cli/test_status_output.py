@@ -137,7 +137,7 @@ BODY: dict[str, Any] = {
 PIPED = """\
 version      0.1.0, up 3 h 13 min
 document     /etc/node-network/node-network.yaml (generation 4, accepted 2026-11-30T18:00:00+00:00)
-settled      yes
+settled      yes, 1 condition
 condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is asked again in 60 s; free some, or name another subnet in eni.subnets
              cause and cure of each: node-network explain condition
 snat         namespace pay-*: 203.0.113.0/24, 198.51.100.7/32 see its own address
@@ -161,7 +161,7 @@ AT_60 = """\
 version      0.1.0, up 3 h 13 min
 document     /etc/node-network/node-network.yaml (generation
              4, accepted 2026-11-30T18:00:00+00:00)
-settled      yes
+settled      yes, 1 condition
 condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h
              13 min): pool of i-1: subnet-a has no free
              address; EC2 is asked again in 60 s; free some,
@@ -203,7 +203,7 @@ ec2          4 calls: 3 DescribeNetworkInterfaces, 1
 AT_120 = """\
 version      0.1.0, up 3 h 13 min
 document     /etc/node-network/node-network.yaml (generation 4, accepted 2026-11-30T18:00:00+00:00)
-settled      yes
+settled      yes, 1 condition
 condition    SubnetFull since 2026-11-30T20:00:00+00:00 (1 h 13 min): pool of i-1: subnet-a has no free address; EC2 is
              asked again in 60 s; free some, or name another subnet in eni.subnets
              cause and cure of each: node-network explain condition
@@ -247,6 +247,17 @@ def test_colours_are_all_that_a_coloured_terminal_adds() -> None:
     shown = as_text(BODY, Screen(60, colour=True))
     assert shown != AT_60
     assert click.unstyle(shown) == AT_60
+
+
+@pytest.mark.parametrize(
+    ("settled", "number", "said"),
+    [(True, 0, "yes"), (True, 2, "yes, 2 conditions"), (False, 0, "no"), (False, 1, "no, 1 cond")],
+)
+def test_settled_is_not_said_without_what_is_wrong(settled: bool, number: int, said: str) -> None:
+    changed = BODY | {"settled": settled, "conditions": BODY["conditions"] * number}
+    (line,) = (x for x in as_text(changed).splitlines() if x.startswith("settled"))
+    assert line.removeprefix("settled      ").startswith(said)
+    assert number or line.endswith(said)
 
 
 def test_the_latest_repairs_are_shown_and_the_others_are_counted() -> None:

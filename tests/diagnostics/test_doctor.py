@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +125,8 @@ def test_the_exit_status_is_that_of_the_worst_check() -> None:
         {"snat": {"onlyCIDRs": ["@routes"]}},
         {"eni": {"allocate": "prefixes"}},
         {"takeOver": "amazon-vpc-cni"},
+        {"families": ["ipv4", "ipv6"]},
+        {"overrides": [{"match": {"zone": "a"}, "set": {"families": ["ipv6"]}}]},
         {"overrides": [{"match": {"zone": "a"}, "set": {"eni": {"allocate": "prefixes"}}}]},
         {
             "podGroups": [
@@ -143,6 +146,12 @@ def test_the_actions_that_are_checked_are_those_of_the_policy(parts: dict[str, A
     assert changes == {a for a in rights.CHANGE if "Addresses" not in a} - own
 
 
+def test_what_only_ipv6_needs_is_no_matter_without_it() -> None:
+    assert rights.IPV6 not in rights.needed(document())
+    assert rights.IPV6 not in json.dumps(policy(document()))
+    assert rights.IPV6 in json.dumps(policy(document(families=["ipv6"])))
+
+
 def test_changes_are_asked_about_of_our_own_enis_alone() -> None:
     asked = rights.questions(document(), node(), (eni(0), eni(1)))
     by_action = {q.action: q for q in asked}
@@ -156,6 +165,18 @@ def test_changes_are_asked_about_of_our_own_enis_alone() -> None:
         *("AttachNetworkInterface", "ModifyNetworkInterfaceAttribute"),
         *("DetachNetworkInterface", "DeleteNetworkInterface"),
     }
+
+
+def test_what_a_condition_has_said_is_not_said_again_unless_it_is_worse() -> None:
+    issue = Issue("pool of i-1", "PoolLimitReached", "99 addresses wanted, 27 held")
+    later = Issue("pool of i-1", "PoolLimitReached", "98 addresses wanted, 27 held")
+    other = replace(issue, subject="pool of i-1, group a")
+    first = doctor.from_issue("condition", issue)
+    again = [doctor.from_issue("pool", i) for i in (later, other)]
+    well = Check("kernel", State.OK, "Linux 6.1")
+    assert list(doctor.once([first, well, *again, well])) == [first, well, again[1], well]
+    worse = doctor.from_issue("node", issue, State.FAIL)
+    assert list(doctor.once([first, worse, again[0]])) == [first, worse]
 
 
 DENIED = doctor.judge_right("CreateNetworkInterface", "no", is_allowed=False, reads=False)

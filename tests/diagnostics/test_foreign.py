@@ -184,6 +184,20 @@ def test_a_foreign_rule_conflicts_when_its_mask_holds_our_bits() -> None:
     )
 
 
+def test_bits_that_nobody_uses_here_are_named_with_what_a_move_does() -> None:
+    rule = ForeignRule("ipv4", 1000, 100, 0x1, 0x1)
+    busy = frozenset({"KUBE-SERVICES", "CNI-HOSTPORT-DNAT"})  # bits 13 to 15
+    said = text(Foreign(chains=busy, rules=(rule,)))
+    assert "set routing.markMask to 0xff0000, which nothing that was seen here uses (new " in said
+    assert said.endswith("open ones through the node's address are cut)")
+    others = ForeignRule("ipv4", 9, 9, 0, 0xFFFFE00F)
+    assert "markMask to 0xff0," in text(Foreign(rules=(rule, others)))
+    every = ForeignRule("ipv4", 9, 9, 1, 0xFFFFFFFF)
+    assert "(no eight adjacent bits for routing.markMask are free here)" in text(
+        Foreign(rules=(every,))
+    )
+
+
 def test_what_a_take_over_is_about_to_remove_is_no_finding() -> None:
     """With ``takeOver`` the plan removes these itself, and there is nothing for an operator."""
     pod = ip_network("100.64.1.7/32")

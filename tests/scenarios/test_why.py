@@ -49,6 +49,9 @@ def test_a_pod_and_its_address_say_what_they_are_and_by_which_line(one: tuple[An
     assert f"address  {pod.address}: the first free one on eni-" in said
     assert "by warmPool.cooldown (line 3)" in said
     assert "since    20" in said
+    listed = json.loads(explain(cluster, "pod", "-o", "json"))["explained"]
+    assert [t["about"] for t in listed] == [f"default/{pod.name}"]
+    assert listed[0]["text"].startswith(f"{pod.address} on eni-")
     said = explain(cluster, "address", pod.address)
     assert f"assigned: pod default/{pod.name} has it" in said
     assert f"{pod.address} sees the pod's own address, a CIDR of the VPC" in said
@@ -106,6 +109,7 @@ def test_a_doctor_finds_a_node_well_and_changes_nothing(one: tuple[Any, Pod]) ->
     assert {line.partition(": ")[2] for line in skipped} == {NO_QUESTION}
     assert [line for line in said if " mtu: " in line and not line.startswith("ok ")] == []
     assert "FAIL" not in done.stdout
+    assert "Ipv6" not in done.stdout  # the document has none
     assert cluster.status()["enis"] == before
 
 

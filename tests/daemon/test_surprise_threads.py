@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from builders import intent
 from daemon.test_surprise import DOCUMENT, RESTING, House, begun
-from waiting import until
+from waiting import PATIENCE_S, until
 
 from reconciler.core.attachment import (
     Attachment,
@@ -130,7 +130,7 @@ def find(house: House, path: str) -> tuple[Any, str]:
 
 def is_served(house: House) -> bool:
     house.begin_pod()
-    outcome = house.agent.parts.requests.await_attachment(intent(house._pods).key, 10.0)
+    outcome = house.agent.parts.requests.await_attachment(intent(house._pods).key, PATIENCE_S)
     return isinstance(outcome, Attachment)
 
 

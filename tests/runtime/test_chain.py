@@ -75,7 +75,7 @@ def nothing_is_left(cluster: Any) -> None:
     until(lambda: not any(cluster.records(k) for k in kinds), "the releases")
     assert "node-network:" not in cluster.ip("link")
     assert cluster.ip("route", "show", "table", "512") == ""
-    assert cluster.diff().stdout == ""
+    until(lambda: cluster.diff().stdout == "", lambda: str(cluster.diff().stdout))
 
 
 def audits(cluster: Any) -> None:

@@ -224,12 +224,14 @@ def test_a_restart_of_the_daemon_keeps_every_pod_and_connection(alone: Traffic) 
 def test_lost_objects_of_ipv6_are_put_back(alone: Traffic) -> None:
     cluster = alone.cluster
     ((device, (one, *_)),) = alone.near.items()
-    cluster.ip("-6", "route", "flush", "table", "512")
-    cluster.ip("-6", "rule", "flush")
-    cluster.ip("-6", "rule", "add", "priority", "32766", "lookup", "main")
-    until(lambda: "lookup 512" in cluster.ip("-6", "rule"), "the rule")
-    until(lambda: one.address in cluster.ip("-6", "route", "show", "table", "512"), "the route")
-    until(cluster.is_settled, "settled")
+    before = cluster.drift()
+    with cluster.still():  # one repair
+        cluster.ip("-6", "route", "flush", "table", "512")
+        cluster.ip("-6", "rule", "flush")
+        cluster.ip("-6", "rule", "add", "priority", "32766", "lookup", "main")
+    until(lambda: cluster.drift() > before and cluster.is_settled(), cluster.log)
+    assert "lookup 512" in cluster.ip("-6", "rule")
+    assert one.address in cluster.ip("-6", "route", "show", "table", "512")
     assert alone.measure(one, VPC_HOST_IPV6) == (one.address, device)
 
 
@@ -418,9 +420,9 @@ def story(cluster: Any) -> None:
     cluster.start()
     until(lambda: {tuple(r["addresses"]) for r in cluster.records("attachments")} == held, "them")
 
-    cluster.delete(both)
-    cooling = {r["address"] for r in cluster.records("cooling")}
-    assert {four, six} <= cooling
+    pod.delete(cluster.lab, both.node, both.name)
+    until(lambda: {four, six} <= {r["address"] for r in cluster.records("cooling")}, "cooldowns")
+    until(lambda: not cluster.holds(both), "the release")
     cluster.delete(old)
     until(lambda: "lookup 512" not in cluster.ip("-6", "rule"), "the end of IPv6")
     until(cluster.is_settled, "settled")

@@ -4,43 +4,44 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
+import subprocess
 
-from benchmarks import calls, commands, connections, forwarding, idle, pods, repair
+from benchmarks import (
+    calls,
+    commands,
+    connections,
+    forwarding,
+    life,
+    memory,
+    passes,
+    pods,
+    repair,
+    report,
+    shipped,
+    start,
+)  # fmt: skip
 
-RESULTS = Path(__file__).with_name("results.md")
+SECTIONS = (pods, start, life, memory, passes, calls, repair, connections, commands)
 
 
 def main() -> None:
     """Measure and write the results."""
+    said = subprocess.run([*shipped.python(), "-V"], capture_output=True, text=True, check=True)
     head = [
         "# Results",
         "",
         "Written by `make bench`. Ratios travel, milliseconds do not.",
         "",
-        f"{os.cpu_count()} cores, Linux {platform.release()}, Python "
-        f"{platform.python_version()}; all sides interleaved in one run.",
-        "",
-        "## Pods",
-        "",
-        "From before the process starts until after it has ended. Ours is the static executable "
-        "and the reconciler; theirs are Debian's `ptp` and `host-local`. All keep their records "
-        "on a tmpfs.",
-        "",
+        f"{os.cpu_count()} cores, Linux {platform.release()}; all sides interleaved in one run. "
+        f"The reconciler is what the image ships: Debian's {said.stdout.strip()}, the packages of "
+        "its lock, its command line.",
     ]
-    others = RESULTS.read_text().split("\n## ")[1:]
-    RESULTS.write_text("\n".join([*head, *pods.measure(), ""]) + "\n")
-    calls.write(RESULTS)
-    repair.write(RESULTS)
-    connections.write(RESULTS)
-    idle.write(RESULTS)
-    commands.write(RESULTS)
-    forwarding.write(RESULTS)
-    for section in others:  # what other commands have measured stays
-        title = f"## {section.splitlines()[0]}"
-        if title not in RESULTS.read_text().splitlines():
-            pods.replace_section(RESULTS, title, f"## {section}".splitlines())
-    print(RESULTS.read_text())
+    text = report.RESULTS.read_text()
+    rest = text[text.index("\n## ") :]
+    report.RESULTS.write_text("\n".join(head) + "\n" + rest)
+    for section in SECTIONS:
+        report.write(section.TITLE, section.__name__.rpartition(".")[2], section.measure)
+    forwarding.write()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -13,13 +12,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks import pods
+from benchmarks import nodes, report, shipped
 from lab import lifecycle, pod
 from lab.lifecycle import Lab
 from reconciler.daemon.client import ask
 
-RESULTS = Path(__file__).with_name("results.md")
-TITLE = "## EC2 calls"
+TITLE = "EC2 calls"
 
 TYPE = "m5.4xlarge"
 LIMIT_S = 90.0
@@ -37,7 +35,12 @@ NO_GOAL = "-"
 Row = tuple[str, Counter[str], str, str]
 
 
-def measure() -> list[Row]:
+def measure() -> list[str]:
+    """Return the section's lines."""
+    return table(_rows())
+
+
+def _rows() -> list[Row]:
     """Return (what, calls by action, the goal, how long it took or what else is to be said)."""
     return [
         _fill("single addresses", ""),
@@ -158,7 +161,7 @@ def _node(
         settle: allocatable addresses to wait for; 0 waits for nothing.
         faults: the lab's switches that are set.
     """
-    name = "calls"
+    name = f"{nodes.LAB}c"
     lifecycle.down(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
         config = Path(directory) / "node-network.yaml"
@@ -167,7 +170,7 @@ def _node(
             lab = lifecycle.up(name, types={"node1": TYPE})
             lab.ask("faults", set=faults or {})
             lab.ask("calls", reset=True)
-            argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config)]
+            argv = [*shipped.command(), "run", "-f", str(config)]
             with (lab.names.node_state("node1") / "log").open("w") as log:
                 began = time.monotonic()
                 process = lab.start("node1", argv, stderr=log)
@@ -206,12 +209,5 @@ def _until(holds: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def write(path: Path = RESULTS) -> None:
-    """Measure, and put the result in place of this section of a file."""
-    by = "Written by `make bench`; this section alone by `python -m benchmarks.calls`."
-    pods.replace_section(path, TITLE, [TITLE, "", by, "", *table(measure()), ""])
-
-
 if __name__ == "__main__":
-    write()
-    print(RESULTS.read_text())
+    report.write(TITLE, "calls", measure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import statistics
@@ -10,25 +9,21 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from benchmarks import pods
+from benchmarks import nodes, report, shipped
 from lab.lifecycle import Lab
-from reconciler.daemon.client import ask
 
-RESULTS = Path(__file__).with_name("results.md")
-TITLE = "## Commands"
+TITLE = "Commands"
 
 PODS = 100
 RUNS = 20
-PROGRAM = (sys.executable, "-m", "reconciler")
 
 
 def measure() -> list[str]:
     """Return the section in Markdown."""
-    with pods.node() as (lab, _):
-        pods.crowd(lab, pods.OURS, partial(pods.call_ours, lab), range(PODS))
-        pods.settle(lab)
+    with nodes.node() as (lab, _):
+        nodes.crowd(lab, "c", partial(nodes.call_ours, lab), range(PODS))
+        nodes.settle(lab)
         took = _measure(lab)
     base = took["ip -j addr"][0]
     rows = [
@@ -36,12 +31,9 @@ def measure() -> list[str]:
         for name, (cpu_ms, wall_ms) in took.items()
     ]
     return [
-        TITLE,
-        "",
-        "Written by `make bench`; this section alone by `python -m benchmarks.commands`. From "
+        "From "
         f"before a process starts until after it has ended, on a node with {PODS} pods, all of "
-        "them in turn. `diff` asks EC2, which is the lab's. The machine's load was "
-        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores: wall times are as good as that is "
+        "them in turn. `diff` asks EC2, which is the lab's. Wall times are as good as the load is "
         "low.",
         "",
         f"| median of {RUNS} | CPU, ms | wall, ms | CPU : `ip -j addr` |",
@@ -52,13 +44,11 @@ def measure() -> list[str]:
 
 def _measure(lab: Lab) -> dict[str, tuple[float, float]]:
     """Return milliseconds of CPU and of wall, by command."""
-    state = lab.names.node_state("node1")
-    status = ask(state / "node-network.sock", {"do": "status"})["status"]
-    document = ("-f", status["document"]["path"])
+    document = ("-f", nodes.status(lab)["document"]["path"])
     commands: dict[str, Sequence[str]] = {
         "ip -j addr": ("ip", "-j", "addr"),
-        "node-network status": (*PROGRAM, "status"),
-        "node-network diff": (*PROGRAM, "diff", *document),
+        "node-network status": (*shipped.command(), "status"),
+        "node-network diff": (*shipped.command(), "diff", *document),
     }
     if shutil.which("kubectl"):
         commands["kubectl version --client"] = ("kubectl", "version", "--client")
@@ -86,11 +76,5 @@ def _run(lab: Lab, argv: Sequence[str]) -> tuple[float, float]:
     return 1000 * cpu_s, 1000 * wall_s
 
 
-def write(path: Path = RESULTS) -> None:
-    """Measure, and put the result in place of this section of a file."""
-    pods.replace_section(path, TITLE, measure())
-
-
 if __name__ == "__main__":
-    write()
-    print(RESULTS.read_text())
+    report.write(TITLE, "commands", measure)

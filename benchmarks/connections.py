@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 import random
-import statistics
 import sys
 import time
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
-from benchmarks import pods
+from benchmarks import nodes, report
+from benchmarks.pods import Times
 from lab import flows, netns
 from lab.lifecycle import Lab
-from reconciler.daemon.client import ask
 
-RESULTS = Path(__file__).with_name("results.md")
-TITLE = "## Connections"
+TITLE = "Connections"
 
 ENTRIES = 100_000
 """Half of them of one pod, which leaves in the end."""
@@ -36,12 +33,12 @@ COOLDOWN = "2s"
 
 def measure() -> list[str]:
     """Return the section in Markdown."""
-    minimum = pods.AT_ONCE + 32
-    with pods.nodes({FULL: minimum, EMPTY: minimum}, cooldown=COOLDOWN) as (lab, pids):
+    minimum = nodes.AT_ONCE + 32
+    with nodes.nodes({FULL: minimum, EMPTY: minimum}, cooldown=COOLDOWN) as (lab, pids):
         greedy = lab.names.namespace("pod-greedy")
         netns.make(greedy)
-        pods.call_ours(lab, "ADD", "greedy", greedy)
-        ((address,),) = (a["addresses"] for a in _status(lab, FULL)["attachments"])
+        nodes.call_ours(lab, "ADD", "greedy", greedy)
+        ((address,),) = (a["addresses"] for a in nodes.status(lab, FULL)["attachments"])
         with netns.inside(lab.names.namespace(FULL)):
             flows.open_many(ip_address(address), ENTRIES // 2)
             flows.open_many(ip_address("198.51.100.1"), ENTRIES // 2)
@@ -50,9 +47,6 @@ def measure() -> list[str]:
         pass_ms = {node: mean_pass_ms(before[node], passes(lab, node)) for node in before}
         left_s, growth_mib = _leave(lab, pids[FULL], greedy, address)
     return [
-        TITLE,
-        "",
-        "Written by `make bench`; this section alone by `python -m benchmarks.connections`. "
         f"Addresses cool for {COOLDOWN}, so that conntrack is asked about each of them.",
         "",
         f"| {ROUNDS} pods come and go; ms | {ENTRIES:,} entries | none | ratio, at most {GOAL} |",
@@ -67,11 +61,11 @@ def measure() -> list[str]:
     ]
 
 
-def rounds(lab: Lab, number: int, title: str) -> pods.Times:
+def rounds(lab: Lab, number: int, title: str) -> Times:
     """Let pods come and go one after the other, on both nodes in turn, in changing order."""
     chance, order = random.Random(number), [FULL, EMPTY]
-    calls = {node: partial(pods.call_ours, lab, node=node) for node in order}
-    times: pods.Times = {(node, verb): [] for node in order for verb in ("ADD", "DEL")}
+    calls = {node: partial(nodes.call_ours, lab, node=node) for node in order}
+    times: Times = {(node, verb): [] for node in order for verb in ("ADD", "DEL")}
     for which in range(number):
         print(f"\r{title}: {which + 1} of {number}", end="", file=sys.stderr, flush=True)
         chance.shuffle(order)
@@ -92,43 +86,37 @@ def _leave(lab: Lab, pid: int, where: str, address: str) -> tuple[float, float]:
     proc = Path(f"/proc/{pid}")
     (proc / "clear_refs").write_text("5")
     before = _peak_mib(proc)
-    pods.call_ours(lab, "DEL", "greedy", where)
+    nodes.call_ours(lab, "DEL", "greedy", where)
     netns.remove(where)
     began = time.perf_counter()
     with netns.inside(lab.names.namespace(FULL)):
         while flows.count() > ENTRIES // 2 + 1_000:
-            if time.perf_counter() - began > pods.SETTLE_LIMIT_S:
+            if time.perf_counter() - began > nodes.SETTLE_LIMIT_S:
                 raise TimeoutError(f"connections of {address} do not end")
             time.sleep(0.01)
     return time.perf_counter() - began, _peak_mib(proc) - before
 
 
-def _rows(times: pods.Times) -> list[str]:
+def _rows(times: Times) -> list[str]:
     rows = []
     for verb in ("ADD", "DEL"):
         full, empty = times[FULL, verb], times[EMPTY, verb]
         for name, percent in (("p50", 50), ("p99", 99)):
-            pair = [statistics.quantiles(v, n=100, method="inclusive")[percent - 1]
-                    for v in (full, empty)]  # fmt: skip
+            pair = [report.p(v, percent) for v in (full, empty)]
             rows.append(
                 f"| {verb}, {name} | {pair[0]:.1f} | {pair[1]:.1f} | {pair[0] / pair[1]:.2f} |"
             )
     return rows
 
 
-def _status(lab: Lab, node: str) -> dict[str, Any]:
-    body: dict[str, Any] = ask(lab.names.node_state(node) / "node-network.sock", {"do": "status"})[
-        "status"
-    ]
-    return body
-
-
 def passes(lab: Lab, node: str) -> tuple[float, float]:
     """Return the seconds of all passes, and their number."""
-    lines = str(_status(lab, node)["metrics"]).splitlines()
+    lines = str(nodes.status(lab, node)["metrics"]).splitlines()
 
     def total(word: str) -> float:
-        starts = tuple(f'node_network_pass_seconds_{word}{{pass="{p}"}}' for p in pods.NODE_PASSES)
+        starts = tuple(
+            f'node_network_pass_seconds_{word}{{pass="{p}"}}' for p in nodes.NODE_PASSES
+        )
         return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(starts))
 
     return total("sum"), total("count")
@@ -144,11 +132,5 @@ def _peak_mib(proc: Path) -> float:
     return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 1024
 
 
-def write(path: Path = RESULTS) -> None:
-    """Measure, and put the result in place of this section of a file."""
-    pods.replace_section(path, TITLE, measure())
-
-
 if __name__ == "__main__":
-    write()
-    print(RESULTS.read_text())
+    report.write(TITLE, "connections", measure)

@@ -7,17 +7,14 @@ same CNI executable; pods come and go on each node in turn, in changing order.
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from functools import partial
-from pathlib import Path
 
-from benchmarks import pods, release
+from benchmarks import nodes, processes, release, report, shipped
 from benchmarks.connections import EMPTY, FULL, mean_pass_ms, passes, rounds
 from lab.lifecycle import Lab
 
-RESULTS = Path(__file__).with_name("results.md")
-TITLE = "## This release beside an earlier one"
+TITLE = "This release beside an earlier one"
 EARLIER = os.environ.get("BENCH_EARLIER", "HEAD~1")
 ROUNDS = int(os.environ.get("EARLIER_ROUNDS", "300"))
 CROWD = 50
@@ -26,6 +23,9 @@ CROWD = 50
 IDLE_S = 30.0
 """Seconds without a pod, with a full pass each second because a rule is added and deleted."""
 
+REST_S = 5.0
+"""Seconds in which it comes to rest before its memory is read."""
+
 NOW, THEN = FULL, EMPTY
 
 
@@ -33,19 +33,21 @@ def measure() -> list[str]:
     """Return the section in Markdown."""
     commit = release.abbreviate(EARLIER)
     with release.unpacked(EARLIER, "reconciler", "cni", "schemas") as place:
-        words = {THEN: ["env", *(f"{k}={v}" for k, v in release.environment(place).items())]}
-        minimum = pods.AT_ONCE + CROWD
-        with pods.nodes({NOW: minimum, THEN: minimum}, earlier=words) as (lab, pids):
+        variables = (f"{k}={v}" for k, v in release.environment(place).items())
+        command = {THEN: ["env", *variables, *shipped.python(), "-m", "reconciler"]}
+        minimum = nodes.AT_ONCE + CROWD
+        with nodes.nodes({NOW: minimum, THEN: minimum}, earlier=command) as (lab, pids):
             for node in (NOW, THEN):
-                pods.crowd(lab, node, partial(pods.call_ours, lab, node=node), range(CROWD))
+                nodes.crowd(lab, node, partial(nodes.call_ours, lab, node=node), range(CROWD))
             times = rounds(lab, ROUNDS, "earlier")
             idle = _idle(lab)
-            memory = {node: _private_mib(pids[node]) for node in pids}
+            time.sleep(REST_S)
+            memory = {node: processes.private_mib(pids[node]) for node in pids}
     rows: list[tuple[str, float, float]] = [
         (
             f"{verb}, ms, p{percent}",
-            _quantile(times[NOW, verb], percent),
-            _quantile(times[THEN, verb], percent),
+            report.p(times[NOW, verb], percent),
+            report.p(times[THEN, verb], percent),
         )
         for verb in ("ADD", "DEL")
         for percent in (50, 99)
@@ -58,10 +60,7 @@ def measure() -> list[str]:
     for what, now, then in rows:
         lines.append(f"| {what} | {now:.2f} | {then:.2f} | {now / then:.2f} |")
     return [
-        TITLE,
-        "",
-        f"Written by `BENCH_EARLIER={commit} python -m benchmarks.earlier`: {ROUNDS} pods come "
-        f"and go, {CROWD} stay.",
+        f"The earlier one is {commit} (`BENCH_EARLIER`); {ROUNDS} pods come and go, {CROWD} stay.",
         "",
         f"| | now | {commit} | now : {commit} |",
         "|---|---|---|---|",
@@ -72,7 +71,7 @@ def measure() -> list[str]:
 def _idle(lab: Lab) -> dict[str, float]:
     """Have both look at everything once a second; return the mean milliseconds of a pass."""
     for node in (NOW, THEN):
-        pods.settle(lab, node)
+        nodes.settle(lab, node)
     before = {node: passes(lab, node) for node in (NOW, THEN)}
     deadline = time.monotonic() + IDLE_S
     while time.monotonic() < deadline:
@@ -84,17 +83,5 @@ def _idle(lab: Lab) -> dict[str, float]:
     return {node: mean_pass_ms(before[node], passes(lab, node)) for node in before}
 
 
-def _private_mib(pid: int) -> float:
-    """Memory that only this process has and that has been written to, after it came to rest."""
-    time.sleep(5.0)
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty")) / 1024
-
-
-def _quantile(values: list[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
 if __name__ == "__main__":
-    pods.replace_section(RESULTS, TITLE, measure())
-    print(RESULTS.read_text())
+    report.write(TITLE, "earlier", measure)

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from benchmarks import release, testbed
+from benchmarks import release, report, testbed
 from benchmarks.burst import Aim, Burst, BurstError, Sink
-from benchmarks.pods import replace_section
 from benchmarks.testbed import ENIS, VPC_HOST, Testbed
 from lab import lifecycle
 from lab.stock import Iptables
@@ -32,8 +31,7 @@ PODS = (4, 100, 700)
 FEW, MANY = 1, 5000
 """Excluded CIDRs."""
 
-TITLE = "## Forwarding"
-RESULTS = Path(__file__).with_name("results.md")
+TITLE = "Forwarding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +131,15 @@ def measure(
             return _rounds(ways, rounds)
 
 
-def write(path: Path = RESULTS) -> None:
+def write(path: Path = report.RESULTS) -> None:
     """Measure, and put the result in place of this section of a file."""
-    before, costs, after = os.getloadavg()[0], measure(), os.getloadavg()[0]
-    load = f"The machine's load was {before:.1f} when it began, and {after:.1f} when it ended."
-    replace_section(path, TITLE, [*table(costs), "", load])
+    report.write(TITLE, "forwarding", lambda: table(measure()), path)
 
 
 def table(costs: Costs) -> list[str]:
     """Return the section in Markdown."""
     head = [f"{_who(case)}, {case[1]} pods" for case in SIZES]
     return [
-        TITLE,
-        "",
-        "Written by `make bench`; this section alone by `python -m benchmarks.forwarding`.",
-        "",
         f"CPU time of one packet's whole way, in nanoseconds: median of {ROUNDS} bursts of {SIZE} "
         "packets, ± half the distance between the quartiles. The way begins with the sender's "
         "system call, leads through the node, and ends where the receiver's link drops and counts "
@@ -391,4 +383,3 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 if __name__ == "__main__":
     write()
-    print(RESULTS.read_text().partition(TITLE)[2])

@@ -20,21 +20,17 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
-import boto3
-
-from benchmarks.pods import replace_section
+from benchmarks import nodes, report, shipped
 from lab import lifecycle, netns
 from lab.lifecycle import Lab
 from lab.pod import Pod, add
-from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from reconciler.daemon.client import ask
 from reconciler.ipam.sources import TRUST_S
 from reconciler.targets.netlink.rtnetlink import Rtnetlink
 from reconciler.targets.netlink.tables import AF, LINKS, ROUTES, RULES
 from reconciler.targets.nftables.target import Nft
 
-RESULTS = Path(__file__).with_name("results.md")
-TITLE = "## Repair"
+TITLE = "Repair"
 
 SAMPLES = int(os.environ.get("REPAIR_SAMPLES", "20"))
 PODS = 16
@@ -196,10 +192,6 @@ def measure() -> list[str]:
             _row(f"{c.name}; {off}", _repairs(node, c), node, c.kind) for c in cases(pods)[:2]
         ]
     return [
-        TITLE,
-        "",
-        "Written by `make bench`; this section alone by `python -m benchmarks.repair`.",
-        "",
         f"From the end of the command that breaks it until the kernel holds what it held before, "
         f"as another process sees it; {PODS} pods, {SAMPLES} times each. For the swaps, from the "
         "last one until its document is in force; for an ENI, until the node has as many again, "
@@ -270,13 +262,7 @@ def _detachments(node: Node, lab: Lab) -> list[float]:
 
 def _detach(lab: Lab, eni_id: str) -> None:
     with netns.inside(lab.names.namespace("vpchost")):
-        ec2 = boto3.client(
-            "ec2",
-            region_name=REGION,
-            endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-            aws_access_key_id="bench",
-            aws_secret_access_key="bench",
-        )
+        ec2 = nodes.ec2()
         answer = ec2.describe_network_interfaces(NetworkInterfaceIds=[eni_id])
         (shown,) = answer["NetworkInterfaces"]
         ec2.detach_network_interface(AttachmentId=shown["Attachment"]["AttachmentId"])
@@ -307,7 +293,7 @@ def _is_replaced(lab: Lab, number: int) -> bool:
 def _node(
     *more: str, document: str = DOCUMENT, type_: str = "m5.large"
 ) -> Iterator[tuple[Node, Lab]]:
-    name = "repair"
+    name = f"{nodes.LAB}f"
     lifecycle.down(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
         config = Path(directory) / "node-network.yaml"
@@ -315,7 +301,7 @@ def _node(
         lab = lifecycle.up(name, types={"node1": type_})
         try:
             with (lab.names.node_state("node1") / "log").open("w") as log:
-                argv = [sys.executable, "-m", "reconciler", "run", "-f", str(config), *more]
+                argv = [*shipped.command(), "run", "-f", str(config), *more]
                 process = lab.start("node1", argv, stderr=log)
                 wait((lab.names.node_state("node1") / "node-network.sock").exists)
                 node = Node(lab, config, document)
@@ -327,11 +313,5 @@ def _node(
             lifecycle.down(name)
 
 
-def write(path: Path = RESULTS) -> None:
-    """Measure, and put the result in place of this section of a file."""
-    replace_section(path, TITLE, measure())
-
-
 if __name__ == "__main__":
-    write()
-    print(RESULTS.read_text())
+    report.write(TITLE, "repair", measure)

@@ -1,0 +1,78 @@
+"""Sections of ``benchmarks/results.md``: each is measured, and replaced, by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).with_name("results.md")))
+"""Where sections are written; a short trial names another file."""
+
+
+def number(name: str, default: float) -> int:
+    """Return how many of something are measured; a short trial asks for fewer, by a variable."""
+    return int(os.environ.get(name, default))
+
+
+def p(values: Sequence[float], percent: int) -> float:
+    """Return a percentile; of one value, that one."""
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def spell(values: Sequence[float], digits: int = 1) -> str:
+    """Write p50 and p99."""
+    return f"{p(values, 50):.{digits}f} / {p(values, 99):.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table in Markdown."""
+    lines = (head, ["---"] * len(head), *rows)
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def goal(ratio: float, most: float) -> tuple[str, str]:
+    """Return a ratio and what it should be at most, as two cells."""
+    return f"{ratio:.2f}", f"≤ {most:g}"
+
+
+def tell(what: str) -> None:
+    """Say what is measured now."""
+    print(f"bench: {what}", file=sys.stderr, flush=True)
+
+
+def write(title: str, name: str, measure: Callable[[], list[str]], path: Path = RESULTS) -> None:
+    """Measure a section, and put it in place of the former one.
+
+    Args:
+        title: of the section, without the number signs.
+        name: of its module.
+        measure: returns its lines.
+        path: of the file.
+    """
+    tell(title)
+    load, began = os.getloadavg()[0], time.monotonic()
+    lines = measure()
+    took_s, end = time.monotonic() - began, os.getloadavg()[0]
+    by = (
+        f"Written by `make bench`; this section alone by `python -m benchmarks.{name}`, in "
+        f"{took_s / 60:.1f} minutes. The machine's load was {load:.1f} when it began, and "
+        f"{end:.1f} when it ended."
+    )
+    replace_section(path, f"## {title}", [f"## {title}", "", by, "", *lines])
+    print("\n".join(lines))
+
+
+def replace_section(path: Path, title: str, lines: Sequence[str]) -> None:
+    """Put lines in place of a section of a Markdown file, or at its end."""
+    text, section = path.read_text() if path.exists() else "", "\n".join(lines).rstrip()
+    found = re.search(rf"^{re.escape(title)}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    before, after = (text[: found.start()], text[found.end() :]) if found else (text, "")
+    rest = f"\n{after}" if after else ""
+    path.write_text(f"{before.rstrip()}\n\n{section}\n{rest}")

@@ -6,12 +6,11 @@ release, which is what counts; the reconciler honours it now or when it is next 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
-from cni import exchange, intent, protocol, request, trail
+from cni import exchange, intent, protocol, request, strict_json, trail
 from cni.protocol import Call, CniError, Object
 
 MAX_CONFIG = 1 << 22
@@ -55,10 +54,11 @@ def _read_config() -> Object:
             received += part
             if len(received) > MAX_CONFIG:
                 raise CniError(malformed, f"standard input has more than {MAX_CONFIG} bytes")
-        config = json.loads(received.decode())  # exchanged JSON is UTF-8 (RFC 8259, section 8.1)
+        # Exchanged JSON is UTF-8 (RFC 8259, section 8.1).
+        config = strict_json.read(received.decode())
     except OSError as error:
         raise CniError(malformed, "standard input cannot be read", error) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CniError(malformed, "standard input is no JSON", str(error)) from error
     if not isinstance(config, dict):
         raise CniError(malformed, "standard input is no JSON object")
@@ -78,7 +78,7 @@ def _read_asked_version() -> Object:
 
 def _print(answer: Object) -> bool:
     """Write the answer to standard output; return whether that succeeded."""
-    left = json.dumps(answer).encode() + b"\n"
+    left = strict_json.write(answer).encode() + b"\n"
     try:
         while left:
             left = left[os.write(1, left) :]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
+
+from cni import strict_json
 
 CONNECT_S = 2.0
 """Seconds in which ADD must reach the socket. Its queue has 512 places: longer means that the
@@ -40,6 +41,19 @@ def ask(s: Connection, question: dict[str, object], timeout_s: float) -> dict[st
         OSError: the connection broke or the time ran out.
         ValueError: the answer is no JSON object.
     """
+    reply = strict_json.read(ask_for_text(s, question, timeout_s))
+    if not isinstance(reply, dict):
+        raise ValueError("the answer is no object")
+    return reply
+
+
+def ask_for_text(s: Connection, question: dict[str, object], timeout_s: float) -> str:
+    """Ask, return the answer as it came; all of it must be here within the time.
+
+    Raises:
+        OSError: the connection broke or the time ran out.
+        ValueError: the answer is too long, or no text.
+    """
     deadline = time.monotonic() + timeout_s
     s.settimeout(timeout_s)
     s.sendall(encode(question))
@@ -55,13 +69,7 @@ def ask(s: Connection, question: dict[str, object], timeout_s: float) -> dict[st
         received += part
         if len(received) > MAX_ANSWER:
             raise ValueError(f"the answer has no end within {MAX_ANSWER} bytes")
-    try:
-        reply = json.loads(received.decode())
-    except RecursionError as error:
-        raise ValueError("the answer is nested too deeply") from error
-    if not isinstance(reply, dict):
-        raise ValueError("the answer is no object")
-    return reply
+    return received.decode()
 
 
 def hint(state_dir: str, question: dict[str, object]) -> None:
@@ -75,4 +83,4 @@ def hint(state_dir: str, question: dict[str, object]) -> None:
 
 def encode(question: dict[str, object]) -> bytes:
     """Return a question as it is sent."""
-    return json.dumps(question).encode() + b"\n"
+    return strict_json.write(question).encode() + b"\n"

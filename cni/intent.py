@@ -9,9 +9,9 @@ together, and a DEL for an older sandbox, late or repeated, releases nothing.
 from __future__ import annotations
 
 import errno
-import json
 import os
 
+from cni import strict_json
 from cni.protocol import INVALID_ENVIRONMENT, MAX_TEXT, Call, CniError, Object, is_path
 
 MAX_BYTES = 65536  # of one intent; those that are written here have a tenth of it at most
@@ -58,12 +58,10 @@ def read(path: str) -> Object | None:
         # A pipe or device under this name must not make a runtime wait.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
-            # As bytes, json would guess an encoding: of zeros, which is what a loss of power may
-            # leave, one that the static executable does not have.
-            body = json.loads(os.read(fd, MAX_BYTES).decode())
+            body = strict_json.read(os.read(fd, MAX_BYTES).decode())
         finally:
             os.close(fd)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     return body if isinstance(body, dict) else None
 
@@ -99,7 +97,7 @@ def record(path: str, body: Object) -> None:
     directory, _, name = path.rpartition("/")
     _make(directory)
     temporary = f"{directory}/.{name}.{os.getpid()}.tmp"
-    content = json.dumps(body).encode().replace(b'"wanted"', WANTED, 1) + b"\n"
+    content = strict_json.write(body).encode().replace(b'"wanted"', WANTED, 1) + b"\n"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

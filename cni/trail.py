@@ -5,10 +5,11 @@ A log that cannot be written makes no call fail.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
+
+from cni import strict_json
 
 MAX_BYTES = 1 << 20  # of the log file; then it is renamed to ``.1``, in place of an older one
 MAX_VALUE = 512  # characters of one value
@@ -85,4 +86,4 @@ def _flat(value: str) -> str:
 def _quote(value: str) -> str:
     text = value[:MAX_VALUE]
     plain = text.isprintable() and not any(c in ' "=' for c in text)
-    return text if plain else json.dumps(text)
+    return text if plain else strict_json.write(text)

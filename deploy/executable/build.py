@@ -1,121 +1,98 @@
 """Builds the static executable: CPython's library, and the modules we need as constants in C.
 
 Run by the distribution's own Python, whose library is linked: ``/usr/bin/python3 build.py FILE``.
-Which modules are needed is found by importing the program, so nobody has to keep a list.
+Which modules are needed is read in the program itself, so nobody has to keep a list. The same
+sources and the same Python make the same bytes.
 """
 
 from __future__ import annotations
 
-import json
+import ast
 import marshal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROGRAM = "cni.__main__"
 
-IMPORT = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-built_in, frozen, files = sys.meta_path
-sys.meta_path = [built_in, files, frozen]  # a stand-in goes before what CPython has frozen
-del sys.modules["codecs"], sys.modules["encodings"]  # this interpreter has started with them
-for name in sys.argv[3:]:
-    __import__(name)
-import json  # not before: what it imports shall be the stand-in
-specs = [m.__spec__ for m in sys.modules.values() if getattr(m, "__spec__", None)]
-print(json.dumps([[s.name, s.origin, s.submodule_search_locations is not None] for s in specs]))
-"""
-
-PATTERNS = """
-import re, _sre
-
-class Spy:
-    MAGIC = _sre.MAGIC
-    def __getattr__(self, name):
-        return getattr(_sre, name)
-    def compile(self, pattern, flags, code, *groups):
-        self.seen = (pattern, flags, [int(each) for each in code], *groups)
-        return _sre.compile(pattern, flags, code, *groups)
-
-spy = re._compiler._sre = Spy()
-compiled, compile = {}, re.compile
-
-def note(pattern, flags=0):
-    spy.seen = None
-    re.purge()
-    made = compile(pattern, flags)
-    compiled[pattern, int(flags)] = spy.seen
-    return made
-
-re.compile = note
-import json
-for name in ("VERBOSE", "MULTILINE", "DOTALL"):
-    print(f"{name} = {int(getattr(re, name))}")
-print(f"_COMPILED = {compiled!r}")
-"""
-
-RE = '''\
-"""In place of ``re``: the patterns of ``json``, compiled when the executable was built."""
-import _sre
-%s
-def compile(pattern, flags=0):
-    return _sre.compile(*_COMPILED[pattern, flags])
-'''
-
 SOCKET = '''\
 """In place of ``socket``: its C half, and the ``with`` statement.
 
-The other half makes a member of an enumeration of every constant when it is imported, which takes
-a fifth of the time that the whole executable runs.
+The other half makes a member of an enumeration of every constant when it is imported.
 """
 import _socket
-from _socket import *
+import sys
 class socket(_socket.socket):
     def __enter__(self):
         return self
     def __exit__(self, *_):
         self.close()
+_socket.socket = socket
+sys.modules["socket"] = _socket
 '''
 
 OS = '''\
 """In place of ``os``: its C half, and the environment as text.
 
-The other half brings paths and abstract classes, which take a seventh of the time that the whole
-executable runs.
+The other half brings paths and abstract classes.
 """
 import posix
-from posix import *
-environ = {name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
-           for name, value in posix.environ.items()}
-'''
-
-CODECS = '''\
-"""In place of ``codecs``: the marks that ``json`` looks for in bytes, of which it is given none.
-
-"""
-BOM_UTF8 = b"\\xef\\xbb\\xbf"
-BOM_UTF16_LE, BOM_UTF16_BE = b"\\xff\\xfe", b"\\xfe\\xff"
-BOM_UTF32_LE, BOM_UTF32_BE = BOM_UTF16_LE + b"\\0\\0", b"\\0\\0" + BOM_UTF16_BE
+import sys
+posix.environ = {name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+                 for name, value in posix.environ.items()}
+sys.modules["os"] = posix
 '''
 
 ENCODINGS = '''\
 """In place of ``encodings``: UTF-8, all there is to read and write, is the interpreter's own."""
 '''
 
-INITIALISERS = {
-    "sys": "NULL",
-    "builtins": "NULL",
-    "_imp": "PyInit__imp",
-    "marshal": "PyMarshal_Init",
-    "_warnings": "_PyWarnings_Init",
-}
+FUTURE = '''\
+"""In place of ``__future__``: the compiler has seen to it."""
+annotations = None
+'''
+
+STAND_INS = {"__future__": FUTURE, "encodings": ENCODINGS, "os": OS, "socket": SOCKET}
+
+IMPORTLIB = "_frozen_importlib"  # the name by which the interpreter imports it when it starts
+NEEDED = [PROGRAM, "_imp", "encodings"]
+"""What nothing but C imports: the program, what freezes modules, and, where UTF-8 is malformed,
+the registry of codecs."""
+
+INITIALISERS = {"sys": "NULL"}
 """Of modules that are not initialised by ``PyInit_`` and their name (Modules/config.c.in)."""
+
+TABLES = """\
+#include <Python.h>
+{codes}
+static const struct _frozen modules[] = {{
+{frozen}
+    {{0}}
+}};
+{declared}
+struct _inittab _PyImport_Inittab[] = {{
+{built_in}
+    {{0, 0}}
+}};
+
+/* CPython's library has its own modules as objects ("deep-frozen"): a megabyte of writable data,
+ * most of it written to whenever the interpreter starts. The linker leaves them out where all that
+ * names them is defined here (Python/frozen.c, Python/deepfreeze.c). */
+static const struct _frozen none[] = {{{{0}}}};
+static const struct {{ const char *name, *original; }} aliases[] = {{{{0, 0}}}};
+const struct _frozen *PyImport_FrozenModules = none;
+const struct _frozen *_PyImport_FrozenBootstrap = modules;
+const struct _frozen *_PyImport_FrozenStdlib = none;
+const struct _frozen *_PyImport_FrozenTest = none;
+const void *_PyImport_FrozenAliases = aliases;
+int _Py_Deepfreeze_Init(void) {{ return 0; }}
+void _Py_Deepfreeze_Fini(void) {{}}
+"""
 
 
 def main(output: Path) -> None:
@@ -123,66 +100,77 @@ def main(output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as directory:
         work = Path(directory)
-        (work / "re.py").write_text(RE % python(PATTERNS))
-        (work / "socket.py").write_text(SOCKET)
-        (work / "os.py").write_text(OS)
-        (work / "codecs.py").write_text(CODECS)
-        (work / "encodings.py").write_text(ENCODINGS)
-        places = [str(work), str(ROOT)]
-        # What is wrong in UTF-8 is told by way of the registry of codecs, which imports these.
-        specs = json.loads(python(IMPORT, *places, PROGRAM, "encodings"))
-        (work / "modules.c").write_text(modules(specs))
+        (work / "modules.c").write_text(tables())
         link([HERE / "main.c", work / "modules.c"], work / output.name)
         (work / output.name).rename(output)
 
 
-def python(program: str, *arguments: str) -> str:
-    """Run a program in this Python without its site; return what it prints."""
-    command = [sys.executable, "-I", "-S", "-c", program, *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def modules(specs: list[tuple[str, str | None, bool]]) -> str:
+def tables() -> str:
     """Return C with the tables of modules: those that are frozen, and those built in.
 
-    Only the built-in ones that are named are linked. What CPython has frozen itself is in its
-    library; a shared object has no place here, and what would use one has to do without.
+    Only the built-in ones that are named are linked. A shared object has no place here.
     """
-    code, frozen, built_in, declared = [], [], [], []
-    for number, (name, origin, is_package) in enumerate(specs):
-        if origin == "built-in":
-            start = INITIALISERS.get(name, f"PyInit_{name}")
-            built_in.append(f'    {{"{name}", {start}}},')
-            declared += [f"extern PyObject *{start}(void);"] if start != "NULL" else []
-        elif origin and origin.endswith(".py"):
-            body = marshal.dumps(compiled(name, Path(origin)))
-            content = ",".join(map(str, body))
-            code.append(f"static const unsigned char code_{number}[] = {{{content}}};")
-            frozen.append(
-                f'    {{.name = "{name}", .code = code_{number}, .size = {len(body)}, '
-                f".is_package = {int(is_package)}}},"
-            )
-    return "\n".join(
-        [
-            "#include <Python.h>",
-            *code,
-            "const struct _frozen node_network_modules[] = {",
-            *frozen,
-            "    {0}",
-            "};",
-            *declared,
-            "struct _inittab _PyImport_Inittab[] = {",
-            *built_in,
-            "    {0, 0}",
-            "};",
-            "",
-        ]
+    texts, built_in = modules()
+    codes, frozen = [], []
+    for number, (name, text) in enumerate(texts.items()):
+        # Without docstrings. Tracebacks name the module, not a path of this machine.
+        code = compile(text, f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
+        body = marshal.dumps(code)
+        content = ",".join(map(str, body))
+        codes.append(f"static const unsigned char code_{number}[] = {{{content}}};")
+        is_package = any(other.startswith(f"{name}.") for other in texts)
+        frozen.append(
+            f'    {{.name = "{name}", .code = code_{number}, .size = {len(body)}, '
+            f".is_package = {int(is_package)}}},"
+        )
+    starts = {name: INITIALISERS.get(name, f"PyInit_{name}") for name in built_in}
+    return TABLES.format(
+        codes="\n".join(codes),
+        frozen="\n".join(frozen),
+        declared="\n".join(
+            f"extern PyObject *{start}(void);" for start in starts.values() if start != "NULL"
+        ),
+        built_in="\n".join(f'    {{"{name}", {start}}},' for name, start in starts.items()),
     )
 
 
-def compiled(name: str, path: Path) -> CodeType:
-    """Compile a module without its docstrings; tracebacks name it, not a path of this machine."""
-    return compile(path.read_text(), f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
+def modules() -> tuple[dict[str, str], list[str]]:
+    """Return the text of each module that the program needs, and the names of the built-in ones.
+
+    Raises:
+        LookupError: a module is neither ours, nor built into this Python, nor has a stand-in.
+    """
+    texts, built_in = {IMPORTLIB: (HERE / "importing.py").read_text()}, []
+    wanted = list(NEEDED)
+    for name in wanted:  # which grows meanwhile
+        if name in texts or name in built_in:
+            continue
+        if name in sys.builtin_module_names:
+            built_in.append(name)
+            continue
+        texts[name] = STAND_INS.get(name) or source(name)
+        wanted += imported(texts[name])
+    return texts, built_in
+
+
+def source(name: str) -> str:
+    """Return the text of a module of ours."""
+    place = ROOT.joinpath(*name.split("."))
+    for path in (place / "__init__.py", place.with_suffix(".py")):
+        if path.exists():
+            return path.read_text()
+    raise LookupError(f"{name}: neither ours, nor built into this Python, nor has it a stand-in")
+
+
+def imported(text: str) -> Iterator[str]:
+    """Name all modules that a module imports, and their packages."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if (ROOT / node.module).is_dir():
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def link(sources: list[Path], output: Path) -> None:

@@ -11,7 +11,6 @@
 #define MADV_POPULATE_WRITE 23 /* linux/mman.h, Linux 5.14 */
 #endif
 
-extern const struct _frozen node_network_modules[];
 extern char __data_start[], _end[]; /* of writable data, by the linker (end(3)) */
 
 /* The interpreter writes to nearly every page of its data when it starts. Had one by one, each is a
@@ -62,7 +61,6 @@ int main(void)
     /* A peer or a runtime that is gone is an error to be told, not the end: what was recorded has
      * to be taken back. An isolated interpreter leaves signals alone. */
     signal(SIGPIPE, SIG_IGN);
-    PyImport_FrozenModules = node_network_modules;
     configure();
     PyGC_Disable(); /* it ends before what it leaves could matter */
     PyObject *module = PyImport_ImportModule("cni.__main__");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -74,7 +75,7 @@ def _ask_once(path: Path, question: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(TIMEOUT_S)
             s.connect(str(path))
-            answer = exchange.ask(s, question, TIMEOUT_S)
+            answer = json.loads(exchange.ask_for_text(s, question, TIMEOUT_S))
     except PermissionError as error:
         raise ForbiddenError(f"{path}: {error.strerror}; {WHO_MAY}") from error
     except TimeoutError as error:
@@ -83,7 +84,10 @@ def _ask_once(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         why = error.strerror or str(error)
         raise UnansweredError(f"{path}: {why}; is 'node-network run' running?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why = f"this is no answer: {error}"
         raise UnansweredError(f"{path}: {why}; see the reconciler's log") from error
+    if not isinstance(answer, dict):
+        why = "this is no answer: it is no object"
+        raise UnansweredError(f"{path}: {why}; see the reconciler's log")
     return answer

@@ -120,7 +120,7 @@ DOORS = {
             )
         ),
         *(f"reconciler/cli/{part}.py" for part in ("trace", "main", "options")),
-        *(f"reconciler/cli/{part}.py" for part in ("reading", "report", "screen")),
+        *(f"reconciler/cli/{part}.py" for part in ("group", "reading", "report", "screen")),
     },
     "pydantic": {
         *(f"schemas/{part}.py" for part in ("answer", "check", "cni", "diff", "document")),

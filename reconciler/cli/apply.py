@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from reconciler.cli import report
+from reconciler.cli import report, report_json
 from reconciler.cli.confirm import Question, confirm, interruptible, uninterruptible
 from reconciler.cli.host import host_options, lock_records
 from reconciler.cli.options import PATH, config_option, fail, keep_option, output_option
@@ -119,7 +119,7 @@ def apply(
     except (ReconcilerError, DocumentError) as error:
         fail(error)
     is_json = output == "json"
-    shown = report.as_json(outcomes) if is_json else report.as_text(outcomes, remaining=True)
+    shown = report_json.as_json(outcomes) if is_json else report.as_text(outcomes, remaining=True)
     click.echo(shown, nl=False)
     say(work.last_line(outcomes))
     report.show_tracebacks(outcomes)

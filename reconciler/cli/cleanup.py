@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from reconciler.cli import report
+from reconciler.cli import report, report_json
 from reconciler.cli.host import host_options, lock_records, open_records
 from reconciler.cli.options import fail, keep_option, output_option
 from reconciler.engine.converge import Outcomes
@@ -67,10 +67,10 @@ def cleanup(
                     click.echo(line, err=True)
     except ReconcilerError as error:
         fail(error)
-    text = (
-        report.as_json(outcomes) if output == "json" else report.as_text(outcomes, remaining=yes)
-    )
-    click.echo(text, nl=False)
+    if output == "json":
+        click.echo(report_json.as_json(outcomes), nl=False)
+    else:
+        click.echo(report.as_text(outcomes, remaining=yes), nl=False)
     for line in _notes(found, outcomes, yes=yes):
         click.echo(line, err=True)
     report.show_tracebacks(outcomes)

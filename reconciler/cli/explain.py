@@ -1,10 +1,10 @@
-"""``explain``: the commands below it by name. A command's module is imported when it is run."""
+"""``explain``: the commands below it by name."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import click
+
+from reconciler.cli.group import NamedGroup
 
 MODULES = {
     "address": "reconciler.cli.explain_node",
@@ -18,21 +18,21 @@ MODULES = {
 """The module of each. Of conditions alone nothing is imported that takes long."""
 
 
-class Subjects(click.Group):
+SUMMARIES = {
+    "address": "What an address is to this node, and what it sees.",
+    "condition": "Each reason of a condition: cause, consequence, cure.",
+    "pod": "What a pod has of this node, and what ends it.",
+    "pool": "The pool's arithmetic, and the limit that binds.",
+    "route": "Each route of ours on the host, and what removes it.",
+    "rule": "Each ip rule of ours, and what removes it.",
+    "set": "What each set of the nftables table is for.",
+}
+
+
+class Subjects(NamedGroup):
     """The commands of ``MODULES``."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name them."""
-        return list(MODULES)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one."""
-        if cmd_name not in MODULES:
-            return None
-        name = "set_" if cmd_name == "set" else cmd_name  # a built-in one
-        found = getattr(import_module(MODULES[cmd_name]), name)
-        assert isinstance(found, click.Command)
-        return found
+    modules, summaries = MODULES, SUMMARIES
 
 
 @click.group(cls=Subjects)

@@ -1,4 +1,4 @@
-"""``node-network``: the commands by name. A command's module is imported when it is run.
+"""``node-network``: the commands by name.
 
 Exit codes: 0 done or in sync; 1 differs, or refused; 2 the document, the usage, the host or EC2
 does not allow it; 128 and the signal's number for what was interrupted, or has lost its reader.
@@ -6,18 +6,15 @@ does not allow it; 128 and the signal's number for what was interrupted, or has 
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
-import traceback
-from importlib import import_module
 from importlib.util import find_spec
-from keyword import iskeyword
 from typing import Any
 
 import click
 
+from reconciler.cli.group import NamedGroup
 from reconciler.cli.memory import yield_to_daemon
 
 NO_READER, INTERRUPTED = 128 + signal.SIGPIPE, 128 + signal.SIGINT
@@ -47,6 +44,28 @@ MODULES = {
 something is wrong, last what removes. The lab's is there only where its package is installed: a
 node has no use for it."""
 
+SUMMARIES = {
+    "status": "Show the running reconciler's state.",
+    "explain": "Say why something of the node is as it is.",
+    "doctor": "Check whether this node has what it needs.",
+    "trace": "Show how a pod's packets are routed and translated.",
+    "connectivity": "Send packets from a pod, and say what they reach.",
+    "diff": "Show what differs from the document.",
+    "validate": "Check a document without touching anything.",
+    "apply": "Converge once, then exit.",
+    "run": "Reconcile this node until SIGTERM (the daemon).",
+    "retry": "Try again at once what EC2 or the kernel has refused.",
+    "audit": "Show where document, records, kernel and EC2 disagree.",
+    "sysdump": "Write an archive with what maintainers need of a node.",
+    "import": "Write the document for what amazon-vpc-cni-k8s is set to.",
+    "render": "Print the effective document for one node.",
+    "max-pods": "Print how many pods kubelet should take on this node.",
+    "gc": "Delete ENIs that nodes of this cluster have leaked.",
+    "cleanup": "Show what an uninstallation removes, or remove it.",
+    "lab": "A VPC on this machine, to try things in.",
+}
+"""What each is for, in one line of ``--help`` and of what shells complete."""
+
 OBSERVING = frozenset(
     {
         *("apply", "audit", "connectivity", "diff", "doctor", "explain", "gc", "max-pods"),
@@ -56,26 +75,14 @@ OBSERVING = frozenset(
 """Commands that observe by themselves, and so may take as much memory as the daemon."""
 
 
-class Commands(click.Group):
+class Commands(NamedGroup):
     """The commands of ``MODULES``."""
+
+    modules, summaries = MODULES, SUMMARIES
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the commands that are installed."""
-        return [c for c, module in MODULES.items() if find_spec(module.partition(".")[0])]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command."""
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name.replace("-", "_")
-        # What modules are made of stays. To look for garbage in it would be a sixth of a start.
-        gc.disable()
-        try:
-            found = getattr(import_module(MODULES[cmd_name]), name)
-        finally:
-            gc.enable()
-        assert isinstance(found, click.Command)
-        return found
+        return [c for c in super().list_commands(ctx) if c != "lab" or find_spec("lab")]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; click would exit 1 if the reader of its output has gone."""
@@ -117,8 +124,8 @@ def run_command_line() -> None:
         # Of the host: a disk that is full, output that cannot be written.
         click.echo(f"node-network: cannot go on: {error}", err=True)
         code = 2
-    except Exception:  # noqa: BLE001 - the top level: the traceback is all there is to say
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - the top level: all there is to say is where
+        sys.excepthook(type(error), error, error.__traceback__)
         click.echo("node-network: internal error; please report it with the lines above", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)

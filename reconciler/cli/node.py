@@ -60,7 +60,9 @@ def diff(
         fail(error)
     told = [f"{line}." for line in meanings]
     if output == "json":
-        click.echo(report.as_json(outcomes, findings, meanings), nl=False)
+        from reconciler.cli import report_json
+
+        click.echo(report_json.as_json(outcomes, findings, meanings), nl=False)
     else:
         click.echo(report.as_text(outcomes, screen_of(sys.stdout)), nl=False)
         # They are no differences, so they are no part of the plan and of the exit status.

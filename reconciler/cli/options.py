@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from cni.protocol import DEFAULT_STATE_DIR
-from reconciler.core.datapath import IpAddress
 from reconciler.errors import InternalError
+
+if TYPE_CHECKING:
+    from reconciler.core.datapath import IpAddress
 
 CONFIG = "/etc/node-network/node-network.yaml"
 
@@ -25,7 +27,7 @@ PATH = click.Path(path_type=Path, readable=False)
 """What cannot be read is said by whoever reads it, with what to do; click calls it wrong usage."""
 
 
-class Address(click.ParamType[IpAddress]):
+class Address(click.ParamType[IPv4Address | IPv6Address]):
     """An IP address of one host. Names are not resolved: a name may have several addresses."""
 
     name = "ADDRESS"

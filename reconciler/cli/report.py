@@ -1,29 +1,18 @@
-"""Outcomes of domains, as text for people and as JSON for programs."""
+"""Outcomes of domains, as text for people. As JSON: ``report_json``."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import click
 
 from reconciler.cli.screen import BOLD, DIM, GREEN, PIPE, RED, YELLOW, Screen
 from reconciler.engine.converge import Outcome, actions_of
-from reconciler.engine.plan import Action, Change, Verb
+from reconciler.engine.plan import Action, Verb
 from reconciler.errors import InternalError, Issue
-from reconciler.ipam.cloud import Cloud
-from schemas.diff import (
-    ActionEntry,
-    Diff,
-    ErrorEntry,
-    ForeignEntry,
-    IssueEntry,
-    RefusalEntry,
-    Summary,
-)
 
 Outcomes = Mapping[str, Outcome]
 
@@ -73,90 +62,13 @@ def _entry(screen: Screen, action: Action) -> Iterator[str]:
         yield screen.paint(line, **DIM)
 
 
-def as_json(
-    outcomes: Outcomes, findings: Iterable[Issue] = (), meanings: Iterable[str] = ()
-) -> str:
-    """Return the same as one JSON object, as ``schemas.diff`` publishes it."""
-    verbs = Counter(action.verb for _, action in actions_of(outcomes))
-    refusals = [
-        RefusalEntry(domain=domain, **_issue(refusal))
-        for domain, outcome in outcomes.items()
-        for refusal in outcome.remaining.refusals
-    ]
-    enis = _enis(outcomes)
-    body = Diff(
-        actions=[_action(domain, action, enis) for domain, action in actions_of(outcomes)],
-        refusals=refusals,
-        errors=[
-            ErrorEntry(domain=domain, error=type(e).__name__, message=str(e))
-            for domain, outcome in outcomes.items()
-            for e in outcome.errors
-        ],
-        findings=[IssueEntry(**_issue(finding)) for finding in findings],
-        foreign=[
-            ForeignEntry(kind=f.kind, key=list(f.key), command=f.command(Verb.DELETE))
-            for outcome in outcomes.values()
-            for f in outcome.remaining.foreign
-        ],
-        calls=dict(_calls(outcomes)),
-        summary=Summary(
-            create=verbs[Verb.CREATE],
-            update=verbs[Verb.UPDATE],
-            delete=verbs[Verb.DELETE],
-            refused=len(refusals),
-        ),
-        meanings=list(meanings),
-    )
-    return json.dumps(body.model_dump(), indent=2) + "\n"
-
-
-def _action(domain: str, action: Action, enis: Mapping[str, object]) -> ActionEntry:
-    before: object = None
-    after = arguments = None
-    if isinstance(action, Change):
-        before = action.object if action.verb is Verb.DELETE else action.was
-        after = None if action.verb is Verb.DELETE else _plain(action.object)
-    else:
-        before, arguments = enis.get(getattr(action, "eni_id", "")), _plain(action)
-    return ActionEntry(
-        domain=domain,
-        verb=action.verb.name.lower(),  # type: ignore[arg-type]  # they are the format's words
-        kind=action.kind,
-        key=list(action.key),
-        command=str(action),
-        reason=action.reason,
-        calls=list(action.calls),
-        before=None if before is None else _plain(before),
-        after=after,
-        arguments=arguments,
-    )
-
-
-def _enis(outcomes: Outcomes) -> Mapping[str, object]:
-    """Return the observed ENIs, by id."""
-    seen = outcomes["eni"].observed if "eni" in outcomes else None
-    return {e.eni_id: e for e in seen.enis} if isinstance(seen, Cloud) else {}
-
-
-def _plain(value: Any) -> Any:
-    """Return a frozen object as JSON has it, by the names of its fields."""
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, frozenset | set):
-        return sorted((_plain(v) for v in value), key=str)
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
 def findings_json(findings: Iterable[Issue]) -> str:
     """Return findings as one JSON object."""
-    return json.dumps({"findings": [_issue(f) for f in findings]}, indent=2) + "\n"
+    return json.dumps({"findings": [issue_fields(f) for f in findings]}, indent=2) + "\n"
 
 
-def _issue(issue: Issue) -> dict[str, Any]:
+def issue_fields(issue: Issue) -> dict[str, Any]:
+    """Return an issue as JSON has it."""
     return {name: getattr(issue, name) for name in ("subject", "reason", "message")}
 
 
@@ -186,7 +98,7 @@ def summary(outcomes: Outcomes) -> str:
     verbs = Counter(action.verb for _, action in actions_of(outcomes))
     if not verbs:
         return ""
-    calls = _calls(outcomes)
+    calls = calls_of(outcomes)
     cost = ", ".join(f"{count} {name}" for name, count in sorted(calls.items())) or "none"
     more = "; what new ENIs need on the node follows" if "CreateNetworkInterface" in calls else ""
     return (
@@ -229,7 +141,8 @@ def exit_code(outcomes: Outcomes, *, remaining: bool = False, strict: bool = Tru
     return 1 if any(p.actions or (strict and p.refusals) for p in plans) else 0
 
 
-def _calls(outcomes: Outcomes) -> Counter[str]:
+def calls_of(outcomes: Outcomes) -> Counter[str]:
+    """Count the EC2 calls that are planned, by action."""
     return Counter(call for _, action in actions_of(outcomes) for call in action.calls)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from cni.exchange import SOCKET
-from reconciler.cli import report
+from reconciler.cli import report, report_json
 from reconciler.cli.host import host_options, open_records
 from reconciler.cli.options import PATH, config_option, fail
 from reconciler.cli.reading import read_document
@@ -128,7 +128,7 @@ def _status(state_dir: Path) -> str:
 def _diff(node: LocalNode, document: NodeNetwork) -> str:
     outcomes = views.diff(node, document)
     findings = [*views.findings(node, document, outcomes), *report.findings(outcomes)]
-    return report.as_json(outcomes, findings)
+    return report_json.as_json(outcomes, findings)
 
 
 def _kernel() -> str:

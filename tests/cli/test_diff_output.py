@@ -13,7 +13,7 @@ import pytest
 from builders import document, eni, inputs
 from jsonschema import Draft202012Validator
 
-from reconciler.cli import report, screen
+from reconciler.cli import report, report_json, screen
 from reconciler.cli.screen import PIPE, Screen
 from reconciler.diagnostics import meaning
 from reconciler.diagnostics.meaning import Shift, find_shifts, tell_shifts
@@ -141,7 +141,7 @@ def test_what_a_stream_leads_to(
 
 
 def test_the_json_is_as_its_schema_says_and_has_each_object_before_and_after() -> None:
-    body = json.loads(report.as_json(OUTCOMES, (FULL,), ("a sentence",)))
+    body = json.loads(report_json.as_json(OUTCOMES, (FULL,), ("a sentence",)))
     Draft202012Validator(SCHEMA).validate(body)
     assert body["formatVersion"] == 1
     assert body["summary"] == {"create": 2, "update": 0, "delete": 0, "refused": 1}
@@ -165,7 +165,7 @@ def test_what_is_changed_or_deleted_is_shown_as_it_was() -> None:
     plan = planned({"ports": "fully-random"}, {"ports": "sequential"})
     gone = planned({"excludeCIDRs": ["10.100.0.0/16"]}, {})
     both = {"nat": Outcome(plan=plan), "more": Outcome(plan=gone)}
-    changed, deleted = json.loads(report.as_json(both))["actions"]
+    changed, deleted = json.loads(report_json.as_json(both))["actions"]
     assert changed["verb"] == "update"
     assert changed["before"]["name"] == changed["after"]["name"] == "source_nat"
     assert changed["before"]["rules"] != changed["after"]["rules"]

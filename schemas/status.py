@@ -90,6 +90,14 @@ class ConditionEntry(Part):
     age_seconds: int
 
 
+class ObstacleEntry(Part):
+    """Why no pod can start on the node, as CNI's STATUS says it."""
+
+    subject: str
+    reason: str = Field(description="Stable CamelCase word: Starting, NotAvailable, Limited.")
+    message: str
+
+
 class EniEntry(Part):
     """An ENI that is attached to this instance, or ours."""
 
@@ -217,6 +225,9 @@ class Status(Part):
     looks: list[LookEntry]
     repaired: list[RepairEntry] = Field(description="The last 50, the latest first.")
     metrics: str = Field(description="As /metrics shows them.")
+    obstacle: ObstacleEntry | None = Field(
+        default=None, description="Why no pod can start on this node; null if they can."
+    )
     identities: list[IdentityEntry] = Field(
         default_factory=list, description="Dedicated addresses, in the order of the namespaces."
     )

@@ -81,6 +81,8 @@ def _document(body: Body) -> Iterator[_Line]:
     held = f", {number} condition{'s' * (number > 1)}" if number else ""
     style = GREEN if settled and not number else YELLOW
     yield _Line("settled", f"{'yes' if settled else 'no'}{held}", style)
+    if obstacle := body.get("obstacle"):
+        yield _Line("not ready", f"{obstacle['reason']}: {obstacle['message']}", RED)
 
 
 def _policy(snat: Body) -> _Line:

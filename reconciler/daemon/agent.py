@@ -16,7 +16,13 @@ from reconciler.cluster.api import ApiServer
 from reconciler.daemon import gauges, telemetry
 from reconciler.daemon.cluster import Api, Reporter
 from reconciler.daemon.kernel_loop import KernelLoop
-from reconciler.daemon.overview import age, describe_budget, describe_outlook, describe_repairs
+from reconciler.daemon.overview import (
+    age,
+    describe_budget,
+    describe_obstacle,
+    describe_outlook,
+    describe_repairs,
+)
 from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
 from reconciler.daemon.source_loop import SourceLoop
@@ -172,6 +178,7 @@ class Agent:
             "version": telemetry.release(),
             "uptimeSeconds": age(time.monotonic(), self._began),
             **status,
+            "obstacle": describe_obstacle(self.find_obstacle()),
             **describe_outlook(outlook, clock),
             "ec2Budget": describe_budget(parts.node.pool.ec2_tally, clock),
             "sources": describe_sources(parts.node.known.egress, now),

@@ -12,6 +12,7 @@ from reconciler.core.datapath import FAMILIES
 from reconciler.core.facts import Eni
 from reconciler.daemon.duty import Condition
 from reconciler.domains.inputs import Inputs
+from reconciler.errors import Issue
 from reconciler.ipam import budget
 from reconciler.ipam.cloud import Cloud, Limits, OtherCard
 from reconciler.ipam.forecast import Outlook
@@ -146,6 +147,13 @@ def describe_conditions(known: Iterable[Condition], now: float) -> list[dict[str
         {**c, "ageSeconds": age(now, datetime.fromisoformat(str(c["since"])).timestamp())}
         for c in known
     ]
+
+
+def describe_obstacle(obstacle: Issue | None) -> dict[str, str] | None:
+    """Describe why no pod can start; None if they can."""
+    if obstacle is None:
+        return None
+    return {name: getattr(obstacle, name) for name in ("subject", "reason", "message")}
 
 
 def describe_repairs(repairs: Iterable[Repair], now: float) -> list[dict[str, Any]]:

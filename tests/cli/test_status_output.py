@@ -132,6 +132,7 @@ BODY: dict[str, Any] = {
         }
     ],
     "metrics": "",
+    "obstacle": None,
 }
 
 PIPED = """\
@@ -258,6 +259,13 @@ def test_settled_is_not_said_without_what_is_wrong(settled: bool, number: int, s
     (line,) = (x for x in as_text(changed).splitlines() if x.startswith("settled"))
     assert line.removeprefix("settled      ").startswith(said)
     assert number or line.endswith(said)
+
+
+def test_why_no_pod_can_start_is_said_next_to_it() -> None:
+    why = {"subject": "node", "reason": "Starting", "message": "EC2 has not been observed yet"}
+    lines = as_text(BODY | {"obstacle": why, "settled": False}).splitlines()
+    assert lines[2] == "settled      no, 1 condition"
+    assert lines[3] == "not ready    Starting: EC2 has not been observed yet"
 
 
 def test_the_latest_repairs_are_shown_and_the_others_are_counted() -> None:

@@ -1,4 +1,20 @@
-"""One reason is one word: CNI error, condition, metric, Node, command and page say the same."""
+"""One reason is one word: CNI error, condition, metric, Node, command and page say the same.
+
+======================  =================  ================  ================  ===================
+reason                  CNI error          condition         metric label      browser's page
+======================  =================  ================  ================  ===================
+subnet full, ENI limit  AddressesExhausted its own           conditions'       conditions
+throttled, denied       names it           its own           conditions'       conditions
+cooling, quarantined    counted in it      counted in it     addresses' state  pool by state
+daemon starting         its own            the Node's        requests' result  head: no pod starts
+document refused        none: pods are     its own           conditions'       conditions, document
+                        served by the
+                        last good one
+======================  =================  ================  ================  ===================
+
+``explain condition`` and the reference page know each. What the browser draws of the status is
+seen in ``scenarios/test_page.py``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +34,7 @@ from reconciler.cli.explain_condition import explained
 from reconciler.cli.screen import PIPE, Screen
 from reconciler.cluster import report
 from reconciler.core.attachment import Cooling
-from reconciler.daemon import gauges, status
+from reconciler.daemon import gauges, overview, status, telemetry
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.requests import Requests
 from reconciler.daemon.server import refuse_for
@@ -39,6 +55,7 @@ from reconciler.node.pass_result import PassResult
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/reference/conditions.md").read_text()
+BROWSER = (ROOT / "reconciler/daemon/page.html").read_text()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 HELD = Records(
@@ -79,6 +96,12 @@ POOL = {
 """Why the pool does not grow: subnet full, ENI limit, throttled, denied."""
 
 
+def is_drawn(conditions: Conditions, word: str) -> bool:
+    """Whether the browser's page has a word: it draws conditions' reasons out of the status."""
+    told = overview.describe_conditions(conditions.all(), NOW.timestamp())
+    return "c => [c.reason," in BROWSER and word in {c["reason"] for c in told}
+
+
 def is_everywhere(word: str) -> None:
     """Whether the command and the page have a word, and the latter in one title."""
     rows = list(explained(word, (), NOW))
@@ -92,6 +115,7 @@ def test_what_keeps_the_pool_from_growing_is_the_same_word_everywhere(word: str)
     conditions.note("eni", POOL[word])
     assert word in {c["reason"] for c in conditions.all()}
     assert f'reason="{word}"' in exposition()
+    assert is_drawn(conditions, word)
     # A pod that waits is told of it.
     waits = attachment_issues.exhausted(intent(2), Supply(FULL.enis), HELD)
     requests = Requests(Triggers(), conditions, threading.Event())
@@ -110,6 +134,11 @@ def test_what_keeps_the_pool_from_growing_is_the_same_word_everywhere(word: str)
 def test_what_an_address_is_instead_of_free_is_the_same_word_everywhere(word: str) -> None:
     waits = attachment_issues.exhausted(intent(2), Supply(FULL.enis), HELD)
     assert f"1 {word}" in str(refuse_for(waits)["msg"])
+    conditions = Conditions()
+    conditions.note("attachment", [waits])
+    assert f"1 {word}" in " ".join(conditions.texts("attachment"))
+    assert is_drawn(conditions, waits.reason)
+    assert "Object.entries(status.pool)" in BROWSER
     counted = status.count_addresses(HELD, FULL, ())
     assert counted[word] == 1
     read = {gauges.ADDRESSES: gauges.count_addresses(HELD, FULL, inputs())}
@@ -132,6 +161,9 @@ def test_a_reconciler_that_starts_says_so_in_the_same_word_everywhere() -> None:
     assert str(refuse_for(told)["msg"]).startswith("Starting: ")
     assert refuse_for(told)["code"] == protocol.TRY_AGAIN
     assert report.describe(report.Reading(obstacle=obstacle)).reason == "Starting"
+    telemetry.count_request("add", str(refuse_for(told)["reason"]), 0.1)
+    assert 'result="Starting",verb="add"' in exposition()
+    assert "${stop.reason}: ${stop.message}" in BROWSER
     is_everywhere("Starting")
     is_everywhere(protocol.NOT_RUNNING)
     # What is known to be in the way is no start any more.
@@ -146,6 +178,7 @@ def test_a_document_that_is_refused_is_the_same_word_everywhere(tmp_path: Path) 
     node.edit(BAD)
     assert list(node.told()) == ["DocumentRefused"]
     assert 'domain="document",reason="DocumentRefused"' in exposition()
+    assert is_drawn(node.conditions, "DocumentRefused")
     reading = report.Reading(node.conditions.issues(), has_converged=True)
     assert report.describe(reading).reason == "DocumentRefused"
     is_everywhere("DocumentRefused")

@@ -38,10 +38,11 @@ def test_a_daemon_says_what_it_holds_what_it_repaired_and_when_it_looked(tmp_pat
     house = House(tmp_path)
     before = published(house.agent.status())
     assert (before["looks"], before["snat"], before["limits"]) == ([], [], None)
+    assert before["obstacle"]["reason"] == "Starting"
     house.begin_pod()
     house.work()
     first = published(house.agent.status())
-    assert first["repaired"] == []
+    assert (first["repaired"], first["obstacle"]) == ([], None)
     house.disturb()
     house.work()
     after = published(house.agent.status())

@@ -71,6 +71,8 @@ def expected(status: dict[str, Any]) -> dict[str, Any]:
     state = "In sync with the document." if status["settled"] else "Changes are under way."
     if wrong:
         state += f" {len(wrong)} condition{'s' if len(wrong) > 1 else ''}."
+    if stop := status["obstacle"]:
+        state = f"No pod starts: {stop['reason']}: {stop['message']}. {state}"
     told = status["document"]
     return {
         "tables": tables,

@@ -11,9 +11,12 @@ from reconciler.importing import stock_settings
 from reconciler.importing.translate import translate
 from reconciler.importing.written import write
 
+FILE = click.Path(path_type=Path, allow_dash=True, readable=False)
+"""What cannot be read is said by ``import`` itself; click calls it wrong usage."""
+
 
 @click.command("import")
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("files", nargs=-1, type=FILE)
 def import_(files: tuple[Path, ...]) -> None:
     """Write the document that does what amazon-vpc-cni-k8s is set to.
 
@@ -27,7 +30,10 @@ def import_(files: tuple[Path, ...]) -> None:
     """
     try:
         settings = stock_settings.read([_read(file) for file in files or (Path("-"),)])
-    except (stock_settings.SettingsError, OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        click.echo(f"{error.filename}: cannot be read: {str(error.strerror).lower()}", err=True)
+        sys.exit(2)
+    except (stock_settings.SettingsError, UnicodeDecodeError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     lines, notes = translate(settings)

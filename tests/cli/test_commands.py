@@ -201,7 +201,7 @@ def test_output_that_cannot_be_written_is_said(place: Path) -> None:
     ("answer", "words"),
     [
         (b"", "the connection was closed"),
-        (b"[]\n", "the answer is no object"),
+        (b"[]\n", "it is no object"),
         (b'{"ok": false, "msg": "busy"}\n', "busy"),
         (None, "interrupted"),
     ],

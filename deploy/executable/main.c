@@ -29,6 +29,12 @@ static void check(PyStatus status)
         Py_ExitStatusException(status);
 }
 
+#if PY_VERSION_HEX >= 0x030D0000
+/* Since 3.13 the registry of codecs, by which text that is no UTF-8 is refused, is not made when it
+ * is first asked, but by the part of the initialisation that is left out here (Python/codecs.c). */
+extern PyStatus _PyCodec_InitRegistry(PyInterpreterState *);
+#endif
+
 static void configure(void)
 {
     PyPreConfig before;
@@ -53,6 +59,9 @@ static void configure(void)
     check(PyConfig_SetString(&config, &config.executable, L"/dev/null/node-network-cni"));
     check(Py_InitializeFromConfig(&config));
     PyConfig_Clear(&config);
+#if PY_VERSION_HEX >= 0x030D0000
+    check(_PyCodec_InitRegistry(PyInterpreterState_Get()));
+#endif
 }
 
 int main(void)

@@ -45,7 +45,11 @@ def delete_peering(name: str, peering_id: str) -> None:
 
 @click.group()
 def route() -> None:
-    """Change the main route table of the lab's VPC."""
+    """Change the main route table of the lab's VPC: what EC2 tells of it, and no packet's way.
+
+    The lab's fabric delivers to the peer and the internet in any case, so `trace --vpc` may say
+    that the VPC drops what arrives here.
+    """
 
 
 @route.command(name="add")

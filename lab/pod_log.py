@@ -23,7 +23,7 @@ PEER = struct.Struct("3i")
 
 def executables_log(names: Names, node: str) -> Path:
     """Return where calls of the CNI executable by ``lab pod`` are logged."""
-    return names.node_state(node) / "log" / "cni.log"
+    return names.node_state(node) / "cni.log"
 
 
 def find_reconciler(names: Names, node: str) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from itertools import islice
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ from reconciler.cli.host import open_records
 from reconciler.cli.options import config_option, fail, output_option, state_option
 from reconciler.cli.reading import read_document
 from reconciler.cli.screen import screen_of
-from reconciler.diagnostics.connectivity import MOST_TARGETS, Answer, Target, parse, rows
+from reconciler.diagnostics.connectivity import MOST_TARGETS, Answer, Target, parse, rows, unfit
 from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.errors import ReconcilerError
 from reconciler.node.passes import LocalNode
@@ -23,6 +22,8 @@ from reconciler.targets.netlink.probe import probe
 WORDS = {True: "ok", False: "FAIL", None: "FAIL"}
 
 NOTHING = "a trace finds nothing in the way on this node; 'trace --vpc' goes on in the VPC"
+
+OTHER_FAMILY = "families and egressFamilies of the document say which addresses pods get"
 
 Row = tuple[Target, Answer, tuple[str, ...]]
 """What was tried, what was seen, and why it fails, as far as a trace knows."""
@@ -52,12 +53,14 @@ def connectivity(
         named = [parse(text) for text in targets]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if len(named) > MOST_TARGETS:
+        raise click.UsageError(f"{len(named)} targets are more than {MOST_TARGETS}")
     try:
         inputs = survey(node, document)
         who = find_pod(inputs.attachments, pod)
         if who is None:
             raise click.UsageError("name a pod; the host needs no test of ours")
-        tried = list(islice(rows(inputs, who, named), MOST_TARGETS))
+        tried = list(rows(inputs, who, named))
         seen = probe(who.netns, tried)
         lost = [t for t in tried if not seen[t].reached]
         traces = follow(node, document, lambda _: [_query(who, t) for t in lost]) if lost else ()
@@ -67,8 +70,9 @@ def connectivity(
         target: (*t.planned.troubles, *t.differences, *t.obstacles, *t.planned.hints)
         for target, t in zip(lost, traces, strict=True)
     }
-    _print([(t, seen[t], why.get(t, ())) for t in tried], output)
-    sys.exit(1 if lost else 0)
+    untried: list[Row] = [(t, answer, (OTHER_FAMILY,)) for t, answer in unfit(who, named)]
+    _print([*((t, seen[t], why.get(t, ())) for t in tried), *untried], output)
+    sys.exit(1 if lost or untried else 0)
 
 
 def _query(pod: object, target: Target) -> Query:

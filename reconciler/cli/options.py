@@ -38,7 +38,10 @@ class Address(click.ParamType[IPv4Address | IPv6Address]):
         try:
             address = ip_address(value)
         except ValueError:
-            self.fail(f"{value!r} is no IP address", param, ctx)
+            pods = "'node-network explain pod' lists this node's pods with theirs"
+            self.fail(
+                f"{value!r} is no IP address, and names are not resolved; {pods}", param, ctx
+            )
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         address = mapped or address
         if address.is_multicast or address.is_unspecified or address.is_loopback:

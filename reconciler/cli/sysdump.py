@@ -8,11 +8,13 @@ import json
 import os
 import platform
 import socket
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import click
 
@@ -26,7 +28,7 @@ from reconciler.diagnostics import doctor, dump
 from reconciler.diagnostics.dump import Part
 from reconciler.domains.nat_objects import NftChain
 from reconciler.engine.plan import Verb
-from reconciler.errors import ReconcilerError
+from reconciler.errors import ReconcilerError, StateError
 from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
@@ -53,27 +55,44 @@ def sysdump(config: Path, state_dir: Path, environment: Environment, file: Path 
     versions. At most 24 MiB before it is compressed. INDEX.txt says what is in it, what could not
     be had and why, and what is left out: credentials, other owners' rulesets, pods' namespaces.
 
+    Without FILE it is node-network-DATE-TIME.tar.gz here. `-` is standard output, for a pod whose
+    root is read-only: kubectl exec POD -- node-network sysdump - > node.tar.gz
+
     Exit status: 0 written, though parts may be missing; 2 not.
     """
     document = read_document(config)
     node = LocalNode(open_records(state_dir), environment)
+    is_piped = str(file) == "-"
+    if is_piped and sys.stdout.isatty():
+        raise click.UsageError("an archive is nothing for a terminal; name a FILE, or a pipe")
     path = file or Path(time.strftime("node-network-%Y%m%d-%H%M%S.tar.gz", time.gmtime()))
     parts = dump.prepare(_parts(_sources(node, document, state_dir)))
     try:
-        _write(path, parts)
+        if is_piped:
+            _pack(parts, sys.stdout.buffer, "w|gz")
+        else:
+            _write(path, parts)
+    except FileExistsError:
+        fail(StateError(f"{path} exists, and is not overwritten; name another FILE"))
     except OSError as error:
         fail(error)
     missing = [p for p in parts[0].text.splitlines() if "not in it" in p]
     for line in missing:
         click.echo(line.strip(), err=True)
-    click.echo(f"{path}: {len(parts)} files")
+    where = "standard output" if is_piped else path
+    click.echo(f"{where}: {len(parts)} files; {dump.INDEX} says what is in them", err=is_piped)
 
 
 def _write(path: Path, parts: Iterable[Part]) -> None:
     """Write the archive, for its owner alone: names of pods are in it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
-    with os.fdopen(descriptor, "wb") as raw, tarfile.open(fileobj=raw, mode="w:gz") as archive:
+    with os.fdopen(descriptor, "wb") as raw:
+        _pack(parts, raw, "w:gz")
+
+
+def _pack(parts: Iterable[Part], raw: BinaryIO, mode: Literal["w:gz", "w|gz"]) -> None:
+    with tarfile.open(fileobj=raw, mode=mode) as archive:
         for part in parts:
             content = part.text.encode(errors="replace")
             entry = tarfile.TarInfo(f"node-network/{part.name}")
@@ -176,7 +195,9 @@ def _records(directory: Path) -> str:
 
 
 def _file(path: Path) -> str:
-    return read_file(path, dump.MOST_OF_ONE, cut=True).decode(errors="replace")
+    return read_file(path, dump.MOST_OF_ONE + dump.LONGEST_SECRET, cut=True).decode(
+        errors="replace"
+    )
 
 
 def _cni_log(document: NodeNetwork) -> str:

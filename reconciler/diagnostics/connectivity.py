@@ -14,7 +14,7 @@ HTTP, DNS, ANY_PORT = 80, 53, 9
 """Ports: of instance metadata, of a resolver, and one on which a pod seldom listens (discard):
 that a connection to it is refused shows that packets come and go."""
 
-MOST_TARGETS = 64
+MOST_TARGETS = 64  # that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ def parse(text: str) -> Target:
         where, _, port = text.rpartition(":")
     number = int(port) if port.isascii() and port.isdigit() else 0
     if not 0 < number < 1 << 16:
-        raise ValueError(f"{text!a} is neither ADDRESS, ADDRESS:PORT nor dns:ADDRESS")
+        raise ValueError(
+            f"{text!a} is neither ADDRESS, ADDRESS:PORT nor dns:ADDRESS; names are not resolved"
+        )
     return Target(text, ip_address(where.strip("[]")), number)
 
 
@@ -65,4 +67,15 @@ def rows(inputs: Inputs, pod: Attachment, named: Iterable[Target]) -> Iterator[T
             yield Target("another pod of this node", other, ANY_PORT)
     for own in pod.addresses:
         yield Target("instance metadata", INSTANCE_METADATA[family_of(own).name], HTTP)
-    yield from (t for t in named if t.address.version in {a.version for a in pod.addresses})
+    yield from (t for t in named if t.address.version in _versions(pod))
+
+
+def _versions(pod: Attachment) -> set[int]:
+    return {a.version for a in pod.addresses}
+
+
+def unfit(pod: Attachment, named: Iterable[Target]) -> Iterator[tuple[Target, Answer]]:
+    """Yield what was named and cannot be tried: the pod has no address of that family."""
+    for target in named:
+        if (version := target.address.version) not in _versions(pod):
+            yield target, Answer(None, f"not tried: the pod has no IPv{version} address")

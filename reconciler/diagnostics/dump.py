@@ -34,6 +34,9 @@ SECRETS = (
 """What looks like a credential: AWS access key ids, JWTs, named secrets, bearer tokens. Each has a
 bound: a text that begins to look so at every word must not be read to its end from each."""
 
+LONGEST_SECRET = 8192
+"""Bytes that any of these is not longer than."""
+
 REPLACED = "(left out)"
 
 
@@ -55,19 +58,36 @@ def prepare(parts: Iterable[Part]) -> list[Part]:
     rows: list[str] = []
     left = MOST_IN_ALL
     for number, part in enumerate(parts):
-        size = len(part.text.encode(errors="replace"))
         most = min(MOST_OF_ONE, left)
         if part.why:
             rows.append(f"{part.name:<20} not in it: {redact(part.why)}")
         elif number >= MOST_PARTS or most <= 0:
             rows.append(f"{part.name:<20} not in it: the dump is full")
         else:
-            cut = redact(part.text.encode(errors="replace")[:most].decode(errors="ignore"))
-            left -= min(size, most)
-            note = f", the first {most} of {size}" if size > most else ""
-            rows.append(f"{part.name:<20} {min(size, most)} bytes{note}")
-            kept.append(Part(part.name, cut))
+            text, note = _bounded(part.text, most)
+            size = len(text.encode())
+            left -= size
+            rows.append(f"{part.name:<20} {size} bytes{note}")
+            kept.append(Part(part.name, text))
     return [Part(INDEX, "\n".join(_index(rows)) + "\n"), *kept]
+
+
+def _bounded(text: str, most: int) -> tuple[str, str]:
+    """Return what is kept of a text, of so many bytes at most, and what the index says of that.
+
+    Credentials are replaced in more than is kept, so that none is cut in two and not known by its
+    form any more.
+    """
+    whole = text.encode(errors="replace")
+    seen = redact(whole[: most + LONGEST_SECRET].decode(errors="ignore"))
+    kept = seen.encode()
+    is_cut = len(whole) > most or len(kept) > most
+    if len(whole) > most + LONGEST_SECRET:
+        kept = kept[: max(len(kept) - LONGEST_SECRET, 0)]
+    shown = kept[:most].decode(errors="ignore")
+    note = ", cut: there is more" if is_cut else ""
+    replaced = shown.count(REPLACED) - text.count(REPLACED)
+    return shown, note + (f", {replaced} left out" if replaced > 0 else "")
 
 
 def _index(rows: Iterable[str]) -> Iterator[str]:

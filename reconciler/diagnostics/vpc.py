@@ -140,6 +140,27 @@ class VpcStep:
     stops: bool | None = False
 
 
+LINK_LOCAL = IPv4Network("169.254.0.0/16")
+
+RESOLVER = 2
+"""Place of Amazon's resolver in a VPC's CIDR (VPC user guide, "Amazon DNS server")."""
+
+
+def answered_by(address: IPv4Address, cidrs: Iterable[IPv4Network]) -> str:
+    """Say that the VPC itself answers at an address, so that nothing of it is asked; "" if not.
+
+    Neither security groups nor network ACLs filter what goes to Amazon's resolver, instance
+    metadata and the Time Sync Service (VPC user guide), and no route table routes it.
+    """
+    what = ""
+    if address in LINK_LOCAL:
+        what = "a link-local address of the host, where AWS answers (metadata, resolver, time)"
+    elif any(address == cidr.network_address + RESOLVER for cidr in cidrs):
+        what = "Amazon's resolver in this VPC"
+    rest = "no security group, network ACL or route table is asked"
+    return f"{address} is {what}: {rest}" if what else ""
+
+
 def follow(flow: Flow, way: Way, *, inbound: bool = False) -> list[VpcStep]:
     """Follow a connection's first packet and its answer; ``inbound``: the peer opens it."""
     first, second = (way.peer, way.ours) if inbound else (way.ours, way.peer)
@@ -324,7 +345,10 @@ def _target(
         case "igw" if source in side.public:
             return f", which gives {source} its public address", False
         case "igw":
-            why = "exclude less from SNAT, or route to a NAT gateway"
+            why = (
+                "give it an Elastic IP, exclude less from SNAT if it is a pod's own, or route to "
+                "a NAT gateway"
+            )
             return f", and {source} has no public address: {why}", True
         case "nat":
             return f", which gives {source} its own address", False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from reconciler.diagnostics.trace import Query
-from reconciler.diagnostics.vpc import Flow, VpcStep, follow
+from reconciler.diagnostics.vpc import Flow, VpcStep, answered_by, follow
 from reconciler.node.passes import LocalNode
 from reconciler.node.views import Traced
 from reconciler.targets.ec2.caller import Ec2CallError, InProcess
@@ -41,6 +41,9 @@ def look_beyond(node: LocalNode, query: Query, traced: Traced, ways: Ways) -> Be
     if eni is None:
         return Beyond(notes=("the VPC is not asked: the packets leave by no ENI of this node",))
     peer = flow.source if query.inbound else flow.destination
+    cidrs = [c for c in node.known.identity().vpc_cidrs if isinstance(c, IPv4Network)]
+    if own := answered_by(peer, cidrs):
+        return Beyond(notes=(own,))
     try:
         way = ways.look(eni.eni_id, peer)
     except Ec2CallError as error:

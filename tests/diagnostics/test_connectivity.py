@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 from builders import attachment, inputs
 
-from reconciler.diagnostics.connectivity import ANY_PORT, DNS, Target, parse, rows
+from reconciler.diagnostics.connectivity import ANY_PORT, DNS, Target, parse, rows, unfit
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,8 @@ def test_a_pod_is_tried_with_its_node_another_pod_metadata_and_what_was_named() 
         ("instance metadata", "169.254.169.254"),
         ("10.9.0.1:443", "10.9.0.1"),  # of a family that the pod has no address of, none
     ]
+    ((target, answer),) = unfit(one, named)  # it is said, and not passed over
+    assert (target, answer.reached) == (named[1], None)
+    assert answer.text == "not tried: the pod has no IPv6 address"
     alone = [t.name for t in rows(inputs(1, (one,)), one, ())]
     assert alone == ["this node", "instance metadata"]

@@ -60,10 +60,41 @@ def test_parts_and_all_of_them_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dump, "MOST_IN_ALL", 6 * size)
     index, *kept = prepare(Part(f"{n}.txt", "x" * (size + 10)) for n in range(8))
     assert [len(p.text) for p in kept] == [size] * (dump.MOST_IN_ALL // size)
-    assert f"the first {size} of {size + 10}" in index.text
+    assert f"0.txt                {size} bytes, cut: there is more" in index.text
     assert "7.txt                not in it: the dump is full" in index.text
     many = (Part(f"{n}.txt", "x") for n in range(10_000))
     assert len(prepare(many)) == dump.MOST_PARTS + 1
+
+
+def test_the_index_has_the_sizes_of_what_is_kept_and_how_much_was_replaced() -> None:
+    key, plain = "AKIAIOSFODNN7EXAMPLE", "x" * 100
+    parts = [Part("a.txt", f"{plain} {key} {key}\n"), Part("b.txt", "é" * 10)]
+    index, *kept = prepare(parts)
+    sizes = {p.name: len(p.text.encode()) for p in kept}
+    assert f"a.txt                {sizes['a.txt']} bytes, 2 left out\n" in index.text
+    assert f"b.txt                {sizes['b.txt']} bytes\n" in index.text
+    assert sizes["a.txt"] < len(parts[0].text)
+
+
+@pytest.mark.parametrize("before", [0, 5, 12, 19])
+def test_a_credential_where_a_part_is_cut_is_replaced_as_well(
+    monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """Half of one is not known by its form any more."""
+    monkeypatch.setattr(dump, "MOST_OF_ONE", most := 1000)
+    text = "x" * (most - before - 1) + " AKIAIOSFODNN7EXAMPLE " + "y" * 20_000
+    _, kept = prepare([Part("a.txt", text)])
+    assert len(kept.text) <= most
+    assert "AKIA" not in kept.text
+
+
+def test_what_is_replaced_by_more_does_not_exceed_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dump, "MOST_OF_ONE", most := 1000)
+    _, kept = prepare([Part("a.txt", " password=abcd" * 71)])
+    assert len(kept.text) <= most
+    assert "abcd" not in kept.text
 
 
 @pytest.mark.parametrize("word", ["secret", "eyJ-", "password ", "bearer ", "x" * 40 + " "])

@@ -19,6 +19,7 @@ from reconciler.diagnostics.vpc import (
     VpcRoute,
     VpcTable,
     Way,
+    answered_by,
     follow,
 )
 
@@ -135,7 +136,8 @@ def acl(*entries: AclEntry) -> Acl:
         (
             ours(table=table(LOCAL, VpcRoute(net("0.0.0.0/0"), "igw-1", True))),
             "rtb-x of subnet-a sends 0.0.0.0/0 to igw-1, and 10.0.1.12 has no public address: "
-            "exclude less from SNAT, or route to a NAT gateway",
+            "give it an Elastic IP, exclude less from SNAT if it is a pod's own, or route to a "
+            "NAT gateway",
         ),
     ],
 )
@@ -210,3 +212,18 @@ def test_what_was_not_read_is_not_known_and_stops_nothing() -> None:
     unread = replace(WELL, ours=replace(OURS, groups=None, acl=None, table=None), peerings=())
     assert not stops(unread)
     assert len(unsure(unread)) == 5
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("169.254.169.254", "169.254.169.254 is a link-local address of the host, "),
+        ("10.0.0.2", "10.0.0.2 is Amazon's resolver in this VPC: no security group, "),
+        ("10.0.0.3", ""),
+        ("10.100.0.2", ""),
+    ],
+)
+def test_what_the_vpc_itself_answers_is_asked_of_nothing(where: str, said: str) -> None:
+    found = answered_by(address(where), [net("10.0.0.0/16"), net("100.64.0.0/16")])
+    assert found.startswith(said)
+    assert bool(found) is bool(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,7 +150,20 @@ def test_a_sysdump_has_what_was_asked_for_its_owner_alone(
     assert pod.address in texts["attachments.jsonl"]
     assert "ip rule add priority 512 lookup 512" in texts["kernel.txt"]
     assert "nft add table inet node_network" in texts["nftables.txt"]
-    assert cluster.command("node1", *words).returncode == 2  # it overwrites nothing
+    again = cluster.command("node1", *words)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert f"{path} exists, and is not overwritten" in again.stderr
+    sizes = dict(re.findall(r"^  (\S+) +(\d+) bytes", texts["INDEX.txt"], re.MULTILINE))
+    kept = {n: str(m.size) for n, m in found.items() if n != "INDEX.txt"}
+    assert sizes == kept, "the index is true"
+    assert all(secret not in "".join(texts.values()) for secret in secrets(cluster))
+
+
+def secrets(cluster: Any) -> list[str]:
+    """What the node's processes call EC2 with."""
+    done = cluster.lab.run("node1", ["env"])
+    found = re.findall(r"^AWS_(?:SECRET|SESSION|ACCESS)\w*=(.{4,})$", done.stdout, re.MULTILINE)
+    return [str(value) for value in found]
 
 
 def test_packets_of_a_pod_are_sent_and_what_stops_them_is_named(one: tuple[Any, Pod]) -> None:

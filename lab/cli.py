@@ -9,11 +9,8 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from lab import cli_pod, cli_rehearsal, cli_vpc, lifecycle, netns
-from lab import demo as story
 from lab.cli_options import fail, name_option
 from lab.lifecycle import Lab, LabError
 from lab.topology import INSTANCES
@@ -52,6 +49,8 @@ def _pairs(
 )
 def up(name: str, types: dict[str, str]) -> None:
     """Make a lab."""
+    from rich.console import Console
+
     with Console(stderr=True).status("") as status:
         try:
             lifecycle.up(name, lambda step: status.update(f"lab {name}: {step}"), types=types)
@@ -87,7 +86,11 @@ def status(name: str, output: str) -> None:
     if output == "json":
         click.echo(json.dumps({"enis": enis, "drops": drops, "calls": calls}, indent=2))
         return
-    console = story.make_console()
+    from rich.table import Table
+
+    from lab.demo import make_console
+
+    console = make_console()
     table = Table("instance", "device", "ENI", "status", "primary", "secondaries", box=None)
     for e in enis:
         device = "" if e["device"] is None else str(e["device"])
@@ -114,7 +117,9 @@ def status(name: str, output: str) -> None:
 )
 def demo(name: str, config: Path) -> None:
     """Show what node-network does, on a lab of its own, and check every claim."""
-    sys.exit(story.run(name, config))
+    from lab.demo import run
+
+    sys.exit(run(name, config))
 
 
 for each_command in (*cli_pod.COMMANDS, *cli_vpc.COMMANDS, *cli_rehearsal.COMMANDS):

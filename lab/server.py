@@ -15,12 +15,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from lab import fabric, netns, topology
 from lab.ec2 import Cloud
+from lab.ec2_client import open_ec2
 from lab.fabric import Fabric
 from lab.faults import Faults
 from lab.imds import Imds
@@ -63,14 +62,7 @@ class Lab:
 
     def build(self) -> None:
         """Make the VPC, its subnets and instances."""
-        ec2 = boto3.client(
-            "ec2",
-            region_name=REGION,
-            endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-            aws_access_key_id="lab",
-            aws_secret_access_key="lab",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
+        ec2 = open_ec2()
         first, *more = map(str, VPC_CIDRS)
         vpc = ec2.create_vpc(CidrBlock=first, AmazonProvidedIpv6CidrBlock=True)["Vpc"]["VpcId"]
         self._vpc = VpcChanges(self.cloud, vpc)

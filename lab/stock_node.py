@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
-
 from lab import netns, stock
+from lab.ec2_client import open_ec2
 from lab.lifecycle import Lab, LabError
 from lab.stock import StockEni, StockNode, StockPod
-from lab.topology import EC2_ENDPOINT, EC2_PORT, INSTANCES, REGION, SUBNETS
+from lab.topology import INSTANCES, SUBNETS
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -74,7 +72,7 @@ def _fill_enis(lab: Lab, node: str, addresses: Sequence[int]) -> tuple[StockEni,
     (primary,) = lab.enis(node)
     instance_id = lab.ask("status")["instances"][node]
     with netns.inside(lab.names.namespace(node)):
-        ec2 = _open_ec2()
+        ec2 = open_ec2()
         try:
             _fill_primary(ec2, primary["id"], instance_id, addresses[0])
             for device, number in enumerate(addresses[1:], start=1):
@@ -87,17 +85,6 @@ def _fill_enis(lab: Lab, node: str, addresses: Sequence[int]) -> tuple[StockEni,
     return tuple(
         StockEni(e["device"], names[e["mac"]], IPv4Address(e["primary"]), subnet)
         for e in lab.enis(node)
-    )
-
-
-def _open_ec2() -> EC2Client:
-    return boto3.client(
-        "ec2",
-        region_name=REGION,
-        endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-        aws_access_key_id="lab",
-        aws_secret_access_key="lab",
-        config=Config(retries={"total_max_attempts": 1}),
     )
 
 

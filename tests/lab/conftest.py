@@ -8,15 +8,14 @@ import subprocess
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 
-import boto3
 import pytest
-from botocore.config import Config
 from conftest import fork_server, lab_name
 from waiting import until
 
 from lab import lifecycle, netns
+from lab.ec2_client import open_ec2
 from lab.fabric import Fabric
-from lab.topology import EC2_ENDPOINT, EC2_PORT, INSTANCES, SUBNETS, Names
+from lab.topology import INSTANCES, SUBNETS, Names
 from lab.wire import EniView
 
 
@@ -140,14 +139,7 @@ def lab():
 def client_on(lab, node):
     """A client that speaks to the lab's EC2 from a node, as a reconciler does."""
     with netns.inside(lab.names.namespace(node)):
-        client = boto3.client(
-            "ec2",
-            region_name="us-east-1",
-            endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-            aws_access_key_id="lab",
-            aws_secret_access_key="lab",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
+        client = open_ec2()
         yield client
         client.close()
 

@@ -17,6 +17,7 @@ from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.daemon import schedule, telemetry
 from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
+from reconciler.daemon.requests import in_parts
 from reconciler.daemon.schedule import Links, Schedule
 from reconciler.daemon.status import Progress
 from reconciler.daemon.triggers import Triggers
@@ -30,6 +31,10 @@ FULL_PASS, PODS_PASS = "the pass over everything", "the pass over some pods"
 """Duties, as conditions, metrics and the watchdog name them."""
 
 TIDY_S = 3.0  # seconds without any work after which memory is given back
+
+BATCH = 16
+"""New pods that are served together. Each set of changes of the ruleset and each look have a price
+of their own; and the first of many pods waits for all that are served with it."""
 
 ANSWER_S = 0.001
 """Seconds in which this thread leaves the interpreter to those that now tell pods' runtimes."""
@@ -119,14 +124,16 @@ class KernelLoop:
 
     def pods_pass(self) -> bool:
         """Serve the pods that ask; return whether all that could be done for them was done."""
-        started = time.monotonic()
-        keys = self._parts.requests.asked | self._parts.pods.take()
-        settled = self._serve(keys, started) if keys else True
+        settled = True
+        for asking in in_parts(self._parts.requests.asked, BATCH):
+            # Later parts are of ADDs that wait too, whose DEL may have come meanwhile.
+            keys = dict.fromkeys((*asking, *self._parts.pods.take()))
+            settled &= not keys or self._serve(tuple(keys))
         self._run_checks()
         return settled
 
-    def _serve(self, keys: frozenset[AttachmentKey], started: float) -> bool:
-        parts = self._parts
+    def _serve(self, keys: tuple[AttachmentKey, ...]) -> bool:
+        parts, started = self._parts, time.monotonic()
         try:
             with parts.watchdog.over(PODS_PASS), boundary(PODS_PASS):
                 result = parts.node.pods_pass(keys, backoffs=parts.drift.backoffs)
@@ -199,7 +206,10 @@ class KernelLoop:
         try:
             with parts.watchdog.over(FULL_PASS), boundary(FULL_PASS):
                 result = parts.node.kernel_pass(
-                    parts.document.current, audit=audit, backoffs=parts.drift.backoffs
+                    parts.document.current,
+                    audit=audit,
+                    backoffs=parts.drift.backoffs,
+                    asking=tuple(parts.requests.asked),
                 )
         except ReconcilerError as error:
             parts.conditions.report("node", Outcome(errors=(error,)))

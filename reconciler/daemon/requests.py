@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from cni import protocol
 from reconciler.cluster.report import STARTING
@@ -31,8 +32,9 @@ QUIET_S = 0.5  # seconds without a pod after which everything is observed, if so
 POOL_PASS_S = 2.0
 """Seconds that they may put off observing EC2, unless one waits for what that would bring."""
 
-HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken", InternalError.reason}
-"""Reasons for which no waiting helps an ADD: what is in the way is another's, or a bug of ours."""
+HOPELESS = {"InterfaceExists", "ObjectExists", "NetnsTaken", InternalError.reason, "Withdrawn"}
+"""Reasons for which no waiting helps an ADD: what is in the way is another's, or a bug of ours, or
+it is not wanted any more."""
 
 ENDING = "the reconciler was told to end while it waited; it is served by the next one"
 """What an ADD under way is told then, whatever its budget is."""
@@ -47,17 +49,22 @@ PENDING = "Pending"  # of an ADD that no pass has come to yet
 MOST_TEXT = FOREIGN_TEXT * 2  # characters of the causes that a runtime is told
 
 
+T = TypeVar("T")
+Told = dict[AttachmentKey, T]
+
+
 class Requests:
     """ADDs that wait, what passes say to them, and which attempts of them were answered."""
 
     def __init__(self, hints: Triggers, conditions: Conditions, stopping: threading.Event) -> None:
         self._hints, self._conditions, self._stopping = hints, conditions, stopping
         self._changed = threading.Condition()
-        self._asked: dict[AttachmentKey, float] = {}
+        self._asked: dict[AttachmentKey, float] = {}  # in the order in which they came
+        self._looked: dict[AttachmentKey, float] = {}
+        """When the last pass began that has looked at them; of those that ask only."""
         self._done: dict[AttachmentKey, tuple[Attachment, float]] = {}
-        self._waiting: Mapping[AttachmentKey, Issue] = {}
+        self._waiting: Told[Issue] = {}
         self._unplaced: Mapping[AttachmentKey, Issue] = {}
-        self._withdrawn: Mapping[AttachmentKey, float] = {}
         self._published_at = float("-inf")
         self._served_at = float("-inf")
         self._answered: dict[AttachmentKey, str] = {}
@@ -82,16 +89,16 @@ class Requests:
                 return verdict
             finally:
                 self._asked.pop(key, None)
+                self._looked.pop(key, None)
 
     def _verdict(self, key: AttachmentKey, asked_at: float) -> Attachment | Issue | None:
         """Return what an ADD is told; None while it waits."""
         attachment, seen_at = self._done.get(key, (None, 0.0))
         if attachment is not None and seen_at >= asked_at:
             return attachment
-        if self._withdrawn.get(key, 0.0) >= asked_at:
-            return Issue(f"intent {key}", "Withdrawn", "a DEL for it came while it waited")
         refusal = self._waiting.get(key)
-        if refusal and refusal.reason in HOPELESS and self._published_at >= asked_at:
+        looked_at = self._looked.get(key, float("-inf"))
+        if refusal and refusal.reason in HOPELESS and looked_at >= asked_at:
             return refusal
         if self._stopping.is_set():
             return Issue(f"intent {key}", protocol.ENDING, ENDING)
@@ -145,10 +152,14 @@ class Requests:
             self._answered = dict(answered)
 
     @property
-    def asked(self) -> frozenset[AttachmentKey]:
-        """The attachments that ADDs wait for."""
+    def asked(self) -> dict[AttachmentKey, bool]:
+        """The attachments that ADDs wait for, in the order in which they came.
+
+        Each with whether a pass has looked at it since.
+        """
         with self._changed:
-            return frozenset(self._asked)
+            looked = self._looked
+            return {key: looked.get(key, float("-inf")) >= at for key, at in self._asked.items()}
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -173,12 +184,17 @@ class Requests:
         with self._changed:
             self._forget_gone(result)
             self._done |= {key: (a, started) for key, a in result.done.items()}
-            self._waiting, self._unplaced = dict(result.waiting), dict(result.unplaced)
+            others = self._asked.keys() - (self._asked if result.asked is None else result.asked)
+            about = self._asked.keys() - others
+            self._waiting = _of(others, self._waiting) | dict(result.waiting)
+            self._unplaced = _of(others, self._unplaced) | dict(result.unplaced)
+            self._looked |= dict.fromkeys(about, started)
             self._published_at = started
-            intents = result.records.among(self._asked).intents
+            intents = result.records.among(about).intents
             wanted = {i.key: i for i in intents if i.state is IntentState.WANTED}
             if not result.outcomes["attachment"].failed:  # or else the records were not read
-                self._withdrawn = dict.fromkeys(self._asked.keys() - wanted.keys(), started)
+                gone = [k for k in about - wanted.keys() if self._asked[k] <= started]
+                self._waiting |= {key: _withdrawn(key) for key in gone}
             self._changed.notify_all()
         return wanted
 
@@ -209,6 +225,27 @@ class Requests:
                 if left <= 0:
                     return
                 self._changed.wait(left)
+
+
+def _withdrawn(key: AttachmentKey) -> Issue:
+    return Issue(f"intent {key}", "Withdrawn", "a DEL for it came while it waited")
+
+
+def in_parts(asked: Mapping[AttachmentKey, bool], most: int) -> list[tuple[AttachmentKey, ...]]:
+    """Divide what ADDs wait for, with at most so many in each that no pass has looked at yet.
+
+    Those that were looked at wait for something that others lack too, an address for one: they are
+    all in the first part, because they came first.
+    """
+    known = [key for key, is_known in asked.items() if is_known]
+    new = [key for key, is_known in asked.items() if not is_known]
+    rest = [tuple(new[i : i + most]) for i in range(most, len(new), most)]
+    return [(*known, *new[:most]), *rest]
+
+
+def _of(keys: Iterable[AttachmentKey], told: Mapping[AttachmentKey, T]) -> Told[T]:
+    """Return what was told of some."""
+    return {key: told[key] for key in keys if key in told}
 
 
 class PodHints:

@@ -63,7 +63,7 @@ ALL = "KPRWCOEADNSHXG"
 ROWS = """\
 # class | lock | threads | fields | held | besides
 # Requests and hints.
-daemon.requests.Requests | _changed | KPXH | _asked _done _waiting _unplaced _withdrawn _answered
+daemon.requests.Requests | _changed | KPXH | _asked _looked _done _waiting _unplaced _answered
     _published_at _served_at | _verdict _explain _forget_gone
 daemon.requests.PodHints | _lock | KX | _released _differing
 daemon.requests.Checks | _changed | KX | _asked _found | _was_checked

@@ -252,6 +252,9 @@ def _bind(desired: Allocation, asked: Pods, observed: Records) -> tuple[list[Act
     adopted = {a.key for a in others}
     refusals = list(_why_not(asked, adopted))
     pods = [p for p in may(asked, Event.BIND) if p.netns_alive and p.key not in adopted]
+    turns = {key: turn for turn, key in enumerate(desired.inputs.kernel.asking)}
+    # By keys, which are random, one could wait for ever behind those that follow.
+    pods.sort(key=lambda pod: turns.get(pod.key, len(turns)))
     new = [p.intent for p in pods if p.intent is not None]
     if not new:
         return [], refusals

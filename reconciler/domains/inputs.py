@@ -33,7 +33,7 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class KernelState:
-    """What an observation of the kernel says of attachments.
+    """What an observation of the kernel says of attachments, and who waits for it.
 
     Attributes:
         clear: those of which it has found nothing left.
@@ -44,6 +44,7 @@ class KernelState:
         dead: those whose namespace is gone for so long that no DEL will come.
         unrecorded: those that only the kernel remembers: their records were lost.
         unexplained: links of ours of which not even the kernel says which address they have.
+        asking: those whose ADD waits, in the order in which they came.
     """
 
     linked: frozenset[AttachmentKey] = frozenset()
@@ -55,6 +56,7 @@ class KernelState:
     flows: frozenset[datapath.IpAddress] = frozenset()
     unrecorded: tuple[Attachment, ...] = ()
     unexplained: tuple[Unexplained, ...] = ()
+    asking: tuple[AttachmentKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

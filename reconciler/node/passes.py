@@ -60,12 +60,18 @@ class LocalNode:
         self._last_inputs: Inputs | None = None
 
     def kernel_pass(
-        self, document: NodeNetwork, *, audit: bool = True, backoffs: Backoffs = NO_BACKOFFS
+        self,
+        document: NodeNetwork,
+        *,
+        audit: bool = True,
+        backoffs: Backoffs = NO_BACKOFFS,
+        asking: tuple[AttachmentKey, ...] = (),
     ) -> PassResult:
         """Bind, converge the kernel, and only then release.
 
         An ``audit`` looks into every pod's namespace, and not only into those of which something
-        is new or was seen to differ: nothing in there notifies the host.
+        is new or was seen to differ: nothing in there notifies the host. ``asking``: pods whose
+        ADD waits, in the order in which they came.
 
         Raises:
             NotReadyError: EC2 has not been observed yet. Without its ENIs the node would seem to
@@ -77,7 +83,7 @@ class LocalNode:
         errors = self._read_records()
         assert self._records is not None
         inputs = self.gathering.inputs(document, self._records, cloud)
-        inputs = keep_excluded(inputs, self._last_inputs)
+        inputs = keep_excluded(inputs, self._last_inputs).seeing(asking=asking)
         outcomes = {"attachment": Outcome(errors=errors)} if errors else {}
         if not errors:
             _need_node(inputs)
@@ -124,9 +130,9 @@ class LocalNode:
         )
 
     def pods_pass(
-        self, keys: frozenset[AttachmentKey], *, backoffs: Backoffs = NO_BACKOFFS
+        self, asking: Collection[AttachmentKey], *, backoffs: Backoffs = NO_BACKOFFS
     ) -> PassResult:
-        """Bind, converge and release these attachments, by the last full pass.
+        """Bind, converge and release these attachments, by the last full pass; bind in this order.
 
         The rounds are those of ``kernel_pass``, with the objects of these pods alone: nothing of
         any other is read or changed, so the cost does not grow with pods. What is not as the last
@@ -137,7 +143,9 @@ class LocalNode:
             ObserveError: a record of these pods cannot be read.
         """
         inputs, before = self._last_full_pass()
+        keys = frozenset(asking)
         inputs = replace(inputs, now=self.environment.now(), clock=self.environment.clock())
+        inputs = inputs.seeing(asking=tuple(asking))
         state = records_of(self.state, keys, before)
         plan = partial(attachment.plan_pods, keys)
         domain = Domain("attachment", attachment.desire, plan, state)

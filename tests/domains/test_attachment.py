@@ -413,3 +413,19 @@ def test_a_rebuilt_attachment_learns_where_its_pod_is_when_an_intent_says_it() -
     assert plan(replace(records, attachments=(rebuilt, taken)), linked=linked) == []
     gone = replace(records, intents=(intent(1, netns_alive=False),))
     assert plan(gone, linked=linked) == []
+
+
+def test_the_last_address_is_for_whoever_has_asked_first() -> None:
+    """By the order of keys a pod could wait for ever behind those that follow."""
+    only = eni(0, 1)
+    fields = {"enis": (only,), "links": {only.mac: "eth0"}}
+    records = Records(tuple(intent(n) for n in (1, 2, 3)))
+    asking = (intent(3).key, intent(1).key)
+    for alone in (False, True):
+        desired = domain.desire(inputs(2, asking=asking, **fields))
+        made = (
+            domain.plan_pods(asking, desired, records) if alone else domain.plan(desired, records)
+        )
+        (given,) = made.actions
+        assert given.key == ("pod3", "eth0")
+        assert [r.subject.split()[1] for r in made.refusals][:1] == ["pod1/eth0"]

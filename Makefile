@@ -9,7 +9,7 @@ CNI    := build/node-network-cni
 # Two more than the two cores it is measured on: lab tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: help demo cni image test e2e e2e-long lint format bench soak schema docs clean setup
+.PHONY: help demo cni image test e2e e2e-long lint format bench soak schema docs lock clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,9 @@ docs: $(STAMP) ## write the reference pages, and the site to build/site
 	@rm -rf build/site-pages && mkdir -p build/site-pages
 	@cp -r --parents *.md LICENSE benchmarks/*.md config deploy docs schemas/*.json build/site-pages
 	@$(BIN)/mkdocs --quiet build
+
+lock: ## pin Python's packages anew, with hashes: for a checkout, for the daemon, for its build (needs uv)
+	@deploy/image/lock.sh $(ARGS)
 
 setup: $(STAMP) ## Debian packages and the virtual environment, if they are missing
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +66,46 @@ def imported() -> set[str]:
                 found.add(node.module.partition(".")[0])
     ours = {"reconciler", "cni", "schemas", "lab"}
     return found - ours - TYPES_ONLY - FROM_DEBIAN - set(sys.stdlib_module_names)
+
+
+ALONE = """
+import json, sys
+refused = set(json.loads(sys.argv[1]))
+
+class Gate:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in refused:
+            raise ModuleNotFoundError(f"{name} is not in the daemon's lock", name=name)
+
+sys.meta_path.insert(0, Gate())
+from importlib import import_module
+from reconciler.cli.main import MODULES, main
+for module in {*MODULES.values()} - {"lab.cli"}:
+    import_module(module)
+import_module("reconciler.targets.ec2.caller")._make_client("eu-central-1")
+for command in ("run", "status"):
+    main([command, "--help"], "node-network", standalone_mode=False)
+"""
+"""Runs what a node runs, where some of the modules that are installed cannot be imported."""
+
+
+def test_with_nothing_but_the_lock_installed_every_command_starts(shipped: Lock) -> None:
+    others = {
+        module
+        for module, names in metadata.packages_distributions().items()
+        if not shipped.keys() & {re.sub(r"[-_.]+", "-", n).lower() for n in names}
+    }
+    others -= {"reconciler", "cni", "schemas", "lab", *FROM_DEBIAN}
+    assert {"moto", "pytest", "rich"} <= others
+    done = start(others)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: node-network") == 2
+    assert "watchdog.events is not in the daemon's lock" in start({*others, "watchdog"}).stderr
+
+
+def start(without: set[str]) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", ALONE, json.dumps([*without])]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
 
 
 def needs(name: str, seen: set[str]) -> set[str]:

@@ -100,7 +100,7 @@ def test_with_nothing_but_the_lock_installed_every_command_starts(shipped: Lock)
     done = start(others)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage: node-network") == 2
-    assert "watchdog.events is not in the daemon's lock" in start({*others, "watchdog"}).stderr
+    assert "watchdog is not in the daemon's lock" in start({*others, "watchdog"}).stderr
 
 
 def start(without: set[str]) -> subprocess.CompletedProcess[str]:

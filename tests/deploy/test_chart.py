@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from deploy.programs import DEPLOY, program
+from deploy.reduce_schemas import KINDS
 from jsonschema import Draft202012Validator
 
 from deploy import tools
@@ -302,6 +303,38 @@ def test_kustomizes_component_adds_what_the_chart_adds_for_metrics(
     values = {"metrics": {"enabled": True, "podMonitor": {"enabled": True}}}
     wanted = manifests(render.render(values))
     assert (made["DaemonSet"], made["PodMonitor"]) == (wanted["DaemonSet"], wanted["PodMonitor"])
+
+
+def test_kustomizes_component_has_a_proxy_ask_the_reconciler_for_metrics(
+    tool: Tool, tmp_path: Path
+) -> None:
+    made = with_component(tool, tmp_path, "metrics-proxy")
+    daemon_set = made["DaemonSet"]
+    for path in (Path(__file__).parent / "schemas").glob("v*.json"):
+        schema = {"$ref": f"#/definitions/{KINDS['DaemonSet']}", **json.loads(path.read_text())}
+        assert list(Draft202012Validator(schema).iter_errors(daemon_set)) == []
+    pod = daemon_set["spec"]["template"]["spec"]
+    reconciler, proxy = pod["containers"]
+    told = dict(word.removeprefix("--").split("=", 1) for word in proxy["args"])
+    (listening,) = (a for a in reconciler["args"] if a.startswith("--listen="))
+    assert told["upstream"] == f"http://{listening.partition('=')[2]}/"
+    assert not [a for a in reconciler["args"] if a.startswith("--metrics-listen")]
+    (port,) = proxy["ports"]
+    assert told["secure-listen-address"] == f":{port['containerPort']}"
+    metrics = render.render({"metrics": {"enabled": True, "podMonitor": {"enabled": True}}})
+    (open_port,) = manifests(metrics)["DaemonSet"]["spec"]["template"]["spec"]["containers"][0][
+        "ports"
+    ]
+    assert port == open_port, "the PodMonitor, and the firewall's rule, are the same"
+    (rule,) = made["ClusterRole"]["rules"]
+    assert rule["nonResourceURLs"] == [told["allow-paths"]]
+    (subject,) = made["ClusterRoleBinding"]["subjects"]
+    assert (
+        subject["name"] == pod["serviceAccountName"] == made["ServiceAccount"]["metadata"]["name"]
+    )
+    (mount,) = proxy["volumeMounts"]
+    assert mount["name"] in {v["name"] for v in pod["volumes"]}
+    assert pod["automountServiceAccountToken"] is False
 
 
 def test_kustomizes_component_adds_what_the_chart_adds_for_a_take_over(

@@ -8,6 +8,7 @@ from reconciler.core.attachment import (
     Attachment,
     AttachmentKey,
     Intent,
+    IntentState,
     netns_identity,
     netns_inode,
 )
@@ -39,6 +40,21 @@ class Holders:
     def of_namespace(self, intent: Intent) -> AttachmentKey | None:
         netns = netns_identity(intent.netns, intent.netns_inode)
         return self.namespaces.get(netns) or self.namespaces.get(intent.netns_inode or netns)
+
+
+def find_holders(keys: Collection[AttachmentKey], observed: Records) -> frozenset[AttachmentKey]:
+    """Return who has the namespaces that some pods wait to be bound in."""
+    some = observed.among(keys)
+    bound = {a.key for a in some.attachments}
+    waiting = [
+        i
+        for i in some.intents
+        if i.state is IntentState.WANTED and i.netns_alive and i.key not in bound
+    ]
+    if not waiting:
+        return frozenset()
+    holders = Holders(observed.attachments)
+    return frozenset(holder for i in waiting if (holder := holders.of_namespace(i)))
 
 
 def find_taken(

@@ -14,6 +14,7 @@ from functools import partial
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.domains import attachment
+from reconciler.domains.attachment_holders import find_holders
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.left_out import converge, dry_run, left_out
 from reconciler.egress import destinations, observation
@@ -151,7 +152,12 @@ class LocalNode:
         domain = Domain("attachment", attachment.desire, plan, state)
         with self.pool.binding:
             outcomes = converge([domain], inputs)
-        asked = self._records_after(outcomes).among(keys)
+        records = self._records_after(outcomes)
+        if holders := find_holders(keys, records) - keys:
+            # A DEL of theirs may be on disk. The kernel gives a namespace the inode of one that
+            # has gone, so a new pod may have it within milliseconds of that DEL.
+            return self.pods_pass((*asking, *holders), backoffs=backoffs)
+        asked = records.among(keys)
         concerned, living = asked.attachments, asked.living
         observed_at = time.monotonic()
         # Some namespaces may be readable by now.

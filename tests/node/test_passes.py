@@ -333,6 +333,24 @@ def test_a_pass_for_some_pods_leaves_nothing_to_do_for_them_and_touches_no_other
     assert sim.node.kernel_pass(sim.document).settled
 
 
+def test_a_pod_may_get_the_inode_of_a_namespace_whose_del_no_pass_has_come_to() -> None:
+    """The kernel uses inodes again; a pass for the new pod alone reads who had this one."""
+    sim = Simulation()
+    sim.turn()
+    sim.start_pod(1)
+    sim.turn()
+    (old,) = sim.state.observe().attachments
+    sim.end_pod(1)
+    sim.netlink.namespaces.add("/run/netns/later@1")
+    new = intent(2, netns="/run/netns/later", netns_inode=1)
+    sim.state.put(new)
+    first = sim.node.pods_pass([new.key])
+    assert (first.done, first.waiting, first.settled) == ({}, {}, False)
+    assert sim.node.pods_pass([new.key]).done.keys() == {new.key}
+    (bound,) = sim.state.observe().attachments
+    assert not set(bound.addresses) & set(old.addresses)
+
+
 def test_a_link_that_was_removed_is_whole_again_without_an_audit() -> None:
     """A new pair has a pod's end without address and routes, and nothing in there tells."""
     sim = Simulation()

@@ -1,6 +1,6 @@
 """What is wrong: issues, and every exception; an exception's class says who has to act.
 
-A wrong document is ``schemas.load.DocumentError``: it is raised below this layer.
+A wrong document is ``schemas.problem.DocumentError``: it is raised below this layer.
 Library exceptions end at the doors in ``targets``: each is translated once, with its cause. What
 passes a door untranslated becomes an ``InternalError`` at the next ``boundary``.
 """

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import (
+from schemas import problem
+from schemas.value import Duration, Form, Model, as_json, check_unique
+from schemas.vocabulary import (
     AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
     WithJsonSchema,
 )
-
-from schemas import problem
-from schemas.value import Duration, Form, Model, as_json, check_unique
 
 TYPE = "node-network"
 """What CNI calls our plugin: its executable's file name."""

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt
-
 from schemas.cni import Cni
 from schemas.group import MAX_GROUPS, PodGroup, find_doubles
 from schemas.override import Override, patch_schema
@@ -32,6 +30,7 @@ from schemas.value import (
     TaintKey,
     VethPrefix,
 )
+from schemas.vocabulary import Field, StrictBool, StrictInt
 
 MAX_PODS = 1000
 """Pods of one node; Kubernetes is tested with 110."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
-
 from schemas.pods import PodMatch
 from schemas.pool import MAX_SECURITY_GROUPS, AddressTarget
 from schemas.snat import SnatPolicy
 from schemas.value import Form, Model, SecurityGroupId, SubnetId, TagSelector, check_unique
+from schemas.vocabulary import AfterValidator, Field
 
 MAX_GROUPS = 16
 """Groups in one document: more than most instance types have ENIs for."""

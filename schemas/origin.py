@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.check import matches
 from schemas.document import NodeNetwork
+from schemas.override import matches
 from schemas.problem import Path, Place, Places, print_path
 
 

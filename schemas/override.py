@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Protocol
 
-from pydantic import (
+from schemas.value import Model, Sparse, as_json
+from schemas.vocabulary import (
     BeforeValidator,
     ConfigDict,
     Field,
@@ -18,8 +20,6 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
 )
-
-from schemas.value import Model, Sparse, as_json
 
 FIXED = ("apiVersion", "kind", "overrides")
 """Keys of the document that no override sets: they say what the document is."""
@@ -89,6 +89,34 @@ class Override(Model):
         """The patch as a tree of plain values, the caller's own."""
         tree: dict[str, Any] = json.loads(self.patch)
         return tree
+
+
+def find_applying(
+    document: HasOverrides, *, instance_type: str, zone: str, node_name: str
+) -> dict[str, Override]:
+    """Return the overrides that match a node, each by its place in the document."""
+    return {
+        f"overrides[{position}]": override
+        for position, override in enumerate(document.overrides)
+        if matches(override.match, instance_type=instance_type, zone=zone, node_name=node_name)
+    }
+
+
+class HasOverrides(Protocol):
+    """A document, whose model is made of this one."""
+
+    @property
+    def overrides(self) -> tuple[Override, ...]: ...
+
+
+def matches(match: Match, *, instance_type: str, zone: str, node_name: str) -> bool:
+    """Return whether all patterns that are given match."""
+    pairs = (
+        (match.instance_type, instance_type),
+        (match.zone, zone),
+        (match.node_name, node_name),
+    )
+    return all(fnmatchcase(value, pattern) for pattern, value in pairs if pattern is not None)
 
 
 def patch_schema(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:

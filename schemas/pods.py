@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
-
 from schemas.value import Model, Sparse
+from schemas.vocabulary import ConfigDict, Field, StringConstraints
 
 MAX_PATTERN = 253
 """Characters; a pod's name has no more (Kubernetes, "Object Names and IDs")."""

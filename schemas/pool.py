@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Annotated, Any, Literal
-
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    PlainSerializer,
-    StrictBool,
-    StrictInt,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from schemas.value import (
     MAX_MTU,
@@ -29,6 +19,17 @@ from schemas.value import (
     TagSelector,
     check_unique,
 )
+from schemas.vocabulary import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    StrictInt,
+)
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
 
 MAX_ENIS = 127
 """More than any instance type attaches. ENI *k* is marked with *k*, which must stay below the mark

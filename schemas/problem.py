@@ -45,6 +45,10 @@ class DocumentError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+class UncheckedError(DocumentError):
+    """Whether the document is valid is unknown: what checks it has not answered. Ask again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where each part of a document stands in its file, as line and column.

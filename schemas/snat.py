@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from schemas.pods import Pattern
 from schemas.value import SOURCES, Destination, Model
+from schemas.vocabulary import Field
 
 MAX_CIDRS = 10_000
 """CIDRs in one list. A ConfigMap could hold more. A change of so many takes a second or two, and

@@ -9,28 +9,31 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import (
+from schemas import problem
+from schemas.problem import EMPTY
+from schemas.vocabulary import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     PlainSerializer,
     PlainValidator,
-    SerializerFunctionWrapHandler,
     StrictInt,
     WithJsonSchema,
     model_serializer,
     model_validator,
+    to_camel,
 )
-from pydantic.alias_generators import to_camel
 
-from schemas import problem
-from schemas.problem import EMPTY
+if TYPE_CHECKING:
+    from pydantic import (
+        GetCoreSchemaHandler,
+        GetJsonSchemaHandler,
+        SerializerFunctionWrapHandler,
+    )
 
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")

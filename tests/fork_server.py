@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,9 @@ from lab.topology import Names
 
 CALLER = "reconciler.targets.ec2.caller"
 """The program that calls EC2 for a daemon or a command."""
+
+CHECKER = "schemas.apart"
+"""The program that checks the document for a daemon."""
 
 PRELOAD = "tests.fork_server_preload"
 """What the fork server reads before it forks; it says nothing if it cannot."""
@@ -146,32 +150,35 @@ def _serve(names: Names, types: Mapping[str, str]) -> None:
 
 
 def _reconcile(words: list[str]) -> None:
-    """Be ``python -m reconciler``, whose program that calls EC2 is forked as well."""
+    """Be ``python -m reconciler``, whose own programs are forked as well."""
     from reconciler.__main__ import enter
     from reconciler.targets.ec2 import caller
+    from schemas import process
 
-    words_of_subprocess = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
-    vars(caller)["subprocess"] = SimpleNamespace(Popen=_fork_caller, **words_of_subprocess)
+    own = {name: getattr(subprocess, name) for name in ("PIPE", "Popen", "TimeoutExpired")}
+    for module in (caller, process):
+        vars(module)["subprocess"] = SimpleNamespace(**own | {"Popen": _fork_program})
     sys.argv[:] = ["node-network", *words]
     enter()
 
 
-def _fork_caller(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start the program that calls EC2, whose modules are here already."""
-    assert argv[1:3] == ["-m", CALLER]
-    return subprocess.Popen(argv, preexec_fn=partial(_call, argv[3]), **options)
+def _fork_program(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start the program that calls EC2, or checks documents: its modules are here already."""
+    assert argv[1] == "-m"
+    assert argv[2] in (CALLER, CHECKER)
+    return subprocess.Popen(argv, preexec_fn=partial(_be_program, *argv[2:]), **options)
 
 
-def _call(region: str) -> NoReturn:
-    """Be the program that calls EC2, in the child of ``Popen``, which does not get to exec."""
+def _be_program(name: str, *words: str) -> NoReturn:
+    """Be the program, in the child of ``Popen``, which does not get to exec."""
     status = 1
     try:
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # one of them tells the parent of the exec
         sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
-        from reconciler.targets.ec2 import caller
-
-        vars(caller)["MAX_DATA"] = resource.RLIM_INFINITY  # moto is here as well
-        caller.main(region)
+        module = import_module(name)
+        vars(module)["MAX_DATA"] = resource.RLIM_INFINITY  # moto is here as well
+        module.main(*words)
+        sys.stdout.flush()
         status = 0
     finally:
         os._exit(status)

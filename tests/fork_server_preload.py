@@ -20,6 +20,7 @@ from moto.moto_server.werkzeug_app import create_backend_app
 
 import lab.server  # noqa: F401
 import reconciler.targets.ec2.caller  # noqa: F401
+import schemas.apart  # noqa: F401
 from lab.topology import REGION
 from reconciler.cli.main import MODULES
 

@@ -21,7 +21,9 @@ from reconciler.daemon.server import Server
 from reconciler.daemon.unix_socket import STATUS
 from reconciler.errors import ReconcilerError, StateError
 from reconciler.node.environment import Environment, apart
-from schemas.load import DocumentError
+from schemas.apart import Apart
+from schemas.problem import DocumentError
+from schemas.process import CHECKERS
 
 
 @click.command()
@@ -75,7 +77,14 @@ def run(
     try:
         state, namespace = lock_records(state_dir, keep_dir)
         environment, keep = replace(environment, make_ec2=apart), Path(keep_dir or state.root)
-        agent = Agent(config, state, environment, keep_dir=keep, events=events)
+        agent = Agent(
+            config,
+            state,
+            environment,
+            keep_dir=keep,
+            events=events,
+            documents=Apart(CHECKERS),
+        )
         doors = [Server(state.socket, agent)]
         if status_group:
             doors.append(Server(state.root / STATUS, agent, _find_group(status_group)))

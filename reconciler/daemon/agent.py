@@ -32,6 +32,7 @@ from reconciler.errors import Issue, LockedError, ReconcilerError, boundary
 from reconciler.node.environment import Environment, State
 from reconciler.node.neighbours import NeighboursAgain
 from reconciler.targets.files.installation import INTERIM
+from schemas.apart import Documents
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Agent:
         events: whether to listen for changes of files and of the kernel; if not, they are seen by
             the clock alone.
         api: the API server of the cluster; by default the one whose pod this is.
+        documents: what checks documents; by default this process.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class Agent:
         keep_dir: Path | None = None,
         events: bool = True,
         api: Api | None = None,
+        documents: Documents | None = None,
     ) -> None:
-        self.parts = parts = Parts(document_path, state, environment, keep_dir or state.root)
+        self.parts = parts = Parts(
+            document_path, state, environment, keep_dir or state.root, documents
+        )
         self.upkeep = Upkeep(parts.duties, self._step_back)
         self.upkeep.properties.append(state)
         self.pool = PoolLoop(parts)

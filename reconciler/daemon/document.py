@@ -18,8 +18,10 @@ from reconciler.daemon.triggers import Triggers
 from reconciler.errors import Issue, StateError
 from reconciler.targets.files.bounded import is_mounted_alone
 from reconciler.targets.state.kept_document import Kept, KeptDocument
+from schemas.apart import Documents, Here
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError, Problem, load, read
+from schemas.file import read
+from schemas.problem import DocumentError, Problem, UncheckedError
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +63,18 @@ class Reader:
 
     Args:
         tell: called when a reading says something new.
+        documents: checks what was read; by default in this process.
 
     Attributes:
         hints: mark something here to have it read.
+        documents: what checks it.
     """
 
-    def __init__(self, path: Path, tell: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, tell: Callable[[], None], documents: Documents | None = None
+    ) -> None:
         self.hints = Triggers()
+        self.documents = documents or Here()
         self._path, self._tell = path, tell
         self._last = self._taken = Reading()
 
@@ -79,7 +86,9 @@ class Reader:
             text = read(self._path)
             if text == last.text:
                 return replace(last, fixed=fixed)
-            return Reading(text, load(text, str(self._path)), fixed=fixed)
+            return Reading(text, self.documents.load(text, str(self._path)), fixed=fixed)
+        except UncheckedError as error:
+            return Reading(refused=error, fixed=fixed)  # it is checked again at the next look
         except DocumentError as error:
             return Reading(text, refused=error, fixed=fixed)
 
@@ -134,6 +143,7 @@ class InForce:
         kept: where it is kept for the next start.
         hints: hears "document" when the file says something new.
         now: seconds since the epoch.
+        documents: checks what was read; by default in this process.
     """
 
     def __init__(
@@ -143,9 +153,10 @@ class InForce:
         hints: Triggers,
         conditions: Conditions,
         now: Callable[[], float],
+        documents: Documents | None = None,
     ) -> None:
         self.path = path
-        self.reader = Reader(path, lambda: hints.mark("document"))
+        self.reader = Reader(path, lambda: hints.mark("document"), documents)
         self.accepted = Accepted()
         self._kept, self._conditions, self._now = kept, conditions, now
 
@@ -206,7 +217,8 @@ class InForce:
             also = [Problem(str(self._kept.path), 0, 0, "", unusable)] if unusable else []
             raise DocumentError([*refused.problems, *also])
         try:
-            document = load(kept.text, f"the last good document, in {self._kept.path}")
+            source = f"the last good document, in {self._kept.path}"
+            document = self.reader.documents.load(kept.text, source)
         except DocumentError as error:
             raise DocumentError([*refused.problems, *error.problems]) from error
         self.accepted = Accepted(document, kept)

@@ -17,6 +17,7 @@ from reconciler.errors import Issue, LockedError
 from reconciler.node.environment import Environment, State
 from reconciler.node.passes import LocalNode
 from reconciler.targets.state.kept_document import KeptDocument
+from schemas.apart import Documents
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,12 @@ class Parts:
     """
 
     def __init__(
-        self, document_path: Path, state: State, environment: Environment | None, keep_dir: Path
+        self,
+        document_path: Path,
+        state: State,
+        environment: Environment | None,
+        keep_dir: Path,
+        documents: Documents | None = None,
     ) -> None:
         self.stopping = threading.Event()
         self.hints, self.pool_hints = Triggers(), Triggers()
@@ -39,9 +45,15 @@ class Parts:
         self.watchdog = Watchdog(self._note_stuck)
         self.duties = Duties(self.conditions, self.watchdog)
         self.drift = DriftTracker(ChangeAttribution())
-        self.node = LocalNode(state, environment)
-        kept, now = KeptDocument(keep_dir), self.node.environment.now
-        self.document = InForce(document_path, kept, self.hints, self.conditions, now)
+        self.node = LocalNode(state, environment, documents)
+        self.document = InForce(
+            document_path,
+            KeptDocument(keep_dir),
+            self.hints,
+            self.conditions,
+            self.node.environment.now,
+            documents,
+        )
         self.requests = Requests(self.hints, self.conditions, self.stopping)
         self.pods = PodHints(self.hints)
         self.checks = Checks(self.hints, self.pods, self.stopping)

@@ -23,9 +23,9 @@ from reconciler.ipam.records import Records, believe, find_copies, find_unrecord
 from reconciler.ipam.release import unit_networks
 from reconciler.node.environment import Environment, State
 from reconciler.node.stock_plugin import StockPlugin
-from schemas.check import resolve
+from schemas.apart import Documents, Here
 from schemas.document import NodeNetwork
-from schemas.load import DocumentError
+from schemas.problem import DocumentError, UncheckedError
 
 Routed = Mapping[str, tuple[IpAddress, ...]]  # addresses of pods by host end, as their routes say
 
@@ -41,8 +41,8 @@ class Known:
     process to the next. None is what has never been answered or observed.
     """
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, documents: Documents | None = None) -> None:
+        self._state, self._documents = state, documents or Here()
         self._remembered: tuple[Node | None, Cloud | None] = state.recall() or (None, None)
         self.facts: Node | None = self._remembered[0]
         self.cloud: Cloud | None = self._remembered[1]
@@ -91,19 +91,22 @@ class Known:
         """Apply the document's overrides for this node, and what kubelet says of itself.
 
         Raises:
-            NotReadyError: it is not known yet which node this is.
+            NotReadyError: it is not known yet which node this is, or what checks the document
+                has not answered.
             ConflictError: overrides that match this node contradict each other.
         """
         facts, pods, known = self.identity(), self.kubelet_pods, self._resolved
         if known is not None and known[0] is document and known[1] == (facts, pods):
             return known[2]  # of 10,000 CIDRs it takes a tenth of a second, for each pass
         try:
-            resolved = resolve(
+            resolved = self._documents.resolve(
                 document,
                 instance_type=facts.instance_type,
                 zone=facts.availability_zone,
                 node_name=facts.name,
             )
+        except UncheckedError as error:
+            raise NotReadyError(str(error)) from error
         except DocumentError as error:
             raise ConflictError(str(error)) from error
         if resolved.max_pods == "auto" and pods is not None:

@@ -34,15 +34,25 @@ from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits, unread_of
 from reconciler.targets.kernel import Kernel
 from reconciler.targets.scoped import RecordAction, known_records, records_of
+from schemas.apart import Documents
 from schemas.document import NodeNetwork
 
 
 class LocalNode:
-    """The node this process runs on; ``after`` is what follows a full pass."""
+    """The node this process runs on; ``after`` is what follows a full pass.
 
-    def __init__(self, state: State, environment: Environment | None = None) -> None:
+    ``documents`` is what checks the document with its overrides; by default this process.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        environment: Environment | None = None,
+        documents: Documents | None = None,
+    ) -> None:
         env = environment or Environment(node_name=os.environ.get("NODE_NAME", ""))
-        self.state, self.environment, self.known = state, env, Known(state)
+        self.state, self.environment = state, env
+        self.known = Known(state, documents)
         stock = StockPlugin(env.remains)
         self.gathering = Gathering(env, self.known, stock)
         self.pool = PoolPass(state, env, self.known, self.gathering)

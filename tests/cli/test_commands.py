@@ -293,3 +293,16 @@ def test_help_lists_first_what_one_reaches_for_and_last_what_removes() -> None:
     listed = main.list_commands(click.Context(main))
     assert listed[:4] == ["status", "explain", "doctor", "trace"]
     assert listed[-3:] == ["gc", "cleanup", "lab"]
+
+
+NOT_HELD = {"pydantic", "yaml", "boto3", "botocore", "asyncio", "rich"}
+"""What the daemon never imports: other processes do, while they are asked."""
+
+
+def test_the_daemon_holds_the_document_and_nothing_that_checks_it() -> None:
+    script = (
+        "import sys, schemas; schemas.checks = False; import reconciler.cli.run\n"
+        f"print(*{NOT_HELD} & {{*sys.modules}})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

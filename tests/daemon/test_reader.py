@@ -11,6 +11,7 @@ import pytest
 from reconciler.daemon import document as reader
 from reconciler.daemon.document import Reader
 from schemas.document import NodeNetwork
+from schemas.problem import Problem, UncheckedError
 
 GOOD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 BAD = GOOD + "snat: 1\n"
@@ -57,17 +58,41 @@ def test_a_refused_document_is_not_parsed_again_while_it_stays_the_same(
     reading: Reader, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[str] = []
-    real = reader.load
+    real = reading.documents.load
 
     def load(text: str, source: str) -> NodeNetwork:
         parsed.append(text)
         return real(text, source)
 
-    monkeypatch.setattr(reader, "load", load)
+    monkeypatch.setattr(reading.documents, "load", load)
     path.write_text(BAD)
     for _ in range(3):
         reading.look_again()
     assert parsed == [BAD]
+
+
+def test_what_could_not_be_checked_is_checked_again(
+    reading: Reader, path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text is the same, and nothing is known of it."""
+
+    def fail(text: str, source: str) -> NodeNetwork:
+        raise UncheckedError([Problem(source, 0, 0, "", "not checked")])
+
+    path.write_text(f"{GOOD}maxPods: 7\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(reading.documents, "load", fail)
+        reading.look_again()
+        reading.look_again()
+    taken = reading.take()
+    assert taken is not None
+    assert (taken.text, taken.document) == (None, None)
+    assert len(told) == 1, "it says nothing new each time"
+    reading.look_again()
+    taken = reading.take()
+    assert taken is not None
+    assert taken.document is not None
+    assert taken.document.max_pods == 7
 
 
 def test_a_fifo_in_the_documents_place_is_refused_and_its_end_is_followed(

@@ -17,6 +17,7 @@ from reconciler.domains.address import LinkAddress
 from reconciler.errors import ApplyError
 from reconciler.ipam.pool import Demand
 from reconciler.node import kernel_domains
+from schemas.apart import Here
 from schemas.document import NodeNetwork
 
 OF_PODS = (link, sysctl, address, neighbour, route, nat)
@@ -113,20 +114,19 @@ def test_an_idle_pool_pass_reads_records_and_routes_once(monkeypatch: pytest.Mon
 
 
 def test_an_edited_document_is_validated_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """However often the file is looked at, and however many passes work on it."""
     validated: list[str] = []
-    load = document.load
 
-    def count(text: str, name: str) -> NodeNetwork:
-        validated.append(text)
-        return load(text, name)
+    class Counting(Here):
+        def load(self, text: str, source: str) -> NodeNetwork:
+            validated.append(text)
+            return super().load(text, source)
 
-    monkeypatch.setattr(document, "load", count)
     path, edits = tmp_path / "node-network.yaml", (f"{DOCUMENT}", f"{DOCUMENT}maxPods: 20\n")
     path.write_text(edits[0])
-    reading = document.Reader(path, lambda: None)
+    reading = document.Reader(path, lambda: None, Counting())
     reading.look_first()
     path.write_text(edits[1])
     for _ in range(3):

@@ -59,6 +59,18 @@ def earlier(tmp_path: Path) -> Sequence[str]:
     return words
 
 
+SHIPPED = ("env",)
+"""Words before this release's command: a process of its own, as on a node."""
+
+NOT_HELD = ("pydantic_core", "_yaml", "_asyncio")
+"""Libraries of which a daemon at rest has nothing in its memory."""
+
+
+def maps_of(pid: int) -> str:
+    """Return what a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 class Others:
     """Pods that come and go, one after the other, as kubelet has them."""
 
@@ -124,7 +136,7 @@ def test_upgrade_downgrade_and_upgrade_cut_and_renumber_no_pod(
                 for one in pods[::3]
             ]
         others = Others(cluster, addresses)
-        for release in ([], earlier, []):
+        for release in (SHIPPED, earlier, SHIPPED):
             with others.coming():
                 others.await_some()
                 cluster.stop()
@@ -134,6 +146,7 @@ def test_upgrade_downgrade_and_upgrade_cut_and_renumber_no_pod(
             until(lambda: cluster.status()["settled"], cluster.log)
             cut = [(name, peer) for name, peer, stream in streams if not stream.exchange("there")]
             assert cut == []
+        assert {p for p in NOT_HELD if p in maps_of(cluster.process().pid)} == set()
         until(lambda: not cluster.records("cooling"), "cooldown")
         assert {a for r in cluster.records("attachments") for a in r["addresses"]} == addresses
         for one in pods:

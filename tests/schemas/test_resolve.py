@@ -9,10 +9,10 @@ import pytest
 from document_strategies import HEAD, NODE, documents, patches
 from hypothesis import assume, given
 
-from schemas.check import ALTERNATIVES, matches, merge, resolve
+from schemas.check import ALTERNATIVES, merge, resolve
 from schemas.document import NodeNetwork
 from schemas.load import DocumentError, dump, load
-from schemas.override import Match
+from schemas.override import Match, matches
 from schemas.pool import AddressTarget, EniTarget
 
 EVERYWHERE = {"nodeName": "*"}

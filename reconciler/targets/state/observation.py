@@ -8,15 +8,14 @@ all: of one that lacks an ENI, that ENI's routes and rules would seem to be garb
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from reconciler.core.datapath import MAX_DEVICE_INDEX
 from reconciler.core.facts import Eni, Node
 from reconciler.egress.destinations import Egress
 from reconciler.ipam.cloud import Cloud, Limits, Subnet
+from reconciler.targets.state import structure
 from reconciler.targets.state.codec import Json
 
 MAX_OBSERVATION_BYTES = 4 << 20
@@ -39,9 +38,6 @@ class _Look:
     subnets: tuple[Subnet, ...] = ()
 
 
-_LOOK = TypeAdapter(_Look)
-
-
 def encode_observation(node: Node, cloud: Cloud) -> Json:
     """Return what ``decode_observation`` reads back.
 
@@ -49,7 +45,7 @@ def encode_observation(node: Node, cloud: Cloud) -> Json:
     and no pod that runs depends on them.
     """
     look = _Look(node, cloud.enis, cloud.limits, tuple(cloud.subnets.values()))
-    body: Json = _LOOK.dump_python(look, mode="json")
+    body: Json = structure.encode(look)
     body["enis"] = [{ON_DISK.get(k, k): v for k, v in eni.items()} for eni in body["enis"]]
     if len(json.dumps(body["subnets"])) > MAX_OBSERVATION_BYTES // 2:
         body["subnets"] = []
@@ -61,8 +57,7 @@ def decode_observation(body: Json) -> tuple[Node, Cloud]:
     _check_lengths(body)
     here = {on_disk: name for name, on_disk in ON_DISK.items()}
     enis = [{here.get(k, k): v for k, v in eni.items()} for eni in body["enis"]]
-    # As JSON, where a text may be an address, and nothing else is of another type than its own.
-    look = _LOOK.validate_json(json.dumps(body | {"enis": enis}), strict=True)
+    look = structure.decode(_Look, body | {"enis": enis})
     for eni in look.enis:
         if not 0 <= (eni.device_index or 0) <= MAX_DEVICE_INDEX:
             raise ValueError(f"device index {eni.device_index}")
@@ -74,20 +69,16 @@ def decode_observation(body: Json) -> tuple[Node, Cloud]:
     return look.node, Cloud(told, look.limits, {s.subnet_id: s for s in look.subnets})
 
 
-_EGRESS = TypeAdapter(Egress)
-
-
 def encode_egress(egress: Egress) -> Json:
     """Return what ``decode_egress`` reads back."""
-    body: Json = _EGRESS.dump_python(egress, mode="json")
+    body: Json = structure.encode(egress)
     return body
 
 
 def decode_egress(body: Json) -> Egress:
     """Read what is known of sources; what it raises is one of ``record_file.UNREADABLE``."""
     _check_lengths(body)
-    known = {f.name: body[f.name] for f in fields(Egress) if f.name in body}
-    return _EGRESS.validate_json(json.dumps(known), strict=True)
+    return structure.decode(Egress, body)
 
 
 def _check_lengths(value: Any) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from diagnostics.test_why import PAY, RECORDS, WHERE, here
 from jsonschema import Draft202012Validator
 
-from reconciler.cli import explained
+from reconciler.cli import explain_node, explained
 from reconciler.cli.explain import MODULES
 from reconciler.cli.explained import Told, as_json, lines, rows
 from reconciler.cli.main import main
@@ -71,6 +71,38 @@ def test_nothing_is_coloured_and_lines_of_their_own_stay_as_they_are(
     assert shown(Screen(60, colour=True), POD, monkeypatch) == AT_60
     of_pool = ["wanted: at least 24", "    24  minimum   <- binds"]
     assert shown(Screen(60), lines(of_pool), monkeypatch) == "".join(f"{x}\n" for x in of_pool)
+
+
+RULE = "ip rule add priority 1024 fwmark 0x80/0xff lookup main protocol 201\n"
+WHY_60 = """\
+    packets that must use the primary ENI (connections with
+    the node's address, pods on that ENI) are marked so by
+    the bits of routing.markMask (by default), and go by
+    main; it goes when no pod has ipv4 and families (by
+    default) does not name it
+"""
+WHY_120 = """\
+    packets that must use the primary ENI (connections with the node's address, pods on that ENI) are marked so by the
+    bits of routing.markMask (by default), and go by main; it goes when no pod has ipv4 and families (by default) does
+    not name it
+"""  # noqa: E501 - as it is shown
+WHY_PIPED = f"    {' '.join(WHY_60.split())}\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [(Screen(60), WHY_60), (Screen(120), WHY_120), (PIPE, WHY_PIPED)],
+    ids=["60", "120", "pipe"],
+)
+def test_a_rules_command_stays_whole_and_its_reason_is_wrapped(
+    where: Screen,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(explain_node, "screen_of", lambda _: where)
+    explain_node._print("text", "rule", why.explain_rules(here(), WHERE), 1024)
+    assert capsys.readouterr().out == RULE + said
 
 
 @pytest.mark.parametrize(

@@ -47,15 +47,16 @@ format: $(STAMP) ## format and fix what can be fixed
 bench: $(STAMP) $(CNI) ## measure, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
 
-soak: $(STAMP) $(CNI) ## every crash point, storms of drift, 50 hours of faults, 10 of clock steps, 60,000 steps of the pool's model, 10,000 pods, 500 kills of one call, 100 of the daemon, 50,000 routes stamped as ours
+soak: $(STAMP) $(CNI) ## every crash point, every two losses of records, storms of drift, 50 hours of faults, 10 of clock steps, 60,000 steps of the pool's model, 10,000 pods, 500 kills of one call, 100 of the daemon, 50,000 routes stamped as ours
 	@CRASH_SHARE=1 $(BIN)/pytest -q -n $(WORKERS) tests/node/test_crash_points.py
+	@PAIRS_SHARE=1 $(BIN)/pytest -q -n $(WORKERS) tests/node/test_lost_records.py
 	@STORM_RUNS=60 STORM_STEPS=30 $(BIN)/pytest -q tests/node/test_drift_storm.py
 	@FAULT_HOURS=50 CLOCK_HOURS=10 $(BIN)/pytest -q -n $(WORKERS) tests/node/test_fault_hour.py
 	@MODEL_RUNS=1000 MODEL_STEPS=60 $(BIN)/pytest -q tests/node/test_pool_model.py
 	@CYCLES=10000 $(BIN)/pytest -q -s tests/runtime/test_cycles.py
 	@KILLS=500 $(BIN)/pytest -q tests/runtime/test_kill.py
 	@CRASHES=100 $(BIN)/pytest -q -s tests/scenarios/test_crash.py
-	@STAMPED=50000 $(BIN)/pytest -q tests/hostile/test_neighbour.py
+	@STAMPED=50000 ROUNDS=20 $(BIN)/pytest -q tests/hostile/test_neighbour.py
 
 schema: $(STAMP) ## generate the JSON Schema from the models
 	@$(BIN)/python -m schemas

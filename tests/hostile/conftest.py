@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import secrets
 import socket
@@ -24,8 +25,8 @@ from lab.pod import Pod
 __all__ = ["make_cluster"]
 
 PODS = 100
-ROUNDS = 8
-"""ADDs and DELs for each hostile input."""
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
+"""ADDs and DELs for each hostile input; ``make soak`` has more."""
 
 WARM_UP = 8
 """The same before anything is measured: until then the interpreter takes memory that it keeps."""

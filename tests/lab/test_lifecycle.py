@@ -218,7 +218,7 @@ def test_of_two_ups_at_once_one_makes_the_lab_and_the_other_leaves_it_alone(name
 
 
 def test_down_ends_what_runs_in_the_lab_and_removes_pods_too(name):
-    lab = lifecycle.up(name)
+    lab = lifecycle.up(name, start=fork_server.start)
     netns.make(lab.names.namespace("pod-a"))
     stubborn = [sys.executable, "-c", IGNORE_SIGTERM]
     with (
@@ -528,7 +528,7 @@ def test_a_demo_says_at_once_what_its_document_lacks(name, tmp_path):
 
 
 def test_taking_a_lab_down_is_not_to_be_interrupted(name):
-    lifecycle.up(name)
+    lifecycle.up(name, start=fork_server.start)
     steps = []
 
     def interrupted(step):

@@ -226,7 +226,7 @@ EFFECTS = frozenset(
 """Verbs and nouns of what else is changed when nobody interferes."""
 
 
-SHARE = int(os.environ.get("CRASH_SHARE", "15"))
+SHARE = int(os.environ.get("CRASH_SHARE", "25"))
 """One of how many points is tried, from a random one on; ``make soak`` tries all."""
 
 

@@ -39,7 +39,7 @@ from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
 
 STEPS = int(os.environ.get("MODEL_STEPS", "50"))
-RUNS = int(os.environ.get("MODEL_RUNS", "50"))
+RUNS = int(os.environ.get("MODEL_RUNS", "30"))
 """50 runs of up to 50 steps; ``make soak``: 1,000 of up to 60, for Hypothesis ends some early."""
 
 CODES = [

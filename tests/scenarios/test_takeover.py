@@ -146,7 +146,7 @@ class Talk:
                     self.cut.add(name)
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
             self.rounds += 1
-            self._over.wait(0.05)  # often enough: what is cut stays cut
+            self._over.wait(0.2)  # often enough: what is cut stays cut
 
 
 @contextmanager

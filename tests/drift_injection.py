@@ -69,7 +69,7 @@ HOST = [
     "nft flush chain inet node_network route_mark",
     "nft flush chain inet node_network guard",
     "nft flush map inet node_network links",
-    "nft flush set inet node_network guarded_ipv4",
+    "nft flush map inet node_network guarded_ipv4",
     "nft flush set inet node_network no_snat_ipv4",
     "nft 'add table inet node_network {{ flags dormant; }}'",
     "nft 'add chain inet node_network route_mark {{ policy drop; }}'",

@@ -89,8 +89,8 @@ class Tables:
         ranges: elements of our sets, by set.
         verdicts: of our maps' elements, by map and address.
         values: of our maps to addresses, likewise.
-        links: by a link and an address that may come from there; by a link alone, the chain for
-            what else does.
+        links: by a link and an address that may come from there, the chain of its ENI; by a link
+            alone, the chain for what else does.
     """
 
     rules: tuple[Rule, ...]

@@ -18,7 +18,7 @@ from reconciler.diagnostics.lookup import Decision, Packet, Tables
 from reconciler.diagnostics.ruling import find_ruling
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_guard import FROM_POD
-from reconciler.domains.nat_rules import chain_of, no_snat_of, sets_of
+from reconciler.domains.nat_rules import OWN, chain_of, no_snat_of, sets_of
 from reconciler.domains.snat import why_kept, why_translated
 from reconciler.errors import UnknownPodError
 
@@ -148,7 +148,7 @@ class _Walk:
         if pod:
             self._guard(pod)
             bound = self._bind_outgoing(target)
-            packet = Packet(home, target, pod.veth, self._mark(target, bound))
+            packet = Packet(home, target, pod.veth, self._mark(pod, target, bound))
         decision = self._route(packet)
         source = self._source_seen(target, decision)
         eni = self._leave(source, target, decision)
@@ -185,7 +185,7 @@ class _Walk:
         if pod:
             self._say("pod", f"{home} answers {peer}: {_default_route(pod, self.family)}")
             self._guard(pod)
-            packet = Packet(home, peer, pod.veth, self._mark(peer, bound))
+            packet = Packet(home, peer, pod.veth, self._mark(pod, peer, bound))
         decision = self._route(packet)
         if address != home:
             self._say("conntrack", f"{home} becomes {address} again")
@@ -241,10 +241,13 @@ class _Walk:
         self._say("snat", f"source {self.home} becomes {source} ({ports} port)")
         return source
 
-    def _mark(self, target: IpAddress, bound: int) -> int:
-        """Say what chain choice does: the connection's ENI, else the pod's own."""
+    def _mark(self, pod: Attachment, target: IpAddress, bound: int) -> int:
+        """Say what chain route_mark does: the connection's ENI, else the pod's own."""
         sets, mark = sets_of(self.family), bound
-        verdict = self.tables.verdicts.get((sets.pod_eni, self.home))
+        # As chain guard looks; where it knows no pod there, as chain own.
+        name, verdict = sets.guarded, self.tables.links.get((pod.veth, self.home))
+        if verdict in (None, OWN):
+            name, verdict = sets.pod_eni, self.tables.verdicts.get((sets.pod_eni, self.home))
         devices = {chain_of(e.device_index or 0): e.device_index or 0 for e in self.inputs.enis}
         if by_main := self.tables.range_of(sets.by_main, target):
             mark = self._mark_of(0)
@@ -253,9 +256,9 @@ class _Walk:
             why = "the ENI that the connection is bound to"
         elif verdict in devices:
             mark = self._mark_of(devices[verdict])
-            why = f"{sets.pod_eni} has {self.home} : {verdict}"
+            why = f"{name} has {self.home} : {verdict}"
         else:
-            why = f"{sets.pod_eni} does not know {self.home}"
+            why = f"{name} does not know {self.home}"
         self._say("mark", f"{mark:#x}: {why}" if mark else f"none: {why}")
         return mark
 

@@ -21,7 +21,7 @@ ABOUT: Mapping[str, str] = {
     "pod_eni": "the ENI by which a pod's packets leave, by its address",
     "by_main": "destinations that table main routes, whatever the pod's ENI",
     "held": "addresses that EC2 gave this node for pods: a packet to one without a pod is refused",
-    "guarded": "addresses that may come by a pod's link",
+    "guarded": "addresses that may come by a pod's link, and the ENI by which they leave",
     "no_metadata": "pods that are refused instance metadata",
     "group_mark": "the SNAT policy that binds connections of pods in groups",
     "group_nat": "the SNAT policy that translates packets of pods in groups",

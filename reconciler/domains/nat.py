@@ -75,16 +75,23 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     ruled = identities.lead(inputs.document, families, "goto", identities.FIRST)
     by_main = _by_main(inputs, families)
     metadata = guard.to_metadata(families) if inputs.document.pods.metadata else []
+    is_guarded = inputs.document.pods.spoofing == "deny"
+    held = rules.held(links.values(), is_routed=False)
     objects: set[NftObject] = {
         NftTable(),
         _base_chain("arrival", rules.arrival(families), ARRIVAL_PRIORITY, kind="nat"),
-        _base_chain("route_mark", rules.route_mark(), ROUTE_MARK_PRIORITY),
+        _base_chain(
+            "route_mark",
+            rules.route_mark(marks, is_plain=is_guarded and not by_main),
+            ROUTE_MARK_PRIORITY,
+        ),
         _base_chain("sent", rules.sent(families), SENT_PRIORITY, "output"),
         _base_chain("source_nat", snat, SOURCE_NAT_PRIORITY, "postrouting", "nat"),
         NftChain(rules.FIRST, texts(rules.first(families, metadata, marks, grouped, ruled))),
-        NftChain(rules.CHOICE, texts(rules.choice(families, by_main, marks))),
+        NftChain(rules.CHOICE, texts(rules.choice(by_main, marks, is_guarded=is_guarded))),
+        NftChain(rules.OWN, texts(rules.own(families))),
         NftChain(rules.BOUND, texts(rules.bound(sorted(links), marks))),
-        NftChain(rules.HELD, texts(rules.held(links.values(), is_routed=False))),
+        NftChain(rules.HELD, texts(rules.without_mark(held, marks))),
         NftChain(rules.HELD_SENT, texts(rules.held(links.values(), is_routed=True))),
         NftChain(rules.REFUSE, texts(rules.refuse(links.values()))),
         NftSet(rules.ARRIVALS, "ifname", verdicts=True),
@@ -98,7 +105,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     objects |= set(groups.desire(inputs, families, primary, marks))
     policy = rules.mark_by_policy(families, marks, grouped)
     objects |= set(identities.desire(inputs, families, primary, links, marks, policy))
-    if inputs.document.pods.spoofing == "deny":
+    if is_guarded:
         objects |= _guard(families)
         objects |= {NftLink(LINKS, name, goto=guard.FROM_ENI) for name in links.values()}
     if inputs.document.pods.metadata:
@@ -123,7 +130,7 @@ def _guard(families: Sequence[Family]) -> set[NftObject]:
     return {
         *map(NftCounter, (guard.SPOOFED, guard.MARTIAN)),
         NftSet(LINKS, "ifname", verdicts=True),
-        *(NftSet(sets_of(f).guarded, f"ifname . {f.nft_type}") for f in families),
+        *(NftSet(sets_of(f).guarded, f"ifname . {f.nft_type}", verdicts=True) for f in families),
         _base_chain(guard.GUARD, guard.guard(families), guard.GUARD_PRIORITY),
         NftChain(guard.FROM_POD, texts(guard.from_pod())),
         NftChain(guard.FROM_ENI, texts(guard.from_eni())),
@@ -150,22 +157,23 @@ def desire_pods(inputs: Inputs) -> frozenset[NftElement | NftLink]:
         *groups.desire_pods(inputs),
         *identities.desire_pods(inputs),
     }
-    if inputs.document.pods.spoofing == "deny":
-        for a in inputs.placed:
-            elements.add(NftLink(LINKS, a.veth, goto=guard.FROM_POD))
-            elements |= {NftLink(sets_of(family_of(o)).guarded, a.veth, o) for o in a.addresses}
+    is_guarded = inputs.document.pods.spoofing == "deny"
     for a in inputs.placed:
+        if is_guarded:
+            elements.add(NftLink(LINKS, a.veth, goto=guard.FROM_POD))
         if guard.is_denied_metadata(a.pod, inputs.document.pods.metadata):
             elements |= {NftElement(sets_of(family_of(o)).no_metadata, o, o) for o in a.addresses}
     for a, own in ((pod, own) for pod in inputs.placed for own in pod.addresses):
         sets = sets_of(family_of(own))
-        if is_node_local(own):
-            # Good for the primary ENI alone, whatever ENI the pod's other addresses are of.
-            elements.add(NftElement(sets.pod_eni, own, own, chain_of(0)))
-            continue
-        elements.add(NftElement(sets.pods, own, own))
-        if a.eni_id in devices:
-            elements.add(NftElement(sets.pod_eni, own, own, chain_of(devices[a.eni_id])))
+        # One that is good on this node only: for the primary, whatever ENI the others are of.
+        device = 0 if is_node_local(own) else devices.get(a.eni_id)
+        if device is not None:
+            elements.add(NftElement(sets.pod_eni, own, own, chain_of(device)))
+        if not is_node_local(own):
+            elements.add(NftElement(sets.pods, own, own))
+        if is_guarded:
+            way = rules.OWN if device is None else chain_of(device)
+            elements.add(NftLink(sets.guarded, a.veth, own, goto=way))
     return frozenset(elements)
 
 

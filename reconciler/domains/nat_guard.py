@@ -8,6 +8,7 @@ from reconciler.core.datapath import FAMILIES, INSTANCE_METADATA, Family
 from reconciler.domains.nat_rules import (
     BY_ENI,
     LINKS,
+    OWN,
     Expression,
     Rules,
     match,
@@ -53,21 +54,21 @@ LINK_LOCAL = "fe80::"
 
 
 def guard(families: Sequence[Family]) -> Rules:
-    """Let pass what carries an address of its link; look at the rest by its link.
+    """Mark what carries an address of its link with the pod's ENI; look at the rest by its link.
 
-    In this order because a packet of a pod then costs one lookup, and one by an ENI none. By
-    names of links: they are known before a link is made, so that a pod's elements need no
-    transaction of their own.
+    In this order because a packet of a pod then costs one lookup, which also chooses its ENI, and
+    one by an ENI only that of its source. By names of links: they are known before a link is made,
+    so that a pod's elements need no transaction of their own. By a link that is not ours a pod's
+    packet may come as well, from another owner's hands: its ENI is chosen by its source alone.
     """
-    known = [
-        [
-            match({"concat": [LINK, payload(f, "saddr")]}, f"@{sets_of(f).guarded}"),
-            {"return": None},
-        ]
-        for f in families
-    ]
+    rules: Rules = [[BY_ENI, *_is_source("=="), {"return": None}]]
+    for f in families:
+        if f.version == 6:  # of which the kernel asks nothing either (``from_eni``)
+            rules.append([BY_ENI, match({"meta": {"key": "nfproto"}}, "ipv6"), {"return": None}])
+        key = {"concat": [LINK, payload(f, "saddr")]}
+        rules.append([{"vmap": {"key": key, "data": f"@{sets_of(f).guarded}"}}])
     by_link: list[Expression] = [{"vmap": {"key": LINK, "data": f"@{LINKS}"}}]
-    return [[BY_ENI, {"goto": {"target": FROM_ENI}}], *known, by_link]
+    return [*rules, by_link, [{"goto": {"target": OWN}}]]
 
 
 def from_pod() -> Rules:
@@ -92,14 +93,13 @@ def from_eni() -> Rules:
     The kernel does so as a part of its look at IPv4's sources (``fib_validate_source``), which is
     off here; of IPv6 it never asks. One lookup in the table of the host's addresses.
     """
+    return [[*_is_source("!="), {"goto": {"target": NO_SOURCE}}]]
+
+
+def _is_source(op: str) -> list[Expression]:
+    """IPv4, and its source is (``==``) or is not (``!=``) one that another host may have."""
     kind: Expression = {"fib": {"result": "type", "flags": ["saddr"]}}
-    return [
-        [
-            match({"meta": {"key": "nfproto"}}, "ipv4"),
-            match(kind, "unicast", op="!="),
-            {"goto": {"target": NO_SOURCE}},
-        ]
-    ]
+    return [match({"meta": {"key": "nfproto"}}, "ipv4"), match(kind, "unicast", op=op)]
 
 
 def no_source() -> Rules:

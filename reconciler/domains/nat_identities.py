@@ -35,6 +35,7 @@ from reconciler.domains.nat_rules import (
     payload,
     set_mark,
     texts,
+    without_mark,
 )
 from reconciler.egress.destinations import reasons_in
 from reconciler.egress.rules import ranges_of, versions
@@ -177,7 +178,7 @@ def desire(
     yield NftChain(DEDICATED_NAT, texts(_to_dedicated(families, links.values(), ports)))
     yield NftChain(NODE_NAT, texts(_to_node(families, links[0], primary, ports)))
     leaving = [[match(WAY, link), {"goto": {"target": NO_IDENTITY}}] for link in links.values()]
-    yield NftChain(NO_WAY, texts(sorted(leaving, key=str)))
+    yield NftChain(NO_WAY, texts(without_mark(sorted(leaving, key=str), marks)))
     yield NftChain(NO_IDENTITY, texts(_refuse()))
     for device in links:
         bound = [[set_mark(CONNECTION_MARK, device, marks)]]

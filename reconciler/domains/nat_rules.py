@@ -16,10 +16,12 @@ Rules = list[list[Expression]]
 
 CONNECTION_MARK: Expression = {"ct": {"key": "mark"}}
 
-CONFIRMED: Expression = {
-    "match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "confirmed"}
-}
-"""A packet of a connection that is open: conntrack confirms one with its first packet."""
+CONFIRMED, UNCONFIRMED = (
+    {"match": {"op": op, "left": {"ct": {"key": "status"}}, "right": "confirmed"}}
+    for op in ("in", "!")
+)
+"""A packet of a connection that is open, and the first one of a connection: conntrack confirms one
+with its first packet. Neither matches what conntrack does not know."""
 
 BY_ENI, BY_POD = (
     {"match": {"op": "==", "left": {"meta": {"key": "iifgroup"}}, "right": group}}
@@ -38,7 +40,8 @@ class Sets:
     ``no_snat``: destinations that see pods' own addresses. ``pod_eni``: verdict map from a pod's
     address to the chain of its ENI. ``by_main``: destinations that the main table routes.
     ``held``: addresses that EC2 has assigned to this node's ENIs for pods, whether a pod has them
-    or not. ``guarded``: pods' links, each with an address that may come from there.
+    or not. ``guarded``: verdict map from pods' links, each with an address that may come from
+    there, to the chain of its ENI.
     ``no_metadata``: addresses of pods that are refused instance metadata. ``group_mark``,
     ``group_nat``: verdict maps from an address of a pod group with an SNAT policy of its own to
     the chains of that policy.
@@ -81,6 +84,9 @@ FIRST = "first"
 
 CHOICE = "choice"
 """The chain that chooses a packet's ENI."""
+
+OWN = "own"
+"""The chain that chooses it by a packet's source alone."""
 
 BOUND = "bound"
 """The chain for packets of connections that are bound to an ENI."""
@@ -149,13 +155,23 @@ def arrived(device_index: int, marks: Marks) -> Rules:
     return [[local, set_mark(CONNECTION_MARK, device_index, marks)]]
 
 
-def route_mark() -> Rules:
-    """Have a connection's first packet looked at; then choose the ENI."""
-    return [
-        [CONFIRMED, {"goto": {"target": CHOICE}}],
-        [{"jump": {"target": FIRST}}],
-        [{"goto": {"target": CHOICE}}],
+def route_mark(marks: Marks, *, is_plain: bool) -> Rules:
+    """Have a connection's first packet looked at; then choose the ENI.
+
+    ``is_plain``: ``guard`` has marked what pods send, and no destination is the main table's. Then
+    there is nothing left to choose for a connection that is bound to no ENI, and little for one
+    that is bound to the primary. What conntrack does not know passes these rules by.
+    """
+    bits = {"&": [CONNECTION_MARK, marks.mask]}
+    looked: list[Expression] = [{"jump": {"target": FIRST}}]
+    chosen: list[Expression] = [{"goto": {"target": CHOICE}}]
+    known: Rules = [
+        [UNCONFIRMED, *looked],
+        [match(bits, 0), {"return": None}],
+        [match(bits, marks.of(0)), *eni(0, marks)[0], {"return": None}],
+        [match(bits, 0, op="!="), {"goto": {"target": BOUND}}],
     ]
+    return [*(known if is_plain else [[CONFIRMED, *chosen]]), looked, chosen]
 
 
 def first(
@@ -193,20 +209,34 @@ def mark_outside(family: Family, no_snat: str, marks: Marks) -> list[Expression]
     return [_outside(family, no_snat), set_mark(CONNECTION_MARK, 0, marks)]
 
 
-def choice(families: Sequence[Family], by_main: Sequence[Family], marks: Marks) -> Rules:
+def choice(by_main: Sequence[Family], marks: Marks, *, is_guarded: bool) -> Rules:
     """Choose the ENI: the one a connection is bound to, else the pod's own.
 
-    What came by an ENI is no pod's, so its source need not be looked up. ``by_main``: families in
-    which there are destinations that the main table routes.
+    ``by_main``: families in which there are destinations that the main table routes.
+    ``is_guarded``: chain ``guard`` has chosen the pod's own.
     """
     mained = [[match(payload(f, "daddr"), f"@{sets_of(f).by_main}"), _goto(0)] for f in by_main]
     bound = match({"&": [CONNECTION_MARK, marks.mask]}, 0, op="!=")
     return [
         *mained,
         [bound, {"goto": {"target": BOUND}}],
+        *([] if is_guarded else [[{"goto": {"target": OWN}}]]),
+    ]
+
+
+def own(families: Sequence[Family]) -> Rules:
+    """Choose a pod's own ENI. What came by an ENI is no pod's, so it need not be looked up."""
+    return [
         [BY_ENI, {"return": None}],
         *([_by_source(f, sets_of(f).pod_eni)] for f in families),
     ]
+
+
+def without_mark(asked: Rules, marks: Marks) -> Rules:
+    """Ask for a packet's way as if it had no mark of ours, which ``guard`` may have set."""
+    mark: Expression = {"meta": {"key": "mark"}}
+    cleared: Expression = {"mangle": {"key": mark, "value": {"&": [mark, marks.others]}}}
+    return [[cleared], *asked, [{"goto": {"target": OWN}}]]
 
 
 def bound(devices: Sequence[int], marks: Marks) -> Rules:
@@ -274,7 +304,7 @@ REFUSE = "refuse"
 
 def sent(families: Sequence[Family]) -> Rules:
     """Look at the host's own first packets to addresses that this node holds for pods."""
-    later = [CONFIRMED, {"return": None}]
+    later: list[Expression] = [CONFIRMED, {"return": None}]
     return [later, *_to_pods(families), *_to_held(families, HELD_SENT)]
 
 

@@ -59,7 +59,7 @@ def test_every_decision_is_named_with_the_word_of_the_document_that_made_it() ->
     traced = walk(now, Query(pod, PEER))
     (said,) = words(traced, "snat")
     assert said.endswith("in no_snat_ipv4 10.100.0.0/16, by snat.excludeCIDRs 10.100.0.0/16")
-    assert words(traced, "mark") == [f"0x1: pod_eni_ipv4 has {pod.addresses[0]} : eni_1"]
+    assert words(traced, "mark") == [f"0x1: guarded_ipv4 has {pod.addresses[0]} : eni_1"]
     assert "rule 1537: fwmark 0x1/0xff lookup 1537; route default via" in words(traced, "route")[0]
     assert (traced.source, traced.device, traced.troubles) == (pod.addresses[0], 1, ())
 
@@ -87,7 +87,7 @@ def test_a_source_that_the_vpc_would_drop_is_a_trouble() -> None:
 def test_where_the_node_differs_both_sides_are_named() -> None:
     now = node()
     pod = now.attachments[1]
-    there = replace(tables(now), verdicts={})
+    there = replace(tables(now), verdicts={}, links={})
     query = Query(pod, ip_address("10.0.9.10"))
     planned, actual = walk(now, query), trace(query, now, there)
     lookups = [d for leg in planned.legs for _, d in leg.lookups]
@@ -95,7 +95,7 @@ def test_where_the_node_differs_both_sides_are_named() -> None:
         Found(d.rule.table, d.device, d.route.gateway) for d in lookups if d.rule and d.route
     ]
     (said, *_) = compare(planned, actual, answers)
-    assert "pod_eni_ipv4 has" in said
+    assert "guarded_ipv4 has" in said
     assert "pod_eni_ipv4 does not know" in said
 
 

@@ -13,7 +13,7 @@ from builders import attachment, document, eni, inputs
 from reconciler.domains import nat
 from reconciler.domains import rule as rule_domain
 from reconciler.domains.nat_objects import NftChain, NftCounter, NftElement, NftLink, NftSet
-from reconciler.domains.nat_rules import CONFIRMED
+from reconciler.domains.nat_rules import CONFIRMED, UNCONFIRMED
 from reconciler.egress.destinations import Egress
 from reconciler.egress.source import Entry, Source
 from reconciler.ipam.pool_status import Ec2Inputs
@@ -50,12 +50,22 @@ def test_marking_a_packet_leaves_other_owners_bits() -> None:
 
 def test_a_connection_bound_to_an_eni_leaves_by_it_whatever_the_pods_own_is() -> None:
     found = chains(inputs(2))
-    bound, by_eni, own = [json.loads(rule) for rule in found["choice"].rules]
+    (bound,) = [json.loads(rule) for rule in found["choice"].rules]
     assert (bound[0]["match"]["op"], bound[0]["match"]["right"]) == ("!=", 0)
-    assert bound[-1] == {"goto": {"target": "bound"}}  # and is not asked about its pod
-    assert by_eni[0]["match"]["left"] == {"meta": {"key": "iifgroup"}}
-    assert own[0]["vmap"]["data"] == "@pod_eni_ipv4"
+    assert bound[-1] == {"goto": {"target": "bound"}}
     assert [verdict(rule) for rule in found["bound"].rules] == ["eni_0", "eni_1"]
+
+
+def test_a_pods_own_eni_is_chosen_once() -> None:
+    """By the guard's lookup, which knows the pod by then; without a guard behind conntrack."""
+    for spoofing, chosen_in in (("deny", "guard"), ("allow", "choice")):
+        found = chains(inputs(2, document=document(pods={"spoofing": spoofing})))
+        for name in {"guard", "choice"} & found.keys():
+            last = json.loads(found[name].rules[-1])
+            assert (last == [{"goto": {"target": "own"}}]) is (name == chosen_in)
+        by_eni, own = [json.loads(rule) for rule in found["own"].rules]
+        assert by_eni[0]["match"]["left"] == {"meta": {"key": "iifgroup"}}
+        assert own[0]["vmap"]["data"] == "@pod_eni_ipv4"
 
 
 def test_the_main_table_is_asked_for_where_the_document_has_destinations_for_it() -> None:
@@ -177,6 +187,8 @@ def test_a_pod_whose_eni_is_gone_is_known_but_sent_nowhere() -> None:
     now = inputs(1, (attachment(1, 2),))
     assert elements(now, "pods_ipv4") == {str(attachment(1, 2).addresses[0])}
     assert elements(now, "pod_eni_ipv4") == set()
+    (known,) = [o for o in nat.desire(now) if isinstance(o, NftLink) and o.address]
+    assert known.goto == "own"  # which finds none for it
 
 
 def test_families_are_data() -> None:
@@ -187,7 +199,8 @@ def test_families_are_data() -> None:
     assert sets["pods_ipv6"] == "ipv6_addr"
     assert elements(now, "pods_ipv6") == {"2001:db8::9"}
     assert elements(now, "no_snat_ipv6") == {"::/0"}
-    assert len(chains(now)["choice"].rules) == 4
+    assert len(chains(now)["own"].rules) == 3
+    assert len(chains(now)["guard"].rules) == 6
 
 
 def test_what_is_held_is_what_pods_may_get_whether_they_have_it_or_not() -> None:
@@ -221,6 +234,10 @@ def test_packets_to_held_addresses_are_refused_only_on_their_way_out_by_an_eni()
     routed, unrouted = {"meta": {"key": "oifname"}}, {"fib": "oifname"}
     for name, left in (("held", unrouted), ("held_sent", routed)):
         leaving = [json.loads(rule) for rule in found[name].rules]
+        if name == "held":  # the guard's mark would lead to what the guard has chosen
+            (mark, *_), *leaving, own = leaving
+            assert mark["mangle"]["value"] == {"&": [{"meta": {"key": "mark"}}, 0xFFFFFF00]}
+            assert own == [{"goto": {"target": "own"}}]
         for rule in leaving:
             way = rule[0]["match"]["left"]
             assert way == left or way["fib"]["result"] == left["fib"]
@@ -230,10 +247,23 @@ def test_packets_to_held_addresses_are_refused_only_on_their_way_out_by_an_eni()
 
 def test_packets_of_open_connections_are_not_looked_at() -> None:
     found = chains(inputs(2))
-    later, look, choose = [json.loads(rule) for rule in found["route_mark"].rules]
-    assert later == [CONFIRMED, {"goto": {"target": "choice"}}]
+    first, plain, by_primary, bound, *unknown = map(json.loads, found["route_mark"].rules)
+    assert first == [UNCONFIRMED, {"jump": {"target": "first"}}]
+    assert (plain[0]["match"]["right"], plain[1]) == (0, {"return": None})
+    assert by_primary[0]["match"]["right"] == 0x80
+    assert by_primary[1:] == [*json.loads(found["eni_0"].rules[0]), {"return": None}]
+    assert (bound[0]["match"]["op"], bound[-1]) == ("!=", {"goto": {"target": "bound"}})
     # One that conntrack does not know is looked at, too.
-    assert (look, choose) == ([{"jump": {"target": "first"}}], [{"goto": {"target": "choice"}}])
+    look, choose = [{"jump": {"target": "first"}}], [{"goto": {"target": "choice"}}]
+    assert unknown == [look, choose]
+    # With destinations of the main table, and without the guard, there is more to choose.
+    for more in (
+        {"routing": {"externalServiceCIDRs": ["172.20.0.0/16"]}},
+        {"pods": {"spoofing": "allow"}},
+    ):
+        slower = chains(inputs(2, document=document(**more)))["route_mark"].rules
+        later = [CONFIRMED, {"goto": {"target": "choice"}}]
+        assert [json.loads(rule) for rule in slower] == [later, look, choose]
     later, *looked = [json.loads(rule) for rule in found["sent"].rules]
     assert later == [CONFIRMED, {"return": None}]
     for rules, held in ((found["first"].rules, "held"), (looked, "held_sent")):
@@ -288,10 +318,14 @@ def test_the_guard_asks_the_same_of_any_number_of_pods() -> None:
 
 
 def test_what_a_pod_may_send_is_asked_before_conntrack_hears_of_it() -> None:
-    by_eni, known, by_link = [json.loads(rule) for rule in chains(inputs(2))["guard"].rules]
-    assert by_eni[-1] == {"goto": {"target": "from_eni"}}
-    assert (known[0]["match"]["right"], known[1]) == ("@guarded_ipv4", {"return": None})
-    assert by_link[0]["vmap"]["data"] == "@links"
+    by_eni, known, by_link, others = map(json.loads, chains(inputs(2))["guard"].rules)
+    *_, source, good = by_eni
+    assert (source["match"]["op"], source["match"]["right"]) == ("==", "unicast")
+    assert good == {"return": None}
+    assert [rule[0]["vmap"]["data"] for rule in (known, by_link)] == ["@guarded_ipv4", "@links"]
+    assert others == [{"goto": {"target": "own"}}]
+    (martian,) = map(json.loads, chains(inputs(2))["from_eni"].rules)
+    assert (martian[1]["match"]["op"], martian[2]) == ("!=", {"goto": {"target": "no_source"}})
     *kept, dropped = [json.loads(rule) for rule in chains(inputs(2))["from_pod"].rules]
     assert [rule[0]["match"]["left"]["payload"]["protocol"] for rule in kept] == ["ip6", "ip6"]
     assert dropped == [{"counter": "spoofed"}, {"drop": None}]

@@ -16,7 +16,7 @@ from reconciler.core.datapath import IpAddress
 from reconciler.domains import nat
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_identities import OF_PODS
-from reconciler.domains.nat_objects import NftChain, NftElement, NftSet
+from reconciler.domains.nat_objects import NftChain, NftElement, NftLink, NftSet
 from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.pool_status import Ec2Inputs
 
@@ -61,6 +61,7 @@ class Ruleset:
         self.chains = {o.name: o for o in objects if isinstance(o, NftChain)}
         self.sets = {o.name: o for o in objects if isinstance(o, NftSet)}
         self.elements: dict[str, list[NftElement]] = {}
+        self.links = {(o.set, o.address): o for o in objects if isinstance(o, NftLink)}
         for o in objects:
             if isinstance(o, NftElement):
                 self.elements.setdefault(o.set, []).append(o)
@@ -68,6 +69,11 @@ class Ruleset:
     def find(self, name: str, address: IpAddress) -> NftElement | None:
         assert name in self.sets, name
         return next((e for e in self.elements.get(name, ()) if e.first <= address <= e.last), None)
+
+    def lead(self, name: str, source: IpAddress) -> str:
+        """Return the chain that a verdict map names; what is sent comes by its pod's link."""
+        found = self.links.get((name, source)) or self.find(name, source)
+        return found.goto if found else ""
 
     def walk(self, chain: str, packet: Walk) -> str:
         """Return accept, drop or return; a chain's end is a return."""
@@ -94,10 +100,10 @@ class Ruleset:
                 verdict = self.walk(what["target"], packet)
                 return "" if verdict == "return" else verdict
             case "vmap":
-                found = self.find(what["data"][1:], packet.source)
-                return self.walk(found.goto, packet) if found else "next rule"
+                goto = self.lead(what["data"][1:], packet.source)
+                return self.walk(goto, packet) if goto else "next rule"
             case "mangle":
-                bits = what["value"]["|"][1]
+                bits = what["value"]["|"][1] if "|" in what["value"] else 0
                 packet.connection, packet.mark = (
                     (bits, packet.mark) if "ct" in what["key"] else (packet.connection, bits)
                 )
@@ -123,7 +129,7 @@ class Ruleset:
     def matches(self, what: Any, packet: Walk) -> bool:
         left, right = what["left"], what["right"]
         if "ct" in left:
-            return False  # it is a first packet
+            return bool(what["op"] == "!")  # it is a first packet: not confirmed
         if "&" in left:
             return (packet.connection == right) is (what["op"] == "==")
         if "fib" in left:
@@ -145,6 +151,7 @@ class Ruleset:
     def send(self, source: IpAddress, destination: str) -> Walk:
         """Send a pod's first packet through the hooks; it leaves as its mark says."""
         packet = Walk(source, ip_address(destination))
+        assert self.walk("guard", packet) == "return"
         if self.walk("route_mark", packet) == "drop":
             assert packet.refused
             return packet

@@ -163,7 +163,7 @@ def test_what_ipv6_says_on_a_link_itself_goes_on(place: Place) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "nft flush set inet node_network guarded_ipv4",
+        "nft flush map inet node_network guarded_ipv4",
         "nft flush chain inet node_network guard",
         "nft flush chain inet node_network from_pod",
         "nft flush map inet node_network links",

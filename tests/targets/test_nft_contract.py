@@ -120,11 +120,12 @@ def test_other_mark_bits_read_back_as_written(target: Any) -> None:
         assert target.observe() == nat.desire(now)
 
 
-def test_a_pod_that_moves_to_another_eni_changes_one_verdict(target: Any) -> None:
+def test_a_pod_that_moves_to_another_eni_changes_its_verdicts_alone(target: Any) -> None:
     reach(target, inputs(3, (attachment(1, 1, address=ip_address("10.0.1.99")),)))
     moved = inputs(3, (attachment(1, 2, address=ip_address("10.0.1.99")),))
-    (action,) = nat.plan(nat.desire(moved), target.observe()).actions
-    assert (action.verb, action.reason) == (Verb.UPDATE, "goto eni_1 -> eni_2")
+    actions = nat.plan(nat.desire(moved), target.observe()).actions
+    assert sorted(a.key[0] for a in actions) == ["guarded_ipv4", "pod_eni_ipv4"]
+    assert {(a.verb, a.reason) for a in actions} == {(Verb.UPDATE, "goto eni_1 -> eni_2")}
     reach(target, moved)
 
 
@@ -205,7 +206,7 @@ def test_what_is_added_to_the_guard_is_seen_and_taken_away(target: Any) -> None:
     more = {
         NftCounter("other"),
         NftLink("links", "a-link-of-15by", goto="from_pod"),
-        NftLink("guarded_ipv4", "a", ip_address("10.0.1.7")),
+        NftLink("guarded_ipv4", "a", ip_address("10.0.1.7"), goto="eni_1"),
     }
     assert target.apply([Change(Verb.CREATE, o, "test") for o in more]) == ()
     assert target.observe() == nat.desire(inputs(2)) | more
@@ -313,8 +314,8 @@ def nft(*words: str) -> str:
         "add quota inet node_network q { 1 mbytes; }",
         "add element inet node_network links { other : goto from_pod }",
         "add element inet node_network links { other : drop }",
-        "add element inet node_network guarded_ipv4 { other . 192.0.2.1 }",
-        "flush set inet node_network guarded_ipv4",
+        "add element inet node_network guarded_ipv4 { other . 192.0.2.1 : goto eni_0 }",
+        "flush map inet node_network guarded_ipv4",
         "insert rule inet node_network from_pod counter name spoofed return",
         "add table inet node_network { flags dormant; }",
         "add chain inet node_network route_mark "

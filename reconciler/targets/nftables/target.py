@@ -209,7 +209,8 @@ def _script(chains: list[NftChain]) -> list[Json]:
         maps = (sets.pod_eni, sets.group_mark, sets.group_nat, ruled.dedicated_eni)
         objects += [("map", of | {"name": name, "map": "verdict"}) for name in maps]
         objects.append(("map", of | {"name": ruled.dedicated, "map": of["type"]}))
-        objects.append(("set", {"name": sets.guarded, "type": ["ifname", of["type"]]}))
+        by_both = {"type": ["ifname", of["type"]], "map": "verdict"}
+        objects.append(("map", by_both | {"name": sets.guarded}))
     objects += [("chain", chains_[name]) for name in sorted(chains_)]
     for c in chains:
         objects += [("rule", {"chain": c.name, "expr": json.loads(rule)}) for rule in c.rules]

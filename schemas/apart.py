@@ -11,16 +11,19 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from schemas import wire
 from schemas.document import NodeNetwork
-from schemas.override import find_applying
+from schemas.override import find_applying, matches
 from schemas.problem import DocumentError, Problem, UncheckedError
 from schemas.process import Checkers
+from schemas.settings import Setting, list_settings
+
+T = TypeVar("T")
 
 MAX_DATA = 192 << 20
 """Bytes of memory that the process may take for its data (``RLIMIT_DATA``), which it shares a
@@ -28,9 +31,13 @@ cgroup with the daemon for. The largest document takes a third."""
 
 
 class Documents(Protocol):
-    """What checks documents: ``schemas.load.load`` and ``schemas.check.resolve``."""
+    """What checks documents: ``schemas.load.load`` and ``schemas.check.resolve``.
+
+    ``describe`` lists what a valid document sets, and what of it is in force on a node.
+    """
 
     def load(self, text: str, source: str) -> NodeNetwork: ...
+    def describe(self, text: str, node: Mapping[str, str]) -> tuple[Setting, ...]: ...
     def resolve(
         self, document: NodeNetwork, *, instance_type: str, zone: str, node_name: str
     ) -> NodeNetwork: ...
@@ -53,6 +60,19 @@ class Here:
 
         return resolve(document, instance_type=instance_type, zone=zone, node_name=node_name)
 
+    def describe(self, text: str, node: Mapping[str, str]) -> tuple[Setting, ...]:
+        """List what a document sets; ``node`` is what ``resolve`` is told of it."""
+        from schemas.check import merge
+        from schemas.load import load, read_tree
+
+        document = load(text, "")
+        tree, places = read_tree(text, "")
+        applying = [n for n, o in enumerate(document.overrides) if matches(o.match, **node)]
+        final = tree
+        for position in applying:
+            final = merge(final, tree["overrides"][position]["set"])
+        return tuple(list_settings(tree, places, applying, final))
+
 
 class Apart:
     """Has documents checked by other processes, one for each question.
@@ -65,7 +85,7 @@ class Apart:
 
     def load(self, text: str, source: str) -> NodeNetwork:
         """Parse and validate a document."""
-        return self._ask(source, {"text": text, "source": source})
+        return self._ask_document(source, {"text": text, "source": source})
 
     def resolve(
         self, document: NodeNetwork, *, instance_type: str, zone: str, node_name: str
@@ -74,14 +94,27 @@ class Apart:
         node = {"instance_type": instance_type, "zone": zone, "node_name": node_name}
         if not find_applying(document, **node):
             return document.model_copy(update={"overrides": ()})
-        return self._ask("overrides", {"document": wire.encode(document), "node": node})
+        return self._ask_document("overrides", {"document": wire.encode(document), "node": node})
 
-    def _ask(self, source: str, question: Mapping[str, Any]) -> NodeNetwork:
+    def describe(self, text: str, node: Mapping[str, str]) -> tuple[Setting, ...]:
+        """List what a document sets; ``node`` is what ``resolve`` is told of it."""
+
+        def decode(answer: Mapping[str, Any]) -> tuple[Setting, ...]:
+            return tuple(Setting(*told) for told in answer["settings"])
+
+        return self._ask("settings", {"text": text, "describe": node}, decode)
+
+    def _ask_document(self, source: str, question: Mapping[str, Any]) -> NodeNetwork:
+        return self._ask(source, question, lambda a: wire.decode_document(a["document"]))
+
+    def _ask(
+        self, source: str, question: Mapping[str, Any], decode: Callable[[Mapping[str, Any]], T]
+    ) -> T:
         try:
             answer = json.loads(self._checkers.ask(json.dumps(question).encode()))
             if "problems" in answer:
                 raise DocumentError([Problem(*told) for told in answer["problems"]])
-            return wire.decode_document(answer["document"])
+            return decode(answer)
         except OSError as error:
             why = f"the process that checks it failed: {error}"
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -102,9 +135,11 @@ def _be_the_first_to_go() -> None:
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document that is asked for, or what is wrong with it."""
+    """Return the document or the settings that are asked for, or what is wrong with them."""
     here = Here()
     try:
+        if "describe" in question:
+            return {"settings": here.describe(question["text"], question["describe"])}
         if "node" in question:
             document = wire.decode_document(question["document"])
             return {"document": wire.encode(here.resolve(document, **question["node"]))}

@@ -81,6 +81,14 @@ def find_places(text: str, source: str) -> Places:
     return reading.places
 
 
+def read_tree(text: str, source: str) -> tuple[dict[str, Any], Places]:
+    """Return a valid document as it is written, and where each part of it stands."""
+    reading = _Reading(source)
+    tree = reading.value(_parse(text, source), ())
+    assert isinstance(tree, dict)
+    return tree, reading.places
+
+
 def dump(document: NodeNetwork) -> str:
     """Write a document in its normal form: every default explicit, CIDRs canonical."""
     text: str = yaml.safe_dump(document.model_dump(mode="json"), sort_keys=False)

@@ -241,6 +241,8 @@ class Agent:
             reader.look_again()
         with self.parts.duties.over(KEEPING):
             self.parts.document.keep()
+        with self.parts.duties.over(READING):
+            self.parts.document.describe_wanted()
 
     def _end_cooldowns(self) -> None:
         cooldowns = self.parts.node.cooldowns

@@ -7,7 +7,7 @@ newer document is refused, the last good one stays, across restarts too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from schemas.apart import Documents, Here
 from schemas.document import NodeNetwork
 from schemas.file import read
 from schemas.problem import DocumentError, Problem, UncheckedError
+from schemas.settings import Setting
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,18 @@ class Accepted:
         return self.kept.accepted_at.isoformat(timespec="seconds") if self.kept else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a document sets, and what of it is in force here.
+
+    ``of``: its text, and the node as overrides match it. ``failure``: why that is not known.
+    """
+
+    of: tuple[str, Mapping[str, str]] | None = None
+    settings: tuple[Setting, ...] = ()
+    failure: str = ""
+
+
 class InForce:
     """Keeps the document in force.
 
@@ -159,6 +172,7 @@ class InForce:
         self.reader = Reader(path, lambda: hints.mark("document"), documents)
         self.accepted = Accepted()
         self._kept, self._conditions, self._now = kept, conditions, now
+        self._wanted = self._described = Described()
 
     @property
     def current(self) -> NodeNetwork:
@@ -210,6 +224,30 @@ class InForce:
         except StateError as error:
             issues.append(Issue(str(self._kept.path), "DocumentNotKept", f"{error}; {NOT_KEPT}"))
         self._conditions.note(KEPT, issues)
+
+    def find_settings(self, node: Mapping[str, str]) -> Described | None:
+        """Return what the document in force sets; None if that is being found out.
+
+        By another process, and only for somebody who asks: ``describe_wanted`` has it started.
+        """
+        kept = self.accepted.kept
+        of = (kept.text if kept else "", node)
+        described = self._described
+        if described.of == of and not described.failure:
+            return described
+        self._wanted = Described(of)
+        self.reader.hints.mark("settings")
+        return described if described.of == of else None
+
+    def describe_wanted(self) -> None:
+        """Find out what somebody has asked for, in the reader's thread."""
+        of, known = self._wanted.of, self._described
+        if of is None or (of == known.of and not known.failure):
+            return
+        try:
+            self._described = Described(of, self.reader.documents.describe(*of))
+        except DocumentError as error:
+            self._described = Described(of, failure=str(error))
 
     def _fall_back(self, refused: DocumentError, kept: Kept | None, unusable: str) -> None:
         """Put the document in force that is kept, if there is one that can be used."""

@@ -5,9 +5,10 @@ All are answered at once from what is known; none waits for EC2 or for a pass. A
 reaches the address may ask; ``listener`` limits what that costs.
 
 ``/`` is a page for a browser, and ``/status.json`` what it shows: the answer of
-``node-network status -o json`` without the metrics. They name pods. So they are on loopback alone,
-and the Host header must name loopback: a page of elsewhere that has its own name resolve to
-127.0.0.1 (DNS rebinding) is refused.
+``node-network status -o json`` without the metrics. ``/document.json`` is what the document sets,
+line by line; another process finds it out once somebody asks. They name pods. So they are on
+loopback alone, and the Host header must name loopback: a page of elsewhere that has its own name
+resolve to 127.0.0.1 (DNS rebinding) is refused.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from reconciler.daemon.agent import Agent
 from reconciler.daemon.listener import Bounds, Listener
 from reconciler.daemon.status import shorten
 from reconciler.errors import StateError
+from schemas.settings import MOST
 
 TEXT, HTML, JSON = "text/plain; charset=utf-8", "text/html; charset=utf-8", "application/json"
 
 METRICS = ("/metrics",)
-PAGE = ("/", "/status.json")
+PAGE = ("/", "/status.json", "/document.json")
 PATHS = ("/livez", "/readyz", *METRICS)
 
 MOST_STATUS = 1 << 20  # bytes of status.json; the longest lists lose their ends
@@ -86,6 +88,8 @@ class _Page:
             return _response(HTTPStatus.MISDIRECTED_REQUEST, text)
         if path == "/status.json":
             return _response(HTTPStatus.OK, self._tell_status(), NEVER_KEPT, kind=JSON)
+        if path == "/document.json":
+            return _response(HTTPStatus.OK, self._tell_document(), NEVER_KEPT, kind=JSON)
         # Read each time: it is asked for seldom, and would be memory for good.
         text = Path(__file__).with_name("page.html").read_text()
         return _response(HTTPStatus.OK, text, f"{_policy(text)}{NEVER_KEPT}", kind=HTML)
@@ -97,6 +101,26 @@ class _Page:
             del status["metrics"]  # /metrics has them
             self._status, self._made_at = json.dumps(shorten(status, MOST_STATUS)), now
         return self._status
+
+    def _tell_document(self) -> str:
+        """Tell the document's settings; null until they are known, which takes a second."""
+        document, facts = self._agent.parts.document, self._agent.parts.node.known.facts
+        node = {
+            "instance_type": facts.instance_type if facts else "",
+            "zone": facts.availability_zone if facts else "",
+            "node_name": facts.name if facts else "",
+        }
+        found = document.find_settings(node)
+        listed = None if found is None else [setting._asdict() for setting in found.settings]
+        told = {
+            "formatVersion": 1,
+            "path": str(document.path),
+            "generation": document.accepted.generation,
+            "settings": listed,
+            "most": MOST,
+            "failure": found.failure if found else "",
+        }
+        return json.dumps(told)
 
 
 NEVER_KEPT = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"

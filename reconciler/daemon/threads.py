@@ -70,6 +70,8 @@ daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
 daemon.triggers.Triggers | _condition | KPRWCOENFXG | _marks
 # What loops tell others.
 daemon.document.InForce | whole | KPRXAH | accepted | take_first _fall_back _accept
+daemon.document.InForce | whole | HR | _wanted | find_settings
+daemon.document.InForce | whole | RH | _described | describe_wanted
 daemon.document.Reader | whole | RK | _last | look_first look_again
 daemon.document.Reader | one | K | _taken
 daemon.kernel_loop.KernelLoop | whole | KXAH | progress | turn full_pass _publish _finish

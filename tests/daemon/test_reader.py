@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from reconciler.daemon import document as reader
-from reconciler.daemon.document import Reader
+from reconciler.daemon.document import InForce, Reader
+from reconciler.daemon.duty import Conditions
+from reconciler.daemon.triggers import Triggers
+from reconciler.targets.state.kept_document import KeptDocument
 from schemas.document import NodeNetwork
 from schemas.problem import Problem, UncheckedError
 
@@ -145,3 +149,27 @@ def test_an_empty_document_is_not_taken_for_one_that_could_not_be_read(
     taken = reading.take()
     assert taken is not None
     assert "cannot be read" not in str(taken.refused)
+
+
+def test_what_a_document_sets_is_found_out_once_for_who_asks(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hints, node = Triggers(), {"instance_type": "m5.large", "zone": "a", "node_name": "n"}
+    in_force = InForce(path, KeptDocument(tmp_path), hints, Conditions(), lambda: 0.0)
+    in_force.take_first()
+    in_force.describe_wanted()
+    assert in_force.find_settings(node) is None, "nobody had asked"
+    with monkeypatch.context() as patch:
+        failure = UncheckedError([Problem("settings", 0, 0, "", "not checked")])
+        patch.setattr(in_force.reader.documents, "describe", Mock(side_effect=failure))
+        in_force.describe_wanted()
+        failed = in_force.find_settings(node)
+    assert failed is not None
+    assert (failed.settings, failed.failure) == ((), "settings: not checked")
+    in_force.describe_wanted()
+    found = in_force.find_settings(node)
+    assert found is not None
+    assert [s.name for s in found.settings] == ["apiVersion", "kind"]
+    monkeypatch.setattr(in_force.reader.documents, "describe", Mock(side_effect=AssertionError))
+    in_force.describe_wanted()
+    assert in_force.find_settings({**node, "zone": "b"}) is None

@@ -57,6 +57,7 @@ from reconciler.ipam.cloud import Limits
 from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.passes import LocalNode
+from reconciler.targets.netlink.removals import Removals
 
 CIDR = next(SUBNET.subnets(new_prefix=26))
 """Small, because the fake counts what is free with each look."""
@@ -99,6 +100,7 @@ class Life:
     strike: Point | None = None
     parts: dict[str, Any] = field(default_factory=dict)
     stock: bool = False
+    apart: bool = False
     running: set[int] = field(default_factory=set)
     now: float = 1000.0
     skew: float = 0.0
@@ -180,7 +182,13 @@ class Life:
         """Another process; all it has is what outlived the one before."""
         self.ec2.restart()
         self.disk.restart()
+        self.kernel.removals = Removals(self._delete_link)
+        self.kernel.removals.apart = self.apart
         self.node = LocalNode(self.state, self.environment)
+
+    def _delete_link(self, index: int) -> None:
+        with self.fate.effect("delete a link"):
+            self.kernel._delete(index)
 
     # -- what happens to the node ----------------------------------------------------------
 
@@ -227,6 +235,7 @@ class Life:
             return
         keys = frozenset(i.key for i in self.disk.observe().intents)
         self._pass(lambda: self.node.pods_pass(keys))
+        self._try(self.kernel.removals.turn)
         self._pass(lambda: self.node.pool.run(self.document, look=self.look))
         self._pass(lambda: self._full_pass(audit=False))
         self._let_pass(seconds)
@@ -255,6 +264,7 @@ class Life:
         """What the clock brings about, without any event."""
         self._try(lambda: self.node.pool.run(self.document))
         self._try(lambda: self._full_pass(audit=True))
+        self._try(self.kernel.removals.turn)
         self._let_pass(seconds)
 
     def _pass(self, run: Callable[[], Any]) -> None:

@@ -45,6 +45,7 @@ from reconciler.ipam.records import Records, SetAside
 from reconciler.ipam.release import Quarantine
 from reconciler.targets.foreign import Latest
 from reconciler.targets.netlink.decode import KernelObject
+from reconciler.targets.netlink.removals import Removals
 from reconciler.targets.scoped import RecordAction
 from reconciler.targets.state.codec import Record, _parse_intent
 
@@ -89,6 +90,7 @@ class FakeNetlink:
     ) -> None:
         self.namespaces = set(namespaces)
         self.learnt = FakeLearnt()
+        self.removals = Removals(self._delete)
         self._objects: dict[tuple[type, Key], KernelObject] = {}
         for o in objects:
             self._put(o)
@@ -159,6 +161,14 @@ class FakeNetlink:
             and (o.address in addresses or any(o.address in n for n in networks))
         }
 
+    def _delete(self, index: int) -> None:
+        for o in list(self._objects.values()):
+            if isinstance(o, Veth) and self._index(o.name) == index:
+                self._remove(o)
+
+    def _index(self, name: str) -> int:
+        return int.from_bytes(name.encode(), "big")
+
     def observe(self, desired: Iterable[KernelObject]) -> Observed:
         desired = list(desired)
         places = {o.key for o in desired if isinstance(o, Route)}
@@ -195,10 +205,15 @@ class FakeNetlink:
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
         failures = []
+        made = {a.key for a in actions if a.kind == Veth.kind and a.verb is Verb.CREATE}
         for action in actions:
             try:
                 if action.verb is Verb.DELETE:
-                    self._remove(action.object)
+                    link = action.object
+                    is_alone = isinstance(link, Veth) and link.key not in made
+                    if is_alone and self.removals.take(self._index(link.name), link.name):
+                        continue
+                    self._remove(link)
                 else:
                     self._check(action)
                     self._rename(action)

@@ -46,6 +46,7 @@ would pay for ten looks. What libraries have made at the start is not looked at 
 
 READING, KEEPING = "reading the document", "keeping the document"
 COOLDOWNS = "ending the connections of addresses that cool"
+REMOVALS = "deleting the links of pods that are gone"
 NEIGHBOURS = "asking for neighbours again"
 OTHERS = "looking at other owners"  # duties, as conditions, metrics and the watchdog name them
 
@@ -122,6 +123,8 @@ class Agent:
         watches = self._start("watches", "the watches' loop", self._keep_watches)
         parts.node.cooldowns.apart = True
         self._start("cooldowns", "the cooldowns' loop", self._end_cooldowns)
+        parts.node.environment.netlink.removals.apart = True
+        self._start("links", "the loop that deletes links", self._delete_links)
         parts.node.environment.surroundings.latest.apart = True
         self._start("others", "the loop of looks at other owners", self._look_at_others)
         self._start("sources", "the loop of sources", self.sources.turn)
@@ -136,6 +139,7 @@ class Agent:
             self.sources.hints.mark("stop")
             parts.document.reader.hints.mark("stop")
             parts.node.cooldowns.stop()
+            parts.node.environment.netlink.removals.stop()
             parts.node.environment.surroundings.latest.stop()
             watches.join(timeout=JOIN_S)
             for watch in self._watches:
@@ -251,6 +255,14 @@ class Agent:
         if has_news:
             self.parts.hints.mark("cooldown")
         cooldowns.wait()
+
+    def _delete_links(self) -> None:
+        removals = self.parts.node.environment.netlink.removals
+        removals.wait()
+        with self.parts.watchdog.over(REMOVALS, slow=True):
+            had_any = removals.turn()
+        if had_any:
+            self.parts.hints.mark("intent")
 
     def _look_at_others(self) -> None:
         """Refresh what the last full pass has asked for; the first look is that pass's own."""

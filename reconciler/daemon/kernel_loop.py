@@ -53,6 +53,7 @@ class KernelLoop:
         self._hints = frozenset({"start"})
         self._is_untidy = True
         self._links = Links()
+        self._leaving: dict[AttachmentKey, str] = {}
 
     def turn(self) -> None:
         """Do what hints ask for, and what is due; then wait for more."""
@@ -124,13 +125,24 @@ class KernelLoop:
 
     def pods_pass(self) -> bool:
         """Serve the pods that ask; return whether all that could be done for them was done."""
-        settled = True
+        settled, gone = True, self._gone()
         for asking in in_parts(self._parts.requests.asked, BATCH):
             # Later parts are of ADDs that wait too, whose DEL may have come meanwhile.
-            keys = dict.fromkeys((*asking, *self._parts.pods.take()))
+            keys = dict.fromkeys((*asking, *gone, *self._parts.pods.take(BATCH)))
+            gone = ()
             settled &= not keys or self._serve(tuple(keys))
         self._run_checks()
         return settled
+
+    def _gone(self) -> tuple[AttachmentKey, ...]:
+        """Return the pods whose link was being deleted, and is not any more."""
+        if not self._leaving:
+            return ()
+        under_way = self._parts.node.environment.netlink.removals.names
+        gone = tuple(key for key, name in self._leaving.items() if name not in under_way)
+        for key in gone:
+            del self._leaving[key]
+        return gone
 
     def _serve(self, keys: tuple[AttachmentKey, ...]) -> bool:
         parts, started = self._parts, time.monotonic()
@@ -149,7 +161,7 @@ class KernelLoop:
             parts.drift.book_pods(result.outcomes)
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
-        return result.settled
+        return result.served
 
     def _report_pods(self, *errors: ReconcilerError) -> None:
         """Say what no code expects of a pass over some pods; all else is for the full pass."""
@@ -173,6 +185,7 @@ class KernelLoop:
     def _publish(self, result: PassResult, started: float) -> None:
         self.progress = self.progress.after_observation(result)
         self._parts.conditions.know(result.records)
+        self._leaving |= result.leaving
         asked = self._parts.requests.publish(result, started)
         if asked:
             time.sleep(ANSWER_S)

@@ -273,14 +273,13 @@ class PodHints:
                 self._differing.add(key)
         self._hints.mark("intent")
 
-    def take(self) -> frozenset[AttachmentKey]:
-        """Return what differs, and one attachment that was released; the others are marked again.
+    def take(self, most: int = 1) -> frozenset[AttachmentKey]:
+        """Return what differs, and so many at most that were released; others are marked again.
 
-        One by one, because the kernel takes its time with each link (an RCU grace period, some
-        15 ms), and a pod that comes meanwhile must not wait for all of them.
+        A pod that comes meanwhile must not wait for all of them.
         """
         with self._lock:
-            leaving = list(self._released)[:1]
+            leaving = list(self._released)[:most]
             for key in leaving:
                 del self._released[key]
             keys = frozenset((*leaving, *self._differing))

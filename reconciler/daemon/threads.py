@@ -20,6 +20,7 @@ THREADS = {
     "W": "watches: keeps the watches, looks whether directory and socket are our own, has the "
     "kernel ask for neighbours again",
     "C": "cooldowns: ends connections of addresses that cool",
+    "V": "links: deletes the links of pods that are gone",
     "O": "others: looks at other owners' rules",
     "E": "sources: asks EC2 what the document's sources stand for",
     "A": "cluster: tells the API server; nothing waits for it",
@@ -58,7 +59,7 @@ class Shared(NamedTuple):
     besides: tuple[str, ...] = ()  # methods that need no lock
 
 
-ALL = "KPRWCOEADNSHXG"
+ALL = "KPRWCVOEADNSHXG"
 
 ROWS = """\
 # class | lock | threads | fields | held | besides
@@ -67,7 +68,7 @@ daemon.requests.Requests | _changed | KPXH | _asked _looked _done _waiting _unpl
     _published_at _served_at | _verdict _explain _forget_gone
 daemon.requests.PodHints | _lock | KX | _released _differing
 daemon.requests.Checks | _changed | KX | _asked _found | _was_checked
-daemon.triggers.Triggers | _condition | KPRWCOENFXG | _marks
+daemon.triggers.Triggers | _condition | KPRWCVOENFXG | _marks
 # What loops tell others.
 daemon.document.InForce | whole | KPRXAH | accepted | take_first _fall_back _accept
 daemon.document.InForce | whole | HR | _wanted | find_settings
@@ -75,7 +76,7 @@ daemon.document.InForce | whole | RH | _described | describe_wanted
 daemon.document.Reader | whole | RK | _last | look_first look_again
 daemon.document.Reader | one | K | _taken
 daemon.kernel_loop.KernelLoop | whole | KXAH | progress | turn full_pass _publish _finish
-daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links
+daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links _leaving
 daemon.pool_loop.PoolLoop | whole | PKXH | planned_for report outlook | run_pass
 daemon.pool_loop.PoolLoop | one | P | _failures _hints _owes_observation
 daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
@@ -132,6 +133,7 @@ node.cooldown.Cooldowns | _changed | KC | _ended _quiet _outcome _failures _idle
 node.stock_plugin.StockPlugin | _lock | KP | _look _unseen | _renew
 core.remembered.Remembered | whole | KP | _last | __call__
 targets.netlink.queries.Queries | one | K | _unread_rules
+targets.netlink.removals.Removals | _changed | KV | _under_way _failed _stopping
 targets.conntrack.Conntrack | whole | PC | _filters_looks _filters_deletions | _find_busy _end
 #   of sources another object than of ENIs
 targets.ec2.calls.Calls | steps | PEX | made

@@ -189,12 +189,18 @@ class Outcome:
     @property
     def undone(self) -> tuple[Action, ...]:
         """What is left to do, now or later."""
-        return (*self.remaining.actions, *self.remaining.deferred)
+        return (*self.remaining.actions, *self.remaining.deferred, *self.remaining.begun)
 
     @property
     def settled(self) -> bool:
         """Whether the last observation shows what is desired."""
         return not self.undone and not self.errors
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether nothing is left to do but to wait for what was begun."""
+        left = self.remaining
+        return bool(left.begun) and not (left.actions or left.deferred or self.errors)
 
     @property
     def failed(self) -> bool:

@@ -98,6 +98,8 @@ class Plan:
     findings: tuple[Issue, ...] = ()  # issues of them, and what to do next
     # actions in backoff, because they failed or were reverted lately
     deferred: tuple[Action, ...] = ()
+    # actions that another thread carries out, and that have not come to their end
+    begun: tuple[Action, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.actions or self.refusals)

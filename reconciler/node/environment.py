@@ -43,6 +43,7 @@ from reconciler.targets.foreign import Latest, Surroundings
 from reconciler.targets.imds import Imds
 from reconciler.targets.kernel import PROC_SYS, KernelTarget, SettingsTarget, SysctlTree
 from reconciler.targets.netlink.decode import KernelObject
+from reconciler.targets.netlink.removals import Removals
 from reconciler.targets.netlink.target import Netlink
 from reconciler.targets.nftables.target import Nft
 from reconciler.targets.scoped import RecordsTarget
@@ -127,11 +128,13 @@ class Network(KernelTarget[KernelObject], Protocol):
 
     ``pod_addresses`` is by host end, as the pods' routes say; ``addresses_behind`` what may be the
     addresses of the pods behind some links. ``occupied`` is what the host takes for its own of
-    these, each with where that is said.
+    these, each with where that is said. ``removals`` are pods' links that are being deleted.
     """
 
     @property
     def learnt(self) -> LearntTarget: ...
+    @property
+    def removals(self) -> Removals: ...
     def links(self) -> Links: ...
     def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]: ...
     def addresses_behind(self, links: Iterable[str]) -> Mapping[str, tuple[IpAddress, ...]]: ...

@@ -147,6 +147,19 @@ def hold(
     return leave_out
 
 
+def begun(plan: Plan, names: Collection[str]) -> Plan:
+    """Return a plan in which the deletions of links with these names are under way."""
+    going = [
+        a
+        for a in plan.actions
+        if a.verb is Verb.DELETE and a.kind == Veth.kind and a.key[0] in names
+    ]
+    if not going:
+        return plan
+    rest = tuple(a for a in plan.actions if a not in going)
+    return replace(plan, actions=rest, begun=(*plan.begun, *going))
+
+
 def converge_held(
     domains: Sequence[Domain[Inputs]], inputs: Inputs, backoffs: Backoffs
 ) -> Outcomes:
@@ -168,6 +181,7 @@ class Leaving:
         attachments: of the pods that the pass plans for.
         objects: what each of them has.
         look: reads records again; only those of pods for which something would be made.
+        removing: names the links whose deletion is under way.
     """
 
     def __init__(
@@ -175,10 +189,12 @@ class Leaving:
         attachments: Collection[Attachment],
         objects: PodObjects,
         look: Callable[[Collection[AttachmentKey]], Records],
+        removing: Callable[[], Collection[str]],
     ) -> None:
         self._attachments = attachments
         self._objects = objects
         self._look = look
+        self._removing = removing
         self._known: dict[AttachmentKey, bool] = {}
         self._lost: frozenset[str] = frozenset()
         self._others: frozenset[str] = frozenset()
@@ -186,6 +202,7 @@ class Leaving:
     def left_out(self, domain: Domain[Inputs], plan: Plan) -> Plan:
         """Return a plan without what would be made for pods that leave, or in another's place."""
         if domain.name == "link":
+            plan = begun(plan, self._removing())
             refused = (r.about for r in plan.refusals if r.about)
             self._others = frozenset(str(key[0]) for kind, key in refused if kind == PodLink.kind)
         if self._others:

@@ -43,8 +43,26 @@ class PassResult:
         What was bound after the kernel was converged, because something else was released first,
         is for the next pass.
         """
+        return all(o.settled for o in self.outcomes.values()) and self._is_planned
+
+    @property
+    def served(self) -> bool:
+        """Nothing is left to do but to wait for links that go: their end is told."""
+        outcomes = self.outcomes.values()
+        return all(o.settled or o.is_under_way for o in outcomes) and self._is_planned
+
+    @property
+    def leaving(self) -> dict[AttachmentKey, str]:
+        """The attachments whose link is being deleted, each with its name."""
+        begun = self.outcomes["link"].remaining.begun if "link" in self.outcomes else ()
+        names = {str(a.key[0]) for a in begun}
+        bound = self.records.attachments if names else ()
+        return {a.key: a.veth for a in bound if a.veth in names}
+
+    @property
+    def _is_planned(self) -> bool:
         planned = {a.key: a for a in self.inputs.attachments}
-        return all(o.settled for o in self.outcomes.values()) and all(
+        return all(
             planned.get(a.key) == a
             for a in self.records.living
             if self.asked is None or a.key in self.asked

@@ -274,7 +274,9 @@ class LocalNode:
         inputs = inputs.seeing(unreadable=inputs.kernel.unreadable | self.visits.unreadable())
         earlier: Outcomes = {}
         while True:
-            leaving = kernel_domains.Leaving(inputs.attachments, objects, self._look_again)
+            leaving = kernel_domains.Leaving(
+                inputs.attachments, objects, self._look_again, self._removing
+            )
             held = kernel_domains.hold(backoffs, leaving.left_out)
             outcomes = converge(domains, inputs, hold=held, leaving=gone)
             outcomes = {
@@ -290,6 +292,9 @@ class LocalNode:
             if inputs.kernel.visit is not None:
                 inputs = inputs.seeing(visit=inputs.kernel.visit | touched)
             earlier = outcomes
+
+    def _removing(self) -> Collection[str]:
+        return self.environment.netlink.removals.names
 
     def _look_again(self, keys: Collection[AttachmentKey]) -> Records:
         assert self._records is not None

@@ -70,6 +70,7 @@ STEPS = [
     "node.pool.run",
     "node.cooldowns.turn",
     "node.cooldowns.wait",
+    "netlink.removals.wait",
     "neighbours.turn",
     "state.sweep",
     "ec2.drain",
@@ -143,6 +144,7 @@ def stir(house: House) -> bool:
     house.agent.parts.checks._asked.add(intent(house._pods).key)
     for hint in ("kernel", "intent"):
         house.agent.parts.hints.mark(hint)
+    house.netlink.removals.take(1, "nn1")
     house.agent.parts.pool_hints.mark("pool")
     house.agent.sources.hints.mark("document")
     return True
@@ -232,7 +234,8 @@ def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
 
 
 THREADS = {
-    *("pool", "reader", "watches", "cooldowns", "others", "sources", "cluster", "watchdog"),
+    *("pool", "reader", "watches", "cooldowns", "links", "others", "sources", "cluster"),
+    "watchdog",
 }
 
 

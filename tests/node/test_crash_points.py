@@ -47,6 +47,11 @@ def pods_come_and_go(life: Life) -> None:
     life.work(20.0)
 
 
+def links_are_deleted_apart(life: Life) -> None:
+    """By a thread of its own, which may come late."""
+    pods_come_and_go(life)
+
+
 def the_document_changes(life: Life) -> None:
     life.begin_pod(1)
     life.work()
@@ -160,6 +165,7 @@ def pool(*, warm: int = 1, minimum: int = 2) -> dict[str, Any]:
 SCENARIOS: dict[Scenario, tuple[int, int]] = {
     first_start: (40, 50),
     pods_come_and_go: (90, 70),
+    links_are_deleted_apart: (90, 70),
     the_document_changes: (60, 80),
     families_change: (60, 70),
     an_eni_is_added_and_given_back: (120, 80),
@@ -174,7 +180,8 @@ SCENARIOS: dict[Scenario, tuple[int, int]] = {
 def live(scenario: Scenario, strike: Point | None = None) -> Life:
     """Run a scenario to its end, then let the clock work until all is calm."""
     stock = scenario is a_node_of_the_stock_plugin_is_taken_over
-    life = Life(strike, {"warmPool": pool()}, stock=stock)
+    apart = scenario is links_are_deleted_apart
+    life = Life(strike, {"warmPool": pool()}, stock=stock, apart=apart)
     scenario(life)
     # A start without records gives nothing back for a while; an unfinished creation counts for an
     # hour.

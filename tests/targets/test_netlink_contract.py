@@ -546,3 +546,39 @@ def test_a_pods_link_that_was_renamed_gets_its_name_back_and_the_pod_keeps_its_e
     assert world.target.apply(plan.actions) == ()
     assert {host, pod, inside} <= world.see(*wanted, inside)
     assert world.target.links().pods == {("pod", "eth0"): "nnveth"}
+
+
+def test_a_pods_link_that_is_deleted_apart_shows_until_it_is_gone(world: World) -> None:
+    removals, (host, pod) = world.target.removals, world.veth()
+    removals.apart = True
+    world.put(host)
+    assert world.remove(host) == ()
+    assert {host.key, pod.key} <= {o.key for o in world.see(host)}
+    assert removals.names == {"nnveth"}
+    assert removals.turn()
+    assert not {host.key, pod.key} & {o.key for o in world.see(host)}
+    assert removals.names == frozenset()
+    assert world.remove(host) == (), "what is gone already is no failure"
+    removals.turn()
+    # One that is to be made anew is gone first.
+    world.put(host)
+    again = [Change(Verb.DELETE, host, "test"), Change(Verb.CREATE, host, "test")]
+    assert world.target.apply(again) == ()
+    assert not removals.turn()
+    assert {host.key, pod.key} <= {o.key for o in world.see(host)}
+
+
+@pytest.mark.kernel
+def test_what_has_the_name_of_a_link_by_the_time_it_is_deleted_stays(home: str, pod: str) -> None:
+    target = Netlink()
+    target.removals.apart = True
+    world = World(target, pod, is_real=True)
+    host, _ = world.veth()
+    world.put(host)
+    world.remove(host)
+    ip("link", "set", "nnveth", "down")
+    ip("link", "set", "nnveth", "name", "former")
+    ip("link", "add", "nnveth", "type", "veth", "peer", "name", "theirs")
+    assert target.removals.turn()
+    shown = ip("link", "show")
+    assert ("former" in shown, "nnveth" in shown) == (False, True)

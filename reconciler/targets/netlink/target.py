@@ -26,6 +26,7 @@ from reconciler.targets.netlink.message import KernelError, reading
 from reconciler.targets.netlink.namespaces import entered, open_namespace
 from reconciler.targets.netlink.queries import Queries
 from reconciler.targets.netlink.read import Host, Pods, observe_places
+from reconciler.targets.netlink.removals import Removals
 from reconciler.targets.netlink.rtnetlink import GONE, How, Rtnetlink
 from reconciler.targets.netlink.tables import ADDRESSES, LINKS, NEIGHBOURS, ROUTES, RULES, af_of
 
@@ -34,11 +35,13 @@ class Netlink(Queries):
     """Links, addresses, neighbours, routes and rules of this namespace and of pods'.
 
     ``learnt`` are neighbours that are no objects: the kernel has learnt of them by itself.
+    ``removals`` are pods' links that a thread of its own deletes, if there is one.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.learnt: Final = LearntNeighbours()
+        self.removals: Final = Removals()
         self._host = Host()
         self._pods = Pods()
         self._pairs: Pairs = {}
@@ -79,13 +82,22 @@ class Netlink(Queries):
         return self._pods.observe(places, self._pairs)
 
     def apply(self, actions: Sequence[Change[KernelObject]]) -> tuple[ApplyError, ...]:
-        """Carry out actions in order, each namespace entered once; return what failed."""
+        """Carry out actions in order, each namespace entered once; return what failed.
+
+        A pod's link may be still there afterwards, if it is one of ``removals``.
+        """
         failures: list[ApplyError] = []
+        made = {a.key for a in actions if a.kind == Veth.kind and a.verb is Verb.CREATE}
         with Sessions() as sessions:
             for action in actions:
                 try:
                     with boundary("apply of a kernel object"):
                         try:
+                            link = action.object
+                            if isinstance(link, Veth) and link.key not in made:
+                                leaves = action.verb is Verb.DELETE
+                                if leaves and self._takes(sessions, link.name):
+                                    continue
                             apply_one(sessions, action)
                         except OSError as error:
                             is_gone = isinstance(error, KernelError) and error.errno in GONE
@@ -94,6 +106,10 @@ class Netlink(Queries):
                 except InternalError as error:  # of this object: no other waits for it
                     failures.append(ApplyError.from_surprise(str(action), error))
         return tuple(failures)
+
+    def _takes(self, sessions: Sessions, name: str) -> bool:
+        removals = self.removals
+        return removals.apart and removals.take(sessions.index("", name), name)
 
 
 class Sessions(ExitStack):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import tempfile
 import time
 from collections import Counter
@@ -29,9 +29,12 @@ BOOT_S = 35
 """Seconds after which metadata, or a look if that does not, has shown what EC2 answered."""
 
 LOOKS_AN_HOUR = 2
-SEQUENCE = int(os.environ.get("SEQUENCE", "1000"))
+SEQUENCE = report.number("CALLS_SEQUENCE", 1000)
 HEAD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 NO_GOAL = "-"
+_numbers = itertools.count()
+"""Of labs."""
+
 Row = tuple[str, Counter[str], str, str]
 
 
@@ -42,15 +45,16 @@ def measure() -> list[str]:
 
 def _rows() -> list[Row]:
     """Return (what, calls by action, the goal, how long it took or what else is to be said)."""
-    return [
-        _fill("single addresses", ""),
-        _fill("prefixes", "eni: {allocate: prefixes}\n"),
-        *(_boot(enis) for enis in BOOTS),
-        *_rest(),
-        _sequence(SEQUENCE, "warm: 4", settle=4),
-        _sequence(SEQUENCE, "minimum: 230, surplus: 0", settle=230),
-        _burst(100),
-    ]
+    # What mostly waits goes on beside what mostly computes, each in a lab of its own.
+    with ThreadPoolExecutor(3) as strands:
+        boots = strands.submit(lambda: [_boot(enis) for enis in BOOTS])
+        rest = strands.submit(lambda: list(_rest()))
+        fills = [_fill("single addresses", ""), _fill("prefixes", "eni: {allocate: prefixes}\n")]
+        sequences = [
+            _sequence(SEQUENCE, "warm: 4", settle=4),
+            _sequence(SEQUENCE, "minimum: 230, surplus: 0", settle=230),
+        ]
+        return [*fills, *boots.result(), *rest.result(), *sequences, _burst(100)]
 
 
 def _fill(name: str, more: str) -> Row:
@@ -161,7 +165,7 @@ def _node(
         settle: allocatable addresses to wait for; 0 waits for nothing.
         faults: the lab's switches that are set.
     """
-    name = f"{nodes.LAB}c"
+    name = f"{nodes.LAB}c{next(_numbers) % 10}"
     lifecycle.down(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
         config = Path(directory) / "node-network.yaml"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 from functools import partial
 from ipaddress import ip_address
@@ -67,7 +66,8 @@ def rounds(lab: Lab, number: int, title: str) -> Times:
     calls = {node: partial(nodes.call_ours, lab, node=node) for node in order}
     times: Times = {(node, verb): [] for node in order for verb in ("ADD", "DEL")}
     for which in range(number):
-        print(f"\r{title}: {which + 1} of {number}", end="", file=sys.stderr, flush=True)
+        if which % 100 == 0:
+            report.tell(f"{title}, {which} of {number}")
         chance.shuffle(order)
         for node in order:
             where = lab.names.namespace(f"pod-{node}x{which}")
@@ -77,7 +77,6 @@ def rounds(lab: Lab, number: int, title: str) -> Times:
                 calls[node](verb, f"x{which}", where)
                 times[node, verb].append(1000 * (time.perf_counter() - began))
             netns.remove(where)
-    print(file=sys.stderr)
     return times
 
 

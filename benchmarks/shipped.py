@@ -39,18 +39,28 @@ def command() -> tuple[str, ...]:
     The environment is made, or brought up to date with this tree.
     """
     prepare()
-    text = DOCKERFILE.read_text()
-    variables = re.findall(r"^ENV ([A-Z0-9_]+=\S+)", text.replace("\\\n", " "), re.MULTILINE)
-    words: list[str] = json.loads(re.findall(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)[-1])
-    return ("env", *variables, *(w.replace(IN_IMAGE, str(VENV)) for w in words))
+    return read_command()
 
 
 def python() -> tuple[str, ...]:
     """Return the interpreter that the image's command has, with its flags and variables."""
-    *before, first = command()
-    if first in ("reconciler", "-m"):  # an interpreter that is told what to run
-        return tuple(w for w in before if w != "-m")
-    return (*before, str(VENV / "bin/python"))
+    return interpreter(command())
+
+
+def read_command() -> tuple[str, ...]:
+    """Read the image's variables and its entry point."""
+    text = DOCKERFILE.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ENV (.+)$", text, re.MULTILINE)
+    variables = [word for line in lines for word in line.split()]
+    words: list[str] = json.loads(re.findall(r"^ENTRYPOINT (\[.*\])$", text, re.MULTILINE)[-1])
+    return ("env", *variables, *(w.replace(IN_IMAGE, str(VENV)) for w in words))
+
+
+def interpreter(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what of a command is the interpreter, its flags and variables."""
+    if "-m" in words:
+        return words[: words.index("-m")]
+    return (*words[:-1], f"{VENV}/bin/python")
 
 
 def prepare() -> None:

@@ -1,0 +1,62 @@
+"""What the sections of the benchmark share: counting, and putting a section in its place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import processes, report, shipped
+
+BURN = "import time\nwhile time.process_time() < 0.1: pass\n"
+
+
+def test_what_a_process_has_started_counts_also_when_it_has_ended():
+    script = (
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-S', '-c', {BURN!r}], check=True)\n"
+        "print(flush=True)\ninput()\n"
+    )
+    argv = [sys.executable, "-S", "-c", script]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        taken = processes.cpu(process.pid)
+        process.communicate(b"\n")
+    assert taken.all - taken.own > 0.07  # two ticks less
+    assert taken.own > 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "command", "python"),
+    [
+        (
+            'ENTRYPOINT ["/opt/node-network/venv/bin/node-network"]\n',
+            ("env", "V/bin/node-network"),
+            ("env", "V/bin/python"),
+        ),
+        (
+            'ENV A=1 \\\n    B=2\nENTRYPOINT ["/opt/node-network/venv/bin/python", "-OO", "-m", '
+            '"reconciler"]\n',
+            ("env", "A=1", "B=2", "V/bin/python", "-OO", "-m", "reconciler"),
+            ("env", "A=1", "B=2", "V/bin/python", "-OO"),
+        ),
+    ],
+)
+def test_the_command_is_that_of_the_image(lines, command, python, tmp_path, monkeypatch):
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text(f'FROM base\n{lines}CMD ["run"]\n')
+    monkeypatch.setattr(shipped, "DOCKERFILE", dockerfile)
+    monkeypatch.setattr(shipped, "prepare", lambda: None)
+    monkeypatch.setattr(shipped, "VENV", "V")
+    assert shipped.read_command() == command
+    assert shipped.interpreter(command) == python
+
+
+def test_a_section_replaces_the_one_of_its_title_only(tmp_path):
+    results = tmp_path / "results.md"
+    report.replace_section(results, "## One", ["## One", "", "1"])
+    report.replace_section(results, "## One more", ["## One more", "", "2"])
+    report.replace_section(results, "## One", ["## One", "", "3"])
+    assert results.read_text().split() == ["##", "One", "3", "##", "One", "more", "2"]

@@ -92,7 +92,7 @@ def test_traffic_and_its_neighbours_make_no_look_anew() -> None:
         before = target.observe(wanted)
         decoded = decode_entry.cache_info().misses
         assert run(home, "bash -c 'echo > /dev/udp/192.0.2.2/9'")
-        assert run(home, "ip neighbour show dev eth0 | grep -q lladdr")
+        until(lambda: run(home, "ip neighbour show dev eth0 | grep -q lladdr"), "ARP's answer")
         assert target.observe(wanted) == before
         assert decode_entry.cache_info().misses == decoded
 

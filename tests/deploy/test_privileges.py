@@ -150,6 +150,10 @@ class Node:
         except UnansweredError:
             return {}
 
+    def told(self, what: str) -> Any:
+        """A part of what the daemon says, once it answers."""
+        return until(self.status, "an answer")[what]
+
     def is_ready(self) -> bool:
         """Whether the readiness probe succeeds."""
         try:
@@ -182,13 +186,13 @@ class Node:
             assert probe(one.namespace, VPC_HOST).source == one.address
             assert probe(one.namespace, PEER).source == one.address, "override by nodeName"
             self.write(DOCUMENT.partition("overrides")[0])
-            self.step("edit", lambda: self.status()["document"]["generation"] == 2)
+            self.step("edit", lambda: self.told("document")["generation"] == 2)
             self.step("edit", lambda: probe(one.namespace, PEER).source == "10.0.1.10")
         self.lab.run("node1", ["nft", "flush", "ruleset"])
         self.step("repair", lambda: probe_works(one.namespace, peers["peer"]))
         pod.delete(self.lab, "node1", "one")
-        self.step("conditions", lambda: not self.status()["conditions"])
-        self.step("release", lambda: not self.status()["attachments"])
+        self.step("conditions", lambda: not self.told("conditions"))
+        self.step("release", lambda: not self.told("attachments"))
 
 
 def probe_works(namespace: str, peer: str) -> bool:

@@ -45,11 +45,17 @@ def measure() -> list[str]:
 def _measure(lab: Lab) -> dict[str, tuple[float, float]]:
     """Return milliseconds of CPU and of wall, by command."""
     document = ("-f", nodes.status(lab)["document"]["path"])
-    commands: dict[str, Sequence[str]] = {
-        "ip -j addr": ("ip", "-j", "addr"),
-        "node-network status": (*shipped.command(), "status"),
-        "node-network diff": (*shipped.command(), "diff", *document),
+    ours = {
+        "status": (),
+        "--help": (),
+        "explain condition": ("UnauthorizedOperation",),
+        "validate": document[1:],
+        "explain pod": ("c0", *document),
+        "diff": document,
     }
+    commands: dict[str, Sequence[str]] = {"ip -j addr": ("ip", "-j", "addr")}
+    for name, arguments in ours.items():
+        commands[f"node-network {name}"] = (*shipped.command(), *name.split(), *arguments)
     if shutil.which("kubectl"):
         commands["kubectl version --client"] = ("kubectl", "version", "--client")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}

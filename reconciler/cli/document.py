@@ -10,7 +10,6 @@ import click
 
 from reconciler.cli import options
 from reconciler.cli.reading import read_document, refuse
-from reconciler.domains import conflist
 from reconciler.egress import rules
 from reconciler.egress.destinations import NO_EGRESS, find_warnings
 from reconciler.ipam.cloud import Limits
@@ -100,6 +99,8 @@ def render(
     except DocumentError as error:
         options.fail(error)
     if as_conflist:
+        from reconciler.domains import conflist  # and with it all that is known of a node
+
         click.echo(conflist.write(conflist.make(found.cni, str(state_dir.absolute()))), nl=False)
     else:
         click.echo(dump(found), nl=False)

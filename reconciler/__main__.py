@@ -1,8 +1,10 @@
 """``python -m reconciler`` is ``node-network``."""
 
 import gc
+import os
 import signal
 import sys
+from pathlib import Path
 
 DAEMON = "run"  # the command
 
@@ -35,6 +37,17 @@ def _begin_daemon() -> None:
 
     schemas.checks = False
     CHECKERS.start()
+    # Without a look at EC2 that is remembered, no pod is served before EC2 has answered.
+    if not Path(_state_dir(), "look.json").exists():
+        from reconciler.targets.ec2.caller import EARLY
+
+        EARLY.start()
+
+
+def _state_dir() -> str:
+    """Return ``--state-dir`` as most write it; a wrong guess costs a process that ends soon."""
+    given = dict(zip(sys.argv, sys.argv[1:], strict=False)).get("--state-dir")
+    return given or os.environ.get("NODE_NETWORK_STATE_DIR") or "/run/node-network"
 
 
 if __name__ == "__main__":

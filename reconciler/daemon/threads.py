@@ -140,6 +140,7 @@ targets.ec2.calls.Calls | steps | PEX | made
 targets.ec2.calls.Calls | one | PE | _failures _successes _buckets
 targets.ec2.tally.Tally | _lock | PEXH | _calls
 targets.ec2.sources.VpcSources | one | E | _lists
+targets.ec2.caller.Early | _lock | PET | _process | start
 targets.ec2.caller.Subprocess | _lock | PET | _process _questions _idle | _ask _running _end
 """
 

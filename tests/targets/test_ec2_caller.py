@@ -17,7 +17,7 @@ from waiting import until
 from werkzeug.serving import make_server
 
 from reconciler.targets.ec2 import caller as ec2_caller
-from reconciler.targets.ec2.caller import ANSWER_LOST, Ec2CallError, Subprocess
+from reconciler.targets.ec2.caller import ANSWER_LOST, Early, Ec2CallError, Subprocess
 
 DESCRIBE = ("DescribeNetworkInterfaces", "describe_network_interfaces", {"MaxResults": 100})
 
@@ -265,6 +265,32 @@ def test_it_ends_when_nothing_is_asked_for_a_while(
     first = pid_of(caller)
     until(lambda: not Path(f"/proc/{first}").exists())
     assert caller(*DESCRIBE)["NetworkInterfaces"]
+
+
+def test_a_process_that_was_started_early_is_the_first_to_be_asked(
+    caller: Subprocess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ec2_caller, "EARLY", early := Early())
+    early.start()
+    assert early._process is not None
+    first = early._process.pid
+    assert caller(*DESCRIBE)["NetworkInterfaces"]
+    assert pid_of(caller) == first
+    assert early.take() is None
+
+
+def test_a_process_that_was_started_early_in_vain_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ec2_caller, "IDLE_S", 0.1)
+    early = Early()
+    early.start()
+    until(lambda: early._process is None)
+    early.start()
+    assert early._process is not None
+    pid = early._process.pid
+    early._process.kill()
+    early._process.wait()
+    assert early.take() is None, "it is not asked: it has ended"
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_it_ends_with_whoever_asks(ec2: Any) -> None:

@@ -7,8 +7,8 @@ for. Endpoint, credentials and proxies follow the SDK's own rules (``AWS_ENDPOIN
 rest), so whatever an operator knows of them holds here. The SDK never retries for us: the loop
 looks again before it repeats anything.
 
-``python -m reconciler.targets.ec2.caller REGION`` is that process: a question is a JSON object on
-a line of its standard input, the answer one on a line of its standard output. Both have a number,
+``python -m reconciler.targets.ec2.caller`` is that process: a question is a JSON object on a line
+of its standard input, the answer one on a line of its standard output. Both have a number,
 so that no answer is ever taken for another question's.
 """
 
@@ -129,7 +129,7 @@ class Subprocess:
         assert process.stdin is not None
         assert process.stdout is not None
         self._questions += 1
-        question["number"] = self._questions
+        question |= {"number": self._questions, "region": self._region}
         line = json.dumps(question).encode() + b"\n"
         if len(line) > MAX_QUESTION:
             why = f"a question of {len(line)} bytes, more than {MAX_QUESTION}, is not asked"
@@ -152,12 +152,8 @@ class Subprocess:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
-            argv = [sys.executable, "-m", "reconciler.targets.ec2.caller", self._region]
             try:
-                # A session of its own: a terminal's Ctrl-C is for who asks, whose end it sees.
-                self._process = subprocess.Popen(
-                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-                )
+                self._process = EARLY.take() or _start()
             except OSError as error:
                 why = f"the process that calls EC2: {error}"
                 raise Ec2CallError(operation, "NotStarted", why) from error
@@ -165,15 +161,64 @@ class Subprocess:
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with suppress(OSError):  # what was still in its buffer is not needed
-                    stream.close()
-        with suppress(subprocess.TimeoutExpired):  # the kernel may be busy with its memory
-            process.wait(END_S)
+        if process is not None:
+            _end(process)
+
+
+class Early:
+    """A process that was started before it is known what it will be asked, and by whom.
+
+    On a node that EC2 was never asked about it loads the SDK while the daemon loads itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; if it is not taken, it ends as it would without a call."""
+        with suppress(OSError, RuntimeError):  # the first call starts one
+            self._process = _start()
+            unused = threading.Timer(IDLE_S, self._end_unused)
+            unused.daemon = True
+            unused.start()
+
+    def take(self) -> subprocess.Popen[bytes] | None:
+        """Return it to whoever asks first; None if there is none, or it has ended."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None and process.poll() is not None:
+            _end(process)
+            return None
+        return process
+
+    def _end_unused(self) -> None:
+        if process := self.take():
+            _end(process)
+
+
+EARLY = Early()
+"""Of this process."""
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # A session of its own: a terminal's Ctrl-C is for who asks, whose end it sees.
+    return subprocess.Popen(
+        [sys.executable, "-m", "reconciler.targets.ec2.caller"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with suppress(OSError):  # what was still in its buffer is not needed
+                stream.close()
+    with suppress(subprocess.TimeoutExpired):  # the kernel may be busy with its memory
+        process.wait(END_S)
 
 
 def _read_line(stream: IO[bytes]) -> bytes:
@@ -269,6 +314,17 @@ def _make_client(region: str) -> EC2Client:
         gc.enable()
 
 
+def _load() -> None:
+    """Load the SDK before the first question, whose answer is waited for."""
+    gc.disable()
+    with suppress(ImportError):  # the first call says so
+        import boto3
+        import botocore.config
+
+        _ = boto3.session, botocore.config
+    gc.enable()
+
+
 def _be_the_first_to_go() -> None:
     """Take no memory that the daemon needs, which is in the same cgroup (proc(5))."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -278,15 +334,17 @@ def _be_the_first_to_go() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def main(region: str) -> None:
+def main() -> None:
     """Answer questions until there are no more: the process that asks has ended, or wants none."""
     _be_the_first_to_go()
+    _load()
     # Whatever else is printed here, by a library say, is for the log and no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    call = InProcess(region)
+    call: InProcess | None = None
     for line in sys.stdin:
         question = json.loads(line)
+        call = call or InProcess(question["region"])
         answer: dict[str, Any]
         try:
             answer = {"answer": call("", question["method"], question["arguments"])}
@@ -298,4 +356,4 @@ def main(region: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -177,7 +177,7 @@ class Agent:
             now,
             is_pending=parts.node.pool.schedule.is_pending,
         )
-        latest, outlook = self.kernel.progress.latest, self.pool.outlook
+        latest, outlook = self.kernel.progress.latest, self.pool.look_ahead()
         looks = {
             "node": age(time.monotonic(), latest.observed_at) if latest else None,
             "ec2": age(clock, outlook.looked_at) if outlook.looked_at is not None else None,
@@ -204,7 +204,7 @@ class Agent:
             clock=parts.node.environment.clock(),
             obstacle=self.find_obstacle(),
             progress=self.kernel.progress,
-            outlook=self.pool.outlook,
+            outlook=self.pool.look_ahead(),
             cloud=known.cloud,
             egress=known.egress,
             accepted=parts.document.accepted,

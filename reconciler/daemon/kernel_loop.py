@@ -23,6 +23,7 @@ from reconciler.daemon.status import Progress
 from reconciler.daemon.triggers import Triggers
 from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
+from reconciler.ipam.pool_groups import demand_of
 from reconciler.node.pass_result import PassResult
 
 log = logging.getLogger(__name__)
@@ -198,8 +199,12 @@ class KernelLoop:
 
     def _tell_pool(self, result: PassResult) -> None:
         """Wake the pool's loop if there is something for it."""
-        planned_for = self._pool.planned_for
-        hints, self._links = schedule.hints_of(result, self._links, planned_for=planned_for)
+        pool, demand = self._pool, demand_of(result.records, result.inputs.document)
+        pool.learn(demand)
+        planned_for = pool.planned_for  # before the margin: a pass replaces that one first
+        hints, self._links = schedule.hints_of(
+            result, self._links, demand, planned_for=planned_for, margin=pool.report.margin
+        )
         for hint in hints:
             self._parts.pool_hints.mark(hint)
 

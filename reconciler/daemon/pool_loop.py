@@ -16,6 +16,7 @@ from reconciler.ipam import forecast
 from reconciler.ipam.budget import CallBackoffs
 from reconciler.ipam.cloud import Cloud
 from reconciler.ipam.forecast import Outlook
+from reconciler.ipam.margin import Margin, find_margin
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_status import Pool
 
@@ -30,7 +31,8 @@ class PoolLoop:
         planned_for: the demand that the pool was last planned for; None while its pass is under
             way.
         report: of the last pass.
-        outlook: for how long there are addresses, as of the last observation.
+        outlook: for how long there are addresses, as of the last pass.
+        wanted: the demand as of the last pass over the kernel.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -41,6 +43,16 @@ class PoolLoop:
         self.planned_for: Demand | None = None
         self.report = PoolReport()
         self.outlook = Outlook()
+        self.wanted: Demand | None = None
+
+    def learn(self, demand: Demand) -> None:
+        """Take over what pods need now."""
+        self.wanted = demand
+
+    def look_ahead(self) -> Outlook:
+        """Return for how long there are addresses, by what pods need now."""
+        clock, margin = self._parts.node.pool.schedule.clock, self.report.margin
+        return forecast.as_of(self.outlook, margin, self.wanted, clock())
 
     def turn(self) -> None:
         """Run a pass, and wait for what asks for the next one."""
@@ -72,6 +84,7 @@ class PoolLoop:
             if hints := parts.pool_hints.wait(most_s):
                 parts.requests.let_pods_go_first()
                 return hints
+            self.outlook = self.look_ahead()
             with suppress(ReconcilerError), boundary("hear"):
                 if pool.hear():
                     parts.hints.mark("pool")
@@ -105,17 +118,34 @@ class PoolLoop:
         with parts.duties.over("the pool's books of drift"):
             parts.drift.book({"eni": outcome}, everything=True)
         with parts.duties.over("the pool's outlook"):
-            self.outlook = self._look_ahead(outcome)
-        if node.known.cloud is not cloud or pool.ec2_calls != calls:
+            self.outlook = self._look_out(outcome)
+        if node.known.cloud != cloud or pool.ec2_calls != calls:
             parts.hints.mark("pool")
         if outcome.errors:
             self.report = PoolReport(self.report.demand, fails=True)
             self.planned_for = before
             return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
-        self.report, self.planned_for = PoolReport(pool.demand), pool.demand
+        margin = None
+        with parts.duties.over("the pool's margin"):
+            margin = self._find_margin(outcome, pool.demand)
+        self.report = PoolReport(pool.demand, margin=margin)
+        self.planned_for = pool.demand
         return pool.schedule.due_s, 0
 
-    def _look_ahead(self, outcome: Outcome) -> Outlook:
+    def _find_margin(self, outcome: Outcome, demand: Demand | None) -> Margin | None:
+        """Return for which demands another pass would do nothing; None if that cannot be said."""
+        desired, observed = outcome.desired, outcome.observed
+        schedule = self._parts.node.pool.schedule
+        if schedule.failed or schedule.unfinished or schedule.is_pending or outcome.plan.actions:
+            return None
+        if not (isinstance(desired, Pool) and isinstance(observed, Cloud)):
+            return None
+        # What others have of the pool's addresses counts as assigned: then records alone do not
+        # say what the pool has to cover.
+        known = desired.demand == demand
+        return find_margin(desired, observed, outcome.remaining) if known else None
+
+    def _look_out(self, outcome: Outcome) -> Outlook:
         """Return what a pass leaves for further pods; what was known if it observed nothing."""
         before, schedule = self.outlook, self._parts.node.pool.schedule
         desired, observed = outcome.desired, outcome.observed

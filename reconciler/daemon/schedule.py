@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from reconciler.daemon.requests import QUIET_S
 from reconciler.domains.left_out import left_out
 from reconciler.engine.backoff import Backoffs
+from reconciler.ipam.margin import Margin, within
 from reconciler.ipam.pool import Demand
-from reconciler.ipam.pool_groups import demand_of
 from reconciler.node.pass_result import PassResult
 
 RETRY_S = 1.0  # seconds until the kernel loop looks again when something is left to do
@@ -94,11 +94,17 @@ class Links:
 
 
 def hints_of(
-    result: PassResult, before: Links, *, planned_for: Demand | None
+    result: PassResult,
+    before: Links,
+    demand: Demand,
+    *,
+    planned_for: Demand | None,
+    margin: Margin | None,
 ) -> tuple[frozenset[str], Links]:
     """Say what a pass over the kernel has for the pool's loop, and what it shows of ENIs.
 
-    Compared with what the pass before it has shown, and the demand that was last planned for.
+    Compared with what the pass before it has shown, and the demand that was last planned for. A
+    demand that makes no difference to the pool (``margin``) is no reason to wake its loop.
     """
     inputs = result.inputs
     taking_over = inputs.host.predecessor.taking_over
@@ -106,7 +112,7 @@ def hints_of(
     linked = frozenset(e.eni_id for e in inputs.enis if e.mac in inputs.links) & attached
     told = set()
     if (
-        demand_of(result.records, inputs.document) != planned_for
+        _is_new(demand, planned_for, margin)
         or (taking_over and not before.taking_over)  # ENIs come first
         or linked - before.linked  # an attachment is done
     ):
@@ -114,3 +120,8 @@ def hints_of(
     if before.linked & attached - linked:
         told.add("look")  # EC2 does not notify of a detached ENI
     return frozenset(told), Links(taking_over, linked)
+
+
+def _is_new(demand: Demand, planned_for: Demand | None, margin: Margin | None) -> bool:
+    """Whether the pool may plan something else for a demand: it may while it plans."""
+    return demand != planned_for and (planned_for is None or not within(margin, demand))

@@ -27,6 +27,7 @@ from reconciler.daemon.telemetry import PACKETS
 from reconciler.egress.destinations import Egress
 from reconciler.errors import FOREIGN_TEXT, Issue
 from reconciler.ipam.cloud import Cloud
+from reconciler.ipam.margin import Margin, within
 from reconciler.ipam.pool import Demand
 from reconciler.ipam.pool_groups import demand_of
 from reconciler.ipam.records import Records
@@ -90,6 +91,11 @@ class PoolReport:
 
     demand: Demand | None = None  # that the last successful one has planned for
     fails: bool = False  # whether the last one has failed
+    margin: Margin | None = None  # demands that it would have done as much for
+
+    def is_for(self, demand: Demand) -> bool:
+        """Whether a pass for this demand would do nothing more."""
+        return self.demand == demand or within(self.margin, demand)
 
 
 def find_obstacle(
@@ -143,7 +149,7 @@ def describe(
         latest is not None
         and latest.settled
         and progress.generation == accepted.generation
-        and (pool.fails or pool.demand == demand_of(latest.records, latest.inputs.document))
+        and (pool.fails or pool.is_for(demand_of(latest.records, latest.inputs.document)))
         and not is_pending
     )
     return {

@@ -78,6 +78,8 @@ daemon.document.Reader | one | K | _taken
 daemon.kernel_loop.KernelLoop | whole | KXAH | progress | turn full_pass _publish _finish
 daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links _leaving
 daemon.pool_loop.PoolLoop | whole | PKXH | planned_for report outlook | run_pass
+    _await_hint
+daemon.pool_loop.PoolLoop | whole | KPXH | wanted | learn
 daemon.pool_loop.PoolLoop | one | P | _failures _hints _owes_observation
 daemon.triggers.ChangeAttribution | whole | NKP | _seen | hear
 daemon.cluster.Refusals | _lock | XA | _events

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from reconciler.ipam import pool_groups
 from reconciler.ipam.cloud import PREFIX_SIZE, Cloud
-from reconciler.ipam.pool import most_addresses
+from reconciler.ipam.margin import Margin
+from reconciler.ipam.pool import Demand, most_addresses
 from reconciler.ipam.pool_status import Pool, PoolStatus, find_pool_status
 
 WINDOW_S = 900.0
@@ -104,6 +105,21 @@ def after(past: Sequence[Use], used: int, now: float) -> tuple[Use, ...]:
     if len(kept) > 1 and kept[-1].at - kept[-2].at < STEP_S:
         kept.pop()
     return (*kept, Use(now, used))
+
+
+def as_of(outlook: Outlook, margin: Margin | None, demand: Demand | None, now: float) -> Outlook:
+    """Return the outlook with what is used at these monotonic seconds, as far as it is known.
+
+    No pass over the pool is made for a demand that makes no difference to it.
+    """
+    supply = outlook.supply
+    if supply is None or margin is None or demand is None or not margin.covers(demand):
+        return outlook
+    band, used = margin.band(demand), demand.assigned + demand.waiting
+    more = demand.total - margin.demand.total if margin.counts else 0
+    left = max(supply.left - more, 0)
+    supply = replace(supply, low=band.low, aim=band.aim, high=band.high, used=used, left=left)
+    return replace(outlook, supply=supply, past=after(outlook.past, used, now))
 
 
 def seconds_left(past: Sequence[Use], left: int, now: float) -> float:

@@ -16,6 +16,7 @@ from reconciler.cluster.api import ApiServer
 from reconciler.daemon import gauges, telemetry
 from reconciler.daemon.cluster import Api, Reporter
 from reconciler.daemon.kernel_loop import KernelLoop
+from reconciler.daemon.ledger import Notifications
 from reconciler.daemon.overview import (
     age,
     describe_budget,
@@ -88,7 +89,8 @@ class Agent:
         self.upkeep.properties.append(state)
         self.pool = PoolLoop(parts)
         self.sources = SourceLoop(parts)
-        self.kernel = KernelLoop(parts, self.pool, self.upkeep, self.sources.hints)
+        heard = Notifications()
+        self.kernel = KernelLoop(parts, self.pool, self.upkeep, self.sources.hints, heard)
         self.reporter = Reporter(parts, self.kernel, api or ApiServer())
         env = parts.node.environment
         self.neighbours = NeighboursAgain(env.netlink.learnt, parts.node.known, env.clock)
@@ -100,7 +102,7 @@ class Agent:
         if events:
             self._watches = (
                 FileWatch(document_path.parent, reading, "document"),
-                KernelWatch(parts.hints, parts.drift.attribution, parts.duties),
+                KernelWatch(parts.hints, parts.drift.attribution, parts.duties, heard),
                 *(FileWatch(d, parts.hints, "files", INTERIM) for d in installed),
             )
 

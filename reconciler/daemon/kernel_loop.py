@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from reconciler.core.attachment import Attachment, AttachmentKey
 from reconciler.daemon import schedule, telemetry
+from reconciler.daemon.ledger import Ledger, Notifications
 from reconciler.daemon.parts import Parts, Upkeep
 from reconciler.daemon.pool_loop import PoolLoop
 from reconciler.daemon.requests import in_parts
@@ -25,6 +26,7 @@ from reconciler.engine.converge import Outcome
 from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 from reconciler.ipam.pool_groups import demand_of
 from reconciler.node.pass_result import PassResult
+from reconciler.targets.expected import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ FULL_PASS, PODS_PASS = "the pass over everything", "the pass over some pods"
 """Duties, as conditions, metrics and the watchdog name them."""
 
 TIDY_S = 3.0  # seconds without any work after which memory is given back
+
+MUCH = 20  # passes over some pods that leave as much behind as one over everything
 
 BATCH = 16
 """New pods that are served together. Each set of changes of the ruleset and each look have a price
@@ -45,7 +49,12 @@ class KernelLoop:
     """Runs the passes over the kernel."""
 
     def __init__(
-        self, parts: Parts, pool: PoolLoop, upkeep: Upkeep, source_hints: Triggers
+        self,
+        parts: Parts,
+        pool: PoolLoop,
+        upkeep: Upkeep,
+        source_hints: Triggers,
+        notifications: Notifications,
     ) -> None:
         self._parts, self._pool, self._upkeep = parts, pool, upkeep
         self._source_hints = source_hints
@@ -53,8 +62,10 @@ class KernelLoop:
         self._schedule = Schedule()
         self._hints = frozenset({"start"})
         self._is_untidy = True
+        self._work = 0
         self._links = Links()
         self._leaving: dict[AttachmentKey, str] = {}
+        self._ledger = Ledger(notifications)
 
     def turn(self) -> None:
         """Do what hints ask for, and what is due; then wait for more."""
@@ -66,16 +77,18 @@ class KernelLoop:
                 hints -= {"intent"} if self.pods_pass() else set()
             parts.requests.note_served()
             self._schedule = replace(self._schedule, pods_at=time.monotonic())
-            self._is_untidy = True
+            self._is_untidy, self._work = True, self._work + 1
         if "document" in hints:
             # A document that says nothing new is no reason to look into every pod.
             hints -= {"document"}
             with parts.duties.over("taking over the document"):
                 hints |= {"edited"} if self._take_document() else frozenset()
+        if hints and hints <= schedule.SLIGHT and not parts.requests.is_awaited:
+            hints = self._do_lightly(hints)
         if self._due_s(hints) <= 0:
             # Also without a notification: the watch of a replaced directory is lost.
             parts.document.reader.hints.mark("document")
-            wait_s = self.full_pass(audit=self._is_audit_due(hints))
+            wait_s = self.full_pass(audit=_is_audit_due(parts, self._schedule, hints))
             self._schedule = replace(self._schedule, wait_s=wait_s)
             hints = frozenset()
         self._hints = hints
@@ -95,20 +108,54 @@ class KernelLoop:
             due_s = schedule.due_s(self._schedule, hints, now, is_awaited=awaited)
         return due_s  # noqa: RET504 - it is the first one if that duty fails
 
-    def _is_audit_due(self, hints: frozenset[str]) -> bool:
-        is_due = True
-        with self._parts.duties.over("the schedule of audits"):
-            resync_s = self._parts.document.resync_s
-            is_due = schedule.is_audit_due(self._schedule, hints, time.monotonic(), resync_s)
-        return is_due  # noqa: RET504 - likewise
+    def _do_lightly(self, hints: frozenset[str]) -> frozenset[str]:
+        """Do what takes no full pass, if one would be due; return what is left."""
+        if not self._due_s(hints) <= 0 < self._due_s(frozenset()):
+            return hints
+        parts, now = self._parts, time.monotonic()
+        if "kernel" in hints:
+            verdict = Verdict.NEWS
+            with parts.duties.over("weighing what the kernel tells"):
+                verdict = self._ledger.weigh(now)
+            if verdict is Verdict.UNDECIDED:
+                until = now + schedule.MORE_S
+                self._schedule = replace(self._schedule, undecided_until=until)
+            if verdict is not Verdict.EXPLAINED:
+                return hints
+        if "cooldown" in hints and not self._end_cooldowns():
+            return hints - {"kernel"}
+        self._schedule = replace(self._schedule, weighed_at=now)
+        return frozenset()
+
+    def _end_cooldowns(self) -> bool:
+        """Take over which addresses cool, and end what has cooled; return whether that is all."""
+        parts = self._parts
+        try:
+            with boundary("the cooldowns"):
+                result = parts.node.cooling_pass()
+        except ReconcilerError:
+            return False  # a full pass says why
+        with parts.duties.over("the books of drift"):
+            parts.drift.book_pods(result.outcomes)
+        with parts.duties.over("the conditions"):
+            parts.conditions.report("conntrack", result.outcomes["conntrack"])
+            parts.conditions.know(result.records)
+        self.progress = self.progress.after_observation(result)
+        with parts.duties.over("waking the pool"):
+            self._tell_pool(result)
+        return result.settled
 
     def _tidy(self) -> None:
-        """Give back the memory that a burst of work has left, now that no pod waits.
+        """Give back the memory that much work has left, now that no pod waits.
 
         glibc keeps the top of each thread's heap; a burst of pods has a thread for each
-        (malloc_trim(3)). Other C libraries have no such function, and give back by themselves.
+        (malloc_trim(3)). Other C libraries have no such function, and give back by themselves. It
+        costs as much as a pod or two, so a few pods wait for the next full pass.
         """
         self._is_untidy = False
+        if self._work < MUCH:
+            return
+        self._work = 0
         gc.collect()
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
@@ -152,22 +199,22 @@ class KernelLoop:
                 result = parts.node.pods_pass(keys, backoffs=parts.drift.backoffs)
         except ReconcilerError as error:
             log.warning("pods were not served alone", extra={"error": str(error)})
-            self._report_pods(error)
+            _report_pods(parts, error)
             return False
         telemetry.PASS_SECONDS.labels("pods").observe(time.monotonic() - started)
+        before = self.progress.latest
         with parts.duties.over("the answers to pods"):
             self._publish(result, started)
-        self._report_pods(*(e for o in result.outcomes.values() for e in o.errors))
+        if before is None or result.records.cooling != before.records.cooling:
+            parts.hints.mark("cooldown")  # their connections end
+        _report_pods(parts, *(e for o in result.outcomes.values() for e in o.errors))
         with parts.duties.over("the books of drift"):
             parts.drift.book_pods(result.outcomes)
+        with parts.duties.over("what is expected of the kernel"):
+            self._ledger.follow(result.outcomes)
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
         return result.served
-
-    def _report_pods(self, *errors: ReconcilerError) -> None:
-        """Say what no code expects of a pass over some pods; all else is for the full pass."""
-        unforeseen = [e for e in errors if isinstance(e, InternalError)]
-        self._parts.duties.report(PODS_PASS, *unforeseen)
 
     def _run_checks(self) -> None:
         parts = self._parts
@@ -217,8 +264,9 @@ class KernelLoop:
         """
         parts = self._parts
         started = time.monotonic()
-        self._schedule = replace(self._schedule, full_pass_at=started)
-        self._is_untidy = True
+        self._schedule = replace(self._schedule, full_pass_at=started, undecided_until=started)
+        self._ledger.begin()
+        self._is_untidy, self._work = True, self._work + MUCH
         if not self._upkeep.keep():
             return schedule.RETRY_S
         try:
@@ -237,6 +285,8 @@ class KernelLoop:
         audit_at = started if audit else self._schedule.audit_at
         self._schedule = replace(self._schedule, full_pass_s=took_s, audit_at=audit_at)
         telemetry.PASS_SECONDS.labels("audit" if audit else "full").observe(took_s)
+        with parts.duties.over("what is expected of the kernel"):
+            self._ledger.learn(result.outcomes, settled=result.served)
         if result.settled:
             parts.hints.forget("kernel", before=result.observed_at)
         parts.conditions.report("node", Outcome())
@@ -274,3 +324,17 @@ class KernelLoop:
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
         return due_s
+
+
+def _report_pods(parts: Parts, *errors: ReconcilerError) -> None:
+    """Say what no code expects of a pass over some pods; all else is for the full pass."""
+    unforeseen = [e for e in errors if isinstance(e, InternalError)]
+    parts.duties.report(PODS_PASS, *unforeseen)
+
+
+def _is_audit_due(parts: Parts, known: Schedule, hints: frozenset[str]) -> bool:
+    is_due = True
+    with parts.duties.over("the schedule of audits"):
+        resync_s = parts.document.resync_s
+        is_due = schedule.is_audit_due(known, hints, time.monotonic(), resync_s)
+    return is_due  # noqa: RET504 - it is due if that duty fails

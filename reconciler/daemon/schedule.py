@@ -19,12 +19,17 @@ LEFT_OUT_S = 5.0
 
 FULL_PASS_S = 1.0  # seconds that pods coming and going may put off a full pass
 
+MORE_S = 0.05  # seconds until more of what the kernel tells of a link is looked for
+
 PASS_SHARE = 5
 """Full passes that only notifications ask for begin this many durations apart: changes of the
 kernel without end take a fifth of a core at most."""
 
 CAN_WAIT = {"kernel", "pool", "cooldown", "files", "others"}
 """Hints whose full pass pods may put off."""
+
+SLIGHT = {"kernel", "cooldown"}
+"""Hints that mostly take no full pass: what the kernel tells is known, and addresses cool."""
 
 LIGHT = CAN_WAIT | {"intent", "sources"}
 """Hints for which no pod's namespace needs a look, unless something of the pod is new: changes in
@@ -40,6 +45,8 @@ class Schedule:
     full_pass_s: float = 0.0  # seconds that it took
     wait_s: float = 0.0  # seconds from its beginning until the next, if no hint comes
     audit_at: float = float("-inf")  # the last full pass began that looked into every pod
+    weighed_at: float = float("-inf")  # notifications were last weighed, and asked for no pass
+    undecided_until: float = float("-inf")  # more of the same are waited for
 
 
 def due_s(schedule: Schedule, hints: frozenset[str], now: float, *, is_awaited: bool) -> float:
@@ -55,9 +62,10 @@ def due_s(schedule: Schedule, hints: frozenset[str], now: float, *, is_awaited: 
     # The kernel notifies us of each pod's links, so every pod brings a hint to observe everything.
     # Pods that wait come first, but not for long. Changes of the kernel without end do not make
     # passes without end.
-    quiet_at = min(schedule.pods_at + QUIET_S, schedule.full_pass_at + FULL_PASS_S)
+    last_at = max(schedule.full_pass_at, schedule.weighed_at)
+    quiet_at = min(schedule.pods_at + QUIET_S, last_at + FULL_PASS_S)
     idle_until = schedule.full_pass_at + PASS_SHARE * schedule.full_pass_s
-    return min(by_time, max(quiet_at, idle_until) - now)
+    return min(by_time, max(quiet_at, idle_until, schedule.undecided_until) - now)
 
 
 def is_audit_due(schedule: Schedule, hints: frozenset[str], now: float, resync_s: float) -> bool:

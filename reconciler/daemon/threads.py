@@ -76,7 +76,9 @@ daemon.document.InForce | whole | RH | _described | describe_wanted
 daemon.document.Reader | whole | RK | _last | look_first look_again
 daemon.document.Reader | one | K | _taken
 daemon.kernel_loop.KernelLoop | whole | KXAH | progress | turn full_pass _publish _finish
+    _end_cooldowns
 daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links _leaving
+    _ledger _work
 daemon.pool_loop.PoolLoop | whole | PKXH | planned_for report outlook | run_pass
     _await_hint
 daemon.pool_loop.PoolLoop | whole | KPXH | wanted | learn
@@ -100,6 +102,7 @@ daemon.listener.Workers | _lock | SXK | _idle _busy
 daemon.listener.Workers | steps | SXK | _work
 daemon.server.Server | whole | KW | _listener _place | reclaim stop
 daemon.listener.Listener | steps | SHXK | _returned _ended _thread
+daemon.ledger.Notifications | _lock | NK | _told _size _heard_at _is_lost | _lose
 daemon.triggers.KernelWatch | steps | NWK | _ended
 daemon.triggers.KernelWatch | one | W | _thread
 daemon.triggers.KernelWatch | one | N | _sockets

@@ -25,6 +25,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from reconciler.daemon.duty import Duties
+from reconciler.daemon.ledger import Notifications
 from reconciler.errors import WatchError
 from reconciler.targets.netlink import message, nf_tables
 from reconciler.targets.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
@@ -242,8 +243,15 @@ class KernelWatch:
 
     name = "the watch of the kernel"
 
-    def __init__(self, triggers: Triggers, attribution: ChangeAttribution, duties: Duties) -> None:
+    def __init__(
+        self,
+        triggers: Triggers,
+        attribution: ChangeAttribution,
+        duties: Duties,
+        notifications: Notifications,
+    ) -> None:
         self._triggers, self._attribution, self._duties = triggers, attribution, duties
+        self._notifications = notifications
         self._ended = threading.Event()
         self._stop, self._wake = socket.socketpair()
         self._sockets: list[socket.socket] = []
@@ -278,10 +286,12 @@ class KernelWatch:
             if self._stop in ready:
                 return
             if ready:
-                self._triggers.mark("kernel")
+                undo.callback(self._triggers.mark, "kernel")  # once they can be weighed
             for s in ready:
-                _drain(s, self._attribution)
+                _drain(s, self._attribution, self._notifications)
             undo.pop_all()
+            if ready:
+                self._triggers.mark("kernel")
         if ready:  # more of the same burst come together: each by itself would stop a pass of ours
             _ready([self._stop], BURST_S)
 
@@ -291,7 +301,8 @@ class KernelWatch:
             self._sockets.append(message.open_socket(message.NETLINK_NETFILTER, NFNLGRP_NFTABLES))
         except OSError as error:
             raise WatchError("the kernel's networking", error.strerror or str(error)) from error
-        self._triggers.mark("kernel")  # something may have happened meanwhile
+        self._notifications.lose()  # something may have happened meanwhile
+        self._triggers.mark("kernel")
 
     def _close(self) -> None:
         while self._sockets:
@@ -312,19 +323,22 @@ def _ready(sockets: list[socket.socket], timeout_s: float) -> list[socket.socket
     return [s for s in sockets if s.fileno() in ready]
 
 
-def _drain(s: socket.socket, attribution: ChangeAttribution) -> None:
-    """Read notifications; what they are about is looked at elsewhere.
+def _drain(s: socket.socket, attribution: ChangeAttribution, notifications: Notifications) -> None:
+    """Read notifications; what they are about is weighed, or looked at, elsewhere.
 
     At most ``MAX_READ``: changes without end must not keep this thread from marking the next
     burst. What is left is read then, or lost, which marks as much.
     """
     try:
         for _ in range(MAX_READ):
-            attribution.hear(s.recv(65536, socket.MSG_DONTWAIT))
+            told = s.recv(65536, socket.MSG_DONTWAIT)
+            attribution.hear(told)
+            notifications.hear(told)
     except BlockingIOError:
         return
     except OSError as error:
         if error.errno != errno.ENOBUFS:
             raise
         # Notifications were lost. What we know is the same: look.
+        notifications.lose()
         log.debug("kernel notifications lost", extra={"error": str(error)})

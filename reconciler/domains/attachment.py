@@ -97,7 +97,7 @@ def plan(desired: Allocation, observed: Records) -> Plan:
             *_complete(pods, observed),
             *_adopt(desired, pods, observed),
             *_expire(desired, pods),
-            *_end_cooldowns(desired, (c for c in observed.cooling if c.address not in begun)),
+            *end_cooldowns(desired, (c for c in observed.cooling if c.address not in begun)),
             *_release(desired, pods, observed),
             *reviewed,
             *given,
@@ -191,7 +191,7 @@ def _expire(desired: Allocation, pods: Pods) -> Iterator[Action]:
             yield Change(Verb.CREATE, given_back, "it is not wanted any more")
 
 
-def _end_cooldowns(desired: Allocation, cooling: Iterable[Cooling]) -> Iterator[Action]:
+def end_cooldowns(desired: Allocation, cooling: Iterable[Cooling]) -> Iterator[Action]:
     """End a cooldown when its time is over and no connection of the old pod is left.
 
     A client that retries with the same ports would be sent the old pod's way for as long as

@@ -20,6 +20,7 @@ from reconciler.domains.left_out import converge, dry_run, left_out
 from reconciler.egress import destinations, observation
 from reconciler.engine.backoff import Backoffs
 from reconciler.engine.converge import Domain, Outcome, Outcomes, Target, gaps
+from reconciler.engine.plan import Plan
 from reconciler.errors import Issue, NotReadyError, ObserveError, ReconcilerError, boundary
 from reconciler.ipam.records import Records
 from reconciler.node import kernel_domains, pass_result
@@ -200,6 +201,28 @@ class LocalNode:
             outcomes, observed_at, records, inputs, here, waiting, unplaced, asked=keys
         )
 
+    def cooling_pass(self) -> PassResult:
+        """Say which addresses cool, and end what has cooled; nothing of the kernel is read.
+
+        Raises:
+            NotReadyError: there was no full pass yet, or namespaces have addresses of their own,
+                of which a full pass alone knows when they cool.
+            ObserveError: the records cannot be read.
+        """
+        inputs, before = self._last_full_pass()
+        if before.identities or inputs.document.snat.rules:
+            raise NotReadyError("namespaces have addresses of their own")
+        observed_at = time.monotonic()
+        records = self.state.observe_at((), before)
+        flows, ended = self.cooldowns.review(records.resting)
+        inputs = replace(inputs, now=self.environment.now(), clock=self.environment.clock())
+        state = known_records(self.state, records)
+        domain = Domain("attachment", attachment.desire, _plan_cooldowns, state)
+        with self.pool.binding:
+            outcomes = converge([domain], inputs.seeing(flows=flows)) | {"conntrack": ended}
+        records = self._records_after(outcomes)
+        return PassResult(outcomes, observed_at, records, inputs, asked=frozenset())
+
     def check(self, key: AttachmentKey) -> Attachment | Issue:
         """Compare every object of an attachment with the kernel; change nothing.
 
@@ -323,6 +346,10 @@ class LocalNode:
         unread = {key: failure.why for key, failure in self.visits.unread.items()}
         own = {a: objects.of(a) or frozenset() for a in attachments}
         return pass_result.find_unplaced(own, results, unread)
+
+
+def _plan_cooldowns(desired: attachment.Allocation, observed: Records) -> Plan:
+    return Plan(tuple(attachment.end_cooldowns(desired, observed.cooling)))
 
 
 def attachment_domain(state: Target[object, Records, RecordAction]) -> Domain[Inputs]:

@@ -18,6 +18,7 @@ from waiting import until
 from lab import netns
 from reconciler.daemon import triggers as told
 from reconciler.daemon.duty import Conditions, Duties, Watchdog
+from reconciler.daemon.ledger import Notifications
 from reconciler.daemon.triggers import MAX_AUTHORS, MOST, ChangeAttribution, KernelWatch, Triggers
 
 
@@ -38,7 +39,7 @@ class Endless:
 
 def test_notifications_without_end_do_not_keep_the_watch_from_marking() -> None:
     endless: Any = Endless(10 * told.MAX_READ)
-    told._drain(endless, ChangeAttribution())
+    told._drain(endless, ChangeAttribution(), Notifications())
     assert endless.read == told.MAX_READ
 
 
@@ -48,7 +49,7 @@ def test_lost_notifications_are_no_error() -> None:
             raise OSError(105, "No buffer space available")
 
     full: Any = Full()
-    told._drain(full, ChangeAttribution())
+    told._drain(full, ChangeAttribution(), Notifications())
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing(
     dog = Watchdog(lambda *_: None)
     with namespace("home") as home, netns.inside(home):
         marks = Triggers()
-        watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog))
+        watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog), Notifications())
         watch.keep()
         try:
             with flood(home):

@@ -14,6 +14,7 @@ from waiting import until
 
 from reconciler.daemon import duty, triggers
 from reconciler.daemon.duty import Conditions, Duties, Watchdog
+from reconciler.daemon.ledger import Notifications
 from reconciler.daemon.triggers import ChangeAttribution, FileWatch, KernelWatch, Triggers
 from reconciler.engine.backoff import Delays
 from reconciler.errors import WatchError
@@ -108,7 +109,7 @@ def test_the_kernels_watch_goes_on_when_its_sockets_break_and_when_none_can_be_h
         raise refused[0]
 
     monkeypatch.setattr(triggers, "_rtnetlink", refuse)
-    watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog))
+    watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog), Notifications())
     watch.keep()
     try:
         until(lambda: "Watch" in {c["reason"] for c in conditions.all()})

@@ -84,7 +84,7 @@ def says(desired: Pool, cloud: Cloud) -> Plan:
     return pool_groups.plan(desired, cloud)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(situations())
 def test_within_the_margin_a_pass_over_the_pool_does_and_says_nothing_new(
     situation: tuple[Pool, Pool, Cloud],

@@ -272,6 +272,14 @@ def _ends_of(link: bytes) -> tuple[int, int]:
     return native(value_of(LINKS, link, "IFLA_LINK")), tables.index_of(link)
 
 
+def name_of(index: int) -> str:
+    """Name a link of this thread's namespace; "" if there is none."""
+    try:
+        return socket.if_indextoname(index)
+    except (OSError, OverflowError):
+        return ""
+
+
 def learn_names(names: dict[int, str], indices: Iterable[int]) -> None:
     """Add the names of links; 0 is none."""
     for index in set(indices) - names.keys() - {0}:

@@ -239,6 +239,15 @@ def _parts(content: bytes) -> tuple[bytes, bool, str, bytes]:
     return key, bool(flags), goto, value
 
 
+def read_element(content: bytes) -> tuple[bytes, str, bytes] | None:
+    """Return a single element's key, its chain and its value; None for what we never write."""
+    try:
+        key, is_end, goto, value = _parts(content)
+    except _UnreadableError:
+        return None
+    return None if is_end else (key, goto, value)
+
+
 UNHOOK, REMOVE, MAKE, DEFINE, ADD, CONNECT, DROP = range(7)
 """The parts of a transaction, by when they must happen.
 

@@ -1,0 +1,112 @@
+"""What takes no full pass: addresses that cool, and what the kernel tells of our own changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import intent
+from daemon.test_surprise import House
+
+from reconciler.core.attachment import Cooling, IntentState
+from reconciler.daemon import ledger
+from reconciler.daemon.ledger import Ledger, Notifications
+from reconciler.targets.expected import Verdict
+
+COOLDOWN = frozenset({"cooldown"})
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """A node with a pod, all in its place."""
+    made = House(tmp_path)
+    made.begin_pod()
+    made.work()
+    made.work()
+    assert made.agent.status()["attachments"]
+    return made
+
+
+def end_pod(house: House) -> None:
+    key = intent(1).key
+    house.state.put(replace(intent(1), state=IntentState.RELEASED))
+    house.agent.parts.hints.wait(0)
+    house.agent.parts.pods.release(key)
+    assert house.agent.kernel.pods_pass()
+
+
+def cooling(house: House) -> list[Cooling]:
+    return [r for r in house.state._records.values() if isinstance(r, Cooling)]
+
+
+def test_an_address_cools_and_is_free_again_without_a_full_pass(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = house.agent.kernel
+    monkeypatch.setattr(kernel, "_due_s", lambda hints: -1.0 if hints else 60.0)
+    end_pod(house)
+    (record,) = cooling(house)
+    assert "cooldown" in house.agent.parts.hints.wait(0), "its connections are to end"
+    house.conntrack.addresses.add(record.address)
+    monkeypatch.setattr(house.netlink, "observe", lambda *_: pytest.fail("a look at everything"))
+    assert not kernel._do_lightly(COOLDOWN)
+    assert record.address not in house.conntrack.addresses
+    assert cooling(house) == [record]
+    assert house.agent.status()["cooling"] == [str(record.address)]
+    house.now = record.until + 1
+    house.agent.parts.pool_hints.wait(0)
+    assert not kernel._do_lightly(COOLDOWN)
+    assert not cooling(house)
+    assert house.agent.status()["cooling"] == []
+    assert kernel._do_lightly(frozenset()) == frozenset()
+
+
+def test_what_the_records_alone_do_not_say_is_for_a_full_pass(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = house.agent.kernel
+    monkeypatch.setattr(kernel, "_due_s", lambda hints: -1.0 if hints else 60.0)
+    end_pod(house)
+
+    def unreadable(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(house.state, "observe_at", unreadable)
+    assert kernel._do_lightly(COOLDOWN) == COOLDOWN
+    assert kernel._do_lightly(frozenset({"kernel"})) == {"kernel"}, "none was heard"
+
+
+def test_notifications_that_were_lost_or_are_too_many_are_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard = Notifications()
+    book = Ledger(heard)
+    heard.hear(b"")
+    assert heard.told() is None, "before the first pass"
+    book.begin()
+    assert heard.told() == ()
+    book.learn({}, settled=True)
+    assert book.weigh(0.0) is Verdict.EXPLAINED
+    heard.lose()
+    assert book.weigh(0.0) is Verdict.NEWS
+    book.begin()
+    book.learn({}, settled=True)
+    monkeypatch.setattr(ledger, "MOST_BYTES", 10)
+    heard.hear(b"12345678")
+    assert heard.told() == (b"12345678",)
+    heard.hear(b"12345678")
+    assert heard.told() is None
+    book.begin()
+    assert book.weigh(0.0) is Verdict.NEWS, "nothing is expected during a pass"
+
+
+def test_what_was_weighed_is_forgotten_and_what_came_meanwhile_is_not() -> None:
+    heard = Notifications()
+    heard.begin()
+    heard.hear(b"one")
+    told = heard.told()
+    heard.hear(b"two")
+    assert told is not None
+    heard.forget(told)
+    assert heard.told() == (b"two",)

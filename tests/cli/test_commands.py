@@ -295,7 +295,7 @@ def test_help_lists_first_what_one_reaches_for_and_last_what_removes() -> None:
     assert listed[-3:] == ["gc", "cleanup", "lab"]
 
 
-NOT_HELD = {"pydantic", "yaml", "boto3", "botocore", "asyncio", "rich"}
+NOT_HELD = {"pydantic", "yaml", "boto3", "botocore", "asyncio", "rich", "importlib.metadata"}
 """What the daemon never imports: other processes do, while they are asked."""
 
 

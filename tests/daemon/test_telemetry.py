@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from importlib.metadata import version
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -99,3 +101,9 @@ def test_openmetrics_is_told_to_whoever_accepts_it(accept: str, kind: str, end: 
     parse = parse_om if end else parse_text
     names = {family.name for family in parse(text)}
     assert {"process_cpu_seconds", "node_network_cni_request_seconds"} <= names
+
+
+def test_the_version_is_that_of_what_was_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert telemetry.release() == version("node-network")
+    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    assert telemetry.release.__wrapped__() == "unknown"

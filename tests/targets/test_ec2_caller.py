@@ -280,9 +280,10 @@ def test_a_process_that_was_started_early_is_the_first_to_be_asked(
 
 
 def test_a_process_that_was_started_early_in_vain_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ec2_caller, "IDLE_S", 0.1)
     early = Early()
-    early.start()
+    with monkeypatch.context() as short:
+        short.setattr(ec2_caller, "IDLE_S", 0.1)
+        early.start()
     until(lambda: early._process is None)
     early.start()
     assert early._process is not None

@@ -50,11 +50,9 @@ def _rows() -> list[Row]:
         boots = strands.submit(lambda: [_boot(enis) for enis in BOOTS])
         rest = strands.submit(lambda: list(_rest()))
         fills = [_fill("single addresses", ""), _fill("prefixes", "eni: {allocate: prefixes}\n")]
-        sequences = [
-            _sequence(SEQUENCE, "warm: 4", settle=4),
-            _sequence(SEQUENCE, "minimum: 230, surplus: 0", settle=230),
-        ]
-        return [*fills, *boots.result(), *rest.result(), *sequences, _burst(100)]
+        warm = _sequence(SEQUENCE, "warm: 4", settle=4)
+        ready = _sequence(SEQUENCE, "minimum: 230, surplus: 0", settle=230)
+        return [*fills, *boots.result(), *rest.result(), warm, ready, _burst(100)]
 
 
 def _fill(name: str, more: str) -> Row:

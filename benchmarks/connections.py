@@ -6,7 +6,6 @@ that has none, because a machine gets slower and faster meanwhile by more than t
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from functools import partial
@@ -23,7 +22,7 @@ TITLE = "Connections"
 ENTRIES = 100_000
 """Half of them of one pod, which leaves in the end."""
 
-ROUNDS = int(os.environ.get("CONNECTION_ROUNDS", "600"))
+ROUNDS = report.number("CONNECTION_ROUNDS", 300)
 GOAL = 1.2
 FULL, EMPTY = "node1", "node2"
 COOLDOWN = "2s"

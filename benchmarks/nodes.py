@@ -39,8 +39,9 @@ NODE_PASSES = ("pods", "full", "audit")
 MANY = int(os.environ.get("BENCH_PODS", "250"))
 """Pods that are there already, where there are many; a short trial has fewer."""
 
-LAB = f"bench{zlib.crc32(str(shipped.ROOT).encode()):08x}"[:9]
-"""Name of the lab: another tree measures in another one."""
+STRAND = os.environ.get("BENCH_STRAND", "")
+LAB = f"bench{zlib.crc32(str(shipped.ROOT).encode()) & 0xFFFF:04x}{STRAND}"
+"""Name of the lab: another tree, and what goes on at the same time, measures in another one."""
 
 AT_ONCE = 100
 ROOM = 32

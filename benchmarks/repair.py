@@ -1,18 +1,18 @@
 """Time to repair: somebody breaks a node by hand, and the kernel is watched until it is whole.
 
 The watcher is not the product: it compares what the kernel holds with what it held before. It
-looks every few milliseconds, which is how exact the times are.
+looks every few milliseconds where a repair takes milliseconds, which is how exact the times are.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,13 +32,16 @@ from reconciler.targets.nftables.target import Nft
 
 TITLE = "Repair"
 
-SAMPLES = int(os.environ.get("REPAIR_SAMPLES", "20"))
+SAMPLES = report.number("REPAIR_SAMPLES", 20)
 PODS = 16
 PATIENCE_S = 120.0
 """Seconds; an ENI that goes within a minute of our attaching it may be believed in that long."""
 
 RESYNC_S = 5
 """Seconds between audits, which is all there is when events are off."""
+
+AUDIT_LOOK_S = 0.02
+"""Seconds between two looks of the watcher where a repair takes seconds."""
 
 DOCUMENT = f"""\
 apiVersion: node-network/v1alpha1
@@ -176,21 +179,10 @@ def wait(holds: Callable[[], object], every_s: float = 0.02) -> float:
 
 def measure() -> list[str]:
     """Return the section in Markdown."""
-    rows = []
-    with _node() as (node, lab):
-        pods = [add(lab, "node1", f"p{number}") for number in range(PODS)]
-        node.settle()
-        rows += [_row(c.name, _repairs(node, c), node, c.kind) for c in cases(pods)]
-        rows.append(_row("100 swaps in 10 s, half of them invalid", _swaps(node), node, ""))
-    with _node(document=MANY_ENIS, type_="m5.4xlarge") as (node, lab):
-        rows.append(_row("an ENI detached by hand", _detachments(node, lab), node, "eni"))
-    with _node("--no-events") as (node, lab):
-        pods = [add(lab, "node1", f"p{number}") for number in range(PODS)]
-        node.settle()
-        off = f"events off, an audit every {RESYNC_S} s"
-        rows += [
-            _row(f"{c.name}; {off}", _repairs(node, c), node, c.kind) for c in cases(pods)[:2]
-        ]
+    # What is broken by hand is repaired in milliseconds; the others wait for most of their time.
+    with ThreadPoolExecutor(2) as strands:
+        waiting = strands.submit(lambda: [*_without_notice(), *_without_events()])
+        rows = [*_with_events(), *waiting.result()]
     return [
         f"From the end of the command that breaks it until the kernel holds what it held before, "
         f"as another process sees it; {PODS} pods, {SAMPLES} times each. For the swaps, from the "
@@ -207,6 +199,30 @@ def measure() -> list[str]:
     ]
 
 
+def _with_events() -> list[str]:
+    with _node("f") as (node, lab):
+        pods = [add(lab, "node1", f"p{number}") for number in range(PODS)]
+        node.settle()
+        rows = [_row(c.name, _repairs(node, c), node, c.kind) for c in cases(pods)]
+        return [*rows, _row("100 swaps in 10 s, half of them invalid", _swaps(node), node, "")]
+
+
+def _without_notice() -> list[str]:
+    with _node("g", document=MANY_ENIS, type_="m5.4xlarge") as (node, lab):
+        return [_row("an ENI detached by hand", _detachments(node, lab), node, "eni")]
+
+
+def _without_events() -> list[str]:
+    off = f"events off, an audit every {RESYNC_S} s"
+    with _node("g", "--no-events") as (node, lab):
+        pods = [add(lab, "node1", f"p{number}") for number in range(PODS)]
+        node.settle()
+        return [
+            _row(f"{c.name}; {off}", _repairs(node, c, AUDIT_LOOK_S), node, c.kind)
+            for c in cases(pods)[:2]
+        ]
+
+
 def _row(name: str, times: list[float], node: Node, kind: str) -> str:
     counted = f'`kind="{kind}"`: {node.drift(kind):.0f}' if kind and node.drift(kind) else "-"
     ms = [1000 * t for t in times]
@@ -214,7 +230,7 @@ def _row(name: str, times: list[float], node: Node, kind: str) -> str:
     return f"| {name} | {statistics.median(ms):.0f} | {max(ms):.0f} | {counted} |"
 
 
-def _repairs(node: Node, case: Case) -> list[float]:
+def _repairs(node: Node, case: Case, look_s: float = 0.001) -> list[float]:
     times = []
     for _ in range(SAMPLES):
         node.refresh()
@@ -223,7 +239,7 @@ def _repairs(node: Node, case: Case) -> list[float]:
         node.run(*case.command)
         began = time.perf_counter()
         # The first look may come too late to see it broken, never too early to see it whole.
-        wait(partial(_holds, node, whole), 0.001)
+        wait(partial(_holds, node, whole), look_s)
         times.append(time.perf_counter() - began)
     return times
 
@@ -291,9 +307,9 @@ def _is_replaced(lab: Lab, number: int) -> bool:
 
 @contextmanager
 def _node(
-    *more: str, document: str = DOCUMENT, type_: str = "m5.large"
+    suffix: str, *more: str, document: str = DOCUMENT, type_: str = "m5.large"
 ) -> Iterator[tuple[Node, Lab]]:
-    name = f"{nodes.LAB}f"
+    name = f"{nodes.LAB}{suffix}"
     lifecycle.down(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
         config = Path(directory) / "node-network.yaml"

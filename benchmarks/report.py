@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).with_name("results.md")))
@@ -71,8 +73,24 @@ def write(title: str, name: str, measure: Callable[[], list[str]], path: Path = 
 
 def replace_section(path: Path, title: str, lines: Sequence[str]) -> None:
     """Put lines in place of a section of a Markdown file, or at its end."""
-    text, section = path.read_text() if path.exists() else "", "\n".join(lines).rstrip()
-    found = re.search(rf"^{re.escape(title)}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    before, after = (text[: found.start()], text[found.end() :]) if found else (text, "")
-    rest = f"\n{after}" if after else ""
-    path.write_text(f"{before.rstrip()}\n\n{section}\n{rest}")
+    with _locked(path) as text:
+        found = re.search(rf"^{re.escape(title)}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        before, after = (text[: found.start()], text[found.end() :]) if found else (text, "")
+        section = "\n".join(lines).rstrip()
+        rest = f"\n{after}" if after else ""
+        path.write_text(f"{before.rstrip()}\n\n{section}\n{rest}".lstrip())
+
+
+def replace_head(path: Path, lines: Sequence[str]) -> None:
+    """Put lines in place of what is before the first section."""
+    with _locked(path) as text:
+        _, heading, rest = f"\n{text}".partition("\n## ")
+        path.write_text("\n".join(lines) + f"\n{heading}{rest}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[str]:
+    """Have a file for oneself, and its text: sections may end at the same time."""
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield path.read_text()

@@ -24,7 +24,7 @@ TITLE = "Starts"
 
 STARTS = report.number("START_EXECUTABLES", 200)
 FRESH = report.number("START_FRESH", 20)
-RESTARTS = report.number("START_RESTARTS", 60)
+RESTARTS = report.number("START_RESTARTS", 40)
 LIMIT_S = 60.0
 REST_S = 1.0
 """Seconds between a pod that is served and the next restart."""

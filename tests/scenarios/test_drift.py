@@ -77,7 +77,9 @@ HOST = {
         "-c",
         "v=$(ls /proc/sys/net/ipv4/conf | grep ^nn | head -1); "
         "a=$(ip -o route show table 512 dev $v | cut -d' ' -f1); "
-        "ip neighbour replace $a dev $v lladdr 02:00:00:00:00:78 nud permanent",
+        "ip neighbour replace $a dev $v lladdr 02:00:00:00:00:78 nud permanent; "
+        # Of neighbours the daemon hears nothing: it is seen with the next look at everything.
+        "ip rule add priority 77 from 192.0.2.200 lookup main; ip rule delete priority 77",
     ],
     "a host veth": [
         "sh",

@@ -210,8 +210,11 @@ class FakeNetlink:
             try:
                 if action.verb is Verb.DELETE:
                     link = action.object
-                    is_alone = isinstance(link, Veth) and link.key not in made
-                    if is_alone and self.removals.take(self._index(link.name), link.name):
+                    if (
+                        isinstance(link, Veth)
+                        and link.key not in made
+                        and self.removals.take(self._index(link.name), link.name)
+                    ):
                         continue
                     self._remove(link)
                 else:

@@ -244,7 +244,9 @@ def _lives_table(how: str, lives: dict[tuple[str, int], Life]) -> list[str]:
                 *(report.goal(life.all / alone, 1.1) if crowd else ("", "")),
             ]
         parts = (life.executables, life.daemon, life.others, life.all)
-        rows.append((who, str(crowd), *(f"{x:.1f}" for x in parts), life.spread, *ratios))
+        rows.append(
+            (who, str(crowd), *(f"{max(x, 0.0):.1f}" for x in parts), life.spread, *ratios)
+        )
     whole = f"Of {next(iter(lives.values())).pods} pods on each node."
     return [*report.table(head, rows), "", whole]
 

@@ -111,23 +111,28 @@ class KernelLoop:
         return due_s  # noqa: RET504 - it is the first one if that duty fails
 
     def _do_lightly(self, hints: frozenset[str]) -> frozenset[str]:
-        """Do what takes no full pass, if one would be due; return what is left."""
-        if not self._due_s(hints) <= 0 < self._due_s(frozenset()):
+        """Do what takes no full pass, unless one is due anyway; return what is left.
+
+        Addresses begin to cool at once: clients of the pod that had one wait for its connections
+        to end. What the kernel tells waits as a full pass would.
+        """
+        if self._due_s(frozenset()) <= 0:
+            return hints
+        if "cooldown" in hints and self._end_cooldowns():
+            hints -= {"cooldown"}
+        if "kernel" not in hints or self._due_s(hints) > 0:
             return hints
         parts, now = self._parts, time.monotonic()
-        if "kernel" in hints:
-            verdict = Verdict.NEWS
-            with parts.duties.over("weighing what the kernel tells"):
-                verdict = self._ledger.weigh(now)
-            if verdict is Verdict.UNDECIDED:
-                until = now + schedule.MORE_S
-                self._schedule = replace(self._schedule, undecided_until=until)
-            if verdict is not Verdict.EXPLAINED:
-                return hints
-        if "cooldown" in hints and not self._end_cooldowns():
-            return hints - {"kernel"}
+        verdict = Verdict.NEWS
+        with parts.duties.over("weighing what the kernel tells"):
+            verdict = self._ledger.weigh(now)
+        if verdict is Verdict.UNDECIDED:
+            until = now + schedule.MORE_S
+            self._schedule = replace(self._schedule, undecided_until=until)
+        if verdict is not Verdict.EXPLAINED:
+            return hints
         self._schedule = replace(self._schedule, weighed_at=now)
-        return frozenset()
+        return hints - {"kernel"}
 
     def _end_cooldowns(self) -> bool:
         """Take over which addresses cool, and end what has cooled; return whether that is all."""

@@ -46,6 +46,7 @@ COLLECTIONS = (10_000, 20, 20)
 would pay for ten looks. What libraries have made at the start is not looked at again."""
 
 READING, KEEPING = "reading the document", "keeping the document"
+DESCRIBING = "describing the document"
 COOLDOWNS = "ending the connections of addresses that cool"
 REMOVALS = "deleting the links of pods that are gone"
 NEIGHBOURS = "asking for neighbours again"
@@ -247,7 +248,7 @@ class Agent:
             reader.look_again()
         with self.parts.duties.over(KEEPING):
             self.parts.document.keep()
-        with self.parts.duties.over(READING):
+        with self.parts.duties.over(DESCRIBING):
             self.parts.document.describe_wanted()
 
     def _end_cooldowns(self) -> None:

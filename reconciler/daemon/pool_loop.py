@@ -105,6 +105,7 @@ class PoolLoop:
         started, before = time.monotonic(), self.planned_for
         self.planned_for = None  # whatever changes from here on is told, this pass may not see it
         cloud, calls = node.known.cloud, pool.ec2_calls
+        generation = parts.document.accepted.generation
         with parts.duties.over("sweeping the records"):
             node.state.sweep()
         try:
@@ -122,13 +123,13 @@ class PoolLoop:
         if node.known.cloud != cloud or pool.ec2_calls != calls:
             parts.hints.mark("pool")
         if outcome.errors:
-            self.report = PoolReport(self.report.demand, fails=True)
+            self.report = PoolReport(self.report.demand, generation, fails=True)
             self.planned_for = before
             return POOL_BACKOFF_S.after(failures + 1, random.random()), failures + 1
         margin = None
         with parts.duties.over("the pool's margin"):
             margin = self._find_margin(outcome, pool.demand)
-        self.report = PoolReport(pool.demand, margin=margin)
+        self.report = PoolReport(pool.demand, generation, margin=margin)
         self.planned_for = pool.demand
         return pool.schedule.due_s, 0
 

@@ -90,6 +90,7 @@ class PoolReport:
     """What the last pass over the pool has done."""
 
     demand: Demand | None = None  # that the last successful one has planned for
+    generation: int = 0  # of the document that this one has planned by
     fails: bool = False  # whether the last one has failed
     margin: Margin | None = None  # demands that it would have done as much for
 
@@ -149,6 +150,7 @@ def describe(
         latest is not None
         and latest.settled
         and progress.generation == accepted.generation
+        and (pool.fails or pool.generation == accepted.generation)
         and (pool.fails or pool.is_for(demand_of(latest.records, latest.inputs.document)))
         and not is_pending
     )

@@ -57,6 +57,19 @@ def test_a_daemon_says_what_it_holds_what_it_repaired_and_when_it_looked(tmp_pat
     assert len(pods) > 1
 
 
+def test_no_node_is_settled_before_its_pool_was_planned_by_the_document_in_force(
+    tmp_path: Path,
+) -> None:
+    """Pods may need what they needed before, and the document ask for more."""
+    house = House(tmp_path)
+    for _ in range(6):
+        house.work()
+    assert house.agent.status()["settled"]
+    report = house.agent.pool.report
+    house.agent.pool.report = replace(report, generation=report.generation - 1)
+    assert not house.agent.status()["settled"]
+
+
 def test_in_mode_frozen_status_says_what_would_be_asked_of_ec2(tmp_path: Path) -> None:
     house = House(tmp_path)
     path = tmp_path / "node-network.yaml"

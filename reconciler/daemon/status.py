@@ -66,7 +66,7 @@ class Progress:
         """After any pass, before its duties are done."""
         if self.latest is None or result.asked is None:
             return replace(self, latest=result)
-        return replace(self, latest=replace(self.latest, records=result.records))
+        return replace(self, latest=self.latest.followed_by(result))
 
     def after_pass(self, result: PassResult, generation: int, started: float) -> Progress:
         """After a whole full pass."""

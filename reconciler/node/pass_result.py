@@ -68,6 +68,18 @@ class PassResult:
             if self.asked is None or a.key in self.asked
         )
 
+    def followed_by(self, later: PassResult) -> PassResult:
+        """Return this pass over everything, as a later one over some pods has left it.
+
+        What that one has served was planned on, too. For all else a full pass follows.
+        """
+        asked = later.asked or frozenset()
+        served = later.inputs.attachments if later.served else ()
+        attachments = [a for a in self.inputs.attachments if a.key not in asked]
+        attachments += (a for a in served if a.key in asked)
+        inputs = replace(self.inputs, attachments=tuple(attachments))
+        return replace(self, records=later.records, inputs=inputs)
+
     def with_outcomes(self, outcomes: Outcomes, findings: Iterable[Issue]) -> PassResult:
         """Add what followed the pass."""
         found = (*(self.findings or ()), *findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def test_an_address_cools_and_is_free_again_without_a_full_pass(
     assert not cooling(house)
     assert house.agent.status()["cooling"] == []
     assert kernel._do_lightly(frozenset()) == frozenset()
+
+
+def test_a_node_is_settled_as_soon_as_its_pods_are_served_without_a_full_pass(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        house.work()
+    assert house.agent.status()["settled"]
+    monkeypatch.setattr(house.agent.kernel, "full_pass", lambda **_: pytest.fail("a full pass"))
+    house.begin_pod()
+    late = intent(house._pods)
+    house.agent.parts.requests._asked[late.key] = time.monotonic()
+    for _ in range(2):
+        house.agent.kernel.pods_pass()
+        house.agent.pool.run_pass(0)
+    assert late.key in {a.key for a in house.state.observe().living}
+    assert house.agent.status()["settled"]
 
 
 def test_what_the_records_alone_do_not_say_is_for_a_full_pass(

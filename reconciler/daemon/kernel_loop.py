@@ -209,11 +209,8 @@ class KernelLoop:
             _report_pods(parts, error)
             return False
         telemetry.PASS_SECONDS.labels("pods").observe(time.monotonic() - started)
-        before = self.progress.latest
         with parts.duties.over("the answers to pods"):
             self._publish(result, started)
-        if before is None or result.records.cooling != before.records.cooling:
-            parts.hints.mark("cooldown")  # their connections end
         _report_pods(parts, *(e for o in result.outcomes.values() for e in o.errors))
         with parts.duties.over("the books of drift"):
             parts.drift.book_pods(result.outcomes)
@@ -238,6 +235,7 @@ class KernelLoop:
             parts.checks.answer(key, verdict, observed_at)
 
     def _publish(self, result: PassResult, started: float) -> None:
+        before = self.progress.latest
         self.progress = self.progress.after_observation(result)
         self._parts.conditions.know(result.records)
         self._leaving |= result.leaving
@@ -250,6 +248,9 @@ class KernelLoop:
                 given = {"addresses": addresses, "eni": found.eni_id, "veth": found.veth}
                 asked_by = {n: getattr(intent, n) for n in ("pod", "trace", "attempt")}
                 log.debug("attachment in place", extra={"key": key, **given, **asked_by})
+        if before is None or result.records.cooling != before.records.cooling:
+            # Some have begun to cool after this pass took over which do.
+            self._parts.hints.mark("cooldown")
 
     def _tell_pool(self, result: PassResult) -> None:
         """Wake the pool's loop if there is something for it."""

@@ -63,6 +63,16 @@ def test_an_address_cools_and_is_free_again_without_a_full_pass(
     assert kernel._do_lightly(frozenset()) == frozenset()
 
 
+def test_an_address_that_begins_to_cool_in_a_full_pass_is_looked_after_too(house: House) -> None:
+    house.state.put(replace(intent(1), state=IntentState.RELEASED))
+    for _ in range(3):
+        house.agent.parts.hints.wait(0)
+        house.agent.kernel.full_pass(audit=False)
+        if cooling(house):
+            break
+    assert "cooldown" in house.agent.parts.hints.wait(0)
+
+
 def test_a_node_is_settled_as_soon_as_its_pods_are_served_without_a_full_pass(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def test_metrics_count_addresses_by_state_and_calls_by_action(cluster: Any) -> N
         of = [v for k, v in found if k.startswith("node_network_addresses{") and state in k]
         return sum(of)
 
+    until(lambda: addresses("cooling") == 0, "the end of earlier pods' cooldowns")
     made = 'action="CreateNetworkInterface",outcome="ok"'
     with cluster.pods(2) as (one, _):
         assert addresses("assigned") == 2

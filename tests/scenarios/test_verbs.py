@@ -242,10 +242,11 @@ def test_an_intent_that_nobody_understands_keeps_no_pod_waiting(cluster: Any) ->
     try:
         with cluster.pods(1) as (one,):
             assert one.address
+            cluster.ip("rule", "delete", "priority", "1024")  # a reason to look at everything
             until(lambda: "bad:eth0.json" in json.dumps(cluster.status()["conditions"]), "it")
     finally:
         bad.unlink()
-    cluster.ip("rule", "delete", "priority", "1024")  # a reason to look at everything
+    cluster.ip("rule", "delete", "priority", "1024")
     until(lambda: not cluster.status()["conditions"], "calm")
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.pods import replace_section
+from benchmarks.report import replace_section
 from lab.kubernetes.build import RELEASE
 
 FILE = "RESULTS"

@@ -3,8 +3,8 @@
 Counted are the executables, the reconciler and all that it starts, such as the process that calls
 EC2; of the reference plugins, which have no daemon, the executables. What the kernel does later in
 threads of its own is not counted on either side. CPU does not depend on who else waits, so all
-nodes are there at once: pods that come one by one on four of them, while a fifth rests and a sixth
-has a pod replaced now and then.
+nodes are there at once: pods that come one by one on four of them, while a fifth is idle and a
+sixth has a pod replaced now and then.
 """
 
 from __future__ import annotations

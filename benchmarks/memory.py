@@ -24,7 +24,7 @@ CROWD = MANY
 WORKERS = 4
 BURST_EVERY = 1000
 QUIET_S = 30.0
-"""Seconds until it rests: longer than the process that calls EC2 waits for another call."""
+"""Seconds until it is idle: longer than the process that calls EC2 waits for another call."""
 
 
 def measure() -> list[str]:

@@ -20,16 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import boto3
-
 from benchmarks import shipped
 from lab import lifecycle, netns
+from lab.ec2_client import open_ec2
 from lab.lifecycle import EXECUTABLE, Lab
-from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from reconciler.daemon.client import ask
 
 if TYPE_CHECKING:
-    from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ec2.type_defs import TagTypeDef
 
 PLUGINS = Path("/usr/lib/cni")
@@ -113,20 +110,9 @@ def nodes(
             lifecycle.down(name)
 
 
-def ec2() -> EC2Client:
-    """Return a client of a lab's EC2, to be made and used in a namespace of its VPC."""
-    return boto3.client(
-        "ec2",
-        region_name=REGION,
-        endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-        aws_access_key_id="bench",
-        aws_secret_access_key="bench",
-    )
-
-
 def _widen(lab: Lab) -> None:
     with netns.inside(lab.names.namespace("vpchost")):
-        client = ec2()
+        client = open_ec2()
         (vpc,) = {s["VpcId"] for s in client.describe_subnets()["Subnets"] if s.get("Tags")}
         for zone, cidr in WIDE.items():
             made = client.create_subnet(VpcId=vpc, CidrBlock=cidr, AvailabilityZone=zone)

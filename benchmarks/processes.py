@@ -2,7 +2,7 @@
 
 CPU is exact to the nanosecond for processes that live; of children that have ended, the kernel
 tells their parent's sum in ticks (10 ms), so a difference is wrong by two ticks at most, however
-many have ended between. What the kernel does in threads of its own is nobody's.
+many have ended between. What the kernel does in threads of its own is not counted.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks import nodes, report, shipped
 from lab import lifecycle, netns
+from lab.ec2_client import open_ec2
 from lab.lifecycle import Lab
 from lab.pod import Pod, add
 from reconciler.daemon.client import ask
@@ -278,7 +279,7 @@ def _detachments(node: Node, lab: Lab) -> list[float]:
 
 def _detach(lab: Lab, eni_id: str) -> None:
     with netns.inside(lab.names.namespace("vpchost")):
-        ec2 = nodes.ec2()
+        ec2 = open_ec2()
         answer = ec2.describe_network_interfaces(NetworkInterfaceIds=[eni_id])
         (shown,) = answer["NetworkInterfaces"]
         ec2.detach_network_interface(AttachmentId=shown["Attachment"]["AttachmentId"])

@@ -159,7 +159,7 @@ def _connect(path: Path) -> None:
             connection.connect(str(path))
             return
         time.sleep(0.002)
-    raise TimeoutError(f"nobody listens at {path}")
+    raise TimeoutError(f"no process listens at {path}")
 
 
 # -- the tables ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Builds the static executable: CPython's library, and the modules we need as constants in C.
 
 Run by the distribution's own Python, whose library is linked: ``/usr/bin/python3 build.py FILE``.
-Which modules are needed is read in the program itself, so nobody has to keep a list. The same
+Which modules are needed is read in the program itself, so no list has to be kept. The same
 sources and the same Python make the same bytes.
 """
 

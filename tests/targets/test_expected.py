@@ -31,7 +31,7 @@ ADDRESS = "10.0.1.50"
 IPV6 = "2001:db8:0:1::7"
 
 UNTOLD = ("accept_local", "neighbour")
-"""What the kernel notifies nobody of, or of what we do not listen to: it is found by the clock."""
+"""What the kernel does not notify of, or what we do not listen to: it is found by the clock."""
 
 
 QUIET_S = 0.02  # seconds: a link's carrier is told a moment after it is up

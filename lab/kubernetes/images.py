@@ -32,7 +32,6 @@ SOURCES = (
 """What ``deploy/Dockerfile`` copies, and itself; but for the README, which changes nothing."""
 
 MANIFEST = "deploy/daemonset.yaml"
-SHIPPED = (*SOURCES, MANIFEST)
 
 KEPT_S = 86400.0
 """Seconds that an image of another state of the tree is kept."""
@@ -97,26 +96,35 @@ def reconciler(say: Say) -> Path:
 
 
 def earlier(say: Say) -> Release | None:
-    """Return what was shipped before: of the newest commit whose image or manifest is another.
+    """Return what was shipped before: of the newest commit whose image is another.
 
-    The environment may name another commit.
+    Sources can differ and still make the same image, which containerd then reports under
+    either of its names. The environment may name the commit instead.
 
     Returns:
         The release; None if this tree knows no such commit, as a source archive.
 
     Raises:
-        BuildError: its image cannot be built.
+        BuildError: an image cannot be built.
     """
-    commit = os.environ.get(COMMIT) or next(filter(_differs, _commits()), None)
-    if commit is None:
-        return None
-    with TemporaryDirectory() as directory:
-        tree = Path(directory)
-        listed = _git("ls-tree", "--name-only", commit, "--", "README.md", *SHIPPED).stdout
-        packed = _git("archive", commit, *listed.decode().split()).stdout  # those it has
-        subprocess.run(["tar", "-x", "-C", directory], input=packed, check=True)
-        text = (tree / MANIFEST).read_text()
-        built = _built(tree, say) / "image.tar"
+    named = os.environ.get(COMMIT)
+    present = oci.identity(reconciler(say))
+    for commit in [named] if named else filter(_differs, _commits()):
+        with TemporaryDirectory() as directory:
+            tree = Path(directory)
+            listed = _git("ls-tree", "--name-only", commit, "--", "README.md", *SOURCES, MANIFEST)
+            packed = _git("archive", commit, *listed.stdout.decode().split()).stdout
+            subprocess.run(["tar", "-x", "-C", directory], input=packed, check=True)
+            text = (tree / MANIFEST).read_text()
+            built = _built(tree, say) / "image.tar"
+        if named or oci.identity(built) != present:
+            return Release(commit, EARLIER, _renamed(built, say), text)
+        say(f"commit {commit[:12]} makes the same image as this tree: the one before it is tried")
+    return None
+
+
+def _renamed(built: Path, say: Say) -> Path:
+    """Return a copy of an archive, under the name of the earlier release."""
 
     def make(place: Path) -> None:
         oci.rename(built, place / "image.tar", EARLIER)
@@ -125,7 +133,7 @@ def earlier(say: Say) -> Release | None:
     for other in build.cache().glob("earlier-*"):
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
-    return Release(commit, EARLIER, place / "image.tar", text)
+    return place / "image.tar"
 
 
 def _built(tree: Path, say: Say) -> Path:
@@ -141,14 +149,14 @@ def _built(tree: Path, say: Say) -> Path:
 
 
 def _commits() -> list[str]:
-    """Return the newest commits that have touched what is shipped."""
-    listed = _git("rev-list", f"--max-count={LOOKED_AT}", "HEAD", "--", *SHIPPED)
+    """Return the newest commits that have touched what the image is made from."""
+    listed = _git("rev-list", f"--max-count={LOOKED_AT}", "HEAD", "--", *SOURCES)
     return listed.stdout.decode().split()
 
 
 def _differs(commit: str) -> bool:
-    """Whether this tree ships something else than a commit did."""
-    return _git("diff", "--quiet", commit, "--", *SHIPPED).returncode == 1
+    """Whether this tree makes its image from something else than a commit did."""
+    return _git("diff", "--quiet", commit, "--", *SOURCES).returncode == 1
 
 
 def _git(*words: str) -> subprocess.CompletedProcess[bytes]:

@@ -52,6 +52,19 @@ def write_archive(
             out.add(layer, arcname=_place(digest))
 
 
+def identity(archive: Path) -> str:
+    """Return the digest of an archive's image: of its contents and configuration, not its name.
+
+    Raises:
+        ValueError: it is no archive of one image.
+    """
+    with tarfile.open(archive) as source:
+        content = source.extractfile("index.json")
+        if content is None:
+            raise ValueError(f"{archive}: index.json is no file")
+        return str(_only_image(archive, json.load(content))["digest"])
+
+
 def rename(archive: Path, target: Path, name: str) -> None:
     """Copy an archive of one image under another name.
 
@@ -68,9 +81,7 @@ def rename(archive: Path, target: Path, name: str) -> None:
             content = source.extractfile(entry) if entry.isfile() else None
             if entry.name == "index.json" and content is not None:
                 index = json.load(content)
-                if len(index["manifests"]) != 1:
-                    raise ValueError(f"{archive}: {len(index['manifests'])} images")
-                index["manifests"][0]["annotations"] = _names(name)
+                _only_image(archive, index)["annotations"] = _names(name)
                 _add(out, entry.name, json.dumps(index).encode())
             else:
                 out.addfile(entry, content)
@@ -81,6 +92,13 @@ def write_layer(layer: Path, contents: Mapping[str, Path]) -> None:
     with tarfile.open(layer, "w") as out:
         for place, source in contents.items():
             out.add(source, arcname=place.removeprefix("/"), filter=_owned_by_root)
+
+
+def _only_image(archive: Path, index: dict[str, Any]) -> dict[str, Any]:
+    described: list[dict[str, Any]] = index["manifests"]
+    if len(described) != 1:
+        raise ValueError(f"{archive}: {len(described)} images")
+    return described[0]
 
 
 def _names(name: str) -> dict[str, str]:

@@ -153,18 +153,39 @@ def test_an_image_can_be_copied_under_another_name(tmp_path: Path) -> None:
     assert after == before
 
 
-def test_the_earlier_release_is_of_the_newest_commit_that_shipped_something_else(
+def test_an_images_identity_is_that_of_its_content(tmp_path: Path) -> None:
+    first, renamed, second = (tmp_path / f"{n}.tar" for n in ("first", "renamed", "second"))
+    (tmp_path / "layer").write_bytes(b"layer")
+    oci.write_archive(first, "localhost/x:1", [tmp_path / "layer"], {})
+    oci.rename(first, renamed, "localhost/x:2")
+    oci.write_archive(second, "localhost/x:1", [tmp_path / "layer"], {"Cmd": ["/x"]})
+    assert oci.identity(renamed) == oci.identity(first) != oci.identity(second)
+
+
+def test_the_earlier_release_is_of_the_newest_commit_that_made_another_image(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit that ships the same is passed over, as is what is not committed yet."""
+    """A commit that makes the same image is passed over, also if its sources are others.
+
+    What is not committed yet is this tree's.
+    """
     tree = tmp_path / "tree"
-    for path in (*images.SHIPPED, "README.md"):
+    source = images.SOURCES[0]
+    for path in (*images.SOURCES, images.MANIFEST, "README.md"):
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text("1")
     monkeypatch.setattr(build, "ROOT", tree)
     monkeypatch.delenv(images.COMMIT, raising=False)
-    monkeypatch.setattr(images, "_built", lambda *_: cache / "image-a/image.tar")
-    monkeypatch.setattr(oci, "rename", lambda archive, target, name: target.write_text(name))
+
+    def built(tree: Path, _: object) -> Path:
+        """An image in which comments of its source are not."""
+        command = (tree / source).read_text().partition("#")[0]
+        place = cache / f"image-{build.fingerprint([tree / source])}"
+        place.mkdir(parents=True, exist_ok=True)
+        oci.write_archive(place / "image.tar", images.RECONCILER, [], {"Cmd": [command]})
+        return place
+
+    monkeypatch.setattr(images, "_built", built)
     assert images.earlier(print) is None
 
     def commit(path: str, text: str) -> None:
@@ -174,20 +195,24 @@ def test_the_earlier_release_is_of_the_newest_commit_that_shipped_something_else
         subprocess.run([*git, "commit", "-q", "-m", text], check=True)
 
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
-    commit(images.MANIFEST, "first")
-    commit(images.MANIFEST, "second")
+    commit(images.MANIFEST, "first's")
+    commit(source, "first")
+    commit(images.MANIFEST, "second's")
+    commit(source, "second")
+    commit(source, "second# with a comment")
     commit("README.md", "third")
     found = images.earlier(print)
     assert found
-    assert (found.manifest, found.image) == ("first", images.EARLIER)
-    (tree / images.MANIFEST).write_text("not committed")
+    assert (found.manifest, found.image) == ("first's", images.EARLIER)
+    assert oci.identity(found.archive) != oci.identity(images.reconciler(print))
+    (tree / source).write_text("not committed")
     again = images.earlier(print)
     assert again
-    assert again.manifest == "second"
-    monkeypatch.setenv(images.COMMIT, "HEAD~2")
+    assert again.commit != found.commit
+    monkeypatch.setenv(images.COMMIT, "HEAD~1")
     named = images.earlier(print)
     assert named
-    assert named.manifest == "first"
+    assert named.commit == "HEAD~1"
 
 
 def test_the_manifest_is_the_shipped_one_with_an_image_and_the_labs_ec2() -> None:

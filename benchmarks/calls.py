@@ -30,6 +30,7 @@ BOOT_S = 35
 
 LOOKS_AN_HOUR = 2
 SEQUENCE = report.number("CALLS_SEQUENCE", 1000)
+ENOUGH = "warmPool: {addresses: {warm: 4}, cooldown: 1s}\n"
 HEAD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 NO_GOAL = "-"
 _numbers = itertools.count()
@@ -46,13 +47,15 @@ def measure() -> list[str]:
 def _rows() -> list[Row]:
     """Return (what, calls by action, the goal, how long it took or what else is to be said)."""
     # What mostly waits goes on beside what mostly computes, each in a lab of its own.
-    with ThreadPoolExecutor(3) as strands:
+    with ThreadPoolExecutor(4) as strands:
         boots = strands.submit(lambda: [_boot(enis) for enis in BOOTS])
         rest = strands.submit(lambda: list(_rest()))
+        hour = strands.submit(_hour)
         fills = [_fill("single addresses", ""), _fill("prefixes", "eni: {allocate: prefixes}\n")]
         warm = _sequence(SEQUENCE, "warm: 4", settle=4)
         ready = _sequence(SEQUENCE, "minimum: 230, surplus: 0", settle=230)
-        return [*fills, *boots.result(), *rest.result(), warm, ready, _burst(100)]
+        idle = (*rest.result(), hour.result())
+        return [*fills, *boots.result(), *idle, warm, ready, _burst(100)]
 
 
 def _fill(name: str, more: str) -> Row:
@@ -74,8 +77,7 @@ def _boot(enis: int) -> Row:
 
 def _rest() -> Iterator[Row]:
     """What a node costs that has all it needs."""
-    pool = "warmPool: {addresses: {warm: 4}, cooldown: 1s}\n"
-    with _node(pool) as (lab, _):
+    with _node(ENOUGH) as (lab, _):
         time.sleep(BOOT_S)
         pod.add(lab, "node1", "a")
         _until(lambda: _pool(lab).get("assigned") == 1)
@@ -95,7 +97,10 @@ def _rest() -> Iterator[Row]:
         time.sleep(65)
         what = "65 s idle, as the document's defaults are"
         yield what, _calls(lab), NO_GOAL, "more than one resync"
-    with _node(pool + "reconcile: {ec2Resync: 10s}\n") as (lab, _):
+
+
+def _hour() -> Row:
+    with _node(ENOUGH + "reconcile: {ec2Resync: 10s}\n") as (lab, _):
         time.sleep(BOOT_S)
         lab.ask("calls", reset=True)
         time.sleep(31)
@@ -103,14 +108,14 @@ def _rest() -> Iterator[Row]:
         hour = Counter({name: n * LOOKS_AN_HOUR for name, n in looked.items()})
         hour["DescribeSubnets"] += 1  # every three hours
         each = sum(looked.values())
-        yield (
-            "an hour idle",
-            hour,
-            "at most 6 reads",
-            f"computed: {LOOKS_AN_HOUR} looks, one every 30 minutes, of {each} calls each, "
-            "counted over three that were 10 s apart; in tests/node/test_reads.py an hour of a "
-            "simulated clock goes by",
-        )
+    return (
+        "an hour idle",
+        hour,
+        "at most 6 reads",
+        f"computed: {LOOKS_AN_HOUR} looks, one every 30 minutes, of {each} calls each, "
+        "counted over three that were 10 s apart; in tests/node/test_reads.py an hour of a "
+        "simulated clock goes by",
+    )
 
 
 def _sequence(count: int, pool: str, *, settle: int) -> Row:

@@ -172,15 +172,11 @@ def table(costs: Costs) -> list[str]:
         f"{EARLIER} nothing asked for that. {PODS[0]} pods:",
         "",
         *_rows(
-            ["ratio", f"ours : {EARLIER}", "stock : ours", "ours : bare", "stock : bare", "goals"],
             [
-                [
-                    kind.name,
-                    *(_ratio(costs, kind, case, to) for case, to in PAIRS),
-                    _goals(kind),
-                ]
-                for kind in KINDS
+                *("ratio", f"ours : {EARLIER}", "stock : ours", "goal", "ours : bare", "goal"),
+                "stock : bare",
             ],
+            [[kind.name, *_goals(costs, kind)] for kind in KINDS],
         ),
         "",
         "A new connection is a UDP packet to a destination port of its own: one more entry in the "
@@ -369,16 +365,22 @@ def _ratios(costs: Costs, kind: Kind) -> list[str]:
 def _ratio(costs: Costs, kind: Kind, case: Case, to: Case) -> str:
     if not {(case, kind), (to, kind)} <= costs.keys():
         return "-"  # a commit that this checkout's history does not have
+    return f"{_quotient(costs, kind, case, to):.2f}"
+
+
+def _quotient(costs: Costs, kind: Kind, case: Case, to: Case) -> float:
     # Round by round: what the machine does meanwhile is in both.
     rounds = zip(costs[case, kind], costs[to, kind], strict=True)
-    return f"{statistics.median(a / b for a, b in rounds):.2f}"
+    return statistics.median(a / b for a, b in rounds)
 
 
-def _goals(kind: Kind) -> str:
-    """Say what the ratios of few pods shall be."""
-    if kind.new:
-        return "stock : ours ≥ 1.00"
-    return f"stock : ours ≥ 1.03, ours : bare ≤ {1.45 if kind.to else 1.35}"
+def _goals(costs: Costs, kind: Kind) -> list[str]:
+    """Return the ratios of few pods, and what they shall be."""
+    earlier, stock, ours, stocks = PAIRS
+    beside = report.goal(_quotient(costs, kind, *stock), 1.0 if kind.new else 1.03, least=True)
+    bare = _quotient(costs, kind, *ours)
+    goal = (f"{bare:.2f}", "") if kind.new else report.goal(bare, 1.45 if kind.to else 1.35)
+    return [_ratio(costs, kind, *earlier), *beside, *goal, _ratio(costs, kind, *stocks)]
 
 
 def _median(costs: Costs, case: Case, kind: Kind) -> float:

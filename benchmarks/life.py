@@ -259,7 +259,8 @@ def _share_table(shares: dict[str, tuple[Cpu, float, float]], taken_s: float) ->
     rows = []
     for what, (took, executables_s, most) in shares.items():
         parts = (took.own, took.all - took.own, executables_s, took.all + executables_s)
-        rows.append((what, *(f"{x / taken_s:.2%}" for x in parts), f"≤ {most:g} %"))
+        *cells, whole = (100 * x / taken_s for x in parts)
+        rows.append((what, *(f"{x:.2f} %" for x in cells), *report.goal(whole, most, unit=" %")))
     return report.table(head, rows)
 
 

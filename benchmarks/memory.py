@@ -49,14 +49,12 @@ def measure() -> list[str]:
         ("the reconciler, after the start", f"{start:.1f}", ""),
         (
             f"the reconciler, {QUIET_S:g} s after {CHURN:,} pods came and went",
-            f"{rest:.1f}",
-            "≤ 28",
+            *report.goal(rest, 28, digits=1),
         ),
         ("all processes then", f"{total:.1f}", ""),
         (
             f"all processes in the worst tenth of a second meanwhile ({spelt})",
-            f"{worst:.1f}",
-            "≤ 70",
+            *report.goal(worst, 70, digits=1),
         ),
     )
     return [

@@ -177,8 +177,7 @@ def _pods_table(crowded: dict[int, Times]) -> list[str]:
                 f"{ratios[MASQ]:.2f}",
                 *report.goal(ratios[PLAIN], most),
                 f"{ratios[EMPTY]:.2f}",
-                f"{_tail(ours):.1f}",
-                "≤ 2.0" if verb == "ADD" and crowd == max(crowded) else "",
+                *_tail_goal(ours, verb == "ADD" and crowd == max(crowded)),
                 f"{_tail(times[PLAIN, verb]):.1f}",
             ))  # fmt: skip
     return report.table(head, rows)
@@ -186,6 +185,10 @@ def _pods_table(crowded: dict[int, Times]) -> list[str]:
 
 def _tail(values: list[float]) -> float:
     return report.p(values, 99) / report.p(values, 50)
+
+
+def _tail_goal(values: list[float], is_asked: bool) -> tuple[str, str]:
+    return report.goal(_tail(values), 2.0, digits=1) if is_asked else (f"{_tail(values):.1f}", "")
 
 
 def _sequence_table(took: dict[str, list[float]]) -> list[str]:
@@ -212,9 +215,11 @@ def _burst_table(bursts: dict[str, list[list[float]]]) -> list[str]:
         mine = side == OURS
         middle = report.p([report.p(each, 50) for each in of], 50)
         early = report.p([report.p(each, 50) / max(each) for each in of], 50)
+        ratio = last[side] / last[PLAIN]
         rows.append((
-            side, str(len(of)), f"{last[side]:.2f}", f"{last[side] / last[PLAIN]:.2f}",
-            "≤ 0.6" if mine else "", f"{middle:.2f}", f"{early:.2f}", "≤ 0.55" if mine else "",
+            side, str(len(of)), f"{last[side]:.2f}",
+            *(report.goal(ratio, 0.6) if mine else (f"{ratio:.2f}", "")), f"{middle:.2f}",
+            *(report.goal(early, 0.55) if mine else (f"{early:.2f}", "")),
         ))  # fmt: skip
     return report.table(head, rows)
 

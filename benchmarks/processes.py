@@ -84,6 +84,11 @@ def private_mib(pid: int) -> float:
     return next(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty")) / 1024
 
 
+def _command_line(pid: int) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    return words.decode(errors="replace").strip()
+
+
 class Memory:
     """Looks at the memory of a process and all that it starts, ten times a second.
 
@@ -109,13 +114,15 @@ class Memory:
         self._thread.join()
 
     def _look(self) -> None:
+        own = _command_line(self._pid)
         while not self._end.wait(SAMPLE_S):
             now: dict[str, float] = {}
             for pid in (self._pid, *descendants(self._pid)):
                 with suppress(*GONE, StopIteration):
-                    mib = private_mib(pid)
-                    name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-                    now[f"{pid} {name.decode(errors='replace').strip()}"] = mib
+                    mib, name = private_mib(pid), _command_line(pid)
+                    # Until its exec, what is started has its parent's memory (vfork(2)).
+                    if pid == self._pid or name != own:
+                        now[f"{pid} {name}"] = mib
             total = sum(now.values())
             if total > self.worst[0]:
                 self.worst = (total, now)

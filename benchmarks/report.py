@@ -39,9 +39,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def goal(ratio: float, most: float) -> tuple[str, str]:
-    """Return a ratio and what it should be at most, as two cells."""
-    return f"{ratio:.2f}", f"≤ {most:g}"
+def goal(
+    value: float, bound: float, *, least: bool = False, digits: int = 2, unit: str = ""
+) -> tuple[str, str]:
+    """Return two cells: a figure, and what it shall be at most, or at least, and whether it is."""
+    held = value >= bound if least else value <= bound
+    verdict = "held" if held else "not held"
+    return f"{value:.{digits}f}{unit}", f"{'≥' if least else '≤'} {bound:g}{unit}: {verdict}"
 
 
 def tell(what: str) -> None:
@@ -79,6 +83,12 @@ def replace_section(path: Path, title: str, lines: Sequence[str]) -> None:
         section = "\n".join(lines).rstrip()
         rest = f"\n{after}" if after else ""
         path.write_text(f"{before.rstrip()}\n\n{section}\n{rest}".lstrip())
+
+
+def body(path: Path) -> str:
+    """Return a file's sections, without what is before the first one."""
+    with _locked(path) as text:
+        return "".join(f"\n{text}".partition("\n## ")[1:])
 
 
 def replace_head(path: Path, lines: Sequence[str]) -> None:

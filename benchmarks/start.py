@@ -170,8 +170,8 @@ def _executables_table(times: dict[str, list[float]]) -> list[str]:
     rows = []
     for name, values in times.items():
         ratio = report.p(values, 50) / report.p(times[LOOPBACK], 50)
-        goal = "≤ 1.55" if name == STATIC else ""
-        rows.append((name, report.spell(values), f"{ratio:.2f}", goal))
+        cells = report.goal(ratio, 1.55) if name == STATIC else (f"{ratio:.2f}", "")
+        rows.append((name, report.spell(values), *cells))
     return report.table(head, rows)
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import processes, report, shipped
+from benchmarks import goals, processes, report, shipped
 
 BURN = "import time\nwhile time.process_time() < 0.1: pass\n"
 
@@ -60,3 +60,24 @@ def test_a_section_replaces_the_one_of_its_title_only(tmp_path):
     report.replace_section(results, "## One more", ["## One more", "", "2"])
     report.replace_section(results, "## One", ["## One", "", "3"])
     assert results.read_text().split() == ["##", "One", "3", "##", "One", "more", "2"]
+
+
+def test_goals_are_read_from_the_tables_of_all_sections(tmp_path):
+    results = tmp_path / "results.md"
+    table = report.table(
+        ("ms, p50", "pods there", "ours", "ratio", "goal"),
+        [
+            ("ADD", "0", "9.0 / 20.1", *report.goal(0.954, 0.95)),
+            ("ADD", "250", "9.1", *report.goal(1.0, 1.0, least=True, digits=1)),
+        ],
+    )
+    report.replace_section(results, "## Pods", ["## Pods", "", *table])
+    shares = report.table(("share", "all", "goal"), [("idle", *report.goal(0.05, 0.1, unit=" %"))])
+    report.replace_section(results, "## Life", ["## Life", "", *shares])
+    report.replace_head(results, ["# Results", "", *goals.lines(report.body(results))])
+    assert list(goals.read(report.body(results))) == [
+        ("Pods", "ms, p50; ADD; 0 pods there; ratio", "0.95", "≤ 0.95: not held"),
+        ("Pods", "ms, p50; ADD; 250 pods there; ratio", "1.0", "≥ 1: held"),
+        ("Life", "share; idle; all", "0.05 %", "≤ 0.1 %: held"),
+    ]
+    assert "2 of 3 goals are held" in results.read_text()

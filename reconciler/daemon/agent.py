@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from reconciler.cluster.api import ApiServer
 from reconciler.daemon import gauges, telemetry
@@ -59,6 +60,25 @@ read again even if no hint says that it changed."""
 JOIN_S = 5.0  # seconds that a thread is given to end
 
 
+class Slow(Protocol):
+    """Work that takes long; while ``apart``, another thread takes its turns."""
+
+    apart: bool
+
+    def wait(self) -> None: ...  # until there is something for a turn to do
+    def turn(self) -> bool: ...  # whether the kernel loop should look at what came of it
+    def stop(self) -> None: ...  # ends ``wait``
+
+
+class Apart(NamedTuple):
+    """Slow work in a thread of its own."""
+
+    work: Slow
+    thread: str
+    duty: str  # as conditions, metrics and the watchdog name it
+    hint: str  # to the kernel loop
+
+
 class Agent:
     """The daemon. After a start it rebuilds what it knows by observing.
 
@@ -94,6 +114,12 @@ class Agent:
         self.kernel = KernelLoop(parts, self.pool, self.upkeep, self.sources.hints, heard)
         self.reporter = Reporter(parts, self.kernel, api or ApiServer())
         env = parts.node.environment
+        self._apart = (
+            Apart(parts.node.cooldowns, "cooldowns", COOLDOWNS, "cooldown"),
+            Apart(env.netlink.removals, "links", REMOVALS, "intent"),
+            # Of looks at other owners the first is the first full pass's own.
+            Apart(env.surroundings.latest, "others", OTHERS, "others"),
+        )
         self.neighbours = NeighboursAgain(env.netlink.learnt, parts.node.known, env.clock)
         self._displaced: LockedError | None = None
         self._began = time.monotonic()
@@ -124,12 +150,9 @@ class Agent:
         pool = self._start("pool", "the pool loop", self.pool.turn)
         self._start("reader", "the document's reader", self._read)
         watches = self._start("watches", "the watches' loop", self._keep_watches)
-        parts.node.cooldowns.apart = True
-        self._start("cooldowns", "the cooldowns' loop", self._end_cooldowns)
-        parts.node.environment.netlink.removals.apart = True
-        self._start("links", "the loop that deletes links", self._delete_links)
-        parts.node.environment.surroundings.latest.apart = True
-        self._start("others", "the loop of looks at other owners", self._look_at_others)
+        for each in self._apart:
+            each.work.apart = True
+            self._start(each.thread, f"the {each.thread} loop", partial(self._take_turn, each))
         self._start("sources", "the loop of sources", self.sources.turn)
         self._start("cluster", "the loop that tells the cluster", self.reporter.turn)
         where = {"document": parts.document.path, "state": parts.node.state.root}
@@ -141,9 +164,8 @@ class Agent:
             parts.pool_hints.mark("stop")
             self.sources.hints.mark("stop")
             parts.document.reader.hints.mark("stop")
-            parts.node.cooldowns.stop()
-            parts.node.environment.netlink.removals.stop()
-            parts.node.environment.surroundings.latest.stop()
+            for each in self._apart:
+                each.work.stop()
             watches.join(timeout=JOIN_S)
             for watch in self._watches:
                 watch.stop()
@@ -251,30 +273,12 @@ class Agent:
         with self.parts.duties.over(DESCRIBING):
             self.parts.document.describe_wanted()
 
-    def _end_cooldowns(self) -> None:
-        cooldowns = self.parts.node.cooldowns
-        with self.parts.watchdog.over(COOLDOWNS, slow=True):
-            has_news = cooldowns.turn()
+    def _take_turn(self, apart: Apart) -> None:
+        apart.work.wait()
+        with self.parts.watchdog.over(apart.duty, slow=True):
+            has_news = apart.work.turn()
         if has_news:
-            self.parts.hints.mark("cooldown")
-        cooldowns.wait()
-
-    def _delete_links(self) -> None:
-        removals = self.parts.node.environment.netlink.removals
-        removals.wait()
-        with self.parts.watchdog.over(REMOVALS, slow=True):
-            had_any = removals.turn()
-        if had_any:
-            self.parts.hints.mark("intent")
-
-    def _look_at_others(self) -> None:
-        """Refresh what the last full pass has asked for; the first look is that pass's own."""
-        latest = self.parts.node.environment.surroundings.latest
-        latest.wait()
-        with self.parts.watchdog.over(OTHERS, slow=True):
-            has_news = latest.turn()
-        if has_news:
-            self.parts.hints.mark("others")
+            self.parts.hints.mark(apart.hint)
 
     def _keep_watches(self) -> None:
         """See to it that everything is watched, and look after it from time to time.

@@ -12,8 +12,8 @@ import select
 import signal
 import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +128,19 @@ def interruptible() -> Iterator[None]:
             os.dup2(nowhere, fd)
 
     handlers = {signal.SIGHUP: hang_up, **dict.fromkeys(ending, end)}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with _handled(handlers):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def uninterruptible() -> AbstractContextManager[None]:
+    """Let none of these signals end it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return _handled(dict.fromkeys(numbers, signal.SIG_IGN))
 
 
 @contextmanager
-def uninterruptible() -> Iterator[None]:
-    """Let none of these signals end it."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+def _handled(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 
+CHECKER = "schemas.apart"
+
 ANSWER_S = 60.0
 """Seconds in which a document must be checked; the largest takes some 3 on a quiet machine."""
 
@@ -27,7 +29,7 @@ class Checkers:
         """Start the process that will be asked next: it loads its modules meanwhile."""
         with self._lock:
             if self._ready is None:
-                self._ready = _start()
+                self._ready = start(CHECKER)
 
     def ask(self, question: bytes) -> bytes:
         """Return the answer of a process, which has ended by then.
@@ -37,7 +39,7 @@ class Checkers:
         """
         with self._lock:
             process, self._ready = self._ready, None
-        process = process or _start()
+        process = process or start(CHECKER)
         try:
             answer, _ = process.communicate(question, ANSWER_S)
         except subprocess.TimeoutExpired as error:
@@ -53,10 +55,11 @@ class Checkers:
         return answer
 
 
-def _start() -> subprocess.Popen[bytes]:
+def start(module: str) -> subprocess.Popen[bytes]:
+    """Start a module of ours that reads questions, and writes answers."""
     # A session of its own: a terminal's Ctrl-C is for who asks, whose end it sees.
     return subprocess.Popen(
-        [sys.executable, "-m", "schemas.apart"],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -145,12 +145,12 @@ def test_a_process_that_does_not_answer_leaves_it_unknown(
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
-    def start() -> subprocess.Popen[bytes]:
+    def start(_module: str) -> subprocess.Popen[bytes]:
         argv, pipe = [sys.executable, "-c", program], subprocess.PIPE
         started.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL))
         return started[-1]
 
-    monkeypatch.setattr(process, "_start", start)
+    monkeypatch.setattr(process, "start", start)
     monkeypatch.setattr(process, "MAX_ANSWER", 1000 if "2000" in program else 1 << 20)
     if "sleep" in program:
         monkeypatch.setattr(process, "ANSWER_S", 0.1)
@@ -163,8 +163,8 @@ def test_a_process_that_was_started_early_is_the_one_that_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkers, started = Checkers(), []
-    real = process._start
-    monkeypatch.setattr(process, "_start", lambda: started.append(real()) or started[-1])
+    real = process.start
+    monkeypatch.setattr(process, "start", lambda m: started.append(real(m)) or started[-1])
     checkers.start()
     checkers.start()
     assert len(started) == 1

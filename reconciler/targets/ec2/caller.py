@@ -29,8 +29,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from schemas.process import start
+
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
+
+MODULE = "reconciler.targets.ec2.caller"  # ``__name__`` is another in the process that it starts
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
@@ -153,7 +157,7 @@ class Subprocess:
             self._end()
         if self._process is None:
             try:
-                self._process = EARLY.take() or _start()
+                self._process = EARLY.take() or start(MODULE)
             except OSError as error:
                 why = f"the process that calls EC2: {error}"
                 raise Ec2CallError(operation, "NotStarted", why) from error
@@ -178,7 +182,7 @@ class Early:
     def start(self) -> None:
         """Start it; if it is not taken, it ends as it would without a call."""
         with suppress(OSError, RuntimeError):  # the first call starts one
-            self._process = _start()
+            self._process = start(MODULE)
             unused = threading.Timer(IDLE_S, self._end_unused)
             unused.daemon = True
             unused.start()
@@ -199,16 +203,6 @@ class Early:
 
 EARLY = Early()
 """Of this process."""
-
-
-def _start() -> subprocess.Popen[bytes]:
-    # A session of its own: a terminal's Ctrl-C is for who asks, whose end it sees.
-    return subprocess.Popen(
-        [sys.executable, "-m", "reconciler.targets.ec2.caller"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

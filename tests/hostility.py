@@ -6,8 +6,10 @@ The kernel is told by netlink messages in batches: a program for each would be t
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,6 +44,21 @@ NOWHERE = IPv4Address("10.0.200.1")
 
 GROUP = 7777
 """Of the links a test makes; a whole group of links goes in one request."""
+
+
+@contextmanager
+def loop(where: str, *commands: str) -> Iterator[None]:
+    """Somebody who does the same again and again, as fast as it goes."""
+    lines = "\\n".join(commands * 50)
+    script = f"while :; do printf '{lines}\\n'; done | ip -netns {where} -force -batch - >&2"
+    with subprocess.Popen(
+        ["sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def open_flows(sender: str, count: int) -> None:

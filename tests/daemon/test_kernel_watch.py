@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import hostility
 import pytest
 from conftest import namespace
 from waiting import until
@@ -52,19 +49,10 @@ def test_lost_notifications_are_no_error() -> None:
     told._drain(full, ChangeAttribution(), Notifications())
 
 
-@contextmanager
-def flood(where: str) -> Iterator[None]:
-    """Add and delete an address and a rule as fast as it goes."""
-    lines = "address add 192.0.2.9/32 dev lo\\naddress delete 192.0.2.9/32 dev lo\\n"
-    lines += "rule add priority 77 lookup main\\nrule delete priority 77\\n"
-    script = f"while :; do printf '{lines * 20}'; done | ip -netns {where} -force -batch -"
-    with subprocess.Popen(
-        ["sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+FLOOD = (
+    *("address add 192.0.2.9/32 dev lo", "address delete 192.0.2.9/32 dev lo"),
+    *("rule add priority 77 lookup main", "rule delete priority 77"),
+)
 
 
 @pytest.mark.kernel
@@ -86,7 +74,7 @@ def test_a_flood_of_changes_is_marked_again_and_again_and_ends_nothing(
         watch = KernelWatch(marks, ChangeAttribution(), Duties(conditions, dog), Notifications())
         watch.keep()
         try:
-            with flood(home):
+            with hostility.loop(home, *FLOOD):
                 for _ in range(20):
                     assert marks.wait(10.0) == {"kernel"}
             while marks.wait(0.2):

@@ -14,17 +14,15 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from conftest import fork_server, lab_name
 from fork_server import Forked
 from waiting import until
 
 from lab import lifecycle, netns, pod
+from lab.ec2_client import open_ec2
 from lab.lifecycle import Lab
 from lab.pod import Pod
-from lab.topology import EC2_ENDPOINT, EC2_PORT, REGION
 from reconciler.daemon.client import ask
 from reconciler.diagnostics.trace import Query, find_pod
 from reconciler.errors import UnansweredError
@@ -199,14 +197,7 @@ class Cluster:
     def aws(self, method: str, **arguments: Any) -> Any:
         """Call EC2 as somebody else of the same account."""
         with netns.inside(self.lab.names.namespace("vpchost")):
-            client = boto3.client(
-                "ec2",
-                region_name=REGION,
-                endpoint_url=f"http://{EC2_ENDPOINT}:{EC2_PORT}",
-                aws_access_key_id="test",
-                aws_secret_access_key="test",
-                config=Config(retries={"total_max_attempts": 1}),
-            )
+            client = open_ec2()
             try:
                 return getattr(client, method)(**arguments)
             finally:

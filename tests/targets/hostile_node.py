@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,21 +80,6 @@ def batch(where: str, lines: list[str]) -> None:
         argv, input="\n".join(lines), text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr[-500:]
-
-
-@contextmanager
-def loop(where: str, *commands: str) -> Iterator[None]:
-    """Somebody who does the same again and again, as fast as it goes."""
-    lines = "\\n".join(commands * 50)
-    script = f"while :; do printf '{lines}\\n'; done | ip -netns {where} -force -batch - >&2"
-    with subprocess.Popen(
-        ["sh", "-c", script], stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def routes(count: int, device: str, words: str) -> list[str]:

@@ -15,7 +15,8 @@ import pytest
 from builders import attachment
 from conftest import namespace
 from drift_injection import run
-from targets.hostile_node import MANY, Node, a_node, batch, loop, routes
+from hostility import loop
+from targets.hostile_node import MANY, Node, a_node, batch, routes
 
 from lab import netns
 from reconciler.core.attachment import MAX_POD_ADDRESSES

@@ -25,6 +25,10 @@ Error = Mapping[str, Any]
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9.]*)(?:\[(\d+)\])?: ")
 
 
+MOST_PROBLEMS = 200
+"""Beyond which no more overrides are checked: each may repeat what is wrong with 10,000 CIDRs."""
+
+
 def check(tree: dict[str, Any], places: Places) -> tuple[NodeNetwork | None, list[Problem]]:
     """Validate a document, every override included, and name all that is wrong with it.
 
@@ -35,6 +39,12 @@ def check(tree: dict[str, Any], places: Places) -> tuple[NodeNetwork | None, lis
     problems = [p for error, message in said for p in _place(error, message, places)]
     known = {(error["loc"], message) for error, message in said}
     for prefix, changes in _patches(tree):
+        if len({*problems}) > MOST_PROBLEMS:
+            more = (
+                f"not checked, nor is what follows: more than {MOST_PROBLEMS} problems come first"
+            )
+            problems.append(places.problem(prefix, f"{more}; mend those"))
+            break
         problems += _check_patch(prefix, changes, tree, known, places)
     return document, problems
 
@@ -71,8 +81,9 @@ def _check_patch(
     before = {k: v for k, v in base.items() if k != "overrides"}  # each has its own turn
     alone = _validate(changes)[1]
     own = {(error["loc"], message) for error, message in alone if error["type"] != "missing"}
+    told = known - own
     for error, message in _validate(merge(before, changes))[1]:
-        if (error["loc"], message) not in known - own:
+        if (error["loc"], message) not in told:
             yield from _place(error, message, places, prefix)
     # Merging removes the keys that are null, so unknown ones among them are looked for apart.
     for error, message in alone:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -117,17 +117,25 @@ def parse_cidr(value: object) -> Network:
     Raises:
         ValueError: it is no CIDR.
     """
+    if isinstance(value, str):
+        try:
+            return _network(value)
+        except ValueError:
+            pass
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     if value is None:
         raise ValueError("the entry is empty; remove it, or write a CIDR as 10.1.0.0/16")
     shown = "a list inside the list" if isinstance(value, list) else repr(value)
-    try:
-        if isinstance(value, str) and _CIDR.fullmatch(value):
-            return ip_network(value, strict=False)
-    except ValueError:
-        pass
     raise ValueError(f"{shown} is no CIDR; write it as 10.1.0.0/16")
+
+
+@lru_cache(16_384)
+def _network(text: str) -> Network:
+    """Read each CIDR once, however many overrides have the whole document checked again."""
+    if not _CIDR.fullmatch(text):
+        raise ValueError(text)
+    return ip_network(text, strict=False)
 
 
 def parse_destination(value: object) -> Network | str:

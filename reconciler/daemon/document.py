@@ -7,14 +7,17 @@ newer document is refused, the last good one stays, across restarts too.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from reconciler.daemon import telemetry
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
+from reconciler.engine.backoff import Delays
 from reconciler.errors import Issue, StateError
 from reconciler.targets.files.bounded import is_mounted_alone
 from reconciler.targets.state.kept_document import Kept, KeptDocument
@@ -41,7 +44,20 @@ NOT_KEPT = (
     "tried again"
 )
 
+RETRY_S = Delays(30.0, 1800.0)
+"""Of a document that could not be checked. Whatever it is that takes so long or so much memory,
+each attempt costs it again."""
+
 MOST_PROBLEMS = 20  # of a refused document that are told; ``validate`` tells all
+
+
+class Unchecked(NamedTuple):
+    """A text that could not be checked, how often in a row, and until when it is left alone."""
+
+    text: str
+    failures: int
+    until: float
+    refused: UncheckedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +85,20 @@ class Reader:
     Attributes:
         hints: mark something here to have it read.
         documents: what checks it.
+        clock: monotonic seconds.
     """
 
     def __init__(
-        self, path: Path, tell: Callable[[], None], documents: Documents | None = None
+        self,
+        path: Path,
+        tell: Callable[[], None],
+        documents: Documents | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.hints = Triggers()
         self.documents = documents or Here()
-        self._path, self._tell = path, tell
+        self._path, self._tell, self.clock = path, tell, clock
+        self._unchecked: Unchecked | None = None
         self._last = self._taken = Reading()
 
     def look(self) -> Reading:
@@ -87,11 +109,26 @@ class Reader:
             text = read(self._path)
             if text == last.text:
                 return replace(last, fixed=fixed)
+            waits = self._unchecked
+            if waits and waits.text == text and self.clock() < waits.until:
+                return Reading(refused=waits.refused, fixed=fixed)
             return Reading(text, self.documents.load(text, str(self._path)), fixed=fixed)
         except UncheckedError as error:
-            return Reading(refused=error, fixed=fixed)  # it is checked again at the next look
+            assert text is not None
+            return Reading(refused=self._put_off(text, error), fixed=fixed)
         except DocumentError as error:
             return Reading(text, refused=error, fixed=fixed)
+
+    def _put_off(self, text: str, error: UncheckedError) -> UncheckedError:
+        """Leave a text that could not be checked alone for a while; return what is said of it."""
+        before = self._unchecked
+        failures = before.failures + 1 if before and before.text == text else 1
+        delay_s = RETRY_S.after(failures)
+        after = f", but not before {delay_s:.0f} s have passed or the text has changed"
+        told = [replace(p, message=p.message + after) for p in error.problems]
+        refused = UncheckedError(told)
+        self._unchecked = Unchecked(text, failures, self.clock() + delay_s, refused)
+        return refused
 
     def look_first(self) -> Reading:
         """Read it before anything else is done."""
@@ -141,12 +178,14 @@ class Accepted:
 class Described:
     """What a document sets, and what of it is in force here.
 
-    ``of``: its text, and the node as overrides match it. ``failure``: why that is not known.
+    ``of``: its text, and the node as overrides match it. ``failure``: why that is not known, and
+    is not found out again before ``until``.
     """
 
     of: tuple[str, Mapping[str, str]] | None = None
     settings: tuple[Setting, ...] = ()
     failure: str = ""
+    until: float = 0.0
 
 
 class InForce:
@@ -241,13 +280,14 @@ class InForce:
 
     def describe_wanted(self) -> None:
         """Find out what somebody has asked for, in the reader's thread."""
-        of, known = self._wanted.of, self._described
-        if of is None or (of == known.of and not known.failure):
+        of, known, clock = self._wanted.of, self._described, self.reader.clock
+        if of is None or (of == known.of and (not known.failure or clock() < known.until)):
             return
         try:
             self._described = Described(of, self.reader.documents.describe(*of))
         except DocumentError as error:
-            self._described = Described(of, failure=str(error))
+            until = clock() + RETRY_S.first
+            self._described = Described(of, failure=str(error), until=until)
 
     def _fall_back(self, refused: DocumentError, kept: Kept | None, unusable: str) -> None:
         """Put the document in force that is kept, if there is one that can be used."""

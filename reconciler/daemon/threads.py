@@ -73,7 +73,7 @@ daemon.triggers.Triggers | _condition | KPRWCVOENFXG | _marks
 daemon.document.InForce | whole | KPRXAH | accepted | take_first _fall_back _accept
 daemon.document.InForce | whole | HR | _wanted | find_settings
 daemon.document.InForce | whole | RH | _described | describe_wanted
-daemon.document.Reader | whole | RK | _last | look_first look_again
+daemon.document.Reader | whole | RK | _last _unchecked | look_first look_again _put_off
 daemon.document.Reader | one | K | _taken
 daemon.kernel_loop.KernelLoop | whole | KXAH | progress | turn full_pass _publish _finish
     _end_cooldowns

@@ -75,23 +75,33 @@ def test_a_refused_document_is_not_parsed_again_while_it_stays_the_same(
     assert parsed == [BAD]
 
 
-def test_what_could_not_be_checked_is_checked_again(
+def test_what_could_not_be_checked_is_checked_again_less_and_less_often(
     reading: Reader, path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its text is the same, and nothing is known of it."""
+    """Its text is the same, and nothing is known of it; what is known of it costs a minute."""
+    now, asked = 0.0, []
+    monkeypatch.setattr(reading, "clock", lambda: now)
 
     def fail(text: str, source: str) -> NodeNetwork:
+        asked.append(now)
         raise UncheckedError([Problem(source, 0, 0, "", "not checked")])
 
     path.write_text(f"{GOOD}maxPods: 7\n")
     with monkeypatch.context() as patch:
         patch.setattr(reading.documents, "load", fail)
+        for seconds in range(0, 7200, 10):
+            now = float(seconds)
+            reading.look_again()
+        assert asked == [0, 30, 90, 210, 450, 930, 1890, 3690, 5490]
+        path.write_text(f"{GOOD}maxPods: 8\n")
         reading.look_again()
-        reading.look_again()
+        assert asked[9:] == [7190], "it is another text"
     taken = reading.take()
     assert taken is not None
     assert (taken.text, taken.document) == (None, None)
-    assert len(told) == 1, "it says nothing new each time"
+    assert "not before 30 s have passed" in str(taken.refused)
+    assert len(told) == 8, "it says something new only of another wait"
+    path.write_text(f"{GOOD}maxPods: 7\n")
     reading.look_again()
     taken = reading.take()
     assert taken is not None
@@ -166,6 +176,9 @@ def test_what_a_document_sets_is_found_out_once_for_who_asks(
         failed = in_force.find_settings(node)
     assert failed is not None
     assert (failed.settings, failed.failure) == ((), "settings: not checked")
+    in_force.describe_wanted()
+    assert in_force.find_settings(node) is failed, "not asked again at once"
+    monkeypatch.setattr(in_force.reader, "clock", lambda: failed.until)
     in_force.describe_wanted()
     found = in_force.find_settings(node)
     assert found is not None

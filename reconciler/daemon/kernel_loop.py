@@ -22,7 +22,7 @@ from reconciler.daemon.requests import in_parts
 from reconciler.daemon.schedule import Links, Schedule
 from reconciler.daemon.status import Progress
 from reconciler.daemon.triggers import Triggers
-from reconciler.engine.converge import Outcome
+from reconciler.engine.converge import Outcome, Outcomes
 from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 from reconciler.ipam.pool_groups import demand_of
 from reconciler.node.pass_result import PassResult
@@ -120,19 +120,31 @@ class KernelLoop:
             return hints
         if "cooldown" in hints and self._end_cooldowns():
             hints -= {"cooldown"}
-        if "kernel" not in hints or self._due_s(hints) > 0:
-            return hints
-        parts, now = self._parts, time.monotonic()
-        verdict = Verdict.NEWS
-        with parts.duties.over("weighing what the kernel tells"):
-            verdict = self._ledger.weigh(now)
-        if verdict is Verdict.UNDECIDED:
-            until = now + schedule.MORE_S
-            self._schedule = replace(self._schedule, undecided_until=until)
-        if verdict is not Verdict.EXPLAINED:
-            return hints
-        self._schedule = replace(self._schedule, weighed_at=now)
-        return hints - {"kernel"}
+        if "kernel" in hints and self._due_s(hints) <= 0:
+            now, verdict = time.monotonic(), Verdict.NEWS
+            with self._parts.duties.over("weighing what the kernel tells"):
+                verdict = self._ledger.weigh(now)
+            self._schedule = self._schedule.after_weighing(verdict, now)
+            hints = schedule.left_of(hints, verdict)
+        if "others" in hints and self._judge_others():
+            hints -= {"others"}
+        return hints
+
+    def _judge_others(self) -> bool:
+        """Do what follows a full pass, as other owners have changed; return whether it is done.
+
+        Their rules and rulesets make no difference to the pass itself, unless it takes over from
+        one of them. A thread looks at them again, and says if there is anything new.
+        """
+        latest = self.progress.latest
+        if latest is None or latest.inputs.host.predecessor.taking_over:
+            return False
+        before = latest.outcomes
+        result = _follow(self._parts, replace(latest, findings=None, pods=None, audit=False))
+        self.progress = self.progress.after_observation(result)
+        made = {name: o for name, o in result.outcomes.items() if o is not before.get(name)}
+        _account(self._parts, result, made)
+        return all(o.settled for o in made.values())
 
     def _end_cooldowns(self) -> bool:
         """Take over which addresses cool, and end what has cooled; return whether that is all."""
@@ -186,7 +198,7 @@ class KernelLoop:
             keys = dict.fromkeys((*asking, *gone, *self._parts.pods.take(BATCH)))
             gone = ()
             settled &= not keys or self._serve(tuple(keys))
-        self._run_checks()
+        _run_checks(self._parts)
         return settled
 
     def _gone(self) -> tuple[AttachmentKey, ...]:
@@ -219,20 +231,6 @@ class KernelLoop:
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
         return result.served
-
-    def _run_checks(self) -> None:
-        parts = self._parts
-        for key in parts.checks.take():
-            observed_at = time.monotonic()
-            verdict: Attachment | Issue
-            try:
-                with parts.watchdog.over(f"the check of {key}"), boundary("check"):
-                    verdict = parts.node.check(key)
-            except ReconcilerError as error:
-                unforeseen = [error] if isinstance(error, InternalError) else []
-                parts.duties.report("check", *unforeseen)
-                verdict = Issue(f"attachment {key}", "NotSettled", str(error))
-            parts.checks.answer(key, verdict, observed_at)
 
     def _publish(self, result: PassResult, started: float) -> None:
         before = self.progress.latest
@@ -300,29 +298,18 @@ class KernelLoop:
         parts.conditions.report("node", Outcome())
         with parts.duties.over("the answers to pods"):
             self._publish(result, started)
-        return self._finish(result, started, audit=audit)
+        return self._finish(result, started)
 
-    def _finish(self, result: PassResult, started: float, *, audit: bool) -> float:
+    def _finish(self, result: PassResult, started: float) -> float:
         """Do the duties of a full pass that can wait until pods were answered."""
         parts = self._parts
-        backoffs = parts.drift.backoffs
-        for name, step in parts.node.after:
-            with parts.duties.over(name):
-                result = step.run(result, backoffs)
+        result = _follow(parts, result)
         generation = parts.document.accepted.generation
         self.progress = self.progress.after_pass(result, generation, started)
         with parts.duties.over("the counters of packets"):
             counted = parts.node.environment.nft.count()
             self.progress = self.progress.after_counting(counted)
-        with parts.duties.over("the books of drift"):
-            parts.drift.book(result.outcomes, everything=audit)
-        with parts.duties.over("the conditions"):
-            if result.findings is not None:
-                parts.conditions.note("foreign", result.findings)
-            if result.pods is not None:
-                parts.conditions.note("pods", result.pods)
-            for name, outcome in result.outcomes.items():
-                parts.conditions.report(name, outcome)
+        _account(parts, result, result.outcomes)
         due_s, node = schedule.RETRY_S, parts.node
         with parts.duties.over("the next pass's time"):
             ends = (*node.dead.until.values(), *node.visits.readable_at(result.inputs))
@@ -332,6 +319,41 @@ class KernelLoop:
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
         return due_s
+
+
+def _run_checks(parts: Parts) -> None:
+    for key in parts.checks.take():
+        observed_at = time.monotonic()
+        verdict: Attachment | Issue
+        try:
+            with parts.watchdog.over(f"the check of {key}"), boundary("check"):
+                verdict = parts.node.check(key)
+        except ReconcilerError as error:
+            unforeseen = [error] if isinstance(error, InternalError) else []
+            parts.duties.report("check", *unforeseen)
+            verdict = Issue(f"attachment {key}", "NotSettled", str(error))
+        parts.checks.answer(key, verdict, observed_at)
+
+
+def _follow(parts: Parts, result: PassResult) -> PassResult:
+    """Take the steps that follow a full pass."""
+    for name, step in parts.node.after:
+        with parts.duties.over(name):
+            result = step.run(result, parts.drift.backoffs)
+    return result
+
+
+def _account(parts: Parts, result: PassResult, outcomes: Outcomes) -> None:
+    """Book and report what was done."""
+    with parts.duties.over("the books of drift"):
+        parts.drift.book(outcomes, everything=result.audit)
+    with parts.duties.over("the conditions"):
+        if result.findings is not None:
+            parts.conditions.note("foreign", result.findings)
+        if result.pods is not None:
+            parts.conditions.note("pods", result.pods)
+        for name, outcome in outcomes.items():
+            parts.conditions.report(name, outcome)
 
 
 def _report_pods(parts: Parts, *errors: ReconcilerError) -> None:

@@ -94,12 +94,15 @@ class Ledger:
         self._expected.follow(outcomes)
 
     def weigh(self, now: float) -> Verdict:
-        """Say what was told since; what is explained is done with. ``now``: monotonic seconds."""
+        """Say what was told since; what takes no full pass is done with.
+
+        ``now``: monotonic seconds.
+        """
         told = self._notifications.told()
         if told is None:
             return Verdict.NEWS
         verdict = self._expected.judge(told, name_of)
-        if verdict is Verdict.EXPLAINED:
+        if verdict in (Verdict.EXPLAINED, Verdict.OTHERS):
             self._notifications.forget(told)
         elif verdict is Verdict.UNDECIDED and now - self._notifications.heard_at >= UNDECIDED_S:
             return Verdict.NEWS

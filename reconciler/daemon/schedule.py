@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reconciler.daemon.requests import QUIET_S
 from reconciler.domains.left_out import left_out
@@ -11,6 +11,7 @@ from reconciler.engine.backoff import Backoffs
 from reconciler.ipam.margin import Margin, within
 from reconciler.ipam.pool import Demand
 from reconciler.node.pass_result import PassResult
+from reconciler.targets.expected import Verdict
 
 RETRY_S = 1.0  # seconds until the kernel loop looks again when something is left to do
 
@@ -28,8 +29,13 @@ kernel without end take a fifth of a core at most."""
 CAN_WAIT = {"kernel", "pool", "cooldown", "files", "others"}
 """Hints whose full pass pods may put off."""
 
-SLIGHT = {"kernel", "cooldown"}
-"""Hints that mostly take no full pass: what the kernel tells is known, and addresses cool."""
+OTHERS_S = 0.25
+"""Seconds until what the kernel tells is weighed again after it was about other owners: they may
+change without end."""
+
+SLIGHT = {"kernel", "cooldown", "others"}
+"""Hints that mostly take no full pass: what the kernel tells is known, or about other owners, and
+addresses cool."""
 
 LIGHT = CAN_WAIT | {"intent", "sources"}
 """Hints for which no pod's namespace needs a look, unless something of the pod is new: changes in
@@ -47,6 +53,22 @@ class Schedule:
     audit_at: float = float("-inf")  # the last full pass began that looked into every pod
     weighed_at: float = float("-inf")  # notifications were last weighed, and asked for no pass
     undecided_until: float = float("-inf")  # more of the same are waited for
+
+    def after_weighing(self, verdict: Verdict, now: float) -> Schedule:
+        """Return what holds once notifications were weighed at these monotonic seconds."""
+        if verdict is Verdict.NEWS:
+            return self
+        if verdict is Verdict.UNDECIDED:
+            return replace(self, undecided_until=now + MORE_S)
+        until = now + OTHERS_S if verdict is Verdict.OTHERS else self.undecided_until
+        return replace(self, weighed_at=now, undecided_until=until)
+
+
+def left_of(hints: frozenset[str], verdict: Verdict) -> frozenset[str]:
+    """Return the hints that are left, or follow, once notifications were weighed."""
+    if verdict is Verdict.OTHERS:
+        return hints - {"kernel"} | {"others"}
+    return hints - {"kernel"} if verdict is Verdict.EXPLAINED else hints
 
 
 def due_s(schedule: Schedule, hints: frozenset[str], now: float, *, is_awaited: bool) -> float:

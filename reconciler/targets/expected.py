@@ -3,7 +3,8 @@
 Whatever is done for a pod the kernel tells everybody, us too, and tells some of it on behalf of no
 socket (a link's carrier, its IPv6 routes). So a notification is known by what it says, not by who
 has caused it: it is explained if it shows an object as it is expected, or the end of one that is
-not. All else, and what cannot be understood, is for a full pass to look at (decision 37).
+not. What is about rules and nftables of other owners is for the look at these. All else, and what
+cannot be understood, is for a full pass to look at (decision 37).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from reconciler.domains.nat_rules import SETS
 from reconciler.domains.route import Route
 from reconciler.engine.converge import Outcome
 from reconciler.engine.plan import Key, Verb
-from reconciler.targets.netlink import decode, nf_tables, tables
+from reconciler.targets.netlink import decode, entries, nf_tables, tables
 from reconciler.targets.netlink.message import HEADER, attributes, native, split
 from reconciler.targets.netlink.nfnetlink import FAMILIES, HEADERS, NFNL_SUBSYS_NFTABLES
 from reconciler.targets.nftables import table
@@ -30,6 +31,7 @@ from reconciler.targets.nftables import table
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTM_NEWNETCONF, RTM_DELNETCONF = 80, 81  # linux/rtnetlink.h
 NETCONFA_IFINDEX = 1  # linux/netconf.h
 
@@ -50,10 +52,12 @@ MALFORMED = (struct.error, ValueError, KeyError, IndexError, OSError)
 class Verdict(Enum):
     """What some notifications are.
 
+    ``OTHERS``: besides what is explained, rules or rulesets of other owners have changed.
     ``UNDECIDED``: a link is being made or removed, and what comes next says what for.
     """
 
     EXPLAINED = "explained"
+    OTHERS = "others"
     UNDECIDED = "undecided"
     NEWS = "news"
 
@@ -153,6 +157,7 @@ class _Judgement:
         self._routes: dict[Key, tuple[bool, int]] = {}
         self._settings: list[int] = []
         self._ended: list[int] = []
+        self._of_others = False
 
     def of(self, messages: list[tuple[int, bytes]]) -> Verdict:
         """Say what they are."""
@@ -171,7 +176,7 @@ class _Judgement:
         for verdict in (Verdict.NEWS, Verdict.UNDECIDED):
             if verdict in verdicts:
                 return verdict
-        return Verdict.EXPLAINED
+        return Verdict.OTHERS if self._of_others else Verdict.EXPLAINED
 
     def _hear(self, kind: int, body: bytes) -> bool:
         """Take over one notification; return whether it can be anything but news."""
@@ -191,7 +196,13 @@ class _Judgement:
             index = dict(attributes(entry, 4))[NETCONFA_IFINDEX]
             self._settings.append(native(index, signed=True))
             return self._settings[-1] > 0
+        if kind in (RTM_NEWRULE, RTM_DELRULE):
+            return self._hear_others(not entries.is_stamped(entry))
         return False
+
+    def _hear_others(self, is_theirs: bool) -> bool:
+        self._of_others |= is_theirs
+        return is_theirs
 
     def _hear_link(self, entry: bytes, *, is_gone: bool) -> bool:
         facts = tables.decode_entry(tables.LINKS, tables.comparable(tables.LINKS, entry))
@@ -252,15 +263,15 @@ class _Judgement:
     def _hear_nft(self, kind: int, body: bytes) -> bool:
         if kind == nf_tables.NFT_MSG_NEWGEN:
             return True  # what has changed was told before
+        found = dict(attributes(body, HEADERS))
+        owner = found[nf_tables.NFTA_TABLE].rstrip(b"\0")
+        if FAMILIES.get(body[HEADER.size]) != "inet" or owner != TABLE.encode():
+            return self._hear_others(True)
         is_there = kind == nf_tables.NFT_MSG_NEWSETELEM
         if not is_there and kind != nf_tables.NFT_MSG_DELSETELEM:
             return False
-        if FAMILIES.get(body[HEADER.size]) != "inet":
-            return False
-        found = dict(attributes(body, HEADERS))
-        owner = found[nf_tables.NFTA_SET_ELEM_LIST_TABLE].rstrip(b"\0")
         name = nf_tables.text(found[nf_tables.NFTA_SET_ELEM_LIST_SET].rstrip(b"\0"))
-        if owner != TABLE.encode() or name not in PLAIN:
+        if name not in PLAIN:
             return False
         for _, content in attributes(found[nf_tables.NFTA_SET_ELEM_LIST_ELEMENTS]):
             if (read := table.read_element(content)) is None:

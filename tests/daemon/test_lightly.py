@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from builders import intent
+from daemon import test_surprise
 from daemon.test_surprise import House
 
 from reconciler.core.attachment import Cooling, IntentState
 from reconciler.daemon import ledger
 from reconciler.daemon.ledger import Ledger, Notifications
-from reconciler.targets.expected import Verdict
+from reconciler.diagnostics.foreign import ForeignRule
+from reconciler.targets.expected import RTM_DELRULE, RTM_NEWRULE, Verdict
+from reconciler.targets.netlink import message, tables
 
 COOLDOWN = frozenset({"cooldown"})
 
@@ -88,6 +91,50 @@ def test_a_node_is_settled_as_soon_as_its_pods_are_served_without_a_full_pass(
         house.agent.pool.run_pass(0)
     assert late.key in {a.key for a in house.state.observe().living}
     assert house.agent.status()["settled"]
+
+
+def rule_message(*, is_gone: bool = False) -> bytes:
+    """What the kernel tells of somebody's ``ip rule``."""
+    attributes = (("FRA_PRIORITY", 77), ("FRA_PROTOCOL", 4))
+    entry = tables.pack_entry(tables.RULES, {"family": 2}, attributes)
+    kind = RTM_DELRULE if is_gone else RTM_NEWRULE
+    return message.HEADER.pack(message.HEADER.size + len(entry), kind, 0, 0, 0) + entry
+
+
+@pytest.mark.parametrize(
+    ("is_gone", "taking_over"), [(False, False), (True, False), (False, True)]
+)
+def test_what_others_change_of_their_own_takes_no_full_pass_and_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_gone: bool, taking_over: bool
+) -> None:
+    """Unless it may be the stock plugin's, that this node takes over from."""
+    if not taking_over:
+        alone = test_surprise.DOCUMENT.replace("takeOver: amazon-vpc-cni\n", "")
+        monkeypatch.setattr(test_surprise, "DOCUMENT", alone)
+    house = House(tmp_path)
+    for _ in range(2):
+        house.work()
+    agent, kernel = house.agent, house.agent.kernel
+    passes: list[bool] = []
+    monkeypatch.setattr(kernel, "full_pass", lambda audit: passes.append(audit) or 60.0)
+    monkeypatch.setattr(kernel, "_due_s", lambda hints: 0.0 if hints else 0.01)
+    (accepted,) = {r.pattern for r in house.surroundings.rules}
+    house.surroundings.rules.clear()
+    house.surroundings.seen = replace(
+        house.surroundings.seen, rules=(ForeignRule("ipv4", 77, 0, 0, 0, does="drops packets"),)
+    )
+    kernel._ledger._notifications.hear(rule_message(is_gone=is_gone))
+    kernel._hints = frozenset({"kernel"})
+    agent.parts.hints.wait(0)
+    kernel.turn()
+    assert kernel._hints == frozenset()
+    assert passes == [False] * taking_over
+    if taking_over:
+        return
+    assert {r.pattern for r in house.surroundings.rules} == {accepted}
+    reasons = {c["reason"] for c in agent.parts.conditions.all()}
+    assert "RuleBeforeOurs" in reasons
+    assert agent.status()["settled"]
 
 
 def test_what_the_records_alone_do_not_say_is_for_a_full_pass(

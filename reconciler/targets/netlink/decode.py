@@ -26,7 +26,7 @@ from reconciler.domains.rule import Rule
 from reconciler.targets.netlink import tables
 from reconciler.targets.netlink.entries import STACKED
 from reconciler.targets.netlink.rtnetlink import Told
-from reconciler.targets.netlink.tables import AF, Facts, decode_entry
+from reconciler.targets.netlink.tables import AF, Facts, decode_entry, decode_host
 
 KernelObject = Link | LinkAddress | Neighbour | Route | Rule
 
@@ -77,7 +77,7 @@ def tell_apart(told: Told) -> Links:
     names: dict[str, str] = {}
     pods: dict[AttachmentKey, str] = {}
     macs: dict[str, str] = {}
-    for facts in (decode_entry(tables.LINKS, entry) for entry in told):
+    for facts in decode_host(tables.LINKS, told):
         name, mac = facts.get("ifname"), facts.get("address")
         if alias := _our_alias(facts):
             # Both ends on the host: there is no pod behind it, whatever its alias says.
@@ -91,7 +91,7 @@ def tell_apart(told: Told) -> Links:
 
 def decode_links(told: Told, veths: set[str]) -> HostLinks:
     """Make objects of the host's links, as ``decode_link`` does."""
-    every = [decode_entry(tables.LINKS, entry) for entry in told]
+    every = decode_host(tables.LINKS, told)
     links = {m["index"]: found for m in every if (found := decode_link(m, veths))}
     pairs: Pairs = {}
     for m in every:
@@ -124,8 +124,14 @@ def _is_up(facts: Facts) -> bool:
     return bool(facts["flags"] & tables.IFF_UP)
 
 
+def decode_host_routes(told: Told, names: dict[int, str]) -> frozenset[Route]:
+    """Return the host's routes, as ``decode_route`` does."""
+    every = (decode_route(facts, "", names) for facts in decode_host(tables.ROUTES, told))
+    return frozenset(r for r in every if r)
+
+
 def decode_routes(told: Told, names: dict[int, str], path: str = "") -> frozenset[Route]:
-    """Return a namespace's routes, as ``decode_route`` does."""
+    """Return some of a namespace's routes, as ``decode_route`` does."""
     every = (decode_route(decode_entry(tables.ROUTES, entry), path, names) for entry in told)
     return frozenset(r for r in every if r)
 
@@ -171,14 +177,25 @@ def decode_pod(pod: PodTables, path: str, veths: tuple[str, ...]) -> frozenset[K
     return frozenset(objects | decode_neighbours(pod.neighbours, path, names))
 
 
-def decode_neighbours(told: Told, path: str, names: Mapping[int, str]) -> set[KernelObject]:
+def decode_host_neighbours(told: Told, names: Mapping[int, str]) -> frozenset[Neighbour]:
+    """Make objects of the host's permanent neighbours, as ``decode_neighbours`` does."""
+    return _make_neighbours(decode_host(tables.NEIGHBOURS, told), "", names)
+
+
+def decode_neighbours(told: Told, path: str, names: Mapping[int, str]) -> frozenset[Neighbour]:
     """Make objects of permanent neighbours; leave out those without a MAC."""
-    found: set[KernelObject] = set()
-    for facts in (decode_entry(tables.NEIGHBOURS, entry) for entry in told):
+    return _make_neighbours((decode_entry(tables.NEIGHBOURS, e) for e in told), path, names)
+
+
+def _make_neighbours(
+    every: Iterable[Facts], path: str, names: Mapping[int, str]
+) -> frozenset[Neighbour]:
+    found = set()
+    for facts in every:
         device, mac = names.get(facts["ifindex"]), facts.get("lladdr")
         if device and mac:
             found.add(Neighbour(path, device, ip_address(facts.get("dst")), mac))
-    return found
+    return frozenset(found)
 
 
 def address_of(facts: Facts) -> IpAddress:

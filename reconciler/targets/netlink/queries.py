@@ -28,7 +28,7 @@ from reconciler.targets.netlink import decode, entries, tables
 from reconciler.targets.netlink.message import Bounds, KernelError, native, reading
 from reconciler.targets.netlink.namespaces import entered
 from reconciler.targets.netlink.read import RTM_F_LOOKUP_TABLE, learn_names
-from reconciler.targets.netlink.rtnetlink import POD_BOUNDS, Rtnetlink
+from reconciler.targets.netlink.rtnetlink import POD_BOUNDS, Rtnetlink, Told
 from reconciler.targets.netlink.tables import (
     ADDRESSES,
     LINKS,
@@ -70,6 +70,7 @@ class Queries:
 
     def __init__(self) -> None:
         self._tell_apart = Remembered(decode.tell_apart)
+        self._foreign = Remembered(_decode_foreign_rules)
         self._unread_rules: tuple[tuple[str, str], ...] = ()
 
     def links(self) -> Links:
@@ -102,7 +103,7 @@ class Queries:
         with reading("other owners' rules"), Rtnetlink() as host:
             told = host.read_all(RULES, takes=is_foreign)
         self._unread_rules = tuple(first.unread())
-        return tuple(decode.decode_foreign_rule(decode_entry(RULES, rule)) for rule in told)
+        return self._foreign(told)
 
     def unread_rules(self) -> tuple[tuple[str, str], ...]:
         """Say what ``foreign_rules`` has left out the last time, and why."""
@@ -241,6 +242,10 @@ class Queries:
         gateway = answer.get("gateway")
         via = ip_address(gateway) if gateway else None
         return Found(answer.get("table"), out.get("ifname", ""), via)
+
+
+def _decode_foreign_rules(told: Told) -> tuple[ForeignRule, ...]:
+    return tuple(decode.decode_foreign_rule(decode_entry(RULES, rule)) for rule in told)
 
 
 def _neighbours_of(host: Rtnetlink, link: int) -> list[IpAddress]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
@@ -54,11 +54,13 @@ MALFORMED = (LookupError, ValueError, TypeError, OverflowError, struct.error)
 
 
 class Host:
-    """Reads the host's objects; links and routes that have not changed are not made anew."""
+    """Reads the host's objects; those of tables that have not changed are not made anew."""
 
     def __init__(self) -> None:
         self._decode_links = Remembered(decode.decode_links)
-        self._decode_routes = Remembered(decode.decode_routes)
+        self._decode_neighbours = Remembered(decode.decode_host_neighbours)
+        self._decode_routes = Remembered(decode.decode_host_routes)
+        self._decode_rules = Remembered(_decode_rules)
 
     def observe(self, desired: Collection[KernelObject]) -> tuple[Observed, Pairs]:
         """Read the host's objects, and which host end belongs to which pod's end.
@@ -73,9 +75,9 @@ class Host:
             seen, links = self._read_links(host, wanted)
         for kind, what, read in (
             (LinkAddress, "the addresses of ENIs' links", _read_addresses),
-            (Neighbour, "the host's neighbours", _read_neighbours),
+            (Neighbour, "the host's neighbours", self._read_neighbours),
             (Route, "the host's routes", self._read_routes),
-            (Rule, "the host's rules", _read_rules),
+            (Rule, "the host's rules", self._read_rules),
         ):
             try:
                 with reading(what), Rtnetlink() as host:
@@ -125,6 +127,25 @@ class Host:
         ours |= {r for r in decode.decode_routes(others, known) if r.key in wanted}
         return surplus.among(Route, ours)
 
+    def _read_neighbours(
+        self, host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
+    ) -> frozenset[Neighbour]:
+        return self._decode_neighbours(_ask_for_neighbours(host, desired, names), names)
+
+    def _read_rules(
+        self, host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
+    ) -> Observed:
+        """Read ours; of those that are not desired, not more than ``MAX_SURPLUS``."""
+        del names
+        wanted = set()
+        for o in desired:
+            if isinstance(o, Rule):
+                source = o.source.network_address.packed if o.source else b""
+                wanted.add((tables.AF[o.family], o.priority, o.table, o.mark or 0, source))
+        surplus = entries.Surplus(MAX_SURPLUS, entries.rule_place_of, wanted)
+        told = host.read_all(RULES, (), lambda rule: entries.is_stamped(rule) and surplus(rule))
+        return surplus.among(Rule, self._decode_rules(told))
+
 
 def observe_places(
     host: Rtnetlink, places: Iterable[KernelObject]
@@ -156,37 +177,27 @@ def observe_places(
         found = facts and decode.decode_route(facts, "", names)
         if found and found.key == route.key:
             objects.add(found)
-    return objects | _read_neighbours(host, places, names), pairs
+    told = _ask_for_neighbours(host, places, names)
+    return objects | decode.decode_neighbours(told, "", names), pairs
 
 
-def _read_rules(
-    host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
-) -> Observed:
-    """Read ours; of those that are not desired, not more than ``MAX_SURPLUS``."""
-    del names
-    wanted = set()
-    for o in desired:
-        if isinstance(o, Rule):
-            source = o.source.network_address.packed if o.source else b""
-            wanted.add((tables.AF[o.family], o.priority, o.table, o.mark or 0, source))
-    surplus = entries.Surplus(MAX_SURPLUS, entries.rule_place_of, wanted)
-    told = host.read_all(RULES, (), lambda rule: entries.is_stamped(rule) and surplus(rule))
-    rules = {replace(decode.decode_rule(tables.decode_entry(RULES, r)), told=r) for r in told}
-    return surplus.among(Rule, rules)
+def _decode_rules(told: Told) -> frozenset[Rule]:
+    return frozenset(
+        replace(decode.decode_rule(tables.decode_entry(RULES, rule)), told=rule) for rule in told
+    )
 
 
-def _read_neighbours(
-    host: Rtnetlink, desired: Iterable[KernelObject], names: dict[int, str]
-) -> set[KernelObject]:
+def _ask_for_neighbours(
+    host: Rtnetlink, desired: Iterable[KernelObject], names: Mapping[int, str]
+) -> Told:
     """Ask for them one by one: there may be any number of others."""
     indices = {name: index for index, name in names.items()}
-    told = [
+    return tuple(
         entry
         for o in desired
         if isinstance(o, Neighbour) and o.device in indices
         for entry in _read_neighbour(host, o.address, indices[o.device])
-    ]
-    return decode.decode_neighbours(tuple(told), "", names)
+    )
 
 
 def _read_addresses(

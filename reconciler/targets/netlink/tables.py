@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -272,9 +272,22 @@ def _part_of(entry: bytes, words: memoryview, place: range, inner: int) -> bytes
     return b""
 
 
-@lru_cache(1 << 12)
+remembered: dict[str, Mapping[bytes, Facts]] = {}
+"""By table: what ``decode_host`` has returned the last time, by entry."""
+
+
+def decode_host(table: Table, told: Iterable[bytes]) -> list[Facts]:
+    """Return what is wanted of all that was read of the host's table.
+
+    Entries that were there the last time are not decoded again (decision 18).
+    """
+    last = remembered.get(table.name, {})
+    now = remembered[table.name] = {e: last.get(e) or decode_entry(table, e) for e in told}
+    return list(now.values())
+
+
 def decode_entry(table: Table, entry: bytes) -> Facts:
-    """Return what is wanted of an entry; the same one is not decoded again (decision 18)."""
+    """Return what is wanted of an entry."""
     form, names = _header(table.message)
     facts = dict(zip(names, form.unpack_from(entry), strict=True))
     wanted = _wanted(table)

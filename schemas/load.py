@@ -7,6 +7,7 @@ in an incident finds each value where it applies.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,9 @@ OPENING = (
 )
 COUNTED = (yaml.ScalarToken, *OPENING)
 CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: YAML can spell it, and neither a file nor EC2 takes it."""
 
 _QUOTES = ", or put text that begins with & or * in quotes"
 
@@ -118,11 +122,14 @@ def _parse(text: str, source: str) -> yaml.Node:
 
 
 def check_tokens(text: str, source: str) -> None:
-    """Refuse aliases, and bound depth and number of values, before the composer recurses."""
+    """Refuse aliases and what is no text; bound depth and values, before the composer recurses."""
     depth = values = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
             message = f"anchors and aliases are not supported; write the value out{_QUOTES}"
+            raise _refused(source, token.start_mark, message)
+        if isinstance(token, yaml.ScalarToken) and _HALF.search(token.value):
+            message = f"{token.value[:32]!r} has half of a surrogate pair, which is no character"
             raise _refused(source, token.start_mark, message)
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
         if depth > MAX_DEPTH:

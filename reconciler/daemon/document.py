@@ -48,7 +48,8 @@ RETRY_S = Delays(30.0, 1800.0)
 """Of a document that could not be checked. Whatever it is that takes so long or so much memory,
 each attempt costs it again."""
 
-MOST_PROBLEMS = 20  # of a refused document that are told; ``validate`` tells all
+MOST_PROBLEMS, LONGEST = 20, 500
+"""Problems of a refused document that are told, and characters of each; ``validate`` tells all."""
 
 
 class Unchecked(NamedTuple):
@@ -81,6 +82,7 @@ class Reader:
     Args:
         tell: called when a reading says something new.
         documents: checks what was read; by default in this process.
+        prepare: called with a valid document, before anybody is told of it; as ``Known.prepare``.
 
     Attributes:
         hints: mark something here to have it read.
@@ -93,11 +95,12 @@ class Reader:
         path: Path,
         tell: Callable[[], None],
         documents: Documents | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        prepare: Callable[[NodeNetwork], None] = lambda _: None,
     ) -> None:
         self.hints = Triggers()
         self.documents = documents or Here()
-        self._path, self._tell, self.clock = path, tell, clock
+        self.clock = time.monotonic
+        self._path, self._tell, self._prepare = path, tell, prepare
         self._unchecked: Unchecked | None = None
         self._last = self._taken = Reading()
 
@@ -112,7 +115,9 @@ class Reader:
             waits = self._unchecked
             if waits and waits.text == text and self.clock() < waits.until:
                 return Reading(refused=waits.refused, fixed=fixed)
-            return Reading(text, self.documents.load(text, str(self._path)), fixed=fixed)
+            document = self.documents.load(text, str(self._path))
+            self._prepare(document)
+            return Reading(text, document, fixed=fixed)
         except UncheckedError as error:
             assert text is not None
             return Reading(refused=self._put_off(text, error), fixed=fixed)
@@ -196,6 +201,7 @@ class InForce:
         hints: hears "document" when the file says something new.
         now: seconds since the epoch.
         documents: checks what was read; by default in this process.
+        prepare: as of ``Reader``.
     """
 
     def __init__(
@@ -206,9 +212,10 @@ class InForce:
         conditions: Conditions,
         now: Callable[[], float],
         documents: Documents | None = None,
+        prepare: Callable[[NodeNetwork], None] = lambda _: None,
     ) -> None:
         self.path = path
-        self.reader = Reader(path, lambda: hints.mark("document"), documents)
+        self.reader = Reader(path, lambda: hints.mark("document"), documents, prepare)
         self.accepted = Accepted()
         self._kept, self._conditions, self._now = kept, conditions, now
         self._wanted = self._described = Described()
@@ -328,7 +335,7 @@ class InForce:
 
     def _refuse(self, error: DocumentError, before: Accepted) -> str:
         """Say what is wrong, in the log only if that is new; return it."""
-        said = "\n".join(map(str, error.problems[:MOST_PROBLEMS]))
+        said = "\n".join(_cut(str(p)) for p in error.problems[:MOST_PROBLEMS])
         if (more := len(error.problems) - MOST_PROBLEMS) > 0:
             said += f"\nand {more} more"
         if said != before.refused:
@@ -341,3 +348,7 @@ class InForce:
         refusal = Issue(str(self.path), "DocumentRefused", message)
         self._conditions.note("document", [refusal], is_logged=True)
         return said
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -53,6 +53,7 @@ class Parts:
             self.conditions,
             self.node.environment.now,
             documents,
+            self.node.known.prepare,
         )
         self.requests = Requests(self.hints, self.conditions, self.stopping)
         self.pods = PodHints(self.hints)

@@ -109,8 +109,9 @@ daemon.triggers.KernelWatch | one | N | _sockets
 daemon.parts.Parts | steps | ALL | stopping
 daemon.parts.Upkeep | steps | KW | properties
 # The node.
-node.gathering.Known | whole | PKXAHW | facts cloud | identify see remember
+node.gathering.Known | whole | PKRXAHW | facts cloud | identify see remember
 node.gathering.Known | whole | PKE | _resolved | resolve
+node.gathering.Known | whole | RPKE | _applied | _apply
 daemon.source_loop.SourceLoop | one | E | _hints
 node.gathering.Known | whole | EKPXH | egress | learn
 node.gathering.Known | whole | APKEX | kubelet_pods | learn_pods

@@ -29,6 +29,8 @@ from schemas.problem import DocumentError, UncheckedError
 
 Routed = Mapping[str, tuple[IpAddress, ...]]  # addresses of pods by host end, as their routes say
 
+NodeNames = tuple[str, str, str]  # instance type, zone and name, which overrides match
+
 GONE_S = 10.0
 """Seconds for which a pod's namespace and link must both be gone before its attachment is released
 without a DEL: between the two a runtime may have lost it for good."""
@@ -48,6 +50,7 @@ class Known:
         self.cloud: Cloud | None = self._remembered[1]
         self.egress: Egress = state.recall_egress()
         self.kubelet_pods: int | None = None  # that kubelet takes, by the Node object
+        self._applied: tuple[NodeNetwork, NodeNames, NodeNetwork | DocumentError] | None = None
         self._resolved: tuple[NodeNetwork, tuple[Node, int | None], NodeNetwork] | None = None
 
     def identify(self, facts: Node) -> None:
@@ -87,6 +90,17 @@ class Known:
             raise NotReadyError("instance metadata has not answered yet")
         return facts
 
+    def prepare(self, document: NodeNetwork) -> None:
+        """Apply the overrides of a document that comes into force, so that no pass waits for it.
+
+        While it is not known which node this is, the first pass does that.
+
+        Raises:
+            UncheckedError: what checks the document has not answered.
+        """
+        if (facts := self.facts) is not None:
+            self._apply(document, facts)
+
     def resolve(self, document: NodeNetwork) -> NodeNetwork:
         """Apply the document's overrides for this node, and what kubelet says of itself.
 
@@ -99,20 +113,35 @@ class Known:
         if known is not None and known[0] is document and known[1] == (facts, pods):
             return known[2]  # of 10,000 CIDRs it takes a tenth of a second, for each pass
         try:
-            resolved = self._documents.resolve(
-                document,
-                instance_type=facts.instance_type,
-                zone=facts.availability_zone,
-                node_name=facts.name,
-            )
+            resolved = self._apply(document, facts)
         except UncheckedError as error:
             raise NotReadyError(str(error)) from error
-        except DocumentError as error:
-            raise ConflictError(str(error)) from error
+        if isinstance(resolved, DocumentError):
+            raise ConflictError(str(resolved)) from resolved
         if resolved.max_pods == "auto" and pods is not None:
             resolved = resolved.model_copy(update={"max_pods": pods})
         self._resolved = document, (facts, pods), resolved
         return resolved
+
+    def _apply(self, document: NodeNetwork, facts: Node) -> NodeNetwork | DocumentError:
+        """Return what overrides make of a document here, or how they contradict each other.
+
+        It may take another process a minute, so the last answer is kept.
+        """
+        names, last = (facts.instance_type, facts.availability_zone, facts.name), self._applied
+        if last is not None and last[0] is document and last[1] == names:
+            return last[2]
+        applied: NodeNetwork | DocumentError
+        try:
+            applied = self._documents.resolve(
+                document, instance_type=names[0], zone=names[1], node_name=names[2]
+            )
+        except UncheckedError:
+            raise
+        except DocumentError as error:
+            applied = error
+        self._applied = document, names, applied
+        return applied
 
 
 class Gathering:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
+from fakes import FakeState
 
 from reconciler.daemon import telemetry
 from reconciler.daemon.document import InForce
 from reconciler.daemon.duty import Conditions
 from reconciler.daemon.triggers import Triggers
+from reconciler.node.gathering import Known
 from reconciler.targets.state.kept_document import KeptDocument
+from schemas.apart import Here
+from schemas.document import NodeNetwork
 from schemas.load import DocumentError
+from schemas.problem import Problem, UncheckedError
 
 GOOD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
 NEXT = GOOD + "snat: {mode: external}\n"
@@ -159,3 +166,48 @@ def test_an_edit_asks_to_be_kept(node: Node) -> None:
     assert hints.wait(0) == set()
     node.edit(NEXT)
     assert hints.wait(0) == {"keep"}
+
+
+def test_overrides_that_could_not_be_applied_are_no_passes_matter(tmp_path: Path) -> None:
+    """What applies them may take a minute: no pass begins on a document before that is done."""
+
+    class Slow(Here):
+        answers = True
+
+        def resolve(self, document: NodeNetwork, **node: str) -> NodeNetwork:
+            if not self.answers:
+                raise UncheckedError([Problem("overrides", 0, 0, "", "not checked")])
+            return super().resolve(document, **node)
+
+    documents, path = Slow(), tmp_path / "node-network.yaml"
+    known, conditions = Known(FakeState(), documents), Conditions()
+    known.identify(builders.node())
+    made = InForce(
+        path,
+        KeptDocument(tmp_path),
+        Triggers(),
+        conditions,
+        lambda: 0.0,
+        documents,
+        known.prepare,
+    )
+    path.write_text(GOOD)
+    made.take_first()
+    documents.answers = False
+    path.write_text(f"{GOOD}overrides: [{{match: {{zone: '*'}}, set: {{maxPods: 7}}}}]\n")
+    made.reader.look_again()
+    assert not made.take()
+    assert [c["reason"] for c in conditions.all()] == ["DocumentRefused"]
+    assert known.resolve(made.current) == made.current
+    documents.answers = True
+    made.reader.clock = lambda: inf
+    made.reader.look_again()
+    assert made.take()
+    documents.answers = False
+    assert known.resolve(made.current).max_pods == 7
+
+
+def test_a_text_as_long_as_a_document_is_told_in_part(node: Node) -> None:
+    node.boot(GOOD)
+    assert not node.edit(f"{GOOD}cluster: {'x' * 100_000}\n")
+    assert len(node.told()["DocumentRefused"]) < 2000

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import intent
+from builders import intent, node
+from fakes import FakeState
 from node.test_passes import Simulation
 
 from reconciler.core.attachment import AttachmentKey
 from reconciler.daemon import document
 from reconciler.domains import address, attachment, link, nat, neighbour, route, sysctl
 from reconciler.domains.address import LinkAddress
-from reconciler.errors import ApplyError
+from reconciler.errors import ApplyError, ConflictError
 from reconciler.ipam.pool import Demand
 from reconciler.node import kernel_domains
+from reconciler.node.gathering import Known
 from schemas.apart import Here
 from schemas.document import NodeNetwork
+from schemas.problem import DocumentError, Problem
 
 OF_PODS = (link, sysctl, address, neighbour, route, nat)
 
@@ -138,3 +141,20 @@ def test_an_edited_document_is_validated_once(
     sim = Simulation()
     sim.turn()
     assert sim.node.known.resolve(taken.document) is sim.node.known.resolve(taken.document)
+
+
+def test_overrides_that_contradict_each_other_are_applied_once() -> None:
+    """Each time costs a process, and every pass asks."""
+    asked: list[NodeNetwork] = []
+
+    class Refusing(Here):
+        def resolve(self, document: NodeNetwork, **_: str) -> NodeNetwork:
+            asked.append(document)
+            raise DocumentError([Problem("node", 0, 0, "", "they contradict each other")])
+
+    known, document = Known(FakeState(), Refusing()), Simulation().document
+    known.identify(node())
+    for _ in range(2):
+        with pytest.raises(ConflictError, match="contradict"):
+            known.resolve(document)
+    assert len(asked) == 1

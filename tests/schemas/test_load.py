@@ -254,6 +254,8 @@ def test_the_defaults_are_whole() -> None:
         ("eni: {usePrimary: no}\n", "3:19: eni.usePrimary: YAML reads no as a boolean; put the word in quotes if it is meant"),
         ("snat: {1: x}\n", "3:8: snat: a key must be text; put '1' in quotes"),
         ("snat: {? [a] : x}\n", "3:10: snat: a key must be text; put [...] in quotes"),
+        ('eni: {tags: {a: "\\ud800"}}\n', "3:17: '\\ud800' has half of a surrogate pair, which is no character"),
+        ('eni: {tags: {"a\\udfff": b}}\n', "3:14: 'a\\udfff' has half of a surrogate pair, which is no character"),
         ("eni: &e {}\n", "3:6: anchors and aliases are not supported; write the value out"),
         ("overrides: [{match: {zone: *a}, set: {}}]\n", "3:28: anchors and aliases are not supported; write the value out, or put text that begins with & or * in quotes"),
         ("overrides: [{match: {zone: *.a}, set: {}}]\n", "3:29: not YAML: expected alphabetic or numeric character, but found '.', or put text that begins with & or * in quotes"),

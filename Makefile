@@ -9,7 +9,7 @@ CNI    := build/node-network-cni
 # Two more than the two cores it is measured on: lab tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: help demo cni image test e2e e2e-long lint format bench soak schema docs lock clean setup
+.PHONY: help demo cni image test e2e e2e-long lint format bench floors soak schema docs lock clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,9 @@ format: $(STAMP) ## format and fix what can be fixed
 
 bench: $(STAMP) $(CNI) ## measure, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
+
+floors: $(STAMP) $(CNI) ## measure what is beneath each goal, after bench: profiles, and who does nothing else
+	@$(BIN)/python -m benchmarks.floors
 
 soak: $(STAMP) $(CNI) ## every crash point, every two losses of records, storms of drift, 50 hours of faults, 10 of clock steps, 60,000 steps of the pool's model, 10,000 pods, 500 kills of one call, 100 of the daemon, 50,000 routes stamped as ours
 	@CRASH_SHARE=1 $(BIN)/pytest -q -n $(WORKERS) tests/node/test_crash_points.py

@@ -181,7 +181,7 @@ def _node(
             with (lab.names.node_state("node1") / "log").open("w") as log:
                 began = time.monotonic()
                 process = lab.start("node1", argv, stderr=log)
-                _until(lambda: (lab.names.node_state("node1") / "node-network.sock").exists())
+                nodes.await_listener(lab)
                 if settle:
                     _until(lambda: _is_settled(lab, low=settle))
                 yield lab, time.monotonic() - began

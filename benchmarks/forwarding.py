@@ -115,7 +115,7 @@ def measure(
         BurstError: packets were lost, or went another way than they should.
     """
     with ExitStack() as undo:
-        names = undo.enter_context(_lab(name))
+        names = undo.enter_context(a_lab(name))
         beds = {}
         for case in cases:
             if case[0] == BEFORE and not release.is_known(EARLIER):
@@ -128,7 +128,7 @@ def measure(
             undo.callback(way.burst.close)
         for way in ways:
             _check(way)
-        with _one_cpu():
+        with one_cpu():
             return _rounds(ways, rounds)
 
 
@@ -214,7 +214,8 @@ def table(costs: Costs) -> list[str]:
 
 
 @contextmanager
-def _lab(name: str) -> Iterator[Names]:
+def a_lab(name: str) -> Iterator[Names]:
+    """Have a lab's names and directory, without its server; all that is called so goes after."""
     names = Names(name)
     lifecycle.down(name)
     try:
@@ -236,7 +237,7 @@ def _earlier(name: str, case: Case) -> Iterator[Testbed]:
     rooms = ("reconciler", "cni", "schemas", "benchmarks", "lab")
     with (
         release.unpacked(EARLIER, *rooms) as place,
-        _lab(f"{name}b") as names,
+        a_lab(f"{name}b") as names,
         closing(testbed.by_earlier(names, place, case[1], _excluded(case))) as bed,
     ):
         yield bed
@@ -322,7 +323,8 @@ def _send(way: Way) -> float:
 
 
 @contextmanager
-def _one_cpu() -> Iterator[None]:
+def one_cpu() -> Iterator[None]:
+    """Keep this process on one processor."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
     try:

@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -209,15 +209,26 @@ def status(lab: Lab, node: str = "node1") -> dict[str, Any]:
     return body
 
 
-def settle(lab: Lab, node: str = "node1") -> None:
-    """Wait until a node is as it should be, with addresses for all that is to come."""
+def await_listener(lab: Lab, node: str = "node1") -> None:
+    """Wait until a node's reconciler takes questions: its socket is there a moment before."""
     path = lab.names.node_state(node) / "node-network.sock"
     deadline = time.monotonic() + SETTLE_LIMIT_S
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+            connection.connect(str(path))
+            return
+        time.sleep(0.002)
+    raise TimeoutError(f"no process listens at {path}")
+
+
+def settle(lab: Lab, node: str = "node1") -> None:
+    """Wait until a node is as it should be, with addresses for all that is to come."""
+    await_listener(lab, node)
+    deadline = time.monotonic() + SETTLE_LIMIT_S
     while True:
-        if path.exists():
-            now = status(lab, node)
-            if now["settled"] and now["pool"].get("allocatable", 0) >= AT_ONCE:
-                return
+        now = status(lab, node)
+        if now["settled"] and now["pool"].get("allocatable", 0) >= AT_ONCE:
+            return
         if time.monotonic() > deadline:
             raise TimeoutError(f"{node} did not settle")
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
@@ -26,6 +27,9 @@ BLOCKS = report.number("PODS_BLOCKS", 10)
 """Parts of a sequence, between which it is the others' turn."""
 
 BURSTS = report.number("PODS_BURSTS", 5)
+WORKERS = 4
+"""Namespaces that are made, and removed, at a time: nothing is measured meanwhile."""
+
 CLEANUP_S = 10.0
 """Seconds that the kernel is given to clean up namespaces; nothing tells when it has done so."""
 
@@ -98,8 +102,8 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
         for side in sides
         for i in range(ROUNDS)
     }
-    for where in places.values():
-        netns.make(where)
+    with ThreadPoolExecutor(WORKERS) as workers:
+        list(workers.map(netns.make, places.values()))
     for i in range(ROUNDS):
         if i % 50 == 0:
             report.tell(f"{crowd} pods, round {i} of {ROUNDS}")
@@ -111,8 +115,8 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
                 sides[side](verb, f"r{crowd}-{i}", where)
                 times[side, verb].append(1000 * (time.perf_counter() - began))
             nodes.await_end(where)
-    for where in places.values():
-        netns.remove(where)
+    with ThreadPoolExecutor(WORKERS) as workers:
+        list(workers.map(netns.remove, places.values()))
     time.sleep(CLEANUP_S)
     return times
 

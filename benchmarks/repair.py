@@ -320,7 +320,7 @@ def _node(
             with (lab.names.node_state("node1") / "log").open("w") as log:
                 argv = [*shipped.command(), "run", "-f", str(config), *more]
                 process = lab.start("node1", argv, stderr=log)
-                wait((lab.names.node_state("node1") / "node-network.sock").exists)
+                nodes.await_listener(lab)
                 node = Node(lab, config, document)
                 node.settle()
                 yield node, lab

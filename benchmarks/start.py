@@ -6,13 +6,12 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,6 @@ TITLE = "Starts"
 STARTS = report.number("START_EXECUTABLES", 200)
 FRESH = report.number("START_FRESH", 20)
 RESTARTS = report.number("START_RESTARTS", 40)
-LIMIT_S = 60.0
 REST_S = 1.0
 """Seconds between a pod that is served and the next restart."""
 
@@ -146,20 +144,9 @@ def _first_pod(lab: Lab, node: str, config: Path, stack: ExitStack, name: str) -
     netns.make(where)
     stack.callback(netns.remove, where)
     stack.enter_context(nodes.reconciler(lab, node, config, shipped.command()))
-    _connect(lab.names.node_state(node) / "node-network.sock")
+    nodes.await_listener(lab, node)
     nodes.call_ours(lab, "ADD", name, where, node=node)
     stack.callback(nodes.call_ours, lab, "DEL", name, where, node=node)
-
-
-def _connect(path: Path) -> None:
-    """Wait until somebody listens there."""
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
-            connection.connect(str(path))
-            return
-        time.sleep(0.002)
-    raise TimeoutError(f"no process listens at {path}")
 
 
 # -- the tables ---------------------------------------------------------------------------

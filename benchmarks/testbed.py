@@ -224,13 +224,7 @@ def by_us(names: Names, pods: int, exclude: Sequence[IPv4Network]) -> Testbed:
     changes = [Change(Verb.CREATE, _attachment(p), "the pod is there") for p in bed.pods]
     if errors := state.apply(changes):
         raise RuntimeError(str(errors))
-    document = NodeNetwork.model_validate(
-        {
-            "apiVersion": "node-network/v1alpha1",
-            "kind": "NodeNetwork",
-            "snat": {"mode": "node", "excludeCIDRs": [str(c) for c in bed.exclude]},
-        }
-    )
+    document = NodeNetwork.model_validate(document_of(bed))
     with netns.inside(bed.node):
         done = LocalNode(state, Environment()).kernel_pass(document)
     if not done.settled or len(done.done) != pods:
@@ -238,6 +232,16 @@ def by_us(names: Names, pods: int, exclude: Sequence[IPv4Network]) -> Testbed:
         raise RuntimeError(f"{bed.node} did not converge: {left}")
     bed.ready()
     return bed
+
+
+def document_of(bed: Testbed) -> dict[str, object]:
+    """Return the document that our node goes by."""
+    return {
+        "apiVersion": "node-network/v1alpha1",
+        "kind": "NodeNetwork",
+        "snat": {"mode": "node", "excludeCIDRs": [str(c) for c in bed.exclude]},
+        "warmPool": {"cooldown": "0s"},
+    }
 
 
 def by_earlier(names: Names, place: Path, pods: int, exclude: Sequence[IPv4Network]) -> Testbed:

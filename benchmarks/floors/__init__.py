@@ -1,0 +1,1 @@
+"""What stands beneath each goal: the least that is left if nothing else were done."""

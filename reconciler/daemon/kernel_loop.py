@@ -10,6 +10,7 @@ import gc
 import logging
 import random
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 
@@ -192,24 +193,15 @@ class KernelLoop:
 
     def pods_pass(self) -> bool:
         """Serve the pods that ask; return whether all that could be done for them was done."""
-        settled, gone = True, self._gone()
+        settled, under_way = True, self._parts.node.environment.netlink.removals.names
+        gone = _take_gone(self._leaving, under_way)
         for asking in in_parts(self._parts.requests.asked, BATCH):
             # Later parts are of ADDs that wait too, whose DEL may have come meanwhile.
             keys = dict.fromkeys((*asking, *gone, *self._parts.pods.take(BATCH)))
             gone = ()
             settled &= not keys or self._serve(tuple(keys))
-        _run_checks(self._parts)
+        self._run_checks()
         return settled
-
-    def _gone(self) -> tuple[AttachmentKey, ...]:
-        """Return the pods whose link was being deleted, and is not any more."""
-        if not self._leaving:
-            return ()
-        under_way = self._parts.node.environment.netlink.removals.names
-        gone = tuple(key for key, name in self._leaving.items() if name not in under_way)
-        for key in gone:
-            del self._leaving[key]
-        return gone
 
     def _serve(self, keys: tuple[AttachmentKey, ...]) -> bool:
         parts, started = self._parts, time.monotonic()
@@ -231,6 +223,20 @@ class KernelLoop:
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
         return result.served
+
+    def _run_checks(self) -> None:
+        parts = self._parts
+        for key in parts.checks.take():
+            observed_at = time.monotonic()
+            verdict: Attachment | Issue
+            try:
+                with parts.watchdog.over(f"the check of {key}"), boundary("check"):
+                    verdict = parts.node.check(key)
+            except ReconcilerError as error:
+                unforeseen = [error] if isinstance(error, InternalError) else []
+                parts.duties.report("check", *unforeseen)
+                verdict = Issue(f"attachment {key}", "NotSettled", str(error))
+            parts.checks.answer(key, verdict, observed_at)
 
     def _publish(self, result: PassResult, started: float) -> None:
         before = self.progress.latest
@@ -321,18 +327,14 @@ class KernelLoop:
         return due_s
 
 
-def _run_checks(parts: Parts) -> None:
-    for key in parts.checks.take():
-        observed_at = time.monotonic()
-        verdict: Attachment | Issue
-        try:
-            with parts.watchdog.over(f"the check of {key}"), boundary("check"):
-                verdict = parts.node.check(key)
-        except ReconcilerError as error:
-            unforeseen = [error] if isinstance(error, InternalError) else []
-            parts.duties.report("check", *unforeseen)
-            verdict = Issue(f"attachment {key}", "NotSettled", str(error))
-        parts.checks.answer(key, verdict, observed_at)
+def _take_gone(
+    leaving: dict[AttachmentKey, str], under_way: Collection[str]
+) -> tuple[AttachmentKey, ...]:
+    """Take out, and return, the pods whose link was being deleted and is not any more."""
+    gone = tuple(key for key, name in leaving.items() if name not in under_way)
+    for key in gone:
+        del leaving[key]
+    return gone
 
 
 def _follow(parts: Parts, result: PassResult) -> PassResult:

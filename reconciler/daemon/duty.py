@@ -42,7 +42,7 @@ SLOW_STUCK_S, SLOW_DEAD_S = 120.0, 600.0
 """The same for what waits for EC2: a call may take 40 s (``ec2_caller.ANSWER_S``), and a pass over
 the pool makes several."""
 
-EVERY_S = 2.0  # seconds between looks of the watchdog
+EVERY_S = 5.0  # seconds between looks of the watchdog
 FRAMES = 12  # of the stack, innermost: enough to name the target and its system call
 
 BACKOFF_S = Delays(0.5, 5.0, jitter=0.5)

@@ -91,7 +91,8 @@ class KernelLoop:
         if self._due_s(hints) <= 0:
             # Also without a notification: the watch of a replaced directory is lost.
             parts.document.reader.hints.mark("document")
-            wait_s = self.full_pass(audit=_is_audit_due(parts, self._schedule, hints))
+            audit = _is_audit_due(parts, self._schedule, hints)
+            wait_s = self.full_pass(audit=audit, is_regular=hints <= schedule.LIGHT)
             self._schedule = replace(self._schedule, wait_s=wait_s)
             hints = frozenset()
         self._hints = hints
@@ -269,10 +270,11 @@ class KernelLoop:
 
     # -- everything -----------------------------------------------------------------------
 
-    def full_pass(self, *, audit: bool) -> float:
+    def full_pass(self, *, audit: bool, is_regular: bool = False) -> float:
         """Run one pass over everything; return seconds until the next is due without a hint.
 
-        An audit looks into every pod's namespace, too.
+        An audit looks into every pod's namespace, too; one that is only due by the clock, into
+        some.
         """
         parts = self._parts
         started = time.monotonic()
@@ -286,6 +288,7 @@ class KernelLoop:
                 result = parts.node.kernel_pass(
                     parts.document.current,
                     audit=audit,
+                    is_regular=is_regular,
                     backoffs=parts.drift.backoffs,
                     asking=tuple(parts.requests.asked),
                 )

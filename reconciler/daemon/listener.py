@@ -29,7 +29,7 @@ one in ``SHARE`` if that is more: the daemon needs some forty itself, or no pod 
 PAUSE_S = 0.1
 """Seconds in which nothing is accepted when there is no place, unless one becomes free."""
 
-TURN_S = 2.0  # seconds after which the thread says that it is alive, if no connection comes
+TURN_S = 5.0  # seconds after which the thread says that it is alive, if no connection comes
 SPARE_THREADS = 4  # workers that are kept for the next connections
 
 Take = Callable[[socket.socket, bytes], bytes | None]

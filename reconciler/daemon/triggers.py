@@ -48,7 +48,7 @@ PID_MAX_LIMIT = 1 << 22
 SETTLE_S = 0.02
 """Seconds a burst of hints is given to end before the loop looks once for all of them."""
 
-ALIVE_S = 2.0  # seconds after which the thread that listens to the kernel says that it is alive
+ALIVE_S = 5.0  # seconds after which the thread that listens to the kernel says that it is alive
 
 BURST_S, MAX_READ = 0.01, 256
 """Seconds between two readings of the kernel's notifications, and how many are read each time of

@@ -34,7 +34,8 @@ class PassResult:
     pods: tuple[Issue, ...] | None = None  # what pods have done in their own namespaces; likewise
     # the attachments that were looked at alone; None for a full pass
     asked: frozenset[AttachmentKey] | None = None
-    audit: bool = False  # every pod's namespace was, or is to be, looked into
+    audit: bool = False  # pods' namespaces were, or are to be, looked into: every one, or
+    is_regular: bool = False  # some of them in turn, where nothing in there is repaired
 
     @property
     def settled(self) -> bool:

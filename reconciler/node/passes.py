@@ -76,14 +76,16 @@ class LocalNode:
         document: NodeNetwork,
         *,
         audit: bool = True,
+        is_regular: bool = False,
         backoffs: Backoffs = NO_BACKOFFS,
         asking: tuple[AttachmentKey, ...] = (),
     ) -> PassResult:
         """Bind, converge the kernel, and only then release.
 
         An ``audit`` looks into every pod's namespace, and not only into those of which something
-        is new or was seen to differ: nothing in there notifies the host. ``asking``: pods whose
-        ADD waits, in the order in which they came.
+        is new or was seen to differ: nothing in there notifies the host. A regular one looks into
+        some of them in turn, if what is in there is not repaired. ``asking``: pods whose ADD
+        waits, in the order in which they came.
 
         Raises:
             NotReadyError: EC2 has not been observed yet. Without its ENIs the node would seem to
@@ -137,9 +139,8 @@ class LocalNode:
         waiting = pass_result.find_waiting(outcomes) | pass_result.find_occupied(visited, outcomes)
         left = [a for a in records.living if a.key in records.unfinished - done.keys()]
         unplaced = self._find_unplaced(left, objects, outcomes)
-        return PassResult(
-            outcomes, observed_at, records, inputs, done, waiting, unplaced, audit=audit
-        )
+        told = (outcomes, observed_at, records, inputs, done, waiting, unplaced)
+        return PassResult(*told, audit=audit, is_regular=is_regular)
 
     def pods_pass(
         self, asking: Collection[AttachmentKey], *, backoffs: Backoffs = NO_BACKOFFS

@@ -116,7 +116,7 @@ def test_what_others_change_of_their_own_takes_no_full_pass_and_is_judged(
         house.work()
     agent, kernel = house.agent, house.agent.kernel
     passes: list[bool] = []
-    monkeypatch.setattr(kernel, "full_pass", lambda audit: passes.append(audit) or 60.0)
+    monkeypatch.setattr(kernel, "full_pass", lambda audit, **_: passes.append(audit) or 60.0)
     monkeypatch.setattr(kernel, "_due_s", lambda hints: 0.0 if hints else 0.01)
     (accepted,) = {r.pattern for r in house.surroundings.rules}
     house.surroundings.rules.clear()

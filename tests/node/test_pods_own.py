@@ -26,16 +26,19 @@ from reconciler.engine.converge import Observed, actions_of
 from reconciler.engine.plan import Verb
 from reconciler.errors import Issue, ObserveError
 from reconciler.ipam.records import Records, believe
-from reconciler.node import views
+from reconciler.node import views, visits
 from reconciler.node.pass_result import PassResult
 
 POD = "/run/netns/pod1@1"
 INSIDE = (LinkAddress, Route, Neighbour, PodLink)
 
 
-def inspected(sim: Simulation, result: PassResult) -> tuple[Issue, ...]:
+def inspected(
+    sim: Simulation, result: PassResult, *, is_regular: bool = False
+) -> tuple[Issue, ...]:
     """What is said of all pods' namespaces after a pass."""
-    found = sim.node.after.inspection.run(replace(result, audit=True), Backoffs()).pods
+    result = replace(result, audit=True, is_regular=is_regular)
+    found = sim.node.after.inspection.run(result, Backoffs()).pods
     assert found is not None
     return found
 
@@ -98,6 +101,27 @@ def test_after_add_was_answered_nothing_in_the_pods_namespace_is_put_back(
     assert house.objects(inside=True) == changed != before
     assert [str(a) for _, a in actions_of(views.diff(house.node, house.document))] == []
     assert "pod1/eth0" in house.findings()["ChangedByPod"]
+
+
+def test_a_regular_audit_looks_into_some_pods_and_every_one_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(visits, "SHARE", 2)
+    house = House()
+    for number in range(2, 8):
+        house.start_pod(number)
+        house.turn()
+    house.take_away(LinkAddress, inside=True)
+    result = house.look()
+    # One cannot be read: it is tried each time, and holds no other up.
+    house.netlink.namespaces.discard(POD)
+    known: list[int] = []
+    for _ in range(4):
+        house.now += 100.0
+        told = {f.reason: f.message for f in inspected(house, result, is_regular=True)}
+        assert "NamespaceUnreadable" in told
+        known.append(told["ChangedByPod"].count("/eth0"))
+    assert known == [1, 3, 5, 6]
 
 
 @pytest.mark.parametrize("kind", INSIDE)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from typing import NamedTuple
 
 from reconciler.core.attachment import MAX_POD_ADDRESSES
 from reconciler.core.datapath import (
+    FAMILIES,
     LOCAL_TABLE,
     PODS_TABLE,
     PROTOCOL,
@@ -164,8 +166,7 @@ class Queries:
             (n.max_prefixlen, int(n.network_address), int(n.broadcast_address)) for n in networks
         ]
         found: dict[IpNetwork, str] = {}
-        if not single and not spans:
-            return found
+        sought = {bits for bits, *_ in (*single, *spans)}
 
         def is_sought(packed: bytes, length: int) -> bool:
             """Whether a network has any of them in it."""
@@ -187,10 +188,13 @@ class Queries:
             return is_sought(packed, 8 * len(packed))
 
         with reading("the host's own addresses"), Rtnetlink() as host:
-            for route in host.read_all(tables.LOCAL_ROUTES, (("RTA_TABLE", LOCAL_TABLE),), is_end):
+            # Each link has some of IPv6, also where pods have none.
+            families = [f.name for f in FAMILIES.values() if f.everything.max_prefixlen in sought]
+            read = partial(host.read_all, families=families)
+            for route in read(tables.LOCAL_ROUTES, (("RTA_TABLE", LOCAL_TABLE),), is_end):
                 kind = ROUTE_TYPES[route[7]]
                 found[entries.network_of(route)] = f"a route of type {kind} in table local"
-            for address in host.read_all(ADDRESSES, (), is_own):
+            for address in read(ADDRESSES, (), is_own):
                 facts = decode_entry(ADDRESSES, address)
                 own, index = decode.address_of(facts), facts["index"]
                 names: dict[int, str] = {}

@@ -12,7 +12,7 @@ wanted is never kept; bytes, tries and time of each question have a bound (decis
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 
 from reconciler.errors import ObserveError
@@ -140,13 +140,14 @@ class Rtnetlink(message.Socket):
         table: Table,
         filters: Attributes = (),
         takes: Callable[[bytes], bool] | None = None,
+        families: Iterable[str] = AF,
         **fields: int,
     ) -> Told:
         """Read a table of both families, as ``read`` does; nothing if there is no such table."""
         return tuple(
             entry
-            for family in AF.values()
-            for entry in self.read(table, filters, takes, GONE, family=family, **fields)
+            for family in families
+            for entry in self.read(table, filters, takes, GONE, family=AF[family], **fields)
         )
 
     def read_one(

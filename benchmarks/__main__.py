@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks import goals, report, shipped
+from benchmarks import report, shipped
 
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("pods", "start"),),
@@ -43,8 +43,6 @@ def main() -> int:
         f"The reconciler is what the image ships: Debian's {said.stdout.strip()}, the packages of "
         "its lock, its command line.",
         *(["", f"Of an earlier run, because they failed: {', '.join(failed)}."] if failed else ()),
-        "",
-        *goals.lines(report.body(report.RESULTS)),
     )
     report.replace_head(report.RESULTS, head)
     return int(any(failed))

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks import report
-
 VERDICT = re.compile(r"([≤≥] [\d.]+(?: %)?): (held|not held)")
+BEGIN = re.compile(r"^\d+ of \d+ goals are held", re.MULTILINE)
 SIZE = "pods there"
 """Column that tells rows of one name apart."""
 
@@ -23,7 +22,7 @@ class Goal(NamedTuple):
 
 
 def read(text: str) -> Iterator[Goal]:
-    """Yield the goals in a file of results, in its order."""
+    """Yield the goals in the sections of a file of results, in its order."""
     section = ""
     head: list[str] = []
     for line in text.splitlines():
@@ -37,7 +36,7 @@ def read(text: str) -> Iterator[Goal]:
             head = cells
             continue
         for place, cell in enumerate(cells):
-            if place and VERDICT.fullmatch(cell):
+            if section and place and VERDICT.fullmatch(cell):
                 yield Goal(section, _name(head, cells, place - 1), cells[place - 1], cell)
 
 
@@ -48,12 +47,18 @@ def _name(head: list[str], cells: list[str], place: int) -> str:
     return "; ".join(word for word in (*words, head[place]) if word)
 
 
-def lines(text: str) -> list[str]:
-    """Return the table of all goals in a file of results."""
-    goals = list(read(text))
+def refresh(head: str, sections: str) -> str:
+    """Return the head of a file of results with the table of all goals at its end."""
+    kept = BEGIN.split(head)[0].rstrip()
+    goals = list(read(sections))
+    if not goals:
+        return kept
     held = sum(goal.verdict.endswith(": held") for goal in goals)
-    return [
+    lines = [
         f"{held} of {len(goals)} goals are held. The sections below say how each was measured.",
         "",
-        *report.table(("figure", "", "goal"), [goal[1:] for goal in goals]),
+        "| figure | | goal |",
+        "|---|---|---|",
+        *(f"| {goal.what} | {goal.figure} | {goal.verdict} |" for goal in goals),
     ]
+    return "\n".join([kept, "", *lines]).lstrip()

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import goals
+
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).with_name("results.md")))
 """Where sections are written; a short trial names another file."""
 
@@ -53,7 +55,14 @@ def tell(what: str) -> None:
     print(f"bench: {what}", file=sys.stderr, flush=True)
 
 
-def write(title: str, name: str, measure: Callable[[], list[str]], path: Path = RESULTS) -> None:
+def write(
+    title: str,
+    name: str,
+    measure: Callable[[], list[str]],
+    path: Path = RESULTS,
+    *,
+    target: str = "bench",
+) -> None:
     """Measure a section, and put it in place of the former one.
 
     Args:
@@ -61,13 +70,14 @@ def write(title: str, name: str, measure: Callable[[], list[str]], path: Path = 
         name: of its module.
         measure: returns its lines.
         path: of the file.
+        target: of the Makefile, that runs it among others.
     """
     tell(title)
     load, began = os.getloadavg()[0], time.monotonic()
     lines = measure()
     took_s, end = time.monotonic() - began, os.getloadavg()[0]
     by = (
-        f"Written by `make bench`; this section alone by `python -m benchmarks.{name}`, in "
+        f"Written by `make {target}`; this section alone by `python -m benchmarks.{name}`, in "
         f"{took_s / 60:.1f} minutes. The machine's load was {load:.1f} when it began, and "
         f"{end:.1f} when it ended."
     )
@@ -82,20 +92,28 @@ def replace_section(path: Path, title: str, lines: Sequence[str]) -> None:
         before, after = (text[: found.start()], text[found.end() :]) if found else (text, "")
         section = "\n".join(lines).rstrip()
         rest = f"\n{after}" if after else ""
-        path.write_text(f"{before.rstrip()}\n\n{section}\n{rest}".lstrip())
+        head, sections = _parts(f"{before.rstrip()}\n\n{section}\n{rest}".lstrip())
+        path.write_text(f"{goals.refresh(head, sections)}\n{sections}".lstrip())
+
+
+def replace_head(path: Path, lines: Sequence[str]) -> None:
+    """Put lines in place of what is before the first section, but for the table of goals."""
+    with _locked(path) as text:
+        _, sections = _parts(text)
+        head = goals.refresh("\n".join(lines), sections)
+        path.write_text(f"{head}\n{sections}")
 
 
 def body(path: Path) -> str:
     """Return a file's sections, without what is before the first one."""
     with _locked(path) as text:
-        return "".join(f"\n{text}".partition("\n## ")[1:])
+        return _parts(text)[1]
 
 
-def replace_head(path: Path, lines: Sequence[str]) -> None:
-    """Put lines in place of what is before the first section."""
-    with _locked(path) as text:
-        _, heading, rest = f"\n{text}".partition("\n## ")
-        path.write_text("\n".join(lines) + f"\n{heading}{rest}")
+def _parts(text: str) -> tuple[str, str]:
+    """Return what is before the first section, and the sections."""
+    head, heading, rest = f"\n{text}".partition("\n## ")
+    return head.strip("\n"), f"{heading}{rest}"
 
 
 @contextmanager

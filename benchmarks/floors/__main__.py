@@ -242,4 +242,4 @@ def _python(
 
 
 if __name__ == "__main__":
-    report.write(TITLE, "floors", measure)
+    report.write(TITLE, "floors", measure, target="floors")

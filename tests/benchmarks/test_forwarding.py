@@ -43,7 +43,9 @@ def test_the_section_replaces_itself_and_nothing_around_it(tmp_path, monkeypatch
     results.write_text("# Results\n\nothers\n")
     forwarding.write(results)
     once = results.read_text()
-    assert once.startswith("# Results\n\nothers\n\n## Forwarding\n")
+    assert once.startswith("# Results\n\nothers\n\n")
+    assert once.partition("\n\n## ")[2].startswith("Forwarding\n")
+    assert "| ratio; open connection, VPC to pod; stock : ours | 1.00 | ≥ 1.03: not held |" in once
     assert "| new connection, VPC to pod | 2,000 ± 750 |" in once
     results.write_text(f"{once}\n## Later\n\nothers\n")
     forwarding.write(results)

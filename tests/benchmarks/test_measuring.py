@@ -74,10 +74,13 @@ def test_goals_are_read_from_the_tables_of_all_sections(tmp_path):
     report.replace_section(results, "## Pods", ["## Pods", "", *table])
     shares = report.table(("share", "all", "goal"), [("idle", *report.goal(0.05, 0.1, unit=" %"))])
     report.replace_section(results, "## Life", ["## Life", "", *shares])
-    report.replace_head(results, ["# Results", "", *goals.lines(report.body(results))])
+    report.replace_head(results, ["# Results", "", "Heed this."])
     assert list(goals.read(report.body(results))) == [
         ("Pods", "ms, p50; ADD; 0 pods there; ratio", "0.95", "≤ 0.95: not held"),
         ("Pods", "ms, p50; ADD; 250 pods there; ratio", "1.0", "≥ 1: held"),
         ("Life", "share; idle; all", "0.05 %", "≤ 0.1 %: held"),
     ]
-    assert "2 of 3 goals are held" in results.read_text()
+    assert "# Results\n\nHeed this.\n\n2 of 3 goals are held" in results.read_text()
+    report.replace_section(results, "## Life", ["## Life", "", "none"])
+    assert "# Results\n\nHeed this.\n\n1 of 2 goals are held" in results.read_text()
+    assert "\n\n## Pods\n\n" in results.read_text()

@@ -27,12 +27,13 @@ def enter() -> None:
 
 
 def _begin_daemon() -> None:
-    """Start what the daemon will wait for, before it imports anything of its own.
+    """Start what the daemon will wait for, then import it.
 
     Another process checks the document for it, so that its model can be the plain one.
     """
     gc.disable()  # nothing that is imported is garbage; the daemon enables it
     import schemas
+    from reconciler.daemon.unused import left_out
     from schemas.process import CHECKERS
 
     schemas.checks = False
@@ -42,6 +43,8 @@ def _begin_daemon() -> None:
         from reconciler.targets.ec2.caller import EARLY
 
         EARLY.start()
+    with left_out():
+        import reconciler.cli.run  # noqa: F401
 
 
 def _state_dir() -> str:

@@ -91,9 +91,7 @@ DOORS = {
     "boto3": {"reconciler/targets/ec2/caller.py"},
     "botocore": {"reconciler/targets/ec2/caller.py"},
     "nftables": {"reconciler/targets/nftables/target.py"},
-    "pyroute2": {
-        *(f"reconciler/targets/netlink/{door}.py" for door in ("namespaces", "tables")),
-    },
+    "pyroute2": {"reconciler/targets/netlink/tables.py"},
     "subprocess": {
         *("reconciler/targets/ec2/caller.py", "reconciler/targets/iptables/programs.py"),
         "schemas/process.py",

@@ -10,11 +10,14 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING
 
 from reconciler.diagnostics import foreign
 from reconciler.diagnostics.foreign import Manager, Networkd, Setting, Tool
 from reconciler.targets.files.bounded import list_files, printable, read_file
+
+if TYPE_CHECKING:
+    from xml.etree import ElementTree as ET
 
 ROOT = "NODE_NETWORK_HOST_ROOT"
 """Environment variable: where the host's root is mounted. Default: /."""
@@ -152,7 +155,11 @@ class HostFiles:
 
     def _firewalld(self, what: str) -> Iterator[ET.Element]:
         places = [f"etc/firewalld/{what}", *(f"{d}/firewalld/{what}" for d in VENDORS)]
-        for path in self._merged(places, "*.xml"):
+        if not (paths := self._merged(places, "*.xml")):
+            return  # and the parser is not loaded
+        from xml.etree import ElementTree as ET
+
+        for path in paths:
             try:
                 root = ET.fromstring(read_file(path, MAX_BYTES))
             except (ET.ParseError, OSError, ValueError, LookupError):

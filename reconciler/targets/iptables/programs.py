@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import subprocess
 import threading
 from collections import defaultdict
@@ -69,9 +68,6 @@ class Iptables:
         for backend, there in (("nft", nft_tables), ("legacy", table_names(IPV4))):
             program = f"iptables-{backend}-save"
             for table in (t for t in TABLES if t in there):
-                if shutil.which(program) is None:
-                    unlisted[backend, table] = f"there is no {program}"
-                    continue
                 lines, why = _list([program, "-t", table], telling.encode(), limit)
                 if why:
                     unlisted[backend, table] = why
@@ -111,6 +107,8 @@ def _list(argv: list[str], telling: bytes, limit: int) -> tuple[tuple[str, ...],
     with os.fdopen(os.memfd_create("said"), "w+b") as said:
         try:
             program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said)
+        except FileNotFoundError:
+            return (), f"there is no {argv[0]}"
         except OSError as error:
             return (), str(error)
         timer = threading.Timer(TIMEOUT_S, program.kill)  # it ends reading as well

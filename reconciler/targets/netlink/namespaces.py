@@ -1,8 +1,8 @@
 """Network namespaces: how this thread gets into one, and out again.
 
 A socket belongs for life to the namespace its thread was in when it was made, which is how the
-namespaces of pods are entered: setns, open, setns back; no process, no thread. Only for setns a
-door to ``pyroute2``: Python has it, and unshare, from 3.12 on.
+namespaces of pods are entered: setns, open, setns back; no process, no thread. Python has
+setns and unshare from 3.12 on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from pyroute2.netns import setns
 
 from reconciler.core.attachment import netns_inode, netns_path
 
@@ -78,7 +76,7 @@ def entered(identity: str) -> Iterator[None]:
 def entered_by(descriptor: int) -> Iterator[None]:
     """Put this thread into an open namespace for a while; ``OSError`` if it is none."""
     with _coming_back():
-        setns(descriptor)
+        _succeed(_libc.setns(descriptor, CLONE_NEWNET))
         yield
 
 
@@ -86,9 +84,7 @@ def entered_by(descriptor: int) -> Iterator[None]:
 def empty_namespace() -> Iterator[None]:
     """Put this thread into a network namespace that is made for it, and goes when it leaves."""
     with _coming_back():
-        if _libc.unshare(CLONE_NEWNET) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        _succeed(_libc.unshare(CLONE_NEWNET))
         yield
 
 
@@ -99,6 +95,13 @@ def _coming_back() -> Iterator[None]:
         try:
             yield
         finally:
-            setns(home)
+            _succeed(_libc.setns(home, CLONE_NEWNET))
     finally:
         os.close(home)
+
+
+def _succeed(result: int) -> None:
+    """Raise an ``OSError`` for what a function of the C library has returned."""
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

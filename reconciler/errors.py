@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 FOREIGN_TEXT = 256  # characters kept of the text of an exception that is not ours
@@ -188,8 +187,7 @@ class PodError(ReconcilerError):
         self.__cause__ = cause
 
 
-@contextmanager
-def boundary(what: str) -> Iterator[None]:
+class boundary:  # noqa: N801 - it is used as a function is, a hundred times for each pod
     """Turn whatever is raised, unless it is ours already, into an ``InternalError``.
 
     The only place that catches everything. Around it is ``except ReconcilerError``, by whoever
@@ -198,12 +196,20 @@ def boundary(what: str) -> Iterator[None]:
     Args:
         what: is done; it stands in the condition and in the metric.
     """
-    try:
-        yield
-    except ReconcilerError:
-        raise
-    except Exception as error:
-        raise InternalError(what, error) from error
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, ReconcilerError):
+            raise InternalError(self._what, error) from error
 
 
 class ConflictError(ReconcilerError):

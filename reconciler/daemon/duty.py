@@ -100,6 +100,10 @@ class Conditions:
 
         What they say is left out if it is in the log already (``is_logged``).
         """
+        issues = tuple(issues)
+        with self._lock:
+            if not issues and not self._known.get(domain):
+                return  # as nearly always
         now = datetime.now(UTC).isoformat(timespec="seconds")
         bounded = {f"{i.subject}/{i.reason}": i for i in map(self.named, _bounded(issues))}
         current: dict[str, Condition] = {

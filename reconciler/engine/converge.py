@@ -336,7 +336,8 @@ def _look(desires: _Desires[I], hold: Hold) -> tuple[Outcomes, Plan]:
             outcomes[domain.name] = Outcome(want, observed, errors=(error,))
             continue
         cut = [text for kind, text in missing.cut_kinds.items() if kind in domain.kinds]
-        plan += Plan(refusals=tuple(Issue(f"{domain.name}s", "TooMany", text) for text in cut))
+        if cut:
+            plan += Plan(refusals=tuple(Issue(f"{domain.name}s", "TooMany", t) for t in cut))
         plans[domain.name] = plan
         outcomes[domain.name] = Outcome(want, observed, plan, plan, errors=errors)
     return outcomes, merge(plans)

@@ -105,7 +105,14 @@ class Plan:
         return bool(self.actions or self.refusals)
 
     def __add__(self, other: Plan) -> Plan:
-        return Plan(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Plan)))
+        return Plan(
+            self.actions + other.actions,
+            self.refusals + other.refusals,
+            self.foreign + other.foreign,
+            self.findings + other.findings,
+            self.deferred + other.deferred,
+            self.begun + other.begun,
+        )
 
 
 def compare(
@@ -165,8 +172,7 @@ def merge(plans: Mapping[str, Plan]) -> Plan:
     build = [a for p in plans.values() for a in p.actions if a.verb is not Verb.DELETE]
     backwards = reversed(list(plans.values()))
     clear = [a for p in backwards for a in p.actions if a.verb is Verb.DELETE]
-    rest = sum((replace(p, actions=()) for p in plans.values()), Plan())
-    return replace(rest, actions=(*build, *clear))
+    return replace(sum(plans.values(), Plan()), actions=(*build, *clear))
 
 
 def _identity(obj: Keyed) -> tuple[str, Key]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from hypothesis import given
@@ -101,3 +101,9 @@ def test_merged_plans_build_forwards_and_clear_backwards() -> None:
 def test_a_plan_with_nothing_but_a_refusal_is_not_empty() -> None:
     assert not Plan()
     assert Plan(refusals=(Issue("x", "Y", "z"),))
+
+
+def test_plans_add_up_in_every_field() -> None:
+    one = Plan(*((name,) for name in ("a", "r", "f", "n", "d", "b")))  # type: ignore[arg-type]
+    twice = Plan(*((*getattr(one, f.name),) * 2 for f in fields(Plan)))
+    assert one + one == twice

@@ -203,21 +203,26 @@ class StateDirectory(OwnedDirectory):
             return self._with_others(intents, self._attachments.load(alive), alive)
 
     def observe_at(self, keys: Collection[AttachmentKey], before: Records) -> Records:
-        """Read these attachments' records, and those that are no pod's.
+        """Read these attachments' records.
 
-        Of all others what was read before is still true.
+        Of all others what was read before is still true, and of what is no pod's what this process
+        knows: it writes that itself.
         """
         names = sorted(map(codec.key_name, keys))
         alive = disk.remembered_life()
         with self._memory:
             intents = _updated(before.intents, keys, self._intents.load(alive, names))
             attachments = self._attachments.load(alive, names)
-            return self._with_others(
-                intents, _updated(before.attachments, keys, attachments), alive
-            )
+            attachments = _updated(before.attachments, keys, attachments)
+            return self._with_others(intents, attachments, alive, again=False)
 
     def _with_others(
-        self, intents: tuple[Intent, ...], attachments: tuple[Attachment, ...], alive: IsAlive
+        self,
+        intents: tuple[Intent, ...],
+        attachments: tuple[Attachment, ...],
+        alive: IsAlive,
+        *,
+        again: bool = True,
     ) -> Records:
         """Add the records that are no pod's; their times move with a clock that was set."""
         ours = self._ours.values()
@@ -228,15 +233,20 @@ class StateDirectory(OwnedDirectory):
                 records.follow_clock(delta)
         counts = {one.directory: one.count for one in (self._intents, *ours)}
         counts[self._aside.directory] = self._aside.count
+        of: dict[type, tuple[Any, ...]] = {
+            kind: one.load(alive) if again else one.recall(alive)
+            for kind, one in self._ours.items()
+            if kind is not Attachment
+        }
         return Records(
             intents=intents,
             attachments=attachments,
-            cooling=self._ours[Cooling].load(alive),
-            quarantined=self._ours[Quarantine].load(alive),
-            creations=self._ours[Creation].load(alive),
-            identities=self._ours[EgressIdentity].load(alive),
+            cooling=of[Cooling],
+            quarantined=of[Quarantine],
+            creations=of[Creation],
+            identities=of[EgressIdentity],
             unreadable=self._intents.unreadable,
-            set_aside=self._aside.read(),
+            set_aside=self._aside.read() if again else self._aside.recall(),
             unwritten=frozenset(identity for records in ours for identity in records.unwritten),
             crowded=tuple(
                 (path, f"{count} files, of which {disk.MAX_RECORDS} are looked at")

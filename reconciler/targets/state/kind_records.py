@@ -144,6 +144,12 @@ class OurRecords(KindRecords[R]):
         """Identities of the records that count and are not on disk."""
         return ((r.kind, r.key) for _, r in (self._parsed[name] for name in self._unwritten))
 
+    def recall(self, is_alive: IsAlive) -> tuple[R, ...]:
+        """Return all that count, in key order: without a look, if this process is their writer."""
+        if not (self._lock.is_held and self._was_read):
+            return self.load(is_alive)
+        return tuple(sorted(self._known.values(), key=BY_KEY))
+
     def hold(self, records: Iterable[R]) -> None:
         """Count records that only the kernel shows, until they are written or gone.
 
@@ -184,7 +190,7 @@ class OurRecords(KindRecords[R]):
                 self._second(name).unlink(missing_ok=True)
                 os.link(path, self._second(name))
         self._forget(name)
-        self._aside.left.pop(str(path), None)
+        self._aside.forgive(str(path))
         if self._lock.is_held:
             self._known[name] = record
 
@@ -225,7 +231,7 @@ class OurRecords(KindRecords[R]):
         parsed, broken = super()._read(names, is_alive)
         self._was_read = True
         for name in parsed if self._aside.left else ():
-            self._aside.left.pop(f"{self.directory}/{name}", None)
+            self._aside.forgive(f"{self.directory}/{name}")
         for name, (_, reason) in list(broken.items()):
             self._guess(name)
             if self._aside.add(self.kind, name, reason, is_ours=self._lock.is_held):

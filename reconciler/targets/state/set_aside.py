@@ -38,12 +38,14 @@ class SetAsideRecords:
         self._known: dict[str, tuple[Version, SetAside]] = {}
         self.left: dict[str, SetAside] = {}
         self._moved = 0
+        self._last: tuple[SetAside, ...] | None = None
 
     def add(self, kind: Kind[Any], name: str, why: str, *, is_ours: bool) -> bool:
         """Move a record that cannot be read aside, if it is ours: it is kept, and not planned on.
 
         What cannot be moved is planned on as little, and named where it is. Returns which.
         """
+        self._last = None
         source = f"{self.root}/{kind.directory}/{name}"
         target = f"{self.directory}/{kind.directory}-{name}"
         if is_ours and self._moved < MAX_SET_ASIDE:
@@ -70,9 +72,19 @@ class SetAsideRecords:
 
     def remove(self, record: SetAside) -> None:
         """Keep the file for people, and stop planning on it. Raises an OSError."""
+        self._last = None
         with suppress(FileNotFoundError):
             os.rename(record.path, f"{record.path}{RELEASED}")  # noqa: PTH104 - it may have any name
         self.left.pop(record.path, None)
+
+    def forgive(self, path: str) -> None:
+        """Forget one that was left where it was: it can be read again, or was written anew."""
+        if self.left.pop(path, None):
+            self._last = None
+
+    def recall(self) -> tuple[SetAside, ...]:
+        """Return what was last described, unless something was set aside, or put away, since."""
+        return self.read() if self._last is None else self._last
 
     def read(self) -> tuple[SetAside, ...]:
         """Describe what is set aside."""
@@ -100,10 +112,12 @@ class SetAsideRecords:
                 found[name] = known
         self._known, self._moved = found, len(found)
         self.left = {p: r for p, r in self.left.items() if os.path.lexists(p)}
-        return (*(record for _, record in found.values()), *self.left.values())
+        self._last = (*(record for _, record in found.values()), *self.left.values())
+        return self._last
 
     def follow_clock(self, delta: float) -> None:
         """Move the times with the clock."""
+        self._last = None
         self._known = {n: (v, _shift(r, delta)) for n, (v, r) in self._known.items()}
         self.left = {p: _shift(r, delta) for p, r in self.left.items()}
 

@@ -70,6 +70,7 @@ int main(void)
     /* A peer or a runtime that is gone is an error to be told, not the end: what was recorded has
      * to be taken back. An isolated interpreter leaves signals alone. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file that RLIMIT_FSIZE refuses is an error like any other */
     configure();
     PyGC_Disable(); /* it ends before what it leaves could matter */
     PyObject *module = PyImport_ImportModule("cni.__main__");

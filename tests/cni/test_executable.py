@@ -137,6 +137,14 @@ def test_a_del_that_cannot_be_recorded_is_an_error_that_never_says_not_found(sta
     assert "not found" not in json.dumps(error).lower()
 
 
+def test_a_limit_on_the_size_of_files_is_an_error_and_no_signal(state: Path) -> None:
+    """Whoever exceeds it gets SIGXFSZ, which ends a process that does not ignore it."""
+    code, error = run(state, "DEL", within=["prlimit", "--fsize=0"])
+    assert (code, error["code"]) == (1, 5)
+    assert "EFBIG" in error["details"]
+    assert intents(state) == {}
+
+
 def test_an_add_that_cannot_be_recorded_asks_for_nothing(state: Path, serve: Any) -> None:
     (state / "intents").write_text("")
     reconciler = serve(say(REPLY))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import threading
+from collections.abc import Callable
 
 import pytest
 from builders import intent, key
 from node.test_passes import Simulation
+from waiting import until
 
 from reconciler.core.attachment import IntentState
 from reconciler.domains.link import Veth
@@ -85,18 +88,55 @@ def test_a_link_is_deleted_by_what_it_is_and_not_by_its_name(sim: Simulation) ->
     assert sim.node.kernel_pass(sim.document).settled
 
 
-def test_whatever_a_deletion_raises_ends_no_thread_and_no_wait() -> None:
-    def raise_it(_: int) -> None:
-        raise ValueError("no code expects it")
+def raise_it(_: int) -> None:
+    raise ValueError("no code expects it")
 
-    for delete in (raise_it, lambda _: None):
-        removals = Removals(delete)
-        assert not removals.take(7, "nn7"), "nobody takes turns"
-        removals.apart = True
-        assert removals.take(7, "nn7")
-        assert removals.names == {"nn7"}
-        removals.wait()
-        assert removals.turn()
-        assert removals.names == frozenset()
-        assert removals.take(7, "nn7") is (delete is not raise_it)
-    removals.stop()
+
+def say_gone(_: int) -> None:
+    raise KernelError(errno.ENODEV)
+
+
+@pytest.mark.parametrize("delete", [raise_it, say_gone, lambda _: None])
+def test_whatever_a_deletion_raises_ends_no_thread_and_no_wait(
+    delete: Callable[[int], None],
+) -> None:
+    removals = Removals(delete)
+    assert not removals.take(7, "nn7"), "nobody takes turns"
+    removals.apart = True
+    assert removals.take(7, "nn7")
+    assert removals.names == {"nn7"}
+    removals.wait()
+    assert removals.turn()
+    assert removals.names == frozenset()
+    assert removals.take(7, "nn7") is (delete is not raise_it)
+    assert removals.take(7, "nn7"), "whoever asked has heard the error"
+
+
+def test_a_turn_deletes_all_that_were_taken_though_one_fails() -> None:
+    asked: list[int] = []
+
+    def refuse_one(index: int) -> None:
+        asked.append(index)
+        if index == 8:
+            raise KernelError(errno.EBUSY)
+
+    removals = Removals(refuse_one)
+    removals.apart = True
+    for index in (7, 8, 9):
+        assert removals.take(index, f"nn{index}")
+    assert removals.turn()
+    assert (asked, removals.names) == ([7, 8, 9], frozenset())
+    assert not removals.turn()
+
+
+def test_who_waits_for_links_is_woken_by_one_and_by_the_end() -> None:
+    removals = Removals(lambda _: None)
+    removals.apart = True
+    for wake in (lambda: removals.take(7, "nn7"), removals.stop):
+        thread = threading.Thread(target=removals.wait, daemon=True)
+        thread.start()
+        until(lambda: removals._changed._waiters, "the wait")
+        wake()
+        thread.join(15)
+        assert not thread.is_alive()
+        removals.turn()

@@ -552,6 +552,9 @@ def test_a_pods_link_that_is_deleted_apart_shows_until_it_is_gone(world: World) 
     removals, (host, pod) = world.target.removals, world.veth()
     removals.apart = True
     world.put(host)
+    lower = replace(host, mtu=1400)
+    assert world.target.apply([Change(Verb.UPDATE, lower, "test", host)]) == ()
+    assert removals.names == frozenset(), "what changes does not go"
     assert world.remove(host) == ()
     assert {host.key, pod.key} <= {o.key for o in world.see(host)}
     assert removals.names == {"nnveth"}

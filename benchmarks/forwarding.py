@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import release, report, testbed
 from benchmarks.burst import Aim, Burst, BurstError, Sink
+from benchmarks.nodes import LAB
 from benchmarks.testbed import ENIS, VPC_HOST, Testbed
 from lab import lifecycle
 from lab.stock import Iptables
@@ -102,7 +103,7 @@ class Way:
 
 
 def measure(
-    cases: Sequence[Case] = CASES, *, rounds: int = ROUNDS, name: str = "forward"
+    cases: Sequence[Case] = CASES, *, rounds: int = ROUNDS, name: str = f"{LAB}w"
 ) -> Costs:
     """Lay out nodes, measure, and take them down.
 

@@ -13,6 +13,18 @@ from collections.abc import Sequence
 from benchmarks import report, shipped
 
 OURS = ("reconciler", "schemas", "cni", "benchmarks", "__main__")
+BEGIN = "import gc, sys; gc.disable()"
+AS_DAEMON = """
+import contextlib, importlib.util
+import schemas
+schemas.checks = False
+import reconciler.targets
+left_out = contextlib.nullcontext
+if importlib.util.find_spec("reconciler.daemon.unused"):
+    from reconciler.daemon.unused import left_out
+"""
+"""The daemon holds documents without checks, and imports parts of packages by themselves."""
+
 READ = (
     "print(next(x.split()[1] for x in open('/proc/self/smaps_rollup') "
     "if x.startswith('Private_Dirty')))"
@@ -21,12 +33,10 @@ READ = (
 
 def program(names: Sequence[str]) -> str:
     """Return a program that imports modules as the daemon does, in the order given."""
-    lines = ["import gc, sys", "gc.disable()"]
-    if any(name.partition(".")[0] not in sys.stdlib_module_names for name in names):
-        # The daemon holds documents without checks, and imports parts of packages by themselves.
-        lines += ["import schemas", "schemas.checks = False", "import reconciler.targets"]
-    lines += [f"for name in {' '.join(names)!r}.split():", "    __import__(name)"]
-    return "\n".join([*lines, "gc.freeze()"])
+    imports = f"for name in {' '.join(names)!r}.split(): __import__(name)"
+    if all(name.partition(".")[0] in sys.stdlib_module_names for name in names):
+        return f"{BEGIN}\n{imports}\ngc.freeze()"
+    return f"{BEGIN}\n{AS_DAEMON}\nwith left_out():\n    {imports}\ngc.freeze()"
 
 
 def split(modules: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

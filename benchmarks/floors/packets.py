@@ -11,6 +11,7 @@ from ipaddress import IPv4Network
 from benchmarks import forwarding, report, testbed
 from benchmarks.burst import Aim, Burst
 from benchmarks.forwarding import PODS, SIZE
+from benchmarks.nodes import LAB
 from benchmarks.testbed import VPC_HOST, Testbed
 from lab import netns
 
@@ -46,7 +47,7 @@ def measure() -> Costs:
             layer: stack.enter_context(_layer(number, layer, rules))
             for number, (layer, rules) in enumerate(LAYERS.items())
         }
-        names = stack.enter_context(forwarding.a_lab("floors"))
+        names = stack.enter_context(forwarding.a_lab(f"{LAB}v"))
         exclude = [IPv4Network("11.0.0.0/24")]
         beds[OURS] = stack.enter_context(closing(testbed.by_us(names, PODS[0], exclude)))
         bursts = {}
@@ -68,7 +69,7 @@ def measure() -> Costs:
 
 @contextmanager
 def _layer(number: int, layer: str, rules: str) -> Iterator[Testbed]:
-    with forwarding.a_lab(f"floor{number}") as names, closing(testbed.bare(names)) as bed:
+    with forwarding.a_lab(f"{LAB}v{number}") as names, closing(testbed.bare(names)) as bed:
         with netns.inside(bed.node):
             subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
             if ROUTED in layer:

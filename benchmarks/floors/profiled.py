@@ -66,14 +66,9 @@ def main() -> None:
     os.mkfifo(place.with_suffix(".ask"), 0o600)
     threading.Thread(target=listen, name="profiled", daemon=True).start()
     threading.Thread.run = watched(threading.Thread.run)  # type: ignore[method-assign]
-    import schemas
-
-    schemas.checks = False  # as it is in the daemon from its first line on
     from reconciler.__main__ import enter
-    from reconciler.daemon.agent import Agent
 
-    Agent.run = watched(Agent.run)  # type: ignore[method-assign]
-    enter()
+    watched(lambda _: enter())(None)
 
 
 if __name__ == "__main__":

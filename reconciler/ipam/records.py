@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import ClassVar, TypeVar
 
 from reconciler.core.attachment import (
@@ -123,6 +123,16 @@ class Records:
             attachments=tuple(a for a in self.attachments if a.key not in keys),
         )
 
+    def is_like(self, other: Records) -> bool:
+        """Whether the records of another look are the very same objects.
+
+        Equal ones may differ in what is not on disk, as whether a pod's namespace is there.
+        """
+        return all(
+            mine == its and (not isinstance(mine, tuple) or all(map(is_, mine, its)))
+            for mine, its in ((getattr(self, n), getattr(other, n)) for n in FIELDS)
+        )
+
     def withheld(self, now: float) -> frozenset[IpAddress]:
         """Addresses that no pod may be given: identities', and those that a torn record names.
 
@@ -186,6 +196,8 @@ class Records:
         A record that was restored by hand may name the address of a running pod, whose connections
         must not be ended.
         """
+        if not self.cooling:
+            return ()
         held = {own for a in self.living for own in a.addresses}
         return tuple(c for c in self.cooling if c.address not in held)
 
@@ -208,6 +220,9 @@ class Records:
         cooling = sum(is_counted(c.address) for c in self.cooling)
         dedicated = sum(any(map(is_counted, i.addresses)) for i in self.identities)
         return Demand(assigned, cooling, len(waiting), dedicated=dedicated)
+
+
+FIELDS = tuple(f.name for f in fields(Records))
 
 
 def find_copies(

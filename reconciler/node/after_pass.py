@@ -6,11 +6,12 @@ Each step takes the result so far and adds to it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from reconciler.diagnostics import findings
+from reconciler.diagnostics.foreign import Ours
 from reconciler.domains import boot_rule, conflist, executable, forward
 from reconciler.domains.boot_rule import BootRule
 from reconciler.domains.executable import Executable
@@ -84,6 +85,8 @@ class OtherOwners:
     """
 
     surroundings: Neighbourhood
+    _stake: tuple[Inputs, Ours] | None = field(default=None, init=False)
+    """What of ours is at stake, by the inputs of the last pass."""
 
     @property
     def domain(self) -> Domain[Inputs]:
@@ -102,6 +105,7 @@ class OtherOwners:
 
         Without ``backoffs`` nothing is changed.
         """
+        known = inputs
         with boundary("observe of forward"):
             seen = self.surroundings.observe()
         made: Outcomes = {}
@@ -116,7 +120,9 @@ class OtherOwners:
                     seen = self.surroundings.observe()
         actions = outcomes.get("takeover", Outcome()).remaining.actions
         leaving = frozenset(a.object for a in actions if isinstance(a, Change))
-        hurting = findings.judge(findings.without(seen, leaving), findings.desire(inputs))
+        if self._stake is None or self._stake[0] is not known:
+            self._stake = known, findings.desire(known)
+        hurting = findings.judge(findings.without(seen, leaving), self._stake[1])
         return made, hurting
 
 

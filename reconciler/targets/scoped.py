@@ -64,6 +64,8 @@ def known_records(
 
     def look(_: Iterable[object]) -> Records:
         seen = state.observe_at((), records)
+        if attachments <= seen.unwritten:
+            return seen
         return replace(seen, unwritten=seen.unwritten | attachments)
 
     return ScopedTarget(_once(look, state.observe), state.apply)

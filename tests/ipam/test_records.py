@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from builders import attachment, intent, key
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,3 +26,13 @@ def test_what_is_among_keys_is_all_of_them_and_nothing_else(
     assert found.intents == tuple(i for i in records.intents if i.key in keys)
     assert found.attachments == tuple(a for a in records.attachments if a.key in keys)
     assert found.released == records.released & keys
+
+
+def test_records_that_are_only_equal_are_not_taken_for_the_same() -> None:
+    one = Records(intents=(intent(1),), attachments=(attachment(1), attachment(2)))
+    assert one.is_like(replace(one))
+    changed = replace(attachment(2), netns_alive=False)
+    assert changed == attachment(2), "that its namespace has gone is on no disk"
+    assert not one.is_like(replace(one, attachments=(one.attachments[0], changed)))
+    assert not one.is_like(replace(one, attachments=one.attachments[:1]))
+    assert not one.is_like(replace(one, unwritten=frozenset({("attachment", key(1))})))

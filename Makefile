@@ -9,7 +9,7 @@ CNI    := build/node-network-cni
 # Two more than the two cores it is measured on: lab tests wait more than they compute.
 WORKERS ?= 4
 
-.PHONY: help demo cni image test e2e e2e-long lint format bench floors soak schema docs lock clean setup
+.PHONY: help demo cni image test e2e e2e-long e2e-kernel lint format bench floors soak schema docs lock clean setup
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,9 @@ e2e: $(STAMP) $(CNI) ## a real Kubernetes cluster on two lab nodes: start, pods,
 e2e-long: $(STAMP) $(CNI) ## the same, and what takes longer
 	@lab/kubernetes/setup.sh
 	@RESULTS=$(RESULTS) $(BIN)/pytest -s -v tests/e2e $(ARGS)
+
+e2e-kernel: $(STAMP) ## what this machine's kernel does not have, on Debian's in an emulated machine: the fast path
+	@lab/vm/run.sh $(BIN)/pytest -v --color=no tests/vm tests/targets/test_flows_contract.py $(ARGS)
 
 cni: $(CNI) ## build the static CNI executable
 

@@ -64,6 +64,19 @@ class Routing(Model):
     )
 
 
+class Datapath(Model):
+    """How packets are forwarded."""
+
+    fast_path: Literal["off", "auto"] = Field(
+        default="off",
+        description="Whether packets of pods' open TCP connections pass the rulesets by. auto: "
+        "a connection that was answered, and that the pod sends into, is forwarded by a flowtable "
+        "of the kernel from then on; not where the kernel has none, nor while other programs' "
+        "rules or queues look at each packet that is forwarded: a condition names them. Needs "
+        "pods.spoofing deny. off: each packet passes all rulesets.",
+    )
+
+
 class Pods(Model):
     """Pods' links and namespaces."""
 
@@ -202,6 +215,7 @@ class NodeNetwork(Model):
     eni: Eni = Field(default=Eni(), description="The ENIs that pods' addresses belong to.")
     snat: Snat = Field(default=Snat(), description="Which address others outside the VPC see.")
     routing: Routing = Field(default=Routing(), description="How packets are routed to their ENI.")
+    datapath: Datapath = Field(default=Datapath(), description="How packets are forwarded.")
     pods: Pods = Field(default=Pods(), description="Pods' links and namespaces.")
     cni: Cni = Field(default=Cni(), description="The CNI configuration for container runtimes.")
     reconcile: Reconcile = Field(
@@ -289,6 +303,11 @@ class NodeNetwork(Model):
                 "takeOver: connections through the node's address carry 0x80, the mark of "
                 "amazon-vpc-cni-k8s, and would be cut by another routing.markMask than 0xff; "
                 "leave that out until they have ended"
+            )
+        if self.datapath.fast_path == "auto" and self.pods.spoofing == "allow":
+            yield (
+                "datapath.fastPath: auto needs pods.spoofing: deny, or a connection that was let "
+                "pass with another's address would go on once that is denied; choose one"
             )
         if self.max_pods == "auto" and not self.kubernetes.report:
             yield (

@@ -20,6 +20,7 @@ from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.diagnostics.stock_objects import Leftover, PodEnd, Sighting
 from reconciler.domains.address import LinkAddress
 from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
+from reconciler.domains.fast_path import FlowObject, FlowTable
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
 from reconciler.domains.link import EniLink, Link, PodLink, Veth
@@ -131,6 +132,9 @@ class FakeNetlink:
         for r in sorted(ours, key=lambda r: r.key):
             found[r.device] = (*found.get(r.device, ()), r.destination.network_address)
         return found
+
+    def queues(self) -> frozenset[tuple[str, str]]:
+        return frozenset()
 
     def addresses_behind(self, links: Iterable[str]) -> dict[str, tuple[IpAddress, ...]]:
         found = {}
@@ -319,11 +323,36 @@ class FakeNetlink:
                 del self._objects[identity]
 
 
+class FakeFlows:
+    """A flowtable; ``refuses`` says why the kernel takes none."""
+
+    def __init__(self, refuses: str = "") -> None:
+        self.refuses = refuses
+        self.objects: set[FlowObject] = set()
+
+    def refusal(self) -> str:
+        return self.refuses
+
+    def observe(self, desired: Iterable[FlowObject] = ()) -> frozenset[FlowObject]:
+        return frozenset(self.objects)
+
+    def apply(self, actions: Sequence[Change[FlowObject]]) -> tuple[ApplyError, ...]:
+        for action in actions:
+            if action.verb is Verb.DELETE and isinstance(action.object, FlowTable):
+                self.objects.clear()
+            elif action.verb is Verb.DELETE:
+                self.objects.discard(action.object)
+            else:
+                self.objects.add(action.object)
+        return ()
+
+
 class FakeNft:
     """Our table: a transaction happens whole or not at all."""
 
     def __init__(self, objects: Iterable[NftObject] = ()) -> None:
         self._objects = set(objects)
+        self.flows = FakeFlows()
 
     def observe(self, desired: Iterable[NftObject] = ()) -> frozenset[NftObject]:
         return frozenset(self._objects)

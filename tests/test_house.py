@@ -21,6 +21,7 @@ from reconciler.domains import (
     conflist,
     conntrack,
     executable,
+    fast_path,
     forward,
     link,
     nat,
@@ -348,6 +349,8 @@ def test_every_action_of_every_domain_is_exercised_by_a_contract_test() -> None:
         executable.Executable,
         boot_rule.BootRule,
         forward.ForwardAccept,
+        fast_path.FlowTable,
+        fast_path.FlowLink,
         *stock_objects.Leftover.__args__,
     ]
     names = actions + [o.__name__ for o in objects]
@@ -369,7 +372,7 @@ def test_every_object_says_the_command_of_every_verb_on_one_line() -> None:
     places = Installation("/conf", "/bin", "/shipped", "/run/node-network", "/etc/tmpfiles.d")
     now = inputs(3, (attachment(1, 1),), installation=places)
     kernel = (link, address, neighbour, route, rule, sysctl, nat)
-    for module in (*kernel, executable, conflist, boot_rule):
+    for module in (*kernel, fast_path, executable, conflist, boot_rule):
         for obj in module.desire(now):
             for verb in Verb:
                 command = obj.command(verb)

@@ -80,6 +80,10 @@ class Marks:
 
 TABLE = "node_network"  # the one nftables table, family ``inet``
 
+FLOWS = "node_network_flows"
+"""The table of the fast path, family ``inet``: one of its own, so that what goes wrong with links
+that come and go, or with a kernel without flowtables, goes wrong in it alone."""
+
 ALIAS = "node-network"  # start of the alias of every link we made; the rest names its attachment
 
 

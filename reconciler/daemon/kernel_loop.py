@@ -223,6 +223,9 @@ class KernelLoop:
             self._ledger.follow(result.outcomes)
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
+        if parts.node.after.fast_path.is_on:
+            with parts.duties.over("the fast path"):
+                parts.node.after.fast_path.follow(result)
         return result.served
 
     def _run_checks(self) -> None:

@@ -39,7 +39,9 @@ it is not wanted any more."""
 ENDING = "the reconciler was told to end while it waited; it is served by the next one"
 """What an ADD under way is told then, whatever its budget is."""
 
-NO_CAUSE = frozenset({"foreign", "forward", "executable", "conflist", "boot-rule", "conntrack"})
+NO_CAUSE = frozenset(
+    {"foreign", "forward", "fast-path", "executable", "conflist", "boot-rule", "conntrack"}
+)
 """Domains whose errors are never why a pod's objects are not in place: other owners' doings, what
 belongs on the host, and addresses that cool. They would stand ahead of the cause in a runtime's
 error."""

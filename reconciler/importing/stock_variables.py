@@ -310,6 +310,7 @@ VARIABLES = (
 OURS = {
     "maxPods": "auto reads it from the Node object, as the stock plugin always does",
     "routing.acceptForwarded": "Docker's and others' forward chains that drop",
+    "datapath.fastPath": "open connections past all rulesets, by the kernel's flowtable",
     "pods.spoofing": "whether a pod may send with an address that is not its own",
     "pods.metadata": "which namespaces' pods reach instance metadata",
     "pods.repair": "what pods change in their own namespaces",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reconciler.diagnostics import findings
-from reconciler.diagnostics.foreign import Ours
+from reconciler.diagnostics.foreign import Foreign, Ours
 from reconciler.domains import boot_rule, conflist, executable, forward
 from reconciler.domains.boot_rule import BootRule
 from reconciler.domains.executable import Executable
@@ -22,6 +22,7 @@ from reconciler.engine.converge import Domain, Outcome, Outcomes
 from reconciler.engine.plan import Change
 from reconciler.errors import Issue, boundary
 from reconciler.node.environment import Directories, Neighbourhood
+from reconciler.node.fast_path import FastPath
 from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, converge_held
 from reconciler.node.pass_result import PassResult, not_in_place
 from reconciler.node.stock_plugin import StockPlugin
@@ -40,12 +41,14 @@ class AfterPass:
 
     takeover: Takeover
     others: OtherOwners
+    fast_path: FastPath
     installation: Installer
     inspection: Inspection
 
     def __iter__(self) -> Iterator[tuple[str, Step]]:
         yield "taking over from the stock plugin", self.takeover
         yield "the look at other owners", self.others
+        yield "the fast path", self.fast_path
         yield "the installation", self.installation
         yield "the look into pods", self.inspection
 
@@ -85,6 +88,7 @@ class OtherOwners:
     """
 
     surroundings: Neighbourhood
+    latest: Foreign | None = field(default=None, init=False)  # what was last seen
     _stake: tuple[Inputs, Ours] | None = field(default=None, init=False)
     """What of ours is at stake, by the inputs of the last pass."""
 
@@ -107,7 +111,7 @@ class OtherOwners:
         """
         known = inputs
         with boundary("observe of forward"):
-            seen = self.surroundings.observe()
+            seen = self.latest = self.surroundings.observe()
         made: Outcomes = {}
         if seen.forward is not None:
             inputs = replace(inputs, host=replace(inputs.host, forward=seen.forward))

@@ -63,6 +63,7 @@ class Cleanup:
         domains: tuple[Domain[Inputs], ...] = (
             *node.after.installation.domains,
             node.after.others.domain,
+            node.after.fast_path.domain,
             *node.domains.all,
             Domain("state", always(frozenset[StatePart]()), compare, parts),
         )

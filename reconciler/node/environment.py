@@ -20,6 +20,7 @@ from reconciler.diagnostics.foreign import Foreign
 from reconciler.diagnostics.ruleset import Ruleset
 from reconciler.diagnostics.stock_objects import Leftover, PodEnd, Sighting
 from reconciler.domains.conntrack import ConntrackFlush, Flow, OpenTo
+from reconciler.domains.fast_path import FlowObject
 from reconciler.domains.forward import ForwardAccept
 from reconciler.domains.inputs import Links
 from reconciler.domains.nat_objects import NftElement, NftLink, NftObject
@@ -128,7 +129,8 @@ class Network(KernelTarget[KernelObject], Protocol):
 
     ``pod_addresses`` is by host end, as the pods' routes say; ``addresses_behind`` what may be the
     addresses of the pods behind some links. ``occupied`` is what the host takes for its own of
-    these, each with where that is said. ``removals`` are pods' links that are being deleted.
+    these, each with where that is said. ``queues`` names links whose packets tc does something to.
+    ``removals`` are pods' links that are being deleted.
     """
 
     @property
@@ -138,17 +140,27 @@ class Network(KernelTarget[KernelObject], Protocol):
     def links(self) -> Links: ...
     def pod_addresses(self) -> dict[str, tuple[IpAddress, ...]]: ...
     def addresses_behind(self, links: Iterable[str]) -> Mapping[str, tuple[IpAddress, ...]]: ...
+    def queues(self) -> frozenset[tuple[str, str]]: ...
     def occupied(
         self, addresses: Collection[IpAddress], networks: Collection[IpNetwork]
     ) -> Mapping[IpNetwork, str]: ...
 
 
+class FlowTarget(ObjectTarget[FlowObject], Protocol):
+    """The flowtable; ``refusal`` says why the kernel takes none, or ""."""
+
+    def refusal(self) -> str: ...
+
+
 class Table(ObjectTarget[NftObject], Protocol):
     """Our nftables table; ``observe_at`` looks for some elements alone.
 
-    ``count`` returns how many packets each of its counters has counted.
+    ``count`` returns how many packets each of its counters has counted. ``flows`` is the table of
+    the fast path.
     """
 
+    @property
+    def flows(self) -> FlowTarget: ...
     def observe_at(self, places: Iterable[NftElement | NftLink], /) -> frozenset[NftObject]: ...
     def count(self) -> Mapping[str, int]: ...
 

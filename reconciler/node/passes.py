@@ -27,6 +27,7 @@ from reconciler.node import kernel_domains, pass_result
 from reconciler.node.after_pass import AfterPass, Installer, OtherOwners, Takeover
 from reconciler.node.cooldown import Cooldowns
 from reconciler.node.environment import Environment, State
+from reconciler.node.fast_path import FastPath
 from reconciler.node.gathering import DeadPods, Gathering, Known, without_copies
 from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, PodObject, PodObjects
 from reconciler.node.pass_result import PassResult
@@ -62,9 +63,11 @@ class LocalNode:
         self.visits = Visits(env.clock)
         kernel = Kernel(env.netlink, env.sysctl)
         self.domains = KernelDomains(kernel, env.sysctl, env.nft)
+        others = OtherOwners(env.surroundings)
         self.after = AfterPass(
             Takeover(stock, self.domains, self.visits),
-            OtherOwners(env.surroundings),
+            others,
+            FastPath(env.nft.flows, env.netlink.queues, lambda: others.latest),
             Installer(env.files, self.domains),
             Inspection(kernel, self.visits),
         )

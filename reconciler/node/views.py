@@ -58,6 +58,7 @@ def diff(node: LocalNode, document: NodeNetwork) -> Outcomes:
     outcomes["link"] = _with_unread(outcomes["link"], inputs)
     outcomes |= dry_run([domain_for(inputs.document, node.environment.remains)], inputs)
     outcomes |= node.after.others.observe(inputs, outcomes)[0]
+    outcomes |= node.after.fast_path.plan(inputs)
     return outcomes | node.after.installation.plan(inputs)
 
 

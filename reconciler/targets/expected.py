@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address, ip_network
 
-from reconciler.core.datapath import PROTOCOL, TABLE
+from reconciler.core.datapath import FLOWS, PROTOCOL, TABLE
 from reconciler.domains.link import Link, Veth, is_owned
 from reconciler.domains.nat_objects import NftElement, NftLink
 from reconciler.domains.nat_rules import LINKS as POD_LINKS
@@ -265,6 +265,8 @@ class _Judgement:
             return True  # what has changed was told before
         found = dict(attributes(body, HEADERS))
         owner = found[nf_tables.NFTA_TABLE].rstrip(b"\0")
+        if kind == nf_tables.NFT_MSG_NEWFLOWTABLE and owner == FLOWS.encode():
+            return True  # a pod's link in the fast path, which each full pass looks at
         if FAMILIES.get(body[HEADER.size]) != "inet" or owner != TABLE.encode():
             return self._hear_others(True)
         is_there = kind == nf_tables.NFT_MSG_NEWSETELEM

@@ -18,6 +18,9 @@ from waiting import until
 
 from lab import netns
 from lab.pod import Pod
+from reconciler.core.datapath import FLOWS
+from reconciler.targets.netlink.ruleset import Nfnetlink
+from reconciler.targets.nftables.flows import Flows
 from reconciler.targets.nftables.target import Nft
 
 pytestmark = pytest.mark.lab
@@ -381,3 +384,18 @@ def test_metadata_is_refused_at_once_to_those_whom_the_document_denies_it(place:
     assert [ask_metadata(p, "ipv4", stream) for p in (one, late)] == ["answered"] * 2
     for made in (one, late):
         place.cluster.delete(made)
+
+
+def test_where_the_kernel_has_no_flowtables_it_is_said_and_pods_start(place: Place) -> None:
+    with netns.inside(place.node):
+        if not Flows().refusal():
+            pytest.skip("this kernel has them; make e2e-kernel")
+    place.edit(DOCUMENT + "datapath: {fastPath: auto}\n")
+    cluster = place.cluster
+    (found,) = cluster.status()["conditions"]
+    assert (found["reason"], found["subject"]) == ("NoFlowtables", "datapath.fastPath")
+    cluster.delete(cluster.add())
+    with netns.inside(place.node):
+        assert FLOWS not in Nfnetlink().list_tables("inet")
+    place.edit(DOCUMENT)
+    assert not cluster.status()["conditions"]

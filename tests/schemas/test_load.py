@@ -68,6 +68,7 @@ def test_every_example_in_the_shipped_document_is_valid_once_its_comment_sign_is
         "ports",
         "rules",
         "routing",
+        "datapath",
         "mtu",
         "vethName",
         "spoofing",

@@ -55,6 +55,27 @@ ENTRIES = (
         _SEEN,
     ),
     Entry(
+        "FastPathHeld",
+        "The fast path is off: others look at each packet",
+        "datapath.fastPath is auto, and a chain or a queue of another owner looks at packets that "
+        "are forwarded: what passes by the fast path it would not see.",
+        "Pods are served as before; each packet passes all rulesets.",
+        "A network policy agent, a firewall, Docker, a traffic shaper, or a program that counts.",
+        "Leave it as it is, or set datapath.fastPath to off. Without those rules it comes on.",
+        _SEEN,
+    ),
+    Entry(
+        "NoFlowtables",
+        "The kernel has no flowtables",
+        "datapath.fastPath is auto, and the kernel did not take a flowtable. It was tried once, "
+        "in an empty network namespace.",
+        "Pods are served as before; each packet passes all rulesets.",
+        "NF_FLOW_TABLE is off in the kernel, or its modules nf_flow_table_inet and "
+        "nft_flow_offload are not installed.",
+        "Install the modules and restart the reconciler, or set datapath.fastPath to off.",
+        "With an edit of the document, or with the next start of the reconciler.",
+    ),
+    Entry(
         "MarkConflict",
         "Another program uses bits of our packet mark",
         "Our routing.markMask and another program's mask overlap, so each takes the other's marks "

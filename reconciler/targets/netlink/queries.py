@@ -20,6 +20,7 @@ from reconciler.core.datapath import (
     host_network,
 )
 from reconciler.core.remembered import Remembered
+from reconciler.diagnostics.each_packet import PLAIN_QUEUES
 from reconciler.diagnostics.foreign import ForeignRule
 from reconciler.diagnostics.lookup import Found, Packet
 from reconciler.domains.inputs import Links
@@ -27,10 +28,19 @@ from reconciler.domains.route import Route
 from reconciler.domains.rule import Rule
 from reconciler.errors import ObserveError
 from reconciler.targets.netlink import decode, entries, tables
-from reconciler.targets.netlink.message import Bounds, KernelError, native, reading
+from reconciler.targets.netlink.message import (
+    HEADER,
+    NLM_F_DUMP,
+    Bounds,
+    KernelError,
+    Meter,
+    attributes,
+    native,
+    reading,
+)
 from reconciler.targets.netlink.namespaces import entered
 from reconciler.targets.netlink.read import RTM_F_LOOKUP_TABLE, learn_names
-from reconciler.targets.netlink.rtnetlink import POD_BOUNDS, Rtnetlink, Told
+from reconciler.targets.netlink.rtnetlink import HOST_BOUNDS, POD_BOUNDS, Rtnetlink, Told
 from reconciler.targets.netlink.tables import (
     ADDRESSES,
     LINKS,
@@ -56,6 +66,12 @@ ROUTE_TYPES = {
     8: "prohibit",
 }
 """Route types other than ``unicast`` that end a packet's way (linux/rtnetlink.h, RTN_*)."""
+
+
+RTM_GETQDISC, TCA_KIND, TCMSG_BYTES = 38, 1, 20  # linux/rtnetlink.h
+
+MAX_QUEUES = 1024
+"""That are named; one is enough."""
 
 
 class Fib(NamedTuple):
@@ -221,6 +237,24 @@ class Queries:
             addresses = frozenset(map(decode.address_of, host.dump(ADDRESSES)))
         found = frozenset(decode.decode_rule(decode_entry(RULES, rule)) for rule in rules)
         return Fib(found, routes, addresses, tuple(first.unread()))
+
+    def queues(self) -> frozenset[tuple[str, str]]:
+        """Say which links have queues of tc, or places for its filters; name and kind of each.
+
+        Not of the kinds that links have by default, of which there are many. MAX_QUEUES at most.
+        """
+        found: set[tuple[int, str]] = set()
+        with reading("the queues of links"), Rtnetlink() as host:
+            meter = Meter("queues", HOST_BOUNDS)
+            for whole in host.ask(RTM_GETQDISC, NLM_F_DUMP, bytes(TCMSG_BYTES), meter):
+                entry = whole[HEADER.size :]
+                kind = dict(attributes(entry, TCMSG_BYTES)).get(TCA_KIND, b"").rstrip(b"\0")
+                name = kind.decode(errors="backslashreplace")
+                if name not in PLAIN_QUEUES and len(found) < MAX_QUEUES:
+                    found.add((native(entry[4:8]), name))  # ``struct tcmsg``
+        names: dict[int, str] = {}
+        learn_names(names, {index for index, _ in found})
+        return frozenset((names[index], kind) for index, kind in found if index in names)
 
     def look_up(self, packet: Packet, netns: str = "") -> Found:
         """Ask a namespace ("": the host) where a packet would go, as ``ip route get`` does."""

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from reconciler.core.datapath import ALIAS, TABLE
+from reconciler.core.datapath import ALIAS, FLOWS, TABLE
 from reconciler.diagnostics import ruleset as of
 from reconciler.diagnostics.foreign import sign_of
 from reconciler.domains.forward import ForwardAccept
@@ -22,7 +22,9 @@ from reconciler.targets.nftables import expressions as raw
 KUBE_PROXY = "kube-proxy"
 """Its table in mode nftables, one for each family."""
 
-NEVER_FIREWALLS = frozenset({("inet", TABLE), ("ip", KUBE_PROXY), ("ip6", KUBE_PROXY)})
+OURS = frozenset({("inet", TABLE), ("inet", FLOWS)})
+
+NEVER_FIREWALLS = OURS | {("ip", KUBE_PROXY), ("ip6", KUBE_PROXY)}
 """Families and tables whose chains are not read: ours, and kube-proxy's, which drops only packets
 to services without endpoints."""
 
@@ -136,7 +138,7 @@ def choose(chains: Iterable[Chain]) -> tuple[frozenset[tuple[str, str]], list[Ch
     hooked: list[Chain] = []
     told: set[str] = set()
     for chain in chains:
-        if (chain.family, chain.table) == ("inet", TABLE):
+        if (chain.family, chain.table) in OURS:
             continue
         sign = sign_of(chain.name)
         if len(names) < MAX_NAMES or chain.hook or (sign and sign not in told):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import nftables
 
@@ -29,6 +29,7 @@ from reconciler.targets.netlink.namespaces import empty_namespace
 from reconciler.targets.netlink.nfnetlink import Request
 from reconciler.targets.netlink.ruleset import Nfnetlink
 from reconciler.targets.nftables import table
+from reconciler.targets.nftables.flows import Flows
 
 Json = dict[str, Any]
 Compiled = dict[NftChain, tuple[bytes, ...]]
@@ -40,9 +41,10 @@ class CompileError(Exception):
 
 
 class Nft:
-    """Our table in the network namespace this object was made in."""
+    """Our table in the network namespace this object was made in; ``flows``: the fast path's."""
 
     def __init__(self) -> None:
+        self.flows: Final = Flows()
         self.kernel = Nfnetlink()
         self._reader = table.Reader(self.kernel)
         self._compiled: Compiled = {}

@@ -22,6 +22,7 @@ from reconciler.core.attachment import (
     Attachment,
     AttachmentKey,
     Cooling,
+    IntentState,
 )
 from reconciler.core.datapath import MAIN_TABLE
 from reconciler.daemon import agent as daemon
@@ -258,3 +259,34 @@ def test_no_free_inotify_instance_is_a_condition_and_the_daemon_serves_pods(
         house.agent.stop()
         thread.join()
         gc.unfreeze()
+
+
+def test_a_pods_link_is_deleted_beside_the_loop(
+    running: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_served(running)
+    removals, by = running.netlink.removals, []
+    delete = removals._delete
+
+    def note(index: int) -> None:
+        by.append(threading.current_thread().name)
+        delete(index)
+
+    monkeypatch.setattr(removals, "_delete", note)
+    gone = intent(running._pods, IntentState.RELEASED)
+    running.state.put(gone)
+    running.agent.parts.pods.release(gone.key)
+    record = (Attachment.kind, gone.key)
+    until(lambda: record not in running.state._records, "the release")
+    assert by == ["links"]
+
+
+def test_the_end_of_a_pods_link_is_told_to_the_loop(house: House) -> None:
+    house.start()
+    hints, removals = house.agent.parts.hints, house.netlink.removals
+    (apart,) = (a for a in house.agent._apart if a.work is removals)
+    removals.apart = True
+    assert removals.take(1, "nn1")
+    hints.wait(0.0)
+    house.agent._take_turn(apart)
+    assert "intent" in hints.wait(0.0)

@@ -13,6 +13,8 @@ from waiting import until
 
 from reconciler.core.attachment import IntentState
 from reconciler.domains.link import Veth
+from reconciler.engine.converge import Outcome
+from reconciler.engine.plan import Change, Plan, Verb
 from reconciler.targets.netlink.message import KernelError
 from reconciler.targets.netlink.removals import Removals
 
@@ -140,3 +142,12 @@ def test_who_waits_for_links_is_woken_by_one_and_by_the_end() -> None:
         thread.join(15)
         assert not thread.is_alive()
         removals.turn()
+
+
+def test_what_is_left_to_do_beside_a_deletion_is_more_than_to_wait() -> None:
+    one, other = (
+        Change(Verb.DELETE, Veth(name, "02:00:00:00:00:01", 9001, "ours"), "its pod is gone")
+        for name in ("nn1", "nn2")
+    )
+    assert Outcome(remaining=Plan(begun=(one,))).is_under_way
+    assert not Outcome(remaining=Plan((other,), begun=(one,))).is_under_way

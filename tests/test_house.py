@@ -89,7 +89,7 @@ PURE = (
 )
 
 DOORS = {
-    "boto3": {"reconciler/targets/ec2/caller.py"},
+    "boto3": set(),
     "botocore": {"reconciler/targets/ec2/caller.py"},
     "nftables": {"reconciler/targets/nftables/target.py"},
     "pyroute2": {"reconciler/targets/netlink/tables.py"},

@@ -119,8 +119,9 @@ class Memory:
             now: dict[str, float] = {}
             for pid in (self._pid, *descendants(self._pid)):
                 with suppress(*GONE, StopIteration):
-                    mib, name = private_mib(pid), _command_line(pid)
-                    # Until its exec, what is started has its parent's memory (vfork(2)).
+                    # Until its exec, what is started has its parent's memory (vfork(2)). First
+                    # the name: the exec may come between both.
+                    name, mib = _command_line(pid), private_mib(pid)
                     if pid == self._pid or name != own:
                         now[f"{pid} {name}"] = mib
             total = sum(now.values())

@@ -82,7 +82,7 @@ def _cost(action: Action) -> str:
 
 
 def applied(outcomes: Outcomes) -> Iterator[str]:
-    """What was done: in the first plan, and not in the last one."""
+    """What was done: planned in a round, and not in the last one."""
     for outcome in outcomes.values():
         yield from map(action_line, done(outcome))
 

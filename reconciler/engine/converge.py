@@ -180,7 +180,8 @@ class Outcome:
 
     desired: object = None  # as computed; None if that failed
     observed: object = None  # the target's last observation, shared by all its domains
-    plan: Plan = field(default_factory=Plan)  # of the first observation
+    # of the first observation, and the actions that only later rounds had to carry out
+    plan: Plan = field(default_factory=Plan)
     remaining: Plan = field(default_factory=Plan)  # of the last observation
     # actions that were applied last, without an error, and are planned again
     reverted: tuple[Action, ...] = ()
@@ -257,13 +258,15 @@ def _converge_target(
 ) -> Outcomes:
     desires = _Desires(domains, inputs)
     first, merged = _look(desires, hold)
-    latest = first
+    latest, plans = first, {name: o.plan for name, o in first.items()}
     failures: tuple[ApplyError, ...] = ()
     applied: tuple[Action, ...] = ()
     whole: tuple[ReconcilerError, ...] = ()
     for _ in range(max_rounds):
         if not merged.actions:
             break
+        if latest is not first:
+            plans = {name: _and_later(plan, latest[name].plan) for name, plan in plans.items()}
         before = applied = merged.actions
         try:
             whole = ()
@@ -280,14 +283,20 @@ def _converge_target(
     return {
         name: replace(
             last := latest[name],
-            plan=first[name].plan,
+            plan=plans[name],
             reverted=_reverted(last.plan, applied, failures),
             errors=last.errors
             + _failures_of(last.plan, failures)
-            + (whole if first[name].plan.actions or last.plan.actions else ()),
+            + (whole if plans[name].actions or last.plan.actions else ()),
         )
         for name in first
     }
+
+
+def _and_later(plan: Plan, later: Plan) -> Plan:
+    """Add the actions of a later round on other objects."""
+    known = {(a.kind, a.key) for a in plan.actions}
+    return plan + Plan(tuple(a for a in later.actions if (a.kind, a.key) not in known))
 
 
 class _Desires(Generic[I]):
@@ -364,5 +373,5 @@ def _reverted(
 
 
 def actions_of(outcomes: Mapping[str, Outcome]) -> list[tuple[str, Action]]:
-    """List (domain, action) of the first plans, in order."""
+    """List (domain, action) of what was planned, in order."""
     return [(name, action) for name, o in outcomes.items() for action in o.plan.actions]

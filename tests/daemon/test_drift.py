@@ -20,7 +20,8 @@ from reconciler.daemon import telemetry
 from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.duty import MOST_OF_ONE, Conditions
 from reconciler.daemon.triggers import ChangeAttribution
-from reconciler.domains import conflist
+from reconciler.domains import boot_rule, conflist
+from reconciler.domains.boot_rule import BootRule
 from reconciler.domains.conflist import NAME, Conflist, OtherConf, Plugins
 from reconciler.domains.nat_objects import NftElement
 from reconciler.domains.route import Route
@@ -111,6 +112,40 @@ def test_whoever_rewrites_our_conflist_is_in_a_fight_like_everybody_else(quick: 
     assert "istio-cni" in str(error), "what it has added"
     assert "Put the plugin into cni.chain" in str(error)
     assert "none identified" not in str(error), "notifications tell nothing of files"
+
+
+def test_what_is_taken_away_during_a_pass_and_put_back_by_it_is_drift_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One file goes while another is put back: the second round sees it."""
+
+    class Careless(FakeDirectories):
+        def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+            failures = super().apply(actions)
+            if [a.kind for a in actions] == ["boot-rule"]:
+                self.files.pop(f"{self.places.conf_dir}/{NAME}", None)
+            return failures
+
+    places = replace(PLACES, tmpfiles_dir="/etc/tmpfiles.d")
+    files, tracker = (
+        Careless(places, {"/opt/cni/bin/portmap": ("", "0755")}),
+        DriftTracker(ChangeAttribution()),
+    )
+    domains = [
+        Domain("conflist", conflist.desire, conflist.plan, files, (Conflist, Plugins, OtherConf)),
+        Domain("boot-rule", boot_rule.desire, boot_rule.plan, files, (BootRule,)),
+    ]
+    now = inputs(installation=places)
+    tracker.book(converge_held(domains, now, tracker.backoffs), everything=True)
+    del files.files[f"{places.tmpfiles_dir}/{boot_rule.NAME}"]
+    count = telemetry.DRIFT.labels("conflist", "conflist", "create")._value
+    before = count.get()
+    caplog.clear()
+    tracker.book(converge_held(domains, now, tracker.backoffs), everything=True)
+    assert count.get() == before + 1
+    said = [getattr(r, "domain", "") for r in caplog.records if r.message == "drift repaired"]
+    assert sorted(said) == ["boot-rule", "conflist"]
+    assert [r.kind for r in tracker.repaired] == ["conflist", "boot-rule"]
 
 
 MANY = tuple(

@@ -119,6 +119,25 @@ def test_the_same_plan_again_ends_the_rounds() -> None:
     assert len(shelf.batches) == 1
 
 
+def test_what_goes_while_others_are_put_in_place_is_planned_too_and_each_thing_once() -> None:
+    class Shaken(Shelf):
+        def apply(self, actions: Sequence[Change[Any]]) -> tuple[ApplyError, ...]:
+            failures = super().apply(actions)
+            if len(self.batches) == 1:
+                self.things -= {Low("a"), Low("c"), High("b")}
+            return failures
+
+    shelf = Shaken(Low("c"), High("b"))
+    outcomes = converge([domain(Low, shelf, "a", "c"), domain(High, shelf, "b")], None)
+    assert [sorted(batch) for batch in shelf.batches] == [
+        ["low + a"],
+        ["high + b", "low + a", "low + c"],
+    ]
+    done = {name: [str(a) for a in o.plan.actions] for name, o in outcomes.items()}
+    assert done == {"low": ["low + a", "low + c"], "high": ["high + b"]}
+    assert all(o.settled for o in outcomes.values())
+
+
 def test_nothing_is_deleted_on_a_failed_look() -> None:
     unreadable = Blind(Low("old"))
     outcome = converge([domain(Low, unreadable)], None)["low"]

@@ -112,6 +112,7 @@ def test_what_is_lost_of_the_records_is_found_in_the_kernel(idle: Any) -> None:
     refused = cleanup(cluster, "--yes")
     assert "1 pods are alive" in refused.stderr
     netns.remove(one.namespace)
+    until(lambda: one.name not in cluster.ip("link"), "the end of its link, in the kernel's time")
     assert cleanup(cluster, "--yes").returncode == 0
     left = seen(cluster)
     assert {k: v for k, v in left.items() if k != "files"} == {

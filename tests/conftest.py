@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import os
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.session
 import pytest
 from botocore.config import Config
 from hypothesis import HealthCheck, settings
@@ -41,9 +39,6 @@ from reconciler.targets.netlink.ruleset import Nfnetlink
 # its start. Some containers set this for images' sake.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-
-# Each session of the SDK would parse its model of EC2 anew: more than most tests do besides.
-botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 settings.register_profile(
     "suite",

@@ -5,20 +5,19 @@ The process of ``fork_server`` imports it once, and they are forked from it.
 
 from __future__ import annotations
 
-import functools
+import lab.server  # noqa: F401  # isort: skip
+
 import gc
 import importlib
 import sys
 from pathlib import Path
 
 import boto3
-import botocore.session
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.core.utils import get_service_model
 from moto.ec2.models import ec2_backends
 from moto.moto_server.werkzeug_app import create_backend_app
 
-import lab.server  # noqa: F401
 import reconciler.targets.ec2.caller  # noqa: F401
 import schemas.apart  # noqa: F401
 from lab.topology import REGION
@@ -28,9 +27,6 @@ from reconciler.cli.main import MODULES
 # starts it (Python 3.11).
 sys.path.insert(0, str(Path(__file__).parent))
 import fork_server  # noqa: F401 - to have it read, like all the others
-
-# Each session of the SDK would parse its model of EC2 anew.
-botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 for _module in {*MODULES.values()} - {"lab.cli"}:
     importlib.import_module(_module)

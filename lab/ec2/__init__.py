@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lab.ec2.loader  # noqa: F401  # isort: skip
+
 import socket
 import threading
 import time

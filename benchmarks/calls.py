@@ -47,15 +47,15 @@ def measure() -> list[str]:
 def _rows() -> list[Row]:
     """Return (what, calls by action, the goal, how long it took or what else is to be said)."""
     # What mostly waits goes on beside what mostly computes, each in a lab of its own.
-    with ThreadPoolExecutor(4) as strands:
+    with ThreadPoolExecutor(5) as strands:
         boots = strands.submit(lambda: [_boot(enis) for enis in BOOTS])
         rest = strands.submit(lambda: list(_rest()))
         hour = strands.submit(_hour)
+        warm = strands.submit(_sequence, SEQUENCE, "warm: 4", settle=4)
         fills = [_fill("single addresses", ""), _fill("prefixes", "eni: {allocate: prefixes}\n")]
-        warm = _sequence(SEQUENCE, "warm: 4", settle=4)
         ready = _sequence(SEQUENCE, "minimum: 230, surplus: 0", settle=230)
         idle = (*rest.result(), hour.result())
-        return [*fills, *boots.result(), *idle, warm, ready, _burst(100)]
+        return [*fills, *boots.result(), *idle, warm.result(), ready, _burst(100)]
 
 
 def _fill(name: str, more: str) -> Row:
@@ -169,7 +169,7 @@ def _node(
         faults: the lab's switches that are set.
     """
     name = f"{nodes.LAB}c{next(_numbers) % 10}"
-    lifecycle.down(name)
+    nodes.clear(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
         config = Path(directory) / "node-network.yaml"
         config.write_text(HEAD + document)

@@ -21,7 +21,7 @@ RUNS = 20
 
 def measure() -> list[str]:
     """Return the section in Markdown."""
-    with nodes.node() as (lab, _):
+    with nodes.node(PODS + nodes.AT_ONCE + nodes.ROOM) as (lab, _):
         nodes.crowd(lab, "c", partial(nodes.call_ours, lab), range(PODS))
         nodes.settle(lab)
         took = _measure(lab)

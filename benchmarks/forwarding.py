@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from benchmarks import release, report, testbed
+from benchmarks import nodes, release, report, testbed
 from benchmarks.burst import Aim, Burst, BurstError, Sink
-from benchmarks.nodes import LAB
 from benchmarks.testbed import ENIS, VPC_HOST, Testbed
 from lab import lifecycle
 from lab.stock import Iptables
@@ -103,7 +102,7 @@ class Way:
 
 
 def measure(
-    cases: Sequence[Case] = CASES, *, rounds: int = ROUNDS, name: str = f"{LAB}w"
+    cases: Sequence[Case] = CASES, *, rounds: int = ROUNDS, name: str = f"{nodes.LAB}w"
 ) -> Costs:
     """Lay out nodes, measure, and take them down.
 
@@ -218,7 +217,7 @@ def table(costs: Costs) -> list[str]:
 def a_lab(name: str) -> Iterator[Names]:
     """Have a lab's names and directory, without its server; all that is called so goes after."""
     names = Names(name)
-    lifecycle.down(name)
+    nodes.clear(name)
     try:
         STATE.mkdir(mode=0o700, exist_ok=True)
         names.state.mkdir(mode=0o700)

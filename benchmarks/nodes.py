@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -24,6 +24,7 @@ from benchmarks import shipped
 from lab import lifecycle, netns
 from lab.ec2_client import open_ec2
 from lab.lifecycle import EXECUTABLE, Lab
+from lab.topology import STATE
 from reconciler.daemon.client import ask
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ STRAND = os.environ.get("BENCH_STRAND", "")
 LAB = f"bench{zlib.crc32(str(shipped.ROOT).encode()) & 0xFFFF:04x}{STRAND}"
 """Name of the lab: another tree, and what goes on at the same time, measures in another one."""
 
+WORKERS = 4
 AT_ONCE = 100
 ROOM = 32
 """Addresses beyond those that are asked for."""
@@ -90,7 +92,7 @@ def nodes(
         earlier: the command of a node that runs another release, by its name.
         name: of the lab.
     """
-    lifecycle.down(name)
+    clear(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
         lab = lifecycle.up(name, types=dict.fromkeys(minima, TYPE))
         try:
@@ -192,6 +194,16 @@ def _run(
         raise CallError(f"{program.name} {verb} {name}: {done.stdout}{done.stderr}")
 
 
+def clear(name: str) -> None:
+    """Remove what a run that was killed has left of a lab."""
+    state = f"{STATE / name}/"
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in places:
+        if f"{place}/".startswith(state):
+            subprocess.run(["umount", "-l", place], check=True)
+    lifecycle.down(name)
+
+
 @contextmanager
 def tmpfs(directory: Path) -> Iterator[None]:
     """Mount a directory of its own there."""
@@ -242,15 +254,14 @@ def crowd(lab: Lab, stem: str, call: Call, numbers: range) -> None:
         netns.make(where)
         call("ADD", f"c{number}", where)
 
-    with ThreadPoolExecutor(4) as workers:
+    with ThreadPoolExecutor(WORKERS) as workers:
         list(workers.map(come, numbers))
 
 
 def burst(lab: Lab, stem: str, call: Call, number: int = AT_ONCE) -> list[float]:
     """Let pods come all at once, and go; return the seconds until each had come."""
     places = [lab.names.namespace(f"pod-{stem}{i}") for i in range(number)]
-    for where in places:
-        netns.make(where)
+    make(places)
 
     def come(which: int) -> float:
         call("ADD", f"b{which}", places[which])
@@ -263,6 +274,18 @@ def burst(lab: Lab, stem: str, call: Call, number: int = AT_ONCE) -> list[float]
         call("DEL", f"b{which}", where)
         netns.remove(where)
     return each
+
+
+def make(places: Iterable[str]) -> None:
+    """Make namespaces, some at a time: nothing is measured meanwhile."""
+    with ThreadPoolExecutor(WORKERS) as workers:
+        list(workers.map(netns.make, places))
+
+
+def remove(places: Iterable[str]) -> None:
+    """Remove them likewise."""
+    with ThreadPoolExecutor(WORKERS) as workers:
+        list(workers.map(netns.remove, places))
 
 
 def await_end(where: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
@@ -27,9 +26,6 @@ BLOCKS = report.number("PODS_BLOCKS", 10)
 """Parts of a sequence, between which it is the others' turn."""
 
 BURSTS = report.number("PODS_BURSTS", 5)
-WORKERS = 4
-"""Namespaces that are made, and removed, at a time: nothing is measured meanwhile."""
-
 CLEANUP_S = 10.0
 """Seconds that the kernel is given to clean up namespaces; nothing tells when it has done so."""
 
@@ -102,8 +98,7 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
         for side in sides
         for i in range(ROUNDS)
     }
-    with ThreadPoolExecutor(WORKERS) as workers:
-        list(workers.map(netns.make, places.values()))
+    nodes.make(places.values())
     for i in range(ROUNDS):
         if i % 50 == 0:
             report.tell(f"{crowd} pods, round {i} of {ROUNDS}")
@@ -115,8 +110,7 @@ def _rounds(lab: Lab, sides: dict[str, Call], crowd: int) -> Times:
                 sides[side](verb, f"r{crowd}-{i}", where)
                 times[side, verb].append(1000 * (time.perf_counter() - began))
             nodes.await_end(where)
-    with ThreadPoolExecutor(WORKERS) as workers:
-        list(workers.map(netns.remove, places.values()))
+    nodes.remove(places.values())
     time.sleep(CLEANUP_S)
     return times
 
@@ -134,8 +128,7 @@ def _sequence(lab: Lab, sides: dict[str, Call]) -> dict[str, list[float]]:
         for side in chance.sample(list(sides), len(sides)):
             names = [f"s{block}x{i}" for i in range(each)]
             places = [lab.names.namespace(f"pod-{STEMS[side]}{name}") for name in names]
-            for where in places:
-                netns.make(where)
+            nodes.make(places)
             began = time.perf_counter()
             for name, where in zip(names, places, strict=True):
                 sides[side]("ADD", name, where)

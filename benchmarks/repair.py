@@ -311,7 +311,7 @@ def _node(
     suffix: str, *more: str, document: str = DOCUMENT, type_: str = "m5.large"
 ) -> Iterator[tuple[Node, Lab]]:
     name = f"{nodes.LAB}{suffix}"
-    lifecycle.down(name)
+    nodes.clear(name)
     with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
         config = Path(directory) / "node-network.yaml"
         config.write_text(document)

@@ -24,7 +24,7 @@ TITLE = "Starts"
 STARTS = report.number("START_EXECUTABLES", 200)
 FRESH = report.number("START_FRESH", 20)
 RESTARTS = report.number("START_RESTARTS", 40)
-REST_S = 1.0
+REST_S = 0.5
 """Seconds between a pod that is served and the next restart."""
 
 LOOPBACK, STATIC, PYTHON = "loopback plugin", "node-network, static", "node-network, Python"
@@ -91,7 +91,7 @@ def _fresh() -> Pairs:
     chance = random.Random(FRESH)
     for number in range(0, FRESH, 2):
         report.tell(f"fresh nodes, {number} of {FRESH}")
-        lifecycle.down(nodes.LAB)
+        nodes.clear(nodes.LAB)
         with tempfile.TemporaryDirectory(prefix="node-network-bench-") as directory:
             config = Path(directory) / "node-network.yaml"
             config.write_text(DOCUMENT)

@@ -40,3 +40,4 @@ boto3.client("ec2", region_name=REGION, aws_access_key_id="lab", aws_secret_acce
 
 gc.collect()
 gc.freeze()  # what is here stays: to look at it again and again would be most of a lab's work
+gc.set_threshold(20_000, 20, 50)

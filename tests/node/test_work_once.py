@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import intent, node
+from builders import SUBNET, eni, intent, key, node
+from fake_cloud import FakeEc2
 from fakes import FakeState
 from node.test_passes import Simulation
 
-from reconciler.core.attachment import AttachmentKey
+from reconciler.core.attachment import AttachmentKey, IntentState
 from reconciler.daemon import document
 from reconciler.domains import address, attachment, link, nat, neighbour, route, sysctl
 from reconciler.domains.address import LinkAddress
 from reconciler.errors import ApplyError, ConflictError
+from reconciler.ipam.cloud import Limits
 from reconciler.ipam.pool import Demand
 from reconciler.node import kernel_domains
 from reconciler.node.gathering import Known
@@ -158,3 +161,81 @@ def test_overrides_that_contradict_each_other_are_applied_once() -> None:
         with pytest.raises(ConflictError, match="contradict"):
             known.resolve(document)
     assert len(asked) == 1
+
+
+TARGETS = {"records": "state", "kernel": "netlink", "elements": "nft"}
+
+ADD = {
+    "look at records": 5, "look at kernel": 2, "look at elements": 2,
+    "change of records": 2, "change of kernel": 1, "change of elements": 1,
+}  # fmt: skip
+DEL = ADD | {"look at records": 1, "change of records": 0}
+AFTER = {"look at records": 3, "look at kernel": 1, "look at elements": 1, "change of records": 1}
+
+FEW, MANY = 3, 150
+FOR_EACH = (4, 0, 0)
+"""Functions that are called for each other pod: whose namespaces and addresses are taken."""
+
+
+def crowded(pods: int) -> Simulation:
+    """A node with some pods, and links that are deleted apart."""
+    only = FakeEc2([eni(0, 0, primary=SUBNET[10])], Limits(1, 200), SUBNET, clock=lambda: sim.now)
+    sim = Simulation(only, warmPool={"addresses": {"warm": 4}, "cooldown": "0s"})
+    for number in range(10, 10 + pods):
+        sim.start_pod(number)
+    for _ in range(4):
+        sim.turn(1.0)
+    assert len(sim.state.observe().attachments) == pods
+    sim.netlink.removals.apart = True
+    return sim
+
+
+def lived(sim: Simulation, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Counter[str], int]]:
+    """Let a pod come and go; of each pass what it has asked, and how many functions it called."""
+    done: Counter[str] = Counter()
+    called = [0]
+
+    def counting(what: str, how: Any) -> Any:
+        def count(*args: Any) -> Any:
+            done[what] += 1
+            sys.setprofile(None)  # what a fake calls is no matter
+            answer = how(*args)
+            sys.setprofile(profile)
+            return answer
+
+        return count
+
+    def profile(_: Any, event: str, __: Any) -> None:
+        called[0] += event == "call"
+
+    for what, name in TARGETS.items():
+        target = sim.state if name == "state" else getattr(sim.node.environment, name)
+        for verb, method in (("look at", "observe_at"), ("change of", "apply")):
+            how = counting(f"{verb} {what}", getattr(target, method))
+            monkeypatch.setattr(target, method, how)
+    found = []
+    for step in (
+        lambda: sim.start_pod(1),
+        lambda: sim.state.put(intent(1, IntentState.RELEASED)),
+        sim.netlink.removals.turn,
+    ):
+        step()
+        done.clear()
+        called[0] = 0
+        sys.setprofile(profile)
+        result = sim.node.pods_pass([key(1)])
+        sys.setprofile(None)
+        assert result.served
+        found.append((+done, called[0]))
+    assert len(sim.state.observe().attachments) == len(sim.node.pods_pass([]).records.living)
+    return found
+
+
+def test_a_pods_life_takes_so_many_looks_and_changes_and_no_more_where_many_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few, many = (lived(crowded(pods), monkeypatch) for pods in (FEW, MANY))
+    assert [done for done, _ in few] == [Counter(x) for x in (ADD, +Counter(DEL), AFTER)]
+    assert [done for done, _ in many] == [done for done, _ in few]
+    for (_, alone), (_, beside), each in zip(few, many, FOR_EACH, strict=True):
+        assert beside <= alone + each * (MANY - FEW) + 20, "functions that were called"

@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import namespace, plug
 from drift_injection import FOREIGN, HOST, POD_ON_HOST, run
 
 from lab import netns
+from reconciler.core.attachment import AttachmentKey
 from reconciler.daemon.triggers import NFNLGRP_NFTABLES, RTNLGRP
 from reconciler.domains.inputs import Inputs
 from reconciler.engine.converge import converge, dry_run
@@ -165,6 +167,19 @@ def test_pods_that_come_and_go_are_no_news_wherever_the_reading_stops(node: Node
     node.come(two)
     node.leave(two)
     assert node.judge(settle(node)) is Verdict.EXPLAINED, "both at once"
+
+
+def test_the_address_of_a_pod_that_has_gone_is_no_news_of_a_later_one(node: Node) -> None:
+    one, two = node.pods
+    node.full_pass(one)
+    settle(node)
+    node.come(two)
+    node.leave(two)
+    later = replace(two, key=AttachmentKey("later", "eth0"), veth="nn00000000000a")
+    node.come(later)
+    assert node.judge(settle(node)) is Verdict.EXPLAINED
+    node.leave(later)
+    assert node.judge(settle(node)) is Verdict.EXPLAINED
 
 
 @pytest.mark.parametrize("commands", [HOST, POD_ON_HOST], ids=["host", "pod"])

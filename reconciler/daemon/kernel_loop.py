@@ -88,6 +88,10 @@ class KernelLoop:
                 hints |= {"edited"} if self._take_document() else frozenset()
         if hints and hints <= schedule.SLIGHT and not parts.requests.is_awaited:
             hints = self._do_lightly(hints)
+        if _share_due_s(parts, self.progress.latest, self._schedule) <= 0:
+            self._schedule = replace(self._schedule, share_at=time.monotonic())
+            with parts.duties.over("some pods' namespaces"):
+                self._follow_again(some_pods=True)
         if self._due_s(hints) <= 0:
             # Also without a notification: the watch of a replaced directory is lost.
             parts.document.reader.hints.mark("document")
@@ -97,7 +101,8 @@ class KernelLoop:
             hints = frozenset()
         self._hints = hints
         is_calm = self._is_untidy and not hints
-        due_s = self._due_s(hints)
+        share_s = _share_due_s(parts, self.progress.latest, self._schedule)
+        due_s = min(self._due_s(hints), share_s)
         told = parts.hints.wait(min(due_s, TIDY_S) if is_calm else due_s)
         if is_calm and not told:
             with parts.duties.over("tidying up"):
@@ -128,21 +133,23 @@ class KernelLoop:
                 verdict = self._ledger.weigh(now)
             self._schedule = self._schedule.after_weighing(verdict, now)
             hints = schedule.left_of(hints, verdict)
-        if "others" in hints and self._judge_others():
+        if "others" in hints and self._follow_again(some_pods=False):
             hints -= {"others"}
         return hints
 
-    def _judge_others(self) -> bool:
-        """Do what follows a full pass, as other owners have changed; return whether it is done.
+    def _follow_again(self, *, some_pods: bool) -> bool:
+        """Do what follows a full pass once more; return whether it is done.
 
-        Their rules and rulesets make no difference to the pass itself, unless it takes over from
-        one of them. A thread looks at them again, and says if there is anything new.
+        Other owners' rules and rulesets make no difference to the pass itself, unless it takes
+        over from one of them. A thread looks at them again, and says if there is anything new.
+        ``some_pods``: the namespaces of the next pods are looked into.
         """
         latest = self.progress.latest
-        if latest is None or latest.inputs.host.predecessor.taking_over:
+        if latest is None or (latest.inputs.host.predecessor.taking_over and not some_pods):
             return False
         before = latest.outcomes
-        result = _follow(self._parts, replace(latest, findings=None, pods=None, audit=False))
+        told = replace(latest, findings=None, pods=None, audit=some_pods, is_regular=some_pods)
+        result = replace(_follow(self._parts, told), audit=False)
         self.progress = self.progress.after_observation(result)
         made = {name: o for name, o in result.outcomes.items() if o is not before.get(name)}
         _account(self._parts, result, made)
@@ -277,7 +284,7 @@ class KernelLoop:
         """Run one pass over everything; return seconds until the next is due without a hint.
 
         An audit looks into every pod's namespace, too; one that is only due by the clock, into
-        some.
+        some. The others have their turn until the next one.
         """
         parts = self._parts
         started = time.monotonic()
@@ -300,8 +307,7 @@ class KernelLoop:
             self.progress = self.progress.after_failure(started)
             return schedule.RETRY_S
         took_s = time.monotonic() - started
-        audit_at = started if audit else self._schedule.audit_at
-        self._schedule = replace(self._schedule, full_pass_s=took_s, audit_at=audit_at)
+        self._schedule = self._schedule.after_full_pass(started, took_s, audit=audit)
         telemetry.PASS_SECONDS.labels("audit" if audit else "full").observe(took_s)
         with parts.duties.over("what is expected of the kernel"):
             self._ledger.learn(result.outcomes, settled=result.served)
@@ -376,3 +382,12 @@ def _is_audit_due(parts: Parts, known: Schedule, hints: frozenset[str]) -> bool:
         resync_s = parts.document.resync_s
         is_due = schedule.is_audit_due(known, hints, time.monotonic(), resync_s)
     return is_due  # noqa: RET504 - it is due if that duty fails
+
+
+def _share_due_s(parts: Parts, latest: PassResult | None, known: Schedule) -> float:
+    """Return seconds until the next pods' namespaces are looked into between audits."""
+    due_s = float("inf")
+    with parts.duties.over("the schedule of looks into pods"):
+        pods = len(latest.inputs.attachments) if latest else 0
+        due_s = schedule.share_due_s(known, pods, parts.document.resync_s, time.monotonic())
+    return due_s  # noqa: RET504 - an audit looks into all if that duty fails

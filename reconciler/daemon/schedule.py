@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import ceil
 
 from reconciler.daemon.requests import QUIET_S
 from reconciler.domains.left_out import left_out
@@ -11,6 +12,7 @@ from reconciler.engine.backoff import Backoffs
 from reconciler.ipam.margin import Margin, within
 from reconciler.ipam.pool import Demand
 from reconciler.node.pass_result import PassResult
+from reconciler.node.visits import SHARE
 from reconciler.targets.expected import Verdict
 
 RETRY_S = 1.0  # seconds until the kernel loop looks again when something is left to do
@@ -51,8 +53,15 @@ class Schedule:
     full_pass_s: float = 0.0  # seconds that it took
     wait_s: float = 0.0  # seconds from its beginning until the next, if no hint comes
     audit_at: float = float("-inf")  # the last full pass began that looked into every pod
+    share_at: float = float("-inf")  # some pods' namespaces were last looked into
     weighed_at: float = float("-inf")  # notifications were last weighed, and asked for no pass
     undecided_until: float = float("-inf")  # more of the same are waited for
+
+    def after_full_pass(self, began: float, took_s: float, *, audit: bool) -> Schedule:
+        """Return what holds once a full pass has ended."""
+        if not audit:
+            return replace(self, full_pass_s=took_s)
+        return replace(self, full_pass_s=took_s, audit_at=began, share_at=began)
 
     def after_weighing(self, verdict: Verdict, now: float) -> Schedule:
         """Return what holds once notifications were weighed at these monotonic seconds."""
@@ -93,6 +102,15 @@ def due_s(schedule: Schedule, hints: frozenset[str], now: float, *, is_awaited: 
 def is_audit_due(schedule: Schedule, hints: frozenset[str], now: float, resync_s: float) -> bool:
     """Whether a full pass that begins now looks into every pod."""
     return not hints <= LIGHT or now - schedule.audit_at >= 0.9 * resync_s
+
+
+def share_due_s(schedule: Schedule, pods: int, resync_s: float, now: float) -> float:
+    """Return seconds until more pods' namespaces are looked into, so that all are in a resync.
+
+    Infinite if an audit looks into all of them.
+    """
+    shares = ceil(pods / SHARE)
+    return schedule.share_at + resync_s / shares - now if shares > 1 else float("inf")
 
 
 def next_pass_s(

@@ -11,10 +11,11 @@ from builders import intent
 from daemon import test_surprise
 from daemon.test_surprise import House
 
-from reconciler.core.attachment import Cooling, IntentState
-from reconciler.daemon import ledger
+from reconciler.core.attachment import AttachmentKey, Cooling, IntentState
+from reconciler.daemon import ledger, schedule
 from reconciler.daemon.ledger import Ledger, Notifications
 from reconciler.diagnostics.foreign import ForeignRule
+from reconciler.node import visits
 from reconciler.targets.expected import RTM_DELRULE, RTM_NEWRULE, Verdict
 from reconciler.targets.netlink import message, tables
 
@@ -135,6 +136,34 @@ def test_what_others_change_of_their_own_takes_no_full_pass_and_is_judged(
     reasons = {c["reason"] for c in agent.parts.conditions.all()}
     assert "RuleBeforeOurs" in reasons
     assert agent.status()["settled"]
+
+
+def test_every_pods_namespace_is_looked_into_between_two_audits(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        house.begin_pod()
+        house.work()
+    kernel, parts = house.agent.kernel, house.agent.parts
+    living = sorted(a.key for a in house.state.observe().living)
+    assert len(living) == 3
+    looked: list[AttachmentKey] = []
+    for module in (visits, schedule):
+        monkeypatch.setattr(module, "SHARE", 1)
+    monkeypatch.setattr(kernel, "full_pass", lambda **_: pytest.fail("a full pass"))
+    monkeypatch.setattr(kernel, "_due_s", lambda hints: 60.0)
+    monkeypatch.setattr(
+        parts.node.after.inspection, "_inspect_one", lambda pod, _: looked.append(pod.key) or ""
+    )
+    every_s = parts.document.resync_s / 3
+    for number in range(3):
+        for since_s, pods in ((every_s / 2, number), (every_s, number + 1)):
+            long_ago = time.monotonic() - since_s
+            kernel._schedule = replace(kernel._schedule, share_at=long_ago)
+            parts.hints.mark("kernel")  # so that it does not wait
+            kernel.turn()
+            assert len(looked) == pods
+    assert sorted(looked) == living
 
 
 def test_what_the_records_alone_do_not_say_is_for_a_full_pass(

@@ -13,7 +13,9 @@ from reconciler.daemon.schedule import (
     Schedule,
     due_s,
     is_audit_due,
+    share_due_s,
 )
+from reconciler.node.visits import SHARE
 
 NOW = 1000.0
 CALM = Schedule(pods_at=NOW - 60, full_pass_at=NOW - 60, full_pass_s=0.1, wait_s=300.0)
@@ -58,3 +60,12 @@ def test_every_pod_is_looked_into_at_each_resync_and_by_heavy_hints() -> None:
     assert not is_audit_due(lately, frozenset({"kernel", "intent"}), NOW, 300.0)
     assert is_audit_due(lately, frozenset({"edited"}), NOW, 300.0)
     assert is_audit_due(replace(lately, audit_at=NOW - 270), frozenset(), NOW, 300.0)
+
+
+def test_what_an_audit_leaves_is_looked_into_evenly_until_the_next() -> None:
+    began = CALM.after_full_pass(NOW - 10, 0.1, audit=True)
+    assert share_due_s(began, SHARE, 300.0, NOW) == float("inf")
+    assert share_due_s(began, SHARE + 1, 300.0, NOW) == 140.0
+    assert share_due_s(began, 10 * SHARE, 300.0, NOW) == 20.0
+    other = began.after_full_pass(NOW, 0.1, audit=False)
+    assert share_due_s(other, 10 * SHARE, 300.0, NOW) == 20.0

@@ -48,6 +48,7 @@ STEPS = [
     "kernel.full_pass",
     "schedule.due_s",
     "schedule.is_audit_due",
+    "schedule.share_due_s",
     "schedule.next_pass_s",
     "kernel._take_document",
     "kernel._run_checks",

@@ -89,7 +89,7 @@ PURE = (
 )
 
 DOORS = {
-    "boto3": set(),
+    "boto3": {"reconciler/targets/ec2/caller.py"},
     "botocore": {"reconciler/targets/ec2/caller.py"},
     "nftables": {"reconciler/targets/nftables/target.py"},
     "pyroute2": {"reconciler/targets/netlink/tables.py"},

@@ -1,12 +1,11 @@
-"""Calls of EC2, in a process of their own: the door to ``botocore``.
+"""Calls of EC2, in a process of their own: the door to ``boto3`` and ``botocore``.
 
-The SDK (boto3 is its upper layer, 3 MiB that no call needs) and its model of EC2 take as much
-memory as all the rest of the daemon, and are needed for seconds every few minutes; so they live in
-a process that is started for a call, and ends when none has come for a while. Parsing EC2's
-answers there, it takes no time from the thread that pods wait for. Endpoint, credentials and
-proxies follow the SDK's own rules (``AWS_ENDPOINT_URL_EC2`` and the rest), so whatever an operator
-knows of them holds here. The SDK never retries for us: the loop looks again before it repeats
-anything.
+The SDK and its model of EC2 take as much memory as all the rest of the daemon, and are needed for
+seconds every few minutes; so they live in a process that is started for a call, and ends when none
+has come for a while. Parsing EC2's answers there, it takes no time from the thread that pods wait
+for. Endpoint, credentials and proxies follow the SDK's own rules (``AWS_ENDPOINT_URL_EC2`` and the
+rest), so whatever an operator knows of them holds here. The SDK never retries for us: the loop
+looks again before it repeats anything.
 
 ``python -m reconciler.targets.ec2.caller`` is that process: a question is a JSON object on a line
 of its standard input, the answer one on a line of its standard output. Both have a number,
@@ -28,7 +27,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from schemas.process import start
 
@@ -292,16 +291,18 @@ def _make_client(region: str) -> EC2Client:
     # The SDK and its model of EC2 stay. To look for garbage in them is a quarter of their start.
     gc.disable()
     try:
-        import botocore.session
+        import boto3
         from botocore.config import Config
 
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": 1},
+        return boto3.session.Session().client(
+            "ec2",
+            region_name=region,
+            config=Config(
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                retries={"total_max_attempts": 1},
+            ),
         )
-        session = botocore.session.get_session()
-        return cast("EC2Client", session.create_client("ec2", region_name=region, config=config))
     finally:
         gc.freeze()
         gc.enable()
@@ -311,11 +312,10 @@ def _load() -> None:
     """Load the SDK before the first question, whose answer is waited for."""
     gc.disable()
     with suppress(ImportError):  # the first call says so
-        import botocore.client
+        import boto3
         import botocore.config
-        import botocore.session
 
-        _ = botocore.client, botocore.config, botocore.session
+        _ = boto3.session, botocore.config
     gc.enable()
 
 

@@ -91,7 +91,7 @@ class KernelLoop:
         if _share_due_s(parts, self.progress.latest, self._schedule) <= 0:
             self._schedule = replace(self._schedule, share_at=time.monotonic())
             with parts.duties.over("some pods' namespaces"):
-                self._follow_again(some_pods=True)
+                _look_into_some(parts, self.progress.latest)
         if self._due_s(hints) <= 0:
             # Also without a notification: the watch of a replaced directory is lost.
             parts.document.reader.hints.mark("document")
@@ -133,23 +133,21 @@ class KernelLoop:
                 verdict = self._ledger.weigh(now)
             self._schedule = self._schedule.after_weighing(verdict, now)
             hints = schedule.left_of(hints, verdict)
-        if "others" in hints and self._follow_again(some_pods=False):
+        if "others" in hints and self._judge_others():
             hints -= {"others"}
         return hints
 
-    def _follow_again(self, *, some_pods: bool) -> bool:
-        """Do what follows a full pass once more; return whether it is done.
+    def _judge_others(self) -> bool:
+        """Do what follows a full pass, as other owners have changed; return whether it is done.
 
-        Other owners' rules and rulesets make no difference to the pass itself, unless it takes
-        over from one of them. A thread looks at them again, and says if there is anything new.
-        ``some_pods``: the namespaces of the next pods are looked into.
+        Their rules and rulesets make no difference to the pass itself, unless it takes over from
+        one of them. A thread looks at them again, and says if there is anything new.
         """
         latest = self.progress.latest
-        if latest is None or (latest.inputs.host.predecessor.taking_over and not some_pods):
+        if latest is None or latest.inputs.host.predecessor.taking_over:
             return False
         before = latest.outcomes
-        told = replace(latest, findings=None, pods=None, audit=some_pods, is_regular=some_pods)
-        result = replace(_follow(self._parts, told), audit=False)
+        result = _follow(self._parts, replace(latest, findings=None, pods=None, audit=False))
         self.progress = self.progress.after_observation(result)
         made = {name: o for name, o in result.outcomes.items() if o is not before.get(name)}
         _account(self._parts, result, made)
@@ -391,3 +389,11 @@ def _share_due_s(parts: Parts, latest: PassResult | None, known: Schedule) -> fl
         pods = len(latest.inputs.attachments) if latest else 0
         due_s = schedule.share_due_s(known, pods, parts.document.resync_s, time.monotonic())
     return due_s  # noqa: RET504 - an audit looks into all if that duty fails
+
+
+def _look_into_some(parts: Parts, latest: PassResult | None) -> None:
+    """Look into the namespaces of the next pods, so that each has its turn within a resync."""
+    if latest is not None:
+        told = replace(latest, audit=True, is_regular=True)
+        found = parts.node.after.inspection.run(told, parts.drift.backoffs).pods
+        parts.conditions.note("pods", found or ())

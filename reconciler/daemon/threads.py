@@ -76,7 +76,7 @@ daemon.document.InForce | whole | RH | _described | describe_wanted
 daemon.document.Reader | whole | RK | _last _unchecked | look_first look_again _put_off
 daemon.document.Reader | one | K | _taken
 daemon.kernel_loop.KernelLoop | whole | KXAH | progress | turn full_pass _publish _finish
-    _end_cooldowns _follow_again
+    _end_cooldowns _judge_others
 daemon.kernel_loop.KernelLoop | one | K | _schedule _hints _is_untidy _links _leaving
     _ledger _work
 daemon.pool_loop.PoolLoop | whole | PKXH | planned_for report outlook | run_pass

@@ -79,7 +79,7 @@ lock: ## pin Python's packages anew, with hashes: for a checkout, for the daemon
 
 setup: $(STAMP) ## Debian packages and the virtual environment, if they are missing
 
-$(STAMP): requirements.txt pyproject.toml setup.sh
+$(STAMP): requirements.txt pyproject.toml setup.sh lab/packages.sh
 	@./setup.sh $(VENV)
 	@touch $@
 

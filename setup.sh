@@ -16,23 +16,7 @@ packages+=(containerd runc crun podman containernetworking-plugins)
 
 say() { printf 'setup: %s\n' "$*"; }
 
-missing() {
-    for package in "${packages[@]}"; do
-        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
-    done
-}
-
-need=$(missing)
-if [ -n "$need" ]; then
-    if [ "$(id -u)" != 0 ]; then
-        echo "setup: these Debian packages are missing and only root can install them:" $need >&2
-        echo "setup: run 'sudo apt-get install" $need"', or make as root" >&2
-        exit 1
-    fi
-    say "installing Debian packages:" $need
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $need >/dev/null
-fi
+"$(dirname "$0")/lab/packages.sh" setup "${packages[@]}"
 
 python=${PYTHON:-python3}
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then

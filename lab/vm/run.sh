@@ -8,21 +8,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export PATH=$PATH:/usr/sbin:/sbin
 
-packages=(qemu-system-x86 busybox-static cpio kmod)
-need=()
-for package in "${packages[@]}"; do
-    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || need+=("$package")
-done
-if [ ${#need[@]} != 0 ]; then
-    if [ "$(id -u)" != 0 ]; then
-        echo "vm: these Debian packages are missing and only root can install them: ${need[*]}" >&2
-        exit 1
-    fi
-    echo "vm: installing Debian packages: ${need[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-fi
+"$here/../packages.sh" vm qemu-system-x86 busybox-static cpio kmod
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/node-network/vm
 if [ ! -e "$cache/kernel/complete" ]; then

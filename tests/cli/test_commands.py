@@ -300,7 +300,7 @@ NOT_HELD = {
     *("ctypes.util", "html", "http.server", "multiprocessing", "pickle", "shutil", "socketserver"),
     *("tempfile", "urllib.request", "uuid", "wsgiref", "xml"),
 }
-"""What the daemon never imports: other processes do, while they are asked; or nobody."""
+"""What the daemon never imports: other processes do, while they are asked, or none does."""
 
 
 def test_the_daemon_holds_the_document_and_nothing_that_checks_it() -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import nodes, report, shipped
 from lab import lifecycle, pod
@@ -32,11 +33,26 @@ LOOKS_AN_HOUR = 2
 SEQUENCE = report.number("CALLS_SEQUENCE", 1000)
 ENOUGH = "warmPool: {addresses: {warm: 4}, cooldown: 1s}\n"
 HEAD = "apiVersion: node-network/v1alpha1\nkind: NodeNetwork\n"
-NO_GOAL = "-"
 _numbers = itertools.count()
 """Of labs."""
 
-Row = tuple[str, Counter[str], str, str]
+
+class Row(NamedTuple):
+    """What was done, and what it cost.
+
+    Attributes:
+        what: was done.
+        calls: made, by action.
+        reads: how many there may be; None where no goal is set.
+        writes: likewise.
+        remark: how long it took, or what else is to be said.
+    """
+
+    what: str
+    calls: Counter[str]
+    remark: str = ""
+    reads: int | None = None
+    writes: int | None = None
 
 
 def measure() -> list[str]:
@@ -45,7 +61,6 @@ def measure() -> list[str]:
 
 
 def _rows() -> list[Row]:
-    """Return (what, calls by action, the goal, how long it took or what else is to be said)."""
     # What mostly waits goes on beside what mostly computes, each in a lab of its own.
     with ThreadPoolExecutor(5) as strands:
         boots = strands.submit(lambda: [_boot(enis) for enis in BOOTS])
@@ -61,7 +76,7 @@ def _rows() -> list[Row]:
 def _fill(name: str, more: str) -> Row:
     pool = "warmPool: {addresses: {warm: 48, surplus: 0}}\n"
     with _node(pool + more, settle=48) as (lab, took):
-        return f"from nothing to 48 allocatable, {name}", _calls(lab), NO_GOAL, f"{took:.1f} s"
+        return Row(f"from nothing to 48 allocatable, {name}", _calls(lab), f"{took:.1f} s")
 
 
 def _boot(enis: int) -> Row:
@@ -72,7 +87,7 @@ def _boot(enis: int) -> Row:
         time.sleep(BOOT_S)
         made = _calls(lab)
     what = f"a boot with {enis} ENIs, {ATTACH_S} s each attachment, and {BOOT_S} s more"
-    return what, made, f"at most {2 * enis} reads, 2 for each ENI", f"{took:.1f} s"
+    return Row(what, made, f"{took:.1f} s; the goal is 2 reads for each ENI", reads=2 * enis)
 
 
 def _rest() -> Iterator[Row]:
@@ -87,16 +102,12 @@ def _rest() -> Iterator[Row]:
         pod.add(lab, "node1", "b")
         _until(lambda: _pool(lab).get("cooling") == 0)
         time.sleep(3)
-        yield (
-            "a pod's life: DEL, ADD and cooldown, with room in the pool",
-            _calls(lab),
-            "0 and 0",
-            "",
-        )
+        what = "a pod's life: DEL, ADD and cooldown, with room in the pool"
+        yield Row(what, _calls(lab), reads=0, writes=0)
         lab.ask("calls", reset=True)
         time.sleep(65)
         what = "65 s idle, as the document's defaults are"
-        yield what, _calls(lab), NO_GOAL, "more than one resync"
+        yield Row(what, _calls(lab), "more than one resync")
 
 
 def _hour() -> Row:
@@ -108,14 +119,12 @@ def _hour() -> Row:
         hour = Counter({name: n * LOOKS_AN_HOUR for name, n in looked.items()})
         hour["DescribeSubnets"] += 1  # every three hours
         each = sum(looked.values())
-    return (
-        "an hour idle",
-        hour,
-        "at most 6 reads",
+    remark = (
         f"computed: {LOOKS_AN_HOUR} looks, one every 30 minutes, of {each} calls each, "
         "counted over three that were 10 s apart; in tests/node/test_reads.py an hour of a "
-        "simulated clock goes by",
+        "simulated clock goes by"
     )
+    return Row("an hour idle", hour, remark, reads=6)
 
 
 def _sequence(count: int, pool: str, *, settle: int) -> Row:
@@ -129,7 +138,7 @@ def _sequence(count: int, pool: str, *, settle: int) -> Row:
             pod.delete(lab, "node1", f"s{number}")
         took = time.monotonic() - began
         made = _calls(lab)
-    return f"{count:,} pods in sequence, cooldown 30 s, {pool}", made, NO_GOAL, f"{took:.0f} s"
+    return Row(f"{count:,} pods in sequence, cooldown 30 s, {pool}", made, f"{took:.0f} s")
 
 
 def _burst(count: int) -> Row:
@@ -140,21 +149,24 @@ def _burst(count: int) -> Row:
             jobs = [workers.submit(add, f"p{i}") for i in range(count)]
             made = {job.result().address for job in jobs}
         took = time.monotonic() - began
-        return f"{len(made)} pods at once on a cold node", _calls(lab), NO_GOAL, f"{took:.1f} s"
+        return Row(f"{len(made)} pods at once on a cold node", _calls(lab), f"{took:.1f} s")
 
 
 def table(rows: list[Row]) -> list[str]:
     """Return the rows in Markdown."""
-    lines = [
-        f"| EC2 calls of one {TYPE} | reads | writes | goal | by action | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for what, calls, goal, remark in rows:
-        mutating = sum(n for name, n in calls.items() if not name.startswith("Describe"))
-        spelt = ", ".join(f"{n} {name}" for name, n in sorted(calls.items())) or "none"
-        reads = sum(calls.values()) - mutating
-        lines.append(f"| {what} | {reads} | {mutating} | {goal} | {spelt} | {remark} |")
-    return lines
+    head = [f"EC2 calls of one {TYPE}", "reads", "goal", "writes", "goal", "by action", ""]
+    lines = []
+    for row in rows:
+        writes = sum(n for name, n in row.calls.items() if not name.startswith("Describe"))
+        reads = row.calls.total() - writes
+        spelt = ", ".join(f"{n} {name}" for name, n in sorted(row.calls.items())) or "none"
+        figures = (*_figure(reads, row.reads), *_figure(writes, row.writes))
+        lines.append([row.what, *figures, spelt, row.remark])
+    return report.table(head, lines)
+
+
+def _figure(made: int, most: int | None) -> tuple[str, str]:
+    return (str(made), "") if most is None else report.goal(made, most, digits=0)
 
 
 @contextmanager

@@ -15,6 +15,10 @@ from reconciler.ipam.identity import EgressIdentity
 from reconciler.ipam.pool_status import Ec2Inputs
 from schemas.document import NodeNetwork
 
+BEGIN_S = 1.7e9
+"""Where simulated clocks begin, in 2023: Linux sets no clock to before 1970 (clock_settime(2)), so
+none that is set back reads less than 0, which says "never" in records."""
+
 SUBNET = IPv4Network("10.0.1.0/24")
 VPC = (ip_network("10.0.0.0/16"), ip_network("100.64.0.0/16"))
 

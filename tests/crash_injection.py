@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from math import inf
 from typing import Any
 
-from builders import SUBNET, document, eni, intent, node
+from builders import BEGIN_S, SUBNET, document, eni, intent, node
 from crash_fakes import (
     LATE_S,
     Doomed,
@@ -102,7 +102,7 @@ class Life:
     stock: bool = False
     apart: bool = False
     running: set[int] = field(default_factory=set)
-    now: float = 1000.0
+    now: float = BEGIN_S
     skew: float = 0.0
     look: bool = True
     deaths: int = 0

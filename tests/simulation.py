@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from builders import SUBNET, document, eni, intent, node
+from builders import BEGIN_S, SUBNET, document, eni, intent, node
 from fake_cloud import FakeEc2, FakeImds
 from fakes import (
     FakeConntrack,
@@ -28,7 +28,7 @@ class Simulation:
     """A node with pods, whose pool and kernel passes follow each other."""
 
     def __init__(self, ec2: FakeEc2 | None = None, **parts: Any) -> None:
-        self.now = 1000.0
+        self.now = BEGIN_S
         self.skew = 0.0  # of the wall clock
         self.document = document(**parts)
         self.state = FakeState()

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from builders import BEGIN_S
 from crash_injection import Life
 
 from reconciler.core.datapath import host_network
@@ -171,7 +172,7 @@ def end_well(hour: Hour) -> None:
 def test_no_fault_and_no_hour_of_them_breaks_an_invariant(number: int) -> None:
     print(f"FAULT_SEED={SEED}")  # noqa: T201 - shown if it fails
     hour = Hour(SEED + number)
-    while hour.life.now < 1000.0 + HOUR_S:
+    while hour.life.now < BEGIN_S + HOUR_S:
         hour.step()
     assert hour.life.deaths > 0
     assert len(hour.seen) == 16, hour.seen
@@ -183,7 +184,7 @@ def test_no_fault_and_no_hour_of_them_breaks_an_invariant(number: int) -> None:
 def test_an_hour_whose_clock_never_goes_on_as_it_should_breaks_no_invariant(number: int) -> None:
     print(f"FAULT_SEED={SEED}")  # noqa: T201 - shown if it fails
     hour = Hour(SEED + number)
-    while hour.life.now < 1000.0 + HOUR_S:
+    while hour.life.now < BEGIN_S + HOUR_S:
         step = hour.chance.choice(CLOCK_STEPS_S)
         hour.life.skew += step
         hour.step()

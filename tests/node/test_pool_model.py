@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from baton import Baton, Lock, Told
-from builders import SUBNET, document, eni, intent, node
+from builders import BEGIN_S, SUBNET, document, eni, intent, node
 from fake_cloud import FakeEc2, FakeImds, follow_attachments
 from fakes import (
     CrashError,
@@ -117,7 +117,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @initialize(parts=st.sampled_from(POOLS), full=st.sampled_from([0, 0, 200, 240]))
     def begin(self, parts: dict[str, Any], full: int) -> None:
-        self.time = 1000.0
+        self.time = BEGIN_S
         self.skew = 0.0
         self.lies = 0
         self.parts = parts

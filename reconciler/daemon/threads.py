@@ -138,6 +138,7 @@ node.cooldown.Cooldowns | _changed | KC | _ended _quiet _outcome _failures _idle
     | _due_s
 node.stock_plugin.StockPlugin | _lock | KP | _look _unseen | _renew
 core.remembered.Remembered | whole | KP | _last | __call__
+core.remembered.RememberedWhileAsked | whole | KP | _known | __call__ end_pass
 targets.netlink.queries.Queries | one | K | _unread_rules
 targets.netlink.removals.Removals | _changed | KV | _under_way _failed _stopping
 targets.conntrack.Conntrack | whole | PC | _filters_looks _filters_deletions | _find_busy _end

@@ -21,7 +21,7 @@ from reconciler.core.datapath import (
     is_node_local,
 )
 from reconciler.core.ranges import Range, coalesce
-from reconciler.core.remembered import Remembered
+from reconciler.core.remembered import RememberedWhileAsked
 from reconciler.domains import nat_groups as groups
 from reconciler.domains import nat_guard as guard
 from reconciler.domains import nat_identities as identities
@@ -117,7 +117,7 @@ def desire(inputs: Inputs) -> frozenset[NftObject]:
     for family in families:
         objects |= _family_sets(family)
         objects |= _cidrs(inputs, family)
-        objects |= HELD[family.name](_held(inputs), family)
+        objects |= HELD(_held(inputs), family)
     return frozenset(objects | desire_pods(inputs))
 
 
@@ -254,7 +254,7 @@ def _held(inputs: Inputs) -> tuple[IpNetwork, ...]:
 def _cidrs(inputs: Inputs, family: Family) -> frozenset[NftObject]:
     cidrs, kept = inputs.document.routing.external_service_cidrs, untranslated(inputs, family)
     why = tuple(reasons(inputs, kept).items())
-    found: frozenset[NftObject] = RANGES[family.name](kept, why, cidrs, family)
+    found: frozenset[NftObject] = RANGES(kept, why, cidrs, family)
     return found
 
 
@@ -278,8 +278,8 @@ def _held_ranges(held: tuple[IpNetwork, ...], family: Family) -> frozenset[NftOb
     return frozenset(NftElement(sets_of(family).held, *range_) for range_ in ranges)
 
 
-RANGES = {name: Remembered(_ranges) for name in FAMILIES}
-"""Those in force, by family: objects that are the same are compared with no look into them."""
+RANGES = RememberedWhileAsked(_ranges)
+"""Those in force: objects that are the same are compared with no look into them."""
 
-HELD = {name: Remembered(_held_ranges) for name in FAMILIES}
+HELD = RememberedWhileAsked(_held_ranges)
 """Those that are held, likewise."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from reconciler.core.datapath import FAMILIES, Family, Marks, family_of
+from reconciler.core.datapath import Family, Marks, family_of
 from reconciler.core.facts import Eni
 from reconciler.core.ranges import Range
-from reconciler.core.remembered import Remembered
+from reconciler.core.remembered import RememberedWhileAsked
 from reconciler.domains import nat_rules as rules
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_objects import NftChain, NftElement, NftObject, NftSet
 from reconciler.domains.nat_rules import no_snat_of, sets_of, texts
 from reconciler.domains.snat import reasons, untranslated
 from schemas.document import NodeNetwork
-from schemas.group import MAX_GROUPS
 
 MARK, NAT = "snat_mark_", "source_nat_"
 """How the names of groups' chains begin: what binds connections, and what translates them."""
@@ -40,7 +39,7 @@ def desire(
         sets = sets_of(family)
         yield NftSet(sets.group_mark, family.nft_type, verdicts=True)
         yield NftSet(sets.group_nat, family.nft_type, verdicts=True)
-    for position, (group, _) in enumerate(document.snat_policies[1:] if families else ()):
+    for group, _ in document.snat_policies[1:] if families else ():
         mark = [rules.mark_outside(f, no_snat_of(f, group), marks) for f in families]
         nat = rules.translate_outside(families, group, primary, document.snat.ports)
         yield NftChain(MARK + group, texts(mark))
@@ -50,7 +49,7 @@ def desire(
             yield NftSet(name, family.nft_type, interval=True)
             kept = untranslated(inputs, family, group)
             why = tuple(reasons(inputs, kept, group).items())
-            yield from RANGES[family.name, position](name, kept, why)
+            yield from RANGES(name, kept, why)
 
 
 def desire_pods(inputs: Inputs) -> Iterator[NftElement]:
@@ -75,5 +74,5 @@ def _ranges(
     return frozenset(NftElement(name, *range_, why=because.get(range_, "")) for range_ in kept)
 
 
-RANGES = {(name, n): Remembered(_ranges) for name in FAMILIES for n in range(MAX_GROUPS)}
-"""Those in force, by family and place of the group: what is the same is compared with no look."""
+RANGES = RememberedWhileAsked(_ranges)
+"""Those in force: what is the same is compared with no look."""

@@ -15,7 +15,7 @@ from reconciler.core.attachment import Attachment
 from reconciler.core.datapath import FAMILIES, Family, Marks, family_of
 from reconciler.core.facts import Eni
 from reconciler.core.ranges import Range
-from reconciler.core.remembered import Remembered
+from reconciler.core.remembered import RememberedWhileAsked
 from reconciler.domains.inputs import Inputs
 from reconciler.domains.nat_objects import (
     NftChain,
@@ -154,7 +154,7 @@ def desire(
             egress, vpc = inputs.host.egress, inputs.node.vpc_cidrs
             ranges = ranges_of(rule, egress, vpc, services, family)
             why = tuple(reasons_in(rule.to, egress, ranges).items())
-            yield from RANGES[family.name, place](name, ranges, why)
+            yield from RANGES(name, ranges, why)
     to_primary = set_mark(CONNECTION_MARK, 0, marks)
     no_way: Expression = {"goto": {"target": NO_WAY}}
     has_host = {f.name: primary.host_address(f.version) is not None for f in families}
@@ -302,5 +302,5 @@ def _ranges(
     return frozenset(NftElement(name, *range_, why=because.get(range_, "")) for range_ in ranges)
 
 
-RANGES = {(name, n): Remembered(_ranges) for name in FAMILIES for n in range(MAX_RULES)}
-"""Those in force, by family and place of the rule: what is the same is compared with no look."""
+RANGES = RememberedWhileAsked(_ranges)
+"""Those in force: what is the same is compared with no look."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 from reconciler.core.datapath import FAMILIES, Family, IpAddress, IpNetwork, family_of
 from reconciler.core.ranges import Range, coalesce, complement, find, print_range, unite
+from reconciler.core.remembered import RememberedWhileAsked
 from reconciler.egress.source import Entry, Source
 from reconciler.errors import Issue
-from schemas.group import MAX_GROUPS
 from schemas.snat import Snat, SnatPolicy
 
 IPV4 = FAMILIES["ipv4"]
@@ -116,7 +115,7 @@ def untranslated(
     return unite((*found, *egress.former)) if waits else found
 
 
-@lru_cache(maxsize=2 + MAX_GROUPS)
+@RememberedWhileAsked
 def _untranslated(
     cidrs: tuple[IpNetwork, ...], only: tuple[IpNetwork, ...] | None, family: Family
 ) -> tuple[Range, ...]:

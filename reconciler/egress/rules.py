@@ -7,7 +7,6 @@ of it; one that lies within the VPC is meant as it is written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from ipaddress import ip_network
 from typing import NamedTuple
 
@@ -20,9 +19,10 @@ from reconciler.core.datapath import (
     family_of,
 )
 from reconciler.core.ranges import Range, coalesce, complement, find, unite
+from reconciler.core.remembered import RememberedWhileAsked
 from reconciler.egress.destinations import IPV4, Egress, holder, networks
 from reconciler.errors import Issue
-from schemas.snat import MAX_RULES, EgressRule, Snat
+from schemas.snat import EgressRule, Snat
 
 LINK_LOCAL = tuple(map(ip_network, ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32")))
 """What is on the node's own wire: instance metadata, time, the VPC's resolver, and a resolver of
@@ -57,7 +57,7 @@ def ranges_of(
     return _ranges(inside, others, local_networks(vpc_cidrs, services), family)
 
 
-@lru_cache(maxsize=4 * MAX_RULES)
+@RememberedWhileAsked
 def _ranges(
     inside: tuple[IpNetwork, ...],
     others: tuple[IpNetwork, ...],

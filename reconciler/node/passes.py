@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.remembered import forget_unasked
 from reconciler.domains import attachment
 from reconciler.domains.attachment_holders import find_holders
 from reconciler.domains.inputs import Inputs
@@ -142,6 +143,7 @@ class LocalNode:
         waiting = pass_result.find_waiting(outcomes) | pass_result.find_occupied(visited, outcomes)
         left = [a for a in records.living if a.key in records.unfinished - done.keys()]
         unplaced = self._find_unplaced(left, objects, outcomes)
+        forget_unasked()
         told = (outcomes, observed_at, records, inputs, done, waiting, unplaced)
         return PassResult(*told, audit=audit, is_regular=is_regular)
 

@@ -10,6 +10,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from fakes import (
 )
 
 from reconciler.core.attachment import Cooling, IntentState
-from reconciler.core.remembered import Remembered
+from reconciler.core.remembered import Remembered, RememberedWhileAsked
 from reconciler.daemon import drift, telemetry
 from reconciler.daemon.drift import DriftTracker
 from reconciler.daemon.duty import Conditions
@@ -439,5 +440,26 @@ def test_each_thread_gets_the_answer_to_its_own_question() -> None:
             assert told == {0: "0", 1: "1"}
 
         return Scene(lambda: ask(0), lambda: ask(1), check)
+
+    assert walk(scene) > 3
+
+
+@pytest.mark.parametrize("second", ["another question", "the end of a full pass"])
+def test_each_thread_gets_its_answer_while_another_asks_or_a_pass_ends(second: str) -> None:
+    def scene(point: Point) -> Scene:
+        remembered = RememberedWhileAsked(str)
+        remembered(0)
+        expose(remembered, point, "_known")
+        told: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            told[number] = remembered(number)
+
+        def check() -> None:
+            ask(1)
+            assert told == {0: "0", 1: "1"}
+
+        other = remembered.end_pass if "end" in second else partial(ask, 1)
+        return Scene(lambda: ask(0), other, check)
 
     assert walk(scene) > 3

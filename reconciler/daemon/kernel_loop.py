@@ -26,7 +26,7 @@ from reconciler.daemon.triggers import Triggers
 from reconciler.engine.converge import Outcome, Outcomes
 from reconciler.errors import InternalError, Issue, ReconcilerError, boundary
 from reconciler.ipam.pool_groups import demand_of
-from reconciler.node.pass_result import PassResult
+from reconciler.node.pass_result import Inspect, PassResult
 from reconciler.targets.expected import Verdict
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,8 @@ class KernelLoop:
         if latest is None or latest.inputs.host.predecessor.taking_over:
             return False
         before = latest.outcomes
-        result = _follow(self._parts, replace(latest, findings=None, pods=None, audit=False))
+        again = replace(latest, findings=None, pods=None, inspect=Inspect.NONE)
+        result = _follow(self._parts, again)
         self.progress = self.progress.after_observation(result)
         made = {name: o for name, o in result.outcomes.items() if o is not before.get(name)}
         _account(self._parts, result, made)
@@ -358,7 +359,7 @@ def _follow(parts: Parts, result: PassResult) -> PassResult:
 def _account(parts: Parts, result: PassResult, outcomes: Outcomes) -> None:
     """Book and report what was done."""
     with parts.duties.over("the books of drift"):
-        parts.drift.book(outcomes, everything=result.audit)
+        parts.drift.book(outcomes, everything=result.inspect is not Inspect.NONE)
     with parts.duties.over("the conditions"):
         if result.findings is not None:
             parts.conditions.note("foreign", result.findings)
@@ -394,6 +395,6 @@ def _share_due_s(parts: Parts, latest: PassResult | None, known: Schedule) -> fl
 def _look_into_some(parts: Parts, latest: PassResult | None) -> None:
     """Look into the namespaces of the next pods, so that each has its turn within a resync."""
     if latest is not None:
-        told = replace(latest, audit=True, is_regular=True)
+        told = replace(latest, inspect=Inspect.SOME)
         found = parts.node.after.inspection.run(told, parts.drift.backoffs).pods
         parts.conditions.note("pods", found or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from reconciler.core.attachment import Attachment, AttachmentKey, intent_name
 from reconciler.domains.inputs import Inputs
@@ -13,6 +14,14 @@ from reconciler.engine.converge import Outcome, Outcomes
 from reconciler.engine.plan import Key, Keyed, Verb
 from reconciler.errors import ApplyError, Issue
 from reconciler.ipam.records import Records
+
+
+class Inspect(Enum):
+    """Into which pods' namespaces is looked after a pass, for what was changed in them."""
+
+    NONE = "none"
+    SOME = "some"  # in turn
+    ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +43,7 @@ class PassResult:
     pods: tuple[Issue, ...] | None = None  # what pods have done in their own namespaces; likewise
     # the attachments that were looked at alone; None for a full pass
     asked: frozenset[AttachmentKey] | None = None
-    audit: bool = False  # pods' namespaces were, or are to be, looked into: every one, or
-    is_regular: bool = False  # some of them in turn, where nothing in there is repaired
+    inspect: Inspect = Inspect.NONE
 
     @property
     def settled(self) -> bool:

@@ -31,7 +31,7 @@ from reconciler.node.environment import Environment, State
 from reconciler.node.fast_path import FastPath
 from reconciler.node.gathering import DeadPods, Gathering, Known, without_copies
 from reconciler.node.kernel_domains import NO_BACKOFFS, KernelDomains, PodObject, PodObjects
-from reconciler.node.pass_result import PassResult
+from reconciler.node.pass_result import Inspect, PassResult
 from reconciler.node.pool_pass import PoolPass
 from reconciler.node.stock_plugin import StockPlugin
 from reconciler.node.visits import Inspection, Visits, unread_of
@@ -145,7 +145,8 @@ class LocalNode:
         unplaced = self._find_unplaced(left, objects, outcomes)
         forget_unasked()
         told = (outcomes, observed_at, records, inputs, done, waiting, unplaced)
-        return PassResult(*told, audit=audit, is_regular=is_regular)
+        inspect = Inspect.SOME if is_regular else Inspect.ALL
+        return PassResult(*told, inspect=inspect if audit else Inspect.NONE)
 
     def pods_pass(
         self, asking: Collection[AttachmentKey], *, backoffs: Backoffs = NO_BACKOFFS

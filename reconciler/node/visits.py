@@ -19,7 +19,7 @@ from reconciler.engine.converge import gaps
 from reconciler.errors import Issue, ReconcilerError, boundary
 from reconciler.ipam.records import Records
 from reconciler.node.kernel_domains import alone, inside_objects
-from reconciler.node.pass_result import PassResult
+from reconciler.node.pass_result import Inspect, PassResult
 from reconciler.targets.kernel import Kernel
 
 BACKOFF_S = Delays(1.0, 60.0)
@@ -149,9 +149,9 @@ class Inspection:
 
     def _choose(self, pods: Sequence[Attachment], result: PassResult) -> Keys:
         """Name those whose turn it is."""
-        if not result.audit:
+        if result.inspect is Inspect.NONE:
             return frozenset()
-        most = SHARE if result.is_regular else len(pods)
+        most = SHARE if result.inspect is Inspect.SOME else len(pods)
         return frozenset(a.key for a in self._in_turn(pods)[:most])
 
     def _in_turn(self, pods: Sequence[Attachment]) -> Sequence[Attachment]:

@@ -27,7 +27,7 @@ from reconciler.engine.plan import Verb
 from reconciler.errors import Issue, ObserveError
 from reconciler.ipam.records import Records, believe
 from reconciler.node import views, visits
-from reconciler.node.pass_result import PassResult
+from reconciler.node.pass_result import Inspect, PassResult
 
 POD = "/run/netns/pod1@1"
 INSIDE = (LinkAddress, Route, Neighbour, PodLink)
@@ -37,7 +37,7 @@ def inspected(
     sim: Simulation, result: PassResult, *, is_regular: bool = False
 ) -> tuple[Issue, ...]:
     """What is said of all pods' namespaces after a pass."""
-    result = replace(result, audit=True, is_regular=is_regular)
+    result = replace(result, inspect=Inspect.SOME if is_regular else Inspect.ALL)
     found = sim.node.after.inspection.run(result, Backoffs()).pods
     assert found is not None
     return found

@@ -226,7 +226,7 @@ class KernelLoop:
         with parts.duties.over("the books of drift"):
             parts.drift.book_pods(result.outcomes)
         with parts.duties.over("what is expected of the kernel"):
-            self._ledger.follow(result.outcomes)
+            self._ledger.follow(result.outcomes, result.gone)
         with parts.duties.over("waking the pool"):
             self._tell_pool(result)
         if parts.node.after.fast_path.is_on:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from reconciler.engine.converge import Outcome
 from reconciler.targets.expected import Expected, Verdict
@@ -89,9 +89,9 @@ class Ledger:
         """Take over what a full pass has seen."""
         self._expected.learn(outcomes, settled=settled)
 
-    def follow(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Take over what a pass over some pods has done."""
-        self._expected.follow(outcomes)
+    def follow(self, outcomes: Mapping[str, Outcome], gone: Iterable[object] = ()) -> None:
+        """Take over what a pass over some pods has done; ``gone`` is not wanted any more."""
+        self._expected.follow(outcomes, gone)
 
     def weigh(self, now: float) -> Verdict:
         """Say what was told since; what takes no full pass is done with.

@@ -43,6 +43,8 @@ class PassResult:
     pods: tuple[Issue, ...] | None = None  # what pods have done in their own namespaces; likewise
     # the attachments that were looked at alone; None for a full pass
     asked: frozenset[AttachmentKey] | None = None
+    # what pods that leave may have had on the host
+    gone: frozenset[Keyed] = frozenset()
     inspect: Inspect = Inspect.NONE
 
     @property

@@ -205,7 +205,7 @@ class LocalNode:
         left = [a for a in living if a.key not in here]
         unplaced = self._find_unplaced(left, objects, outcomes)
         return PassResult(
-            outcomes, observed_at, records, inputs, here, waiting, unplaced, asked=keys
+            outcomes, observed_at, records, inputs, here, waiting, unplaced, asked=keys, gone=gone
         )
 
     def cooling_pass(self) -> PassResult:

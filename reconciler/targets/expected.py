@@ -86,8 +86,14 @@ class Expected:
         for outcome in outcomes.values() if settled else ():
             self._add(outcome)
 
-    def follow(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Take over what a pass over some pods has done."""
+    def follow(self, outcomes: Mapping[str, Outcome], gone: Iterable[object] = ()) -> None:
+        """Take over what a pass over some pods has done; ``gone`` is not wanted any more.
+
+        The runtime removes a pod's namespace after DEL, and what the pod had goes with it: no pass
+        deletes that.
+        """
+        for o in gone:
+            self._remove(o)
         for outcome in outcomes.values():
             for action in outcome.plan.actions:
                 if action.verb is Verb.DELETE:

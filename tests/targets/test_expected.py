@@ -110,7 +110,7 @@ class Node:
         gone = kernel_domains.pod_objects(there)
         outcomes = converge(self.domains.of_pods(gone), nothing)
         assert all(o.settled for o in outcomes.values()), outcomes
-        self.expected.follow(outcomes)
+        self.expected.follow(outcomes, gone)
 
     def drifted(self, *pods: Any) -> bool:
         """Whether a look at everything would find something to do."""
@@ -180,6 +180,22 @@ def test_the_address_of_a_pod_that_has_gone_is_no_news_of_a_later_one(node: Node
     assert node.judge(settle(node)) is Verdict.EXPLAINED
     node.leave(later)
     assert node.judge(settle(node)) is Verdict.EXPLAINED
+
+
+def test_what_went_with_a_pods_namespace_before_its_pass_is_no_news(node: Node) -> None:
+    """The runtime removes the namespace as soon as DEL is answered: no pass deletes the link."""
+    one, two = node.pods
+    node.full_pass(one)
+    node.come(two)
+    settle(node)
+    assert run(node.home, f"ip link del {two.veth}")
+    told = settle(node)
+    assert node.judge(told) is Verdict.NEWS, "nothing says yet that it leaves"
+    node.leave(two)
+    after = settle(node)
+    assert node.judge(told + after) is Verdict.EXPLAINED
+    assert run(node.home, f"ip link del {one.veth}")
+    assert node.judge(told + after + settle(node)) is Verdict.NEWS, "that of a pod that stays"
 
 
 @pytest.mark.parametrize("commands", [HOST, POD_ON_HOST], ids=["host", "pod"])

@@ -38,14 +38,22 @@ from reconciler.node import views
 from reconciler.node.environment import Environment
 from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
+from reconciler.targets.state import codec
 from reconciler.targets.state.directory import StateDirectory
 from reconciler.targets.state.kind_records import SECOND
 
 RUNNING = (1, 2, 3)
 NEW = 4
+NAMED = 3
+"""The pod whose namespace has an address of its own outside."""
 
-COOLING = SUBNET[14]
-LEAVING = ip_network("10.0.1.15/32")
+OUTSIDE = SUBNET[11]
+"""What that namespace has; its connections are known by it."""
+
+RULE = {"namespace": "pay", "to": ["10.100.0.0/16"], "as": "dedicated"}
+
+COOLING = SUBNET[15]
+LEAVING = ip_network("10.0.1.16/32")
 """The two that a new pod would get next, in the order of addresses."""
 
 FILES: dict[str, Callable[[Path], None]] = {
@@ -56,7 +64,7 @@ FILES: dict[str, Callable[[Path], None]] = {
         path.write_text(path.read_text().replace('"version": 1', '"version": 2')) and None
     ),
 }
-KINDS = ("intents", "attachments", "cooling", "quarantine", "creations", "look")
+KINDS = (*(kind.directory for kind in codec.KINDS), "look")
 SHARE = int(os.environ.get("PAIRS_SHARE", "2"))
 """One of how many combinations is tried in each way."""
 
@@ -95,7 +103,8 @@ class Node:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.now = 1000.0
-        self.document = document(warmPool={"addresses": {"warm": 5}, "cooldown": "30s"})
+        pool = {"addresses": {"warm": 5}, "cooldown": "30s"}
+        self.document = document(warmPool=pool, snat={"rules": [RULE]})
         self.ec2 = FakeEc2([eni(0, 9)], Limits(1, 10), SUBNET, clock=lambda: self.now)
         self.kernel = Kernel()
         self.kernel.plug(self.ec2.enis[0].mac, "eth0")
@@ -156,6 +165,8 @@ class Node:
             "state": state,
             "netns": netns,
             "netnsInode": inode,
+            "podNamespace": "pay" if number == NAMED else "",
+            "podName": "a" if number == NAMED else "",
         }
         path = self.state.intents / f"{key(number).container_id}:eth0.json"
         with suppress(OSError):  # the runtime is told, and tries again
@@ -197,6 +208,7 @@ class Node:
         given = [own for held in self.kernel.pod_addresses().values() for own in held]
         assert len(given) == len(set(given)), "given twice"
         assert not kept & set(given), "given before its time"
+        assert OUTSIDE not in given, "given to a pod, and a namespace has it"
 
     def audit(self) -> str:
         """What another process says that only looks."""
@@ -265,6 +277,7 @@ def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restar
     assert not [e for o in result.outcomes.values() for e in o.errors]
     assert {a.key for a in result.records.attachments} == set(map(key, (*RUNNING, NEW)))
     assert result.records.unwritten == frozenset()
+    assert [i.addresses for i in result.records.identities] == [(OUTSIDE,)]
     host.check()
 
 

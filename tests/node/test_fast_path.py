@@ -7,6 +7,7 @@ from builders import attachment, document, inputs
 from fakes import FakeFlows
 
 from reconciler.diagnostics.foreign import Foreign
+from reconciler.domains import fast_path
 from reconciler.domains.fast_path import FlowLink, FlowTable
 from reconciler.engine.backoff import Backoffs
 from reconciler.ipam.records import Records
@@ -93,5 +94,26 @@ def test_while_others_look_at_each_packet_it_is_gone(disturb: object) -> None:
     world.step.follow(world.result("auto", NEXT))
     assert world.flows.objects == set()
     world.queues, world.others = {("docker0", "tbf")}, Foreign()  # no link of ours
+    assert world.run() == ()
+    assert world.flows.objects == WHOLE
+
+
+@pytest.mark.parametrize("call", ["observe", "apply", "desire", "plan"])
+def test_whatever_raises_its_domain_fails_alone_and_is_whole_again_afterwards(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("CidrBlock")
+
+    world = World()
+    with monkeypatch.context() as broken:
+        broken.setattr(world.flows if call in ("observe", "apply") else fast_path, call, fail)
+        try:
+            outcome = world.step.run(world.result("auto"), Backoffs()).outcomes["fast-path"]
+        except KeyError:  # what it judges by; the duty around the step names it
+            assert call == "desire"
+        else:
+            assert [f"{call} of fast-path" in str(e) for e in outcome.errors] == [True]
+            assert outcome.failed
     assert world.run() == ()
     assert world.flows.objects == WHOLE

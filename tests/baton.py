@@ -154,7 +154,7 @@ class Lock:
         """Wake the other, if it waits."""
         self._notices += 1
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
+    def wait_for(self, predicate: Callable[[], Any], timeout: float = 60.0) -> None:
         """Wait until something holds; fail if nobody will ever say so."""
         while not predicate() and timeout > 0:
             assert self.baton is not None

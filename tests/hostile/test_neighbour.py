@@ -197,22 +197,16 @@ def test_100000_routes_of_somebody_else_on_the_host(neighbourhood: Any) -> None:
 
 
 def test_what_somebody_else_stamps_as_ours(neighbourhood: Any) -> None:
-    """The second time, as above: a thousand routes and rules at once make arenas grow for good."""
     n = neighbourhood
     first = IPv4Address("172.16.0.0")
-
-    def stamp() -> None:
-        with (
-            hostility.routes(n.node, "eth0", STAMPED, first, table=512, protocol=201),
-            hostility.rules(n.node, 3_000, first, priority=512, protocol=201),
-            hostility.links(n.node, 200, "node-network:"),
-        ):
-            until(lambda: n.complains_of("are stamped as ours"), "a look at them")
-            n.serve()
-
-    stamp()
-    with n.lives_through():
-        stamp()
+    with (
+        n.lives_through(),
+        hostility.routes(n.node, "eth0", STAMPED, first, table=512, protocol=201),
+        hostility.rules(n.node, 3_000, first, priority=512, protocol=201),
+        hostility.links(n.node, 200, "node-network:"),
+    ):
+        until(lambda: n.complains_of("are stamped as ours"), "a look at them")
+        n.serve()
 
 
 def test_addresses_of_somebody_else_on_the_host_that_come_and_go_without_end(

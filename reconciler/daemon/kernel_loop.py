@@ -14,7 +14,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 
-from reconciler.core.attachment import Attachment, AttachmentKey
+from reconciler.core.attachment import AttachmentKey
 from reconciler.daemon import schedule, telemetry
 from reconciler.daemon.ledger import Ledger, Notifications
 from reconciler.daemon.parts import Parts, Upkeep
@@ -235,18 +235,18 @@ class KernelLoop:
         return result.served
 
     def _run_checks(self) -> None:
-        parts = self._parts
-        for key in parts.checks.take():
+        parts, unforeseen = self._parts, list[InternalError]()
+        for key in (keys := parts.checks.take()):
             observed_at = time.monotonic()
-            verdict: Attachment | Issue
             try:
                 with parts.watchdog.over(f"the check of {key}"), boundary("check"):
                     verdict = parts.node.check(key)
             except ReconcilerError as error:
-                unforeseen = [error] if isinstance(error, InternalError) else []
-                parts.duties.report("check", *unforeseen)
+                unforeseen += [error] if isinstance(error, InternalError) else []
                 verdict = Issue(f"attachment {key}", "NotSettled", str(error))
             parts.checks.answer(key, verdict, observed_at)
+        if keys:
+            parts.duties.report("check", *unforeseen)
 
     def _publish(self, result: PassResult, started: float) -> None:
         before = self.progress.latest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import gc
 import sys
@@ -27,6 +28,7 @@ from reconciler.core.attachment import (
 from reconciler.core.datapath import MAIN_TABLE
 from reconciler.daemon import agent as daemon
 from reconciler.daemon import (
+    cluster,
     duty,
     kernel_loop,
     pool_loop,
@@ -35,49 +37,101 @@ from reconciler.daemon import (
     server,
     triggers,
 )
+from reconciler.daemon.threads import THREADS as TABLE
 from reconciler.domains.link import PodLink
 from reconciler.domains.route import Route
 from reconciler.engine.backoff import Delays
 
-ESSENTIAL = ["kernel._publish", "parts.hints.wait"]
-"""Steps without which no new pod can be served."""
+ESSENTIAL = {
+    "kernel._publish": "the answers to pods",
+    "parts.hints.wait": "the kernel loop",
+}
+"""Steps without which no new pod can be served, and the duty or the loop of each."""
 
-STEPS = [
-    "kernel.pods_pass",
-    "kernel._serve",
-    "kernel.full_pass",
-    "schedule.due_s",
-    "schedule.is_audit_due",
-    "schedule.share_due_s",
-    "schedule.next_pass_s",
-    "kernel._take_document",
-    "kernel._run_checks",
-    "kernel._tell_pool",
-    "kernel._tidy",
-    "pool.run_pass",
-    "pool._await_hint",
-    "sources._run",
-    "sources.hints.wait",
-    "parts.document.reader.look_again",
-    "parts.document.keep",
-    "parts.pool_hints.wait",
-    "parts.drift.book",
-    "parts.drift.book_pods",
-    "node.kernel_pass",
-    "node.pods_pass",
-    "node.after.takeover.run",
-    "node.after.others.run",
-    "node.after.installation.run",
-    "node.after.inspection.run",
-    "node.pool.run",
-    "node.cooldowns.turn",
-    "node.cooldowns.wait",
-    "netlink.removals.wait",
-    "neighbours.turn",
-    "state.sweep",
-    "ec2.drain",
-]
+STEPS = {
+    "kernel.pods_pass": "serving pods",
+    "kernel._serve": "serving pods",
+    "kernel.full_pass": "the kernel loop",
+    "kernel._take_document": "taking over the document",
+    "kernel._run_checks": "serving pods",
+    "kernel._tell_pool": "waking the pool",
+    "kernel._tidy": "tidying up",
+    "kernel._ledger.follow": "what is expected of the kernel",
+    "schedule.due_s": "the schedule of passes",
+    "schedule.is_audit_due": "the schedule of audits",
+    "schedule.share_due_s": "the schedule of looks into pods",
+    "schedule.next_pass_s": "the next pass's time",
+    "pool.run_pass": "the pool loop",
+    "pool._await_hint": "the pool loop",
+    "pool._look_out": "the pool's outlook",
+    "pool._find_margin": "the pool's margin",
+    "sources._run": "asking what sources stand for",
+    "sources.hints.wait": "the loop of sources",
+    "reporter._take_settings": "telling the cluster",
+    "parts.document.reader.look_again": "reading the document",
+    "parts.document.reader.hints.wait": "the document's reader",
+    "parts.document.keep": "keeping the document",
+    "parts.document.describe_wanted": "describing the document",
+    "parts.pool_hints.wait": "the pool loop",
+    "parts.drift.book": "the pool's books of drift",
+    "parts.drift.book_pods": "the books of drift",
+    "node.kernel_pass": "the pass over everything",
+    "node.pods_pass": "the pass over some pods",
+    "node.after.takeover.run": "taking over from the stock plugin",
+    "node.after.others.run": "the look at other owners",
+    "node.after.fast_path.run": "the fast path",
+    "node.after.fast_path.follow": "the fast path",
+    "node.after.installation.run": "the installation",
+    "node.after.inspection.run": "the look into pods",
+    "node.check": "check",
+    "node.pool.run": "the pass over the pool",
+    "node.cooldowns.turn": "the cooldowns loop",
+    "node.cooldowns.wait": "the cooldowns loop",
+    "netlink.removals.turn": "the links loop",
+    "netlink.removals.wait": "the links loop",
+    "netlink.learnt.observe": "asking for neighbours again",
+    "nft.count": "the counters of packets",
+    "surroundings.latest.turn": "the others loop",
+    "surroundings.latest.wait": "the others loop",
+    "neighbours.turn": "asking for neighbours again",
+    "state.reclaim": "keeping the state directory",
+    "state.sweep": "sweeping the records",
+    "ec2.drain": "taking note of EC2's answers",
+}
 """All others that the threads of the daemon take."""
+
+SELDOM = {
+    "kernel._ledger.weigh": "weighing what the kernel tells",
+    "kernel_loop._look_into_some": "some pods' namespaces",
+    "watch.keep": "an odd watch",
+    "upkeep.is_own": "looking for the state directory",
+}
+"""Those that are due when nothing else is: they are called one by one."""
+
+ELSEWHERE = {
+    "an answer on the socket": "test_server",
+    "a request to ": "test_listener",
+    "the check of ": "what the watchdog calls a step of those above",
+    "the conditions": "nothing is told where that fails, and test_duty has it",
+    "the conditions of the state directory": "likewise",
+    "the watches' loop": "all it does is a duty, of those above",
+    "the loop that tells the cluster": "likewise",
+}
+"""Duties and loops that these tests do not let fail, and where or why."""
+
+BESIDES = {
+    "N": "test_kernel_watch",
+    "F": "test_triggers",
+    "S": "test_listener",
+    "H": "test_health",
+    "X": "test_server",
+    "T": "test_ec2_caller",
+    "G": "it sets an event",
+    "L": "test_logs",
+}
+"""Threads that this daemon does not start, by the letter in the table of threads."""
+
+THREADS = {text.partition(":")[0] for letter, text in TABLE.items() if letter not in BESIDES}
 
 
 @pytest.fixture
@@ -96,12 +150,13 @@ def running(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         (kernel_loop, "TIDY_S", 0.05),
         (daemon, "WATCHES_S", 0.05),
         (daemon, "READING_S", 0.05),
+        (cluster, "OFF_S", 0.05),
     ):
         monkeypatch.setattr(module, name, value)
     house.start()
     house.earlier = frozenset(threading.enumerate())
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
-    thread = threading.Thread(target=house.agent.run)
+    thread = threading.Thread(target=house.agent.run, name="MainThread")
     thread.start()
     try:
         yield house
@@ -121,6 +176,7 @@ def find(house: House, path: str) -> tuple[Any, str]:
         "pool": agent.pool,
         "sources": agent.sources,
         "neighbours": agent.neighbours,
+        "reporter": agent.reporter,
         "parts": agent.parts,
         "node": agent.parts.node,
         "schedule": schedule,
@@ -129,6 +185,11 @@ def find(house: House, path: str) -> tuple[Any, str]:
     for part in parts:
         owner = getattr(owner, part)
     return owner, name
+
+
+def is_told(house: House, path: str, duty: str) -> bool:
+    conditions = house.agent.parts.conditions.all()
+    return any(path in c["text"] and c["subject"] == duty for c in conditions)
 
 
 def is_served(house: House) -> bool:
@@ -147,18 +208,20 @@ def stir(house: House) -> bool:
     for hint in ("kernel", "intent"):
         house.agent.parts.hints.mark(hint)
     house.netlink.removals.take(1, "nn1")
+    house.surroundings.latest._asked.set()
+    house.agent.parts.node.after.fast_path.is_on = True
     house.agent.parts.pool_hints.mark("pool")
     house.agent.sources.hints.mark("document")
     return True
 
 
-@pytest.mark.parametrize("path", [*ESSENTIAL, *STEPS])
+@pytest.mark.parametrize(("path", "named"), [*ESSENTIAL.items(), *STEPS.items()])
 def test_whatever_a_duty_raises_no_thread_ends_and_a_condition_names_it_until_it_is_over(
-    running: House, path: str, monkeypatch: pytest.MonkeyPatch
+    running: House, path: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert is_served(running)
     # The loops of a daemon that a test before this one stopped may still be ending.
-    threads = {t for t in threading.enumerate() if t.name in THREADS} - running.earlier
+    threads = set(threading.enumerate()) - running.earlier
     assert {t.name for t in threads} == THREADS
     owner, name = find(running, path)
     calls: list[None] = []
@@ -178,12 +241,94 @@ def test_whatever_a_duty_raises_no_thread_ends_and_a_condition_names_it_until_it
             assert is_served(running)
         until(lambda: is_stirred() and calls, "a call")
         # A pass of the other kind may have ended it before it was looked for: then once more.
-        conditions = running.agent.parts.conditions
-        until(lambda: is_stirred() and any(path in c["text"] for c in conditions.all()))
+        until(lambda: is_stirred() and is_told(running, path, named))
         assert all(t.is_alive() for t in threads)
     until(lambda: is_stirred() and not running.errors())
     assert is_served(running)
     assert all(t.is_alive() for t in threads)
+
+
+def duties_of(agent: daemon.Agent) -> set[str]:
+    """All duties and loops there are, as the code of the daemon names them."""
+    found = {name for name, _ in agent.parts.node.after}
+    found |= {f"the {each.thread} loop" for each in agent._apart}
+    for path in Path(daemon.__file__).parent.glob("*.py"):
+        module = sys.modules.get(f"reconciler.daemon.{path.stem}")
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                place = {"over": 0, "forever": 0, "heard": 0, "_start": 1}.get(call.func.attr)
+                if place is not None:
+                    found |= texts_of(call.args[place], module)
+    return found
+
+
+def texts_of(name: ast.expr, module: Any) -> set[str]:
+    """What a duty is called, as far as its expression says; the rest is asked of the daemon."""
+    match name:
+        case ast.Constant(value=str(text)):
+            return {text}
+        case ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]) if text != "the ":
+            return {text}
+        case ast.Name(id=constant) if constant.isupper():
+            return {getattr(module, constant)}
+    return set()
+
+
+def test_every_duty_every_loop_and_every_thread_there_is_is_let_fail(house: House) -> None:
+    tried = {*ESSENTIAL.values(), *STEPS.values(), *SELDOM.values(), *ELSEWHERE}
+    assert duties_of(house.agent) - tried == set()
+    assert set(ELSEWHERE) - duties_of(house.agent) == set()
+    assert BESIDES.keys() <= TABLE.keys()
+
+
+class Odd:
+    """A watch, and a property of the daemon."""
+
+    name = SELDOM["watch.keep"]
+    fails = True
+
+    def keep(self) -> None:
+        if self.fails:
+            raise KeyError("watch.keep")
+
+    @property
+    def is_own(self) -> bool:
+        if self.fails:
+            raise KeyError("upkeep.is_own")
+        return True
+
+
+def test_what_is_seldom_due_fails_alone_too(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, odd = house.agent.kernel, Odd()
+    monkeypatch.setattr(house.agent, "_watches", (odd,))
+    house.agent.upkeep.properties.append(odd)  # type: ignore[arg-type]
+    monkeypatch.setattr(kernel, "_due_s", lambda hints: float(not hints))
+    monkeypatch.setattr(kernel_loop, "_share_due_s", lambda *_: 0.0)
+    house.agent.parts.stopping.set()  # so that no turn waits
+
+    def turn() -> None:
+        house.agent._keep_watches()
+        kernel._hints = frozenset()
+        kernel.turn()
+        kernel._do_lightly(frozenset({"kernel"}))
+
+    with monkeypatch.context() as broken:
+        for owner, name in ((kernel._ledger, "weigh"), (kernel_loop, "_look_into_some")):
+            broken.setattr(owner, name, raising_what_it_is(name))
+        turn()
+        assert [
+            p for p, duty in SELDOM.items() if not is_told(house, p.split(".")[-1], duty)
+        ] == []
+    odd.fails = False
+    turn()
+    assert house.errors() == set()
+
+
+def raising_what_it_is(name: str) -> Callable[..., Any]:
+    def raising(*_: Any, **__: Any) -> Any:
+        raise KeyError(name)
+
+    return raising
 
 
 def share_a_namespace(house: House) -> AttachmentKey:
@@ -235,12 +380,6 @@ def test_an_add_that_can_never_succeed_is_refused_long_before_its_time_is_over(
     assert told[0].reason == reason
     assert server._result(told[0], running.agent)["code"] == code
     assert is_served(running)
-
-
-THREADS = {
-    *("pool", "reader", "watches", "cooldowns", "links", "others", "sources", "cluster"),
-    "watchdog",
-}
 
 
 def test_no_free_inotify_instance_is_a_condition_and_the_daemon_serves_pods(

@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog import events
 from watchdog.observers import Observer
 
 from reconciler.daemon.duty import Duties
@@ -44,6 +44,14 @@ NEW_RULESET = NFNL_SUBSYS_NFTABLES << 8 | nf_tables.NFT_MSG_NEWGEN
 
 PID_MAX_LIMIT = 1 << 22
 """Of the kernel. The port that bind chooses for a process's second socket is above."""
+
+CHANGES = [
+    *(events.DirCreatedEvent, events.DirModifiedEvent, events.DirMovedEvent),
+    *(events.DirDeletedEvent, events.FileCreatedEvent, events.FileModifiedEvent),
+    *(events.FileMovedEvent, events.FileDeletedEvent, events.FileClosedEvent),
+]
+"""What happens to files, but for their being opened and read, which the kernel then does not tell.
+A file that is executed is opened: each ADD would wake us twice, for each plugin of its chain."""
 
 SETTLE_S = 0.02
 """Seconds a burst of hints is given to end before the loop looks once for all of them."""
@@ -137,7 +145,7 @@ class FileWatch:
             try:
                 observer = Observer()  # takes one of fs.inotify.max_user_instances
                 undo.callback(observer.stop)
-                observer.schedule(self._handler, str(self._directory), recursive=False)
+                observer.schedule(self._handler, str(self._directory), event_filter=CHANGES)
                 observer.start()
             except OSError as error:
                 raise WatchError(str(self._directory), _why(error)) from error
@@ -173,13 +181,11 @@ def _why(error: OSError) -> str:
     return f"{error.strerror or error}" + (f" ({cure})" if cure else "")
 
 
-class _Mark(FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind this door
+class _Mark(events.FileSystemEventHandler):  # type: ignore[misc]  # watchdog is behind this door
     def __init__(self, triggers: Triggers, what: str, besides: frozenset[str]) -> None:
         self._triggers, self._what, self._besides = triggers, what, besides
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type in {"opened", "closed_no_write"}:
-            return
+    def on_any_event(self, event: events.FileSystemEvent) -> None:
         if Path(os.fsdecode(event.src_path)).name not in self._besides:
             self._triggers.mark(self._what)
 

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from reconciler.daemon.ledger import Notifications
 from reconciler.daemon.triggers import ChangeAttribution, FileWatch, KernelWatch, Triggers
 from reconciler.engine.backoff import Delays
 from reconciler.errors import WatchError
+
+IN_ACCESS, IN_CLOSE_WRITE, IN_CLOSE_NOWRITE, IN_OPEN = 0x1, 0x8, 0x10, 0x20  # linux/inotify.h
 
 
 @pytest.fixture
@@ -56,6 +59,25 @@ def test_without_a_free_inotify_instance_a_watch_says_so_and_is_had_once_there_i
     monkeypatch.setattr(triggers, "Observer", real)
     watch.keep()
     assert notices(tmp_path / "d", marks)
+
+
+def masks(directory: Path) -> list[int]:
+    """What the kernel tells this process of a directory (proc(5), fdinfo of inotify)."""
+    inode, found = f"ino:{directory.stat().st_ino:x}", []
+    for path in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            lines = [x for x in path.read_text().splitlines() if inode in x.split()]
+            found += [w for x in lines for w in x.split() if w.startswith("mask:")]
+    return [int(word.removeprefix("mask:"), 16) for word in found]
+
+
+def test_who_opens_reads_or_executes_a_file_wakes_no_thread(
+    watch: FileWatch, tmp_path: Path
+) -> None:
+    watch.keep()
+    (mask,) = masks(tmp_path / "d")
+    assert not mask & (IN_ACCESS | IN_OPEN | IN_CLOSE_NOWRITE)
+    assert mask & IN_CLOSE_WRITE
 
 
 def test_a_directory_that_is_replaced_is_watched_again_and_one_that_is_gone_is_no_trouble(

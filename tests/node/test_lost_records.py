@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from fakes import FakeConntrack, FakeNft, FakeRemains, FakeSurroundings, FakeSys
 
 from reconciler.core.attachment import Cooling, IntentState
 from reconciler.domains.link import Veth
+from reconciler.egress.destinations import Egress
 from reconciler.engine.plan import Change, Verb
 from reconciler.errors import NotReadyError, ObserveError, ReconcilerError
 from reconciler.ipam.cloud import Limits
@@ -39,8 +40,11 @@ from reconciler.node.environment import Environment
 from reconciler.node.pass_result import PassResult
 from reconciler.node.passes import LocalNode
 from reconciler.targets.state import codec
-from reconciler.targets.state.directory import StateDirectory
+from reconciler.targets.state.directory import LOOK, SOURCES, StateDirectory
+from reconciler.targets.state.kept_identities import IDENTITIES
 from reconciler.targets.state.kind_records import SECOND
+from reconciler.targets.state.parts import StateParts
+from reconciler.targets.state.set_aside import SET_ASIDE
 
 RUNNING = (1, 2, 3)
 NEW = 4
@@ -64,11 +68,36 @@ FILES: dict[str, Callable[[Path], None]] = {
         path.write_text(path.read_text().replace('"version": 1', '"version": 2')) and None
     ),
 }
+SINGLE = {"look": LOOK, "sources": SOURCES, "kept": IDENTITIES}
+"""Files that are no records, by what they are called here."""
+
 KINDS = (*(kind.directory for kind in codec.KINDS), "look")
+REMEMBERED = (SECOND, "sources", "kept")
+"""What only helps where something else is lost; pairs with it are more than all others."""
+
+ELSEWHERE = {
+    "lock": "targets/test_lock",
+    "node-network.sock": "daemon/test_server",
+    "document.json": "targets/test_kept_document",
+    SET_ASIDE: "targets/test_state_damage",
+}
+"""All else that the daemon writes, and which tests lose it."""
+
 SHARE = int(os.environ.get("PAIRS_SHARE", "2"))
 """One of how many combinations is tried in each way."""
 
+RARELY = int(os.environ.get("PAIRS_SHARE", "16"))
+"""The same of those with what only helps."""
+
 MISFORTUNES = [(kind, what) for kind in KINDS for what in (*FILES, "unwritable")]
+MORE = [(kind, what) for kind in REMEMBERED for what in (*FILES, "unwritable")]
+
+
+NOWHERE = [
+    *({(SECOND, "lost"), (kind, "lost")} for kind in ("cooling", "quarantine")),
+    *({("kept", one), ("identities", other)} for one, other in product(FILES, FILES)),
+]
+"""Pairs after which nothing that a daemon finds when it starts says what was."""
 
 
 class Disk:
@@ -130,6 +159,7 @@ class Node:
         puts = [Change(Verb.CREATE, record, "test") for record in (*held, creation)]
         assert self.state.apply(puts) == ()
         self.full_pass()
+        self.state.remember_egress(Egress())
         self.addresses = self.seen()
         assert len(self.addresses) == len(RUNNING)
 
@@ -191,13 +221,12 @@ class Node:
 
     def suffer(self, kind: str, what: str) -> None:
         if what == "unwritable":
-            below = self.root / "run" / ("look.json" if kind == "look" else kind)
+            below = self.root / "run" / SINGLE.get(kind, kind)
             DISK.refused = (*DISK.refused, str(below), str(self.root / "run" / f".{below.name}"))
             return
-        look = self.root / "run" / "look.json"
-        paths = [look] if kind == "look" else sorted((self.root / "run" / kind).glob("*.json"))
-        assert paths
-        for path in paths:
+        found = paths(self, kind)
+        assert found
+        for path in found:
             FILES[what](path)
 
     def check(self, *, kept: frozenset[Any] = frozenset()) -> None:
@@ -251,7 +280,7 @@ def snapshot(host: Node) -> Iterator[None]:
 
 def live_through(host: Node, misfortunes: tuple[tuple[str, str], ...], *, restart: bool) -> None:
     """What the daemon does while it is so, and after it was mended."""
-    for kind, what in misfortunes:
+    for kind, what in sorted(misfortunes, key=lambda one: one[1] == "unwritable"):
         host.suffer(kind, what)
     if restart:
         host.start()
@@ -400,7 +429,7 @@ def disagreements(misfortunes: tuple[tuple[str, str], ...]) -> set[str]:
     lost = {kind for kind, what in misfortunes if what == "lost"}
     if "intents" in torn - lost:
         said.add("IntentUnreadable")
-    if torn - lost - {"intents", "look"}:
+    if torn - lost - {"intents", "look", *REMEMBERED}:
         said.add("RecordUnreadable")
     if "attachments" in unwritable and "attachments" in lost | torn:
         said.add("RecordLost")
@@ -408,7 +437,7 @@ def disagreements(misfortunes: tuple[tuple[str, str], ...]) -> set[str]:
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["daemon runs", "daemon starts"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *REMEMBERED])
 def test_no_pod_is_cut_renumbered_or_doubled_whatever_becomes_of_the_records(
     host: Node, kind: str, restart: bool
 ) -> None:
@@ -419,7 +448,14 @@ def test_no_pod_is_cut_renumbered_or_doubled_whatever_becomes_of_the_records(
     """
     alone = [(one,) for one in MISFORTUNES if one[0] == kind]
     pairs = [pair for pair in combinations(MISFORTUNES, 2) if pair[0][0] == kind]
-    for misfortunes in (*alone, *pairs[int(restart) % SHARE :: SHARE]):
+    pairs = pairs[int(restart) % SHARE :: SHARE]
+    alone += [(one,) for one in MORE if one[0] == kind]
+    more = [*product(MORE, MISFORTUNES), *combinations(MORE, 2)]
+    more = [pair for pair in more if pair[0][0] == kind]
+    pairs += more[int(restart) % RARELY :: RARELY]
+    for misfortunes in (*alone, *pairs):
+        if restart and set(misfortunes) in NOWHERE:
+            continue
         what = [w for of, w in misfortunes if w != "unwritable"]
         if len(misfortunes) == 2 and misfortunes[0][0] == misfortunes[1][0] and len(what) == 2:
             continue  # what is lost cannot be empty too
@@ -464,22 +500,58 @@ def test_a_release_with_one_field_more_or_less_costs_no_pod_anything(
                 raise
 
 
+def test_every_file_that_the_daemon_writes_is_lost_in_a_test(host: Node) -> None:
+    run = host.root / "run"
+    parts = StateParts(run, run)
+    known = {p.name for p in (*parts._directories, *parts._files)}
+    tried = {SINGLE.get(kind, kind) for kind in (*KINDS, *REMEMBERED)}
+    assert known == tried | ELSEWHERE.keys()
+    assert {p.name for p in run.iterdir()} <= known
+
+
 def paths(host: Node, kind: str) -> list[Path]:
     run = host.root / "run"
-    return [run / "look.json"] if kind == "look" else sorted((run / kind).glob("*.json"))
+    return [run / SINGLE[kind]] if kind in SINGLE else sorted((run / kind).glob("*.json"))
 
 
 def changes(host: Node, kind: str) -> Iterator[Callable[[Path], None]]:
     """Yield what makes of a file one that another release wrote."""
 
-    def rewrite(path: Path, name: str, *, more: bool) -> None:
+    def rewrite(path: Path, where: tuple[Any, ...], *, more: bool) -> None:
         body = json.loads(path.read_text())
-        if more:
-            body[name] = {"a": [1, None]}
-        else:
-            del body[name]
+        within = body
+        with suppress(LookupError, TypeError):  # of another that is no file of this shape
+            for step in where[:-1]:
+                within = within[step]
+            if more:
+                within[where[-1]] = {"a": [1, None]}
+            else:
+                del within[where[-1]]
         path.write_text(json.dumps(body))
 
-    yield partial(rewrite, name="later", more=True)
-    for name in json.loads(paths(host, kind)[0].read_text()):
-        yield partial(rewrite, name=name, more=False)
+    for where in objects_in(json.loads(paths(host, kind)[0].read_text())):
+        yield partial(rewrite, where=(*where, "later"), more=True)
+    for where in fields_in(json.loads(paths(host, kind)[0].read_text())):
+        yield partial(rewrite, where=where, more=False)
+
+
+def objects_in(body: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in it there is an object; of a list the first element stands for all."""
+    if isinstance(body, dict):
+        yield where
+    for name, value in steps_of(body):
+        yield from objects_in(value, (*where, name))
+
+
+def fields_in(body: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in it there is a field, likewise."""
+    for name, value in steps_of(body):
+        if isinstance(body, dict):
+            yield (*where, name)
+        yield from fields_in(value, (*where, name))
+
+
+def steps_of(body: Any) -> list[tuple[Any, Any]]:
+    if isinstance(body, list):
+        return list(enumerate(body[:1]))
+    return list(body.items()) if isinstance(body, dict) else []

@@ -142,6 +142,7 @@ core.remembered.RememberedWhileAsked | whole | KP | _known | __call__ end_pass
 targets.netlink.queries.Queries | one | K | _unread_rules
 targets.netlink.removals.Removals | _changed | KV | _under_way _failed _stopping
 targets.conntrack.Conntrack | whole | PC | _filters_looks _filters_deletions | _find_busy _end
+#   C alone deletes; P looks
 #   of sources another object than of ENIs
 targets.ec2.calls.Calls | steps | PEX | made
 targets.ec2.calls.Calls | one | PE | _failures _successes _buckets

@@ -132,7 +132,7 @@ class LocalNode:
             predecessor = replace(inputs.host.predecessor, adoptions=())
             after = replace(inputs, host=replace(inputs.host, predecessor=predecessor))
             after = after.seeing(clear=clear, finished=finished)
-            with self.pool.binding:
+            with self.pool.binding:  # the lock of both loops, for decisions about records
                 outcomes |= converge([attachment_domain(self.state)], after)
             records = self._records_after(outcomes)
         # Say what became of it.

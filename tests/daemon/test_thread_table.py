@@ -317,7 +317,7 @@ def test_the_walkthrough_names_every_thread() -> None:
     page = (ROOT.parent / "docs/walkthrough.md").read_text().replace("`", "")
     rows = page.split("## Which thread runs what")[1].split("**Which one")[0]
     named = "".join(line.split("|")[1] for line in rows.splitlines() if line.startswith("|"))
-    words = {"F": "observer and emitters", "H": "health and metrics", "T": "a timer"}
+    words = {"F": "observer and emitters", "H": "health (--listen), metrics", "T": "a timer"}
     missing = [
         text
         for letter, text in THREADS.items()

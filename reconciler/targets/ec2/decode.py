@@ -92,7 +92,9 @@ MAX_BLOCKS = 64
 
 SERVING_TYPES = {"interface", "efa"}
 """Types of ENIs that can carry addresses for pods. Of all others (efa-only, trunk, branch, those
-of AWS's own services) none is ever ours, whatever its tags say."""
+of AWS's own services) none is ours, whatever its tags say. Metadata tells no types: with
+``ec2.mode: frozen`` every ENI that it shows is ours. A type that is to be created belongs in here
+too: ``changes`` takes what it creates for ours."""
 
 ANYWHERE = IPv4Network("0.0.0.0/0")
 """In place of a subnet's CIDR block that is not known yet."""

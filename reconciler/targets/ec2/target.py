@@ -165,6 +165,7 @@ class Ec2(Ec2Changes):
             self._list_free(look)
         look.unread += unread_type
         self._arrange(pool, look, limits)
+        # What else is asked for depends on what will be planned; the pass plans again.
         plan = plan_pool(pool, self.told())
         creates = any(isinstance(action, AddEni) for action in plan.actions)
         if creates and self._free_at is None:

@@ -35,8 +35,8 @@ WAITING = Family(
 ADDRESSES = Family(
     "addresses",
     "gauge",
-    "Addresses for pods by state (allocatable, assigned, cooling, quarantined, reserved: in use "
-    "by the host or withheld by the document), ENI and subnet",
+    "Addresses for pods by state (allocatable, assigned, cooling, quarantined, dedicated: to a "
+    "namespace, reserved: in use by the host or withheld by the document), ENI and subnet",
     ("state", "eni", "subnet"),
 )
 ENIS = Family(
@@ -189,6 +189,7 @@ def count_addresses(records: Records, cloud: Cloud, inputs: Inputs) -> Series:
             if any(address in n for n in leaving):
                 states[address] = "quarantined"
     states |= {c.address: "cooling" for c in records.cooling}
+    states |= {own: "dedicated" for i in records.identities for own in i.addresses}
     states |= {own: "assigned" for a in records.attachments for own in a.vpc_addresses}
     by_id = {e.eni_id: e for e in cloud.enis}
     for a in records.attachments:

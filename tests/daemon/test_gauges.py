@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,10 +14,12 @@ from daemon.test_surprise import House
 from waiting import until
 
 from reconciler.core.attachment import Attachment
+from reconciler.daemon import gauges, status
 from reconciler.daemon.telemetry import REGISTRY, Durations, exposition
 from reconciler.errors import Issue
 from reconciler.ipam.budget import BUCKETS
 from reconciler.ipam.forecast import WINDOW_S
+from reconciler.ipam.identity import EgressIdentity
 
 
 @pytest.fixture
@@ -65,6 +68,25 @@ def test_a_working_node_is_told_whole_and_in_step_with_its_status(house: House) 
     assert told["look_timestamp_seconds"]["ec2",] == pytest.approx(house.now, abs=300)
     assert {"node", "ec2"} == {of for (of,) in told["look_timestamp_seconds"]}
     assert told["subnet_free_addresses"][told_subnet(house),] <= SUBNET.num_addresses
+
+
+def test_an_address_of_a_namespace_is_dedicated_in_metrics_as_in_the_status(house: House) -> None:
+    house.work()
+    latest, cloud = house.agent.kernel.progress.latest, house.agent.parts.node.known.cloud
+    assert latest is not None
+    assert cloud is not None
+    eni = next(e for e in cloud.enis if e.serves_pods)
+    given = {own for a in latest.records.attachments for own in a.vpc_addresses}
+    free = next(a for a in eni.pod_addresses if a not in given)
+    identity = EgressIdentity("pay-a", "", (free,), eni.eni_id)
+    records = replace(latest.records, identities=frozenset({identity}))
+    told = gauges.count_addresses(records, cloud, latest.inputs)
+    counted = status.count_addresses(records, cloud, latest.inputs.host.withheld)
+    assert told["dedicated", eni.eni_id, eni.subnet_id] == counted["dedicated"] == 1
+    by_state: Counter[str] = Counter()
+    for (state, *_), count in told.items():
+        by_state[state] += int(count)
+    assert by_state == Counter({state: count for state, count in counted.items() if count})
 
 
 def told_subnet(house: House) -> str:

@@ -24,6 +24,7 @@ def main() -> int:
     call: Call | None = None
     answer: Object | None = None
     problem: CniError | None = None
+    is_full = False
     try:
         if os.environ.get("CNI_COMMAND") == "VERSION":
             config = _read_asked_version()
@@ -35,8 +36,14 @@ def main() -> int:
             answer = VERBS[call.verb](call)
     except CniError as refused:
         problem = refused
+    except MemoryError:
+        is_full = True  # its traceback keeps what fills the memory until this block has ended
     except Exception as bug:  # noqa: BLE001 - the specification wants JSON, whatever happened
         problem = CniError(protocol.OUR_BUG, "internal error", f"{type(bug).__name__}: {bug}")
+    if is_full:
+        config, call = {}, None
+        what = "there is not enough memory to read standard input and to answer"
+        problem = CniError(protocol.TRY_AGAIN, what, "the runtime's limits may be too low")
     if problem is not None:
         if os.environ.get("CNI_COMMAND") == "DEL":
             problem = protocol.defuse(problem)

@@ -57,6 +57,14 @@ def test_del_hints_at_what_it_recorded(state: Path, serve: Any) -> None:
     assert until(lambda: reconciler.asked, "the hint")[0]["do"] == "del"
 
 
+def test_a_configuration_that_does_not_fit_into_the_memory_is_answered(state: Path) -> None:
+    """Its 2 MB are 200,000 objects, which take more than the runtime's limit allows."""
+    objects = b'{"x":[' + b'{"a":{}},' * 200_000 + b"1]}"
+    code, result = run(state, stdin=objects, within=("prlimit", f"--as={48 << 20}"))
+    assert (code, result["code"]) == (1, 11)
+    assert "not enough memory" in result["msg"]
+
+
 def test_add_without_a_reconciler_says_try_again_at_once_and_leaves_nothing(state: Path) -> None:
     began = time.monotonic()
     code, error = run(state)

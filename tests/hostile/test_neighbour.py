@@ -24,7 +24,7 @@ from lab import netns
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 STAMPED = int(os.environ.get("STAMPED", "10000"))
-"""Routes with our stamp: ten times what one observation takes. ``make soak`` has 50,000."""
+"""Routes with our stamp: fifty times what one observation takes. ``make soak`` has 50,000."""
 
 
 def test_the_measure_itself_holds_while_nobody_is_hostile(neighbourhood: Any) -> None:

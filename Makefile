@@ -6,8 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 CNI    := build/node-network-cni
-# Two more than the two cores it is measured on: lab tests wait more than they compute.
-WORKERS ?= 4
+# Four more than the two cores it is measured on: lab tests wait more than they compute.
+WORKERS ?= 6
 
 .PHONY: help demo cni image test e2e e2e-long e2e-kernel lint format bench floors soak schema docs lock clean setup
 

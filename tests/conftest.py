@@ -43,7 +43,7 @@ sys.dont_write_bytecode = False
 settings.register_profile(
     "suite",
     deadline=None,  # two busy cores say nothing about the code
-    max_examples=int(os.environ.get("EXAMPLES", "60")),
+    max_examples=int(os.environ.get("EXAMPLES", "40")),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")

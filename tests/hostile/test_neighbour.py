@@ -229,6 +229,19 @@ def test_5000_files_among_the_records_and_some_that_are_none(neighbourhood: Any)
             path.unlink()
 
 
+def test_a_start_over_files_that_are_nested_without_end(neighbourhood: Any) -> None:
+    """What is kept besides records is read at a start, before any pod is served."""
+    n = neighbourhood
+    root = n.cluster.state()
+    nested = "[" * 1_000_000
+    with n.lives_through():
+        n.cluster.stop()
+        for name in ("look.json", "sources.json"):
+            (root / name).write_text(nested)
+        n.launch()
+        n.serve()
+
+
 def test_files_of_somebody_else_beside_the_configuration_without_end(neighbourhood: Any) -> None:
     n = neighbourhood
     there = n.cluster.lab.names.configurations("node1")
